@@ -1,0 +1,141 @@
+"""What a CLIP text tower consists of, read off an open_clip model, or the reason why it cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+
+from fastcoop.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One pre-norm residual block: ``x + out(attend(qkv(ln_1 x)))``, then ``x + proj(act(fc(ln_2 x)))``.
+
+    Weights are as ``torch.nn.Linear`` keeps them, (out, in); ``scale_1`` and ``scale_2`` (width,) multiply
+    the two branches where the tower has LayerScale, else they are None.
+    """
+
+    ln_1: nn.LayerNorm
+    ln_2: nn.LayerNorm
+    qkv_weight: Tensor
+    qkv_bias: Tensor
+    out: nn.Linear
+    fc: nn.Linear
+    proj: nn.Linear
+    scale_1: Tensor | None
+    scale_2: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class TextTower:
+    """A frozen causal text transformer whose output is read at the end token.
+
+    ``token_embedding`` (vocabulary, width), ``positional_embedding`` (context_length, width), ``projection``
+    (width, dim) or None, ``projection_bias`` (dim,) or None. All tensors are the model's own, in its dtype
+    and on its device. ``activation`` is "gelu", "gelu_tanh" or "quick_gelu".
+    """
+
+    token_embedding: Tensor
+    positional_embedding: Tensor
+    blocks: tuple[Block, ...]
+    ln_final: nn.LayerNorm
+    projection: Tensor | None
+    projection_bias: Tensor | None
+    heads: int
+    activation: str
+
+    @property
+    def width(self) -> int:
+        """Size of a context vector."""
+        return self.token_embedding.shape[1]
+
+    @property
+    def context_length(self) -> int:
+        """Positions the tower has, 77 for CLIP."""
+        return self.positional_embedding.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Size of a projected text feature."""
+        return self.width if self.projection is None else self.projection.shape[1]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return self.token_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.device
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> TextTower:
+        """Read the tower of an open_clip ``CLIP`` (tower on the model) or ``CustomTextCLIP`` (under ``.text``).
+
+        Raises UserError, with the reason, for a tower that prompt learning cannot go through exactly: one that
+        is not causal, is not read at the end token, or is built from other blocks.
+        """
+        text = getattr(model, "text", model)
+        if not hasattr(text, "token_embedding") or not hasattr(text, "transformer"):
+            raise _refused("it is not one of open_clip's own text transformers")
+        pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax")
+        if pool not in ("argmax", "eos"):
+            raise _refused(f'its output is read at "{pool}", not at the end token')
+        if getattr(text, "cls_emb", None) is not None:
+            raise _refused("its output is read at an appended class token, not at the end token")
+        if not _is_causal(getattr(text, "attn_mask", None)):
+            raise _refused("its attention is not causal")
+
+        blocks = text.transformer.resblocks
+        for block in blocks:
+            if type(block) is not ResidualAttentionBlock or not block.attn._qkv_same_embed_dim:
+                raise _refused(f"its blocks are {type(block).__name__}, not open_clip's ResidualAttentionBlock")
+
+        projection, projection_bias = text.text_projection, None
+        if isinstance(projection, nn.Linear):
+            projection, projection_bias = projection.weight.t(), projection.bias
+        return cls(
+            token_embedding=text.token_embedding.weight,
+            positional_embedding=text.positional_embedding,
+            blocks=tuple(_block(block) for block in blocks),
+            ln_final=text.ln_final,
+            projection=projection,
+            projection_bias=projection_bias,
+            heads=blocks[0].attn.num_heads,
+            activation=_activation(blocks[0].mlp.gelu),
+        )
+
+
+def _refused(reason: str) -> UserError:
+    return UserError(
+        f"This text tower cannot be used for prompt learning: {reason}. "
+        "Choose a CLIP whose text tower is causal and read at the end token, such as RN50 or ViT-B-16."
+    )
+
+
+def _is_causal(mask: Tensor | None) -> bool:
+    if mask is None:
+        return False
+    allowed = torch.ones_like(mask, dtype=torch.bool).tril()
+    return bool((mask.masked_select(allowed) == 0).all() and (mask.masked_select(~allowed) == -torch.inf).all())
+
+
+def _block(block: ResidualAttentionBlock) -> Block:
+    scales = (s.gamma if isinstance(s, LayerScale) else None for s in (block.ls_1, block.ls_2))
+    attn = block.attn
+    return Block(
+        block.ln_1, block.ln_2, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj,
+        block.mlp.c_fc, block.mlp.c_proj, *scales,
+    )  # fmt: skip
+
+
+def _activation(module: nn.Module) -> str:
+    if isinstance(module, QuickGELU):
+        return "quick_gelu"
+    if isinstance(module, nn.GELU):
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    raise _refused(f"its activation is {type(module).__name__}, not GELU or QuickGELU")
