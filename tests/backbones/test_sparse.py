@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastcoop.backbones.sparse import read_facts, read_sparse_model, write_sparse_model
+from fastcoop.errors import UserError
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 500, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def test_round_trip_keeps_trained_rows_and_redraws_the_others_alike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CONFIG)
+    ids = torch.tensor([3, 499, 3, 7])
+    path = tmp_path / "m.safetensors"
+    write_sparse_model(path, CONFIG, model.state_dict(), ids, seed=5, facts={"steps": 9})
+    config, state, trained = read_sparse_model(path)
+    again = read_sparse_model(path)[1]
+
+    assert config == CONFIG
+    assert read_facts(path) == {"steps": 9}
+    assert trained.nonzero().flatten().tolist() == [3, 7, 499]
+    assert state.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        expected = value if key != "token_embedding.weight" else value[trained]
+        found = state[key] if key != "token_embedding.weight" else state[key][trained]
+        torch.testing.assert_close(
+            found, expected.half().float() if expected.is_floating_point() else expected
+        )
+    unseen = state["token_embedding.weight"][~trained]
+    assert torch.equal(unseen, again["token_embedding.weight"][~trained])
+    assert unseen.std() == pytest.approx(0.02, rel=0.05)
+    assert path.stat().st_size < sum(v.numel() for v in state.values()) * 2
+    open_clip.CLIP(**config).load_state_dict(state)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    plain, text = tmp_path / "plain.safetensors", tmp_path / "text.safetensors"
+    save_file({"a": torch.zeros(1)}, plain)
+    text.write_text("hello")
+    with pytest.raises(UserError, match=r"plain\.safetensors is not a sparse model file: it lacks config"):
+        read_sparse_model(plain)
+    with pytest.raises(UserError, match=r"text\.safetensors should be"):
+        read_sparse_model(text)
+    with pytest.raises(UserError, match="absent"):
+        read_sparse_model(tmp_path / "absent.safetensors")
