@@ -1,0 +1,44 @@
+"""Where context vectors start: Gaussian noise, or the embeddings of given words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.prompts.layout import PromptLayout, tokenize
+
+STANDARD_DEVIATION = 0.02
+
+
+def initial_contexts(
+    backbone: Backbone, layout: PromptLayout, classes: int, seed: int, words: str | None = None
+) -> Tensor:
+    """Return a run's starting contexts, float32 on the CPU: (M, width), or (classes, M, width) if class-specific.
+
+    Without ``words``: N(0, 0.02^2) drawn from ``seed`` (section 4.1). With words: one embedding per token of them,
+    copied for each class if class-specific (section 4.3, "Initialization").
+
+    Raises UserError where the words' token count is not the layout's M.
+    """
+    shape = layout.shape(classes, backbone.text.width)
+    if words is None:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator) * STANDARD_DEVIATION
+    tokens = word_tokens(backbone, words)
+    if len(tokens) != layout.context_length:
+        raise UserError(
+            f'The words "{words}" are {len(tokens)} tokens, but the context length is {layout.context_length}; '
+            f"set the context length to {len(tokens)}."
+        )
+    embeddings = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
+    return embeddings.expand(shape).clone()
+
+
+def word_tokens(backbone: Backbone, words: str) -> list[int]:
+    """Return the token ids of ``words``, without start and end; their number is the context length they give."""
+    tokens = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)[0][1:-1]
+    if not tokens:
+        raise UserError("The words to start a context from are empty; give some, or leave them out for random ones.")
+    return tokens

@@ -1,0 +1,128 @@
+"""Prompt layouts, and the prompts they make: sequences of frozen tokens and learned vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+from fastcoop.errors import UserError, nearest
+
+ClassPosition = Literal["end", "mid", "front"]
+Tokenizer = Callable[..., Tensor]
+
+PLACEHOLDER = "X"  # one token in every vocabulary; stands where a context vector goes
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Where the class name stands among the context vectors, and whether classes share them (section 3.2).
+
+    ``context_length`` is M. ``class_position`` is "end" (equation 2), "mid" (equation 4: M // 2 vectors before
+    the name, the rest after it) or "front". With ``class_specific`` every class has M vectors of its own.
+
+    Raises UserError for a length below 1 or an unknown position.
+    """
+
+    context_length: int = 16
+    class_position: ClassPosition = "end"
+    class_specific: bool = False
+
+    def __post_init__(self) -> None:
+        if self.context_length < 1:
+            raise UserError(f"The context length M must be at least 1, but {self.context_length} was given.")
+        positions = get_args(ClassPosition)
+        if self.class_position not in positions:
+            hint = nearest(self.class_position, positions)
+            raise UserError(f'The class token position "{self.class_position}" is unknown.{hint}')
+
+    @property
+    def vectors_before_class(self) -> int:
+        """How many of the M vectors precede the class name."""
+        return {"end": self.context_length, "mid": self.context_length // 2, "front": 0}[self.class_position]
+
+    def shape(self, classes: int, width: int) -> tuple[int, ...]:
+        """Shape of one run's contexts: (M, width), or (classes, M, width) if class-specific."""
+        unified = (self.context_length, width)
+        return (classes, *unified) if self.class_specific else unified
+
+
+class Slot(NamedTuple):
+    """One position of a prompt: a frozen token of the vocabulary, or learned vector ``index`` of the run.
+
+    Learned vectors are counted through a run's contexts flattened to (-1, width): vector m of class k is
+    ``k * M + m`` if class-specific, else ``m``.
+    """
+
+    learned: bool
+    index: int
+
+
+Prompt = tuple[Slot, ...]
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
+    """Return each text's token ids from the start token to the end token, without padding.
+
+    The tokenizer cuts silently at its context length, so it is asked for more than the tower has.
+
+    Raises UserError for a text that does not fit ``context_length``, naming it and its token count.
+    """
+    roomy = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
+    rows = tokenizer(list(texts), context_length=roomy).tolist()
+    end = end_token(tokenizer)
+    sequences = [row[: row.index(end) + 1] for row in rows]
+    for text, sequence in zip(texts, sequences, strict=True):
+        if len(sequence) > context_length:
+            raise UserError(
+                f'The prompt "{text}" has {len(sequence)} tokens with its start and end, but the text tower '
+                f"reads at most {context_length}; shorten it."
+            )
+    return sequences
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """Return the id the tokenizer puts at the end of a text (CLIP's 49407)."""
+    row = tokenizer([PLACEHOLDER], context_length=3)[0].tolist()
+    return int(row[2])
+
+
+def class_prompts(
+    tokenizer: Tokenizer, class_names: Sequence[str], layout: PromptLayout, context_length: int = 77
+) -> list[Prompt]:
+    """Return one prompt per class: start, context vectors and class name as laid out, ".", end.
+
+    Underscores in names read as spaces. A prompt is tokenised whole, so a name's last character may merge with
+    the full stop; "mid" and "front" cut the tail after as many tokens as the bare name has.
+
+    Raises UserError where there is no class, a name is empty, or a prompt does not fit ``context_length``
+    (naming the class and its token count).
+    """
+    if not class_names:
+        raise UserError("A prompt needs at least one class name, but none was given.")
+    names = [name.replace("_", " ").strip() for name in class_names]
+    if "" in names:
+        raise UserError(f"Class {names.index('')} has an empty name; every class needs a name to be prompted by.")
+    filler = " ".join([PLACEHOLDER] * layout.context_length)
+    roomy = 4096
+    whole = tokenize(tokenizer, [f"{filler} {name}." for name in names], roomy)
+    bare = tokenize(tokenizer, names, roomy)
+    before = layout.vectors_before_class
+    prompts = []
+    for k, (name, tokens, name_tokens) in enumerate(zip(names, whole, bare, strict=True)):
+        if len(tokens) > context_length:
+            raise UserError(
+                f'The prompt of class "{name}" has {len(tokens)} tokens with its {layout.context_length} context '
+                f"vectors, start and end, but the text tower reads at most {context_length}; shorten the name or "
+                "use fewer context vectors."
+            )
+        start, tail = tokens[0], [Slot(False, token) for token in tokens[1 + layout.context_length :]]
+        first = k * layout.context_length if layout.class_specific else 0
+        context = [Slot(True, first + m) for m in range(layout.context_length)]
+        cut = len(tail) if layout.class_position == "end" else len(name_tokens) - 2
+        prompts.append(
+            (Slot(False, start), *context[:before], *tail[:cut], *context[before:], *tail[cut:])
+        )
+    return prompts
