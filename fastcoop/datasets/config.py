@@ -1,0 +1,116 @@
+"""The few lines of YAML in which a user describes a dataset of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from fastcoop.errors import UserError, nearest
+
+KEYS = ("name", "template", "class_names", "val_share")
+DEFAULT_TEMPLATE = "a photo of a {}."
+EXAMPLE = 'for example: template: "a photo of a {}, a type of flower."'
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """What ``dataset.yaml`` may say; every key is optional.
+
+    Attributes:
+        name: short name, used as a file name; the folder's name if absent.
+        template: prompt with one ``{}`` for the class name.
+        class_names: nicer names, from folder (or class column, or split file) name.
+        val_share: share of the images that becomes the validation set where there is none, in (0, 0.5].
+    """
+
+    name: str
+    template: str = DEFAULT_TEMPLATE
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    val_share: float = 0.2
+    source: Path | None = None
+
+    def rename(self, folders: Sequence[str]) -> list[str]:
+        """The class names to show for ``folders``.
+
+        Raises:
+            UserError: ``class_names`` speaks of a class that does not exist.
+        """
+        check_known(self.class_names, folders, f"{self.source} renames class", "there is no such class")
+        return [self.class_names.get(folder, folder) for folder in folders]
+
+
+def check_known(keys: Iterable[str], valid: Sequence[str], subject: str, verdict: str) -> None:
+    """Refuse the first of ``keys`` that is not among ``valid``, naming the nearest one that is."""
+    for key in keys:
+        if key not in valid:
+            raise UserError(f'{subject} "{key}", but {verdict}.{nearest(key, valid)}')
+
+
+def read_config(path: Path, default_name: str) -> DatasetConfig:
+    """Read ``path`` if it exists.
+
+    Raises:
+        UserError: malformed YAML (with the line), an unknown key (with the nearest), or a value out of range.
+    """
+    default_name = re.sub(r"[^\w.-]+", "-", default_name).strip(".-") or "dataset"
+    if not path.is_file():
+        return DatasetConfig(name=default_name)
+    values = _load(path)
+    check_known(values, KEYS, f"{path} has the key", "that is not a key of a dataset's YAML")
+    name = _text(values, "name", path, default_name)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f'{path}: name must be letters, digits, "_", "-" or ".", so that it can name files; got "{name}".'
+        )
+    template = _text(values, "template", path, DEFAULT_TEMPLATE)
+    if (
+        template.count("{}") != 1
+        or template.replace("{}", "").count("{")
+        or template.replace("{}", "").count("}")
+    ):
+        raise UserError(
+            f'{path}: template must have {{}} once, where the class name goes, got "{template}"; {EXAMPLE}'
+        )
+    names = values.get("class_names", {})
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and name.strip() for name in names.values()
+    ):
+        raise UserError(f"{path}: class_names must map folder names to names, such as {{n01440764: tench}}.")
+    share = _text(values, "val_share", path, "0.2")
+    try:
+        val_share = float(share)
+    except ValueError:
+        val_share = -1.0
+    if not 0.0 < val_share <= 0.5:
+        raise UserError(f'{path}: val_share must be a number above 0 and at most 0.5, got "{share}".')
+    return DatasetConfig(name, template, names, val_share, path)
+
+
+def _load(path: Path) -> dict[str, object]:
+    try:
+        # The base loader leaves every scalar a string: class folders named 0, no or 1e3 stay what they are.
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}."
+        ) from None
+    if values in (None, ""):
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values ({', '.join(KEYS)}); {EXAMPLE}")
+    return values
+
+
+def _text(values: Mapping[str, object], key: str, path: Path, default: str) -> str:
+    value = values.get(key, default)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{path}: {key} must be a single value, got {value!r}.")
+    return value

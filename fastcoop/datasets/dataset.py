@@ -1,0 +1,172 @@
+"""What a dataset is: which images exist, how they are split, and what their classes are called."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastcoop.errors import UserError
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time it comes up in this process: a sweep loads the same dataset many times."""
+    logging.getLogger("fastcoop").warning(message)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels.
+
+    Attributes:
+        paths: posix paths relative to ``Dataset.root``.
+        labels: int64 (len(paths),), indices into ``Dataset.class_names``.
+    """
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on disk.
+
+    Attributes:
+        name: short name, safe as a file name.
+        root: the folder that the paths of all splits are relative to.
+        class_names: in label order.
+        template: the hand-crafted prompt, with one ``{}`` for the class name (paper, Table 6).
+        splits: "train" and "val" (absent from datasets that only test) and "test".
+        digest: sha256 hex over the class names and the splits' paths and labels. Image bytes are not in it.
+        title: the name that tables and figures print.
+        fewshot_dir: where few-shot subsets are looked for and kept.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    template: str
+    splits: Mapping[str, Split]
+    digest: str
+    title: str
+    fewshot_dir: Path
+
+
+def make_dataset(
+    name: str,
+    root: Path,
+    class_names: Sequence[str],
+    template: str,
+    splits: Mapping[str, Split],
+    *,
+    title: str | None = None,
+    fewshot_dir: Path | None = None,
+) -> Dataset:
+    """Put a dataset together, in the one place that refuses what cannot be trained or tested on.
+
+    Raises:
+        UserError: fewer than two classes, no test images, or a class without a training image.
+    """
+    splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
+    if len(class_names) < 2:
+        raise UserError(
+            f"Dataset {name} in {root} has {len(class_names)} class(es) where at least two are needed; "
+            "expected a folder per class with images in it."
+        )
+    if "test" not in splits:
+        raise UserError(
+            f"Dataset {name} in {root} has no test images, so no accuracy could be measured on it."
+        )
+    if "train" in splits:
+        counts = np.bincount(splits["train"].labels, minlength=len(class_names))
+        empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+        if empty:
+            raise UserError(
+                f"Dataset {name} in {root} has no training image for {some(empty)}; "
+                "add images or remove the empty class."
+            )
+    return Dataset(
+        name=name,
+        root=root,
+        class_names=tuple(class_names),
+        template=template,
+        splits=splits,
+        digest=content_digest(class_names, splits),
+        title=title or name,
+        fewshot_dir=fewshot_dir or root / "split_fewshot",
+    )
+
+
+def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:
+    """Turn lists of (path, label, class name) into splits; the class names are dropped."""
+    return {
+        key: Split(
+            tuple(path for path, _, _ in part), np.array([label for _, label, _ in part], dtype=np.int64)
+        )
+        for key, part in items.items()
+    }
+
+
+def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:
+    """sha256 hex of the class names and of every split's paths and labels, in order."""
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for key in SPLITS:
+        if key in splits:
+            split = splits[key]
+            digest.update(f"\n{key} {len(split)}\n".encode())
+            digest.update("\n".join(split.paths).encode("utf-8", "surrogateescape"))
+            digest.update(split.labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Names of the folders in ``folder`` in sorted order, hidden ones and few-shot subsets left out."""
+    names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
+    return sorted(name for name in names if name != "split_fewshot")
+
+
+def list_images(folder: Path) -> list[str]:
+    """Names of the image files directly in ``folder``, sorted: directory order is no one's to reproduce."""
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+    )
+
+
+def missing_images(root: Path, paths: Iterable[str]) -> list[str]:
+    """Those of ``paths`` that are not files under ``root``; each folder is read once."""
+    present: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if folder not in present:
+            try:
+                present[folder] = set(os.listdir(root / folder))
+            except OSError:
+                present[folder] = set()
+        if name not in present[folder]:
+            missing.append(path)
+    return missing
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 7 more``: enough of a list to act on."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

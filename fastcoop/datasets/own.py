@@ -1,0 +1,165 @@
+"""A dataset of the user's own: a folder of pictures, or a CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+from fastcoop.datasets.config import DatasetConfig, check_known, read_config
+from fastcoop.datasets.dataset import (
+    SPLITS,
+    Dataset,
+    Item,
+    list_folders,
+    list_images,
+    make_dataset,
+    make_splits,
+    missing_images,
+    warn_once,
+)
+from fastcoop.datasets.splits import read_split, split_by_class, split_train_val
+from fastcoop.errors import UserError, nearest
+
+FORMS = "a split.json, or train/ and test/ folders with a folder per class, or a folder per class"
+
+
+def load_folder(folder: Path) -> Dataset:
+    """Load ``folder``, described by its ``dataset.yaml`` if any, in the first of these forms that it has:
+
+    - ``split.json`` in the official format, paths relative to ``images/`` if that exists, else to the folder;
+    - ``train/``, ``val/`` (optional) and ``test/`` with a folder per class in each;
+    - a folder per class, split at random into 50% train, 20% val and 30% test.
+
+    Classes are numbered in sorted order of their folders. A missing validation set is drawn from train.
+
+    Raises:
+        UserError: no such form, an empty class, missing images, or a malformed file.
+    """
+    config = read_config(folder / "dataset.yaml", folder.name)
+    split_file = folder / "split.json"
+    if split_file.is_file():
+        root = folder / "images" if (folder / "images").is_dir() else folder
+        names, items = read_split(split_file, root)
+        return _finish(config, root, names, items, folder / "split_fewshot")
+    folders = list_folders(folder)
+    if "test" in folders and not (set(folders) - set(SPLITS)):
+        names, items = _split_folders(folder)
+    elif "train" in folders:
+        raise UserError(f"{folder} has a train/ folder but {_extra(folders)}; expected {FORMS}.")
+    elif folders:
+        images = _class_folders(folder, folders)
+        warn_once(
+            f"{folder} has no split of its own: split at random into train, val and test, the same each time."
+        )
+        names, items = folders, split_by_class(images, str(folder), config.val_share)
+    else:
+        raise UserError(f"{folder} has no classes: expected {FORMS}.")
+    return _finish(config, folder, names, items, folder / "split_fewshot")
+
+
+def _extra(folders: list[str]) -> str:
+    others = [name for name in folders if name not in SPLITS]
+    return f"also {', '.join(others[:3])}/ beside it" if others else "no test/ folder beside it"
+
+
+def _class_folders(folder: Path, names: list[str], prefix: str = "") -> dict[tuple[int, str], list[str]]:
+    images = {}
+    for label, name in enumerate(names):
+        files = list_images(folder / name)
+        if not files:
+            raise UserError(f"Class folder {folder / name} holds no images; add some or remove the folder.")
+        images[label, name] = [f"{prefix}{name}/{file}" for file in files]
+    return images
+
+
+def _split_folders(folder: Path) -> tuple[list[str], dict[str, list[Item]]]:
+    folders = {key: list_folders(folder / key) for key in SPLITS if (folder / key).is_dir()}
+    names = sorted(set().union(*folders.values()))
+    items: dict[str, list[Item]] = {}
+    for key, present in folders.items():
+        images = _class_folders(folder / key, present, f"{key}/")
+        items[key] = [
+            (path, names.index(name), name) for (_, name), paths in images.items() for path in paths
+        ]
+    return names, items
+
+
+def _finish(
+    config: DatasetConfig, root: Path, names: list[str], items: dict[str, list[Item]], fewshot_dir: Path
+) -> Dataset:
+    if items.get("train") and not items.get("val"):
+        items["train"], items["val"] = split_train_val(items["train"], config.val_share)
+    return make_dataset(
+        config.name, root, config.rename(names), config.template, make_splits(items), fewshot_dir=fewshot_dir
+    )
+
+
+def load_csv(path: Path) -> Dataset:
+    """Load a CSV with the columns path, class and (optional) split; a YAML of the same name may describe it.
+
+    Paths are relative to the CSV's folder. Without a split column every class is split at random.
+
+    Raises:
+        UserError: a missing column, a malformed line (with its number), or images that do not exist.
+    """
+    config = read_config(path.with_suffix(".yaml"), path.stem)
+    rows = _rows(path)
+    names = sorted({row["class"] for _, row in rows})
+    labels = {name: label for label, name in enumerate(names)}
+    if rows and "split" in rows[0][1]:
+        items: dict[str, list[Item]] = {key: [] for key in SPLITS}
+        for line, row in rows:
+            check_known(
+                [row["split"]], SPLITS, f"{path} line {line} has the split", "expected train, val or test"
+            )
+            items[row["split"]].append((row["path"], labels[row["class"]], row["class"]))
+    else:
+        images: dict[tuple[int, str], list[str]] = {(labels[name], name): [] for name in names}
+        for _, row in rows:
+            images[labels[row["class"]], row["class"]].append(row["path"])
+        warn_once(
+            f"{path} has no split column: split at random into train, val and test, the same each time."
+        )
+        items = split_by_class(images, str(path), config.val_share)
+    return _finish(config, path.parent, names, items, path.parent / f"{path.stem}_split_fewshot")
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = [column.strip().lower() for column in reader.fieldnames or []]
+            reader.fieldnames = columns
+            for column in ("path", "class"):
+                if column not in columns:
+                    raise UserError(
+                        f"{path} line 1 must name the columns path, class and (optional) split; "
+                        f'there is no "{column}".{nearest(column, columns)}'
+                    )
+            rows: list[tuple[int, dict[str, str]]] = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path} line {reader.line_num} does not have the {len(columns)} columns of line 1."
+                    )
+                rows.append((reader.line_num, {key: row[key].strip() for key in row}))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save the CSV as UTF-8.") from None
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num} is not valid CSV: {error}.") from None
+    for line, row in rows:
+        for column in ("path", "class"):
+            if not row[column]:
+                raise UserError(f"{path} line {line} has an empty {column}.")
+        if os.path.isabs(row["path"]):
+            row["path"] = os.path.relpath(row["path"], path.parent)
+        row["path"] = row["path"].replace("\\", "/")
+    missing = set(missing_images(path.parent, (row["path"] for _, row in rows)))
+    for line, row in rows:
+        if row["path"] in missing:
+            raise UserError(
+                f"{path} line {line} names {row['path']}, which is not under {path.parent} "
+                f"({len(missing)} of {len(rows)} images are missing); paths are relative to the CSV's folder."
+            )
+    return rows
