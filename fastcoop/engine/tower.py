@@ -1,0 +1,340 @@
+"""The forest through the frozen tower, forward and backward, written out.
+
+Autograd would keep every intermediate and compute what nobody reads. Here a layer keeps five things per row
+(the residual stream before each branch, q, k, v and the attention probabilities, the MLP's pre-activation), no weight
+has a gradient, and
+- the first layer computes queries, keys and values, and their gradients, only where a context vector stands;
+- the last layer computes queries, outputs and the MLP only at end tokens.
+Per-row work goes in chunks of rows that stay in cache; buffers are made once and used for every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastcoop.engine.attention import Saved, attend, attend_backward
+from fastcoop.engine.forest import Forest, Group, activate
+from fastcoop.engine.weights import FoldedBlock
+
+CPU_CHUNK = 2048  # rows: with 512-wide towers, a chunk's MLP activations (16 MB) stay in the last-level cache
+
+
+class Buffers:
+    """Named scratch memory that lives as long as the forest: a step allocates (and page-faults) nothing."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self._dtype, self._device = dtype, device
+        self._memory: dict[object, Tensor] = {}
+
+    def __call__(self, name: object, *shape: int) -> Tensor:
+        size = 1
+        for n in shape:
+            size *= n
+        have = self._memory.get(name)
+        if have is None or have.numel() < size:
+            have = self._memory[name] = torch.empty(size, dtype=self._dtype, device=self._device)
+        return have[:size].view(shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self._memory.values())
+
+
+class ForestPass:
+    """Forward and backward of one forest; keeps what backward needs in its own buffers.
+
+    ``forward`` then ``backward`` any number of times; a second forward overwrites what the first one kept.
+    """
+
+    def __init__(self, forest: Forest):
+        self.forest, self.tower = forest, forest.tower
+        self.buffer = Buffers(self.tower.dtype, self.tower.device)
+        on_cpu = self.tower.device.type == "cpu"
+        self.chunk = CPU_CHUNK if on_cpu else max(forest.rows, 1)
+        self.last = len(self.tower.blocks) - 1
+        self.frozen_qkv = forest.frozen("first_qkv")
+        x = self._residual(0)
+        x[forest.frozen_rows] = forest.frozen("first_input")
+        self.saved: dict[tuple[int, int, int, int], tuple[Saved, Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def forward(self, contexts: Sequence[Tensor]) -> list[Tensor]:
+        """Return each group's class features (runs, classes, dim), projected and not normalised.
+
+        ``contexts``: per group, (runs, slots, width), any float dtype.
+        """
+        forest, tower = self.forest, self.tower
+        vectors = [c[:, g.plan.slots].reshape(-1, tower.width) for c, g in zip(contexts, forest.groups, strict=True)]
+        x = self._residual(0)
+        x[forest.learned_rows] = (torch.cat(vectors) + forest.learned_positions).to(tower.dtype)
+        for layer, block in enumerate(tower.blocks):
+            x = self._block(layer, block, x)
+        normal, *self.final_stats = torch.native_layer_norm(x, (tower.width,), None, None, tower.eps_final)
+        self.final_input = x
+        features = torch.addmm(tower.projection_bias, normal, tower.projection)
+        return [
+            features[g.leaves].view(g.runs, g.plan.leaves, -1)[:, g.plan.class_leaf] for g in forest.groups
+        ]
+
+    @torch.no_grad()
+    def backward(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients of the contexts, per group (runs, slots, width) in the tower's dtype.
+
+        ``grads``: per group, (runs, classes, dim).
+        """
+        forest, tower = self.forest, self.tower
+        leaves = torch.cat([_by_leaf(grad.to(tower.dtype), g) for grad, g in zip(grads, forest.groups, strict=True)])
+        grad = _layer_norm_backward(leaves @ tower.projection.t(), self.final_input, *self.final_stats)
+        for layer in range(self.last, -1, -1):
+            grad = self._block_backward(layer, tower.blocks[layer], grad)
+        result, start = [], 0
+        for g in forest.groups:
+            rows = len(g.plan.slots)
+            part = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
+            result.append(_sum_by_index(part, g.plan.slots, g.plan.slot_count))
+            start += g.runs * rows
+        return result
+
+    # One block. The residual stream enters as x (rows, width); the last block returns (leaves, width).
+
+    def _block(self, layer: int, block: FoldedBlock, x: Tensor) -> Tensor:
+        forest, width = self.forest, self.tower.width
+        ends = layer == self.last
+        qkv = self.buffer("qkv", forest.rows, 3 * width)
+        mean, rstd = self._stats(layer, 1, forest.rows)
+        if layer == 0 and not ends:
+            rows = forest.learned_rows
+            normal, m, r = torch.native_layer_norm(x[rows], (width,), None, None, block.eps_1)
+            qkv[rows] = torch.addmm(block.qkv_bias, normal, block.qkv)
+            qkv[forest.frozen_rows] = self.frozen_qkv
+            mean[: len(rows)], rstd[: len(rows)] = m, r
+        else:
+            used = slice(width, None) if ends else slice(None)  # the last layer asks at the leaves only
+            for c in self._chunks(forest.rows):
+                normal, mean[c], rstd[c] = torch.native_layer_norm(x[c], (width,), None, None, block.eps_1)
+                if ends:
+                    qkv[c, used] = torch.addmm(block.qkv_bias[used], normal, block.qkv[:, used])
+                else:
+                    torch.addmm(block.qkv_bias, normal, block.qkv, out=qkv[c])
+        if ends:
+            at = forest.leaf_rows
+            normal = (x[at] - mean[at]) * rstd[at]
+            qkv[at, :width] = torch.addmm(block.qkv_bias[:width], normal, block.qkv[:, :width])
+            x = x[at]
+        attended = self._attention(layer, qkv, ends)
+        middle, out = self._residual(layer + 0.5, len(x)), self._residual(layer + 1, len(x))
+        hidden = self.buffer(("hidden", layer), len(x), self.tower.hidden)
+        mean, rstd = self._stats(layer, 2, len(x))
+        for c in self._chunks(len(x)):
+            torch.addmm(block.out_bias, attended[c], block.out, out=middle[c])
+            middle[c] += x[c]
+            normal, mean[c], rstd[c] = torch.native_layer_norm(middle[c], (width,), None, None, block.eps_2)
+            torch.addmm(block.fc_bias, normal, block.fc, out=hidden[c])
+            torch.addmm(block.proj_bias, self._activate(hidden[c]), block.proj, out=out[c])
+            out[c] += middle[c]
+        return out
+
+    def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
+        forest, width = self.forest, self.tower.width
+        ends = layer == self.last
+        middle, hidden = self._residual(layer + 0.5, len(grad)), self.buffer(("hidden", layer), len(grad), self.tower.hidden)
+        mean, rstd = self._stats(layer, 2, len(grad))
+        attended = self.buffer("attended", len(grad), width)
+        for c in self._chunks(len(grad)):
+            scratch = self.buffer("mlp", len(grad[c]), self.tower.hidden)
+            torch.mm(grad[c], block.proj.t(), out=scratch)
+            self._activate_backward(scratch, hidden[c])
+            grad[c] += _layer_norm_backward(scratch @ block.fc.t(), middle[c], mean[c], rstd[c])
+            torch.mm(grad[c], block.out.t(), out=attended[c])
+        dqkv = self._attention_backward(layer, attended, ends)
+
+        x = self._residual(layer)
+        mean, rstd = self._stats(layer, 1, forest.rows)
+        if layer == 0 and not ends:  # nothing reads the gradient of a frozen token's embedding
+            rows = forest.learned_rows
+            normal = dqkv[rows] @ block.qkv.t()
+            return _layer_norm_backward(normal, x[rows], mean[: len(rows)], rstd[: len(rows)]) + grad[rows]
+        if not ends:
+            for c in self._chunks(forest.rows):
+                grad[c] += _layer_norm_backward(dqkv[c] @ block.qkv.t(), x[c], mean[c], rstd[c])
+            return grad
+        at, total = forest.leaf_rows, self.buffer("gradient", forest.rows, width)
+        for c in self._chunks(forest.rows):
+            torch.mm(dqkv[c, width:], block.qkv[:, width:].t(), out=total[c])
+        total[at] += dqkv[at, :width] @ block.qkv[:, :width].t()
+        for c in self._chunks(forest.rows):
+            total[c] = _layer_norm_backward(total[c], x[c], mean[c], rstd[c])
+        total[at] += grad
+        return total[forest.learned_rows] if layer == 0 else total
+
+    # Attention, group by group; runs in chunks, so that what a group holds at once is bounded.
+
+    def _attention(self, layer: int, qkv: Tensor, ends: bool) -> Tensor:
+        """Return the attended values (rows, width), or (leaves, width) in the last layer."""
+        width, heads = self.tower.width, self.tower.heads
+        d = width // heads
+        attended = self.buffer("attended", self.forest.leaves if ends else self.forest.rows, width)
+        for i, g in enumerate(self.forest.groups):
+            plan, rows = g.plan, qkv[g.rows].view(g.runs, g.plan.rows, 3 * width)
+            constant = g.constants.shared[layer]
+            for runs in self._run_chunks(g):
+                R = runs.stop - runs.start
+                gathered = self.buffer("gathered", R, plan.padded, 3 * width)
+                torch.index_select(rows[runs], 1, plan.gather, out=gathered)
+                padded = self.buffer("padded", R, plan.padded, width)
+                shared_k, shared_v = (c.expand(R, *c.shape) for c in constant)
+                ending = []
+                for p, part in enumerate((plan.trunk, *plan.parts)):
+                    if part is None:
+                        continue
+                    P, T = part.paths, part.length
+                    by_head = gathered[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
+                    q, k, v = self.buffer(("qkv", layer, i, runs.start, p), 3, R, heads, P, T, d).copy_(by_head)
+                    if part is plan.trunk:
+                        if not ends:
+                            out, probs = attend(q, shared_k, shared_v, k, v, part.mask)
+                            self.saved[layer, i, runs.start, p] = (Saved(q, k, v, probs), shared_k, shared_v)
+                            padded[:, part.positions].view(R, T, heads, d).copy_(out[:, :, 0].transpose(1, 2))
+                        shared_k = torch.cat([shared_k, k[:, :, 0]], 2)
+                        shared_v = torch.cat([shared_v, v[:, :, 0]], 2)
+                        continue
+                    mask = part.mask
+                    before = g.constants.parts[layer][p - 1]
+                    if before is not None:
+                        k, v = (torch.cat([b.expand(R, *b.shape), t], 3) for b, t in zip(before, (k, v), strict=True))
+                    if ends:
+                        q, mask = q[:, :, :, -1:], mask[:, -1:]
+                    out, probs = attend(q, shared_k, shared_v, k, v, mask)
+                    self.saved[layer, i, runs.start, p] = (Saved(q, k, v, probs), shared_k, shared_v)
+                    if ends:
+                        ending.append(out[:, :, :, 0].transpose(1, 2).reshape(R, P, width))
+                    else:
+                        target = padded[:, part.positions].view(R, P, T, heads, d)
+                        target.copy_(out.permute(0, 2, 3, 1, 4))
+                if ends:
+                    attended[g.leaves].view(g.runs, plan.leaves, width)[runs] = torch.cat(ending, 1)
+                else:
+                    target = attended[g.rows].view(g.runs, plan.rows, width)[runs]
+                    torch.index_select(padded, 1, plan.place, out=target)
+        return attended
+
+    def _attention_backward(self, layer: int, grad: Tensor, ends: bool) -> Tensor:
+        """Return the gradient of q, k and v (rows, 3 width); in the last layer q's is defined at the leaves only."""
+        width, heads = self.tower.width, self.tower.heads
+        d = width // heads
+        dqkv = self.buffer("qkv", self.forest.rows, 3 * width)
+        for i, g in enumerate(self.forest.groups):
+            plan = g.plan
+            constants = g.constants.shared[layer].shape[2]
+            for runs in self._run_chunks(g):
+                R = runs.stop - runs.start
+                padded = self.buffer("gathered", R, plan.padded, 3 * width)
+                if ends:
+                    incoming = grad[g.leaves].view(g.runs, plan.leaves, width)[runs]
+                else:
+                    incoming = self.buffer("padded", R, plan.padded, width)
+                    source = grad[g.rows].view(g.runs, plan.rows, width)[runs]
+                    torch.index_select(source, 1, plan.gather, out=incoming)
+                    incoming.index_fill_(1, plan.unowned, 0.0)
+                dshared_k = grad.new_zeros(R, heads, constants + (plan.trunk.length if plan.trunk else 0), d)
+                dshared_v = torch.zeros_like(dshared_k)
+                leaf = 0
+                for p, part in enumerate(plan.parts, start=1):
+                    P, T = part.paths, part.length
+                    if ends:
+                        dout = incoming[:, leaf : leaf + P].view(R, P, 1, heads, d).permute(0, 3, 1, 2, 4)
+                        leaf += P
+                    else:
+                        dout = incoming[:, part.positions].view(R, P, T, heads, d).permute(0, 3, 1, 2, 4)
+                    saved, shared_k, shared_v = self.saved[layer, i, runs.start, p]
+                    dq, dk, dv = attend_backward(
+                        dout.contiguous(), saved, shared_k, shared_v, dshared_k, dshared_v
+                    )
+                    target = padded[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
+                    if ends:
+                        target[0, ..., -1:, :].copy_(dq)
+                        target[0, ..., :-1, :] = 0.0
+                    else:
+                        target[0].copy_(dq)
+                    target[1].copy_(dk[..., part.before :, :])
+                    target[2].copy_(dv[..., part.before :, :])
+                if plan.trunk is not None:
+                    T = plan.trunk.length
+                    target = padded[:, :T].view(R, 1, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
+                    dtrunk_k, dtrunk_v = (t[:, :, None, constants:] for t in (dshared_k, dshared_v))
+                    if ends:
+                        target[0] = 0.0
+                        target[1].copy_(dtrunk_k)
+                        target[2].copy_(dtrunk_v)
+                    else:
+                        dout = incoming[:, :T].view(R, 1, T, heads, d).permute(0, 3, 1, 2, 4)
+                        saved, shared_k, shared_v = self.saved[layer, i, runs.start, 0]
+                        unread = grad.new_zeros(2, R, heads, constants, d)
+                        dq, dk, dv = attend_backward(dout.contiguous(), saved, shared_k, shared_v, *unread)
+                        target[0].copy_(dq)
+                        torch.add(dk, dtrunk_k, out=dk)
+                        torch.add(dv, dtrunk_v, out=dv)
+                        target[1].copy_(dk)
+                        target[2].copy_(dv)
+                rows = dqkv[g.rows].view(g.runs, plan.rows, 3 * width)[runs]
+                torch.index_select(padded, 1, plan.place, out=rows)
+                if len(plan.copies):
+                    copies = padded[:, plan.copies, width:]
+                    rows[:, plan.copied_rows, width:] += _sum_by_index(copies, plan.copied, len(plan.copied_rows))
+        return dqkv
+
+    # Small things.
+
+    def _residual(self, layer: float, rows: int | None = None) -> Tensor:
+        return self.buffer(("residual", layer), self.forest.rows if rows is None else rows, self.tower.width)
+
+    def _stats(self, layer: int, which: int, rows: int) -> tuple[Tensor, Tensor]:
+        mean, rstd = self.buffer(("stats", layer, which), 2, rows, 1)
+        return mean, rstd
+
+    def _chunks(self, rows: int) -> Iterator[slice]:
+        return (slice(i, min(i + self.chunk, rows)) for i in range(0, rows, self.chunk))
+
+    def _run_chunks(self, group: Group) -> Iterator[slice]:
+        step = max(1, self.chunk // group.plan.padded)
+        return (slice(i, min(i + step, group.runs)) for i in range(0, group.runs, step))
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        return activate(hidden, self.tower.activation)
+
+    def _activate_backward(self, grad: Tensor, hidden: Tensor) -> Tensor:
+        """Multiply ``grad`` by the activation's derivative at ``hidden``, in place."""
+        aten = torch.ops.aten
+        if self.tower.activation == "silu":
+            return aten.silu_backward.grad_input(grad, hidden, grad_input=grad)
+        approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
+        return aten.gelu_backward.grad_input(grad, hidden, approximate=approximate, grad_input=grad)
+
+
+def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Gradient of x through a layer norm without affine; ``mean`` and ``rstd`` (rows, 1)."""
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, x, (x.shape[-1],), mean, rstd, None, None, (True, False, False)
+    )[0]
+
+
+def _sum_by_index(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Sum ``values`` (runs, n, width) into (runs, count, width) by ``index`` (n,).
+
+    Every number below ``count`` occurs in ``index``. As a product with a 0/1 matrix the order of the sum is fixed,
+    where a scatter with atomics is not reproducible.
+    """
+    if count == len(index):  # one value each
+        return values[:, torch.argsort(index)]
+    onto = torch.zeros(count, len(index), dtype=values.dtype, device=values.device)
+    onto[index, torch.arange(len(index), device=index.device)] = 1.0
+    return torch.matmul(onto, values)
+
+
+def _by_leaf(grad: Tensor, group: Group) -> Tensor:
+    """Class gradients (runs, classes, dim) to (runs * leaves, dim); classes with equal prompts add up."""
+    plan = group.plan
+    return _sum_by_index(grad, plan.class_leaf, plan.leaves).flatten(0, 1)
