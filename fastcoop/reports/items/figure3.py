@@ -1,0 +1,168 @@
+"""Figure 3: few-shot learning curves, the average over datasets first, then a panel per dataset."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from fastcoop.reports.item import Item, Part
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    average,
+    complete,
+    main_runs,
+    main_setting,
+    shots_text,
+    summarise,
+)
+from fastcoop.reports.style import TWO_COLUMNS, look, new_figure, rank
+from fastcoop.reports.table import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+AVERAGE = "Average"
+DRAWN = (
+    "zero_shot",
+    "linear_probe",
+    "coop end",
+    "coop mid",
+    "coop front",
+    "coop end csc",
+    "coop mid csc",
+    "coop front csc",
+)
+
+
+def make(study: Study) -> list[Part]:
+    parts, missing = [], []
+    for piece in study.slices():
+        try:
+            parts.append(_part(piece))
+        except Missing as why:
+            missing.append(f"{piece.backbone}: {why}")
+    if not parts:
+        raise Missing("; ".join(missing))
+    return parts
+
+
+def _part(piece: Slice) -> Part:
+    runs = main_runs(piece.runs)
+    runs = runs[runs.series.isin(DRAWN)]
+    length, _ = main_setting(runs)
+    panels = {
+        str(name): summarise(frame, ["series", "shots"])
+        for name, frame in runs.groupby("dataset", sort=False)
+    }
+    whole, others = complete(runs, ["series", "shots"])
+    notes = []
+    if len(panels) > 1 and not whole.empty:
+        panels = {
+            f"{AVERAGE} over {whole.dataset.nunique()} datasets": average(whole, ["series", "shots"]),
+            **panels,
+        }
+    if others:
+        notes.append(
+            f"The average leaves out {', '.join(others)}: not every method and number of shots was run there."
+        )
+    return Part(
+        piece.suffix,
+        piece.subtitle,
+        _figure(panels, piece, length),
+        _table(panels, piece, length, notes),
+        notes,
+    )
+
+
+def label(series: str, length: float) -> str:
+    """A series' name in legends and tables, with the context length for CoOp."""
+    name = look(series).label
+    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if series.startswith("coop") else name
+
+
+def _figure(panels: dict[str, pd.DataFrame], piece: Slice, length: float):  # type: ignore[no-untyped-def]
+    columns = min(len(panels), 4 if len(panels) > 6 else 3)
+    lines = math.ceil(len(panels) / columns)
+    width = TWO_COLUMNS * columns / 3 if columns < 3 else TWO_COLUMNS
+    figure = new_figure(width, 1.85 * lines + 0.75, piece.subtitle)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    shots = sorted({count for panel in panels.values() for count in panel.shots})
+    for place, (name, panel) in enumerate(panels.items()):
+        draw_curves(axes[place], panel, shots)
+        axes[place].set_title(name, fontweight="bold" if name.startswith(AVERAGE) else "normal")
+        if place % columns == 0:
+            axes[place].set_ylabel("accuracy (%)")
+        if place + columns >= len(panels):
+            axes[place].set_xlabel("training images per class")
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    seen = {series for panel in panels.values() for series in panel.series}
+    drawn = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
+    order = sorted(seen, key=rank)
+    handles = [drawn[series] for series in order]
+    figure.legend(handles, [label(series, length) for series in order], loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_curves(axis: Axes, panel: pd.DataFrame, shots: list[float]) -> None:
+    """Accuracy over shots, evenly spaced: a star where there is no training, else a line with its spread in
+    a band.
+
+    Where the zero-shot star stands, a thin line goes on across the panel, to compare the curves with.
+    """
+    at = {count: place for place, count in enumerate(shots)}
+    for series in sorted(set(panel.series), key=rank):
+        style = look(series)
+        points = panel[panel.series == series].sort_values("shots")
+        x = np.array([at[count] for count in points.shots], dtype=float)
+        mean, std = points["mean"].to_numpy(), points["std"].fillna(0.0).to_numpy()
+        if set(points.shots) == {0.0}:
+            axis.axhline(mean[0], color=style.color, linewidth=0.6, linestyle=(0, (1, 3)), zorder=1)
+            axis.plot(
+                x, mean, style.marker, color=style.color, markersize=8, label=series, zorder=4, clip_on=False
+            )
+            continue
+        axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
+        axis.plot(
+            x, mean, style.line, marker=style.marker, color=style.color, label=series,
+            zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.4 * style.weight,
+        )  # fmt: skip
+    axis.set_xticks(range(len(shots)), [shots_text(count) for count in shots])
+    axis.set_xlim(-0.3, len(shots) - 0.7)
+    axis.grid(axis="x", visible=False)
+
+
+def _table(panels: dict[str, pd.DataFrame], piece: Slice, length: float, notes: list[str]) -> Table:
+    shots = sorted({count for panel in panels.values() for count in panel.shots})
+    columns = tuple(f"{shots_text(count)} shots" if count != 1 else "1 shot" for count in shots)
+    table = Table(
+        f"Few-shot learning ({piece.subtitle})", ("dataset", "method"), columns, "shots", notes=list(notes)
+    )
+    for name, panel in panels.items():
+        for series in sorted(set(panel.series), key=rank):
+            points = panel[panel.series == series].set_index("shots")
+            cells: dict[str, Cell | str] = {
+                column: Cell(points["mean"][count], points["std"][count], int(points["runs"][count]))
+                for column, count in zip(columns, shots, strict=True)
+                if count in points.index
+            }
+            table.add((name, label(series, length)), cells)
+    table.mark_best(group=(0,))
+    return table
+
+
+ITEM = Item(
+    "figure3",
+    "Figure 3. Few-shot learning",
+    "Test accuracy over the number of training images per class: zero-shot CLIP (star), linear probe"
+    " (dotted) and CoOp with"
+    " the class at the end or in the middle of a unified (solid) or class-specific (CSC, dashed) context."
+    " Means over seeds;"
+    " the band is one standard deviation over seeds. M is the number of context vectors.",
+    make,
+)

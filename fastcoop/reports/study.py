@@ -1,0 +1,203 @@
+"""The results table as the reports see it: one row per run, named by series, sliced by backbone and
+schedule."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fastcoop.errors import UserError
+
+NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
+OPTIONAL = {
+    "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
+    "epochs": np.nan, "schedule": "paper", "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
+    "settings": "{}", "chance": np.nan, "source": None, "classes": "all",
+}  # fmt: skip
+UNTRAINED = (
+    "zero_shot",
+    "ensemble",
+    "linear_probe",
+)  # methods without epochs: every schedule shares their runs
+ALL_SHOTS = math.inf  # how "all" training images compares with a count
+
+
+class Missing(Exception):
+    """The results do not hold what an item needs; the message says what to add to the grid."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Results that may be drawn together: one backbone, one training schedule.
+
+    ``runs`` holds tests on the dataset the run was trained on, all its classes; ``everything`` also holds
+    tests under shift and on some of the classes. ``suffix`` tells this slice's files from another's.
+    """
+
+    backbone: str
+    schedule: str
+    suffix: str
+    everything: pd.DataFrame
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        frame = self.everything
+        return frame[(frame.source == frame.dataset) & (frame.classes == "all")]
+
+    @property
+    def subtitle(self) -> str:
+        """What every figure of the slice must say: the backbone, and the schedule where it is not the
+        paper's."""
+        return ", ".join(filter(None, (self.backbone, schedule_note(self.schedule))))
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of a results folder, one row each."""
+
+    name: str
+    folder: Path
+    runs: pd.DataFrame
+
+    def slices(self) -> list[Slice]:
+        """One slice per backbone and schedule; methods without a schedule belong to all of a backbone's."""
+        pairs: list[tuple[str, str, pd.DataFrame]] = []
+        for backbone, frame in self.runs.groupby("backbone", sort=False):
+            untrained = frame.method.isin(UNTRAINED)
+            for schedule in sorted(frame.schedule[~untrained].unique()) or ["paper"]:
+                pairs.append((str(backbone), schedule, frame[untrained | (frame.schedule == schedule)]))
+        schedules, backbones = {p[1] for p in pairs}, {p[0] for p in pairs}
+        slices = []
+        for backbone, schedule, frame in pairs:
+            parts = [backbone] * (len(backbones) > 1) + [schedule] * (len(schedules) > 1)
+            suffix = "".join("-" + re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] for part in parts)
+            slices.append(Slice(backbone, schedule, suffix, frame))
+        return slices
+
+
+def read_study(folder: Path) -> Study:
+    """The study in a results folder. Raises UserError where there is no run to report."""
+    from fastcoop.sweeps import load_results
+
+    return study_of(load_results(folder), Path(folder))
+
+
+def study_of(frame: pd.DataFrame, folder: Path) -> Study:
+    """Check and complete a results table: missing optional columns filled, shots as numbers, series named."""
+    lacking = [name for name in NEEDED if name not in frame]
+    if lacking:
+        raise UserError(
+            f"The results in {folder} lack the columns {', '.join(lacking)}; were they written by a sweep?"
+        )
+    if frame.empty:
+        raise UserError(f"{folder} holds no finished run; run `fastcoop sweep` into it first.")
+    runs = frame.reset_index(drop=True).copy()
+    for name, default in OPTIONAL.items():
+        if name not in runs:
+            runs[name] = default
+        elif not (default is None or (isinstance(default, float) and math.isnan(default))):
+            runs[name] = runs[name].where(runs[name].notna(), default)
+    runs["source"] = runs.source.where(runs.source.notna(), runs.dataset)
+    runs["class_specific"] = runs.class_specific.astype(bool)
+    runs["shots"] = pd.to_numeric(runs.shots.replace("all", ALL_SHOTS), errors="coerce")
+    runs["accuracy"] = pd.to_numeric(runs.accuracy, errors="coerce")
+    runs["series"] = [
+        _series(*row) for row in zip(runs.method, runs.class_position, runs.class_specific, strict=True)
+    ]
+    runs["prompt"] = [_prompt(settings) for settings in runs.settings]
+    return Study(Path(folder).resolve().name, Path(folder), runs)
+
+
+def _series(method: str, position: str | None, specific: bool) -> str:
+    return f"coop {position or 'end'}{' csc' if specific else ''}" if method == "coop" else str(method)
+
+
+def _prompt(settings: str) -> str | None:
+    """The hand-written prompt of a run, None where its settings name none (the dataset's own is used)."""
+    given = settings_of(settings)
+    prompts = given.get("prompts") or given.get("prompt") or given.get("template")
+    if isinstance(prompts, list):
+        return prompts[0] if len(prompts) == 1 else None
+    return prompts if isinstance(prompts, str) else None
+
+
+def settings_of(settings: object) -> dict:
+    """A run's settings, given as JSON text or already as a mapping."""
+    return dict(settings) if isinstance(settings, dict) else json.loads(str(settings) or "{}")
+
+
+def schedule_note(schedule: str) -> str:
+    """What a drawing says about a training schedule: nothing for the paper's own."""
+    if schedule == "paper":
+        return ""
+    return "quick schedule: " + re.sub(r"^quick:?\s*", "", schedule)
+
+
+def main_setting(runs: pd.DataFrame) -> tuple[float, str]:
+    """(context length, init) of the runs that stand for CoOp: the paper's 16 and "random", else what most
+    runs have."""
+    coop = runs[runs.method == "coop"]
+    if coop.empty:
+        raise Missing("there is no run of coop; add the method to the grid")
+    inits = coop.init.fillna("random")
+    init = "random" if (inits == "random").any() else str(inits.mode()[0])
+    lengths = coop.context_length[inits == init]
+    return (16.0 if (lengths == 16).any() else float(lengths.mode()[0])), init
+
+
+def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every run but those of CoOp with another context length or initialisation than the main one, and but
+    zero-shot runs with other than the dataset's own prompt where both were run."""
+    length, init = main_setting(runs)
+    coop = runs.method == "coop"
+    kept = runs[~coop | ((runs.context_length == length) & (runs.init.fillna("random") == init))]
+    return own_prompt(kept)
+
+
+def own_prompt(runs: pd.DataFrame) -> pd.DataFrame:
+    """Leave out zero-shot runs with a prompt of the grid's where the dataset's own (``prompt`` None) was
+    run too."""
+    zero = runs.method == "zero_shot"
+    has_own = set(runs.dataset[zero & runs.prompt.isna()])
+    return runs[~zero | runs.prompt.isna() | ~runs.dataset.isin(has_own)]
+
+
+def summarise(runs: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
+    """Mean, standard deviation over seeds (n - 1; NaN for one run) and number of runs of each group."""
+    grouped = runs.dropna(subset=[value]).groupby(list(by), sort=False, dropna=False)[value]
+    return grouped.agg(mean="mean", std="std", runs="count").reset_index()
+
+
+def average(runs: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
+    """As `summarise`, of the mean over datasets. Only datasets present in every group count (see `complete`).
+
+    The spread is that of the per-seed averages, over the seeds that every dataset has.
+    """
+    rows = []
+    for key, group in runs.dropna(subset=[value]).groupby(list(by), sort=False, dropna=False):
+        table = group.pivot_table(index="seed", columns="dataset", values=value, aggfunc="mean")
+        seeds = table.dropna().mean(axis=1)
+        std = seeds.std() if len(seeds) > 1 else np.nan
+        rows.append((*(key if isinstance(key, tuple) else (key,)), table.mean().mean(), std, len(group)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "std", "runs"])
+
+
+def complete(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """(runs of the datasets that have every group of ``by`` found anywhere, the names of the other
+    datasets)."""
+    counts = runs.drop_duplicates([*by, "dataset"]).groupby("dataset", sort=False).size()
+    groups = len(runs.drop_duplicates(list(by)))
+    whole = [name for name in counts.index if counts[name] == groups]
+    return runs[runs.dataset.isin(whole)], [name for name in counts.index if name not in whole]
+
+
+def shots_text(shots: float) -> str:
+    """``"16"``, or ``"all"``."""
+    return "all" if shots == ALL_SHOTS else f"{int(shots)}"

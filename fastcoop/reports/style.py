@@ -1,0 +1,108 @@
+"""One look for every figure: a colour, marker and line per method, sizes for a two-column paper, PNG and
+PDF."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
+PNG_DOTS_PER_INCH = 220
+RC: dict[str, Any] = {
+    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5, "legend.fontsize": 8, "figure.titlesize": 8, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "legend.frameon": False,
+    "lines.linewidth": 1.2, "lines.markersize": 3.4, "pdf.fonttype": 42, "hatch.linewidth": 0.6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a series is named and drawn. ``line`` is a matplotlib line style; ``weight`` scales line and
+    marker: where two series coincide, as end and mid do, the lighter one is drawn over the heavier and both
+    are seen."""
+
+    label: str
+    color: str
+    marker: str
+    line: str
+    weight: float = 1.0
+
+
+# Okabe and Ito's palette for what Figure 3 draws, Tol's muted one beyond; the class at the end is warm, in the
+# middle cool; unified contexts are solid lines, class-specific ones dashed: no two series differ by colour alone.
+LOOKS = {
+    "zero_shot": Look("Zero-shot CLIP", "#000000", "*", "None"),
+    "ensemble": Look("Prompt ensembling", "#009E73", "h", "None"),
+    "linear_probe": Look("Linear probe", "#767676", "v", ":"),
+    "coop end": Look("CoOp (end)", "#D55E00", "o", "-"),
+    "coop mid": Look("CoOp (mid)", "#0072B2", "s", "-", 1.5),
+    "coop front": Look("CoOp (front)", "#CC79A7", "P", "-", 1.25),
+    "coop end csc": Look("CoOp (end, CSC)", "#E69F00", "^", "--"),
+    "coop mid csc": Look("CoOp (mid, CSC)", "#56B4E9", "D", "--", 1.5),
+    "coop front csc": Look("CoOp (front, CSC)", "#E3B5CF", "X", "--", 1.25),
+    "text_transform": Look("Text transform", "#332288", "<", "-."),
+    "text_bias": Look("Text bias", "#999933", ">", "-."),
+    "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
+}
+PAPER_MARK = {
+    "marker": "D",
+    "facecolor": "white",
+    "edgecolor": "#333333",
+    "linewidth": 0.9,
+    "s": 22,
+    "zorder": 5,
+}
+
+
+def look(series: str) -> Look:
+    """The look of a series; a method this file does not know is drawn in grey under its own name."""
+    return LOOKS.get(series, Look(series.replace("_", " "), "#999999", "d", "-."))
+
+
+def rank(series: str) -> int:
+    """Where a series stands in legends and tables."""
+    order = list(LOOKS)
+    return order.index(series) if series in LOOKS else len(order)
+
+
+def new_figure(width: float, height: float, subtitle: str) -> Figure:
+    """An empty figure (inches) that says ``subtitle`` above everything. Draw inside ``with drawing():``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if subtitle:
+        figure.suptitle(subtitle, x=0.5, ha="center", color="#444444", style="italic", wrap=True)
+    return figure
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """The context in which figures are made and saved: this project's sizes and lines, whatever the user's
+    own."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)  # type: ignore[arg-type]
+        yield
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.png`` and ``stem.pdf`` (vector, fonts embedded), the same bytes for the same figure."""
+    written = []
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        part = path.with_name(path.name + ".part")
+        figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata)
+        os.replace(part, path)
+        written.append(path)
+    return written

@@ -1,0 +1,123 @@
+"""`report` end to end on made-up results: which files, which numbers, and what is said to be missing."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from made_up_results import results, store_words
+
+from fastcoop.errors import UserError
+from fastcoop.reports import report
+
+
+def rows_of(path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_figure3_and_its_numbers_come_out_in_all_formats(folder_of, tmp_path):
+    frame = results()
+    folder = folder_of(frame)
+    store_words(folder, frame)
+    written = report(folder, tmp_path / "out")
+    names = {path.name for path in written}
+    assert {f"figure3.{kind}" for kind in ("png", "pdf", "csv", "md", "tex")} <= names
+    assert {"table4.csv", "missing.txt"} <= names
+    assert all(path.stat().st_size for path in written)
+    assert (tmp_path / "out" / "figure3.pdf").read_bytes().startswith(b"%PDF")
+    assert not list((tmp_path / "out").glob("*.part"))
+
+    rows = rows_of(tmp_path / "out" / "figure3.csv")
+    mine = frame[
+        (frame.dataset == "objects") & (frame.method == "linear_probe") & (frame.shots == 4)
+    ].accuracy
+    (cell,) = [
+        r for r in rows if (r["dataset"], r["method"], r["shots"]) == ("objects", "Linear probe", "4 shots")
+    ]
+    assert float(cell["mean"]) == pytest.approx(mine.mean(), rel=1e-5)
+    assert float(cell["std"]) == pytest.approx(mine.std(ddof=1), rel=1e-5)
+    assert cell["runs"] == "3"
+
+
+def test_the_average_is_over_datasets_and_its_spread_over_seeds(folder_of, tmp_path):
+    frame = results()
+    report(folder_of(frame), tmp_path / "out")
+    end = frame[
+        (frame.method == "coop")
+        & (frame.class_position == "end")
+        & ~frame.class_specific.eq(True)
+        & (frame.shots == 16)
+    ]
+    per_seed = end.groupby("seed").accuracy.mean()
+    rows = rows_of(tmp_path / "out" / "figure3.csv")
+    key = ("Average over 5 datasets", "CoOp (M=16, end)", "16 shots")
+    (cell,) = [r for r in rows if (r["dataset"], r["method"], r["shots"]) == key]
+    assert float(cell["mean"]) == pytest.approx(end.accuracy.mean(), rel=1e-5)
+    assert float(cell["std"]) == pytest.approx(per_seed.std(ddof=1), rel=1e-5)
+
+
+def test_a_dataset_with_missing_runs_stays_out_of_the_average_and_is_named(folder_of, tmp_path):
+    frame = results()
+    frame = frame[~((frame.dataset == "digits") & (frame.method == "linear_probe") & (frame.shots == 1))]
+    report(folder_of(frame), tmp_path / "out")
+    text = (tmp_path / "out" / "figure3.md").read_text()
+    assert "Average over 4 datasets" in text
+    assert "leaves out digits" in text
+
+
+def test_a_shorter_schedule_is_named_on_what_is_drawn_and_in_tables(folder_of, tmp_path):
+    from fastcoop.reports.items import figure3
+    from fastcoop.reports.study import study_of
+
+    frame = results(datasets=("objects",), schedule="quick: 30 epochs instead of 200")
+    (part,) = figure3.make(study_of(frame, tmp_path))
+    assert "quick schedule: 30 epochs instead of 200" in part.figure.get_suptitle()
+    assert "quick schedule: 30 epochs instead of 200" in part.table.to_latex()
+    (part,) = figure3.make(study_of(results(datasets=("objects",)), tmp_path))
+    assert "schedule" not in part.figure.get_suptitle()
+
+
+def test_two_schedules_are_never_averaged(folder_of, tmp_path):
+    import pandas as pd
+
+    frame = pd.concat(
+        [results(("objects",)), results(("objects",), schedule="quick: 5 epochs", lift=-10)]
+    ).drop_duplicates("key")
+    report(folder_of(frame), tmp_path / "out")
+    paper = (tmp_path / "out" / "figure3-paper.csv").read_text()
+    quick = (tmp_path / "out" / "figure3-quick-5-epochs.csv").read_text()
+    assert paper != quick
+    assert {
+        row["runs"] for row in rows_of(tmp_path / "out" / "figure3-paper.csv") if "CoOp" in row["method"]
+    } == {"3"}
+
+
+def test_what_is_missing_is_said(folder_of, tmp_path):
+    frame = results(datasets=("objects",))
+    report(folder_of(frame[frame.method != "coop"]), tmp_path / "out")
+    text = (tmp_path / "out" / "missing.txt").read_text()
+    assert "Figure 3" in text
+    assert "no run of coop" in text
+
+
+def test_the_same_results_give_the_same_bytes(folder_of, tmp_path):
+    folder = folder_of(results(datasets=("objects",)))
+    first = {p.name: p.read_bytes() for p in report(folder, tmp_path / "a")}
+    second = {p.name: p.read_bytes() for p in report(folder, tmp_path / "b")}
+    assert first == second
+
+
+def test_results_without_runs_are_refused(folder_of, tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        report(folder_of(results().iloc[:0]), tmp_path / "out")
+
+
+def test_a_broken_words_file_is_named(folder_of, tmp_path):
+    frame = results(datasets=("objects",))
+    folder = folder_of(frame)
+    store_words(folder, frame)
+    for path in (folder / "nearest_words").iterdir():
+        path.write_text('{"vectors": [{"position": 1}]}')
+    with pytest.raises(UserError, match="not a nearest-words file"):
+        report(folder, tmp_path / "out")
