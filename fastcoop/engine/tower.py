@@ -49,9 +49,9 @@ class ForestPass:
     ``forward`` then ``backward`` any number of times; a second forward overwrites what the first one kept.
     """
 
-    def __init__(self, forest: Forest):
+    def __init__(self, forest: Forest, buffers: Buffers | None = None):
         self.forest, self.tower = forest, forest.tower
-        self.buffer = Buffers(self.tower.dtype, self.tower.device)
+        self.buffer = buffers or Buffers(self.tower.dtype, self.tower.device)
         on_cpu = self.tower.device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else max(forest.rows, 1)
         self.last = len(self.tower.blocks) - 1

@@ -1,0 +1,83 @@
+"""Class features from contexts, differentiable: the public way into the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastcoop.backbones import Backbone
+from fastcoop.engine.forest import plant
+from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.trees import Trees, tree_key
+from fastcoop.errors import UserError
+from fastcoop.prompts.layout import PromptLayout
+
+Item = tuple[Sequence[str], PromptLayout, Tensor]
+
+
+class PromptEncoder:
+    """The class features of one class list and layout, for any number of runs.
+
+        encoder = PromptEncoder(backbone, ["cat", "dog"], PromptLayout(16, "end"))
+        weights = encoder(contexts)     # (runs, M, width) -> (runs, classes, dim)
+
+    Raises UserError, naming the class and its token count, where a prompt does not fit the text tower.
+    """
+
+    def __init__(self, backbone: Backbone, class_names: Sequence[str], layout: PromptLayout):
+        self._trees = Trees(backbone)
+        self.class_names, self.layout = tuple(class_names), layout
+        _ = self._trees[self.class_names, layout]  # what does not fit is said now
+
+    def __call__(self, contexts: Tensor) -> Tensor:
+        """Return features (runs, classes, dim) as the tower projects them, not normalised.
+
+        ``contexts``: (runs, M, width), or (runs, classes, M, width) if class-specific; gradients flow to them.
+        The result has the model's dtype and device.
+        """
+        return _encode(self._trees, [(self.class_names, self.layout, contexts)])[0]
+
+
+def encode_prompts(backbone: Backbone, items: Sequence[Item]) -> list[Tensor]:
+    """Encode a mixed list of (class names, layout, contexts) in one forest.
+
+    Each item's contexts are those of one run, (M, width) or (classes, M, width) if class-specific, or of several
+    with a leading runs dimension. Returns per item (classes, dim) or (runs, classes, dim), differentiable.
+    """
+    return _encode(Trees(backbone), items)
+
+
+def _encode(trees: Trees, items: Sequence[Item]) -> list[Tensor]:
+    planned, flat, single = [], [], []
+    for class_names, layout, contexts in items:
+        shape = layout.shape(len(class_names), trees.tower.width)
+        if contexts.shape[-len(shape) :] != shape or contexts.ndim - len(shape) not in (0, 1):
+            raise UserError(
+                f"Contexts of shape {shape}, or (runs, *{shape}), were expected for {len(class_names)} classes and "
+                f"{layout}; {tuple(contexts.shape)} came."
+            )
+        single.append(contexts.ndim == len(shape))
+        runs = contexts.reshape(-1, shape[-2] * (shape[0] if len(shape) == 3 else 1), shape[-1])
+        flat.append(runs)
+        planned.append((*trees[tree_key(class_names, layout)], len(runs)))
+    forest_pass = ForestPass(plant(trees.tower, planned))
+    outputs = _Forest.apply(forest_pass, *flat)
+    return [out[0] if one else out for out, one in zip(outputs, single, strict=True)]
+
+
+class _Forest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, forest_pass: ForestPass, *contexts: Tensor) -> tuple[Tensor, ...]:
+        ctx.forest_pass = forest_pass
+        ctx.dtypes = [c.dtype for c in contexts]
+        return tuple(forest_pass.forward(contexts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        contexts = ctx.forest_pass.backward(grads)
+        return None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))

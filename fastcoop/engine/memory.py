@@ -1,0 +1,77 @@
+"""How many runs fit together: estimated before the first step, halved when memory runs out."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from fastcoop.engine.plan import TreePlan
+from fastcoop.engine.tower import CPU_CHUNK, Buffers
+from fastcoop.engine.weights import FoldedTower
+
+FREE_SHARE = 0.6  # of the free memory, when no budget is given
+CPU_ROWS = 8192  # on a CPU the dense products are at full speed long before; more rows only take memory
+
+
+def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
+    """Bytes one run of this tree adds to a batch: what the layers keep for backward, and the rows' scratch memory."""
+    width, heads, rows, padded = tower.width, tower.heads, plan.rows, plan.padded
+    shared = len(plan.shared_constants)
+    scores = plan.trunk.length * (shared + plan.trunk.length) if plan.trunk else 0
+    shared += plan.trunk.length if plan.trunk else 0
+    scores += sum(part.paths * part.length * (shared + part.before + part.length) for part in plan.parts)
+    kept = rows * (2 * width + tower.hidden + 4) + padded * 3 * width + heads * scores
+    scratch = rows * 8 * width + len(plan.class_leaf) * 4 * tower.dim
+    return (len(tower.blocks) * kept + scratch) * torch.finfo(tower.dtype).bits // 8
+
+
+def chunk_bytes(tower: FoldedTower) -> int:
+    """Bytes of the per-chunk scratch memory, whatever the number of runs."""
+    return CPU_CHUNK * (2 * tower.hidden + 16 * tower.width) * torch.finfo(tower.dtype).bits // 8
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+class RoomFor:
+    """The room a batch of runs has, filled run by run."""
+
+    def __init__(self, tower: FoldedTower, budget: int | None = None):
+        self.tower = tower
+        self.budget = int(FREE_SHARE * free_bytes(tower.device)) if budget is None else budget
+        self.rows_limit = CPU_ROWS if tower.device.type == "cpu" else None
+        self.buffers = Buffers(tower.dtype, tower.device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start an empty batch."""
+        self.bytes, self.rows, self.runs = chunk_bytes(self.tower), 0, 0
+
+    def take(self, plan: TreePlan) -> bool:
+        """Add a run if it fits; the first always does, for nothing smaller can be tried."""
+        size = self.bytes + run_bytes(self.tower, plan)
+        rows = self.rows + plan.rows
+        full = size > self.budget or (self.rows_limit is not None and rows > self.rows_limit)
+        if self.runs and full:
+            return False
+        self.bytes, self.rows, self.runs = size, rows, self.runs + 1
+        return True
+
+    def halve(self) -> bool:
+        """After running out of memory: allow half of what was tried. False where that was a single run."""
+        if self.runs < 2:
+            return False
+        self.budget = self.bytes // 2
+        self.buffers = Buffers(self.tower.dtype, self.tower.device)
+        if self.tower.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in the CPU's allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,117 @@
+"""What one training needs, as tensors, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcoop.errors import UserError
+from fastcoop.prompts.layout import PromptLayout
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+LEARNING_RATE = 0.002
+WARMUP_RATE = 1e-5
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One CoOp training: its prompts, where its contexts start, its images' features and its schedule.
+
+    ``contexts`` (M, width), or (classes, M, width) if class-specific. ``features`` (images, views, dim), raw;
+    ``labels`` (images,) int64. Each epoch goes through the images in an order, and by views, drawn from
+    ``seed``; ``batches`` (steps, batch size) int64 gives both instead: entries are ``image * views + view``, -1 pads
+    a short batch. ``snapshots``: epochs (counted from 1) after which the contexts are kept.
+
+    Raises UserError for shapes that do not fit, labels outside the classes, or no images.
+    """
+
+    class_names: Sequence[str]
+    layout: PromptLayout
+    contexts: Tensor
+    features: Tensor
+    labels: Tensor
+    epochs: int
+    seed: int
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
+    weight_decay: float = WEIGHT_DECAY
+    momentum: float = MOMENTUM
+    batches: np.ndarray | None = None
+    snapshots: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.layout.shape(len(self.class_names), self.contexts.shape[-1])
+        if tuple(self.contexts.shape) != shape:
+            raise UserError(f"A run's contexts should be {shape} for its layout; {tuple(self.contexts.shape)} came.")
+        if self.features.ndim != 3 or len(self.features) != len(self.labels) or not len(self.labels):
+            raise UserError(
+                "A run needs features (images, views, dim) and a label per image, at least one image; "
+                f"{tuple(self.features.shape)} and {len(self.labels)} labels came."
+            )
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.class_names):
+            raise UserError(
+                f"A run's labels should lie in 0 to {len(self.class_names) - 1}, its classes; "
+                f"{int(self.labels.min())} to {int(self.labels.max())} came."
+            )
+        if self.epochs < 1:
+            raise UserError(f"A run needs at least one epoch; {self.epochs} came.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """A training set smaller than a batch is one batch; otherwise the last short batch is dropped."""
+        return max(1, len(self.labels) // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(eq=False)
+class Trained:
+    """The last step's ``contexts`` (float32, or float64 in a float64 tower; shaped as the run's, on the CPU).
+
+    ``losses`` (epochs,): mean loss per epoch. ``status``: "done", or "diverged" with ``diverged_at`` the step (from 0)
+    whose loss was not finite or far above its start. ``snapshots``: epoch to contexts.
+    """
+
+    contexts: Tensor
+    losses: np.ndarray
+    status: str = "done"
+    diverged_at: int | None = None
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
+
+
+def learning_rates(epochs: int, base: float = LEARNING_RATE) -> np.ndarray:
+    """Learning rate of each epoch, float64 (epochs,): 1e-5 in the first, then the cosine of section 4.1.
+
+    For e >= 1: ``base * (1 + cos(pi * (e - 1) / epochs)) / 2``. The official scheduler starts its cosine one epoch
+    late, behind the warm-up, so it ends above zero.
+    """
+    epoch = np.arange(epochs)
+    rates = base * (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
+    rates[0] = WARMUP_RATE
+    return rates
+
+
+def draw_batches(run: Run) -> np.ndarray:
+    """Return the run's batches, int64 (steps, batch size): ``image * views + view``, -1 where a batch is short."""
+    if run.batches is not None:
+        return np.asarray(run.batches, np.int64)
+    images, views = run.features.shape[:2]
+    rng = np.random.default_rng(run.seed)
+    take = run.steps_per_epoch * min(run.batch_size, images)
+    rows = np.stack(
+        [rng.permutation(images)[:take] * views + rng.integers(views, size=images)[:take] for _ in range(run.epochs)]
+    ).reshape(run.steps, -1)
+    return np.pad(rows, ((0, 0), (0, run.batch_size - rows.shape[1])), constant_values=-1)
+
+
+def normalized(features: Tensor) -> Tensor:
+    """Rows of ``features`` divided by their Euclidean norm."""
+    return torch.nn.functional.normalize(features, dim=-1, eps=0.0)
