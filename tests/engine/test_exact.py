@@ -1,0 +1,137 @@
+"""The forest computes what the plain 77-token way computes: class features and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastcoop.engine import PromptEncoder, encode_prompts
+from fastcoop.errors import UserError
+from fastcoop.prompts import PromptLayout
+from tests.engine.conftest import tiny_backbone
+from tests.reference import reference_features
+
+# prefixes of each other, repeated, one token, twelve tokens, punctuation, non-ASCII letters
+NAMES = (
+    "cat", "cat fish", "cat fish pie", "dog", "dog", "boxer_dog", "Löwe", "été", "t-shirt (blue)",
+    "the very long name of one class with twelve tokens inside",
+)  # fmt: skip
+FEATURES, GRADIENTS = 1e-12, 1e-10
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def compare(backbone, items) -> tuple[float, float]:
+    """Largest relative error of class features and of context gradients over the items' runs."""
+    inputs = [(names, layout, contexts.clone().requires_grad_()) for names, layout, contexts in items]
+    outputs = encode_prompts(backbone, inputs)
+    upstream = [torch.randn_like(out) for out in outputs]
+    torch.autograd.backward(outputs, upstream)
+    features, gradients = 0.0, 0.0
+    for (names, layout, contexts), out, up in zip(inputs, outputs, upstream, strict=True):
+        for r in range(len(contexts)):
+            plain = contexts[r].detach().clone().requires_grad_()
+            expected = reference_features(
+                backbone.model, backbone.tokenizer, names, plain, layout.class_position
+            )
+            expected.backward(up[r])
+            features = max(features, relative(out[r].detach(), expected.detach()))
+            gradients = max(gradients, relative(contexts.grad[r], plain.grad))
+    return features, gradients
+
+
+def contexts_for(layout, names, runs, backbone, scale=0.3):
+    return scale * torch.randn(runs, *layout.shape(len(names), backbone.text.width), dtype=backbone.dtype)
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 16])
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("position", ["end", "mid", "front"])
+def test_every_layout_matches_the_reference(backbone, position, class_specific, length):
+    layout = PromptLayout(length, position, class_specific)
+    features, gradients = compare(backbone, [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone))])
+    assert features < FEATURES
+    assert gradients < GRADIENTS
+
+
+def test_mixed_runs_in_one_forest_match_the_reference(backbone):
+    items = []
+    for length, position, class_specific, names, runs in [
+        (4, "end", False, NAMES, 3), (16, "mid", True, NAMES[:4], 1), (7, "front", False, NAMES[3:], 2),
+        (1, "end", True, NAMES[5:6], 1), (4, "end", False, NAMES[:2], 1),
+    ]:  # fmt: skip
+        layout = PromptLayout(length, position, class_specific)
+        items.append((names, layout, contexts_for(layout, names, runs, backbone)))
+    features, gradients = compare(backbone, items)
+    assert features < FEATURES
+    assert gradients < GRADIENTS
+
+
+@pytest.mark.parametrize("options", [{"layers": 1}, {"layers": 2}, {"quick_gelu": True}])
+def test_shallow_towers_and_quick_gelu_match_the_reference(options):
+    backbone = tiny_backbone(**options)
+    for position in ("end", "front"):
+        layout = PromptLayout(5, position)
+        features, gradients = compare(backbone, [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone))])
+        assert features < FEATURES
+        assert gradients < GRADIENTS
+
+
+def test_small_chunks_change_nothing(backbone, monkeypatch):
+    monkeypatch.setattr("fastcoop.engine.tower.CPU_CHUNK", 7)
+    layout = PromptLayout(4, "mid")
+    features, gradients = compare(backbone, [(NAMES, layout, contexts_for(layout, NAMES, 5, backbone))])
+    assert features < FEATURES
+    assert gradients < GRADIENTS
+
+
+def test_word_initialised_contexts_equal_the_written_prompt(backbone):
+    from fastcoop.prompts import initial_contexts
+
+    layout = PromptLayout(4)
+    start = initial_contexts(backbone, layout, len(NAMES), 0, "a photo of a")
+    ours = PromptEncoder(backbone, NAMES, layout)(start[None].double())[0]
+    written = backbone.encode_text([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
+    assert relative(ours, written) < FEATURES
+
+
+def test_float32_agrees_to_1e_5(backbone32):
+    for position, class_specific in [("end", False), ("mid", False), ("front", True)]:
+        layout = PromptLayout(16, position, class_specific)
+        features, gradients = compare(backbone32, [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone32))])
+        assert features < 1e-5
+        assert gradients < 1e-5
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_its_class_and_count(backbone):
+    with pytest.raises(UserError, match=r'class "word word.*" has 83 tokens'):
+        PromptEncoder(backbone, ["cat", " ".join(["word"] * 64)], PromptLayout(16))
+
+
+def test_contexts_of_another_shape_are_refused(backbone):
+    with pytest.raises(UserError, match=r"\(4, 32\).*came"):
+        PromptEncoder(backbone, ["cat", "dog"], PromptLayout(4))(torch.zeros(1, 5, 32))
+
+
+words = st.sampled_from(["red", "tall", "dog", "house", "été", "o'clock", "x2", "supercalifragilistic"])
+name_lists = st.lists(st.lists(words, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=6)
+layouts = st.builds(
+    PromptLayout,
+    st.integers(1, 9),
+    st.sampled_from(["end", "mid", "front"]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(items=st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4))
+def test_random_forests_match_the_reference(backbone, items):
+    torch.manual_seed(0)
+    built = [(names, layout, contexts_for(layout, names, runs, backbone)) for names, layout, runs in items]
+    features, gradients = compare(backbone, built)
+    assert features < FEATURES
+    assert gradients < GRADIENTS

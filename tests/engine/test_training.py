@@ -1,0 +1,190 @@
+"""Training follows the official recipe, and each run as if it were alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcoop.engine import Run, run_costs, train
+from fastcoop.engine.loss import cross_entropy
+from fastcoop.engine.run import draw_batches, learning_rates
+from fastcoop.engine.tower import ForestPass
+from fastcoop.errors import UserError
+from fastcoop.prompts import PromptLayout
+from tests.reference import reference_features
+
+
+def plain_training(backbone, run: Run) -> torch.Tensor:
+    """The official recipe with torch's SGD and scheduler, one run, 77 tokens."""
+    contexts = run.contexts.double().clone().requires_grad_()
+    optimizer = torch.optim.SGD([contexts], lr=0.002, momentum=0.9, weight_decay=5e-4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs)
+    images = F.normalize(run.features.double(), dim=-1).flatten(0, 1)
+    views = run.features.shape[1]
+    batches = iter(torch.as_tensor(draw_batches(run)))
+    for epoch in range(run.epochs):
+        if epoch == 0:
+            rate, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 1e-5
+        for _ in range(run.steps_per_epoch):
+            rows = next(batches)
+            rows = rows[rows >= 0]
+            text = reference_features(
+                backbone.model, backbone.tokenizer, run.class_names, contexts, run.layout.class_position
+            )
+            logits = backbone.logit_scale * images[rows] @ F.normalize(text, dim=-1).t()
+            optimizer.zero_grad()
+            F.cross_entropy(logits, run.labels[rows // views]).backward()
+            optimizer.step()
+        if epoch == 0:
+            optimizer.param_groups[0]["lr"] = rate
+        else:
+            cosine.step()
+    return contexts.detach()
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def test_learning_rates_are_the_official_ones():
+    assert learning_rates(5) == pytest.approx([1e-5, 0.002, 0.00180902, 0.00130902, 0.00069098], abs=1e-8)
+
+
+def test_a_hundred_epochs_end_where_the_plain_recipe_ends(backbone, make_run):
+    run = make_run(epochs=100, images=20)
+    assert run.steps == 100
+    trained = train(backbone, [run])[0]
+    expected = plain_training(backbone, run)
+    assert distance(expected, run.contexts) > 0.1  # it moved
+    assert distance(trained.contexts, expected) < 1e-9
+    assert trained.status == "done"
+    assert trained.losses[-1] < trained.losses[0]
+
+
+def test_several_batches_an_epoch_follow_the_plain_recipe(backbone, make_run):
+    run = make_run(PromptLayout(3, "mid", True), images=70, epochs=4, seed=3)
+    assert (run.steps_per_epoch, run.steps) == (2, 8)
+    assert distance(train(backbone, [run])[0].contexts, plain_training(backbone, run)) < 1e-9
+
+
+def various_runs(make_run, epochs):
+    return [
+        make_run(PromptLayout(4), epochs=epochs, seed=1),
+        make_run(PromptLayout(4), epochs=max(epochs // 2, 1), seed=2, images=40),
+        make_run(PromptLayout(7, "mid", True), epochs=epochs, seed=3),
+        make_run(PromptLayout(2, "front"), names=("one", "two two"), epochs=max(epochs // 3, 1), seed=4),
+    ]
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_runs_do_not_depend_on_their_companions(backbone, make_run, budget):
+    runs = various_runs(make_run, 100)
+    together = train(backbone, runs, memory_budget=budget)
+    for run, trained in zip(runs, together, strict=True):
+        assert distance(trained.contexts, train(backbone, [run])[0].contexts) < 1e-9
+
+
+def test_one_float32_step_does_not_depend_on_companions(backbone32, make_run):
+    runs = [make_run(run.layout, run.class_names, seed=run.seed, epochs=1) for run in various_runs(make_run, 1)]
+    for run, trained in zip(runs, train(backbone32, runs), strict=True):
+        assert distance(trained.contexts, train(backbone32, [run])[0].contexts) < 1e-6
+
+
+def test_the_same_batch_again_is_bit_identical(backbone32, make_run):
+    runs = various_runs(make_run, 10)
+    for first, second in zip(train(backbone32, runs), train(backbone32, runs), strict=True):
+        assert torch.equal(first.contexts, second.contexts)
+        assert np.array_equal(first.losses, second.losses)
+
+
+def test_given_batches_are_followed_and_snapshots_kept(backbone, make_run):
+    drawn = make_run(epochs=5, snapshots=(1, 5))
+    given = make_run(epochs=5, seed=0, batches=draw_batches(drawn))
+    one, other = train(backbone, [drawn, given])
+    assert torch.equal(one.contexts, other.contexts)
+    assert set(one.snapshots) == {1, 5}
+    assert torch.equal(one.snapshots[5], one.contexts)
+    assert 0 < distance(one.snapshots[1], drawn.contexts) < distance(one.contexts, drawn.contexts)
+
+
+def test_batches_visit_every_image_once_an_epoch_and_drop_the_short_rest(make_run):
+    small = draw_batches(make_run(images=20, epochs=3))
+    assert small.shape == (3, 32)
+    for row in small:
+        assert sorted(row[row >= 0] // 3) == list(range(20))
+    large = draw_batches(make_run(images=70, epochs=2))
+    assert large.shape == (4, 32)
+    assert len(set(large[:2].ravel() // 3)) == 64
+    assert len(set(large.ravel() % 3)) == 3
+
+
+def test_loss_and_gradient_are_cross_entropys():
+    torch.manual_seed(0)
+    features = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    images = F.normalize(torch.randn(2, 4, 8, dtype=torch.float64), dim=-1)
+    labels = torch.tensor([[0, 4, 2, -1], [1, 1, 3, 0]])
+    losses, grad = cross_entropy(features.detach(), images, labels, 30.0)
+    logits = 30.0 * images @ F.normalize(features, dim=-1).transpose(1, 2)
+    expected = torch.stack([F.cross_entropy(x, y, ignore_index=-1) for x, y in zip(logits, labels, strict=True)])
+    expected.sum().backward()
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(grad, features.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_diverging_run_is_marked_and_leaves_its_companions_alone(backbone, make_run):
+    well = make_run(epochs=8, seed=1)
+    ill = make_run(epochs=8, seed=2, learning_rate=math.inf)
+    alone = train(backbone, [well])[0]
+    together = train(backbone, [well, ill])
+    assert torch.equal(together[0].contexts, alone.contexts) or distance(together[0].contexts, alone.contexts) < 1e-12
+    assert together[1].status == "diverged"
+    assert together[1].diverged_at == 2  # the second step moved the contexts to infinity, the third saw it
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, monkeypatch):
+    runs = [make_run(epochs=3, seed=seed) for seed in range(6)]
+    expected = train(backbone, runs)
+    forward, refused = ForestPass.forward, []
+
+    def small_machine(self, contexts):
+        if sum(len(c) for c in contexts) > 2:
+            refused.append(sum(len(c) for c in contexts))
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, contexts)
+
+    monkeypatch.setattr(ForestPass, "forward", small_machine)
+    for ours, theirs in zip(train(backbone, runs), expected, strict=True):
+        assert distance(ours.contexts, theirs.contexts) < 1e-12
+    assert refused[0] == 6
+    assert refused == sorted(refused, reverse=True)
+
+
+def test_other_errors_are_not_taken_for_memory(backbone, make_run, monkeypatch):
+    def broken(self, contexts):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(ForestPass, "forward", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(backbone, [make_run()])
+
+
+def test_progress_adds_up_and_each_run_is_reported_once(backbone, make_run):
+    runs = various_runs(make_run, 6)
+    done, progress = [], []
+    train(backbone, runs, on_done=lambda n, trained: done.append(n), on_progress=progress.append)
+    assert sorted(done) == [0, 1, 2, 3]
+    assert sum(progress) == pytest.approx(sum(run_costs(backbone, runs)))
+
+
+def test_unusable_runs_are_refused(make_run):
+    good = make_run()
+    with pytest.raises(UserError, match="labels should lie in 0 to 3"):
+        Run(good.class_names, good.layout, good.contexts, good.features, good.labels + 4, 1, 0)
+    with pytest.raises(UserError, match="at least one image"):
+        Run(good.class_names, good.layout, good.contexts, good.features[:0], good.labels[:0], 1, 0)
+    with pytest.raises(UserError, match=r"should be \(4, 32\)"):
+        Run(good.class_names, good.layout, good.contexts[:2], good.features, good.labels, 1, 0)
