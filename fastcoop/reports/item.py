@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastcoop.reports.study import Study
@@ -21,7 +21,6 @@ class Part:
     subtitle: str
     figure: Figure | None = None
     table: Table | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ UNTRAINED = (
     "ensemble",
     "linear_probe",
 )  # methods without epochs: every schedule shares their runs
+AVERAGE = "Average"
+T = TypeVar("T")
 ALL_SHOTS = math.inf  # how "all" training images compares with a count
 
 
@@ -201,3 +204,42 @@ def complete(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[
 def shots_text(shots: float) -> str:
     """``"16"``, or ``"all"``."""
     return "all" if shots == ALL_SHOTS else f"{int(shots)}"
+
+
+def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """({name: summary}, notes): the average over datasets first, then each dataset.
+
+    With one dataset there is no average. Datasets that lack a group of ``by`` stay out of it, and a note says so.
+    """
+    found = {str(name): summarise(frame, by) for name, frame in runs.groupby("dataset", sort=False)}
+    whole, others = complete(runs, by)
+    if len(found) > 1 and not whole.empty:
+        found = {f"{AVERAGE} over {whole.dataset.nunique()} datasets": average(whole, by), **found}
+    if len(found) > 1 and others:
+        return found, [f"The average leaves out {', '.join(others)}, where some of the runs compared are missing."]
+    return found, []
+
+
+def most_shots(runs: pd.DataFrame) -> float:
+    """The training set size that end results are compared at: the paper's 16, else the largest that CoOp was run at.
+
+    Raises Missing where there is no run of CoOp.
+    """
+    shots = runs.shots[runs.method == "coop"]
+    if shots.empty:
+        raise Missing("there is no run of coop; add the method to the grid")
+    return 16.0 if (shots == 16).any() else float(shots.max())
+
+
+def per_slice(study: Study, make: Callable[[Slice], list[T]]) -> list[T]:
+    """The parts ``make`` gives for each slice. Raises Missing, with every slice's reason, where none gives any."""
+    parts: list[T] = []
+    reasons: dict[str, list[str]] = {}
+    for piece in study.slices():
+        try:
+            parts += make(piece)
+        except Missing as why:
+            reasons.setdefault(str(why), []).append(piece.backbone)
+    if not parts:
+        raise Missing("; ".join(reasons) if len(reasons) == 1 else "; ".join(f"{', '.join(b)}: {r}" for r, b in reasons.items()))
+    return parts

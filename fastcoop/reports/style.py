@@ -68,6 +68,12 @@ def look(series: str) -> Look:
     return LOOKS.get(series, Look(series.replace("_", " "), "#999999", "d", "-."))
 
 
+def name_of(series: str, length: float) -> str:
+    """A series' name in legends and tables, with the context length for CoOp."""
+    name = look(series).label
+    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if series.startswith("coop") else name
+
+
 def rank(series: str) -> int:
     """Where a series stands in legends and tables."""
     order = list(LOOKS)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
+
 DASH = "–"
 
 
@@ -202,3 +204,13 @@ def write_text(path: Path, text: str) -> Path:
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
+
+
+def cell_of(summary: pd.DataFrame, **where: object) -> Cell | str:
+    """The Cell of the one row of a summary (mean, std, runs) whose columns equal ``where``; empty where none does."""
+    for name, value in where.items():
+        summary = summary[summary[name] == value]
+    if summary.empty:
+        return ""
+    row = summary.iloc[0]
+    return Cell(float(row["mean"]), float(row["std"]), int(row["runs"]))

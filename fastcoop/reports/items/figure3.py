@@ -9,24 +9,13 @@ import numpy as np
 import pandas as pd
 
 from fastcoop.reports.item import Item, Part
-from fastcoop.reports.study import (
-    Missing,
-    Slice,
-    Study,
-    average,
-    complete,
-    main_runs,
-    main_setting,
-    shots_text,
-    summarise,
-)
-from fastcoop.reports.style import TWO_COLUMNS, look, new_figure, rank
+from fastcoop.reports.study import AVERAGE, Slice, Study, main_runs, main_setting, panels, per_slice, shots_text
+from fastcoop.reports.style import TWO_COLUMNS, look, name_of, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-AVERAGE = "Average"
 DRAWN = (
     "zero_shot",
     "linear_probe",
@@ -40,72 +29,38 @@ DRAWN = (
 
 
 def make(study: Study) -> list[Part]:
-    parts, missing = [], []
-    for piece in study.slices():
-        try:
-            parts.append(_part(piece))
-        except Missing as why:
-            missing.append(f"{piece.backbone}: {why}")
-    if not parts:
-        raise Missing("; ".join(missing))
-    return parts
+    return per_slice(study, _parts)
 
 
-def _part(piece: Slice) -> Part:
+def _parts(piece: Slice) -> list[Part]:
     runs = main_runs(piece.runs)
     runs = runs[runs.series.isin(DRAWN)]
     length, _ = main_setting(runs)
-    panels = {
-        str(name): summarise(frame, ["series", "shots"])
-        for name, frame in runs.groupby("dataset", sort=False)
-    }
-    whole, others = complete(runs, ["series", "shots"])
-    notes = []
-    if len(panels) > 1 and not whole.empty:
-        panels = {
-            f"{AVERAGE} over {whole.dataset.nunique()} datasets": average(whole, ["series", "shots"]),
-            **panels,
-        }
-    if others:
-        notes.append(
-            f"The average leaves out {', '.join(others)}: not every method and number of shots was run there."
-        )
-    return Part(
-        piece.suffix,
-        piece.subtitle,
-        _figure(panels, piece, length),
-        _table(panels, piece, length, notes),
-        notes,
-    )
+    found, notes = panels(runs, ["series", "shots"])
+    return [Part(piece.suffix, piece.subtitle, _figure(found, piece, length), _table(found, piece, length, notes))]
 
 
-def label(series: str, length: float) -> str:
-    """A series' name in legends and tables, with the context length for CoOp."""
-    name = look(series).label
-    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if series.startswith("coop") else name
-
-
-def _figure(panels: dict[str, pd.DataFrame], piece: Slice, length: float):  # type: ignore[no-untyped-def]
-    columns = min(len(panels), 4 if len(panels) > 6 else 3)
-    lines = math.ceil(len(panels) / columns)
+def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # type: ignore[no-untyped-def]
+    columns = min(len(found), 4 if len(found) > 6 else 3)
+    lines = math.ceil(len(found) / columns)
     width = TWO_COLUMNS * columns / 3 if columns < 3 else TWO_COLUMNS
     figure = new_figure(width, 1.85 * lines + 0.75, piece.subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    shots = sorted({count for panel in panels.values() for count in panel.shots})
-    for place, (name, panel) in enumerate(panels.items()):
+    shots = sorted({count for panel in found.values() for count in panel.shots})
+    for place, (name, panel) in enumerate(found.items()):
         draw_curves(axes[place], panel, shots)
         axes[place].set_title(name, fontweight="bold" if name.startswith(AVERAGE) else "normal")
         if place % columns == 0:
             axes[place].set_ylabel("accuracy (%)")
-        if place + columns >= len(panels):
+        if place + columns >= len(found):
             axes[place].set_xlabel("training images per class")
-    for axis in axes[len(panels) :]:
+    for axis in axes[len(found) :]:
         axis.set_visible(False)
-    seen = {series for panel in panels.values() for series in panel.series}
+    seen = {series for panel in found.values() for series in panel.series}
     drawn = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
     order = sorted(seen, key=rank)
     handles = [drawn[series] for series in order]
-    figure.legend(handles, [label(series, length) for series in order], loc="outside lower center", ncols=3)
+    figure.legend(handles, [name_of(series, length) for series in order], loc="outside lower center", handlelength=2.8, ncols=3)
     return figure
 
 
@@ -137,13 +92,13 @@ def draw_curves(axis: Axes, panel: pd.DataFrame, shots: list[float]) -> None:
     axis.grid(axis="x", visible=False)
 
 
-def _table(panels: dict[str, pd.DataFrame], piece: Slice, length: float, notes: list[str]) -> Table:
-    shots = sorted({count for panel in panels.values() for count in panel.shots})
+def _table(found: dict[str, pd.DataFrame], piece: Slice, length: float, notes: list[str]) -> Table:
+    shots = sorted({count for panel in found.values() for count in panel.shots})
     columns = tuple(f"{shots_text(count)} shots" if count != 1 else "1 shot" for count in shots)
     table = Table(
         f"Few-shot learning ({piece.subtitle})", ("dataset", "method"), columns, "shots", notes=list(notes)
     )
-    for name, panel in panels.items():
+    for name, panel in found.items():
         for series in sorted(set(panel.series), key=rank):
             points = panel[panel.series == series].set_index("shots")
             cells: dict[str, Cell | str] = {
@@ -151,7 +106,7 @@ def _table(panels: dict[str, pd.DataFrame], piece: Slice, length: float, notes: 
                 for column, count in zip(columns, shots, strict=True)
                 if count in points.index
             }
-            table.add((name, label(series, length)), cells)
+            table.add((name, name_of(series, length)), cells)
     table.mark_best(group=(0,))
     return table
 

@@ -1,0 +1,112 @@
+"""Figure 1: hand-written prompts against a learned context, dataset by dataset."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from fastcoop.reports.item import Item, Part
+from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
+from fastcoop.reports.study import Missing, Slice, Study, main_runs, main_setting, most_shots, per_slice, shots_text, summarise
+from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, look, new_figure
+from fastcoop.reports.table import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OWN = "the dataset's own prompt"
+Row = tuple[str, str, Cell, Cell | None]  # prompt as shown, series, the mean here, the paper's number
+
+
+def make(study: Study) -> list[Part]:
+    return per_slice(study, _parts)
+
+
+def _parts(piece: Slice) -> list[Part]:
+    length, init = main_setting(piece.runs)
+    shots = most_shots(piece.runs)
+    learned = "[V]1 [V]2 ... [V]M [CLASS]." + f"  (CoOp, M={int(length)}, {shots_text(shots)} shots)"
+    found: dict[str, list[Row]] = {}
+    for name, runs in piece.runs.groupby("dataset", sort=False):
+        zero = runs[(runs.method == "zero_shot")]
+        rows = [_row(piece, str(name), str(prompt), frame) for prompt, frame in zero.groupby(zero.prompt.fillna(OWN), sort=False)]
+        main = main_runs(runs) if (runs.method == "coop").any() else runs
+        coop = main[(main.series == "coop end") & (main.shots == shots)]
+        if len(rows) < 2 or coop.empty:
+            continue
+        number = printed("figure1", piece.backbone, str(name), "coop", length=length, init=init)
+        found[str(name)] = [*rows, (learned, "coop end", _cell(coop), number)]
+    if not found:
+        raise Missing("no dataset has CoOp and zero_shot runs with two or more prompts; list several under `prompts:`")
+    return [Part(piece.suffix, piece.subtitle, _figure(found, piece), _table(found, piece))]
+
+
+def _row(piece: Slice, dataset: str, prompt: str, runs: pd.DataFrame) -> Row:
+    number = printed("figure1", piece.backbone, dataset, "zero_shot", prompt=prompt)
+    return prompt.replace("{}", "[CLASS]"), "zero_shot", _cell(runs), number
+
+
+def _cell(runs: pd.DataFrame) -> Cell:
+    row = summarise(runs, ["dataset"]).iloc[0]
+    return Cell(float(row["mean"]), float(row["std"]), int(row["runs"]))
+
+
+def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
+    columns = min(2, len(found))
+    lines = math.ceil(len(found) / columns)
+    most = max(len(rows) for rows in found.values())
+    figure = new_figure(TWO_COLUMNS * columns / 2, lines * (0.36 * most + 0.55) + 0.3, piece.subtitle)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, (name, rows) in zip(axes, found.items(), strict=False):
+        _draw(axis, rows)
+        axis.set_title(name)
+        axis.set_xlabel("accuracy (%)")
+    for axis in axes[len(found) :]:
+        axis.set_visible(False)
+    if any(row[3] for rows in found.values() for row in rows):
+        marks = [axis.scatter([], [], label=AS_PRINTED, **PAPER_MARK) for axis in axes[:1]]
+        figure.legend(handles=marks, loc="outside lower center")
+    return figure
+
+
+def _draw(axis: Axes, rows: list[Row]) -> None:
+    """A bar per prompt with the prompt's words above it and its accuracy at its end."""
+    top = max(max(cell.mean, number.mean if number else 0.0) for _, _, cell, number in rows)
+    for place, (prompt, series, cell, number) in enumerate(rows):
+        axis.barh(place, cell.mean, 0.34, color=look(series).color)
+        if not math.isnan(cell.std):
+            axis.errorbar(cell.mean, place, xerr=cell.std, color="#555555", linewidth=1, capsize=1.5)
+        axis.text(0.004 * top, place - 0.24, prompt, va="bottom", fontsize=7)
+        right = max(cell.mean + (0 if math.isnan(cell.std) else cell.std), number.mean if number else 0)
+        axis.text(right + 0.025 * top, place, f"{cell.mean:.1f}", va="center", fontsize=7.5, fontweight="bold")
+        if number:
+            axis.scatter(number.mean, place, **PAPER_MARK)
+    axis.set_ylim(len(rows) - 0.7, -0.75)
+    axis.set_xlim(0, 1.13 * top)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.grid(visible=False, axis="y")
+
+
+def _table(found: dict[str, list[Row]], piece: Slice) -> Table:
+    table = Table(f"Prompts against CoOp ({piece.subtitle})", ("dataset", "prompt"), ("accuracy", "paper"))
+    for name, rows in found.items():
+        for prompt, _, cell, number in rows:
+            table.add((name, prompt), {"accuracy": cell, **({"paper": number} if number else {})})
+    table.mark_best()
+    if any(row[3] for rows in found.values() for row in rows):
+        table.notes.append(NOTE.replace("Rows", "Numbers under “paper”, ", 1).replace(f" “{AS_PRINTED}”", AS_PRINTED + ","))
+    else:
+        table.columns = ("accuracy",)
+    return table
+
+
+ITEM = Item(
+    "figure1",
+    "Figure 1. Prompt engineering against CoOp",
+    "Zero-shot accuracy of hand-written prompts, and of a context learned from a few images per class.",
+    make,
+)

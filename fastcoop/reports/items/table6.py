@@ -1,0 +1,46 @@
+"""Table 6: the datasets of the study."""
+
+from __future__ import annotations
+
+import json
+
+from fastcoop.errors import UserError
+from fastcoop.reports.item import Item, Part
+from fastcoop.reports.paper import AS_PRINTED, printed_dataset
+from fastcoop.reports.study import Missing, Study
+from fastcoop.reports.table import Table
+
+COLUMNS = ("classes", "train", "val", "test", "prompt")
+
+
+def read_datasets(study: Study) -> dict[str, dict]:
+    """{dataset: its classes, train, val and test images and prompt} as the sweep stored them; empty if it did not."""
+    path = study.folder / "datasets.json"
+    if not path.exists():
+        return {}
+    try:
+        return {str(name): dict(about) for name, about in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a list of datasets as a sweep writes it ({error}); run the sweep again.") from None
+
+
+def make(study: Study) -> list[Part]:
+    known = read_datasets(study)
+    used = [name for name in dict.fromkeys(study.runs.dataset) if name in known]
+    if not used:
+        raise Missing("the results folder has no datasets.json, which newer sweeps write; run the sweep again")
+    table = Table("Datasets", ("dataset",), COLUMNS, "statistic", unit="")
+    for name in used:
+        table.add((name,), {column: _text(known[name].get(column)) for column in COLUMNS})
+        if printed := printed_dataset(name):
+            table.add((f"{name}, {AS_PRINTED}",), {column: printed[column] for column in COLUMNS})
+    return [Part("", "", None, table)]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("{}", "[CLASS]")
+
+
+ITEM = Item("table6", "Table 6. Datasets", "Classes, images per split and the hand-written prompt.", make)
