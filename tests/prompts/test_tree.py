@@ -1,0 +1,74 @@
+"""Trees hold each distinct prefix once, and their intervals are their ancestors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastcoop.prompts import PromptLayout, build_tree, class_prompts
+from fastcoop.prompts.layout import Slot
+
+TOKENIZER = open_clip.get_tokenizer("RN50")
+CLASS_NAMES = Path(__file__).resolve().parents[3] / "shared" / "data" / "classnames"
+NO_CLASS_NAMES = "the eleven datasets' class name lists are not beside this checkout"
+
+SATELLITE = (
+    "Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road", "Industrial Buildings",
+    "Pasture Land", "Permanent Crop Land", "Residential Buildings", "River", "Sea or Lake",
+)  # fmt: skip
+TABLE = {  # distinct nodes at M = 16: end, mid, class-specific end
+    "eurosat": (61, 133, 205),
+    "oxford_pets": (169, 457, 747),
+    "dtd": (203, 571, 939),
+    "fgvc_aircraft": (572, 1364, 2325),
+    "caltech101": (361, 1153, 1948),
+    "food101": (427, 1227, 2038),
+    "ucf101": (415, 1215, 2031),
+    "oxford_flowers": (475, 1283, 2096),
+    "stanford_cars": (1147, 2707, 5202),
+    "sun397": (1481, 4649, 7933),
+    "imagenet": (4020, 11996, 20166),
+}
+
+
+def counts(names) -> tuple[int, ...]:
+    layouts = (PromptLayout(16), PromptLayout(16, "mid"), PromptLayout(16, "end", True))
+    return tuple(build_tree(class_prompts(TOKENIZER, names, layout)).nodes for layout in layouts)
+
+
+def test_node_counts_of_ten_land_use_classes():
+    assert counts(SATELLITE) == TABLE["eurosat"]
+
+
+@pytest.mark.skipif(not CLASS_NAMES.is_dir(), reason=NO_CLASS_NAMES)
+@pytest.mark.parametrize("dataset", TABLE)
+def test_node_counts_of_the_paper_s_datasets(dataset):
+    assert counts(json.loads((CLASS_NAMES / f"{dataset}.json").read_text())) == TABLE[dataset]
+
+
+slots = st.builds(Slot, st.booleans(), st.integers(0, 2))
+prompt_lists = st.lists(st.lists(slots, max_size=5), min_size=1, max_size=8)
+
+
+@settings(deadline=None)
+@given(bodies=prompt_lists)
+def test_a_tree_is_its_prompts(bodies):
+    start, end = Slot(False, 100), Slot(False, 101)
+    prompts = [(start, *body, end) for body in bodies]
+    tree = build_tree(prompts)
+    prefixes = {prompt[:n] for prompt in prompts for n in range(1, len(prompt) + 1)}
+    assert tree.nodes == len(prefixes)
+    attends = tree.attends()
+    for prompt, leaf in zip(prompts, tree.leaf, strict=True):
+        path = tree.path(leaf)
+        assert [Slot(bool(tree.learned[n]), int(tree.index[n])) for n in path] == list(prompt)
+        assert [int(tree.depth[n]) for n in path] == list(range(len(path)))
+        assert np.flatnonzero(attends[leaf]).tolist() == path
+        seen = np.logical_or.accumulate(tree.learned[path])
+        assert (tree.live[path] == seen).all()
