@@ -6,17 +6,16 @@ import functools
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fastcoop.datasets.files import FEWSHOT_FOLDER, some
 from fastcoop.errors import UserError
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
 
@@ -109,7 +108,7 @@ def make_dataset(
         splits=splits,
         digest=content_digest(class_names, splits),
         title=title or name,
-        fewshot_dir=fewshot_dir or root / "split_fewshot",
+        fewshot_dir=fewshot_dir or root / FEWSHOT_FOLDER,
     )
 
 
@@ -133,40 +132,3 @@ def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> s
             digest.update("\n".join(split.paths).encode("utf-8", "surrogateescape"))
             digest.update(split.labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def list_folders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder`` in sorted order, hidden ones and few-shot subsets left out."""
-    names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
-    return sorted(name for name in names if name != "split_fewshot")
-
-
-def list_images(folder: Path) -> list[str]:
-    """Names of the image files directly in ``folder``, sorted: directory order is no one's to reproduce."""
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-    )
-
-
-def missing_images(root: Path, paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` that are not files under ``root``; each folder is read once."""
-    present: dict[str, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        if folder not in present:
-            try:
-                present[folder] = set(os.listdir(root / folder))
-            except OSError:
-                present[folder] = set()
-        if name not in present[folder]:
-            missing.append(path)
-    return missing
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """``a, b, c and 7 more``: enough of a list to act on."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

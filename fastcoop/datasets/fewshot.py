@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcoop.datasets.dataset import Dataset, Split, some, warn_once
+from fastcoop.datasets.dataset import Dataset, Split, warn_once
+from fastcoop.datasets.fewshot_files import read_official, read_saved, save
+from fastcoop.datasets.files import some
 from fastcoop.errors import UserError
 
 MAX_VAL_SHOTS = 4
@@ -27,24 +29,44 @@ class FewShot:
 
 
 def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
-    """The training and validation images of ``shots`` images per class and ``seed``; ``"all"`` is everything.
+    """The training and validation images for ``shots`` per class and ``seed``; ``"all"`` is all of them.
 
-    One stream of Python's ``random``, seeded with ``seed``, draws the training and then the validation set,
-    class by class in order of first image. A class with fewer images gives all it has, with a warning.
+    A subset kept in ``dataset.fewshot_dir`` is read: the official code's ``shot_K-seed_S.pkl``, else a JSON
+    of the same content. Otherwise one stream of Python's ``random``, seeded with ``seed``, draws the training
+    and then the validation set, class by class in order of first image, and the draw is saved as JSON where
+    the folder can be written to. A class with fewer images gives all it has, with a warning. Training images
+    that the validation set holds (ImageNet's) are not drawn.
 
     Raises:
-        UserError: the dataset has no training images, or ``shots`` is neither positive nor ``"all"``.
+        UserError: the dataset has no training images, ``shots`` is neither positive nor ``"all"``, or a kept
+            subset is damaged or of another split.
     """
     if "train" not in dataset.splits:
         raise UserError(f"Dataset {dataset.name} has only test images; nothing can be trained on it.")
     train, val = dataset.splits["train"], dataset.splits.get("val", Split((), np.zeros(0, np.int64)))
+    held_out = set(val.paths)
+    free = np.array([index for index, path in enumerate(train.paths) if path not in held_out], dtype=np.int64)
     if shots == "all":
-        return FewShot(np.arange(len(train), dtype=np.int64), np.arange(len(val), dtype=np.int64))
+        return FewShot(free, np.arange(len(val), dtype=np.int64))
     if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
         raise UserError(f'shots must be a positive whole number or "all", got {shots!r}.')
-    _warn_of_small_classes(dataset, train, shots)
+    _warn_of_small_classes(dataset, train.labels[free], shots)
+    kept = read_official(dataset, shots, seed) or read_saved(dataset, shots, seed)
+    if kept is not None and "val" in kept:
+        return FewShot(kept["train"], kept["val"])
     rng = random.Random(seed)
-    return FewShot(_draw(train.labels, shots, rng), _draw(val.labels, min(shots, MAX_VAL_SHOTS), rng))
+    if (
+        kept is not None
+    ):  # ImageNet's official subsets have no validation set: ours must not share an image with them
+        drawn = kept["train"]
+        used = {train.paths[index] for index in drawn}
+    else:
+        drawn, used = free[_draw(train.labels[free], shots, rng)], set()
+    val_drawn = _draw(val.labels, min(shots, MAX_VAL_SHOTS), rng)
+    subset = FewShot(drawn, np.array([i for i in val_drawn if val.paths[i] not in used], dtype=np.int64))
+    if kept is None:
+        save(dataset, shots, seed, {"train": subset.train, "val": subset.val})
+    return subset
 
 
 def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:
@@ -57,8 +79,8 @@ def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:
     return np.array(drawn, dtype=np.int64)
 
 
-def _warn_of_small_classes(dataset: Dataset, train: Split, shots: int) -> None:
-    counts = np.bincount(train.labels, minlength=len(dataset.class_names))
+def _warn_of_small_classes(dataset: Dataset, labels: np.ndarray, shots: int) -> None:
+    counts = np.bincount(labels, minlength=len(dataset.class_names))
     small = [f"{dataset.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < shots)]
     if small:
         warn_once(

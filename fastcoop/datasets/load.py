@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastcoop.datasets.dataset import Dataset, list_folders
+from fastcoop.datasets.dataset import Dataset
+from fastcoop.datasets.files import list_folders
+from fastcoop.datasets.official import OFFICIAL, find_official, load_official
 from fastcoop.datasets.own import load_csv, load_folder
 from fastcoop.errors import UserError, nearest
 
@@ -13,28 +15,39 @@ def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
     """Load a dataset.
 
     Args:
-        spec: a known name, whose official layout is expected under ``data_root``; or the path of a folder or
-            CSV of the user's own; or the name of such a folder or CSV under ``data_root``.
+        spec: one of the paper's fifteen by name, whose official layout is expected under ``data_root``; or
+            the path of a folder or CSV of the user's own, itself or relative to ``data_root``.
+        data_root: the folder that holds the datasets; the current one if None.
 
     Raises:
         UserError: there is no such dataset (the nearest name is suggested), or its files cannot be used.
     """
-    root = Path(data_root).expanduser() if data_root is not None else None
-    places = [Path(spec).expanduser()]
-    if root is not None and not places[0].is_absolute():
-        places.insert(0, root / spec)
+    root = Path(data_root).expanduser() if data_root is not None else Path()
+    if not root.is_dir():
+        raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
+    row = find_official(str(spec))
+    if row is not None and not _is_described(root / spec):
+        return load_official(row, root / row.folder)
+    places = list(dict.fromkeys((root / spec, Path(spec).expanduser())))
     for place in places:
+        row = find_official(place.name)
+        if row is not None and (place / row.images).is_dir() and not _is_described(place):
+            return load_official(row, place)
         if place.is_dir():
             return load_folder(place)
-        if place.is_file() and place.suffix.lower() == ".csv":
-            return load_csv(place)
         if place.is_file():
-            raise UserError(
-                f"{place} is a file; a dataset is a folder, or a .csv with the columns path, class, split."
-            )
-    names = list_folders(root) if root is not None and root.is_dir() else []
-    if root is not None and not root.is_dir():
-        raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
+            return load_csv(place)
+    valid = [official.name for official in OFFICIAL] + own_datasets(root)
     raise UserError(
-        f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{nearest(str(spec), names)}"
+        f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{nearest(str(spec), valid)}"
     )
+
+
+def own_datasets(root: Path) -> list[str]:
+    """Names under ``root`` of what may be datasets of the user's own: folders, and CSV files."""
+    folders = [name for name in list_folders(root) if name not in {row.folder for row in OFFICIAL}]
+    return folders + sorted(path.name for path in root.glob("*.csv"))
+
+
+def _is_described(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("dataset.yaml", "split.json"))

@@ -7,18 +7,9 @@ import os
 from pathlib import Path
 
 from fastcoop.datasets.config import DatasetConfig, check_known, read_config
-from fastcoop.datasets.dataset import (
-    SPLITS,
-    Dataset,
-    Item,
-    list_folders,
-    list_images,
-    make_dataset,
-    make_splits,
-    missing_images,
-    warn_once,
-)
-from fastcoop.datasets.splits import read_split, split_by_class, split_train_val
+from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits, warn_once
+from fastcoop.datasets.files import FEWSHOT_FOLDER, class_folders, list_folders, missing_images
+from fastcoop.datasets.splits import check_images, class_names, read_items, split_by_class, split_train_val
 from fastcoop.errors import UserError, nearest
 
 FORMS = "a split.json, or train/ and test/ folders with a folder per class, or a folder per class"
@@ -40,22 +31,24 @@ def load_folder(folder: Path) -> Dataset:
     split_file = folder / "split.json"
     if split_file.is_file():
         root = folder / "images" if (folder / "images").is_dir() else folder
-        names, items = read_split(split_file, root)
-        return _finish(config, root, names, items, folder / "split_fewshot")
+        items = read_items(split_file, required=("test",))
+        names = class_names(items, str(split_file))
+        check_images(items, root, str(split_file))
+        return _finish(config, root, names, items, folder / FEWSHOT_FOLDER)
     folders = list_folders(folder)
     if "test" in folders and not (set(folders) - set(SPLITS)):
         names, items = _split_folders(folder)
     elif "train" in folders:
         raise UserError(f"{folder} has a train/ folder but {_extra(folders)}; expected {FORMS}.")
     elif folders:
-        images = _class_folders(folder, folders)
+        images = class_folders(folder, folders)
         warn_once(
             f"{folder} has no split of its own: split at random into train, val and test, the same each time."
         )
-        names, items = folders, split_by_class(images, str(folder), config.val_share)
+        names, items = folders, split_by_class(list(images.items()), str(folder), config.val_share)
     else:
         raise UserError(f"{folder} has no classes: expected {FORMS}.")
-    return _finish(config, folder, names, items, folder / "split_fewshot")
+    return _finish(config, folder, names, items, folder / FEWSHOT_FOLDER)
 
 
 def _extra(folders: list[str]) -> str:
@@ -63,25 +56,13 @@ def _extra(folders: list[str]) -> str:
     return f"also {', '.join(others[:3])}/ beside it" if others else "no test/ folder beside it"
 
 
-def _class_folders(folder: Path, names: list[str], prefix: str = "") -> dict[tuple[int, str], list[str]]:
-    images = {}
-    for label, name in enumerate(names):
-        files = list_images(folder / name)
-        if not files:
-            raise UserError(f"Class folder {folder / name} holds no images; add some or remove the folder.")
-        images[label, name] = [f"{prefix}{name}/{file}" for file in files]
-    return images
-
-
 def _split_folders(folder: Path) -> tuple[list[str], dict[str, list[Item]]]:
     folders = {key: list_folders(folder / key) for key in SPLITS if (folder / key).is_dir()}
     names = sorted(set().union(*folders.values()))
     items: dict[str, list[Item]] = {}
     for key, present in folders.items():
-        images = _class_folders(folder / key, present, f"{key}/")
-        items[key] = [
-            (path, names.index(name), name) for (_, name), paths in images.items() for path in paths
-        ]
+        images = class_folders(folder / key, present, f"{key}/")
+        items[key] = [(path, names.index(name), name) for name, paths in images.items() for path in paths]
     return names, items
 
 
@@ -103,6 +84,10 @@ def load_csv(path: Path) -> Dataset:
     Raises:
         UserError: a missing column, a malformed line (with its number), or images that do not exist.
     """
+    if path.suffix.lower() != ".csv":
+        raise UserError(
+            f"{path} is a file; a dataset is a folder, or a .csv with the columns path, class, split."
+        )
     config = read_config(path.with_suffix(".yaml"), path.stem)
     rows = _rows(path)
     names = sorted({row["class"] for _, row in rows})
@@ -115,14 +100,14 @@ def load_csv(path: Path) -> Dataset:
             )
             items[row["split"]].append((row["path"], labels[row["class"]], row["class"]))
     else:
-        images: dict[tuple[int, str], list[str]] = {(labels[name], name): [] for name in names}
+        images: dict[str, list[str]] = {name: [] for name in names}
         for _, row in rows:
-            images[labels[row["class"]], row["class"]].append(row["path"])
+            images[row["class"]].append(row["path"])
         warn_once(
             f"{path} has no split column: split at random into train, val and test, the same each time."
         )
-        items = split_by_class(images, str(path), config.val_share)
-    return _finish(config, path.parent, names, items, path.parent / f"{path.stem}_split_fewshot")
+        items = split_by_class(list(images.items()), str(path), config.val_share)
+    return _finish(config, path.parent, names, items, path.parent / f"{path.stem}_{FEWSHOT_FOLDER}")
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

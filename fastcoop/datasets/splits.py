@@ -7,7 +7,8 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastcoop.datasets.dataset import SPLITS, Item, missing_images, some
+from fastcoop.datasets.dataset import SPLITS, Item
+from fastcoop.datasets.files import missing_images, some
 from fastcoop.errors import UserError, nearest
 
 SPLIT_SEED = 1  # of splits made here; the official code's own were never published as rules
@@ -62,23 +63,15 @@ def _item(path: Path, key: str, index: int, entry: object) -> Item:
     )
 
 
-def read_split(path: Path, root: Path) -> tuple[list[str], dict[str, list[Item]]]:
-    """Read a split file of images under ``root``: the class names in label order, and the items by split.
-
-    Raises:
-        UserError: what ``read_items`` refuses, labels that are not 0, 1, 2, ..., a label with two names, or
-            images that do not exist.
-    """
-    items = read_items(path, required=("test",))
-    names = class_names(items, str(path))
+def check_images(items: Mapping[str, Sequence[Item]], root: Path, source: str) -> None:
+    """Refuse items whose images do not exist under ``root``."""
     missing = missing_images(root, (image for part in items.values() for image, _, _ in part))
     if missing:
         total = sum(len(part) for part in items.values())
         raise UserError(
-            f"{path} names {len(missing)} images (of {total}) that are not under {root}: {some(missing)}; "
-            "extract the whole dataset there, or fix the split file."
+            f"{source} names {len(missing)} images (of {total}) that are not under {root}: {some(missing)}; "
+            "extract the whole dataset there, or fix the list."
         )
-    return names, items
 
 
 def class_names(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
@@ -99,19 +92,19 @@ def class_names(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
 
 
 def split_by_class(
-    images: Mapping[tuple[int, str], Sequence[str]], source: str, val_share: float = 0.2
+    images: Sequence[tuple[str, Sequence[str]]], source: str, val_share: float = 0.2
 ) -> dict[str, list[Item]]:
     """Split every class at random: 30% test, ``val_share`` validation, the rest (50%) training.
 
     Args:
-        images: paths by (label, class name).
+        images: (class name, paths) in label order.
 
     Raises:
         UserError: a class with fewer than three images.
     """
     rng = random.Random(SPLIT_SEED)
     items: dict[str, list[Item]] = {key: [] for key in SPLITS}
-    for (label, name), paths in images.items():
+    for label, (name, paths) in enumerate(images):
         if len(paths) < 3:
             raise UserError(
                 f'Class "{name}" of {source} has {len(paths)} image(s), too few to split into three; '

@@ -1,0 +1,137 @@
+"""The files that keep few-shot subsets: the official code's pickles, and our JSON of the same content."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcoop.datasets.dataset import Dataset, Item
+from fastcoop.datasets.splits import read_items, read_json
+from fastcoop.errors import UserError
+
+DATUM = ("dassl.data.datasets.base_dataset", "Datum")
+Indices = dict[str, np.ndarray]  # "train" and, but for ImageNet's official ones, "val"
+
+
+def subset_path(dataset: Dataset, shots: int, seed: int, suffix: str) -> Path:
+    """Where the subset of ``shots`` and ``seed`` is kept, by the official code's naming."""
+    return dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.{suffix}"
+
+
+def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
+    """The subset in the official code's pickle, as indices into the splits; None if there is no such file.
+
+    The pickle may build nothing but lists, dictionaries and the official code's ``Datum``.
+
+    Raises:
+        UserError: it asks for anything else, is damaged, or names images that the split does not have.
+    """
+    path = subset_path(dataset, shots, seed, "pkl")
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            content = _DatumUnpickler(file).load()
+        items = {key: [_item(datum) for datum in content[key]] for key in ("train", "val") if key in content}
+    except _Forbidden as error:
+        raise UserError(
+            f"{path} wants to load {error}, which no few-shot subset needs; it was not opened. "
+            "Delete it if you do not know where it comes from."
+        ) from None
+    except Exception as error:  # a damaged pickle raises whatever its next byte happens to mean
+        raise UserError(
+            f"{path} is not a few-shot subset of the official code ({error}); delete it."
+        ) from None
+    return _located(dataset, items, path)
+
+
+def read_saved(dataset: Dataset, shots: int, seed: int) -> Indices | None:
+    """The subset kept as JSON; None if there is none, or if one we drew belongs to an earlier split.
+
+    Raises:
+        UserError: it is malformed, or names images that the split does not have.
+    """
+    path = subset_path(dataset, shots, seed, "json")
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
+        return None
+    return _located(dataset, read_items(path, required=("train",)), path)
+
+
+def save(dataset: Dataset, shots: int, seed: int, subset: Indices) -> None:
+    """Keep a drawn subset as JSON, with its dataset's digest, where the folder can be written to."""
+    content: dict[str, Any] = {"digest": dataset.digest}
+    for key, indices in subset.items():
+        if key in dataset.splits:
+            split = dataset.splits[key]
+            labels = split.labels[indices].tolist()
+            content[key] = [
+                [split.paths[index], label, dataset.class_names[label]]
+                for index, label in zip(indices.tolist(), labels, strict=True)
+            ]
+    path = subset_path(dataset, shots, seed, "json")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:  # read-only data: the next draw is the same
+        temporary.unlink(missing_ok=True)
+
+
+def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> Indices:
+    """Find items by the ends of their paths, wherever the data root was when they were written."""
+    located = {}
+    for key, part in items.items():
+        if key not in dataset.splits:
+            raise UserError(f"{source} has {key} images, but {dataset.name} has no {key} split; delete it.")
+        split = dataset.splits[key]
+        index = {path: number for number, path in enumerate(split.paths)}
+        numbers = [_find(path, index) for path, _, _ in part]
+        for number, (path, label, _) in zip(numbers, part, strict=True):
+            if number is None or split.labels[number] != label:
+                raise UserError(
+                    f"{source} was drawn from another split: {path} with label {label} is not in the "
+                    f"{key} split of {dataset.name}; delete it, or use the split file that it was drawn from."
+                )
+        located[key] = np.array(numbers, dtype=np.int64)
+    return located
+
+
+def _find(path: str, index: dict[str, int]) -> int | None:
+    parts: Sequence[str] = path.replace("\\", "/").split("/")
+    candidates = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((index[candidate] for candidate in candidates if candidate in index), None)
+
+
+class _Forbidden(Exception):
+    """The pickle asked for this global."""
+
+
+class _Datum:
+    """Stands in for the official code's class; takes plain attributes and does nothing."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.item = (state["_impath"], state["_label"], state["_classname"])
+
+
+class _DatumUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) != DATUM:
+            raise _Forbidden(f"{module}.{name}")
+        return _Datum
+
+
+def _item(datum: _Datum) -> Item:
+    path, label, name = datum.item
+    if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
+        raise TypeError("an entry is not a path, a label and a class name")
+    return path, label, name

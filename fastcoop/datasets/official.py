@@ -1,0 +1,348 @@
+"""The fifteen datasets of the paper: a row each, after its Table 6 and the official instructions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcoop.datasets import annotation_files, imagenet
+from fastcoop.datasets.dataset import Dataset, Item, make_dataset, make_splits, warn_once
+from fastcoop.datasets.files import FEWSHOT_FOLDER
+from fastcoop.datasets.splits import check_images, class_names, read_items
+from fastcoop.errors import UserError
+
+PHOTO = "a photo of a {}."
+Items = dict[str, list[Item]]
+VGG = "https://www.robots.ox.ac.uk/~vgg/data"
+
+
+@dataclass(frozen=True)
+class Official:
+    """A row of Table 6, and where its files lie.
+
+    Attributes:
+        name: what grid files and result tables call it.
+        title: what the paper calls it.
+        folder: its folder under the data root.
+        images: the folder of its images, under ``folder``; split files are relative to it.
+        template: hand-crafted prompt with one ``{}``.
+        counts: classes, train, val and test images; None where Table 6 says N/A.
+        build: makes the splits from the dataset's own files, given ``folder``; paths relative to ``images``.
+        split_file: the official split file in ``folder``, where there is one.
+        downloads: (what to get, where to put it), in words.
+    """
+
+    name: str
+    title: str
+    folder: str
+    images: str
+    template: str
+    counts: tuple[int, int | None, int | None, int]
+    build: Callable[[Path], Items]
+    downloads: tuple[tuple[str, str], ...]
+    split_file: str | None = None
+
+
+def _drive(file_id: str) -> str:
+    return f"https://drive.google.com/file/d/{file_id}/view"
+
+
+def _row(
+    name: str,
+    title: str,
+    images: str,
+    template: str,
+    counts: tuple[int, int | None, int | None, int],
+    build: Callable[[Path], Items],
+    downloads: Sequence[tuple[str, str]],
+    split: tuple[str, str] | None = None,
+) -> Official:
+    folder, _, images = images.partition("/")
+    extra = ((f"{split[0]} from {_drive(split[1])}", f"{folder}/"),) if split else ()
+    return Official(
+        name,
+        title,
+        folder,
+        images,
+        template,
+        counts,
+        build,
+        (*downloads, *extra),
+        split[0] if split else None,
+    )
+
+
+OFFICIAL = (
+    _row(
+        "imagenet",
+        "ImageNet",
+        "imagenet/images",
+        PHOTO,
+        (1000, 1_281_167, None, 50_000),
+        imagenet.train_and_val,
+        [
+            (
+                "the ILSVRC2012 training and validation images from https://image-net.org/index.php, "
+                "a folder per class (n01440764, ...) in both",
+                "imagenet/images/train/ and imagenet/images/val/",
+            )
+        ],
+    ),
+    _row(
+        "caltech101",
+        "Caltech101",
+        "caltech-101/101_ObjectCategories",
+        PHOTO,
+        (100, 4128, 1649, 2465),
+        annotation_files.caltech101,
+        [
+            (
+                "101_ObjectCategories.tar.gz in https://data.caltech.edu/records/mzrjq-6wc02, extracted",
+                "caltech-101/101_ObjectCategories/",
+            )
+        ],
+        ("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
+    ),
+    _row(
+        "oxford_pets",
+        "OxfordPets",
+        "oxford_pets/images",
+        "a photo of a {}, a type of pet.",
+        (37, 2944, 736, 3669),
+        annotation_files.oxford_pets,
+        [
+            (f"{VGG}/pets/data/images.tar.gz, extracted", "oxford_pets/images/"),
+            (f"{VGG}/pets/data/annotations.tar.gz, extracted", "oxford_pets/annotations/"),
+        ],
+        ("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
+    ),
+    _row(
+        "stanford_cars",
+        "StanfordCars",
+        "stanford_cars/",
+        PHOTO,
+        (196, 6509, 1635, 8041),
+        annotation_files.stanford_cars,
+        [
+            ("http://ai.stanford.edu/~jkrause/car196/cars_train.tgz, extracted", "stanford_cars/cars_train/"),
+            ("http://ai.stanford.edu/~jkrause/car196/cars_test.tgz, extracted", "stanford_cars/cars_test/"),
+            ("https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz, extracted", "stanford_cars/devkit/"),
+            ("http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat", "stanford_cars/"),
+        ],
+        ("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
+    ),
+    _row(
+        "oxford_flowers",
+        "Flowers102",
+        "oxford_flowers/jpg",
+        "a photo of a {}, a type of flower.",
+        (102, 4093, 1633, 2463),
+        annotation_files.oxford_flowers,
+        [
+            (f"{VGG}/flowers/102/102flowers.tgz, extracted", "oxford_flowers/jpg/"),
+            (f"{VGG}/flowers/102/imagelabels.mat", "oxford_flowers/"),
+            (f"cat_to_name.json from {_drive('1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0')}", "oxford_flowers/"),
+        ],
+        ("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
+    ),
+    _row(
+        "food101",
+        "Food101",
+        "food-101/images",
+        "a photo of {}, a type of food.",
+        (101, 50_500, 20_200, 30_300),
+        annotation_files.food101,
+        [
+            (
+                "food-101.tar.gz from https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/, extracted",
+                "food-101/images/",
+            )
+        ],
+        ("split_zhou_Food101.json", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
+    ),
+    _row(
+        "fgvc_aircraft",
+        "FGVCAircraft",
+        "fgvc_aircraft/images",
+        "a photo of a {}, a type of aircraft.",
+        (100, 3334, 3333, 3333),
+        annotation_files.fgvc_aircraft,
+        [
+            (
+                f"the data/ folder in {VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz, renamed",
+                "fgvc_aircraft/",
+            )
+        ],
+    ),
+    _row(
+        "sun397",
+        "SUN397",
+        "sun397/SUN397",
+        PHOTO,
+        (397, 15_880, 3970, 19_850),
+        annotation_files.sun397,
+        [
+            (
+                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz, extracted",
+                "sun397/SUN397/",
+            ),
+            (
+                "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip, extracted",
+                "sun397/",
+            ),
+        ],
+        ("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
+    ),
+    _row(
+        "dtd",
+        "DTD",
+        "dtd/images",
+        "{} texture.",
+        (47, 2820, 1128, 1692),
+        annotation_files.dtd,
+        [(f"{VGG}/dtd/download/dtd-r1.0.1.tar.gz, extracted", "dtd/images/")],
+        ("split_zhou_DescribableTextures.json", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
+    ),
+    _row(
+        "eurosat",
+        "EuroSAT",
+        "eurosat/2750",
+        "a centered satellite photo of {}.",
+        (10, 13_500, 5400, 8100),
+        annotation_files.eurosat,
+        [("http://madm.dfki.de/files/sentinel/EuroSAT.zip, extracted", "eurosat/2750/")],
+        ("split_zhou_EuroSAT.json", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
+    ),
+    _row(
+        "ucf101",
+        "UCF101",
+        "ucf101/UCF-101-midframes",
+        "a photo of a person doing {}.",
+        (101, 7639, 1898, 3783),
+        annotation_files.ucf101,
+        [
+            (
+                f"UCF-101-midframes.zip from {_drive('10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O')}, extracted",
+                "ucf101/UCF-101-midframes/",
+            )
+        ],
+        ("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
+    ),
+    _row(
+        "imagenetv2",
+        "ImageNetV2",
+        "imagenetv2/imagenetv2-matched-frequency-format-val",
+        PHOTO,
+        (1000, None, None, 10_000),
+        imagenet.numbered("imagenetv2-matched-frequency-format-val"),
+        [
+            (
+                "imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2",
+                "imagenetv2/imagenetv2-matched-frequency-format-val/",
+            )
+        ],
+    ),
+    _row(
+        "imagenet_sketch",
+        "ImageNet-Sketch",
+        "imagenet-sketch/images",
+        PHOTO,
+        (1000, None, None, 50_889),
+        imagenet.test_only("images"),
+        [
+            (
+                "the images of https://github.com/HaohanWang/ImageNet-Sketch (folders n01440764, ...)",
+                "imagenet-sketch/images/",
+            )
+        ],
+    ),
+    _row(
+        "imagenet_a",
+        "ImageNet-A",
+        "imagenet-adversarial/imagenet-a",
+        PHOTO,
+        (200, None, None, 7500),
+        imagenet.test_only("imagenet-a"),
+        [
+            (
+                "imagenet-a.tar from https://github.com/hendrycks/natural-adv-examples, extracted",
+                "imagenet-adversarial/imagenet-a/",
+            )
+        ],
+    ),
+    _row(
+        "imagenet_r",
+        "ImageNet-R",
+        "imagenet-rendition/imagenet-r",
+        PHOTO,
+        (200, None, None, 30_000),
+        imagenet.test_only("imagenet-r"),
+        [
+            (
+                "imagenet-r.tar from https://github.com/hendrycks/imagenet-r, extracted",
+                "imagenet-rendition/imagenet-r/",
+            )
+        ],
+    ),
+)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+_BY_NAME = {_plain(alias): row for row in OFFICIAL for alias in (row.folder, row.title, row.name)}
+
+
+def find_official(name: str) -> Official | None:
+    """The row called ``name``: its name, title or folder, in any case, separators or not."""
+    return None if "/" in name or "\\" in name else _BY_NAME.get(_plain(name))
+
+
+def read_official(row: Official, home: Path) -> tuple[list[str], Items, Path | None]:
+    """Class names, items by split, and the official split file if that is where they came from.
+
+    Args:
+        home: the folder that should be ``<data root>/<row.folder>``.
+
+    Raises:
+        UserError: files are missing (what to download is named) or malformed.
+    """
+    if not home.is_dir() or not (home / row.images).is_dir():
+        what = "; ".join(f"{what} -> {home.parent / where}" for what, where in row.downloads)
+        raise UserError(f"{row.title} is not in {home / row.images}; put it there: {what}.")
+    split_file = home / row.split_file if row.split_file else None
+    if split_file is not None and split_file.is_file():
+        items = read_items(split_file, required=("train", "val", "test"))
+        return class_names(items, str(split_file)), items, split_file
+    items = row.build(home)
+    return class_names(items, str(home)), items, None
+
+
+def load_official(row: Official, home: Path) -> Dataset:
+    """Load one of the fifteen from ``home``; a warning says when the split is not the official one.
+
+    Raises:
+        UserError: files are missing (what to download is named) or malformed.
+    """
+    names, items, split_file = read_official(row, home)
+    check_images(items, home / row.images, str(split_file or home))
+    if row.split_file and split_file is None:
+        warn_once(
+            f"{row.title}: {home / row.split_file} is not there, so the split was made from the "
+            f"dataset's own files and is not the official one; numbers will not compare exactly. "
+            f"Get {row.downloads[-1][0]}."
+        )
+    if len(names) != row.counts[0]:
+        warn_once(f"{row.title}: {len(names)} of its {row.counts[0]} classes are in {home / row.images}.")
+    return make_dataset(
+        row.name,
+        home / row.images,
+        names,
+        row.template,
+        make_splits(items),
+        title=row.title,
+        fewshot_dir=home / FEWSHOT_FOLDER,
+    )
