@@ -1,1 +1,7 @@
+"""A frozen CLIP: loaded through open_clip, fingerprinted, its image tower and its text tower."""
 
+from fastcoop.backbones.backbone import Backbone, Preprocess
+from fastcoop.backbones.load import backbone_from_spec, load_backbone
+from fastcoop.backbones.text_tower import TextTower
+
+__all__ = ["Backbone", "Preprocess", "TextTower", "backbone_from_spec", "load_backbone"]

@@ -1,0 +1,70 @@
+"""Model folders: an open_clip config beside a weights file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastcoop.errors import UserError
+
+HUB_CONFIG = "open_clip_config.json"
+CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+PREFERRED_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """A model's open_clip config, its preprocessing facts ({} where the config states none) and its file."""
+
+    model: dict[str, Any]
+    preprocess: dict[str, Any]
+    path: Path
+
+
+def read_folder_config(folder: Path) -> FolderConfig:
+    """The config in ``folder``: ``open_clip_config.json``, else the one ``*.json`` that is a model config.
+
+    Raises UserError where there is none, or more than one.
+    """
+    hub = folder / HUB_CONFIG
+    candidates = [hub] if hub.is_file() else sorted(folder.glob("*.json"))
+    found = [config for path in candidates if (config := _read_config(path)) is not None]
+    if len(found) != 1:
+        what = "no" if not found else "more than one"
+        raise UserError(
+            f"{folder} holds {what} open_clip model config; expected {HUB_CONFIG}, or one .json file "
+            f"with {', '.join(CONFIG_KEYS)}."
+        )
+    return found[0]
+
+
+def find_weights(folder: Path) -> Path:
+    """The weights file in ``folder``: one of open_clip's usual names, else the only one there is."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    for stem in PREFERRED_STEMS:
+        for suffix in WEIGHT_SUFFIXES:
+            if folder / (stem + suffix) in files:
+                return folder / (stem + suffix)
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise UserError(
+            f"{folder} should hold one weights file ({', '.join(WEIGHT_SUFFIXES)}), found: {names}; "
+            "pass the file itself."
+        )
+    return files[0]
+
+
+def _read_config(path: Path) -> FolderConfig | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        return None
+    model = content.get("model_cfg", content)
+    if not isinstance(model, dict) or not all(key in model for key in CONFIG_KEYS):
+        return None
+    return FolderConfig(model, content.get("preprocess_cfg") or {}, path)

@@ -1,0 +1,298 @@
+"""From a name, a tag, a file or a folder to a backbone whose activation is known and never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor, nn
+
+import fastcoop
+from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
+from fastcoop.backbones.fetch import fetch_weights
+from fastcoop.backbones.folder import find_weights, read_folder_config
+from fastcoop.backbones.sparse import read_sparse_model
+from fastcoop.backbones.text_tower import TextTower
+from fastcoop.backbones.weights import is_sparse_model, known_activation, read_weights
+from fastcoop.errors import UserError, nearest
+
+PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
+EMBEDDED_WEIGHTS = Path(fastcoop.__path__[0]) / "demo" / "weights"
+ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
+
+
+def backbone_from_spec(
+    spec: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Load what a grid file or a command line calls a backbone.
+
+    spec: one of the paper's four ("RN50", "RN101", "ViT-B/32", "ViT-B/16", meaning OpenAI's weights), an
+    embedded one ("demo-resnet", "demo-vit"), "MODEL:TAG" or "MODEL:FILE", or the path of a model folder or of
+    a weights file that carries its config. A MODEL may end in "-quickgelu" or "-gelu": its activation.
+
+    Raises UserError if there is no such thing, with the nearest name.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        return load_backbone(
+            path.stem if path.is_file() else path.resolve().name, path, device=device, dtype=dtype
+        )
+    embedded = EMBEDDED_WEIGHTS / f"{spec}.safetensors"
+    if embedded.is_file():
+        return load_backbone(spec, embedded, device=device, dtype=dtype)
+    name, colon, pretrained = spec.partition(":")
+    if colon:
+        return load_backbone(name, pretrained, device=device, dtype=dtype)
+    if _clean(spec) in PAPER_BACKBONES:
+        return load_backbone(spec, "openai", device=device, dtype=dtype)
+    if _clean(spec) in open_clip.list_models():
+        tags = ", ".join(list_pretrained_tags_by_model(_clean(spec))) or "none"
+        raise UserError(
+            f'The backbone "{spec}" needs its weights named, as "{spec}:TAG" or "{spec}:FILE"; tags: {tags}.'
+        )
+    embedded_names = [file.stem for file in EMBEDDED_WEIGHTS.glob("*.safetensors")]
+    raise UserError(
+        f'There is no backbone "{spec}": neither a model, nor "MODEL:TAG", nor a folder or file on disk.'
+        + nearest(spec, [*PAPER_BACKBONES, *embedded_names])
+    )
+
+
+def load_backbone(
+    name: str,
+    pretrained: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    force_quick_gelu: bool | None = None,
+) -> Backbone:
+    """Load a frozen CLIP through open_clip.
+
+    Args:
+        name: an open_clip model ("ViT-B/32" and "ViT-B-32" are the same), or any name for a model whose
+            config lies in its folder.
+        pretrained: a tag of open_clip's; a weights file (OpenAI's TorchScript archive, a plain state dict,
+            safetensors); a model folder (config and weights); or None for random weights drawn from ``seed``.
+        force_quick_gelu: the activation, where neither tag, archive, config nor a known digest tells it.
+
+    Raises:
+        UserError: unknown model or tag, weights that do not fit or cannot be had, an activation that nothing
+            tells, or a text tower that is not causal or not read at its end token.
+    """
+    if pretrained is None:
+        name, config, stated = _named_config(name, force_quick_gelu)
+        quick_gelu = bool(config.get("quick_gelu", False)) if stated is None else stated
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _build(config, quick_gelu)
+        return _finish(f"{name}-random{seed}", model, config, quick_gelu, {}, device, dtype)
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        return _load_folder(name, path, find_weights(path), force_quick_gelu, device, dtype)
+    if path.is_file() and is_sparse_model(path):
+        config, state, trained = read_sparse_model(path)
+        quick_gelu = bool(config.get("quick_gelu", False)) if force_quick_gelu is None else force_quick_gelu
+        model = _build(config, quick_gelu)
+        _fill(model, state, str(path))
+        return _finish(_clean(name), model, config, quick_gelu, {}, device, dtype, trained)
+    if path.is_file():
+        if _config_of(name) is None:
+            return _load_folder(name, path.parent, path, force_quick_gelu, device, dtype)
+        return _load_file(name, path, force_quick_gelu, device, dtype)
+    return _load_tag(name, str(pretrained), force_quick_gelu, device, dtype)
+
+
+def _load_tag(
+    name: str, tag: str, force_quick_gelu: bool | None, device: str | torch.device, dtype: torch.dtype
+) -> Backbone:
+    name, config, stated = _named_config(name, force_quick_gelu)
+    known = get_pretrained_cfg(name, tag)
+    if not known:
+        tags = list_pretrained_tags_by_model(name)
+        raise UserError(f'"{tag}" is neither a file, nor a folder, nor a tag of {name}.{nearest(tag, tags)}')
+    quick_gelu = bool(known.get("quick_gelu", config.get("quick_gelu", False))) if stated is None else stated
+    model = _build(config, quick_gelu)
+    path = fetch_weights(name, tag, known)
+    _fill(model, read_weights(path).state, str(path))
+    label = name if tag == "openai" else f"{name}-{tag}"
+    return _finish(label, model, config, quick_gelu, known, device, dtype)
+
+
+def _load_file(
+    name: str, path: Path, force_quick_gelu: bool | None, device: str | torch.device, dtype: torch.dtype
+) -> Backbone:
+    name, config, stated = _named_config(name, force_quick_gelu)
+    weights = read_weights(path)
+    told = (stated, weights.quick_gelu, config.get("quick_gelu"))
+    quick_gelu = next((answer for answer in told if answer is not None), None)
+    if quick_gelu is None:
+        quick_gelu = known_activation(path)
+    if quick_gelu is None:
+        raise UserError(
+            f"{path} does not say which activation it was trained with, and a wrong guess is quietly wrong: "
+            f'pass force_quick_gelu=True or False, or name the model "{name}-quickgelu" or "{name}-gelu" '
+            "(OpenAI's weights use QuickGELU)."
+        )
+    model = _build(config, quick_gelu)
+    _fill(model, weights.state, str(path))
+    label = name if path.stem.startswith(name) else f"{name}-{path.stem}"
+    return _finish(label, model, config, quick_gelu, {}, device, dtype)
+
+
+def _load_folder(
+    name: str,
+    folder: Path,
+    path: Path,
+    force_quick_gelu: bool | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Backbone:
+    config = read_folder_config(folder)
+    quick_gelu = bool(config.model.get("quick_gelu", False)) if force_quick_gelu is None else force_quick_gelu
+    model = _build(config.model, quick_gelu, config.path)
+    _fill(model, read_weights(path).state, str(path))
+    return _finish(
+        _clean(name),
+        model,
+        config.model,
+        quick_gelu,
+        config.preprocess,
+        device,
+        dtype,
+        tokenizer_folder=folder,
+    )
+
+
+def _clean(name: str) -> str:
+    return name.replace("/", "-")
+
+
+def _config_of(name: str) -> dict[str, Any] | None:
+    """open_clip's config of a model name, with or without a suffix that states the activation."""
+    name = _clean(name)
+    for suffix in ("", *ACTIVATION_SUFFIXES):
+        if name.endswith(suffix) and name.removesuffix(suffix) in open_clip.list_models():
+            return open_clip.get_model_config(name.removesuffix(suffix))
+    return None
+
+
+def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[str, Any], bool | None]:
+    """(plain model name, config, activation if the caller or the name states it)."""
+    cleaned, stated = _clean(name), force_quick_gelu
+    for suffix, quick_gelu in ACTIVATION_SUFFIXES.items():
+        if cleaned.endswith(suffix) and cleaned.removesuffix(suffix) in open_clip.list_models():
+            cleaned = cleaned.removesuffix(suffix)
+            stated = quick_gelu if stated is None else stated
+            break
+    config = open_clip.get_model_config(cleaned) if cleaned in open_clip.list_models() else None
+    if config is None:
+        raise UserError(f'open_clip has no model "{name}".{nearest(cleaned, open_clip.list_models())}')
+    return cleaned, config, stated
+
+
+def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_clip") -> nn.Module:
+    """The model with random weights, its text tower known to be usable; nothing is downloaded."""
+    config = deepcopy(config) | {"quick_gelu": quick_gelu}
+    custom_text = config.pop("custom_text", False)
+    if config["text_cfg"].get("hf_model_name") or "multimodal_cfg" in config:
+        raise UserError(
+            "This text tower cannot be used for prompt learning: it is not one of open_clip's own causal "
+            "text transformers. Choose a CLIP such as RN50 or ViT-B-16."
+        )
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    try:
+        model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        raise UserError(f"The model config from {origin} cannot be built: {error}") from error
+    TextTower.from_model(model)
+    return model
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load ``state``, whole and exactly; raises UserError naming what does not fit."""
+    state = convert_state_dict(model, dict(state))
+    if hasattr(model, "text"):
+        state = convert_to_custom_text_state_dict(state)
+    expected = model.state_dict()
+    for key in ("logit_scale", "logit_bias"):
+        if key in state and key in expected and state[key].numel() == 1:
+            state[key] = state[key].reshape(expected[key].shape)
+    problems = [f"{key} is missing" for key in expected if key not in state]
+    problems += [f"{key} is unknown" for key in state if key not in expected]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if problems:
+        raise UserError(
+            f"The weights in {origin} do not fit the model: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}."
+        )
+    model.load_state_dict(state)
+
+
+def _finish(
+    name: str,
+    model: nn.Module,
+    config: dict[str, Any],
+    quick_gelu: bool,
+    preprocess_facts: dict[str, Any],
+    device: str | torch.device,
+    dtype: torch.dtype,
+    trained_tokens: Tensor | None = None,
+    tokenizer_folder: Path | None = None,
+) -> Backbone:
+    preprocess = _preprocess(model, preprocess_facts)
+    digest = fingerprint(model.state_dict(), quick_gelu, preprocess)
+    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    tokenizer = _tokenizer(config["text_cfg"], tokenizer_folder)
+    return Backbone(
+        name, model, digest, tokenizer, preprocess, config["embed_dim"], quick_gelu, trained_tokens
+    )
+
+
+def _preprocess(model: nn.Module, facts: dict[str, Any]) -> Preprocess:
+    size: Any = model.visual.image_size  # type: ignore[union-attr]
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    merged = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), facts)
+    interpolation = "bicubic" if merged["interpolation"] == "random" else merged["interpolation"]
+    if height != width or merged["resize_mode"] not in ("shortest", "squash"):
+        raise UserError(
+            f"Image preprocessing to {height} x {width} pixels by resize mode {merged['resize_mode']} is "
+            "not supported; expected a square, and shortest or squash."
+        )
+    mean, std = (_three(merged[key]) for key in ("mean", "std"))
+    return Preprocess(int(height), mean, std, interpolation, merged["resize_mode"])
+
+
+def _three(values: float | list[float] | tuple[float, ...]) -> tuple[float, float, float]:
+    if isinstance(values, (int, float)):
+        return (float(values),) * 3
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., Tensor]:
+    length = text_cfg.get("context_length", 77)
+    options = text_cfg.get("tokenizer_kwargs") or {}
+    hub_name = text_cfg.get("hf_tokenizer_name")
+    if not hub_name:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    source = str(folder) if folder is not None else hub_name
+    try:
+        return open_clip.HFTokenizer(
+            source, context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
+        )
+    except Exception as error:  # transformers raises whatever its network stack does
+        raise UserError(
+            f'The tokenizer "{source}" is not on this machine and could not be fetched: {error}'
+        ) from error

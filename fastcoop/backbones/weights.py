@@ -1,0 +1,128 @@
+"""State dicts out of files of every format that CLIP weights come in, by means that run no foreign code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastcoop.backbones.sparse import SEEN_IDS
+from fastcoop.errors import UserError
+
+OPENAI_INTEGERS = ("input_resolution", "context_length", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict, and the activation if the file itself tells it (None where it does not)."""
+
+    state: dict[str, Tensor]
+    quick_gelu: bool | None = None
+
+
+def read_weights(path: Path) -> Weights:
+    """Read OpenAI's TorchScript archive, a plain state dict, a training checkpoint or safetensors.
+
+    Raises UserError if the file is missing, damaged, or none of these.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return Weights(_cleaned(load_file(path)))
+        if _is_torchscript(path):
+            return _read_archive(path)
+        return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} should hold CLIP weights (an OpenAI .pt archive, a state dict or safetensors) "
+            f"but cannot be read: {reason[:200]}"
+        ) from error
+
+
+def is_sparse_model(path: Path) -> bool:
+    """Whether ``path`` is a file of ``write_sparse_model``, which carries its own config."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return SEEN_IDS in file.keys()  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError):
+        return False
+
+
+def known_activation(path: Path) -> bool | None:
+    """QuickGELU or not, where the file is one that open_clip knows by its sha256; else None.
+
+    OpenAI's and open_clip's own releases carry their digest in their address, whole or in part.
+    """
+    digest = file_sha256(path)
+    for model, tag in list_pretrained():
+        config = get_pretrained_cfg(model, tag)
+        expected = expected_sha256(config.get("url", ""))
+        if expected and digest.startswith(expected):
+            return bool(config.get("quick_gelu", False))
+    return None
+
+
+def expected_sha256(url: str) -> str:
+    """The digest that an address of OpenAI or open_clip promises; "" for others."""
+    if "openaipublic" in url:
+        return url.split("/")[-2]
+    if "mlfoundations" in url:
+        return Path(url).stem.split("-")[-1]
+    return ""
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 hex of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _read_archive(path: Path) -> Weights:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        archive = torch.jit.load(str(path), map_location="cpu")
+    state = dict(archive.state_dict())
+    graph = str(archive.inlined_graph) if hasattr(archive, "forward") else ""
+    quick_gelu: bool | None = None
+    if "1.702" in graph:
+        quick_gelu = True
+    elif "aten::gelu" in graph:
+        quick_gelu = False
+    elif all(key in state for key in OPENAI_INTEGERS):
+        quick_gelu = True  # only OpenAI's own releases carry these three, and all of them use it
+    return Weights({k: v for k, v in state.items() if k not in OPENAI_INTEGERS}, quick_gelu)
+
+
+def _cleaned(content: object) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no state dict")
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    state = {key: value for key, value in state.items() if key not in OPENAI_INTEGERS}
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("it holds things other than tensors")
+    return state
