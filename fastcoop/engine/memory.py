@@ -10,7 +10,7 @@ from fastcoop.engine.tower import CPU_CHUNK, Buffers
 from fastcoop.engine.weights import FoldedTower
 
 FREE_SHARE = 0.6  # of the free memory, when no budget is given
-CPU_ROWS = 8192  # on a CPU the dense products are at full speed long before; more rows only take memory
+CPU_ROWS = 4096  # on a CPU the dense products are at full speed by then; more rows only take memory
 
 
 def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:

@@ -1,0 +1,61 @@
+"""A training step the official way: images through the image tower, every prompt at 77 tokens, one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcoop.backbones import Backbone
+from fastcoop.prompts.layout import PLACEHOLDER, tokenize
+
+
+class OfficialStep:
+    """One CoOp step by plain PyTorch on the model's own modules, class token at the end, unified context.
+
+    ``tokens`` cuts the text tower's input (77, or the longest prompt's length: exact, the tower being causal).
+    """
+
+    def __init__(self, backbone: Backbone, class_names: Sequence[str], context_length: int, tokens: int):
+        self.model, self.scale, self.tokens = backbone.model, backbone.logit_scale, tokens
+        filler = " ".join([PLACEHOLDER] * context_length)
+        texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
+        ids = backbone.tokenizer(texts)[:, :tokens].to(backbone.device)
+        self.ends = ids.argmax(-1)
+        text = getattr(self.model, "text", self.model)
+        self.text: nn.Module = text  # type: ignore[assignment]
+        embedded = text.token_embedding(ids)  # type: ignore[operator]
+        self.start, self.tail = embedded[:, :1], embedded[:, 1 + context_length :]
+        width = embedded.shape[-1]
+        contexts = 0.02 * torch.randn(context_length, width, device=backbone.device)
+        self.contexts = contexts.to(embedded.dtype).requires_grad_()
+        self.optimizer = torch.optim.SGD([self.contexts], lr=0.002, momentum=0.9, weight_decay=5e-4)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The image part: (batch, 3, size, size) to normalised features."""
+        return F.normalize(self.model.encode_image(images), dim=-1)  # type: ignore[operator]
+
+    def learn(self, image_features: Tensor, labels: Tensor) -> float:
+        """The text part: forward, loss, backward, optimiser step. Returns the loss."""
+        text = self.text
+        contexts = self.contexts.expand(len(self.start), -1, -1)
+        x = torch.cat([self.start, contexts, self.tail], 1) + text.positional_embedding[: self.tokens]
+        mask = text.attn_mask[: self.tokens, : self.tokens]  # type: ignore[index]
+        x = text.ln_final(text.transformer(x, attn_mask=mask))  # type: ignore[operator]
+        features = x[torch.arange(len(x)), self.ends] @ text.text_projection
+        logits = self.scale * image_features @ F.normalize(features, dim=-1).t()
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss)
+
+
+def longest_prompt(backbone: Backbone, class_names: Sequence[str], context_length: int) -> int:
+    """Tokens of the longest prompt, start and end included."""
+    filler = " ".join([PLACEHOLDER] * context_length)
+    texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
+    return max(map(len, tokenize(backbone.tokenizer, texts, backbone.text.context_length)))
