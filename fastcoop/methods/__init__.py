@@ -1,1 +1,43 @@
+"""What can be run on a dataset's features. Adding a method is one file, and one line in METHODS below."""
 
+from __future__ import annotations
+
+from fastcoop.errors import UserError, nearest
+from fastcoop.methods.base import Job, Method, MethodSettings, Outcome, RunContext, expand
+from fastcoop.methods.coop import CoOp
+from fastcoop.methods.data import Data
+from fastcoop.methods.ensemble import Ensemble
+from fastcoop.methods.linear_probe import LinearProbe
+from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.zero_shot import ZeroShot
+
+# In the order a sweep runs them: what is quick comes first.
+METHODS: dict[str, Method] = {
+    method.name: method for method in (ZeroShot(), Ensemble(), LinearProbe(), CoOp())
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of this name. Raises UserError, with the nearest name, where there is none."""
+    if name not in METHODS:
+        raise UserError(f'There is no method "{name}".{nearest(name, METHODS)}')
+    return METHODS[name]
+
+
+__all__ = [
+    "METHODS",
+    "CoOp",
+    "Data",
+    "Ensemble",
+    "Job",
+    "LinearProbe",
+    "Method",
+    "MethodSettings",
+    "Outcome",
+    "RunContext",
+    "Scores",
+    "ZeroShot",
+    "expand",
+    "get_method",
+    "score",
+]

@@ -1,1 +1,16 @@
+"""From a grid file to results: which runs there are, which are done, and where what they came to is kept."""
 
+from fastcoop.sweeps.grid import Grid, read_grid
+from fastcoop.sweeps.results import load_contexts, load_predictions, load_results, merge_results
+from fastcoop.sweeps.sweep import Summary, sweep
+
+__all__ = [
+    "Grid",
+    "Summary",
+    "load_contexts",
+    "load_predictions",
+    "load_results",
+    "merge_results",
+    "read_grid",
+    "sweep",
+]

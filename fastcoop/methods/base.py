@@ -1,0 +1,156 @@
+"""What a method is: settings that a grid can give, and a way to run many jobs at once."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import FewShot
+from fastcoop.errors import UserError, nearest
+from fastcoop.methods.data import Data
+from fastcoop.methods.scores import Scores
+
+
+class MethodSettings(BaseModel):
+    """Settings of one run. In a grid file, a list in place of a value makes a run of each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+S = TypeVar("S", bound=MethodSettings)
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Generic[S]):
+    """One run to do.
+
+    Attributes:
+        settings: of the run, as the grid gave them.
+        data: the dataset and its features.
+        subset: the few-shot subset to learn from; None for methods that learn nothing.
+        shots, seed: what drew the subset, and the seed of all else that is random; 0 without a subset.
+        targets: further datasets to test on, with class names of their own.
+        contexts: what this run learned before, where only targets are left to test.
+    """
+
+    settings: S
+    data: Data
+    subset: FewShot | None = None
+    shots: int | str = 0
+    seed: int = 0
+    targets: tuple[Data, ...] = ()
+    contexts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Attributes:
+        scores: by dataset name, the run's own dataset first, then its targets.
+        losses: float32 (epochs,), mean training loss of each epoch; None where nothing was trained by steps.
+        contexts: float32 (M, width) or (classes, M, width), of prompt learning.
+        status: "done", or "diverged" where a loss was not finite.
+        seconds: of work this run took, its share of what it did together with others.
+        extra: further numbers, by name (the probe's C).
+    """
+
+    scores: dict[str, Scores]
+    losses: np.ndarray | None = None
+    contexts: np.ndarray | None = None
+    status: str = "done"
+    seconds: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+Done = Callable[[int, Outcome], None]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the machine lends to a method's jobs.
+
+    Attributes:
+        jobs: processes to use at once; -1 for one per core.
+        memory_budget: bytes that training may take at once; None for the engine's own choice.
+        on_progress: told of work as it is done, in runs; fractions while long runs are under way.
+    """
+
+    jobs: int = -1
+    memory_budget: int | None = None
+    on_progress: Callable[[float], None] = lambda runs: None
+
+
+class Method(ABC, Generic[S]):
+    """A method that grid files can name.
+
+    Class attributes:
+        name: in grid files and results.
+        Settings: the pydantic model of a run's settings.
+        learns: whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
+    """
+
+    name: ClassVar[str]
+    Settings: type[S]
+    learns: ClassVar[bool] = True
+
+    @abstractmethod
+    def label(self, settings: S) -> str:
+        """The name of a curve of such runs."""
+
+    def determined_by(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
+        """What of the settings determines this job's result, resolved: the part of the run's key that is the
+        method's. Differently written settings that make the same run give the same."""
+        return job.settings.model_dump(mode="json")
+
+    def columns(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
+        """Columns of the results table, beyond those that every run has."""
+        return {}
+
+    @abstractmethod
+    def run(self, backbone: Backbone, jobs: Sequence[Job[S]], done: Done, context: RunContext) -> None:
+        """Run all jobs over one backbone; ``done(index, outcome)`` is called as each finishes."""
+
+
+def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]:
+    """All settings of a method that a grid's mapping stands for: lists are crossed, in the order written.
+
+    Raises:
+        UserError: an unknown setting, with the nearest valid one, or a value that the setting cannot take.
+    """
+    given = given or {}
+    values = [value if isinstance(value, list) else [value] for value in given.values()]
+    empty = [name for name, value in zip(given, values, strict=True) if not value]
+    if empty:
+        raise UserError(f"The setting {empty[0]} of method {method.name} is an empty list; give it a value.")
+    return [
+        validate(method.Settings, dict(zip(given, row, strict=True)), f"method {method.name}")
+        for row in itertools.product(*values)
+    ]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
+    """``model`` of the given values. Raises UserError in one sentence, for the first thing that is wrong."""
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+        path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        if first["type"] == "extra_forbidden":
+            hint = nearest(str(first["loc"][-1]), model.model_fields)
+            raise UserError(f'Unknown setting "{path}" of {where}.{hint}') from None
+        if first["type"] == "missing":
+            raise UserError(f'The setting "{path}" of {where} is missing; it must be given.') from None
+        problem = first["msg"].removeprefix("Value error, ")
+        problem = problem[:1].lower() + problem[1:]
+        raise UserError(f'The setting "{path}" of {where} cannot be {first["input"]!r}: {problem}.') from None

@@ -1,0 +1,219 @@
+"""CoOp: context vectors learned through the frozen text tower (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.scores import Scores
+from fastcoop.methods.text import score_texts
+
+PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
+PAPER_EPOCHS_IMAGENET = 50
+FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class CoOpSettings(MethodSettings):
+    """Settings of a CoOp run.
+
+    ``init``: "random", or words, whose token count then replaces ``context_length``.
+    ``epochs``: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number, a
+    number for each number of shots, or "N steps" (the epochs closest to N optimiser steps, at least 4).
+    """
+
+    context_length: Positive = 16
+    class_position: Literal["end", "mid", "front"] = "end"
+    class_specific: bool = False
+    init: str = Field("random", min_length=1)
+    epochs: Positive | dict[Positive | Literal["all"], Positive] | str = "paper"
+    batch_size: Positive = 32
+    learning_rate: float = Field(0.002, gt=0)
+
+    @field_validator("epochs")
+    @classmethod
+    def _is_schedule(cls, epochs: int | dict[int | str, int] | str) -> int | dict[int | str, int] | str:
+        if isinstance(epochs, str) and epochs != "paper" and not re.fullmatch(r"[1-9]\d* steps", epochs):
+            raise ValueError('expected "paper", a number, a mapping from shots to numbers, or "N steps"')
+        return epochs
+
+
+class CoOp(Method[CoOpSettings]):
+    """Runs train together in the engine; each as if alone."""
+
+    name = "coop"
+    Settings = CoOpSettings
+
+    def label(self, settings: CoOpSettings) -> str:
+        start = [] if settings.init == "random" else [f'"{settings.init}"']
+        length = [f"M={settings.context_length}"] if settings.init == "random" else []
+        specific = ["CSC"] if settings.class_specific else []
+        return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific])})"
+
+    def determined_by(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
+        resolved = {"epochs": epochs_of(job), "context_length": context_length_of(job.settings, backbone)}
+        return job.settings.model_dump(mode="json") | resolved | {"views": job.data.views}
+
+    def columns(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
+        settings = job.settings
+        return {
+            "context_length": context_length_of(settings, backbone),
+            "class_position": settings.class_position,
+            "class_specific": settings.class_specific,
+            "init": settings.init,
+            "epochs": epochs_of(job),
+            "schedule": schedule_of(settings),
+        }
+
+    def run(
+        self,
+        backbone: Backbone,
+        jobs: Sequence[Job[CoOpSettings]],
+        done: Done,
+        context: RunContext,
+    ) -> None:
+        from fastcoop.engine import Trained, run_costs, train
+
+        learned = [index for index, job in enumerate(jobs) if job.contexts is not None]
+        for index in learned:
+            done(index, _outcome(backbone, jobs[index], np.asarray(jobs[index].contexts)))
+            context.on_progress(1.0)
+        order = [index for index, job in enumerate(jobs) if job.contexts is None]
+        if not order:
+            return
+        runs = [engine_run(jobs[index], backbone) for index in order]
+        costs = run_costs(backbone, runs)
+        worked, start = 0.0, time.perf_counter()
+
+        def on_progress(cost: float) -> None:
+            nonlocal worked
+            worked += cost
+            context.on_progress(cost * len(order) / sum(costs))
+
+        def on_done(number: int, trained: Trained) -> None:
+            job = jobs[order[number]]
+            contexts = trained.contexts.float().cpu().numpy()
+            seconds = costs[number] * (time.perf_counter() - start) / max(worked, 1.0)
+            losses = np.asarray(trained.losses, dtype=np.float32)
+            done(order[number], _outcome(backbone, job, contexts, losses, trained.status, seconds))
+
+        train(backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress)
+
+
+def engine_run(job: Job[CoOpSettings], backbone: Backbone) -> Any:
+    """The engine's form of a job. Its images are the augmented views, as in the official code; the test-time
+    crop only where there are no others."""
+    import torch
+
+    from fastcoop.engine import Run
+    from fastcoop.prompts import initial_contexts
+
+    assert job.subset is not None
+    settings, layout = job.settings, layout_of(job.settings, backbone)
+    features, labels = job.data.train(job.subset)
+    views = features[:, 1:] if features.shape[1] > 1 else features
+    words = None if settings.init == "random" else settings.init
+    return Run(
+        class_names=job.data.class_names,
+        layout=layout,
+        contexts=initial_contexts(backbone, layout, len(job.data.class_names), job.seed, words),
+        features=torch.from_numpy(views),
+        labels=torch.from_numpy(labels),
+        epochs=epochs_of(job),
+        seed=job.seed,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+    )
+
+
+def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
+    """M: as set, or the token count of the words that the context starts from."""
+    from fastcoop.prompts.initial import word_tokens
+
+    return settings.context_length if settings.init == "random" else len(word_tokens(backbone, settings.init))
+
+
+def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
+    """The prompt layout of a run."""
+    from fastcoop.prompts import PromptLayout
+
+    length = context_length_of(settings, backbone)
+    return PromptLayout(length, settings.class_position, settings.class_specific)
+
+
+def epochs_of(job: Job[CoOpSettings]) -> int:
+    """Epochs that a job's schedule stands for.
+
+    Raises:
+        UserError: a schedule by shots does not name the job's.
+    """
+    epochs, shots = job.settings.epochs, job.shots
+    if isinstance(epochs, int):
+        return epochs
+    if isinstance(epochs, dict):
+        if shots not in epochs:
+            given = ", ".join(str(key) for key in epochs)
+            raise UserError(f"The epochs of coop are given for {given} shots, not for {shots}; add them.")
+        return epochs[shots]
+    if epochs == "paper":
+        return paper_epochs(job.data.name, shots)
+    assert job.subset is not None
+    per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
+    return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
+
+
+def paper_epochs(dataset: str, shots: int | str) -> int:
+    """The official number of epochs. Shots that the paper does not have take those of its next number."""
+    if dataset == "imagenet":
+        return PAPER_EPOCHS_IMAGENET
+    enough = [known for known in PAPER_EPOCHS if shots != "all" and known >= int(shots)]
+    return PAPER_EPOCHS[min(enough, default=16)]
+
+
+def schedule_of(settings: CoOpSettings) -> str:
+    """ "paper", or what the schedule is instead, to be printed on all that is drawn from such runs."""
+    epochs = settings.epochs
+    if isinstance(epochs, dict):
+        by_shots = ", ".join(f"{n} at {shots}" for shots, n in epochs.items())
+        return f"quick: epochs {by_shots} shots"
+    if isinstance(epochs, int):
+        return f"quick: {epochs} epochs"
+    return "paper" if epochs == "paper" else f"quick: {epochs}"
+
+
+def _outcome(
+    backbone: Backbone,
+    job: Job[CoOpSettings],
+    contexts: np.ndarray,
+    losses: np.ndarray | None = None,
+    status: str = "done",
+    seconds: float = 0.0,
+) -> Outcome:
+    scores = {}
+    for data in (job.data, *job.targets):
+        scores[data.name] = _score(backbone, job, data, contexts)
+    return Outcome(scores, losses, contexts, status, seconds)
+
+
+def _score(backbone: Backbone, job: Job[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:
+    """Test contexts on a dataset: a class-specific context on the classes of the same names."""
+    import torch
+
+    from fastcoop.engine import encode_prompts
+
+    if data is not job.data and job.settings.class_specific:
+        contexts = contexts[matching_classes(job.data, data)]
+    item = (data.class_names, layout_of(job.settings, backbone), torch.from_numpy(contexts))
+    with torch.no_grad():
+        texts = encode_prompts(backbone, [item])[0]
+    return score_texts(backbone, data, texts.float().cpu().numpy())

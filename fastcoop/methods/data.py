@@ -1,0 +1,114 @@
+"""One dataset as methods see it: its names, its few-shot subsets and its cached features."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from fastcoop.datasets import Dataset, FewShot, few_shot
+from fastcoop.errors import UserError
+from fastcoop.features import FeatureStore
+
+KEPT_BYTES = 1 << 30  # of training features, kept because runs of equal shots and seed share them
+
+
+@dataclass(eq=False)
+class Data:
+    """A dataset and the features of its images by one backbone. Everything is read when first asked for.
+
+    Attributes:
+        dataset: names, template and splits.
+        store: the features; None where runs are only planned.
+        views: augmented views per training image, beside the test-time crop, that learning may use.
+    """
+
+    dataset: Dataset
+    store: FeatureStore | None
+    views: int = 8
+    _subsets: dict[tuple[int | str, int], FewShot] = field(default_factory=dict, repr=False)
+    _train: OrderedDict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    def subset(self, shots: int | str, seed: int) -> FewShot:
+        """The few-shot subset that all methods share."""
+        if (shots, seed) not in self._subsets:
+            self._subsets[shots, seed] = few_shot(self.dataset, shots, seed)
+        return self._subsets[shots, seed]
+
+    def train(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 (n, 1 + views, dim), view 0 the test-time crop, and labels int64 (n,)."""
+        key = subset.train.tobytes()
+        if key not in self._train:
+            assert self.store is not None
+            features = np.asarray(self.store.train(subset.train, views=True), dtype=np.float32)
+            features = features[:, : 1 + self.views]
+            self._train[key] = (features, np.asarray(self.store.train_labels(subset.train)))
+            while len(self._train) > 1 and sum(f.nbytes for f, _ in self._train.values()) > KEPT_BYTES:
+                self._train.popitem(last=False)
+        self._train.move_to_end(key)
+        return self._train[key]
+
+    def validation(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 (n, dim) and labels (n,) of a subset's validation images.
+
+        Raises:
+            UserError: the subset has no validation images.
+        """
+        if not len(subset.val):
+            raise UserError(
+                f"{self.name} has no validation images, which choose the probe's C; give it a val split, "
+                "or leave the linear probe out."
+            )
+        assert self.store is not None
+        features, labels = self._split("val")
+        # Rows are the split's images but for those skipped as unreadable.
+        drawn = np.isin(self.store.indices("val"), subset.val)
+        return features[drawn], labels[drawn]
+
+    @cached_property
+    def test(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 (n, dim) and labels int64 (n,) of all test images."""
+        return self._split("test")
+
+    @cached_property
+    def unit_test(self) -> np.ndarray:
+        """Test features float32 (n, dim), of length 1."""
+        features = self.test[0]
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+    def _split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        assert self.store is not None
+        features, labels = self.store.split(name)
+        return np.asarray(features, dtype=np.float32), np.asarray(labels)
+
+
+def matching_classes(source: Data, target: Data) -> list[int]:
+    """For each class of ``target``, the label of the class of the same name in ``source``.
+
+    Names are compared without regard to case, underscores and surrounding space.
+
+    Raises:
+        UserError: a class of the target is none of the source's.
+    """
+    labels = {_plain(name): label for label, name in enumerate(source.class_names)}
+    missing = [name for name in target.class_names if _plain(name) not in labels]
+    if missing:
+        raise UserError(
+            f"What was learned on {source.name} cannot be tested on {target.name}: its class "
+            f'"{missing[0]}" is not among {source.name}\'s; only unified contexts and zero-shot carry over.'
+        )
+    return [labels[_plain(name)] for name in target.class_names]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())

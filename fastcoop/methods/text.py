@@ -1,0 +1,54 @@
+"""Classifying by text features: cosine similarity, scaled, between an image and each class's text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.methods.data import Data
+from fastcoop.methods.scores import Scores, score
+
+AT_ONCE = 256  # prompts
+
+
+def fill(template: str, class_names: Sequence[str]) -> list[str]:
+    """The prompts of a template with one "{}" for the class name. Underscores in names read as spaces.
+
+    Raises:
+        UserError: the template has no "{}", or more than one.
+    """
+    if template.count("{}") != 1:
+        raise UserError(
+            f'A prompt needs one "{{}}" where the class name goes; "{template}" does not have it.'
+        )
+    return [template.replace("{}", name.replace("_", " ")) for name in class_names]
+
+
+def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
+    """Text features float32 (classes, dim), of length 1, of the classes in a template."""
+    return _features(backbone, class_names, template)
+
+
+@lru_cache(maxsize=512)
+def _features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
+    import torch
+
+    prompts = fill(template, class_names)
+    with torch.no_grad():
+        parts = [backbone.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
+    return unit(torch.cat(parts).float().cpu().numpy())
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features scaled to length 1 along the last axis."""
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def score_texts(backbone: Backbone, data: Data, texts: np.ndarray) -> Scores:
+    """Score text features (classes, dim), of any length, as a classifier of ``data``'s test images."""
+    logits = backbone.logit_scale * (data.unit_test @ unit(texts.astype(np.float32)).T)
+    return score(logits, data.test[1])

@@ -1,0 +1,59 @@
+"""Zero-shot CLIP: a hand-written prompt per class (paper, section 3.1 and Table 6)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import AliasChoices, Field, field_validator
+
+from fastcoop.backbones import Backbone
+from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.text import prompt_features, score_texts
+
+
+class ZeroShotSettings(MethodSettings):
+    """``prompt`` (or ``prompts``, a list): with one "{}" for the class name; None is the dataset's own."""
+
+    prompt: str | None = Field(None, validation_alias=AliasChoices("prompt", "prompts"))
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_one_place(cls, prompt: str | None) -> str | None:
+        if prompt is not None and prompt.count("{}") != 1:
+            raise ValueError('a prompt needs one "{}" where the class name goes')
+        return prompt
+
+
+class ZeroShot(Method[ZeroShotSettings]):
+    """Cosine similarity to the text features of one prompt per class."""
+
+    name = "zero_shot"
+    Settings = ZeroShotSettings
+    learns = False
+
+    def label(self, settings: ZeroShotSettings) -> str:
+        return "Zero-shot CLIP" if settings.prompt is None else f'Zero-shot CLIP ("{settings.prompt}")'
+
+    def determined_by(self, job: Job[ZeroShotSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"prompt": job.settings.prompt or job.data.dataset.template}
+
+    def run(
+        self,
+        backbone: Backbone,
+        jobs: Sequence[Job[ZeroShotSettings]],
+        done: Done,
+        context: RunContext,
+    ) -> None:
+        for index, job in enumerate(jobs):
+            start = time.perf_counter()
+            scores = {}
+            for data in (job.data, *job.targets):
+                # On targets too, "the dataset's own" is the prompt of the dataset that is tested.
+                template = job.settings.prompt or data.dataset.template
+                scores[data.name] = score_texts(
+                    backbone, data, prompt_features(backbone, data.class_names, template)
+                )
+            done(index, Outcome(scores, seconds=time.perf_counter() - start))
+            context.on_progress(1.0)

@@ -1,0 +1,227 @@
+"""The results folder while a sweep writes it: one SQLite file, and contexts beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Data, Outcome, Scores
+from fastcoop.sweeps.plan import PlannedRun
+
+DATABASE = "results.sqlite"
+CONTEXTS = "contexts"
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE runs (
+    key TEXT PRIMARY KEY, backbone TEXT NOT NULL, backbone_digest TEXT NOT NULL, dataset TEXT NOT NULL,
+    method TEXT NOT NULL, label TEXT NOT NULL, shots NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL,
+    context_length INTEGER, class_position TEXT, class_specific INTEGER, init TEXT, epochs INTEGER,
+    schedule TEXT, train_images INTEGER NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, losses TEXT,
+    extra TEXT NOT NULL, finished TEXT NOT NULL, device TEXT NOT NULL, versions TEXT NOT NULL
+);
+CREATE TABLE tests (
+    digest TEXT PRIMARY KEY, dataset TEXT NOT NULL, class_names TEXT NOT NULL, labels BLOB NOT NULL
+);
+CREATE TABLE scores (
+    key TEXT NOT NULL REFERENCES runs (key), dataset TEXT NOT NULL,
+    test TEXT NOT NULL REFERENCES tests (digest), accuracy REAL NOT NULL, macro_accuracy REAL NOT NULL,
+    chance REAL NOT NULL, per_class TEXT NOT NULL, predictions BLOB NOT NULL, confidence BLOB NOT NULL,
+    PRIMARY KEY (key, dataset)
+);
+CREATE VIEW results AS SELECT
+    scores.key, backbone, scores.dataset, runs.dataset AS source, method, label, shots, seed, context_length,
+    class_position, class_specific, init, epochs, schedule, accuracy, macro_accuracy, chance, status, seconds,
+    train_images, settings, extra, losses, per_class, finished, device, versions
+FROM scores JOIN runs USING (key);
+"""
+
+
+class ResultsStore:
+    """What is done, and the way to add to it: a transaction per run, after its contexts file is in place."""
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection):
+        self.folder = folder
+        self._db = connection
+
+    def done(self) -> dict[str, set[str]]:
+        """Keys of the runs that are done, and the datasets that each has been tested on."""
+        tested: dict[str, set[str]] = {}
+        for key, dataset in self._db.execute("SELECT key, dataset FROM scores"):
+            tested.setdefault(key, set()).add(dataset)
+        return tested
+
+    def record(self, planned: PlannedRun, outcome: Outcome) -> None:
+        """Keep what a run came to; a run already there gains the tests that it lacks.
+
+        Raises:
+            UserError: the disk does not take it. What was recorded before is unharmed.
+        """
+        try:
+            if outcome.contexts is not None:
+                write_contexts(self.folder, planned.key, outcome.contexts)
+            with self._db:
+                self._insert("runs", _run_row(planned, outcome))
+                for data in (planned.job.data, *planned.job.targets):
+                    if data.name in outcome.scores:
+                        self._insert("tests", _test_row(data))
+                        self._insert("scores", _scores_row(planned.key, data, outcome.scores[data.name]))
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"Results in {self.folder} could not be written ({error}); runs recorded before are safe; "
+                "make room or close what else uses the folder, then run the same command again."
+            ) from None
+
+    def _insert(self, table: str, row: dict[str, Any]) -> None:
+        marks = ", ".join(f":{column}" for column in row)
+        self._db.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
+
+
+@contextmanager
+def open_store(folder: Path) -> Iterator[ResultsStore]:
+    """The results folder, made if it is not there, and held against any other sweep until the block ends.
+
+    Raises:
+        UserError: another sweep holds it, or its database is not one of ours.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The results folder {folder} cannot be made: {error.strerror}.") from None
+    lock = _lock(folder)
+    try:
+        connection = _connect(folder / DATABASE)
+        try:
+            yield ResultsStore(folder, connection)
+        finally:
+            connection.close()
+    finally:
+        lock.close()
+
+
+def _lock(folder: Path) -> sqlite3.Connection:
+    """A lock that every platform has, and that goes when its process does: an open transaction on a file."""
+    lock = sqlite3.connect(folder / "lock.sqlite", timeout=0, isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.Error as error:
+        lock.close()
+        if "locked" in str(error):
+            raise UserError(
+                f"Another sweep is writing to {folder}; wait for it, or use another folder (--results)."
+            ) from None
+        raise UserError(f"{folder}/lock.sqlite cannot be used ({error}); delete it.") from None
+    return lock
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if version == 0 and empty:
+            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        elif version != VERSION:
+            raise UserError(f"{path} was not written by this version of fastcoop; use another folder.")
+    except sqlite3.Error as error:
+        connection.close()
+        raise UserError(f"{path} cannot be used as a results store ({error}); {advice(error)}") from None
+    except UserError:
+        connection.close()
+        raise
+    return connection
+
+
+def advice(error: sqlite3.Error) -> str:
+    """What to do about a database that cannot be used."""
+    if "locked" in str(error):
+        return "close the program that has it open."
+    return "restore it from a copy, or move it away and run the sweep again."
+
+
+def contexts_path(folder: Path, key: str) -> Path:
+    """The safetensors file of a run's contexts, one tensor called "contexts"."""
+    return folder / CONTEXTS / f"{key}.safetensors"
+
+
+def write_contexts(folder: Path, key: str, contexts: np.ndarray) -> None:
+    """Write a run's contexts; the file appears whole or not at all."""
+    from safetensors.numpy import save
+
+    path = contexts_path(folder, key)
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(save({"contexts": np.ascontiguousarray(contexts, dtype=np.float32)}))
+    os.replace(part, path)
+
+
+def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
+    job, method = planned.job, METHODS[planned.method]
+    losses = None if outcome.losses is None else json.dumps([_number(loss) for loss in outcome.losses])
+    return {
+        "key": planned.key,
+        "backbone": planned.backbone.name,
+        "backbone_digest": planned.backbone.digest,
+        "dataset": job.data.name,
+        "method": planned.method,
+        "label": method.label(job.settings),
+        "shots": job.shots,
+        "seed": job.seed,
+        "settings": job.settings.model_dump_json(),
+        **method.columns(job, planned.backbone),
+        "train_images": len(job.subset.train) if job.subset else 0,
+        "status": outcome.status,
+        "seconds": outcome.seconds,
+        "losses": losses,
+        "extra": json.dumps(outcome.extra),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": str(planned.backbone.device),
+        "versions": versions(),
+    }
+
+
+def _test_row(data: Data) -> dict[str, Any]:
+    return {
+        "digest": data.dataset.digest,
+        "dataset": data.name,
+        "class_names": json.dumps(list(data.class_names)),
+        "labels": np.asarray(data.test[1]).astype("<u2").tobytes(),
+    }
+
+
+def _scores_row(key: str, data: Data, scores: Scores) -> dict[str, Any]:
+    return {
+        "key": key,
+        "dataset": data.name,
+        "test": data.dataset.digest,
+        "accuracy": scores.accuracy,
+        "macro_accuracy": scores.macro_accuracy,
+        "chance": 100 / len(data.class_names),
+        "per_class": json.dumps([_number(value) for value in scores.per_class]),
+        "predictions": scores.predictions.astype("<u2").tobytes(),
+        "confidence": scores.confidence.astype("<f2").tobytes(),
+    }
+
+
+def _number(value: float) -> float | None:
+    """Seven digits; None, which JSON has, for what is not finite."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+def versions() -> str:
+    """JSON of the versions that a result may depend on."""
+    from importlib.metadata import version
+
+    packages = ("fastcoop", "torch", "open_clip_torch", "scikit-learn", "numpy")
+    return json.dumps({"python": sys.version.split()[0]} | {name: version(name) for name in packages})
