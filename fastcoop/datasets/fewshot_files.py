@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -38,7 +39,8 @@ def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
     try:
         with path.open("rb") as file:
             content = _DatumUnpickler(file).load()
-        items = {key: [_item(datum) for datum in content[key]] for key in ("train", "val") if key in content}
+        keys = ("train", "val") if "val" in content else ("train",)  # ImageNet's have no val
+        items = {key: [_item(datum) for datum in content[key]] for key in keys}
     except _Forbidden as error:
         raise UserError(
             f"{path} wants to load {error}, which no few-shot subset needs; it was not opened. "
@@ -84,7 +86,8 @@ def save(dataset: Dataset, shots: int, seed: int, subset: Indices) -> None:
         temporary.write_text(json.dumps(content), encoding="utf-8")
         os.replace(temporary, path)
     except OSError:  # read-only data: the next draw is the same
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> Indices:

@@ -35,7 +35,7 @@ def train_and_val(home: Path) -> dict[str, list[Item]]:
     return items
 
 
-def test_only(images: str) -> Callable[[Path], dict[str, list[Item]]]:
+def shifted(images: str) -> Callable[[Path], dict[str, list[Item]]]:
     """A test set of folders named by WordNet ID; only the classes present are candidates."""
     return lambda home: {"test": _wordnet_folders(home / images, wordnet_names(home))}
 
@@ -53,6 +53,21 @@ def numbered(images: str) -> Callable[[Path], dict[str, list[Item]]]:
         return {"test": _items(home / images, folders, [names[int(folder)] for folder in folders])}
 
     return read
+
+
+def wordnet_folders(home: Path) -> list[str]:
+    """The 1,000 class folders of a complete copy."""
+    return list(wordnet_names(home))
+
+
+def folders_of_train_and_val(home: Path) -> list[str]:
+    """The 2,000 class folders of a complete ImageNet."""
+    return [f"{split}/{folder}" for split in ("train", "val") for folder in wordnet_names(home)]
+
+
+def numbered_folders(home: Path) -> list[str]:
+    """The class folders of a complete ImageNetV2."""
+    return [str(label) for label in range(len(wordnet_names(home)))]
 
 
 def wordnet_names(home: Path) -> dict[str, str]:

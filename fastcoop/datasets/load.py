@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastcoop.datasets.dataset import Dataset
 from fastcoop.datasets.files import list_folders
-from fastcoop.datasets.official import OFFICIAL, find_official, load_official
+from fastcoop.datasets.official import OFFICIAL, Official, find_official, load_official
 from fastcoop.datasets.own import load_csv, load_folder
 from fastcoop.errors import UserError, nearest
 
@@ -22,21 +22,33 @@ def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
     Raises:
         UserError: there is no such dataset (the nearest name is suggested), or its files cannot be used.
     """
+    place, row = locate(spec, data_root)
+    if row is not None:
+        return load_official(row, place)
+    return load_folder(place) if place.is_dir() else load_csv(place)
+
+
+def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Official | None]:
+    """Where the dataset lies, and its row if it is one of the fifteen; only then it need not exist.
+
+    A folder with a ``dataset.yaml`` or ``split.json`` is always the user's own, whatever it is called.
+
+    Raises:
+        UserError: as ``load_dataset``.
+    """
     root = Path(data_root).expanduser() if data_root is not None else Path()
     if not root.is_dir():
         raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
     row = find_official(str(spec))
     if row is not None and not _is_described(root / spec):
-        return load_official(row, root / row.folder)
+        return root / row.folder, row
     places = list(dict.fromkeys((root / spec, Path(spec).expanduser())))
     for place in places:
         row = find_official(place.name)
         if row is not None and (place / row.images).is_dir() and not _is_described(place):
-            return load_official(row, place)
-        if place.is_dir():
-            return load_folder(place)
-        if place.is_file():
-            return load_csv(place)
+            return place, row
+        if place.exists():
+            return place, None
     valid = [official.name for official in OFFICIAL] + own_datasets(root)
     raise UserError(
         f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{nearest(str(spec), valid)}"

@@ -32,6 +32,7 @@ class Official:
         build: makes the splits from the dataset's own files, given ``folder``; paths relative to ``images``.
         split_file: the official split file in ``folder``, where there is one.
         downloads: (what to get, where to put it), in words.
+        class_folders: the folders that ``images`` should have, given ``folder``, where that is known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Official:
     build: Callable[[Path], Items]
     downloads: tuple[tuple[str, str], ...]
     split_file: str | None = None
+    class_folders: Callable[[Path], list[str]] | None = None
 
 
 def _drive(file_id: str) -> str:
@@ -58,6 +60,7 @@ def _row(
     build: Callable[[Path], Items],
     downloads: Sequence[tuple[str, str]],
     split: tuple[str, str] | None = None,
+    class_folders: Callable[[Path], list[str]] | None = None,
 ) -> Official:
     folder, _, images = images.partition("/")
     extra = ((f"{split[0]} from {_drive(split[1])}", f"{folder}/"),) if split else ()
@@ -71,6 +74,7 @@ def _row(
         build,
         (*downloads, *extra),
         split[0] if split else None,
+        class_folders,
     )
 
 
@@ -89,6 +93,7 @@ OFFICIAL = (
                 "imagenet/images/train/ and imagenet/images/val/",
             )
         ],
+        class_folders=imagenet.folders_of_train_and_val,
     ),
     _row(
         "caltech101",
@@ -243,6 +248,7 @@ OFFICIAL = (
                 "imagenetv2/imagenetv2-matched-frequency-format-val/",
             )
         ],
+        class_folders=imagenet.numbered_folders,
     ),
     _row(
         "imagenet_sketch",
@@ -250,13 +256,14 @@ OFFICIAL = (
         "imagenet-sketch/images",
         PHOTO,
         (1000, None, None, 50_889),
-        imagenet.test_only("images"),
+        imagenet.shifted("images"),
         [
             (
                 "the images of https://github.com/HaohanWang/ImageNet-Sketch (folders n01440764, ...)",
                 "imagenet-sketch/images/",
             )
         ],
+        class_folders=imagenet.wordnet_folders,
     ),
     _row(
         "imagenet_a",
@@ -264,7 +271,7 @@ OFFICIAL = (
         "imagenet-adversarial/imagenet-a",
         PHOTO,
         (200, None, None, 7500),
-        imagenet.test_only("imagenet-a"),
+        imagenet.shifted("imagenet-a"),
         [
             (
                 "imagenet-a.tar from https://github.com/hendrycks/natural-adv-examples, extracted",
@@ -278,7 +285,7 @@ OFFICIAL = (
         "imagenet-rendition/imagenet-r",
         PHOTO,
         (200, None, None, 30_000),
-        imagenet.test_only("imagenet-r"),
+        imagenet.shifted("imagenet-r"),
         [
             (
                 "imagenet-r.tar from https://github.com/hendrycks/imagenet-r, extracted",

@@ -132,7 +132,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save the CSV as UTF-8.") from None
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} is not valid CSV: {error}.") from None
+        raise UserError(f"{path} line {reader.reader.line_num} is not valid CSV: {error}.") from None
     for line, row in rows:
         for column in ("path", "class"):
             if not row[column]:

@@ -36,7 +36,7 @@ def read_items(path: Path, required: Sequence[str]) -> dict[str, list[Item]]:
     """
     content = read_json(path)
     expected = '{"train": [[path, label, class name], ...], "val": [...], "test": [...]}'
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key, []), list) for key in SPLITS):
         raise UserError(f"{path} must hold {expected}.")
     content = {key: value for key, value in content.items() if key != "digest"}
     for key in content:

@@ -1,0 +1,227 @@
+"""Few-shot subsets: the official rule, and the files that keep a draw."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from fastcoop.datasets import few_shot, load_dataset
+from fastcoop.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, put):
+    """A dataset whose classes come in the order 1, 0, 2 and whose class 2 is small."""
+    entries = {
+        "train": [(f"t{i:03d}.jpg", label) for i, label in enumerate([1, 0, 1] * 12 + [2] * 3)],
+        "val": [(f"v{i:03d}.jpg", label) for i, label in enumerate([0] * 6 + [1] * 6 + [2] * 2)],
+        "test": [(f"e{i}.jpg", i) for i in range(3)],
+    }
+    root = tmp_path / "mine"
+    put(root / "images", [path for part in entries.values() for path, _ in part])
+    split = {key: [[path, label, "abc"[label]] for path, label in part] for key, part in entries.items()}
+    (root / "split.json").write_text(json.dumps(split))
+    return root
+
+
+def drawn(dataset, subset):
+    return tuple(
+        [dataset.splits[key].paths[i] for i in getattr(subset, key)] if key in dataset.splits else []
+        for key in ("train", "val")
+    )
+
+
+def official_draw(dataset, shots, seed):
+    """The official rule, written apart: one global stream, the classes as they appear."""
+    random.seed(seed)
+    subsets = []
+    for key, k in (("train", shots), ("val", min(shots, 4))):
+        split = dataset.splits[key]
+        groups = {}
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True):
+            groups.setdefault(label, []).append(path)
+        subsets.append([p for g in groups.values() for p in (random.sample(g, k) if len(g) >= k else g)])
+    return tuple(subsets)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3, 4, 8, 16, 100])
+@pytest.mark.parametrize("seed", [1, 2, 3, 17])
+def test_the_official_rule_then_the_saved_draw(folder, shots, seed):
+    dataset = load_dataset(folder)
+    expected = official_draw(dataset, shots, seed)
+    assert drawn(dataset, few_shot(dataset, shots, seed)) == expected
+    saved = json.loads((folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.json").read_text())
+    assert [path for path, _, _ in saved["train"]] == expected[0]
+    assert drawn(load_dataset(folder), few_shot(load_dataset(folder), shots, seed)) == expected
+
+
+def test_a_known_draw():
+    """Python's stream itself, so that a subset never changes between versions."""
+    assert random.Random(1).sample(range(100), 4) == [17, 72, 97, 8]
+
+
+def test_all_of_the_data(folder):
+    dataset = load_dataset(folder)
+    subset = few_shot(dataset, "all", 1)
+    assert subset.train.tolist() == list(range(39))
+    assert subset.val.dtype == np.int64
+    assert len(subset.val) == 14
+    assert not (folder / "split_fewshot").exists()
+
+
+def test_small_classes_are_used_whole_and_named_once(folder, caplog):
+    dataset = load_dataset(folder)
+    for seed in (1, 2):
+        subset = few_shot(dataset, 4, seed)
+        assert np.bincount(dataset.splits["train"].labels[subset.train]).tolist() == [4, 4, 3]
+    assert caplog.text.count("fewer than 4 training images, all used: c (3)") == 1
+
+
+@pytest.mark.parametrize("shots", [0, -1, True, 1.5, "every"])
+def test_impossible_shots(folder, shots):
+    with pytest.raises(UserError, match="positive whole number"):
+        few_shot(load_dataset(folder), shots, 1)
+
+
+def test_a_draw_of_an_earlier_split_is_drawn_again(folder, put):
+    few_shot(load_dataset(folder), 2, 1)
+    split = json.loads((folder / "split.json").read_text())
+    put(folder / "images", ["new.jpg"])
+    split["train"].insert(0, ["new.jpg", 0, "a"])
+    (folder / "split.json").write_text(json.dumps(split))
+    dataset = load_dataset(folder)
+    assert drawn(dataset, few_shot(dataset, 2, 1)) == official_draw(dataset, 2, 1)
+
+
+def test_nothing_is_saved_where_nothing_can_be(folder):
+    (folder / "split_fewshot").write_text("a file in the way, for whoever runs as root")
+    dataset = load_dataset(folder)
+    assert drawn(dataset, few_shot(dataset, 2, 1)) == official_draw(dataset, 2, 1)
+
+
+def test_a_json_of_someone_elses_is_relocated(folder):
+    (folder / "split_fewshot").mkdir()
+    content = {
+        "train": [["D:\\data\\mine\\images\\t001.jpg", 0, "a"], ["/data/mine/images/t000.jpg", 1, "b"]],
+        "val": [["v000.jpg", 0, "a"]],
+    }
+    (folder / "split_fewshot" / "shot_1-seed_5.json").write_text(json.dumps(content))
+    dataset = load_dataset(folder)
+    assert drawn(dataset, few_shot(dataset, 1, 5)) == (["t001.jpg", "t000.jpg"], ["v000.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (["x/t999.jpg", 0, "a"], "another split"),
+        (["t001.jpg", 1, "b"], "another split"),
+        (["v000.jpg", 0, "a"], "another split"),
+        (["t001.jpg", 0], "entry 0 of train"),
+    ],
+)
+def test_a_json_that_does_not_fit(folder, entry, expected):
+    (folder / "split_fewshot").mkdir()
+    path = folder / "split_fewshot" / "shot_1-seed_1.json"
+    path.write_text(json.dumps({"train": [entry], "val": []}))
+    with pytest.raises(UserError, match=expected):
+        few_shot(load_dataset(folder), 1, 1)
+    path.write_text('{"train": [')
+    with pytest.raises(UserError, match="line 1 is not valid JSON"):
+        few_shot(load_dataset(folder), 1, 1)
+
+
+class Datum:
+    """Written as the official code's class is; only ``pickle`` ever sees it under that name."""
+
+    def __init__(self, impath, label, classname):
+        self._impath = impath
+        self._label = label
+        self._domain = 0
+        self._classname = classname
+
+
+@pytest.fixture
+def official_pickle(monkeypatch):
+    """Pickle as the official code does, then make sure that its packages are not there."""
+
+    def write(path, content):
+        names = ["dassl", "dassl.data", "dassl.data.datasets", "dassl.data.datasets.base_dataset"]
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setitem(sys.modules, name, types.ModuleType(name))
+            sys.modules[names[-1]].Datum = Datum
+            patch.setattr(Datum, "__module__", names[-1])
+            data = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        assert "dassl" not in sys.modules
+
+    return write
+
+
+def test_the_official_pickle_wins_and_is_relocated(folder, official_pickle):
+    few_shot(load_dataset(folder), 1, 1)
+    content = {
+        "train": [Datum("/home/x/data/mine/images/t004.jpg", 0, "a"), Datum("D:\\images\\t000.jpg", 1, "b")],
+        "val": [Datum("/home/x/data/mine/images/v013.jpg", 2, "c")],
+    }
+    official_pickle(folder / "split_fewshot" / "shot_1-seed_1.pkl", content)
+    dataset = load_dataset(folder)
+    subset = few_shot(dataset, 1, 1)
+    assert subset.train.dtype == np.int64
+    assert drawn(dataset, subset) == (["t004.jpg", "t000.jpg"], ["v013.jpg"])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def test_a_pickle_of_anything_else_is_refused_unrun(folder, official_pickle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = folder / "split_fewshot" / "shot_1-seed_1.pkl"
+    for content in ({"train": [Evil()]}, {"train": [np.zeros(2)]}, Evil()):
+        official_pickle(path, content)
+        with pytest.raises(UserError, match="wants to load"):
+            few_shot(load_dataset(folder), 1, 1)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"train": ["t000.jpg"]},
+        [1, 2],
+        {"train": [Datum("t000.jpg", "1", "b")]},
+        {"train": [Datum(3, 1, "b")]},
+    ],
+)
+def test_a_pickle_of_another_shape(folder, official_pickle, content):
+    official_pickle(folder / "split_fewshot" / "shot_1-seed_1.pkl", content)
+    with pytest.raises(UserError, match="not a few-shot subset of the official code"):
+        few_shot(load_dataset(folder), 1, 1)
+
+
+def test_a_damaged_pickle_at_every_length(folder, official_pickle):
+    path = folder / "split_fewshot" / "shot_1-seed_1.pkl"
+    official_pickle(path, {"train": [Datum("t001.jpg", 0, "a")], "val": []})
+    whole = path.read_bytes()
+    dataset = load_dataset(folder)
+    assert few_shot(dataset, 1, 1).train.tolist() == [1]
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError):
+            few_shot(dataset, 1, 1)
+
+
+def test_a_pickle_of_another_split(folder, official_pickle):
+    official_pickle(folder / "split_fewshot" / "shot_1-seed_1.pkl", {"train": [Datum("/x/v000.jpg", 0, "a")]})
+    with pytest.raises(UserError, match="drawn from another split"):
+        few_shot(load_dataset(folder), 1, 1)

@@ -1,0 +1,235 @@
+"""Folders and CSV files of the user's own, good and bad."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fastcoop.datasets import load_dataset
+from fastcoop.errors import UserError
+
+
+def images(*folders, n=10):
+    return [f"{folder}/{i:02d}.jpg" for folder in folders for i in range(n)]
+
+
+def test_a_folder_per_class_is_split_50_20_30_and_always_alike(tmp_path, put, caplog):
+    put(tmp_path / "pets", images("dog", "cat"))
+    dataset = load_dataset("pets", tmp_path)
+    assert dataset.name == "pets"
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.template == "a photo of a {}."
+    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 10, "val": 4, "test": 6}
+    assert dataset.splits["test"].labels.dtype == np.int64
+    every = [path for split in dataset.splits.values() for path in split.paths]
+    assert sorted(every) == images("cat", "dog")
+    for split in dataset.splits.values():
+        assert all(
+            path.startswith(dataset.class_names[y]) for path, y in zip(split.paths, split.labels, strict=True)
+        )
+    assert "split at random" in caplog.text
+    again = load_dataset(tmp_path / "pets")
+    assert again.digest == dataset.digest
+    assert again.splits["train"].paths == dataset.splits["train"].paths
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 7])
+def test_small_classes_still_reach_every_split(tmp_path, put, n):
+    put(tmp_path, images("a", "b", n=n))
+    splits = load_dataset(tmp_path).splits
+    assert all(set(split.labels) == {0, 1} for split in splits.values())
+    assert sum(map(len, splits.values())) == 2 * n
+
+
+def test_train_and_test_folders_are_kept_and_val_comes_from_train(tmp_path, put):
+    put(tmp_path, images("train/a", "train/b", n=10) + images("test/a", "test/b", n=3))
+    dataset = load_dataset(tmp_path)
+    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 16, "val": 4, "test": 6}
+    assert dataset.splits["test"].paths == tuple(images("test/a", "test/b", n=3))
+    assert set(dataset.splits["val"].paths) | set(dataset.splits["train"].paths) == set(
+        images("train/a", "train/b")
+    )
+
+
+def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path, put):
+    put(tmp_path, images("train/a", "train/b", "val/a", "test/b", n=2))
+    dataset = load_dataset(tmp_path)
+    assert dataset.splits["val"].paths == ("val/a/00.jpg", "val/a/01.jpg")
+    assert dataset.splits["test"].labels.tolist() == [1, 1]
+
+
+def test_a_split_file_with_images_beside_it(tmp_path, put):
+    put(tmp_path / "images", ["x/1.jpg", "x/2.jpg", "3.jpg", "4.jpg", "5.jpg"])
+    split = {
+        "train": [["3.jpg", 1, "sea"], ["x/1.jpg", 0, "land"]],
+        "val": [["4.jpg", 1, "sea"]],
+        "test": [["5.jpg", 1, "sea"], ["x/2.jpg", 0, "land"]],
+    }
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    (tmp_path / "dataset.yaml").write_text(
+        'name: shore\ntemplate: "a satellite photo of {}."\nclass_names: {sea: open sea}\n'
+    )
+    dataset = load_dataset(tmp_path)
+    assert (dataset.name, dataset.root) == ("shore", tmp_path / "images")
+    assert dataset.template == "a satellite photo of {}."
+    assert dataset.class_names == ("land", "open sea")
+    assert dataset.splits["train"].paths == ("3.jpg", "x/1.jpg")
+    assert dataset.splits["train"].labels.tolist() == [1, 0]
+    assert dataset.splits["val"].paths == ("4.jpg",)
+
+
+def test_a_csv_with_its_yaml(tmp_path, put):
+    put(tmp_path / "pictures", images("p", n=6))
+    rows = [f"pictures/p/{i:02d}.jpg,{'ab'[i % 2]},{['train', 'val', 'test'][i // 2]}" for i in range(6)]
+    (tmp_path / "mine.csv").write_text("\n".join(["Path,Class,Split", *rows]))
+    (tmp_path / "mine.yaml").write_text("class_names:\n  a: apple\n")
+    dataset = load_dataset("mine.csv", tmp_path)
+    assert dataset.name == "mine"
+    assert dataset.class_names == ("apple", "b")
+    assert dataset.splits["val"].paths == ("pictures/p/02.jpg", "pictures/p/03.jpg")
+    assert dataset.splits["val"].labels.tolist() == [0, 1]
+
+
+def test_a_csv_without_splits_and_with_absolute_paths(tmp_path, put):
+    put(tmp_path / "elsewhere", images("p", n=20))
+    rows = [f'"{tmp_path}/elsewhere/p/{i:02d}.jpg",{"ab"[i % 2]}' for i in range(20)]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "mine.csv").write_text("\n".join(["path,class", *rows]))
+    dataset = load_dataset(tmp_path / "lists" / "mine.csv")
+    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 10, "val": 4, "test": 6}
+    assert all((dataset.root / path).is_file() for split in dataset.splits.values() for path in split.paths)
+
+
+def test_val_share_and_folders_that_yaml_would_read_as_numbers(tmp_path, put):
+    put(tmp_path, images("0", "no"))
+    (tmp_path / "dataset.yaml").write_text("val_share: 0.1\nclass_names: {0: zero, no: refusal}\n")
+    dataset = load_dataset(tmp_path)
+    assert dataset.class_names == ("zero", "refusal")
+    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 12, "val": 2, "test": 6}
+
+
+def test_the_digest_is_of_names_and_splits_not_of_the_prompt(tmp_path, put):
+    put(tmp_path, images("a", "b"))
+    plain = load_dataset(tmp_path).digest
+    (tmp_path / "dataset.yaml").write_text('template: "art of {}."')
+    assert load_dataset(tmp_path).digest == plain
+    (tmp_path / "dataset.yaml").write_text("class_names: {a: apple}")
+    assert load_dataset(tmp_path).digest != plain
+    (tmp_path / "dataset.yaml").unlink()
+    put(tmp_path, ["a/more.jpg"])
+    assert load_dataset(tmp_path).digest != plain
+
+
+def refusal(*arguments):
+    with pytest.raises(UserError) as caught:
+        load_dataset(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_unknown_names_get_the_nearest(tmp_path, put):
+    put(tmp_path / "my_flowers", images("a", "b"))
+    assert 'Did you mean "my_flowers"?' in refusal("my_flower", tmp_path)
+    assert 'Did you mean "oxford_pets"?' in refusal("oxfordpet", tmp_path)
+    assert "data root" in refusal("my_flowers", tmp_path / "nowhere")
+
+
+def test_no_classes_one_class_and_an_empty_class(tmp_path, put):
+    assert "no classes" in refusal(tmp_path)
+    put(tmp_path, images("a"))
+    assert "at least two" in refusal(tmp_path)
+    (tmp_path / "b").mkdir()
+    assert f"{tmp_path / 'b'} holds no images" in refusal(tmp_path)
+    put(tmp_path, images("b", n=2))
+    assert 'Class "b"' in refusal(tmp_path)
+
+
+def test_half_a_train_and_test_layout(tmp_path, put):
+    put(tmp_path, images("train/a", "train/b"))
+    assert "no test/ folder" in refusal(tmp_path)
+    put(tmp_path, images("test/a", "extra/a"))
+    assert "also extra/" in refusal(tmp_path)
+
+
+def test_a_class_that_only_the_test_set_has(tmp_path, put):
+    put(tmp_path, images("train/a", "train/b", "test/a", "test/c", n=3))
+    assert "no training image for c" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"train": [],\n"test": [}', "line 2 is not valid JSON"),
+        ("[]", "must hold"),
+        ('{"train": []}', 'no "test" split'),
+        ('{"test": [], "vall": []}', 'Did you mean "val"?'),
+        ('{"test": [["1.jpg", "0", "a"]]}', "entry 0 of test"),
+        ('{"test": [["1.jpg", true, "a"]]}', "entry 0 of test"),
+        ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 2, "b"]]}', "without gaps; no image has label 1"),
+        ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 0, "b"]]}', 'label 0 two names: "a" and "b"'),
+        ('{"test": [["1.jpg", 0, "a"], ["9.jpg", 1, "b"]]}', "names 1 images (of 2)"),
+        ('{"test": [], "train": [["1.jpg", 0, "a"], ["2.jpg", 1, "b"]]}', "no test images"),
+        ('{"test": 5}', "must hold"),
+        ("\ufeff" + "[" * 100_000, "too deep"),
+    ],
+)
+def test_bad_split_files(tmp_path, put, content, expected):
+    put(tmp_path, ["1.jpg", "2.jpg"])
+    (tmp_path / "split.json").write_text(content, encoding="utf-8")
+    assert expected in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("file,class\n", 'no "path"'),
+        ("path,clas\n", 'Did you mean "clas"?'),
+        ("path,class\n1.jpg,a\n2.jpg\n", "line 3 does not have the 2 columns"),
+        ("path,class\n1.jpg,a,train\n", "line 2 does not have the 2 columns"),
+        ("path,class\n1.jpg,\n", "line 2 has an empty class"),
+        ("path,class,split\n1.jpg,a,training\n", 'line 2 has the split "training"'),
+        ("path,class,split\n1.jpg,a,train\n7.jpg,b,test\n", "line 3 names 7.jpg"),
+        ('path,class\n"1.jpg"x,a\n', "line 2 is not valid CSV"),
+        ("path,class\n", "at least two"),
+    ],
+)
+def test_bad_csv_files(tmp_path, put, content, expected):
+    put(tmp_path, ["1.jpg", "2.jpg"])
+    (tmp_path / "mine.csv").write_text(content)
+    assert expected in refusal(tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("template: 'x {}'\nname: [a\n", "line 3 is not valid YAML"),
+        ("templat: 'x {}'", 'Did you mean "template"?'),
+        ("template: a photo", "must have {} once"),
+        ("template: 'a {} of {name}'", "must have {} once"),
+        ("name: ../x", "name must be"),
+        ("name: [a]", "single value"),
+        ("val_share: 0.7", "val_share must be"),
+        ("val_share: few", "val_share must be"),
+        ("class_names: {c: see}", 'renames class "c"'),
+        ("class_names: [a, b]", "must map folder names"),
+        ("- a", "keys and values"),
+        ("name: !!python/object/apply:os.system [ls]", "single value"),
+    ],
+)
+def test_bad_yaml(tmp_path, put, content, expected):
+    put(tmp_path, images("a", "b"))
+    (tmp_path / "dataset.yaml").write_text(content)
+    assert expected in refusal(tmp_path)
+
+
+def test_text_that_is_not_utf8(tmp_path, put):
+    put(tmp_path, images("a", "b"))
+    for file in ("dataset.yaml", "split.json", "mine.csv"):
+        (tmp_path / file).write_bytes(b"\xff\xfe\x00path")
+        assert "UTF-8" in refusal(tmp_path / file if file == "mine.csv" else tmp_path)
+        (tmp_path / file).unlink()
+    (tmp_path / "list.txt").write_text("")
+    assert "is a file" in refusal(tmp_path / "list.txt")
