@@ -102,6 +102,9 @@ def split_by_class(
     Raises:
         UserError: a class with fewer than three images.
     """
+    train_share = round(
+        0.7 - val_share, 9
+    )  # 0.7 - 0.2 is a little below a half, and halves are rounded below
     rng = random.Random(SPLIT_SEED)
     items: dict[str, list[Item]] = {key: [] for key in SPLITS}
     for label, (name, paths) in enumerate(images):
@@ -113,7 +116,7 @@ def split_by_class(
         shuffled = list(paths)
         rng.shuffle(shuffled)
         n = len(shuffled)
-        n_train = max(1, min(round(n * (0.7 - val_share)), n - 2))
+        n_train = max(1, min(round(n * train_share), n - 2))
         n_val = max(1, min(round(n * val_share), n - n_train - 1))
         for key, part in (
             ("train", shuffled[:n_train]),

@@ -43,6 +43,15 @@ def test_small_classes_still_reach_every_split(tmp_path, put, n):
     assert sum(map(len, splits.values())) == 2 * n
 
 
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(7, (4, 1, 2)), (11, (6, 2, 3)), (13, (6, 3, 4)), (45, (22, 9, 14))]
+)
+def test_shares_round_as_the_official_rule_does(tmp_path, put, n, sizes):
+    put(tmp_path, images("a", "b", n=n))
+    splits = load_dataset(tmp_path).splits
+    assert tuple(len(splits[key]) for key in ("train", "val", "test")) == tuple(2 * size for size in sizes)
+
+
 def test_train_and_test_folders_are_kept_and_val_comes_from_train(tmp_path, put):
     put(tmp_path, images("train/a", "train/b", n=10) + images("test/a", "test/b", n=3))
     dataset = load_dataset(tmp_path)
