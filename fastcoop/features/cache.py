@@ -1,0 +1,131 @@
+"""``cache_features``: encode what is missing of a dataset, in pieces that survive being killed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset, few_shot
+from fastcoop.errors import UserError, nearest
+from fastcoop.features.assemble import Failures, assemble
+from fastcoop.features.encode import encode_parts
+from fastcoop.features.images import RECIPES
+from fastcoop.features.parts import discard_parts
+from fastcoop.features.plan import Settings, make_plan
+from fastcoop.features.store import FeatureStore, store_path
+
+LISTED = 50  # unreadable images named in one message
+
+
+def cache_features(
+    backbone: Backbone,
+    dataset: Dataset,
+    cache_root: str | Path,
+    *,
+    shots: Sequence[int | str],
+    seeds: Sequence[int],
+    views: int = 8,
+    recipe: str = "current",
+    dtype: str = "float16",
+    batch_size: int = 64,
+    view_seed: int = 0,
+    skip_unreadable: bool = False,
+) -> Path:
+    """Make sure the store holds what runs with these shots and seeds can draw, and return its path.
+
+    Stored are the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
+    test-time crop) and ``views`` augmented views, and all of the validation and test images with view 0. What
+    an existing store holds is kept; only what is missing is computed. Killed at any instant, the next call
+    goes on where the last one was and ends with the same contents. A second process on the same store waits.
+
+    Args:
+        shots: images per class, or "all".
+        recipe: "current" or "official-2021", for every view.
+        dtype: "float16" or "float32"; a store that is float32 already stays so.
+        batch_size: crops encoded at once.
+        view_seed: of the augmentations.
+        skip_unreadable: leave images out that cannot be decoded, and say so, instead of raising at the end.
+
+    Raises:
+        UserError: unknown recipe or dtype; a store made with other weights, images or settings; a disk that
+            cannot be written; and, after everything else is stored, images that could not be decoded.
+    """
+    if recipe not in RECIPES:
+        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+    if dtype not in ("float16", "float32"):
+        raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
+    if views < 0 or batch_size < 1:
+        raise UserError(f"views must be 0 or more and batch_size 1 or more, got {views} and {batch_size}.")
+    path = store_path(cache_root, backbone, dataset)
+    wanted = _wanted(dataset, shots, seeds)
+    failures: Failures = {}
+    with _disk_errors(path), _locked(path):
+        store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
+        settings = Settings(recipe, view_seed, views, dtype, batch_size)
+        plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable)
+        if plan.parts:
+            encode_parts(backbone, dataset, plan, path)
+            failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
+        discard_parts(path)
+    _report(dataset, failures, skip_unreadable)
+    return path
+
+
+def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """For each split of the dataset the ascending indices to store."""
+    wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
+    if "train" in wanted:
+        drawn = [few_shot(dataset, number, seed).train for number in shots for seed in seeds]
+        wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *drawn]))
+    return wanted
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the store's lock, which the system frees if the process dies; wait for another process's work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}); free space or choose another cache "
+            "folder, and run again: what was finished is kept."
+        ) from error
+
+
+def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None:
+    if not failures:
+        return
+    listed = [
+        f"\n  {dataset.root / dataset.splits[split].paths[row]}: {reason}"
+        for (split, row), reason in list(failures.items())[:LISTED]
+    ]
+    more = f"\n  and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
+    count = f"{len(failures)} image(s) of {dataset.name} could not be read"
+    if skip_unreadable:
+        logging.getLogger("fastcoop").warning(f"{count} and were left out:{''.join(listed)}{more}")
+        return
+    raise UserError(
+        f"{count}; the others are stored. Repair or remove these, or pass --skip-unreadable:"
+        f"{''.join(listed)}{more}"
+    )

@@ -1,0 +1,126 @@
+"""From an image file to the crops the encoder sees: the test-time crop and seeded training augmentations."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from fastcoop.backbones import Preprocess
+
+RECIPES = ("current", "official-2021")
+MAX_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb: a quarter of a gigabyte as RGB
+CROP_SCALE = (0.08, 1.0)  # share of the area kept by the current recipe's random resized crop
+CROP_RATIO = (3 / 4, 4 / 3)
+ENLARGE = 1.125  # of the recipe in use before October 2021
+PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+TORCHVISION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be decoded; the message is the reason, without the path."""
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Decode ``path`` and convert it to RGB as the official code does: any mode, no EXIF rotation.
+
+    Raises UnreadableImage for a missing, damaged, truncated or implausibly large file.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")
+            return image.convert("RGB")
+    except UnreadableImage:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImage("no such file") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise UnreadableImage(f"{type(error).__name__}: {error}".replace(f"{str(path)!r}", "it")) from error
+
+
+def crops(
+    image: Image.Image, name: str, views: Sequence[int], preprocess: Preprocess, recipe: str, seed: int
+) -> np.ndarray:
+    """The asked views of an RGB image, uint8 (len(views), size, size, 3).
+
+    View 0 is the test-time crop. Any other is an augmentation drawn from (seed, name, view) alone, so that it
+    comes out the same whatever else is computed with it.
+    """
+    test, train = {"current": (_test, _train), "official-2021": (_test_2021, _train_2021)}[recipe]
+    out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
+    for row, view in zip(out, views, strict=True):
+        rng = random.Random(f"{seed}/{view}/{name}")
+        row[:] = np.asarray(train(image, preprocess, rng) if view else test(image, preprocess))
+    return out
+
+
+def normalised(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> Tensor:
+    """float32 (b, 3, size, size) on ``device``: uint8 images (b, size, size, 3) scaled and standardised."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (preprocess.mean, preprocess.std))
+    return pixels.sub_(mean).div_(std)
+
+
+def _test(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    size, mode = preprocess.size, TORCHVISION[preprocess.interpolation]
+    if preprocess.resize_mode == "squash":
+        return F.resize(image, [size, size], mode)
+    return F.center_crop(F.resize(image, [size], mode), [size, size])
+
+
+def _train(image: Image.Image, preprocess: Preprocess, rng: random.Random) -> Image.Image:
+    """Random resized crop (scale 0.08 to 1, ratio 3/4 to 4/3) and flip."""
+    box = _random_box(*image.size, rng)
+    out = image.crop(box).resize((preprocess.size,) * 2, PILLOW[preprocess.interpolation])
+    return _flipped(out, rng)
+
+
+def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = width * height * rng.uniform(*CROP_SCALE)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    w = min(width, round(height * CROP_RATIO[1]))  # as torchvision: the largest central box of a legal ratio
+    h = min(height, round(width / CROP_RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _test_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    return _centre_2021(_squash(image, preprocess.size, preprocess), preprocess)
+
+
+def _train_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random) -> Image.Image:
+    """Squash, flip, translate (enlarge by an eighth, p = 0.5, and crop at random), then as at test time."""
+    size, enlarged = preprocess.size, round(preprocess.size * ENLARGE)
+    out = _flipped(_squash(image, size, preprocess), rng)
+    if rng.random() < 0.5:
+        left, top = rng.randint(0, enlarged - size), rng.randint(0, enlarged - size)
+        out = _squash(out, enlarged, preprocess).crop((left, top, left + size, top + size))
+    return _centre_2021(out, preprocess)
+
+
+def _centre_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    enlarged = _squash(image, round(preprocess.size * ENLARGE), preprocess)
+    return F.center_crop(enlarged, [preprocess.size, preprocess.size])
+
+
+def _squash(image: Image.Image, size: int, preprocess: Preprocess) -> Image.Image:
+    return image.resize((size, size), PILLOW[preprocess.interpolation])
+
+
+def _flipped(image: Image.Image, rng: random.Random) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image

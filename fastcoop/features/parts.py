@@ -1,0 +1,63 @@
+"""Finished parts on disk: immutable files, each renamed into place once it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastcoop.features.plan import Part
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A computed part.
+
+    Attributes:
+        features: (rows, views, dim) in the store's dtype; rows of unreadable images are zero.
+        failures: position in the part -> why that image could not be read.
+    """
+
+    features: np.ndarray
+    failures: dict[int, str]
+
+
+def parts_folder(store: Path) -> Path:
+    """Where the parts of a store that is being made are kept, beside it."""
+    return store.with_name(store.name + ".parts")
+
+
+def write_part(store: Path, part: Part, encoded: Encoded) -> None:
+    """Write a part, whole or not at all."""
+    target = parts_folder(store) / f"{part.key}.npz"
+    temporary = target.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            features=encoded.features,
+            failed=np.array(list(encoded.failures), np.int64),
+            reasons=np.array(list(encoded.failures.values()), np.str_),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def read_part(store: Path, part: Part) -> Encoded | None:
+    """A part written earlier; None if there is none, or it did not survive a crash of the machine."""
+    try:
+        with np.load(parts_folder(store) / f"{part.key}.npz") as content:
+            failures = dict(zip(content["failed"].tolist(), content["reasons"].tolist(), strict=True))
+            features = content["features"]
+    except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return Encoded(features, failures) if features.shape[:2] == (len(part.rows), len(part.views)) else None
+
+
+def discard_parts(store: Path) -> None:
+    """Remove every part: the store holds them now, or nobody asks for them any more."""
+    shutil.rmtree(parts_folder(store), ignore_errors=True)

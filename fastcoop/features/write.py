@@ -1,0 +1,83 @@
+"""Writing a feature store: to a temporary file beside it, hashed, then renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fastcoop.features.store import FORMAT, FORMAT_VERSION, META, Meta
+
+HASHED = ("index", "labels", "features")
+ROWS_AT_ONCE = 256  # where all of a file is gone through
+
+Block = tuple[np.ndarray, slice, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """One split to be written.
+
+    Attributes:
+        index: int64 (n,), ascending.
+        labels: int64 (n,).
+        paths: (n,).
+        views: features stored of each image.
+        blocks: (rows (k,) ascending, views, features (k, views, dim)); together they cover (n, views, dim).
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    paths: Sequence[str]
+    views: int
+    blocks: Iterable[Block]
+
+
+def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) -> None:
+    """Write a store with ``meta`` (its ``sha256`` is filled in here) at ``path``, whole or not at all.
+
+    Raises OSError or RuntimeError where the disk refuses; what was at ``path`` before is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for split, content in contents.items():
+                _write_split(file.create_group(split), content, meta)
+            meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
+            file.create_dataset(META, data=json.dumps(asdict(meta)), dtype=h5py.string_dtype())
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def content_sha256(group: h5py.Group) -> str:
+    """sha256 hex over a split's indices, labels and features as they lie in the file."""
+    digest = hashlib.sha256()
+    for field in HASHED:
+        data = group[field]
+        digest.update(f"{field} {data.shape} {data.dtype.str}\n".encode())
+        for start in range(0, len(data), ROWS_AT_ONCE):
+            digest.update(np.ascontiguousarray(data[start : start + ROWS_AT_ONCE]).data)
+    return digest.hexdigest()
+
+
+def _write_split(group: h5py.Group, content: SplitContent, meta: Meta) -> None:
+    group["index"] = content.index.astype("<i8")
+    group["labels"] = content.labels.astype("<i8")
+    group.create_dataset("paths", data=list(content.paths), dtype=h5py.string_dtype())
+    shape = (len(content.index), content.views, meta.dim)
+    features = group.create_dataset("features", shape, np.dtype(meta.dtype).newbyteorder("<"))
+    for rows, views, block in content.blocks:
+        if len(rows):
+            features[rows, views] = block
