@@ -15,6 +15,8 @@ import pytest
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.errors import UserError
 
+WORDNET = ["n01440764", "n01443537"]
+
 
 @pytest.fixture
 def folder(tmp_path, put):
@@ -225,3 +227,17 @@ def test_a_pickle_of_another_split(folder, official_pickle):
     official_pickle(folder / "split_fewshot" / "shot_1-seed_1.pkl", {"train": [Datum("/x/v000.jpg", 0, "a")]})
     with pytest.raises(UserError, match="drawn from another split"):
         few_shot(load_dataset(folder), 1, 1)
+
+
+def test_an_official_imagenet_pickle_has_no_validation_set(tmp_path, put, official_pickle):
+    home = tmp_path / "imagenet"
+    put(home / "images", [f"{s}/{c}/{i}.JPEG" for s in ("train", "val") for c in WORDNET for i in range(10)])
+    dataset = load_dataset("imagenet", tmp_path)
+    held_out = dataset.splits["val"].paths
+    assert len(held_out) == 4
+    chosen = [held_out[0], next(p for p in dataset.splits["train"].paths if p not in held_out)]
+    data = [Datum(f"/home/x/imagenet/images/{p}", WORDNET.index(p.split("/")[1]), "name") for p in chosen]
+    official_pickle(home / "split_fewshot" / "shot_4-seed_1.pkl", {"train": data})
+    subset = few_shot(dataset, 4, 1)
+    assert [dataset.splits["train"].paths[i] for i in subset.train] == chosen
+    assert sorted(held_out[i] for i in subset.val) == sorted(held_out[1:])
