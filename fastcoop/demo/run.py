@@ -1,0 +1,79 @@
+"""``fastcoop demo``: the main job on the world that ships with fastcoop, by the same steps as anyone's own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import fastcoop
+from fastcoop.backbones import backbone_from_spec
+from fastcoop.demo.world import build_world
+from fastcoop.errors import UserError
+from fastcoop.reports import report
+from fastcoop.sweeps import load_results, read_grid, sweep
+from fastcoop.sweeps.interpret import interpret
+
+QUICK, FULL = "demo", "demo-full"
+
+
+def run_demo(out: Path, full: bool = False) -> str:
+    """Draw the world, cache features, sweep, read the contexts, report; return what to tell the user.
+
+    Everything goes under ``out``: ``data``, ``cache``, ``results`` and ``report`` (with ``-full`` behind the last two
+    for the paper's schedule). What is done is kept: a second call only says where it is.
+
+    Raises UserError where the icon fonts are not installed or ``out`` cannot be written.
+    """
+    start = time.monotonic()
+    suffix = "-full" if full else ""
+    data, cache = out / "data", out / "cache"
+    results, pages = out / f"results{suffix}", out / f"report{suffix}"
+    grid = grid_file(FULL if full else QUICK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The demo writes to {out}, which cannot be made ({error}); choose another --out.") from None
+
+    build_world(data)
+    summary = sweep(grid, data_root=data, cache=cache, results=results)
+    page = pages / "index.html"
+    if summary.finished or not page.exists():
+        for spec in read_grid(grid).backbones:
+            interpret(results, backbone_from_spec(spec))
+        report(results, pages)
+    lines = [
+        "",
+        *_averages(results),
+        "",
+        f"features  {cache}",
+        f"results   {results}  ({summary.runs} runs, {summary.finished} done now)",
+        f"figure 3  {pages / 'figure3.png'}",
+        f"words     {pages / 'table4.md'}",
+        f"page      {page}",
+        f"{time.monotonic() - start:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+def grid_file(name: str) -> Path:
+    """The grid file ``experiments/<name>.yaml``, as installed with the package or beside it in a checkout."""
+    package = Path(fastcoop.__path__[0])
+    for folder in (package / "experiments", package.parent / "experiments"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise UserError(f"The grid file {name}.yaml was not installed with fastcoop; install it again.")
+
+
+def _averages(results: Path) -> list[str]:
+    """Mean accuracy over the demo's datasets, a line per method, a column per number of shots."""
+    frame = load_results(results)
+    own = frame[frame.dataset == frame.source]
+    per_dataset = own.groupby(["label", "shots", "dataset"]).accuracy.mean()
+    table = per_dataset.groupby(["label", "shots"]).mean().unstack("shots")
+    width = max(map(len, table.index))
+    lines = ["Mean accuracy (%) over the demo's datasets, by shots:"]
+    lines.append(" " * width + "".join(f"{shots:>8}" for shots in table.columns))
+    for label, row in table.iterrows():
+        cells = "".join(f"{value:8.1f}" if value == value else " " * 8 for value in row)
+        lines.append(f"{label:<{width}}{cells}")
+    return lines
