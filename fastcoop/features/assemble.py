@@ -62,7 +62,7 @@ def assemble(
         expected={split: len(dataset.splits[split]) for split in index},
         skipped={split: rows.tolist() for split, rows in skipped.items()},
         sha256={},
-        versions={name: version(name) for name in PACKAGES},
+        versions=package_versions(),
     )
     contents = {}
     for split, rows in index.items():
@@ -76,6 +76,11 @@ def assemble(
         )
     write_store(path, meta, contents)
     return failures
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that features depend on."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def _blocks(

@@ -65,7 +65,7 @@ def cache_features(
     path = store_path(cache_root, backbone, dataset)
     wanted = _wanted(dataset, shots, seeds)
     failures: Failures = {}
-    with _disk_errors(path), _locked(path):
+    with disk_errors(path), _locked(path):
         store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
         settings = Settings(recipe, view_seed, views, dtype, batch_size)
         plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable)
@@ -103,7 +103,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a full, read-only or missing disk raises while ``path`` is made into a UserError."""
     try:
         yield
     except OSError as error:

@@ -48,7 +48,7 @@ def encode(
     part: Part,
     images: Sequence[Crops],
     settings: Settings,
-    advance: Advance,
+    advance: Advance = lambda n=1, note=None: None,
 ) -> Encoded:
     """Features of one part's decoded images, in batches of ``settings.batch_size`` crops."""
     failures = {at: str(image) for at, image in enumerate(images) if isinstance(image, UnreadableImage)}
@@ -76,10 +76,11 @@ def encode(
     return Encoded(features, failures)
 
 
-def decode(path: Path, name: str, part: Part, backbone: Backbone, settings: Settings) -> Crops:
-    """The part's views of one image, or the reason why there are none."""
+def read_crops(dataset: Dataset, part: Part, row: int, backbone: Backbone, settings: Settings) -> Crops:
+    """The part's views of one image of its split, or the reason why there are none."""
+    name = dataset.splits[part.split].paths[row]
     try:
-        image = read_rgb(path)
+        image = read_rgb(dataset.root / name)
     except UnreadableImage as error:
         return error
     return crops(image, name, part.views, backbone.preprocess, settings.recipe, settings.view_seed)
@@ -93,11 +94,7 @@ def _decoded(
     ahead: deque[tuple[Part, list[Future[Crops]]]] = deque()
     try:
         for part in parts:
-            paths = dataset.splits[part.split].paths
-            names = [paths[row] for row in part.rows]
-            futures = [
-                pool.submit(decode, dataset.root / name, name, part, backbone, settings) for name in names
-            ]
+            futures = [pool.submit(read_crops, dataset, part, row, backbone, settings) for row in part.rows]
             ahead.append((part, futures))
             if len(ahead) > PARTS_AHEAD:
                 yield _collected(ahead.popleft())

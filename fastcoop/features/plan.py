@@ -1,4 +1,4 @@
-"""What is still to be computed for a store, cut into parts that are the same however often it was interrupted."""
+"""What is still to be computed for a store, cut into parts that no interruption changes."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from fastcoop.errors import UserError
 FORMAT = "fastcoop features"
 FORMAT_VERSION = 1
 META = "meta"
+IMPORTED = "imported"  # the recipe of features computed elsewhere
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
@@ -118,7 +119,7 @@ class FeatureStore:
         """sha256 hex that stands for these features in the keys of runs.
 
         It covers what the features came from and the test features themselves, not which training images are
-        cached: asking for more shots later leaves it as it is.
+        cached: asking for more shots later leaves it as it is. Imported features are covered whole.
         """
         meta = self.meta
         facts = [
@@ -129,7 +130,8 @@ class FeatureStore:
             meta.views,
             meta.dtype,
         ]
-        return hashlib.sha256(json.dumps([*facts, meta.sha256["test"]]).encode()).hexdigest()
+        hashed = dict(meta.sha256) if meta.recipe == IMPORTED else meta.sha256["test"]
+        return hashlib.sha256(json.dumps([*facts, hashed], sort_keys=True).encode()).hexdigest()
 
     def indices(self, split: str) -> np.ndarray:
         """int64 (n,), ascending: which of the split's images are stored."""

@@ -1,0 +1,139 @@
+"""``fastcoop features check``: is a store what it says it is, and would it come out the same today?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset
+from fastcoop.features.encode import encode, read_crops
+from fastcoop.features.images import UnreadableImage
+from fastcoop.features.plan import Part, Settings
+from fastcoop.features.store import IMPORTED, FeatureStore, Meta
+from fastcoop.features.write import ROWS_AT_ONCE, content_sha256
+
+TOLERANCE = 0.01  # of a feature's length; float16 storage and other hardware stay well below
+
+
+@dataclass
+class StoreReport:
+    """What ``check_store`` found.
+
+    Attributes:
+        path, meta: of the store.
+        counts: split -> images stored.
+        problems: one sentence each; empty if all is well.
+        reencoded: images encoded anew.
+        largest_difference: between a stored and a new feature, relative to the stored one's length; None if
+            nothing was encoded.
+    """
+
+    path: Path
+    meta: Meta
+    counts: dict[str, int]
+    problems: list[str] = field(default_factory=list)
+    reencoded: int = 0
+    largest_difference: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        meta = self.meta
+        counts = ", ".join(f"{n} of {meta.expected[split]} {split}" for split, n in self.counts.items())
+        lines = [
+            f"{self.path}: {meta.dataset} by {meta.backbone}, {meta.dtype}, recipe {meta.recipe}",
+            f"images: {counts}; {meta.views} augmented views of each training image; dim {meta.dim}",
+            f"weights {meta.backbone_digest[:12]}, dataset {meta.dataset_digest[:12]}",
+        ]
+        if self.largest_difference is not None:
+            lines.append(
+                f"{self.reencoded} images encoded anew: largest difference {self.largest_difference:.2e} "
+                "of a feature's length"
+            )
+        return lines + (self.problems or ["no problems found"])
+
+
+def check_store(
+    path: str | Path,
+    backbone: Backbone | None = None,
+    dataset: Dataset | None = None,
+    *,
+    sample: int = 32,
+    seed: int = 0,
+) -> StoreReport:
+    """Verify a store's digests and counts; with both ``backbone`` and ``dataset``, encode some images anew.
+
+    Raises UserError if the file cannot be opened at all, or was made from other weights or images.
+    """
+    store = FeatureStore.open(path, backbone, dataset)
+    report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
+    for split in store.splits:
+        report.problems += _split_problems(store, split, dataset)
+    if backbone is not None and dataset is not None and store.meta.recipe != IMPORTED:
+        _reencode(store, backbone, dataset, np.random.default_rng(seed), sample, report)
+    return report
+
+
+def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) -> list[str]:
+    meta, index, problems = store.meta, store.indices(split), []
+    with h5py.File(store.path) as file:
+        if content_sha256(file[split]) != meta.sha256.get(split):
+            problems.append(f"The {split} features have changed since they were written: digests differ.")
+        labels = file[split]["labels"][:]
+    if len(index) and (np.diff(index) <= 0).any():
+        problems.append(f"The {split} images are not in ascending order.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(meta.class_names):
+        problems.append(f"A {split} label names no class.")
+    missing = meta.expected[split] - len(index) - len(meta.skipped.get(split, ()))
+    if split != "train" and missing:
+        problems.append(f"{missing} {split} images are missing; run cache-features again.")
+    for start in range(0, len(index), ROWS_AT_ONCE):
+        if not np.isfinite(store.raw(split, slice(start, start + ROWS_AT_ONCE))).all():
+            problems.append(f"Some {split} features are not finite.")
+            break
+    if dataset is not None and len(index) and index.max() < len(dataset.splits[split]):
+        source = dataset.splits[split]
+        if [source.paths[row] for row in index] != list(store.paths(split)):
+            problems.append(f"The {split} paths differ from the dataset's.")
+        if not np.array_equal(source.labels[index], labels):
+            problems.append(f"The {split} labels differ from the dataset's.")
+    return problems
+
+
+def _reencode(
+    store: FeatureStore,
+    backbone: Backbone,
+    dataset: Dataset,
+    rng: np.random.Generator,
+    sample: int,
+    report: StoreReport,
+) -> None:
+    meta, worst = store.meta, 0.0
+    settings = Settings(meta.recipe, meta.view_seed, meta.views, "float32", batch_size=64)
+    everything = [(split, row) for split in store.splits for row in range(len(store.indices(split)))]
+    for at in rng.permutation(len(everything))[:sample]:
+        split, row = everything[at]
+        index = int(store.indices(split)[row])
+        views = range(1 + meta.views) if split == "train" else range(1)
+        part = Part(split, (index,), views, key="")
+        image = read_crops(dataset, part, index, backbone, settings)
+        if isinstance(image, UnreadableImage):
+            report.problems.append(f"{dataset.splits[split].paths[index]} cannot be read any more: {image}.")
+            continue
+        new = encode(backbone, dataset, part, [image], settings).features[0]
+        old = store.raw(split, slice(row, row + 1))[0].astype(np.float32)
+        length = np.maximum(np.linalg.norm(old, axis=-1), np.finfo(np.float32).tiny)
+        worst = max(worst, float((np.linalg.norm(new - old, axis=-1) / length).max()))
+        report.reencoded += 1
+    report.largest_difference = worst
+    if worst > TOLERANCE:
+        report.problems.append(
+            f"Features encoded anew differ by {worst:.1%} of their length: the images or the weights changed."
+        )

@@ -1,0 +1,158 @@
+"""Features computed elsewhere, taken in as a store."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset, Split
+from fastcoop.datasets.dataset import SPLITS, make_dataset
+from fastcoop.errors import UserError, nearest
+from fastcoop.features.assemble import package_versions
+from fastcoop.features.cache import disk_errors
+from fastcoop.features.store import IMPORTED, FeatureStore, Meta, store_path
+from fastcoop.features.write import SplitContent, write_store
+
+KEYS = ("features", "labels", "names")
+
+
+def import_features(
+    sources: Mapping[str, str | Path],
+    cache_root: str | Path,
+    backbone: Backbone,
+    *,
+    name: str,
+    template: str = "a photo of a {}.",
+    dtype: str = "float16",
+) -> Path:
+    """Make the store of dataset ``name`` from files of features, and return its path.
+
+    sources: split ("train", "val", "test"; "test" is needed) -> a ``.npz`` or ``.pt`` of ``features``,
+    floating (n, dim) or (n, views, dim) with the test-time crop first, raw as ``backbone`` gives them;
+    ``labels``, integer (n,); ``names``, the class names in label order, the same in every file. Val and test
+    keep the first view.
+
+    ``FeatureStore.open(path).as_dataset()`` is the dataset to go with it.
+
+    Raises UserError for files that are not so, or if there is a store of that name already.
+    """
+    unknown = [split for split in sources if split not in SPLITS]
+    if unknown:
+        raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')
+    if "test" not in sources:
+        raise UserError("Importing features needs those of the test split at least.")
+    files = {split: _read(Path(sources[split]), split) for split in SPLITS if split in sources}
+    first = files["test"]
+    for file in files.values():
+        if file.names != first.names:
+            raise UserError(f"{file.path} and {first.path} name different classes.")
+        if file.features.shape[2] != backbone.embed_dim:
+            raise UserError(
+                f"{file.path} holds features of size {file.features.shape[2]}, and {backbone.name} gives "
+                f"{backbone.embed_dim}: they cannot be its features."
+            )
+        if not np.isfinite(file.features.astype(dtype)).all():
+            raise UserError(f"{file.path} holds features that {dtype} cannot; try float32.")
+    splits = {
+        split: Split(tuple(f"{split}/{row:07d}" for row in range(len(file.labels))), file.labels)
+        for split, file in files.items()
+    }
+    dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
+    path = store_path(cache_root, backbone, dataset)
+    if path.exists():
+        raise UserError(f"{path} exists already; move it away or choose another name.")
+    with disk_errors(path):
+        write_store(path, _meta(backbone, dataset, files, dtype), _contents(dataset, files, dtype))
+    FeatureStore.open(path, backbone, dataset)
+    return path
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    features: np.ndarray  # (n, views, dim)
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+def _read(path: Path, split: str) -> _File:
+    content = _load(path)
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise UserError(f"{path} should hold {', '.join(KEYS)}; it lacks {', '.join(missing)}.")
+    features, labels = np.asarray(content["features"]), np.asarray(content["labels"])
+    names = tuple(str(name) for name in content["names"])
+    features = features[:, None] if features.ndim == 2 else features
+    if features.ndim != 3 or not np.issubdtype(features.dtype, np.floating):
+        raise UserError(
+            f"{path} should hold floating features (n, dim) or (n, views, dim), "
+            f"not {features.dtype} {features.shape}."
+        )
+    if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{path} should hold one integer label for each of its {len(features)} features, "
+            f"not {labels.dtype} {labels.shape}."
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise UserError(f"{path} has labels from {labels.min()} to {labels.max()} for {len(names)} names.")
+    return _File(path, features if split == "train" else features[:, :1], labels.astype(np.int64), names)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    """The arrays of a file, by means that run nothing it holds."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as content:
+                return {key: content[key] for key in content.files}
+        if path.suffix in (".pt", ".pth"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(content, dict):
+                return {
+                    key: value.float().numpy()
+                    if isinstance(value, torch.Tensor) and value.is_floating_point()
+                    else value
+                    for key, value in content.items()
+                }
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read as plain arrays: {reason}") from error
+    raise UserError(f"{path} should be a .npz, or a .pt of a dictionary, with {', '.join(KEYS)}.")
+
+
+def _meta(backbone: Backbone, dataset: Dataset, files: Mapping[str, _File], dtype: str) -> Meta:
+    return Meta(
+        backbone=backbone.name,
+        backbone_digest=backbone.digest,
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+        dim=backbone.embed_dim,
+        recipe=IMPORTED,
+        view_seed=0,
+        views=files["train"].features.shape[1] - 1 if "train" in files else 0,
+        dtype=dtype,
+        class_names=dataset.class_names,
+        template=dataset.template,
+        expected={split: len(images) for split, images in dataset.splits.items()},
+        skipped={},
+        sha256={},
+        versions=package_versions(),
+    )
+
+
+def _contents(dataset: Dataset, files: Mapping[str, _File], dtype: str) -> dict[str, SplitContent]:
+    contents = {}
+    for split, images in dataset.splits.items():
+        features = files[split].features.astype(dtype)
+        rows = np.arange(len(features))
+        blocks = [(rows, slice(0, features.shape[1]), features)]
+        contents[split] = SplitContent(rows, images.labels, images.paths, features.shape[1], blocks)
+    return contents
