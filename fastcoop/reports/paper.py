@@ -1,9 +1,9 @@
 """The numbers the paper prints, to show beside one's own: never averaged, ranked or tested with them.
 
-Zhou, Yang, Loy and Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134: Figure 1 and
-Tables 1, 2, 3 and 5 are in ``paper_numbers.csv`` as printed (ResNet-101's zero-shot differs between Tables 1 and 2
-there), Table 6 in ``paper_datasets.csv``. The curves of Figures 3 to 5 are not printed as numbers.
-"""
+Zhou, Yang, Loy and Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134:
+Figure 1 and Tables 1, 2, 3 and 5 are in ``paper_numbers.csv`` as printed (ResNet-101's zero-shot differs
+between Tables 1 and 2 there), Table 6 in ``paper_datasets.csv``. The curves of Figures 3 to 5 are not
+printed as numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from pathlib import Path
 from fastcoop.reports.table import Cell
 
 HERE = Path(__file__).parent
-ALIASES = {"flowers102": "oxfordflowers", "imagenetv2matchedfrequency": "imagenetv2", "resnet50": "rn50", "resnet101": "rn101"}
+ALIASES = {
+    "flowers102": "oxfordflowers",
+    "imagenetv2matchedfrequency": "imagenetv2",
+    "resnet50": "rn50",
+    "resnet101": "rn101",
+}
 AS_PRINTED = "as printed in the paper"
-NOTE = f"Rows “{AS_PRINTED}” are Zhou et al. (2022), not runs of these results: another implementation, other weights."
+NOTE = f"Rows “{AS_PRINTED}” are from Zhou et al. (2022): another implementation, not runs of these results."
 
 
 @cache
@@ -33,12 +38,20 @@ def plain(name: str) -> str:
 
 
 def printed(
-    item: str, backbone: str, dataset: str, method: str, *, length: float = 0, init: str = "", prompt: str = ""
+    item: str,
+    backbone: str,
+    dataset: str,
+    method: str,
+    *,
+    length: float = 0,
+    init: str = "",
+    prompt: str = "",
 ) -> Cell | None:
-    """The number printed in ``item`` for the same backbone, dataset and method, None where the paper has none.
+    """The number printed in ``item`` for the same backbone, dataset and method, None where the paper has
+    none.
 
-    For "coop", ``length`` and ``init`` must agree where the paper gives them; for Figure 1's prompts, ``prompt``.
-    """
+    For "coop", ``length`` and ``init`` must agree where the paper gives them; for Figure 1's prompts,
+    ``prompt``."""
     for row in _read("paper_numbers.csv"):
         if (row["item"], row["method"]) != (item, method):
             continue

@@ -6,8 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastcoop.progress import progress
+from fastcoop.reports.cautions import cautions
+from fastcoop.reports.claims import claims_table, judge
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.items import ITEMS
+from fastcoop.reports.page import page
 from fastcoop.reports.study import Missing, Study, read_study
 from fastcoop.reports.style import drawing, save_figure
 from fastcoop.reports.table import save_table, write_text
@@ -36,8 +39,15 @@ def report(results_folder: Path, out_folder: Path) -> list[Path]:
                 for part in parts:
                     written += save_part(item, part, out)
             advance(1, item.title)
+        judged = judge(study)
+    claims = claims_table(judged)
+    written += [
+        write_text(out / "claims.csv", claims.to_csv()),
+        write_text(out / "claims.md", claims.to_markdown()),
+    ]
     written.append(write_text(out / "missing.txt", missing_text(study, missing)))
-    return written
+    text = page(study, made, missing, judged, claims.notes, cautions(study), out)
+    return [write_text(out / "index.html", text), *written]
 
 
 def save_part(item: Item, part: Part, out: Path) -> list[Path]:

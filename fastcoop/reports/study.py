@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from fastcoop.errors import UserError
 NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
 OPTIONAL = {
     "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
-    "epochs": np.nan, "schedule": "paper", "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
-    "settings": "{}", "chance": np.nan, "source": None, "classes": "all",
+    "epochs": np.nan, "schedule": None, "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
+    "settings": "{}", "chance": np.nan, "source": None, "classes": "all", "per_class": None, "versions": None,
 }  # fmt: skip
 UNTRAINED = (
     "zero_shot",
@@ -41,18 +41,28 @@ class Slice:
     """Results that may be drawn together: one backbone, one training schedule.
 
     ``runs`` holds tests on the dataset the run was trained on, all its classes; ``everything`` also holds
-    tests under shift and on some of the classes. ``suffix`` tells this slice's files from another's.
+    tests under shift and on some of the classes. ``suffix`` tells this slice's files from another's;
+    ``alone`` says that no other slice has another schedule.
     """
 
     backbone: str
     schedule: str
     suffix: str
     everything: pd.DataFrame
+    alone: bool = True
 
     @property
     def runs(self) -> pd.DataFrame:
         frame = self.everything
-        return frame[(frame.source == frame.dataset) & (frame.classes == "all")]
+        frame = frame[(frame.source == frame.dataset) & (frame.classes == "all")]
+        learned = frame.dataset[frame.shots > 0].unique()
+        return frame[frame.dataset.isin(learned)] if len(learned) else frame
+
+    @property
+    def short(self) -> str:
+        """The backbone, and the schedule only where the study has several: what tells this slice from the
+        others."""
+        return self.backbone if self.alone else self.subtitle
 
     @property
     def subtitle(self) -> str:
@@ -73,15 +83,14 @@ class Study:
         """One slice per backbone and schedule; methods without a schedule belong to all of a backbone's."""
         pairs: list[tuple[str, str, pd.DataFrame]] = []
         for backbone, frame in self.runs.groupby("backbone", sort=False):
-            untrained = frame.method.isin(UNTRAINED)
-            for schedule in sorted(frame.schedule[~untrained].unique()) or ["paper"]:
-                pairs.append((str(backbone), schedule, frame[untrained | (frame.schedule == schedule)]))
+            for schedule in sorted(set(frame.schedule) - {""}) or ["paper"]:
+                pairs.append((str(backbone), schedule, frame[frame.schedule.isin(("", schedule))]))
         schedules, backbones = {p[1] for p in pairs}, {p[0] for p in pairs}
         slices = []
         for backbone, schedule, frame in pairs:
             parts = [backbone] * (len(backbones) > 1) + [schedule] * (len(schedules) > 1)
             suffix = "".join("-" + re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] for part in parts)
-            slices.append(Slice(backbone, schedule, suffix, frame))
+            slices.append(Slice(backbone, schedule, suffix, frame, alone=len(schedules) == 1))
         return slices
 
 
@@ -105,30 +114,25 @@ def study_of(frame: pd.DataFrame, folder: Path) -> Study:
     for name, default in OPTIONAL.items():
         if name not in runs:
             runs[name] = default
-        elif not (default is None or (isinstance(default, float) and math.isnan(default))):
+        elif not (default is None or default != default):
             runs[name] = runs[name].where(runs[name].notna(), default)
+    runs["schedule"] = runs.schedule.where(runs.schedule.notna() & ~runs.method.isin(UNTRAINED), "")
     runs["source"] = runs.source.where(runs.source.notna(), runs.dataset)
     runs["class_specific"] = runs.class_specific.astype(bool)
     runs["shots"] = pd.to_numeric(runs.shots.replace("all", ALL_SHOTS), errors="coerce")
     runs["accuracy"] = pd.to_numeric(runs.accuracy, errors="coerce")
-    runs["series"] = [
-        _series(*row) for row in zip(runs.method, runs.class_position, runs.class_specific, strict=True)
-    ]
-    runs["prompt"] = [_prompt(settings) for settings in runs.settings]
+    settings = [settings_of(text) for text in runs.settings]
+    facts = zip(runs.method, runs.class_position, runs.class_specific, settings, strict=True)
+    runs["series"] = [_series(*row) for row in facts]
+    runs["prompt"] = [one.get("prompt") for one in settings]
     return Study(Path(folder).resolve().name, Path(folder), runs)
 
 
-def _series(method: str, position: str | None, specific: bool) -> str:
-    return f"coop {position or 'end'}{' csc' if specific else ''}" if method == "coop" else str(method)
-
-
-def _prompt(settings: str) -> str | None:
-    """The hand-written prompt of a run, None where its settings name none (the dataset's own is used)."""
-    given = settings_of(settings)
-    prompts = given.get("prompts") or given.get("prompt") or given.get("template")
-    if isinstance(prompts, list):
-        return prompts[0] if len(prompts) == 1 else None
-    return prompts if isinstance(prompts, str) else None
+def _series(method: str, position: str | None, specific: bool, settings: dict) -> str:
+    """A method's name, with what tells its curves apart."""
+    if method == "coop":
+        return f"coop {position or 'end'}{' csc' if specific else ''}"
+    return "ensemble all" if method == "ensemble" and settings.get("templates") == "all" else method
 
 
 def settings_of(settings: object) -> dict:
@@ -206,22 +210,30 @@ def shots_text(shots: float) -> str:
     return "all" if shots == ALL_SHOTS else f"{int(shots)}"
 
 
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table as named tuples (pandas' own types forbid the use of their values)."""
+    return iter(frame.itertuples(index=False))
+
+
 def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """({name: summary}, notes): the average over datasets first, then each dataset.
 
-    With one dataset there is no average. Datasets that lack a group of ``by`` stay out of it, and a note says so.
-    """
+    With one dataset there is no average. Datasets that lack a group of ``by`` stay out of it, and a note
+    says so."""
     found = {str(name): summarise(frame, by) for name, frame in runs.groupby("dataset", sort=False)}
     whole, others = complete(runs, by)
     if len(found) > 1 and not whole.empty:
         found = {f"{AVERAGE} over {whole.dataset.nunique()} datasets": average(whole, by), **found}
     if len(found) > 1 and others:
-        return found, [f"The average leaves out {', '.join(others)}, where some of the runs compared are missing."]
+        return found, [
+            f"The average leaves out {', '.join(others)}, where some of the runs compared are missing."
+        ]
     return found, []
 
 
 def most_shots(runs: pd.DataFrame) -> float:
-    """The training set size that end results are compared at: the paper's 16, else the largest that CoOp was run at.
+    """The training set size that end results are compared at: the paper's 16, else the largest that CoOp
+    was run at.
 
     Raises Missing where there is no run of CoOp.
     """
@@ -232,7 +244,8 @@ def most_shots(runs: pd.DataFrame) -> float:
 
 
 def per_slice(study: Study, make: Callable[[Slice], list[T]]) -> list[T]:
-    """The parts ``make`` gives for each slice. Raises Missing, with every slice's reason, where none gives any."""
+    """The parts ``make`` gives for each slice. Raises Missing, with every slice's reason, where none gives
+    any."""
     parts: list[T] = []
     reasons: dict[str, list[str]] = {}
     for piece in study.slices():
@@ -241,5 +254,9 @@ def per_slice(study: Study, make: Callable[[Slice], list[T]]) -> list[T]:
         except Missing as why:
             reasons.setdefault(str(why), []).append(piece.backbone)
     if not parts:
-        raise Missing("; ".join(reasons) if len(reasons) == 1 else "; ".join(f"{', '.join(b)}: {r}" for r, b in reasons.items()))
+        raise Missing(
+            "; ".join(reasons)
+            if len(reasons) == 1
+            else "; ".join(f"{', '.join(b)}: {r}" for r, b in reasons.items())
+        )
     return parts

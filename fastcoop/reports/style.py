@@ -4,6 +4,7 @@ PDF."""
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 PNG_DOTS_PER_INCH = 220
+CHARACTERS_PER_INCH = 15  # of the subtitle, at the narrowest
 RC: dict[str, Any] = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 8, "figure.titlesize": 8, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "legend.frameon": False,
+    "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
+    "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "legend.frameon": False,
     "lines.linewidth": 1.2, "lines.markersize": 3.4, "pdf.fonttype": 42, "hatch.linewidth": 0.6,
 }  # fmt: skip
 
@@ -37,11 +40,12 @@ class Look:
     weight: float = 1.0
 
 
-# Okabe and Ito's palette for what Figure 3 draws, Tol's muted one beyond; the class at the end is warm, in the
-# middle cool; unified contexts are solid lines, class-specific ones dashed: no two series differ by colour alone.
+# Okabe and Ito's palette for what Figure 3 draws, Tol's muted one beyond. The class at the end is warm, in
+# the middle cool; unified contexts are solid, class-specific ones dashed: no two series differ by colour alone.
 LOOKS = {
-    "zero_shot": Look("Zero-shot CLIP", "#000000", "*", "None"),
+    "zero_shot": Look("Zero-shot CLIP", "#2B2B2B", "*", "None"),
     "ensemble": Look("Prompt ensembling", "#009E73", "h", "None"),
+    "ensemble all": Look("Prompt ensembling (80)", "#00664B", "H", "None"),
     "linear_probe": Look("Linear probe", "#767676", "v", ":"),
     "coop end": Look("CoOp (end)", "#D55E00", "o", "-"),
     "coop mid": Look("CoOp (mid)", "#0072B2", "s", "-", 1.5),
@@ -53,7 +57,7 @@ LOOKS = {
     "text_bias": Look("Text bias", "#999933", ">", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
-PAPER_MARK = {
+PAPER_MARK: dict[str, Any] = {
     "marker": "D",
     "facecolor": "white",
     "edgecolor": "#333333",
@@ -86,7 +90,8 @@ def new_figure(width: float, height: float, subtitle: str) -> Figure:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     if subtitle:
-        figure.suptitle(subtitle, x=0.5, ha="center", color="#444444", style="italic", wrap=True)
+        wrapped = textwrap.fill(subtitle, int(width * CHARACTERS_PER_INCH))
+        figure.suptitle(wrapped, color="#444444", style="italic")
     return figure
 
 
@@ -111,4 +116,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata)
         os.replace(part, path)
         written.append(path)
+        figure.set_layout_engine(
+            "none"
+        )  # keep the places found for the first file: finding them is most of the time
     return written

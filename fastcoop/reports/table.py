@@ -82,7 +82,8 @@ class Table:
         """What must be read with the table."""
         if not self.unit:
             return list(self.notes)
-        unit = f"{self.unit}: mean ± standard deviation over seeds, the best in bold;"
+        best = any(isinstance(cell, Cell) and cell.best for _, cells in self.rows for cell in cells.values())
+        unit = f"{self.unit}: mean ± standard deviation over seeds{', the best in bold' if best else ''};"
         return [f"{unit} the last column counts the runs behind each number.", *self.notes]
 
     @property
@@ -131,7 +132,11 @@ class Table:
             return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
 
         out = [f"# {self.title}", "", line(self.heading)]
-        out.append("|" + "---|" * len(self.heads) + "---:|" * (len(self.heading) - len(self.heads)))
+        out.append(
+            "|"
+            + "---|" * len(self.heads)
+            + ("---:|" if self.unit else "---|") * (len(self.heading) - len(self.heads))
+        )
         for names, cells in self.grid():
             out.append(line([*names, *(f"**{text}**" if best else text for text, best, _ in cells)]))
         return "\n".join([*out, "", *self.footnotes(), ""])
@@ -139,6 +144,7 @@ class Table:
     def to_latex(self) -> str:
         """A ``table`` environment for the booktabs package; equal first names are printed once, with a rule
         between."""
+        align = "l" * len(self.heads) + ("r" if self.unit else "l") * (len(self.heading) - len(self.heads))
         out = [
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
@@ -146,7 +152,7 @@ class Table:
             rf"\caption{{{tex(self.title)}}}",
         ]
         out += [
-            rf"\begin{{tabular}}{{{'l' * len(self.heads)}{'r' * (len(self.heading) - len(self.heads))}}}",
+            rf"\begin{{tabular}}{{{align}}}",
             r"\toprule",
         ]
         out += [" & ".join(tex(head) for head in self.heading) + r" \\", r"\midrule"]
@@ -171,7 +177,8 @@ class Table:
             for text, best, number in cells:
                 value = html.escape(text)
                 sort = "" if number is None or math.isnan(number) else f' data-sort="{number:.8g}"'
-                row += f'<td class="n"{sort}>{f"<b>{value}</b>" if best else value}</td>'
+                number_class = ' class="n"' if self.unit else ""
+                row += f"<td{number_class}{sort}>{f'<b>{value}</b>' if best else value}</td>"
             body.append(f"<tr>{row}</tr>")
         notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.footnotes())
         rows = "\n".join(body)
@@ -207,7 +214,8 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def cell_of(summary: pd.DataFrame, **where: object) -> Cell | str:
-    """The Cell of the one row of a summary (mean, std, runs) whose columns equal ``where``; empty where none does."""
+    """The Cell of the one row of a summary (mean, std, runs) whose columns equal ``where``; empty where
+    none does."""
     for name, value in where.items():
         summary = summary[summary[name] == value]
     if summary.empty:

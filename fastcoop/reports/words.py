@@ -25,8 +25,7 @@ class Reading:
     @property
     def word(self) -> str:
         """The nearest token as it is read: a whole word bare, a piece of a word with a hyphen after it."""
-        token = self.words[0]
-        return token.removesuffix("</w>") if token.endswith("</w>") else token + "-"
+        return self.words[0].removesuffix("</w>")
 
 
 @dataclass(frozen=True)

@@ -19,5 +19,17 @@ from fastcoop.reports.items import (
 
 ITEMS: tuple[Item, ...] = tuple(
     module.ITEM
-    for module in (figure3, figure1, figure4, figure5a, figure5b, table1, table2, table3, table4, table5, table6)
+    for module in (
+        figure3,
+        figure1,
+        figure4,
+        figure5a,
+        figure5b,
+        table1,
+        table2,
+        table3,
+        table4,
+        table5,
+        table6,
+    )
 )

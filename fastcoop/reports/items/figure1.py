@@ -9,7 +9,17 @@ import pandas as pd
 
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
-from fastcoop.reports.study import Missing, Slice, Study, main_runs, main_setting, most_shots, per_slice, shots_text, summarise
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    main_runs,
+    main_setting,
+    most_shots,
+    per_slice,
+    shots_text,
+    summarise,
+)
 from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, look, new_figure
 from fastcoop.reports.table import Cell, Table
 
@@ -32,7 +42,11 @@ def _parts(piece: Slice) -> list[Part]:
     found: dict[str, list[Row]] = {}
     for name, runs in piece.runs.groupby("dataset", sort=False):
         zero = runs[(runs.method == "zero_shot")]
-        rows = [_row(piece, str(name), str(prompt), frame) for prompt, frame in zero.groupby(zero.prompt.fillna(OWN), sort=False)]
+        rows = [
+            _row(piece, str(name), str(prompt), frame)
+            for prompt, frame in zero.groupby(zero.prompt.fillna(OWN), sort=False)
+        ]
+        rows.sort(key=lambda row: row[2].mean)
         main = main_runs(runs) if (runs.method == "coop").any() else runs
         coop = main[(main.series == "coop end") & (main.shots == shots)]
         if len(rows) < 2 or coop.empty:
@@ -40,7 +54,9 @@ def _parts(piece: Slice) -> list[Part]:
         number = printed("figure1", piece.backbone, str(name), "coop", length=length, init=init)
         found[str(name)] = [*rows, (learned, "coop end", _cell(coop), number)]
     if not found:
-        raise Missing("no dataset has CoOp and zero_shot runs with two or more prompts; list several under `prompts:`")
+        raise Missing(
+            "no dataset has CoOp and zero_shot runs with two or more prompts; list several under `prompts:`"
+        )
     return [Part(piece.suffix, piece.subtitle, _figure(found, piece), _table(found, piece))]
 
 
@@ -81,7 +97,9 @@ def _draw(axis: Axes, rows: list[Row]) -> None:
             axis.errorbar(cell.mean, place, xerr=cell.std, color="#555555", linewidth=1, capsize=1.5)
         axis.text(0.004 * top, place - 0.24, prompt, va="bottom", fontsize=7)
         right = max(cell.mean + (0 if math.isnan(cell.std) else cell.std), number.mean if number else 0)
-        axis.text(right + 0.025 * top, place, f"{cell.mean:.1f}", va="center", fontsize=7.5, fontweight="bold")
+        axis.text(
+            right + 0.025 * top, place, f"{cell.mean:.1f}", va="center", fontsize=7.5, fontweight="bold"
+        )
         if number:
             axis.scatter(number.mean, place, **PAPER_MARK)
     axis.set_ylim(len(rows) - 0.7, -0.75)
@@ -98,7 +116,9 @@ def _table(found: dict[str, list[Row]], piece: Slice) -> Table:
             table.add((name, prompt), {"accuracy": cell, **({"paper": number} if number else {})})
     table.mark_best()
     if any(row[3] for rows in found.values() for row in rows):
-        table.notes.append(NOTE.replace("Rows", "Numbers under “paper”, ", 1).replace(f" “{AS_PRINTED}”", AS_PRINTED + ","))
+        table.notes.append(
+            NOTE.replace("Rows", "Numbers under “paper”, ", 1).replace(f" “{AS_PRINTED}”", AS_PRINTED + ",")
+        )
     else:
         table.columns = ("accuracy",)
     return table

@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 
 from fastcoop.reports.item import Item, Part
-from fastcoop.reports.study import AVERAGE, Slice, Study, main_runs, main_setting, panels, per_slice, shots_text
+from fastcoop.reports.study import (
+    AVERAGE,
+    Slice,
+    Study,
+    main_runs,
+    main_setting,
+    panels,
+    per_slice,
+    shots_text,
+)
 from fastcoop.reports.style import TWO_COLUMNS, look, name_of, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
@@ -37,7 +46,9 @@ def _parts(piece: Slice) -> list[Part]:
     runs = runs[runs.series.isin(DRAWN)]
     length, _ = main_setting(runs)
     found, notes = panels(runs, ["series", "shots"])
-    return [Part(piece.suffix, piece.subtitle, _figure(found, piece, length), _table(found, piece, length, notes))]
+    return [
+        Part(piece.suffix, piece.subtitle, _figure(found, piece, length), _table(found, piece, length, notes))
+    ]
 
 
 def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # type: ignore[no-untyped-def]
@@ -60,7 +71,13 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
     drawn = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
     order = sorted(seen, key=rank)
     handles = [drawn[series] for series in order]
-    figure.legend(handles, [name_of(series, length) for series in order], loc="outside lower center", handlelength=2.8, ncols=3)
+    figure.legend(
+        handles,
+        [name_of(series, length) for series in order],
+        loc="outside lower center",
+        handlelength=2.8,
+        ncols=3,
+    )
     return figure
 
 

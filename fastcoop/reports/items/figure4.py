@@ -5,7 +5,18 @@ from __future__ import annotations
 import pandas as pd
 
 from fastcoop.reports.item import Item, Part
-from fastcoop.reports.study import Missing, Slice, Study, main_runs, main_setting, most_shots, per_slice, shots_text, summarise
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    main_runs,
+    main_setting,
+    most_shots,
+    per_slice,
+    rows_of,
+    shots_text,
+    summarise,
+)
 from fastcoop.reports.style import ONE_COLUMN, look, name_of, new_figure
 from fastcoop.reports.table import Cell, Table
 
@@ -20,13 +31,22 @@ def _parts(piece: Slice) -> list[Part]:
     zero = runs[runs.method == "zero_shot"].groupby("dataset").accuracy.mean()
     coop = runs[(runs.series == "coop end") & (runs.shots == shots) & runs.dataset.isin(zero.index)]
     if coop.empty:
-        raise Missing(f"no dataset has both zero_shot and CoOp (class at the end) at {shots_text(shots)} shots")
+        raise Missing(
+            f"no dataset has both zero_shot and CoOp (class at the end) at {shots_text(shots)} shots"
+        )
     gains = summarise(coop, ["dataset"])
     gains["mean"] -= gains.dataset.map(zero)
     gains = gains.sort_values("mean", ascending=False, kind="stable")
     name = name_of("coop end", main_setting(runs)[0])
     title = f"{name}, {shots_text(shots)} shots, over zero-shot CLIP"
-    return [Part(piece.suffix, piece.subtitle, _figure(gains, piece, title), _table(gains, coop, zero, piece, title))]
+    return [
+        Part(
+            piece.suffix,
+            piece.subtitle,
+            _figure(gains, piece, title),
+            _table(gains, coop, zero, piece, title),
+        )
+    ]
 
 
 def _figure(gains: pd.DataFrame, piece: Slice, title: str):  # type: ignore[no-untyped-def]
@@ -56,7 +76,7 @@ def _figure(gains: pd.DataFrame, piece: Slice, title: str):  # type: ignore[no-u
 def _table(gains: pd.DataFrame, coop: pd.DataFrame, zero: pd.Series, piece: Slice, title: str) -> Table:
     table = Table(f"{title} ({piece.subtitle})", ("dataset",), ("zero-shot", "CoOp", "gain"), "number")
     ends = summarise(coop, ["dataset"]).set_index("dataset")
-    for row in gains.itertuples(index=False):
+    for row in rows_of(gains):
         end = ends.loc[row.dataset]
         table.add((row.dataset,), {
             "zero-shot": Cell(float(zero[row.dataset])),
@@ -69,7 +89,8 @@ def _table(gains: pd.DataFrame, coop: pd.DataFrame, zero: pd.Series, piece: Slic
 ITEM = Item(
     "figure4",
     "Figure 4. Gains over hand-written prompts",
-    "Absolute improvement of CoOp over zero-shot CLIP with the dataset's hand-written prompt, ranked; the whisker is one"
+    "Absolute improvement of CoOp over zero-shot CLIP with the dataset's hand-written prompt, ranked; the"
+    " whisker is one"
     " standard deviation over seeds.",
     make,
 )

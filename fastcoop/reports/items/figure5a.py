@@ -5,7 +5,16 @@ from __future__ import annotations
 import pandas as pd
 
 from fastcoop.reports.item import Item, Part
-from fastcoop.reports.study import Missing, Slice, Study, main_setting, most_shots, panels, per_slice, shots_text
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    main_setting,
+    most_shots,
+    panels,
+    per_slice,
+    shots_text,
+)
 from fastcoop.reports.style import ONE_COLUMN, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table, cell_of
 
@@ -22,9 +31,13 @@ def _parts(piece: Slice) -> list[Part]:
     several = runs.groupby("series").context_length.nunique()
     runs = runs[runs.series.isin(several.index[several > 1])]
     if runs.empty:
-        raise Missing("CoOp was run with one context length only; give the grid several, such as `context_length: [4, 8, 16]`")
+        raise Missing(
+            "CoOp was run with one context length only; give the grid several (`context_length: [4, 8, 16]`)"
+        )
     found, notes = panels(runs, ["series", "context_length"])
-    return [Part(piece.suffix, piece.subtitle, _figure(found, piece, shots), _table(found, notes, piece, shots))]
+    return [
+        Part(piece.suffix, piece.subtitle, _figure(found, piece, shots), _table(found, notes, piece, shots))
+    ]
 
 
 def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type: ignore[no-untyped-def]
@@ -37,8 +50,8 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type
         x = [lengths.index(length) for length in points.context_length]
         mean, std = points["mean"], points["std"].fillna(0.0)
         axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
-        axis.plot(x, mean, style.line, marker=style.marker, color=style.color, label=style.label, zorder=4 - style.weight / 2,
-                  linewidth=1.2 * style.weight, markersize=3.8 * style.weight)  # fmt: skip
+        axis.plot(x, mean, style.line, marker=style.marker, color=style.color,
+                  label=style.label, zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.8 * style.weight)  # fmt: skip
     axis.set_xticks(range(len(lengths)), [f"{int(length)}" for length in lengths])
     axis.set_xlim(-0.3, len(lengths) - 0.7)
     axis.set_xlabel("context length M (vectors)")
@@ -52,11 +65,18 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type
 def _table(found: dict[str, pd.DataFrame], notes: list[str], piece: Slice, shots: float) -> Table:
     lengths = sorted({length for summary in found.values() for length in summary.context_length})
     title = f"Context length at {shots_text(shots)} shots ({piece.subtitle})"
-    table = Table(title, ("dataset", "method"), tuple(f"M={int(length)}" for length in lengths), "context length", notes=notes)
+    table = Table(
+        title,
+        ("dataset", "method"),
+        tuple(f"M={int(length)}" for length in lengths),
+        "context length",
+        notes=notes,
+    )
     for name, summary in found.items():
         for series in sorted(set(summary.series), key=rank):
             cells: dict[str, Cell | str] = {
-                f"M={int(length)}": cell_of(summary, series=series, context_length=length) for length in lengths
+                f"M={int(length)}": cell_of(summary, series=series, context_length=length)
+                for length in lengths
             }
             table.add((name, look(series).label), cells)
     table.mark_best()
@@ -66,6 +86,7 @@ def _table(found: dict[str, pd.DataFrame], notes: list[str], piece: Slice, shots
 ITEM = Item(
     "figure5a",
     "Figure 5a. Context length",
-    "Accuracy over the number of context vectors, averaged over datasets; the band is one standard deviation over seeds.",
+    "Accuracy over the number of context vectors, averaged over datasets; the band is one standard"
+    " deviation over seeds.",
     make,
 )

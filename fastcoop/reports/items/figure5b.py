@@ -5,7 +5,17 @@ from __future__ import annotations
 import pandas as pd
 
 from fastcoop.reports.item import Item, Part
-from fastcoop.reports.study import Missing, Study, main_runs, main_setting, most_shots, own_prompt, panels, schedule_note, shots_text
+from fastcoop.reports.study import (
+    Missing,
+    Study,
+    main_runs,
+    main_setting,
+    most_shots,
+    own_prompt,
+    panels,
+    schedule_note,
+    shots_text,
+)
 from fastcoop.reports.style import ONE_COLUMN, look, name_of, new_figure, rank
 from fastcoop.reports.table import Cell, Table, cell_of
 
@@ -13,13 +23,15 @@ DRAWN = ("zero_shot", "coop end")
 
 
 def across_backbones(study: Study, shots: float, keep: tuple[str, ...]) -> list[tuple[str, pd.DataFrame]]:
-    """(schedule, main runs of ``keep`` at 0 or ``shots`` shots on every backbone) for each schedule that two or more
-    backbones share; backbones ordered by zero-shot accuracy, the weakest first."""
+    """(schedule, main runs of ``keep`` at 0 or ``shots`` shots on every backbone) for each schedule that
+    two or more backbones share; backbones ordered by zero-shot accuracy, the weakest first."""
     tables: dict[str, list[pd.DataFrame]] = {}
     for piece in study.slices():
         if (piece.runs.method == "coop").any():
             runs = own_prompt(main_runs(piece.runs))
-            tables.setdefault(piece.schedule, []).append(runs[runs.series.isin(keep) & runs.shots.isin((0.0, shots))])
+            tables.setdefault(piece.schedule, []).append(
+                runs[runs.series.isin(keep) & runs.shots.isin((0.0, shots))]
+            )
     joined = []
     for schedule, frames in tables.items():
         shared = set.intersection(*(set(frame.dataset) for frame in frames))
@@ -48,7 +60,14 @@ def make(study: Study) -> list[Part]:
         order = by_strength(runs)
         length, _ = main_setting(runs)
         note = schedule_note(schedule)
-        parts.append(Part(suffix, note, _figure(found, order, length, shots, note), _table(found, order, length, shots, note, notes)))
+        parts.append(
+            Part(
+                suffix,
+                note,
+                _figure(found, order, length, shots, note),
+                _table(found, order, length, shots, note, notes),
+            )
+        )
     return parts
 
 
@@ -60,9 +79,13 @@ def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, sho
         points = summary[summary.series == series].set_index("backbone").reindex(order)
         x = [place + offset for place in range(len(order))]
         axis.bar(x, points["mean"], 0.38, color=look(series).color, label=name_of(series, length))
-        axis.errorbar(x, points["mean"], yerr=points["std"], fmt="none", color="#666666", linewidth=0.9, capsize=1.5)
+        axis.errorbar(
+            x, points["mean"], yerr=points["std"], fmt="none", color="#666666", linewidth=0.9, capsize=1.5
+        )
         for at, mean, std in zip(x, points["mean"], points["std"].fillna(0.0), strict=True):
-            axis.annotate(f"{mean:.1f}", (at, mean + std), (0, 1.5), textcoords="offset points", ha="center", fontsize=7)
+            axis.annotate(
+                f"{mean:.1f}", (at, mean + std), (0, 1.5), textcoords="offset points", ha="center", fontsize=7
+            )
     axis.set_xticks(range(len(order)), order)
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel("accuracy (%)")
@@ -73,7 +96,9 @@ def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, sho
     return figure
 
 
-def _table(found: dict[str, pd.DataFrame], order: list[str], length: float, shots: float, note: str, notes: list[str]) -> Table:  # fmt: skip
+def _table(
+    found: dict[str, pd.DataFrame], order: list[str], length: float, shots: float, note: str, notes: list[str]
+) -> Table:
     title = ", ".join(filter(None, (f"Backbones at {shots_text(shots)} shots", note)))
     table = Table(title, ("dataset", "method"), tuple(order), "backbone", notes=notes)
     for name, summary in found.items():

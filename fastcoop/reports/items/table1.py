@@ -6,7 +6,18 @@ import pandas as pd
 
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
-from fastcoop.reports.study import Missing, Slice, Study, main_setting, most_shots, own_prompt, per_slice, shots_text, summarise
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    main_setting,
+    most_shots,
+    own_prompt,
+    per_slice,
+    rows_of,
+    shots_text,
+    summarise,
+)
 from fastcoop.reports.style import look, name_of
 from fastcoop.reports.table import Cell, Table, cell_of
 
@@ -16,8 +27,9 @@ def make(study: Study) -> list[Part]:
 
 
 def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
-    """{source: (targets, runs)}: the runs learned on a source at the most shots and tested on it and on its targets,
-    unified CoOp with the class at the end for every context length, and zero-shot CLIP on the same datasets."""
+    """{source: (targets, runs)}: the runs learned on a source at the most shots and tested on it and on its
+    targets, unified CoOp with the class at the end for every context length, and zero-shot CLIP on the same
+    datasets."""
     frame = piece.everything[piece.everything.classes == "all"]
     moved = frame[(frame.source != frame.dataset) & (frame.shots > 0)]
     if moved.empty:
@@ -28,11 +40,16 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     found = {}
     for source, away in moved.groupby("source", sort=False):
         targets = [str(name) for name in away.dataset.unique()]
-        trained = frame[(frame.source == source) & (frame.shots == shots) & frame.dataset.isin([source, *targets])]
+        trained = frame[
+            (frame.source == source) & (frame.shots == shots) & frame.dataset.isin([source, *targets])
+        ]
         kept = trained[(trained.series != "coop end") | (trained.init.fillna("random") == init)]
         zero = frame[(frame.method == "zero_shot") & frame.dataset.isin([source, *targets])]
         probe_or_end = kept.series.isin(("linear_probe", "coop end"))
-        found[str(source)] = (targets, pd.concat([zero.drop_duplicates(["dataset", "seed"]), kept[probe_or_end]]))
+        found[str(source)] = (
+            targets,
+            pd.concat([zero.drop_duplicates(["dataset", "seed"]), kept[probe_or_end]]),
+        )
     return found
 
 
@@ -45,19 +62,26 @@ def _parts(piece: Slice) -> list[Part]:
         title = f"From {source} at {shots_text(shots)} shots to other datasets ({piece.subtitle})"
         columns = (f"{source} (source)", *targets, *(["mean of targets"] if len(targets) > 1 else []))
         table = Table(title, ("method",), columns, "tested on")
-        kinds = runs.assign(length=runs.context_length.fillna(0.0)).groupby(["series", "length"], sort=False)
-        order = {"zero_shot": 0, "linear_probe": 1, "coop end": 2}
-        for (series, length), frame in sorted(kinds, key=lambda kind: (order[kind[0][0]], -kind[0][1])):
+        runs = runs.assign(length=runs.context_length.fillna(0.0))
+        kinds = {(str(row.series), float(row.length)) for row in rows_of(runs)}
+        order = ("zero_shot", "linear_probe", "coop end")
+        for series, length in sorted(kinds, key=lambda kind: (order.index(kind[0]), -kind[1])):
+            frame = runs[(runs.series == series) & (runs.length == length)]
             name = name_of(series, length) if length else look(series).label
             table.add((name,), _cells(frame, source, targets))
-            numbers = [printed("table1", piece.backbone, d, series.split()[0], length=length, init=init) for d in (source, *targets)]
+            numbers = [
+                printed("table1", piece.backbone, d, series.split()[0], length=length, init=init)
+                for d in (source, *targets)
+            ]
             if any(numbers):
                 cells = {column: number or "" for column, number in zip(columns, numbers, strict=False)}
                 table.add((f"{name}, {AS_PRINTED}",), dict(cells))
         table.mark_best(group=())
         if any(AS_PRINTED in names[0] for names, _ in table.rows):
             table.notes.append(NOTE)
-        parts.append(Part(piece.suffix + (f"-{source}" if len(found) > 1 else ""), piece.subtitle, None, table))
+        parts.append(
+            Part(piece.suffix + (f"-{source}" if len(found) > 1 else ""), piece.subtitle, None, table)
+        )
     return parts
 
 
@@ -65,7 +89,11 @@ def _cells(runs: pd.DataFrame, source: str, targets: list[str]) -> dict[str, Cel
     summary = summarise(runs, ["dataset"])
     cells: dict[str, Cell | str] = {f"{source} (source)": cell_of(summary, dataset=source)}
     cells |= {target: cell_of(summary, dataset=target) for target in targets}
-    away = runs[runs.dataset.isin(targets)].pivot_table(index="seed", columns="dataset", values="accuracy").dropna()
+    away = (
+        runs[runs.dataset.isin(targets)]
+        .pivot_table(index="seed", columns="dataset", values="accuracy")
+        .dropna()
+    )
     if len(targets) > 1 and away.shape[1] == len(targets) and len(away):
         seeds = away.mean(axis=1)
         cells["mean of targets"] = Cell(float(seeds.mean()), float(seeds.std()), len(seeds))
@@ -75,6 +103,7 @@ def _cells(runs: pd.DataFrame, source: str, targets: list[str]) -> dict[str, Cel
 ITEM = Item(
     "table1",
     "Table 1. Robustness to distribution shift",
-    "Trained on the source only; tested on its test set and on the targets', with the targets' own class lists.",
+    "Trained on the source only; tested on its test set and on the targets', with the targets' own class"
+    " lists.",
     make,
 )

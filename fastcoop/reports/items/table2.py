@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
-from fastcoop.reports.study import Missing, Study, main_runs, main_setting, most_shots, panels, schedule_note, shots_text
+from fastcoop.reports.study import (
+    Missing,
+    Study,
+    main_runs,
+    main_setting,
+    most_shots,
+    panels,
+    schedule_note,
+    shots_text,
+)
 from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Cell, Table, cell_of
 
-NAMES = {"zero_shot": "Prompt engineering", "ensemble": "Prompt ensembling", "coop end": ""}
+NAMES = {
+    "zero_shot": "Prompt engineering",
+    "ensemble": "Prompt ensembling",
+    "ensemble all": "Prompt ensembling (80)",
+    "coop end": "",
+}
 
 
 def make(study: Study) -> list[Part]:
@@ -18,7 +32,11 @@ def make(study: Study) -> list[Part]:
     schedules = list(dict.fromkeys(piece.schedule for piece in study.slices()))
     parts = []
     for schedule in schedules:
-        slices = [piece for piece in study.slices() if piece.schedule == schedule and (piece.runs.method == "coop").any()]
+        slices = [
+            piece
+            for piece in study.slices()
+            if piece.schedule == schedule and (piece.runs.method == "coop").any()
+        ]
         found = {}
         for piece in slices:
             runs = main_runs(piece.runs)
@@ -27,19 +45,30 @@ def make(study: Study) -> list[Part]:
         if not found:
             continue
         length, init = main_setting(slices[0].runs)
-        title = ", ".join(filter(None, (f"Ensembling and CoOp at {shots_text(shots)} shots", schedule_note(schedule))))
+        title = ", ".join(
+            filter(None, (f"Ensembling and CoOp at {shots_text(shots)} shots", schedule_note(schedule)))
+        )
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
         table.notes = [f"{backbone}: {note}" for backbone, (_, notes) in found.items() for note in notes]
         for dataset in dict.fromkeys(name for summaries, _ in found.values() for name in summaries):
             for series, name in NAMES.items():
                 cells: dict[str, Cell | str] = {
-                    b: cell_of(summaries[dataset], series=series) for b, (summaries, _) in found.items() if dataset in summaries
+                    b: cell_of(summaries[dataset], series=series)
+                    for b, (summaries, _) in found.items()
+                    if dataset in summaries
                 }
+                if not any(cells.values()):
+                    continue
                 name = name or name_of(series, length)
                 table.add((dataset, name), cells)
-                numbers = {b: printed("table2", b, dataset, series.split()[0], length=length, init=init) for b in found}
+                numbers = {
+                    b: printed("table2", b, dataset, series.split()[0], length=length, init=init)
+                    for b in found
+                }
                 if any(numbers.values()):
-                    table.add((dataset, f"{name}, {AS_PRINTED}"), {b: number or "" for b, number in numbers.items()})
+                    table.add(
+                        (dataset, f"{name}, {AS_PRINTED}"), {b: number or "" for b, number in numbers.items()}
+                    )
                     table.notes = list(dict.fromkeys([*table.notes, NOTE]))
         table.mark_best()
         suffix = "" if len(schedules) == 1 else "-paper" if schedule == "paper" else "-quick"

@@ -17,9 +17,13 @@ def _parts(piece: Slice) -> list[Part]:
     runs = piece.runs[(piece.runs.series == "coop end") & (piece.runs.shots == shots)]
     runs = runs.assign(init=runs.init.fillna("random"))
     worded = sorted(runs.context_length[runs.init != "random"].unique())
-    lengths = [length for length in worded if ((runs.context_length == length) & (runs.init == "random")).any()]
+    lengths = [
+        length for length in worded if ((runs.context_length == length) & (runs.init == "random")).any()
+    ]
     if not lengths:
-        raise Missing('no context length has CoOp runs with both `init: random` and words, such as `init: "a photo of a"`')
+        raise Missing(
+            'no context length has CoOp runs with both `init: random` and words (`init: "a photo of a"`)'
+        )
     inits = ["random", *(init for init in runs.init.unique() if init != "random")]
     columns = {init: "random" if init == "random" else f"“{init}”" for init in inits}
     title = f"Random and word initialisation at {shots_text(shots)} shots ({piece.subtitle})"
@@ -28,17 +32,28 @@ def _parts(piece: Slice) -> list[Part]:
         found, notes = panels(runs[runs.context_length == length], ["init"])
         table.notes += [note for note in notes if note not in table.notes]
         for name, summary in found.items():
-            cells: dict[str, Cell | str] = {text: cell_of(summary, init=init) for init, text in columns.items()}
+            cells: dict[str, Cell | str] = {
+                text: cell_of(summary, init=init) for init, text in columns.items()
+            }
             table.add((name, f"M={int(length)}"), cells)
         numbers = {
-            text: printed("table3", piece.backbone, "average of 11 datasets", "coop", length=length, init=init)
+            text: printed(
+                "table3", piece.backbone, "average of 11 datasets", "coop", length=length, init=init
+            )
             for init, text in columns.items()
         }
         if any(numbers.values()):
-            table.add(("average of its 11 datasets", f"M={int(length)}, {AS_PRINTED}"), {t: n or "" for t, n in numbers.items()})
+            table.add(
+                ("average of its 11 datasets", f"M={int(length)}, {AS_PRINTED}"),
+                {t: n or "" for t, n in numbers.items()},
+            )
             table.notes.append(NOTE)
-    table.notes.append("Best in bold along the row would say little here: compare a difference with its deviations.")
     return [Part(piece.suffix, piece.subtitle, None, table)]
 
 
-ITEM = Item("table3", "Table 3. Initialisation", "Contexts started from random vectors and from words, of equal length.", make)
+ITEM = Item(
+    "table3",
+    "Table 3. Initialisation",
+    "Contexts started from random vectors and from words, of equal length.",
+    make,
+)

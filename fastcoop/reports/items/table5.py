@@ -6,7 +6,17 @@ from dataclasses import replace
 
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
-from fastcoop.reports.study import Missing, Slice, Study, main_runs, main_setting, most_shots, panels, per_slice, shots_text
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    main_runs,
+    main_setting,
+    most_shots,
+    panels,
+    per_slice,
+    shots_text,
+)
 from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Cell, Table, cell_of
 
@@ -48,4 +58,9 @@ def _parts(piece: Slice) -> list[Part]:
     return [Part(piece.suffix, piece.subtitle, None, table)]
 
 
-ITEM = Item("table5", "Table 5. Other ways of fine-tuning", "What else one could learn from the same images, and what it brings.", make)
+ITEM = Item(
+    "table5",
+    "Table 5. Other ways of fine-tuning",
+    "What else one could learn from the same images, and what it brings.",
+    make,
+)

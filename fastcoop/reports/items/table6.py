@@ -14,21 +14,28 @@ COLUMNS = ("classes", "train", "val", "test", "prompt")
 
 
 def read_datasets(study: Study) -> dict[str, dict]:
-    """{dataset: its classes, train, val and test images and prompt} as the sweep stored them; empty if it did not."""
+    """{dataset: its classes, train, val and test images and prompt} as the sweep stored them; empty if it
+    did not."""
     path = study.folder / "datasets.json"
     if not path.exists():
         return {}
     try:
-        return {str(name): dict(about) for name, about in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {
+            str(name): dict(about) for name, about in json.loads(path.read_text(encoding="utf-8")).items()
+        }
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a list of datasets as a sweep writes it ({error}); run the sweep again.") from None
+        raise UserError(
+            f"{path} is not a list of datasets as a sweep writes it ({error}); run the sweep again."
+        ) from None
 
 
 def make(study: Study) -> list[Part]:
     known = read_datasets(study)
     used = [name for name in dict.fromkeys(study.runs.dataset) if name in known]
     if not used:
-        raise Missing("the results folder has no datasets.json, which newer sweeps write; run the sweep again")
+        raise Missing(
+            "the results folder has no datasets.json, which newer sweeps write; run the sweep again"
+        )
     table = Table("Datasets", ("dataset",), COLUMNS, "statistic", unit="")
     for name in used:
         table.add((name,), {column: _text(known[name].get(column)) for column in COLUMNS})

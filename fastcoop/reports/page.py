@@ -1,0 +1,173 @@
+"""The report as one page that stands alone: images and tables inline, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+
+from fastcoop.reports.checks import p_text
+from fastcoop.reports.claims import Judged
+from fastcoop.reports.item import Item, Part
+from fastcoop.reports.paired import FAILS, HOLDS
+from fastcoop.reports.study import Study, rows_of, schedule_note, shots_text
+from fastcoop.reports.table import Cell, Table
+
+PIXELS_PER_INCH = 130  # at which a figure is shown
+PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
+
+
+def page(
+    study: Study,
+    made: list[tuple[Item, list[Part]]],
+    missing: list[tuple[Item, str]],
+    judged: list[Judged],
+    claims_notes: list[str],
+    warnings: list[str],
+    out: Path,
+) -> str:
+    """The HTML of a report whose figures have been written under ``out``."""
+    sections = [
+        ("warnings", "Warnings", _warnings(warnings)),
+        ("claims", "Claims", _claims(judged, claims_notes)),
+    ]
+    sections += [(item.name, item.title, _item(item, parts, out)) for item, parts in made]
+    if missing:
+        lines = "".join(f"<li><b>{_esc(item.title)}</b>: {_esc(why)}.</li>" for item, why in missing)
+        sections.append(("missing", "Missing", f"<p>What these results lack runs for:</p><ul>{lines}</ul>"))
+    sections.append(("runs", "Runs", _runs(study.runs)))
+    sections.append(("reproduce", "Reproduce", _reproduce(study, out)))
+    contents = "".join(f'<a href="#{name}">{_esc(title.split(". ")[0])}</a>' for name, title, _ in sections)
+    body = "\n".join(
+        f'<section id="{name}"><h2>{_esc(title)}</h2>{text}</section>' for name, title, text in sections
+    )
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    title = f"fastcoop report: {study.name}"
+    return template.substitute(title=_esc(title), lead=_esc(_lead(study)), contents=contents, body=body)
+
+
+def _esc(text: object) -> str:
+    return html.escape(str(text))
+
+
+def _lead(study: Study) -> str:
+    runs = study.runs
+    datasets = ", ".join(dict.fromkeys(runs.dataset))
+    quick = {schedule_note(schedule) for schedule in runs.schedule if schedule not in ("", "paper")}
+    backbones = ", ".join(dict.fromkeys(runs.backbone))
+    lead = f"{runs.key.nunique()} runs; backbones: {backbones}; datasets: {datasets}."
+    return lead + (f" Not the paper's schedule but {'; '.join(sorted(quick))}." if quick else "")
+
+
+def _warnings(warnings: list[str]) -> str:
+    if not warnings:
+        return "<p>Nothing was found that could mislead a reader.</p>"
+    return f"<div class=warn><ul>{''.join(f'<li>{_esc(text)}</li>' for text in warnings)}</ul></div>"
+
+
+def _claims(judged: list[Judged], notes: list[str]) -> str:
+    kinds = {HOLDS: "holds", FAILS: "fails"}
+    rows = []
+    for one in judged:
+        test = one.finding.test
+        counts = f"{test.datasets} / {test.pairs}" if test else ""
+        tests = [p_text(p) if test else "" for p in ((test.p_datasets, test.p_seeds) if test else (0.0, 0.0))]
+        criterion = f"{one.claim.where}. Holds here if {one.claim.holds_if}."
+        kind = kinds.get(one.finding.verdict, "unknown")
+        cells = [f"{_esc(one.claim.text)}<div class=note>{_esc(criterion)}</div>"]
+        cells += [
+            _esc(one.results),
+            f'<span class="verdict {kind}">{_esc(one.finding.verdict)}</span>',
+            _esc(one.finding.numbers),
+            counts,
+        ]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in [*cells, *tests]) + "</tr>")
+    heads = (
+        "claim",
+        "results",
+        "verdict",
+        "numbers here",
+        "datasets / pairs",
+        "p over datasets",
+        "p over seeds",
+    )
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    notes_text = "".join(f"<p class=note>{_esc(note)}</p>" for note in notes)
+    table = (
+        f'<table class="sortable claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+    return f"<div class=wide>{table}</div>{notes_text}"
+
+
+def _item(item: Item, parts: list[Part], out: Path) -> str:
+    text = [f"<p>{_esc(item.caption)}</p>"]
+    for part in parts:
+        if len(parts) > 1:
+            text.append(f"<h3>{_esc(part.table.title if part.table else part.subtitle)}</h3>")
+        if part.figure is not None:
+            image = base64.b64encode((out / f"{item.name}{part.suffix}.png").read_bytes()).decode()
+            width = int(part.figure.get_figwidth() * PIXELS_PER_INCH)
+            alt = _esc(f"{item.title} ({part.subtitle}); the numbers are in the table below")
+            text.append(f'<img width="{width}" alt="{alt}" src="data:image/png;base64,{image}">')
+        if part.table is not None:
+            shown = part.table.to_html()
+            folded = f"<details><summary>The numbers</summary>{shown}</details>"
+            text.append(folded if part.figure is not None else shown)
+    return "\n".join(text)
+
+
+def _runs(runs: pd.DataFrame) -> str:
+    columns = ("run", "shots", "seed", "learned on", "tested on", "backbone", "accuracy (%)", "macro (%)",
+               "seconds", "status", "schedule", "settings")  # fmt: skip
+    table = Table("Runs", ("method",), columns, unit="")
+    for row in rows_of(runs):
+        cells: dict[str, Cell | str] = {
+            "run": str(row.key)[:12],
+            "shots": shots_text(row.shots),
+            "seed": str(row.seed),
+        }
+        cells |= {
+            "learned on": row.source if row.shots else "",
+            "tested on": row.dataset,
+            "backbone": row.backbone,
+        }
+        cells |= {"accuracy (%)": f"{row.accuracy:.2f}", "macro (%)": _number(row.macro_accuracy, 2)}
+        cells |= {"seconds": _number(row.seconds, 2), "status": row.status, "schedule": row.schedule}
+        table.add((row.label or row.method,), cells | {"settings": _settings(row.settings)})
+    return (
+        f"<details><summary>All {len(runs)} results with their settings</summary>{table.to_html()}</details>"
+    )
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _settings(settings: object) -> str:
+    given = settings if isinstance(settings, dict) else json.loads(str(settings) or "{}")
+    return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
+
+def _reproduce(study: Study, out: Path) -> str:
+    grid = study.folder / "grid.yaml"
+    name = grid if grid.exists() else "GRID.yaml"
+    text = f"fastcoop sweep {name} --results {study.folder}\nfastcoop report {study.folder} --out {out}"
+    parts = [f"<pre>{_esc(text)}</pre>"]
+    if grid.exists():
+        parts.append(f"<p>{_esc(grid)}:</p><pre>{_esc(grid.read_text(encoding='utf-8'))}</pre>")
+    ran = sorted({str(given) for given in study.runs.versions.dropna()})
+    if ran:
+        parts.append(f"<p>The runs were made with {_esc('; '.join(_settings(given) for given in ran))}.</p>")
+    here = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            here.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return "".join([*parts, f"<p>This report was made with {_esc(', '.join(here))}.</p>"])
