@@ -102,7 +102,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _read_archive(path: Path) -> Weights:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*")  # the format outlives its deprecation
         archive = torch.jit.load(str(path), map_location="cpu")
     state = dict(archive.state_dict())
     graph = str(archive.inlined_graph) if hasattr(archive, "forward") else ""

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fastcoop.backbones import backbone_from_spec, fetch, load, load_backbone
+from fastcoop.backbones.backbone import fingerprint
+from fastcoop.backbones.sparse import write_sparse_model
+from fastcoop.backbones.weights import OPENAI_INTEGERS
+from fastcoop.errors import UserError
+
+
+def write_archive(model: open_clip.CLIP, path: Path, half: bool = False) -> None:
+    """A TorchScript archive like OpenAI's: traced, with three integer buffers beside the weights."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, module in model.named_children():
+                self.add_module(name, module)
+            for name, parameter in model.named_parameters(recurse=False):
+                self.register_parameter(name, parameter)
+            for name in OPENAI_INTEGERS:
+                self.register_buffer(name, torch.tensor(0))
+
+        def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return model.encode_image(image), model.encode_text(text)
+
+    size = model.visual.image_size
+    size = size[0] if isinstance(size, tuple) else size
+    inputs = torch.zeros(1, 3, size, size), torch.ones(1, 77, dtype=torch.long)
+    with torch.no_grad():
+        archive = torch.jit.trace(Whole().eval(), inputs, check_trace=False)
+    (archive.half() if half else archive).save(str(path))
+    model.float()
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+def test_weights_written_in_each_format_load_back_to_identical_features(name: str, tmp_path: Path) -> None:
+    """In half precision, as OpenAI publishes them, and so of values that half precision holds."""
+    original = load_backbone(f"{name}-quickgelu", seed=3)
+    model = original.model.half().float()
+    digest = fingerprint(model.state_dict(), True, original.preprocess)
+    image, texts = torch.randn(1, 3, 224, 224), ["a photo of a cat."]
+    expected = original.encode_images(image), original.encode_text(texts)
+    half = {
+        key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()
+    }
+
+    def check(pretrained: Path, model_name: str = name) -> None:
+        loaded = load_backbone(model_name, pretrained)
+        assert loaded.digest == digest
+        assert loaded.quick_gelu
+        assert torch.equal(loaded.encode_images(image), expected[0])
+        assert torch.equal(loaded.encode_text(texts), expected[1])
+        (pretrained / "model.safetensors" if pretrained.is_dir() else pretrained).unlink()
+
+    write_archive(model, tmp_path / f"{name}.pt", half=True)
+    check(tmp_path / f"{name}.pt")
+    torch.save(half, tmp_path / "state.pt")
+    check(tmp_path / "state.pt", f"{name}-quickgelu")
+    save_file(half, tmp_path / "state.safetensors")
+    check(tmp_path / "state.safetensors", f"{name}-quickgelu")
+    (tmp_path / "folder").mkdir()
+    config = {"model_cfg": open_clip.get_model_config(name) | {"quick_gelu": True}, "preprocess_cfg": {}}
+    (tmp_path / "folder" / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(half, tmp_path / "folder" / "model.safetensors")
+    check(tmp_path / "folder")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+def test_an_archive_tells_its_activation(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    for quick_gelu in (False, True):
+        model = open_clip.CLIP(**tiny_config, quick_gelu=quick_gelu).eval()
+        write_archive(model, tmp_path / "tiny.pt")
+        assert load_backbone("tiny-clip", tmp_path / "tiny.pt").quick_gelu is quick_gelu
+
+
+def test_where_nothing_tells_the_activation_the_user_must(
+    tiny_config: dict[str, Any], tiny_model: open_clip.CLIP, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.pt"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tiny_model.state_dict().items()}}, path)
+    with pytest.raises(UserError, match="force_quick_gelu"):
+        load_backbone("tiny-clip", path)
+    plain = load_backbone("tiny-clip", path, force_quick_gelu=False)
+    quick = load_backbone("tiny-clip", path, force_quick_gelu=True)
+    assert plain.digest != quick.digest
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(plain.encode_images(image), tiny_model.encode_image(image))
+    assert not torch.equal(plain.encode_images(image), quick.encode_images(image))
+    assert backbone_from_spec(f"tiny-clip-gelu:{path}").digest == plain.digest
+    assert backbone_from_spec(f"tiny-clip-quickgelu:{path}").digest == quick.digest
+
+
+def test_a_known_file_digest_tells_the_activation(
+    tiny_config: dict[str, Any], tiny_model: open_clip.CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "renamed.pt"
+    torch.save(tiny_model.state_dict(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    released = {"url": f"https://github.com/mlfoundations/x/tiny-{digest[:8]}.pt", "quick_gelu": True}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"released": released})
+    assert load_backbone("tiny-clip", path).quick_gelu
+
+
+def test_a_tag_tells_activation_and_preprocessing(
+    tiny_config: dict[str, Any], tiny_model: open_clip.CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(tiny_model.state_dict(), path)
+    tag = {"file": str(path), "quick_gelu": True, "mean": (0.5,) * 3, "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"released": tag})
+    backbone = backbone_from_spec("tiny-clip:released")
+    assert backbone.quick_gelu
+    assert backbone.mean == (0.5, 0.5, 0.5)
+    assert backbone.preprocess.resize_mode == "squash"
+    assert backbone.name == "tiny-clip-released"
+    with pytest.raises(UserError, match='Did you mean "released"'):
+        backbone_from_spec("tiny-clip:release")
+
+
+def test_the_papers_four_mean_openais_weights_with_quickgelu() -> None:
+    for name in load.PAPER_BACKBONES:
+        assert open_clip.pretrained.get_pretrained_cfg(name, "openai")["quick_gelu"]
+
+
+def test_without_a_network_the_message_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: dict[str, Any]
+) -> None:
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fetch, "download_pretrained", offline)
+    monkeypatch.setattr(fetch, "OPENAI_CACHE", tmp_path)
+    openai = open_clip.pretrained.get_pretrained_cfg("RN50", "openai")
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"openai": openai})
+    with pytest.raises(UserError, match=r"Fetch https://\S+/RN50\.pt .*tiny-clip:FILE"):
+        load_backbone("tiny-clip", "openai")
+
+
+def test_openais_own_cache_is_used_before_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: dict[str, Any], tiny_model: open_clip.CLIP
+) -> None:
+    torch.save(tiny_model.state_dict(), tmp_path / "tiny.pt")
+    digest = hashlib.sha256((tmp_path / "tiny.pt").read_bytes()).hexdigest()
+    tag = {"url": f"https://openaipublic.azureedge.net/{digest}/tiny.pt", "quick_gelu": True}
+    monkeypatch.setattr(fetch, "OPENAI_CACHE", tmp_path)
+    monkeypatch.setattr(fetch, "download_pretrained", lambda _: pytest.fail("downloads"))
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"openai": tag})
+    assert load_backbone("tiny-clip", "openai").name == "tiny-clip"
+
+
+def test_a_model_folder_is_named_after_itself(tiny_folder: Path, tiny_model: open_clip.CLIP) -> None:
+    backbone = backbone_from_spec(str(tiny_folder))
+    assert backbone.name == "tiny"
+    assert (backbone.image_size, backbone.embed_dim) == (32, 16)
+    assert backbone.logit_scale == pytest.approx(1 / 0.07)
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    assert not backbone.model.training
+    ids = open_clip.tokenize(["a cat"])
+    assert torch.equal(backbone.encode_text(["a cat"]), tiny_model.encode_text(ids))
+    by_file = load_backbone("tiny", tiny_folder / "open_clip_model.safetensors")
+    assert by_file.digest == backbone.digest
+
+
+def test_half_precision_files_have_the_digest_of_their_values(
+    tiny_folder: Path, tiny_model: open_clip.CLIP
+) -> None:
+    half = {key: value.half() for key, value in tiny_model.state_dict().items()}
+    file = tiny_folder / "open_clip_model.safetensors"
+    save_file(half, file)
+    first = backbone_from_spec(str(tiny_folder)).digest
+    save_file({key: value.float() for key, value in half.items()}, file)
+    assert backbone_from_spec(str(tiny_folder)).digest == first
+    half["logit_scale"] = half["logit_scale"] + 1
+    save_file(half, file)
+    assert backbone_from_spec(str(tiny_folder)).digest != first
+
+
+def test_sparse_weights_bring_config_and_trained_tokens(
+    tmp_path: Path, tiny_model: open_clip.CLIP, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sparse_model(
+        tmp_path / "demo-tiny.safetensors", tiny_config, tiny_model.state_dict(), torch.tensor([7, 9]), seed=0
+    )
+    monkeypatch.setattr(load, "EMBEDDED_WEIGHTS", tmp_path)
+    backbone = backbone_from_spec("demo-tiny")
+    assert backbone.name == "demo-tiny"
+    assert backbone.trained_tokens is not None
+    assert backbone.trained_tokens.nonzero().flatten().tolist() == [7, 9]
+
+
+def test_random_weights_come_from_the_seed(tiny_config: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, again, other = (load_backbone("tiny-clip", seed=seed).digest for seed in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(tiny_folder: Path, tiny_model: open_clip.CLIP) -> None:
+    state = tiny_model.state_dict()
+    del state["ln_final.weight"]
+    save_file(state, tiny_folder / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"ln_final\.weight is missing"):
+        backbone_from_spec(str(tiny_folder))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("RN51", 'Did you mean "RN50"'),
+        ("ViT-L-14", "ViT-L-14:TAG"),
+        ("RN5O:openai", 'no model "RN5O"'),
+        ("ViT-B-32:laion2b", "nor a tag of ViT-B-32"),
+    ],
+)
+def test_unknown_backbones_are_refused_with_what_to_write(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        backbone_from_spec(spec)
+
+
+@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"hf_model_name": "bert"}])
+def test_towers_that_cannot_learn_prompts_are_refused(tiny_folder: Path, text: dict[str, Any]) -> None:
+    config = json.loads((tiny_folder / "tiny.json").read_text())
+    config["text_cfg"] |= text
+    (tiny_folder / "tiny.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be used for prompt learning"):
+        backbone_from_spec(str(tiny_folder))
+
+
+def test_damaged_and_hostile_files_are_refused(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path(tmp_path / "ran").touch, ())
+
+    (tmp_path / "zero.pt").write_bytes(b"")
+    (tmp_path / "noise.safetensors").write_bytes(b"\0" * 100)
+    torch.save({"a": Hostile()}, tmp_path / "hostile.pt")
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    for name in ("zero.pt", "noise.safetensors", "hostile.pt", "other.pt"):
+        with pytest.raises(UserError, match=name):
+            load_backbone("tiny-clip", tmp_path / name, force_quick_gelu=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_one_config_is_refused(tiny_folder: Path) -> None:
+    (tiny_folder / "copy.json").write_text((tiny_folder / "tiny.json").read_text())
+    with pytest.raises(UserError, match="more than one"):
+        backbone_from_spec(str(tiny_folder))
+    for path in tiny_folder.glob("*.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="holds no open_clip model config"):
+        backbone_from_spec(str(tiny_folder))
+
+
+def test_prompts_that_do_not_fit_are_refused_not_cut(tiny_folder: Path) -> None:
+    backbone = backbone_from_spec(str(tiny_folder))
+    assert backbone.encode_text(["cat " * 75]).shape == (1, 16)
+    with pytest.raises(UserError, match="does not fit the 77 tokens"):
+        backbone.encode_text(["a cat", "cat " * 76])
