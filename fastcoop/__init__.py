@@ -1,9 +1,9 @@
 """fastcoop: prompt learning for CLIP (CoOp), many runs at once, exactly.
 
-    import fastcoop as fc
-    backbone = fc.load_backbone("RN50", pretrained="openai")
-    encoder = fc.PromptEncoder(backbone, ["cat", "dog"], fc.PromptLayout(16, "end"))
-    weights = encoder(contexts)   # (runs, M, width) -> (runs, classes, dim), differentiable
+import fastcoop as fc
+backbone = fc.load_backbone("RN50", pretrained="openai")
+encoder = fc.PromptEncoder(backbone, ["cat", "dog"], fc.PromptLayout(16, "end"))
+weights = encoder(contexts)   # (runs, M, width) -> (runs, classes, dim), differentiable
 """
 
 from __future__ import annotations

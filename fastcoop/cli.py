@@ -32,7 +32,10 @@ Cache = Annotated[Path, typer.Option(help="Folder of the feature stores.")]
 Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".')]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[
-    str, typer.Option("--backbone", help="RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights.")
+    str,
+    typer.Option(
+        "--backbone", help="RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
+    ),
 ]
 
 
@@ -56,7 +59,9 @@ def _options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder that everything goes into.")] = Path("fastcoop-demo"),
-    full: Annotated[bool, typer.Option("--full", help="The paper's schedule, both backbones: hours.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="The paper's schedule, both backbones: hours.")
+    ] = False,
 ) -> None:
     """Run the main job on the small world that ships with fastcoop: from pictures to Figure 3.
 
@@ -117,7 +122,9 @@ def sweep(
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
     results: Annotated[Path | None, typer.Option(help="Results folder (results/<grid name>).")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value in place of the grid's.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value in place of the grid's.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this method; may be given again.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     memory_budget: Annotated[float | None, typer.Option(help="GB that training may take at once.")] = None,
@@ -141,10 +148,14 @@ def sweep(
         typer.echo(json.dumps(summary.as_json(), indent=1))
         return
     for count in summary.counts:
-        typer.echo(f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before")
+        typer.echo(
+            f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before"
+        )
     doing = "would run" if dry_run else "finished"
     number = summary.runs - summary.done_before if dry_run else summary.finished
-    typer.echo(f"{doing} {number} of {summary.runs} runs; {summary.done_before} were done before: {summary.results}")
+    typer.echo(
+        f"{doing} {number} of {summary.runs} runs; {summary.done_before} were done before: {summary.results}"
+    )
     if summary.diverged:
         typer.echo(f"{summary.diverged} runs diverged; they are marked in the results.", err=True)
 
@@ -193,7 +204,9 @@ def interpret(
     for key, words in stored.items():
         typer.echo(f"{key[:12]}  (a random vector's nearest word is {words['by_chance']:.3g} away)")
         for vector in words["vectors"]:
-            near = ", ".join(f"{w} ({d:.3g})" for w, d in zip(vector["words"], vector["distances"], strict=True))
+            near = ", ".join(
+                f"{w} ({d:.3g})" for w, d in zip(vector["words"], vector["distances"], strict=True)
+            )
             typer.echo(f"  {vector.get('class', '')} {vector['position']:>2}  {near}")
 
 
@@ -209,7 +222,9 @@ def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json
 
     found = survey(data_root)
     if as_json:
-        typer.echo(json.dumps([{"name": f.name, "place": str(f.place), "status": f.status} for f in found], indent=1))
+        typer.echo(
+            json.dumps([{"name": f.name, "place": str(f.place), "status": f.status} for f in found], indent=1)
+        )
         return
     width = max(len(one.name) for one in found)
     for one in found:
@@ -218,7 +233,8 @@ def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json
 
 @datasets_app.command("check")
 def check(
-    name: Annotated[str, typer.Argument(help="A dataset's name, or a folder.")], data_root: DataRoot = Path("data")
+    name: Annotated[str, typer.Argument(help="A dataset's name, or a folder.")],
+    data_root: DataRoot = Path("data"),
 ) -> None:
     """Compare a dataset with Table 6, name what is missing, and say what to download.
 
@@ -272,7 +288,9 @@ def export_results(
         except ImportError:
             raise UserError("Writing Parquet needs pyarrow; install it, or export to a .csv file.") from None
     else:
-        raise UserError(f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings.")
+        raise UserError(
+            f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
+        )
     typer.echo(f"{len(frame)} rows: {to}")
 
 
@@ -299,9 +317,13 @@ def bench(
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
     repeats: Annotated[int, typer.Option(help="Measurements per contender; medians are shown.")] = 3,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path("reports/bench"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path(
+        "reports/bench"
+    ),
     device: Device = "cpu",
-    project: Annotated[str | None, typer.Option(help='"fig3": what the paper\'s Figure 3 would take.')] = None,
+    project: Annotated[
+        str | None, typer.Option(help='"fig3": what the paper\'s Figure 3 would take.')
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure training steps the official way and fastcoop's, in turn, in one process.

@@ -65,6 +65,10 @@ def _lines(title: str, total: float) -> Iterator[Advance]:
         last = now
         left = (now - start) * max(total - done, 0.0) / done
         share = 100.0 * min(done / total, 1.0) if total else 100.0
-        print(f"{title}: {share:.0f}%, {left:.0f} s left{f' ({note})' if note else ''}", file=sys.stderr, flush=True)
+        print(
+            f"{title}: {share:.0f}%, {left:.0f} s left{f' ({note})' if note else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     yield advance

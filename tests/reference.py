@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 
 def tiny_model(
-    seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 3, quick_gelu: bool = False, width: int = 32
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    layers: int = 3,
+    quick_gelu: bool = False,
+    width: int = 32,
 ) -> nn.Module:
     """A small random open_clip CLIP with CLIP's own vocabulary; layer norms are randomised too."""
     from open_clip.model import CLIP

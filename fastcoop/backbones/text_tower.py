@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
@@ -79,7 +80,7 @@ class TextTower:
         Raises UserError, with the reason, for a tower that prompt learning cannot go through exactly: one that
         is not causal, is not read at the end token, or is built from other blocks.
         """
-        text = getattr(model, "text", model)
+        text: Any = getattr(model, "text", model)
         if not hasattr(text, "token_embedding") or not hasattr(text, "transformer"):
             raise _refused("it is not one of open_clip's own text transformers")
         pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax")
@@ -93,9 +94,12 @@ class TextTower:
         blocks = text.transformer.resblocks
         for block in blocks:
             if type(block) is not ResidualAttentionBlock or not block.attn._qkv_same_embed_dim:
-                raise _refused(f"its blocks are {type(block).__name__}, not open_clip's ResidualAttentionBlock")
+                raise _refused(
+                    f"its blocks are {type(block).__name__}, not open_clip's ResidualAttentionBlock"
+                )
 
-        projection, projection_bias = text.text_projection, None
+        projection: Any = text.text_projection
+        projection_bias: Tensor | None = None
         if isinstance(projection, nn.Linear):
             projection, projection_bias = projection.weight.t(), projection.bias
         return cls(
@@ -121,7 +125,9 @@ def _is_causal(mask: Tensor | None) -> bool:
     if mask is None:
         return False
     allowed = torch.ones_like(mask, dtype=torch.bool).tril()
-    return bool((mask.masked_select(allowed) == 0).all() and (mask.masked_select(~allowed) == -torch.inf).all())
+    return bool(
+        (mask.masked_select(allowed) == 0).all() and (mask.masked_select(~allowed) == -torch.inf).all()
+    )
 
 
 def _block(block: ResidualAttentionBlock) -> Block:

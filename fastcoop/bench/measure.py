@@ -51,7 +51,9 @@ def run_bench(backbone: Backbone, class_lists: Mapping[str, Sequence[str]], repe
     """
     bench = Bench(_machine(backbone))
     trees = Trees(backbone)
-    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(backbone.device, backbone.dtype)
+    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(
+        backbone.device, backbone.dtype
+    )
     with progress("Measuring", len(class_lists) + 1) as advance:
         for name, classes in class_lists.items():
             bench.rows += _measure_dataset(backbone, trees, images, name, list(classes), repeats)
@@ -108,7 +110,9 @@ def _measure_dataset(
                 "official_cut_s": times["cut"] * scale,
                 "official_tokens_cut": longest,
                 "official_measured_classes": len(part),
-                "official_text_flops": official_text_flops(len(classes), backbone.text.context_length, *shape),
+                "official_text_flops": official_text_flops(
+                    len(classes), backbone.text.context_length, *shape
+                ),
                 "run_step_s": per_run,
                 "best_runs": best,
                 "best_run_step_s": per_run[best],
@@ -154,12 +158,20 @@ def _measure_growth(
     batches = {runs: _batch(backbone, trees, classes, layout, runs, repeats + 2) for runs in GROWTH_RUNS}
     times = _medians({runs: batch.step for runs, batch in batches.items()}, repeats, backbone.device)
     return [
-        {"dataset": name, "layout": "end", "runs": runs, "nodes": batches[runs].forest.nodes, "step_s": times[runs]}
+        {
+            "dataset": name,
+            "layout": "end",
+            "runs": runs,
+            "nodes": batches[runs].forest.nodes,
+            "step_s": times[runs],
+        }
         for runs in GROWTH_RUNS
     ]
 
 
-def _medians(contenders: Mapping[Any, Callable[[], Any]], repeats: int, device: torch.device) -> dict[Any, float]:
+def _medians(
+    contenders: Mapping[Any, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[Any, float]:
     """Median seconds of each contender, called in turn; the first round warms up."""
     times: dict[Any, list[float]] = {key: [] for key in contenders}
     for _ in range(repeats + 1):

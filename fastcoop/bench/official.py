@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.prompts.layout import PLACEHOLDER, tokenize
@@ -19,14 +20,14 @@ class OfficialStep:
     """
 
     def __init__(self, backbone: Backbone, class_names: Sequence[str], context_length: int, tokens: int):
-        self.model, self.scale, self.tokens = backbone.model, backbone.logit_scale, tokens
+        self.model: Any = backbone.model
+        self.scale, self.tokens = backbone.logit_scale, tokens
         filler = " ".join([PLACEHOLDER] * context_length)
         texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
         ids = backbone.tokenizer(texts)[:, :tokens].to(backbone.device)
         self.ends = ids.argmax(-1)
-        text = getattr(self.model, "text", self.model)
-        self.text: nn.Module = text  # type: ignore[assignment]
-        embedded = text.token_embedding(ids)  # type: ignore[operator]
+        self.text = text = getattr(self.model, "text", self.model)
+        embedded = text.token_embedding(ids)
         self.start, self.tail = embedded[:, :1], embedded[:, 1 + context_length :]
         width = embedded.shape[-1]
         contexts = 0.02 * torch.randn(context_length, width, device=backbone.device)
@@ -36,22 +37,22 @@ class OfficialStep:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """The image part: (batch, 3, size, size) to normalised features."""
-        return F.normalize(self.model.encode_image(images), dim=-1)  # type: ignore[operator]
+        return F.normalize(self.model.encode_image(images), dim=-1)
 
     def learn(self, image_features: Tensor, labels: Tensor) -> float:
         """The text part: forward, loss, backward, optimiser step. Returns the loss."""
         text = self.text
         contexts = self.contexts.expand(len(self.start), -1, -1)
         x = torch.cat([self.start, contexts, self.tail], 1) + text.positional_embedding[: self.tokens]
-        mask = text.attn_mask[: self.tokens, : self.tokens]  # type: ignore[index]
-        x = text.ln_final(text.transformer(x, attn_mask=mask))  # type: ignore[operator]
+        mask = text.attn_mask[: self.tokens, : self.tokens]
+        x = text.ln_final(text.transformer(x, attn_mask=mask))
         features = x[torch.arange(len(x)), self.ends] @ text.text_projection
         logits = self.scale * image_features @ F.normalize(features, dim=-1).t()
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def longest_prompt(backbone: Backbone, class_names: Sequence[str], context_length: int) -> int:

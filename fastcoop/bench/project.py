@@ -38,7 +38,9 @@ def project_figure_3(bench: Bench) -> list[dict[str, Any]]:
                 "official_hours": steps * len(VARIANTS) * official / 3600,
                 "fastcoop_hours": steps * ours / 3600,
                 "official_exaflop": steps * len(VARIANTS) * layouts["end"]["official_text_flops"] / 1e18,
-                "fastcoop_exaflop": steps * sum(layouts[v]["flops_per_run"] for v in VARIANTS.values()) / 1e18,
+                "fastcoop_exaflop": steps
+                * sum(layouts[v]["flops_per_run"] for v in VARIANTS.values())
+                / 1e18,
             }
         )
     return rows

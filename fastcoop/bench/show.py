@@ -79,7 +79,11 @@ def write_bench(bench: Bench, folder: Path) -> list[Path]:
 def markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table, numbers to three figures."""
     shown = frame.map(lambda v: f"{v:.3g}" if isinstance(v, float) and abs(v) < 1000 else _plain(v))
-    lines = [list(map(str, shown.columns)), ["---"] * len(shown.columns), *shown.astype(str).to_numpy().tolist()]
+    lines = [
+        list(map(str, shown.columns)),
+        ["---"] * len(shown.columns),
+        *shown.astype(str).to_numpy().tolist(),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -106,7 +110,9 @@ def draw(bench: Bench, path: Path) -> None:
         ax.grid(axis="x", alpha=0.3)
         ax.set_axisbelow(True)
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
-    fig.suptitle(f"{bench.machine['device']}, {bench.machine['threads']} threads, {bench.machine['dtype']}", fontsize=9)
+    fig.suptitle(
+        f"{bench.machine['device']}, {bench.machine['threads']} threads, {bench.machine['dtype']}", fontsize=9
+    )
     fig.savefig(path, dpi=160)
     plt.close(fig)
 

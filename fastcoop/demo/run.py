@@ -32,7 +32,9 @@ def run_demo(out: Path, full: bool = False) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The demo writes to {out}, which cannot be made ({error}); choose another --out.") from None
+        raise UserError(
+            f"The demo writes to {out}, which cannot be made ({error}); choose another --out."
+        ) from None
 
     build_world(data)
     summary = sweep(grid, data_root=data, cache=cache, results=results)

@@ -28,7 +28,9 @@ class Saved:
     probabilities: Tensor
 
 
-def attend(q: Tensor, shared_k: Tensor, shared_v: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def attend(
+    q: Tensor, shared_k: Tensor, shared_v: Tensor, k: Tensor, v: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return outputs (R, H, P, Tq, d) and probabilities (R, H, P, Tq, S + B + T).
 
     ``shared_k``, ``shared_v`` (R, H, S, d); ``k``, ``v`` (R, H, P, B + T, d); ``mask`` (P or 1, Tq, B + T) additive.
@@ -36,7 +38,9 @@ def attend(q: Tensor, shared_k: Tensor, shared_v: Tensor, k: Tensor, v: Tensor, 
     R, H, P, T, d = q.shape
     S, K = shared_k.shape[2], k.shape[3]
     shared = torch.bmm(q.reshape(R * H, P * T, d), shared_k.reshape(R * H, S, d).transpose(1, 2))
-    own = torch.bmm(q.reshape(R * H * P, T, d), k.reshape(R * H * P, K, d).transpose(1, 2)).view(R, H, P, T, K)
+    own = torch.bmm(q.reshape(R * H * P, T, d), k.reshape(R * H * P, K, d).transpose(1, 2)).view(
+        R, H, P, T, K
+    )
     own += mask
     probabilities = torch.softmax(torch.cat([shared.view(R, H, P, T, S), own], -1), -1)
     out = torch.bmm(probabilities.view(R * H, P * T, S + K)[..., :S], shared_v.reshape(R * H, S, d))
@@ -46,7 +50,12 @@ def attend(q: Tensor, shared_k: Tensor, shared_v: Tensor, k: Tensor, v: Tensor, 
 
 
 def attend_backward(
-    grad: Tensor, saved: Saved, shared_k: Tensor, shared_v: Tensor, grad_shared_k: Tensor, grad_shared_v: Tensor
+    grad: Tensor,
+    saved: Saved,
+    shared_k: Tensor,
+    shared_v: Tensor,
+    grad_shared_k: Tensor,
+    grad_shared_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; add those of the shared keys and values to the given ones.
 

@@ -128,7 +128,9 @@ def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
     where[nodes.flip(1).reshape(-1)] = torch.arange(nodes.numel()).view_as(nodes).flip(1).reshape(-1)
     where = where.to(tower.device)
     shared_at = where[torch.as_tensor(plan.shared_constants)]
-    part_at = [None if part.constants is None else where[torch.as_tensor(part.constants)] for part in plan.parts]
+    part_at = [
+        None if part.constants is None else where[torch.as_tensor(part.constants)] for part in plan.parts
+    ]
 
     shared: list[Tensor] = []
     parts: list[list[Tensor | None]] = []
@@ -146,7 +148,9 @@ def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
         hidden = F.layer_norm(x, (width,), eps=block.eps_2) @ block.fc + block.fc_bias
         x = x + activate(hidden, tower.activation) @ block.proj + block.proj_bias
 
-    first = tower.token_embedding[plan.frozen_tokens] + tower.positional_embedding[plan.depth[plan.frozen_rows]]
+    first = (
+        tower.token_embedding[plan.frozen_tokens] + tower.positional_embedding[plan.depth[plan.frozen_rows]]
+    )
     first = first.to(tower.dtype)
     block = tower.blocks[0]
     first_qkv = F.layer_norm(first, (width,), eps=block.eps_1) @ block.qkv + block.qkv_bias

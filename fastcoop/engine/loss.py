@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def cross_entropy(features: Tensor, images: Tensor, labels: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    features: Tensor, images: Tensor, labels: Tensor, logit_scale: float
+) -> tuple[Tensor, Tensor]:
     """Return losses (runs,) and their gradients for the class features (runs, classes, dim).
 
     ``features`` (runs, classes, dim), not normalised; ``images`` (runs, batch, dim), normalised; ``labels``

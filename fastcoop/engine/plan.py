@@ -106,7 +106,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
         mask = _causal(len(trunk), [len(trunk)], 0, [0], device, dtype)
         trunk_part = Part(1, len(trunk), slice(0, len(trunk)), mask, None)
 
-    first_path = {}  # the depth-first first path through a node owns it
+    first_path: dict[int, int] = {}  # the depth-first first path through a node owns it
     for leaf in leaves:
         for node in below[int(leaf)]:
             first_path.setdefault(node, int(leaf))
@@ -195,7 +195,12 @@ def _by_length(lengths: dict[int, int]) -> list[tuple[int, list[int]]]:
 
 
 def _causal(
-    length: int, lengths: list[int], before: int, befores: list[int], device: torch.device | str, dtype: torch.dtype
+    length: int,
+    lengths: list[int],
+    before: int,
+    befores: list[int],
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Additive mask (paths, length, before + length); one path's worth (1, ...) where all paths are alike."""
     uniform = len(set(lengths)) == 1 and len(set(befores)) == 1
@@ -206,7 +211,9 @@ def _causal(
     own = causal & real
     name = np.broadcast_to((np.arange(before) < fixed[:, None])[:, None, :], (len(lens), length, before))
     allowed = np.concatenate([name, own], -1)
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf).to(device)
+    return (
+        torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf).to(device)
+    )
 
 
 def _pads(parts: list[Part], padded: int) -> np.ndarray:

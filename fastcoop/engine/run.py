@@ -48,7 +48,9 @@ class Run:
     def __post_init__(self) -> None:
         shape = self.layout.shape(len(self.class_names), self.contexts.shape[-1])
         if tuple(self.contexts.shape) != shape:
-            raise UserError(f"A run's contexts should be {shape} for its layout; {tuple(self.contexts.shape)} came.")
+            raise UserError(
+                f"A run's contexts should be {shape} for its layout; {tuple(self.contexts.shape)} came."
+            )
         if self.features.ndim != 3 or len(self.features) != len(self.labels) or not len(self.labels):
             raise UserError(
                 "A run needs features (images, views, dim) and a label per image, at least one image; "
@@ -107,7 +109,10 @@ def draw_batches(run: Run) -> np.ndarray:
     rng = np.random.default_rng(run.seed)
     take = run.steps_per_epoch * min(run.batch_size, images)
     rows = np.stack(
-        [rng.permutation(images)[:take] * views + rng.integers(views, size=images)[:take] for _ in range(run.epochs)]
+        [
+            rng.permutation(images)[:take] * views + rng.integers(views, size=images)[:take]
+            for _ in range(run.epochs)
+        ]
     ).reshape(run.steps, -1)
     return np.pad(rows, ((0, 0), (0, run.batch_size - rows.shape[1])), constant_values=-1)
 

@@ -67,7 +67,9 @@ class ForestPass:
         ``contexts``: per group, (runs, slots, width), any float dtype.
         """
         forest, tower = self.forest, self.tower
-        vectors = [c[:, g.plan.slots].reshape(-1, tower.width) for c, g in zip(contexts, forest.groups, strict=True)]
+        vectors = [
+            c[:, g.plan.slots].reshape(-1, tower.width) for c, g in zip(contexts, forest.groups, strict=True)
+        ]
         x = self._residual(0)
         x[forest.learned_rows] = (torch.cat(vectors) + forest.learned_positions).to(tower.dtype)
         for layer, block in enumerate(tower.blocks):
@@ -86,7 +88,9 @@ class ForestPass:
         ``grads``: per group, (runs, classes, dim).
         """
         forest, tower = self.forest, self.tower
-        leaves = torch.cat([_by_leaf(grad.to(tower.dtype), g) for grad, g in zip(grads, forest.groups, strict=True)])
+        leaves = torch.cat(
+            [_by_leaf(grad.to(tower.dtype), g) for grad, g in zip(grads, forest.groups, strict=True)]
+        )
         grad = _layer_norm_backward(leaves @ tower.projection.t(), self.final_input, *self.final_stats)
         for layer in range(self.last, -1, -1):
             grad = self._block_backward(layer, tower.blocks[layer], grad)
@@ -140,7 +144,10 @@ class ForestPass:
     def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
         forest, width = self.forest, self.tower.width
         ends = layer == self.last
-        middle, hidden = self._residual(layer + 0.5, len(grad)), self.buffer(("hidden", layer), len(grad), self.tower.hidden)
+        middle, hidden = (
+            self._residual(layer + 0.5, len(grad)),
+            self.buffer(("hidden", layer), len(grad), self.tower.hidden),
+        )
         mean, rstd = self._stats(layer, 2, len(grad))
         attended = self.buffer("attended", len(grad), width)
         for c in self._chunks(len(grad)):
@@ -192,7 +199,9 @@ class ForestPass:
                         continue
                     P, T = part.paths, part.length
                     by_head = gathered[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
-                    q, k, v = self.buffer(("qkv", layer, i, runs.start, p), 3, R, heads, P, T, d).copy_(by_head)
+                    q, k, v = self.buffer(("qkv", layer, i, runs.start, p), 3, R, heads, P, T, d).copy_(
+                        by_head
+                    )
                     if part is plan.trunk:
                         if not ends:
                             out, probs = attend(q, shared_k, shared_v, k, v, part.mask)
@@ -204,7 +213,10 @@ class ForestPass:
                     mask = part.mask
                     before = g.constants.parts[layer][p - 1]
                     if before is not None:
-                        k, v = (torch.cat([b.expand(R, *b.shape), t], 3) for b, t in zip(before, (k, v), strict=True))
+                        k, v = (
+                            torch.cat([b.expand(R, *b.shape), t], 3)
+                            for b, t in zip(before, (k, v), strict=True)
+                        )
                     if ends:
                         q, mask = q[:, :, :, -1:], mask[:, -1:]
                     out, probs = attend(q, shared_k, shared_v, k, v, mask)
@@ -283,7 +295,9 @@ class ForestPass:
                 torch.index_select(padded, 1, plan.place, out=rows)
                 if len(plan.copies):
                     copies = padded[:, plan.copies, width:]
-                    rows[:, plan.copied_rows, width:] += _sum_by_index(copies, plan.copied, len(plan.copied_rows))
+                    rows[:, plan.copied_rows, width:] += _sum_by_index(
+                        copies, plan.copied, len(plan.copied_rows)
+                    )
         return dqkv
 
     # Small things.

@@ -79,7 +79,9 @@ class Active:
 class Batch:
     """The runs that train together right now: one forest, one flat tensor of all their contexts."""
 
-    def __init__(self, trees: Trees, active: list[Active], logit_scale: float, buffers: Buffers | None = None):
+    def __init__(
+        self, trees: Trees, active: list[Active], logit_scale: float, buffers: Buffers | None = None
+    ):
         self.trees, self.logit_scale = trees, logit_scale
         groups: dict[object, list[Active]] = {}
         for a in active:
@@ -87,7 +89,8 @@ class Batch:
         self.groups = list(groups.values())
         self.active = [a for group in self.groups for a in group]
         planned = [
-            (*trees[tree_key(group[0].run.class_names, group[0].run.layout)], len(group)) for group in self.groups
+            (*trees[tree_key(group[0].run.class_names, group[0].run.layout)], len(group))
+            for group in self.groups
         ]
         self.forest = plant(trees.tower, planned)
         self.forest_pass = ForestPass(self.forest, buffers)
@@ -196,12 +199,12 @@ def train(
         active.clear()
         while waiting:
             head = waiting[0]
-            number = head.number if isinstance(head, Active) else head
-            if not room.take(plans[number]):
+            if not room.take(plans[head.number if isinstance(head, Active) else head]):
                 break
             waiting.popleft()
-            is_new = not isinstance(head, Active)
-            active.append(Active.start(number, runs[number], dtype, trees.tower.device) if is_new else head)
+            if not isinstance(head, Active):
+                head = Active.start(head, runs[head], dtype, trees.tower.device)
+            active.append(head)
 
     batch: Batch | None = None
     while waiting or active:

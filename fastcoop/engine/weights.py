@@ -22,7 +22,7 @@ QUICK = 1.702
 
 @dataclass(frozen=True, eq=False)
 class FoldedBlock:
-    """``qkv`` (width, 3 width), ``out`` (width, width), ``fc`` (width, hidden), ``proj`` (hidden, width), and biases."""
+    """``qkv`` (width, 3 width), ``out`` (width, width), ``fc`` (width, hidden), ``proj`` (hidden, width); biases."""
 
     qkv: Tensor
     qkv_bias: Tensor
@@ -114,5 +114,19 @@ def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> Folde
         out, out_bias = out * block.scale_1.double(), out_bias * block.scale_1.double()
     if block.scale_2 is not None:
         proj, proj_bias = proj * block.scale_2.double(), proj_bias * block.scale_2.double()
-    tensors = (qkv, qkv_bias, out, out_bias, fc, fc_bias, proj, proj_bias)
-    return FoldedBlock(*(t.to(to).contiguous() for t in tensors), block.ln_1.eps, block.ln_2.eps)
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.to(to).contiguous()
+
+    return FoldedBlock(
+        qkv=rounded(qkv),
+        qkv_bias=rounded(qkv_bias),
+        out=rounded(out),
+        out_bias=rounded(out_bias),
+        fc=rounded(fc),
+        fc_bias=rounded(fc_bias),
+        proj=rounded(proj),
+        proj_bias=rounded(proj_bias),
+        eps_1=block.ln_1.eps,
+        eps_2=block.ln_2.eps,
+    )

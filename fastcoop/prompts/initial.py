@@ -40,5 +40,7 @@ def word_tokens(backbone: Backbone, words: str) -> list[int]:
     """Return the token ids of ``words``, without start and end; their number is the context length they give."""
     tokens = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)[0][1:-1]
     if not tokens:
-        raise UserError("The words to start a context from are empty; give some, or leave them out for random ones.")
+        raise UserError(
+            "The words to start a context from are empty; give some, or leave them out for random ones."
+        )
     return tokens

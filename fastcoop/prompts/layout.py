@@ -50,14 +50,14 @@ class PromptLayout:
 
 
 class Slot(NamedTuple):
-    """One position of a prompt: a frozen token of the vocabulary, or learned vector ``index`` of the run.
+    """One position of a prompt: a frozen token of the vocabulary, or learned vector ``number`` of the run.
 
     Learned vectors are counted through a run's contexts flattened to (-1, width): vector m of class k is
     ``k * M + m`` if class-specific, else ``m``.
     """
 
     learned: bool
-    index: int
+    number: int
 
 
 Prompt = tuple[Slot, ...]
@@ -104,7 +104,9 @@ def class_prompts(
         raise UserError("A prompt needs at least one class name, but none was given.")
     names = [name.replace("_", " ").strip() for name in class_names]
     if "" in names:
-        raise UserError(f"Class {names.index('')} has an empty name; every class needs a name to be prompted by.")
+        raise UserError(
+            f"Class {names.index('')} has an empty name; every class needs a name to be prompted by."
+        )
     filler = " ".join([PLACEHOLDER] * layout.context_length)
     roomy = 4096
     whole = tokenize(tokenizer, [f"{filler} {name}." for name in names], roomy)
@@ -122,7 +124,5 @@ def class_prompts(
         first = k * layout.context_length if layout.class_specific else 0
         context = [Slot(True, first + m) for m in range(layout.context_length)]
         cut = len(tail) if layout.class_position == "end" else len(name_tokens) - 2
-        prompts.append(
-            (Slot(False, start), *context[:before], *tail[:cut], *context[before:], *tail[cut:])
-        )
+        prompts.append((Slot(False, start), *context[:before], *tail[:cut], *context[before:], *tail[cut:]))
     return prompts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,14 +36,17 @@ def nearest_words(backbone: Backbone, vectors: Tensor, k: int = 1, trained_only:
     embeddings = backbone.text.token_embedding.detach().to(torch.float32)
     vectors = vectors.to(embeddings.device, torch.float32)
     excluded = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    excluded[backbone.tokenizer.all_special_ids] = True
+    tokenizer: Any = backbone.tokenizer
+    excluded[tokenizer.all_special_ids] = True
     if trained_only and backbone.trained_tokens is not None:
         excluded |= ~backbone.trained_tokens.to(embeddings.device)
 
     squared = (embeddings**2).sum(1).masked_fill(excluded, torch.inf)
     tokens = []
     for piece in vectors.split(VECTORS_AT_ONCE):
-        tokens.append(torch.topk(torch.addmm(squared, piece, embeddings.t(), alpha=-2), k, largest=False).indices)
+        tokens.append(
+            torch.topk(torch.addmm(squared, piece, embeddings.t(), alpha=-2), k, largest=False).indices
+        )
     found = torch.cat(tokens)
     # The distances themselves without cancellation, and the order by them.
     distances, order = (embeddings[found] - vectors[:, None]).norm(dim=-1).sort(-1)
@@ -53,8 +57,8 @@ def nearest_words(backbone: Backbone, vectors: Tensor, k: int = 1, trained_only:
 
 def token_text(backbone: Backbone, token: int) -> str:
     """Return a token as text; a piece that does not end a word ends in "-"."""
-    text = backbone.tokenizer.decode([token])
-    raw = backbone.tokenizer.decoder[token]
+    tokenizer: Any = backbone.tokenizer
+    text, raw = tokenizer.decode([token]), tokenizer.decoder[token]
     return text.strip() if raw.endswith(WORD_END) else f"{text}-"
 
 

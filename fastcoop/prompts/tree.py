@@ -72,7 +72,9 @@ def build_tree(prompts: Sequence[Prompt]) -> Tree:
             at = children[at][slot]
         ends.append(at)
 
-    order, parent, depth = [], [], []
+    order: list[int] = []
+    parent: list[int] = []
+    depth: list[int] = []
     place = np.zeros(len(slots) + 1, np.int64)
     stack = [(child, -1, 0) for child in reversed(children[0].values())]
     while stack:
@@ -98,7 +100,7 @@ def build_tree(prompts: Sequence[Prompt]) -> Tree:
         depth=np.array(depth, np.int64),
         subtree_end=subtree_end,
         learned=learned,
-        index=np.array([slots[node - 1].index for node in order], np.int64),
+        index=np.array([slots[node - 1].number for node in order], np.int64),
         live=live,
         leaf=place[ends],
     )

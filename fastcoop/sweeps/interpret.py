@@ -45,7 +45,9 @@ def interpret(
     """
     folder = Path(results)
     frame = load_results(folder)
-    learned = frame[(frame.method == "coop") & (frame.backbone == backbone.name) & (frame.dataset == frame.source)]
+    learned = frame[
+        (frame.method == "coop") & (frame.backbone == backbone.name) & (frame.dataset == frame.source)
+    ]
     keys = [key for key in learned.key if not runs or any(key.startswith(run) for run in runs)]
     keys = [key for key in keys if contexts_path(folder, key).is_file()]
     if not keys:

@@ -38,7 +38,7 @@ def backbone32() -> Backbone:
 @pytest.fixture
 def make_run() -> Callable[..., Run]:
     def make(
-        layout: PromptLayout = PromptLayout(4),
+        layout: PromptLayout | None = None,
         names: tuple[str, ...] = NAMES,
         images: int = 20,
         epochs: int = 6,
@@ -46,6 +46,7 @@ def make_run() -> Callable[..., Run]:
         views: int = 3,
         **options,
     ) -> Run:
+        layout = layout or PromptLayout(4)
         draw = torch.Generator().manual_seed(seed)
         contexts = 0.3 * torch.randn(layout.shape(len(names), 32), generator=draw)
         features = torch.randn(images, views, 24, generator=draw)

@@ -102,7 +102,9 @@ def test_word_initialised_contexts_equal_the_written_prompt(backbone):
 def test_float32_agrees_to_1e_5(backbone32):
     for position, class_specific in [("end", False), ("mid", False), ("front", True)]:
         layout = PromptLayout(16, position, class_specific)
-        features, gradients = compare(backbone32, [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone32))])
+        features, gradients = compare(
+            backbone32, [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone32))]
+        )
         assert features < 1e-5
         assert gradients < 1e-5
 

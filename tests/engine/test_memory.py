@@ -10,7 +10,9 @@ from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
 
-NAMES = tuple(f"{color} {thing}" for color in ("red", "green", "blue") for thing in ("cat", "dog house", "owl"))
+NAMES = tuple(
+    f"{color} {thing}" for color in ("red", "green", "blue") for thing in ("cat", "dog house", "owl")
+)
 
 
 @pytest.mark.parametrize("position", ["end", "mid", "front"])

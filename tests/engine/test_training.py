@@ -89,7 +89,9 @@ def test_runs_do_not_depend_on_their_companions(backbone, make_run, budget):
 
 
 def test_one_float32_step_does_not_depend_on_companions(backbone32, make_run):
-    runs = [make_run(run.layout, run.class_names, seed=run.seed, epochs=1) for run in various_runs(make_run, 1)]
+    runs = [
+        make_run(run.layout, run.class_names, seed=run.seed, epochs=1) for run in various_runs(make_run, 1)
+    ]
     for run, trained in zip(runs, train(backbone32, runs), strict=True):
         assert distance(trained.contexts, train(backbone32, [run])[0].contexts) < 1e-6
 
@@ -129,7 +131,9 @@ def test_loss_and_gradient_are_cross_entropys():
     labels = torch.tensor([[0, 4, 2, -1], [1, 1, 3, 0]])
     losses, grad = cross_entropy(features.detach(), images, labels, 30.0)
     logits = 30.0 * images @ F.normalize(features, dim=-1).transpose(1, 2)
-    expected = torch.stack([F.cross_entropy(x, y, ignore_index=-1) for x, y in zip(logits, labels, strict=True)])
+    expected = torch.stack(
+        [F.cross_entropy(x, y, ignore_index=-1) for x, y in zip(logits, labels, strict=True)]
+    )
     expected.sum().backward()
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(grad, features.grad, rtol=1e-10, atol=1e-14)
@@ -140,7 +144,10 @@ def test_a_diverging_run_is_marked_and_leaves_its_companions_alone(backbone, mak
     ill = make_run(epochs=8, seed=2, learning_rate=math.inf)
     alone = train(backbone, [well])[0]
     together = train(backbone, [well, ill])
-    assert torch.equal(together[0].contexts, alone.contexts) or distance(together[0].contexts, alone.contexts) < 1e-12
+    assert (
+        torch.equal(together[0].contexts, alone.contexts)
+        or distance(together[0].contexts, alone.contexts) < 1e-12
+    )
     assert together[1].status == "diverged"
     assert together[1].diverged_at == 2  # the second step moved the contexts to infinity, the third saw it
 

@@ -14,5 +14,11 @@ def backbone() -> Backbone:
 
     square = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
     return Backbone(
-        "tiny", tiny_model(dtype=torch.float32), "0" * 64, open_clip.get_tokenizer("RN50"), square, 24, quick_gelu=False
+        "tiny",
+        tiny_model(dtype=torch.float32),
+        "0" * 64,
+        open_clip.get_tokenizer("RN50"),
+        square,
+        24,
+        quick_gelu=False,
     )

@@ -14,7 +14,7 @@ TOKENIZER = open_clip.get_tokenizer("RN50")
 
 def written(prompt) -> str:
     """A prompt with V<n> for learned vectors and words for tokens."""
-    words = [f"V{slot.index}" if slot.learned else TOKENIZER.decode([slot.index]).strip() for slot in prompt]
+    words = [f"V{slot.number}" if slot.learned else TOKENIZER.decode([slot.number]).strip() for slot in prompt]
     return " ".join(words)
 
 
@@ -45,12 +45,14 @@ def test_prompts_equal_the_tokenizer_s_where_words_fill_the_context():
         prompt = class_prompts(TOKENIZER, [name], layout)[0]
         whole = tokenize(TOKENIZER, [f"a photo of a {name}."])[0]
         assert len(prompt) == len(whole)
-        assert [slot.index for slot in prompt[5:]] == whole[5:]
+        assert [slot.number for slot in prompt[5:]] == whole[5:]
 
 
 def test_what_does_not_fit_is_named_with_its_count():
     long = " ".join(["word"] * 60)
-    with pytest.raises(UserError, match=r'class "word word.* has 79 tokens .* 16 context vectors.* at most 77'):
+    with pytest.raises(
+        UserError, match=r'class "word word.* has 79 tokens .* 16 context vectors.* at most 77'
+    ):
         class_prompts(TOKENIZER, ["cat", long], PromptLayout(16))
     assert len(class_prompts(TOKENIZER, [long], PromptLayout(14))[0]) == 77
 
@@ -62,7 +64,7 @@ def test_missing_names_are_refused(names):
 
 
 def test_unusable_layouts_are_refused():
-    with pytest.raises(UserError, match='"middle" is unknown.* "mid"'):
+    with pytest.raises(UserError, match=r'"middle" is unknown.* "mid"'):
         PromptLayout(4, "middle")
     with pytest.raises(UserError, match="at least 1, but 0"):
         PromptLayout(0)
