@@ -1,4 +1,4 @@
-"""A world to sweep over in a second: colours as classes, and a random CLIP of a few thousand weights in a folder."""
+"""A world to sweep over in a second: colours as classes, and a small random CLIP in a folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ COLOURS = {
     "green": (20, 160, 40),
     "sky blue": (60, 120, 230),
     "grey": (120, 120, 120),
+    "purple": (150, 40, 170),
 }
 
 
 def write_dataset(
     folder: Path,
-    classes: tuple[str, ...] = tuple(COLOURS),
+    classes: tuple[str, ...] = ("dark red", "green", "sky blue", "grey"),
     train: int = 4,
     val: int = 2,
     test: int = 5,

@@ -6,16 +6,18 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fastcoop.backbones import Backbone
-from fastcoop.datasets import FewShot
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.data import Data
 from fastcoop.methods.scores import Scores
+
+if TYPE_CHECKING:  # workers import this room without torch
+    from fastcoop.backbones import Backbone
+    from fastcoop.datasets import FewShot
 
 
 class MethodSettings(BaseModel):
@@ -104,6 +106,10 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def label(self, settings: S) -> str:
         """The name of a curve of such runs."""
+
+    def check(self, job: Job[S]) -> None:
+        """Raise UserError where a job cannot be done. Asked of every job before the first one runs."""
+        return
 
     def determined_by(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
         """What of the settings determines this job's result, resolved: the part of the run's key that is the

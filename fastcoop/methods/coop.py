@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.scores import Scores
 from fastcoop.methods.text import score_texts
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
@@ -59,6 +61,10 @@ class CoOp(Method[CoOpSettings]):
         length = [f"M={settings.context_length}"] if settings.init == "random" else []
         specific = ["CSC"] if settings.class_specific else []
         return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific])})"
+
+    def check(self, job: Job[CoOpSettings]) -> None:
+        for target in job.targets if job.settings.class_specific else ():
+            matching_classes(job.data, target)
 
     def determined_by(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         resolved = {"epochs": epochs_of(job), "context_length": context_length_of(job.settings, backbone)}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastcoop.datasets import Dataset, FewShot, few_shot
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore
+
+if TYPE_CHECKING:
+    from fastcoop.datasets import Dataset, FewShot
+    from fastcoop.features import FeatureStore
 
 KEPT_BYTES = 1 << 30  # of training features, kept because runs of equal shots and seed share them
 
@@ -41,6 +44,8 @@ class Data:
 
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """The few-shot subset that all methods share."""
+        from fastcoop.datasets import few_shot
+
         if (shots, seed) not in self._subsets:
             self._subsets[shots, seed] = few_shot(self.dataset, shots, seed)
         return self._subsets[shots, seed]
@@ -58,17 +63,16 @@ class Data:
         self._train.move_to_end(key)
         return self._train[key]
 
-    def validation(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
-        """Features float32 (n, dim) and labels (n,) of a subset's validation images.
-
-        Raises:
-            UserError: the subset has no validation images.
-        """
+    def require_validation(self, subset: FewShot) -> None:
+        """Raises UserError where a subset has no validation images."""
         if not len(subset.val):
             raise UserError(
                 f"{self.name} has no validation images, which choose the probe's C; give it a val split, "
                 "or leave the linear probe out."
             )
+
+    def validation(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 (n, dim) and labels (n,) of a subset's validation images."""
         assert self.store is not None
         features, labels = self._split("val")
         # Rows are the split's images but for those skipped as unreadable.
@@ -92,6 +96,7 @@ class Data:
         return np.asarray(features, dtype=np.float32), np.asarray(labels)
 
 
+@lru_cache(maxsize=256)
 def matching_classes(source: Data, target: Data) -> list[int]:
     """For each class of ``target``, the label of the class of the same name in ``source``.
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.backbones import Backbone
 from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.text import prompt_features, score_texts
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 
 class EnsembleSettings(MethodSettings):

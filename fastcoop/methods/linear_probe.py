@@ -6,13 +6,16 @@ import time
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastcoop.backbones import Backbone
 from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.scores import Scores, score
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
 STEPS = 8
@@ -37,6 +40,12 @@ class LinearProbe(Method[LinearProbeSettings]):
     def label(self, settings: LinearProbeSettings) -> str:
         return "Linear probe CLIP"
 
+    def check(self, job: Job[LinearProbeSettings]) -> None:
+        assert job.subset is not None
+        job.data.require_validation(job.subset)
+        for target in job.targets:
+            matching_classes(job.data, target)
+
     def run(
         self,
         backbone: Backbone,
@@ -60,8 +69,8 @@ class LinearProbe(Method[LinearProbeSettings]):
         return (len(job.subset.train) if job.subset else 0) * len(job.data.class_names)
 
 
-def choose_c(train: Labelled, val: Labelled) -> float:
-    """log10 of the official search's C.
+def choose_c(train: Labelled, val: Labelled) -> tuple[float, Any]:
+    """log10 of the official search's C, and the model fitted with it.
 
     First the best of seven by validation accuracy (ties: the largest C), then 8 times a fit at both ends of
     a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The
@@ -69,33 +78,33 @@ def choose_c(train: Labelled, val: Labelled) -> float:
     """
 
     @cache
-    def accuracy(log_c: float) -> float:
-        return float((fit(train, log_c).predict(val[0]) == val[1]).mean())
+    def fitted(log_c: float) -> tuple[float, Any]:
+        model = fit(train, log_c)
+        return float((model.predict(val[0]) == val[1]).mean()), model
 
-    best = max(START, key=accuracy)  # max keeps the first of equals
+    best = max(START, key=lambda log_c: fitted(log_c)[0])  # max keeps the first of equals
     low, high = best - 1.0, best + 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if accuracy(low) < accuracy(high):
+        if fitted(low)[0] < fitted(high)[0]:
             chosen, low = high, middle
         else:
             chosen, high = low, middle
-    return chosen
+    return chosen, fitted(chosen)[1]
 
 
-def fit(train: Labelled, log_c: float):  # type: ignore[no-untyped-def]
+def fit(train: Labelled, log_c: float) -> Any:
     """scikit-learn's multinomial logistic regression at C = 10 ** log_c."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        # Separable data at C = 1e6 has next to no finite optimum; the official code stops at 1,000 steps too.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
+        warnings.simplefilter("ignore", UserWarning)
         model = LogisticRegression(solver="lbfgs", max_iter=MAX_ITERATIONS, C=10.0**log_c)
         return model.fit(train[0], train[1])
 
 
-def class_logits(model, features: np.ndarray, classes: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+def class_logits(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
     """Log-odds float64 (n, classes); -inf for classes that had no training image."""
     decision = model.decision_function(features)
     if decision.ndim == 1:  # scikit-learn's form for two classes
@@ -119,9 +128,10 @@ def _inputs(job: Job[LinearProbeSettings]) -> tuple[Labelled, Labelled, int, lis
 def _run(
     index: int, train: Labelled, val: Labelled, classes: int, tests: list[tuple[str, Labelled, list[int]]]
 ) -> tuple[int, Outcome]:
+    import sklearn.linear_model  # noqa: F401  (the first import takes seconds that are not the run's)
+
     start = time.perf_counter()
-    log_c = choose_c(train, val)
-    model = fit(train, log_c)
+    log_c, model = choose_c(train, val)
     scores: dict[str, Scores] = {}
     for name, (features, labels), columns in tests:
         scores[name] = score(class_logits(model, features, classes)[:, columns], labels)

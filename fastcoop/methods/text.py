@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods.data import Data
 from fastcoop.methods.scores import Scores, score
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 AT_ONCE = 256  # prompts
 

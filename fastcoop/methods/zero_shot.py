@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, Field, field_validator
 
-from fastcoop.backbones import Backbone
 from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.text import prompt_features, score_texts
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 
 class ZeroShotSettings(MethodSettings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,7 +93,7 @@ def read_grid(
     """
     text, name = "", "the grid"
     if isinstance(source, Mapping):
-        given: Any = dict(source)
+        given: Any = deepcopy(dict(source))
     else:
         path, name = Path(source), str(source)
         text = _read(path)

@@ -47,7 +47,8 @@ class World:
 
     def add_features(self, backbone: Backbone, dataset: Dataset, store: FeatureStore | None) -> None:
         """State the features of a dataset; None where they are not cached yet."""
-        self.data[backbone.name, dataset.name] = Data(dataset, store, self.grid.views)
+        names = backbone.name, dataset.name
+        self.data.setdefault(names, Data(dataset, None, self.grid.views)).store = store
 
 
 def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
@@ -86,11 +87,15 @@ def plan_runs(world: World) -> list[PlannedRun]:
     """Every distinct run of the grid, method by method, then dataset by dataset.
 
     Settings that come to the same run (an epoch number written out, say) make one.
+
+    Raises:
+        UserError: a run that cannot be done.
     """
     planned: dict[str, PlannedRun] = {}
     for backbone in world.backbones:
         for method in dict.fromkeys(name for name, _ in world.grid.methods):
             for job in _jobs(world, backbone, method):
+                METHODS[method].check(job)
                 key = run_key(method, job, backbone)
                 planned.setdefault(key, PlannedRun(key, method, backbone, job))
     return list(planned.values())

@@ -113,8 +113,9 @@ def _merge_one(folder: Path, target: Path) -> int:
     try:
         db.execute("ATTACH ? AS other", (str(folder / DATABASE),))
         conflict = db.execute(
-            "SELECT key, dataset, ours.accuracy, theirs.accuracy FROM main.scores ours "
-            "JOIN other.scores theirs USING (key, dataset) WHERE ours.predictions != theirs.predictions LIMIT 1"
+            "SELECT key, dataset, ours.accuracy, theirs.accuracy "
+            "FROM main.scores ours JOIN other.scores theirs USING (key, dataset) "
+            "WHERE ours.predictions != theirs.predictions LIMIT 1"
         ).fetchone()
         if conflict:
             key, dataset, ours, theirs = conflict

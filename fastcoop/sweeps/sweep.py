@@ -105,16 +105,16 @@ def sweep(
         results = Path("results") / Path(grid).stem
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
     folder = Path(results)
+    known = _open_features(world, Path(cache))
+    planned = plan_runs(world)  # finds what is wrong before any work
     if dry_run:
-        _open_features(world, Path(cache))
-        planned = plan_runs(world)
         return Summary(folder, _count(planned, _tested(folder)), seconds=time.monotonic() - start)
 
     with open_store(folder) as store:
         try:
             _cache_features(world, Path(cache))
-            _open_features(world, Path(cache))
-            planned = plan_runs(world)
+            if _open_features(world, Path(cache)) != known:
+                planned = plan_runs(world)
             tested = store.done()
             counts = _count(planned, tested)
             context = RunContext(jobs, None if memory_budget is None else int(memory_budget * 1e9))
@@ -139,12 +139,14 @@ def _cache_features(world: World, cache: Path) -> None:
             cache_features(backbone, dataset, cache, shots=shots, seeds=seeds, views=world.grid.views)
 
 
-def _open_features(world: World, cache: Path) -> None:
+def _open_features(world: World, cache: Path) -> list[str | None]:
+    """Open all feature stores that are there; returns their digests, None for those that are not."""
     for backbone in world.backbones:
         for dataset in world.datasets.values():
             path = store_path(cache, backbone, dataset)
             store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
             world.add_features(backbone, dataset, store)
+    return [data.store.digest if data.store else None for data in world.data.values()]
 
 
 def _tested(folder: Path) -> dict[str, set[str]]:

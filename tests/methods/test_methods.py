@@ -1,0 +1,266 @@
+"""Each method against an independent computation on the same arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext, expand, get_method, score
+from fastcoop.methods.coop import epochs_of, schedule_of
+from fastcoop.methods.linear_probe import choose_c
+from tests.methods.conftest import make_data
+from tests.reference import reference_features
+
+ALONE = RunContext(jobs=1)
+
+
+def run(backbone: Backbone, method: str, jobs: list[Job]) -> list[Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    METHODS[method].run(backbone, jobs, outcomes.__setitem__, ALONE)
+    return [outcomes[index] for index in range(len(jobs))]
+
+
+def job(
+    data: Data, method: str, shots: int = 2, seed: int = 1, targets: tuple[Data, ...] = (), **settings
+) -> Job:
+    (one,) = expand(get_method(method), settings)
+    if not METHODS[method].learns:
+        return Job(one, data, targets=targets)
+    return Job(one, data, data.subset(shots, seed), shots, seed, targets)
+
+
+def text_features(backbone: Backbone, prompts: list[str]) -> np.ndarray:
+    with torch.no_grad():
+        return backbone.model.encode_text(backbone.tokenizer(prompts), normalize=True).numpy()
+
+
+def predict(data: Data, texts: np.ndarray) -> np.ndarray:
+    images = data.test[0] / np.linalg.norm(data.test[0], axis=1, keepdims=True)
+    return (images @ texts.T).argmax(1)
+
+
+@pytest.mark.parametrize("template", [None, "a drawing of {}"])
+def test_zero_shot_is_the_nearest_prompt(backbone: Backbone, data: Data, template: str | None) -> None:
+    settings = {"prompts": template} if template else {}
+    (outcome,) = run(backbone, "zero_shot", [job(data, "zero_shot", **settings)])
+    texts = text_features(backbone, [(template or "a photo of a {}.").format(c) for c in data.class_names])
+    assert (outcome.scores["animals"].predictions == predict(data, texts)).all()
+
+
+@pytest.mark.parametrize(("templates", "count"), [("selected", 8), ("all", 81)])
+def test_ensemble_averages_unit_features(backbone: Backbone, data: Data, templates: str, count: int) -> None:
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    (outcome,) = run(backbone, "ensemble", [job(data, "ensemble", templates=templates)])
+    chosen = {"selected": SIMPLE_IMAGENET_TEMPLATES, "all": OPENAI_IMAGENET_TEMPLATES}[templates]
+    per_class = []
+    for name in data.class_names:
+        prompts = [template(name) for template in chosen] + [f"a photo of a {name}."]
+        assert len(prompts) == count
+        mean = text_features(backbone, prompts).mean(0)
+        per_class.append(mean / np.linalg.norm(mean))
+    assert (outcome.scores["animals"].predictions == predict(data, np.stack(per_class))).all()
+
+
+def official_search(train: tuple, val: tuple) -> float:
+    """The official search as its two loops, every fit made anew."""
+
+    def accuracy(c: float) -> float:
+        return (LogisticRegression(C=c, max_iter=1000).fit(*train).predict(val[0]) == val[1]).mean()
+
+    candidates = [1e6, 1e4, 1e2, 1, 1e-2, 1e-4, 1e-6]
+    peak = candidates[int(np.argmax([accuracy(c) for c in candidates]))]
+    left, right = 0.1 * peak, 10 * peak
+    for _ in range(8):
+        middle = 10 ** (0.5 * (np.log10(left) + np.log10(right)))
+        if accuracy(left) < accuracy(right):
+            final, left = right, middle
+        else:
+            final, right = left, middle
+    return final
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("seed", range(4))
+def test_the_probes_c_is_the_official_searchs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(3, 6))
+    labels, val_labels = np.repeat(np.arange(3), 5), np.repeat(np.arange(3), 40)
+    train = centres[labels] + 1.5 * rng.normal(size=(15, 6)), labels
+    val = centres[val_labels] + 1.5 * rng.normal(size=(120, 6)), val_labels
+    log_c, model = choose_c(train, val)
+    assert 10**log_c == pytest.approx(official_search(train, val))
+    assert pytest.approx(10**log_c) == model.C
+
+
+def test_linear_probe_learns_from_the_test_time_crop_alone(backbone: Backbone, data: Data) -> None:
+    (outcome,) = run(backbone, "linear_probe", [job(data, "linear_probe", shots=4)])
+    subset = data.subset(4, 1)
+    features = data.store.train(subset.train)[:, 0].double().numpy()
+    model = LogisticRegression(C=outcome.extra["c"], max_iter=1000).fit(features, data.train(subset)[1])
+    assert (model.predict(data.test[0]) == outcome.scores["animals"].predictions).all()
+    assert outcome.scores["animals"].accuracy > 60
+
+
+def test_linear_probe_on_a_target_answers_only_with_its_classes(backbone: Backbone, data: Data) -> None:
+    target = make_data(("old_dog", "Cat"), "sketches", seed=0)
+    (outcome,) = run(backbone, "linear_probe", [job(data, "linear_probe", targets=(target,))])
+    assert list(outcome.scores) == ["animals", "sketches"]
+    assert set(outcome.scores["sketches"].predictions) <= {0, 1}
+    with pytest.raises(UserError, match='"ship" is not among animals'):
+        get_method("linear_probe").check(
+            job(data, "linear_probe", targets=(make_data(("cat", "ship"), "b"),))
+        )
+
+
+@pytest.mark.parametrize("position", ["end", "mid", "front"])
+@pytest.mark.parametrize("specific", [False, True])
+def test_coop_scores_what_it_learned_as_the_plain_way_does(
+    backbone: Backbone, data: Data, position: str, specific: bool
+) -> None:
+    settings = {"context_length": 3, "class_position": position, "class_specific": specific, "epochs": 5}
+    (outcome,) = run(backbone, "coop", [job(data, "coop", learning_rate=0.05, **settings)])
+    assert outcome.status == "done"
+    assert outcome.losses.shape == (5,)
+    contexts = torch.from_numpy(outcome.contexts)
+    assert contexts.shape == ((3, 3, 16) if specific else (3, 16))
+    texts = reference_features(
+        backbone.model, backbone.tokenizer, data.class_names, contexts, position
+    ).numpy()
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    assert (outcome.scores["animals"].predictions == predict(data, texts)).all()
+
+
+def test_coop_runs_do_not_depend_on_their_company(backbone: Backbone, data: Data) -> None:
+    jobs = [job(data, "coop", seed=seed, context_length=2, epochs=4) for seed in (1, 2)]
+    together = run(backbone, "coop", jobs)
+    for one, with_company in zip(jobs, together, strict=True):
+        (alone,) = run(backbone, "coop", [one])
+        np.testing.assert_allclose(alone.contexts, with_company.contexts, atol=1e-6)
+    assert not np.allclose(together[0].contexts, together[1].contexts)
+
+
+def test_coop_trains_on_augmented_views_where_there_are_any(backbone: Backbone) -> None:
+    data = make_data(views=2)
+    blank = make_data(views=2)
+    blank.store._features["train"][:, 0] = 1.0  # the test-time crop, which training must not see
+    one, other = (job(d, "coop", context_length=2, epochs=3, learning_rate=0.05) for d in (data, blank))
+    a, b = run(backbone, "coop", [one, other])
+    assert (a.contexts == b.contexts).all()
+
+
+def test_coop_from_words_has_their_length(backbone: Backbone, data: Data) -> None:
+    one = job(data, "coop", init="a photo of a", epochs=1)
+    (outcome,) = run(backbone, "coop", [one])
+    assert outcome.contexts.shape == (4, 16)
+    assert METHODS["coop"].columns(one, backbone)["context_length"] == 4
+    embeddings = backbone.model.token_embedding.weight[backbone.tokenizer(["a photo of a"])[0, 1:5]]
+    assert np.abs(outcome.contexts - embeddings.numpy()).max() < 1e-2  # one epoch at 1e-5
+
+
+def test_unified_contexts_carry_over_to_new_classes_and_specific_ones_by_name(
+    backbone: Backbone, data: Data
+) -> None:
+    unseen, subset = make_data(("ship", "car"), "vehicles"), make_data(("old dog", "cat"), "some")
+    (outcome,) = run(
+        backbone, "coop", [job(data, "coop", context_length=2, epochs=2, targets=(unseen, subset))]
+    )
+    assert list(outcome.scores) == ["animals", "vehicles", "some"]
+    specific = {"context_length": 2, "epochs": 2, "class_specific": True}
+    (outcome,) = run(backbone, "coop", [job(data, "coop", targets=(subset,), **specific)])
+    contexts = torch.from_numpy(outcome.contexts[[2, 0]])
+    texts = reference_features(
+        backbone.model, backbone.tokenizer, subset.class_names, contexts, "end"
+    ).numpy()
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    assert (outcome.scores["some"].predictions == predict(subset, texts)).all()
+
+
+def test_known_contexts_are_only_tested(backbone: Backbone, data: Data) -> None:
+    one = job(data, "coop", context_length=2, epochs=3)
+    (first,) = run(backbone, "coop", [one])
+    (again,) = run(backbone, "coop", [dataclasses.replace(one, contexts=first.contexts)])
+    assert again.losses is None
+    assert again.scores["animals"].accuracy == first.scores["animals"].accuracy
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shots", "dataset", "expected"),
+    [
+        ("paper", 16, "dtd", 200), ("paper", 8, "dtd", 200), ("paper", 4, "dtd", 100),
+        ("paper", 2, "dtd", 100), ("paper", 1, "dtd", 50),
+        ("paper", 16, "imagenet", 50), ("paper", "all", "dtd", 200), (7, 4, "dtd", 7),
+        ({1: 3, 4: 9}, 4, "dtd", 9), ("50 steps", 1, "dtd", 50), ("50 steps", 6, "dtd", 50),
+    ],
+)  # fmt: skip
+def test_schedules(epochs: object, shots: int | str, dataset: str, expected: int) -> None:
+    data = make_data(name=dataset)
+    (settings,) = expand(get_method("coop"), {"epochs": epochs})
+    assert epochs_of(Job(settings, data, data.subset(shots, 1), shots, 1)) == expected
+    assert (schedule_of(settings) == "paper") == (epochs == "paper")
+
+
+def test_a_schedule_in_steps_counts_batches(data: Data) -> None:
+    (settings,) = expand(get_method("coop"), {"epochs": "50 steps", "batch_size": 4})
+    assert epochs_of(Job(settings, data, data.subset(4, 1), 4, 1)) == 17  # 3 steps an epoch
+    (settings,) = expand(get_method("coop"), {"epochs": "5 steps", "batch_size": 4})
+    assert epochs_of(Job(settings, data, data.subset(4, 1), 4, 1)) == 4  # the fewest
+
+
+def test_lists_are_crossed() -> None:
+    crossed = expand(
+        get_method("coop"), {"context_length": [4, 16], "class_specific": [False, True], "init": "an"}
+    )
+    assert [(s.context_length, s.class_specific) for s in crossed] == [
+        (4, False), (4, True), (16, False), (16, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("coop", {"contxt_length": 4}, 'Did you mean "context_length"'),
+        ("coop", {"context_length": 0}, "cannot be 0"),
+        ("coop", {"class_position": "middle"}, "'end', 'mid' or 'front'"),
+        ("coop", {"epochs": "many"}, "N steps"),
+        ("coop", {"init": []}, "empty list"),
+        ("zero_shot", {"prompts": "a photo"}, "where the class name goes"),
+        ("linear_probe", {"c": 1}, 'Unknown setting "c"'),
+    ],
+)
+def test_settings_that_cannot_be_are_named(method: str, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand(get_method(method), settings)
+
+
+def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match='Did you mean "linear_probe"'):
+        get_method("linear_prob")
+
+
+def test_validation_images_are_needed_by_the_probe_alone(backbone: Backbone, data: Data) -> None:
+    bare = dataclasses.replace(
+        data.dataset, splits={k: v for k, v in data.dataset.splits.items() if k != "val"}
+    )
+    without = Data(bare, data.store, data.views)
+    run(backbone, "coop", [job(without, "coop", context_length=1, epochs=1)])
+    with pytest.raises(UserError, match="no validation images"):
+        get_method("linear_probe").check(job(without, "linear_probe"))
+
+
+def test_scores() -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.6, 0.3, 0.1], [0.2, 0.8, 0.0]]) + 1e-30)
+    scores = score(logits, np.array([0, 0, 0, 1]))
+    assert scores.accuracy == 75
+    assert scores.macro_accuracy == pytest.approx((200 / 3 + 100) / 2)
+    assert scores.per_class[:2] == pytest.approx([200 / 3, 100])
+    assert np.isnan(scores.per_class[2])
+    assert scores.predictions.dtype == np.uint16
+    assert scores.predictions.tolist() == [0, 1, 0, 1]
+    assert scores.confidence == pytest.approx([0.7, 0.5, 0.6, 0.8], abs=1e-3)

@@ -1,0 +1,219 @@
+"""Sweeps over a small world: complete, resumable, exact, and never two at once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fastcoop.errors import UserError
+from fastcoop.sweeps import Summary, load_contexts, load_predictions, load_results, merge_results
+from fastcoop.sweeps.store import ResultsStore, open_store
+
+Sweep = Callable[..., Summary]
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of all the grid's runs, uninterrupted. Read only."""
+    return tmp_path_factory.mktemp("results") / "whole"
+
+
+@pytest.fixture
+def done(run: Sweep, grid: dict[str, Any], whole: Path) -> Path:
+    run(grid, results=whole)
+    return whole
+
+
+def comparable(folder: Path) -> pd.DataFrame:
+    columns = ["key", "dataset", "source", "method", "accuracy", "losses", "per_class", "settings", "epochs"]
+    return load_results(folder)[columns].sort_values(["key", "dataset"], ignore_index=True)
+
+
+def test_every_run_of_the_grid_is_in_the_table_once(done: Path) -> None:
+    table = load_results(done)
+    assert table.method.value_counts().to_dict() == {"coop": 16, "linear_probe": 4, "zero_shot": 2}
+    assert table.key.is_unique
+    assert (table.status == "done").all()
+    assert (table.chance == 25).all()
+    coop = table[table.method == "coop"]
+    combinations = coop.groupby(["shots", "seed", "class_position", "class_specific"]).size()
+    assert len(combinations) == 16
+    assert set(coop.label) == {
+        "CoOp (M=2, end)", "CoOp (M=2, mid)", "CoOp (M=2, end, CSC)", "CoOp (M=2, mid, CSC)",
+    }  # fmt: skip
+    assert set(coop.schedule) == {"quick: 3 epochs"}
+    assert set(table.shots[table.method == "zero_shot"]) == {0}
+    assert sorted(table.train_images.unique()) == [0, 4, 8]
+
+
+def test_contexts_and_predictions_lie_beside_the_table(done: Path) -> None:
+    for row in load_results(done).itertuples():
+        said = load_predictions(done, row.key)
+        assert 100 * (said.predicted == said.labels).mean() == row.accuracy
+        assert said.class_names == ("dark red", "green", "grey", "sky blue")
+        if row.method == "coop":
+            assert load_contexts(done, row.key).shape == ((4, 2, 16) if row.class_specific else (2, 16))
+    with pytest.raises(UserError, match="no run"):
+        load_predictions(done, "nonsense")
+    with pytest.raises(UserError, match="no learned contexts"):
+        load_contexts(done, "nonsense")
+
+
+def test_a_second_sweep_has_nothing_to_do(done: Path, run: Sweep, grid: dict[str, Any]) -> None:
+    summary = run(grid, results=done)
+    assert (summary.runs, summary.done_before, summary.finished) == (22, 22, 0)
+
+
+def test_a_dry_run_counts_and_writes_nothing(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    summary = run(grid, results=tmp_path / "results", cache=tmp_path / "cache", dry_run=True)
+    assert {count.method: count.runs for count in summary.counts} == {
+        "zero_shot": 2, "linear_probe": 4, "coop": 16,
+    }  # fmt: skip
+    assert summary.done_before == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grown_grid_keeps_what_is_done(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    assert run(grid, results=tmp_path, overrides=["seeds=1"], only=["coop"]).finished == 8
+    assert run(grid, results=tmp_path, overrides=["seeds=1"]).finished == 4
+    summary = run(grid, results=tmp_path)
+    assert (summary.done_before, summary.finished) == (12, 10)
+
+
+def test_schedules_written_differently_are_the_same_runs(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path
+) -> None:
+    run(grid, results=tmp_path, only=["coop"])
+    assert (
+        run(grid, results=tmp_path, only=["coop"], overrides=["methods.coop.epochs={1: 3, 2: 3}"]).finished
+        == 0
+    )
+    assert run(grid, results=tmp_path, only=["coop"], overrides=["methods.coop.epochs=4"]).finished == 16
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 13])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    done: Path,
+    run: Sweep,
+    grid: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stop_after: int,
+) -> None:
+    record, recorded = ResultsStore.record, []
+
+    def interrupted(self: ResultsStore, planned: Any, outcome: Any) -> None:
+        if len(recorded) == stop_after:
+            raise KeyboardInterrupt
+        record(self, planned, outcome)
+        recorded.append(planned.key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsStore, "record", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            run(grid, results=tmp_path)
+    assert stopped.value.code == 130
+    assert f"{stop_after} runs are done" in capsys.readouterr().err
+    assert set(load_results(tmp_path).key) == set(recorded)
+    assert run(grid, results=tmp_path).done_before == stop_after
+    pd.testing.assert_frame_equal(
+        comparable(tmp_path).drop(columns="losses"), comparable(done).drop(columns="losses")
+    )
+    for key in load_results(done).query("method == 'coop'").key:
+        np.testing.assert_allclose(load_contexts(tmp_path, key), load_contexts(done, key), atol=1e-5)
+
+
+def test_new_targets_are_tested_without_learning_again(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(grid, results=tmp_path)
+    before = comparable(tmp_path)
+
+    def no_training(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("fastcoop.engine.train", no_training)
+    summary = run(grid | {"targets": {"colours": ["shifted"]}}, results=tmp_path)
+    assert (summary.done_before, summary.finished) == (0, 22)
+    table = comparable(tmp_path)
+    assert set(table[table.dataset == "shifted"].source) == {"colours"}
+    pd.testing.assert_frame_equal(table[table.dataset == "colours"].reset_index(drop=True), before)
+    key = table.key[table.method == "linear_probe"].iloc[0]
+    assert load_predictions(tmp_path, key, "shifted").class_names == ("green", "grey")
+
+
+def test_two_sweeps_on_one_folder_are_refused(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    with open_store(tmp_path), pytest.raises(UserError, match="Another sweep is writing"):
+        run(grid, results=tmp_path)
+    assert run(grid, results=tmp_path, only=["zero_shot"]).finished == 2
+
+
+def test_a_corrupt_or_foreign_store_is_refused(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "results.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match="cannot be used as a results store"):
+        run(grid, results=tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_results(tmp_path)
+    (tmp_path / "results.sqlite").unlink()
+    with sqlite3.connect(tmp_path / "results.sqlite") as db:
+        db.execute("CREATE TABLE something (else_ TEXT)")
+    with pytest.raises(UserError, match="not written by this version"):
+        run(grid, results=tmp_path)
+    with pytest.raises(UserError, match="holds no results"):
+        load_results(tmp_path / "nowhere")
+
+
+def test_a_full_disk_loses_nothing(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.sweeps.store.write_contexts", full)
+        with pytest.raises(UserError, match="No space left"):
+            run(grid, results=tmp_path)
+    assert set(load_results(tmp_path).method) == {"zero_shot", "linear_probe"}
+    assert run(grid, results=tmp_path).finished == 16
+
+
+def test_folders_merge_by_key(done: Path, run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    run(grid, results=tmp_path / "a", overrides=["seeds=1"])
+    run(grid, results=tmp_path / "b", overrides=["seeds=2"])
+    assert merge_results([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == 22
+    assert merge_results([tmp_path / "a"], tmp_path / "all") == 0
+    assert set(load_results(tmp_path / "all").key) == set(load_results(done).key)
+    assert run(grid, results=tmp_path / "all").finished == 0
+    with sqlite3.connect(tmp_path / "a" / "results.sqlite") as db:
+        db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
+    with pytest.raises(UserError, match=r"came to .* but to 1.00%"):
+        merge_results([tmp_path / "a"], tmp_path / "all")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datasets": "colors"}, 'Did you mean "colours"'),
+        ({"backbones": "demo-resnett"}, "no backbone"),
+        ({"datasets": "shifted"}, "only test images"),
+        ({"methods": {"coop": {"epochs": {1: 3}}}}, "not for 2"),
+        ({"methods": "linear_probe", "targets": {"colours": "other"}}, "not among colours"),
+        (
+            {"methods": {"coop": {"class_specific": True}}, "targets": {"colours": "other"}},
+            "not among colours",
+        ),
+    ],
+)
+def test_nothing_is_run_where_something_does_not_exist(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(grid | change, results=tmp_path / "results", cache=tmp_path / "cache")
+    assert list(tmp_path.iterdir()) == []
