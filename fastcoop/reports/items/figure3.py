@@ -19,7 +19,7 @@ from fastcoop.reports.study import (
     per_slice,
     shots_text,
 )
-from fastcoop.reports.style import TWO_COLUMNS, look, name_of, new_figure, rank
+from fastcoop.reports.style import ONE_COLUMN, TWO_COLUMNS, look, name_of, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def _parts(piece: Slice) -> list[Part]:
 def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # type: ignore[no-untyped-def]
     columns = min(len(found), 4 if len(found) > 6 else 3)
     lines = math.ceil(len(found) / columns)
-    width = TWO_COLUMNS * columns / 3 if columns < 3 else TWO_COLUMNS
-    figure = new_figure(width, 1.85 * lines + 0.75, piece.subtitle)
+    width = {1: ONE_COLUMN, 2: 5.0}.get(columns, TWO_COLUMNS)
+    figure = new_figure(width, (2.4 if columns == 1 else 1.85) * lines + 0.75, piece.subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     shots = sorted({count for panel in found.values() for count in panel.shots})
     for place, (name, panel) in enumerate(found.items()):
@@ -75,8 +75,9 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
         handles,
         [name_of(series, length) for series in order],
         loc="outside lower center",
-        handlelength=2.8,
-        ncols=3,
+        handlelength=2.4,
+        columnspacing=1.2,
+        ncols=min(columns + 1, 3),
     )
     return figure
 

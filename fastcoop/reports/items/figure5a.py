@@ -50,8 +50,10 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type
         x = [lengths.index(length) for length in points.context_length]
         mean, std = points["mean"], points["std"].fillna(0.0)
         axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
-        axis.plot(x, mean, style.line, marker=style.marker, color=style.color,
-                  label=style.label, zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.8 * style.weight)  # fmt: skip
+        axis.plot(
+            x, mean, style.line, marker=style.marker, color=style.color, label=style.label,
+            zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.8 * style.weight,
+        )  # fmt: skip
     axis.set_xticks(range(len(lengths)), [f"{int(length)}" for length in lengths])
     axis.set_xlim(-0.3, len(lengths) - 0.7)
     axis.set_xlabel("context length M (vectors)")
