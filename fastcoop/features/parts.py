@@ -35,16 +35,19 @@ def write_part(store: Path, part: Part, encoded: Encoded) -> None:
     """Write a part, whole or not at all."""
     target = parts_folder(store) / f"{part.key}.npz"
     temporary = target.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            features=encoded.features,
-            failed=np.array(list(encoded.failures), np.int64),
-            reasons=np.array(list(encoded.failures.values()), np.str_),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                features=encoded.features,
+                failed=np.array(list(encoded.failures), np.int64),
+                reasons=np.array(list(encoded.failures.values()), np.str_),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_part(store: Path, part: Part) -> Encoded | None:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset, few_shot
+from fastcoop.errors import UserError
+from fastcoop.features import FeatureStore, cache_features, check_store, import_features
+
+
+@pytest.fixture
+def path(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> Path:
+    return cache_features(backbone, dataset, tmp_path / "cache", shots=[2], seeds=[1], views=2)
+
+
+def test_a_good_store_has_no_problems(path: Path, backbone: Backbone, dataset: Dataset) -> None:
+    report = check_store(path, backbone, dataset, sample=10)
+    assert report.ok, report.lines()
+    assert report.reencoded == 10
+    assert report.counts == {"train": 6, "val": 6, "test": 9}
+    assert report.largest_difference is not None
+    assert 0 < report.largest_difference < 1e-3
+    assert check_store(path).largest_difference is None
+
+
+def test_a_changed_feature_is_found(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["val"]["features"][1, 0, 3] = np.nan
+    assert any("digests differ" in problem for problem in check_store(path).problems)
+    assert any("not finite" in problem for problem in check_store(path).problems)
+
+
+def test_a_changed_image_is_found(path: Path, backbone: Backbone, dataset: Dataset) -> None:
+    for name in dataset.splits["test"].paths:
+        Image.new("RGB", (20, 20)).save(dataset.root / name)
+    report = check_store(path, backbone, dataset, sample=100)
+    assert not report.ok
+    assert "the images or the weights changed" in report.lines()[-1]
+
+
+def write_npz(path: Path, count: int, views: int = 0, names: tuple[str, ...] = ("cat", "dog")) -> Path:
+    rng = np.random.default_rng(count)
+    shape = (count, views, 8) if views else (count, 8)
+    features = rng.standard_normal(shape).astype(np.float32)
+    np.savez(path, features=features, labels=np.arange(count) % 2, names=np.array(names))
+    return path
+
+
+def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Backbone, tmp_path: Path) -> None:
+    train = write_npz(tmp_path / "train.npz", 10, views=3)
+    with np.load(write_npz(tmp_path / "test.npz", 6)) as content:
+        test = {"features": torch.from_numpy(content["features"]), "labels": torch.arange(6) % 2}
+    torch.save(test | {"names": ["cat", "dog"]}, tmp_path / "test.pt")
+    sources = {"train": train, "test": tmp_path / "test.pt"}
+    path = import_features(sources, tmp_path / "cache", backbone, name="elsewhere", dtype="float32")
+    store = FeatureStore.open(path, backbone)
+    assert (store.views, store.class_names, store.template) == (2, ("cat", "dog"), "a photo of a {}.")
+    assert torch.equal(store.split("test")[0], test["features"])
+    dataset = store.as_dataset()
+    drawn = few_shot(dataset, 2, 1).train
+    with np.load(train) as content:
+        assert np.array_equal(store.train(drawn).numpy(), content["features"][drawn])
+    assert FeatureStore.open(path, backbone, dataset).digest == store.digest
+    assert check_store(path).ok
+    with pytest.raises(UserError, match="exists already"):
+        import_features(sources, tmp_path / "cache", backbone, name="elsewhere")
+
+
+def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path: Path) -> None:
+    good = write_npz(tmp_path / "good.npz", 4)
+    np.savez(
+        tmp_path / "wide.npz", features=np.zeros((4, 9), "f4"), labels=np.zeros(4, int), names=["a", "b"]
+    )
+    np.savez(
+        tmp_path / "short.npz", features=np.zeros((4, 8), "f4"), labels=np.zeros(3, int), names=["a", "b"]
+    )
+    np.savez(tmp_path / "bare.npz", features=np.zeros((4, 8), "f4"))
+    np.savez(tmp_path / "label.npz", features=np.zeros((4, 8), "f4"), labels=np.full(4, 2), names=["a", "b"])
+    np.savez(tmp_path / "pickle.npz", features=np.array([{}]), labels=np.zeros(1, int), names=["a"])
+    for name, message in (
+        ("wide", "size 9"),
+        ("short", "one integer label for each of its 4"),
+        ("bare", "lacks labels, names"),
+        ("label", "labels from 2 to 2 for 2 names"),
+        ("pickle", "cannot be read as plain arrays"),
+        ("absent", "There is no file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            import_features({"test": tmp_path / f"{name}.npz"}, tmp_path, backbone, name="x")
+    other = write_npz(tmp_path / "other.npz", 4, names=("cat", "cow"))
+    with pytest.raises(UserError, match="different classes"):
+        import_features({"train": other, "test": good}, tmp_path, backbone, name="x")
+    with pytest.raises(UserError, match="test split"):
+        import_features({"train": good}, tmp_path, backbone, name="x")
+    assert not (tmp_path / "tiny").exists()
