@@ -59,15 +59,16 @@ def write_sparse_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)
+    part.chmod(0o644)  # safetensors writes for the owner only
     os.replace(part, path)
 
 
 def read_sparse_model(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], torch.Tensor]:
     """Read a file of ``write_sparse_model``: (config, state dict, trained tokens).
 
-    The state dict is float32 and complete, ready for ``open_clip.CLIP(**config).load_state_dict``; rows of the
-    token table that the file leaves out are N(0, 0.02^2) from the file's seed. trained tokens: bool (vocab,), which
-    rows the file holds. Raises UserError if ``path`` is not such a file.
+    The state dict is float32 and complete, ready for ``open_clip.CLIP(**config).load_state_dict``; rows of
+    the token table that the file leaves out are N(0, 0.02^2) from the file's seed. trained tokens: bool
+    (vocab,), which rows the file holds. Raises UserError if ``path`` is not such a file.
     """
     try:
         with safe_open(path, framework="pt") as file:
