@@ -38,6 +38,19 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     return frame
 
 
+def tested_runs(folder: str | Path) -> dict[str, set[str]]:
+    """Keys of the runs in a results folder, and the datasets that each has been tested on.
+
+    Raises:
+        UserError: the folder holds no results, or they cannot be read.
+    """
+    tested: dict[str, set[str]] = {}
+    with _reading(Path(folder)) as db:
+        for key, dataset in db.execute("SELECT key, dataset FROM scores"):
+            tested.setdefault(key, set()).add(dataset)
+    return tested
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a run said of each test image.

@@ -17,7 +17,7 @@ from fastcoop.methods import METHODS, Outcome, RunContext
 from fastcoop.progress import progress
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
-from fastcoop.sweeps.results import DATABASE, load_contexts, load_results
+from fastcoop.sweeps.results import DATABASE, load_contexts, tested_runs
 from fastcoop.sweeps.store import ResultsStore, open_store
 
 INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
@@ -152,8 +152,7 @@ def _open_features(world: World, cache: Path) -> list[str | None]:
 def _tested(folder: Path) -> dict[str, set[str]]:
     if not (folder / DATABASE).is_file():
         return {}
-    frame = load_results(folder)
-    return {str(key): set(rows) for key, rows in frame.groupby("key")["dataset"]}
+    return tested_runs(folder)
 
 
 def _count(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]]) -> tuple[Count, ...]:

@@ -68,6 +68,7 @@ def test_contexts_and_predictions_lie_beside_the_table(done: Path) -> None:
 def test_a_second_sweep_has_nothing_to_do(done: Path, run: Sweep, grid: dict[str, Any]) -> None:
     summary = run(grid, results=done)
     assert (summary.runs, summary.done_before, summary.finished) == (22, 22, 0)
+    assert run(grid, results=done, dry_run=True).done_before == 22
 
 
 def test_a_dry_run_counts_and_writes_nothing(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
