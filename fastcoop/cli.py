@@ -210,6 +210,55 @@ def interpret(
             typer.echo(f"  {vector.get('class', '')} {vector['position']:>2}  {near}")
 
 
+@features_app.command("check")
+def check_features(
+    file: Annotated[Path, typer.Argument(help="A feature store (*.h5).")],
+    backbone: Annotated[str | None, typer.Option(help="Encode a sample anew with this backbone.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="The dataset whose images to encode.")] = None,
+    data_root: DataRoot = Path("data"),
+    sample: Annotated[int, typer.Option(help="Images to encode anew.")] = 32,
+) -> None:
+    """Verify a store's digests and counts; with --backbone and --dataset, encode a sample anew.
+
+    Example:  [bold]fastcoop features check cache/RN50/oxford_pets.h5[/bold]
+    """
+    from fastcoop.backbones import backbone_from_spec
+    from fastcoop.datasets import load_dataset
+    from fastcoop.features.check import check_store
+
+    model = backbone_from_spec(backbone) if backbone else None
+    images = load_dataset(dataset, data_root) if dataset else None
+    found = check_store(file, model, images, sample=sample)
+    typer.echo("\n".join(found.lines()))
+    if not found.ok:
+        raise typer.Exit(2)
+
+
+@features_app.command("import")
+def import_store(
+    test: Annotated[Path, typer.Option(help=".npz or .pt of features, labels and names.")],
+    name: Annotated[str, typer.Option(help="What the dataset is called.")],
+    backbone: BackboneSpec,
+    train: Annotated[Path | None, typer.Option(help="The same for training images.")] = None,
+    val: Annotated[Path | None, typer.Option(help="The same for validation images.")] = None,
+    template: Annotated[str, typer.Option(help="The hand-written prompt.")] = "a photo of a {}.",
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    cache: Cache = Path("cache"),
+) -> None:
+    """Make a store of features that were computed elsewhere.
+
+    Example:  [bold]fastcoop features import --test test.npz --train train.npz --name birds --backbone RN50[/bold]
+    """
+    from fastcoop.backbones import backbone_from_spec
+    from fastcoop.features.imported import import_features
+
+    files = {
+        split: path for split, path in (("train", train), ("val", val), ("test", test)) if path is not None
+    }
+    model = backbone_from_spec(backbone)
+    typer.echo(import_features(files, cache, model, name=name, template=template, dtype=dtype))
+
+
 @datasets_app.callback(invoke_without_command=True)
 def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json: AsJson = False) -> None:
     """List the datasets and what of them is under the data root.

@@ -31,8 +31,8 @@ class LinearProbeSettings(MethodSettings):
     ``iterations``: of L-BFGS, at most. ``search_steps``: halvings of the bracket around the best of seven C.
     """
 
-    iterations: int = Field(MAX_ITERATIONS, ge=1)
-    search_steps: int = Field(STEPS, ge=1)
+    iterations: int = Field(default=MAX_ITERATIONS, ge=1)
+    search_steps: int = Field(default=STEPS, ge=1)
 
 
 OFFICIAL = LinearProbeSettings()
@@ -86,9 +86,9 @@ class LinearProbe(Method[LinearProbeSettings]):
 def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL) -> tuple[float, Any]:
     """log10 of the official search's C, and the model fitted with it.
 
-    First the best of seven by validation accuracy (ties: the largest C), then 8 times (``search_steps``) a fit at both ends of
-    a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The
-    better end of the last step is the choice.
+    First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times (8) a fit at
+    both ends of a bracket that starts a decade either side and halves towards the better end (ties: the smaller
+    C). The better end of the last step is the choice.
     """
 
     @cache
