@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from fastcoop.errors import UserError
+
+# Read by torch's thread pool when it starts: on a shared machine, threads that spin while they wait for one that
+# lost its core make training many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="fastcoop",

@@ -116,7 +116,7 @@ class Atlas:
 
     def near(self, indices: list[int]) -> npt.NDArray[np.int64]:
         """These glyphs and all their near-duplicates."""
-        found = (self.vectors @ self.vectors[indices].T > NEAR_DUPLICATE).any(1)
+        found = np.asarray((self.vectors @ self.vectors[indices].T > NEAR_DUPLICATE).any(1))
         found[indices] = True
         return np.flatnonzero(found)
 

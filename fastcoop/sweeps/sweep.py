@@ -15,6 +15,7 @@ from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, store_path
 from fastcoop.methods import METHODS, Outcome, RunContext
 from fastcoop.progress import progress
+from fastcoop.sweeps.about import write_about
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
 from fastcoop.sweeps.results import DATABASE, load_contexts, tested_runs
@@ -115,6 +116,7 @@ def sweep(
             _cache_features(world, Path(cache))
             if _open_features(world, Path(cache)) != known:
                 planned = plan_runs(world)
+            write_about(folder, read, world.datasets.values())
             tested = store.done()
             counts = _count(planned, tested)
             context = RunContext(jobs, None if memory_budget is None else int(memory_budget * 1e9))

@@ -14,7 +14,9 @@ TOKENIZER = open_clip.get_tokenizer("RN50")
 
 def written(prompt) -> str:
     """A prompt with V<n> for learned vectors and words for tokens."""
-    words = [f"V{slot.number}" if slot.learned else TOKENIZER.decode([slot.number]).strip() for slot in prompt]
+    words = [
+        f"V{slot.number}" if slot.learned else TOKENIZER.decode([slot.number]).strip() for slot in prompt
+    ]
     return " ".join(words)
 
 

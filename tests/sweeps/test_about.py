@@ -1,0 +1,22 @@
+"""A results folder says which grid it came from and what the datasets were."""
+
+from __future__ import annotations
+
+import json
+
+from fastcoop.datasets import load_dataset
+from fastcoop.sweeps import read_grid
+from fastcoop.sweeps.about import write_about
+
+
+def test_the_grid_reads_back_and_datasets_add_up(world, grid, tmp_path):
+    read = read_grid(grid)
+    colours, other = (load_dataset(world / "data" / name, None) for name in ("colours", "other"))
+    write_about(tmp_path, read, [colours])
+    write_about(tmp_path, read, [other])
+    assert read_grid(tmp_path / "grid.yaml") == read
+    stored = json.loads((tmp_path / "datasets.json").read_text())
+    assert stored["colours"] == {
+        "classes": 4, "train": 16, "val": 8, "test": 20, "prompt": "a photo of a [CLASS].",
+    }  # fmt: skip
+    assert stored["other"]["train"] is None
