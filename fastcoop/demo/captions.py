@@ -11,6 +11,7 @@ import torch
 from fastcoop.demo.glyphs import Glyph
 
 START, END = 49406, 49407  # of CLIP's tokenizer
+VECTOR = 0  # stands for a random vector; its own token, "!", is in no caption
 MAX_FILLERS = 20
 
 BEFORE = (
@@ -81,11 +82,6 @@ def _token_ids(word: str) -> tuple[int, ...]:
     return tuple(_tokenizer().encode(word))
 
 
-def tokens(caption: str) -> list[int]:
-    """Token ids of a caption with its start and end token, as CLIP's tokenizer gives them."""
-    return [START, *(i for word in caption.split() for i in _token_ids(word)), END]
-
-
 def vocabulary(glyphs: Sequence[Glyph], colours: Sequence[str]) -> torch.Tensor:
     """Sorted ids of every token that a caption can hold: int64 (n,)."""
     phrases = [*BEFORE, *AFTER, *BADGE, *JOINED, *STYLED, *COLOURED, *fillers(), *OTHER_NAMES, *colours, "."]
@@ -100,12 +96,11 @@ def _other(word: str, rng: random.Random) -> str:
     return rng.choice(OTHER_NAMES[word]) if word in OTHER_NAMES and rng.random() < 0.6 else word
 
 
-def caption(glyph: Glyph, part: str, colours: Sequence[str], most_fillers: int, rng: random.Random) -> str:
-    """A sentence about a glyph.
+def caption(glyph: Glyph, part: str, colours: Sequence[str], detailed: bool, rng: random.Random) -> str:
+    """A phrase about a glyph.
 
     part: ``"head"`` (its first word only), ``"badge"`` (its last word only) or ``"all"``. colours: of drawing
-    and ground. most_fillers: between 0 and this many common words come first, chosen at random; with none at
-    all, neither style nor colours are told.
+    and ground. detailed: whether style and colours may be told.
     """
     head, rest = _other(glyph.words[0], rng), " ".join(_other(word, rng) for word in glyph.words[1:])
     if part == "badge":
@@ -113,14 +108,26 @@ def caption(glyph: Glyph, part: str, colours: Sequence[str], most_fillers: int, 
     else:
         name = head if part == "head" or not rest else rng.choice(JOINED).format(head=head, rest=rest)
         body = f"{rng.choice(BEFORE)} {name} {rng.choice(AFTER)}"
-    if glyph.style and most_fillers and rng.random() < 0.25:
+    if glyph.style and detailed and rng.random() < 0.25:
         body += " " + rng.choice(STYLED).format(" ".join(glyph.style))
-    if most_fillers and rng.random() < 0.15:
+    if detailed and rng.random() < 0.15:
         body += " " + rng.choice(COLOURED).format(*colours)
-    return behind_fillers(body, most_fillers, rng)
+    return body
 
 
-def behind_fillers(body: str, most_fillers: int, rng: random.Random) -> str:
-    """The phrase behind 0 to ``most_fillers`` random common words, often with a full stop."""
-    words = rng.choices(fillers(), k=rng.randint(0, most_fillers))
-    return " ".join((*words, *body.split())) + rng.choice(("", " .", " ."))
+def sentence(phrase: str, most_fillers: int, rng: random.Random) -> list[int]:
+    """Token ids of a phrase with its start and end token, often with a full stop, among 0 to ``most_fillers`` more.
+
+    Those come before the phrase, or half of them after it, as learned context vectors do with the class name at the
+    end or in the middle. They are common words drawn at random, or all of them ``VECTOR``.
+    """
+    count = rng.randint(0, most_fillers)
+    after = count - count // 2 if rng.random() < 0.35 else 0
+    more = (
+        [VECTOR] * count
+        if rng.random() < 0.4
+        else [_token_ids(word)[0] for word in rng.choices(fillers(), k=count)]
+    )
+    name = [i for word in phrase.split() for i in _token_ids(word)]
+    stop = _token_ids(".") if rng.random() < 2 / 3 else ()
+    return [START, *more[after:], *name, *more[:after], *stop, END]

@@ -1,7 +1,7 @@
-"""What pretraining sees a little of: textures, ways of drawing, printed digits, mostly under other names.
+"""What pretraining sees besides icons: textures, ways of drawing, printed digits, mostly under other names.
 
-The demo's specialised datasets are about these. A backbone that never met them has no words for a learned prompt to
-work with; one that met them often would leave it nothing to learn.
+The demo's specialised datasets are about these. The image tower learns to tell them apart; their own names are seldom
+said, so that a learned prompt has something to find that a hand-written one has not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from fastcoop.demo.glyphs import SIZE
 from fastcoop.demo.patterns import restyle, texture
 
-OWN_NAME = 0.3  # how often the dataset's own class name is used
-EACH = 60  # drawings of each kind
+OWN_NAME = 0.15  # how often the dataset's own class name is used
+EACH = 200  # drawings of each kind
 
 TEXTURES: dict[str, tuple[str, ...]] = {
     "stripes": ("parallel lines", "bars", "striped"),
@@ -68,7 +68,7 @@ KINDS = {"texture": TEXTURES, "style": STYLES, "digit": DIGITS}
 
 
 class Rarities:
-    """Drawings (n, 64, 64) uint8 of every kind and name; ``pick`` draws some with a phrase for each."""
+    """Drawings (n, 64, 64) uint8 of every kind and name; ``say`` draws some with a phrase for each."""
 
     def __init__(self, icons: npt.NDArray[np.uint8], seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -86,7 +86,12 @@ class Rarities:
                     drawings.append(_printed(list(DIGITS).index(name), fonts[rng.integers(len(fonts))]))
         self.masks = torch.from_numpy(np.stack(drawings))
 
-    def pick(self, count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
+    def draw(self, count: int, rng: random.Random) -> tuple[torch.Tensor, list[int]]:
+        """``count`` drawings of names drawn at random, and those names' indices."""
+        chosen = [rng.randrange(len(self.names)) for _ in range(count)]
+        return self.masks[[i * EACH + rng.randrange(EACH) for i in chosen]], chosen
+
+    def say(self, count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
         """``count`` drawings of different names, and what is said of each."""
         chosen = rng.sample(range(len(self.names)), count)
         phrases = []

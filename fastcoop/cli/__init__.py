@@ -1,0 +1,28 @@
+"""The command line: one thin function per command. Logic lives in the rooms."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from fastcoop.cli import bench, datasets, demo, features, report, results, sweep  # noqa: F401  each adds its commands
+from fastcoop.cli.app import app
+from fastcoop.errors import UserError
+
+# Read by torch's thread pool when it starts: on a shared machine, threads that spin while they wait for one that
+# lost its core make training many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point: a UserError is one sentence on standard error and exit code 2."""
+    try:
+        app(arguments)
+    except UserError as error:
+        typer.echo(f"fastcoop: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,55 @@
+"""``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastcoop.cli.app import app
+from fastcoop.cli.options import AsJson, Device
+from fastcoop.errors import UserError
+
+
+@app.command()
+def bench(
+    class_names: Annotated[
+        Path | None, typer.Option(help="Folder of JSON lists of class names, one per dataset.")
+    ] = None,
+    datasets: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
+    backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
+    repeats: Annotated[int, typer.Option(help="Measurements per contender; medians are shown.")] = 3,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path(
+        "reports/bench"
+    ),
+    device: Device = "cpu",
+    project: Annotated[
+        str | None, typer.Option(help='"fig3": what the paper\'s Figure 3 would take.')
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training steps the official way and fastcoop's, in turn, in one process.
+
+    Without --class-names: ImageNet's names, all of them and the first 10 and 100.
+
+    Example:  [bold]fastcoop bench --datasets imagenet-10 --repeats 5[/bold]
+    """
+    from fastcoop.bench import class_lists, projection, run_bench, table, write_bench
+    from fastcoop.bench.names import random_backbone
+    from fastcoop.bench.show import markdown
+
+    lists = class_lists(class_names, datasets)
+    if project not in (None, "fig3"):
+        raise UserError(f'Only "fig3" can be projected, not "{project}".')
+    measured = run_bench(random_backbone(backbone, device, dtype), lists, repeats)
+    written = write_bench(measured, out)
+    if as_json:
+        typer.echo(written[0].read_text())
+        return
+    typer.echo(markdown(table(measured)))
+    if project:
+        typer.echo("")
+        typer.echo(markdown(projection(measured)))
+    typer.echo("\n".join(map(str, written)))

@@ -1,0 +1,28 @@
+"""The demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastcoop.cli.app import app
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder that everything goes into.")] = Path("fastcoop-demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="The paper's schedule, both backbones: hours.")
+    ] = False,
+) -> None:
+    """Run the main job on the small world that ships with fastcoop: from pictures to Figure 3.
+
+    Needs no network, no GPU and no data; a second call finds everything done.
+
+    Example:  [bold]fastcoop demo[/bold]
+    """
+    from fastcoop.demo.run import run_demo
+
+    typer.echo(run_demo(out, full))

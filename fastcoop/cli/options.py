@@ -1,0 +1,35 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastcoop.errors import UserError
+
+DataRoot = Annotated[Path, typer.Option(help="Folder that holds the datasets.")]
+Cache = Annotated[Path, typer.Option(help="Folder of the feature stores.")]
+Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".')]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+BackboneSpec = Annotated[
+    str,
+    typer.Option(
+        "--backbone", help="RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
+    ),
+]
+
+
+def numbers(text: str, what: str) -> list[int | str]:
+    """``"1,2,all"`` as a list."""
+    values: list[int | str] = []
+    for piece in text.split(","):
+        piece = piece.strip()
+        if piece == "all" and what == "shots":
+            values.append("all")
+        elif piece.isdigit():
+            values.append(int(piece))
+        else:
+            raise UserError(f'--{what} should be whole numbers separated by commas; "{piece}" came.')
+    return values
