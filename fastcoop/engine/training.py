@@ -168,6 +168,7 @@ def train(
     runs: Sequence[Run],
     *,
     memory_budget: int | None = None,
+    precision: torch.dtype | None = None,
     on_done: Callable[[int, Trained], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> list[Trained]:
@@ -176,11 +177,12 @@ def train(
     Runs may differ in everything but the backbone. Those that finish leave, waiting ones join. ``memory_budget`` in
     bytes bounds what a batch of runs holds (by default, from the free memory); running out of memory halves it and
     goes on. ``on_done(number, trained)`` is called as each run ends, ``on_progress(cost)`` as work is done, in units
-    of ``run_costs``.
+    of ``run_costs``. ``precision`` is that of the tower's weights and activations, in place of the backbone's own
+    (bfloat16 is not exact; contexts, loss and optimiser state stay float32 in any case).
 
     Raises UserError, before the first step, for a prompt that does not fit the text tower.
     """
-    trees = Trees(backbone)
+    trees = Trees(backbone, precision)
     plans = [trees[tree_key(run.class_names, run.layout)][0] for run in runs]
     dtype = torch.float64 if trees.tower.dtype == torch.float64 else torch.float32
     room = RoomFor(trees.tower, memory_budget)

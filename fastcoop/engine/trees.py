@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from fastcoop.backbones import Backbone
 from fastcoop.engine.forest import Constants, constants_of
 from fastcoop.engine.plan import TreePlan, plan_tree
@@ -17,11 +19,13 @@ TreeKey = tuple[tuple[str, ...], PromptLayout]
 class Trees:
     """The trees of one backbone's runs: ``trees[class_names, layout]`` is a plan and its constants.
 
+    dtype: of the weights and activations, in place of the backbone's own.
+
     Raises UserError (on first use of a key) where a prompt does not fit the text tower.
     """
 
-    def __init__(self, backbone: Backbone):
-        self.tower = fold(backbone.text)
+    def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
+        self.tower = fold(backbone.text, dtype)
         self._tokenizer, self._context_length = backbone.tokenizer, backbone.text.context_length
         self._known: dict[TreeKey, tuple[TreePlan, Constants]] = {}
 

@@ -83,8 +83,8 @@ def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
         bias = bias + tower.projection_bias.double()
     return FoldedTower(
         blocks=tuple(_fold_block(block, tower.heads, quick, to) for block in tower.blocks),
-        token_embedding=tower.token_embedding.detach(),
-        positional_embedding=tower.positional_embedding.detach(),
+        token_embedding=tower.token_embedding.detach().to(to),
+        positional_embedding=tower.positional_embedding.detach().to(to),
         projection=(gain[:, None] * projection).to(to).contiguous(),
         projection_bias=bias.to(to),
         eps_final=tower.ln_final.eps,

@@ -195,3 +195,13 @@ def test_unusable_runs_are_refused(make_run):
         Run(good.class_names, good.layout, good.contexts, good.features[:0], good.labels[:0], 1, 0)
     with pytest.raises(UserError, match=r"should be \(4, 32\)"):
         Run(good.class_names, good.layout, good.contexts[:2], good.features, good.labels, 1, 0)
+
+
+def test_bfloat16_is_close_and_keeps_contexts_in_float32(backbone32, make_run):
+    runs = [make_run(epochs=20), make_run(PromptLayout(4, "mid", True), epochs=20, seed=1)]
+    exact = train(backbone32, runs)
+    rounded = train(backbone32, runs, precision=torch.bfloat16)
+    for a, b, run in zip(rounded, exact, runs, strict=True):
+        assert a.contexts.dtype == torch.float32
+        assert 0 < distance(a.contexts, b.contexts) < 0.02
+        assert distance(a.contexts, run.contexts) > 5 * distance(a.contexts, b.contexts)
