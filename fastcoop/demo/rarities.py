@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastcoop.demo.glyphs import SIZE
 from fastcoop.demo.patterns import restyle, texture
 
-OWN_NAME = 0.15  # how often the dataset's own class name is used
+OWN_NAME = 0.03  # how often the dataset's own class name is used
 EACH = 200  # drawings of each kind
 
 TEXTURES: dict[str, tuple[str, ...]] = {
