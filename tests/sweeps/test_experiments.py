@@ -11,7 +11,7 @@ from fastcoop.methods import METHODS, expand, get_method
 from fastcoop.sweeps import read_grid
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
-ITEMS = "fig1 fig3 fig4 fig5a fig5b table1 table2 table3 table4 table5".split()
+ITEMS = ["fig1", "fig3", "fig4", "fig5a", "fig5b", "table1", "table2", "table3", "table4", "table5"]
 
 
 def runs(item: str) -> set[tuple]:
