@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,25 +40,50 @@ def interpret(
     runs: Annotated[list[str] | None, typer.Option("--run", help="A run's key or its beginning.")] = None,
     k: Annotated[int, typer.Option("-k", help="Nearest words per vector.")] = 5,
     all_tokens: Annotated[bool, typer.Option(help="Also tokens the backbone never saw in training.")] = False,
+    cosine: Annotated[bool, typer.Option("--cosine", help="By 1 - cosine, not Euclidean distance.")] = False,
+    latin_only: Annotated[bool, typer.Option("--latin-only", help="N/A for words in other scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which words the learned context vectors are nearest to, by Euclidean distance (Table 4).
+    """Say which words the learned context vectors are nearest to (Table 4), and how near one would be by chance.
+
+    A hyphen ends a piece of a word. A class-specific context has a line per class, then what classes share.
 
     Example:  [bold]fastcoop interpret results/photographs --backbone RN50 -k 3[/bold]
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.sweeps.interpret import interpret as read_words
 
-    model = backbone_from_spec(backbone)
-    paths = read_words(results, model, runs=runs or (), k=k, trained_only=not all_tokens, again=True)
+    paths = read_words(
+        results, backbone_from_spec(backbone), runs=runs or (), k=k, trained_only=not all_tokens,
+        metric="cosine" if cosine else "euclidean", latin_only=latin_only, again=True,
+    )  # fmt: skip
     stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     if as_json:
         typer.echo(json.dumps(stored, indent=1))
         return
     for key, words in stored.items():
-        typer.echo(f"{key[:12]}  (a random vector's nearest word is {words['by_chance']:.3g} away)")
-        for vector in words["vectors"]:
-            near = ", ".join(
-                f"{w} ({d:.3g})" for w, d in zip(vector["words"], vector["distances"], strict=True)
-            )
-            typer.echo(f"  {vector.get('class', '')} {vector['position']:>2}  {near}")
+        typer.echo(
+            f"{key[:12]}  nearest words: a random context's are {words['by_chance']:.3g} away, those of the one it "
+            f"started from {words['initial']:.3g}"
+        )
+        for line in _by_class(words) if "summary" in words else _by_position(words["vectors"]):
+            typer.echo(f"  {line}")
+
+
+def _by_position(vectors: list[dict[str, Any]]) -> Iterator[str]:
+    for vector in vectors:
+        pairs = zip(vector["words"], vector["distances"], strict=True)
+        near = ", ".join(f"{word} ({distance:.3g})" for word, distance in pairs)
+        yield f"{vector['position']:>2}  {near}  [by chance at its length {vector['chance']:.3g}]"
+
+
+def _by_class(words: dict[str, Any]) -> Iterator[str]:
+    for name, group in groupby(words["vectors"], key=lambda vector: vector["class"]):
+        near = ", ".join(f"{vector['words'][0]} ({vector['distances'][0]:.3g})" for vector in group)
+        yield f"{name}: {near}"
+    summary = words["summary"]
+    often = ", ".join(f"{word} ({count})" for word, count in summary["words"])
+    yield (
+        f"over {summary['classes']} classes: {summary['mean_distance']:.3g} on average, by chance at their lengths "
+        f"{summary['chance']:.3g}; most often {often}"
+    )

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fastcoop.backbones import Backbone
+from fastcoop.prompts.initial import STANDARD_DEVIATION
+
+Metric = Literal["euclidean", "cosine"]
 
 VECTORS_AT_ONCE = 2048  # rows of the distance matrix held at a time: 2048 x 49,408 float32 is 400 MB
 WORD_END = "</w>"  # CLIP's byte-pair encoding marks whole words and word ends by it
+NOT_LATIN = "N/A"  # as the paper prints non-Latin characters
+DIRECTIONS, LENGTHS = (
+    64,
+    33,
+)  # that chance is measured on: random directions, and lengths to interpolate between
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +36,26 @@ class Nearest:
     words: list[list[str]]
 
 
-def nearest_words(backbone: Backbone, vectors: Tensor, k: int = 1, trained_only: bool = True) -> Nearest:
-    """Return the vocabulary's ``k`` nearest tokens to each of ``vectors`` (n, width) by Euclidean distance.
+def nearest_words(
+    backbone: Backbone,
+    vectors: Tensor,
+    k: int = 1,
+    trained_only: bool = True,
+    metric: Metric = "euclidean",
+    latin_only: bool = False,
+) -> Nearest:
+    """Return the vocabulary's ``k`` nearest tokens to each of ``vectors`` (n, width).
 
     One matrix product over all vectors, in pieces that fit memory. Special tokens are left out. With
-    ``trained_only``, so are tokens the backbone never saw in training, where it knows (``trained_tokens``).
+    ``trained_only``, so are tokens the backbone never saw in training, where it knows (``trained_tokens``). A
+    "cosine" distance is 1 minus the cosine. With ``latin_only``, words beyond Latin letters, signs and digits read
+    "N/A".
     """
     embeddings = backbone.text.token_embedding.detach().to(torch.float32)
     vectors = vectors.to(embeddings.device, torch.float32)
-    excluded = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    tokenizer: Any = backbone.tokenizer
-    excluded[tokenizer.all_special_ids] = True
-    if trained_only and backbone.trained_tokens is not None:
-        excluded |= ~backbone.trained_tokens.to(embeddings.device)
-
+    if metric == "cosine":
+        embeddings, vectors = normalize(embeddings, dim=-1), normalize(vectors, dim=-1)
+    excluded = _excluded(backbone, trained_only)
     squared = (embeddings**2).sum(1).masked_fill(excluded, torch.inf)
     tokens = []
     for piece in vectors.split(VECTORS_AT_ONCE):
@@ -49,21 +64,74 @@ def nearest_words(backbone: Backbone, vectors: Tensor, k: int = 1, trained_only:
         )
     found = torch.cat(tokens)
     # The distances themselves without cancellation, and the order by them.
-    distances, order = (embeddings[found] - vectors[:, None]).norm(dim=-1).sort(-1)
-    found = found.gather(-1, order)
-    words = [[token_text(backbone, int(token)) for token in row] for row in found]
-    return Nearest(found.cpu(), distances.cpu(), words)
+    gaps = torch.stack([(embeddings[column] - vectors).norm(dim=-1) for column in found.unbind(1)], dim=1)
+    distances, order = (gaps**2 / 2 if metric == "cosine" else gaps).sort(-1)
+    found = found.gather(-1, order).cpu()
+    texts = {token: token_text(backbone, token, latin_only) for token in found.unique().tolist()}
+    return Nearest(found, distances.cpu(), [[texts[token] for token in row] for row in found.tolist()])
 
 
-def token_text(backbone: Backbone, token: int) -> str:
+def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
+    """bool (vocabulary,): special tokens, and on request those that training never touched."""
+    table = backbone.text.token_embedding
+    excluded = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+    tokenizer: Any = backbone.tokenizer
+    excluded[tokenizer.all_special_ids] = True
+    if trained_only and backbone.trained_tokens is not None:
+        excluded |= ~backbone.trained_tokens.to(table.device)
+    return excluded
+
+
+def token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
     """Return a token as text; a piece that does not end a word ends in "-"."""
     tokenizer: Any = backbone.tokenizer
     text, raw = tokenizer.decode([token]), tokenizer.decoder[token]
+    if latin_only and not all(_is_latin(char) for char in text):
+        return NOT_LATIN
     return text.strip() if raw.endswith(WORD_END) else f"{text}-"
 
 
-def distance_by_chance(backbone: Backbone, vectors: int = 256, seed: int = 0) -> float:
+def _is_latin(char: str) -> bool:
+    """Up to Unicode's Latin Extended-B, or general punctuation and currency signs."""
+    return ord(char) < 0x250 or 0x2000 <= ord(char) < 0x20D0
+
+
+def distance_by_chance(
+    backbone: Backbone,
+    vectors: int = 256,
+    seed: int = 0,
+    trained_only: bool = True,
+    metric: Metric = "euclidean",
+) -> float:
     """Return the mean distance from a random initial context vector to its nearest token."""
     generator = torch.Generator().manual_seed(seed)
-    noise = 0.02 * torch.randn(vectors, backbone.text.width, generator=generator)
-    return float(nearest_words(backbone, noise).distances[:, 0].mean())
+    noise = STANDARD_DEVIATION * torch.randn(vectors, backbone.text.width, generator=generator)
+    return float(nearest_words(backbone, noise, 1, trained_only, metric).distances[:, 0].mean())
+
+
+def chance_at_lengths(
+    backbone: Backbone,
+    lengths: Tensor,
+    seed: int = 0,
+    trained_only: bool = True,
+    metric: Metric = "euclidean",
+) -> Tensor:
+    """Return, for each of ``lengths`` (n,), the mean distance to the nearest token of vectors of this length in random
+    directions, float32 (n,).
+
+    Learned vectors are longer than those they started from, and so farther from every token: this is what to
+    compare their distances with. Measured at a few lengths, and interpolated linearly between them.
+    """
+    lengths = lengths.detach().to("cpu", torch.float32)
+    low, high = float(lengths.min()), float(lengths.max())
+    grid = torch.linspace(low, high, LENGTHS) if metric == "euclidean" and high > low else lengths[:1]
+    generator = torch.Generator().manual_seed(seed)
+    directions = normalize(torch.randn(DIRECTIONS, backbone.text.width, generator=generator), dim=-1)
+    probes = (grid[:, None, None] * directions).flatten(0, 1)
+    found = nearest_words(backbone, probes, 1, trained_only, metric).distances
+    means = found.view(len(grid), DIRECTIONS).mean(1)
+    if len(grid) == 1:
+        return means.expand(len(lengths)).clone()
+    place = ((lengths - low) / (high - low) * (LENGTHS - 1)).clamp(0, LENGTHS - 1)
+    before = place.floor().long().clamp(max=LENGTHS - 2)
+    return torch.lerp(means[before], means[before + 1], place - before)

@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
-from fastcoop.prompts import distance_by_chance, nearest_words
+from fastcoop.prompts import (
+    Metric,
+    Nearest,
+    PromptLayout,
+    chance_at_lengths,
+    distance_by_chance,
+    initial_contexts,
+    nearest_words,
+)
+from fastcoop.prompts.nearest import NOT_LATIN
 from fastcoop.sweeps.results import load_contexts, load_predictions, load_results
 from fastcoop.sweeps.store import contexts_path
 
 FOLDER = "nearest_words"
 VECTORS_AT_ONCE = 1 << 16  # of runs read together: 128 MB at CLIP's width
+VECTORS_AT_START = 256  # of a run's initial context that are read: enough for their mean
+MOST_OFTEN = 10  # words of a summary over classes
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A run's contexts, (M, width) or (classes, M, width), and what they started from."""
+
+    key: str
+    contexts: Tensor
+    seed: int
+    words: str | None
 
 
 def interpret(
@@ -27,82 +51,140 @@ def interpret(
     runs: Sequence[str] = (),
     k: int = 5,
     trained_only: bool = True,
+    metric: Metric = "euclidean",
+    latin_only: bool = False,
     again: bool = False,
 ) -> list[Path]:
     """Write ``nearest_words/<key>.json`` for the CoOp runs of ``backbone`` that lack one; return their paths.
 
-    Each holds ``vectors``: per context vector its ``position`` in the context (from 1), its class if
-    class-specific, the ``k`` nearest ``words`` and their Euclidean ``distances``; and ``by_chance``, the mean
-    nearest distance of random initial vectors.
+    Each holds ``vectors``: per context vector its ``position`` in the context (from 1), its ``class`` if
+    class-specific, the ``k`` nearest ``words``, their ``distances``, and ``chance``, the mean nearest distance of
+    random vectors of the same length. Beside them: the ``metric``; ``by_chance``, the mean nearest distance of random
+    initial vectors; ``initial``, that of the context the run started from, and ``start_words``, where it started from
+    words; and for class-specific contexts a ``summary`` over classes.
 
     Args:
         runs: keys, or beginnings of keys; none is all.
         trained_only: leave out tokens that the backbone never saw in training, where it knows.
+        metric: "euclidean", or "cosine".
+        latin_only: write "N/A" for words in other scripts.
         again: write those that exist anew.
 
     Raises:
-        UserError: no results, no such run, or none of this backbone.
+        UserError: no results, no such run, or none of this backbone; or ``k`` is below 1.
     """
+    if k < 1:
+        raise UserError(f"The number of nearest words must be at least 1, but {k} was given.")
     folder = Path(results)
     frame = load_results(folder)
     learned = frame[
         (frame.method == "coop") & (frame.backbone == backbone.name) & (frame.dataset == frame.source)
     ]
-    keys = [key for key in learned.key if not runs or any(key.startswith(run) for run in runs)]
-    keys = [key for key in keys if contexts_path(folder, key).is_file()]
-    if not keys:
+    rows = [row for row in learned.itertuples() if not runs or any(row.key.startswith(run) for run in runs)]
+    rows = [row for row in rows if contexts_path(folder, row.key).is_file()]
+    if not rows:
         raise UserError(
             f"{folder} has no CoOp runs over {backbone.name}{f' called {list(runs)}' if runs else ''}; "
             "`fastcoop results list` shows what it has."
         )
     (folder / FOLDER).mkdir(exist_ok=True)
-    wanted = [key for key in keys if again or not (folder / FOLDER / f"{key}.json").exists()]
-    chance = distance_by_chance(backbone)
-    pending: list[tuple[str, torch.Tensor]] = []
-    for key in wanted:
-        pending.append((key, torch.from_numpy(load_contexts(folder, key))))
-        if sum(c.numel() // c.shape[-1] for _, c in pending) >= VECTORS_AT_ONCE:
-            _write(folder, backbone, pending, k, trained_only, chance)
+    reader = _Reader(folder, backbone, k, trained_only, metric, latin_only)
+    pending: list[_Learned] = []
+    for row in rows:
+        if again or not reader.path(row.key).exists():
+            words = None if row.init in (None, "random") else str(row.init)
+            contexts = torch.from_numpy(load_contexts(folder, row.key))
+            pending.append(_Learned(row.key, contexts, int(row.seed), words))
+        if sum(one.contexts.shape[:-1].numel() for one in pending) >= VECTORS_AT_ONCE:
+            reader.read(pending)
             pending = []
-    _write(folder, backbone, pending, k, trained_only, chance)
-    return [folder / FOLDER / f"{key}.json" for key in keys]
+    reader.read(pending)
+    return [reader.path(row.key) for row in rows]
 
 
-def _write(
-    folder: Path,
-    backbone: Backbone,
-    pending: Sequence[tuple[str, torch.Tensor]],
-    k: int,
-    trained_only: bool,
-    chance: float,
-) -> None:
-    """One search for all of the runs' vectors, one file each."""
-    if not pending:
-        return
-    flat = [contexts.flatten(0, -2) for _, contexts in pending]
-    found = nearest_words(backbone, torch.cat(flat), k, trained_only)
-    start = 0
-    for (key, contexts), vectors in zip(pending, flat, strict=True):
-        rows = range(start, start + len(vectors))
-        start += len(vectors)
-        names = load_predictions(folder, key).class_names if contexts.ndim == 3 else None
-        stored = {
-            "vectors": [
-                _vector(i, contexts.shape[-2], names, found.words[row], found.distances[row].tolist())
-                for i, row in enumerate(rows)
-            ],
-            "by_chance": chance,
-        }
-        path = folder / FOLDER / f"{key}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(stored), encoding="utf-8")
-        os.replace(part, path)
+class _Reader:
+    """Reads many runs at a time. What runs have in common (where they started) is read once."""
+
+    def __init__(
+        self, folder: Path, backbone: Backbone, k: int, trained_only: bool, metric: Metric, latin_only: bool
+    ):
+        self.folder, self.backbone, self.k = folder, backbone, k
+        self.trained_only, self.metric, self.latin_only = trained_only, metric, latin_only
+        self.by_chance = distance_by_chance(backbone, trained_only=trained_only, metric=metric)
+        self._starts: dict[tuple[Any, ...], tuple[float, list[str]]] = {}
+
+    def path(self, key: str) -> Path:
+        return self.folder / FOLDER / f"{key}.json"
+
+    def read(self, pending: Sequence[_Learned]) -> None:
+        """One search for all of the runs' vectors, one file each."""
+        if not pending:
+            return
+        flat = [one.contexts.flatten(0, -2) for one in pending]
+        vectors = torch.cat(flat)
+        found = self._nearest(vectors, self.k)
+        chance = chance_at_lengths(
+            self.backbone, vectors.norm(dim=-1), trained_only=self.trained_only, metric=self.metric
+        )
+        start = 0
+        for one, own in zip(pending, flat, strict=True):
+            rows = range(start, start + len(own))
+            start += len(own)
+            _write(self.path(one.key), self._stored(one, rows, found, chance))
+
+    def _nearest(self, vectors: Tensor, k: int) -> Nearest:
+        return nearest_words(self.backbone, vectors, k, self.trained_only, self.metric, self.latin_only)
+
+    def _stored(self, one: _Learned, rows: range, found: Nearest, chance: Tensor) -> dict[str, Any]:
+        length = one.contexts.shape[-2]
+        names = load_predictions(self.folder, one.key).class_names if one.contexts.ndim == 3 else None
+        distances = found.distances[rows.start : rows.stop].tolist()
+        vectors = []
+        for i, row in enumerate(rows):
+            vector: dict[str, Any] = {"position": i % length + 1}
+            if names is not None:
+                vector["class"] = names[i // length]
+            vector |= {"words": found.words[row], "distances": [_short(d) for d in distances[i]]}
+            vectors.append(vector | {"chance": _short(chance[row])})
+        initial, words = self._start(one)
+        stored: dict[str, Any] = {"metric": self.metric, "by_chance": self.by_chance, "initial": initial}
+        if one.words is not None:
+            stored["start_words"] = words
+        if names is not None:
+            stored["summary"] = _summary(vectors)
+        return stored | {"vectors": vectors}
+
+    def _start(self, one: _Learned) -> tuple[float, list[str]]:
+        """(mean nearest distance, nearest words) of the context a run started from."""
+        *classes, length, _ = one.contexts.shape
+        specific = bool(classes) and one.words is None
+        asked = (one.words, length, classes[0], one.seed) if specific else (one.words, length, one.seed)
+        if asked not in self._starts:
+            layout = PromptLayout(length, class_specific=specific)
+            start = initial_contexts(
+                self.backbone, layout, classes[0] if specific else 1, one.seed, one.words
+            )
+            found = self._nearest(start.flatten(0, -2)[:VECTORS_AT_START], 1)
+            self._starts[asked] = (_short(found.distances.mean()), [words[0] for words in found.words])
+        return self._starts[asked]
 
 
-def _vector(
-    i: int, length: int, names: Sequence[str] | None, words: list[str], distances: list[float]
-) -> dict[str, Any]:
-    vector: dict[str, Any] = {"position": i % length + 1}
-    if names is not None:
-        vector["class"] = names[i // length]
-    return vector | {"words": words, "distances": [float(f"{d:.5g}") for d in distances]}
+def _summary(vectors: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What class-specific readings have in common: how near they are, and the nearest words met most often."""
+    nearest = [vector["words"][0] for vector in vectors if vector["words"][0] != NOT_LATIN]
+    return {
+        "classes": len({vector["class"] for vector in vectors}),
+        "mean_distance": _short(sum(vector["distances"][0] for vector in vectors) / len(vectors)),
+        "chance": _short(sum(vector["chance"] for vector in vectors) / len(vectors)),
+        "words": [list(pair) for pair in Counter(nearest).most_common(MOST_OFTEN)],
+    }
+
+
+def _short(number: Any) -> float:
+    return float(f"{float(number):.5g}")
+
+
+def _write(path: Path, stored: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(stored), encoding="utf-8")
+    os.replace(part, path)

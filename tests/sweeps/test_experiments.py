@@ -1,0 +1,58 @@
+"""Every grid file that comes with the project is one, and those of the paper's items share their runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastcoop.methods import METHODS, expand, get_method
+from fastcoop.sweeps import read_grid
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+ITEMS = ["fig1", "fig3", "fig4", "fig5a", "fig5b", "table1", "table2", "table3", "table4", "table5"]
+
+
+def runs(item: str) -> set[tuple]:
+    """(backbone, dataset, method, settings, shots, seed) of every run of a grid."""
+    grid = read_grid(FOLDER / f"{item}.yaml")
+    found = set()
+    for name, settings in grid.methods:
+        method = get_method(name)
+        draws = [(n, seed) for n in grid.shots for seed in grid.seeds] if method.learns else [(0, 0)]
+        for one in expand(method, settings):
+            text = one.model_dump_json()
+            found |= {
+                (b, d, name, text, *draw) for b in grid.backbones for d in grid.datasets for draw in draws
+            }
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_reads(path: Path) -> None:
+    named = [name for entry in as_list(yaml.safe_load(path.read_text())["methods"]) for name in entry]
+    if unknown := [name for name in named if name not in METHODS]:
+        pytest.skip(f"{path.name} needs methods that are not there yet: {', '.join(unknown)}")
+    grid = read_grid(path)
+    assert grid.views in (0, 8)  # one number for all of the paper's items, or their runs would not be shared
+    assert path.read_text().startswith("# ")
+
+
+def as_list(methods: dict | list) -> list:
+    return methods if isinstance(methods, list) else [methods]
+
+
+def test_there_is_one_for_every_item() -> None:
+    assert {*ITEMS, "base_to_new", "cross_dataset", "demo"} <= {path.stem for path in FOLDER.glob("*.yaml")}
+
+
+def test_items_share_their_runs() -> None:
+    assert runs("fig4") < runs("fig3")
+    assert {run for run in runs("table3") if '"random"' in run[3]} < runs("fig5a")
+    assert {run for run in runs("fig5a") if '"context_length":16' in run[3]} < runs("fig3")
+    assert {run for run in runs("fig5b") if run[0] == "RN50"} == runs("fig4")
+    assert {run for run in runs("table4") if '"context_length":16' in run[3]} < runs("fig3")
+    assert {run for run in runs("table2") if run[2] != "ensemble"} < runs("fig5b")
+    assert {run for run in runs("table1") if run[2] == "zero_shot"} < runs("table2")
+    assert {run for run in runs("cross_dataset") if run[2] == "coop"} < runs("table1")
