@@ -9,11 +9,18 @@ import typer
 
 from fastcoop.cli.app import app, features_app
 from fastcoop.cli.options import BackboneSpec, Cache, DataRoot, Device, numbers
+from fastcoop.errors import UserError
+
+# What a grid file states itself.
+GRID_SAYS = ("backbone", "shots", "seeds", "views", "recipe")
 
 
 @app.command("cache-features")
 def cache_features(
-    datasets: Annotated[list[str], typer.Argument(help="Dataset names, folders, or one grid file (*.yaml).")],
+    context: typer.Context,
+    datasets: Annotated[
+        list[str], typer.Argument(help="Dataset names, folders, CSV files, or one grid file.")
+    ],
     backbone: BackboneSpec = "RN50",
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
@@ -28,29 +35,38 @@ def cache_features(
     """Compute image features once and keep them in HDF5.
 
     Caches what the shots and seeds can draw from the training split, and all of validation and test; asking for
-    more later adds what is missing.
+    more later adds what is missing. Images that cannot be decoded are listed at the end, when all the rest is done.
+    A grid file (*.yaml) says itself which backbones, datasets, shots, seeds, views and recipe it needs.
 
     Example:  [bold]fastcoop cache-features oxford_pets --backbone RN50 --data-root data[/bold]
     """
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.datasets import load_dataset
-    from fastcoop.features import cache_features as cache_one
-    from fastcoop.sweeps import read_grid
+    from fastcoop.features import cache_all, find_dataset
+    from fastcoop.sweeps import cache_grid
 
-    backbones, wanted_shots, wanted_seeds = [backbone], numbers(shots, "shots"), numbers(seeds, "seeds")
-    if len(datasets) == 1 and datasets[0].endswith((".yaml", ".yml")):
-        grid = read_grid(datasets[0])
-        backbones, datasets, views = list(grid.backbones), list(grid.datasets), grid.views
-        wanted_shots, wanted_seeds = list(grid.shots), list(grid.seeds)
-    loaded = [load_dataset(name, data_root) for name in datasets]
-    for spec in backbones:
-        model = backbone_from_spec(spec, device=device)
-        for dataset in loaded:
-            path = cache_one(
-                model, dataset, cache, shots=wanted_shots, seeds=[int(seed) for seed in wanted_seeds], views=views,
-                recipe=recipe, dtype=dtype, skip_unreadable=skip_unreadable,
-            )  # fmt: skip
-            typer.echo(path)
+    if any(name.endswith((".yaml", ".yml")) for name in datasets):
+        _refuse_beside_a_grid(context, datasets)
+        paths = cache_grid(
+            datasets[0], data_root=data_root, cache=cache, dtype=dtype, skip_unreadable=skip_unreadable,
+            device=device,
+        )  # fmt: skip
+    else:
+        wanted_seeds = [int(seed) for seed in numbers(seeds, "seeds")]
+        wanted = [(find_dataset(name, data_root), numbers(shots, "shots"), wanted_seeds) for name in datasets]
+        paths = cache_all(
+            [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, recipe=recipe, dtype=dtype,
+            skip_unreadable=skip_unreadable,
+        )  # fmt: skip
+    for path in paths:
+        typer.echo(path)
+
+
+def _refuse_beside_a_grid(context: typer.Context, datasets: list[str]) -> None:
+    sources = {name: context.get_parameter_source(name) for name in GRID_SAYS}
+    named = [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if len(datasets) > 1 or named:
+        what = " ".join(named) if named else "another dataset or grid"
+        raise UserError(f"A grid file says itself what to cache; {what} beside it came. Leave that out.")
 
 
 @features_app.command("check")
@@ -66,11 +82,10 @@ def check_features(
     Example:  [bold]fastcoop features check cache/RN50/oxford_pets.h5[/bold]
     """
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.datasets import load_dataset
-    from fastcoop.features.check import check_store
+    from fastcoop.features import check_store, find_dataset
 
     model = backbone_from_spec(backbone) if backbone else None
-    images = load_dataset(dataset, data_root) if dataset else None
+    images = find_dataset(dataset, data_root) if dataset else None
     found = check_store(file, model, images, sample=sample)
     typer.echo("\n".join(found.lines()))
     if not found.ok:

@@ -55,6 +55,7 @@ class Dataset:
         digest: sha256 hex over the class names and the splits' paths and labels. Image bytes are not in it.
         title: the name that tables and figures print.
         fewshot_dir: where few-shot subsets are looked for and kept.
+        store: the file of features that stands for images which are not on this machine; else None.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Dataset:
     digest: str
     title: str
     fewshot_dir: Path
+    store: Path | None = None
 
 
 def make_dataset(

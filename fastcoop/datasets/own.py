@@ -47,7 +47,10 @@ def load_folder(folder: Path) -> Dataset:
         )
         names, items = folders, split_by_class(list(images.items()), str(folder), config.val_share)
     else:
-        raise UserError(f"{folder} has no classes: expected {FORMS}.")
+        raise UserError(
+            f"{folder} has no classes: expected {FORMS}; for pictures that lie side by side write a .csv with "
+            "the columns path, class, split, and name that."
+        )
     return _finish(config, folder, names, items, folder / FEWSHOT_FOLDER)
 
 

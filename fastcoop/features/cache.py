@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,41 @@ from fastcoop.features.store import FeatureStore, store_path
 
 LISTED = 50  # unreadable images named in one message
 
+Wanted = tuple[Dataset, Sequence[int | str], Sequence[int]]  # a dataset with the shots and seeds to cache for
+
+
+class UnreadableImages(UserError):
+    """Some images could not be decoded; everything else is stored."""
+
+
+def cache_all(
+    backbones: Iterable[Backbone],
+    wanted: Sequence[Wanted],
+    cache_root: str | Path,
+    *,
+    views: int = 8,
+    recipe: str = "current",
+    dtype: str = "float16",
+    skip_unreadable: bool = False,
+    retry_skipped: bool = True,
+) -> Iterator[Path]:
+    """``cache_features`` for each backbone and dataset in turn, yielding each store's path as it is done.
+
+    Raises UserError as ``cache_features`` does; for unreadable images only when all the rest is stored.
+    """
+    unreadable = []
+    for backbone in backbones:
+        for dataset, shots, seeds in wanted:
+            try:
+                yield cache_features(
+                    backbone, dataset, cache_root, shots=shots, seeds=seeds, views=views, recipe=recipe,
+                    dtype=dtype, skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
+                )  # fmt: skip
+            except UnreadableImages as error:
+                unreadable.append(str(error))
+    if unreadable:
+        raise UnreadableImages("\n".join(unreadable))
+
 
 def cache_features(
     backbone: Backbone,
@@ -36,6 +71,7 @@ def cache_features(
     batch_size: int = 64,
     view_seed: int = 0,
     skip_unreadable: bool = False,
+    retry_skipped: bool = True,
 ) -> Path:
     """Make sure the store holds what runs with these shots and seeds can draw, and return its path.
 
@@ -51,10 +87,12 @@ def cache_features(
         batch_size: crops encoded at once.
         view_seed: of the augmentations.
         skip_unreadable: leave images out that cannot be decoded, and say so, instead of raising at the end.
+        retry_skipped: try those again that were left out earlier; never done with ``skip_unreadable``.
 
     Raises:
         UserError: unknown recipe or dtype; a store made with other weights, images or settings; a disk that
-            cannot be written; and, after everything else is stored, images that could not be decoded.
+            cannot be written; and, after everything else is stored, images that could not be decoded
+            (``UnreadableImages``).
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
@@ -63,12 +101,15 @@ def cache_features(
     if views < 0 or batch_size < 1:
         raise UserError(f"views must be 0 or more and batch_size 1 or more, got {views} and {batch_size}.")
     path = store_path(cache_root, backbone, dataset)
+    if dataset.store is not None:
+        FeatureStore.open(path, backbone, dataset)  # it holds all there is
+        return path
     wanted = _wanted(dataset, shots, seeds)
     failures: Failures = {}
     with disk_errors(path), _locked(path):
         store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
         settings = Settings(recipe, view_seed, views, dtype, batch_size)
-        plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable)
+        plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable or not retry_skipped)
         if plan.parts:
             encode_parts(backbone, dataset, plan, path)
             failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
@@ -126,7 +167,7 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
     if skip_unreadable:
         logging.getLogger("fastcoop").warning(f"{count} and were left out:{''.join(listed)}{more}")
         return
-    raise UserError(
+    raise UnreadableImages(
         f"{count}; the others are stored. Repair or remove these, or pass --skip-unreadable:"
         f"{''.join(listed)}{more}"
     )

@@ -70,11 +70,11 @@ def make_plan(
     wanted: Mapping[str, np.ndarray],
     settings: Settings,
     store: FeatureStore | None,
-    skip_unreadable: bool,
+    leave_skipped: bool,
 ) -> Plan:
     """Compare what is wanted (ascending indices for each split) with what ``store`` holds.
 
-    Images skipped earlier are tried again unless ``skip_unreadable``. More views than the store has are added
+    Images skipped earlier are tried again unless ``leave_skipped``. More views than the store has are added
     to every image; fewer leave the store as it is.
 
     Raises UserError where the store was made with settings that cannot be mixed with these.
@@ -88,7 +88,7 @@ def make_plan(
         stored = store is not None and split in store.splits
         have = store.indices(split) if store is not None and stored else np.zeros(0, np.int64)
         skipped[split] = np.zeros(0, np.int64)
-        if store is not None and stored and skip_unreadable:
+        if store is not None and stored and leave_skipped:
             skipped[split] = np.array(store.meta.skipped.get(split, ()), np.int64)
         new = np.setdiff1d(wanted[split], np.union1d(have, skipped[split]))
         index[split] = np.union1d(have, new)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset, Split
+from fastcoop.datasets import Dataset, Split, load_dataset
 from fastcoop.errors import UserError
 
 FORMAT = "fastcoop features"
@@ -26,8 +26,24 @@ IMPORTED = "imported"  # the recipe of features computed elsewhere
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
-    """Where the store of ``backbone`` and ``dataset`` lies: ``<cache_root>/<backbone>/<dataset>.h5``."""
+    """Where the store of ``backbone`` and ``dataset`` lies: ``<cache_root>/<backbone>/<dataset>.h5``, or where
+    the dataset itself came from."""
+    if dataset.store is not None:
+        return dataset.store
     return Path(cache_root) / backbone.name / f"{dataset.name}.h5"
+
+
+def find_dataset(spec: str | Path, data_root: str | Path | None = None) -> Dataset:
+    """``load_dataset``, or the dataset behind a store where ``spec`` is the path of one (``*.h5``), itself or
+    relative to ``data_root``: for features that were imported.
+
+    Raises UserError as those do.
+    """
+    if Path(spec).suffix != ".h5":
+        return load_dataset(spec, data_root)
+    under_root = Path(data_root or "").expanduser() / spec
+    path = under_root if under_root.is_file() else Path(spec).expanduser()
+    return FeatureStore.open(path).as_dataset()
 
 
 @dataclass(frozen=True)
@@ -170,8 +186,13 @@ class FeatureStore:
     def as_dataset(self) -> Dataset:
         """The dataset behind the store, without its images: for features that were imported.
 
-        Raises UserError if not every training image is stored.
+        Raises UserError if not every image of the dataset is stored.
         """
+        if any(len(rows) for rows in self.meta.skipped.values()):
+            raise UserError(
+                f"{self.path} leaves out images that could not be read, so it cannot stand for its dataset; "
+                f"name the dataset {self.meta.dataset} itself."
+            )
         splits = {}
         for name in self.splits:
             rows = self._rows(name, np.arange(self.meta.expected[name]))
@@ -186,6 +207,7 @@ class FeatureStore:
             digest=self.meta.dataset_digest,
             title=self.meta.dataset,
             fewshot_dir=self.path.parent / f"{self.meta.dataset}.fewshot",
+            store=self.path,
         )
 
     def _table(self, split: str) -> _Table:

@@ -45,11 +45,12 @@ class Grid(BaseModel):
 
     Attributes:
         backbones: as ``fastcoop.backbone_from_spec`` takes them.
-        datasets: names under the data root, or paths.
+        datasets: names under the data root, or paths: of folders, CSV files, or stores of imported features.
         shots, seeds: what draws the few-shot subsets.
         methods: (name, settings), where each setting may be a list to be crossed.
         targets: for a dataset, further datasets that what it taught is tested on.
         views: augmented views per training image.
+        recipe: of the image transforms, "current" or "official-2021".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class Grid(BaseModel):
     seeds: Annotated[tuple[int, ...], BeforeValidator(_listed), Field(min_length=1)] = (1, 2, 3)
     targets: dict[str, Names] = {}
     views: Annotated[int, Field(ge=0)] = 8
+    recipe: Literal["current", "official-2021"] = "current"
 
     def runs_of(self, method: str) -> list[MethodSettings]:
         """Every setting of a method that the grid names. Raises UserError for settings it does not have."""

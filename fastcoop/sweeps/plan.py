@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset, load_dataset
+from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore
+from fastcoop.features import FeatureStore, find_dataset
 from fastcoop.methods import METHODS, Data, Job
 from fastcoop.sweeps.grid import Grid
 
@@ -61,7 +61,7 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
 
     targets = (target for targets in grid.targets.values() for target in targets)
     specs = dict.fromkeys([*grid.datasets, *targets])
-    datasets = {spec: load_dataset(spec, data_root) for spec in specs}
+    datasets = {spec: find_dataset(spec, data_root) for spec in specs}
     _refuse_shared("datasets", {spec: dataset.name for spec, dataset in datasets.items()})
     learns = [name for name, _ in grid.methods if METHODS[name].learns]
     for spec in grid.datasets:

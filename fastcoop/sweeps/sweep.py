@@ -12,10 +12,11 @@ from typing import Any
 
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, store_path
+from fastcoop.features import FeatureStore, store_path
 from fastcoop.methods import METHODS, Outcome, RunContext
 from fastcoop.progress import progress
 from fastcoop.sweeps.about import write_about
+from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
 from fastcoop.sweeps.results import DATABASE, load_contexts, tested_runs
@@ -113,7 +114,8 @@ def sweep(
 
     with open_store(folder) as store:
         try:
-            _cache_features(world, Path(cache))
+            for _ in cache_world(world, Path(cache), retry_skipped=False):
+                pass
             if _open_features(world, Path(cache)) != known:
                 planned = plan_runs(world)
             write_about(folder, read, world.datasets.values())
@@ -129,16 +131,6 @@ def sweep(
             )
             raise SystemExit(INTERRUPTED) from None
     return Summary(folder, counts, finished, diverged, time.monotonic() - start)
-
-
-def _cache_features(world: World, cache: Path) -> None:
-    learned = {world.datasets[spec].name for spec in world.grid.datasets}
-    learns = any(METHODS[name].learns for name, _ in world.grid.methods)
-    for backbone in world.backbones:
-        for dataset in world.datasets.values():
-            train = learns and dataset.name in learned
-            shots, seeds = (world.grid.shots, world.grid.seeds) if train else ((), ())
-            cache_features(backbone, dataset, cache, shots=shots, seeds=seeds, views=world.grid.views)
 
 
 def _open_features(world: World, cache: Path) -> list[str | None]:
