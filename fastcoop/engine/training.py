@@ -16,6 +16,7 @@ from fastcoop.engine.forest import plant
 from fastcoop.engine.loss import cross_entropy
 from fastcoop.engine.memory import RoomFor, is_out_of_memory
 from fastcoop.engine.run import Run, Trained, draw_batches, learning_rates, normalized
+from fastcoop.engine.state import State, ended_runs, state_of, take_up
 from fastcoop.engine.tower import Buffers, ForestPass
 from fastcoop.engine.trees import TreeKey, Trees, tree_key
 from fastcoop.prompts.layout import class_prompts
@@ -171,6 +172,8 @@ def train(
     precision: torch.dtype | None = None,
     on_done: Callable[[int, Trained], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
+    state: State | None = None,
+    on_step: Callable[[Callable[[], State]], None] | None = None,
 ) -> list[Trained]:
     """Train ``runs``, as many at once as fit, each as if it were alone (section 4.1's recipe).
 
@@ -179,6 +182,8 @@ def train(
     goes on. ``on_done(number, trained)`` is called as each run ends, ``on_progress(cost)`` as work is done, in units
     of ``run_costs``. ``precision`` is that of the tower's weights and activations, in place of the backbone's own
     (bfloat16 is not exact; contexts, loss and optimiser state stay float32 in any case).
+    ``on_step(get_state)`` is called after every step; what ``get_state()`` returned, given back as
+    ``state`` with the same runs, makes the training go on from there, to the same bits where all runs fit together.
 
     Raises UserError, before the first step, for a prompt that does not fit the text tower.
     """
@@ -190,9 +195,11 @@ def train(
     order = sorted(
         range(len(runs)), key=lambda n: (-runs[n].steps, repr(runs[n].layout), tuple(runs[n].class_names), n)
     )
-    waiting: deque[int | Active] = deque(order)  # numbers not begun, and runs set aside for want of memory
+    state = state or {}
+    results = ended_runs(state, runs)
+    # Numbers not begun, and runs set aside for want of memory.
+    waiting: deque[int | Active] = deque(n for n in order if n not in results)
     active: list[Active] = []
-    results: dict[int, Trained] = {}
 
     def join() -> None:
         """Fill the room with runs: those in training, then those waiting."""
@@ -206,8 +213,15 @@ def train(
             waiting.popleft()
             if not isinstance(head, Active):
                 head = Active.start(head, runs[head], dtype, trees.tower.device)
+                take_up(head, state)
             active.append(head)
 
+    def state_now() -> State:
+        return state_of([*active, *(head for head in waiting if isinstance(head, Active))], results)
+
+    if on_done is not None:
+        for number, trained in results.items():
+            on_done(number, trained)
     batch: Batch | None = None
     while waiting or active:
         try:
@@ -232,6 +246,8 @@ def train(
         if ended:
             active = [a for a in active if a not in ended]
             batch = None
+        if on_step is not None:
+            on_step(state_now)
     return [results[n] for n in range(len(runs))]
 
 

@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,8 @@ from fastcoop.methods.scores import Scores
 if TYPE_CHECKING:  # workers import this room without torch
     from fastcoop.backbones import Backbone
     from fastcoop.datasets import FewShot
+    from fastcoop.engine.state import State
+    from fastcoop.prompts import PromptLayout
 
 
 class MethodSettings(BaseModel):
@@ -75,6 +77,16 @@ class Outcome:
 Done = Callable[[int, Outcome], None]
 
 
+class Checkpoint(Protocol):
+    """Where the state of one call of ``run`` is kept, so that a killed one goes on from there."""
+
+    def load(self) -> State | None:
+        """The state that was kept last; None where there is none that can be used."""
+
+    def offer(self, get_state: Callable[[], State]) -> None:
+        """Called after each step; keeps the state when it is time to."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What the machine lends to a method's jobs.
@@ -83,11 +95,21 @@ class RunContext:
         jobs: processes to use at once; -1 for one per core.
         memory_budget: bytes that training may take at once; None for the engine's own choice.
         on_progress: told of work as it is done, in runs; fractions while long runs are under way.
+        checkpoint: of runs that train together.
     """
 
     jobs: int = -1
     memory_budget: int | None = None
     on_progress: Callable[[float], None] = lambda runs: None
+    checkpoint: Checkpoint | None = None
+
+
+class Training(NamedTuple):
+    """What a run asks of the engine: its prompts and its optimiser steps."""
+
+    class_names: tuple[str, ...]
+    layout: PromptLayout
+    steps: int
 
 
 class Method(ABC, Generic[S]):
@@ -119,6 +141,10 @@ class Method(ABC, Generic[S]):
     def columns(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
         """Columns of the results table, beyond those that every run has."""
         return {}
+
+    def training(self, job: Job[S], backbone: Backbone) -> Training | None:
+        """What a job asks of the engine; None for methods whose runs do not train together there."""
+        return None
 
     @abstractmethod
     def run(self, backbone: Backbone, jobs: Sequence[Job[S]], done: Done, context: RunContext) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.scores import Scores
 from fastcoop.methods.text import score_texts
@@ -81,6 +82,11 @@ class CoOp(Method[CoOpSettings]):
             "schedule": schedule_of(settings),
         }
 
+    def training(self, job: Job[CoOpSettings], backbone: Backbone) -> Training:
+        assert job.subset is not None
+        per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
+        return Training(job.data.class_names, layout_of(job.settings, backbone), epochs_of(job) * per_epoch)
+
     def run(
         self,
         backbone: Backbone,
@@ -113,7 +119,11 @@ class CoOp(Method[CoOpSettings]):
             losses = np.asarray(trained.losses, dtype=np.float32)
             done(order[number], _outcome(backbone, job, contexts, losses, trained.status, seconds))
 
-        train(backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress)
+        checkpoint = context.checkpoint
+        train(
+            backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
+            state=checkpoint and checkpoint.load(), on_step=checkpoint and checkpoint.offer,
+        )  # fmt: skip
 
 
 def engine_run(job: Job[CoOpSettings], backbone: Backbone) -> Any:
@@ -144,9 +154,14 @@ def engine_run(job: Job[CoOpSettings], backbone: Backbone) -> Any:
 
 def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
     """M: as set, or the token count of the words that the context starts from."""
+    return settings.context_length if settings.init == "random" else _words_length(backbone, settings.init)
+
+
+@lru_cache(maxsize=256)
+def _words_length(backbone: Backbone, words: str) -> int:
     from fastcoop.prompts.initial import word_tokens
 
-    return settings.context_length if settings.init == "random" else len(word_tokens(backbone, settings.init))
+    return len(word_tokens(backbone, words))
 
 
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:

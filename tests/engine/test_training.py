@@ -103,6 +103,20 @@ def test_the_same_batch_again_is_bit_identical(backbone32, make_run):
         assert np.array_equal(first.losses, second.losses)
 
 
+def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_run):
+    runs = [*various_runs(make_run, 6), make_run(epochs=8, seed=9, learning_rate=math.inf)]
+    states, told = [], []
+    whole = train(backbone32, runs, on_step=lambda state: states.append(state()))
+    assert len(states) == 6  # the longest, but for what diverged
+    for state in states:
+        resumed = train(backbone32, runs, state=state, on_done=lambda n, trained: told.append(n))
+        for ours, theirs in zip(resumed, whole, strict=True):
+            assert ours.contexts.numpy().tobytes() == theirs.contexts.numpy().tobytes()
+            np.testing.assert_array_equal(ours.losses, theirs.losses)
+            assert (ours.status, ours.diverged_at) == (theirs.status, theirs.diverged_at)
+    assert sorted(told) == sorted([*range(5)] * 6)
+
+
 def test_given_batches_are_followed_and_snapshots_kept(backbone, make_run):
     drawn = make_run(epochs=5, snapshots=(1, 5))
     given = make_run(epochs=5, seed=0, batches=draw_batches(drawn))
