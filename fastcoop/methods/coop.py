@@ -122,7 +122,7 @@ class CoOp(Method[CoOpSettings]):
         checkpoint = context.checkpoint
         train(
             backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
-            state=checkpoint and checkpoint.load(), on_step=checkpoint and checkpoint.offer,
+            state=checkpoint.load() if checkpoint else None, on_step=checkpoint.offer if checkpoint else None,
         )  # fmt: skip
 
 
