@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.schedule import Positive, ScheduleSettings, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores
 from fastcoop.methods.text import score_texts
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
-PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
-PAPER_EPOCHS_IMAGENET = 50
-FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
 
-Positive = Annotated[int, Field(ge=1)]
-
-
-class CoOpSettings(MethodSettings):
+class CoOpSettings(ScheduleSettings):
     """Settings of a CoOp run.
 
     ``init``: "random", or words, whose token count then replaces ``context_length``.
-    ``epochs``: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number, a
-    number for each number of shots, or "N steps" (the epochs closest to N optimiser steps, at least 4).
     """
 
     context_length: Positive = 16
     class_position: Literal["end", "mid", "front"] = "end"
     class_specific: bool = False
     init: str = Field("random", min_length=1)
-    epochs: Positive | dict[Positive | Literal["all"], Positive] | str = "paper"
-    batch_size: Positive = 32
     learning_rate: float = Field(0.002, gt=0)
-
-    @field_validator("epochs")
-    @classmethod
-    def _is_schedule(cls, epochs: int | dict[int | str, int] | str) -> int | dict[int | str, int] | str:
-        if isinstance(epochs, str) and epochs != "paper" and not re.fullmatch(r"[1-9]\d* steps", epochs):
-            raise ValueError('expected "paper", a number, a mapping from shots to numbers, or "N steps"')
-        return epochs
 
 
 class CoOp(Method[CoOpSettings]):
@@ -157,46 +139,6 @@ def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
     return PromptLayout(length, settings.class_position, settings.class_specific)
 
 
-def epochs_of(job: Job[CoOpSettings]) -> int:
-    """Epochs that a job's schedule stands for.
-
-    Raises:
-        UserError: a schedule by shots does not name the job's.
-    """
-    epochs, shots = job.settings.epochs, job.shots
-    if isinstance(epochs, int):
-        return epochs
-    if isinstance(epochs, dict):
-        if shots not in epochs:
-            given = ", ".join(str(key) for key in epochs)
-            raise UserError(f"The epochs of coop are given for {given} shots, not for {shots}; add them.")
-        return epochs[shots]
-    if epochs == "paper":
-        return paper_epochs(job.data.name, shots)
-    assert job.subset is not None
-    per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
-    return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
-
-
-def paper_epochs(dataset: str, shots: int | str) -> int:
-    """The official number of epochs. Shots that the paper does not have take those of its next number."""
-    if dataset == "imagenet":
-        return PAPER_EPOCHS_IMAGENET
-    enough = [known for known in PAPER_EPOCHS if shots != "all" and known >= int(shots)]
-    return PAPER_EPOCHS[min(enough, default=16)]
-
-
-def schedule_of(settings: CoOpSettings) -> str:
-    """ "paper", or what the schedule is instead, to be printed on all that is drawn from such runs."""
-    epochs = settings.epochs
-    if isinstance(epochs, dict):
-        by_shots = ", ".join(f"{n} at {shots}" for shots, n in epochs.items())
-        return f"quick: epochs {by_shots} shots"
-    if isinstance(epochs, int):
-        return f"quick: {epochs} epochs"
-    return "paper" if epochs == "paper" else f"quick: {epochs}"
-
-
 def _outcome(
     backbone: Backbone,
     job: Job[CoOpSettings],
@@ -205,10 +147,8 @@ def _outcome(
     status: str = "done",
     seconds: float = 0.0,
 ) -> Outcome:
-    scores = {}
-    for data in (job.data, *job.targets):
-        scores[data.name] = _score(backbone, job, data, contexts)
-    return Outcome(scores, losses, contexts, status, seconds)
+    scores = {data.name: _score(backbone, job, data, contexts) for data in job.tests}
+    return Outcome(scores, losses, contexts, status=status, seconds=seconds)
 
 
 def _score(backbone: Backbone, job: Job[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:

@@ -53,8 +53,7 @@ class LinearProbe(Method[LinearProbeSettings]):
         return f"Linear probe CLIP ({settings.iterations} iterations, {settings.search_steps} search steps)"
 
     def check(self, job: Job[LinearProbeSettings]) -> None:
-        assert job.subset is not None
-        job.data.require_validation(job.subset)
+        job.data.require_validation(job.subset, "the probe's C", "leave the linear probe out")
         for target in job.targets:
             matching_classes(job.data, target)
 
