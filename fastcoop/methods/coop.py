@@ -13,16 +13,24 @@ from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import Positive, ScheduleSettings, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores
-from fastcoop.methods.text import score_texts
+from fastcoop.methods.text import score_texts, unit
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
+    from fastcoop.engine import Trained
+
+LOOKS = 20  # at the validation images, evenly over a schedule
+PROMPTS_AT_ONCE = 4096  # encoded without gradients
 
 
 class CoOpSettings(ScheduleSettings):
     """Settings of a CoOp run.
 
     ``init``: "random", or words, whose token count then replaces ``context_length``.
+    ``select``: which contexts a run keeps: the last step's, or "best_val", the first best on its validation images
+    (as in the official code's first version). ``val_every``: epochs between looks at those; None is a twentieth of
+    the schedule, at least 1, and the last epoch is always looked at.
+    ``val_accuracy``: note the kept contexts' accuracy on the validation images. "best_val" always does.
     """
 
     context_length: Positive = 16
@@ -30,6 +38,9 @@ class CoOpSettings(ScheduleSettings):
     class_specific: bool = False
     init: str = Field("random", min_length=1)
     learning_rate: float = Field(0.002, gt=0)
+    select: Literal["last", "best_val"] = "last"
+    val_every: Positive | None = None
+    val_accuracy: bool = False
 
 
 class CoOp(Method[CoOpSettings]):
@@ -42,15 +53,30 @@ class CoOp(Method[CoOpSettings]):
         start = [] if settings.init == "random" else [f'"{settings.init}"']
         length = [f"M={settings.context_length}"] if settings.init == "random" else []
         specific = ["CSC"] if settings.class_specific else []
-        return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific])})"
+        best = ["best on validation"] if settings.select == "best_val" else []
+        return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific, *best])})"
 
     def check(self, job: Job[CoOpSettings]) -> None:
+        if job.contexts is None and (job.settings.select == "best_val" or job.settings.val_accuracy):
+            job.data.require_validation(
+                job.subset,
+                "what select: best_val and val_accuracy of coop report",
+                "leave these settings out",
+            )
         for target in job.targets if job.settings.class_specific else ():
             matching_classes(job.data, target)
 
     def determined_by(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
-        resolved = {"epochs": epochs_of(job), "context_length": context_length_of(job.settings, backbone)}
-        return job.settings.model_dump(mode="json") | resolved | {"views": job.data.views}
+        settings = job.settings
+        resolved: dict[str, Any] = {"epochs": epochs_of(job)}
+        resolved["context_length"] = context_length_of(settings, backbone)
+        # Settings that came later are named where they are used alone: runs from before them keep their keys.
+        if settings.select == "best_val":
+            resolved |= {"looked_at": epochs_looked_at(job), "select": settings.select}
+        elif settings.val_accuracy:
+            resolved |= {"val_accuracy": True}
+        dump = settings.model_dump(mode="json", exclude={"select", "val_every", "val_accuracy"})
+        return dump | resolved | {"views": job.data.views}
 
     def columns(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         settings = job.settings
@@ -70,7 +96,7 @@ class CoOp(Method[CoOpSettings]):
         done: Done,
         context: RunContext,
     ) -> None:
-        from fastcoop.engine import Trained, run_costs, train
+        from fastcoop.engine import run_costs, train
 
         learned = [index for index, job in enumerate(jobs) if job.contexts is not None]
         for index in learned:
@@ -90,10 +116,12 @@ class CoOp(Method[CoOpSettings]):
 
         def on_done(number: int, trained: Trained) -> None:
             job = jobs[order[number]]
-            contexts = trained.contexts.float().cpu().numpy()
+            contexts, extra = select(backbone, job, trained)
+            trained.snapshots.clear()  # the engine keeps what it returns until all runs have ended
             seconds = costs[number] * (time.perf_counter() - start) / max(worked, 1.0)
             losses = np.asarray(trained.losses, dtype=np.float32)
-            done(order[number], _outcome(backbone, job, contexts, losses, trained.status, seconds))
+            outcome = _outcome(backbone, job, contexts, losses, trained.status, seconds, extra)
+            done(order[number], outcome)
 
         train(backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress)
 
@@ -121,7 +149,54 @@ def engine_run(job: Job[CoOpSettings], backbone: Backbone) -> Any:
         seed=job.seed,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
+        snapshots=epochs_looked_at(job),
     )
+
+
+def epochs_looked_at(job: Job[CoOpSettings]) -> list[int]:
+    """Epochs, counted from 1, after which a run is tried on its validation images; none if it keeps the last."""
+    if job.settings.select == "last":
+        return []
+    epochs = epochs_of(job)
+    every = job.settings.val_every or max(1, epochs // LOOKS)
+    return sorted({*range(every, epochs + 1, every), epochs})
+
+
+def select(
+    backbone: Backbone, job: Job[CoOpSettings], trained: Trained
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The contexts that a run keeps, float32 on the CPU, and what it notes of them."""
+    last = trained.contexts.float().cpu().numpy()
+    if job.settings.select == "last":
+        if not job.settings.val_accuracy:
+            return last, {}
+        return last, {"val_accuracy": float(_on_validation(backbone, job, last[None])[0])}
+    if not trained.snapshots:  # it diverged before the first look
+        return last, {}
+    epochs = sorted(trained.snapshots)
+    seen = np.stack([trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs])
+    accuracy = _on_validation(backbone, job, seen)
+    best = int(accuracy.argmax())
+    return seen[best], {"val_accuracy": float(accuracy[best]), "epoch": float(epochs[best])}
+
+
+def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
+    """Accuracy in percent, (n,), of contexts (n, ...) on the job's validation images."""
+    import torch
+
+    from fastcoop.engine import PromptEncoder
+
+    assert job.subset is not None
+    features, labels = job.data.validation(job.subset)
+    encoder = PromptEncoder(backbone, job.data.class_names, layout_of(job.settings, backbone))
+    at_once = max(1, PROMPTS_AT_ONCE // len(job.data.class_names))
+    accuracy = []
+    for start in range(0, len(contexts), at_once):
+        with torch.no_grad():
+            texts = encoder(torch.from_numpy(contexts[start : start + at_once])).float().cpu().numpy()
+        predicted = (unit(features) @ unit(texts).swapaxes(1, 2)).argmax(-1)
+        accuracy.append(100 * (predicted == labels).mean(1))
+    return np.concatenate(accuracy)
 
 
 def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
@@ -146,9 +221,10 @@ def _outcome(
     losses: np.ndarray | None = None,
     status: str = "done",
     seconds: float = 0.0,
+    extra: dict[str, float] | None = None,
 ) -> Outcome:
     scores = {data.name: _score(backbone, job, data, contexts) for data in job.tests}
-    return Outcome(scores, losses, contexts, status=status, seconds=seconds)
+    return Outcome(scores, losses, contexts, status=status, seconds=seconds, extra=extra or {})
 
 
 def _score(backbone: Backbone, job: Job[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:

@@ -150,8 +150,9 @@ def _run(
 
     start = time.perf_counter()
     log_c, model = choose_c(train, val, settings)
+    extra = {"c": 10.0**log_c, "val_accuracy": 100 * float((model.predict(val[0]) == val[1]).mean())}
     scores: dict[str, Scores] = {}
     for name, (features, labels), columns in tests:
         scores[name] = score(class_logits(model, features, classes)[:, columns], labels)
     seconds = time.perf_counter() - start
-    return index, Outcome(scores, seconds=seconds, extra={"c": 10.0**log_c})
+    return index, Outcome(scores, seconds=seconds, extra=extra)
