@@ -7,13 +7,25 @@ from fastcoop.methods.base import Job, Method, MethodSettings, Outcome, RunConte
 from fastcoop.methods.coop import CoOp
 from fastcoop.methods.data import Data
 from fastcoop.methods.ensemble import Ensemble
+from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoder
 from fastcoop.methods.linear_probe import LinearProbe
 from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.text_bias import TextBias
+from fastcoop.methods.text_transform import TextTransform
 from fastcoop.methods.zero_shot import ZeroShot
 
 # In the order a sweep runs them: what is quick comes first.
 METHODS: dict[str, Method] = {
-    method.name: method for method in (ZeroShot(), Ensemble(), LinearProbe(), CoOp())
+    method.name: method
+    for method in (
+        ZeroShot(),
+        Ensemble(),
+        LinearProbe(),
+        TextTransform(),
+        TextBias(),
+        CoOp(),
+        FinetuneImageEncoder(),
+    )
 }
 
 

@@ -42,6 +42,7 @@ class Job(Generic[S]):
         shots, seed: what drew the subset, and the seed of all else that is random; 0 without a subset.
         targets: further datasets to test on, with class names of their own.
         contexts: what this run learned before, where only targets are left to test.
+        weights: the same of methods that learn something else (see ``Outcome``).
     """
 
     settings: S
@@ -51,6 +52,13 @@ class Job(Generic[S]):
     seed: int = 0
     targets: tuple[Data, ...] = ()
     contexts: np.ndarray | None = None
+    weights: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def tests(self) -> tuple[Data, ...]:
+        """What to test on: the dataset and its targets; the targets alone where learning was done before."""
+        before = self.contexts is not None or self.weights is not None
+        return self.targets if before else (self.data, *self.targets)
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,16 @@ class Outcome:
         scores: by dataset name, the run's own dataset first, then its targets.
         losses: float32 (epochs,), mean training loss of each epoch; None where nothing was trained by steps.
         contexts: float32 (M, width) or (classes, M, width), of prompt learning.
+        weights: float32 arrays by name, of methods that learn something else and can be tested again by it.
         status: "done", or "diverged" where a loss was not finite.
         seconds: of work this run took, its share of what it did together with others.
-        extra: further numbers, by name (the probe's C).
+        extra: further numbers, by name: the probe's C, "val_accuracy" in percent.
     """
 
     scores: dict[str, Scores]
     losses: np.ndarray | None = None
     contexts: np.ndarray | None = None
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
     status: str = "done"
     seconds: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext, Training
+from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.schedule import Positive, ScheduleSettings, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores
-from fastcoop.methods.text import score_texts
+from fastcoop.methods.text import score_texts, unit
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
+    from fastcoop.engine import Trained
 
-PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
-PAPER_EPOCHS_IMAGENET = 50
-FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
-
-Positive = Annotated[int, Field(ge=1)]
+LOOKS = 20  # at the validation images, evenly over a schedule
+PROMPTS_AT_ONCE = 4096  # encoded without gradients
 
 
-class CoOpSettings(MethodSettings):
+class CoOpSettings(ScheduleSettings):
     """Settings of a CoOp run.
 
     ``init``: "random", or words, whose token count then replaces ``context_length``.
-    ``epochs``: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number, a
-    number for each number of shots, or "N steps" (the epochs closest to N optimiser steps, at least 4).
+    ``select``: which contexts a run keeps: the last step's, or "best_val", the first best on its validation images
+    (as in the official code's first version). ``val_every``: epochs between looks at those; None is a twentieth of
+    the schedule, at least 1, and the last epoch is always looked at.
+    ``val_accuracy``: note the kept contexts' accuracy on the validation images. "best_val" always does.
     """
 
     context_length: Positive = 16
     class_position: Literal["end", "mid", "front"] = "end"
     class_specific: bool = False
     init: str = Field("random", min_length=1)
-    epochs: Positive | dict[Positive | Literal["all"], Positive] | str = "paper"
-    batch_size: Positive = 32
     learning_rate: float = Field(0.002, gt=0)
-
-    @field_validator("epochs")
-    @classmethod
-    def _is_schedule(cls, epochs: int | dict[int | str, int] | str) -> int | dict[int | str, int] | str:
-        if isinstance(epochs, str) and epochs != "paper" and not re.fullmatch(r"[1-9]\d* steps", epochs):
-            raise ValueError('expected "paper", a number, a mapping from shots to numbers, or "N steps"')
-        return epochs
+    select: Literal["last", "best_val"] = "last"
+    val_every: Positive | None = None
+    val_accuracy: bool = False
 
 
 class CoOp(Method[CoOpSettings]):
@@ -61,15 +54,30 @@ class CoOp(Method[CoOpSettings]):
         start = [] if settings.init == "random" else [f'"{settings.init}"']
         length = [f"M={settings.context_length}"] if settings.init == "random" else []
         specific = ["CSC"] if settings.class_specific else []
-        return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific])})"
+        best = ["best on validation"] if settings.select == "best_val" else []
+        return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific, *best])})"
 
     def check(self, job: Job[CoOpSettings]) -> None:
+        if job.contexts is None and (job.settings.select == "best_val" or job.settings.val_accuracy):
+            job.data.require_validation(
+                job.subset,
+                "what select: best_val and val_accuracy of coop report",
+                "leave these settings out",
+            )
         for target in job.targets if job.settings.class_specific else ():
             matching_classes(job.data, target)
 
     def determined_by(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
-        resolved = {"epochs": epochs_of(job), "context_length": context_length_of(job.settings, backbone)}
-        return job.settings.model_dump(mode="json") | resolved | {"views": job.data.views}
+        settings = job.settings
+        resolved: dict[str, Any] = {"epochs": epochs_of(job)}
+        resolved["context_length"] = context_length_of(settings, backbone)
+        # Settings that came later are named where they are used alone: runs from before them keep their keys.
+        if settings.select == "best_val":
+            resolved |= {"looked_at": epochs_looked_at(job), "select": settings.select}
+        elif settings.val_accuracy:
+            resolved |= {"val_accuracy": True}
+        dump = settings.model_dump(mode="json", exclude={"select", "val_every", "val_accuracy"})
+        return dump | resolved | {"views": job.data.views}
 
     def columns(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         settings = job.settings
@@ -94,7 +102,7 @@ class CoOp(Method[CoOpSettings]):
         done: Done,
         context: RunContext,
     ) -> None:
-        from fastcoop.engine import Trained, run_costs, train
+        from fastcoop.engine import run_costs, train
 
         learned = [index for index, job in enumerate(jobs) if job.contexts is not None]
         for index in learned:
@@ -114,10 +122,14 @@ class CoOp(Method[CoOpSettings]):
 
         def on_done(number: int, trained: Trained) -> None:
             job = jobs[order[number]]
-            contexts = trained.contexts.float().cpu().numpy()
+            contexts, extra = select(backbone, job, trained)
+            # The engine keeps what it returns until all runs have ended; a resumed training tells of a run again.
+            kept = extra.get("epoch")
+            trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
             seconds = costs[number] * (time.perf_counter() - start) / max(worked, 1.0)
             losses = np.asarray(trained.losses, dtype=np.float32)
-            done(order[number], _outcome(backbone, job, contexts, losses, trained.status, seconds))
+            outcome = _outcome(backbone, job, contexts, losses, trained.status, seconds, extra)
+            done(order[number], outcome)
 
         checkpoint = context.checkpoint
         train(
@@ -149,7 +161,54 @@ def engine_run(job: Job[CoOpSettings], backbone: Backbone) -> Any:
         seed=job.seed,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
+        snapshots=epochs_looked_at(job),
     )
+
+
+def epochs_looked_at(job: Job[CoOpSettings]) -> list[int]:
+    """Epochs, counted from 1, after which a run is tried on its validation images; none if it keeps the last."""
+    if job.settings.select == "last":
+        return []
+    epochs = epochs_of(job)
+    every = job.settings.val_every or max(1, epochs // LOOKS)
+    return sorted({*range(every, epochs + 1, every), epochs})
+
+
+def select(
+    backbone: Backbone, job: Job[CoOpSettings], trained: Trained
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The contexts that a run keeps, float32 on the CPU, and what it notes of them."""
+    last = trained.contexts.float().cpu().numpy()
+    if job.settings.select == "last":
+        if not job.settings.val_accuracy:
+            return last, {}
+        return last, {"val_accuracy": float(_on_validation(backbone, job, last[None])[0])}
+    if not trained.snapshots:  # it diverged before the first look
+        return last, {}
+    epochs = sorted(trained.snapshots)
+    seen = np.stack([trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs])
+    accuracy = _on_validation(backbone, job, seen)
+    best = int(accuracy.argmax())
+    return seen[best], {"val_accuracy": float(accuracy[best]), "epoch": float(epochs[best])}
+
+
+def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
+    """Accuracy in percent, (n,), of contexts (n, ...) on the job's validation images."""
+    import torch
+
+    from fastcoop.engine import PromptEncoder
+
+    assert job.subset is not None
+    features, labels = job.data.validation(job.subset)
+    encoder = PromptEncoder(backbone, job.data.class_names, layout_of(job.settings, backbone))
+    at_once = max(1, PROMPTS_AT_ONCE // len(job.data.class_names))
+    accuracy = []
+    for start in range(0, len(contexts), at_once):
+        with torch.no_grad():
+            texts = encoder(torch.from_numpy(contexts[start : start + at_once])).float().cpu().numpy()
+        predicted = (unit(features) @ unit(texts).swapaxes(1, 2)).argmax(-1)
+        accuracy.append(100 * (predicted == labels).mean(1))
+    return np.concatenate(accuracy)
 
 
 def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
@@ -172,46 +231,6 @@ def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
     return PromptLayout(length, settings.class_position, settings.class_specific)
 
 
-def epochs_of(job: Job[CoOpSettings]) -> int:
-    """Epochs that a job's schedule stands for.
-
-    Raises:
-        UserError: a schedule by shots does not name the job's.
-    """
-    epochs, shots = job.settings.epochs, job.shots
-    if isinstance(epochs, int):
-        return epochs
-    if isinstance(epochs, dict):
-        if shots not in epochs:
-            given = ", ".join(str(key) for key in epochs)
-            raise UserError(f"The epochs of coop are given for {given} shots, not for {shots}; add them.")
-        return epochs[shots]
-    if epochs == "paper":
-        return paper_epochs(job.data.name, shots)
-    assert job.subset is not None
-    per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
-    return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
-
-
-def paper_epochs(dataset: str, shots: int | str) -> int:
-    """The official number of epochs. Shots that the paper does not have take those of its next number."""
-    if dataset == "imagenet":
-        return PAPER_EPOCHS_IMAGENET
-    enough = [known for known in PAPER_EPOCHS if shots != "all" and known >= int(shots)]
-    return PAPER_EPOCHS[min(enough, default=16)]
-
-
-def schedule_of(settings: CoOpSettings) -> str:
-    """ "paper", or what the schedule is instead, to be printed on all that is drawn from such runs."""
-    epochs = settings.epochs
-    if isinstance(epochs, dict):
-        by_shots = ", ".join(f"{n} at {shots}" for shots, n in epochs.items())
-        return f"quick: epochs {by_shots} shots"
-    if isinstance(epochs, int):
-        return f"quick: {epochs} epochs"
-    return "paper" if epochs == "paper" else f"quick: {epochs}"
-
-
 def _outcome(
     backbone: Backbone,
     job: Job[CoOpSettings],
@@ -219,11 +238,10 @@ def _outcome(
     losses: np.ndarray | None = None,
     status: str = "done",
     seconds: float = 0.0,
+    extra: dict[str, float] | None = None,
 ) -> Outcome:
-    scores = {}
-    for data in (job.data, *job.targets):
-        scores[data.name] = _score(backbone, job, data, contexts)
-    return Outcome(scores, losses, contexts, status, seconds)
+    scores = {data.name: _score(backbone, job, data, contexts) for data in job.tests}
+    return Outcome(scores, losses, contexts, status=status, seconds=seconds, extra=extra or {})
 
 
 def _score(backbone: Backbone, job: Job[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:

@@ -63,12 +63,12 @@ class Data:
         self._train.move_to_end(key)
         return self._train[key]
 
-    def require_validation(self, subset: FewShot) -> None:
-        """Raises UserError where a subset has no validation images."""
-        if not len(subset.val):
+    def require_validation(self, subset: FewShot | None, what: str, instead: str) -> None:
+        """Raises UserError where a subset has no validation images, for which ``what`` is chosen; ``instead`` says
+        what else can be done."""
+        if subset is None or not len(subset.val):
             raise UserError(
-                f"{self.name} has no validation images, which choose the probe's C; give it a val split, "
-                "or leave the linear probe out."
+                f"{self.name} has no validation images, which choose {what}; give it a val split, or {instead}."
             )
 
     def validation(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:

@@ -53,8 +53,7 @@ class LinearProbe(Method[LinearProbeSettings]):
         return f"Linear probe CLIP ({settings.iterations} iterations, {settings.search_steps} search steps)"
 
     def check(self, job: Job[LinearProbeSettings]) -> None:
-        assert job.subset is not None
-        job.data.require_validation(job.subset)
+        job.data.require_validation(job.subset, "the probe's C", "leave the linear probe out")
         for target in job.targets:
             matching_classes(job.data, target)
 
@@ -151,8 +150,9 @@ def _run(
 
     start = time.perf_counter()
     log_c, model = choose_c(train, val, settings)
+    extra = {"c": 10.0**log_c, "val_accuracy": 100 * float((model.predict(val[0]) == val[1]).mean())}
     scores: dict[str, Scores] = {}
     for name, (features, labels), columns in tests:
         scores[name] = score(class_logits(model, features, classes)[:, columns], labels)
     seconds = time.perf_counter() - start
-    return index, Outcome(scores, seconds=seconds, extra={"c": 10.0**log_c})
+    return index, Outcome(scores, seconds=seconds, extra=extra)

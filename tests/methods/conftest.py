@@ -11,10 +11,11 @@ import torch
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split
-from fastcoop.methods import Data
+from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext, expand, get_method
 from tests.small_world import write_backbone
 
 DIM = 16
+ALONE = RunContext(jobs=1)
 NOT_KEPT = Path(os.devnull) / "fewshot"  # a place for subsets that cannot be written to
 
 
@@ -60,6 +61,21 @@ def make_data(
     splits = {part: split(part, images) for part, images in (("train", 6), ("val", 4), ("test", 9))}
     dataset = Dataset(name, Path(), classes, "a photo of a {}.", splits, name, name, NOT_KEPT)
     return Data(dataset, ArrayStore(dataset, views, seed), views)
+
+
+def run(backbone: Backbone, method: str, jobs: list[Job]) -> list[Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    METHODS[method].run(backbone, jobs, outcomes.__setitem__, ALONE)
+    return [outcomes[index] for index in range(len(jobs))]
+
+
+def job(
+    data: Data, method: str, shots: int = 2, seed: int = 1, targets: tuple[Data, ...] = (), **settings
+) -> Job:
+    (one,) = expand(get_method(method), settings)
+    if not METHODS[method].learns:
+        return Job(one, data, targets=targets)
+    return Job(one, data, data.subset(shots, seed), shots, seed, targets)
 
 
 @pytest.fixture

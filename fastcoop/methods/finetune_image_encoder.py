@@ -1,0 +1,192 @@
+"""Fine-tuning CLIP's image encoder against the frozen prompts (paper, Table 5): it needs images, not features."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from fastcoop.errors import UserError
+from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
+from fastcoop.methods.data import Data
+from fastcoop.methods.schedule import ScheduleSettings, epoch_order, epochs_of, schedule_of
+from fastcoop.methods.scores import score
+from fastcoop.methods.text import prompt_features, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastcoop.backbones import Backbone
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+TESTED_AT_ONCE = 64
+
+log = logging.getLogger("fastcoop")
+
+
+class FinetuneSettings(ScheduleSettings):
+    """``learning_rate``: small, since every weight of the tower moves; a list in a grid runs several, whose
+    ``val_accuracy`` in the results tells which to take."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+
+
+class FinetuneImageEncoder(Method[FinetuneSettings]):
+    """The image tower trained on a run's few images; the dataset's own prompts are its fixed classifier.
+
+    The paper gives no settings. Chosen here: CoOp's SGD, batches and epochs, a new random crop of each image in
+    each epoch (the test-time crop where the grid has ``views: 0``), and batch normalisation at its frozen
+    statistics. The tuned tower is not kept: a run can be tested on targets only while it runs.
+    """
+
+    name = "finetune_image_encoder"
+    Settings = FinetuneSettings
+
+    def label(self, settings: FinetuneSettings) -> str:
+        return f"Fine-tuned image encoder (lr {settings.learning_rate:g})"
+
+    def check(self, job: Job[FinetuneSettings]) -> None:
+        if job.weights is not None:
+            raise UserError(
+                f"{self.name} keeps no weights; name the datasets to test on as targets of a grid, and run it."
+            )
+        for data in (job.data, *job.targets):
+            _require_images(data)
+
+    def determined_by(self, job: Job[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
+        resolved = {"epochs": epochs_of(job), "views": job.data.views > 0}
+        return job.settings.model_dump(mode="json") | resolved | {"prompt": job.data.dataset.template}
+
+    def columns(self, job: Job[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"epochs": epochs_of(job), "schedule": schedule_of(job.settings)}
+
+    def run(
+        self,
+        backbone: Backbone,
+        jobs: Sequence[Job[FinetuneSettings]],
+        done: Done,
+        context: RunContext,
+    ) -> None:
+        trained = sum(len(job.subset.train) * epochs_of(job) for job in jobs if job.subset)
+        tested = sum(len(data.test[1]) for job in jobs for data in job.tests)
+        log.warning(
+            "%s works on images, not on cached features: %d runs take %d images forwards and backwards through the "
+            "image tower and %d forwards, one run after the other; CoOp's training takes none.",
+            *(self.name, len(jobs), trained, tested),
+        )
+        for index, job in enumerate(jobs):
+            start = time.perf_counter()
+            tower, losses = _train(backbone, job, context)
+            scores = {}
+            for data in job.tests:
+                assert data.store is not None
+                rows = data.store.indices("test")
+                scores[data.name] = score(_logits(backbone, tower, data, "test", rows), data.test[1])
+            extra = {}
+            if job.subset is not None and len(job.subset.val):
+                rows = _readable(job.data, "val", job.subset.val)
+                predicted = _logits(backbone, tower, job.data, "val", rows).argmax(1)
+                correct = predicted == job.data.dataset.splits["val"].labels[rows]
+                extra["val_accuracy"] = 100 * float(correct.mean())
+            status = "done" if np.isfinite(losses).all() else "diverged"
+            seconds = time.perf_counter() - start
+            done(index, Outcome(scores, losses, status=status, seconds=seconds, extra=extra))
+
+
+def _require_images(data: Data) -> None:
+    meta = getattr(data.store, "meta", None)
+    path = data.dataset.root / data.dataset.splits["test"].paths[0]
+    if (meta is not None and meta.recipe == "imported") or not path.is_file():
+        raise UserError(
+            f"finetune_image_encoder needs the images of {data.name}, but {path} is not there; "
+            "features alone are not enough for this method. Leave it out, or put the images back."
+        )
+
+
+def _readable(data: Data, split: str, rows: np.ndarray) -> np.ndarray:
+    """Those of the split's images that caching did not skip."""
+    assert data.store is not None
+    return rows[np.isin(rows, data.store.indices(split))]
+
+
+def _train(
+    backbone: Backbone, job: Job[FinetuneSettings], context: RunContext
+) -> tuple[nn.Module, np.ndarray]:
+    """A tuned copy of the image tower, and its mean loss per epoch, float32 (epochs,)."""
+    import torch
+
+    from fastcoop.engine.run import learning_rates
+
+    assert job.subset is not None
+    settings, rows = job.settings, _readable(job.data, "train", job.subset.train)
+    labels = torch.from_numpy(job.data.dataset.splits["train"].labels[rows]).to(backbone.device)
+    texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
+    tower: nn.Module = deepcopy(backbone.model.visual).float().eval().requires_grad_(True)
+    optimiser = torch.optim.SGD(
+        tower.parameters(), lr=settings.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
+    epochs = epochs_of(job)
+    rates = np.minimum(learning_rates(epochs, settings.learning_rate), settings.learning_rate)
+    rng = np.random.default_rng(job.seed)
+    losses = np.zeros(epochs, np.float32)
+    for epoch in range(epochs):
+        optimiser.param_groups[0]["lr"] = float(rates[epoch])
+        steps = epoch_order(len(rows), settings.batch_size, rng)
+        view = 1 + epoch if job.data.views else 0
+        batches = _batches(backbone, job.data, "train", [rows[step] for step in steps], view, job.seed)
+        for step, images in zip(steps, batches, strict=True):
+            features = torch.nn.functional.normalize(tower(images), dim=-1)
+            loss = torch.nn.functional.cross_entropy(
+                backbone.logit_scale * features @ texts.T, labels[torch.from_numpy(step)]
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses[epoch] += loss.item() / len(steps)
+        context.on_progress(1 / epochs)
+    return tower.requires_grad_(False), losses
+
+
+def _logits(backbone: Backbone, tower: nn.Module, data: Data, split: str, rows: np.ndarray) -> np.ndarray:
+    """Logits float32 (rows, classes) of a split's images at the test-time crop."""
+    import torch
+
+    cuts = [rows[at : at + TESTED_AT_ONCE] for at in range(0, len(rows), TESTED_AT_ONCE)]
+    with torch.no_grad():
+        features = [tower(images).cpu().numpy() for images in _batches(backbone, data, split, cuts)]
+    return backbone.logit_scale * unit(np.concatenate(features)) @ _texts(backbone, data).T
+
+
+def _batches(
+    backbone: Backbone, data: Data, split: str, batches: Sequence[np.ndarray], view: int = 0, seed: int = 0
+) -> Iterator[Tensor]:
+    """float32 (batch, 3, size, size) of each batch of the split's images, at one view of ``features.images``."""
+    from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
+
+    meta = getattr(data.store, "meta", None)
+    recipe = meta.recipe if meta is not None else "current"
+
+    def crop(row: int) -> np.ndarray:
+        name = data.dataset.splits[split].paths[row]
+        try:
+            image = read_rgb(data.dataset.root / name)
+        except UnreadableImage as error:
+            raise UserError(
+                f"{data.dataset.root / name} could not be read ({error}); repair or remove it."
+            ) from None
+        return crops(image, name, [view], backbone.preprocess, recipe, seed)
+
+    with ThreadPoolExecutor() as pool:
+        for batch in batches:
+            pixels = np.concatenate(list(pool.map(crop, batch.tolist())))
+            yield normalised(pixels, backbone.preprocess, backbone.device)
+
+
+def _texts(backbone: Backbone, data: Data) -> np.ndarray:
+    return prompt_features(backbone, data.class_names, data.dataset.template)

@@ -1,0 +1,176 @@
+"""What Table 5's methods on the text encoder's output share: a few learned numbers on top of frozen features.
+
+The paper gives neither code nor settings for them. Chosen here: the zero-shot prompts' features at length 1, the
+learned offset zero at the start, so that training begins at zero-shot CLIP and weight decay pulls towards it; CoOp's
+SGD, batches and epochs; and the learning rate by accuracy on the run's own validation images.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
+from fastcoop.methods.data import Data
+from fastcoop.methods.schedule import ScheduleSettings, epoch_order, epochs_of, schedule_of
+from fastcoop.methods.scores import Scores
+from fastcoop.methods.text import prompt_features, score_texts, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcoop.backbones import Backbone
+
+RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried at once, as a batch of runs
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+class TextLearnerSettings(ScheduleSettings):
+    """``learning_rate``: a number, or "validation": the best of five decades on the run's validation images (by
+    accuracy, then by loss; of equals the smallest)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["validation"] = "validation"
+
+
+class TextLearner(Method[TextLearnerSettings]):
+    """An offset learned on text features. Subclasses say its shape and what it does to them."""
+
+    Settings = TextLearnerSettings
+    kept: str  # the offset's name in ``Outcome.weights``
+
+    @abstractmethod
+    def shape(self, dim: int) -> tuple[int, ...]:
+        """Shape of the offset for features of size ``dim``."""
+
+    @abstractmethod
+    def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
+        """Offsets (runs, *shape) on texts (classes, dim): (runs, classes, dim), of any length."""
+
+    def check(self, job: Job[TextLearnerSettings]) -> None:
+        if job.settings.learning_rate == "validation" and job.weights is None:
+            job.data.require_validation(
+                job.subset,
+                f"the learning rate of {self.name}",
+                f"set learning_rate of {self.name} to a number",
+            )
+
+    def determined_by(self, job: Job[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
+        resolved = {"epochs": epochs_of(job), "views": job.data.views, "prompt": job.data.dataset.template}
+        return job.settings.model_dump(mode="json") | resolved | {"rates": rates_of(job.settings)}
+
+    def columns(self, job: Job[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"epochs": epochs_of(job), "schedule": schedule_of(job.settings)}
+
+    def run(
+        self,
+        backbone: Backbone,
+        jobs: Sequence[Job[TextLearnerSettings]],
+        done: Done,
+        context: RunContext,
+    ) -> None:
+        for index, job in enumerate(jobs):
+            start = time.perf_counter()
+            if job.weights is not None:
+                outcome = Outcome(self._scores(backbone, job, job.weights[self.kept]))
+            else:
+                outcome = self._learn(backbone, job, start)
+            done(index, outcome)
+            context.on_progress(1.0)
+
+    def _learn(self, backbone: Backbone, job: Job[TextLearnerSettings], start: float) -> Outcome:
+        import torch
+
+        assert job.subset is not None
+        rates = rates_of(job.settings)
+        offsets, losses = self._train(backbone, job, rates)
+        best, extra = 0, {}
+        if len(job.subset.val):
+            best, extra["val_accuracy"] = self._choose(backbone, job, offsets)
+        extra["learning_rate"] = rates[best]
+        offset = offsets[best].float().cpu().numpy()
+        finite = bool(np.isfinite(losses[best]).all()) and bool(torch.isfinite(offsets[best]).all())
+        return Outcome(
+            self._scores(backbone, job, offset),
+            losses[best],
+            weights={self.kept: offset},
+            status="done" if finite else "diverged",
+            seconds=time.perf_counter() - start,
+            extra=extra,
+        )
+
+    def _train(
+        self, backbone: Backbone, job: Job[TextLearnerSettings], rates: Sequence[float]
+    ) -> tuple[Tensor, np.ndarray]:
+        """Offsets (rates, *shape) and their losses (rates, epochs), trained side by side on the same batches."""
+        import torch
+        from torch.nn.functional import normalize
+
+        from fastcoop.engine.run import learning_rates
+
+        assert job.subset is not None
+        features, labels = job.data.train(job.subset)
+        images = torch.from_numpy(unit(features[:, 1:] if features.shape[1] > 1 else features))
+        images, targets = images.to(backbone.device), torch.from_numpy(labels).to(backbone.device)
+        texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
+        epochs = epochs_of(job)
+        schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])
+        shape = self.shape(texts.shape[1])
+        offsets = torch.zeros(len(rates), *shape, device=backbone.device, requires_grad=True)
+        momentum = torch.zeros_like(offsets)
+        rng = np.random.default_rng(job.seed)
+        losses = np.zeros((len(rates), epochs), np.float32)
+        for epoch in range(epochs):
+            rate = torch.tensor(schedule[:, epoch], dtype=torch.float32, device=backbone.device)
+            rate = rate.view(-1, *[1] * len(shape))
+            view = rng.integers(images.shape[1], size=len(images))
+            steps = epoch_order(len(images), job.settings.batch_size, rng)
+            for rows in steps:
+                weights = normalize(self.apply(offsets, texts), dim=-1)
+                logits = backbone.logit_scale * images[rows, view[rows]] @ weights.mT
+                loss = -torch.log_softmax(logits, -1)[:, np.arange(len(rows)), targets[rows]].mean(1)
+                (gradient,) = torch.autograd.grad(loss.sum(), offsets)
+                with torch.no_grad():
+                    momentum.mul_(MOMENTUM).add_(gradient).add_(offsets, alpha=WEIGHT_DECAY)
+                    offsets -= rate * momentum
+                losses[:, epoch] += loss.detach().cpu().numpy() / len(steps)
+        return offsets.detach(), losses
+
+    def _choose(
+        self, backbone: Backbone, job: Job[TextLearnerSettings], offsets: Tensor
+    ) -> tuple[int, float]:
+        """Which offset does best on the validation images, and its accuracy on them in percent."""
+        import torch
+
+        assert job.subset is not None
+        features, labels = job.data.validation(job.subset)
+        texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
+        weights = unit(self.apply(offsets, texts).cpu().numpy())
+        logits = torch.from_numpy(backbone.logit_scale * unit(features) @ weights.swapaxes(1, 2))
+        loss = -torch.log_softmax(logits.double(), -1)[:, np.arange(len(labels)), labels].mean(1).numpy()
+        accuracy = 100 * (logits.argmax(-1).numpy() == labels).mean(1)
+        lost = ~np.isfinite(loss)
+        order = np.lexsort((np.where(lost, np.inf, loss), np.where(lost, np.inf, -accuracy)))
+        return int(order[0]), float(accuracy[order[0]])
+
+    def _scores(self, backbone: Backbone, job: Job[Any], offset: np.ndarray) -> dict[str, Scores]:
+        import torch
+
+        scores = {}
+        for data in job.tests:
+            texts = self.apply(torch.from_numpy(offset)[None], torch.from_numpy(_texts(backbone, data)))
+            scores[data.name] = score_texts(backbone, data, texts[0].numpy())
+        return scores
+
+
+def rates_of(settings: TextLearnerSettings) -> tuple[float, ...]:
+    """The learning rates that a run tries."""
+    return RATES if settings.learning_rate == "validation" else (settings.learning_rate,)
+
+
+def _texts(backbone: Backbone, data: Data) -> np.ndarray:
+    return prompt_features(backbone, data.class_names, data.dataset.template)

@@ -1,0 +1,121 @@
+"""Which contexts a CoOp run keeps, and what every method notes of itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Data, expand, get_method
+from fastcoop.methods.coop import epochs_looked_at
+from tests.methods.conftest import job, make_data, run
+from tests.reference import reference_features
+
+SETTINGS = {"context_length": 2, "learning_rate": 0.3}
+
+
+def on_validation(backbone: Backbone, data: Data, contexts: np.ndarray) -> float:
+    """Accuracy on the validation images by the plain 77-token way."""
+    features, labels = data.validation(data.subset(2, 1))
+    texts = reference_features(
+        backbone.model, backbone.tokenizer, data.class_names, torch.from_numpy(contexts), "end"
+    )
+    texts = torch.nn.functional.normalize(texts, dim=-1).numpy()
+    return 100 * float(((features @ texts.T).argmax(1) == labels).mean())
+
+
+@pytest.mark.parametrize("specific", [False, True])
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_best_val_keeps_the_first_best_of_the_epochs(backbone: Backbone, seed: int, specific: bool) -> None:
+    data = make_data(seed=seed, views=0)
+    settings = SETTINGS | {"class_specific": specific, "epochs": 7}
+    one = job(data, "coop", select="best_val", val_every=1, **settings)
+    (outcome,) = run(backbone, "coop", [one])
+
+    from fastcoop.engine import train
+    from fastcoop.methods.coop import engine_run
+
+    (trained,) = train(backbone, [engine_run(one, backbone)])
+    contexts = [trained.snapshots[epoch].numpy() for epoch in range(1, 8)]
+    accuracy = [on_validation(backbone, data, c) for c in contexts]
+    best = int(np.argmax(accuracy))
+    assert outcome.extra == {"val_accuracy": pytest.approx(accuracy[best]), "epoch": best + 1}
+    assert (outcome.contexts == contexts[best]).all()
+    assert outcome.losses.shape == (7,)
+    assert len(set(accuracy)) > 1, "the epochs are told apart"
+
+
+def test_the_last_step_is_kept_unless_asked_and_its_accuracy_noted_on_request(
+    backbone: Backbone, data: Data
+) -> None:
+    silent, asked = (job(data, "coop", epochs=3, **SETTINGS, **more) for more in ({}, {"val_accuracy": True}))
+    one, other = run(backbone, "coop", [silent, asked])
+    assert one.extra == {}
+    assert other.extra == {"val_accuracy": pytest.approx(on_validation(backbone, data, other.contexts))}
+    assert (one.contexts == other.contexts).all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"),
+    [
+        (200, None, list(range(10, 201, 10))),
+        (5, None, [1, 2, 3, 4, 5]),
+        (7, 3, [3, 6, 7]),
+        (2, 9, [2]),
+    ],
+)
+def test_epochs_looked_at(data: Data, epochs: int, every: int | None, expected: list[int]) -> None:
+    settings = {"epochs": epochs} | ({"val_every": every} if every else {})
+    assert epochs_looked_at(job(data, "coop", select="best_val", **settings)) == expected
+    assert epochs_looked_at(job(data, "coop", **settings)) == []
+
+
+def test_selection_needs_validation_images(backbone: Backbone, data: Data) -> None:
+    splits = {name: split for name, split in data.dataset.splits.items() if name != "val"}
+    bare = Data(replace(data.dataset, splits=splits), data.store, data.views)
+    for settings in ({"select": "best_val"}, {"val_accuracy": True}):
+        with pytest.raises(UserError, match=r"no validation images.* best_val"):
+            get_method("coop").check(job(bare, "coop", **settings))
+    get_method("coop").check(job(bare, "coop"))
+
+
+def test_settings_that_came_later_leave_earlier_keys_alone(backbone: Backbone, data: Data) -> None:
+    coop = get_method("coop")
+    plain = coop.determined_by(job(data, "coop", epochs=40), backbone)
+    assert set(plain) == {
+        "context_length", "class_position", "class_specific", "init", "epochs", "batch_size", "learning_rate",
+        "views",
+    }  # fmt: skip
+    best = coop.determined_by(job(data, "coop", epochs=40, select="best_val"), backbone)
+    assert coop.determined_by(job(data, "coop", epochs=40, select="best_val", val_every=2), backbone) == best
+    assert coop.determined_by(job(data, "coop", epochs=40, val_every=2), backbone) == plain
+    assert best != plain
+    (settings,) = expand(coop, {"select": "best_val"})
+    assert coop.label(settings) == "CoOp (M=16, end, best on validation)"
+
+
+FEATURES_ONLY = [name for name in METHODS if name != "finetune_image_encoder"]
+
+
+@pytest.mark.parametrize("method", FEATURES_ONLY)
+def test_every_method_reports_its_accuracies_and_learned_ones_their_losses(
+    backbone: Backbone, data: Data, method: str
+) -> None:
+    settings = {"epochs": 4} if "epochs" in METHODS[method].Settings.model_fields else {}
+    (outcome,) = run(backbone, method, [job(data, method, **settings)])
+    scores, labels = outcome.scores["animals"], data.test[1]
+    right = scores.predictions == labels
+    assert scores.accuracy == pytest.approx(100 * right.mean())
+    per_class = [100 * right[labels == k].mean() for k in range(3)]
+    assert scores.per_class == pytest.approx(per_class)
+    assert scores.macro_accuracy == pytest.approx(np.mean(per_class))
+    assert (outcome.losses is not None) == bool(settings)
+    if settings:
+        assert outcome.losses.shape == (4,)
+        assert np.isfinite(outcome.losses).all()
+    if method == "linear_probe":
+        assert 0 <= outcome.extra["val_accuracy"] <= 100
