@@ -8,7 +8,16 @@ from typing import Any
 
 import typer
 
-from fastcoop.cli import bench, datasets, demo, features, report, results, sweep  # noqa: F401  each adds its commands
+from fastcoop.cli import (  # noqa: F401  each adds its commands
+    bench,
+    datasets,
+    demo,
+    exchange,
+    features,
+    report,
+    results,
+    sweep,
+)
 from fastcoop.cli.app import app
 from fastcoop.errors import UserError
 

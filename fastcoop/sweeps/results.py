@@ -38,6 +38,18 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     return frame
 
 
+def load_runs(folder: str | Path) -> pd.DataFrame:
+    """One row per run, tested or not: imported runs are there before anything has scored them.
+
+    Raises:
+        UserError: the folder holds no results, or they cannot be read.
+    """
+    import pandas as pd
+
+    with _reading(Path(folder)) as db:
+        return pd.read_sql_query("SELECT * FROM runs ORDER BY finished, key", db)
+
+
 def tested_runs(folder: str | Path) -> dict[str, set[str]]:
     """Keys of the runs in a results folder, and the datasets that each has been tested on.
 

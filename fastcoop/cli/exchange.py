@@ -1,0 +1,123 @@
+"""``import-coop``, ``export`` and ``predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastcoop.cli.app import app
+from fastcoop.cli.options import AsJson, BackboneSpec, DataRoot, Device
+
+Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
+
+
+@app.command("import-coop")
+def import_coop(
+    place: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with some anywhere below it.")],
+    dataset: Annotated[str, typer.Option(help="The dataset they were learned on.")],
+    backbone: BackboneSpec,
+    data_root: DataRoot = Path("data"),
+    results: Results = Path("results/imported"),
+    class_position: Annotated[
+        str | None, typer.Option(help="end, mid or front, where no folder name says.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Images per class, where no folder name says.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, where no folder name says.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read checkpoints of the official CoOp code into a results folder. Nothing that they name is run.
+
+    Of each folder the last epoch is taken. Sizes, weights and class names are compared first.
+
+    Example:  [bold]fastcoop import-coop output/imagenet --dataset imagenet --backbone RN50[/bold]
+    """
+    from fastcoop.backbones import backbone_from_spec
+    from fastcoop.datasets import load_dataset
+    from fastcoop.exchange import import_coop as import_all
+
+    data, model = load_dataset(dataset, data_root), backbone_from_spec(backbone)
+    found = import_all(
+        place, model, data, results, class_position=class_position, shots=shots, seed=seed
+    )  # fmt: skip
+    if as_json:
+        rows = [{"key": one.key, "path": str(one.path), "label": one.label} for one in found]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for one in found:
+        typer.echo(f"{one.key[:12]}  {one.label}  {one.path}")
+    typer.echo(f"{len(found)} runs: {results}")
+
+
+@app.command("export")
+def export(
+    run: Annotated[str, typer.Argument(help="A run's key, or its beginning.")],
+    results: Results,
+    format: Annotated[str, typer.Option("--format", help="coop, safetensors or classifier.")] = "classifier",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write (exported/RUN.FORMAT.safetensors); for coop a folder.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Of the run, where its name alone does not find it.")
+    ] = None,
+) -> None:
+    """Write a run's learned prompt for others to use.
+
+    As a checkpoint for the official code (coop), as its contexts with all that describes them (safetensors), or as
+    the finished classifier in one file (classifier), which needs nothing but open_clip.
+
+    Example:  [bold]fastcoop export 3f2a --results results/photographs --format classifier[/bold]
+    """
+    from fastcoop.exchange import export_run, find_run
+
+    key = find_run(results, run).key
+    default = Path("exported") if format == "coop" else Path("exported") / f"{key[:12]}.{format}.safetensors"
+    typer.echo(export_run(results, key, format, out or default, backbone))
+
+
+@app.command("predict")
+def predict(
+    classifier: Annotated[Path, typer.Argument(help="A file of `fastcoop export --format classifier`.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Labels per image.")] = 3,
+    backbone: Annotated[
+        str | None, typer.Option(help="Of the classifier, where its name alone does not find it.")
+    ] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Label images, with probabilities.
+
+    Example:  [bold]fastcoop predict exported/3f2a.classifier.safetensors cat.jpg holidays -k 1[/bold]
+    """
+    from fastcoop.backbones import backbone_from_spec
+    from fastcoop.exchange import Classifier, image_files
+    from fastcoop.exchange import predict as classify
+    from fastcoop.progress import progress
+
+    loaded, files = Classifier.load(classifier), image_files(images)
+    model = backbone_from_spec(backbone or loaded.backbone, device=device)
+    found = []
+    with progress(f"Classifying by {loaded.backbone}", len(files)) as advance:
+        for prediction in classify(loaded, model, files):
+            found.append(prediction)
+            advance()
+    width = max(len(str(one.path)) for one in found)
+    rows = []
+    for one in found:
+        if one.probabilities is None:
+            typer.echo(f"{one.path}: {one.problem}", err=True)
+            continue
+        best = (-one.probabilities).argsort(kind="stable")[:k]
+        labels = [(loaded.class_names[label], float(one.probabilities[label])) for label in best]
+        if not as_json:
+            typer.echo(f"{one.path!s:<{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in labels))
+        rows.append(
+            {"image": str(one.path), "labels": [{"label": name, "probability": p} for name, p in labels]}
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    if len(rows) < len(found):
+        raise typer.Exit(2)

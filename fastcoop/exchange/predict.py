@@ -1,0 +1,80 @@
+"""What a classifier says of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets.files import IMAGE_SUFFIXES
+from fastcoop.errors import UserError
+from fastcoop.exchange.classifier import Classifier
+from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
+
+AT_ONCE = 32  # images
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """An image's probabilities, float32 (classes,) in label order; None where it cannot be read, with the reason."""
+
+    path: Path
+    probabilities: np.ndarray | None
+    problem: str | None = None
+
+
+def image_files(places: Sequence[str | Path]) -> list[Path]:
+    """The files given, and the images anywhere in the folders given, sorted in each.
+
+    Raises UserError for what does not exist, and where there is no image at all.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = (Path(folder) / name for folder, _, names in os.walk(place) for name in names)
+            found += sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES)
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"There is no file or folder {place}.")
+    if not found:
+        raise UserError(f"There are no images in {' or '.join(map(str, places))}.")
+    return found
+
+
+def predict(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -> Iterator[Prediction]:
+    """Classify images by the test-time crop, in order.
+
+    Raises:
+        UserError: the backbone is not the classifier's. An unreadable image is a Prediction that says so.
+    """
+    if backbone.digest != classifier.backbone_digest:
+        raise UserError(
+            f"The classifier was made for {classifier.backbone} ({classifier.backbone_digest[:12]}), not for "
+            f"{backbone.name} ({backbone.digest[:12]}); name that backbone with --backbone."
+        )
+    for start in range(0, len(images), AT_ONCE):
+        yield from _batch(classifier, backbone, images[start : start + AT_ONCE])
+
+
+def _batch(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -> Iterator[Prediction]:
+    pixels: list[np.ndarray] = []
+    problems: dict[Path, str] = {}
+    for path in images:
+        try:
+            pixels.append(crops(read_rgb(path), path.name, [0], classifier.preprocess, "current", 0))
+        except UnreadableImage as error:
+            problems[path] = str(error)
+    rows: Iterator[np.ndarray] = iter(())
+    if pixels:
+        batch = normalised(np.concatenate(pixels), classifier.preprocess, backbone.device)
+        rows = iter(classifier.probabilities(backbone.encode_images(batch).float().cpu().numpy()))
+    for path in images:
+        if path in problems:
+            yield Prediction(path, None, problems[path])
+        else:
+            yield Prediction(path, next(rows))

@@ -1,0 +1,149 @@
+"""What is exported does elsewhere what it did here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fastcoop.errors import UserError
+from fastcoop.exchange import Classifier, export_run, find_run, image_files, make_classifier, predict
+from fastcoop.features import FeatureStore
+from fastcoop.sweeps import load_contexts, load_predictions
+from tests.reference import reference_features
+
+LAYOUTS = [(position, specific) for position in ("end", "mid", "front") for specific in (False, True)]
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "deploy.md"
+
+
+class OfficialLearner(torch.nn.Module):
+    """What of the official prompt learner a checkpoint is loaded into."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.ctx = torch.nn.Parameter(torch.zeros(shape))
+        self.register_buffer("token_prefix", torch.zeros(1))
+        self.register_buffer("token_suffix", torch.zeros(1))
+
+    def load(self, folder: Path, epoch: int) -> None:
+        """The official rule: by epoch, without the fixed token vectors, not strictly."""
+        checkpoint = torch.load(folder / "prompt_learner" / f"model.pth.tar-{epoch}", map_location="cpu")
+        assert checkpoint["epoch"] == epoch
+        state = checkpoint["state_dict"]
+        del state["token_prefix"], state["token_suffix"]
+        self.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize(("position", "specific"), LAYOUTS)
+def test_the_official_code_loads_a_checkpoint_and_predicts_the_same(
+    world, backbone, dataset, key, tmp_path, position, specific
+):
+    results, run = world / "results", key(position, specific)
+    path = export_run(results, run, "coop", tmp_path, str(world / "tiny"))
+    ctp = {"end": "end", "mid": "middle", "front": "front"}[position]
+    folder = tmp_path / f"colours/CoOp/tiny_2shots/nctx3_csc{specific}_ctp{ctp}/seed1"
+    assert path == folder / "prompt_learner" / "model.pth.tar-2"
+    assert (path.parent / "checkpoint").read_text().strip() == path.name
+    contexts = load_contexts(results, run)
+    learner = OfficialLearner(contexts.shape)
+    learner.load(folder, 2)
+    np.testing.assert_array_equal(learner.ctx.detach(), contexts)
+
+    texts = reference_features(
+        backbone.model, backbone.tokenizer, dataset.class_names, learner.ctx.detach(), position
+    )
+    classifier = make_classifier(find_run(results, run), backbone)
+    unit = torch.nn.functional.normalize(texts)
+    np.testing.assert_allclose(classifier.text_features, unit, atol=2e-6)
+    features, _ = FeatureStore.open(world / "cache" / "tiny" / "colours.h5").split("test")
+    probabilities = classifier.probabilities(features.numpy())
+    stored = load_predictions(results, run)
+    np.testing.assert_array_equal(probabilities.argmax(1), stored.predicted)
+    np.testing.assert_allclose(probabilities.max(1), stored.confidence.astype(np.float32), atol=1e-3)
+
+
+def test_contexts_carry_what_they_are(world, key, tmp_path):
+    run = key("mid", True)
+    path = export_run(world / "results", run, "safetensors", tmp_path / "contexts.safetensors")
+    with safe_open(path, "np") as file:
+        np.testing.assert_array_equal(file.get_tensor("contexts"), load_contexts(world / "results", run))
+        header = file.metadata()
+    assert header["key"] == run
+    assert json.loads(header["class_names"]) == list(find_run(world / "results", run).class_names)
+    assert json.loads(header["settings"])["class_position"] == "mid"
+
+
+def test_three_lines_of_plain_open_clip(world, backbone, key, tmp_path, monkeypatch):
+    """The lines of the page, with this backbone in place of RN50."""
+    monkeypatch.chdir(tmp_path)
+    export_run(world / "results", key(), "classifier", "classifier.safetensors", str(world / "tiny"))
+    picture = next((world / "data/colours/test/green").iterdir())
+    Image.open(picture).save("cat.png")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for line in code.splitlines() if line and not re.match(r"import |from |#", line)]
+    assert len(lines) == 3
+    open_clip.add_model_config(world / "tiny" / "tiny.json")
+    weights = world / "tiny" / "open_clip_model.safetensors"
+    code = code.replace('"RN50-quickgelu", pretrained="openai"', f'"tiny", pretrained={str(weights)!r}')
+    assert "tiny" in code
+    said: dict[str, torch.Tensor] = {}
+    exec(code.replace("cat.jpg", "cat.png"), said)
+    (ours,) = predict(Classifier.load("classifier.safetensors"), backbone, [Path("cat.png")])
+    np.testing.assert_allclose(said["probs"][0].detach(), ours.probabilities, atol=1e-5)
+
+
+def test_files_and_folders_are_labelled_in_order(world, backbone, key, tmp_path):
+    classifier = make_classifier(find_run(world / "results", key()), backbone)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = image_files([world / "data/colours/test", tmp_path])
+    assert len(files) == 21
+    found = list(predict(classifier, backbone, files))
+    assert [one.path for one in found] == files
+    assert found[-1].probabilities is None
+    assert found[-1].problem
+    features, _ = FeatureStore.open(world / "cache" / "tiny" / "colours.h5").split("test")
+    expected = classifier.probabilities(features.numpy())
+    np.testing.assert_allclose([one.probabilities for one in found[:-1]], expected, atol=2e-3)
+    for places in ([tmp_path / "nowhere"], [world / "results"]):
+        with pytest.raises(UserError):
+            image_files(places)
+
+
+def test_a_classifier_survives_its_file_and_refuses_others(world, backbone, key, tmp_path):
+    made = make_classifier(find_run(world / "results", key()), backbone)
+    made.save(tmp_path / "classifier")
+    read = Classifier.load(tmp_path / "classifier")
+    np.testing.assert_array_equal(read.text_features, made.text_features)
+    for name in ("class_names", "preprocess", "backbone", "backbone_digest", "origin"):
+        assert getattr(read, name) == getattr(made, name)
+    assert read.logit_scale == pytest.approx(made.logit_scale)
+    export_run(world / "results", key(), "safetensors", tmp_path / "contexts")
+    (tmp_path / "cut").write_bytes((tmp_path / "classifier").read_bytes()[:100])
+    for wrong in ("contexts", "cut", "missing"):
+        with pytest.raises(UserError):
+            Classifier.load(tmp_path / wrong)
+
+
+def test_mistakes_are_said(world, key, tmp_path):
+    results = world / "results"
+    with pytest.raises(UserError, match="classifier"):
+        export_run(results, key(), "clasifier", tmp_path / "x")
+    with pytest.raises(UserError, match="no run zzz"):
+        find_run(results, "zzz")
+    with pytest.raises(UserError, match="more of the key"):
+        find_run(results, "")
+    with pytest.raises(UserError, match="demo-resnet"):
+        export_run(results, key(), "classifier", tmp_path / "x", "demo-resnet")
+    from fastcoop.sweeps import load_results
+
+    frame = load_results(results)
+    with pytest.raises(UserError, match="no learned contexts"):
+        find_run(results, frame.key[frame.method == "zero_shot"].iloc[0])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,186 @@
+"""Official checkpoints: read whole, checked, and never obeyed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastcoop.errors import UserError
+from fastcoop.exchange import export_run, find_run, import_coop
+from fastcoop.exchange.official import path_facts, read_official
+from fastcoop.exchange.unpickle import Checkpoint
+from fastcoop.sweeps import load_contexts
+from fastcoop.sweeps.results import load_runs
+from tests.small_world import write_backbone, write_dataset
+
+OFFICIAL = (
+    "output/colours/CoOp/rn50_ep50_1shots/nctx3_csc{csc}_ctp{ctp}/seed2/prompt_learner/model.pth.tar-50"
+)
+
+
+def contexts(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("shape", "ctp"), [((3, 16), "end"), ((4, 3, 16), "middle")])
+def test_round_trip_is_bit_identical(save_official, backbone, dataset, world, tmp_path, dtype, shape, ctp):
+    ctx = contexts(*shape, dtype=dtype)
+    path = tmp_path / OFFICIAL.format(csc=len(shape) == 3, ctp=ctp)
+    save_official(path, ctx)
+    with pytest.raises(pickle.UnpicklingError):  # what torch's own safe reader says of a genuine one
+        torch.load(path, weights_only=True)
+    (run,) = import_coop(tmp_path / "output", backbone, dataset, tmp_path / "results")
+    np.testing.assert_array_equal(load_contexts(tmp_path / "results", run.key), ctx.float())
+    back = export_run(tmp_path / "results", run.key, "coop", tmp_path / "back", str(world / "tiny"))
+    state = torch.load(back, weights_only=True)
+    original = read_official(path)
+    assert state["epoch"] == 50
+    assert state["state_dict"]["ctx"].dtype == dtype
+    assert state["state_dict"]["ctx"].numpy().tobytes() == ctx.numpy().tobytes() == original.ctx.tobytes()
+    for name, saved in (("token_prefix", original.prefix), ("token_suffix", original.suffix)):
+        np.testing.assert_array_equal(state["state_dict"][name], saved)
+    (again,) = import_coop(tmp_path / "back", backbone, dataset, tmp_path / "results")
+    assert again.key == run.key
+    assert len(load_runs(tmp_path / "results")) == 1
+
+
+def test_the_path_says_the_rest(save_official, backbone, dataset, tmp_path):
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="middle")
+    save_official(path, contexts(3, 16))
+    save_official(path.with_name("model.pth.tar-9"), contexts(3, 16), epoch=9)
+    (run,) = import_coop(tmp_path, backbone, dataset, tmp_path / "results")
+    assert run.path == path
+    row = load_runs(tmp_path / "results").iloc[0]
+    assert (row.shots, row.seed, row.class_position, row.epochs, row.schedule) == (1, 2, "mid", 50, "paper")
+    assert find_run(tmp_path / "results", run.key[:8]).class_names == dataset.class_names
+    words = path_facts(Path("imagenet/CoOp/rn50_ep50_ctxv1_16shots/nctx16_cscFalse_ctpend/seed1/x"))
+    assert (words.words, words.shots) == ("a photo of a", 16)
+
+
+def test_what_no_path_says_is_asked_for(save_official, backbone, dataset, tmp_path):
+    path = tmp_path / "model.pth.tar-50"
+    save_official(path, contexts(3, 16))
+    with pytest.raises(UserError, match="--class-position"):
+        import_coop(path, backbone, dataset, tmp_path / "results")
+    with pytest.raises(UserError, match="class_position"):
+        import_coop(path, backbone, dataset, tmp_path / "results", class_position="nd", shots=1, seed=1)
+    assert not (tmp_path / "results").exists()
+    assert import_coop(path, backbone, dataset, tmp_path / "results", class_position="front", shots=4, seed=7)
+
+
+class Runs:
+    """Unpickled plainly, makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_a_checkpoint_does_not_run(save_official, backbone, dataset, tmp_path):
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="end")
+    made = tmp_path / "made"
+    save_official(path, contexts(3, 16), scheduler=Runs(made))
+    run = import_coop(path, backbone, dataset, tmp_path / "results")
+    assert len(run) == 1
+    assert not made.exists()
+    state = {"ctx": Runs(made)}
+    save_official(path, contexts(3, 16), state_dict=state)
+    with pytest.raises(UserError, match="checkpoint"):
+        import_coop(path, backbone, dataset, tmp_path / "other")
+    assert not made.exists()
+    torch.save(
+        {"state_dict": state}, path
+    )  # as dangerous as it is meant to be: torch, told to trust it, runs it
+    torch.load(path, weights_only=False)
+    assert made.exists()
+
+
+def test_nothing_outside_is_ever_imported(tmp_path):
+    """Every name but OrderedDict, even of harmless builtins, is a stand-in."""
+    path = tmp_path / "checkpoint"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"cbuiltins\neval\n(S'1/0'\ntR(lp0\n0.")
+    found = Checkpoint(path).content
+    assert (found.name, found.args) == ("builtins.eval", ("1/0",))
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "text", "legacy", "bomb", "outside", "float64", "cocoop", "no epoch"]
+)
+def test_what_is_no_checkpoint_is_refused(save_official, backbone, dataset, tmp_path, damage):
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="end")
+    save_official(path, contexts(3, 16))
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-400])
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "legacy":
+        torch.save({"state_dict": {}, "epoch": 1}, path, _use_new_zipfile_serialization=False)
+    elif damage == "bomb":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x/data.pkl", bytes(1 << 20))
+    elif damage == "outside":
+        _swap_storage(path)
+    elif damage == "float64":
+        save_official(path, contexts(3, 16, dtype=torch.float64))
+    elif damage == "cocoop":
+        state = {"ctx": contexts(3, 16), "meta_net.linear1.weight": contexts(3, 16)}
+        save_official(path, contexts(3, 16), state_dict=state)
+    else:
+        save_official(path, contexts(3, 16), epoch=None)
+    with pytest.raises(UserError, match="prompt_learner/model"):
+        import_coop(path, backbone, dataset, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def _swap_storage(path: Path) -> None:
+    """Cut every tensor's numbers to one."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data[:4] if "/data/" in name else data)
+
+
+def test_sizes_weights_and_names_are_checked(save_official, backbone, dataset, tmp_path, caplog):
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="end")
+    results = tmp_path / "results"
+    save_official(path, contexts(3, 16))
+    fewer = write_dataset(tmp_path / "fewer", ("grey", "green"))
+    from fastcoop.backbones import backbone_from_spec
+    from fastcoop.datasets import load_dataset
+
+    with pytest.raises(UserError, match="learned on 4 classes and fewer has 2"):
+        import_coop(path, backbone, load_dataset(fewer), results)
+    save_official(path, contexts(3, 8), state_dict={"ctx": contexts(3, 8)})
+    with pytest.raises(UserError, match="vectors of 8"):
+        import_coop(path, backbone, dataset, results)
+    save_official(path, contexts(2, 16))
+    with pytest.raises(UserError, match="M=3"):
+        import_coop(path, backbone, dataset, results)
+    save_official(path, contexts(3, 16))
+    from safetensors.torch import load_file, save_file
+
+    weights = write_backbone(tmp_path / "other") / "open_clip_model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match="other weights"):
+        import_coop(path, backbone_from_spec(str(tmp_path / "other")), dataset, results)
+    turned = dataset.class_names[::-1]
+    save_official(path, contexts(3, 16), names=turned)
+    assert import_coop(path, backbone, dataset, results)
+    assert "other names for 4 of 4 classes" in caplog.text
+    specific = tmp_path / OFFICIAL.format(csc=True, ctp="end")
+    save_official(specific, contexts(4, 3, 16), names=turned)
+    with pytest.raises(UserError, match="same order"):
+        import_coop(specific, backbone, dataset, results)
+    with pytest.raises(UserError, match="no checkpoints"):
+        import_coop(tmp_path / "fewer", backbone, dataset, results)
