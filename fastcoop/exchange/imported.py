@@ -23,7 +23,8 @@ from fastcoop.exchange.official import (
 from fastcoop.exchange.runs import LearnedRun, write_contexts_file
 from fastcoop.methods import METHODS, Data, Job, Outcome
 from fastcoop.methods.base import validate
-from fastcoop.methods.coop import CoOpSettings, context_length_of, paper_epochs
+from fastcoop.methods.coop import CoOpSettings, context_length_of
+from fastcoop.methods.schedule import paper_epochs
 from fastcoop.sweeps.plan import PlannedRun
 from fastcoop.sweeps.store import contexts_path, open_store
 
