@@ -16,23 +16,29 @@ PAPER_EPOCHS_IMAGENET = 50
 FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
 
 Positive = Annotated[int, Field(ge=1)]
+Epochs = int | dict[int | str, int | str] | str
+STEPS = re.compile(r"[1-9]\d* steps")
 
 
 class ScheduleSettings(MethodSettings):
     """Settings of whatever trains by steps.
 
-    ``epochs``: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number, a
-    number for each number of shots, or "N steps" (the epochs closest to N optimiser steps, at least 4).
+    ``epochs``: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number,
+    "N steps" (the epochs closest to N optimiser steps, at least 4), or a mapping from shots to either of these.
     """
 
-    epochs: Positive | dict[Positive | Literal["all"], Positive] | str = "paper"
+    epochs: Positive | dict[Positive | Literal["all"], Positive | str] | str = "paper"
     batch_size: Positive = 32
 
     @field_validator("epochs")
     @classmethod
-    def _is_schedule(cls, epochs: int | dict[int | str, int] | str) -> int | dict[int | str, int] | str:
-        if isinstance(epochs, str) and epochs != "paper" and not re.fullmatch(r"[1-9]\d* steps", epochs):
-            raise ValueError('expected "paper", a number, a mapping from shots to numbers, or "N steps"')
+    def _is_schedule(cls, epochs: Epochs) -> Epochs:
+        by_shots = isinstance(epochs, dict)
+        for value in epochs.values() if isinstance(epochs, dict) else (epochs,):
+            if isinstance(value, str) and (by_shots or value != "paper") and not STEPS.fullmatch(value):
+                raise ValueError(
+                    'expected "paper", a number, "N steps", or a mapping from shots to numbers or "N steps"'
+                )
         return epochs
 
 
@@ -50,13 +56,13 @@ def epochs_of(job: Job[Any]) -> int:
         UserError: a schedule by shots does not name the job's.
     """
     epochs, shots = job.settings.epochs, job.shots
-    if isinstance(epochs, int):
-        return epochs
     if isinstance(epochs, dict):
         if shots not in epochs:
             given = ", ".join(str(key) for key in epochs)
             raise UserError(f"The epochs are given for {given} shots, not for {shots}; add them.")
-        return epochs[shots]
+        epochs = epochs[shots]
+    if isinstance(epochs, int):
+        return epochs
     if epochs == "paper":
         return paper_epochs(job.data.name, shots)
     assert job.subset is not None
@@ -76,6 +82,9 @@ def schedule_of(settings: ScheduleSettings) -> str:
     """ "paper", or what the schedule is instead, to be printed on all that is drawn from such runs."""
     epochs = settings.epochs
     if isinstance(epochs, dict):
+        if all(isinstance(n, str) for n in epochs.values()):
+            steps = "/".join(str(n).split()[0] for n in epochs.values())
+            return f"quick: {steps} steps at {'/'.join(map(str, epochs))} shots"
         by_shots = ", ".join(f"{n} at {shots}" for shots, n in epochs.items())
         return f"quick: epochs {by_shots} shots"
     if isinstance(epochs, int):
