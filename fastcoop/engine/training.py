@@ -191,9 +191,15 @@ def train(
     plans = [trees[tree_key(run.class_names, run.layout)][0] for run in runs]
     dtype = torch.float64 if trees.tower.dtype == torch.float64 else torch.float32
     room = RoomFor(trees.tower, memory_budget)
-    # Longest first, so that no few long runs are left over at the end; equal trees side by side.
+    # Trees with the longest runs first, so that few long runs are left over at the end; equal trees side by side,
+    # whatever their steps: many runs of one tree cost less than as many of different trees.
+    trees_of = [tree_key(run.class_names, run.layout) for run in runs]
+    longest: dict[TreeKey, int] = {}
+    for tree, run in zip(trees_of, runs, strict=True):
+        longest[tree] = max(run.steps, longest.get(tree, 0))
     order = sorted(
-        range(len(runs)), key=lambda n: (-runs[n].steps, repr(runs[n].layout), tuple(runs[n].class_names), n)
+        range(len(runs)),
+        key=lambda n: (-longest[trees_of[n]], repr(runs[n].layout), trees_of[n][0], -runs[n].steps, n),
     )
     state = state or {}
     results = ended_runs(state, runs)
