@@ -80,7 +80,7 @@ def interpret(
     learned = frame[
         (frame.method == "coop") & (frame.backbone == backbone.name) & (frame.dataset == frame.source)
     ]
-    every: list[Any] = list(learned.itertuples())  # pandas' types forbid the use of their values
+    every: list[Any] = list(learned.itertuples())
     rows = [row for row in every if not runs or any(row.key.startswith(run) for run in runs)]
     rows = [row for row in rows if contexts_path(folder, row.key).is_file()]
     if not rows:
