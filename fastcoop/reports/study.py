@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,10 @@ UNTRAINED = (
     "linear_probe",
 )  # methods without epochs: every schedule shares their runs
 AVERAGE = "Average"
+SHIFT, TRANSFER = (
+    "shift",
+    "transfer",
+)  # tests on other datasets: the source's classes seen otherwise, other classes
 T = TypeVar("T")
 ALL_SHOTS = math.inf  # how "all" training images compares with a count
 
@@ -98,11 +102,45 @@ def read_study(folder: Path) -> Study:
     """The study in a results folder. Raises UserError where there is no run to report."""
     from fastcoop.sweeps import load_results
 
-    return study_of(load_results(folder), Path(folder))
+    frame = load_results(folder)
+    moved = frame[frame.source != frame.dataset] if "source" in frame else frame.iloc[:0]
+    tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
+    return study_of(frame, Path(folder), _class_names(folder, tested))
 
 
-def study_of(frame: pd.DataFrame, folder: Path) -> Study:
-    """Check and complete a results table: missing optional columns filled, shots as numbers, series named."""
+def _class_names(folder: Path, tested: pd.DataFrame) -> dict[str, Sequence[str]]:
+    if tested.empty:
+        return {}
+    from fastcoop.sweeps import load_predictions
+
+    return {
+        row.dataset: load_predictions(folder, row.key, row.dataset).class_names for row in rows_of(tested)
+    }
+
+
+def read_datasets(folder: Path) -> dict[str, dict]:
+    """{dataset: its classes, train, val and test images and prompt} as the sweep stored them; empty if it
+    did not."""
+    path = Path(folder) / "datasets.json"
+    if not path.exists():
+        return {}
+    try:
+        return {
+            str(name): dict(about) for name, about in json.loads(path.read_text(encoding="utf-8")).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a list of datasets as a sweep writes it ({error}); run the sweep again."
+        ) from None
+
+
+def study_of(
+    frame: pd.DataFrame, folder: Path, class_names: Mapping[str, Sequence[str]] | None = None
+) -> Study:
+    """Check and complete a results table: missing optional columns filled, shots as numbers, series named.
+
+    ``class_names`` by dataset tell a shift from a transfer to other classes (``kind``); where they are not
+    known, it counts as a shift. "NAME:base" and "NAME:new" are halves of NAME's classes (``classes``)."""
     lacking = [name for name in NEEDED if name not in frame]
     if lacking:
         raise UserError(
@@ -125,7 +163,26 @@ def study_of(frame: pd.DataFrame, folder: Path) -> Study:
     facts = zip(runs.method, runs.class_position, runs.class_specific, settings, strict=True)
     runs["series"] = [_series(*row) for row in facts]
     runs["prompt"] = [one.get("prompt") for one in settings]
+    own = {name: str(about.get("prompt")) for name, about in read_datasets(folder).items()}
+    written = (
+        runs.prompt.str.replace("{}", "[CLASS]", regex=False) if runs.prompt.notna().any() else runs.prompt
+    )
+    runs["prompt"] = runs.prompt.where(
+        written != runs.dataset.map(own), None
+    )  # the dataset's own, written out
+    half = runs.dataset.str.extract(r":(base|new)$", expand=False)
+    runs["classes"] = runs["classes"].where(half.isna(), half)
+    names = class_names or {}
+    runs["kind"] = [_kind(*pair, names) for pair in zip(runs.source, runs.dataset, strict=True)]
     return Study(Path(folder).resolve().name, Path(folder), runs)
+
+
+def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:
+    """ "own", or how a dataset stands to the one learned on: most of its classes are also that one's, or not."""
+    if source == dataset:
+        return "own"
+    here, there = ({n.lower() for n in names.get(name, ())} for name in (dataset, source))
+    return TRANSFER if here and there and len(here & there) < len(here) / 2 else SHIFT
 
 
 def _series(method: str, position: str | None, specific: bool, settings: dict) -> str:
@@ -169,11 +226,11 @@ def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_prompt(runs: pd.DataFrame) -> pd.DataFrame:
-    """Leave out zero-shot runs with a prompt of the grid's where the dataset's own (``prompt`` None) was
-    run too."""
-    zero = runs.method == "zero_shot"
-    has_own = set(runs.dataset[zero & runs.prompt.isna()])
-    return runs[~zero | runs.prompt.isna() | ~runs.dataset.isin(has_own)]
+    """One zero-shot prompt per dataset: its own (``prompt`` None), else the first that was run."""
+    zero = runs[runs.method == "zero_shot"]
+    first = zero.sort_values("prompt", key=lambda prompts: prompts.notna(), kind="stable")
+    chosen = first.drop_duplicates("dataset").set_index("dataset").prompt.fillna("")
+    return runs[(runs.method != "zero_shot") | (runs.prompt.fillna("") == runs.dataset.map(chosen))]
 
 
 def summarise(runs: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pandas as pd
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
+    TRANSFER,
     Missing,
     Slice,
     Study,
@@ -29,8 +30,8 @@ def make(study: Study) -> list[Part]:
 def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     """{source: (targets, runs)}: the runs learned on a source at the most shots and tested on it and on its
     targets, unified CoOp with the class at the end for every context length, and zero-shot CLIP on the same
-    datasets."""
-    frame = piece.everything[piece.everything.classes == "all"]
+    datasets. Datasets of other classes are no shift of the source and stay out."""
+    frame = piece.everything[(piece.everything.classes == "all") & (piece.everything.kind != TRANSFER)]
     moved = frame[(frame.source != frame.dataset) & (frame.shots > 0)]
     if moved.empty:
         raise Missing("no run was tested on another dataset than its own; give the grid `targets:`")

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
-from fastcoop.errors import UserError
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, printed_dataset
-from fastcoop.reports.study import Missing, Study
+from fastcoop.reports.study import Missing, Study, read_datasets
 from fastcoop.reports.table import Table
 
 COLUMNS = ("classes", "train", "val", "test", "prompt")
 
 
-def read_datasets(study: Study) -> dict[str, dict]:
-    """{dataset: its classes, train, val and test images and prompt} as the sweep stored them; empty if it
-    did not."""
-    path = study.folder / "datasets.json"
-    if not path.exists():
-        return {}
-    try:
-        return {
-            str(name): dict(about) for name, about in json.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a list of datasets as a sweep writes it ({error}); run the sweep again."
-        ) from None
-
-
 def make(study: Study) -> list[Part]:
-    known = read_datasets(study)
+    known = read_datasets(study.folder)
     used = [name for name in dict.fromkeys(study.runs.dataset) if name in known]
     if not used:
         raise Missing(
