@@ -1,7 +1,8 @@
-"""A progress bar with an estimate on a terminal; a plain line every few seconds elsewhere."""
+"""A progress bar with an estimate on a terminal; a plain line every few seconds elsewhere; nothing with ``-q``."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -22,9 +23,12 @@ def progress(title: str, total: float) -> Iterator[Advance]:
     """Show progress of ``total`` units on standard error while the block runs.
 
     Yields a function ``advance(n=1, note=None)``. NO_COLOR is respected (by rich); on anything but a terminal
-    a plain line with the share done and the time left is printed at most every few seconds.
+    a plain line with the share done and the time left is printed at most every few seconds. Where the "fastcoop"
+    logger is told to pass only errors, nothing is shown.
     """
-    if sys.stderr.isatty():
+    if not logging.getLogger("fastcoop").isEnabledFor(logging.WARNING):
+        yield lambda n=1, note=None: None
+    elif sys.stderr.isatty():
         yield from _bar(title, total)
     else:
         yield from _lines(title, total)

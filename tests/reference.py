@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -61,6 +62,32 @@ def reference_features(
         rows.append(
             torch.cat([start[k], contexts[k, :before], tail[k, :cut], contexts[k, before:], tail[k, cut:]])
         )
+    x = torch.stack(rows) + model.positional_embedding
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+    return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+
+
+def reference_mixed_features(
+    model: nn.Module, tokenizer, class_names: Sequence[str], contexts: Tensor, prompt: str
+) -> Tensor:
+    """The same of a prompt of words and vectors, such as "[V]x4 [CLASS], a type of pet.": written out with a
+    placeholder for each vector, tokenised whole at 77 tokens, and the placeholders' embeddings replaced. For names
+    whose last character does not merge with what follows.
+    """
+    placeholder = "X"  # one token, and no word of any name or prompt here
+    written = re.sub(r"\[V\]x(\d+)", lambda found: " ".join([placeholder] * int(found[1])), prompt)
+    names = [name.replace("_", " ") for name in class_names]
+    tokens = tokenizer([written.replace("[CLASS]", name) for name in names])
+    M = contexts.shape[-2]
+    if contexts.ndim == 2:
+        contexts = contexts.expand(len(names), *contexts.shape)
+    places = tokens == tokenizer([placeholder])[0, 1]
+    assert (places.sum(1) == M).all()
+    rows = []
+    for k in range(len(names)):
+        vectors, learned = iter(contexts[k]), places[k].tolist()
+        embedded = model.token_embedding(tokens[k])
+        rows.append(torch.stack([next(vectors) if learned[i] else embedded[i] for i in range(len(embedded))]))
     x = torch.stack(rows) + model.positional_embedding
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
     return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection

@@ -76,7 +76,8 @@ class Backbone:
     @cached_property
     def logit_scale(self) -> float:
         """The factor on cosine similarities, already exponentiated: about 100 for CLIP."""
-        return float(self.model.logit_scale.float().exp())
+        scale = self.model.logit_scale
+        return float(scale.to(torch.promote_types(scale.dtype, torch.float32)).exp())
 
     @cached_property
     def text(self) -> TextTower:

@@ -19,8 +19,8 @@ from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
 from fastcoop.backbones.fetch import fetch_weights
 from fastcoop.backbones.folder import find_weights, read_folder_config
 from fastcoop.backbones.sparse import read_sparse_model
-from fastcoop.backbones.text_tower import TextTower
-from fastcoop.backbones.weights import is_sparse_model, known_activation, read_weights
+from fastcoop.backbones.text_tower import TextTower, refuse_config
+from fastcoop.backbones.weights import Weights, is_sparse_model, known_activation, read_weights
 from fastcoop.errors import UserError, nearest
 
 PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
@@ -130,10 +130,7 @@ def _load_file(
 ) -> Backbone:
     name, config, stated = _named_config(name, force_quick_gelu)
     weights = read_weights(path)
-    told = (stated, weights.quick_gelu, config.get("quick_gelu"))
-    quick_gelu = next((answer for answer in told if answer is not None), None)
-    if quick_gelu is None:
-        quick_gelu = known_activation(path)
+    quick_gelu = _activation(stated, weights, config, path)
     if quick_gelu is None:
         raise UserError(
             f"{path} does not say which activation it was trained with, and a wrong guess is quietly wrong: "
@@ -155,9 +152,12 @@ def _load_folder(
     dtype: torch.dtype,
 ) -> Backbone:
     config = read_folder_config(folder)
-    quick_gelu = bool(config.model.get("quick_gelu", False)) if force_quick_gelu is None else force_quick_gelu
+    refuse_config(config.model)
+    weights = read_weights(path)
+    # A model config that does not speak of it means GELU, as open_clip reads it.
+    quick_gelu = bool(_activation(force_quick_gelu, weights, config.model, path))
     model = _build(config.model, quick_gelu, config.path)
-    _fill(model, read_weights(path).state, str(path))
+    _fill(model, weights.state, str(path))
     return _finish(
         _clean(name),
         model,
@@ -168,6 +168,24 @@ def _load_folder(
         dtype,
         tokenizer_folder=folder,
     )
+
+
+def _activation(stated: bool | None, weights: Weights, config: dict[str, Any], path: Path) -> bool | None:
+    """QuickGELU or not: by the user, the archive, the config or the file's digest, in this order; else None.
+
+    Raises UserError where archive and config contradict each other.
+    """
+    if stated is not None:
+        return stated
+    by_config = config.get("quick_gelu")
+    if None not in (weights.quick_gelu, by_config) and weights.quick_gelu != by_config:
+        said = {True: "QuickGELU", False: "GELU"}
+        raise UserError(
+            f"{path} was traced with {said[bool(weights.quick_gelu)]} and its config says "
+            f"{said[bool(by_config)]}; correct the config's quick_gelu."
+        )
+    told = weights.quick_gelu if weights.quick_gelu is not None else by_config
+    return told if told is not None else known_activation(path)
 
 
 def _clean(name: str) -> str:
@@ -199,13 +217,9 @@ def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[s
 
 def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_clip") -> nn.Module:
     """The model with random weights, its text tower known to be usable; nothing is downloaded."""
+    refuse_config(config)
     config = deepcopy(config) | {"quick_gelu": quick_gelu}
     custom_text = config.pop("custom_text", False)
-    if config["text_cfg"].get("hf_model_name") or "multimodal_cfg" in config:
-        raise UserError(
-            "This text tower cannot be used for prompt learning: it is not one of open_clip's own causal "
-            "text transformers. Choose a CLIP such as RN50 or ViT-B-16."
-        )
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,16 @@ from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from fastcoop.errors import UserError
+
+END_POOLS = ("argmax", "eos")
+CLS_TOKEN = "its output is read at an appended class token, not at the end token"
+NOT_CAUSAL = "its attention is not causal"
+NOT_OPEN_CLIPS = "it is not one of open_clip's own text transformers"
+# Options of open_clip's text_cfg that make its blocks another kind, which the engine does not compute.
+OTHER_BLOCKS = (
+    *("block_type", "qk_norm", "scaled_cosine_attn"),
+    *("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +93,14 @@ class TextTower:
         """
         text: Any = getattr(model, "text", model)
         if not hasattr(text, "token_embedding") or not hasattr(text, "transformer"):
-            raise _refused("it is not one of open_clip's own text transformers")
-        pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax")
-        if pool not in ("argmax", "eos"):
-            raise _refused(f'its output is read at "{pool}", not at the end token')
+            raise _refused(NOT_OPEN_CLIPS)
+        pool = str(getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax"))
+        if pool not in END_POOLS:
+            raise _refused(_read_elsewhere(pool))
         if getattr(text, "cls_emb", None) is not None:
-            raise _refused("its output is read at an appended class token, not at the end token")
+            raise _refused(CLS_TOKEN)
         if not _is_causal(getattr(text, "attn_mask", None)):
-            raise _refused("its attention is not causal")
+            raise _refused(NOT_CAUSAL)
 
         blocks = text.transformer.resblocks
         for block in blocks:
@@ -112,6 +123,31 @@ class TextTower:
             heads=blocks[0].attn.num_heads,
             activation=_activation(blocks[0].mlp.gelu),
         )
+
+
+def refuse_config(config: Mapping[str, Any]) -> None:
+    """Refuse an open_clip model config whose text tower cannot be used, before anything large is built.
+
+    Raises UserError with the reason, as ``TextTower.from_model`` does for the tower itself.
+    """
+    text = config["text_cfg"]
+    if text.get("hf_model_name"):
+        raise _refused(f"{NOT_OPEN_CLIPS} but {text['hf_model_name']}")
+    if text.get("embed_cls"):
+        raise _refused(CLS_TOKEN)
+    if config.get("multimodal_cfg"):
+        raise _refused("it belongs to a model that also writes captions (CoCa)")
+    if text.get("no_causal_mask"):
+        raise _refused(NOT_CAUSAL)
+    if text.get("pool_type", "argmax") not in END_POOLS:
+        raise _refused(_read_elsewhere(text["pool_type"]))
+    others = [option for option in OTHER_BLOCKS if text.get(option)]
+    if others and text.get("block_type") != "default":
+        raise _refused(f"its blocks are not the standard ones ({others[0]})")
+
+
+def _read_elsewhere(pool: str) -> str:
+    return f'its output is read at "{pool}", not at the end token'
 
 
 def _refused(reason: str) -> UserError:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastcoop.backbones import Backbone, load_backbone
 from fastcoop.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("float32", "bfloat16")
 
@@ -30,11 +34,16 @@ def class_lists(folder: Path | None = None, only: str | None = None) -> dict[str
 
 def random_backbone(name: str, device: str = "cpu", dtype: str = "float32") -> Backbone:
     """A backbone with random weights. Raises UserError for an unknown model or a dtype that is not offered."""
+    return load_backbone(name, None, device=device, dtype=torch_dtype(dtype), force_quick_gelu=True)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """A precision by name. Raises UserError for one that is not offered."""
     import torch
 
-    if dtype not in DTYPES:
-        raise UserError(f'The benchmark runs in {" or ".join(DTYPES)}, not in "{dtype}".')
-    return load_backbone(name, None, device=device, dtype=getattr(torch, dtype), force_quick_gelu=True)
+    if name not in DTYPES:
+        raise UserError(f'The benchmark runs in {" or ".join(DTYPES)}, not in "{name}".')
+    return getattr(torch, name)
 
 
 def _imagenet() -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class OfficialStep:
         ids = backbone.tokenizer(texts)[:, :tokens].to(backbone.device)
         self.ends = ids.argmax(-1)
         self.text = text = getattr(self.model, "text", self.model)
+        self.transformer = _sequence_first(text.transformer)
         embedded = text.token_embedding(ids)
         self.start, self.tail = embedded[:, :1], embedded[:, 1 + context_length :]
         width = embedded.shape[-1]
@@ -45,7 +47,7 @@ class OfficialStep:
         contexts = self.contexts.expand(len(self.start), -1, -1)
         x = torch.cat([self.start, contexts, self.tail], 1) + text.positional_embedding[: self.tokens]
         mask = text.attn_mask[: self.tokens, : self.tokens]
-        x = text.ln_final(text.transformer(x, attn_mask=mask))
+        x = text.ln_final(self.transformer(x, attn_mask=mask))
         features = x[torch.arange(len(x)), self.ends] @ text.text_projection
         logits = self.scale * image_features @ F.normalize(features, dim=-1).t()
         loss = F.cross_entropy(logits, labels)
@@ -53,6 +55,20 @@ class OfficialStep:
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+
+def _sequence_first(transformer: Any) -> Any:
+    """open_clip's transformer with positions before prompts, as the official code runs it, on the same weights.
+
+    The other order, open_clip's own, makes one small product per prompt of the projection to queries, keys and values,
+    and would flatter what is compared with it.
+    """
+    weights: dict[int, Any] = {id(weight): weight for weight in transformer.parameters()}
+    copy = deepcopy(transformer, weights)
+    for module in copy.modules():
+        if hasattr(module, "batch_first"):
+            module.batch_first = False
+    return copy
 
 
 def longest_prompt(backbone: Backbone, class_names: Sequence[str], context_length: int) -> int:

@@ -12,18 +12,23 @@ from fastcoop.cli import (  # noqa: F401  each adds its commands
     bench,
     datasets,
     demo,
+    evaluate,
     exchange,
     features,
     report,
     results,
     sweep,
 )
-from fastcoop.cli.app import app
+from fastcoop.cli.app import app, reflow_help
 from fastcoop.errors import UserError
 
 # Read by torch's thread pool when it starts: on a shared machine, threads that spin while they wait for one that
 # lost its core make training many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Weights are fetched from the hub that open_clip names; nothing else is told to it.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+reflow_help()
 
 
 def main(arguments: list[str] | None = None) -> Any:

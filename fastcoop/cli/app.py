@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+# As a study goes; commands that are not named come last.
+ORDER = (
+    "demo",
+    "datasets",
+    "cache-features",
+    "features",
+    "sweep",
+    "results",
+    "evaluate",
+    "report",
+    "interpret",
+)
+
+
+class InOrder(TyperGroup):
+    """Lists its commands in the order in which a study uses them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = list(self.commands)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
 
 app = typer.Typer(
     name="fastcoop",
+    cls=InOrder,
     help="Prompt learning for CLIP (CoOp): features once, then thousands of runs together.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -23,11 +49,40 @@ app.add_typer(datasets_app, name="datasets")
 app.add_typer(results_app, name="results")
 
 
-@app.callback()
+def _version(asked: bool) -> None:
+    if asked:
+        from fastcoop import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Exit codes: 0 done; 1 some runs failed, or a fault of fastcoop's own; 2 something given cannot be used, "
+    "and one sentence says what; 130 interrupted."
+)
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("fastcoop").setLevel(level)
+
+
+def reflow_help() -> None:
+    """Let a terminal break the lines of every command's help; paragraphs stay."""
+    for command in _commands(app):
+        text = inspect.getdoc(command.callback) if command.callback else None
+        if text and not command.help:
+            command.help = "\n\n".join(" ".join(part.split("\n")) for part in text.split("\n\n"))
+
+
+def _commands(group: typer.Typer) -> Iterator[Any]:
+    yield from group.registered_commands
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            yield from _commands(inner.typer_instance)

@@ -26,6 +26,9 @@ def import_coop(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Images per class, where no folder name says.")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed, where no folder name says.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help='Image transforms they were trained with: "current" or "official-2021".')
+    ] = "current",
     as_json: AsJson = False,
 ) -> None:
     """Read checkpoints of the official CoOp code into a results folder. Nothing that they name is run.
@@ -40,8 +43,8 @@ def import_coop(
 
     data, model = load_dataset(dataset, data_root), backbone_from_spec(backbone)
     found = import_all(
-        place, model, data, results, class_position=class_position, shots=shots, seed=seed
-    )  # fmt: skip
+        place, model, data, results, class_position=class_position, shots=shots, seed=seed, recipe=recipe
+    )
     if as_json:
         rows = [{"key": one.key, "path": str(one.path), "label": one.label} for one in found]
         typer.echo(json.dumps(rows, indent=1))
@@ -92,13 +95,12 @@ def predict(
 
     Example:  [bold]fastcoop predict exported/3f2a.classifier.safetensors cat.jpg holidays -k 1[/bold]
     """
-    from fastcoop.backbones import backbone_from_spec
     from fastcoop.exchange import Classifier, image_files
     from fastcoop.exchange import predict as classify
     from fastcoop.progress import progress
 
     loaded, files = Classifier.load(classifier), image_files(images)
-    model = backbone_from_spec(backbone or loaded.backbone, device=device)
+    model = loaded.load_backbone(backbone, device)
     found = []
     with progress(f"Classifying by {loaded.backbone}", len(files)) as advance:
         for prediction in classify(loaded, model, files):

@@ -79,7 +79,9 @@ def check_features(
 ) -> None:
     """Verify a store's digests and counts; with --backbone and --dataset, encode a sample anew.
 
-    Example:  [bold]fastcoop features check cache/RN50/oxford_pets.h5[/bold]
+    That tells how far features are from what they would be today, and how far float16 moves logits.
+
+    Example:  [bold]fastcoop features check cache/RN50/oxford_pets.h5 --backbone RN50 --dataset oxford_pets[/bold]
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.features import check_store, find_dataset
@@ -88,6 +90,8 @@ def check_features(
     images = find_dataset(dataset, data_root) if dataset else None
     found = check_store(file, model, images, sample=sample)
     typer.echo("\n".join(found.lines()))
+    if model is None or images is None:
+        typer.echo("no image was encoded anew: that takes --backbone and --dataset")
     if not found.ok:
         raise typer.Exit(2)
 

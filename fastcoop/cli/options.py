@@ -11,7 +11,22 @@ from fastcoop.errors import UserError
 
 DataRoot = Annotated[Path, typer.Option(help="Folder that holds the datasets.")]
 Cache = Annotated[Path, typer.Option(help="Folder of the feature stores.")]
-Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".')]
+
+
+def _device(value: str) -> str:
+    """Refuse a device that this machine does not have, before anything is read or written."""
+    if value != "cpu":
+        import torch
+
+        try:
+            torch.empty(0, device=value)
+        except (RuntimeError, AssertionError):
+            usable = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+            raise UserError(f'The device "{value}" cannot be used on this machine; use {usable}.') from None
+    return value
+
+
+Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[
     str,

@@ -22,6 +22,8 @@ def report(
 ) -> None:
     """Make the figures, the tables, the claims and one page of it all from a results folder.
 
+    What the results do not suffice for is said, with the command that would supply it.
+
     Example:  [bold]fastcoop report results/photographs[/bold]
     """
     from fastcoop.reports import report as make_report
@@ -30,6 +32,8 @@ def report(
     if as_json:
         typer.echo(json.dumps([str(path) for path in written], indent=1))
     else:
+        missing = next(path for path in written if path.name == "missing.txt")
+        typer.echo(missing.read_text(encoding="utf-8"))
         typer.echo(f"{len(written)} files: {written[0]}")
 
 

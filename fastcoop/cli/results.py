@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,58 +14,249 @@ from fastcoop.cli.app import results_app
 from fastcoop.cli.options import AsJson
 from fastcoop.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastcoop.reports.paired import Paired
+
+Results = Annotated[Path, typer.Argument(help="A results folder.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Only rows that meet this: NAME=VALUE (or !=, <, <=, >, >=) of a column or a setting."),
+]
+SHOWN = ["key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds"]
+
 
 @results_app.command("list")
 def list_results(
-    results: Annotated[Path, typer.Argument(help="A results folder.")], as_json: AsJson = False
+    results: Results,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be given again.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only tests on this dataset.")] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="Only this backbone.")] = None,
+    shots: Annotated[list[str] | None, typer.Option(help='Only this number of shots, or "all".')] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed.")] = None,
+    status: Annotated[list[str] | None, typer.Option(help="Only done, diverged or failed runs.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only runs of this label.")] = None,
+    where: Where = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show every run: what it was, its accuracy, and the beginning of its key."""
-    from fastcoop.sweeps import load_results
+    """Show runs: what each was, its accuracy on each dataset, and the beginning of its key.
 
-    frame = load_results(results)
-    columns = ["key", "backbone", "dataset", "label", "shots", "seed", "accuracy", "status", "seconds"]
+    Several conditions must all be met; of one option given several times, any.
+
+    Example:  [bold]fastcoop results list results/demo --method coop --shots 16 --where "accuracy<20"[/bold]
+
+    Example:  [bold]fastcoop results list results/demo --status failed --json[/bold]
+    """
+    import pandas as pd
+
+    from fastcoop.sweeps.results import load_failures, load_results
+    from fastcoop.sweeps.select import select
+
+    table = load_results(results)
+    failed = load_failures(results)
+    if len(failed):
+        failed = failed.assign(status="failed", source=failed.dataset)
+        table = pd.concat([table, failed], ignore_index=True) if len(table) else failed
+    asked = {
+        "method": method, "dataset": dataset, "backbone": backbone, "shots": shots, "seed": seed, "status": status,
+        "label": label,
+    }  # fmt: skip
+    for name, values in asked.items():
+        if values:
+            table = table[table[name].astype(str).isin([str(value) for value in values])]
+    table = select(table, where or ())
+    columns = [name for name in [*SHOWN, "error"] if name in table]
     if as_json:
-        typer.echo(frame[columns].to_json(orient="records", indent=1))
+        typer.echo(table[columns].to_json(orient="records", indent=1))
+        return
+    if table.empty:
+        typer.echo("No run meets this.")
+        return
+    if (table.source == table.dataset).all():
+        columns.remove("source")
+    shown = table[columns].assign(key=table.key.str[:12])
+    typer.echo(shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.2f}"))
+
+
+@results_app.command("show")
+def show(
+    results: Results,
+    key: Annotated[str, typer.Argument(help="A run's key, or its beginning.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is kept of one run: settings, accuracy by dataset and class, losses, times, versions.
+
+    Example:  [bold]fastcoop results show results/demo 3f2a[/bold]
+    """
+    from fastcoop.sweeps.results import find_run, load_run
+
+    run = load_run(results, find_run(results, key))
+    typer.echo(json.dumps(run, indent=1) if as_json else "\n".join(_lines(run)))
+
+
+def _lines(run: dict[str, Any]) -> Iterator[str]:
+    tests, losses = run.pop("tests"), run.pop("losses")
+    for name, value in run.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {one}" for key, one in value.items())
+        if value not in (None, ""):
+            yield f"{name:<16} {value}"
+    if losses:
+        yield f"{'losses':<16} {losses[0]} in the first of {len(losses)} epochs, {losses[-1]} in the last"
+    for dataset, test in tests.items():
+        yield ""
+        yield (
+            f"on {dataset}: {test['accuracy']:.2f}% (mean over classes {test['macro_accuracy']:.2f}%, by chance "
+            f"{test['chance']:.2f}%)"
+        )
+        known = {name: value for name, value in test["per_class"].items() if value is not None}
+        for name, value in sorted(known.items(), key=lambda pair: pair[1]):
+            yield f"{value:8.2f}  {name}"
+
+
+@results_app.command("compare")
+def compare(
+    results: Results,
+    other: Annotated[Path | None, typer.Argument(help="Another results folder.")] = None,
+    labels: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two labels within one folder: the second against the first."),
+    ] = None,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two folders run by run, or two labels of one folder: the difference on each dataset, and whether it is
+    more than chance.
+
+    Runs are matched by backbone, dataset, shots and seed (and label, between folders); a difference is the second
+    minus the first, in percentage points. p is two-sided: over datasets by Wilcoxon's signed-rank test where there
+    are five or more, otherwise over seeds by a paired t test.
+
+    Example:  [bold]fastcoop results compare results/before results/after --where method=coop[/bold]
+
+    Example:  [bold]fastcoop results compare results/demo --labels "CoOp (M=16, end)" "CoOp (M=16, mid)"[/bold]
+    """
+    from fastcoop.sweeps.compare import pair_folders, pair_labels
+    from fastcoop.sweeps.results import load_results
+    from fastcoop.sweeps.select import select
+
+    if (other is None) == (labels is None):
+        raise UserError("Give either a second results folder to compare with, or --labels FIRST SECOND.")
+    first = select(load_results(results), where or ())
+    if other is not None:
+        pairs = pair_folders(first, select(load_results(other), where or ()))
     else:
-        shown = frame[columns].assign(key=frame.key.str[:12])
-        typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        assert labels is not None
+        pairs = pair_labels(first, *labels, where=results)
+    groups = [_compared(frame) for _, frame in pairs.groupby(["label", "backbone", "shots"], sort=False)]
+    groups.sort(
+        key=lambda group: (
+            group["label"],
+            group["backbone"],
+            float(str(group["shots"]).replace("all", "inf")),
+        )
+    )
+    if as_json:
+        typer.echo(json.dumps(groups, indent=1))
+        return
+    for group in groups:
+        typer.echo(f"{group['label']}, {group['backbone']}, {group['shots']} shots")
+        width = max(len(row["dataset"]) for row in group["datasets"])
+        for row in group["datasets"]:
+            typer.echo(
+                f"  {row['dataset']:<{width}} {row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}  "
+                f"({row['runs']} runs)"
+            )
+        p = "too few runs for a test" if group["p"] is None else f"p = {group['p']:.3g} over {group['over']}"
+        typer.echo(f"  {'mean':<{width}} {'':8} {'':8} {group['difference']:+8.2f}  ({p})")
+
+
+def _compared(pairs: pd.DataFrame) -> dict[str, Any]:
+    """One group's differences, by dataset and in all, and their test."""
+    from fastcoop.reports.paired import FEWEST_DATASETS, paired_test
+
+    pairs = pairs.assign(
+        difference=pairs["second"] - pairs["first"],
+        place=[d if d == s else f"{s} > {d}" for s, d in zip(pairs.source, pairs.dataset, strict=True)],
+    )
+    differences = pairs.groupby(["place", "seed"], sort=False).difference.mean()
+    more, less = paired_test(differences), paired_test(-differences)
+    datasets = [
+        {
+            "dataset": str(place), "runs": len(frame), "first": float(frame["first"].mean()),
+            "second": float(frame["second"].mean()), "difference": float(frame.difference.mean()),
+        }
+        for place, frame in pairs.groupby("place", sort=False)
+    ]  # fmt: skip
+    shots = pairs.shots.iloc[0]
+    return {
+        "label": str(pairs.label.iloc[0]), "backbone": str(pairs.backbone.iloc[0]),
+        "shots": shots if isinstance(shots, str) else int(shots), "difference": more.mean, "pairs": more.pairs,
+        "p": _two_sided(more, less), "over": "datasets" if more.datasets >= FEWEST_DATASETS else "seeds",
+        "datasets": datasets,
+    }  # fmt: skip
+
+
+def _two_sided(more: Paired, less: Paired) -> float | None:
+    p = min(1.0, 2 * min(more.p, less.p))
+    return None if p != p else p
 
 
 @results_app.command("export")
 def export_results(
-    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    results: Results,
     to: Annotated[Path, typer.Argument(help="The file to write, .csv or .parquet.")],
+    where: Where = None,
 ) -> None:
-    """Write the results table as tidy CSV or Parquet.
+    """Write the results table as tidy CSV or Parquet: a row per run and dataset it was tested on.
+
+    Parquet needs pyarrow: [bold]pip install "fastcoop[parquet]"[/bold].
 
     Example:  [bold]fastcoop results export results/demo demo.csv[/bold]
-    """
-    from fastcoop.sweeps import load_results
 
-    frame = load_results(results)
-    if to.suffix == ".csv":
-        frame.to_csv(to, index=False)
-    elif to.suffix == ".parquet":
-        try:
-            frame.to_parquet(to, index=False)
-        except ImportError:
-            raise UserError("Writing Parquet needs pyarrow; install it, or export to a .csv file.") from None
-    else:
+    Example:  [bold]fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16[/bold]
+    """
+    from fastcoop.sweeps.results import load_results
+    from fastcoop.sweeps.select import select
+
+    if to.suffix not in (".csv", ".parquet"):
         raise UserError(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
-    typer.echo(f"{len(frame)} rows: {to}")
+    table = select(load_results(results), where or ())
+    if (table.shots == "all").any():
+        table = table.assign(shots=table.shots.astype(str))  # one type in a column
+    part = to.with_name(f"{to.name}.part")
+    try:
+        if to.suffix == ".csv":
+            table.to_csv(part, index=False)
+        else:
+            table.to_parquet(part, index=False)
+        os.replace(part, to)
+    except ImportError:
+        raise UserError(
+            'Writing Parquet needs pyarrow; `pip install "fastcoop[parquet]"`, or export to a .csv file.'
+        ) from None
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{to} cannot be written: {error.strerror or error}.") from None
+    typer.echo(f"{len(table)} rows: {to}")
 
 
 @results_app.command("merge")
 def merge(
     folders: Annotated[list[Path], typer.Argument(help="Results folders to add.")],
     into: Annotated[Path, typer.Option(help="The folder they are added to.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Add the runs of several results folders to one, by key; conflicts are named.
+    """Add the runs of several results folders to one, by key; runs that differ between two are named.
 
     Example:  [bold]fastcoop results merge results/machine-a results/machine-b --into results/all[/bold]
     """
     from fastcoop.sweeps import merge_results
 
-    typer.echo(f"{merge_results(folders, into)} runs added to {into}")
+    added = merge_results(folders, into)
+    typer.echo(
+        json.dumps({"added": added, "into": str(into)}) if as_json else f"{added} runs added to {into}"
+    )

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, Cache, DataRoot, Device
+from fastcoop.errors import UserError
+
+if TYPE_CHECKING:
+    from fastcoop.sweeps import Summary
+    from fastcoop.sweeps.dry_run import DryRun
+
+NAMED = 10  # so many runs are named, further ones counted
+FAILED = 1  # the exit code where runs failed
+
+
+class Backend(str, Enum):
+    """Who does the work."""
+
+    local = "local"
+    dask = "dask"
 
 
 @app.command()
@@ -21,36 +38,117 @@ def sweep(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value in place of the grid's.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this method; may be given again.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this method, or block; may be given again.")
+    ] = None,
+    show_grid: Annotated[
+        bool, typer.Option("--show-grid", help="Only print the grid as it is understood, with all defaults.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would run, and what time and memory it will take."),
+    ] = False,
     memory_budget: Annotated[float | None, typer.Option(help="GB that training may take at once.")] = None,
     device: Device = "cpu",
-    jobs: Annotated[int, typer.Option(help="Processes for linear probes; -1 is one per core.")] = -1,
+    jobs: Annotated[
+        int,
+        typer.Option(help="Processes to work with; -1 is as many as are quickest, 1 none beside this one."),
+    ] = -1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed.")] = False,
+    backend: Annotated[
+        Backend, typer.Option(help="Who does the work: this machine, or a Dask cluster (docs/cluster.md).")
+    ] = Backend.local,
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster's scheduler, as tcp://HOST:8786 or a scheduler file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run every experiment of a grid file that is not done yet.
 
     Features that are missing are cached first. Interrupt it when you like: the same command goes on.
 
+    A grid names backbones, datasets, shots, seeds and methods with their settings, and crosses them: docs/grids.md.
+
     Example:  [bold]fastcoop sweep experiments/photographs.yaml --set shots=1,16[/bold]
+
+    Example:  [bold]fastcoop sweep experiments/fig3.yaml --only coop --set methods.coop.epochs=20 --dry-run[/bold]
     """
     from fastcoop.sweeps import sweep as run_sweep
 
+    if show_grid:
+        from fastcoop.sweeps import read_grid
+        from fastcoop.sweeps.shown import grid_text
+
+        typer.echo(grid_text(read_grid(grid, overrides or (), only or ())))
+        return
+    if address is not None and backend is Backend.local:
+        raise UserError("--address is the scheduler's of a cluster; give --backend dask with it.")
+    if dry_run:
+        from fastcoop.sweeps.dry_run import dry_run as plan
+
+        _say_planned(
+            plan(
+                grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
+                memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed,
+            ),
+            as_json,
+        )  # fmt: skip
+        return
     summary = run_sweep(
         grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
-        dry_run=dry_run, memory_budget=memory_budget, device=device, jobs=jobs,
+        memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed, backend=backend.value,
+        address=address,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(summary.as_json(), indent=1))
         return
+    _say_counts(summary)
+    typer.echo(
+        f"finished {summary.finished} of {summary.runs} runs; {summary.done_before} were done before: "
+        f"{summary.results}"
+    )
+    if summary.finished:
+        typer.echo(
+            f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
+            f"{summary.engine_share:.0%} of their time in the engine's steps"
+        )
+    if summary.diverged:
+        typer.echo(f"{summary.diverged} runs diverged; they are marked in the results.", err=True)
+    for line in _some(summary.collapsed):
+        typer.echo(f"far below the other seeds of its setting, though its loss is finite: {line}", err=True)
+    for line in _some([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
+        typer.echo(f"failed: {line}", err=True)
+    if summary.failed:
+        typer.echo(
+            f"{len(summary.failed)} runs failed; --retry-failed tries them again, all others are done.",
+            err=True,
+        )
+        raise typer.Exit(FAILED)
+
+
+def _say_counts(summary: Summary) -> None:
     for count in summary.counts:
         typer.echo(
             f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before"
         )
-    doing = "would run" if dry_run else "finished"
-    number = summary.runs - summary.done_before if dry_run else summary.finished
+
+
+def _say_planned(planned: DryRun, as_json: bool) -> None:
+    summary = planned.summary
+    if as_json:
+        typer.echo(json.dumps(planned.as_json(), indent=1))
+        return
+    _say_counts(summary)
+    if planned.failed:
+        typer.echo(f"{planned.failed} runs failed before; --retry-failed tries them again")
+    for line in planned.forecast.lines() if planned.forecast else ():
+        typer.echo(line)
     typer.echo(
-        f"{doing} {number} of {summary.runs} runs; {summary.done_before} were done before: {summary.results}"
+        f"would run {planned.left} of {summary.runs} runs; {summary.done_before} were done before: "
+        f"{summary.results}"
     )
-    if summary.diverged:
-        typer.echo(f"{summary.diverged} runs diverged; they are marked in the results.", err=True)
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - NAMED
+    return [*lines[:NAMED], *([f"and {more} more"] if more > 0 else [])]

@@ -56,6 +56,9 @@ class Dataset:
         title: the name that tables and figures print.
         fewshot_dir: where few-shot subsets are looked for and kept.
         store: the file of features that stands for images which are not on this machine; else None.
+        class_ids: WordNet IDs in label order, where the dataset's classes have them; else empty. They tell which
+            classes of two datasets are the same.
+        whole: the dataset that this is half the classes of; else None.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Dataset:
     title: str
     fewshot_dir: Path
     store: Path | None = None
+    class_ids: tuple[str, ...] = ()
+    whole: Dataset | None = None
 
 
 def make_dataset(
@@ -78,6 +83,7 @@ def make_dataset(
     *,
     title: str | None = None,
     fewshot_dir: Path | None = None,
+    class_ids: Sequence[str] = (),
 ) -> Dataset:
     """Put a dataset together, in the one place that refuses what cannot be trained or tested on.
 
@@ -111,6 +117,7 @@ def make_dataset(
         digest=content_digest(class_names, splits),
         title=title or name,
         fewshot_dir=fewshot_dir or root / FEWSHOT_FOLDER,
+        class_ids=tuple(class_ids),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from fastcoop.datasets.dataset import Dataset, Split, warn_once
 from fastcoop.datasets.fewshot_files import read_official, read_saved, save
 from fastcoop.datasets.files import some
+from fastcoop.datasets.halves import rows_in_whole
 from fastcoop.errors import UserError
 
 MAX_VAL_SHOTS = 4
@@ -35,12 +36,15 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     of the same content. Otherwise one stream of Python's ``random``, seeded with ``seed``, draws the training
     and then the validation set, class by class in order of first image, and the draw is saved as JSON where
     the folder can be written to. A class with fewer images gives all it has, with a warning. Training images
-    that the validation set holds (ImageNet's) are not drawn.
+    that the validation set holds (ImageNet's) are not drawn. The subset of half a dataset's classes is the whole
+    dataset's, so far as its images are of these classes: the official base-to-new rule.
 
     Raises:
         UserError: the dataset has no training images, ``shots`` is neither positive nor ``"all"``, or a kept
             subset is damaged or of another split.
     """
+    if dataset.whole is not None:
+        return _within(dataset, few_shot(dataset.whole, shots, seed))
     if "train" not in dataset.splits:
         raise UserError(f"Dataset {dataset.name} has only test images; nothing can be trained on it.")
     train, val = dataset.splits["train"], dataset.splits.get("val", Split((), np.zeros(0, np.int64)))
@@ -67,6 +71,18 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     if kept is None:
         save(dataset, shots, seed, {"train": subset.train, "val": subset.val})
     return subset
+
+
+def _within(half: Dataset, subset: FewShot) -> FewShot:
+    """A subset of the whole dataset, as indices into the splits of half its classes."""
+
+    def kept(split: str, drawn: np.ndarray) -> np.ndarray:
+        if half.whole is None or split not in half.whole.splits:
+            return np.zeros(0, np.int64)
+        rows = rows_in_whole(half, split)
+        return np.searchsorted(rows, drawn[np.isin(drawn, rows)]).astype(np.int64)
+
+    return FewShot(kept("train", subset.train), kept("val", subset.val))
 
 
 def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:

@@ -55,6 +55,14 @@ def numbered(images: str) -> Callable[[Path], dict[str, list[Item]]]:
     return read
 
 
+def class_ids(home: Path, items: dict[str, list[Item]]) -> tuple[str, ...]:
+    """WordNet IDs in label order, from the folders that the test images lie in."""
+    folders = {label: path.split("/")[-2] for path, label, _ in reversed(items["test"])}
+    ids = list(wordnet_names(home))
+    ordered = [folders[label] for label in range(len(folders))]
+    return tuple(ids[int(folder)] if folder.isdecimal() else folder for folder in ordered)
+
+
 def wordnet_folders(home: Path) -> list[str]:
     """The 1,000 class folders of a complete copy."""
     return list(wordnet_names(home))

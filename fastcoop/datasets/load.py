@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastcoop.datasets.dataset import Dataset
 from fastcoop.datasets.files import list_folders
+from fastcoop.datasets.halves import half_of, split_spec
 from fastcoop.datasets.official import OFFICIAL, Official, find_official, load_official
 from fastcoop.datasets.own import load_csv, load_folder
 from fastcoop.errors import UserError, nearest
@@ -16,12 +17,16 @@ def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
 
     Args:
         spec: one of the paper's fifteen by name, whose official layout is expected under ``data_root``; or
-            the path of a folder or CSV of the user's own, itself or relative to ``data_root``.
+            the path of a folder or CSV of the user's own, itself or relative to ``data_root``. Either followed by
+            ":base" or ":new" is the first or second half of its classes.
         data_root: the folder that holds the datasets; the current one if None.
 
     Raises:
         UserError: there is no such dataset (the nearest name is suggested), or its files cannot be used.
     """
+    name, half = split_spec(str(spec))
+    if half is not None:
+        return half_of(load_dataset(name, data_root), half)
     place, row = locate(spec, data_root)
     if row is not None:
         return load_official(row, place)
@@ -37,7 +42,7 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
         UserError: as ``load_dataset``.
     """
     root = Path(data_root).expanduser() if data_root is not None else Path()
-    if not root.is_dir():
+    if not root.is_dir() and not Path(spec).expanduser().exists():
         raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
     row = find_official(str(spec))
     if row is not None and not _is_described(root / spec):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastcoop.datasets import annotation_files, imagenet
 from fastcoop.datasets.dataset import Dataset, Item, make_dataset, make_splits, warn_once
@@ -16,6 +17,32 @@ from fastcoop.errors import UserError
 PHOTO = "a photo of a {}."
 Items = dict[str, list[Item]]
 VGG = "https://www.robots.ox.ac.uk/~vgg/data"
+CARS = "https://ai.stanford.edu/~jkrause"
+SUN = "https://vision.princeton.edu/projects/2010/SUN"
+UCF = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
+UCF_SPLIT = ("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")
+
+
+@dataclass(frozen=True)
+class Download:
+    """Something to get.
+
+    Attributes:
+        what: its address, in words.
+        into: the folder it goes to, relative to the data root.
+        makes: what is there once it is done, relative to the data root.
+        archive: whether it is to be extracted.
+    """
+
+    what: str
+    into: str
+    makes: str
+    archive: bool = True
+
+    def sentence(self, root: Path) -> str:
+        """What to do, in one sentence."""
+        do, so = ("extract it", "which makes") if self.archive else ("put it", "as")
+        return f"get {self.what} and {do} in {root / self.into}, {so} {root / self.makes}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +58,7 @@ class Official:
         counts: classes, train, val and test images; None where Table 6 says N/A.
         build: makes the splits from the dataset's own files, given ``folder``; paths relative to ``images``.
         split_file: the official split file in ``folder``, where there is one.
-        downloads: (what to get, where to put it), in words.
+        downloads: what to get and where to put it.
         class_folders: the folders that ``images`` should have, given ``folder``, where that is known.
     """
 
@@ -42,7 +69,7 @@ class Official:
     template: str
     counts: tuple[int, int | None, int | None, int]
     build: Callable[[Path], Items]
-    downloads: tuple[tuple[str, str], ...]
+    downloads: tuple[Download, ...]
     split_file: str | None = None
     class_folders: Callable[[Path], list[str]] | None = None
 
@@ -58,12 +85,12 @@ def _row(
     template: str,
     counts: tuple[int, int | None, int | None, int],
     build: Callable[[Path], Items],
-    downloads: Sequence[tuple[str, str]],
+    downloads: Sequence[tuple[Any, ...]],
     split: tuple[str, str] | None = None,
     class_folders: Callable[[Path], list[str]] | None = None,
 ) -> Official:
     folder, _, images = images.partition("/")
-    extra = ((f"{split[0]} from {_drive(split[1])}", f"{folder}/"),) if split else ()
+    extra = ((f"{split[0]} from {_drive(split[1])}", folder, f"{folder}/{split[0]}", False),) if split else ()
     return Official(
         name,
         title,
@@ -72,7 +99,7 @@ def _row(
         template,
         counts,
         build,
-        (*downloads, *extra),
+        tuple(Download(*one) for one in (*downloads, *extra)),
         split[0] if split else None,
         class_folders,
     )
@@ -88,10 +115,13 @@ OFFICIAL = (
         imagenet.train_and_val,
         [
             (
-                "the ILSVRC2012 training and validation images from https://image-net.org/index.php, "
-                "a folder per class (n01440764, ...) in both",
-                "imagenet/images/train/ and imagenet/images/val/",
+                f"the ILSVRC2012 {what} images from https://image-net.org/index.php, a folder per class "
+                "(n01440764, ...)",
+                "imagenet/images",
+                f"imagenet/images/{folder}",
+                False,
             )
+            for what, folder in (("training", "train"), ("validation", "val"))
         ],
         class_folders=imagenet.folders_of_train_and_val,
     ),
@@ -104,8 +134,9 @@ OFFICIAL = (
         annotation_files.caltech101,
         [
             (
-                "101_ObjectCategories.tar.gz in https://data.caltech.edu/records/mzrjq-6wc02, extracted",
-                "caltech-101/101_ObjectCategories/",
+                "101_ObjectCategories.tar.gz from https://data.caltech.edu/records/mzrjq-6wc02",
+                "caltech-101",
+                "caltech-101/101_ObjectCategories",
             )
         ],
         ("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
@@ -118,8 +149,8 @@ OFFICIAL = (
         (37, 2944, 736, 3669),
         annotation_files.oxford_pets,
         [
-            (f"{VGG}/pets/data/images.tar.gz, extracted", "oxford_pets/images/"),
-            (f"{VGG}/pets/data/annotations.tar.gz, extracted", "oxford_pets/annotations/"),
+            (f"{VGG}/pets/data/images.tar.gz", "oxford_pets", "oxford_pets/images"),
+            (f"{VGG}/pets/data/annotations.tar.gz", "oxford_pets", "oxford_pets/annotations"),
         ],
         ("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
     ),
@@ -131,10 +162,15 @@ OFFICIAL = (
         (196, 6509, 1635, 8041),
         annotation_files.stanford_cars,
         [
-            ("http://ai.stanford.edu/~jkrause/car196/cars_train.tgz, extracted", "stanford_cars/cars_train/"),
-            ("http://ai.stanford.edu/~jkrause/car196/cars_test.tgz, extracted", "stanford_cars/cars_test/"),
-            ("https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz, extracted", "stanford_cars/devkit/"),
-            ("http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat", "stanford_cars/"),
+            (f"{CARS}/car196/cars_train.tgz", "stanford_cars", "stanford_cars/cars_train"),
+            (f"{CARS}/car196/cars_test.tgz", "stanford_cars", "stanford_cars/cars_test"),
+            (f"{CARS}/cars/car_devkit.tgz", "stanford_cars", "stanford_cars/devkit"),
+            (
+                f"{CARS}/car196/cars_test_annos_withlabels.mat",
+                "stanford_cars",
+                "stanford_cars/cars_test_annos_withlabels.mat",
+                False,
+            ),
         ],
         ("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
     ),
@@ -146,9 +182,14 @@ OFFICIAL = (
         (102, 4093, 1633, 2463),
         annotation_files.oxford_flowers,
         [
-            (f"{VGG}/flowers/102/102flowers.tgz, extracted", "oxford_flowers/jpg/"),
-            (f"{VGG}/flowers/102/imagelabels.mat", "oxford_flowers/"),
-            (f"cat_to_name.json from {_drive('1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0')}", "oxford_flowers/"),
+            (f"{VGG}/flowers/102/102flowers.tgz", "oxford_flowers", "oxford_flowers/jpg"),
+            (f"{VGG}/flowers/102/imagelabels.mat", "oxford_flowers", "oxford_flowers/imagelabels.mat", False),
+            (
+                f"cat_to_name.json from {_drive('1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0')}",
+                "oxford_flowers",
+                "oxford_flowers/cat_to_name.json",
+                False,
+            ),
         ],
         ("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
     ),
@@ -161,8 +202,9 @@ OFFICIAL = (
         annotation_files.food101,
         [
             (
-                "food-101.tar.gz from https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/, extracted",
-                "food-101/images/",
+                "food-101.tar.gz from https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
+                "",
+                "food-101/images",
             )
         ],
         ("split_zhou_Food101.json", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
@@ -176,8 +218,11 @@ OFFICIAL = (
         annotation_files.fgvc_aircraft,
         [
             (
-                f"the data/ folder in {VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz, renamed",
-                "fgvc_aircraft/",
+                f"the folder data/ of {VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz, rename it to "
+                "fgvc_aircraft",
+                "",
+                "fgvc_aircraft",
+                False,
             )
         ],
     ),
@@ -189,14 +234,8 @@ OFFICIAL = (
         (397, 15_880, 3970, 19_850),
         annotation_files.sun397,
         [
-            (
-                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz, extracted",
-                "sun397/SUN397/",
-            ),
-            (
-                "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip, extracted",
-                "sun397/",
-            ),
+            (f"{SUN}/SUN397.tar.gz", "sun397", "sun397/SUN397"),
+            (f"{SUN}/download/Partitions.zip", "sun397", "sun397/ClassName.txt"),
         ],
         ("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
     ),
@@ -207,7 +246,7 @@ OFFICIAL = (
         "{} texture.",
         (47, 2820, 1128, 1692),
         annotation_files.dtd,
-        [(f"{VGG}/dtd/download/dtd-r1.0.1.tar.gz, extracted", "dtd/images/")],
+        [(f"{VGG}/dtd/download/dtd-r1.0.1.tar.gz", "", "dtd/images")],
         ("split_zhou_DescribableTextures.json", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
     ),
     _row(
@@ -217,7 +256,7 @@ OFFICIAL = (
         "a centered satellite photo of {}.",
         (10, 13_500, 5400, 8100),
         annotation_files.eurosat,
-        [("http://madm.dfki.de/files/sentinel/EuroSAT.zip, extracted", "eurosat/2750/")],
+        [("http://madm.dfki.de/files/sentinel/EuroSAT.zip", "eurosat", "eurosat/2750")],
         ("split_zhou_EuroSAT.json", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
     ),
     _row(
@@ -229,11 +268,13 @@ OFFICIAL = (
         annotation_files.ucf101,
         [
             (
-                f"UCF-101-midframes.zip from {_drive('10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O')}, extracted",
-                "ucf101/UCF-101-midframes/",
-            )
+                f"UCF-101-midframes.zip from {_drive('10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O')}",
+                "ucf101",
+                "ucf101/UCF-101-midframes",
+            ),
+            (f"{UCF}, needed only without {UCF_SPLIT[0]},", "ucf101", "ucf101/ucfTrainTestlist"),
         ],
-        ("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
+        UCF_SPLIT,
     ),
     _row(
         "imagenetv2",
@@ -244,8 +285,9 @@ OFFICIAL = (
         imagenet.numbered("imagenetv2-matched-frequency-format-val"),
         [
             (
-                "imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2",
-                "imagenetv2/imagenetv2-matched-frequency-format-val/",
+                "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
+                "imagenetv2",
+                "imagenetv2/imagenetv2-matched-frequency-format-val",
             )
         ],
         class_folders=imagenet.numbered_folders,
@@ -259,8 +301,11 @@ OFFICIAL = (
         imagenet.shifted("images"),
         [
             (
-                "the images of https://github.com/HaohanWang/ImageNet-Sketch (folders n01440764, ...)",
-                "imagenet-sketch/images/",
+                "the images, a folder per class (n01440764, ...), from "
+                "https://github.com/HaohanWang/ImageNet-Sketch",
+                "imagenet-sketch",
+                "imagenet-sketch/images",
+                False,
             )
         ],
         class_folders=imagenet.wordnet_folders,
@@ -274,8 +319,9 @@ OFFICIAL = (
         imagenet.shifted("imagenet-a"),
         [
             (
-                "imagenet-a.tar from https://github.com/hendrycks/natural-adv-examples, extracted",
-                "imagenet-adversarial/imagenet-a/",
+                "imagenet-a.tar from https://github.com/hendrycks/natural-adv-examples",
+                "imagenet-adversarial",
+                "imagenet-adversarial/imagenet-a",
             )
         ],
     ),
@@ -288,8 +334,9 @@ OFFICIAL = (
         imagenet.shifted("imagenet-r"),
         [
             (
-                "imagenet-r.tar from https://github.com/hendrycks/imagenet-r, extracted",
-                "imagenet-rendition/imagenet-r/",
+                "imagenet-r.tar from https://github.com/hendrycks/imagenet-r",
+                "imagenet-rendition",
+                "imagenet-rendition/imagenet-r",
             )
         ],
     ),
@@ -318,8 +365,8 @@ def read_official(row: Official, home: Path) -> tuple[list[str], Items, Path | N
         UserError: files are missing (what to download is named) or malformed.
     """
     if not home.is_dir() or not (home / row.images).is_dir():
-        what = "; ".join(f"{what} -> {home.parent / where}" for what, where in row.downloads)
-        raise UserError(f"{row.title} is not in {home / row.images}; put it there: {what}.")
+        todo = "; ".join(download.sentence(home.parent) for download in row.downloads)
+        raise UserError(f"{row.title} is not in {home / row.images}; {todo}.")
     split_file = home / row.split_file if row.split_file else None
     if split_file is not None and split_file.is_file():
         items = read_items(split_file, required=("train", "val", "test"))
@@ -340,7 +387,7 @@ def load_official(row: Official, home: Path) -> Dataset:
         warn_once(
             f"{row.title}: {home / row.split_file} is not there, so the split was made from the "
             f"dataset's own files and is not the official one; numbers will not compare exactly. "
-            f"Get {row.downloads[-1][0]}."
+            f"Get {row.downloads[-1].what}."
         )
     if len(names) != row.counts[0]:
         warn_once(f"{row.title}: {len(names)} of its {row.counts[0]} classes are in {home / row.images}.")
@@ -352,4 +399,5 @@ def load_official(row: Official, home: Path) -> Dataset:
         make_splits(items),
         title=row.title,
         fewshot_dir=home / FEWSHOT_FOLDER,
+        class_ids=imagenet.class_ids(home, items) if row.name.startswith("imagenet") else (),
     )

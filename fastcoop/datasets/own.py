@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 from fastcoop.datasets.config import DatasetConfig, check_known, read_config
 from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits, warn_once
-from fastcoop.datasets.files import FEWSHOT_FOLDER, class_folders, list_folders, missing_images
+from fastcoop.datasets.files import FEWSHOT_FOLDER, class_folders, list_folders, missing_images, some
 from fastcoop.datasets.splits import check_images, class_names, read_items, split_by_class, split_train_val
 from fastcoop.errors import UserError, nearest
 
+WORDNET_ID = re.compile(r"n\d{8}")  # as ImageNet's class folders are called
 FORMS = "a split.json, or train/ and test/ folders with a folder per class, or a folder per class"
 
 
@@ -72,11 +74,20 @@ def _split_folders(folder: Path) -> tuple[list[str], dict[str, list[Item]]]:
 def _finish(
     config: DatasetConfig, root: Path, names: list[str], items: dict[str, list[Item]], fewshot_dir: Path
 ) -> Dataset:
+    shared = sorted(
+        {path for path, *_ in items.get("train", ())} & {path for path, *_ in items.get("test", ())}
+    )
+    if shared:
+        warn_once(
+            f"{config.name} tests on {len(shared)} of its own training images, such as {some(shared, 1)}."
+        )
     if items.get("train") and not items.get("val"):
         items["train"], items["val"] = split_train_val(items["train"], config.val_share)
+    ids = names if all(WORDNET_ID.fullmatch(name) for name in names) else []
     return make_dataset(
-        config.name, root, config.rename(names), config.template, make_splits(items), fewshot_dir=fewshot_dir
-    )
+        config.name, root, config.rename(names), config.template, make_splits(items),
+        fewshot_dir=fewshot_dir, class_ids=ids,
+    )  # fmt: skip
 
 
 def load_csv(path: Path) -> Dataset:
@@ -123,7 +134,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                 if column not in columns:
                     raise UserError(
                         f"{path} line 1 must name the columns path, class and (optional) split; "
-                        f'there is no "{column}".{nearest(column, columns)}'
+                        f'separated by commas; there is no "{column}".{nearest(column, columns)}'
                     )
             rows: list[tuple[int, dict[str, str]]] = []
             for row in reader:

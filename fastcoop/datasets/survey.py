@@ -83,11 +83,19 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
     home, row = locate(name, data_root)
     if row is None:
         return _check_own(load_dataset(name, data_root))
-    advice = tuple(f"{what} -> {home.parent / where}" for what, where in row.downloads)
     images = home / row.images
 
+    def advice(everything: bool) -> tuple[str, ...]:
+        """What to get: all of it where images are missing, else what is not there yet."""
+        return tuple(
+            download.sentence(home.parent)
+            for download in row.downloads
+            if everything or not (home.parent / download.makes).exists()
+        )
+
     def incomplete(problem: str) -> Check:
-        return Check(row.name, row.title, images, _counts(row, None), (problem,), (), advice)
+        todo = advice(everything=not images.is_dir())
+        return Check(row.name, row.title, images, _counts(row, None), (problem,), (), todo)
 
     if not images.is_dir():
         return incomplete(f"{images} is not there.")
@@ -103,6 +111,7 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
         if expected is not None and found != expected
     ]
     missing = missing_images(images, (path for part in items.values() for path, _, _ in part))
+    wrong = bool(problems)
     if missing:
         problems.append(f"{len(missing):,} images that the split names are not there.")
     folders = row.class_folders(home) if row.class_folders else []
@@ -118,7 +127,7 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
         counts=counts,
         problems=tuple(problems),
         missing=(*absent, *missing),
-        advice=advice if problems else (),
+        advice=advice(everything=wrong or bool(missing or absent)) if problems else (),
     )
 
 

@@ -95,7 +95,8 @@ def find_glyphs(families: Sequence[str] = tuple(FONTS)) -> list[Glyph]:
                 )
             seen = set()
             for name, code in sorted(
-                json.loads(charmap.read_text()).items(), key=lambda item: (len(item[0]), item[0])
+                json.loads(charmap.read_text(encoding="utf-8")).items(),
+                key=lambda item: (len(item[0]), item[0]),
             ):
                 codepoint = int(code, 16)
                 if codepoint not in seen:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import fastcoop
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
 from fastcoop.errors import UserError
 from fastcoop.reports import report
 from fastcoop.sweeps import load_results, read_grid, sweep
 from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps.shipped import shipped_grid
 
 QUICK, FULL = "demo", "demo-full"
 
@@ -28,7 +28,9 @@ def run_demo(out: Path, full: bool = False) -> str:
     suffix = "-full" if full else ""
     data, cache = out / "data", out / "cache"
     results, pages = out / f"results{suffix}", out / f"report{suffix}"
-    grid = grid_file(FULL if full else QUICK)
+    grid = shipped_grid(FULL if full else QUICK)
+    if grid is None:
+        raise UserError("The demo's grid file was not installed with fastcoop; install it again.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,15 +57,6 @@ def run_demo(out: Path, full: bool = False) -> str:
         f"{time.monotonic() - start:.0f} s",
     ]
     return "\n".join(lines)
-
-
-def grid_file(name: str) -> Path:
-    """The grid file ``experiments/<name>.yaml``, as installed with the package or beside it in a checkout."""
-    package = Path(fastcoop.__path__[0])
-    for folder in (package / "experiments", package.parent / "experiments"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise UserError(f"The grid file {name}.yaml was not installed with fastcoop; install it again.")
 
 
 def _averages(results: Path) -> list[str]:

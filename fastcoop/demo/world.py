@@ -273,7 +273,7 @@ def build_world(root: Path) -> list[str]:
 
 def _is_written(folder: Path) -> bool:
     config = folder / "dataset.yaml"
-    return config.is_file() and f"version {VERSION}\n" in config.read_text()
+    return config.is_file() and f"version {VERSION}\n" in config.read_text(encoding="utf-8")
 
 
 def _write(one: DatasetPlan, root: Path) -> None:

@@ -42,13 +42,14 @@ class PromptEncoder:
         return _encode(self._trees, [(self.class_names, self.layout, contexts)])[0]
 
 
-def encode_prompts(backbone: Backbone, items: Sequence[Item]) -> list[Tensor]:
+def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | None = None) -> list[Tensor]:
     """Encode a mixed list of (class names, layout, contexts) in one forest.
 
     Each item's contexts are those of one run, (M, width) or (classes, M, width) if class-specific, or of several
     with a leading runs dimension. Returns per item (classes, dim) or (runs, classes, dim), differentiable.
+    ``trees``: of this backbone, to be used again from call to call while its weights stay as they are.
     """
-    return _encode(Trees(backbone), items)
+    return _encode(trees or Trees(backbone), items)
 
 
 def _encode(trees: Trees, items: Sequence[Item]) -> list[Tensor]:

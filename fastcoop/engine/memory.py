@@ -1,6 +1,8 @@
-"""How many runs fit together: estimated before the first step, halved when memory runs out."""
+"""How many runs fit together: estimated before the first step, checked after it, halved when memory runs out."""
 
 from __future__ import annotations
+
+import logging
 
 import psutil
 import torch
@@ -9,8 +11,11 @@ from fastcoop.engine.plan import TreePlan
 from fastcoop.engine.tower import CPU_CHUNK, Buffers
 from fastcoop.engine.weights import FoldedTower
 
+STRAY = 0.25  # a batch that holds this share more than was estimated is spoken of
 FREE_SHARE = 0.6  # of the free memory, when no budget is given
 CPU_ROWS = 4096  # on a CPU the dense products are at full speed by then; more rows only take memory
+
+log = logging.getLogger("fastcoop")
 
 
 def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
@@ -60,6 +65,19 @@ class RoomFor:
             return False
         self.bytes, self.rows, self.runs = size, rows, self.runs + 1
         return True
+
+    def check(self, used: int) -> None:
+        """Compare what the batch was estimated to hold with what it holds after its first step, in bytes."""
+        log.debug(
+            "%d runs together hold %.2f GB; %.2f GB were estimated.", self.runs, used / 1e9, self.bytes / 1e9
+        )
+        if used > (1 + STRAY) * self.bytes:
+            log.warning(
+                "%d runs together hold %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer.",
+                self.runs,
+                used / 1e9,
+                100 * (used / self.bytes - 1),
+            )
 
     def halve(self) -> bool:
         """After running out of memory: allow half of what was tried. False where that was a single run."""

@@ -48,16 +48,38 @@ class Part:
         return 0 if self.constants is None else self.constants.shape[1]
 
 
+class SumBy:
+    """Sums values (runs, n, width) into (runs, count, width) by ``index`` (n,), in which every number below
+    ``count`` occurs.
+
+    As a product with a 0/1 matrix the order of the sum is fixed, where a scatter with atomics is not reproducible.
+    """
+
+    def __init__(self, index: np.ndarray, device: torch.device | str, dtype: torch.dtype):
+        count = int(index.max()) + 1 if len(index) else 0
+        self._alone = count == len(index)  # one value each: nothing to add
+        if self._alone:
+            self._order = torch.as_tensor(np.argsort(index), device=device)
+        else:
+            onto = torch.zeros(count, len(index), dtype=dtype)
+            onto[torch.as_tensor(index), torch.arange(len(index))] = 1.0
+            self._onto = onto.to(device)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.index_select(1, self._order) if self._alone else torch.matmul(self._onto, values)
+
+
 @dataclass(frozen=True, eq=False)
 class TreePlan:
     """Index tensors (int64, on the device) that carry a tree's rows into parts and back.
 
     ``rows``: live nodes, i.e. rows of one run. ``padded``: positions of all parts. ``gather`` (padded,): the row at
     each position. ``place`` (rows,): the position that owns each row. ``unowned``: positions that own none.
-    ``copies``, ``copied``, ``copied_rows``: positions holding further copies of shared rows, for each the index
-    into ``copied_rows``. ``leaf_rows`` (leaves,) in the order of the parts; ``class_leaf`` (classes,) into it.
-    ``learned_rows`` and ``slots`` (equal length): which context vector stands at which row. ``frozen_rows``,
-    ``frozen_tokens``; ``depth`` (rows,). ``shared_constants``: tree nodes above every path.
+    ``copies``, ``copied_rows``: positions holding further copies of shared rows, and those rows; ``sum_copies`` adds
+    the former up to the latter. ``leaf_rows`` (leaves,) in the order of the parts; ``class_leaf`` (classes,) into it,
+    ``sum_classes`` back. ``learned_rows`` and ``slots`` (equal length): which context vector stands at which row;
+    ``sum_slots`` adds rows up to vectors. ``frozen_rows``, ``frozen_tokens``;
+    ``depth`` (rows,). ``shared_constants``: tree nodes above every path.
     """
 
     tree: Tree
@@ -69,13 +91,15 @@ class TreePlan:
     place: Tensor
     unowned: Tensor
     copies: Tensor
-    copied: Tensor
+    sum_copies: SumBy
     copied_rows: Tensor
     leaf_rows: Tensor
     class_leaf: Tensor
+    sum_classes: SumBy
     learned_rows: Tensor
     slots: Tensor
     slot_count: int
+    sum_slots: SumBy
     frozen_rows: Tensor
     frozen_tokens: Tensor
     depth: Tensor
@@ -138,7 +162,9 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
     copies = np.flatnonzero(~owner & ~pads)
     copied_rows, copied = np.unique(gather[copies], return_inverse=True)
     leaf_index = {leaf: i for i, leaf in enumerate(leaf_order)}
+    class_leaf = np.array([leaf_index[int(leaf)] for leaf in tree.leaf])
     learned = tree.learned[live_nodes]
+    slots = tree.index[live_nodes][learned]
 
     def tensor(values: np.ndarray | list[int]) -> Tensor:
         return torch.as_tensor(np.asarray(values, np.int64), device=device)
@@ -153,13 +179,15 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
         place=tensor(place),
         unowned=tensor(np.flatnonzero(~owner)),
         copies=tensor(copies),
-        copied=tensor(copied),
+        sum_copies=SumBy(copied, device, dtype),
         copied_rows=tensor(copied_rows),
         leaf_rows=tensor(row_of[leaf_order]),
-        class_leaf=tensor([leaf_index[int(leaf)] for leaf in tree.leaf]),
+        class_leaf=tensor(class_leaf),
+        sum_classes=SumBy(class_leaf, device, dtype),
         learned_rows=tensor(np.flatnonzero(learned)),
-        slots=tensor(tree.index[live_nodes][learned]),
-        slot_count=int(tree.index[live_nodes][learned].max()) + 1,
+        slots=tensor(slots),
+        slot_count=int(slots.max()) + 1,
+        sum_slots=SumBy(slots, device, dtype),
         frozen_rows=tensor(np.flatnonzero(~learned)),
         frozen_tokens=tensor(tree.index[live_nodes][~learned]),
         depth=tensor(tree.depth[live_nodes]),

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcoop.engine.run import Run, Trained
 
 if TYPE_CHECKING:
-    from fastcoop.engine.training import Active
+    from fastcoop.engine.batch import Active
 
 State = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.engine.attention import Saved, attend, attend_backward
-from fastcoop.engine.forest import Forest, Group, activate
+from fastcoop.engine.forest import Forest, Group
 from fastcoop.engine.weights import FoldedBlock
 
 CPU_CHUNK = 2048  # rows: with 512-wide towers, a chunk's MLP activations (16 MB) stay in the last-level cache
@@ -28,6 +28,7 @@ class Buffers:
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self._dtype, self._device = dtype, device
         self._memory: dict[object, Tensor] = {}
+        self._used: dict[object, int] = {}
 
     def __call__(self, name: object, *shape: int) -> Tensor:
         size = 1
@@ -36,11 +37,25 @@ class Buffers:
         have = self._memory.get(name)
         if have is None or have.numel() < size:
             have = self._memory[name] = torch.empty(size, dtype=self._dtype, device=self._device)
+        self._used[name] = max(size, self._used.get(name, 0))
         return have[:size].view(shape)
 
     @property
+    def storages(self) -> set[int]:
+        return {memory.untyped_storage().data_ptr() for memory in self._memory.values()}
+
+    def begin(self) -> None:
+        """A new forest comes: what it uses is counted from now on."""
+        self._used.clear()
+
+    def trim(self) -> None:
+        """Free what was not used since ``begin``: an earlier forest's."""
+        self._memory = {name: memory for name, memory in self._memory.items() if name in self._used}
+
+    @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._memory.values())
+        """Bytes used since ``begin``."""
+        return sum(self._used.values()) * torch.finfo(self._dtype).bits // 8
 
 
 class ForestPass:
@@ -52,13 +67,24 @@ class ForestPass:
     def __init__(self, forest: Forest, buffers: Buffers | None = None):
         self.forest, self.tower = forest, forest.tower
         self.buffer = buffers or Buffers(self.tower.dtype, self.tower.device)
+        self.buffer.begin()
         on_cpu = self.tower.device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else max(forest.rows, 1)
         self.last = len(self.tower.blocks) - 1
-        self.frozen_qkv = forest.frozen("first_qkv")
-        x = self._residual(0)
-        x[forest.frozen_rows] = forest.frozen("first_input")
+        self.frozen_qkv, self.frozen_input = forest.frozen("first_qkv"), forest.frozen("first_input")
         self.saved: dict[tuple[int, int, int, int], tuple[Saved, Tensor, Tensor]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the pass holds between forward and backward, scratch memory included."""
+        kept: dict[int, int] = {}
+        for saved, shared_k, shared_v in self.saved.values():
+            for tensor in (saved.k, saved.v, saved.probabilities, shared_k, shared_v):
+                storage = tensor.untyped_storage()
+                kept[storage.data_ptr()] = storage.nbytes()
+        for memory in self.buffer.storages:
+            kept.pop(memory, None)
+        return self.buffer.nbytes + sum(kept.values())
 
     @torch.no_grad()
     def forward(self, contexts: Sequence[Tensor]) -> list[Tensor]:
@@ -71,7 +97,8 @@ class ForestPass:
             c[:, g.plan.slots].reshape(-1, tower.width) for c, g in zip(contexts, forest.groups, strict=True)
         ]
         x = self._residual(0)
-        x[forest.learned_rows] = (torch.cat(vectors) + forest.learned_positions).to(tower.dtype)
+        x.index_copy_(0, forest.frozen_rows, self.frozen_input)
+        x.index_copy_(0, forest.learned_rows, (torch.cat(vectors) + forest.learned_positions).to(tower.dtype))
         for layer, block in enumerate(tower.blocks):
             x = self._block(layer, block, x)
         normal, *self.final_stats = torch.native_layer_norm(x, (tower.width,), None, None, tower.eps_final)
@@ -88,8 +115,11 @@ class ForestPass:
         ``grads``: per group, (runs, classes, dim).
         """
         forest, tower = self.forest, self.tower
-        leaves = torch.cat(
-            [_by_leaf(grad.to(tower.dtype), g) for grad, g in zip(grads, forest.groups, strict=True)]
+        leaves = torch.cat(  # classes with equal prompts add up
+            [
+                g.plan.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
+                for grad, g in zip(grads, forest.groups, strict=True)
+            ]
         )
         grad = _layer_norm_backward(leaves @ tower.projection.t(), self.final_input, *self.final_stats)
         for layer in range(self.last, -1, -1):
@@ -98,7 +128,7 @@ class ForestPass:
         for g in forest.groups:
             rows = len(g.plan.slots)
             part = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
-            result.append(_sum_by_index(part, g.plan.slots, g.plan.slot_count))
+            result.append(g.plan.sum_slots(part))
             start += g.runs * rows
         return result
 
@@ -110,11 +140,13 @@ class ForestPass:
         qkv = self.buffer("qkv", forest.rows, 3 * width)
         mean, rstd = self._stats(layer, 1, forest.rows)
         if layer == 0 and not ends:
-            rows = forest.learned_rows
-            normal, m, r = torch.native_layer_norm(x[rows], (width,), None, None, block.eps_1)
-            qkv[rows] = torch.addmm(block.qkv_bias, normal, block.qkv)
-            qkv[forest.frozen_rows] = self.frozen_qkv
-            mean[: len(rows)], rstd[: len(rows)] = m, r
+            qkv.index_copy_(0, forest.frozen_rows, self.frozen_qkv)
+            for c in self._chunks(len(forest.learned_rows)):
+                rows = forest.learned_rows[c]
+                normal, mean[c], rstd[c] = torch.native_layer_norm(
+                    x.index_select(0, rows), (width,), None, None, block.eps_1
+                )
+                qkv.index_copy_(0, rows, torch.addmm(block.qkv_bias, normal, block.qkv))
         else:
             used = slice(width, None) if ends else slice(None)  # the last layer asks at the leaves only
             for c in self._chunks(forest.rows):
@@ -133,12 +165,13 @@ class ForestPass:
         hidden = self.buffer(("hidden", layer), len(x), self.tower.hidden)
         mean, rstd = self._stats(layer, 2, len(x))
         for c in self._chunks(len(x)):
-            torch.addmm(block.out_bias, attended[c], block.out, out=middle[c])
-            middle[c] += x[c]
+            residual = torch.add(x[c], block.out_bias, out=middle[c])
+            torch.addmm(residual, attended[c], block.out, out=residual)
             normal, mean[c], rstd[c] = torch.native_layer_norm(middle[c], (width,), None, None, block.eps_2)
             torch.addmm(block.fc_bias, normal, block.fc, out=hidden[c])
-            torch.addmm(block.proj_bias, self._activate(hidden[c]), block.proj, out=out[c])
-            out[c] += middle[c]
+            active = self._activate(hidden[c])
+            residual = torch.add(middle[c], block.proj_bias, out=out[c])
+            torch.addmm(residual, active, block.proj, out=residual)
         return out
 
     def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
@@ -161,9 +194,13 @@ class ForestPass:
         x = self._residual(layer)
         mean, rstd = self._stats(layer, 1, forest.rows)
         if layer == 0 and not ends:  # nothing reads the gradient of a frozen token's embedding
-            rows = forest.learned_rows
-            normal = dqkv[rows] @ block.qkv.t()
-            return _layer_norm_backward(normal, x[rows], mean[: len(rows)], rstd[: len(rows)]) + grad[rows]
+            learned = self.buffer("gradient", len(forest.learned_rows), width)
+            for c in self._chunks(len(learned)):
+                rows = forest.learned_rows[c]
+                normal = dqkv.index_select(0, rows) @ block.qkv.t()
+                through = _layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
+                torch.add(through, grad.index_select(0, rows), out=learned[c])
+            return learned
         if not ends:
             for c in self._chunks(forest.rows):
                 grad[c] += _layer_norm_backward(dqkv[c] @ block.qkv.t(), x[c], mean[c], rstd[c])
@@ -268,7 +305,7 @@ class ForestPass:
                     target = padded[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
                     if ends:
                         target[0, ..., -1:, :].copy_(dq)
-                        target[0, ..., :-1, :] = 0.0
+                        target[0, ..., :-1, :].zero_()
                     else:
                         target[0].copy_(dq)
                     target[1].copy_(dk[..., part.before :, :])
@@ -278,7 +315,7 @@ class ForestPass:
                     target = padded[:, :T].view(R, 1, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
                     dtrunk_k, dtrunk_v = (t[:, :, None, constants:] for t in (dshared_k, dshared_v))
                     if ends:
-                        target[0] = 0.0
+                        target[0].zero_()
                         target[1].copy_(dtrunk_k)
                         target[2].copy_(dtrunk_v)
                     else:
@@ -295,9 +332,7 @@ class ForestPass:
                 torch.index_select(padded, 1, plan.place, out=rows)
                 if len(plan.copies):
                     copies = padded[:, plan.copies, width:]
-                    rows[:, plan.copied_rows, width:] += _sum_by_index(
-                        copies, plan.copied, len(plan.copied_rows)
-                    )
+                    rows[:, plan.copied_rows, width:] += plan.sum_copies(copies)
         return dqkv
 
     # Small things.
@@ -317,7 +352,12 @@ class ForestPass:
         return (slice(i, min(i + step, group.runs)) for i in range(0, group.runs, step))
 
     def _activate(self, hidden: Tensor) -> Tensor:
-        return activate(hidden, self.tower.activation)
+        """The activation of ``hidden``, in scratch memory."""
+        scratch, aten = self.buffer("mlp", *hidden.shape), torch.ops.aten
+        if self.tower.activation == "silu":
+            return aten.silu.out(hidden, out=scratch)
+        approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
+        return aten.gelu.out(hidden, approximate=approximate, out=scratch)
 
     def _activate_backward(self, grad: Tensor, hidden: Tensor) -> Tensor:
         """Multiply ``grad`` by the activation's derivative at ``hidden``, in place."""
@@ -333,22 +373,3 @@ def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) ->
     return torch.ops.aten.native_layer_norm_backward(
         grad, x, (x.shape[-1],), mean, rstd, None, None, (True, False, False)
     )[0]
-
-
-def _sum_by_index(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """Sum ``values`` (runs, n, width) into (runs, count, width) by ``index`` (n,).
-
-    Every number below ``count`` occurs in ``index``. As a product with a 0/1 matrix the order of the sum is fixed,
-    where a scatter with atomics is not reproducible.
-    """
-    if count == len(index):  # one value each
-        return values[:, torch.argsort(index)]
-    onto = torch.zeros(count, len(index), dtype=values.dtype, device=values.device)
-    onto[index, torch.arange(len(index), device=index.device)] = 1.0
-    return torch.matmul(onto, values)
-
-
-def _by_leaf(grad: Tensor, group: Group) -> Tensor:
-    """Class gradients (runs, classes, dim) to (runs * leaves, dim); classes with equal prompts add up."""
-    plan = group.plan
-    return _sum_by_index(grad, plan.class_leaf, plan.leaves).flatten(0, 1)

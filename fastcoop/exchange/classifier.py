@@ -10,7 +10,8 @@ import numpy as np
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.errors import UserError
-from fastcoop.exchange.runs import LearnedRun, write_whole
+from fastcoop.exchange.runs import LearnedRun, named_backbone, write_whole
+from fastcoop.features.images import RECIPES
 from fastcoop.methods.text import unit
 
 FORMAT = "fastcoop classifier"
@@ -23,7 +24,9 @@ class Classifier:
     class_names: in label order.
     text_features: float32 (classes, dim), of length 1.
     logit_scale: the factor on cosine similarities, already exponentiated.
-    preprocess: how an image becomes what the image tower takes.
+    preprocess: how an image becomes what the image tower takes, by the recipe of its test-time crop.
+    recipe: "current", which ``preprocess`` is all of; or "official-2021", which squashes to ``size``, enlarges by an
+        eighth and crops the centre.
     backbone, backbone_digest: whose image features these are to be compared with.
     origin: where it comes from, by name: key, dataset, prompt settings.
     """
@@ -35,6 +38,7 @@ class Classifier:
     backbone: str
     backbone_digest: str
     origin: dict[str, str]
+    recipe: str = "current"
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Softmax probabilities float32 (images, classes) of image features (images, dim), of any length."""
@@ -42,6 +46,23 @@ class Classifier:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
+
+    def load_backbone(self, spec: str | None = None, device: str = "cpu") -> Backbone:
+        """The backbone whose image features this classifies, by ``spec`` or else by its name.
+
+        Raises UserError if there is none of this name, or its weights are others.
+        """
+        backbone = named_backbone(spec, self.backbone, "the classifier was made for", device)
+        self.check(backbone)
+        return backbone
+
+    def check(self, backbone: Backbone) -> None:
+        """Raises UserError for a backbone other than the classifier's."""
+        if backbone.digest != self.backbone_digest:
+            raise UserError(
+                f"The classifier was made for {self.backbone} ({self.backbone_digest[:12]}), not for "
+                f"{backbone.name} ({backbone.digest[:12]}); name that backbone with --backbone."
+            )
 
     def save(self, path: str | Path) -> None:
         """Write tensors ``text_features`` and ``logit_scale``, the rest as JSON in the header, to one safetensors
@@ -60,6 +81,7 @@ class Classifier:
             "backbone": self.backbone,
             "backbone_digest": self.backbone_digest,
             "origin": json.dumps(self.origin),
+            "recipe": self.recipe,
         }
         write_whole(Path(path), save(tensors, header))
 
@@ -82,10 +104,13 @@ class Classifier:
                 if texts.ndim != 2 or len(texts) != len(names):
                     raise ValueError(f"{len(names)} class names for text features {texts.shape}")
                 scale = float(file.get_tensor("logit_scale"))
-                digest = header["backbone_digest"]
+                recipe = header.get("recipe", "current")
+                if recipe not in RECIPES:
+                    raise ValueError(f'there is no recipe "{recipe}"')
                 return cls(
-                    tuple(names), texts, scale, Preprocess(**facts), header["backbone"], digest, origin
-                )
+                    tuple(names), texts, scale, Preprocess(**facts), header["backbone"], header["backbone_digest"],
+                    origin, recipe,
+                )  # fmt: skip
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} should be a classifier of `fastcoop export --format classifier` but is not ({error})."
@@ -111,4 +136,5 @@ def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
         backbone=run.backbone,
         backbone_digest=run.backbone_digest,
         origin=origin,
+        recipe=run.recipe,
     )

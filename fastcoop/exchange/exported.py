@@ -41,7 +41,12 @@ def export_run(
         make_classifier(run, model).save(path)
         return path
     layout = run.layout(model)
-    path = official_path(path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs)
+    if layout.prompt is not None:
+        raise UserError(
+            f'The official code has no place for the words of "{layout.prompt}"; export the classifier instead.'
+        )
+    words = run.settings.init
+    path = official_path(path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, words)
     ctx = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
     try:
         write_official(

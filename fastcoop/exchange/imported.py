@@ -12,7 +12,7 @@ import numpy as np
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, nearest
 from fastcoop.exchange.official import (
     Official,
     find_checkpoints,
@@ -21,6 +21,7 @@ from fastcoop.exchange.official import (
     read_official,
 )
 from fastcoop.exchange.runs import LearnedRun, write_contexts_file
+from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS, Data, Job, Outcome
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, context_length_of
@@ -49,6 +50,7 @@ def import_coop(
     class_position: str | None = None,
     shots: int | None = None,
     seed: int | None = None,
+    recipe: str = "current",
 ) -> list[Imported]:
     """Read the official checkpoints under ``place`` into a results folder, all of them or none.
 
@@ -61,18 +63,22 @@ def import_coop(
         backbone, dataset: what they were learned over and on.
         results: a results folder, made if it is not there.
         class_position, shots, seed: where the official folder names do not say.
+        recipe: of the image transforms they were learned with, which nothing in them says: "official-2021" for
+            checkpoints trained before October 2021. Predictions and tests use it.
 
     Raises:
         UserError: no checkpoints, one that cannot be read or does not fit the backbone or the dataset, or facts that
             neither path nor caller gives.
     """
+    if recipe not in RECIPES:
+        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
     runs: list[tuple[LearnedRun, Path]] = []
     for path in find_checkpoints(Path(place)):
         official = read_official(path)
         settings, run_shots, run_seed = _settled(official, backbone, dataset, class_position, shots, seed)
         _check(official, settings, backbone, dataset)
         run = LearnedRun(
-            key=_key(official, settings, backbone, dataset, run_shots, run_seed),
+            key=_key(official, settings, backbone, dataset, run_shots, run_seed, recipe),
             backbone=backbone.name,
             backbone_digest=backbone.digest,
             dataset=dataset.name,
@@ -83,6 +89,7 @@ def import_coop(
             contexts=official.ctx.astype(np.float32),
             class_names=dataset.class_names,
             learned_dtype=str(official.ctx.dtype),
+            recipe=recipe,
         )
         runs.append((run, path))
     folder = Path(results)
@@ -126,7 +133,8 @@ def _settled(
         facts.context_length or length,
         specific if facts.class_specific is None else facts.class_specific,
     )
-    if said != (length, specific):
+    # A context that starts from words has their number and is unified, whatever the scripts were given.
+    if said != (length, specific) and (facts.words is None or specific):
         raise UserError(
             f"{path} lies in a folder of M={said[0]}, class-specific {said[1]}, but its contexts are {ctx.shape}."
         )
@@ -196,7 +204,13 @@ def _differ(saved: np.ndarray, ours: np.ndarray) -> np.ndarray:
 
 
 def _key(
-    official: Official, settings: CoOpSettings, backbone: Backbone, dataset: Dataset, shots: int, seed: int
+    official: Official,
+    settings: CoOpSettings,
+    backbone: Backbone,
+    dataset: Dataset,
+    shots: int,
+    seed: int,
+    recipe: str,
 ) -> str:
     facts = {
         "imported": hashlib.sha256(official.ctx.tobytes()).hexdigest(),
@@ -207,5 +221,6 @@ def _key(
         "dataset": dataset.digest,
         "shots": shots,
         "seed": seed,
+        "recipe": recipe,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -28,6 +28,7 @@ from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout
 MODEL_FOLDER = "prompt_learner"
 POSITIONS = {"end": "end", "middle": "mid", "front": "front"}
 WORDS = {"_ctxv1": "a photo of a"}  # of the official configs that start from words
+CONFIG_EPOCHS = (50, 100)  # of those that are not called after their backbone alone, whose number is 200
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,24 @@ def path_facts(path: Path) -> PathFacts:
 
 
 def official_path(
-    out: Path, dataset: str, backbone: str, layout: PromptLayout, shots: int | str, seed: int, epoch: int
+    out: Path,
+    dataset: str,
+    backbone: str,
+    layout: PromptLayout,
+    shots: int | str,
+    seed: int,
+    epoch: int,
+    words: str,
 ) -> Path:
-    """Where the official scripts would look for this run's checkpoint under ``out``."""
+    """Where the official scripts would look for this run's checkpoint under ``out``.
+
+    Their folder is called after the config, which is called after the backbone (``vit_b16``), its epochs where they
+    are not 200 (``_ep50``), and the words that contexts start from (``_ctxv1``).
+    """
     position = next(name for name, ours in POSITIONS.items() if ours == layout.class_position)
-    config = re.sub(r"[^a-z0-9]+", "_", backbone.lower()).strip("_")
+    config = re.sub(r"[^a-z0-9]+", "_", backbone.lower().replace("vit-b-", "vit-b")).strip("_")
+    config += f"_ep{epoch}" if epoch in CONFIG_EPOCHS else ""
+    config += next((end for end, given in WORDS.items() if given == words), "")
     middle = f"nctx{layout.context_length}_csc{layout.class_specific}_ctp{position}"
     folder = out / dataset / "CoOp" / f"{config}_{shots}shots" / middle / f"seed{seed}" / MODEL_FOLDER
     return folder / f"model.pth.tar-{epoch}"

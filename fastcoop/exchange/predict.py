@@ -47,16 +47,12 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
 
 
 def predict(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -> Iterator[Prediction]:
-    """Classify images by the test-time crop, in order.
+    """Classify images by the test-time crop of the classifier's recipe, in order.
 
     Raises:
         UserError: the backbone is not the classifier's. An unreadable image is a Prediction that says so.
     """
-    if backbone.digest != classifier.backbone_digest:
-        raise UserError(
-            f"The classifier was made for {classifier.backbone} ({classifier.backbone_digest[:12]}), not for "
-            f"{backbone.name} ({backbone.digest[:12]}); name that backbone with --backbone."
-        )
+    classifier.check(backbone)
     for start in range(0, len(images), AT_ONCE):
         yield from _batch(classifier, backbone, images[start : start + AT_ONCE])
 
@@ -66,7 +62,7 @@ def _batch(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -
     problems: dict[Path, str] = {}
     for path in images:
         try:
-            pixels.append(crops(read_rgb(path), path.name, [0], classifier.preprocess, "current", 0))
+            pixels.append(crops(read_rgb(path), path.name, [0], classifier.preprocess, classifier.recipe, 0))
         except UnreadableImage as error:
             problems[path] = str(error)
     rows: Iterator[np.ndarray] = iter(())

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
+from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS
 from fastcoop.methods.coop import layout_of
 from fastcoop.prompts import PromptLayout
@@ -33,6 +34,7 @@ class LearnedRun:
         contexts: float32 (M, width), or (classes, M, width) if class-specific.
         class_names: in label order.
         learned_dtype: what the contexts were learned in, "float32", or "float16" of an import.
+        recipe: of the image transforms that its features were made by, "current" or "official-2021".
     """
 
     key: str
@@ -46,13 +48,14 @@ class LearnedRun:
     contexts: np.ndarray
     class_names: tuple[str, ...]
     learned_dtype: str
+    recipe: str = "current"
 
     def load_backbone(self, spec: str | None = None) -> Backbone:
         """The backbone that the contexts were learned over, by ``spec`` or else by its name.
 
         Raises UserError if there is none of this name, or its weights are others.
         """
-        backbone = backbone_from_spec(spec or self.backbone)
+        backbone = named_backbone(spec, self.backbone, f"run {self.key[:12]} learned over")
         if backbone.digest != self.backbone_digest:
             raise UserError(
                 f"Run {self.key[:12]} learned over {self.backbone} ({self.backbone_digest[:12]}), not over "
@@ -80,6 +83,7 @@ class LearnedRun:
             "epochs": str(self.epochs),
             "settings": self.settings.model_dump_json(),
             "learned_dtype": self.learned_dtype,
+            "recipe": self.recipe,
         }
 
 
@@ -115,7 +119,24 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
         contexts=load_contexts(folder, row.key),
         class_names=tuple(names),
         learned_dtype=header.get("learned_dtype", "float32"),
+        recipe=recipe if (recipe := header.get("recipe")) in RECIPES else "current",
     )
+
+
+def named_backbone(spec: str | None, name: str, whose: str, device: str = "cpu") -> Backbone:
+    """The backbone ``spec``, else the one of this ``name``.
+
+    Raises UserError where there is none; of a name alone, one that says ``whose`` backbone it is and how to give it.
+    """
+    if spec is not None:
+        return backbone_from_spec(spec, device=device)
+    try:
+        return backbone_from_spec(name, device=device)
+    except UserError as error:
+        raise UserError(
+            f"The backbone {name}, which {whose}, is not found by its name alone; pass its folder or weights with "
+            f"--backbone. ({error})"
+        ) from None
 
 
 def write_contexts_file(path: Path, run: LearnedRun) -> None:

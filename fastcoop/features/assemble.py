@@ -13,8 +13,8 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features.parts import Encoded, read_part
 from fastcoop.features.plan import Part, Plan
-from fastcoop.features.store import FeatureStore, Meta
-from fastcoop.features.write import ROWS_AT_ONCE, Block, SplitContent, write_store
+from fastcoop.features.store import ROWS_AT_ONCE, FeatureStore, Meta
+from fastcoop.features.write import Block, SplitContent, write_store
 
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")
 

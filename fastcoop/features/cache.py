@@ -81,6 +81,7 @@ def cache_features(
     goes on where the last one was and ends with the same contents. A second process on the same store waits.
 
     Args:
+        dataset: where it is half of another's classes, that one's images are stored, all of them.
         shots: images per class, or "all".
         recipe: "current" or "official-2021", for every view.
         dtype: "float16" or "float32"; a store that is float32 already stays so.
@@ -100,6 +101,7 @@ def cache_features(
         raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
     if views < 0 or batch_size < 1:
         raise UserError(f"views must be 0 or more and batch_size 1 or more, got {views} and {batch_size}.")
+    dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
     if dataset.store is not None:
         FeatureStore.open(path, backbone, dataset)  # it holds all there is

@@ -13,10 +13,26 @@ from fastcoop.datasets import Dataset
 from fastcoop.features.encode import encode, read_crops
 from fastcoop.features.images import UnreadableImage
 from fastcoop.features.plan import Part, Settings
-from fastcoop.features.store import IMPORTED, FeatureStore, Meta
-from fastcoop.features.write import ROWS_AT_ONCE, content_sha256
+from fastcoop.features.store import IMPORTED, ROWS_AT_ONCE, FeatureStore, Meta
+from fastcoop.features.write import content_sha256
 
+CLASSES = 100  # prompts encoded at most, to see what storing in half precision does to logits
 TOLERANCE = 0.01  # of a feature's length; float16 storage and other hardware stay well below
+
+
+@dataclass(frozen=True)
+class HalfPrecision:
+    """What rounding features to float16 does to the logits of the hand-written prompts, temperature included.
+
+    Attributes:
+        largest, mean: difference of a logit, absolute.
+        changed: predictions that become another class, of ``predictions``.
+    """
+
+    largest: float
+    mean: float
+    changed: int
+    predictions: int
 
 
 @dataclass
@@ -30,6 +46,7 @@ class StoreReport:
         reencoded: images encoded anew.
         largest_difference: between a stored and a new feature, relative to the stored one's length; None if
             nothing was encoded.
+        half_precision: the float16 error of the new features' logits; None if nothing was encoded.
     """
 
     path: Path
@@ -38,6 +55,7 @@ class StoreReport:
     problems: list[str] = field(default_factory=list)
     reencoded: int = 0
     largest_difference: float | None = None
+    half_precision: HalfPrecision | None = None
 
     @property
     def ok(self) -> bool:
@@ -56,6 +74,11 @@ class StoreReport:
             lines.append(
                 f"{self.reencoded} images encoded anew: largest difference {self.largest_difference:.2e} "
                 "of a feature's length"
+            )
+        if (half := self.half_precision) is not None:
+            lines.append(
+                f"float16 moves their logits by {half.largest:.1e} at most, {half.mean:.1e} on average, and "
+                f"{half.changed} of {half.predictions} predictions"
             )
         return lines + (self.problems or ["no problems found"])
 
@@ -115,7 +138,7 @@ def _reencode(
     sample: int,
     report: StoreReport,
 ) -> None:
-    meta, worst = store.meta, 0.0
+    meta, worst, encoded = store.meta, 0.0, []
     settings = Settings(meta.recipe, meta.view_seed, meta.views, "float32", batch_size=64)
     everything = [(split, row) for split in store.splits for row in range(len(store.indices(split)))]
     for at in rng.permutation(len(everything))[:sample]:
@@ -132,8 +155,32 @@ def _reencode(
         length = np.maximum(np.linalg.norm(old, axis=-1), np.finfo(np.float32).tiny)
         worst = max(worst, float((np.linalg.norm(new - old, axis=-1) / length).max()))
         report.reencoded += 1
+        encoded.append(new)
+    if not encoded:
+        return
+    report.half_precision = half_precision(backbone, dataset, np.concatenate(encoded))
     report.largest_difference = worst
     if worst > TOLERANCE:
         report.problems.append(
             f"Features encoded anew differ by {worst:.1%} of their length: the images or the weights changed."
         )
+
+
+def half_precision(backbone: Backbone, dataset: Dataset, features: np.ndarray) -> HalfPrecision:
+    """Measure it on raw float32 features (n, dim), over the dataset's first ``CLASSES`` classes."""
+    names = [name.replace("_", " ") for name in dataset.class_names[:CLASSES]]
+    prompts = unit(
+        backbone.encode_text([dataset.template.format(name) for name in names]).double().cpu().numpy()
+    )
+    exact, rounded = (
+        backbone.logit_scale * unit(stored.astype(np.float64)) @ prompts.T
+        for stored in (features, features.astype(np.float16))
+    )
+    moved = np.abs(exact - rounded)
+    changed = int((exact.argmax(1) != rounded.argmax(1)).sum())
+    return HalfPrecision(float(moved.max()), float(moved.mean()), changed, len(features))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1."""
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)

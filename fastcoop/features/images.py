@@ -100,26 +100,29 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 
 
 def _test_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    return _centre_2021(_squash(image, preprocess.size, preprocess), preprocess)
+    return _centre_2021(_squash(image, preprocess.size, preprocess.interpolation), preprocess)
 
 
 def _train_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random) -> Image.Image:
-    """Squash, flip, translate (enlarge by an eighth, p = 0.5, and crop at random), then as at test time."""
+    """Squash, flip, translate, then as at test time.
+
+    A translation (p = 0.5) enlarges by an eighth and crops at random; it was bilinear whatever the rest was.
+    """
     size, enlarged = preprocess.size, round(preprocess.size * ENLARGE)
-    out = _flipped(_squash(image, size, preprocess), rng)
+    out = _flipped(_squash(image, size, preprocess.interpolation), rng)
     if rng.random() < 0.5:
-        left, top = rng.randint(0, enlarged - size), rng.randint(0, enlarged - size)
-        out = _squash(out, enlarged, preprocess).crop((left, top, left + size, top + size))
+        left, top = (round(rng.uniform(0, enlarged - size)) for _ in range(2))
+        out = _squash(out, enlarged, "bilinear").crop((left, top, left + size, top + size))
     return _centre_2021(out, preprocess)
 
 
 def _centre_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    enlarged = _squash(image, round(preprocess.size * ENLARGE), preprocess)
+    enlarged = _squash(image, int(preprocess.size * ENLARGE), preprocess.interpolation)
     return F.center_crop(enlarged, [preprocess.size, preprocess.size])
 
 
-def _squash(image: Image.Image, size: int, preprocess: Preprocess) -> Image.Image:
-    return image.resize((size, size), PILLOW[preprocess.interpolation])
+def _squash(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+    return image.resize((size, size), PILLOW[interpolation])
 
 
 def _flipped(image: Image.Image, rng: random.Random) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,20 @@ from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, Split, load_dataset
+from fastcoop.datasets.halves import half_of, rows_in_whole, split_spec
 from fastcoop.errors import UserError
 
 FORMAT = "fastcoop features"
 FORMAT_VERSION = 1
 META = "meta"
+ROWS_AT_ONCE = 256  # where all of a file is gone through
 IMPORTED = "imported"  # the recipe of features computed elsewhere
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
     """Where the store of ``backbone`` and ``dataset`` lies: ``<cache_root>/<backbone>/<dataset>.h5``, or where
-    the dataset itself came from."""
+    the dataset itself came from. Half a dataset's classes lie in the store of all of them."""
+    dataset = dataset.whole or dataset
     if dataset.store is not None:
         return dataset.store
     return Path(cache_root) / backbone.name / f"{dataset.name}.h5"
@@ -39,6 +42,9 @@ def find_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
 
     Raises UserError as those do.
     """
+    name, half = split_spec(str(spec))
+    if half is not None:
+        return half_of(find_dataset(name, data_root), half)
     if Path(spec).suffix != ".h5":
         return load_dataset(spec, data_root)
     under_root = Path(data_root or "").expanduser() / spec
@@ -108,7 +114,9 @@ class FeatureStore:
         if backbone is not None:
             _refuse_unless_equal(path, "weights", meta.backbone, meta.backbone_digest, backbone)
         if dataset is not None:
-            _refuse_unless_equal(path, "images", meta.dataset, meta.dataset_digest, dataset)
+            _refuse_unless_equal(path, "images", meta.dataset, meta.dataset_digest, dataset.whole or dataset)
+            if dataset.whole is not None:
+                meta, tables = _half(meta, tables, dataset)
         return cls(path, meta, tables, meta.template if dataset is None else dataset.template)
 
     @property
@@ -155,8 +163,10 @@ class FeatureStore:
 
     def paths(self, split: str) -> tuple[str, ...]:
         """The stored images' paths, in the order of ``indices``."""
+        rows = self._table(split).rows
         with h5py.File(self.path) as file:
-            return tuple(file[split]["paths"].asstr()[:])
+            paths = file[split]["paths"].asstr()[:]
+        return tuple(paths if rows is None else paths[rows])
 
     def train(self, indices: Sequence[int] | np.ndarray, views: bool = True) -> Tensor:
         """Features of training images, float32 (n, 1 + views, dim); view 0 is the test-time crop.
@@ -181,7 +191,8 @@ class FeatureStore:
 
     def raw(self, split: str, rows: slice) -> np.ndarray:
         """Features as stored, (rows, views, dim) in the store's dtype, of consecutive ``indices``."""
-        return self._table(split).mapped()[rows]
+        table = self._table(split)
+        return table.mapped()[rows if table.rows is None else table.rows[rows]]
 
     def as_dataset(self) -> Dataset:
         """The dataset behind the store, without its images: for features that were imported.
@@ -240,6 +251,7 @@ class _Table:
     shape: tuple[int, ...]
     dtype: np.dtype
     offset: int | None
+    rows: np.ndarray | None = None  # of the file's, where the split is part of what lies there
 
     def mapped(self) -> np.ndarray:
         """All features. They are contiguous in the file, which is mapped, not parsed."""
@@ -250,7 +262,12 @@ class _Table:
     def read(self, rows: np.ndarray, views: int | None = None) -> Tensor:
         """float32 (len(rows), views, dim): the first views, or all."""
         mapped = self.mapped()
-        return torch.from_numpy(mapped[rows] if views is None else mapped[rows, :views]).float()
+        rows = rows if self.rows is None else self.rows[rows]
+        out = torch.empty(len(rows), *mapped[:0, :views].shape[1:])
+        for start in range(0, len(rows), ROWS_AT_ONCE):  # no second copy of everything in half precision
+            part = slice(start, start + ROWS_AT_ONCE)
+            out[part] = torch.from_numpy(mapped[rows[part], :views])
+        return out
 
 
 def _read(path: Path) -> tuple[Meta, dict[str, _Table]]:
@@ -291,3 +308,21 @@ def _refuse_unless_equal(path: Path, what: str, name: str, digest: str, asked: B
             f"{path} was made from other {what}: it holds {name} ({digest[:12]}) and {asked.name} "
             f"({asked.digest[:12]}) was asked for; use another cache folder or move the file away."
         )
+
+
+def _half(meta: Meta, tables: Mapping[str, _Table], half: Dataset) -> tuple[Meta, dict[str, _Table]]:
+    """What a store of all classes holds of half of them."""
+    kept, expected, skipped = {}, {}, {}
+    for name in (name for name in tables if name in half.splits):
+        rows = rows_in_whole(half, name)
+        inside = np.flatnonzero(np.isin(tables[name].index, rows))
+        index = np.searchsorted(rows, tables[name].index[inside])
+        kept[name] = replace(tables[name], index=index, labels=half.splits[name].labels[index], rows=inside)
+        expected[name] = len(rows)
+        left_out = np.asarray(meta.skipped.get(name, ()), np.int64)
+        skipped[name] = np.searchsorted(rows, left_out[np.isin(left_out, rows)]).tolist()
+    described = replace(
+        meta, dataset=half.name, dataset_digest=half.digest, class_names=half.class_names,
+        expected=expected, skipped=skipped,
+    )  # fmt: skip
+    return described, kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fastcoop.features.store import FORMAT, FORMAT_VERSION, META, Meta
+from fastcoop.features.store import FORMAT, FORMAT_VERSION, META, ROWS_AT_ONCE, Meta
 
 HASHED = ("index", "labels", "features")
-ROWS_AT_ONCE = 256  # where all of a file is gone through
 
 Block = tuple[np.ndarray, slice, np.ndarray]
 
@@ -42,11 +42,12 @@ class SplitContent:
 def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) -> None:
     """Write a store with ``meta`` (its ``sha256`` is filled in here) at ``path``, whole or not at all.
 
-    Raises OSError or RuntimeError where the disk refuses; what was at ``path`` before is then untouched.
+    Raises OSError where the disk refuses; what was at ``path`` before is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        _reserve(temporary, _most_bytes(meta, contents))
         with h5py.File(temporary, "w") as file:
             for split, content in contents.items():
                 _write_split(file.create_group(split), content, meta)
@@ -57,6 +58,8 @@ def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) ->
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except RuntimeError as error:  # h5py's, for a disk that fills up all the same
+        raise OSError(f"HDF5 broke off: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,6 +73,26 @@ def content_sha256(group: h5py.Group) -> str:
         for start in range(0, len(data), ROWS_AT_ONCE):
             digest.update(np.ascontiguousarray(data[start : start + ROWS_AT_ONCE]).data)
     return digest.hexdigest()
+
+
+def _most_bytes(meta: Meta, contents: Mapping[str, SplitContent]) -> int:
+    """More than the file will take."""
+    features = sum(len(part.index) * part.views for part in contents.values()) * meta.dim
+    rows = [path for part in contents.values() for path in part.paths]
+    tables = sum(len(path.encode()) for path in rows) + 64 * len(rows)
+    return features * np.dtype(meta.dtype).itemsize + tables + 2 * len(json.dumps(asdict(meta))) + (1 << 14)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Let a disk without ``size`` free bytes refuse now: HDF5 would break off in the middle, and noisily."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot reserve
+                raise
 
 
 def _write_split(group: h5py.Group, content: SplitContent, meta: Meta) -> None:

@@ -42,7 +42,7 @@ class Job(Generic[S]):
         shots, seed: what drew the subset, and the seed of all else that is random; 0 without a subset.
         targets: further datasets to test on, with class names of their own.
         contexts: what this run learned before, where only targets are left to test.
-        weights: the same of methods that learn something else (see ``Outcome``).
+        weights: the same of methods that learn something else (see ``Outcome``); {} of those that learn nothing.
     """
 
     settings: S
@@ -55,10 +55,14 @@ class Job(Generic[S]):
     weights: Mapping[str, np.ndarray] | None = None
 
     @property
+    def done_before(self) -> bool:
+        """Whether only targets are left to test."""
+        return self.contexts is not None or self.weights is not None
+
+    @property
     def tests(self) -> tuple[Data, ...]:
-        """What to test on: the dataset and its targets; the targets alone where learning was done before."""
-        before = self.contexts is not None or self.weights is not None
-        return self.targets if before else (self.data, *self.targets)
+        """What to test on: the dataset and its targets; the targets alone where all else was done before."""
+        return self.targets if self.done_before else (self.data, *self.targets)
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,10 @@ class Outcome:
     """What one run came to.
 
     Attributes:
-        scores: by dataset name, the run's own dataset first, then its targets.
+        scores: by name of the dataset, of all that ``Job.tests`` has.
         losses: float32 (epochs,), mean training loss of each epoch; None where nothing was trained by steps.
         contexts: float32 (M, width) or (classes, M, width), of prompt learning.
-        weights: float32 arrays by name, of methods that learn something else and can be tested again by it.
+        weights: arrays by name, of methods that learn something else and can be tested again by it.
         status: "done", or "diverged" where a loss was not finite.
         seconds: of work this run took, its share of what it did together with others.
         extra: further numbers, by name: the probe's C, "val_accuracy" in percent.
@@ -145,7 +149,8 @@ class Method(ABC, Generic[S]):
 
     def determined_by(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
         """What of the settings determines this job's result, resolved: the part of the run's key that is the
-        method's. Differently written settings that make the same run give the same."""
+        method's. Differently written settings that make the same run give the same, and so do jobs that differ only
+        in their seed and which images it drew."""
         return job.settings.model_dump(mode="json")
 
     def columns(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
@@ -178,6 +183,14 @@ def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]
     ]
 
 
+class SettingError(UserError):
+    """A setting that cannot be used, and its place in what was given: keys and indices from the top."""
+
+    def __init__(self, message: str, place: tuple[Any, ...]):
+        super().__init__(message)
+        self.place = place
+
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -190,9 +203,10 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
         path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), model.model_fields)
-            raise UserError(f'Unknown setting "{path}" of {where}.{hint}') from None
+            raise SettingError(f'Unknown setting "{path}" of {where}.{hint}', first["loc"]) from None
         if first["type"] == "missing":
-            raise UserError(f'The setting "{path}" of {where} is missing; it must be given.') from None
+            raise SettingError(f'The setting "{path}" of {where} is missing; it must be given.', ()) from None
         problem = first["msg"].removeprefix("Value error, ")
         problem = problem[:1].lower() + problem[1:]
-        raise UserError(f'The setting "{path}" of {where} cannot be {first["input"]!r}: {problem}.') from None
+        message = f'The setting "{path}" of {where} cannot be {first["input"]!r}: {problem}.'
+        raise SettingError(message, first["loc"]) from None

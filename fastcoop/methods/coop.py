@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import Positive, ScheduleSettings, epochs_of, schedule_of
@@ -22,26 +24,59 @@ if TYPE_CHECKING:
 
 LOOKS = 20  # at the validation images, evenly over a schedule
 PROMPTS_AT_ONCE = 4096  # encoded without gradients
+LATER = {
+    "prompt",
+    "select",
+    "val_every",
+    "val_accuracy",
+    "precision",
+}  # settings in keys where they are used alone
 
 
 class CoOpSettings(ScheduleSettings):
     """Settings of a CoOp run.
 
     ``init``: "random", or words, whose token count then replaces ``context_length``.
+    ``prompt``: words and vectors mixed, such as "[V]x4 [CLASS], a type of pet.", in place of ``context_length`` and
+    ``class_position``.
     ``select``: which contexts a run keeps: the last step's, or "best_val", the first best on its validation images
     (as in the official code's first version). ``val_every``: epochs between looks at those; None is a twentieth of
     the schedule, at least 1, and the last epoch is always looked at.
     ``val_accuracy``: note the kept contexts' accuracy on the validation images. "best_val" always does.
+    ``precision``: of the frozen text tower in training. "bfloat16" is not exact; contexts, loss, momentum and all
+    tests stay in float32.
     """
 
     context_length: Positive = 16
     class_position: Literal["end", "mid", "front"] = "end"
     class_specific: bool = False
+    prompt: str | None = None
     init: str = Field("random", min_length=1)
     learning_rate: float = Field(0.002, gt=0)
     select: Literal["last", "best_val"] = "last"
     val_every: Positive | None = None
     val_accuracy: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_pattern(cls, prompt: str | None) -> str | None:
+        from fastcoop.prompts.pattern import parse
+
+        try:
+            if prompt is not None:
+                parse(prompt)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return prompt
+
+    @model_validator(mode="after")
+    def _says_it_once(self) -> CoOpSettings:
+        plain = CoOpSettings.model_fields
+        for name in ("context_length", "class_position"):
+            if self.prompt is not None and getattr(self, name) != plain[name].default:
+                raise ValueError(f"a prompt says itself where its vectors stand; leave out {name}")
+        return self
 
 
 class CoOp(Method[CoOpSettings]):
@@ -52,10 +87,13 @@ class CoOp(Method[CoOpSettings]):
 
     def label(self, settings: CoOpSettings) -> str:
         start = [] if settings.init == "random" else [f'"{settings.init}"']
-        length = [f"M={settings.context_length}"] if settings.init == "random" else []
+        counted = settings.init == "random" and settings.prompt is None
+        length = [f"M={settings.context_length}"] if counted else []
+        where = settings.class_position if settings.prompt is None else f'"{settings.prompt}"'
         specific = ["CSC"] if settings.class_specific else []
         best = ["best on validation"] if settings.select == "best_val" else []
-        return f"CoOp ({', '.join([*length, *start, settings.class_position, *specific, *best])})"
+        rough = ["bfloat16"] if settings.precision == "bfloat16" else []
+        return f"CoOp ({', '.join([*length, *start, where, *specific, *best, *rough])})"
 
     def check(self, job: Job[CoOpSettings]) -> None:
         if job.contexts is None and (job.settings.select == "best_val" or job.settings.val_accuracy):
@@ -70,20 +108,25 @@ class CoOp(Method[CoOpSettings]):
     def determined_by(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         settings = job.settings
         resolved: dict[str, Any] = {"epochs": epochs_of(job)}
-        resolved["context_length"] = context_length_of(settings, backbone)
+        layout = layout_of(settings, backbone)
+        resolved |= {"context_length": layout.context_length, "class_position": layout.class_position}
         # Settings that came later are named where they are used alone: runs from before them keep their keys.
+        if layout.prompt is not None:
+            resolved |= {"prompt": layout.prompt}
+        if settings.precision != "float32":
+            resolved |= {"precision": settings.precision}
         if settings.select == "best_val":
             resolved |= {"looked_at": epochs_looked_at(job), "select": settings.select}
         elif settings.val_accuracy:
             resolved |= {"val_accuracy": True}
-        dump = settings.model_dump(mode="json", exclude={"select", "val_every", "val_accuracy"})
+        dump = settings.model_dump(mode="json", exclude=LATER)
         return dump | resolved | {"views": job.data.views}
 
     def columns(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
-        settings = job.settings
+        settings, layout = job.settings, layout_of(job.settings, backbone)
         return {
-            "context_length": context_length_of(settings, backbone),
-            "class_position": settings.class_position,
+            "context_length": layout.context_length,
+            "class_position": layout.prompt or layout.class_position,
             "class_specific": settings.class_specific,
             "init": settings.init,
             "epochs": epochs_of(job),
@@ -102,15 +145,31 @@ class CoOp(Method[CoOpSettings]):
         done: Done,
         context: RunContext,
     ) -> None:
+        by_precision: dict[str, list[int]] = {}
+        for index, job in enumerate(jobs):
+            if job.contexts is not None:
+                done(index, _outcome(backbone, job, np.asarray(job.contexts)))
+                context.on_progress(1.0)
+            else:
+                by_precision.setdefault(job.settings.precision, []).append(index)
+        if len(by_precision) > 1:  # each trains by itself, and one checkpoint cannot hold both
+            context = replace(context, checkpoint=None)
+        for order in by_precision.values():
+            self._train(backbone, jobs, order, done, context)
+
+    @staticmethod
+    def _train(
+        backbone: Backbone,
+        jobs: Sequence[Job[CoOpSettings]],
+        order: Sequence[int],
+        done: Done,
+        context: RunContext,
+    ) -> None:
+        """Train the jobs of these indices, all of one precision, together."""
+        import torch
+
         from fastcoop.engine import run_costs, train
 
-        learned = [index for index, job in enumerate(jobs) if job.contexts is not None]
-        for index in learned:
-            done(index, _outcome(backbone, jobs[index], np.asarray(jobs[index].contexts)))
-            context.on_progress(1.0)
-        order = [index for index, job in enumerate(jobs) if job.contexts is None]
-        if not order:
-            return
         runs = [engine_run(jobs[index], backbone) for index in order]
         costs = run_costs(backbone, runs)
         worked, start = 0.0, time.perf_counter()
@@ -126,14 +185,17 @@ class CoOp(Method[CoOpSettings]):
             # The engine keeps what it returns until all runs have ended; a resumed training tells of a run again.
             kept = extra.get("epoch")
             trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
-            seconds = costs[number] * (time.perf_counter() - start) / max(worked, 1.0)
+            # Nothing is known of what a run took that had ended before its training was resumed.
+            seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
             losses = np.asarray(trained.losses, dtype=np.float32)
             outcome = _outcome(backbone, job, contexts, losses, trained.status, seconds, extra)
             done(order[number], outcome)
 
         checkpoint = context.checkpoint
+        bfloat16 = jobs[order[0]].settings.precision == "bfloat16"
         train(
             backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
+            precision=torch.bfloat16 if bfloat16 else None,
             state=checkpoint.load() if checkpoint else None, on_step=checkpoint.offer if checkpoint else None,
         )  # fmt: skip
 
@@ -196,24 +258,34 @@ def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndar
     """Accuracy in percent, (n,), of contexts (n, ...) on the job's validation images."""
     import torch
 
-    from fastcoop.engine import PromptEncoder
+    from fastcoop.engine import encode_prompts
 
     assert job.subset is not None
     features, labels = job.data.validation(job.subset)
-    encoder = PromptEncoder(backbone, job.data.class_names, layout_of(job.settings, backbone))
+    names, layout = job.data.class_names, layout_of(job.settings, backbone)
     at_once = max(1, PROMPTS_AT_ONCE // len(job.data.class_names))
     accuracy = []
     for start in range(0, len(contexts), at_once):
         with torch.no_grad():
-            texts = encoder(torch.from_numpy(contexts[start : start + at_once])).float().cpu().numpy()
+            item = names, layout, torch.from_numpy(contexts[start : start + at_once])
+            texts = encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy()
         predicted = (unit(features) @ unit(texts).swapaxes(1, 2)).argmax(-1)
         accuracy.append(100 * (predicted == labels).mean(1))
     return np.concatenate(accuracy)
 
 
+@lru_cache(maxsize=1)
+def _trees(backbone: Backbone) -> Any:
+    """The engine's view of a frozen tower, which takes longer to make than a run takes to test."""
+    from fastcoop.engine.trees import Trees
+
+    return Trees(backbone)
+
+
 def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
-    """M: as set, or the token count of the words that the context starts from."""
-    return settings.context_length if settings.init == "random" else _words_length(backbone, settings.init)
+    """M: as set, as the prompt has vectors, or the token count of the words that the context starts from."""
+    length: int = layout_of(settings, backbone).context_length
+    return length
 
 
 @lru_cache(maxsize=256)
@@ -224,11 +296,20 @@ def _words_length(backbone: Backbone, words: str) -> int:
 
 
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
-    """The prompt layout of a run."""
+    """The prompt layout of a run. Raises UserError where a prompt has not one vector per token of ``init``."""
     from fastcoop.prompts import PromptLayout
 
-    length = context_length_of(settings, backbone)
-    return PromptLayout(length, settings.class_position, settings.class_specific)
+    words = None if settings.init == "random" else _words_length(backbone, settings.init)
+    if settings.prompt is None:
+        length = words or settings.context_length
+        return PromptLayout(length, settings.class_position, settings.class_specific)
+    layout = PromptLayout.written(settings.prompt, settings.class_specific)
+    if words not in (None, layout.context_length):
+        raise UserError(
+            f'The words "{settings.init}" that contexts start from are {words} tokens, but the prompt '
+            f'"{settings.prompt}" has {layout.context_length} vectors; give it {words}.'
+        )
+    return layout
 
 
 def _outcome(
@@ -254,5 +335,5 @@ def _score(backbone: Backbone, job: Job[CoOpSettings], data: Data, contexts: np.
         contexts = contexts[matching_classes(job.data, data)]
     item = (data.class_names, layout_of(job.settings, backbone), torch.from_numpy(contexts))
     with torch.no_grad():
-        texts = encode_prompts(backbone, [item])[0]
+        texts = encode_prompts(backbone, [item], _trees(backbone))[0]
     return score_texts(backbone, data, texts.float().cpu().numpy())

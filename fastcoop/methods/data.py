@@ -98,21 +98,34 @@ class Data:
 
 @lru_cache(maxsize=256)
 def matching_classes(source: Data, target: Data) -> list[int]:
-    """For each class of ``target``, the label of the class of the same name in ``source``.
+    """For each class of ``target``, the label of the same class in ``source``: of the same WordNet ID where both
+    datasets know theirs, else of the same name.
 
     Names are compared without regard to case, underscores and surrounding space.
 
     Raises:
-        UserError: a class of the target is none of the source's.
+        UserError: a class of the target is none of the source's, or a name there stands for several classes.
     """
-    labels = {_plain(name): label for label, name in enumerate(source.class_names)}
-    missing = [name for name in target.class_names if _plain(name) not in labels]
-    if missing:
-        raise UserError(
-            f"What was learned on {source.name} cannot be tested on {target.name}: its class "
-            f'"{missing[0]}" is not among {source.name}\'s; only unified contexts and zero-shot carry over.'
-        )
-    return [labels[_plain(name)] for name in target.class_names]
+    ids = source.dataset.class_ids, target.dataset.class_ids
+    if all(ids):
+        here, there = ids
+    else:
+        here, there = (tuple(map(_plain, data.class_names)) for data in (source, target))
+    if here == there:
+        return list(range(len(there)))
+    labels = {one: label for label, one in enumerate(here)}
+    for one, name in zip(there, target.class_names, strict=True):
+        if one not in labels:
+            raise UserError(
+                f"What was learned on {source.name} cannot be tested on {target.name}: its class "
+                f'"{name}" is not among {source.name}\'s; only unified contexts and zero-shot carry over.'
+            )
+        if here.count(one) > 1:
+            raise UserError(
+                f"What was learned on {source.name} cannot be tested on {target.name}: {source.name} has "
+                f'{here.count(one)} classes called "{name}"; give its classes names of their own.'
+            )
+    return [labels[one] for one in there]
 
 
 def _plain(name: str) -> str:

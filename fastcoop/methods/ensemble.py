@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class EnsembleSettings(MethodSettings):
     """``templates``: CLIP's "selected" seven ImageNet templates, or "all" eighty.
 
-    The dataset's own prompt is added, except on ImageNet and its variants, as the official code does.
+    The dataset's own prompt is added, except on ImageNet, as the official code does: on ImageNet's variants it is.
     """
 
     templates: Literal["selected", "all"] = "selected"
@@ -48,7 +48,7 @@ class Ensemble(Method[EnsembleSettings]):
         for index, job in enumerate(jobs):
             start = time.perf_counter()
             scores = {}
-            for data in (job.data, *job.targets):
+            for data in job.tests:
                 prompts = ensemble_prompts(data, job.settings.templates)
                 features = [prompt_features(backbone, data.class_names, prompt) for prompt in prompts]
                 scores[data.name] = score_texts(backbone, data, np.mean(features, axis=0))
@@ -62,4 +62,4 @@ def ensemble_prompts(data: Data, templates: str) -> list[str]:
 
     chosen = SIMPLE_IMAGENET_TEMPLATES if templates == "selected" else OPENAI_IMAGENET_TEMPLATES
     prompts = [template("{}") for template in chosen]
-    return prompts if data.name.startswith("imagenet") else [*prompts, data.dataset.template]
+    return prompts if data.name.partition(":")[0] == "imagenet" else [*prompts, data.dataset.template]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ STEPS = 8
 MAX_ITERATIONS = 1000
 
 Labelled = tuple[np.ndarray, np.ndarray]  # features (n, dim), labels (n,)
+Weights = Mapping[str, np.ndarray]
 
 
 class LinearProbeSettings(MethodSettings):
@@ -41,7 +42,8 @@ OFFICIAL = LinearProbeSettings()
 class LinearProbe(Method[LinearProbeSettings]):
     """L-BFGS logistic regression on unnormalised features of the test-time crop.
 
-    It learns from the same subset as the prompt learners; the official code draws one of its own.
+    It learns from the same subset as the prompt learners; the official code draws one of its own. Its weights are
+    kept as float32, and scored as they are kept.
     """
 
     name = "linear_probe"
@@ -53,7 +55,8 @@ class LinearProbe(Method[LinearProbeSettings]):
         return f"Linear probe CLIP ({settings.iterations} iterations, {settings.search_steps} search steps)"
 
     def check(self, job: Job[LinearProbeSettings]) -> None:
-        job.data.require_validation(job.subset, "the probe's C", "leave the linear probe out")
+        if job.weights is None:
+            job.data.require_validation(job.subset, "the probe's C", "leave the linear probe out")
         for target in job.targets:
             matching_classes(job.data, target)
 
@@ -64,22 +67,18 @@ class LinearProbe(Method[LinearProbeSettings]):
         done: Done,
         context: RunContext,
     ) -> None:
-        from joblib import Parallel, delayed, parallel_config
+        import sklearn.linear_model  # noqa: F401  (the first import takes seconds that are not a run's)
 
-        # The longest fits first, so that no worker is left with one at the end.
-        order = sorted(range(len(jobs)), key=lambda i: -self.size(jobs[i]))
-        with parallel_config(backend="loky", inner_max_num_threads=1):
-            parallel = Parallel(n_jobs=context.jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-            for index, outcome in parallel(
-                delayed(_run)(i, jobs[i].settings, *_inputs(jobs[i])) for i in order
-            ):
-                done(index, outcome)
-                context.on_progress(1.0)
-
-    @staticmethod
-    def size(job: Job[LinearProbeSettings]) -> int:
-        """What a job's fits cost, up to a factor."""
-        return (len(job.subset.train) if job.subset else 0) * len(job.data.class_names)
+        for index, job in enumerate(jobs):
+            if job.weights is not None:
+                done(index, Outcome(_scores(job, job.weights)))
+            else:
+                start = time.perf_counter()
+                weights, extra = _learn(job.settings, *_inputs(job))
+                scores = _scores(job, weights)
+                seconds = time.perf_counter() - start
+                done(index, Outcome(scores, weights=dict(weights), seconds=seconds, extra=extra))
+            context.on_progress(1.0)
 
 
 def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL) -> tuple[float, Any]:
@@ -117,42 +116,49 @@ def fit(train: Labelled, log_c: float, iterations: int = MAX_ITERATIONS) -> Any:
         return model.fit(train[0], train[1])
 
 
-def class_logits(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """Log-odds float64 (n, classes); -inf for classes that had no training image."""
-    decision = model.decision_function(features)
-    if decision.ndim == 1:  # scikit-learn's form for two classes
-        decision = np.stack([np.zeros_like(decision), decision], axis=1)
+def weights_of(model: Any) -> Weights:
+    """What a fitted model answers by, as it is kept: "coef" float32 (classes seen, dim), "intercept" float32 and
+    "labels" int64 (classes seen,); classes without a training image have no row."""
+    coef, intercept = model.coef_, model.intercept_
+    if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
+        coef, intercept = (np.concatenate([np.zeros_like(one), one]) for one in (coef, intercept))
+    return {
+        "coef": coef.astype(np.float32),
+        "intercept": intercept.astype(np.float32),
+        "labels": model.classes_.astype(np.int64),
+    }
+
+
+def class_logits(weights: Weights, features: np.ndarray, classes: int) -> np.ndarray:
+    """Log-odds float64 (n, classes) of features (n, dim); -inf for classes that had no training image."""
     logits = np.full((len(features), classes), -np.inf)
-    logits[:, model.classes_] = decision
+    logits[:, weights["labels"]] = features.astype(np.float64) @ weights["coef"].T + weights["intercept"]
     return logits
 
 
-def _inputs(job: Job[LinearProbeSettings]) -> tuple[Labelled, Labelled, int, list]:
-    """What a worker needs of a job: arrays, as float64 like the official code's."""
+def _inputs(job: Job[LinearProbeSettings]) -> tuple[Labelled, Labelled]:
+    """Training and validation images, as float64 like the official code's."""
     assert job.subset is not None
     features, labels = job.data.train(job.subset)
     val_features, val_labels = job.data.validation(job.subset)
-    tests = [(job.data.name, job.data.test, list(range(len(job.data.class_names))))]
-    tests += [(target.name, target.test, matching_classes(job.data, target)) for target in job.targets]
-    train = (features[:, 0].astype(np.float64), labels)
-    return train, (val_features.astype(np.float64), val_labels), len(job.data.class_names), tests
+    return (features[:, 0].astype(np.float64), labels), (val_features.astype(np.float64), val_labels)
 
 
-def _run(
-    index: int,
-    settings: LinearProbeSettings,
-    train: Labelled,
-    val: Labelled,
-    classes: int,
-    tests: list[tuple[str, Labelled, list[int]]],
-) -> tuple[int, Outcome]:
-    import sklearn.linear_model  # noqa: F401  (the first import takes seconds that are not the run's)
+def _learn(settings: LinearProbeSettings, train: Labelled, val: Labelled) -> tuple[Weights, dict[str, float]]:
+    from threadpoolctl import threadpool_limits
 
-    start = time.perf_counter()
-    log_c, model = choose_c(train, val, settings)
+    with threadpool_limits(1, user_api="blas"):  # fits are small; and sums come out the same on any machine
+        log_c, model = choose_c(train, val, settings)
     extra = {"c": 10.0**log_c, "val_accuracy": 100 * float((model.predict(val[0]) == val[1]).mean())}
-    scores: dict[str, Scores] = {}
-    for name, (features, labels), columns in tests:
-        scores[name] = score(class_logits(model, features, classes)[:, columns], labels)
-    seconds = time.perf_counter() - start
-    return index, Outcome(scores, seconds=seconds, extra=extra)
+    return weights_of(model), extra
+
+
+def _scores(job: Job[LinearProbeSettings], weights: Weights) -> dict[str, Scores]:
+    """Each test set scored among its own classes alone."""
+    scores = {}
+    for data in job.tests:
+        logits = class_logits(weights, data.test[0], len(job.data.class_names))
+        if data is not job.data:
+            logits = logits[:, matching_classes(job.data, data)]
+        scores[data.name] = score(logits, data.test[1])
+    return scores

@@ -51,7 +51,7 @@ class ZeroShot(Method[ZeroShotSettings]):
         for index, job in enumerate(jobs):
             start = time.perf_counter()
             scores = {}
-            for data in (job.data, *job.targets):
+            for data in job.tests:
                 # On targets too, "the dataset's own" is the prompt of the dataset that is tested.
                 template = job.settings.prompt or data.dataset.template
                 scores[data.name] = score_texts(

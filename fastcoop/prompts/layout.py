@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 from torch import Tensor
 
 from fastcoop.errors import UserError, nearest
+from fastcoop.prompts.pattern import CLASS, Pattern, parse
 
 ClassPosition = Literal["end", "mid", "front"]
 Tokenizer = Callable[..., Tensor]
@@ -22,6 +23,8 @@ class PromptLayout:
 
     ``context_length`` is M. ``class_position`` is "end" (equation 2), "mid" (equation 4: M // 2 vectors before
     the name, the rest after it) or "front". With ``class_specific`` every class has M vectors of its own.
+    ``prompt``: a prompt of another form, words and vectors mixed, in place of ``class_position``
+    (``PromptLayout.written``).
 
     Raises UserError for a length below 1 or an unknown position.
     """
@@ -29,6 +32,20 @@ class PromptLayout:
     context_length: int = 16
     class_position: ClassPosition = "end"
     class_specific: bool = False
+    prompt: str | None = None
+
+    @classmethod
+    def written(cls, prompt: str, class_specific: bool = False) -> PromptLayout:
+        """The layout of a prompt as one writes it, such as "[V]x4 [CLASS], a type of pet.".
+
+        Raises UserError unless it has one [CLASS] and at least one [V].
+        """
+        pattern = parse(prompt)
+        for position in get_args(ClassPosition):
+            named = cls(pattern.vectors, position, class_specific)
+            if named.pattern == pattern:
+                return named
+        return cls(pattern.vectors, "end", class_specific, prompt)
 
     def __post_init__(self) -> None:
         if self.context_length < 1:
@@ -38,10 +55,20 @@ class PromptLayout:
             hint = nearest(self.class_position, positions)
             raise UserError(f'The class token position "{self.class_position}" is unknown.{hint}')
 
+        if self.prompt is not None and self.pattern.vectors != self.context_length:
+            raise UserError(
+                f'The prompt "{self.prompt}" has {self.pattern.vectors} vectors, but the context length is '
+                f"{self.context_length}; make the layout with PromptLayout.written."
+            )
+
     @property
-    def vectors_before_class(self) -> int:
-        """How many of the M vectors precede the class name."""
-        return {"end": self.context_length, "mid": self.context_length // 2, "front": 0}[self.class_position]
+    def pattern(self) -> Pattern:
+        """The prompt, as written, taken apart. The three positions are cases of it."""
+        if self.prompt is not None:
+            return parse(self.prompt)
+        m = self.context_length
+        before = {"end": m, "mid": m // 2, "front": 0}[self.class_position]
+        return parse(f"[V]x{before} {CLASS} [V]x{m - before}.")
 
     def shape(self, classes: int, width: int) -> tuple[int, ...]:
         """Shape of one run's contexts: (M, width), or (classes, M, width) if class-specific."""
@@ -94,8 +121,8 @@ def class_prompts(
 ) -> list[Prompt]:
     """Return one prompt per class: start, context vectors and class name as laid out, ".", end.
 
-    Underscores in names read as spaces. A prompt is tokenised whole, so a name's last character may merge with
-    the full stop; "mid" and "front" cut the tail after as many tokens as the bare name has.
+    Underscores in names read as spaces. A prompt's words are tokenised whole, so a name's last character may merge
+    with the full stop; vectors stand after as many tokens as the words before them have by themselves.
 
     Raises UserError where there is no class, a name is empty, or a prompt does not fit ``context_length``
     (naming the class and its token count).
@@ -107,22 +134,31 @@ def class_prompts(
         raise UserError(
             f"Class {names.index('')} has an empty name; every class needs a name to be prompted by."
         )
-    filler = " ".join([PLACEHOLDER] * layout.context_length)
-    roomy = 4096
-    whole = tokenize(tokenizer, [f"{filler} {name}." for name in names], roomy)
-    bare = tokenize(tokenizer, names, roomy)
-    before = layout.vectors_before_class
+    pattern, roomy = layout.pattern, 4096
+    whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], roomy)
+    places = [_lengths(tokenizer, before, names, roomy) for before, _ in pattern.groups]
     prompts = []
-    for k, (name, tokens, name_tokens) in enumerate(zip(names, whole, bare, strict=True)):
-        if len(tokens) > context_length:
+    for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):
+        length = len(tokens) + layout.context_length
+        if length > context_length:
             raise UserError(
-                f'The prompt of class "{name}" has {len(tokens)} tokens with its {layout.context_length} context '
+                f'The prompt of class "{name}" has {length} tokens with its {layout.context_length} context '
                 f"vectors, start and end, but the text tower reads at most {context_length}; shorten the name or "
                 "use fewer context vectors."
             )
-        start, tail = tokens[0], [Slot(False, token) for token in tokens[1 + layout.context_length :]]
-        first = k * layout.context_length if layout.class_specific else 0
-        context = [Slot(True, first + m) for m in range(layout.context_length)]
-        cut = len(tail) if layout.class_position == "end" else len(name_tokens) - 2
-        prompts.append((Slot(False, start), *context[:before], *tail[:cut], *context[before:], *tail[cut:]))
+        words = [Slot(False, token) for token in tokens]
+        vector = k * layout.context_length if layout.class_specific else 0
+        prompt, at = [words[0]], 1
+        for lengths, (_, count) in zip(places, pattern.groups, strict=True):
+            stop = 1 + lengths[k]
+            prompt += [*words[at:stop], *(Slot(True, vector + m) for m in range(count))]
+            at, vector = stop, vector + count
+        prompts.append((*prompt, *words[at:]))
     return prompts
+
+
+def _lengths(tokenizer: Tokenizer, words: str, names: Sequence[str], roomy: int) -> list[int]:
+    """How many tokens the words before some vectors have in each class's prompt."""
+    texts = [words.replace(CLASS, name) for name in (names if CLASS in words else names[:1])]
+    lengths = [len(tokens) - 2 for tokens in tokenize(tokenizer, texts, roomy)]
+    return lengths if CLASS in words else lengths * len(names)

@@ -46,7 +46,8 @@ def nearest_words(
 ) -> Nearest:
     """Return the vocabulary's ``k`` nearest tokens to each of ``vectors`` (n, width).
 
-    One matrix product over all vectors, in pieces that fit memory. Special tokens are left out. With
+    One matrix product over all vectors, in pieces that fit memory. Special tokens are left out, and where fewer than
+    ``k`` others are left, there are so many columns less. With
     ``trained_only``, so are tokens the backbone never saw in training, where it knows (``trained_tokens``). A
     "cosine" distance is 1 minus the cosine. With ``latin_only``, words beyond Latin letters, signs and digits read
     "N/A".
@@ -56,6 +57,7 @@ def nearest_words(
     if metric == "cosine":
         embeddings, vectors = normalize(embeddings, dim=-1), normalize(vectors, dim=-1)
     excluded = _excluded(backbone, trained_only)
+    k = min(k, int((~excluded).sum()))
     squared = (embeddings**2).sum(1).masked_fill(excluded, torch.inf)
     tokens = []
     for piece in vectors.split(VECTORS_AT_ONCE):

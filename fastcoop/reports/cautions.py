@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from fastcoop.reports.study import (
     summarise,
 )
 from fastcoop.reports.style import look, name_of
+from fastcoop.sweeps.collapsed import collapsed
 
 SISTERS = [
     "backbone",
@@ -32,22 +34,33 @@ SISTERS = [
     "shots",
     "prompt",
 ]
-FAR = 5.0  # percentage points below the sisters' median from which a run can count as fallen
 NAMED = 8  # so many cases are named, further ones counted
 
 
 def cautions(study: Study) -> list[str]:
     """One sentence per thing to be careful about, the gravest first; empty where there is none."""
-    found = [*_diverged(study.runs), *_fallen(study.runs), *_no_accuracy(study.runs), *_mixed(study.runs)]
-    found += [*_untested_classes(study.runs), *_few_seeds(study.runs)]
+    runs = study.runs
+    found = [*_failed(study.failed), *_diverged(runs), *_fallen(runs), *_at_chance(runs), *_no_accuracy(runs)]
+    found += [*_other_tests(runs), *_mixed(runs), *_mixed_epochs(runs)]
+    found += [*_untested_classes(runs), *_too_few_images(runs), *_few_seeds(runs)]
     for piece in study.slices():
         found += _spread_above_gain(piece)
-    for note in dict.fromkeys(schedule_note(piece.schedule) for piece in study.slices()):
-        if note:
-            found.append(
-                f"Trained by a {note}. The paper's is 50 to 200 epochs by shots, and ends elsewhere."
-            )
+    schedules = list(dict.fromkeys(piece.schedule for piece in study.slices()))
+    for note in filter(None, map(schedule_note, schedules)):
+        found.append(f"Trained by a {note}. The paper's is 50 to 200 epochs by shots, and ends elsewhere.")
+    if len(schedules) > 1:
+        found.append(f"There are runs of {len(schedules)} schedules: each is drawn and judged apart.")
     return found
+
+
+def _failed(failed: pd.DataFrame) -> list[str]:
+    if failed.empty:
+        return []
+    cases = [
+        f"{row.label} on {row.dataset}, {row.shots} shots, seed {row.seed} ({row.error})"
+        for row in rows_of(failed)
+    ]
+    return [f"Left out, because {'it' if len(failed) == 1 else 'they'} failed: {_some(cases)}."]
 
 
 def _diverged(runs: pd.DataFrame) -> list[str]:
@@ -60,20 +73,12 @@ def _diverged(runs: pd.DataFrame) -> list[str]:
 
 
 def _fallen(runs: pd.DataFrame) -> list[str]:
-    """Runs far below the other seeds of the same setting: below the median by more than `FAR` points and
-    more than four times the scaled median absolute deviation."""
-    fallen = []
-    for _, sisters in runs.groupby(SISTERS, sort=False, dropna=False):
-        if len(sisters) < 3:
-            continue
-        median = sisters.accuracy.median()
-        deviation = 1.4826 * (sisters.accuracy - median).abs().median()
-        fallen.append(sisters[sisters.accuracy < median - max(FAR, 4 * deviation)])
-    low = pd.concat(fallen) if fallen else runs.iloc[:0]
+    """Runs that collapsed quietly beside the other seeds of their setting."""
+    low = collapsed(runs, SISTERS)
     if low.empty:
         return []
     return [
-        f"{_count(len(low), 'run')} far below the other seeds of its setting, yet in means: {_named(low)}."
+        f"{_count(len(low), 'run')} far below the other seeds of the same setting, yet in means: {_named(low)}."
     ]
 
 
@@ -82,16 +87,47 @@ def _no_accuracy(runs: pd.DataFrame) -> list[str]:
     return [] if bad.empty else [f"{_count(len(bad), 'run')} without an accuracy, left out: {_named(bad)}."]
 
 
+def _at_chance(runs: pd.DataFrame) -> list[str]:
+    low = runs[runs.accuracy <= pd.to_numeric(runs.chance, errors="coerce")]
+    return [] if low.empty else [f"{_count(len(low), 'run')} no better than guessing: {_named(low)}."]
+
+
+def _other_tests(runs: pd.DataFrame) -> list[str]:
+    """Datasets of one name of which runs saw different classes, images or splits."""
+    found = []
+    for dataset, frame in runs.dropna(subset=["test"]).groupby("dataset", sort=False):
+        counts = frame.test.value_counts()
+        if len(counts) > 1:
+            found.append(
+                f"{dataset} stands for {len(counts)} different sets of classes, images or splits"
+                f" ({' and '.join(map(str, counts))} runs): accuracies on different test sets are averaged and"
+                f" compared."
+            )
+    return found
+
+
 def _mixed(runs: pd.DataFrame) -> list[str]:
     """Runs that no figure tells apart, because they differ only in settings such as the learning rate."""
     twice = runs[runs.duplicated([*SISTERS, "seed"], keep=False)]
     if twice.empty:
         return []
     return [
-        f"{len(twice)} runs share everything that figures tell apart and differ in other settings only;"
-        f" they are averaged"
-        f" together: {_named(twice)}. Report them from separate results folders."
+        f"{len(twice)} runs share everything that figures tell apart and differ in other settings only; they are"
+        f" averaged together: {_named(twice)}. Report them from separate results folders."
     ]
+
+
+def _mixed_epochs(runs: pd.DataFrame) -> list[str]:
+    """Points of a curve whose seeds were trained for different numbers of epochs."""
+    epochs = runs.dropna(subset=["epochs"]).groupby(SISTERS, sort=False, dropna=False).epochs
+    cases = []
+    for key, group in epochs:
+        where: dict[str, Any] = dict(zip(SISTERS, key, strict=True))
+        if group.nunique() > 1:
+            name = name_of(where["series"], where["context_length"])
+            several = " and ".join(f"{n:g}" for n in sorted(group.unique()))
+            cases.append(f"{name} on {where['dataset']} at {shots_text(where['shots'])} shots: {several}")
+    return [f"Runs of different numbers of epochs are averaged in {_some(cases)}."] if cases else []
 
 
 def _untested_classes(runs: pd.DataFrame) -> list[str]:
@@ -104,6 +140,19 @@ def _untested_classes(runs: pd.DataFrame) -> list[str]:
                 f"{dataset}: {empty} of {len(values)} classes have no test images; accuracies say nothing"
                 f" about them."
             )
+    return found
+
+
+def _too_few_images(runs: pd.DataFrame) -> list[str]:
+    """Datasets with classes of fewer training images than the shots that a figure draws."""
+    own = runs[(runs.source == runs.dataset) & (runs.shots > 0) & ~runs.shots.isin([float("inf")])]
+    own = own.dropna(subset=["per_class", "train_images"])
+    classes = pd.Series([len(json.loads(text)) for text in own.per_class], own.index, dtype=float)
+    asked = classes * own.shots
+    found = []
+    for dataset, frame in own[own.train_images < asked].groupby("dataset", sort=False):
+        shots = ", ".join(map(shots_text, sorted(frame.shots.unique())))
+        found.append(f"{dataset} has classes with fewer training images than asked, at {shots} shots.")
     return found
 
 
@@ -143,7 +192,7 @@ def _named(runs: pd.DataFrame) -> str:
     for row in rows_of(runs):
         known = row.context_length is not None and not math.isnan(row.context_length)
         name = name_of(row.series, row.context_length) if known else look(row.series).label
-        where = f"{row.dataset}, {shots_text(row.shots)} shots, seed {row.seed}"
+        where = f"{row.dataset}, {shots_text(row.shots)} shot{'s' * (row.shots != 1)}, seed {row.seed}"
         cases.append(f"{name} on {where} ({row.backbone}): {row.accuracy:.1f}%")
     return _some(cases)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastcoop.reports import checks
-from fastcoop.reports.checks import MARGIN, NEAR, Finding, p_text
-from fastcoop.reports.paired import LEVEL, UNKNOWN
+from fastcoop.reports import checks, word_checks
+from fastcoop.reports.checks import GAIN, GAIN_MARGIN, MARGIN, Finding, p_text
+from fastcoop.reports.paired import CONFIDENCE, FEWEST_DATASETS, LEVEL, UNKNOWN, Paired
 from fastcoop.reports.study import Missing, Slice, Study
 from fastcoop.reports.table import Cell, Table
+from fastcoop.reports.words import NEAR
 
 
 @dataclass(frozen=True)
@@ -51,45 +53,69 @@ def _check(claim: Claim, piece: Slice, study: Study) -> Finding:
         return Finding(UNKNOWN, str(why))
 
 
+COLUMNS = (
+    "verdict", "numbers here", "difference", "interval", "unit", "datasets", "pairs", "p over datasets",
+    "p over seeds",
+)  # fmt: skip
+
+
+def texts_of(test: Paired | None) -> dict[str, str]:
+    """What a test found, by column of `COLUMNS`, as it is read; empty where there is none."""
+    if test is None:
+        return {}
+    return {
+        "difference": "" if math.isnan(test.mean) else f"{test.mean:+.2f}",
+        "interval": "" if math.isnan(test.low) else f"{test.low:+.2f} to {test.high:+.2f}",
+        "unit": test.unit,
+        "datasets": str(test.datasets),
+        "pairs": str(test.pairs),
+        "p over datasets": p_text(test.p_datasets),
+        "p over seeds": p_text(test.p_seeds),
+    }
+
+
 def claims_table(judged: list[Judged]) -> Table:
     """The claims as a table of text: claim, results, numbers, tests, verdict."""
-    columns = ("verdict", "numbers here", "datasets", "pairs", "p over datasets", "p over seeds")
     table = Table(
         "The paper's claims on these results",
         ("claim", "in the paper", "holds here if", "results"),
-        columns,
+        COLUMNS,
         "item",
         unit="",
     )
     for one in judged:
         cells: dict[str, Cell | str] = {"numbers here": one.finding.numbers, "verdict": one.finding.verdict}
-        if test := one.finding.test:
-            cells |= {"datasets": str(test.datasets), "pairs": str(test.pairs)}
-            cells |= {"p over datasets": p_text(test.p_datasets), "p over seeds": p_text(test.p_seeds)}
+        cells |= texts_of(one.finding.test)
         table.add((one.claim.text, one.claim.where, one.claim.holds_if, one.results), cells)
-    table.notes = [
-        f"Differences are in percentage points. Verdicts at p < {LEVEL}, one-sided, without correction for"
-        f" the number of"
-        " claims: by Wilcoxon's signed-rank test over dataset means where there are five datasets or more,"
-        " else by a paired"
-        " t test over seeds, which speaks of these datasets only. A claim whose difference has the claimed"
-        " sign without"
-        " being significant is “not enough runs”; one whose difference has the other sign does not hold."
-    ]
+    table.notes = list(NOTES)
     return table
+
+
+NOTES = (
+    "A difference is measured between runs of the same dataset, seed and number of shots; it and its"
+    f" {CONFIDENCE:.0%} interval (Student's t, so over datasets it can differ a little from the verdict by ranks) are"
+    " in percentage points, or in percent where the claim speaks of shares. “Holds”: significant at"
+    f" p < {LEVEL}, one-sided. “Does not hold”: the contrary is significant. “Not enough runs”: neither is, so these"
+    " results cannot tell. No correction is made for the number of claims.",
+    f"The unit says what counted as independent. With {FEWEST_DATASETS} datasets or more it is datasets, one mean"
+    " each: Wilcoxon's signed-rank test, exact; it asks whether the claim holds on datasets like these. With fewer"
+    " it is seeds: a paired t test with each dataset's own variance, which speaks of these datasets only; more seeds"
+    " never stand in for more datasets. Targets of one source are one dataset, since they test the same contexts."
+    " Drawing other test images is not accounted for.",
+)
 
 
 CLAIMS = (
     Claim(
         "CoOp beats hand-crafted prompts with as few as two shots, and from there on",
         "Section 4.1",
-        "the gain at 2 shots is significant and no larger training set has a mean gain below 0",
+        "the gain is significant at 2 shots, and at each larger number of shots too",
         checks.beats_prompts,
     ),
     Claim(
         "At 16 shots the average gain over hand-crafted prompts is around 15 points",
         "Section 4.1, Figure 4",
-        "the gain is significantly above 10 points",
+        f"it is significantly within {GAIN_MARGIN:g} points of {GAIN:g} on these datasets (seeds are the unit)",
         checks.large_gain,
     ),
     Claim(
@@ -119,43 +145,44 @@ CLAIMS = (
     Claim(
         "At 16 shots class-specific contexts are better on some datasets",
         "Section 4.1",
-        "a paired t test over seeds is significant on at least one dataset, by Bonferroni's rule",
+        "a paired t test over seeds is significant on at least one dataset, by Bonferroni's rule; it fails if they"
+        " are significantly worse on every dataset",
         checks.specific_wins_some,
     ),
     Claim(
         "More context vectors are better on the dataset itself",
         "Section 4.3, Figure 5a",
-        "the longest context is significantly above the shortest",
+        "at the most shots the longest context is significantly above the shortest",
         checks.longer_is_better,
     ),
     Claim(
         "Fewer context vectors are better under distribution shift",
         "Section 4.2, Table 1",
-        "the shortest context is significantly above the longest on targets",
+        "the shortest context is significantly above the longest on the mean of targets",
         checks.shorter_is_robust,
     ),
     Claim(
         "CoOp is above zero-shot CLIP on shifted targets",
         "Section 4.2, Table 1",
-        "the shortest context's gain on targets is significant",
+        "the shortest context's gain on the mean of targets is significant",
         checks.robust,
     ),
     Claim(
         "The linear probe falls below zero-shot CLIP on shifted targets",
         "Section 4.2, Table 1",
-        "its loss on targets is significant",
+        "its loss on the mean of targets is significant",
         checks.probe_is_not_robust,
     ),
     Claim(
         "The better the backbone, the better CoOp",
         "Section 4.3, Figure 5b",
-        "the strongest backbone by zero-shot is significantly above the weakest, and all are in order",
+        "each backbone is significantly above the next weaker one by zero-shot; the p shown is the weakest",
         checks.better_backbone,
     ),
     Claim(
         "CoOp is above prompt ensembling",
         "Section 4.3, Table 2",
-        "the difference is significant",
+        "the difference to the seven selected templates (else to all eighty) is significant",
         checks.beats_ensemble,
     ),
     Claim(
@@ -173,13 +200,13 @@ CLAIMS = (
     Claim(
         "Nearest words of learned contexts say little",
         "Section 4.3, Table 4",
-        f"vectors are significantly not nearer to a word than {NEAR:.0%} of a random context's distance",
-        checks.words_say_little,
+        f"the mean distance to the nearest word is significantly above {NEAR:.0%} of that of random vectors as long",
+        word_checks.words_say_little,
     ),
     Claim(
         "Contexts started from words stay nearest to these words",
         "Section 4.3",
-        "significantly more than half of the vectors do",
-        checks.words_stay,
+        "significantly more than half of a context's vectors do",
+        word_checks.words_stay,
     ),
 )

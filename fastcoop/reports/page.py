@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +13,13 @@ from string import Template
 
 import pandas as pd
 
-from fastcoop.reports.checks import p_text
-from fastcoop.reports.claims import Judged
-from fastcoop.reports.item import Item, Part
-from fastcoop.reports.paired import FAILS, HOLDS
+from fastcoop.reports.claims import Judged, texts_of
+from fastcoop.reports.item import ADD, Item, Part
+from fastcoop.reports.paired import DATASETS, FAILS, HOLDS, SEEDS, Paired
 from fastcoop.reports.study import Study, rows_of, schedule_note, shots_text
 from fastcoop.reports.table import Cell, Table
 
+MOST_ROWS = 40  # of a table that is shown unfolded
 PIXELS_PER_INCH = 130  # at which a figure is shown
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 
@@ -39,8 +40,7 @@ def page(
     ]
     sections += [(item.name, item.title, _item(item, parts, out)) for item, parts in made]
     if missing:
-        lines = "".join(f"<li><b>{_esc(item.title)}</b>: {_esc(why)}.</li>" for item, why in missing)
-        sections.append(("missing", "Missing", f"<p>What these results lack runs for:</p><ul>{lines}</ul>"))
+        sections.append(("missing", "Missing", _missing(missing, study)))
     sections.append(("runs", "Runs", _runs(study.runs)))
     sections.append(("reproduce", "Reproduce", _reproduce(study, out)))
     contents = "".join(f'<a href="#{name}">{_esc(title.split(". ")[0])}</a>' for name, title, _ in sections)
@@ -75,34 +75,38 @@ def _claims(judged: list[Judged], notes: list[str]) -> str:
     kinds = {HOLDS: "holds", FAILS: "fails"}
     rows = []
     for one in judged:
-        test = one.finding.test
-        counts = f"{test.datasets} / {test.pairs}" if test else ""
-        tests = [p_text(p) if test else "" for p in ((test.p_datasets, test.p_seeds) if test else (0.0, 0.0))]
         criterion = f"{one.claim.where}. Holds here if {one.claim.holds_if}."
         kind = kinds.get(one.finding.verdict, "unknown")
-        cells = [f"{_esc(one.claim.text)}<div class=note>{_esc(criterion)}</div>"]
-        cells += [
-            _esc(one.results),
-            f'<span class="verdict {kind}">{_esc(one.finding.verdict)}</span>',
-            _esc(one.finding.numbers),
-            counts,
-        ]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in [*cells, *tests]) + "</tr>")
-    heads = (
-        "claim",
-        "results",
-        "verdict",
-        "numbers here",
-        "datasets / pairs",
-        "p over datasets",
-        "p over seeds",
-    )
+        cells = [f"<td>{_esc(one.claim.text)}<div class=note>{_esc(criterion)}</div></td>"]
+        cells += [f"<td>{_esc(one.results)}</td>"]
+        cells += [f'<td><span class="verdict {kind}">{_esc(one.finding.verdict)}</span></td>']
+        cells += [f"<td>{_esc(one.finding.numbers)}</td>", *_test_cells(one.finding.test)]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    heads = ("claim", "results", "verdict", "numbers here", "difference", "test")
     head = "".join(f"<th>{name}</th>" for name in heads)
     notes_text = "".join(f"<p class=note>{_esc(note)}</p>" for note in notes)
     table = (
         f'<table class="sortable claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
     return f"<div class=wide>{table}</div>{notes_text}"
+
+
+def _test_cells(test: Paired | None) -> list[str]:
+    """The difference with its interval, and the test that the verdict rests on; below it what was counted, and the p
+    over the other unit where it could be had."""
+    if test is None:
+        return ["<td></td>"] * 2
+    text = {name: _esc(value) for name, value in texts_of(test).items()}
+    other = SEEDS if test.unit == DATASETS else DATASETS
+    beside = [f"{text['datasets']} dataset{'s' * (test.datasets != 1)}, {text['pairs']} pairs"]
+    beside += [f"over {other}: p = {text[f'p over {other}']}"] if text[f"p over {other}"] else []
+    p = text[f"p over {test.unit}"]
+    shown = f"p = {p} over {test.unit}".replace("= &lt;", "&lt; ") if p else f"none over {test.unit}"
+    return [
+        f'<td data-sort="{test.mean:.8g}">{text["difference"]}<div class=note>{text["interval"]}</div></td>',
+        f'<td data-sort="{1 if math.isnan(test.p) else test.p:.8g}">{shown}'
+        f"<div class=note>{'; '.join(beside).replace('= &lt;', '&lt; ')}</div></td>",
+    ]
 
 
 def _item(item: Item, parts: list[Part], out: Path) -> str:
@@ -117,9 +121,19 @@ def _item(item: Item, parts: list[Part], out: Path) -> str:
             text.append(f'<img width="{width}" alt="{alt}" src="data:image/png;base64,{image}">')
         if part.table is not None:
             shown = part.table.to_html()
-            folded = f"<details><summary>The numbers</summary>{shown}</details>"
-            text.append(folded if part.figure is not None else shown)
+            rows = len(part.table.rows)
+            summary = "The numbers" if part.figure is not None else f"All {rows} rows"
+            folded = f"<details><summary>{summary}</summary>{shown}</details>"
+            text.append(folded if part.figure is not None or rows > MOST_ROWS else shown)
     return "\n".join(text)
+
+
+def _missing(missing: list[tuple[Item, str]], study: Study) -> str:
+    lines = "".join(
+        f"<li><b>{_esc(item.title)}</b>: {_esc(why)}.<pre>{_esc(item.command(study))}</pre></li>"
+        for item, why in missing
+    )
+    return f"<p>What these results lack runs for. {_esc(ADD)}</p><ul>{lines}</ul>"
 
 
 def _runs(runs: pd.DataFrame) -> str:

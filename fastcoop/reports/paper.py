@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastcoop.reports.table import Cell
 
+UNTRAINED = ("zero_shot", "ensemble")  # what learns from no images
 HERE = Path(__file__).parent
 ALIASES = {
     "flowers102": "oxfordflowers",
@@ -46,12 +47,15 @@ def printed(
     length: float = 0,
     init: str = "",
     prompt: str = "",
+    shots: float = 16,
 ) -> Cell | None:
     """The number printed in ``item`` for the same backbone, dataset and method, None where the paper has
     none.
 
-    For "coop", ``length`` and ``init`` must agree where the paper gives them; for Figure 1's prompts,
-    ``prompt``."""
+    For "coop", ``length`` and ``init`` must agree where the paper gives them; for Figure 1's prompts, ``prompt``.
+    What learns has learned from 16 ``shots`` in all that the paper prints."""
+    if shots != 16 and method not in UNTRAINED:
+        return None
     for row in _read("paper_numbers.csv"):
         if (row["item"], row["method"]) != (item, method):
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastcoop.progress import progress
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.claims import claims_table, judge
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import ADD, Item, Part
 from fastcoop.reports.items import ITEMS
 from fastcoop.reports.page import page
 from fastcoop.reports.study import Missing, Study, read_study
@@ -19,9 +19,9 @@ from fastcoop.reports.table import save_table, write_text
 def report(results_folder: Path, out_folder: Path) -> list[Path]:
     """Write the report of a sweep's results folder; return the paths written, the first figure first.
 
-    Figures as PNG and PDF, tables as CSV, Markdown and LaTeX, and ``missing.txt`` naming what the results
-    do not suffice for. Raises UserError where the folder holds no finished run. The same results give the
-    same bytes."""
+    Figures as PNG and PDF, tables as CSV, Markdown and LaTeX, and ``missing.txt`` naming what the results do not
+    suffice for and the commands that would supply it. Raises UserError where the folder holds no finished run. The
+    same results give the same bytes."""
     study = read_study(Path(results_folder))
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def save_part(item: Item, part: Part, out: Path) -> list[Path]:
 
 
 def missing_text(study: Study, missing: list[tuple[Item, str]]) -> str:
-    """What the results do not suffice for, one line per item."""
+    """What the results do not suffice for: per item why, and the command that would supply it."""
     if not missing:
         return f"Nothing is missing: {study.name} holds runs for every figure and table.\n"
-    lines = [f"- {item.title}: {why}." for item, why in missing]
-    return "\n".join([f"What {study.name} lacks runs for:", *lines, ""])
+    lines = [f"- {item.title}: {why}.\n    {item.command(study)}" for item, why in missing]
+    return "\n".join([f"What {study.name} lacks runs for. {ADD}", "", *lines, ""])

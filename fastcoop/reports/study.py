@@ -7,20 +7,23 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from fastcoop.errors import UserError
+from fastcoop.reports.style import name_of
 
 NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
 OPTIONAL = {
     "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
     "epochs": np.nan, "schedule": None, "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
     "settings": "{}", "chance": np.nan, "source": None, "classes": "all", "per_class": None, "versions": None,
+    "train_images": np.nan, "test": None,
 }  # fmt: skip
 UNTRAINED = (
     "zero_shot",
@@ -68,6 +71,15 @@ class Slice:
         others."""
         return self.backbone if self.alone else self.subtitle
 
+    def name_of(self, series: str, length: float = 0) -> str:
+        """A series' name in legends and tables: with the context length for CoOp, and with the effort of a linear
+        probe that was given less than the official one."""
+        if series != "linear_probe":
+            return name_of(series, length)
+        labels = self.everything.label[self.everything.method == series].dropna().astype(str)
+        efforts = labels.str.extract(r"(\(.*\))", expand=False).dropna().unique()
+        return " ".join([name_of(series, length), *efforts])
+
     @property
     def subtitle(self) -> str:
         """What every figure of the slice must say: the backbone, and the schedule where it is not the
@@ -77,11 +89,22 @@ class Slice:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs of a results folder, one row each."""
+    """All runs of a results folder, one row each; ``failed`` are those that came to no result, with their
+    ``error``."""
 
     name: str
     folder: Path
     runs: pd.DataFrame
+    failed: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def specs(self, name: str, column: str) -> list[str]:
+        """Backbones or datasets as the folder's ``grid.yaml`` gives them (a path may stand for a name); without
+        one, as the runs name them."""
+        try:
+            given = yaml.safe_load((self.folder / "grid.yaml").read_text(encoding="utf-8"))[name]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            given = list(dict.fromkeys(self.runs[column]))
+        return [given] if isinstance(given, str) else [str(one) for one in given]
 
     def slices(self) -> list[Slice]:
         """One slice per backbone and schedule; methods without a schedule belong to all of a backbone's."""
@@ -100,12 +123,24 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """The study in a results folder. Raises UserError where there is no run to report."""
-    from fastcoop.sweeps import load_results
+    from fastcoop.sweeps import load_failures, load_results, load_test_sets
 
     frame = load_results(folder)
+    frame = frame.merge(load_test_sets(folder), on=["key", "dataset"], how="left")
     moved = frame[frame.source != frame.dataset] if "source" in frame else frame.iloc[:0]
     tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
-    return study_of(frame, Path(folder), _class_names(folder, tested))
+    study = study_of(frame, Path(folder), _class_names(folder, tested))
+    return replace(study, runs=_in_grid_order(study), failed=load_failures(folder))
+
+
+def _in_grid_order(study: Study) -> pd.DataFrame:
+    """Datasets and backbones in the order of the grid, not in that of finishing; what it does not name, after."""
+    runs = study.runs
+    for column, name in (("dataset", "datasets"), ("backbone", "backbones")):
+        order = {Path(spec).name: place for place, spec in enumerate(study.specs(name, column))}
+        place = [order.get(Path(str(value)).name, len(order)) for value in runs[column]]
+        runs = runs.iloc[np.argsort(place, kind="stable")]
+    return runs.reset_index(drop=True)
 
 
 def _class_names(folder: Path, tested: pd.DataFrame) -> dict[str, Sequence[str]]:

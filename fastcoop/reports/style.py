@@ -90,9 +90,16 @@ def new_figure(width: float, height: float, subtitle: str) -> Figure:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     if subtitle:
-        wrapped = textwrap.fill(subtitle, int(width * CHARACTERS_PER_INCH))
+        wrapped = balanced(subtitle, int(width * CHARACTERS_PER_INCH))
         figure.suptitle(wrapped, color="#444444", style="italic")
     return figure
+
+
+def balanced(text: str, widest: int) -> str:
+    """``text`` on as few lines of at most ``widest`` characters as hold it, all about equally long."""
+    lines = len(textwrap.wrap(text, widest))
+    fits = (width for width in range(1, widest) if len(textwrap.wrap(text, width)) <= lines)
+    return textwrap.fill(text, next(fits, widest), break_long_words=False)
 
 
 @contextmanager

@@ -191,7 +191,7 @@ def tex(text: str) -> str:
     special = {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
         ">": r"\textgreater{}", "±": r"$\pm$", "Δ": r"$\Delta$", "·": r"$\cdot$", "≥": r"$\geq$", "−": "$-$",
-        "×": r"$\times$", "…": r"\ldots{}", "–": "--", "“": "``", "”": "''",
+        "×": r"$\times$", "…": r"\ldots{}", "₁": "$_1$", "₂": "$_2$", "ᴍ": "$_M$", "–": "--", "“": "``", "”": "''",
     }  # fmt: skip
     special |= {char: "\\" + char for char in "&%$#_{}"}
     return "".join(special.get(char, char) for char in text)

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from fastcoop.datasets import Dataset
+from fastcoop.errors import UserError
 from fastcoop.sweeps.grid import Grid
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
@@ -18,18 +20,43 @@ SPLITS = ("train", "val", "test")
 
 def write_about(folder: Path, grid: Grid, datasets: Iterable[Dataset]) -> None:
     """Write ``grid.yaml``, the grid as it was run, and add ``datasets`` to ``datasets.json``."""
-    plain = grid.model_dump(mode="json", exclude_defaults=True)
-    plain["methods"] = [{name: settings} for name, settings in plain["methods"]]
-    _write(folder / GRID, yaml.safe_dump(plain, sort_keys=False))
-    path = folder / DATASETS
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    _write(folder / GRID, yaml.safe_dump(dict(grid.source), sort_keys=False))
+    add_datasets(folder, datasets)
+
+
+def grid_of(folder: Path) -> dict[str, Any]:
+    """The grid that a results folder came from, as it was written; {} where it does not say."""
+    path = folder / GRID
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
+
+
+def add_datasets(folder: Path, datasets: Iterable[Dataset]) -> None:
+    """Add ``datasets`` to ``datasets.json``."""
+    known = _datasets(folder)
     for dataset in datasets:
         known[dataset.name] = {
             "classes": len(dataset.class_names),
             **{split: len(dataset.splits[split]) if split in dataset.splits else None for split in SPLITS},
             "prompt": dataset.template.replace("{}", "[CLASS]"),
         }
-    _write(path, json.dumps(known, indent=1))
+    _write(folder / DATASETS, json.dumps(known, indent=1))
+
+
+def merge_about(folder: Path, target: Path) -> None:
+    """Add what ``folder`` says of datasets to what ``target`` does, which gains its grid if it has none."""
+    if found := _datasets(folder):
+        _write(target / DATASETS, json.dumps({**found, **_datasets(target)}, indent=1))
+    if (folder / GRID).is_file() and not (target / GRID).exists():
+        _write(target / GRID, (folder / GRID).read_text(encoding="utf-8"))
+
+
+def _datasets(folder: Path) -> dict[str, Any]:
+    path = folder / DATASETS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it, and a sweep writes it again.") from None
 
 
 def _write(path: Path, text: str) -> None:

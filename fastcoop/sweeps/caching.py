@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from fastcoop.features import cache_all
-from fastcoop.methods import METHODS
+from fastcoop.features.plan import Settings, make_plan
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import World, load_world
 
@@ -39,13 +41,27 @@ def cache_world(
 ) -> Iterator[Path]:
     """The same for a grid that is loaded. Training images are cached of datasets that a method learns from."""
     grid = world.grid
-    learned = {world.datasets[spec].name for spec in grid.datasets}
-    learns = any(METHODS[name].learns for name, _ in grid.methods)
-    wanted = [
-        (dataset, grid.shots, grid.seeds) if learns and dataset.name in learned else (dataset, (), ())
-        for dataset in world.datasets.values()
-    ]
+    wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in world.datasets.items()]
     return cache_all(
         world.backbones, wanted, cache, views=grid.views, recipe=grid.recipe, dtype=dtype,
         skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip
+
+
+def missing_crops(world: World) -> dict[tuple[str, str], int]:
+    """Images and views that ``cache_world`` has to encode, by names of backbone and dataset; those of none left out."""
+    missing: dict[tuple[str, str], int] = {}
+    settings = Settings(world.grid.recipe, 0, world.grid.views, "float16", 1)
+    for backbone in world.backbones:
+        for spec, dataset in world.datasets.items():
+            data = world.data_of(backbone, spec)
+            wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
+            if "train" in wanted:
+                shots, seeds = world.grid.drawn(spec)
+                drawn = [data.subset(number, seed).train for number in shots for seed in seeds]
+                wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *drawn]))
+            if dataset.store is None:
+                plan = make_plan(backbone, dataset, wanted, settings, data.store, True)
+                crops = sum(len(part.rows) * len(part.views) for part in plan.parts)
+                missing |= {(backbone.name, dataset.name): crops} if crops else {}
+    return missing

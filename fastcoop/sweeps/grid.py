@@ -2,82 +2,168 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
-from fastcoop.methods.base import validate
+from fastcoop.methods.base import SettingError, validate
+from fastcoop.sweeps.lines import Lines, read_yaml
+from fastcoop.sweeps.narrow import keep, override, plain
+from fastcoop.sweeps.rules import Addition, Names, Rule, Seeds, Shots, listed, without
+from fastcoop.sweeps.shipped import shipped_grid
+
+AXES = ("backbones", "datasets", "shots", "seeds", "targets")
+IN_A_BLOCK = (*AXES, "methods", "exclude", "include")
+WHOLE_GRID = ("views", "recipe", "blocks")
+OTHERS, EVERY = "others", "*"  # in targets: all other datasets; each dataset
+
+Methods = tuple[tuple[str, tuple[MethodSettings, ...]], ...]  # (name, all its settings)
+
+log = logging.getLogger("fastcoop")
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _methods(value: Any) -> Any:
-    """Names, ``{name: settings}`` or a list of either, as a list of (name, settings)."""
-    pairs: list[tuple[str, Any]] = []
-    for entry in _listed(value):
-        if isinstance(entry, Mapping):
-            pairs += [(str(name), settings or {}) for name, settings in entry.items()]
-        elif isinstance(entry, list | tuple):
-            pairs.append((entry[0], entry[1]))
-        else:
-            pairs.append((str(entry), {}))
-    return pairs
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
-Shots = Annotated[int, Field(ge=1)] | Literal["all"]
-
-
-class Grid(BaseModel):
-    """What a sweep runs: every method with each of its settings, on every dataset by every backbone, and for
-    methods that learn with every number of shots and seed.
-
-    A single value may stand in place of any list.
-
-    Attributes:
-        backbones: as ``fastcoop.backbone_from_spec`` takes them.
-        datasets: names under the data root, or paths: of folders, CSV files, or stores of imported features.
-        shots, seeds: what draws the few-shot subsets.
-        methods: (name, settings), where each setting may be a list to be crossed.
-        targets: for a dataset, further datasets that what it taught is tested on.
-        views: augmented views per training image.
-        recipe: of the image transforms, "current" or "official-2021".
-    """
+class _Axes(BaseModel):
+    """What the runs of a method are crossed with, as a file gives it. A value may stand in place of any list."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbones: Names
     datasets: Names
-    methods: Annotated[tuple[tuple[str, dict[str, Any]], ...], BeforeValidator(_methods), Field(min_length=1)]
-    shots: Annotated[tuple[Shots, ...], BeforeValidator(_listed), Field(min_length=1)] = (1, 2, 4, 8, 16)
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_listed), Field(min_length=1)] = (1, 2, 3)
+    shots: Shots = (1, 2, 4, 8, 16)
+    seeds: Seeds = (1, 2, 3)
     targets: dict[str, Names] = {}
+
+
+class _Features(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     views: Annotated[int, Field(ge=0)] = 8
     recipe: Literal["current", "official-2021"] = "current"
 
-    def runs_of(self, method: str) -> list[MethodSettings]:
-        """Every setting of a method that the grid names. Raises UserError for settings it does not have."""
-        given = [settings for name, settings in self.methods if name == method]
-        return [one for settings in given for one in expand(get_method(method), settings)]
 
-    def narrowed(self, only: Sequence[str]) -> Grid:
-        """The grid with only these methods. Raises UserError where it has none of them."""
-        for name in only:
-            get_method(name)
-        kept = tuple(pair for pair in self.methods if pair[0] in only)
-        if not kept:
-            named = sorted({name for name, _ in self.methods})
-            raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(named)}.")
-        return self.model_copy(update={"methods": kept})
+class GridRun(NamedTuple):
+    """A run as the grid names it; shots and seed are 0 where nothing is learned from a subset."""
+
+    backbone: str
+    dataset: str
+    method: str
+    settings: MethodSettings
+    shots: int | str
+    seed: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cross:
+    """Every method with each of its settings, on every dataset by every backbone, and for methods that learn with
+    every number of shots and seed; but for what the rules leave out.
+
+    Attributes:
+        block: the block of the file that it comes from; None outside of blocks.
+        backbones: as ``fastcoop.backbone_from_spec`` takes them.
+        datasets: names under the data root, or paths: of folders, CSV files, or stores of imported features.
+        shots, seeds: what draws the few-shot subsets.
+        methods: (name, all its settings).
+        targets: for a dataset, further datasets that what it taught is tested on.
+        exclude: rules for runs to leave out.
+    """
+
+    block: str | None
+    backbones: tuple[str, ...]
+    datasets: tuple[str, ...]
+    shots: tuple[int | str, ...]
+    seeds: tuple[int, ...]
+    methods: Methods
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    exclude: tuple[Rule, ...] = ()
+
+    def runs(self, backbone: str, method: str) -> Iterator[GridRun]:
+        """Its runs of one method by one backbone, dataset by dataset."""
+        if backbone not in self.backbones:
+            return
+        draws: list[tuple[int | str, int]] = [(0, 0)]
+        if METHODS[method].learns:
+            draws = list(product(self.shots, self.seeds))
+        every = [one for name, settings in self.methods if name == method for one in settings]
+        for dataset in self.datasets:
+            targets = self.targets.get(dataset, ())
+            for settings in every:
+                rules = [rule for rule in self.exclude if rule.touches(backbone, dataset, method, settings)]
+                for shots, seed in without(draws, rules) if rules else draws:
+                    yield GridRun(backbone, dataset, method, settings, shots, seed, targets)
+
+    def has_use_for(self, rule: Rule) -> bool:
+        """Whether the rule matches any of its runs."""
+        for method, settings in self.methods:
+            draws = product(self.shots, self.seeds) if METHODS[method].learns else [(0, 0)]
+            if any(rule.draws(*draw) for draw in draws) and any(
+                rule.touches(*names, method, one)
+                for names in product(self.backbones, self.datasets)
+                for one in settings
+            ):
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep runs.
+
+    Attributes:
+        crosses: one, or one per block; and one per ``include``.
+        views: augmented views per training image.
+        recipe: of the image transforms, "current" or "official-2021".
+        source: the file's content as it was read, narrowed from the command line.
+    """
+
+    crosses: tuple[Cross, ...]
+    views: int = 8
+    recipe: str = "current"
+    source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for cross in self.crosses for name in cross.backbones))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Datasets that runs learn from, or are tested on without learning."""
+        return tuple(dict.fromkeys(name for cross in self.crosses for name in cross.datasets))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Datasets that are tested on beside those that runs learn from."""
+        every = (names for cross in self.crosses for names in cross.targets.values())
+        return tuple(dict.fromkeys(name for names in every for name in names))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names; what is quick first, whatever the order in the file."""
+        named = {name for cross in self.crosses for name, _ in cross.methods}
+        return tuple(name for name in METHODS if name in named)
+
+    def runs(self) -> Iterator[GridRun]:
+        """All its runs, backbone by backbone, method by method. Blocks may share runs: those come again."""
+        for backbone, method in product(self.backbones, self.methods):
+            for cross in self.crosses:
+                yield from cross.runs(backbone, method)
+
+    def drawn(self, dataset: str) -> tuple[tuple[int | str, ...], tuple[int, ...]]:
+        """Shots and seeds that the dataset's training images are drawn by; none if nothing learns from it."""
+        crosses = [
+            cross
+            for cross in self.crosses
+            if dataset in cross.datasets and any(METHODS[name].learns for name, _ in cross.methods)
+        ]
+        shots = dict.fromkeys(n for cross in crosses for n in cross.shots)
+        return tuple(shots), tuple(dict.fromkeys(seed for cross in crosses for seed in cross.seeds))
 
 
 def read_grid(
@@ -86,87 +172,223 @@ def read_grid(
     """Read and check a grid.
 
     Args:
-        source: a YAML file, or what one would hold.
-        overrides: ``key=value`` each; dots reach inside (``methods.coop.epochs=20``), commas make lists.
-        only: methods to keep.
+        source: a YAML file, or what one would hold. One that is not there may be one that comes with fastcoop.
+        overrides: ``key=value`` each; dots reach inside (``methods.coop.epochs=20``), commas make lists. They hold in
+            every block; ``blocks.NAME.key=value`` in one.
+        only: methods, or blocks, to keep.
 
     Raises:
-        UserError: no such file, no YAML, an unknown key (with the nearest one), or a value that cannot be.
+        UserError: no such file, no YAML, an unknown key (with the nearest one and its line), or a value that cannot
+            be.
     """
-    text, name = "", "the grid"
+    lines, name = Lines(), "the grid"
     if isinstance(source, Mapping):
-        given: Any = deepcopy(dict(source))
+        given: Any = plain(source)
     else:
-        path, name = Path(source), str(source)
-        text = _read(path)
-        try:
-            given = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            where = getattr(error, "problem_mark", None)
-            line = f" (line {where.line + 1})" if where else ""
-            raise UserError(f"{name} is not YAML{line}; check its indentation and quotes.") from None
+        name = str(source)
+        given, lines = read_yaml(_read(Path(source)), name)
         if not isinstance(given, dict):
             raise UserError(f"{name} should hold keys such as backbones, datasets and methods.")
-    for override in overrides:
-        _override(given, override)
-    try:
-        grid = validate(Grid, given, name)
-        for method in dict.fromkeys(method for method, _ in grid.methods):
-            grid.runs_of(method)
-    except UserError as error:
-        raise UserError(_with_line(str(error), text)) from None
-    for dataset in grid.targets:
-        if dataset not in grid.datasets:
-            raise UserError(f'The grid gives targets for "{dataset}", which is not one of its datasets.')
-    grid = grid.narrowed(only) if only else grid
-    # What is quick comes first, whatever the order in the file.
-    ordered = sorted(grid.methods, key=lambda pair: list(METHODS).index(pair[0]))
-    return grid.model_copy(update={"methods": tuple(ordered)})
+        given = plain(given)
+    for one in overrides:
+        override(given, one, lines)
+    reader = _Reader(given, lines, name)
+    grid = reader.grid()
+    if not (overrides or only):
+        reader.warn_of_idle_rules(grid)
+    if only:
+        grid = _Reader(keep(given, only), Lines(), name).grid()
+    return grid
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return (path if path.is_file() else shipped_grid(path) or path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; a grid is a YAML file.") from None
     except OSError as error:
         raise UserError(f"The grid file {path} cannot be read: {error.strerror}.") from None
 
 
-def _override(given: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f'"{override}" should be KEY=VALUE, such as shots=1,2 or methods.coop.epochs=20.')
-    try:
-        value = yaml.safe_load(f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text)
-    except yaml.YAMLError:
-        raise UserError(f'The value in "{override}" is not YAML; quote it.') from None
-    *parents, last = path.split(".")
-    place = given
-    for parent in parents:
-        if parent == "methods" and place is given:
-            place["methods"] = _one_mapping(place.get("methods", {}))
-        place[parent] = place.get(parent) or {}
-        if not isinstance(place[parent], dict):
-            raise UserError(f'"{override}" reaches into {parent}, which has no keys of its own.')
-        place = place[parent]
-    place[last] = value
+class _Reader:
+    """From a file's content to a grid. Knows where each thing stood, to say what is wrong with it."""
 
+    def __init__(self, given: dict[str, Any], lines: Lines, name: str):
+        self.given, self.lines, self.name = given, lines, name
+        self.rules: list[tuple[Rule, str]] = []  # and where each stands
 
-def _one_mapping(methods: Any) -> dict[str, Any]:
-    pairs = _methods(methods)
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise UserError("A method that stands in the grid twice cannot be overridden; edit the grid file.")
-    return dict(pairs)
+    def grid(self) -> Grid:
+        known = (*IN_A_BLOCK, *WHOLE_GRID)
+        self._known(self.given, known, self.name, ())
+        features: dict[str, Any] = {key: self.given[key] for key in ("views", "recipe") if key in self.given}
+        made = self._validated(_Features, features, self.name, ())
+        shared = self._rules(self.given, (), self.name)
+        if "blocks" not in self.given:
+            crosses = self._crosses({}, None, (), shared)
+        else:
+            crosses = [
+                cross
+                for block, path in self._blocks()
+                for cross in self._crosses(self.given["blocks"][block], block, path, shared)
+            ]
+            crosses += self._included(self.given, {}, None, ())
+        self._refuse_lost_targets(crosses)
+        grid = Grid(tuple(crosses), made.views, made.recipe, self.given)
+        if next(grid.runs(), None) is None:
+            raise UserError(f"The rules under exclude leave out every run of {self.name}; remove one.")
+        return grid
 
+    def warn_of_idle_rules(self, grid: Grid) -> None:
+        """Say of each exclude rule that matches no run that it does not."""
+        for rule, where in self.rules:
+            if not any(cross.has_use_for(rule) for cross in grid.crosses if rule in cross.exclude):
+                said = ", ".join(f"{k}: {v}" for k, v in rule.model_dump(exclude_unset=True).items())
+                log.warning("%sNo run matches the exclude rule (%s).", where, said)
 
-def _with_line(message: str, text: str) -> str:
-    """Say where in the file the key stands that a message quotes."""
-    quoted = re.search(r'"([^"]+)"', message)
-    if not quoted:
-        return message
-    key = quoted[1].split(".")[0 if quoted[1].split(".")[0].isidentifier() else -1]
-    for number, line in enumerate(text.splitlines(), 1):
-        if re.search(rf"(^|[\s{{,\-\[]){re.escape(key)}\s*($|[:,}}\]#])", line.split(" #")[0]):
-            return f"Line {number}: {message}"
-    return message
+    def _blocks(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        blocks = self.given["blocks"]
+        if not isinstance(blocks, dict) or not blocks:
+            self._refuse(
+                ("blocks",), f'"blocks" of {self.name} should name blocks, each with keys of its own.'
+            )
+        for block, content in blocks.items():
+            path = ("blocks", block)
+            if block in METHODS:
+                self._refuse(path, f'A block cannot be called "{block}", which is a method; rename it.')
+            if not isinstance(content, dict):
+                self._refuse(path, f'The block "{block}" should have keys of its own, such as methods.')
+            whole = [key for key in WHOLE_GRID if key in content]
+            if whole:
+                self._refuse((*path, whole[0]), f'"{whole[0]}" holds for the whole grid; put it at its top.')
+            self._known(content, IN_A_BLOCK, f'block "{block}"', path)
+            yield block, path
+
+    def _crosses(
+        self, block: dict[str, Any], name: str | None, path: tuple[Any, ...], shared: tuple[Rule, ...]
+    ) -> list[Cross]:
+        """The cross of a block, or of the file, and those of its includes."""
+        what = self.name if name is None else f'block "{name}" of {self.name}'
+        holder = self.given if name is None else block
+        rules = shared + (self._rules(block, path, what) if name is not None else ())
+        crosses = list(self._included(holder, block, name, path))
+        methods = block.get("methods", self.given.get("methods"))
+        if methods or not crosses:
+            axes = self._axes({}, block, path, what)
+            made = self._methods(methods, path if "methods" in block else (), what)
+            crosses.insert(0, self._cross(name, axes, made, rules))
+        return crosses
+
+    def _cross(
+        self, block: str | None, axes: _Axes, methods: Methods, exclude: tuple[Rule, ...] = ()
+    ) -> Cross:
+        targets = self._targets(axes)
+        return Cross(block, axes.backbones, axes.datasets, axes.shots, axes.seeds, methods, targets, exclude)
+
+    def _included(
+        self, holder: dict[str, Any], block: dict[str, Any], name: str | None, path: tuple[Any, ...]
+    ) -> Iterator[Cross]:
+        for n, entry in enumerate(listed(holder.get("include") or [])):
+            here = (*path, "include", n)
+            if entry is None:  # left out by an override
+                continue
+            if not isinstance(entry, dict):
+                self._refuse(
+                    here, f"An entry under include should say backbone, dataset or method; {entry!r} came."
+                )
+            addition = self._validated(Addition, entry, "include", here)
+            self._say_where(here, addition.check)
+            axes = self._axes(dict(addition.axes()), block, path, f"include of {self.name}")
+            (method,) = addition.method
+            settings = self._settings(method, addition.settings, (*here, "settings"))
+            yield self._cross(name, axes, ((method, settings),))
+
+    def _axes(self, first: dict[str, Any], block: dict[str, Any], path: tuple[Any, ...], what: str) -> _Axes:
+        merged = {key: self.given[key] for key in AXES if key in self.given}
+        merged |= {key: block[key] for key in AXES if key in block} | first
+        try:
+            return validate(_Axes, merged, what)
+        except SettingError as error:
+            place = path if error.place[:1] and error.place[0] in block else ()
+            raise UserError(f"{self.lines.where((*place, *error.place))}{error}") from None
+
+    def _targets(self, axes: _Axes) -> dict[str, tuple[str, ...]]:
+        targets = {}
+        for dataset in axes.datasets:
+            named = axes.targets.get(dataset, axes.targets.get(EVERY, ()))
+            if named == (OTHERS,):
+                named = tuple(name for name in axes.datasets if name != dataset)
+            if named:
+                targets[dataset] = named
+        return targets
+
+    def _refuse_lost_targets(self, crosses: Sequence[Cross]) -> None:
+        everywhere = {name for cross in crosses for name in cross.datasets}
+        places: list[tuple[tuple[Any, ...], dict[str, Any], set[str]]] = [((), self.given, everywhere)]
+        for block, content in (self.given.get("blocks") or {}).items():
+            own = {name for cross in crosses if cross.block == block for name in cross.datasets}
+            places.append((("blocks", block), content, own))
+        for path, content, datasets in places:
+            for dataset in content.get("targets") or {}:
+                if dataset not in datasets and dataset != EVERY:
+                    message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
+                    self._refuse((*path, "targets", dataset), message)
+
+    def _methods(self, given: Any, path: tuple[Any, ...], what: str) -> Methods:
+        """Names, ``{name: settings}`` or a list of either."""
+        if not given:
+            self._refuse(path, f'The setting "methods" of {what} is missing; it must be given.')
+        found = []
+        for n, entry in enumerate(listed(given)):
+            here = (*path, "methods", n) if isinstance(given, list) else (*path, "methods")
+            for name, settings in entry.items() if isinstance(entry, dict) else [(entry, None)]:
+                there = (*here, name) if isinstance(entry, dict) else here
+                self._say_where(there, get_method, str(name))
+                if not isinstance(settings, dict | None):
+                    self._refuse(
+                        there, f"The settings of {name} should be keys and values; {settings!r} came."
+                    )
+                found.append((str(name), self._settings(str(name), settings or {}, there)))
+        order = list(METHODS)
+        return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
+
+    def _settings(
+        self, method: str, given: dict[str, Any], path: tuple[Any, ...]
+    ) -> tuple[MethodSettings, ...]:
+        for key, values in given.items():
+            for n, value in enumerate(listed(values)):
+                self._say_where((*path, key, n), expand, get_method(method), {key: [value]})
+        return tuple(self._say_where(path, expand, get_method(method), given))
+
+    def _rules(self, holder: dict[str, Any], path: tuple[Any, ...], what: str) -> tuple[Rule, ...]:
+        rules = []
+        for n, entry in enumerate(listed(holder.get("exclude") or [])):
+            here = (*path, "exclude", n)
+            if not isinstance(entry, dict) or not entry:
+                self._refuse(
+                    here, f"An entry under exclude should say which runs to leave out; {entry!r} came."
+                )
+            rule = self._validated(Rule, entry, f"exclude of {what}", here)
+            self._say_where(here, rule.check)
+            self.rules.append((rule, self.lines.where(here)))
+            rules.append(rule)
+        return tuple(rules)
+
+    def _known(self, content: dict[str, Any], known: Sequence[str], what: str, path: tuple[Any, ...]) -> None:
+        for key in content:
+            if key not in known:
+                self._refuse((*path, key), f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}')
+
+    def _validated(self, model: type[Any], given: dict[str, Any], what: str, path: tuple[Any, ...]) -> Any:
+        try:
+            return validate(model, given, what)
+        except SettingError as error:
+            raise UserError(f"{self.lines.where((*path, *error.place))}{error}") from None
+
+    def _say_where(self, path: tuple[Any, ...], call: Any, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except UserError as error:
+            raise UserError(f"{self.lines.where(path)}{error}") from None
+
+    def _refuse(self, path: tuple[Any, ...], message: str) -> None:
+        raise UserError(f"{self.lines.where(path)}{message}")

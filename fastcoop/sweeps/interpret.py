@@ -25,7 +25,7 @@ from fastcoop.prompts import (
     nearest_words,
 )
 from fastcoop.prompts.nearest import NOT_LATIN
-from fastcoop.sweeps.results import load_contexts, load_predictions, load_results
+from fastcoop.sweeps.results import load_contexts, load_learned, load_predictions, load_runs
 from fastcoop.sweeps.store import contexts_path
 
 FOLDER = "nearest_words"
@@ -36,10 +36,11 @@ MOST_OFTEN = 10  # words of a summary over classes
 
 @dataclass(frozen=True)
 class _Learned:
-    """A run's contexts, (M, width) or (classes, M, width), and what they started from."""
+    """A run's contexts, (M, width) or (classes, M, width), the classes they are of, and what they started from."""
 
     key: str
     contexts: Tensor
+    class_names: tuple[str, ...]
     seed: int
     words: str | None
 
@@ -76,10 +77,8 @@ def interpret(
     if k < 1:
         raise UserError(f"The number of nearest words must be at least 1, but {k} was given.")
     folder = Path(results)
-    frame = load_results(folder)
-    learned = frame[
-        (frame.method == "coop") & (frame.backbone == backbone.name) & (frame.dataset == frame.source)
-    ]
+    frame = load_runs(folder)
+    learned = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]
     every: list[Any] = list(learned.itertuples())
     rows = [row for row in every if not runs or any(row.key.startswith(run) for run in runs)]
     rows = [row for row in rows if contexts_path(folder, row.key).is_file()]
@@ -94,13 +93,23 @@ def interpret(
     for row in rows:
         if again or not reader.path(row.key).exists():
             words = None if row.init in (None, "random") else str(row.init)
-            contexts = torch.from_numpy(load_contexts(folder, row.key))
-            pending.append(_Learned(row.key, contexts, int(row.seed), words))
+            contexts, names = _contexts_and_names(folder, row.key)
+            pending.append(_Learned(row.key, contexts, names, int(row.seed), words))
         if sum(one.contexts.shape[:-1].numel() for one in pending) >= VECTORS_AT_ONCE:
             reader.read(pending)
             pending = []
     reader.read(pending)
     return [reader.path(row.key) for row in rows]
+
+
+def _contexts_and_names(folder: Path, key: str) -> tuple[Tensor, tuple[str, ...]]:
+    """A run's contexts, and the names of the classes if they are class-specific."""
+    contexts = torch.from_numpy(load_contexts(folder, key))
+    if contexts.ndim == 2:
+        return contexts, ()
+    learned = load_learned(folder, key)
+    names = learned.class_names if learned else ()
+    return contexts, names or load_predictions(folder, key).class_names
 
 
 class _Reader:
@@ -127,6 +136,7 @@ class _Reader:
         chance = chance_at_lengths(
             self.backbone, vectors.norm(dim=-1), trained_only=self.trained_only, metric=self.metric
         )
+        self._read_starts(pending)
         start = 0
         for one, own in zip(pending, flat, strict=True):
             rows = range(start, start + len(own))
@@ -138,7 +148,7 @@ class _Reader:
 
     def _stored(self, one: _Learned, rows: range, found: Nearest, chance: Tensor) -> dict[str, Any]:
         length = one.contexts.shape[-2]
-        names = load_predictions(self.folder, one.key).class_names if one.contexts.ndim == 3 else None
+        names = one.class_names if one.contexts.ndim == 3 else None
         distances = found.distances[rows.start : rows.stop].tolist()
         vectors = []
         for i, row in enumerate(rows):
@@ -147,7 +157,7 @@ class _Reader:
                 vector["class"] = names[i // length]
             vector |= {"words": found.words[row], "distances": [_short(d) for d in distances[i]]}
             vectors.append(vector | {"chance": _short(chance[row])})
-        initial, words = self._start(one)
+        initial, words = self._starts[_start_of(one)]
         stored: dict[str, Any] = {"metric": self.metric, "by_chance": self.by_chance, "initial": initial}
         if one.words is not None:
             stored["start_words"] = words
@@ -155,19 +165,35 @@ class _Reader:
             stored["summary"] = _summary(vectors)
         return stored | {"vectors": vectors}
 
-    def _start(self, one: _Learned) -> tuple[float, list[str]]:
-        """(mean nearest distance, nearest words) of the context a run started from."""
+    def _read_starts(self, pending: Sequence[_Learned]) -> None:
+        """(mean nearest distance, nearest words) of the contexts that runs started from, in one search too."""
+        asked = {key: one for one in pending if (key := _start_of(one)) not in self._starts}
+        if not asked:
+            return
+        starts = [self._initial(one) for one in asked.values()]
+        found = self._nearest(torch.cat(starts), 1)
+        at = 0
+        for key, start in zip(asked, starts, strict=True):
+            rows = slice(at, at + len(start))
+            at += len(start)
+            words = [words[0] for words in found.words[rows]]
+            self._starts[key] = (_short(found.distances[rows].mean()), words)
+
+    def _initial(self, one: _Learned) -> Tensor:
+        """Vectors (n, width) of the context that a run started from: as many as their mean needs."""
         *classes, length, _ = one.contexts.shape
         specific = bool(classes) and one.words is None
-        asked = (one.words, length, classes[0], one.seed) if specific else (one.words, length, one.seed)
-        if asked not in self._starts:
-            layout = PromptLayout(length, class_specific=specific)
-            start = initial_contexts(
-                self.backbone, layout, classes[0] if specific else 1, one.seed, one.words
-            )
-            found = self._nearest(start.flatten(0, -2)[:VECTORS_AT_START], 1)
-            self._starts[asked] = (_short(found.distances.mean()), [words[0] for words in found.words])
-        return self._starts[asked]
+        layout = PromptLayout(length, class_specific=specific)
+        start = initial_contexts(self.backbone, layout, classes[0] if specific else 1, one.seed, one.words)
+        return start.flatten(0, -2)[:VECTORS_AT_START]
+
+
+def _start_of(one: _Learned) -> tuple[Any, ...]:
+    """What determines where a run's context started."""
+    *classes, length, _ = one.contexts.shape
+    if one.words is not None:
+        return one.words, length
+    return length, tuple(classes), one.seed
 
 
 def _summary(vectors: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset
+from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, find_dataset
 from fastcoop.methods import METHODS, Data, Job
@@ -38,12 +37,20 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class World:
-    """What a grid names, loaded: backbones, datasets by the grid's names for them, features by both names."""
+    """What a grid names, loaded: backbones and datasets by the grid's names for them, features by their own."""
 
     grid: Grid
-    backbones: tuple[Backbone, ...]
+    named: dict[str, Backbone]
     datasets: dict[str, Dataset]
     data: dict[tuple[str, str], Data] = field(default_factory=dict)
+
+    @property
+    def backbones(self) -> tuple[Backbone, ...]:
+        return tuple(self.named.values())
+
+    def data_of(self, backbone: Backbone, spec: str) -> Data:
+        """Features of the dataset that the grid calls ``spec``."""
+        return self.data[backbone.name, self.datasets[spec].name]
 
     def add_features(self, backbone: Backbone, dataset: Dataset, store: FeatureStore | None) -> None:
         """State the features of a dataset; None where they are not cached yet."""
@@ -59,20 +66,21 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
     """
     from fastcoop.backbones import backbone_from_spec
 
-    targets = (target for targets in grid.targets.values() for target in targets)
-    specs = dict.fromkeys([*grid.datasets, *targets])
-    datasets = {spec: find_dataset(spec, data_root) for spec in specs}
+    datasets = {
+        spec: find_dataset(spec, data_root) for spec in dict.fromkeys((*grid.datasets, *grid.targets))
+    }
     _refuse_shared("datasets", {spec: dataset.name for spec, dataset in datasets.items()})
-    learns = [name for name, _ in grid.methods if METHODS[name].learns]
-    for spec in grid.datasets:
-        if learns and "train" not in datasets[spec].splits:
+    for cross in grid.crosses:
+        learns = [name for name, _ in cross.methods if METHODS[name].learns]
+        untaught = [spec for spec in cross.datasets if "train" not in datasets[spec].splits]
+        if learns and untaught:
             raise UserError(
-                f'The dataset "{spec}" has only test images, so {learns[0]} cannot learn from it; name it '
+                f'The dataset "{untaught[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
                 "under targets instead."
             )
     backbones = {spec: backbone_from_spec(spec, device=device) for spec in grid.backbones}
     _refuse_shared("backbones", {spec: backbone.name for spec, backbone in backbones.items()})
-    return World(grid, tuple(backbones.values()), datasets)
+    return World(grid, backbones, datasets)
 
 
 def _refuse_shared(kind: str, names: dict[str, str]) -> None:
@@ -91,46 +99,95 @@ def plan_runs(world: World) -> list[PlannedRun]:
     Raises:
         UserError: a run that cannot be done.
     """
+    keys = Keys()
     planned: dict[str, PlannedRun] = {}
-    for backbone in world.backbones:
-        for method in dict.fromkeys(name for name, _ in world.grid.methods):
-            for job in _jobs(world, backbone, method):
-                METHODS[method].check(job)
-                key = run_key(method, job, backbone)
-                planned.setdefault(key, PlannedRun(key, method, backbone, job))
+    for run in world.grid.runs():
+        backbone, method = world.named[run.backbone], METHODS[run.method]
+        data = world.data_of(backbone, run.dataset)
+        subset = data.subset(run.shots, run.seed) if method.learns else None
+        targets = tuple(world.data_of(backbone, name) for name in run.targets)
+        job = Job(run.settings, data, subset, run.shots, run.seed, targets)
+        method.check(job)
+        key = keys.of(run.method, job, backbone)
+        known = planned.get(key)
+        if known is not None:  # named again, maybe to be tested on more
+            _refuse_copy(known.job.data, data)
+            targets = tuple(dict.fromkeys((*known.job.targets, *targets)))
+            job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
+        planned[key] = PlannedRun(key, run.method, backbone, job)
     return list(planned.values())
 
 
-def _jobs(world: World, backbone: Backbone, method: str) -> Iterator[Job]:
-    grid = world.grid
-    for spec in grid.datasets:
-        data = world.data[backbone.name, world.datasets[spec].name]
-        names = [world.datasets[target].name for target in grid.targets.get(spec, ())]
-        targets = tuple(world.data[backbone.name, name] for name in names)
-        for settings in grid.runs_of(method):
-            if not METHODS[method].learns:
-                yield Job(settings, data, targets=targets)
-                continue
-            for shots in grid.shots:
-                for seed in grid.seeds:
-                    yield Job(settings, data, data.subset(shots, seed), shots, seed, targets)
+def _refuse_copy(one: Data, other: Data) -> None:
+    if one is not other:
+        raise UserError(
+            f"The datasets {one.name} and {other.name} hold the same images and class names, and so come to the same "
+            "runs; name one of them."
+        )
 
 
 def run_key(method: str, job: Job, backbone: Backbone) -> str:
     """sha256 hex of all that determines what a run comes to. Targets are not part of it: they are further
-    tests of the same run."""
+    tests of the same run.
+
+    Before a dataset's features are cached the key is a provisional one: it has the dataset's name in place of them.
+    """
     facts: dict[str, Any] = {
         "recipe": RECIPE,
         "method": method,
         "settings": METHODS[method].determined_by(job, backbone),
         "backbone": backbone.digest,
         "dataset": job.data.dataset.digest,
-        "features": job.data.store.digest if job.data.store else None,
+        "features": job.data.store.digest if job.data.store else [job.data.name],
         "shots": job.shots,
         "seed": job.seed,
         "subset": job.subset and [_digest(job.subset.train), _digest(job.subset.val)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class Keys:
+    """``run_key`` for many runs: what they have in common is worked out once.
+
+    ``determined_by`` is asked once for jobs that differ in nothing but their seed, and in which images it drew.
+    """
+
+    def __init__(self) -> None:
+        self._settings: dict[tuple[Any, ...], str] = {}
+        self._subsets: dict[int, tuple[FewShot, str]] = {}
+        self._data: dict[tuple[int, int], tuple[Data, str]] = {}
+
+    def of(self, method: str, job: Job, backbone: Backbone) -> str:
+        """The job's key. Its facts stand in the order of their names, as ``json.dumps`` sorts them."""
+        text = (
+            f'{{{self._of_data(job.data, backbone)}, "method": "{method}", "recipe": {RECIPE}, "seed": {job.seed}, '
+            f'"settings": {self._of_settings(method, job, backbone)}, "shots": {json.dumps(job.shots)}, '
+            f'"subset": {self._of_subset(job.subset)}}}'
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _of_data(self, data: Data, backbone: Backbone) -> str:
+        known = self._data.get((id(data), id(backbone)))
+        if known is None:
+            features = data.store.digest if data.store else [data.name]
+            facts = {"backbone": backbone.digest, "dataset": data.dataset.digest, "features": features}
+            known = self._data[id(data), id(backbone)] = data, json.dumps(facts)[1:-1]
+        return known[1]
+
+    def _of_settings(self, method: str, job: Job, backbone: Backbone) -> str:
+        sizes = (len(job.subset.train), len(job.subset.val)) if job.subset else None
+        alike = id(job.settings), method, id(job.data), id(backbone), job.shots, sizes
+        if alike not in self._settings:
+            self._settings[alike] = json.dumps(METHODS[method].determined_by(job, backbone), sort_keys=True)
+        return self._settings[alike]
+
+    def _of_subset(self, subset: FewShot | None) -> str:
+        if subset is None:
+            return "null"
+        if id(subset) not in self._subsets:
+            text = json.dumps([_digest(subset.train), _digest(subset.val)])
+            self._subsets[id(subset)] = subset, text  # kept, or its id might be another's
+        return self._subsets[id(subset)][1]
 
 
 def _digest(indices: np.ndarray) -> str:

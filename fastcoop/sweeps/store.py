@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, Scores
+from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import PlannedRun
 
 DATABASE = "results.sqlite"
@@ -46,6 +48,18 @@ CREATE VIEW results AS SELECT
 FROM scores JOIN runs USING (key);
 """
 
+# Of the work itself, and so in no merged folder: which runs train together, and which failed with what.
+WORK = """
+CREATE TABLE IF NOT EXISTS batches (
+    name TEXT PRIMARY KEY, method TEXT NOT NULL, backbone TEXT NOT NULL, keys TEXT NOT NULL,
+    threads INTEGER NOT NULL, budget INTEGER NOT NULL, cost REAL NOT NULL, attempt INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS failures (
+    key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,
+    shots NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL, error TEXT NOT NULL, failed TEXT NOT NULL
+);
+"""
+
 
 class ResultsStore:
     """What is done, and the way to add to it: a transaction per run, after its contexts file is in place."""
@@ -67,15 +81,76 @@ class ResultsStore:
         Raises:
             UserError: the disk does not take it. What was recorded before is unharmed.
         """
-        try:
-            if outcome.contexts is not None:
-                write_contexts(self.folder, planned.key, outcome.contexts)
-            with self._db:
+        job = planned.job
+        with self._writing() as db:
+            if not job.done_before:
+                if outcome.contexts is not None or outcome.weights:
+                    write_learned(self.folder, planned, outcome)
                 self._insert("runs", _run_row(planned, outcome))
-                for data in (planned.job.data, *planned.job.targets):
-                    if data.name in outcome.scores:
-                        self._insert("tests", _test_row(data))
-                        self._insert("scores", _scores_row(planned.key, data, outcome.scores[data.name]))
+            for data in job.tests:
+                if data.name in outcome.scores:
+                    self._insert("tests", _test_row(data))
+                    self._insert("scores", _scores_row(planned.key, data, outcome.scores[data.name]))
+            db.execute("DELETE FROM failures WHERE key = ?", (planned.key,))
+
+    def batches(self) -> list[Batch]:
+        """The recorded batches of training runs, in the order they were planned."""
+        columns = "method, backbone, keys, threads, budget, cost, attempt"
+        rows = self._db.execute(f"SELECT {columns} FROM batches ORDER BY rowid").fetchall()
+        return [
+            Batch(method, backbone, tuple(json.loads(keys)), *rest) for method, backbone, keys, *rest in rows
+        ]
+
+    def replace_batches(self, gone: Iterable[Batch], new: Iterable[Batch]) -> None:
+        """Forget some batches and record others, all or nothing.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
+        with self._writing() as db:
+            db.executemany("DELETE FROM batches WHERE name = ?", [(batch.name,) for batch in gone])
+            for batch in new:
+                row = dataclasses.asdict(batch) | {"name": batch.name, "keys": json.dumps(batch.keys)}
+                self._insert("batches", row)
+
+    def failures(self) -> dict[str, str]:
+        """Keys of the runs that failed, and the error of each."""
+        return dict(self._db.execute("SELECT key, error FROM failures"))
+
+    def record_failure(self, planned: PlannedRun, error: str) -> None:
+        """Keep that a run failed, and why.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
+        job = planned.job
+        row = {
+            "key": planned.key,
+            "backbone": planned.backbone.name,
+            "dataset": job.data.name,
+            "method": planned.method,
+            "label": METHODS[planned.method].label(job.settings),
+            "shots": job.shots,
+            "seed": job.seed,
+            "settings": job.settings.model_dump_json(),
+            "error": error,
+            "failed": _now(),
+        }
+        with self._writing() as db:
+            db.execute("DELETE FROM failures WHERE key = ?", (planned.key,))
+            self._insert("failures", row)
+
+    def forget_failures(self, keys: Iterable[str]) -> None:
+        """Count these runs as not tried."""
+        with self._writing() as db:
+            db.executemany("DELETE FROM failures WHERE key = ?", [(key,) for key in keys])
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; what the disk does not take is said to the user."""
+        try:
+            with self._db:
+                yield self._db
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"Results in {self.folder} could not be written ({error}); runs recorded before are safe; "
@@ -134,6 +209,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         elif version != VERSION:
             raise UserError(f"{path} was not written by this version of fastcoop; use another folder.")
+        connection.executescript(WORK)
     except sqlite3.Error as error:
         connection.close()
         raise UserError(f"{path} cannot be used as a results store ({error}); {advice(error)}") from None
@@ -151,18 +227,26 @@ def advice(error: sqlite3.Error) -> str:
 
 
 def contexts_path(folder: Path, key: str) -> Path:
-    """The safetensors file of a run's contexts, one tensor called "contexts"."""
+    """The safetensors file of what a run learned: one tensor called "contexts", or those of its method."""
     return folder / CONTEXTS / f"{key}.safetensors"
 
 
-def write_contexts(folder: Path, key: str, contexts: np.ndarray) -> None:
-    """Write a run's contexts; the file appears whole or not at all."""
+def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
+    """Write a run's contexts or weights, with the classes learned on and the features' recipe in the header; the file
+    appears whole or not at all."""
     from safetensors.numpy import save
 
-    path = contexts_path(folder, key)
+    arrays = dict(outcome.weights)
+    if outcome.contexts is not None:
+        arrays["contexts"] = outcome.contexts.astype(np.float32)
+    source, features = planned.job.data.dataset, planned.job.data.store
+    header = {"class_names": json.dumps(source.class_names), "class_ids": json.dumps(source.class_ids)}
+    if features is not None:
+        header["recipe"] = features.meta.recipe
+    path = contexts_path(folder, planned.key)
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_bytes(save({"contexts": np.ascontiguousarray(contexts, dtype=np.float32)}))
+    part.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
     os.replace(part, path)
 
 
@@ -185,7 +269,7 @@ def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "losses": losses,
         "extra": json.dumps(outcome.extra),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": _now(),
         "device": str(planned.backbone.device),
         "versions": versions(),
     }
@@ -212,6 +296,10 @@ def _scores_row(key: str, data: Data, scores: Scores) -> dict[str, Any]:
         "predictions": scores.predictions.astype("<u2").tobytes(),
         "confidence": scores.confidence.astype("<f2").tobytes(),
     }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _number(value: float) -> float | None:

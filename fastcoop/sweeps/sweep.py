@@ -6,21 +6,25 @@ import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, store_path
-from fastcoop.methods import METHODS, Outcome, RunContext
-from fastcoop.progress import progress
+from fastcoop.methods import METHODS, Job
 from fastcoop.sweeps.about import write_about
 from fastcoop.sweeps.caching import cache_world
+from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
-from fastcoop.sweeps.results import DATABASE, load_contexts, tested_runs
-from fastcoop.sweeps.store import ResultsStore, open_store
+from fastcoop.sweeps.results import DATABASE, load_learned, load_results, tested_runs
+from fastcoop.sweeps.schedule import Schedule, form_batches
+from fastcoop.sweeps.store import open_store
+from fastcoop.sweeps.work import Supplies
+from fastcoop.sweeps.workers import Alone, Crew, Workers, available_cores, budget_of, choose_team
+
+Backend = Literal["local", "dask"]
 
 INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
 
@@ -45,6 +49,10 @@ class Summary:
         counts: what the grid has and what of it was done before, by backbone, dataset and method.
         finished: runs that this sweep did.
         diverged: how many of those lost their way (a loss that is not finite, or far above its start).
+        failed: errors of runs that failed, by key: in this sweep, or before and not tried again.
+        collapsed: runs of the grid whose accuracy is far below their sister seeds', in words.
+        engine_share: of the time of all workers, that spent in training steps of the engine.
+        workers: processes that did the work.
         seconds: wall time.
     """
 
@@ -52,6 +60,10 @@ class Summary:
     counts: tuple[Count, ...]
     finished: int = 0
     diverged: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
+    collapsed: tuple[str, ...] = ()
+    engine_share: float = 0.0
+    workers: int = 1
     seconds: float = 0.0
 
     @property
@@ -80,6 +92,9 @@ def sweep(
     memory_budget: float | None = None,
     device: str = "cpu",
     jobs: int = -1,
+    retry_failed: bool = False,
+    backend: Backend = "local",
+    address: str | None = None,
 ) -> Summary:
     """Do the runs of a grid that are not done, caching the features that they need first.
 
@@ -93,20 +108,22 @@ def sweep(
         dry_run: only count.
         memory_budget: GB that training may take at once.
         device: of the towers.
-        jobs: processes for what does not train together; -1 is one per core.
+        jobs: processes to work with; -1 is as many as are quickest, 1 this process alone.
+        retry_failed: try runs again that failed before.
+        backend: "local", or "dask" for the workers of a Dask cluster, whose scheduler is at ``address``.
 
     Raises:
         UserError: the grid, or something it names, cannot be used. Nothing has been run then.
         SystemExit: 130, on Ctrl-C; what is done is kept.
     """
     start = time.monotonic()
+    if jobs != -1 and jobs < 1:
+        raise UserError(
+            f"The number of jobs should be 1 or more, or -1 for as many as are quickest; {jobs} came."
+        )
     read = read_grid(grid, overrides, only)
-    if results is None:
-        if isinstance(grid, Mapping):
-            raise UserError("A grid that is not a file needs a results folder; give one (results=...).")
-        results = Path("results") / Path(grid).stem
+    folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
-    folder = Path(results)
     known = _open_features(world, Path(cache))
     planned = plan_runs(world)  # finds what is wrong before any work
     if dry_run:
@@ -119,10 +136,29 @@ def sweep(
             if _open_features(world, Path(cache)) != known:
                 planned = plan_runs(world)
             write_about(folder, read, world.datasets.values())
-            tested = store.done()
+            tested, failures = store.done(), store.failures()
             counts = _count(planned, tested)
-            context = RunContext(jobs, None if memory_budget is None else int(memory_budget * 1e9))
-            finished, diverged = _run(_pending(planned, tested, folder), store, context)
+            by_key = {run.key: run for run in planned}
+            pending = {run.key: run for run in _pending(planned, tested, folder)}
+            skipped = {key: failures[key] for key in pending if key in failures and not retry_failed}
+            for key in skipped:
+                del pending[key]
+
+            sharers = 1 if backend == "dask" else jobs if jobs > 0 else available_cores()
+            budget = budget_of(device, memory_budget, sharers)
+            recorded = store.batches()
+            batches = form_batches(by_key, pending, recorded, threads=1, budget=budget)
+            crew: Crew
+            if backend == "dask" and batches:
+                from fastcoop.sweeps.cluster import Cluster
+
+                crew = Cluster(Supplies.of(world, device), address, folder)
+            else:
+                team = choose_team(jobs, device, batches)
+                batches = [b if b in recorded else replace(b, threads=team.threads) for b in batches]
+                crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
+            schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
+            schedule.work(crew)
         except KeyboardInterrupt:
             done = len(store.done())
             print(
@@ -130,7 +166,32 @@ def sweep(
                 file=sys.stderr,
             )
             raise SystemExit(INTERRUPTED) from None
-    return Summary(folder, counts, finished, diverged, time.monotonic() - start)
+    tally = schedule.tally
+    return Summary(
+        folder, counts, tally.finished, tally.diverged, skipped | tally.failed, _collapsed(folder, by_key),
+        tally.engine_seconds / max(tally.worker_seconds, 1e-9), crew.size, time.monotonic() - start,
+    )  # fmt: skip
+
+
+def _collapsed(folder: Path, planned: Mapping[str, PlannedRun]) -> tuple[str, ...]:
+    frame = load_results(folder)
+    frame = collapsed(frame[frame.key.isin(planned.keys())])
+    return tuple(
+        f"{row.label} on {row.dataset}, {row.shots} shots, seed {row.seed}: {row.accuracy:.1f}%"
+        for row in frame.itertuples()
+    )
+
+
+def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | None) -> Path:
+    """Where a grid's results go: ``results``, or ``results/<name of the grid file>``.
+
+    Raises UserError for a grid that is not a file, where no folder is given.
+    """
+    if results is not None:
+        return Path(results)
+    if isinstance(grid, Mapping):
+        raise UserError("A grid that is not a file needs a results folder; give one (results=...).")
+    return Path("results") / Path(grid).stem
 
 
 def _open_features(world: World, cache: Path) -> list[str | None]:
@@ -159,36 +220,22 @@ def _count(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]]) -> tup
 
 
 def _pending(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]], folder: Path) -> list[PlannedRun]:
-    """Runs not done, and done ones that lack a test: these with the contexts they learned, if any."""
+    """Runs not done, and done ones that lack a test: these with what they learned, where it is kept."""
     pending = []
     for run in planned:
         if run.key not in tested:
             pending.append(run)
         elif not tested[run.key] >= set(run.tests):
-            learned = load_contexts(folder, run.key) if run.method == "coop" else None
-            pending.append(dataclasses.replace(run, job=dataclasses.replace(run.job, contexts=learned)))
+            pending.append(replace(run, job=_left(run, tested[run.key], folder)))
     return pending
 
 
-def _run(pending: Sequence[PlannedRun], store: ResultsStore, context: RunContext) -> tuple[int, int]:
-    """Do the runs, those of one method over one backbone together; returns how many ended and diverged."""
-    groups: dict[tuple[str, Backbone], list[PlannedRun]] = {}
-    for run in pending:
-        groups.setdefault((run.method, run.backbone), []).append(run)
-    ended = diverged = 0
-    for method in METHODS:
-        for (name, backbone), runs in groups.items():
-            if name != method:
-                continue
-            title = f"{backbone.name}: {len(runs)} {method} runs"
-            with progress(title, len(runs)) as advance:
-
-                def done(index: int, outcome: Outcome, runs: list[PlannedRun] = runs) -> None:
-                    nonlocal ended, diverged
-                    store.record(runs[index], outcome)
-                    ended += 1
-                    diverged += outcome.status == "diverged"
-
-                together = dataclasses.replace(context, on_progress=advance)
-                METHODS[method].run(backbone, [run.job for run in runs], done, together)
-    return ended, diverged
+def _left(run: PlannedRun, tested: set[str], folder: Path) -> Job:
+    """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept."""
+    targets = tuple(data for data in run.job.targets if data.name not in tested)
+    if not METHODS[run.method].learns:
+        return replace(run.job, targets=targets, weights={})
+    learned = load_learned(folder, run.key)
+    if learned is None:
+        return run.job
+    return replace(run.job, targets=targets, contexts=learned.contexts, weights=learned.weights)

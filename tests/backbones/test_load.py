@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +10,26 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
-from fastcoop.backbones import backbone_from_spec, fetch, load, load_backbone
+from fastcoop.backbones import Backbone, backbone_from_spec, fetch, load, load_backbone
 from fastcoop.backbones.backbone import fingerprint
 from fastcoop.backbones.sparse import write_sparse_model
 from fastcoop.backbones.weights import OPENAI_INTEGERS
 from fastcoop.errors import UserError
+from tests.backbones.openai_archive import published, write_archive
+
+TRACING = ("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
 
 
-def write_archive(model: open_clip.CLIP, path: Path, half: bool = False) -> None:
-    """A TorchScript archive like OpenAI's: traced, with three integer buffers beside the weights."""
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, module in model.named_children():
-                self.add_module(name, module)
-            for name, parameter in model.named_parameters(recurse=False):
-                self.register_parameter(name, parameter)
-            for name in OPENAI_INTEGERS:
-                self.register_buffer(name, torch.tensor(0))
-
-        def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return model.encode_image(image), model.encode_text(text)
-
-    size = model.visual.image_size
-    size = size[0] if isinstance(size, tuple) else size
-    inputs = torch.zeros(1, 3, size, size), torch.ones(1, 77, dtype=torch.long)
-    with torch.no_grad():
-        archive = torch.jit.trace(Whole().eval(), inputs, check_trace=False)
-    (archive.half() if half else archive).save(str(path))
-    model.float()
-
-
-@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
-def test_weights_written_in_each_format_load_back_to_identical_features(name: str, tmp_path: Path) -> None:
-    """In half precision, as OpenAI publishes them, and so of values that half precision holds."""
-    original = load_backbone(f"{name}-quickgelu", seed=3)
-    model = original.model.half().float()
+def check_every_format(original: Backbone, name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Weights of values that OpenAI's dtypes hold, written in every format, load back to the same features."""
+    model = original.model
+    state = published(model)
+    model.load_state_dict(state)  # float32, with the values of the file
     digest = fingerprint(model.state_dict(), True, original.preprocess)
-    image, texts = torch.randn(1, 3, 224, 224), ["a photo of a cat."]
+    size = original.image_size
+    image, texts = torch.randn(1, 3, size, size), ["a photo of a cat."]
     expected = original.encode_images(image), original.encode_text(texts)
-    half = {
-        key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()
-    }
 
     def check(pretrained: Path, model_name: str = name) -> None:
         loaded = load_backbone(model_name, pretrained)
@@ -64,20 +39,60 @@ def test_weights_written_in_each_format_load_back_to_identical_features(name: st
         assert torch.equal(loaded.encode_text(texts), expected[1])
         (pretrained / "model.safetensors" if pretrained.is_dir() else pretrained).unlink()
 
-    write_archive(model, tmp_path / f"{name}.pt", half=True)
+    write_archive(model, tmp_path / f"{name}.pt")
+    held = dict(torch.jit.load(tmp_path / f"{name}.pt").state_dict())
+    integers = {key: int(held.pop(key)) for key in OPENAI_INTEGERS}
+    assert integers == {"input_resolution": size, "context_length": 77, "vocab_size": 49408}
+    assert {key: value.dtype for key, value in held.items()} == {
+        key: value.dtype for key, value in state.items()
+    }
+    assert {value.dtype for value in state.values()} >= {torch.float16, torch.float32}
     check(tmp_path / f"{name}.pt")
-    torch.save(half, tmp_path / "state.pt")
+    torch.save(state, tmp_path / "state.pt")
     check(tmp_path / "state.pt", f"{name}-quickgelu")
-    save_file(half, tmp_path / "state.safetensors")
+    save_file(state, tmp_path / "state.safetensors")
     check(tmp_path / "state.safetensors", f"{name}-quickgelu")
     (tmp_path / "folder").mkdir()
-    config = {"model_cfg": open_clip.get_model_config(name) | {"quick_gelu": True}, "preprocess_cfg": {}}
-    (tmp_path / "folder" / "open_clip_config.json").write_text(json.dumps(config))
-    save_file(half, tmp_path / "folder" / "model.safetensors")
+    facts = {"model_cfg": config | {"quick_gelu": True}, "preprocess_cfg": {}}
+    (tmp_path / "folder" / "open_clip_config.json").write_text(json.dumps(facts))
+    save_file(state, tmp_path / "folder" / "model.safetensors")
     check(tmp_path / "folder")
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+@pytest.mark.filterwarnings(*TRACING)
+def test_weights_written_in_each_format_load_back_to_identical_features(name: str, tmp_path: Path) -> None:
+    original = load_backbone(f"{name}-quickgelu", seed=3)
+    check_every_format(original, name, open_clip.get_model_config(name), tmp_path)
+
+
+@pytest.mark.filterwarnings(*TRACING)
+def test_a_plain_state_dict_may_hold_openais_integers(
+    tiny_config: dict[str, Any], tiny_model: open_clip.CLIP, tmp_path: Path
+) -> None:
+    """As ``torch.save(archive.state_dict())`` leaves it."""
+    write_archive(tiny_model, tmp_path / "tiny.pt")
+    by_archive = load_backbone("tiny-clip", tmp_path / "tiny.pt", force_quick_gelu=True)
+    torch.save(dict(torch.jit.load(tmp_path / "tiny.pt").state_dict()), tmp_path / "state.pt")
+    assert (
+        load_backbone("tiny-clip", tmp_path / "state.pt", force_quick_gelu=True).digest == by_archive.digest
+    )
+
+
+@pytest.mark.filterwarnings(*TRACING)
+def test_an_archive_in_a_model_folder_tells_what_its_config_does_not(
+    tiny_folder: Path, tiny_config: dict[str, Any]
+) -> None:
+    (tiny_folder / "open_clip_model.safetensors").unlink()
+    write_archive(open_clip.CLIP(**tiny_config, quick_gelu=True).eval(), tiny_folder / "model.pt")
+    assert backbone_from_spec(str(tiny_folder)).quick_gelu
+    (tiny_folder / "tiny.json").write_text(json.dumps(tiny_config | {"quick_gelu": False}))
+    with pytest.raises(UserError, match="traced with QuickGELU and its config says GELU"):
+        backbone_from_spec(str(tiny_folder))
+    assert not load_backbone("tiny", tiny_folder, force_quick_gelu=False).quick_gelu
+
+
+@pytest.mark.filterwarnings(*TRACING)
 def test_an_archive_tells_its_activation(tiny_config: dict[str, Any], tmp_path: Path) -> None:
     for quick_gelu in (False, True):
         model = open_clip.CLIP(**tiny_config, quick_gelu=quick_gelu).eval()
@@ -129,9 +144,28 @@ def test_a_tag_tells_activation_and_preprocessing(
         backbone_from_spec("tiny-clip:release")
 
 
-def test_the_papers_four_mean_openais_weights_with_quickgelu() -> None:
-    for name in load.PAPER_BACKBONES:
-        assert open_clip.pretrained.get_pretrained_cfg(name, "openai")["quick_gelu"]
+@pytest.mark.parametrize("spec", ["RN50", "RN101", "ViT-B/32", "ViT-B/16", "ViT-B-32", "RN50:openai"])
+def test_the_papers_four_mean_openais_weights_with_quickgelu(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[dict[str, Any], bool]] = []
+    fetched: list[tuple[str, str]] = []
+
+    def build(config: dict[str, Any], quick_gelu: bool) -> None:
+        built.append((config, quick_gelu))
+
+    def fetch_weights(model: str, tag: str, known: dict[str, Any]) -> Path:
+        fetched.append((model, tag))
+        assert known["url"].startswith("https://openaipublic.azureedge.net/clip/models/")
+        raise UserError("the weights would be read now")
+
+    monkeypatch.setattr(load, "_build", build)
+    monkeypatch.setattr(load, "fetch_weights", fetch_weights)
+    with pytest.raises(UserError, match="would be read now"):
+        backbone_from_spec(spec)
+    name = spec.removesuffix(":openai").replace("/", "-")
+    assert fetched == [(name, "openai")]
+    assert built == [(open_clip.get_model_config(name), True)]
 
 
 def test_without_a_network_the_message_names_the_file(
@@ -171,6 +205,14 @@ def test_a_model_folder_is_named_after_itself(tiny_folder: Path, tiny_model: ope
     assert torch.equal(backbone.encode_text(["a cat"]), tiny_model.encode_text(ids))
     by_file = load_backbone("tiny", tiny_folder / "open_clip_model.safetensors")
     assert by_file.digest == backbone.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_the_factor_is_as_precise_as_the_model(tiny_folder: Path, dtype: torch.dtype) -> None:
+    """A float64 reference starts from it; half precision is exponentiated in float32, as float32 is."""
+    backbone = backbone_from_spec(str(tiny_folder), dtype=dtype)
+    exact = math.exp(float(backbone.model.logit_scale))
+    assert backbone.logit_scale == pytest.approx(exact, rel=1e-15 if dtype == torch.float64 else 2e-7)
 
 
 def test_half_precision_files_have_the_digest_of_their_values(

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcoop.bench import class_lists, projection, run_bench, table, write_bench
+from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
 from fastcoop.bench.official import OfficialStep, longest_prompt
+from fastcoop.bench.timing import measure, share_of
 from fastcoop.engine.flops import forest_flops
 from fastcoop.engine.forest import plant
 from fastcoop.engine.tower import ForestPass
@@ -56,19 +57,72 @@ def test_the_official_step_is_the_plain_step_and_may_be_cut(monkeypatch):
     assert not torch.equal(whole.contexts, start)
 
 
-def test_a_bench_writes_its_table_json_and_picture(tmp_path):
-    bench = run_bench(tiny_backbone(torch.float32), {"small": NAMES[:2], "large": NAMES}, repeats=1)
+def test_the_official_way_runs_positions_before_prompts_on_the_model_s_own_weights():
+    backbone = tiny_backbone()
+    own, theirs = backbone.model.transformer, OfficialStep(backbone, NAMES, 4, 77).transformer
+    for transformer, batch_first in ((own, True), (theirs, False)):
+        attentions = [block.attn for block in transformer.resblocks]
+        assert {module.batch_first for module in [transformer, *attentions]} == {batch_first}
+    assert all(a is b for a, b in zip(own.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_bench_writes_its_table_json_and_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcoop.engine.memory.CPU_ROWS", 400)  # as many as fit are not many here
+    lists = {"small": NAMES[:2], "large": NAMES}
+    seen: list[int] = []
+    bench = run_bench(
+        tiny_backbone(torch.float32), lists, 2, torch.bfloat16, lambda so_far: seen.append(len(so_far.rows))
+    )
+    assert seen == [3 * n for n in range(1, len(lists) + 1)]  # told after each list, three layouts each
     lines = table(bench)
     assert list(lines["layout"]) == ["end", "mid", "class-specific"] * 2
     assert (lines[["(a) s", "(b) s", "(b)/(c)", "of matmul"]] > 0).all().all()
     assert [row["runs"] for row in bench.growth] == [1, 2, 4, 8, 16, 32, 64]
+    for row in bench.rows:
+        assert row["flops_per_run"] < row["official_text_flops"]
+        for runs, held in row["bytes_held"].items():
+            assert 0 < held < 1.25 * row["bytes_estimated"][runs]
+            assert row["measurements"][runs] == 2
+    for row in bench.precision:
+        assert 0 < row["feature_error"] < 0.05
+        assert 0 < row["gradient_error"] < 0.05
     total = projection(bench).iloc[-1]
     assert total["dataset"] == "all"
     assert total["runs"] == 2 * 60
     written = write_bench(bench, tmp_path / "out")
     assert json.loads(written[0].read_text())["machine"]["dtype"] == "float32"
-    assert "| dataset |" in written[1].read_text()
+    text = written[1].read_text()
+    for heading in ("# Training steps", "## Work", "## Growth", "Figure 3", "## A lower precision"):
+        assert heading in text
+    assert "nan" not in text
     assert written[2].stat().st_size > 5_000
+
+
+def test_slow_contenders_are_measured_less_often(monkeypatch):
+    clock = iter(range(0, 10**6, 7))
+    monkeypatch.setattr("fastcoop.bench.timing.time.perf_counter", lambda: next(clock))
+    calls = []
+    times = measure({"a": lambda: calls.append("a")}, 9, torch.device("cpu"))
+    assert times == {"a": [7, 7, 7]}  # two, and one more in ten seconds
+    assert len(calls) == 4
+
+
+def test_shares_are_medians_of_neighbours():
+    assert share_of(10.0, [1.0, 2.0, 10.0], 10.0, [1.0, 1.0, 9.0, 5.0]) == pytest.approx(0.9)
+
+
+def test_the_projection_is_steps_times_seconds(tmp_path):
+    row = {
+        "dataset": "imagenet", "classes": 1000, "official_image_s": 1.0, "official_text_s": 2.0,
+        "official_text_flops": 1e12, "flops_per_run": 1e11,
+    }  # fmt: skip
+    seconds = {"end": 0.1, "mid": 0.2, "class-specific": 0.3}
+    bench = Bench({}, [{**row, "layout": layout, "best_run_step_s": s} for layout, s in seconds.items()])
+    line = projection(bench).iloc[0]
+    steps = 3 * 50 * sum(shots * 1000 // 32 for shots in (1, 2, 4, 8, 16))
+    assert line["steps_per_variant"] == steps
+    assert line["official_hours"] == pytest.approx(4 * steps * 3.0 / 3600)
+    assert line["fastcoop_hours"] == pytest.approx(steps * (0.1 + 0.2 + 0.3 + 0.3) / 3600)
 
 
 def test_class_lists_come_from_imagenet_or_a_folder(tmp_path):

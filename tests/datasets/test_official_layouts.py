@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 
 from fastcoop.datasets import few_shot, load_dataset
+from fastcoop.datasets import survey as survey_module
 from fastcoop.datasets.imagenet import wordnet_names
 from fastcoop.datasets.official import OFFICIAL, find_official
 from fastcoop.datasets.survey import check_dataset, survey
@@ -261,16 +264,36 @@ def test_check_compares_with_table_6_and_says_what_to_get(miniature):
     assert check.counts["test"][1] == row.counts[3]
     assert f"{len(names)} classes where Table 6 has {row.counts[0]:,}." in check.problems
     assert len(check.advice) == len(row.downloads)
-    assert all(f"-> {root / row.folder}" in line for line in check.advice)
+    for line, download in zip(check.advice, row.downloads, strict=True):
+        assert download.what in line
+        assert f" {root / download.into}" in line
+        assert line.endswith(f" {root / download.makes}")
+        assert ("extract it" in line) == bool(
+            re.search(r"(gz|zip|tgz|\.tar)\b", download.what)
+        ) or "rename" in line
     folders = {"imagenet": 1996, "imagenetv2": 996, "imagenet_sketch": 997}
     assert len(check.missing) == folders.get(row.name, 0)
     found = {line.name: line.present for line in survey(root)}
     assert found == {other.name: other is row for other in OFFICIAL}
 
 
+def test_where_only_the_split_file_lacks_only_that_is_to_be_got(tmp_path, put, monkeypatch):
+    (tmp_path / "eurosat").mkdir()
+    names = eurosat(tmp_path / "eurosat", put)
+    monkeypatch.setattr(survey_module, "_counts", lambda row, sizes: {"classes": (len(names), None)})
+    check = check_dataset("eurosat", tmp_path)
+    assert check.problems == ("No split_zhou_EuroSAT.json: the split made here is not the official one.",)
+    (line,) = check.advice
+    assert line.startswith("get split_zhou_EuroSAT.json from https://drive.google.com/")
+    (tmp_path / "ucf101").mkdir()
+    ucf101(tmp_path / "ucf101", put)
+    (tmp_path / "ucf101" / "ucfTrainTestlist" / "classInd.txt").unlink()
+    assert "classInd.txt is missing" in check_dataset("ucf101", tmp_path).problems[0]
+
+
 def test_a_dataset_that_is_not_there(tmp_path):
     for row in OFFICIAL:
-        with pytest.raises(UserError, match="put it there") as caught:
+        with pytest.raises(UserError, match="; get ") as caught:
             load_dataset(row.name, tmp_path)
         assert str(tmp_path / row.folder) in str(caught.value)
         check = check_dataset(row.name, tmp_path)
@@ -375,3 +398,33 @@ def test_survey_says_what_is_there(tmp_path, put):
     assert status["mine"] == status["list.csv"] == "your own"
     with pytest.raises(UserError, match="not a folder"):
         survey(tmp_path / "nowhere")
+
+
+def test_the_documented_table_is_of_these_rows():
+    lines = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text().splitlines()
+    for row in OFFICIAL:
+        (line,) = [line for line in lines if line.startswith(f"| {row.name} |")]
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        place = f"{row.folder}/{row.images}".rstrip("/")
+        sizes = " / ".join("–" if size is None else f"{size:,}" for size in row.counts[1:])
+        assert [cells[1], *cells[3:]] == [place, f"{row.counts[0]:,}", sizes, row.template]
+        assert row.split_file is None or cells[2] == row.split_file
+
+
+def test_imagenet_s_family_knows_its_wordnet_ids(tmp_path, put):
+    """In label order, whatever a copy's folders and classes are called."""
+    for name in ("imagenet", "imagenetv2", "imagenet_r"):
+        home = tmp_path / find_official(name).folder
+        home.mkdir()
+        MINIATURES[name](home, put)
+    first, third = "n01440764", "n01484850"
+    assert load_dataset("imagenet", tmp_path).class_ids == (first, "n01443537")
+    assert load_dataset("imagenetv2", tmp_path).class_ids[:2] == (first, third)
+    assert load_dataset("imagenet_r", tmp_path).class_ids == (first, "n01443537", "n15075141")
+    put(tmp_path / "own" / "test", numbered(first, third, n=2))
+    write(tmp_path / "own" / "dataset.yaml", f"class_names: {{{first}: a fish}}\n")
+    own = load_dataset("own", tmp_path)
+    assert own.class_ids == (first, third)
+    assert own.class_names == ("a fish", third)
+    put(tmp_path / "pets" / "test", numbered("cat", first, n=2))
+    assert load_dataset("pets", tmp_path).class_ids == ()

@@ -131,6 +131,24 @@ def test_the_digest_is_of_names_and_splits_not_of_the_prompt(tmp_path, put):
     assert load_dataset(tmp_path).digest != plain
 
 
+def test_training_images_among_the_test_images_are_warned_of(tmp_path, put, caplog):
+    put(tmp_path, images("a", "b", n=2))
+    rows = ["a/00.jpg,a,train", "b/00.jpg,b,train", "a/00.jpg,a,test", "b/01.jpg,b,test"]
+    (tmp_path / "mine.csv").write_text("\n".join(["path,class,split", *rows]))
+    load_dataset(tmp_path / "mine.csv")
+    assert "mine tests on 1 of its own training images, such as a/00.jpg." in caplog.text
+
+
+def test_a_path_needs_no_data_root(tmp_path, put, monkeypatch):
+    put(tmp_path / "pets", images("dog", "cat"))
+    rows = "".join(f"pets/{name}/{i:02d}.jpg,{name}\n" for name in ("cat", "dog") for i in range(10))
+    (tmp_path / "pets.csv").write_text("path,class\n" + rows)
+    for spec in (tmp_path / "pets", tmp_path / "pets.csv"):
+        assert load_dataset(spec, tmp_path / "nowhere").class_names == ("cat", "dog")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("pets", "nowhere").digest == load_dataset(tmp_path / "pets").digest
+
+
 def refusal(*arguments):
     with pytest.raises(UserError) as caught:
         load_dataset(*arguments)
@@ -195,6 +213,7 @@ def test_bad_split_files(tmp_path, put, content, expected):
     ("content", "expected"),
     [
         ("file,class\n", 'no "path"'),
+        ("path;class\n", "separated by commas"),
         ("path,clas\n", 'Did you mean "clas"?'),
         ("path,class\n1.jpg,a\n2.jpg\n", "line 3 does not have the 2 columns"),
         ("path,class\n1.jpg,a,train\n", "line 2 does not have the 2 columns"),

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from fastcoop.engine import PromptEncoder, encode_prompts
 from fastcoop.errors import UserError
-from fastcoop.prompts import PromptLayout
+from fastcoop.prompts import PromptLayout, initial_contexts
+from fastcoop.prompts.layout import tokenize
 from tests.engine.conftest import tiny_backbone
 from tests.reference import reference_features
 
 # prefixes of each other, repeated, one token, twelve tokens, punctuation, non-ASCII letters
 NAMES = (
     "cat", "cat fish", "cat fish pie", "dog", "dog", "boxer_dog", "Löwe", "été", "t-shirt (blue)",
-    "the very long name of one class with twelve tokens inside",
+    "the very long name of one class with twelve tokens inside it",
 )  # fmt: skip
 FEATURES, GRADIENTS = 1e-12, 1e-10
 
@@ -58,6 +59,25 @@ def test_every_layout_matches_the_reference(backbone, position, class_specific, 
     assert gradients < GRADIENTS
 
 
+def test_the_names_are_as_hard_as_they_should_be(backbone):
+    lengths = {
+        name: len(tokens) - 2 for name, tokens in zip(NAMES, tokenize(backbone.tokenizer, NAMES), strict=True)
+    }
+    assert {1, 12} <= set(lengths.values())
+    assert len(set(NAMES)) < len(NAMES)
+    assert any(a != b and b.startswith(a) for a in NAMES for b in NAMES)
+    assert any(not name.isascii() for name in NAMES)
+
+
+@pytest.mark.parametrize("position", ["end", "mid", "front"])
+def test_word_initialised_contexts_have_the_reference_s_gradients(backbone, position):
+    layout = PromptLayout(4, position)
+    start = initial_contexts(backbone, layout, len(NAMES), 0, "a photo of a").to(backbone.dtype)
+    features, gradients = compare(backbone, [(NAMES, layout, start[None])])
+    assert features < FEATURES
+    assert gradients < GRADIENTS
+
+
 def test_mixed_runs_in_one_forest_match_the_reference(backbone):
     items = []
     for length, position, class_specific, names, runs in [
@@ -90,8 +110,6 @@ def test_small_chunks_change_nothing(backbone, monkeypatch):
 
 
 def test_word_initialised_contexts_equal_the_written_prompt(backbone):
-    from fastcoop.prompts import initial_contexts
-
     layout = PromptLayout(4)
     start = initial_contexts(backbone, layout, len(NAMES), 0, "a photo of a")
     ours = PromptEncoder(backbone, NAMES, layout)(start[None].double())[0]

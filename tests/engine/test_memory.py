@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from fastcoop.engine import train
 from fastcoop.engine.forest import plant
 from fastcoop.engine.memory import RoomFor, run_bytes
-from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.tower import Buffers, ForestPass
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
 
@@ -15,19 +17,43 @@ NAMES = tuple(
 )
 
 
+@pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["end", "mid", "front"])
-def test_the_estimate_covers_what_the_buffers_hold(backbone, position):
-    import torch
-
-    plan, constants = Trees(backbone)[NAMES, PromptLayout(16, position)]
+def test_the_estimate_covers_what_a_pass_holds(backbone, position, class_specific):
+    plan, constants = Trees(backbone)[NAMES, PromptLayout(16, position, class_specific)]
     runs = 8
     forest_pass = ForestPass(plant(Trees(backbone).tower, [(plan, constants, runs)]))
     forest_pass.forward([torch.zeros(runs, plan.slot_count, 32)])
     forest_pass.backward([torch.zeros(runs, len(NAMES), 24)])
-    probabilities = sum(saved.probabilities.nbytes for saved, _, _ in forest_pass.saved.values())
-    held = forest_pass.buffer.nbytes + probabilities
     estimate = runs * run_bytes(forest_pass.tower, plan)
-    assert 0.6 * estimate < held < 1.2 * estimate
+    assert 0.6 * estimate < forest_pass.nbytes < 1.2 * estimate
+
+
+def test_training_says_so_where_the_estimate_was_off(backbone32, make_run, monkeypatch, caplog):
+    runs = [make_run(epochs=2, seed=seed) for seed in range(4)]
+    with caplog.at_level("DEBUG", "fastcoop"):
+        train(backbone32, runs)
+    assert "4 runs together hold" in caplog.text
+    assert "more than estimated" not in caplog.text
+    monkeypatch.setattr("fastcoop.engine.memory.run_bytes", lambda tower, plan: 10)
+    monkeypatch.setattr("fastcoop.engine.memory.chunk_bytes", lambda tower: 10)
+    train(backbone32, runs)
+    assert "more than estimated; a smaller memory budget is safer" in caplog.text
+
+
+def test_buffers_of_an_earlier_forest_are_freed(backbone):
+    trees = Trees(backbone)
+    buffers = Buffers(trees.tower.dtype, trees.tower.device)
+    held = []
+    for names in (NAMES, NAMES[:2]):
+        plan, constants = trees[names, PromptLayout(4, "mid", names is NAMES)]
+        forest_pass = ForestPass(plant(trees.tower, [(plan, constants, 2)] * len(names)), buffers)
+        forest_pass.forward([torch.zeros(2, plan.slot_count, 32)] * len(names))
+        forest_pass.backward([torch.zeros(2, len(names), 24)] * len(names))
+        buffers.trim()
+        held.append((forest_pass.nbytes, len(buffers.storages)))
+    assert held[1] < held[0]
+    assert held[1][1] < held[0][1]
 
 
 def test_room_holds_runs_up_to_its_budget_and_never_fewer_than_one(backbone):

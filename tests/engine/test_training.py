@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcoop.engine import Run, run_costs, train
+from fastcoop.engine.batch import Active, Batch
+from fastcoop.engine.graph import WARM_UP, Replayed
 from fastcoop.engine.loss import cross_entropy
 from fastcoop.engine.run import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.trees import Trees
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
+from tests.engine.conftest import NAMES
 from tests.reference import reference_features
 
 
-def plain_training(backbone, run: Run) -> torch.Tensor:
-    """The official recipe with torch's SGD and scheduler, one run, 77 tokens."""
+def plain_training(backbone, run: Run, epochs: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """The official recipe with torch's SGD and scheduler, one run, 77 tokens; ``epochs`` gets each one's contexts."""
     contexts = run.contexts.double().clone().requires_grad_()
     optimizer = torch.optim.SGD([contexts], lr=0.002, momentum=0.9, weight_decay=5e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs)
@@ -43,6 +49,8 @@ def plain_training(backbone, run: Run) -> torch.Tensor:
             optimizer.param_groups[0]["lr"] = rate
         else:
             cosine.step()
+        if epochs is not None:
+            epochs.append(contexts.detach().clone())
     return contexts.detach()
 
 
@@ -69,6 +77,17 @@ def test_several_batches_an_epoch_follow_the_plain_recipe(backbone, make_run):
     run = make_run(PromptLayout(3, "mid", True), images=70, epochs=4, seed=3)
     assert (run.steps_per_epoch, run.steps) == (2, 8)
     assert distance(train(backbone, [run])[0].contexts, plain_training(backbone, run)) < 1e-9
+
+
+def test_contexts_after_every_epoch_are_the_plain_recipe_s(backbone, make_run):
+    run = make_run(PromptLayout(3, "end", True), images=40, epochs=7, snapshots=range(1, 8), batch_size=16)
+    assert run.steps == 14
+    plain: list[torch.Tensor] = []
+    plain_training(backbone, run, plain)
+    kept = train(backbone, [make_run(epochs=9), run])[1].snapshots
+    assert list(kept) == list(range(1, 8))
+    for epoch, expected in enumerate(plain, 1):
+        assert distance(kept[epoch], expected) < 1e-9
 
 
 def various_runs(make_run, epochs):
@@ -164,6 +183,113 @@ def test_a_diverging_run_is_marked_and_leaves_its_companions_alone(backbone, mak
     )
     assert together[1].status == "diverged"
     assert together[1].diverged_at == 2  # the second step moved the contexts to infinity, the third saw it
+
+
+def test_a_run_seen_late_to_have_diverged_ends_where_it_did(backbone32, make_run, monkeypatch):
+    runs = [
+        make_run(epochs=40, seed=1),
+        make_run(epochs=40, seed=2, learning_rate=math.inf, snapshots=(1, 2, 3, 30)),
+        make_run(epochs=40, seed=3, learning_rate=-30.0),
+    ]
+    monkeypatch.setattr("fastcoop.engine.batch.DIVERGED", 1.2)
+    outcomes = []
+    for every in (1, 16, 1000):
+        monkeypatch.setattr("fastcoop.engine.training.LOOK_EVERY", every)
+        outcomes.append(train(backbone32, runs))
+    at_once = outcomes[0]
+    assert [trained.status for trained in at_once] == ["done", "diverged", "diverged"]
+    assert set(at_once[1].snapshots) == set(range(1, at_once[1].diverged_at + 1))
+    for late in outcomes[1:]:
+        for a, b in zip(late, at_once, strict=True):
+            assert (a.status, a.diverged_at, len(a.losses)) == (b.status, b.diverged_at, len(b.losses))
+            assert set(a.snapshots) == set(b.snapshots)
+        assert distance(late[0].contexts, at_once[0].contexts) < 1e-5
+        np.testing.assert_array_equal(late[1].contexts.numpy(), at_once[1].contexts.numpy())
+        assert distance(late[2].contexts, at_once[2].contexts) < 1e-5
+
+
+class HostWatch(TorchDispatchMode):
+    """Notes operations that carry a number from the device to the host, or one the other way."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh", "lift_fresh_copy", "unique"):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_in_a_step_waits_for_the_host(backbone32, make_run):
+    trees = Trees(backbone32)
+    runs = [*various_runs(make_run, 6), make_run(names=(*NAMES, "cat"), seed=7)]
+    active = [Active.start(n, run, torch.float32, trees.tower.device) for n, run in enumerate(runs)]
+    batch = Batch(trees, active, backbone32.logit_scale)
+    with HostWatch() as watch:
+        batch.step()
+        batch.step()
+    assert not watch.seen
+    with HostWatch() as watch:
+        batch.settle()
+        torch.ones(1).item()
+    assert watch.seen  # the watch can see
+    assert [a.step for a in batch.active] == [2] * len(runs)
+
+
+def test_runs_that_share_features_share_them_on_the_device(backbone32, make_run):
+    run = make_run(epochs=4)
+    mid = Run(NAMES, PromptLayout(4, "mid"), run.contexts, run.features, run.labels, 4, 5)
+    known = {}
+    active = [Active.start(n, r, torch.float32, torch.device("cpu"), known) for n, r in enumerate([run, mid])]
+    assert active[0].images is active[1].images
+    batch = Batch(Trees(backbone32), active, backbone32.logit_scale)
+    assert batch.images.data_ptr() == active[0].images.data_ptr()
+    together = train(backbone32, [run, mid])
+    assert distance(together[1].contexts, train(backbone32, [mid])[0].contexts) < 1e-6
+
+
+def test_a_step_is_recorded_once_and_replayed(monkeypatch):
+    """The book-keeping of a GPU's recordings, with a recorder that stands in for the GPU's."""
+    calls, replays, recording = [], [], []
+
+    class Recorder:
+        def replay(self):
+            replays.append(1)
+
+    @contextlib.contextmanager
+    def record(graph):
+        recording.append(1)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    step = Replayed(lambda: calls.append(1), 40, torch.device("cuda"))
+    for _ in range(10):
+        step()
+    assert (len(calls), len(recording), len(replays)) == (WARM_UP + 1, 1, 10 - WARM_UP)
+
+    def refuse():
+        if recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        calls.append(1)
+
+    @contextlib.contextmanager
+    def refused(graph):
+        recording.append(1)
+        try:
+            yield
+        finally:
+            recording.clear()
+
+    calls.clear()
+    recording.clear()
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    step = Replayed(refuse, 40, torch.device("cuda"))
+    for _ in range(10):
+        step()
+    assert len(calls) == 10
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, monkeypatch):

@@ -103,7 +103,7 @@ def save_official(
             learner.ctx.copy_(ctx)
         content = {
             "state_dict": learner.state_dict(), "epoch": 50,
-            "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+            "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "val_result": None,
         } | changes  # fmt: skip
         content["state_dict"] = {**content["state_dict"]} if changes else content["state_dict"]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,14 @@ def test_export_predict_and_import_from_the_command_line(world, key, tmp_path, m
     assert out.count("\n") == 20
     assert "%" in out
 
+    for nameless in (
+        ["export", run, "--results", world / "results"],
+        ["predict", f"exported/{run[:12]}.classifier.safetensors", test],
+    ):
+        code, _, err = call(*nameless)
+        assert code == 2
+        assert "pass its folder or weights with --backbone" in err
+
     code, _, _ = call(
         "export", run, "--results", world / "results", "--format", "coop", "--out", "output", *tiny
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 
 from fastcoop.errors import UserError
-from fastcoop.exchange import export_run, find_run, import_coop
-from fastcoop.exchange.official import path_facts, read_official
+from fastcoop.exchange import Classifier, export_run, find_run, import_coop, predict
+from fastcoop.exchange.official import official_path, path_facts, read_official
 from fastcoop.exchange.unpickle import Checkpoint
+from fastcoop.features.images import crops, normalised, read_rgb
+from fastcoop.prompts import PromptLayout
 from fastcoop.sweeps import load_contexts
 from fastcoop.sweeps.results import load_runs
 from tests.small_world import write_backbone, write_dataset
@@ -64,6 +67,39 @@ def test_the_path_says_the_rest(save_official, backbone, dataset, tmp_path):
     assert (words.words, words.shots) == ("a photo of a", 16)
 
 
+def test_words_decide_what_the_folder_only_asked_for(save_official, backbone, dataset, world, tmp_path):
+    """The official code takes as many vectors as words and ignores M and class-specific, which the folder repeats."""
+    folder = "output/colours/CoOp/vit_b16_ep50_ctxv1_1shots/nctx16_cscTrue_ctpmiddle/seed2"
+    save_official(tmp_path / folder / "prompt_learner/model.pth.tar-50", contexts(4, 16))
+    (run,) = import_coop(tmp_path / "output", backbone, dataset, tmp_path / "results")
+    settings = find_run(tmp_path / "results", run.key).settings
+    assert (settings.init, settings.context_length, settings.class_specific) == ("a photo of a", 4, False)
+    back = export_run(tmp_path / "results", run.key, "coop", tmp_path / "back", str(world / "tiny"))
+    assert "/tiny_ep50_ctxv1_1shots/nctx4_cscFalse_ctpmiddle/seed2/" in back.as_posix()
+    (again,) = import_coop(tmp_path / "back", backbone, dataset, tmp_path / "results")
+    assert again.key == run.key
+
+    save_official(tmp_path / folder / "prompt_learner/model.pth.tar-50", contexts(4, 4, 16))
+    with pytest.raises(UserError, match="M=16"):
+        import_coop(tmp_path / "output", backbone, dataset, tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("backbone_name", "epoch", "words", "config"),
+    [
+        ("RN50", 200, "random", "rn50"),
+        ("RN101", 50, "random", "rn101_ep50"),
+        ("ViT-B-16", 100, "a photo of a", "vit_b16_ep100_ctxv1"),
+        ("ViT-B-32", 50, "this is a picture", "vit_b32_ep50"),
+    ],
+)
+def test_folders_are_called_after_the_official_configs(backbone_name, epoch, words, config):
+    layout = PromptLayout(4, "mid")
+    path = official_path(Path("output"), "imagenet", backbone_name, layout, 16, 3, epoch, words)
+    folder = f"output/imagenet/CoOp/{config}_16shots/nctx4_cscFalse_ctpmiddle/seed3"
+    assert path.as_posix() == f"{folder}/prompt_learner/model.pth.tar-{epoch}"
+
+
 def test_what_no_path_says_is_asked_for(save_official, backbone, dataset, tmp_path):
     path = tmp_path / "model.pth.tar-50"
     save_official(path, contexts(3, 16))
@@ -73,6 +109,30 @@ def test_what_no_path_says_is_asked_for(save_official, backbone, dataset, tmp_pa
         import_coop(path, backbone, dataset, tmp_path / "results", class_position="nd", shots=1, seed=1)
     assert not (tmp_path / "results").exists()
     assert import_coop(path, backbone, dataset, tmp_path / "results", class_position="front", shots=4, seed=7)
+
+
+def test_runs_on_the_transforms_of_2021_are_predicted_by_them(
+    save_official, backbone, dataset, world, tmp_path
+):
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="end")
+    save_official(path, contexts(3, 16))
+    (current,) = import_coop(path, backbone, dataset, tmp_path / "results")
+    (run,) = import_coop(path, backbone, dataset, tmp_path / "results", recipe="official-2021")
+    assert run.key != current.key
+    made = export_run(
+        tmp_path / "results", run.key, "classifier", tmp_path / "classifier", str(world / "tiny")
+    )
+    classifier = Classifier.load(made)
+    assert classifier.recipe == "official-2021"
+    picture = next((world / "data/colours/test/green").iterdir())
+    (found,) = predict(classifier, backbone, [picture])
+    pixels = crops(read_rgb(picture), picture.name, [0], backbone.preprocess, "official-2021", 0)
+    features = backbone.encode_images(normalised(pixels, backbone.preprocess, backbone.device))
+    np.testing.assert_array_equal(found.probabilities, classifier.probabilities(features.numpy())[0])
+    (other,) = predict(replace(classifier, recipe="current"), backbone, [picture])
+    assert (other.probabilities != found.probabilities).any()
+    with pytest.raises(UserError, match="official-2021"):
+        import_coop(path, backbone, dataset, tmp_path / "results", recipe="official-2020")
 
 
 class Runs:
@@ -184,3 +244,46 @@ def test_sizes_weights_and_names_are_checked(save_official, backbone, dataset, t
         import_coop(specific, backbone, dataset, results)
     with pytest.raises(UserError, match="no checkpoints"):
         import_coop(tmp_path / "fewer", backbone, dataset, results)
+
+
+def test_imported_runs_are_scored_on_their_own_dataset_and_others(
+    save_official, backbone, dataset, world, tmp_path
+):
+    """As the sweep's runs of the same contexts were."""
+    from fastcoop.sweeps import evaluate, load_results
+
+    study = load_results(world / "results").query("method == 'coop' and class_position == 'mid'")
+    for row in study.itertuples():
+        learned = torch.from_numpy(load_contexts(world / "results", row.key))
+        path = tmp_path / "in" / OFFICIAL.format(csc=bool(row.class_specific), ctp="middle")
+        save_official(path, learned)
+    results = tmp_path / "results"
+    import_coop(tmp_path / "in", backbone, dataset, results)
+    write_dataset(world / "data" / "fewer", ("grey", "green"), train=0, val=0, seed=3)
+    tested = evaluate(
+        results, ["colours", "fewer"], backbones=[str(world / "tiny")], data_root=world / "data", cache=world / "cache"
+    )  # fmt: skip
+    own = {one.label: one.accuracy for one in tested if one.dataset == "colours"}
+    assert own == dict(zip(study.label, study.accuracy, strict=True))
+    assert sum(one.dataset == "fewer" for one in tested) == 2
+    frame = load_results(results)
+    assert set(frame.source) == {"colours"}
+    assert len(frame) == 4
+    names = load_contexts(results, frame.key[0])
+    assert names.dtype == np.float32
+
+
+def test_imported_contexts_are_read_as_words_before_anything_scored_them(
+    save_official, backbone, dataset, tmp_path
+):
+    import json
+
+    from fastcoop.sweeps.interpret import interpret
+
+    path = tmp_path / OFFICIAL.format(csc=True, ctp="end")
+    save_official(path, contexts(4, 3, 16))
+    (run,) = import_coop(tmp_path / "output", backbone, dataset, tmp_path / "results")
+    (written,) = interpret(tmp_path / "results", backbone)
+    assert written.stem == run.key
+    vectors = json.loads(written.read_text())["vectors"]
+    assert [vector["class"] for vector in vectors] == [name for name in dataset.class_names for _ in range(3)]

@@ -21,7 +21,7 @@ def make_backbone(seed: int = 0) -> Backbone:
     """A CLIP small enough to encode hundreds of 16 x 16 images in a second."""
     torch.manual_seed(seed)
     vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
-    text = {"context_length": 77, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     model = open_clip.CLIP(8, vision, text).eval().requires_grad_(False)
     preprocess = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     digest = fingerprint(model.state_dict(), False, preprocess)

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import resource
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +8,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from fastcoop.backbones import Backbone
@@ -164,59 +160,6 @@ def test_unreadable_images_are_listed_after_the_rest_is_done(
     assert features.shape == (8, 8)
     assert labels.bincount().tolist() == [3, 2, 3]
     assert len(store.train(range(18))) == len(store.train_labels(range(18))) == 18
-
-
-def test_a_second_process_waits_and_says_so(
-    backbone: Backbone, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = store_path(tmp_path, backbone, dataset)
-    path.parent.mkdir()
-    waiting = threading.Event()
-    handler = logging.Handler()
-    handler.emit = lambda record: waiting.set() if "waiting for it" in record.getMessage() else None  # type: ignore[method-assign]
-    logging.getLogger("fastcoop").addHandler(handler)
-    ask = {"shots": [1], "seeds": [1], "views": 0}
-    thread = threading.Thread(target=cache_features, args=(backbone, dataset, tmp_path), kwargs=ask)
-    try:
-        with FileLock(f"{path}.lock"):
-            thread.start()
-            assert waiting.wait(10)
-            assert not path.exists()
-        thread.join(20)
-    finally:
-        logging.getLogger("fastcoop").removeHandler(handler)
-    assert path.exists()
-
-
-def test_a_full_disk_is_a_clear_error_and_loses_nothing(
-    backbone: Backbone, dataset: Dataset, tmp_path: Path
-) -> None:
-    path = cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=1)
-    before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for room in (500, len(before) - 1):  # not even a part fits; the parts fit and the store does not
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-        try:
-            with pytest.raises(UserError, match="could not be written"):
-                cache_features(backbone, dataset, tmp_path, shots=["all"], seeds=[1], views=1)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert path.read_bytes() == before
-        assert not list(path.parent.glob("**/*.tmp"))
-    cache_features(backbone, dataset, tmp_path, shots=["all"], seeds=[1], views=1)
-    assert len(FeatureStore.open(path, backbone, dataset).indices("train")) == 18
-
-
-def test_a_folder_that_cannot_be_written_is_a_clear_error(
-    backbone: Backbone, dataset: Dataset, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be written"):
-        cache_features(backbone, dataset, tmp_path / "file", shots=[1], seeds=[1])
-    (tmp_path / "locked").mkdir(mode=0o500)
-    if not os.access(tmp_path / "locked", os.W_OK):
-        with pytest.raises(UserError, match="could not be written"):
-            cache_features(backbone, dataset, tmp_path / "locked", shots=[1], seeds=[1])
 
 
 def test_damaged_newer_and_foreign_files_are_refused_and_kept(

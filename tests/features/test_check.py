@@ -29,6 +29,35 @@ def test_a_good_store_has_no_problems(path: Path, backbone: Backbone, dataset: D
     assert check_store(path).largest_difference is None
 
 
+def test_the_float16_error_of_logits_is_measured_and_said(
+    backbone: Backbone, dataset: Dataset, path: Path, tmp_path: Path
+) -> None:
+    report = check_store(path, backbone, dataset, sample=1000)
+    half = report.half_precision
+    assert half is not None
+    assert half.predictions == 6 * 3 + 6 + 9
+    assert half.changed == 0
+    ask = {"shots": [2], "seeds": [1], "views": 2}
+    fine = FeatureStore.open(cache_features(backbone, dataset, tmp_path / "fine", dtype="float32", **ask))
+    coarse = FeatureStore.open(path)
+    text = backbone.encode_text([f"a photo of a {name}." for name in dataset.class_names]).double()
+    logits = []
+    for store in (fine, coarse):
+        rows = [
+            store.train(store.indices("train")).flatten(0, 1),
+            store.split("val")[0],
+            store.split("test")[0],
+        ]
+        image = torch.cat(rows).double()
+        cosine = (image / image.norm(dim=1, keepdim=True)) @ (text / text.norm(dim=1, keepdim=True)).T
+        logits.append(backbone.logit_scale * cosine)
+    moved = (logits[0] - logits[1]).abs()
+    assert half.largest == pytest.approx(moved.max().item(), rel=1e-2)
+    assert half.mean == pytest.approx(moved.mean().item(), rel=1e-2)
+    assert f"float16 moves their logits by {half.largest:.1e} at most" in "\n".join(report.lines())
+    assert check_store(path).half_precision is None
+
+
 def test_a_changed_feature_is_found(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["val"]["features"][1, 0, 3] = np.nan

@@ -73,6 +73,25 @@ def test_unreadable_images_of_several_datasets_are_named_when_the_rest_is_done(r
     assert (code, err) == (0, "")
     assert "finished 3 of 3 runs" in out
 
+    code, out, _ = run("features", "check", "cache/tiny/three.h5")
+    assert code == 0
+    assert "no image was encoded anew: that takes --backbone and --dataset" in out
+    code, out, _ = run(
+        "features",
+        "check",
+        "cache/tiny/three.h5",
+        "--backbone",
+        backbone,
+        "--dataset",
+        "three",
+        "--sample",
+        "5",
+    )
+    assert code == 0
+    assert "5 images encoded anew: largest difference" in out
+    assert "float16 moves their logits by" in out
+    assert out.rstrip().endswith("no problems found")
+
 
 def test_a_grid_file_caches_all_that_its_sweep_reads(run, backbone, tmp_path, monkeypatch):
     write_dataset(tmp_path / "data" / "source")

@@ -18,8 +18,8 @@ def test_killed_at_any_instant_the_rerun_ends_with_the_same_contents(tmp_path: P
     trial = [sys.executable, "-m", "tests.features.kill_trial"]
     command = [*trial, str(dataset.root), str(tmp_path / "cache"), str(TRIALS)]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=240)
-    assert int(done.stdout) >= TRIALS // 2
+    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=600)
+    assert int(done.stdout) == TRIALS
     stores = sorted((tmp_path / "cache").glob("*/tiny/animals.h5"))
     assert len(stores) >= 2
     expected = contents(tmp_path / "cache" / "whole" / "tiny" / "animals.h5")

@@ -12,10 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Job, expand, get_method, score
-from fastcoop.methods.linear_probe import choose_c
+from fastcoop.methods.data import matching_classes
+from fastcoop.methods.ensemble import ensemble_prompts
+from fastcoop.methods.linear_probe import choose_c, class_logits
 from fastcoop.methods.schedule import epochs_of, schedule_of
 from tests.methods.conftest import job, make_data, run
-from tests.reference import reference_features
+from tests.reference import reference_features, reference_mixed_features
 
 
 def text_features(backbone: Backbone, prompts: list[str]) -> np.ndarray:
@@ -49,6 +51,15 @@ def test_ensemble_averages_unit_features(backbone: Backbone, data: Data, templat
         mean = text_features(backbone, prompts).mean(0)
         per_class.append(mean / np.linalg.norm(mean))
     assert (outcome.scores["animals"].predictions == predict(data, np.stack(per_class))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    [("imagenet", 7), ("imagenet:base", 7), ("imagenetv2", 8), ("imagenet_sketch", 8), ("dtd", 8)],
+)
+def test_only_imagenet_itself_goes_without_its_own_prompt(data: Data, name: str, prompts: int) -> None:
+    named = Data(dataclasses.replace(data.dataset, name=name), None)
+    assert len(ensemble_prompts(named, "selected")) == prompts
 
 
 def official_search(train: tuple, val: tuple) -> float:
@@ -91,11 +102,43 @@ def test_linear_probe_learns_from_the_test_time_crop_alone(backbone: Backbone, d
     assert outcome.scores["animals"].accuracy > 60
 
 
+def test_classes_are_matched_by_wordnet_id_where_both_know_theirs(data: Data) -> None:
+    def named(classes: tuple[str, ...], ids: tuple[str, ...] = ()) -> Data:
+        made = make_data(classes)
+        return Data(dataclasses.replace(made.dataset, class_ids=ids), made.store)
+
+    source = named(("missile", "missile", "crane"), ("n04008634", "n03773504", "n02012849"))
+    assert matching_classes(source, named(("crane bird", "rocket"), ("n02012849", "n04008634"))) == [2, 0]
+    assert matching_classes(source, named(("Crane",))) == [2]
+    assert matching_classes(source, named(source.class_names)) == [0, 1, 2]
+    with pytest.raises(UserError, match='animals has 2 classes called "missile"'):
+        matching_classes(source, named(("missile", "crane")))
+    with pytest.raises(UserError, match='"crane" is not among animals'):
+        matching_classes(source, named(("crane",), ("n09999999",)))
+
+
+def test_a_probe_of_two_classes_is_kept_as_it_was_fitted(backbone: Backbone) -> None:
+    data = make_data(("cat", "dog"))
+    (outcome,) = run(backbone, "linear_probe", [job(data, "linear_probe", shots=4)])
+    subset = data.subset(4, 1)
+    features = data.store.train(subset.train)[:, 0].double().numpy()
+    model = LogisticRegression(C=outcome.extra["c"], max_iter=1000).fit(features, data.train(subset)[1])
+    logits = class_logits(outcome.weights, data.test[0], 2)
+    np.testing.assert_allclose(logits[:, 1], model.decision_function(data.test[0]), rtol=1e-4, atol=1e-5)
+    probability = model.predict_proba(data.test[0]).max(1)
+    np.testing.assert_allclose(outcome.scores["animals"].confidence, probability, atol=2e-3)
+
+
 def test_linear_probe_on_a_target_answers_only_with_its_classes(backbone: Backbone, data: Data) -> None:
     target = make_data(("old_dog", "Cat"), "sketches", seed=0)
     (outcome,) = run(backbone, "linear_probe", [job(data, "linear_probe", targets=(target,))])
     assert list(outcome.scores) == ["animals", "sketches"]
     assert set(outcome.scores["sketches"].predictions) <= {0, 1}
+    again = job(data, "linear_probe", targets=(target,))
+    (again,) = run(backbone, "linear_probe", [dataclasses.replace(again, weights=outcome.weights)])
+    assert list(again.scores) == ["sketches"]
+    assert (again.scores["sketches"].predictions == outcome.scores["sketches"].predictions).all()
+    assert (again.scores["sketches"].confidence == outcome.scores["sketches"].confidence).all()
     with pytest.raises(UserError, match='"ship" is not among animals'):
         get_method("linear_probe").check(
             job(data, "linear_probe", targets=(make_data(("cat", "ship"), "b"),))
@@ -165,6 +208,32 @@ def test_unified_contexts_carry_over_to_new_classes_and_specific_ones_by_name(
     assert (outcome.scores["some"].predictions == predict(subset, texts)).all()
 
 
+@pytest.mark.parametrize("specific", [False, True])
+def test_coop_learns_in_a_prompt_of_words_and_vectors(backbone: Backbone, data: Data, specific: bool) -> None:
+    prompt = "a photo of [V]x2 [CLASS], a type of pet."
+    one = job(data, "coop", prompt=prompt, class_specific=specific, epochs=5, learning_rate=0.05)
+    (outcome,) = run(backbone, "coop", [one])
+    texts = reference_mixed_features(
+        backbone.model, backbone.tokenizer, data.class_names, torch.from_numpy(outcome.contexts), prompt
+    ).numpy()
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    assert (outcome.scores["animals"].predictions == predict(data, texts)).all()
+    columns = METHODS["coop"].columns(one, backbone)
+    assert (columns["context_length"], columns["class_position"]) == (2, prompt)
+    assert prompt in METHODS["coop"].label(one.settings)
+
+
+def test_a_prompt_that_is_a_named_layout_is_the_same_run(backbone: Backbone, data: Data) -> None:
+    def determined(**settings: object) -> dict:
+        return METHODS["coop"].determined_by(job(data, "coop", **settings), backbone)
+
+    assert determined(prompt="[V]x4 [CLASS].") == determined(context_length=4)
+    assert determined(prompt="[CLASS] [V]x3.") == determined(context_length=3, class_position="front")
+    assert determined(prompt="[V]x4 [CLASS]") != determined(context_length=4)
+    with pytest.raises(UserError, match=r"4 tokens, but the prompt .* has 2 vectors; give it 4"):
+        determined(prompt="[V]x2 [CLASS]", init="a photo of a")
+
+
 def test_known_contexts_are_only_tested(backbone: Backbone, data: Data) -> None:
     other = make_data(("old dog", "cat"), "some")
     one = job(data, "coop", context_length=2, epochs=3, targets=(other,))
@@ -217,6 +286,8 @@ def test_lists_are_crossed() -> None:
         ("coop", {"init": []}, "empty list"),
         ("zero_shot", {"prompts": "a photo"}, "where the class name goes"),
         ("linear_probe", {"c": 1}, 'Unknown setting "c"'),
+        ("coop", {"prompt": "a photo of a [CLASS]."}, "at least one vector"),
+        ("coop", {"prompt": "[V] [CLASS]", "context_length": 4}, "leave out context_length"),
     ],
 )
 def test_settings_that_cannot_be_are_named(method: str, settings: dict, message: str) -> None:

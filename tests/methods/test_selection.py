@@ -12,6 +12,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods.coop import epochs_looked_at
+from fastcoop.prompts import PromptLayout, initial_contexts
 from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features
 
@@ -96,6 +97,24 @@ def test_settings_that_came_later_leave_earlier_keys_alone(backbone: Backbone, d
     assert best != plain
     (settings,) = expand(coop, {"select": "best_val"})
     assert coop.label(settings) == "CoOp (M=16, end, best on validation)"
+
+
+def test_bfloat16_is_another_run_and_float32_is_not_named(backbone: Backbone, data: Data) -> None:
+    settings = {"context_length": 4, "epochs": 12, "learning_rate": 0.05}
+    exact, rough = (job(data, "coop", precision=p, **settings) for p in ("float32", "bfloat16"))
+    coop = get_method("coop")
+    assert coop.determined_by(rough, backbone) == coop.determined_by(exact, backbone) | {
+        "precision": "bfloat16"
+    }
+    assert coop.label(rough.settings) == "CoOp (M=4, end, bfloat16)"
+    (alone,) = run(backbone, "coop", [exact])
+    together, other = run(backbone, "coop", [exact, rough])
+    assert (together.contexts == alone.contexts).all()
+    assert other.contexts.dtype == np.float32
+    difference = np.abs(other.contexts - alone.contexts).max()
+    moved = np.abs(alone.contexts - initial_contexts(backbone, PromptLayout(4), 3, 1).numpy()).max()
+    assert 0 < difference < 0.2 * moved
+    assert other.losses[-1] < other.losses[0]
 
 
 FEATURES_ONLY = [name for name in METHODS if name != "finetune_image_encoder"]

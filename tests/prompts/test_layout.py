@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import open_clip
 import pytest
 
@@ -48,6 +50,66 @@ def test_prompts_equal_the_tokenizer_s_where_words_fill_the_context():
         whole = tokenize(TOKENIZER, [f"a photo of a {name}."])[0]
         assert len(prompt) == len(whole)
         assert [slot.number for slot in prompt[5:]] == whole[5:]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("[V]x4 [CLASS], a type of pet.", "V0 V1 V2 V3 boxer dog , a type of pet ."),
+        ("a photo of [V]x2 [CLASS].", "a photo of V0 V1 boxer dog ."),
+        ("[V] [CLASS] [V]x2, a [V] pet", "V0 boxer dog V1 V2 , a V3 pet"),
+        ("[V]x2[CLASS] texture", "V0 V1 boxer dog texture"),
+        ("a [V]x2 [V] kind of [CLASS]", "a V0 V1 V2 kind of boxer dog"),
+    ],
+)
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_words_and_vectors_mix(prompt, expected, class_specific):
+    layout = PromptLayout.written(prompt, class_specific)
+    prompts = class_prompts(TOKENIZER, ["cat", "boxer_dog"], layout)
+    m = layout.context_length
+    assert layout.shape(2, 8) == ((2, m, 8) if class_specific else (m, 8))
+    assert written(prompts[0]) == f"<start_of_text> {expected.replace('boxer dog', 'cat')} <end_of_text>"
+    if class_specific:
+        expected = re.sub(r"V(\d)", lambda vector: f"V{m + int(vector[1])}", expected)
+    assert written(prompts[1]) == f"<start_of_text> {expected} <end_of_text>"
+
+
+def officially(name, layout):
+    """The official code's prompt: tokenised behind placeholders, cut after as many tokens as the bare name has."""
+    m = layout.context_length
+    tail = tokenize(TOKENIZER, [f"{' '.join(['X'] * m)} {name}."])[0][1 + m :]
+    bare = len(tokenize(TOKENIZER, [name])[0]) - 2
+    vectors = [f"V{i}" for i in range(m)]
+    before = {"end": m, "mid": m // 2, "front": 0}[layout.class_position]
+    cut = len(tail) if layout.class_position == "end" else bare
+    words = [TOKENIZER.decode([token]).strip() for token in tail]
+    return " ".join(["<start_of_text>", *vectors[:before], *words[:cut], *vectors[before:], *words[cut:]])
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("position", ["end", "mid", "front"])
+def test_the_positions_are_cases_of_written_prompts(position, m):
+    layout = PromptLayout(m, position)
+    names = ["cat", "shirt (blue)", "L\u00f6we", "t-shirt!", "C++", "it's"]
+    assert [written(p) for p in class_prompts(TOKENIZER, names, layout)] == [
+        officially(name, layout) for name in names
+    ]
+    text = {
+        "end": f"[V]x{m} [CLASS].",
+        "mid": f"[V]x{m // 2} [CLASS] [V]x{m - m // 2}.",
+        "front": f"[CLASS] [V]x{m}.",
+    }[position]
+    same = PromptLayout.written(text)
+    assert same.prompt is None
+    assert class_prompts(TOKENIZER, names, same) == class_prompts(TOKENIZER, names, layout)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["[CLASS].", "[V]x4 a cat.", "[V]x0 [CLASS]", "[v]x4 [CLASS]", "[V] [CLASS] [CLASS]"]
+)
+def test_a_prompt_needs_its_class_and_a_vector(prompt):
+    with pytest.raises(UserError, match=r"needs one \[CLASS\] and at least one vector"):
+        PromptLayout.written(prompt)
 
 
 def test_what_does_not_fit_is_named_with_its_count():

@@ -52,5 +52,6 @@ def test_untrained_tokens_are_left_out_where_the_backbone_knows_them(backbone):
     knowing = replace(backbone, trained_tokens=trained)
     vectors = torch.randn(6, 32)
     assert set(nearest_words(knowing, vectors).tokens.unique().tolist()) <= {320, 1929, 2368}
+    assert nearest_words(knowing, vectors, k=5).tokens.shape == (6, 3)
     everything = nearest_words(knowing, vectors, trained_only=False).tokens
     assert torch.equal(everything, nearest_words(backbone, vectors).tokens)

@@ -86,16 +86,23 @@ def store_words(
     folder,
     frame: pd.DataFrame,
     words: Sequence[str] = ("cat", "hu-", "of"),
-    by_chance: float | None = 1.0,
+    chance: float = 1.0,
+    classes: Sequence[str] = ("boxer", "pug"),
 ) -> None:
-    """Nearest words for every CoOp run of ``frame``: vector i is nearest to ``words[i % len(words)]``."""
+    """Nearest words for every CoOp run of ``frame``: vector i is nearest to ``words[i % len(words)]``, at 0.9 to
+    1.05; random vectors of its length are ``chance`` away. Class-specific runs have them per class."""
     (folder / "nearest_words").mkdir(parents=True, exist_ok=True)
     for _, row in frame[frame.method == "coop"].iterrows():
+        specific = bool(row.class_specific)
         vectors = [
-            {"position": i + 1, "words": [words[i % len(words)], "x"], "distances": [0.9 + i / 100, 1.5]}
+            {"position": i + 1, "words": [words[i % len(words)], "x"], "distances": [0.9 + i / 100, 1.5],
+             "chance": chance, **({"class": name} if specific else {})}
+            for name in (classes if specific else classes[:1])
             for i in range(int(row.context_length))
-        ]
-        stored = {"vectors": vectors, "by_chance": by_chance}
+        ]  # fmt: skip
+        stored = {"metric": "euclidean", "vectors": vectors, "by_chance": 0.8 * chance, "initial": 0.7}
+        if row.init not in (None, "random"):
+            stored["start_words"] = row.init.split()
         (folder / "nearest_words" / f"{row.key}.json").write_text(json.dumps(stored))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -65,3 +66,53 @@ def test_a_single_seed_and_a_short_schedule_are_said():
     frame = results(datasets=("objects",), seeds=(1,), schedule="quick: 5 epochs")
     assert "Only one seed" in warned(frame)
     assert "quick schedule: 5 epochs" in warned(frame)
+
+
+def test_no_better_than_guessing_is_named():
+    frame = calm()
+    frame.loc[0, ["accuracy", "chance"]] = [9.9, 10.0]
+    assert "1 run no better than guessing: Zero-shot CLIP on objects" in warned(frame)
+
+
+def test_a_dataset_that_is_not_the_same_for_all_runs_is_named():
+    frame = calm()
+    frame["test"] = ["a"] * (len(frame) - 2) + ["b"] * 2
+    text = f"objects stands for 2 different sets of classes, images or splits ({len(frame) - 2} and 2 runs)"
+    assert text in warned(frame)
+
+
+def test_seeds_of_different_epochs_at_one_point_of_a_curve_are_named():
+    frame = calm()
+    assert frame.method.iloc[-1] == "coop"
+    frame.loc[frame.index[-1], "epochs"] = 50
+    assert "different numbers of epochs" in warned(frame)
+    assert "CoOp (M=16, mid) on objects at 16 shots: 50 and 200" in warned(frame)
+
+
+def test_fewer_training_images_than_shots_are_said():
+    frame = calm()
+    frame["per_class"] = json.dumps([50.0, 40.0])
+    frame["train_images"] = 2 * frame.shots
+    assert warned(frame) == ""
+    frame.loc[frame.shots == 16, "train_images"] = 30
+    assert "objects has classes with fewer training images than asked, at 16 shots" in warned(frame)
+
+
+def test_two_schedules_are_said_to_be_drawn_apart():
+    frame = pd.concat([calm(), results(datasets=("objects",), schedule="quick: 5 epochs")])
+    assert "runs of 2 schedules" in warned(frame.drop_duplicates("key"))
+
+
+def test_failed_runs_are_named_with_their_error():
+    study = study_of(calm(), "results")
+    row = {
+        "label": "CoOp (M=16, end)",
+        "dataset": "objects",
+        "shots": 16,
+        "seed": 2,
+        "error": "out of memory",
+    }
+    text = "\n".join(cautions(dataclasses.replace(study, failed=pd.DataFrame([row]))))
+    assert (
+        text == "Left out, because it failed: CoOp (M=16, end) on objects, 16 shots, seed 2 (out of memory)."
+    )

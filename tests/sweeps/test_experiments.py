@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastcoop.methods import METHODS, expand, get_method
+from fastcoop.methods import METHODS
 from fastcoop.sweeps import read_grid
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
@@ -17,16 +17,10 @@ ITEMS = ["fig1", "fig3", "fig4", "fig5a", "fig5b", "table1", "table2", "table3",
 def runs(item: str) -> set[tuple]:
     """(backbone, dataset, method, settings, shots, seed) of every run of a grid."""
     grid = read_grid(FOLDER / f"{item}.yaml")
-    found = set()
-    for name, settings in grid.methods:
-        method = get_method(name)
-        draws = [(n, seed) for n in grid.shots for seed in grid.seeds] if method.learns else [(0, 0)]
-        for one in expand(method, settings):
-            text = one.model_dump_json()
-            found |= {
-                (b, d, name, text, *draw) for b in grid.backbones for d in grid.datasets for draw in draws
-            }
-    return found
+    return {
+        (run.backbone, run.dataset, run.method, run.settings.model_dump_json(), run.shots, run.seed)
+        for run in grid.runs()
+    }
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,20 +32,23 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_reads_as_written_with_defaults(file: Path) -> None:
     grid = read_grid(file)
+    (cross,) = grid.crosses
     assert grid.backbones == ("RN50", "ViT-B/16")
     assert grid.datasets == ("dtd",)
-    assert grid.shots == (1, "all")
-    assert grid.seeds == (1, 2, 3)
-    assert [name for name, _ in grid.methods] == ["zero_shot", "coop"]  # what is quick first
-    assert [one.context_length for one in grid.runs_of("coop")] == [4, 16]
-    assert grid.runs_of("coop")[0].epochs == {1: 5, "all": 9}
+    assert (cross.shots, cross.seeds) == ((1, "all"), (1, 2, 3))
+    assert grid.methods == ("zero_shot", "coop")  # what is quick first
+    settings = dict(cross.methods)["coop"]
+    assert [one.context_length for one in settings] == [4, 16]
+    assert settings[0].epochs == {1: 5, "all": 9}
+    assert (grid.views, grid.recipe) == (8, "current")
 
 
 def test_values_given_on_the_command_line_win(file: Path) -> None:
     grid = read_grid(file, ["shots=2,4", "seeds=7", "methods.coop.epochs=3", "datasets=a,b"], ["coop"])
-    assert (grid.shots, grid.seeds, grid.datasets) == ((2, 4), (7,), ("a", "b"))
-    assert [name for name, _ in grid.methods] == ["coop"]
-    assert {one.epochs for one in grid.runs_of("coop")} == {3}
+    (cross,) = grid.crosses
+    assert (cross.shots, cross.seeds, grid.datasets) == ((2, 4), (7,), ("a", "b"))
+    assert grid.methods == ("coop",)
+    assert {run.settings.epochs for run in grid.runs()} == {3}
 
 
 def test_a_mapping_is_not_changed_by_overrides() -> None:
@@ -64,12 +69,169 @@ def test_a_mapping_is_not_changed_by_overrides() -> None:
         ("[4, 16]", "[4, 16", "is not YAML"),
         ("datasets: dtd", "targets: {food: dtd}\ndatasets: dtd", '"food", which is not one of its datasets'),
         ("backbones", "!!python/object:os.system {}\nbackbones", "is not YAML"),
+        ("[4, 16]", "[4, sixteen]", r"Line 6: .*context_length.* cannot be 'sixteen'"),
+        ("  - zero_shot", "  - zero_shot: {prompt: a photo}", r'Line 8: .* needs one "{}"'),
+        ("shots: [1, all]", "shots: 1\nseeds: 1\nshots: 2", r'Line 5: "shots" was given before, in line 3'),
+        ("datasets: dtd", "datasets: &a [*a]", "cannot be read|not YAML"),
+        (
+            "shots",
+            "exclude: {datasets: dtd}\nshots",
+            r'Line 3: Unknown setting "datasets" of exclude.*Did you mean "dataset"',
+        ),
+        ("shots", "exclude:\n- seed: 1\n- method: cop\nshots", r'Line 5: .*"cop".*Did you mean "coop"'),
+        (
+            "shots",
+            "exclude: {settings: {init_: a}}\nshots",
+            r'Line 3: Unknown setting "init_".*Did you mean "init"',
+        ),
+        (
+            "shots",
+            "exclude: {settings: {class_position: top}}\nshots",
+            r"Line 3: .*class_position.* cannot be 'top'",
+        ),
+        ("shots", "exclude: {dataset: dtd}\nshots", "leave out every run"),
+        ("shots", "include: {dataset: dtd}\nshots", r'Line 3: .*"method" of include is missing'),
+        ("shots", "include: {method: coop, settings: {epoch: 1}}\nshots", r'Line 3: .*Did you mean "epochs"'),
+        ("shots", "include: dtd\nshots", r"Line 3: An entry under include"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(file: Path, old: str, new: str, message: str) -> None:
     assert old in TEXT
-    file.write_text(TEXT.replace(old, new))
+    file.write_text(TEXT.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
+        read_grid(file)
+
+
+BLOCKS = """\
+backbones: RN50
+datasets: [dtd, eurosat]
+seeds: [1, 2]
+exclude:
+  - {dataset: eurosat, shots: 16}
+blocks:
+  unified:
+    shots: [1, 16]
+    methods:
+      coop: {context_length: [4, 16]}
+    exclude:
+      - settings: {context_length: 4}
+        seed: 2
+  probes:
+    datasets: [food101, dtd]
+    shots: [2, 16]
+    methods: linear_probe
+    include:
+      - {method: coop, dataset: sun397, shots: all, seed: [5, 6], settings: {init: [random, a photo of a]}}
+"""
+
+
+def named(file: Path, text: str = BLOCKS, *arguments: Any) -> list[tuple]:
+    """(method, dataset, shots, seed, M or init) of a grid's runs."""
+    file.write_text(text)
+    return [
+        (run.method, run.dataset, run.shots, run.seed, getattr(run.settings, "context_length", None))
+        for run in read_grid(file, *arguments).runs()
+    ]
+
+
+def test_blocks_cross_for_themselves_and_share_what_stands_above(file: Path) -> None:
+    unified = {("coop", "dtd", n, seed, m) for n in (1, 16) for seed in (1, 2) for m in (4, 16)}
+    unified |= {("coop", "eurosat", 1, seed, m) for seed in (1, 2) for m in (4, 16)}
+    unified = {run for run in unified if run[3:] != (2, 4)}
+    probes = {("linear_probe", d, n, s, None) for d in ("food101", "dtd") for n in (2, 16) for s in (1, 2)}
+    added = [("coop", "sun397", "all", seed, 16) for seed in (5, 6)]
+    found = named(file)
+    assert sorted(found, key=str) == sorted([*unified, *probes, *added, *added], key=str)
+    grid = read_grid(file)
+    assert grid.drawn("dtd") == ((1, 16, 2), (1, 2))
+    assert grid.drawn("sun397") == (("all",), (5, 6))
+    assert {cross.block for cross in grid.crosses} == {"unified", "probes"}
+
+
+def test_what_a_block_leaves_unsaid_is_the_grids(file: Path) -> None:
+    text = "methods: zero_shot\nviews: 2\n" + BLOCKS + "  plain: {datasets: a}\n"
+    assert ("zero_shot", "a", 0, 0, None) in named(file, text)
+    assert read_grid(file).views == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "only", "methods", "datasets"),
+    [
+        (["shots=16"], [], {"coop": 3, "linear_probe": 4}, {"dtd": 5, "food101": 2}),
+        (
+            ["blocks.probes.shots=1"],
+            [],
+            {"coop": 9, "linear_probe": 4},
+            {"dtd": 8, "eurosat": 3, "food101": 2},
+        ),
+        (
+            ["seeds=6", "shots=all"],
+            [],
+            {"coop": 6, "linear_probe": 2},
+            {"dtd": 3, "eurosat": 2, "food101": 1, "sun397": 2},
+        ),
+        (["datasets=dtd"], [], {"coop": 6, "linear_probe": 4}, {"dtd": 10}),
+        (["methods.coop.context_length=8"], ["unified"], {"coop": 6}, {"dtd": 4, "eurosat": 2}),
+        ([], ["coop"], {"coop": 13}, {"dtd": 6, "eurosat": 3, "sun397": 4}),
+        ([], ["linear_probe"], {"linear_probe": 8}, {"dtd": 4, "food101": 4}),
+        ([], ["probes"], {"coop": 4, "linear_probe": 8}, {"dtd": 4, "food101": 4, "sun397": 4}),
+        ([], ["probes", "coop"], {"coop": 4}, {"sun397": 4}),
+    ],
+)
+def test_the_command_line_narrows_every_block(
+    file: Path, overrides: list[str], only: list[str], methods: dict, datasets: dict
+) -> None:
+    runs = named(file, BLOCKS, overrides, only)
+    assert Counter(run[0] for run in runs) == methods
+    assert Counter(run[1] for run in runs) == datasets
+    again = read_grid(read_grid(file, overrides, only).source)
+    assert [*again.runs()] == [*read_grid(file, overrides, only).runs()]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    shots: [2, 16]", "    shot: 2", r'Line 16: Unknown setting "shot" of block "probes".*"shots"'),
+        ("    shots: [2, 16]", "    shots: 0", r"Line 16: .*shots.* cannot be 0"),
+        ("    shots: [2, 16]", "    views: 0", r"Line 16: .*holds for the whole grid"),
+        ("seeds: [1, 2]", "seeds: [1, x]", r"Line 3: .*seeds.* cannot be 'x'"),
+        ("linear_probe", "linear_prob", r'Line 17: .*Did you mean "linear_probe"'),
+        ("  probes:", "  coop:", r'Line 14: A block cannot be called "coop"'),
+        ("unified:", "a:\n  unified:", r'Line 7: The block "a" should have keys'),
+        ("seeds", "targets: {dtt: dtd}\nseeds", r'Line 3: .*targets for "dtt"'),
+        ("    shots: [2", "    targets: {eurosat: dtd}\n    shots: [2", r'Line 16: .*targets for "eurosat"'),
+        ("backbones: RN50", "", r'"backbones" of block "unified" of .* is missing'),
+    ],
+)
+def test_what_is_wrong_with_a_block_is_said(file: Path, old: str, new: str, message: str) -> None:
+    assert old in BLOCKS
+    file.write_text(BLOCKS.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_grid(file)
+
+
+def test_a_rule_without_effect_is_pointed_out(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    named(file)
+    assert not caplog.records
+    named(file, BLOCKS.replace("seed: 2", "seed: 9"))
+    assert "Line 12: No run matches the exclude rule (seed: (9,), settings" in caplog.text
+
+
+def test_targets_of_every_dataset_and_all_others(file: Path) -> None:
+    file.write_text("backbones: a\ndatasets: [x, y, z]\nmethods: zero_shot\ntargets: {x: q, '*': others}\n")
+    grid = read_grid(file)
+    assert {run.dataset: run.targets for run in grid.runs()} == {
+        "x": ("q",), "y": ("x", "z"), "z": ("x", "y"),
+    }  # fmt: skip
+    assert grid.targets == ("q", "x", "z", "y")
+
+
+def test_aliases_are_read_and_counted(file: Path) -> None:
+    file.write_text(TEXT.replace("datasets: dtd", "datasets: &d [dtd]\ntargets: {dtd: *d}"))
+    assert next(read_grid(file).runs()).targets == ("dtd",)
+    bomb = "\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]" for n in range(1, 10))
+    file.write_text(f"k0: &k0 [a]\n{bomb}\n")
+    with pytest.raises(UserError, match="aliases"):
         read_grid(file)
 
 
@@ -80,6 +242,9 @@ def test_what_is_wrong_with_a_file_is_said(file: Path, old: str, new: str, messa
         (["shot=1"], [], 'Did you mean "shots"'),
         (["methods.coop.epoch=1"], [], 'Did you mean "epochs"'),
         (["shots.coop=1"], [], "no keys of its own"),
+        (["shots=0"], [], "--set shots=0: .*cannot be 0"),
+        (["methods.coop.epochs=no"], [], "--set methods.coop.epochs=no: .*epochs"),
+        (["blocks.a.shots=1"], [], 'no block "a"'),
         ([], ["linear_probe"], "no linear_probe; its methods are coop, zero_shot"),
         ([], ["linear_prob"], 'Did you mean "linear_probe"'),
     ],

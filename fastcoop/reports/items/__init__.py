@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastcoop.reports.item import Item
 from fastcoop.reports.items import (
+    base_to_new,
+    cross_dataset,
     figure1,
     figure3,
     figure4,
@@ -31,5 +33,7 @@ ITEMS: tuple[Item, ...] = tuple(
         table4,
         table5,
         table6,
+        base_to_new,
+        cross_dataset,
     )
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
     Missing,
@@ -17,6 +18,7 @@ from fastcoop.reports.study import (
     main_setting,
     most_shots,
     per_slice,
+    read_datasets,
     shots_text,
     summarise,
 )
@@ -28,22 +30,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OWN = "the dataset's own prompt"
+LEARNED = "[V]₁ [V]₂ … [V]ᴍ [CLASS]."
 Row = tuple[str, str, Cell, Cell | None]  # prompt as shown, series, the mean here, the paper's number
 
 
 def make(study: Study) -> list[Part]:
-    return per_slice(study, _parts)
+    return per_slice(study, partial(_parts, study))
 
 
-def _parts(piece: Slice) -> list[Part]:
+def _parts(study: Study, piece: Slice) -> list[Part]:
     length, init = main_setting(piece.runs)
     shots = most_shots(piece.runs)
-    learned = "[V]1 [V]2 ... [V]M [CLASS]." + f"  (CoOp, M={int(length)}, {shots_text(shots)} shots)"
+    learned = f"{LEARNED}  (CoOp, M={int(length)}, {shots_text(shots)} shots)"
+    known = read_datasets(study.folder)
     found: dict[str, list[Row]] = {}
     for name, runs in piece.runs.groupby("dataset", sort=False):
         zero = runs[(runs.method == "zero_shot")]
+        own = known.get(str(name), {}).get("prompt")
         rows = [
-            _row(piece, str(name), str(prompt), frame)
+            _row(piece, str(name), str(prompt), frame, own)
             for prompt, frame in zero.groupby(zero.prompt.fillna(OWN), sort=False)
         ]
         rows.sort(key=lambda row: row[2].mean)
@@ -51,7 +56,7 @@ def _parts(piece: Slice) -> list[Part]:
         coop = main[(main.series == "coop end") & (main.shots == shots)]
         if len(rows) < 2 or coop.empty:
             continue
-        number = printed("figure1", piece.backbone, str(name), "coop", length=length, init=init)
+        number = printed("figure1", piece.backbone, str(name), "coop", length=length, init=init, shots=shots)
         found[str(name)] = [*rows, (learned, "coop end", _cell(coop), number)]
     if not found:
         raise Missing(
@@ -60,9 +65,17 @@ def _parts(piece: Slice) -> list[Part]:
     return [Part(piece.suffix, piece.subtitle, _figure(found, piece), _table(found, piece))]
 
 
-def _row(piece: Slice, dataset: str, prompt: str, runs: pd.DataFrame) -> Row:
-    number = printed("figure1", piece.backbone, dataset, "zero_shot", prompt=prompt)
-    return prompt.replace("{}", "[CLASS]"), "zero_shot", _cell(runs), number
+def _row(piece: Slice, dataset: str, prompt: str, runs: pd.DataFrame, own: str | None) -> Row:
+    """A prompt's bar; ``own`` is the dataset's prompt in words, where the results know it."""
+    words = own.replace("[CLASS]", "{}") if own and prompt == OWN else prompt
+    number = printed("figure1", piece.backbone, dataset, "zero_shot", prompt=words)
+    shown = words.replace("{}", "[CLASS]")
+    return (
+        f"{shown}  (its own)" if prompt == OWN and words != OWN else shown,
+        "zero_shot",
+        _cell(runs),
+        number,
+    )
 
 
 def _cell(runs: pd.DataFrame) -> Cell:
@@ -76,10 +89,11 @@ def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
     most = max(len(rows) for rows in found.values())
     figure = new_figure(TWO_COLUMNS * columns / 2, lines * (0.36 * most + 0.55) + 0.3, piece.subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axis, (name, rows) in zip(axes, found.items(), strict=False):
-        _draw(axis, rows)
-        axis.set_title(name)
-        axis.set_xlabel("accuracy (%)")
+    for place, (name, rows) in enumerate(found.items()):
+        _draw(axes[place], rows)
+        axes[place].set_title(name)
+        if place + columns >= len(found):
+            axes[place].set_xlabel("accuracy (%)")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     if any(row[3] for rows in found.values() for row in rows):
@@ -89,21 +103,22 @@ def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
 
 
 def _draw(axis: Axes, rows: list[Row]) -> None:
-    """A bar per prompt with the prompt's words above it and its accuracy at its end."""
+    """A bar per prompt with the prompt's words above it and its accuracy at the foot of it."""
     top = max(max(cell.mean, number.mean if number else 0.0) for _, _, cell, number in rows)
     for place, (prompt, series, cell, number) in enumerate(rows):
-        axis.barh(place, cell.mean, 0.34, color=look(series).color)
+        axis.barh(place, cell.mean, 0.4, color=look(series).color)
         if not math.isnan(cell.std):
             axis.errorbar(cell.mean, place, xerr=cell.std, color="#555555", linewidth=1, capsize=1.5)
-        axis.text(0.004 * top, place - 0.24, prompt, va="bottom", fontsize=7)
-        right = max(cell.mean + (0 if math.isnan(cell.std) else cell.std), number.mean if number else 0)
+        axis.text(0.004 * top, place - 0.27, prompt, va="bottom", fontsize=7)
+        inside = cell.mean > 0.15 * top  # where no whisker or mark of the paper's stands
+        x, color = (0.012 * top, "white") if inside else (cell.mean + 0.05 * top, "black")
         axis.text(
-            right + 0.025 * top, place, f"{cell.mean:.1f}", va="center", fontsize=7.5, fontweight="bold"
+            x, place, f"{cell.mean:.1f}", va="center_baseline", fontsize=7.5, fontweight="bold", color=color
         )
         if number:
             axis.scatter(number.mean, place, **PAPER_MARK)
     axis.set_ylim(len(rows) - 0.7, -0.75)
-    axis.set_xlim(0, 1.13 * top)
+    axis.set_xlim(0, 1.04 * top)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.grid(visible=False, axis="y")
@@ -129,4 +144,5 @@ ITEM = Item(
     "Figure 1. Prompt engineering against CoOp",
     "Zero-shot accuracy of hand-written prompts, and of a context learned from a few images per class.",
     make,
+    sweep_of("fig1"),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.study import (
     AVERAGE,
     Slice,
@@ -19,7 +19,7 @@ from fastcoop.reports.study import (
     per_slice,
     shots_text,
 )
-from fastcoop.reports.style import ONE_COLUMN, TWO_COLUMNS, look, name_of, new_figure, rank
+from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def make(study: Study) -> list[Part]:
 
 def _parts(piece: Slice) -> list[Part]:
     runs = main_runs(piece.runs)
-    runs = runs[runs.series.isin(DRAWN)]
+    runs = runs[runs.series.isin(DRAWN) | ~runs.series.isin(LOOKS)]  # a method of the user's own is drawn too
+    runs = runs[runs.dataset.isin(runs.dataset[runs.shots > 0])]  # no panel for a star alone
     length, _ = main_setting(runs)
     found, notes = panels(runs, ["series", "shots"])
     return [
@@ -73,7 +74,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
     handles = [drawn[series] for series in order]
     figure.legend(
         handles,
-        [name_of(series, length) for series in order],
+        [piece.name_of(series, length) for series in order],
         loc="outside lower center",
         handlelength=2.4,
         columnspacing=1.2,
@@ -124,7 +125,7 @@ def _table(found: dict[str, pd.DataFrame], piece: Slice, length: float, notes: l
                 for column, count in zip(columns, shots, strict=True)
                 if count in points.index
             }
-            table.add((name, name_of(series, length)), cells)
+            table.add((name, piece.name_of(series, length)), cells)
     table.mark_best(group=(0,))
     return table
 
@@ -138,4 +139,5 @@ ITEM = Item(
     " Means over seeds;"
     " the band is one standard deviation over seeds. M is the number of context vectors.",
     make,
+    sweep_of("fig3"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.study import (
     Missing,
     Slice,
@@ -93,4 +93,5 @@ ITEM = Item(
     " whisker is one"
     " standard deviation over seeds.",
     make,
+    sweep_of("fig4"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.study import (
     Missing,
     Study,
@@ -114,4 +114,5 @@ ITEM = Item(
     "Figure 5b. Backbones",
     "Zero-shot CLIP and CoOp, averaged over datasets, on each backbone; the weakest zero-shot first.",
     make,
+    sweep_of("fig5b", backbones="{backbones},ANOTHER"),
 )

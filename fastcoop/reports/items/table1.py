@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
     TRANSFER,
@@ -19,7 +19,7 @@ from fastcoop.reports.study import (
     shots_text,
     summarise,
 )
-from fastcoop.reports.style import look, name_of
+from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Cell, Table, cell_of
 
 
@@ -68,15 +68,15 @@ def _parts(piece: Slice) -> list[Part]:
         order = ("zero_shot", "linear_probe", "coop end")
         for series, length in sorted(kinds, key=lambda kind: (order.index(kind[0]), -kind[1])):
             frame = runs[(runs.series == series) & (runs.length == length)]
-            name = name_of(series, length) if length else look(series).label
+            name = piece.name_of(series, length)
             table.add((name,), _cells(frame, source, targets))
             numbers = [
-                printed("table1", piece.backbone, d, series.split()[0], length=length, init=init)
+                printed("table1", piece.backbone, d, series.split()[0], length=length, init=init, shots=shots)
                 for d in (source, *targets)
             ]
             if any(numbers):
                 cells = {column: number or "" for column, number in zip(columns, numbers, strict=False)}
-                table.add((f"{name}, {AS_PRINTED}",), dict(cells))
+                table.add((f"{name_of(series, length)}, {AS_PRINTED}",), dict(cells))
         table.mark_best(group=())
         if any(AS_PRINTED in names[0] for names, _ in table.rows):
             table.notes.append(NOTE)
@@ -107,4 +107,5 @@ ITEM = Item(
     "Trained on the source only; tested on its test set and on the targets', with the targets' own class"
     " lists.",
     make,
+    sweep_of("table1", datasets="{dataset}", targets="{{{dataset}: [TARGET]}}"),
 )

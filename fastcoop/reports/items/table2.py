@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
     Missing,
@@ -62,7 +62,7 @@ def make(study: Study) -> list[Part]:
                 name = name or name_of(series, length)
                 table.add((dataset, name), cells)
                 numbers = {
-                    b: printed("table2", b, dataset, series.split()[0], length=length, init=init)
+                    b: printed("table2", b, dataset, series.split()[0], length=length, init=init, shots=shots)
                     for b in found
                 }
                 if any(numbers.values()):
@@ -81,4 +81,5 @@ ITEM = Item(
     "Table 2. Prompt engineering and ensembling",
     "One hand-written prompt, an ensemble of prompts, and CoOp.",
     make,
+    sweep_of("table2"),
 )

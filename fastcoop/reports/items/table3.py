@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import Missing, Slice, Study, most_shots, panels, per_slice, shots_text
 from fastcoop.reports.table import Cell, Table, cell_of
@@ -38,7 +38,13 @@ def _parts(piece: Slice) -> list[Part]:
             table.add((name, f"M={int(length)}"), cells)
         numbers = {
             text: printed(
-                "table3", piece.backbone, "average of 11 datasets", "coop", length=length, init=init
+                "table3",
+                piece.backbone,
+                "average of 11 datasets",
+                "coop",
+                length=length,
+                init=init,
+                shots=shots,
             )
             for init, text in columns.items()
         }
@@ -56,4 +62,5 @@ ITEM = Item(
     "Table 3. Initialisation",
     "Contexts started from random vectors and from words, of equal length.",
     make,
+    sweep_of("table3"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
     Missing,
@@ -48,8 +48,10 @@ def _parts(piece: Slice) -> list[Part]:
             cells: dict[str, Cell | str] = {"accuracy": cell}
             if isinstance(zero, Cell) and series != "zero_shot":
                 cells["Δ"] = replace(cell, mean=cell.mean - zero.mean, signed=True)
-            table.add((name, name_of(series, length)), cells)
-            number = printed("table5", piece.backbone, name, series.split()[0], length=length, init=init)
+            table.add((name, piece.name_of(series, length)), cells)
+            number = printed(
+                "table5", piece.backbone, name, series.split()[0], length=length, init=init, shots=shots
+            )
             if number:
                 table.add((name, f"{name_of(series, length)}, {AS_PRINTED}"), {"accuracy": number})
                 table.notes = list(dict.fromkeys([*table.notes, NOTE]))
@@ -63,4 +65,5 @@ ITEM = Item(
     "Table 5. Other ways of fine-tuning",
     "What else one could learn from the same images, and what it brings.",
     make,
+    sweep_of("table5"),
 )

@@ -31,4 +31,10 @@ def _text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value).replace("{}", "[CLASS]")
 
 
-ITEM = Item("table6", "Table 6. Datasets", "Classes, images per split and the hand-written prompt.", make)
+ITEM = Item(
+    "table6",
+    "Table 6. Datasets",
+    "Classes, images per split and the hand-written prompt.",
+    make,
+    "fastcoop sweep {results}/grid.yaml --results {results}",
+)

@@ -1,0 +1,71 @@
+"""Half of a dataset's classes: what base-to-new studies learn on, and what they have never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fastcoop.datasets.dataset import Dataset, Split, content_digest
+from fastcoop.errors import UserError
+
+HALVES = ("base", "new")
+
+
+def split_spec(spec: str) -> tuple[str, str | None]:
+    """``"NAME:base"`` as ("NAME", "base"); a name without a half as it is, with None."""
+    name, colon, half = spec.rpartition(":")
+    return (name, half) if colon and half in HALVES else (spec, None)
+
+
+def half_of(dataset: Dataset, half: str) -> Dataset:
+    """The dataset "NAME:base", the first ceil(n / 2) of NAME's n classes, or "NAME:new", the others.
+
+    The official rule (Zhou et al., "Conditional Prompt Learning for Vision-Language Models", 2022, section 4.1).
+    Labels are counted from 0 again. The few-shot subsets of a half are the whole dataset's, so far as their images
+    are of its classes, and its features are the whole dataset's too.
+
+    Raises:
+        UserError: the half would have fewer than two classes, or no test images.
+    """
+    classes = len(dataset.class_names)
+    cut = (classes + 1) // 2
+    first, stop = (0, cut) if half == "base" else (cut, classes)
+    if stop - first < 2:
+        raise UserError(
+            f"The half {dataset.name}:{half} has {stop - first} class(es) where at least two are needed: "
+            f"{dataset.name} has {classes} in all."
+        )
+    names = dataset.class_names[first:stop]
+    splits = _kept(dataset.splits, first, stop)
+    if "test" not in splits:
+        raise UserError(f"The half {dataset.name}:{half} has no test images, so nothing can be tested on it.")
+    return replace(
+        dataset,
+        name=f"{dataset.name}:{half}",
+        title=f"{dataset.title} ({half})",
+        class_names=names,
+        class_ids=dataset.class_ids[first:stop],
+        splits=splits,
+        digest=content_digest(names, splits),
+        whole=dataset,
+    )
+
+
+def _kept(splits: Mapping[str, Split], first: int, stop: int) -> dict[str, Split]:
+    kept = {}
+    for name, split in splits.items():
+        rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))
+        if len(rows):
+            kept[name] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
+    return kept
+
+
+def rows_in_whole(half: Dataset, split: str) -> np.ndarray:
+    """int64 (images of the half's split,), ascending: where its images stand in the whole dataset's split."""
+    assert half.whole is not None
+    of_half = set(half.splits[split].paths) if split in half.splits else set()
+    return np.array(
+        [row for row, path in enumerate(half.whole.splits[split].paths) if path in of_half], dtype=np.int64
+    )

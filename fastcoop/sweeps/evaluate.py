@@ -1,0 +1,233 @@
+"""What was learned on one dataset, tested on others: no training, and the tests join the run in its results folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.datasets import Dataset
+from fastcoop.errors import UserError
+from fastcoop.features import FeatureStore, cache_all, find_dataset, store_path
+from fastcoop.features.images import RECIPES
+from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
+from fastcoop.progress import progress
+from fastcoop.sweeps.about import add_datasets, grid_of
+from fastcoop.sweeps.plan import PlannedRun
+from fastcoop.sweeps.results import Learned, load_learned, load_predictions, load_results, load_runs
+from fastcoop.sweeps.store import open_store
+
+log = logging.getLogger("fastcoop")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One test of one run: ``accuracy`` and ``macro_accuracy`` in percent; ``new`` unless it was there before."""
+
+    key: str
+    label: str
+    source: str
+    shots: int | str
+    seed: int
+    dataset: str
+    accuracy: float
+    macro_accuracy: float
+    new: bool
+
+
+def evaluate(
+    results: str | Path,
+    targets: Sequence[str],
+    *,
+    runs: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    data_root: str | Path | None = "data",
+    cache: str | Path = "cache",
+    recipe: str | None = None,
+    device: str = "cpu",
+) -> list[Tested]:
+    """Test runs of a results folder on further datasets, with these datasets' own class lists.
+
+    Contexts, text transforms and biases and zero-shot prompts meet the target's class names; class-specific contexts
+    and a linear probe answer with those of their classes that the target has, found by WordNet ID or by name. Runs
+    that `fastcoop import-coop` brought are tested on their own dataset in the same way. Test features of the targets
+    are cached first. What was tested before is not tested again.
+
+    Args:
+        results: a results folder.
+        targets: datasets as a grid names them.
+        runs: keys, or beginnings of keys; none is every run that can be tested on the targets. The others are
+            then left out with a warning.
+        backbones: of the runs, as a command line names them, where their names alone do not find them.
+        data_root, cache: where datasets and feature stores lie.
+        recipe: of the targets' image transforms; by default that of the features the runs learned from.
+        device: of the towers.
+
+    Raises:
+        UserError: no results, no such run, target or backbone, or runs named that cannot be tested on a target.
+            Nothing has been recorded then.
+    """
+    folder, root = Path(results), Path(data_root) if data_root is not None else None
+    if not targets:
+        raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
+    rows = _chosen(folder, runs)
+    datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
+    found = _backbones(rows, backbones, device)
+    recipe = recipe or _recipe(folder, rows)
+    planned = _plan(folder, rows, datasets, found, strict=bool(runs))
+    with open_store(folder) as store:
+        tested = store.done()
+        pending = _lacking(planned, tested)
+        used = list({run.backbone.digest: run.backbone for run in pending}.values())
+        for _ in cache_all(used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe):
+            pass
+        for run in pending:
+            for data in run.job.targets:
+                if data.store is None:
+                    path = store_path(cache, run.backbone, data.dataset)
+                    data.store = FeatureStore.open(path, run.backbone, data.dataset)
+        add_datasets(folder, datasets)
+        _test(pending, store.record)
+    return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.job.targets})
+
+
+def _chosen(folder: Path, runs: Sequence[str]) -> list[Any]:
+    """Rows of the runs' table, of all runs or those whose keys begin so."""
+    rows: list[Any] = list(load_runs(folder).itertuples())
+    for run in runs:
+        if not any(row.key.startswith(run) for row in rows):
+            raise UserError(f"{folder} has no run {run}; `fastcoop results list {folder}` shows what it has.")
+    if not rows:
+        raise UserError(f"{folder} holds no runs yet; run `fastcoop sweep` into it first.")
+    return [row for row in rows if not runs or row.key.startswith(tuple(runs))]
+
+
+def _recipe(folder: Path, rows: Iterable[Any]) -> str:
+    """The recipe of image transforms that the runs learned from, as far as they say. Raises UserError for several."""
+    learned = (load_learned(folder, row.key) for row in rows)
+    said = {one.recipe for one in learned if one is not None and one.recipe in RECIPES}
+    if len(said) > 1:
+        raise UserError(
+            f"The runs of {folder} learned by several recipes of images ({', '.join(sorted(map(str, said)))}); "
+            "choose runs of one (--run), or say which to test by (--recipe)."
+        )
+    return str(said.pop()) if said else grid_of(folder).get("recipe", "current")
+
+
+def _backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[str, Backbone]:
+    """{digest: the backbone that runs learned over}. Raises UserError where one is not found, or has other weights."""
+    found = {}
+    for spec in specs:
+        backbone = backbone_from_spec(spec, device=device)
+        found[backbone.digest] = backbone
+    for name, digest in {(row.backbone, row.backbone_digest) for row in rows}:
+        if digest in found:
+            continue
+        try:
+            backbone = backbone_from_spec(name, device=device)
+        except UserError as error:
+            raise UserError(
+                f"The backbone {name} of these runs is not found by its name; give it with --backbone. ({error})"
+            ) from None
+        if backbone.digest != digest:
+            raise UserError(
+                f"The runs learned over {name} ({digest[:12]}), not over the {name} that is here "
+                f"({backbone.digest[:12]}); give the right one with --backbone."
+            )
+        found[digest] = backbone
+    return found
+
+
+def _plan(
+    folder: Path,
+    rows: Sequence[Any],
+    datasets: Sequence[Dataset],
+    backbones: dict[str, Backbone],
+    strict: bool,
+) -> list[PlannedRun]:
+    """Each run with the targets it can be tested on. ``strict`` raises for what cannot be, else it is left out."""
+    data = {digest: [Data(dataset, None) for dataset in datasets] for digest in backbones}
+    planned, refused = [], []
+    for row in rows:
+        method, fitting = METHODS[row.method], []
+        try:
+            job = _job(folder, row)
+            for target in data[row.backbone_digest]:
+                try:
+                    method.check(replace(job, targets=(target,)))
+                    fitting.append(target)
+                except UserError as error:
+                    refused.append(error)
+        except UserError as error:
+            refused.append(error)
+        if fitting:
+            job = replace(job, targets=tuple(fitting))
+            planned.append(PlannedRun(row.key, row.method, backbones[row.backbone_digest], job))
+    if refused and (strict or not planned):
+        raise refused[0]
+    if refused:
+        log.warning("%d tests cannot be done and are left out; the first: %s", len(refused), refused[0])
+    return planned
+
+
+def _job(folder: Path, row: Any) -> Job:
+    """A run as it was, without images, with what it learned. Raises UserError where it kept nothing."""
+    method = METHODS[row.method]
+    kept = load_learned(folder, row.key) if method.learns else Learned(None, {})
+    if kept is None:
+        raise UserError(
+            f"Run {row.key[:12]} ({row.label}) keeps nothing that it could be tested by; name the targets in its grid "
+            "and sweep it again."
+        )
+    names = kept.class_names or load_predictions(folder, row.key).class_names
+    bare = Dataset(row.dataset, folder, names, "{}", {}, "", row.dataset, folder, class_ids=kept.class_ids)
+    return Job(
+        method.Settings.model_validate_json(row.settings),
+        Data(bare, None),
+        shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
+        seed=int(row.seed),
+        contexts=kept.contexts,
+        weights=kept.weights,
+    )
+
+
+def _lacking(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]]) -> list[PlannedRun]:
+    """The runs with those of their targets alone that they have not been tested on."""
+    pending = []
+    for run in planned:
+        left = tuple(data for data in run.job.targets if data.name not in tested.get(run.key, ()))
+        if left:
+            pending.append(replace(run, job=replace(run.job, targets=left)))
+    return pending
+
+
+def _test(pending: Sequence[PlannedRun], record: Callable[[PlannedRun, Outcome], None]) -> None:
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in pending:
+        groups.setdefault((run.method, run.backbone.digest), []).append(run)
+    for (method, _), runs in groups.items():
+        backbone = runs[0].backbone
+        with progress(f"{backbone.name}: testing {len(runs)} {method} runs", len(runs)) as advance:
+
+            def done(index: int, outcome: Outcome, runs: list[PlannedRun] = runs) -> None:
+                record(runs[index], outcome)
+
+            METHODS[method].run(backbone, [run.job for run in runs], done, RunContext(on_progress=advance))
+
+
+def _report(folder: Path, planned: Sequence[PlannedRun], new: Collection[tuple[str, str]]) -> list[Tested]:
+    frame = load_results(folder).set_index(["key", "dataset"])
+    tested = []
+    for run in planned:
+        for data in run.job.targets:
+            row: Any = frame.loc[(run.key, data.name)]
+            tested.append(
+                Tested(
+                    *(run.key, str(row.label), str(row.source), run.job.shots, run.job.seed, data.name),
+                    *(float(row.accuracy), float(row.macro_accuracy), (run.key, data.name) in new),
+                )
+            )
+    return tested

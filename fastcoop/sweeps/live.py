@@ -1,0 +1,161 @@
+"""What a sweep shows while it runs: results as they come, throughput and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from fastcoop.methods import METHODS, Outcome
+from fastcoop.sweeps.batches import Batch
+from fastcoop.sweeps.plan import PlannedRun
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = 12  # results on a terminal at once
+LINE_EVERY = 5.0  # seconds between plain lines
+
+
+class Pace:
+    """How fast work goes: what is left of each kind (a method, by backbone) at the rate seen so far."""
+
+    def __init__(self, batches: Iterable[Batch], workers: int):
+        self.workers = max(1, workers)
+        self._left: dict[tuple[str, str], float] = {}
+        self._done: dict[tuple[str, str], float] = {}
+        self._spent: dict[tuple[str, str], float] = {}
+        self._begun: dict[str, tuple[Batch, float, float]] = {}  # batch, when, cost done
+        for batch in batches:
+            self.add(batch)
+
+    def add(self, batch: Batch) -> None:
+        kind = batch.method, batch.backbone
+        self._left[kind] = self._left.get(kind, 0.0) + batch.cost
+
+    def begin(self, batch: Batch) -> None:
+        self._begun[batch.name] = batch, time.monotonic(), 0.0
+
+    def progress(self, batch: Batch, runs: float) -> None:
+        if batch.name in self._begun:
+            _, when, done = self._begun[batch.name]
+            self._begun[batch.name] = batch, when, min(batch.cost, done + runs * batch.cost / len(batch.keys))
+
+    def finish(self, batch: Batch, seconds: float) -> None:
+        kind = batch.method, batch.backbone
+        self._begun.pop(batch.name, None)
+        self._left[kind] -= batch.cost
+        self._done[kind] = self._done.get(kind, 0.0) + batch.cost
+        self._spent[kind] = self._spent.get(kind, 0.0) + seconds
+
+    def seconds_left(self) -> float:
+        """Expected seconds until all is done, if no worker is ever idle."""
+        now = time.monotonic()
+        done, spent, left = dict(self._done), dict(self._spent), dict(self._left)
+        for batch, when, cost in self._begun.values():
+            kind = batch.method, batch.backbone
+            if cost:
+                done[kind] = done.get(kind, 0.0) + cost
+                spent[kind] = spent.get(kind, 0.0) + now - when
+                left[kind] -= cost
+        rate = sum(spent.values()) / sum(done.values()) if sum(done.values()) else 1.0
+        rates = {kind: spent[kind] / done[kind] for kind in done if done[kind]}
+        return sum(max(cost, 0.0) * rates.get(kind, rate) for kind, cost in left.items()) / self.workers
+
+
+class Live:
+    """A table that is drawn anew on a terminal; plain lines, a few seconds apart, elsewhere. On standard error."""
+
+    def __init__(self, runs: int, pace: Pace):
+        self.runs, self.pace = runs, pace
+        self.ended = self.failed = self.diverged = 0
+        self._start = self._said = time.monotonic()
+        self._last: deque[tuple[PlannedRun, Outcome]] = deque(maxlen=SHOWN)
+        self._live = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live as RichLive
+
+            self._live = RichLive(
+                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=4, transient=True
+            )
+
+    def __enter__(self) -> Live:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def result(self, run: PlannedRun, outcome: Outcome) -> None:
+        """A run has ended."""
+        self.ended += 1
+        self.diverged += outcome.status != "done"
+        self._last.append((run, outcome))
+
+    def tick(self) -> None:
+        """Called now and then; says something where it is time to."""
+        now = time.monotonic()
+        if self._live is None and now - self._said >= LINE_EVERY:
+            self._said = now
+            last = f"; {_words(*self._last[-1])}" if self._last else ""
+            print(self.state() + last, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def state(self) -> str:
+        """How far the sweep is, in a line."""
+        minutes = (time.monotonic() - self._start) / 60
+        parts = [f"{self.ended} of {self.runs} runs"]
+        parts += [f"{self.failed} failed"] if self.failed else []
+        parts += [f"{self.diverged} diverged"] if self.diverged else []
+        if self.ended:
+            parts.append(f"{self.ended / max(minutes, 1e-9):.0f} a minute")
+        parts.append(f"{_span(self.pace.seconds_left())} left")
+        return ", ".join(parts)
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=self.state(), title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for name in ("dataset", "method", "shots", "seed", "accuracy", "seconds"):
+            table.add_column(name, justify="left" if name in ("dataset", "method") else "right", no_wrap=True)
+        for run, outcome in self._last:
+            table.add_row(run.job.data.name, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")
+        return table
+
+
+def _numbers(run: PlannedRun, outcome: Outcome) -> tuple[str, str, str]:
+    accuracy = next((f"{scores.accuracy:.1f}%" for scores in outcome.scores.values()), "")
+    if outcome.status != "done":
+        accuracy = f"{accuracy} {outcome.status}"
+    learned = run.job.subset is not None
+    return (str(run.job.shots), str(run.job.seed), accuracy) if learned else ("", "", accuracy)
+
+
+def _words(run: PlannedRun, outcome: Outcome) -> str:
+    shots, seed, accuracy = _numbers(run, outcome)
+    where = f", {shots} shots, seed {seed}" if shots else ""
+    return f"{_label(run)} on {run.job.data.name}{where}: {accuracy}"
+
+
+def _label(run: PlannedRun) -> str:
+    return METHODS[run.method].label(run.job.settings)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,230 @@
+"""Who does the work on one machine: this process alone, or worker processes (joblib's loky) beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Protocol
+
+import psutil
+import torch
+
+from fastcoop.engine.memory import FREE_SHARE, free_bytes
+from fastcoop.sweeps import checkpoints
+from fastcoop.sweeps.batches import Batch
+from fastcoop.sweeps.plan import World
+from fastcoop.sweeps.work import Event, Finished, Home, Supplies, Task, Tell, Workshop
+
+SMALL = 20.0  # expected seconds of one core; a worker's start costs about 6
+WORKER_BYTES = 700e6  # of a worker with its libraries and a small backbone, beside what training takes
+TICK = 0.5  # seconds between looks at the clock where nothing is told
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+WATCH_EVERY = 1.0  # seconds between a worker's looks at whether its parent is still there
+
+
+class Crew(Protocol):
+    """Does tasks until there are none left."""
+
+    size: int
+    keeps_checkpoints: bool
+
+    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
+        """Do all ``tasks``, in order of beginning; ``tell`` may add more. Everything is told in the calling thread,
+        which also calls ``tick`` now and then. Ends at once, whatever is under way, on KeyboardInterrupt."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """How many processes do the work, each on its device, and with how many threads. One is this process itself."""
+
+    devices: tuple[str, ...]
+    threads: int
+
+    @property
+    def size(self) -> int:
+        return len(self.devices)
+
+
+def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> Team:
+    """Processes for these batches: ``jobs`` of them, or for -1 as many as it takes to be quick.
+
+    On a CPU that is a process per core, each of one thread: batches of small towers gain little from a second
+    thread, and nothing is shared but memory. Small sweeps are done alone, since a worker takes seconds to start.
+    On GPUs it is a process for each.
+    """
+    cores = available_cores()
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if jobs < 0:
+        fit = max(1, int(psutil.virtual_memory().available / WORKER_BYTES))
+        wanted = gpus or min(cores, len(batches), fit)
+        small = sum(batch.cost for batch in batches) < SMALL
+        jobs = 1 if small or device.startswith("cuda:") else max(1, wanted)
+    devices = tuple(f"cuda:{number % gpus}" if gpus > 1 else device for number in range(jobs))
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, cores // jobs)
+    return Team(devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
+    """Bytes that a batch's training may take: a worker's part of ``memory_budget`` (GB), or of the free memory."""
+    if memory_budget is not None:
+        return int(memory_budget * 1e9 / workers)
+    if device.startswith("cuda"):
+        return int(FREE_SHARE * free_bytes(torch.device(device)))
+    return int(FREE_SHARE * free_bytes(torch.device("cpu")) / workers)
+
+
+class Alone:
+    """This process, with what it has loaded."""
+
+    size = 1
+    keeps_checkpoints = True
+
+    def __init__(self, world: World):
+        self._home = Home(world)
+
+    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
+        def tell_and_tick(event: Event) -> None:
+            tell(event)
+            tick()
+
+        while tasks:
+            self._home.do(tasks.popleft(), tell_and_tick)
+
+
+class Workers:
+    """Processes on this machine, each with its own supplies, threads and device; one that dies is replaced.
+
+    A process ends when this one does, however that came.
+    """
+
+    keeps_checkpoints = True
+
+    def __init__(self, supplies: Supplies, team: Team):
+        self.size = team.size
+        self._supplies, self._team = supplies, team
+
+    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
+        workers: list[_Worker | None] = [None] * self.size
+        try:
+            while True:
+                for number in range(self.size):
+                    worker = workers[number]
+                    if tasks and (worker is None or worker.task is None):
+                        if worker is None:
+                            worker = _Worker(self._supplies, self._team.devices[number], self._team.threads)
+                            workers[number] = worker
+                        worker.begin(tasks.popleft())
+                busy = {worker.connection: n for n, worker in enumerate(workers) if worker and worker.task}
+                if not busy:
+                    return
+                heard = wait(list(busy), TICK)
+                for connection, number in busy.items():
+                    worker = workers[number]
+                    assert worker is not None
+                    if connection not in heard and not worker.dead:
+                        continue
+                    event = worker.next_event()
+                    if isinstance(event, Finished) and event.died:
+                        workers[number] = None
+                    if event is not None:
+                        tell(event)
+                tick()
+        finally:
+            for worker in workers:
+                if worker is not None:
+                    worker.kill()
+
+
+class _Worker:
+    """One process, what it is at, and the line to it."""
+
+    def __init__(self, supplies: Supplies, device: str, threads: int):
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        self.task: Task | None = None
+        self.connection, self._theirs = Pipe()
+        # Read by the numeric libraries when they start, before a worker's first line.
+        env = {name: str(threads) for name in THREADS}
+        env["OMP_WAIT_POLICY"] = "PASSIVE"
+        kind, _, number = device.partition(":")
+        if number:
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+        self._executor = ProcessPoolExecutor(1, env=env)
+        supplies = replace(supplies, device=kind)
+        self._served = self._executor.submit(_serve, self._theirs, supplies, os.getpid(), checkpoints.EVERY)
+
+    @property
+    def dead(self) -> bool:
+        return self._served.done() and not self.connection.poll()
+
+    def begin(self, task: Task) -> None:
+        self.task = task
+        with suppress(OSError):  # its death is told by next_event
+            self.connection.send(task)
+
+    def next_event(self) -> Event | None:
+        """What it says next: of its work, or that it died. Nothing, where it only says that it is there."""
+        assert self.task is not None
+        try:
+            if self.dead:
+                raise EOFError
+            event = self.connection.recv()
+        except (EOFError, OSError):
+            batch, self.task = self.task.batch, None
+            cause = _cause(self._served.exception())
+            self.kill()
+            return Finished(batch, error=cause, died=True)
+        if event is None:
+            # From now on it alone holds the other end: where it dies in the midst of a word, that word ends.
+            self._theirs.close()
+        if isinstance(event, Finished):
+            self.task = None
+        return event
+
+    def kill(self) -> None:
+        self.connection.close()
+        self._executor.shutdown(wait=False, kill_workers=True)
+
+
+def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_every: float) -> None:
+    """A worker's life: tasks come, what they come to goes back."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
+    threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
+    checkpoints.EVERY = checkpoint_every
+    connection.send(None)
+    workshop = Workshop(supplies)
+    with suppress(EOFError, OSError):  # the parent has gone, or wants no more
+        while True:
+            workshop.do(connection.recv(), connection.send)
+
+
+def _end_with(*parents: int) -> None:
+    """End this process when its parent has ended, in whatever way that came."""
+    above = parents[0]
+    while os.getppid() == above and all(psutil.pid_exists(parent) for parent in parents):
+        time.sleep(WATCH_EVERY)
+    os._exit(1)
+
+
+def _cause(error: BaseException | None) -> str:
+    """Why a worker ended, as far as loky knows."""
+    exits = re.search(r"\{(.+?)\}", str(error))
+    how = f" by {exits[1]}" if exits else ""
+    hint = "; the system kills processes so when memory runs out" if "SIGKILL" in how else ""
+    return f"the worker process was ended{how}{hint}"

@@ -1,0 +1,146 @@
+"""Adding a method is one class and one registration: grids, sweeps, results, evaluate and reports then have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcoop.backbones import Backbone
+from fastcoop.engine import PromptEncoder
+from fastcoop.methods import METHODS, Data, Job, Method, MethodSettings, Outcome, RunContext, score
+from fastcoop.methods.text import score_texts, unit
+from fastcoop.prompts import PromptLayout
+from fastcoop.reports import report
+from fastcoop.sweeps import evaluate, load_results, sweep
+from tests.methods.conftest import job, make_data, run
+from tests.reference import reference_features
+from tests.small_world import write_backbone, write_dataset
+
+
+class NearestMeanSettings(MethodSettings):
+    shrink: float = 0.0
+
+
+class NearestMean(Method[NearestMeanSettings]):
+    """The class whose mean training feature is the nearest by cosine."""
+
+    name = "nearest_mean"
+    Settings = NearestMeanSettings
+
+    def label(self, settings: NearestMeanSettings) -> str:
+        return f"Nearest mean (shrink {settings.shrink:g})"
+
+    def run(self, backbone: Backbone, jobs: Sequence[Job], done: Any, context: RunContext) -> None:
+        for index, one in enumerate(jobs):
+            means = self.means(one) if one.weights is None else one.weights["means"]
+            scores = {data.name: score(100 * data.unit_test @ means.T, data.test[1]) for data in one.tests}
+            done(index, Outcome(scores, weights={"means": means}))
+
+    @staticmethod
+    def means(one: Job) -> np.ndarray:
+        features, labels = one.data.train(one.subset)
+        images = unit(features[:, 0])
+        classes = range(len(one.data.class_names))
+        means = np.stack([images[labels == k].mean(0) for k in classes])
+        return unit((1 - one.settings.shrink) * means + one.settings.shrink * images.mean(0))
+
+
+def test_a_new_method_goes_through_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "nearest_mean", NearestMean())
+    write_dataset(tmp_path / "data" / "colours")
+    write_dataset(tmp_path / "data" / "again", train=0, val=0, seed=1)
+    places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache"}
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")), "datasets": "colours", "shots": [1, 2], "seeds": [1, 2],
+        "views": 0,
+        "methods": {
+            "zero_shot": None, "nearest_mean": {"shrink": [0.0, 0.3]},
+            "coop": {"prompt": "[V]x2 [CLASS], seen.", "epochs": 1},
+        },
+    }  # fmt: skip
+    summary = sweep(grid, results=tmp_path / "results", jobs=1, **places)
+    assert (summary.runs, summary.finished) == (13, 13)
+    assert sweep(grid, results=tmp_path / "results", jobs=1, **places).finished == 0
+    rows = load_results(tmp_path / "results").query("method == 'nearest_mean'")
+    assert len(rows) == 8
+    assert set(rows.label) == {"Nearest mean (shrink 0)", "Nearest mean (shrink 0.3)"}
+    tested = evaluate(tmp_path / "results", ["again"], backbones=[grid["backbones"]], **places)
+    assert len(tested) == 13
+    written = report(tmp_path / "results", tmp_path / "report")
+    page = next(path for path in written if path.name == "index.html").read_text(encoding="utf-8")
+    assert "Nearest mean (shrink 0.3)" in page
+    assert "[V]x2 [CLASS], seen." in page
+    assert "nearest mean" in (tmp_path / "report" / "figure3.md").read_text(encoding="utf-8")
+
+
+class SeveralSettings(MethodSettings):
+    prompts: int = 3
+    apart: float = 0.5
+
+
+class SeveralPrompts(Method[SeveralSettings]):
+    """Several contexts per run, whose class features are averaged, and a second loss that keeps them apart.
+
+    All that it takes of the engine is the differentiable encoder: the prompts are its runs.
+    """
+
+    name = "several_prompts"
+    Settings = SeveralSettings
+    layout = PromptLayout(2)
+
+    def label(self, settings: SeveralSettings) -> str:
+        return f"{settings.prompts} prompts"
+
+    def run(self, backbone: Backbone, jobs: Sequence[Job], done: Any, context: RunContext) -> None:
+        for index, one in enumerate(jobs):
+            contexts, losses = self.learn(backbone, one)
+            encoder = PromptEncoder(backbone, one.data.class_names, self.layout)
+            with torch.no_grad():
+                texts = self.classifier(encoder(contexts))[0].numpy()
+            scores = {data.name: score_texts(backbone, data, texts) for data in one.tests}
+            done(index, Outcome(scores, losses, weights={"prompts": contexts.numpy()}))
+
+    @staticmethod
+    def classifier(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class features (classes, dim) and how alike the prompts' are, of features (prompts, classes, dim)."""
+        units = torch.nn.functional.normalize(features, dim=-1)
+        return torch.nn.functional.normalize(units.mean(0), dim=-1), (units.mean(0) ** 2).sum(-1).mean()
+
+    def learn(self, backbone: Backbone, one: Job) -> tuple[torch.Tensor, np.ndarray]:
+        features, labels = one.data.train(one.subset)
+        images, targets = torch.from_numpy(unit(features[:, 0])), torch.from_numpy(labels)
+        draw = torch.Generator().manual_seed(one.seed)
+        contexts = 0.3 * torch.randn(one.settings.prompts, 2, backbone.text.width, generator=draw)
+        contexts.requires_grad_()
+        optimiser = torch.optim.SGD([contexts], lr=0.05)
+        encoder, losses = PromptEncoder(backbone, one.data.class_names, self.layout), []
+        for _ in range(12):
+            weights, alike = self.classifier(encoder(contexts))
+            loss = torch.nn.functional.cross_entropy(10 * images @ weights.T, targets)
+            loss = loss + one.settings.apart * alike
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        return contexts.detach(), np.array(losses, np.float32)
+
+
+@pytest.mark.parametrize("apart", [0.0, 2.0])
+def test_several_prompts_and_an_added_loss_need_the_encoder_alone(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, apart: float
+) -> None:
+    monkeypatch.setitem(METHODS, "several_prompts", SeveralPrompts())
+    data: Data = make_data(views=0)
+    (outcome,) = run(backbone, "several_prompts", [job(data, "several_prompts", apart=apart)])
+    assert outcome.losses[-1] < outcome.losses[0]
+    plain = [
+        reference_features(backbone.model, backbone.tokenizer, data.class_names, torch.from_numpy(c), "end")
+        for c in outcome.weights["prompts"]
+    ]
+    texts = SeveralPrompts.classifier(torch.stack(plain))[0].numpy()
+    assert (outcome.scores["animals"].predictions == (data.unit_test @ texts.T).argmax(1)).all()

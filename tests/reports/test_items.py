@@ -1,0 +1,173 @@
+"""Items beside the paper's figures: base to new, transfer, nearest words; and the commands that supply what is
+missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fastcoop.reports.items import ITEMS, base_to_new, cross_dataset, figure3, table4, table5
+from fastcoop.reports.study import Missing, Study, study_of
+from fastcoop.reports.table import Table
+from fastcoop.sweeps import read_grid
+from tests.reports.made_up_results import coop, results, run, store_words
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells(table: Table) -> dict[tuple[str, ...], dict]:
+    return dict(table.rows)
+
+
+def halves(families=("pets", "cars"), seeds=(1, 2)) -> pd.DataFrame:
+    rows = []
+    for place, family in enumerate(families):
+        for half in ("base", "new"):
+            tested = {"backbone": "b", "dataset": f"{family}:{half}"}
+            zero = 60.0 if half == "base" else 70.0
+            rows.append(
+                run(**tested, source=f"{family}:base", method="zero_shot", shots=0, seed=0, accuracy=zero)
+            )
+            for seed in seeds:
+                for length, lost in ((16, 20.0), (4, 5.0)):
+                    accuracy = 80.0 + place + seed if half == "base" else 70.0 - lost - seed
+                    trained = {**tested, "source": f"{family}:base", "shots": 16, "seed": seed}
+                    rows.append(coop(**trained, context_length=length, accuracy=accuracy))
+    return pd.DataFrame(rows)
+
+
+def test_base_to_new_has_both_halves_and_their_harmonic_mean(tmp_path):
+    (part,) = base_to_new.make(study_of(halves(), tmp_path))
+    found = cells(part.table)
+    own = found["pets", "CoOp (M=16, end)"]
+    assert (own["base"].mean, own["new"].mean) == (81.5, 48.5)
+    assert own["harmonic mean"].mean == pytest.approx(statistics.harmonic_mean([81.5, 48.5]))
+    per_seed = [statistics.harmonic_mean([81.0, 49.0]), statistics.harmonic_mean([82.0, 48.0])]
+    assert own["harmonic mean"].std == pytest.approx(statistics.stdev(per_seed))
+    assert own["base"].runs == 2
+    mean = found["Average over 2 datasets", "CoOp (M=16, end)"]
+    assert (mean["base"].mean, mean["new"].mean) == (82.0, 48.5)
+    assert mean["harmonic mean"].mean == pytest.approx(statistics.harmonic_mean([82.0, 48.5]))
+    assert mean["base"].std == pytest.approx(statistics.stdev([81.5, 82.5]))
+    assert found["cars", "Zero-shot CLIP"]["new"].best
+    assert found["cars", "CoOp (M=4, end)"]["base"].best
+
+
+def test_base_to_new_is_no_few_shot_result(tmp_path):
+    study = study_of(pd.concat([results(datasets=("pets",)), halves(("pets",))]), tmp_path)
+    (part,) = figure3.make(study)
+    assert {names[0] for names, _ in part.table.rows} == {"pets"}
+    assert len(base_to_new.make(study)) == 1
+
+
+def test_one_half_alone_is_no_base_to_new(tmp_path):
+    frame = halves()
+    with pytest.raises(Missing, match="tested on both halves"):
+        base_to_new.make(study_of(frame[frame.dataset.str.endswith(":base")], tmp_path))
+
+
+def moved() -> Study:
+    rows = []
+    for dataset, accuracy in (("objects", 80.0), ("weather", 50.0), ("digits", 40.0), ("sketch", 60.0)):
+        tested = {"backbone": "b", "dataset": dataset}
+        rows.append(
+            run(**tested, source="objects", method="zero_shot", shots=0, seed=0, accuracy=accuracy - 1)
+        )
+        for seed in (1, 2):
+            trained = {**tested, "source": "objects", "shots": 16, "seed": seed}
+            rows += [coop(**trained, context_length=m, accuracy=accuracy + seed + m) for m in (4, 16)]
+    names = {
+        "objects": ["cat", "dog", "owl"],
+        "sketch": ["cat", "dog"],
+        "weather": ["sun"],
+        "digits": ["one"],
+    }
+    return study_of(pd.DataFrame(rows), Path("results"), names)
+
+
+def test_transfer_has_a_row_per_source_and_method_and_the_mean_of_its_targets(tmp_path):
+    (part,) = cross_dataset.make(moved())
+    assert part.table.columns == ("on the source", "weather", "digits", "mean of targets")
+    found = cells(part.table)
+    row = found["objects", "CoOp (M=16, end)"]
+    assert (row["on the source"].mean, row["weather"].mean, row["digits"].mean) == (97.5, 67.5, 57.5)
+    assert row["mean of targets"].mean == pytest.approx(62.5)
+    assert row["mean of targets"].std == pytest.approx(statistics.stdev([62.0, 63.0]))
+    assert found["objects", "Zero-shot CLIP"]["mean of targets"].mean == 44.0
+    assert next(iter(found)) == ("objects", "Zero-shot CLIP")
+
+
+def test_each_nearest_word_stands_beside_its_chance_and_what_is_nearer_is_marked(tmp_path):
+    frame = results(datasets=("pets",), shots=(16,), seeds=(1,))
+    store_words(tmp_path, frame, chance=1.01)
+    unified, summary, classes = table4.make(study_of(frame, tmp_path))
+    rows = cells(unified.table)
+    assert rows[("1",)]["pets"] == "cat (0.900 / 1.010) *"  # 0.9 is below 90% of 1.01
+    assert rows[("3",)]["pets"] == "of (0.920 / 1.010)"
+    assert rows[("chance",)]["pets"] == "1.010"
+    assert rows[("initial context",)]["pets"] == "0.700"
+
+    assert (summary.suffix, classes.suffix) == ("-csc", "-csc-classes")
+    row = cells(summary.table)[("pets",)]
+    assert (row["classes"], row["chance"], row["initial context"]) == ("2", "1.010", "0.700")
+    assert row["met most often"] == "cat (12), hu- (10), of (10)"  # of 16 vectors of two classes
+    row = cells(classes.table)["pets", "boxer"]
+    assert row["nearest words"].startswith("cat*, hu-, of, cat")
+    assert row["mean distance"] == "0.975"
+
+
+def test_words_by_cosine_are_said_to_be(tmp_path):
+    frame = results(datasets=("pets",), shots=(16,), seeds=(1,))
+    store_words(tmp_path, frame)
+    for path in (tmp_path / "nearest_words").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": "cosine"}))
+    assert all("1 - cosine" in part.table.notes[0] for part in table4.make(study_of(frame, tmp_path)))
+
+
+def test_a_probe_of_less_effort_is_named_so(tmp_path):
+    frame = results(datasets=("pets",))
+    label = "Linear probe CLIP (100 iterations, 2 search steps)"
+    frame.loc[frame.method == "linear_probe", "label"] = label
+    (part,) = figure3.make(study_of(frame, tmp_path))
+    name = "Linear probe (100 iterations, 2 search steps)"
+    assert name in {names[1] for names, _ in part.table.rows}
+    assert name in [text.get_text() for text in part.figure.legends[0].get_texts()]
+
+
+def test_the_papers_numbers_are_not_shown_for_other_shots(tmp_path):
+    common = {"backbone": "RN50", "dataset": "imagenet", "seed": 1}
+    for shots, printed in ((16, 62.95), (4, None)):
+        rows = [coop(**common, shots=shots, accuracy=60.0)]
+        rows.append(run(**common, shots=shots, method="text_bias", accuracy=59.0))
+        (part,) = table5.make(study_of(pd.DataFrame(rows), tmp_path))
+        shown = cells(part.table).get(("imagenet", "CoOp (M=16, end), as printed in the paper"))
+        assert (shown and shown["accuracy"].mean) == printed
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_what_would_supply_an_item_is_a_command_that_runs(item, tmp_path):
+    study = study_of(results(datasets=("my pets", "b")), tmp_path)
+    words = shlex.split(item.command(study))
+    assert words[0] == "fastcoop"
+    assert str(tmp_path) in words
+    if words[1] == "interpret":
+        assert words[-2:] == ["--backbone", "demo-resnet"]
+    elif item.name != "table6":  # which runs the results' own grid again
+        overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        grid = read_grid(ROOT / words[2], overrides)
+        assert "demo-resnet" in grid.backbones
+        assert {re.sub(":.*", "", name) for name in grid.datasets} <= {"my pets", "b"}
+
+
+def test_the_commands_name_backbones_as_the_grid_did(tmp_path):
+    (tmp_path / "grid.yaml").write_text("backbones: [path/to/clip]\ndatasets: data/pets\n")
+    study = study_of(results(datasets=("pets",), backbone="clip"), tmp_path)
+    command = next(item.command(study) for item in ITEMS if item.name == "figure3")
+    assert "backbones=path/to/clip" in command
+    assert "datasets=data/pets" in command

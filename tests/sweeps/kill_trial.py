@@ -1,0 +1,172 @@
+"""A sweep that is killed at random points and started again, until it is done: nothing lost, nothing twice, same bits.
+
+    python -m tests.sweeps.kill_trial --points 50 [--jobs 2]
+
+Everything is imported once; each child is a fork that sweeps over a small world, and gets SIGKILL at a random instant.
+With ``--jobs`` above 1 it has worker processes of its own, and only it is killed: they must end by themselves.
+Prints its counts, and raises AssertionError where something is lost, done twice, or other than undisturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import signal
+import sqlite3
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from fastcoop.engine import training
+from fastcoop.sweeps import checkpoints, load_contexts, load_results, sweep
+from tests.small_world import write_backbone, write_dataset
+
+EVERY = 0.1  # seconds between checkpoints here
+COOP = {"context_length": 2, "class_position": ["end", "mid"], "class_specific": [False, True], "epochs": 120}
+
+
+class Steps:
+    """Counts steps of runs, here and in forks: all of them, and those since what a checkpoint holds."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 16)
+
+    def read(self) -> tuple[int, int]:
+        return struct.unpack("qq", self._shared[:16])  # type: ignore[return-value]
+
+    def write(self, all_: int, unsaved: int) -> None:
+        self._shared[:16] = struct.pack("qq", all_, unsaved)
+
+    def count(self) -> None:
+        """Count from now on, in this process."""
+        step, write_state, begin = training.Batch.step, checkpoints.write_state, checkpoints.Checkpoint.load
+
+        def counted(batch: training.Batch) -> None:
+            step(batch)
+            all_, unsaved = self.read()
+            self.write(all_ + len(batch.active), unsaved + len(batch.active))
+
+        def saved(*args: Any) -> None:
+            write_state(*args)
+            self.write(self.read()[0], 0)
+
+        def begun(checkpoint: checkpoints.Checkpoint) -> Any:
+            self.write(self.read()[0], 0)
+            return begin(checkpoint)
+
+        training.Batch.step = counted  # type: ignore[method-assign]
+        checkpoints.write_state = saved
+        checkpoints.Checkpoint.load = begun  # type: ignore[method-assign]
+
+
+def main(points: int, jobs: int, folder: Path) -> None:
+    torch.set_num_threads(1)  # a fork does not bring along the threads that OpenMP would wait for
+    checkpoints.EVERY = EVERY
+    steps = Steps()
+    steps.count()
+    write_dataset(folder / "data" / "colours")
+    grid = {
+        "backbones": str(write_backbone(folder / "tiny")), "datasets": "colours", "shots": [1, 2],
+        "seeds": [1, 2, 3], "views": 1, "methods": {"coop": COOP, "zero_shot": None},
+    }  # fmt: skip
+
+    def work(results: Path) -> None:
+        sweep(grid, data_root=folder / "data", cache=folder / "cache", results=results, jobs=jobs)
+
+    work(folder / "whole")  # caches the features, and warms all up
+    steps.write(0, 0)
+    begin = time.monotonic()
+    work(folder / "again")
+    duration, needed = time.monotonic() - begin, steps.read()[0]
+    assert_same(folder / "whole", folder / "again")
+
+    steps.write(0, 0)
+    rng, killed, done, redone = random.Random(0), 0, 0, 0
+    for _ in range(points):
+        ended, lost = kill_one(lambda: work(folder / f"cut{done}"), rng.uniform(-0.2, 1) * needed, steps)  # noqa: B023
+        if ended:
+            done += 1
+        else:
+            killed += 1
+            redone += lost
+    for number in range(done + 1):
+        work(folder / f"cut{number}")
+        assert_same(folder / "whole", folder / f"cut{number}")
+        left = sorted(path.name for path in (folder / f"cut{number}").glob("checkpoints/*"))
+        assert not left, f"checkpoints are left: {left}"
+    counts = {
+        "points": points,
+        "killed": killed,
+        "sweeps_ended": done + 1,
+        "runs_each": len(keys(folder / "whole")),
+    }
+    if jobs == 1:  # workers do not count
+        executed = steps.read()[0]
+        assert executed - (done + 1) * needed <= redone, (executed, done, needed, redone)
+        counts |= {"steps_each": needed, "steps_redone": executed - (done + 1) * needed}
+        counts |= {"steps_unsaved_when_killed": redone}
+    print(json.dumps(counts | {"seconds_undisturbed": round(duration, 2), "checkpoint_every_s": EVERY}))
+
+
+def kill_one(work: Callable[[], None], after: float, steps: Steps) -> tuple[bool, int]:
+    """Kill a fork after so many steps, or after a random time where that is below 0. Returns whether its work had
+    ended before, and the steps it lost if not."""
+    before = steps.read()[0]
+    steps.write(before, 0)
+    child = os.fork()
+    if child == 0:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        try:
+            work()
+        finally:
+            os._exit(0)
+    random_time = time.monotonic() + random.Random(after).uniform(0, 2)
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if steps.read()[0] - before >= after >= 0 or (after < 0 and time.monotonic() >= random_time):
+            break
+        time.sleep(0.001)
+    below = psutil.Process(child).children(recursive=True)
+    os.kill(child, signal.SIGKILL)
+    ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    lost = steps.read()[1]
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive, f"workers outlive the sweep: {alive}"
+    return ended, lost
+
+
+def keys(folder: Path) -> list[str]:
+    with sqlite3.connect(folder / "results.sqlite") as db:
+        return [key for (key,) in db.execute("SELECT key FROM scores JOIN runs USING (key) ORDER BY key")]
+
+
+def assert_same(whole: Path, other: Path) -> None:
+    """Every run once, with the same contexts, losses and predictions to the bit."""
+    assert keys(other) == keys(whole)
+    assert len(set(keys(other))) == len(keys(other))
+    columns = ["key", "accuracy", "losses", "per_class", "status"]
+    one, two = (
+        load_results(folder)[columns].sort_values("key", ignore_index=True) for folder in (whole, other)
+    )
+    assert one.equals(two), one.compare(two)
+    for key in load_results(whole).query("method == 'coop'").key:
+        assert np.array_equal(load_contexts(whole, key), load_contexts(other, key)), key
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--points", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=1)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        main(given.points, given.jobs, Path(temporary))

@@ -1,0 +1,98 @@
+"""Batches: planned from the whole grid, trees alike together, recorded and formed again."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcoop.methods import METHODS
+from fastcoop.sweeps import read_grid
+from fastcoop.sweeps.batches import Batch, in_order, plan_batches, reformed, room_rows
+from fastcoop.sweeps.plan import PlannedRun, load_world, plan_runs
+from fastcoop.sweeps.schedule import form_batches
+from fastcoop.sweeps.store import open_store
+
+BUDGET = 1 << 30
+
+
+@pytest.fixture
+def planned(world: Path, grid: dict[str, Any]) -> dict[str, PlannedRun]:
+    loaded = load_world(read_grid(grid), world / "data", "cpu")
+    for dataset in loaded.datasets.values():
+        loaded.add_features(loaded.backbones[0], dataset, None)
+    return {run.key: run for run in plan_runs(loaded)}
+
+
+def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[str, PlannedRun]) -> None:
+    batches = plan_batches(planned.values(), threads=1, budget=BUDGET)
+    keys = [key for batch in batches for key in batch.keys]
+    assert sorted(keys) == sorted(planned)
+    assert {batch.method for batch in batches if batch.trains} == {"coop"}
+    for batch in batches:
+        assert {planned[key].method for key in batch.keys} == {batch.method}
+        if batch.method == "linear_probe":
+            assert len(batch.keys) == 1
+        if batch.trains:
+            layouts = [
+                repr(METHODS["coop"].training(planned[key].job, planned[key].backbone)[1])
+                for key in batch.keys
+            ]
+            changes = sum(a != b for a, b in pairwise(layouts))
+            assert changes == len(set(layouts)) - 1, "a tree's runs lie side by side"
+
+
+def test_the_plan_is_the_same_each_time_and_whatever_the_order(planned: dict[str, PlannedRun]) -> None:
+    once = plan_batches(planned.values(), threads=1, budget=BUDGET)
+    again = plan_batches(reversed(list(planned.values())), threads=1, budget=BUDGET)
+    trained = [[batch.keys for batch in batches if batch.trains] for batches in (once, again)]
+    assert trained[0] == trained[1]
+
+
+def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, PlannedRun]) -> None:
+    backbone = next(iter(planned.values())).backbone
+    few = room_rows(backbone, BUDGET)
+    whole = [batch for batch in plan_batches(planned.values(), threads=1, budget=BUDGET) if batch.trains]
+    assert len(whole) == 1, "small trees share a batch"
+    # Where the room is small, so are batches: with room for a single row every tree's runs are cut.
+    cut = [batch for batch in plan_batches(planned.values(), threads=1, budget=1) if batch.trains]
+    assert len(cut) > len(whole)
+    assert room_rows(backbone, 1) == 1 < few
+    assert sum(batch.cost for batch in cut) == pytest.approx(sum(batch.cost for batch in whole))
+
+
+def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str, PlannedRun]) -> None:
+    batches = in_order(plan_batches(planned.values(), threads=1, budget=1))
+    kinds = [batch.method for batch in batches]
+    assert kinds == sorted(kinds, key=["zero_shot", "linear_probe", "coop"].index)
+    costs = [batch.cost for batch in batches if batch.trains]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_recorded_batches_are_formed_again_with_their_done_runs(
+    planned: dict[str, PlannedRun], tmp_path: Path
+) -> None:
+    first = [batch for batch in plan_batches(planned.values(), threads=3, budget=1) if batch.trains]
+    with open_store(tmp_path) as store:
+        store.replace_batches([], first)
+    with open_store(tmp_path) as store:
+        recorded = store.batches()
+    assert recorded == first
+    left = {key: run for key, run in planned.items() if key == first[0].keys[-1]}
+    assert form_batches(planned, left, recorded, threads=1, budget=BUDGET) == [first[0]]
+    # A grid that lacks one of its runs cannot form it; what is left is planned anew.
+    narrowed = {key: run for key, run in planned.items() if key != first[0].keys[0]}
+    (anew,) = form_batches(narrowed, left, recorded, threads=1, budget=BUDGET)
+    assert anew.keys == tuple(left)
+    assert reformed([first[0], first[0]], planned, planned) == [first[0]]
+
+
+def test_batches_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    whole = Batch("coop", "b", ("1", "2", "3"), 1, 10, 3.0)
+    halves = [Batch("coop", "b", ("1",), 1, 5, 1.0, 1), Batch("coop", "b", ("2", "3"), 1, 5, 2.0, 1)]
+    with open_store(tmp_path) as store:
+        store.replace_batches([], [whole])
+        store.replace_batches([whole], halves)
+        assert store.batches() == halves

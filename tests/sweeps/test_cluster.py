@@ -1,0 +1,83 @@
+"""A real Dask cluster on this machine: the planned batches, the results of one process, and workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fastcoop.errors import UserError
+from fastcoop.sweeps import Summary
+from fastcoop.sweeps.store import ResultsStore
+from tests.sweeps.test_workers import same_results
+
+distributed = pytest.importorskip("distributed", reason="Dask is not installed (fastcoop[cluster])")
+
+Sweep = Callable[..., Summary]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=None,
+        worker_dashboard_address=None, silence_logs=50,
+    ) as cluster:  # fmt: skip
+        yield cluster
+
+
+def test_a_cluster_of_which_a_worker_is_killed_does_what_one_process_does(
+    cluster: Any, run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid["methods"] = {"coop": grid["methods"]["coop"], "zero_shot": None, "linear_probe": {"iterations": 20}}
+    grid["shots"] = 1
+    run(grid, results=tmp_path / "alone", memory_budget=1e-9)
+    record, killed = ResultsStore.record, []
+
+    def kill_first(store: ResultsStore, planned: Any, outcome: Any) -> None:
+        record(store, planned, outcome)
+        if not killed and planned.method == "coop":
+            with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
+                processing = client.processing()
+                busy = next((worker for worker, tasks in processing.items() if tasks), next(iter(processing)))
+                killed.append(psutil.Process(client.run(os.getpid, workers=[busy])[busy]))
+            killed[0].send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(ResultsStore, "record", kill_first)
+    address = cluster.scheduler_address
+    summary = run(grid, results=tmp_path / "many", memory_budget=1e-9, backend="dask", address=address)
+    assert len(killed) == 1
+    assert (summary.workers, summary.finished, summary.failed) == (2, 11, {})
+    same_results(tmp_path / "alone", tmp_path / "many")
+
+
+def test_features_travel_along_where_workers_do_not_see_them(
+    cluster: Any, run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastcoop.sweeps import cluster as cluster_module
+
+    monkeypatch.setattr(cluster_module, "_sees", blind)
+    address = cluster.scheduler_address
+    grid |= {"methods": {"coop": {"context_length": 2, "epochs": 2}, "zero_shot": None}, "shots": 1}
+    run(grid, results=tmp_path / "alone")
+    summary = run(grid, results=tmp_path / "far", backend="dask", address=address)
+    assert (summary.finished, summary.failed) == (3, {})
+    same_results(tmp_path / "alone", tmp_path / "far")
+
+
+def blind(paths: list[str]) -> bool:
+    return False
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT", 0.2)
+    with pytest.raises(UserError, match="no Dask scheduler with workers"):
+        run(grid, results=tmp_path, backend="dask", address="tcp://127.0.0.1:9")
+    with pytest.raises(UserError, match="needs the address"):
+        run(grid, results=tmp_path, backend="dask")

@@ -1,0 +1,129 @@
+"""Forecasts: what they count is what the engine does. How long it takes is a machine's business, and no test's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcoop.backbones import backbone_from_spec
+from fastcoop.cli import main
+from fastcoop.engine import Run, train
+from fastcoop.engine.flops import forest_flops
+from fastcoop.engine.forest import plant
+from fastcoop.engine.trees import Trees, tree_key
+from fastcoop.methods.base import Training
+from fastcoop.prompts import PromptLayout
+from fastcoop.sweeps import Summary, cache_grid, read_grid
+from fastcoop.sweeps.dry_run import dry_run
+from fastcoop.sweeps.forecast import _Curve, _makespan
+from fastcoop.sweeps.shapes import Shapes, course
+from fastcoop.sweeps.shown import grid_text
+from fastcoop.sweeps.workers import Team
+
+NAMES = ("dark red", "green", "grey", "sky blue")
+
+
+@pytest.mark.parametrize("budget", [1, 400_000, 1_000_000_000])
+def test_the_course_of_a_batch_is_the_engines(world: Path, budget: int) -> None:
+    backbone = backbone_from_spec(str(world / "tiny"))
+    generator = torch.Generator().manual_seed(0)
+    runs, asked = [], []
+    for length, epochs in ((4, 5), (4, 5), (4, 2), (2, 3), (2, 3), (2, 1), (2, 1)):
+        layout = PromptLayout(length)
+        contexts = torch.randn(length, 16, generator=generator)
+        features = torch.randn(4, 1, 16, generator=generator)
+        runs.append(Run(NAMES, layout, contexts, features, torch.arange(4), epochs, seed=1))
+        asked.append(Training(NAMES, layout, epochs))
+    seen: list[float] = []
+    train(backbone, runs, memory_budget=budget, on_progress=seen.append)
+    shapes = Shapes(backbone)
+    found = list(course([(shapes.of(one), one.steps) for one in asked], budget, shapes.room))
+    assert [rows for steps, by_shape in found for rows in [sum(by_shape.values())] * steps] == seen
+
+
+def test_nodes_and_operations_are_those_of_the_forest(world: Path) -> None:
+    backbone = backbone_from_spec(str(world / "tiny"))
+    shapes, trees = Shapes(backbone), Trees(backbone)
+    for layout in (PromptLayout(4), PromptLayout(3, "mid", True)):
+        plan, constants = trees[tree_key(NAMES, layout)]
+        forest = plant(trees.tower, [(plan, constants, 5)])
+        shape = shapes.of(Training(NAMES, layout, 1))
+        assert (5 * shape.nodes, 5 * shape.rows) == (forest.nodes, forest.rows)
+        assert 5 * shape.flops == pytest.approx(forest_flops(forest), rel=1e-12)
+
+
+def test_workers_take_the_next_batch_when_they_are_free() -> None:
+    assert _makespan([4, 3, 2, 2], Team(("cpu",), 2)) == 11
+    assert _makespan([4, 3, 2, 2], Team(("cpu", "cpu"), 1)) == 6
+
+
+def test_seconds_follow_sizes_through_what_was_timed() -> None:
+    assert _Curve([(10, 2.0)])(20) == pytest.approx(4)
+    curve = _Curve([(10, 1.0), (100, 100.0), (1000, 1000.0)])
+    assert [curve(size) for size in (10, 20, 100, 400, 10_000)] == pytest.approx([1, 4, 100, 400, 10_000])
+
+
+def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
+    run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = {"data_root": world / "data", "cache": world / "cache", "jobs": 1}
+    methods = grid["methods"] | {"ensemble": None, "text_bias": {"epochs": 3}}
+    grid = grid | {"methods": methods}
+    list(cache_grid(grid, data_root=world / "data", cache=world / "cache"))
+    planned = dry_run(grid, results=tmp_path / "new", **folders)
+    assert not (tmp_path / "new").exists()
+    assert planned.left == planned.summary.runs == 27
+    found = planned.forecast
+    assert found is not None
+    assert {part.method: part.runs for part in found.parts} == {
+        "zero_shot": 2, "ensemble": 1, "linear_probe": 4, "text_bias": 4, "coop": 16,
+    }  # fmt: skip
+    assert (found.crops, found.workers) == (0, 1)
+    assert found.seconds is not None
+    assert 0 < found.seconds < 600
+    assert found.memory > 1e8
+    run(grid, results=tmp_path / "done", only=["coop", "zero_shot"], overrides=["seeds=1"])
+    again = dry_run(grid, results=tmp_path / "done", **folders)
+    assert (again.left, again.summary.done_before) == (27 - 10, 10)
+    assert again.forecast is not None
+    assert again.forecast.nodes == found.nodes / 2
+    assert json.loads(json.dumps(again.as_json()))["would_run"] == 17
+    assert dry_run(grid, results=tmp_path / "done", only=["zero_shot"], **folders).forecast is None
+
+
+def test_features_that_are_missing_are_counted_and_stood_in_for(
+    world: Path, grid: dict[str, Any], tmp_path: Path
+) -> None:
+    found = dry_run(
+        grid, data_root=world / "data", cache=tmp_path / "cache", results=tmp_path / "new", jobs=1
+    ).forecast
+    assert found is not None
+    drawn = 16  # all of the training images, or fewer
+    assert 8 + 20 + 2 * 8 <= found.crops <= 8 + 20 + 2 * drawn
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_grid_is_shown_with_every_default(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "backbones: a\ndatasets: [b, c]\nseeds: 1\nexclude: {dataset: c, shots: 1}\nblocks:\n"
+        "  one: {methods: {coop: {context_length: [4, 8], epochs: {1: 5, 16: 20 steps}}}, shots: [1, 16]}\n"
+        "  two: {methods: zero_shot, include: {method: linear_probe, shots: 2}}\n"
+    )
+    with pytest.raises(SystemExit):
+        main(["sweep", str(file), "--show-grid"])
+    shown = capsys.readouterr().out
+    for default in ("views: 8", "learning_rate: 0.002", "batch_size: 32", "iterations: 1000", "# 6 runs"):
+        assert default in shown
+    file.write_text(shown)
+    read = read_grid(file)
+    file.write_text(grid_text(read))
+    assert sorted(read_grid(file).runs(), key=str) == sorted(read.runs(), key=str)
+    assert sum(1 for _ in read.runs()) == 6 + 2 + 2

@@ -1,0 +1,102 @@
+"""What a sweep says while it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fastcoop.methods import Outcome, Scores
+from fastcoop.sweeps import Summary, read_grid
+from fastcoop.sweeps import live as live_module
+from fastcoop.sweeps.batches import Batch
+from fastcoop.sweeps.live import Live, Pace
+from fastcoop.sweeps.plan import PlannedRun, load_world, plan_runs
+
+Sweep = Callable[..., Summary]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_time_left_goes_by_the_pace_of_each_kind_of_work(clock: list[float]) -> None:
+    probe, long, short = (
+        Batch("linear_probe", "b", ("1",), 1, None, 1.0), Batch("coop", "b", ("2", "3"), 1, 9, 20.0),
+        Batch("coop", "b", ("4",), 1, 9, 10.0),
+    )  # fmt: skip
+    pace = Pace([probe, long, short], workers=2)
+    assert pace.seconds_left() == pytest.approx(31 / 2), "as planned, as long as nothing is known"
+    pace.begin(probe)
+    pace.finish(probe, seconds=3.0)
+    assert pace.seconds_left() == pytest.approx(30 * 3 / 2), "as what is known"
+    pace.begin(long)
+    clock[0] = 10.0
+    pace.progress(long, runs=1.0)  # half of it in 10 s
+    assert pace.seconds_left() == pytest.approx((10 + 10) * 1.0 / 2)
+    pace.finish(long, seconds=40.0)
+    assert pace.seconds_left() == pytest.approx(10 * 2.0 / 2)
+    pace.begin(short)
+    pace.finish(short, seconds=5.0)
+    assert pace.seconds_left() == 0
+
+
+@pytest.fixture
+def one_run(world: Path, grid: dict[str, Any]) -> PlannedRun:
+    loaded = load_world(read_grid(grid, only=["coop"]), world / "data", "cpu")
+    for dataset in loaded.datasets.values():
+        loaded.add_features(loaded.backbones[0], dataset, None)
+    return plan_runs(loaded)[0]
+
+
+def outcome(status: str = "done") -> Outcome:
+    none = np.zeros(0)
+    return Outcome({"colours": Scores(62.5, 60.0, none, none, none)}, status=status, seconds=1.25)
+
+
+def test_plain_lines_are_a_few_seconds_apart(
+    clock: list[float], one_run: PlannedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = Batch("coop", "b", (one_run.key,), 1, 9, 60.0)
+    with Live(4, Pace([batch], 1)) as live:
+        for _ in range(120):
+            clock[0] += 0.1
+            live.tick()
+        live.result(one_run, outcome("diverged"))
+        clock[0] += 5
+        live.tick()
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == second == "0 of 4 runs, 60 s left"
+    assert third.startswith(
+        "1 of 4 runs, 1 diverged, 4 a minute, 60 s left; CoOp (M=2, end) on colours, 1 shots"
+    )
+    assert third.endswith("62.5% diverged")
+
+
+def test_a_terminal_has_a_table(one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    live = Live(40, Pace([], 1))
+    for _ in range(live_module.SHOWN + 3):
+        live.result(one_run, outcome())
+    console = Console(width=100, record=True)
+    console.print(live._table())
+    lines = console.export_text().splitlines()
+    assert lines[0].startswith("15 of 40 runs")
+    assert lines[1].split() == ["dataset", "method", "shots", "seed", "accuracy", "seconds"]
+    assert len(lines) == 2 + live_module.SHOWN
+    assert lines[-1].split() == ["colours", "CoOp", "(M=2,", "end)", "1", "1", "62.5%", "1.2"]
+
+
+def test_the_summary_tells_of_the_engines_share(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    summary = run(grid, results=tmp_path, only=["coop"], overrides=["methods.coop.epochs=30"])
+    assert 0 < summary.engine_share < 1
+    assert summary.as_json()["engine_share"] == summary.engine_share
+    assert run(grid, results=tmp_path, only=["zero_shot"]).engine_share == 0

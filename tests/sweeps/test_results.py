@@ -1,0 +1,252 @@
+"""Results as a user looks into them: the commands, and other programs' readers."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fastcoop.cli import main
+from fastcoop.errors import UserError
+from fastcoop.sweeps import load_results, merge_results, sweep
+from fastcoop.sweeps.select import select
+
+FAILURES = """CREATE TABLE IF NOT EXISTS failures (
+    key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,
+    shots NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL, error TEXT NOT NULL, failed TEXT NOT NULL
+)"""
+
+
+@pytest.fixture(scope="module")
+def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One zero-shot run, two probes and eight of CoOp, tested on a target too. Read only."""
+    results = tmp_path_factory.mktemp("looked-into") / "results"
+    coop = {"context_length": 2, "class_position": ["end", "mid"], "epochs": 2}
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "shots": [1, "all"], "seeds": [1, 2], "views": 1,
+        "targets": {"colours": "shifted"}, "methods": {"coop": coop, "linear_probe": None, "zero_shot": None},
+        "exclude": {"method": "linear_probe", "seed": 2},
+    }  # fmt: skip
+    sweep(grid, data_root=world / "data", cache=world / "cache", results=results, jobs=1)
+    return results
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A command: (exit code, standard output, standard error)."""
+
+    def command(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["results", *map(str, arguments)])
+        said = capsys.readouterr()
+        return (stopped.value.code if isinstance(stopped.value.code, int) else 0), said.out, said.err
+
+    return command
+
+
+def rows(said: tuple[int, str, str]) -> list[dict[str, Any]]:
+    assert said[0] == 0, said[2]
+    return json.loads(said[1])
+
+
+def test_list_shows_what_is_asked_for(folder: Path, call: Callable) -> None:
+    assert len(rows(call("list", folder, "--json"))) == 2 * (1 + 2 + 8)
+    asked = ["--method", "coop", "--dataset", "shifted", "--shots", "all", "--seed", "1", "--json"]
+    found = rows(call("list", folder, *asked))
+    assert {(row["label"], row["source"], row["seed"]) for row in found} == {
+        ("CoOp (M=2, end)", "colours", 1), ("CoOp (M=2, mid)", "colours", 1),
+    }  # fmt: skip
+    two = [
+        "--method",
+        "zero_shot",
+        "--method",
+        "linear_probe",
+        "--status",
+        "done",
+        "--backbone",
+        "tiny",
+        "--json",
+    ]
+    assert {row["label"] for row in rows(call("list", folder, *two))} == {
+        "Zero-shot CLIP",
+        "Linear probe CLIP",
+    }
+    code, out, _ = call("list", folder, "--label", "CoOp (M=2, mid)", "--where", "dataset=colours")
+    assert code == 0
+    assert len(out.splitlines()) == 1 + 4
+    assert "source" not in out.splitlines()[0].split()
+    code, out, _ = call("list", folder, "--seed", "9")
+    assert (code, out) == (0, "No run meets this.\n")
+    assert rows(call("list", folder, "--seed", "9", "--json")) == []
+
+
+def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -> None:
+    with sqlite3.connect(folder / "results.sqlite") as db:
+        db.execute(FAILURES)
+        db.execute(
+            "INSERT INTO failures VALUES ('f1', 'tiny', 'colours', 'coop', 'L', 4, 3, '{}', 'no room', 'now')"
+        )
+    try:
+        (row,) = rows(call("list", folder, "--status", "failed", "--json"))
+        assert (row["key"], row["error"], row["accuracy"]) == ("f1", "no room", None)
+    finally:
+        with sqlite3.connect(folder / "results.sqlite") as db:
+            db.execute("DELETE FROM failures")
+
+
+TABLE = pd.DataFrame(
+    {
+        "label": ["CoOp (M=4, end)", "CoOp (M=4, mid)", "Zero-shot", "CoOp (M=16, end)"],
+        "shots": [1, "all", 0, 16],
+        "accuracy": [10.0, 20.5, 30.0, float("nan")],
+        "init": ["random", "a photo", None, "random"],
+        "class_specific": [False, True, False, False],
+        "settings": ['{"learning_rate": 0.002}', '{"learning_rate": 0.01}', "{}", '{"learning_rate": 0.002}'],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "left"),
+    [
+        (["shots=16"], [3]),
+        (["shots=1,all"], [0, 1]),
+        (["shots>1"], [1, 3]),
+        (["shots!=0"], [0, 1, 3]),
+        (["accuracy<20.5"], [0]),
+        (["accuracy >= 20.5"], [1, 2]),
+        (["label=CoOp (M=4, end)"], [0]),
+        (["init=none"], [2]),
+        (["init!=random"], [1, 2]),
+        (["class_specific=true"], [1]),
+        (["learning_rate=0.0020"], [0, 3]),
+        (["learning_rate=none"], [2]),
+        (["shots>0", "learning_rate<0.005", "accuracy>0"], [0]),
+    ],
+)
+def test_conditions(conditions: list[str], left: list[int]) -> None:
+    assert select(TABLE, conditions).index.tolist() == left
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("shots", "should be NAME=VALUE"),
+        ("shot=1", 'no column or setting "shot". Did you mean "shots"'),
+        ("learning_rat=1", 'Did you mean "learning_rate"'),
+        ("accuracy<many", '"many", which is not a number'),
+    ],
+)
+def test_what_is_no_condition_is_said(condition: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        select(TABLE, [condition])
+
+
+def test_show_tells_all_of_a_run(folder: Path, call: Callable) -> None:
+    key = load_results(folder).query("method == 'coop' and shots == 'all'").key.iloc[0]
+    (run,) = [rows(call("show", folder, key[:14], "--json"))]
+    assert (run["key"], run["settings"]["context_length"], len(run["losses"])) == (key, 2, 2)
+    assert Path(run["contexts"]).is_file()
+    assert set(run["tests"]["shifted"]["per_class"]) == {"green", "grey"}
+    table = load_results(folder).set_index(["key", "dataset"])
+    assert run["tests"]["colours"]["accuracy"] == table.accuracy[key, "colours"]
+    code, out, _ = call("show", folder, key)
+    assert code == 0
+    assert "on shifted:" in out
+    assert f"{run['losses'][0]} in the first of 2 epochs" in out
+    for wrong, message in (("zzz", "no run"), ("", "more than one run")):
+        code, _, err = call("show", folder, wrong)
+        assert (code, message in err) == (2, True)
+
+
+def test_two_labels_are_compared_dataset_by_dataset(folder: Path, call: Callable) -> None:
+    labels = ["--labels", "CoOp (M=2, end)", "CoOp (M=2, mid)"]
+    groups = rows(call("compare", folder, *labels, "--json"))
+    assert [group["shots"] for group in groups] == [1, "all"]
+    table = load_results(folder)
+    for group in groups:
+        means = table[table.shots == group["shots"]].groupby(["label", "dataset"]).accuracy.mean()
+        own = group["datasets"][0]
+        assert (own["dataset"], own["runs"]) == ("colours", 2)
+        assert own["first"] == pytest.approx(means[labels[1], "colours"])
+        assert own["difference"] == pytest.approx(means[labels[2], "colours"] - means[labels[1], "colours"])
+        assert group["datasets"][1]["dataset"] == "colours > shifted"
+        assert group["difference"] == pytest.approx(sum(row["difference"] for row in group["datasets"]) / 2)
+    zero = rows(call("compare", folder, "--labels", "Zero-shot CLIP", "CoOp (M=2, mid)", "--json"))
+    assert [(group["shots"], group["pairs"]) for group in zero] == [(1, 4), ("all", 4)]
+    code, out, _ = call("compare", folder, *labels, "--where", "dataset=colours")
+    assert code == 0
+    assert "CoOp (M=2, mid) - CoOp (M=2, end), tiny, 1 shots" in out
+    code, _, err = call("compare", folder, "--labels", "CoOp (M=2, end)", "CoOp (M=2, front)")
+    assert code == 2
+    assert 'Did you mean "CoOp (M=2, ' in err
+    code, _, err = call("compare", folder)
+    assert (code, "Give either" in err) == (2, True)
+
+
+def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_path: Path) -> None:
+    merge_results([folder], tmp_path / "other")
+    with sqlite3.connect(tmp_path / "other" / "results.sqlite") as db:
+        db.execute("UPDATE scores SET accuracy = accuracy + 3 WHERE dataset = 'colours'")
+    groups = rows(call("compare", folder, tmp_path / "other", "--where", "method=coop", "--json"))
+    assert len(groups) == 4
+    for group in groups:
+        assert [row["difference"] for row in group["datasets"]] == pytest.approx([3, 0])
+        assert (group["p"], group["over"]) == (
+            0.5,
+            "seeds",
+        )  # two equal differences: the sign test, two-sided
+    said = call("compare", folder, tmp_path / "other", "--where", "method=coop")[1]
+    assert said.count("p = 0.5 over seeds") == 4
+    with sqlite3.connect(tmp_path / "other" / "results.sqlite") as db:
+        db.execute("UPDATE runs SET label = 'else'")
+    code, _, err = call("compare", folder, tmp_path / "other")
+    assert (code, "no runs that are alike" in err) == (2, True)
+
+
+def test_pandas_reads_exports_and_the_store_with_nothing_of_ours(
+    folder: Path, call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = load_results(folder)
+    assert call("export", folder, tmp_path / "runs.csv")[0] == 0
+    csv = pd.read_csv(tmp_path / "runs.csv")
+    assert csv.key.tolist() == table.key.tolist()
+    assert csv.accuracy.tolist() == table.accuracy.tolist()
+    assert set(csv.shots) == {"0", "1", "all"}
+    with sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True) as db:
+        sql = pd.read_sql("SELECT * FROM results", db)
+    assert sorted(sql.columns) == sorted(csv.columns)
+    assert sorted(sql.accuracy) == sorted(csv.accuracy)
+    assert call("export", folder, tmp_path / "coop.parquet", "--where", "method=coop")[0] == 0
+    parquet = pd.read_parquet(tmp_path / "coop.parquet")
+    assert parquet.key.tolist() == table[table.method == "coop"].key.tolist()
+    code, _, err = call("export", folder, tmp_path / "runs.xlsx")
+    assert (code, ".csv or .parquet" in err) == (2, True)
+    code, _, err = call("export", folder, tmp_path / "nowhere" / "runs.csv")
+    assert (code, "cannot be written" in err) == (2, True)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "fastparquet", None)
+    code, _, err = call("export", folder, tmp_path / "more.parquet")
+    assert (code, "needs pyarrow" in err) == (2, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"runs.csv", "coop.parquet"}
+
+
+def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
+    folder: Path, call: Callable, tmp_path: Path
+) -> None:
+    said = rows(call("merge", folder, "--into", tmp_path / "all", "--json"))
+    assert said["added"] == 11
+    assert json.loads((tmp_path / "all" / "datasets.json").read_text()).keys() == {"colours", "shifted"}
+    assert (tmp_path / "all" / "grid.yaml").read_text() == (folder / "grid.yaml").read_text()
+    with sqlite3.connect(tmp_path / "all" / "results.sqlite") as db:
+        db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
+    code, _, err = call("merge", folder, "--into", tmp_path / "all")
+    assert code == 2
+    assert err.count("came to 1.00% in") == 5
+    assert "and 17 more" in err

@@ -1,0 +1,107 @@
+"""Worker processes: the same results as one process, whatever becomes of a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from fastcoop.errors import UserError
+from fastcoop.sweeps import Summary, load_contexts, load_results
+from fastcoop.sweeps.batches import Batch
+from fastcoop.sweeps.store import ResultsStore
+from fastcoop.sweeps.workers import available_cores, budget_of, choose_team
+
+Sweep = Callable[..., Summary]
+
+
+def workers_of_this_process() -> list[psutil.Process]:
+    return [process for process in psutil.Process().children() if is_worker(process)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:  # ended, or a zombie that joblib has yet to collect
+        return False
+    return any("loky" in word for word in words) and not any("resource_tracker" in word for word in words)
+
+
+def same_results(one: Path, two: Path) -> None:
+    """Equal to the bit, contexts, losses and all."""
+    columns = ["key", "accuracy", "losses", "per_class"]
+    a, b = (load_results(folder)[columns].sort_values("key", ignore_index=True) for folder in (one, two))
+    assert a.equals(b), a.compare(b)
+    for key in load_results(one).query("method == 'coop'").key:
+        assert np.array_equal(load_contexts(one, key), load_contexts(two, key))
+
+
+def test_two_workers_of_which_one_is_killed_do_what_one_process_does(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first result in, a worker is killed; its batch goes to a new one, and all else is as if nothing was.
+
+    With room for one run at a time every batch is a single run, which is tried again as it was.
+    """
+    grid["methods"] = {"coop": grid["methods"]["coop"], "zero_shot": None}
+    run(grid, results=tmp_path / "alone", memory_budget=1e-9)
+    record, killed = ResultsStore.record, []
+
+    def kill_first(store: ResultsStore, planned: Any, outcome: Any) -> None:
+        record(store, planned, outcome)
+        if not killed and planned.method == "coop":
+            killed.extend(workers_of_this_process()[:1])
+            os.kill(killed[0].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(ResultsStore, "record", kill_first)
+    summary = run(grid, results=tmp_path / "both", memory_budget=1e-9, jobs=2)
+    assert len(killed) == 1
+    assert (summary.workers, summary.finished, summary.failed) == (2, 17, {})
+    same_results(tmp_path / "alone", tmp_path / "both")
+    psutil.wait_procs(workers_of_this_process(), timeout=30)
+    assert workers_of_this_process() == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "cost", "batches", "expected"),
+    [
+        (2, -1, 100.0, 8, (2, 1)),  # two processes of a thread each
+        (8, -1, 100.0, 4, (4, 2)),  # no more than there are batches
+        (8, -1, 1.0, 8, (1, 8)),  # not worth a worker's start
+        (8, 2, 1.0, 8, (2, 4)),  # as asked
+        (1, -1, 100.0, 8, (1, 1)),
+    ],
+)
+def test_the_number_of_workers_is_what_is_quickest(
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    jobs: int,
+    cost: float,
+    batches: int,
+    expected: tuple[int, int],
+) -> None:
+    monkeypatch.setattr("fastcoop.sweeps.workers.available_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    team = choose_team(jobs, "cpu", [Batch("coop", "b", (str(n),), 1, 1, cost) for n in range(batches)])
+    assert (team.size, team.threads) == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert choose_team(1, "cpu", []).threads == 1
+    assert available_cores() >= 1
+
+
+@pytest.mark.parametrize("jobs", [0, -2])
+def test_a_number_of_jobs_that_cannot_be(run: Sweep, grid: dict[str, Any], tmp_path: Path, jobs: int) -> None:
+    with pytest.raises(UserError, match="number of jobs"):
+        run(grid, results=tmp_path / "results", jobs=jobs)
+    assert not (tmp_path / "results").exists()
+
+
+def test_workers_share_the_memory() -> None:
+    assert budget_of("cpu", 3.0, 3) == 1_000_000_000
+    assert budget_of("cpu", None, 4) * 3 < budget_of("cpu", None, 1)
