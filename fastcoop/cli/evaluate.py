@@ -56,8 +56,9 @@ def evaluate(
         names = "  ".join(
             f"{getattr(one, title):<{width}}" for title, width in zip(titles, widths, strict=True)
         )
+        shots = f"{one.shots} shot{'s' * (str(one.shots) != '1')}"
         typer.echo(
-            f"{one.key[:12]}  {names}  {one.shots:>3} shots  seed {one.seed}  {one.accuracy:6.2f}%"
+            f"{one.key[:12]}  {names}  {shots:>9}  seed {one.seed}  {one.accuracy:6.2f}%"
             + ("" if one.new else "  (tested before)")
         )
     typer.echo(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")

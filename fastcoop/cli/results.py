@@ -161,7 +161,8 @@ def compare(
         typer.echo(json.dumps(groups, indent=1))
         return
     for group in groups:
-        typer.echo(f"{group['label']}, {group['backbone']}, {group['shots']} shots")
+        s = "s" * (str(group["shots"]) != "1")
+        typer.echo(f"{group['label']}, {group['backbone']}, {group['shots']} shot{s}")
         width = max(len(row["dataset"]) for row in group["datasets"])
         for row in group["datasets"]:
             typer.echo(

@@ -52,7 +52,8 @@ class LinearProbe(Method[LinearProbeSettings]):
     def label(self, settings: LinearProbeSettings) -> str:
         if settings == OFFICIAL:
             return "Linear probe CLIP"
-        return f"Linear probe CLIP ({settings.iterations} iterations, {settings.search_steps} search steps)"
+        fits, steps = settings.iterations, settings.search_steps
+        return f"Linear probe CLIP ({fits} iteration{'s' * (fits != 1)}, {steps} search step{'s' * (steps != 1)})"
 
     def check(self, job: Job[LinearProbeSettings]) -> None:
         if job.weights is None:

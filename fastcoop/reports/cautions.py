@@ -12,8 +12,10 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     main_runs,
     main_setting,
+    read_datasets,
     rows_of,
     schedule_note,
     shots_text,
@@ -43,6 +45,7 @@ def cautions(study: Study) -> list[str]:
     found = [*_failed(study.failed), *_diverged(runs), *_fallen(runs), *_at_chance(runs), *_no_accuracy(runs)]
     found += [*_other_tests(runs), *_mixed(runs), *_mixed_epochs(runs)]
     found += [*_untested_classes(runs), *_too_few_images(runs), *_few_seeds(runs)]
+    found += _same_images(study)
     for piece in study.slices():
         found += _spread_above_gain(piece)
     schedules = list(dict.fromkeys(piece.schedule for piece in study.slices()))
@@ -57,7 +60,7 @@ def _failed(failed: pd.DataFrame) -> list[str]:
     if failed.empty:
         return []
     cases = [
-        f"{row.label} on {row.dataset}, {row.shots} shots, seed {row.seed} ({row.error})"
+        f"{row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed} ({row.error})"
         for row in rows_of(failed)
     ]
     return [f"Left out, because {'it' if len(failed) == 1 else 'they'} failed: {_some(cases)}."]
@@ -126,7 +129,7 @@ def _mixed_epochs(runs: pd.DataFrame) -> list[str]:
         if group.nunique() > 1:
             name = name_of(where["series"], where["context_length"])
             several = " and ".join(f"{n:g}" for n in sorted(group.unique()))
-            cases.append(f"{name} on {where['dataset']} at {shots_text(where['shots'])} shots: {several}")
+            cases.append(f"{name} on {where['dataset']} at {in_shots(where['shots'])}: {several}")
     return [f"Runs of different numbers of epochs are averaged in {_some(cases)}."] if cases else []
 
 
@@ -151,8 +154,8 @@ def _too_few_images(runs: pd.DataFrame) -> list[str]:
     asked = classes * own.shots
     found = []
     for dataset, frame in own[own.train_images < asked].groupby("dataset", sort=False):
-        shots = ", ".join(map(shots_text, sorted(frame.shots.unique())))
-        found.append(f"{dataset} has classes with fewer training images than asked, at {shots} shots.")
+        shots = ", ".join(map(in_shots, sorted(frame.shots.unique())))
+        found.append(f"{dataset} has classes with fewer training images than asked, at {shots}.")
     return found
 
 
@@ -163,6 +166,21 @@ def _few_seeds(runs: pd.DataFrame) -> list[str]:
     return (
         [f"Only one seed was run on {', '.join(alone)}: no spread, and no test over seeds."] if alone else []
     )
+
+
+def _same_images(study: Study) -> list[str]:
+    """Datasets whose few-shot subsets at some number of shots are all the training images there are."""
+    own = study.runs[(study.runs.shots > 0) & ~study.runs.shots.isin([float("inf")])]
+    whole = {name: about.get("train") for name, about in read_datasets(study.folder).items()}
+    own = own[own.train_images == pd.to_numeric(own.source.map(whole), errors="coerce")]
+    seeds = own.groupby(["source", "shots"], sort=False).seed.nunique()
+    cases = [f"{source} at {in_shots(shots)}" for source, shots in seeds.index[seeds > 1]]
+    if not cases:
+        return []
+    return [
+        f"Every seed learned from the same images, since there are no others: {_some(cases)}. The spread there is"
+        " that of training alone, and none at all for the linear probe."
+    ]
 
 
 def _spread_above_gain(piece: Slice) -> list[str]:
@@ -192,7 +210,7 @@ def _named(runs: pd.DataFrame) -> str:
     for row in rows_of(runs):
         known = row.context_length is not None and not math.isnan(row.context_length)
         name = name_of(row.series, row.context_length) if known else look(row.series).label
-        where = f"{row.dataset}, {shots_text(row.shots)} shot{'s' * (row.shots != 1)}, seed {row.seed}"
+        where = f"{row.dataset}, {in_shots(row.shots)}, seed {row.seed}"
         cases.append(f"{name} on {where} ({row.backbone}): {row.accuracy:.1f}%")
     return _some(cases)
 

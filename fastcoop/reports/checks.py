@@ -31,7 +31,16 @@ from fastcoop.reports.paired import (
     greater,
     paired_test,
 )
-from fastcoop.reports.study import Missing, Slice, Study, main_runs, main_setting, most_shots, shots_text
+from fastcoop.reports.study import (
+    Missing,
+    Slice,
+    Study,
+    in_shots,
+    main_runs,
+    main_setting,
+    most_shots,
+    shots_text,
+)
 
 MARGIN = 1.0  # percentage points within which two means count as alike
 GAIN, GAIN_MARGIN = 15.0, 5.0  # the paper's average gain at 16 shots, and how near to it counts as "around"
@@ -126,11 +135,11 @@ def beats_prompts(piece: Slice, study: Study) -> Finding:
 def large_gain(piece: Slice, study: Study) -> Finding:
     runs = main_runs(piece.runs)
     top = most_shots(runs)
-    gains = at(above_zero_shot(runs, "coop end"), lambda n: n == top, f"{shots_text(top)} shots")
+    gains = at(above_zero_shot(runs, "coop end"), lambda n: n == top, in_shots(top))
     # The mean of these datasets is what the paper speaks of, however unlike they are: seeds are the unit.
     verdict, test = alike(gains.droplevel(2), GAIN_MARGIN, centre=GAIN, unit=SEEDS)
     each = gains.groupby(level=0).mean().sort_values(ascending=False)
-    numbers = f"mean gain {test.mean:+.1f} at {shots_text(top)} shots"
+    numbers = f"mean gain {test.mean:+.1f} at {in_shots(top)}"
     if len(each) > 1:
         numbers += f", highest {each.iloc[0]:+.1f} ({each.index[0]}), lowest {each.iloc[-1]:+.1f}"
         numbers += f" ({each.index[-1]})"
@@ -178,14 +187,14 @@ def specific_needs_data(piece: Slice, study: Study) -> Finding:
 
 def specific_wins_some(piece: Slice, study: Study) -> Finding:
     top = most_shots(main_runs(piece.runs))
-    last = at(_specific(piece), lambda shots: shots == top, f"{shots_text(top)} shots").droplevel(2)
+    last = at(_specific(piece), lambda shots: shots == top, in_shots(top)).droplevel(2)
     tests = {str(name): paired_test(values) for name, values in last.groupby(level=0)}
     tests = {name: test for name, test in tests.items() if not math.isnan(test.p)}
     if not tests:
         return Finding(UNKNOWN, "takes three seeds of a dataset")
     won = [f"{name} {t.mean:+.1f}" for name, t in tests.items() if t.mean > 0 and t.p < LEVEL / len(tests)]
     ahead = sum(test.mean > 0 for test in tests.values())
-    numbers = f"ahead on {ahead} of {len(tests)} at {shots_text(top)} shots"
+    numbers = f"ahead on {ahead} of {len(tests)} at {in_shots(top)}"
     numbers += f"; beyond chance on {', '.join(won) or 'none'}"
     nowhere = all(test.against < LEVEL for test in tests.values())
     name, best = min(tests.items(), key=lambda pair: pair[1].p)
@@ -273,7 +282,7 @@ def beats_ensemble(piece: Slice, study: Study) -> Finding:
         raise Missing("there is no run of ensemble")
     coop = scores(runs[(runs.series == "coop end") & (runs.shots == top) & runs.dataset.isin(ensemble.index)])
     verdict, test = greater((coop - on_datasets(ensemble, coop)).droplevel(2))
-    return Finding(verdict, f"CoOp at {shots_text(top)} shots minus ensembling {test.mean:+.2f}", test)
+    return Finding(verdict, f"CoOp at {in_shots(top)} minus ensembling {test.mean:+.2f}", test)
 
 
 def init_does_not_matter(piece: Slice, study: Study) -> Finding:
@@ -308,4 +317,9 @@ def table5_order(piece: Slice, study: Study) -> Finding:
         learned["zero_shot"] = on_datasets(fixed, learned.iloc[:, 0])
     verdict, test = every([greater((learned[b] - learned[a]).dropna()) for a, b in pairwise(found)])
     means = learned.groupby(level=0).mean().mean()
-    return Finding(verdict, " < ".join(f"{s.split()[0]} {means[s]:.1f}" for s in found), test)
+    numbers = " < ".join(f"{s.split()[0]} {means[s]:.1f}" for s in found)
+    lacking = [series.split()[0] for series in ORDER if series not in found]
+    if lacking:
+        numbers += f"; without {', '.join(lacking)}"
+        verdict = UNKNOWN if verdict == HOLDS else verdict
+    return Finding(verdict, f"claimed: {numbers}", test)

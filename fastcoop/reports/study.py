@@ -100,11 +100,16 @@ class Study:
     def specs(self, name: str, column: str) -> list[str]:
         """Backbones or datasets as the folder's ``grid.yaml`` gives them (a path may stand for a name); without
         one, as the runs name them."""
+        given = self.grid().get(name) or list(dict.fromkeys(self.runs[column]))
+        return _texts(given)
+
+    def grid(self) -> dict[str, Any]:
+        """The folder's ``grid.yaml``; empty where there is none that can be read."""
         try:
-            given = yaml.safe_load((self.folder / "grid.yaml").read_text(encoding="utf-8"))[name]
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-            given = list(dict.fromkeys(self.runs[column]))
-        return [given] if isinstance(given, str) else [str(one) for one in given]
+            given = yaml.safe_load((self.folder / "grid.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return given if isinstance(given, dict) else {}
 
     def slices(self) -> list[Slice]:
         """One slice per backbone and schedule; methods without a schedule belong to all of a backbone's."""
@@ -134,13 +139,28 @@ def read_study(folder: Path) -> Study:
 
 
 def _in_grid_order(study: Study) -> pd.DataFrame:
-    """Datasets and backbones in the order of the grid, not in that of finishing; what it does not name, after."""
-    runs = study.runs
-    for column, name in (("dataset", "datasets"), ("backbone", "backbones")):
-        order = {Path(spec).name: place for place, spec in enumerate(study.specs(name, column))}
+    """Datasets, targets and backbones in the order of the grid, not in that of finishing; what it does not name,
+    after."""
+    runs, grid = study.runs, study.grid()
+    blocks = grid.get("blocks")
+    parts = [grid, *(blocks.values() if isinstance(blocks, dict) else ())]
+    targets = [
+        part["targets"] for part in parts if isinstance(part, dict) and isinstance(part.get("targets"), dict)
+    ]
+    moved = [name for one in targets for pair in one.items() for given in pair for name in _texts(given)]
+    asked = {
+        "dataset": [*study.specs("datasets", "dataset"), *moved],
+        "backbone": study.specs("backbones", "backbone"),
+    }
+    for column, specs in asked.items():
+        order = {name: place for place, name in enumerate(dict.fromkeys(Path(spec).name for spec in specs))}
         place = [order.get(Path(str(value)).name, len(order)) for value in runs[column]]
         runs = runs.iloc[np.argsort(place, kind="stable")]
     return runs.reset_index(drop=True)
+
+
+def _texts(given: Any) -> list[str]:
+    return [str(one) for one in given] if isinstance(given, list) else [str(given)]
 
 
 def _class_names(folder: Path, tested: pd.DataFrame) -> dict[str, Sequence[str]]:
@@ -300,6 +320,11 @@ def complete(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[
 def shots_text(shots: float) -> str:
     """``"16"``, or ``"all"``."""
     return "all" if shots == ALL_SHOTS else f"{int(shots)}"
+
+
+def in_shots(shots: float) -> str:
+    """``"16 shots"``, ``"1 shot"``, or ``"all shots"``."""
+    return "1 shot" if shots == 1 else f"{shots_text(shots)} shots"
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[Any]:

@@ -72,6 +72,15 @@ class Table:
                 cell, best=len(others) > 1 and round(cell.mean, cell.digits) == max(others)
             )
 
+    def mark_best_in_row(self) -> None:
+        """Mark the highest number of each row, to the digits shown."""
+        for _, cells in self.rows:
+            rivals = {c: round(x.mean, x.digits) for c, x in cells.items() if isinstance(x, Cell) and x.runs}
+            for column, value in rivals.items():
+                cell = cells[column]
+                assert isinstance(cell, Cell)
+                cells[column] = replace(cell, best=len(rivals) > 1 and value == max(rivals.values()))
+
     def _numbers(self, group: Sequence[int]) -> Iterable[tuple[tuple, dict[str, Cell | str], Cell]]:
         for names, cells in self.rows:
             for column, cell in cells.items():

@@ -147,7 +147,7 @@ def _numbers(run: PlannedRun, outcome: Outcome) -> tuple[str, str, str]:
 
 def _words(run: PlannedRun, outcome: Outcome) -> str:
     shots, seed, accuracy = _numbers(run, outcome)
-    where = f", {shots} shots, seed {seed}" if shots else ""
+    where = f", {shots} shot{'s' * (shots != '1')}, seed {seed}" if shots else ""
     return f"{_label(run)} on {run.job.data.name}{where}: {accuracy}"
 
 

@@ -177,7 +177,8 @@ def _collapsed(folder: Path, planned: Mapping[str, PlannedRun]) -> tuple[str, ..
     frame = load_results(folder)
     frame = collapsed(frame[frame.key.isin(planned.keys())])
     return tuple(
-        f"{row.label} on {row.dataset}, {row.shots} shots, seed {row.seed}: {row.accuracy:.1f}%"
+        f"{row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed}:"
+        f" {row.accuracy:.1f}%"
         for row in frame.itertuples()
     )
 

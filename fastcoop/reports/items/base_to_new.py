@@ -12,11 +12,11 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     most_shots,
     own_prompt,
     per_slice,
     rows_of,
-    shots_text,
 )
 from fastcoop.reports.style import name_of, rank
 from fastcoop.reports.table import Cell, Table
@@ -53,7 +53,7 @@ def halves(piece: Slice) -> pd.DataFrame:
 def _parts(piece: Slice) -> list[Part]:
     table_of = halves(piece)
     shots = table_of.shots.max()
-    title = f"Base to new classes at {shots_text(shots)} shots ({piece.subtitle})"
+    title = f"Base to new classes at {in_shots(shots)} ({piece.subtitle})"
     table = Table(title, ("dataset", "method"), COLUMNS, "tested on")
     kinds = table_of[["series", "length", "init"]].drop_duplicates()
     kinds = kinds.sort_values(["series", "length"], key=lambda c: c.map(rank) if c.name == "series" else -c)

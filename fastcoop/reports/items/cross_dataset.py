@@ -12,11 +12,11 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     most_shots,
     own_prompt,
     per_slice,
     rows_of,
-    shots_text,
     summarise,
 )
 from fastcoop.reports.style import name_of, rank
@@ -37,7 +37,7 @@ def _parts(piece: Slice) -> list[Part]:
     shots = most_shots(moved) if (moved.method == "coop").any() else float(moved.shots.max())
     frame = own_prompt(frame)
     targets = [str(name) for name in moved.dataset.unique()]
-    title = f"From one dataset to others of other classes, {shots_text(shots)} shots ({piece.subtitle})"
+    title = f"From one dataset to others of other classes, {in_shots(shots)} ({piece.subtitle})"
     columns = (SOURCE, *targets, MEAN)
     table = Table(title, ("source", "method"), columns, "tested on")
     trained = frame[(frame.shots == shots) & frame.source.isin(moved.source)]
@@ -47,7 +47,8 @@ def _parts(piece: Slice) -> list[Part]:
         own = [name for name in targets if name in set(runs.dataset) - {source}]
         table.add((source, name_of("zero_shot", 0)), _cells(zero, str(source), own))
         runs = runs.assign(length=runs.context_length.fillna(0.0), init=runs.init.fillna("random"))
-        kinds = runs[["series", "length", "init"]].drop_duplicates()
+        away = runs[runs.dataset.isin(own)]  # what was tested on its source alone has no line here
+        kinds = away[["series", "length", "init"]].drop_duplicates()
         by_name = kinds.sort_values("length", ascending=False).sort_values(
             "series", key=lambda names: names.map(rank), kind="stable"
         )

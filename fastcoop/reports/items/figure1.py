@@ -14,12 +14,12 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     main_runs,
     main_setting,
     most_shots,
     per_slice,
     read_datasets,
-    shots_text,
     summarise,
 )
 from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, look, new_figure
@@ -41,7 +41,7 @@ def make(study: Study) -> list[Part]:
 def _parts(study: Study, piece: Slice) -> list[Part]:
     length, init = main_setting(piece.runs)
     shots = most_shots(piece.runs)
-    learned = f"{LEARNED}  (CoOp, M={int(length)}, {shots_text(shots)} shots)"
+    learned = f"{LEARNED}  (CoOp, M={int(length)}, {in_shots(shots)})"
     known = read_datasets(study.folder)
     found: dict[str, list[Row]] = {}
     for name, runs in piece.runs.groupby("dataset", sort=False):
@@ -87,7 +87,7 @@ def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
     columns = min(2, len(found))
     lines = math.ceil(len(found) / columns)
     most = max(len(rows) for rows in found.values())
-    figure = new_figure(TWO_COLUMNS * columns / 2, lines * (0.36 * most + 0.55) + 0.3, piece.subtitle)
+    figure = new_figure(TWO_COLUMNS * columns / 2, lines * (0.32 * most + 0.5) + 0.3, piece.subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for place, (name, rows) in enumerate(found.items()):
         _draw(axes[place], rows)
@@ -104,7 +104,8 @@ def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
 
 def _draw(axis: Axes, rows: list[Row]) -> None:
     """A bar per prompt with the prompt's words above it and its accuracy at the foot of it."""
-    top = max(max(cell.mean, number.mean if number else 0.0) for _, _, cell, number in rows)
+    whiskers = [cell.mean + (0.0 if math.isnan(cell.std) else cell.std) for _, _, cell, _ in rows]
+    top = max(*whiskers, *(number.mean for *_, number in rows if number))
     for place, (prompt, series, cell, number) in enumerate(rows):
         axis.barh(place, cell.mean, 0.4, color=look(series).color)
         if not math.isnan(cell.std):

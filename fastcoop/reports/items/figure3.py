@@ -13,6 +13,7 @@ from fastcoop.reports.study import (
     AVERAGE,
     Slice,
     Study,
+    in_shots,
     main_runs,
     main_setting,
     panels,
@@ -113,7 +114,7 @@ def draw_curves(axis: Axes, panel: pd.DataFrame, shots: list[float]) -> None:
 
 def _table(found: dict[str, pd.DataFrame], piece: Slice, length: float, notes: list[str]) -> Table:
     shots = sorted({count for panel in found.values() for count in panel.shots})
-    columns = tuple(f"{shots_text(count)} shots" if count != 1 else "1 shot" for count in shots)
+    columns = tuple(map(in_shots, shots))
     table = Table(
         f"Few-shot learning ({piece.subtitle})", ("dataset", "method"), columns, "shots", notes=list(notes)
     )

@@ -9,12 +9,12 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     main_runs,
     main_setting,
     most_shots,
     per_slice,
     rows_of,
-    shots_text,
     summarise,
 )
 from fastcoop.reports.style import ONE_COLUMN, look, name_of, new_figure
@@ -31,14 +31,12 @@ def _parts(piece: Slice) -> list[Part]:
     zero = runs[runs.method == "zero_shot"].groupby("dataset").accuracy.mean()
     coop = runs[(runs.series == "coop end") & (runs.shots == shots) & runs.dataset.isin(zero.index)]
     if coop.empty:
-        raise Missing(
-            f"no dataset has both zero_shot and CoOp (class at the end) at {shots_text(shots)} shots"
-        )
+        raise Missing(f"no dataset has both zero_shot and CoOp (class at the end) at {in_shots(shots)}")
     gains = summarise(coop, ["dataset"])
     gains["mean"] -= gains.dataset.map(zero)
     gains = gains.sort_values("mean", ascending=False, kind="stable")
     name = name_of("coop end", main_setting(runs)[0])
-    title = f"{name}, {shots_text(shots)} shots, over zero-shot CLIP"
+    title = f"{name}, {in_shots(shots)}, over zero-shot CLIP"
     return [
         Part(
             piece.suffix,

@@ -9,11 +9,11 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     main_setting,
     most_shots,
     panels,
     per_slice,
-    shots_text,
 )
 from fastcoop.reports.style import ONE_COLUMN, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table, cell_of
@@ -58,7 +58,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type
     axis.set_xlim(-0.3, len(lengths) - 0.7)
     axis.set_xlabel("context length M (vectors)")
     axis.set_ylabel("accuracy (%)")
-    axis.set_title(f"{name}, {shots_text(shots)} shots")
+    axis.set_title(f"{name}, {in_shots(shots)}")
     axis.grid(visible=False, axis="x")
     figure.legend(loc="outside lower center", ncols=2, handlelength=2.8)
     return figure
@@ -66,7 +66,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type
 
 def _table(found: dict[str, pd.DataFrame], notes: list[str], piece: Slice, shots: float) -> Table:
     lengths = sorted({length for summary in found.values() for length in summary.context_length})
-    title = f"Context length at {shots_text(shots)} shots ({piece.subtitle})"
+    title = f"Context length at {in_shots(shots)} ({piece.subtitle})"
     table = Table(
         title,
         ("dataset", "method"),

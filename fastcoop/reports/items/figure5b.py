@@ -8,13 +8,13 @@ from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.study import (
     Missing,
     Study,
+    in_shots,
     main_runs,
     main_setting,
     most_shots,
     own_prompt,
     panels,
     schedule_note,
-    shots_text,
 )
 from fastcoop.reports.style import ONE_COLUMN, look, name_of, new_figure, rank
 from fastcoop.reports.table import Cell, Table, cell_of
@@ -89,7 +89,7 @@ def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, sho
     axis.set_xticks(range(len(order)), order)
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel("accuracy (%)")
-    axis.set_title(f"{name}, {shots_text(shots)} shots")
+    axis.set_title(f"{name}, {in_shots(shots)}")
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.1)
     figure.legend(loc="outside lower center", ncols=2)
@@ -99,7 +99,7 @@ def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, sho
 def _table(
     found: dict[str, pd.DataFrame], order: list[str], length: float, shots: float, note: str, notes: list[str]
 ) -> Table:
-    title = ", ".join(filter(None, (f"Backbones at {shots_text(shots)} shots", note)))
+    title = ", ".join(filter(None, (f"Backbones at {in_shots(shots)}", note)))
     table = Table(title, ("dataset", "method"), tuple(order), "backbone", notes=notes)
     for name, summary in found.items():
         for series in sorted(set(summary.series), key=rank):

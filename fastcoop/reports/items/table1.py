@@ -11,12 +11,12 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     main_setting,
     most_shots,
     own_prompt,
     per_slice,
     rows_of,
-    shots_text,
     summarise,
 )
 from fastcoop.reports.style import name_of
@@ -60,7 +60,7 @@ def _parts(piece: Slice) -> list[Part]:
     _, init = main_setting(piece.everything)
     for source, (targets, runs) in found.items():
         shots = runs.shots.max()
-        title = f"From {source} at {shots_text(shots)} shots to other datasets ({piece.subtitle})"
+        title = f"From {source} at {in_shots(shots)} to other datasets ({piece.subtitle})"
         columns = (f"{source} (source)", *targets, *(["mean of targets"] if len(targets) > 1 else []))
         table = Table(title, ("method",), columns, "tested on")
         runs = runs.assign(length=runs.context_length.fillna(0.0))

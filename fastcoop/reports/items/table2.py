@@ -7,12 +7,12 @@ from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
     Missing,
     Study,
+    in_shots,
     main_runs,
     main_setting,
     most_shots,
     panels,
     schedule_note,
-    shots_text,
 )
 from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Cell, Table, cell_of
@@ -46,7 +46,7 @@ def make(study: Study) -> list[Part]:
             continue
         length, init = main_setting(slices[0].runs)
         title = ", ".join(
-            filter(None, (f"Ensembling and CoOp at {shots_text(shots)} shots", schedule_note(schedule)))
+            filter(None, (f"Ensembling and CoOp at {in_shots(shots)}", schedule_note(schedule)))
         )
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
         table.notes = [f"{backbone}: {note}" for backbone, (_, notes) in found.items() for note in notes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
-from fastcoop.reports.study import Missing, Slice, Study, most_shots, panels, per_slice, shots_text
+from fastcoop.reports.study import Missing, Slice, Study, in_shots, most_shots, panels, per_slice
 from fastcoop.reports.table import Cell, Table, cell_of
 
 
@@ -26,7 +26,7 @@ def _parts(piece: Slice) -> list[Part]:
         )
     inits = ["random", *(init for init in runs.init.unique() if init != "random")]
     columns = {init: "random" if init == "random" else f"“{init}”" for init in inits}
-    title = f"Random and word initialisation at {shots_text(shots)} shots ({piece.subtitle})"
+    title = f"Random and word initialisation at {in_shots(shots)} ({piece.subtitle})"
     table = Table(title, ("dataset", "context"), tuple(columns.values()), "initialisation")
     for length in lengths:
         found, notes = panels(runs[runs.context_length == length], ["init"])
@@ -54,6 +54,7 @@ def _parts(piece: Slice) -> list[Part]:
                 {t: n or "" for t, n in numbers.items()},
             )
             table.notes.append(NOTE)
+    table.mark_best_in_row()
     return [Part(piece.suffix, piece.subtitle, None, table)]
 
 

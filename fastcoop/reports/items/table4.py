@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from fastcoop.reports.item import Item, Part
-from fastcoop.reports.study import Missing, Slice, Study, shots_text
+from fastcoop.reports.study import Missing, Slice, Study, in_shots
 from fastcoop.reports.table import Cell, Table
 from fastcoop.reports.words import NEAR, Readings, most_often, read_words
 
@@ -122,7 +122,7 @@ def _part(piece: Slice, suffix: str, init: str, chosen: Chosen, table: Table) ->
     table.title = f"{table.title}, {start} ({piece.subtitle})"
     metrics = {found.metric for _, found in chosen.values()}
     kind = "Euclidean distance" if metrics == {"euclidean"} else "Distance (1 - cosine)"
-    runs = (f"{name}: {shots_text(run.shots)} shots, seed {run.seed}" for name, (run, _) in chosen.items())
+    runs = (f"{name}: {in_shots(run.shots)}, seed {run.seed}" for name, (run, _) in chosen.items())
     table.notes = [f"{kind} to the nearest token of the vocabulary / {CHANCE}",
                    "“Initial context” is what the runs started from, “random initial context” what one drawn at"
                    " random gives.",

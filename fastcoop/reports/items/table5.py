@@ -10,12 +10,12 @@ from fastcoop.reports.study import (
     Missing,
     Slice,
     Study,
+    in_shots,
     main_runs,
     main_setting,
     most_shots,
     panels,
     per_slice,
-    shots_text,
 )
 from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Cell, Table, cell_of
@@ -37,7 +37,7 @@ def _parts(piece: Slice) -> list[Part]:
     having = runs.dataset[runs.method.isin(OTHERS)].unique()
     runs = runs[runs.series.isin(ORDER) & runs.shots.isin((0.0, shots)) & runs.dataset.isin(having)]
     found, notes = panels(runs, ["series"])
-    title = f"Ways of fine-tuning at {shots_text(shots)} shots ({piece.subtitle})"
+    title = f"Ways of fine-tuning at {in_shots(shots)} ({piece.subtitle})"
     table = Table(title, ("dataset", "method"), ("accuracy", "Δ"), "number", notes=notes)
     for name, summary in found.items():
         zero = cell_of(summary, series="zero_shot")
