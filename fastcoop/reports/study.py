@@ -135,10 +135,10 @@ def read_study(folder: Path) -> Study:
     moved = frame[frame.source != frame.dataset] if "source" in frame else frame.iloc[:0]
     tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
     study = study_of(frame, Path(folder), _class_names(folder, tested))
-    return replace(study, runs=_in_grid_order(study), failed=load_failures(folder))
+    return replace(study, runs=in_grid_order(study), failed=load_failures(folder))
 
 
-def _in_grid_order(study: Study) -> pd.DataFrame:
+def in_grid_order(study: Study) -> pd.DataFrame:
     """Datasets, targets and backbones in the order of the grid, not in that of finishing; what it does not name,
     after."""
     runs, grid = study.runs, study.grid()

@@ -98,6 +98,18 @@ def test_fewer_training_images_than_shots_are_said():
     assert "objects has classes with fewer training images than asked, at 16 shots" in warned(frame)
 
 
+def test_seeds_that_share_all_their_images_are_said(tmp_path):
+    (tmp_path / "datasets.json").write_text('{"objects": {"train": 160}}')
+    frame = calm()
+    frame["train_images"] = 10 * frame.shots.where(frame.shots > 0)
+    (found,) = cautions(study_of(frame, tmp_path))
+    assert found.startswith(
+        "Every seed learned from the same images, since there are no others: objects at 16 shots."
+    )
+    (tmp_path / "datasets.json").write_text('{"objects": {"train": 161}}')
+    assert cautions(study_of(frame, tmp_path)) == []
+
+
 def test_two_schedules_are_said_to_be_drawn_apart():
     frame = pd.concat([calm(), results(datasets=("objects",), schedule="quick: 5 epochs")])
     assert "runs of 2 schedules" in warned(frame.drop_duplicates("key"))

@@ -246,6 +246,15 @@ def test_from_two_shots_on_every_number_of_shots_must_gain(tmp_path):
     assert findings(results(shots=(16,)), tmp_path)["beats_prompts"].verdict == UNKNOWN
 
 
+@pytest.mark.parametrize("lacking", ["finetune_image_encoder", "zero_shot", "text_bias"])
+def test_an_order_of_methods_does_not_hold_by_those_alone_that_were_run(tmp_path, lacking):
+    for effect, verdict in ((3.0, UNKNOWN), (-3.0, FAILS)):
+        frame = world(table5_order, steady(effect))
+        finding = finding_on(table5_order, frame[frame.method != lacking], tmp_path)
+        assert finding.verdict == verdict
+        assert finding.numbers.endswith(f"; without {lacking}")
+
+
 def test_a_middle_backbone_out_of_order_is_seen(tmp_path):
     frame = world(better_backbone, steady(3.0))
     middle = frame[frame.backbone == "weak"].assign(backbone="middle")

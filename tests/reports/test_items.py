@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fastcoop.reports.items import ITEMS, base_to_new, cross_dataset, figure3, table4, table5
+from fastcoop.reports.items import ITEMS, base_to_new, cross_dataset, figure1, figure3, table3, table4, table5
 from fastcoop.reports.study import Missing, Study, study_of
 from fastcoop.reports.table import Table
 from fastcoop.sweeps import read_grid
@@ -101,6 +101,50 @@ def test_transfer_has_a_row_per_source_and_method_and_the_mean_of_its_targets(tm
     assert row["mean of targets"].std == pytest.approx(statistics.stdev([62.0, 63.0]))
     assert found["objects", "Zero-shot CLIP"]["mean of targets"].mean == 44.0
     assert next(iter(found)) == ("objects", "Zero-shot CLIP")
+
+
+def test_what_was_not_tested_elsewhere_has_no_row_among_transfers():
+    study = moved()
+    probe = run(backbone="b", dataset="objects", method="linear_probe", shots=16, seed=1, accuracy=99.0)
+    shifted = run(
+        backbone="b",
+        dataset="sketch",
+        source="objects",
+        method="linear_probe",
+        shots=16,
+        seed=1,
+        accuracy=9.0,
+    )
+    runs = pd.concat([study.runs, pd.DataFrame([probe, shifted])])
+    names = {"objects": ["cat", "dog"], "sketch": ["cat"], "weather": ["sun"], "digits": ["one"]}
+    (part,) = cross_dataset.make(study_of(runs, Path("results"), names))
+    assert [method for _, method in cells(part.table)] == [
+        "Zero-shot CLIP",
+        "CoOp (M=16, end)",
+        "CoOp (M=4, end)",
+    ]
+    assert cells(part.table)["objects", "Zero-shot CLIP"]["on the source"].best is False
+    assert cells(part.table)["objects", "CoOp (M=16, end)"]["on the source"].best is True
+
+
+def test_a_whisker_of_figure_1_ends_inside_its_panel():
+    rows = [run(backbone="b", dataset="pets", method="zero_shot", shots=0, seed=0, accuracy=50.0 + i,
+                settings=json.dumps({"prompt": prompt})) for i, prompt in enumerate(("a {}.", "the {}."))]  # fmt: skip
+    rows += [
+        coop(backbone="b", dataset="pets", shots=16, seed=seed, accuracy=20.0 * seed) for seed in (1, 2, 3)
+    ]
+    (part,) = figure1.make(study_of(pd.DataFrame(rows), Path("results")))
+    (axis,) = part.figure.axes
+    assert axis.get_xlim()[1] > 40 + 20  # mean and standard deviation
+
+
+def test_random_and_word_starts_are_rivals_side_by_side():
+    rows = [coop(backbone="b", dataset="pets", shots=1, seed=seed, context_length=4, init=init, accuracy=mean + seed)
+            for init, mean in (("random", 60.0), ("a photo of a", 61.0)) for seed in (1, 2)]  # fmt: skip
+    (part,) = table3.make(study_of(pd.DataFrame(rows), Path("results")))
+    assert part.table.title.startswith("Random and word initialisation at 1 shot (")
+    ((_, row),) = part.table.rows
+    assert (row["random"].best, row["“a photo of a”"].best) == (False, True)
 
 
 def test_each_nearest_word_stands_beside_its_chance_and_what_is_nearer_is_marked(tmp_path):

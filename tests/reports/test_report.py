@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import sqlite3
 
+import pandas as pd
 import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.reports import report
-from tests.reports.made_up_results import results, store_words
+from fastcoop.reports.study import in_grid_order, study_of
+from tests.reports.made_up_results import coop, results, store_words
 
 RUN = (
     "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
@@ -129,6 +131,24 @@ def test_a_broken_words_file_is_named(folder_of, tmp_path):
         path.write_text('{"vectors": [{"position": 1}]}')
     with pytest.raises(UserError, match="not a nearest-words file"):
         report(folder, tmp_path / "out")
+
+
+def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
+    found = [coop(backbone="b", dataset=name, source="objects", shots=16, seed=1, accuracy=50.0, test="t")
+             for name in ("awesome", "sketch", "objects", "phosphor")]  # fmt: skip
+    frame = pd.DataFrame(found)
+    folder = folder_of(frame)
+    for grid in (
+        "datasets: objects\ntargets: {objects: [sketch, data/phosphor, awesome]}",
+        "datasets: objects\nblocks: {a: {targets: {objects: [sketch, phosphor]}}, b: {targets: {objects: awesome}}}",
+    ):
+        (folder / "grid.yaml").write_text(grid)
+        assert list(in_grid_order(study_of(frame, folder)).dataset) == [
+            "objects",
+            "sketch",
+            "phosphor",
+            "awesome",
+        ]
 
 
 def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):

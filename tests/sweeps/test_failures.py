@@ -236,4 +236,4 @@ def test_the_summary_names_collapsed_runs(
     grid["methods"] = {"coop": {"context_length": 2, "epochs": 2}}
     summary = run(grid | {"seeds": [1, 2, 3], "shots": 1}, results=tmp_path)
     assert len(summary.collapsed) == 1
-    assert "colours, 1 shots, seed 3" in summary.collapsed[0]
+    assert "colours, 1 shot, seed 3" in summary.collapsed[0]

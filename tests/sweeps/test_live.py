@@ -76,7 +76,7 @@ def test_plain_lines_are_a_few_seconds_apart(
     first, second, third = capsys.readouterr().err.splitlines()
     assert first == second == "0 of 4 runs, 60 s left"
     assert third.startswith(
-        "1 of 4 runs, 1 diverged, 4 a minute, 60 s left; CoOp (M=2, end) on colours, 1 shots"
+        "1 of 4 runs, 1 diverged, 4 a minute, 60 s left; CoOp (M=2, end) on colours, 1 shot"
     )
     assert third.endswith("62.5% diverged")
 

@@ -182,7 +182,7 @@ def test_two_labels_are_compared_dataset_by_dataset(folder: Path, call: Callable
     assert [(group["shots"], group["pairs"]) for group in zero] == [(1, 4), ("all", 4)]
     code, out, _ = call("compare", folder, *labels, "--where", "dataset=colours")
     assert code == 0
-    assert "CoOp (M=2, mid) - CoOp (M=2, end), tiny, 1 shots" in out
+    assert "CoOp (M=2, mid) - CoOp (M=2, end), tiny, 1 shot" in out
     code, _, err = call("compare", folder, "--labels", "CoOp (M=2, end)", "CoOp (M=2, front)")
     assert code == 2
     assert 'Did you mean "CoOp (M=2, ' in err
