@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,26 @@ def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
         if cached.is_file() and expected_sha256(url) and file_sha256(cached).startswith(expected_sha256(url)):
             return cached
     try:
-        return Path(download_pretrained(config))
+        with _quiet_hub():
+            return Path(download_pretrained(config))
     except Exception as error:  # whatever a network stack raises, the user needs the same two facts
         raise UserError(
             f'The weights "{tag}" of {model_name} are not on this machine and could not be downloaded. '
             f"Fetch {_address(config)} where there is a network, then pass the file: "
             f'pretrained="FILE", or "{model_name}:FILE" in a grid.'
         ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's client logs every retry; without a network that buries the one message that helps."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
 
 
 def _address(config: dict[str, Any]) -> str:

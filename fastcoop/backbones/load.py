@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -154,15 +156,16 @@ def _load_folder(
     config = read_folder_config(folder)
     refuse_config(config.model)
     weights = read_weights(path)
-    # A model config that does not speak of it means GELU, as open_clip reads it.
-    quick_gelu = bool(_activation(force_quick_gelu, weights, config.model, path))
-    model = _build(config.model, quick_gelu, config.path)
+    quick_gelu = _activation(force_quick_gelu, weights, config.model, path)
+    if quick_gelu is None:
+        _say_that_it_means_gelu(config.path)
+    model = _build(config.model, bool(quick_gelu), config.path)
     _fill(model, weights.state, str(path))
     return _finish(
         _clean(name),
         model,
         config.model,
-        quick_gelu,
+        bool(quick_gelu),
         config.preprocess,
         device,
         dtype,
@@ -186,6 +189,14 @@ def _activation(stated: bool | None, weights: Weights, config: dict[str, Any], p
         )
     told = weights.quick_gelu if weights.quick_gelu is not None else by_config
     return told if told is not None else known_activation(path)
+
+
+@functools.cache
+def _say_that_it_means_gelu(config: Path) -> None:
+    """Once a process: an open_clip config without ``quick_gelu`` means GELU, but its author may have forgotten."""
+    logging.getLogger("fastcoop").warning(
+        f'{config} does not speak of the activation, which means GELU; if it is QuickGELU, add "quick_gelu": true.'
+    )
 
 
 def _clean(name: str) -> str:

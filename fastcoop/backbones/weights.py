@@ -44,6 +44,8 @@ def read_weights(path: Path) -> Weights:
         return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run what it holds
+            reason = "it is damaged, or holds things other than tensors"
         raise UserError(
             f"{path} should hold CLIP weights (an OpenAI .pt archive, a state dict or safetensors) "
             f"but cannot be read: {reason[:200]}"

@@ -50,6 +50,19 @@ def check_known(keys: Iterable[str], valid: Sequence[str], subject: str, verdict
             raise UserError(f'{subject} "{key}", but {verdict}.{nearest(key, valid)}')
 
 
+def check_name_and_template(name: str, template: str, where: str = "") -> None:
+    """Refuse a name that cannot name files and a template without one place for the class name."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f'{where}name must be letters, digits, "_", "-" or ".", so that it can name files; got "{name}".'
+        )
+    rest = template.replace("{}", "")
+    if template.count("{}") != 1 or "{" in rest or "}" in rest:
+        raise UserError(
+            f'{where}template must have {{}} once, where the class name goes, got "{template}"; {EXAMPLE}'
+        )
+
+
 def read_config(path: Path, default_name: str) -> DatasetConfig:
     """Read ``path`` if it exists.
 
@@ -62,19 +75,8 @@ def read_config(path: Path, default_name: str) -> DatasetConfig:
     values = _load(path)
     check_known(values, KEYS, f"{path} has the key", "that is not a key of a dataset's YAML")
     name = _text(values, "name", path, default_name)
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(
-            f'{path}: name must be letters, digits, "_", "-" or ".", so that it can name files; got "{name}".'
-        )
     template = _text(values, "template", path, DEFAULT_TEMPLATE)
-    if (
-        template.count("{}") != 1
-        or template.replace("{}", "").count("{")
-        or template.replace("{}", "").count("}")
-    ):
-        raise UserError(
-            f'{path}: template must have {{}} once, where the class name goes, got "{template}"; {EXAMPLE}'
-        )
+    check_name_and_template(name, template, f"{path}: ")
     names = values.get("class_names", {})
     if not isinstance(names, dict) or not all(
         isinstance(name, str) and name.strip() for name in names.values()

@@ -85,12 +85,14 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
         return _check_own(load_dataset(name, data_root))
     images = home / row.images
 
-    def advice(everything: bool) -> tuple[str, ...]:
-        """What to get: all of it where images are missing, else what is not there yet."""
+    def advice(everything: bool, counts_differ: bool = False) -> tuple[str, ...]:
+        """What to get: all where images are missing, but for an official split file with the right counts; else
+        what is not there yet."""
+        places = [(download, home.parent / download.makes) for download in row.downloads]
         return tuple(
             download.sentence(home.parent)
-            for download in row.downloads
-            if everything or not (home.parent / download.makes).exists()
+            for download, place in places
+            if not place.exists() or (everything and (counts_differ or place.name != row.split_file))
         )
 
     def incomplete(problem: str) -> Check:
@@ -127,7 +129,7 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
         counts=counts,
         problems=tuple(problems),
         missing=(*absent, *missing),
-        advice=advice(everything=wrong or bool(missing or absent)) if problems else (),
+        advice=advice(wrong or bool(missing or absent), counts_differ=wrong) if problems else (),
     )
 
 

@@ -99,8 +99,10 @@ def cache_features(
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
     if dtype not in ("float16", "float32"):
         raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
-    if views < 0 or batch_size < 1:
-        raise UserError(f"views must be 0 or more and batch_size 1 or more, got {views} and {batch_size}.")
+    if views < 0:
+        raise UserError(f"views must be 0 or more, got {views}.")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be 1 or more, got {batch_size}.")
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
     if dataset.store is not None:

@@ -13,6 +13,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, Split
+from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.errors import UserError, nearest
 from fastcoop.features.assemble import package_versions
@@ -41,8 +42,10 @@ def import_features(
 
     ``FeatureStore.open(path).as_dataset()`` is the dataset to go with it.
 
-    Raises UserError for files that are not so, or if there is a store of that name already.
+    Raises UserError for files that are not so, for a name that cannot name a file or a template without one {},
+    or if there is a store of that name already.
     """
+    check_name_and_template(name, template)
     unknown = [split for split in sources if split not in SPLITS]
     if unknown:
         raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')
@@ -122,7 +125,11 @@ def _load(path: Path) -> Mapping[str, Any]:
                     else value
                     for key, value in content.items()
                 }
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's own message tells how to run what the file holds
+        raise UserError(
+            f"{path} is damaged or holds other things than plain arrays; it was not loaded."
+        ) from None
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{path} cannot be read as plain arrays: {reason}") from error
     raise UserError(f"{path} should be a .npz, or a .pt of a dictionary, with {', '.join(KEYS)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -242,6 +243,11 @@ def test_loads_from_its_official_split_file(miniature, caplog):
         load_dataset(row.name, root)
     check = check_dataset(row.name, root)
     assert check.missing == (dataset.splits["test"].paths[0],)
+    shutil.rmtree(dataset.root if row.name != "stanford_cars" else dataset.root / "cars_train")
+    check = check_dataset(row.name, root)
+    assert check.advice
+    if row.name != "stanford_cars":  # the counts in its miniature are not those of Table 6
+        assert not any(f"get {row.split_file}" in line for line in check.advice)
 
 
 def test_few_shot_subsets(miniature):

@@ -125,6 +125,14 @@ def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path:
     other = write_npz(tmp_path / "other.npz", 4, names=("cat", "cow"))
     with pytest.raises(UserError, match="different classes"):
         import_features({"train": other, "test": good}, tmp_path, backbone, name="x")
+    for name in ("../x", "a/b", ""):
+        with pytest.raises(UserError, match="so that it can name files"):
+            import_features({"test": good}, tmp_path, backbone, name=name)
+    with pytest.raises(UserError, match="template must have"):
+        import_features({"test": good}, tmp_path, backbone, name="x", template="a photo")
+    torch.save({"features": torch.nn.Linear(2, 2)}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="is damaged or holds other things than plain arrays; it was"):
+        import_features({"test": tmp_path / "model.pt"}, tmp_path, backbone, name="x")
     with pytest.raises(UserError, match="test split"):
         import_features({"train": good}, tmp_path, backbone, name="x")
     assert not (tmp_path / "tiny").exists()
