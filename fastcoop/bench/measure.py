@@ -10,10 +10,11 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.bench.official import OfficialStep, longest_prompt
-from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of
+from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of, warm_ups
 from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.flops import forest_flops, official_text_flops
-from fastcoop.engine.memory import CPU_ROWS, RoomFor, chunk_bytes, run_bytes
+from fastcoop.engine.graph import WORTH_IT
+from fastcoop.engine.memory import RoomFor, chunk_bytes, run_bytes
 from fastcoop.engine.run import BATCH_SIZE, Run
 from fastcoop.engine.tower import Buffers
 from fastcoop.engine.trees import Trees
@@ -112,7 +113,7 @@ def run_counts(trees: Trees, classes: Sequence[str], layout: PromptLayout) -> li
     room = RoomFor(trees.tower)
     while room.take(plan):
         pass
-    few = {1, room.runs} | ({8} if plan.rows * 8 <= 2 * CPU_ROWS or room.rows_limit is None else set())
+    few = {1, room.runs} | ({8} if plan.rows * 8 <= 2 * room.rows_limit else set())
     return sorted(few)
 
 
@@ -125,15 +126,16 @@ def equal_runs(
     repeats: int,
     buffers: Buffers | None = None,
 ) -> Batch:
-    """A batch of equal runs with random features, good for a warm-up and ``repeats`` steps."""
+    """A batch of equal runs with random features, good for warming up and ``repeats`` steps."""
     tower = trees.tower
+    steps = max(warm_ups(tower.device) + repeats + 1, WORTH_IT)  # fewer would not be recorded on a GPU
     active = []
     for seed in range(runs):
         draw = torch.Generator().manual_seed(seed)
         contexts = 0.02 * torch.randn(layout.shape(len(classes), tower.width), generator=draw)
         features = torch.randn(BATCH_SIZE, 1, tower.dim, generator=draw)
         labels = torch.randint(len(classes), (BATCH_SIZE,), generator=draw)
-        run = Run(classes, layout, contexts, features, labels, repeats + 2, seed)
+        run = Run(classes, layout, contexts, features, labels, steps, seed)
         active.append(Active.start(seed, run, torch.float32, tower.device))
     return Batch(trees, active, backbone.logit_scale, buffers)
 

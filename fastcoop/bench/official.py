@@ -48,7 +48,7 @@ class OfficialStep:
         x = torch.cat([self.start, contexts, self.tail], 1) + text.positional_embedding[: self.tokens]
         mask = text.attn_mask[: self.tokens, : self.tokens]
         x = text.ln_final(self.transformer(x, attn_mask=mask))
-        features = x[torch.arange(len(x)), self.ends] @ text.text_projection
+        features = x[torch.arange(len(x), device=x.device), self.ends] @ text.text_projection
         logits = self.scale * image_features @ F.normalize(features, dim=-1).t()
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastcoop.engine.graph import WARM_UP
 from fastcoop.engine.trees import Trees
 
 SPEND = 10.0  # seconds that a contender may take beyond its warm-up and two measurements
@@ -17,10 +18,10 @@ SPEND = 10.0  # seconds that a contender may take beyond its warm-up and two mea
 def measure(
     contenders: Mapping[Any, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[Any, list[float]]:
-    """Seconds of each contender, called in turn after a warm-up; slow ones sit out the last rounds."""
+    """Seconds of each contender, called in turn after warming up; slow ones sit out the last rounds."""
     times: dict[Any, list[float]] = {key: [] for key in contenders}
     rounds = dict.fromkeys(contenders, repeats)
-    for turn in range(repeats + 1):
+    for turn in range(1 - warm_ups(device), repeats + 1):
         for key, contender in contenders.items():
             if turn > rounds[key]:
                 continue
@@ -29,7 +30,7 @@ def measure(
             contender()
             _wait(device)
             seconds = time.perf_counter() - start
-            if turn == 0:  # the warm-up tells how long it takes
+            if turn <= 0:  # the warm-up tells how long it takes
                 rounds[key] = min(repeats, 2 + int(SPEND / seconds))
             else:
                 times[key].append(seconds)
@@ -42,22 +43,27 @@ def share_of(flops: float, seconds: list[float], product_flops: float, product_s
     return statistics.median((flops / step) / (product_flops / product) for step, product in pairs)
 
 
+def warm_ups(device: torch.device) -> int:
+    """Calls before the first one that is measured: on a GPU, until a step has been recorded."""
+    return WARM_UP + 1 if device.type == "cuda" else 1
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-MATMUL_ROWS = 2048
+MATMUL_ROWS = {"cpu": 2048, "cuda": 65536}  # enough for full speed
 
 
 def matmul(trees: Trees) -> Callable[[], None]:
     """The tower's four products forward and backward on MATMUL_ROWS rows, results into memory kept ready."""
-    block = trees.tower.blocks[0]
+    block, rows = trees.tower.blocks[0], MATMUL_ROWS[trees.tower.device.type]
     products = []
     for weight in (block.qkv, block.out, block.fc, block.proj):
         for w in (weight, weight.t()):
-            x = torch.randn(MATMUL_ROWS, w.shape[0], dtype=w.dtype, device=w.device)
-            products.append((x, w, torch.empty(MATMUL_ROWS, w.shape[1], dtype=w.dtype, device=w.device)))
+            x = torch.randn(rows, w.shape[0], dtype=w.dtype, device=w.device)
+            products.append((x, w, torch.empty(rows, w.shape[1], dtype=w.dtype, device=w.device)))
 
     def multiply() -> None:
         for x, w, out in products:
@@ -67,5 +73,5 @@ def matmul(trees: Trees) -> Callable[[], None]:
 
 
 def matmul_flops(trees: Trees) -> float:
-    block = trees.tower.blocks[0]
-    return 2 * 2 * MATMUL_ROWS * sum(w.numel() for w in (block.qkv, block.out, block.fc, block.proj))
+    block, rows = trees.tower.blocks[0], MATMUL_ROWS[trees.tower.device.type]
+    return 2 * 2 * rows * sum(w.numel() for w in (block.qkv, block.out, block.fc, block.proj))

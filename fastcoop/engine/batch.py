@@ -121,11 +121,11 @@ class Batch:
             a.contexts, a.momentum = contexts, momentum  # views: a step of all is a step of each
         self._lay_tables()
         self.done = 0
-        self._once = Replayed(self._step, self.steps, self.vectors.device)
+        self._replayed = Replayed(self.steps, self.vectors.device)
 
     def step(self) -> None:
         """One step of every run: forward, each run's loss, backward, SGD."""
-        self._once()
+        self._replayed(self._step)
         self.done += 1
         for a, epoch in self.due.get(self.done, ()):
             a.snapshots[epoch] = a.contexts.view(a.run.contexts.shape).cpu().clone()
@@ -217,7 +217,7 @@ class Batch:
         first = torch.stack([a.losses[0] for a in active]).to(device)
         self.limit = DIVERGED * torch.maximum(first, self.untrained)
 
-        self.owner = torch.repeat_interleave(torch.arange(len(active)), torch.tensor(self.sizes)).to(device)
+        self.owner = torch.as_tensor(np.repeat(np.arange(len(active)), self.sizes)).to(device)
         self.decay = self._per_vector([a.run.weight_decay for a in active])
         self.keep = self._per_vector([a.run.momentum for a in active])
 

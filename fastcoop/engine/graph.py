@@ -14,33 +14,32 @@ log = logging.getLogger("fastcoop")
 
 
 class Replayed:
-    """``step``, replayed from a recording after WARM_UP calls where the device is a GPU.
+    """A step that is called ``calls`` times, replayed from a recording after WARM_UP calls where ``device`` is a GPU.
 
-    ``step`` must do the same device work at every call: no shape, branch or number may come from the host.
+    The step must do the same device work at every call: no shape, branch or number may come from the host. It is
+    given with each call and not kept, so that its owner, who keeps this, is freed as soon as nobody needs it: a
+    cycle would hold a whole forest's memory until the garbage collector comes by.
     """
 
-    def __init__(self, step: Callable[[], None], calls: int, device: torch.device):
-        self._step = step
+    def __init__(self, calls: int, device: torch.device):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._plain_calls = WARM_UP if device.type == "cuda" and calls >= WORTH_IT else -1  # -1: always
 
-    def __call__(self) -> None:
+    def __call__(self, step: Callable[[], None]) -> None:
+        if self._plain_calls == 0 and self._graph is None:
+            self._record(step)  # recording runs nothing
         if self._graph is not None:
             self._graph.replay()
             return
-        if self._plain_calls == 0:
-            self._record()
-            self()
-            return
         self._plain_calls -= 1
-        self._step()
+        step()
 
-    def _record(self) -> None:
+    def _record(self, step: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._step()
+                step()
             self._graph = graph
         except RuntimeError as error:
-            log.debug("The step could not be recorded (%s); going on without.", error)
+            log.warning("The step could not be recorded (%s); going on without, more slowly.", error)
             self._plain_calls = -1

@@ -14,12 +14,16 @@ from fastcoop.engine.weights import FoldedTower
 STRAY = 0.25  # a batch that holds this share more than was estimated is spoken of
 FREE_SHARE = 0.6  # of the free memory, when no budget is given
 CPU_ROWS = 4096  # on a CPU the dense products are at full speed by then; more rows only take memory
+GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
 
 log = logging.getLogger("fastcoop")
 
 
 def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
-    """Bytes one run of this tree adds to a batch: what the layers keep for backward, and the rows' scratch memory."""
+    """Bytes one run of this tree adds to a batch: what the layers keep for backward, and the rows' scratch memory.
+
+    On a GPU all rows are one chunk, so a chunk's scratch memory grows with them.
+    """
     width, heads, rows, padded = tower.width, tower.heads, plan.rows, plan.padded
     shared = len(plan.shared_constants)
     scores = plan.trunk.length * (shared + plan.trunk.length) if plan.trunk else 0
@@ -27,18 +31,26 @@ def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
     scores += sum(part.paths * part.length * (shared + part.before + part.length) for part in plan.parts)
     kept = rows * (2 * width + tower.hidden + 4) + padded * 3 * width + heads * scores
     scratch = rows * 8 * width + len(plan.class_leaf) * 4 * tower.dim
+    if tower.device.type != "cpu":
+        scratch += rows * _chunk_numbers(tower)
     return (len(tower.blocks) * kept + scratch) * torch.finfo(tower.dtype).bits // 8
 
 
 def chunk_bytes(tower: FoldedTower) -> int:
-    """Bytes of the per-chunk scratch memory, whatever the number of runs."""
-    return CPU_CHUNK * (2 * tower.hidden + 16 * tower.width) * torch.finfo(tower.dtype).bits // 8
+    """Bytes of the scratch memory of a CPU's chunk, whatever the number of runs."""
+    return CPU_CHUNK * _chunk_numbers(tower) * torch.finfo(tower.dtype).bits // 8
+
+
+def _chunk_numbers(tower: FoldedTower) -> int:
+    """Numbers of scratch memory per row of a chunk."""
+    return 2 * tower.hidden + 16 * tower.width
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device, in bytes."""
+    """Free memory of the device, in bytes; on a GPU with what torch keeps of it for its own next tensors."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return int(psutil.virtual_memory().available)
 
 
@@ -48,7 +60,7 @@ class RoomFor:
     def __init__(self, tower: FoldedTower, budget: int | None = None):
         self.tower = tower
         self.budget = int(FREE_SHARE * free_bytes(tower.device)) if budget is None else budget
-        self.rows_limit = CPU_ROWS if tower.device.type == "cpu" else None
+        self.rows_limit = CPU_ROWS if tower.device.type == "cpu" else GPU_ROWS
         self.buffers = Buffers(tower.dtype, tower.device)
         self.clear()
 
@@ -60,7 +72,7 @@ class RoomFor:
         """Add a run if it fits; the first always does, for nothing smaller can be tried."""
         size = self.bytes + run_bytes(self.tower, plan)
         rows = self.rows + plan.rows
-        full = size > self.budget or (self.rows_limit is not None and rows > self.rows_limit)
+        full = size > self.budget or rows > self.rows_limit
         if self.runs and full:
             return False
         self.bytes, self.rows, self.runs = size, rows, self.runs + 1
@@ -92,4 +104,5 @@ class RoomFor:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or in the CPU's allocator."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(s in str(error) for s in said)

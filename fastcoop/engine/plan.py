@@ -125,6 +125,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
 
     order: list[int] = [int(row_of[node]) for node in trunk]
     owned = [True] * len(order)
+    pads = [False] * len(order)
     trunk_part = None
     if trunk:
         mask = _causal(len(trunk), [len(trunk)], 0, [0], device, dtype)
@@ -150,6 +151,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
             pad = length - len(live)
             order += [0] * pad + [int(row_of[node]) for node in live]
             owned += [False] * pad + [first_path[node] == leaf for node in live]
+            pads += [True] * pad + [False] * len(live)
         mask = _causal(length, lengths, before, befores, device, dtype)
         positions = slice(start, len(order))
         parts.append(Part(len(group), length, positions, mask, constants if before else None))
@@ -158,8 +160,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
     gather, owner = np.array(order, np.int64), np.array(owned)
     place = np.empty(len(live_nodes), np.int64)
     place[gather[owner]] = np.flatnonzero(owner)
-    pads = _pads(parts, len(order))
-    copies = np.flatnonzero(~owner & ~pads)
+    copies = np.flatnonzero(~owner & ~np.array(pads))
     copied_rows, copied = np.unique(gather[copies], return_inverse=True)
     leaf_index = {leaf: i for i, leaf in enumerate(leaf_order)}
     class_leaf = np.array([leaf_index[int(leaf)] for leaf in tree.leaf])
@@ -242,12 +243,3 @@ def _causal(
     return (
         torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf).to(device)
     )
-
-
-def _pads(parts: list[Part], padded: int) -> np.ndarray:
-    """Which positions of the padded order hold no node."""
-    pads = np.zeros(padded, bool)
-    for part in parts:
-        diagonal = part.mask[:, torch.arange(part.length), part.before + torch.arange(part.length)]
-        pads[part.positions] = (diagonal.cpu() != 0).expand(part.paths, part.length).reshape(-1).numpy()
-    return pads

@@ -10,6 +10,7 @@ Per-row work goes in chunks of rows that stay in cache; buffers are made once an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -30,14 +31,14 @@ class Buffers:
         self._memory: dict[object, Tensor] = {}
         self._used: dict[object, int] = {}
 
-    def __call__(self, name: object, *shape: int) -> Tensor:
+    def __call__(self, name: object, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         size = 1
         for n in shape:
             size *= n
         have = self._memory.get(name)
         if have is None or have.numel() < size:
-            have = self._memory[name] = torch.empty(size, dtype=self._dtype, device=self._device)
-        self._used[name] = max(size, self._used.get(name, 0))
+            have = self._memory[name] = torch.empty(size, dtype=dtype or self._dtype, device=self._device)
+        self._used[name] = max(size * have.element_size(), self._used.get(name, 0))
         return have[:size].view(shape)
 
     @property
@@ -55,7 +56,7 @@ class Buffers:
     @property
     def nbytes(self) -> int:
         """Bytes used since ``begin``."""
-        return sum(self._used.values()) * torch.finfo(self._dtype).bits // 8
+        return sum(self._used.values())
 
 
 class ForestPass:
@@ -69,7 +70,12 @@ class ForestPass:
         self.buffer = buffers or Buffers(self.tower.dtype, self.tower.device)
         self.buffer.begin()
         on_cpu = self.tower.device.type == "cpu"
-        self.chunk = CPU_CHUNK if on_cpu else max(forest.rows, 1)
+        self.chunk = (
+            CPU_CHUNK if on_cpu else sys.maxsize
+        )  # a GPU has no cache to stay in: one large product each
+        # Of a bfloat16 row a GPU gives mean and deviation in float32, and wants them back so.
+        row = torch.zeros(1, self.tower.width, dtype=self.tower.dtype, device=self.tower.device)
+        self.stats_dtype = torch.native_layer_norm(row, row.shape[1:], None, None, 1e-5)[1].dtype
         self.last = len(self.tower.blocks) - 1
         self.frozen_qkv, self.frozen_input = forest.frozen("first_qkv"), forest.frozen("first_input")
         self.saved: dict[tuple[int, int, int, int], tuple[Saved, Tensor, Tensor]] = {}
@@ -157,7 +163,7 @@ class ForestPass:
                     torch.addmm(block.qkv_bias, normal, block.qkv, out=qkv[c])
         if ends:
             at = forest.leaf_rows
-            normal = (x[at] - mean[at]) * rstd[at]
+            normal = ((x[at] - mean[at]) * rstd[at]).to(x.dtype)
             qkv[at, :width] = torch.addmm(block.qkv_bias[:width], normal, block.qkv[:, :width])
             x = x[at]
         attended = self._attention(layer, qkv, ends)
@@ -341,7 +347,7 @@ class ForestPass:
         return self.buffer(("residual", layer), self.forest.rows if rows is None else rows, self.tower.width)
 
     def _stats(self, layer: int, which: int, rows: int) -> tuple[Tensor, Tensor]:
-        mean, rstd = self.buffer(("stats", layer, which), 2, rows, 1)
+        mean, rstd = self.buffer(("stats", layer, which), 2, rows, 1, dtype=self.stats_dtype)
         return mean, rstd
 
     def _chunks(self, rows: int) -> Iterator[slice]:

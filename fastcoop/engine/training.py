@@ -18,7 +18,7 @@ from fastcoop.engine.trees import TreeKey, Trees, tree_key
 from fastcoop.prompts.layout import class_prompts
 from fastcoop.prompts.tree import build_tree
 
-LOOK_EVERY = 16  # steps between looks at which runs diverged: a look waits for the device
+LOOK_EVERY = 16  # steps, or an epoch, between looks at which runs diverged: a look waits for the device
 
 log = logging.getLogger("fastcoop")
 
@@ -125,7 +125,10 @@ def train(
             room.check(batch.forest_pass.nbytes)
         if on_progress is not None:
             on_progress(float(sum(plans[a.number].rows for a in active)))
-        if batch.done == batch.steps or batch.done % LOOK_EVERY == 0:
+        if (
+            batch.done == batch.steps
+            or batch.done % max(LOOK_EVERY, *(a.run.steps_per_epoch for a in active)) == 0
+        ):
             settle()
         if on_step is not None:
             on_step(state_now)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -265,9 +267,9 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    step = Replayed(lambda: calls.append(1), 40, torch.device("cuda"))
+    replayed = Replayed(40, torch.device("cuda"))
     for _ in range(10):
-        step()
+        replayed(lambda: calls.append(1))
     assert (len(calls), len(recording), len(replays)) == (WARM_UP + 1, 1, 10 - WARM_UP)
 
     def refuse():
@@ -286,10 +288,37 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
     calls.clear()
     recording.clear()
     monkeypatch.setattr(torch.cuda, "graph", refused)
-    step = Replayed(refuse, 40, torch.device("cuda"))
+    replayed = Replayed(40, torch.device("cuda"))
     for _ in range(10):
-        step()
+        replayed(refuse)
     assert len(calls) == 10
+
+
+def test_a_batch_nobody_needs_is_freed_at_once(backbone32, make_run):
+    trees = Trees(backbone32)
+    batch = Batch(trees, [Active.start(0, make_run(), torch.float32, trees.tower.device)], 100.0)
+    batch.step()
+    gone = weakref.ref(batch)
+    gc.disable()  # no cycle may hold it, and with it a forest's memory
+    try:
+        del batch
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("images", [20, 640])
+def test_the_device_is_waited_for_no_more_than_once_an_epoch(backbone32, make_run, monkeypatch, images):
+    looks, settle = [], Batch.settle
+
+    def look(self):
+        looks.append(self.done)
+        settle(self)
+
+    monkeypatch.setattr(Batch, "settle", look)
+    run = make_run(images=images, epochs=3)
+    train(backbone32, [run])
+    assert looks == ([3] if images == 20 else [20, 40, 60])
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, monkeypatch):

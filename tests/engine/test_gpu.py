@@ -1,0 +1,102 @@
+"""What can be held to be true of a GPU without one: torch's fake tensors know devices and types, and no numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from fastcoop.engine import memory
+from fastcoop.engine.batch import Active, Batch
+from fastcoop.engine.forest import constants_of
+from fastcoop.engine.plan import plan_tree
+from fastcoop.engine.run import Run, draw_batches
+from fastcoop.engine.trees import Trees, tree_key
+from fastcoop.prompts import PromptLayout
+
+LAYOUTS = (
+    PromptLayout(4),
+    PromptLayout(4, "mid"),
+    PromptLayout(3, "front", True),
+    PromptLayout(2, "end", True),
+)
+
+
+def fake(thing: Any) -> Any:
+    """``thing`` with every tensor in it replaced by a fake one on a GPU."""
+    if isinstance(thing, torch.Tensor):
+        return torch.empty(thing.shape, dtype=thing.dtype, device="cuda")
+    if isinstance(thing, tuple):
+        return tuple(map(fake, thing))
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {field.name: fake(getattr(thing, field.name)) for field in dataclasses.fields(thing)}
+        return dataclasses.replace(thing, **fields)
+    return thing
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
+    """Types fit; no operation mixes a GPU's tensor with a CPU's; none reads a number back, which a fake has not."""
+    trees = Trees(backbone32, precision)
+    runs = [make_run(layout, seed=seed, views=1) for seed, layout in enumerate((*LAYOUTS, LAYOUTS[0]))]
+    laid_out = {key: trees[key][0].tree for key in (tree_key(run.class_names, run.layout) for run in runs)}
+    batches, scale = [draw_batches(run) for run in runs], backbone32.logit_scale
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        trees.tower = tower = fake(trees.tower)
+        for key, tree in laid_out.items():
+            plan = plan_tree(tree, tower.device, tower.dtype)
+            trees._known[key] = plan, constants_of(tower, plan)
+        active = []
+        for n, (run, rows) in enumerate(zip(runs, batches, strict=True)):
+            started = _without_checks(run, rows)
+            active.append(Active.start(n, started, torch.float32, tower.device))
+        batch = Batch(trees, active, scale)
+        batch._step()
+        batch._step()
+        held = (batch.vectors, batch.momentum, batch.losses, batch.lost, batch.limit, batch.at)
+        assert {tensor.device.type for tensor in held} == {"cuda"}
+        assert batch.vectors.dtype == batch.momentum.dtype == batch.losses.dtype == torch.float32
+        assert (
+            batch.forest_pass.stats_dtype == torch.float32
+        )  # in bfloat16 too: only so does backward take them
+        with pytest.raises(DataDependentOutputException):  # a fake does notice
+            batch.settle()
+        with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+            batch.vectors + torch.ones(batch.vectors.shape)
+
+
+def _without_checks(run: Run, batches: Any) -> Run:
+    """``run`` with fake tensors, whose labels cannot be looked at."""
+    other = object.__new__(Run)
+    tensors = {
+        name: torch.empty(getattr(run, name).shape, dtype=getattr(run, name).dtype)
+        for name in ("contexts", "features", "labels")
+    }
+    for field in dataclasses.fields(run):
+        object.__setattr__(other, field.name, tensors.get(field.name, getattr(run, field.name)))
+    object.__setattr__(other, "batches", batches)
+    return other
+
+
+def test_memory_that_torch_keeps_for_itself_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 99_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert memory.free_bytes(torch.device("cuda")) == 10_400
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, expected):
+    assert memory.is_out_of_memory(error) is expected
