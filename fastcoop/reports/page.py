@@ -173,6 +173,7 @@ def _reproduce(study: Study, out: Path) -> str:
     name = grid if grid.exists() else "GRID.yaml"
     text = f"fastcoop sweep {name} --results {study.folder}\nfastcoop report {study.folder} --out {out}"
     parts = [f"<pre>{_esc(text)}</pre>"]
+    parts.append("<p>Add the --data-root and --cache of the sweep where they were not data and cache.</p>")
     if grid.exists():
         parts.append(f"<p>{_esc(grid)}:</p><pre>{_esc(grid.read_text(encoding='utf-8'))}</pre>")
     ran = sorted({str(given) for given in study.runs.versions.dropna()})
