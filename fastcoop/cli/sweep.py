@@ -110,7 +110,8 @@ def sweep(
     if summary.finished:
         typer.echo(
             f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
-            f"{summary.engine_share:.0%} of their time in the engine's steps"
+            f"{summary.engine_share:.0%} of their time in the engine's steps; "
+            f"at most {summary.peak_memory / 1e9:.1f} GB of memory together"
         )
     if summary.diverged:
         typer.echo(f"{summary.diverged} runs diverged; they are marked in the results.", err=True)

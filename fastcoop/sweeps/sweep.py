@@ -17,6 +17,7 @@ from fastcoop.sweeps.about import write_about
 from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.grid import read_grid
+from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
 from fastcoop.sweeps.results import DATABASE, load_learned, load_results, tested_runs
 from fastcoop.sweeps.schedule import Schedule, form_batches
@@ -53,6 +54,7 @@ class Summary:
         collapsed: runs of the grid whose accuracy is far below their sister seeds', in words.
         engine_share: of the time of all workers, that spent in training steps of the engine.
         workers: processes that did the work.
+        peak_memory: the largest sum of resident sizes, in bytes, of this process and its workers on this machine.
         seconds: wall time.
     """
 
@@ -64,6 +66,7 @@ class Summary:
     collapsed: tuple[str, ...] = ()
     engine_share: float = 0.0
     workers: int = 1
+    peak_memory: int = 0
     seconds: float = 0.0
 
     @property
@@ -158,7 +161,8 @@ def sweep(
                 batches = [b if b in recorded else replace(b, threads=team.threads) for b in batches]
                 crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
             schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
-            schedule.work(crew)
+            with PeakMemory() as memory:
+                schedule.work(crew)
         except KeyboardInterrupt:
             done = len(store.done())
             print(
@@ -169,7 +173,8 @@ def sweep(
     tally = schedule.tally
     return Summary(
         folder, counts, tally.finished, tally.diverged, skipped | tally.failed, _collapsed(folder, by_key),
-        tally.engine_seconds / max(tally.worker_seconds, 1e-9), crew.size, time.monotonic() - start,
+        tally.engine_seconds / max(tally.worker_seconds, 1e-9), crew.size, memory.peak,
+        time.monotonic() - start,
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fastcoop.sweeps import Summary, read_grid
 from fastcoop.sweeps import live as live_module
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.live import Live, Pace
+from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.plan import PlannedRun, load_world, plan_runs
 
 Sweep = Callable[..., Summary]
@@ -100,3 +103,22 @@ def test_the_summary_tells_of_the_engines_share(run: Sweep, grid: dict[str, Any]
     assert 0 < summary.engine_share < 1
     assert summary.as_json()["engine_share"] == summary.engine_share
     assert run(grid, results=tmp_path, only=["zero_shot"]).engine_share == 0
+
+
+def test_the_peak_of_memory_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcoop.sweeps.memory.EVERY", 0.01)
+    size = 200_000_000
+    hold = f"held = bytearray({size}); print(1, flush=True); input()"
+    with PeakMemory() as memory:
+        alone = memory.peak
+        with subprocess.Popen(
+            [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            end = time.monotonic() + 30
+            while memory.peak < alone + 0.9 * size and time.monotonic() < end:
+                time.sleep(0.01)
+            child.communicate(b"\n")
+    assert alone > 0
+    assert memory.peak >= alone + 0.9 * size
