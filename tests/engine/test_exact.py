@@ -69,9 +69,10 @@ def test_the_names_are_as_hard_as_they_should_be(backbone):
     assert any(not name.isascii() for name in NAMES)
 
 
+@pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["end", "mid", "front"])
-def test_word_initialised_contexts_have_the_reference_s_gradients(backbone, position):
-    layout = PromptLayout(4, position)
+def test_word_initialised_contexts_have_the_reference_s_gradients(backbone, position, class_specific):
+    layout = PromptLayout(4, position, class_specific)
     start = initial_contexts(backbone, layout, len(NAMES), 0, "a photo of a").to(backbone.dtype)
     features, gradients = compare(backbone, [(NAMES, layout, start[None])])
     assert features < FEATURES
@@ -117,14 +118,15 @@ def test_word_initialised_contexts_equal_the_written_prompt(backbone):
     assert relative(ours, written) < FEATURES
 
 
-def test_float32_agrees_to_1e_5(backbone32):
-    for position, class_specific in [("end", False), ("mid", False), ("front", True)]:
-        layout = PromptLayout(16, position, class_specific)
-        features, gradients = compare(
-            backbone32, [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone32))]
-        )
-        assert features < 1e-5
-        assert gradients < 1e-5
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("position", ["end", "mid", "front"])
+def test_float32_agrees_to_1e_5(backbone32, position, class_specific):
+    torch.manual_seed(0)
+    layouts = [PromptLayout(length, position, class_specific) for length in (1, 4, 7, 16)]
+    items = [(NAMES, layout, contexts_for(layout, NAMES, 2, backbone32)) for layout in layouts]
+    features, gradients = compare(backbone32, items)
+    assert features < 1e-5
+    assert gradients < 1e-5
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_its_class_and_count(backbone):

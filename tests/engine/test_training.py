@@ -348,6 +348,39 @@ def test_other_errors_are_not_taken_for_memory(backbone, make_run, monkeypatch):
         train(backbone, [make_run()])
 
 
+def test_a_prompt_that_does_not_fit_is_refused_before_any_run_trains(backbone, make_run):
+    steps: list[object] = []
+    long = make_run(names=("cat", " ".join(["word"] * 80)))
+    with pytest.raises(UserError, match=r'class "word word.*" has 87 tokens'):
+        train(backbone, [make_run(), long], on_step=steps.append)
+    assert not steps
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that run."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_of_many_runs_makes_as_many_calls_as_one_of_few(backbone32, make_run):
+    trees = Trees(backbone32)
+    calls = []
+    for runs in (2, 24):
+        active = [
+            Active.start(n, make_run(seed=n, learning_rate=0.001 * n), torch.float32, trees.tower.device)
+            for n in range(runs)
+        ]
+        batch = Batch(trees, active, 100.0)
+        with Operations() as operations:
+            batch.step()
+        calls.append(operations.seen)
+    assert calls[0] == calls[1] > 100
+
+
 def test_progress_adds_up_and_each_run_is_reported_once(backbone, make_run):
     runs = various_runs(make_run, 6)
     done, progress = [], []

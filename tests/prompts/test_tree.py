@@ -46,6 +46,20 @@ def test_node_counts_of_ten_land_use_classes():
     assert counts(SATELLITE) == TABLE["eurosat"]
 
 
+def test_node_counts_counted_by_hand():
+    """The drawing in docs/engine.md: one-token names with "." and end are 3 nodes, "maine coon" 4."""
+    names = ("boxer", "maine coon", "pug")
+    expected = {
+        ("end", False): 1 + 4 + 3 + 4 + 3,
+        ("mid", False): 1 + 2 + (1 + 2 + 2) + (2 + 2 + 2) + (1 + 2 + 2),
+        ("front", False): 1 + (1 + 4 + 2) + (2 + 4 + 2) + (1 + 4 + 2),
+        ("end", True): 1 + (4 + 3) + (4 + 4) + (4 + 3),
+    }
+    for (position, class_specific), nodes in expected.items():
+        prompts = class_prompts(TOKENIZER, names, PromptLayout(4, position, class_specific))
+        assert build_tree(prompts).nodes == nodes
+
+
 @pytest.mark.skipif(not CLASS_NAMES.is_dir(), reason=NO_CLASS_NAMES)
 @pytest.mark.parametrize("dataset", TABLE)
 def test_node_counts_of_the_paper_s_datasets(dataset):
