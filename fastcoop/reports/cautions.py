@@ -179,7 +179,7 @@ def _same_images(study: Study) -> list[str]:
         return []
     return [
         f"Every seed learned from the same images, since there are no others: {_some(cases)}. The spread there is"
-        " that of training alone, and none at all for the linear probe."
+        " that of training and of validation images alone: less than other few images would give."
     ]
 
 
