@@ -93,7 +93,7 @@ def main(points: int, jobs: int, folder: Path) -> None:
 
     steps.write(0, 0)
     rng, killed, done, redone = random.Random(0), 0, 0, 0
-    for _ in range(points):
+    while killed < points:
         ended, lost = kill_one(lambda: work(folder / f"cut{done}"), rng.uniform(-0.2, 1) * needed, steps)  # noqa: B023
         if ended:
             done += 1
@@ -106,7 +106,6 @@ def main(points: int, jobs: int, folder: Path) -> None:
         left = sorted(path.name for path in (folder / f"cut{number}").glob("checkpoints/*"))
         assert not left, f"checkpoints are left: {left}"
     counts = {
-        "points": points,
         "killed": killed,
         "sweeps_ended": done + 1,
         "runs_each": len(keys(folder / "whole")),

@@ -18,4 +18,4 @@ def test_every_run_is_there_once_after_kills_at_random_points() -> None:
     trial = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert trial.returncode == 0, trial.stderr
     counts = json.loads(trial.stdout)
-    assert counts["killed"] > POINTS // 2, "few children were killed: the trial tells little"
+    assert counts["killed"] == POINTS
