@@ -9,10 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
+from fastcoop.bench.measure import equal_runs
 from fastcoop.bench.official import OfficialStep, longest_prompt
-from fastcoop.bench.timing import measure, share_of
+from fastcoop.bench.timing import measure, share_of, warm_ups
 from fastcoop.engine.flops import forest_flops
 from fastcoop.engine.forest import plant
+from fastcoop.engine.graph import WARM_UP, WORTH_IT
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees
 from fastcoop.errors import UserError
@@ -105,6 +107,19 @@ def test_slow_contenders_are_measured_less_often(monkeypatch):
     times = measure({"a": lambda: calls.append("a")}, 9, torch.device("cpu"))
     assert times == {"a": [7, 7, 7]}  # two, and one more in ten seconds
     assert len(calls) == 4
+
+
+def test_steps_measured_on_a_gpu_are_recorded_ones(monkeypatch):
+    """Enough calls before the first that counts, and steps enough in a batch to be worth recording."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    calls = []
+    times = measure({"a": lambda: calls.append("a")}, 2, gpu)
+    assert warm_ups(gpu) > WARM_UP
+    assert len(calls) == warm_ups(gpu) + len(times["a"])
+    trees = Trees(tiny_backbone(torch.float32))
+    batch = equal_runs(tiny_backbone(torch.float32), trees, NAMES, PromptLayout(4), 1, 2)
+    assert batch.steps >= WORTH_IT
 
 
 def test_shares_are_medians_of_neighbours():
