@@ -213,3 +213,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert "fonts.googleapis" not in home
+    example = (tmp_path / "site" / "tutorials" / "python.html").read_text(encoding="utf-8")
+    assert "What is there" in example  # the file itself, not the line that asks for it
