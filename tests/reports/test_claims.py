@@ -180,7 +180,8 @@ def test_every_claim_on_accuracies_has_its_world():
 def test_runs_given_twice_do_not_count_twice(make, tmp_path):
     frame = world(make, steady(0.3))
     twice = pd.concat([frame, frame.assign(key=frame.key + "x")])
-    assert finding_on(make, twice, tmp_path) == finding_on(make, frame, tmp_path)
+    # As text, because a NaN in them equals none.
+    assert repr(finding_on(make, twice, tmp_path)) == repr(finding_on(make, frame, tmp_path))
 
 
 def test_the_numbers_are_scipys(tmp_path):

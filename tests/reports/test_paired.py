@@ -60,7 +60,8 @@ def test_seeds_count_within_their_dataset_only():
 
 def test_a_run_counted_twice_counts_once():
     once = differences({"a": [1.0, 2.0, 0.5], "b": [0.2, 0.4, 0.1]})
-    assert paired_test(pd.concat([once, once])) == paired_test(once)
+    # As text, because a NaN in them equals none.
+    assert repr(paired_test(pd.concat([once, once]))) == repr(paired_test(once))
 
 
 @pytest.mark.parametrize("means", [(1, 2, 3, 4, 5), (-1, 2, 3, 4, 5), (3, -1, 4, -1.5, 5, 9, -2, 6, 5.3)])
