@@ -167,7 +167,7 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
     """The results folder, made if it is not there, and held against any other sweep until the block ends.
 
     Raises:
-        UserError: another sweep holds it, or its database is not one of ours.
+        UserError: another sweep holds it, or its database is damaged or not one of ours.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +178,9 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
         connection = _connect(folder / DATABASE)
         try:
             yield ResultsStore(folder, connection)
+        except sqlite3.Error as error:  # found on reading: damage that its first pages do not show
+            path = folder / DATABASE
+            raise UserError(f"{path} cannot be used as a results store ({error}); {advice(error)}") from None
         finally:
             connection.close()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,20 @@ def test_two_sweeps_on_one_folder_are_refused(run: Sweep, grid: dict[str, Any], 
     with open_store(tmp_path), pytest.raises(UserError, match="Another sweep is writing"):
         run(grid, results=tmp_path)
     assert run(grid, results=tmp_path, only=["zero_shot"]).finished == 2
+
+
+def test_damage_in_the_midst_of_a_store_is_said(
+    done: Path, run: Sweep, grid: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(done, folder)
+    with sqlite3.connect(folder / "results.sqlite") as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    whole = (folder / "results.sqlite").read_bytes()
+    (folder / "results.sqlite").write_bytes(whole[:size] + b"\xa5" * (len(whole) - size))
+    with pytest.raises(UserError, match="cannot be used as a results store"):
+        run(grid, results=folder)
 
 
 def test_a_corrupt_or_foreign_store_is_refused(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
