@@ -14,7 +14,10 @@ from fastcoop.cli.app import app
 def demo(
     out: Annotated[Path, typer.Option(help="Folder that everything goes into.")] = Path("fastcoop-demo"),
     full: Annotated[
-        bool, typer.Option("--full", help="The paper's schedule, both backbones: hours.")
+        bool,
+        typer.Option(
+            "--full", help="All figures and tables, both backbones, the paper's schedule: 1 to 2 hours."
+        ),
     ] = False,
 ) -> None:
     """Run the main job on the small world that ships with fastcoop: from pictures to Figure 3.

@@ -17,13 +17,15 @@ from fastcoop.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
+log = logging.getLogger("fastcoop.datasets")
+
 Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
 
 
 @functools.cache
 def warn_once(message: str) -> None:
     """Log a warning the first time it comes up in this process: a sweep loads the same dataset many times."""
-    logging.getLogger("fastcoop").warning(message)
+    log.warning(message)
 
 
 @dataclass(frozen=True)

@@ -60,15 +60,17 @@ def run_demo(out: Path, full: bool = False) -> str:
 
 
 def _averages(results: Path) -> list[str]:
-    """Mean accuracy over the demo's datasets, a line per method, a column per number of shots."""
+    """For each backbone, mean accuracy over the demo's datasets: a line per method, a column per number of shots."""
     frame = load_results(results)
-    own = frame[frame.dataset == frame.source]
-    per_dataset = own.groupby(["label", "shots", "dataset"]).accuracy.mean()
-    table = per_dataset.groupby(["label", "shots"]).mean().unstack("shots")
-    width = max(map(len, table.index))
-    lines = ["Mean accuracy (%) over the demo's datasets, by shots:"]
-    lines.append(" " * width + "".join(f"{shots:>8}" for shots in table.columns))
-    for label, row in table.iterrows():
-        cells = "".join(f"{value:8.1f}" if value == value else " " * 8 for value in row)
-        lines.append(f"{label:<{width}}{cells}")
+    own = frame[(frame.dataset == frame.source) & ~frame.dataset.str.contains(":")]
+    lines = []
+    for backbone, runs in own.groupby("backbone"):
+        per_dataset = runs.groupby(["label", "shots", "dataset"]).accuracy.mean()
+        table = per_dataset.groupby(["label", "shots"]).mean().unstack("shots")
+        width = max(map(len, table.index))
+        lines.append(f"Mean accuracy (%) of {backbone} over the demo's datasets, by shots:")
+        lines.append(" " * width + "".join(f"{shots:>8}" for shots in table.columns))
+        for label, row in table.iterrows():
+            cells = "".join(f"{value:8.1f}" if value == value else " " * 8 for value in row)
+            lines.append(f"{label:<{width}}{cells}")
     return lines

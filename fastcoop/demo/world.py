@@ -286,9 +286,11 @@ def _write(one: DatasetPlan, root: Path) -> None:
             split[kind] = []
             for label, name in enumerate(names):
                 split[kind] += _paint_class(one, kind, name, label, part / "images")
-        (part / "split.json").write_text(json.dumps(split, indent=1))
+        (part / "split.json").write_text(json.dumps(split, indent=1), encoding="utf-8")
         described = yaml.safe_dump({"name": one.name, "template": one.template})
-        (part / "dataset.yaml").write_text(f"# drawn by fastcoop demo, version {VERSION}\n{described}")
+        (part / "dataset.yaml").write_text(
+            f"# drawn by fastcoop demo, version {VERSION}\n{described}", encoding="utf-8"
+        )
         part.chmod(0o755)
         shutil.rmtree(root / one.name, ignore_errors=True)
         os.replace(part, root / one.name)

@@ -170,12 +170,13 @@ def _settings(settings: object) -> str:
 
 def _reproduce(study: Study, out: Path) -> str:
     grid = study.folder / "grid.yaml"
-    name = grid if grid.exists() else "GRID.yaml"
-    text = f"fastcoop sweep {name} --results {study.folder}\nfastcoop report {study.folder} --out {out}"
-    parts = [f"<pre>{_esc(text)}</pre>"]
-    parts.append("<p>Add the --data-root and --cache of the sweep where they were not data and cache.</p>")
-    if grid.exists():
-        parts.append(f"<p>{_esc(grid)}:</p><pre>{_esc(grid.read_text(encoding='utf-8'))}</pre>")
+    written = grid.read_text(encoding="utf-8") if grid.exists() else ""
+    command, _, rest = written.partition("\n") if written.startswith("# ") else ("", "", written)
+    sweep = command.removeprefix("# ") or f"fastcoop sweep GRID.yaml --results {study.folder}"
+    commands = f"{sweep}\nfastcoop report {study.folder} --out {out}"
+    parts = [f"<pre>{_esc(commands)}</pre>"]
+    if rest:
+        parts.append(f"<p>{_esc(grid)}:</p><pre>{_esc(rest)}</pre>")
     ran = sorted({str(given) for given in study.runs.versions.dropna()})
     if ran:
         parts.append(f"<p>The runs were made with {_esc('; '.join(_settings(given) for given in ran))}.</p>")

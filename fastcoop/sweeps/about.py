@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ GRID, DATASETS = "grid.yaml", "datasets.json"
 SPLITS = ("train", "val", "test")
 
 
-def write_about(folder: Path, grid: Grid, datasets: Iterable[Dataset]) -> None:
-    """Write ``grid.yaml``, the grid as it was run, and add ``datasets`` to ``datasets.json``."""
-    _write(folder / GRID, yaml.safe_dump(dict(grid.source), sort_keys=False))
+def write_about(
+    folder: Path, grid: Grid, datasets: Iterable[Dataset], data_root: str | Path | None, cache: str | Path
+) -> None:
+    """Write ``grid.yaml``, the grid as it was run below the command that runs it again, and add ``datasets`` to
+    ``datasets.json``."""
+    command = ["fastcoop", "sweep", str(folder / GRID), "--results", str(folder), "--cache", str(cache)]
+    command += ["--data-root", str(data_root)] if data_root is not None else []
+    _write(folder / GRID, f"# {shlex.join(command)}\n" + yaml.safe_dump(dict(grid.source), sort_keys=False))
     add_datasets(folder, datasets)
 
 

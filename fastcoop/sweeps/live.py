@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # results on a terminal at once
 LINE_EVERY = 5.0  # seconds between plain lines
+NUMBERS = {
+    "shots": 5,
+    "seed": 4,
+    "accuracy": 14,
+    "seconds": 7,
+}  # columns, and what they need ("62.5% diverged")
 
 
 class Pace:
@@ -73,6 +79,7 @@ class Live:
         self.runs, self.pace = runs, pace
         self.ended = self.failed = self.diverged = 0
         self._start = self._said = time.monotonic()
+        self._line = ""
         self._last: deque[tuple[PlannedRun, Outcome]] = deque(maxlen=SHOWN)
         self._live = None
         if sys.stderr.isatty():
@@ -106,7 +113,9 @@ class Live:
         if self._live is None and now - self._said >= LINE_EVERY:
             self._said = now
             last = f"; {_words(*self._last[-1])}" if self._last else ""
-            print(self.state() + last, file=sys.stderr, flush=True)
+            if (line := self.state() + last) != self._line:
+                print(line, file=sys.stderr, flush=True)
+            self._line = line
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -130,8 +139,10 @@ class Live:
         from rich.table import Table
 
         table = Table(title=self.state(), title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("dataset", "method", "shots", "seed", "accuracy", "seconds"):
-            table.add_column(name, justify="left" if name in ("dataset", "method") else "right", no_wrap=True)
+        for name in ("dataset", "method"):
+            table.add_column(name)  # what is too long goes on in the next line; numbers stay whole
+        for name, width in NUMBERS.items():
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
         for run, outcome in self._last:
             table.add_row(run.job.data.name, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")
         return table

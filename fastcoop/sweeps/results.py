@@ -290,7 +290,8 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
         if version != VERSION:
             raise UserError(f"{path} was not written by this version of fastcoop.")
         yield db
-    except sqlite3.Error as error:
-        raise UserError(f"{path} cannot be read ({error}); {advice(error)}") from None
+    except (sqlite3.Error, OSError) as error:  # pandas wraps the one in the other
+        cause = error.__cause__ or error
+        raise UserError(f"{path} cannot be read ({cause}); {advice(cause)}") from None
     finally:
         db.close()

@@ -222,7 +222,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def advice(error: sqlite3.Error) -> str:
+def advice(error: BaseException) -> str:
     """What to do about a database that cannot be used."""
     if "locked" in str(error):
         return "close the program that has it open."

@@ -138,7 +138,7 @@ def sweep(
                 pass
             if _open_features(world, Path(cache)) != known:
                 planned = plan_runs(world)
-            write_about(folder, read, world.datasets.values())
+            write_about(folder, read, world.datasets.values(), data_root, cache)
             tested, failures = store.done(), store.failures()
             counts = _count(planned, tested)
             by_key = {run.key: run for run in planned}

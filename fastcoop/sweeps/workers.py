@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -206,6 +207,9 @@ def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_e
     """A worker's life: tasks come, what they come to goes back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
+    logging.getLogger("fastcoop.datasets").setLevel(
+        logging.ERROR
+    )  # the parent has warned of the same datasets
     checkpoints.EVERY = checkpoint_every
     connection.send(None)
     workshop = Workshop(supplies)

@@ -87,6 +87,7 @@ def test_three_lines_of_plain_open_clip(world, backbone, key, tmp_path, monkeypa
     picture = next((world / "data/colours/test/green").iterdir())
     Image.open(picture).save("cat.png")
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert f"```python\n{code}```" in (PAGE.parents[2] / "README.md").read_text(encoding="utf-8")
     lines = [line for line in code.splitlines() if line and not re.match(r"import |from |#", line)]
     assert len(lines) == 3
     open_clip.add_model_config(world / "tiny" / "tiny.json")

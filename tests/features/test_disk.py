@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, parts, plan, write
 from tests.features.small import contents
+
+resource = pytest.importorskip("resource", reason="limits on a process are a matter of Unix")
 
 ROOT = Path(__file__).parents[2]
 

@@ -37,10 +37,11 @@ COOP = {"context_length": 2, "class_position": ["end", "mid"], "class_specific":
 
 
 class Steps:
-    """Counts steps of runs, here and in forks: all of them, and those since what a checkpoint holds."""
+    """Counts steps of runs, here and in forks: all of them, and those since what a checkpoint holds; and the seconds
+    that the latter took, beside those of the last step alone."""
 
     def __init__(self) -> None:
-        self._shared = mmap.mmap(-1, 16)
+        self._shared = mmap.mmap(-1, 32)
 
     def read(self) -> tuple[int, int]:
         return struct.unpack("qq", self._shared[:16])  # type: ignore[return-value]
@@ -48,26 +49,39 @@ class Steps:
     def write(self, all_: int, unsaved: int) -> None:
         self._shared[:16] = struct.pack("qq", all_, unsaved)
 
+    def read_seconds(self) -> tuple[float, float]:
+        return struct.unpack("dd", self._shared[16:])  # type: ignore[return-value]
+
+    def write_seconds(self, unsaved: float, last: float) -> None:
+        self._shared[16:] = struct.pack("dd", unsaved, last)
+
     def count(self) -> None:
         """Count from now on, in this process."""
         step, write_state, begin = training.Batch.step, checkpoints.write_state, checkpoints.Checkpoint.load
 
         def counted(batch: training.Batch) -> None:
+            start = time.monotonic()
             step(batch)
+            last = time.monotonic() - start
+            self.write_seconds(self.read_seconds()[0] + last, last)
             all_, unsaved = self.read()
             self.write(all_ + len(batch.active), unsaved + len(batch.active))
 
         def saved(*args: Any) -> None:
             write_state(*args)
-            self.write(self.read()[0], 0)
+            self.forget_unsaved()
 
         def begun(checkpoint: checkpoints.Checkpoint) -> Any:
-            self.write(self.read()[0], 0)
+            self.forget_unsaved()
             return begin(checkpoint)
 
         training.Batch.step = counted  # type: ignore[method-assign]
         checkpoints.write_state = saved
         checkpoints.Checkpoint.load = begun  # type: ignore[method-assign]
+
+    def forget_unsaved(self) -> None:
+        self.write(self.read()[0], 0)
+        self.write_seconds(0.0, 0.0)
 
 
 def main(points: int, jobs: int, folder: Path) -> None:
@@ -92,7 +106,7 @@ def main(points: int, jobs: int, folder: Path) -> None:
     assert_same(folder / "whole", folder / "again")
 
     steps.write(0, 0)
-    rng, killed, done, redone = random.Random(0), 0, 0, 0
+    rng, killed, done, redone, longest = random.Random(0), 0, 0, 0, 0.0
     while killed < points:
         ended, lost = kill_one(lambda: work(folder / f"cut{done}"), rng.uniform(-0.2, 1) * needed, steps)  # noqa: B023
         if ended:
@@ -100,6 +114,9 @@ def main(points: int, jobs: int, folder: Path) -> None:
         else:
             killed += 1
             redone += lost
+            unsaved, last = steps.read_seconds()
+            assert unsaved <= EVERY + last, (unsaved, last)  # a checkpoint is due when the step is done
+            longest = max(longest, unsaved)
     for number in range(done + 1):
         work(folder / f"cut{number}")
         assert_same(folder / "whole", folder / f"cut{number}")
@@ -114,7 +131,7 @@ def main(points: int, jobs: int, folder: Path) -> None:
         executed = steps.read()[0]
         assert executed - (done + 1) * needed <= redone, (executed, done, needed, redone)
         counts |= {"steps_each": needed, "steps_redone": executed - (done + 1) * needed}
-        counts |= {"steps_unsaved_when_killed": redone}
+        counts |= {"steps_unsaved_when_killed": redone, "most_seconds_unsaved": round(longest, 3)}
     print(json.dumps(counts | {"seconds_undisturbed": round(duration, 2), "checkpoint_every_s": EVERY}))
 
 
@@ -122,7 +139,7 @@ def kill_one(work: Callable[[], None], after: float, steps: Steps) -> tuple[bool
     """Kill a fork after so many steps, or after a random time where that is below 0. Returns whether its work had
     ended before, and the steps it lost if not."""
     before = steps.read()[0]
-    steps.write(before, 0)
+    steps.forget_unsaved()
     child = os.fork()
     if child == 0:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -12,8 +12,9 @@ from fastcoop.sweeps.about import write_about
 def test_the_grid_reads_back_and_datasets_add_up(world, grid, tmp_path):
     read = read_grid(grid)
     colours, other = (load_dataset(world / "data" / name, None) for name in ("colours", "other"))
-    write_about(tmp_path, read, [colours])
-    write_about(tmp_path, read, [other])
+    write_about(tmp_path, read, [colours], "data here", "cache")
+    write_about(tmp_path, read, [other], None, "cache")
+    assert (tmp_path / "grid.yaml").read_text().startswith(f"# fastcoop sweep {tmp_path}/grid.yaml --results")
     assert read_grid(tmp_path / "grid.yaml") == read
     stored = json.loads((tmp_path / "datasets.json").read_text())
     assert stored["colours"] == {

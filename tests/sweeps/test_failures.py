@@ -210,8 +210,13 @@ def test_a_resumed_batch_comes_to_the_same_bits(
 
 
 def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
-    settings = {"good": [60, 61, 59, 60.5], "one fell": [60, 61, 59, 20], "two seeds": [60, 1]}
-    same = {"backbone": "b", "dataset": "d", "source": "d", "method": "coop", "shots": 16}
+    settings = {
+        "good": [60, 61, 59, 60.5],
+        "one fell": [60, 61, 59, 20],
+        "two seeds": [60, 1],
+        "one image of eight": [62.5, 62.5, 50],
+    }
+    same = {"backbone": "b", "dataset": "d", "source": "d", "method": "coop", "shots": 16, "chance": 10.0}
     rows = [
         same | {"settings": name, "seed": seed, "accuracy": accuracy}
         for name, accuracies in settings.items()

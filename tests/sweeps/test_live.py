@@ -65,7 +65,7 @@ def outcome(status: str = "done") -> Outcome:
     return Outcome({"colours": Scores(62.5, 60.0, none, none, none)}, status=status, seconds=1.25)
 
 
-def test_plain_lines_are_a_few_seconds_apart(
+def test_plain_lines_are_a_few_seconds_apart_and_say_something_new(
     clock: list[float], one_run: PlannedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch = Batch("coop", "b", (one_run.key,), 1, 9, 60.0)
@@ -74,14 +74,15 @@ def test_plain_lines_are_a_few_seconds_apart(
             clock[0] += 0.1
             live.tick()
         live.result(one_run, outcome("diverged"))
-        clock[0] += 5
-        live.tick()
-    first, second, third = capsys.readouterr().err.splitlines()
-    assert first == second == "0 of 4 runs, 60 s left"
-    assert third.startswith(
+        for _ in range(60):
+            clock[0] += 0.1
+            live.tick()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "0 of 4 runs, 60 s left"
+    assert second.startswith(
         "1 of 4 runs, 1 diverged, 4 a minute, 60 s left; CoOp (M=2, end) on colours, 1 shot"
     )
-    assert third.endswith("62.5% diverged")
+    assert second.endswith("62.5% diverged")
 
 
 def test_a_terminal_has_a_table(one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,13 +90,29 @@ def test_a_terminal_has_a_table(one_run: PlannedRun, monkeypatch: pytest.MonkeyP
     live = Live(40, Pace([], 1))
     for _ in range(live_module.SHOWN + 3):
         live.result(one_run, outcome())
-    console = Console(width=100, record=True)
+    console = Console(width=80, record=True)
     console.print(live._table())
     lines = console.export_text().splitlines()
     assert lines[0].startswith("15 of 40 runs")
     assert lines[1].split() == ["dataset", "method", "shots", "seed", "accuracy", "seconds"]
     assert len(lines) == 2 + live_module.SHOWN
     assert lines[-1].split() == ["colours", "CoOp", "(M=2,", "end)", "1", "1", "62.5%", "1.2"]
+
+
+def test_a_long_method_leaves_the_numbers_whole_on_a_narrow_terminal(
+    one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        live_module, "_label", lambda run: "CoOp of a kind whose name is very long indeed" * 2
+    )
+    live = Live(1, Pace([], 1))
+    live.result(one_run, outcome("diverged"))
+    console = Console(width=80, record=True)
+    console.print(live._table())
+    heads, numbers, *_ = (line.split() for line in console.export_text().splitlines()[1:])
+    assert heads == ["dataset", "method", "shots", "seed", "accuracy", "seconds"]
+    assert numbers[-5:] == ["1", "1", "62.5%", "diverged", "1.2"]
 
 
 def test_the_summary_tells_of_the_engines_share(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ def test_damage_in_the_midst_of_a_store_is_said(
     (folder / "results.sqlite").write_bytes(whole[:size] + b"\xa5" * (len(whole) - size))
     with pytest.raises(UserError, match="cannot be used as a results store"):
         run(grid, results=folder)
+    with pytest.raises(UserError, match=r"cannot be read \(database disk image is malformed\); restore it"):
+        load_results(folder)
 
 
 def test_a_corrupt_or_foreign_store_is_refused(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
