@@ -51,8 +51,8 @@ def run_demo(out: Path, full: bool = False) -> str:
         "",
         f"features  {cache}",
         f"results   {results}  ({summary.runs} runs, {summary.finished} done now)",
-        f"figure 3  {pages / 'figure3.png'}",
-        f"words     {pages / 'table4.md'}",
+        *(f"figure 3  {path}" for path in sorted(pages.glob("figure3*.png"))),
+        *(f"words     {path}" for path in sorted(pages.glob("table4*.md")) if "csc" not in path.stem),
         f"page      {page}",
         f"{time.monotonic() - start:.0f} s",
     ]
@@ -60,13 +60,15 @@ def run_demo(out: Path, full: bool = False) -> str:
 
 
 def _averages(results: Path) -> list[str]:
-    """For each backbone, mean accuracy over the demo's datasets: a line per method, a column per number of shots."""
+    """For each backbone, mean accuracy over the demo's datasets: a line per method that all of them have, a column per
+    number of shots."""
     frame = load_results(results)
     own = frame[(frame.dataset == frame.source) & ~frame.dataset.str.contains(":")]
     lines = []
     for backbone, runs in own.groupby("backbone"):
         per_dataset = runs.groupby(["label", "shots", "dataset"]).accuracy.mean()
-        table = per_dataset.groupby(["label", "shots"]).mean().unstack("shots")
+        means = per_dataset.groupby(["label", "shots"]).agg(["mean", "size"])
+        table = means["mean"][means["size"] == runs.dataset.nunique()].unstack("shots")
         width = max(map(len, table.index))
         lines.append(f"Mean accuracy (%) of {backbone} over the demo's datasets, by shots:")
         lines.append(" " * width + "".join(f"{shots:>8}" for shots in table.columns))
