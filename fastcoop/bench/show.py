@@ -129,7 +129,7 @@ def write_bench(bench: Bench, folder: Path) -> list[Path]:
 def markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table, numbers to three figures."""
     frame = frame.astype(object).where(frame.notna(), "")
-    shown = frame.map(lambda v: f"{v:.3g}" if isinstance(v, float) and abs(v) < 1000 else _plain(v))
+    shown = frame.map(lambda v: f"{v:.3g}" if isinstance(v, float) and abs(v) < 999.5 else _plain(v))
     lines = [
         list(map(str, shown.columns)),
         ["---"] * len(shown.columns),
