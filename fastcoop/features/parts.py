@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import zipfile
@@ -35,14 +36,16 @@ def write_part(store: Path, part: Part, encoded: Encoded) -> None:
     """Write a part, whole or not at all."""
     target = parts_folder(store) / f"{part.key}.npz"
     temporary = target.with_suffix(".tmp")
+    whole = io.BytesIO()  # on a full disk zipfile, writing to it, would complain beside our own message
+    np.savez(
+        whole,
+        features=encoded.features,
+        failed=np.array(list(encoded.failures), np.int64),
+        reasons=np.array(list(encoded.failures.values()), np.str_),
+    )
     try:
         with temporary.open("wb") as file:
-            np.savez(
-                file,
-                features=encoded.features,
-                failed=np.array(list(encoded.failures), np.int64),
-                reasons=np.array(list(encoded.failures.values()), np.str_),
-            )
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
