@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,21 @@ def tiny_model(
     layers: int = 3,
     quick_gelu: bool = False,
     width: int = 32,
+    kind: str = "CLIP",
+    **text_cfg: Any,
 ) -> nn.Module:
-    """A small random open_clip CLIP with CLIP's own vocabulary; layer norms are randomised too."""
-    from open_clip.model import CLIP
+    """A small random open_clip CLIP with CLIP's own vocabulary; layer norms are randomised too.
+
+    ``kind``: "CLIP", with its tower on the model, or "CustomTextCLIP", with it under ``.text``.
+    """
+    import open_clip.model
 
     torch.manual_seed(seed)
-    model = CLIP(
+    text = {"context_length": 77, "vocab_size": 49408, "width": width, "heads": 4, "layers": layers}
+    model = getattr(open_clip.model, kind)(
         embed_dim=24,
         vision_cfg={"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": width, "heads": 4, "layers": layers},
+        text_cfg=text | text_cfg,
         quick_gelu=quick_gelu,
     )
     for name, parameter in model.named_parameters():
@@ -31,8 +38,11 @@ def tiny_model(
             nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.2)
         elif parameter.ndim == 2 and "embedding" not in name:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    nn.init.normal_(model.token_embedding.weight, std=0.5)
-    nn.init.normal_(model.positional_embedding, std=0.3)
+        elif name.endswith("gamma"):
+            nn.init.normal_(parameter, mean=0.7, std=0.3)
+    tower = getattr(model, "text", model)
+    nn.init.normal_(tower.token_embedding.weight, std=0.5)
+    nn.init.normal_(tower.positional_embedding, std=0.3)
     return model.to(dtype).eval().requires_grad_(False)
 
 
@@ -51,9 +61,11 @@ def reference_features(
     M = contexts.shape[-2]
     if contexts.ndim == 2:
         contexts = contexts.expand(len(names), *contexts.shape)
-    tokens = tokenizer([" ".join(["X"] * M) + " " + name + "." for name in names])
+    tower = getattr(model, "text", model)
+    texts = [" ".join(["X"] * M) + " " + name + "." for name in names]
+    tokens = tokenizer(texts, context_length=len(tower.positional_embedding))
     lengths = [int((tokenizer([name])[0] != 0).sum()) - 2 for name in names]
-    embedded = model.token_embedding(tokens)
+    embedded = tower.token_embedding(tokens)
     start, tail = embedded[:, :1], embedded[:, 1 + M :]
     before = {"end": M, "mid": M // 2, "front": 0}[class_position]
     rows = []
@@ -62,9 +74,7 @@ def reference_features(
         rows.append(
             torch.cat([start[k], contexts[k, :before], tail[k, :cut], contexts[k, before:], tail[k, cut:]])
         )
-    x = torch.stack(rows) + model.positional_embedding
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-    return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+    return _read(tower, torch.stack(rows), tokens)
 
 
 def reference_mixed_features(
@@ -88,6 +98,18 @@ def reference_mixed_features(
         vectors, learned = iter(contexts[k]), places[k].tolist()
         embedded = model.token_embedding(tokens[k])
         rows.append(torch.stack([next(vectors) if learned[i] else embedded[i] for i in range(len(embedded))]))
-    x = torch.stack(rows) + model.positional_embedding
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-    return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+    return _read(model, torch.stack(rows), tokens)
+
+
+def _read(tower: Any, embedded: Tensor, tokens: Tensor) -> Tensor:
+    """The tower's output (classes, dim) at the end of each row of ``embedded`` (classes, 77, width)."""
+    x = embedded + tower.positional_embedding
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
+    x = x[torch.arange(len(x)), tokens.argmax(-1)]
+    if tower.text_projection is None:
+        return x
+    return (
+        tower.text_projection(x)
+        if isinstance(tower.text_projection, nn.Linear)
+        else x @ tower.text_projection
+    )

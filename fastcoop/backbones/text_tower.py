@@ -49,7 +49,8 @@ class TextTower:
 
     ``token_embedding`` (vocabulary, width), ``positional_embedding`` (context_length, width), ``projection``
     (width, dim) or None, ``projection_bias`` (dim,) or None. All tensors are the model's own, in its dtype
-    and on its device. ``activation`` is "gelu", "gelu_tanh" or "quick_gelu".
+    and on its device. ``activation`` is "gelu", "gelu_tanh" or "quick_gelu". ``end_id``: the token that the
+    output is read at; None for the largest of a text.
     """
 
     token_embedding: Tensor
@@ -60,6 +61,7 @@ class TextTower:
     projection_bias: Tensor | None
     heads: int
     activation: str
+    end_id: int | None = None
 
     @property
     def width(self) -> int:
@@ -122,6 +124,7 @@ class TextTower:
             projection_bias=projection_bias,
             heads=blocks[0].attn.num_heads,
             activation=_activation(blocks[0].mlp.gelu),
+            end_id=int(text.eos_id) if pool == "eos" else None,
         )
 
 

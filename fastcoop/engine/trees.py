@@ -10,7 +10,8 @@ from fastcoop.backbones import Backbone
 from fastcoop.engine.forest import Constants, constants_of
 from fastcoop.engine.plan import TreePlan, plan_tree
 from fastcoop.engine.weights import fold
-from fastcoop.prompts.layout import PromptLayout, class_prompts
+from fastcoop.errors import UserError
+from fastcoop.prompts.layout import Prompt, PromptLayout, class_prompts
 from fastcoop.prompts.tree import build_tree
 
 TreeKey = tuple[tuple[str, ...], PromptLayout]
@@ -27,17 +28,36 @@ class Trees:
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
         self.tower = fold(backbone.text, dtype)
         self._tokenizer, self._context_length = backbone.tokenizer, backbone.text.context_length
+        self._end_id = backbone.text.end_id
         self._known: dict[TreeKey, tuple[TreePlan, Constants]] = {}
 
     def __getitem__(self, key: TreeKey) -> tuple[TreePlan, Constants]:
         if key not in self._known:
             names, layout = key
             prompts = class_prompts(self._tokenizer, names, layout, self._context_length)
+            _check_end(prompts, self._end_id)
             plan = plan_tree(build_tree(prompts), self.tower.device, self.tower.dtype)
             self._known[key] = plan, constants_of(self.tower, plan)
         return self._known[key]
 
 
 def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
-    """Runs with equal keys share a tree."""
+    """Runs with equal keys share a tree. Raises UserError for one name where a list of them was meant."""
+    if isinstance(class_names, str):
+        raise UserError(f'A list of class names was expected; the single name "{class_names}" came.')
     return tuple(class_names), layout
+
+
+def _check_end(prompts: Sequence[Prompt], end_id: int | None) -> None:
+    """Refuse prompts that the tower would read elsewhere than at their last token, as the engine does.
+
+    ``end_id``: the token that the tower reads at; None for the largest.
+    """
+    for prompt in prompts:
+        tokens = [slot.number for slot in prompt if not slot.learned]
+        read = max(tokens) if end_id is None else end_id
+        if read not in tokens or tokens.index(read) != len(tokens) - 1:
+            raise UserError(
+                f"This text tower reads its output at token {read}, but its tokenizer ends a prompt with token "
+                f"{tokens[-1]}; choose a tokenizer that belongs to the tower."
+            )

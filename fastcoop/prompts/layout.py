@@ -111,8 +111,16 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 7
 
 
 def end_token(tokenizer: Tokenizer) -> int:
-    """Return the id the tokenizer puts at the end of a text (CLIP's 49407)."""
-    row = tokenizer([PLACEHOLDER], context_length=3)[0].tolist()
+    """Return the id the tokenizer puts at the end of a text (CLIP's 49407).
+
+    Raises UserError for a tokenizer that puts none at the start, where a prompt's vectors would follow.
+    """
+    row, other = tokenizer([PLACEHOLDER, "a"], context_length=3).tolist()
+    if row[0] != other[0]:
+        raise UserError(
+            "This backbone's tokenizer puts no start token before a text, as prompt learning needs it to; choose a "
+            "backbone with CLIP's own tokenizer, such as RN50 or ViT-B-16."
+        )
     return int(row[2])
 
 
