@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine.forest import plant
@@ -25,19 +24,21 @@ class PromptEncoder:
         encoder = PromptEncoder(backbone, ["cat", "dog"], PromptLayout(16, "end"))
         weights = encoder(contexts)     # (runs, M, width) -> (runs, classes, dim)
 
+    It keeps the text tower as it is now: after changing the model's weights, dtype or device, make another.
+
     Raises UserError, naming the class and its token count, where a prompt does not fit the text tower.
     """
 
     def __init__(self, backbone: Backbone, class_names: Sequence[str], layout: PromptLayout):
         self._trees = Trees(backbone)
-        self.class_names, self.layout = tuple(class_names), layout
-        _ = self._trees[self.class_names, layout]  # what does not fit is said now
+        self.class_names, self.layout = key = tree_key(class_names, layout)
+        _ = self._trees[key]  # what does not fit is said now
 
     def __call__(self, contexts: Tensor) -> Tensor:
         """Return features (runs, classes, dim) as the tower projects them, not normalised.
 
         ``contexts``: (runs, M, width), or (runs, classes, M, width) if class-specific; gradients flow to them.
-        The result has the model's dtype and device.
+        The result has the model's dtype and device, under autocast too.
         """
         return _encode(self._trees, [(self.class_names, self.layout, contexts)])[0]
 
@@ -53,18 +54,22 @@ def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | Non
 
 
 def _encode(trees: Trees, items: Sequence[Item]) -> list[Tensor]:
+    if not items:
+        return []
     planned, flat, single = [], [], []
     for class_names, layout, contexts in items:
+        key = tree_key(class_names, layout)
         shape = layout.shape(len(class_names), trees.tower.width)
-        if contexts.shape[-len(shape) :] != shape or contexts.ndim - len(shape) not in (0, 1):
+        runs_first = contexts.ndim == len(shape) + 1 and len(contexts) > 0
+        if contexts.shape[-len(shape) :] != shape or not (runs_first or contexts.ndim == len(shape)):
             raise UserError(
                 f"Contexts of shape {shape}, or (runs, *{shape}), were expected for {len(class_names)} classes and "
                 f"{layout}; {tuple(contexts.shape)} came."
             )
-        single.append(contexts.ndim == len(shape))
+        single.append(not runs_first)
         runs = contexts.reshape(-1, shape[-2] * (shape[0] if len(shape) == 3 else 1), shape[-1])
         flat.append(runs)
-        planned.append((*trees[tree_key(class_names, layout)], len(runs)))
+        planned.append((*trees[key], len(runs)))
     forest_pass = ForestPass(plant(trees.tower, planned))
     outputs = _Forest.apply(forest_pass, *flat)
     return [out[0] if one else out for out, one in zip(outputs, single, strict=True)]
@@ -78,7 +83,12 @@ class _Forest(torch.autograd.Function):
         return tuple(forest_pass.forward(contexts))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if (
+            torch.is_grad_enabled()
+        ):  # what follows is not recorded: a gradient's gradient would silently be zero
+            raise UserError(
+                "Class features can be differentiated once; a graph of their gradient was asked for."
+            )
         contexts = ctx.forest_pass.backward(grads)
         return None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))

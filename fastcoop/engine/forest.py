@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.engine.plan import TreePlan
+from fastcoop.engine.precision import own_precision
 from fastcoop.engine.weights import FoldedTower
 
 
@@ -111,6 +112,7 @@ def plant(tower: FoldedTower, trees: Sequence[tuple[TreePlan, Constants, int]]) 
 
 
 @torch.no_grad()
+@own_precision
 def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
     """Compute what never changes while a tree trains, once.
 

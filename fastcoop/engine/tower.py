@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastcoop.engine.attention import Saved, attend, attend_backward
 from fastcoop.engine.forest import Forest, Group
+from fastcoop.engine.precision import own_precision
 from fastcoop.engine.weights import FoldedBlock
 
 CPU_CHUNK = 2048  # rows: with 512-wide towers, a chunk's MLP activations (16 MB) stay in the last-level cache
@@ -93,6 +94,7 @@ class ForestPass:
         return self.buffer.nbytes + sum(kept.values())
 
     @torch.no_grad()
+    @own_precision
     def forward(self, contexts: Sequence[Tensor]) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim), projected and not normalised.
 
@@ -115,6 +117,7 @@ class ForestPass:
         ]
 
     @torch.no_grad()
+    @own_precision
     def backward(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients of the contexts, per group (runs, slots, width) in the tower's dtype.
 

@@ -12,9 +12,11 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.engine.batch import Active, Batch, OnDevice
 from fastcoop.engine.memory import RoomFor, is_out_of_memory
+from fastcoop.engine.precision import own_precision
 from fastcoop.engine.run import Run, Trained
 from fastcoop.engine.state import State, ended_runs, state_of, take_up
 from fastcoop.engine.trees import TreeKey, Trees, tree_key
+from fastcoop.errors import UserError
 from fastcoop.prompts.layout import class_prompts
 from fastcoop.prompts.tree import build_tree
 
@@ -23,6 +25,7 @@ LOOK_EVERY = 16  # steps, or an epoch, between looks at which runs diverged: a l
 log = logging.getLogger("fastcoop")
 
 
+@own_precision
 def train(
     backbone: Backbone,
     runs: Sequence[Run],
@@ -44,9 +47,11 @@ def train(
     ``on_step(get_state)`` is called after every step; what ``get_state()`` returned, given back as
     ``state`` with the same runs, makes the training go on from there, to the same bits where all runs fit together.
 
-    Raises UserError, before the first step, for a prompt that does not fit the text tower.
+    Raises UserError, before the first step, for a prompt, contexts or features that do not fit the backbone.
     """
     trees = Trees(backbone, precision)
+    for run in runs:
+        _check_sizes(run, trees)
     plans = [trees[tree_key(run.class_names, run.layout)][0] for run in runs]
     dtype = torch.float64 if trees.tower.dtype == torch.float64 else torch.float32
     room = RoomFor(trees.tower, memory_budget)
@@ -133,6 +138,16 @@ def train(
         if on_step is not None:
             on_step(state_now)
     return [results[n] for n in range(len(runs))]
+
+
+def _check_sizes(run: Run, trees: Trees) -> None:
+    """Refuse contexts and features of another backbone's sizes."""
+    tower = trees.tower
+    if (run.contexts.shape[-1], run.features.shape[-1]) != (tower.width, tower.dim):
+        raise UserError(
+            f"The backbone's context vectors have {tower.width} numbers and its features {tower.dim}; a run with "
+            f"{run.contexts.shape[-1]} and {run.features.shape[-1]} came: were its features made by another backbone?"
+        )
 
 
 def run_costs(backbone: Backbone, runs: Sequence[Run]) -> list[float]:

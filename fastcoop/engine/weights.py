@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones.text_tower import Block, TextTower
+from fastcoop.engine.precision import own_precision
 
 QUICK = 1.702
 
@@ -71,6 +72,7 @@ class FoldedTower:
 
 
 @torch.no_grad()
+@own_precision
 def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
     """Fold ``tower`` for the engine. Folding is done in float64 and rounded once, to ``dtype`` (the tower's own)."""
     to = dtype or tower.dtype
