@@ -22,7 +22,7 @@ from fastcoop.engine.run import Run, Trained, draw_batches, learning_rates, norm
 from fastcoop.engine.tower import Buffers, ForestPass
 from fastcoop.engine.trees import Trees, tree_key
 
-DIVERGED = 10.0  # a loss this many times above where it could start marks a run as diverged
+DIVERGED = 10.0  # a loss this many times above those of the first epoch, or an untrained one, marks a run as diverged
 
 OnDevice = MutableMapping[
     int, Tensor
@@ -132,6 +132,8 @@ class Batch:
 
     def settle(self) -> None:
         """Bring the runs' ``step``, ``losses`` and ``lost_at`` up to date: the only place that waits for the device."""
+        if int(self.at) != self.done:
+            raise RuntimeError(f"{self.done} steps were asked of the device, but it did {int(self.at)}.")
         losses, lost = self.losses[: self.done].cpu(), self.lost.tolist()
         for i, (a, begun) in enumerate(zip(self.active, self.begun, strict=True)):
             a.losses[begun : begun + self.done] = losses[:, i]
@@ -161,9 +163,11 @@ class Batch:
 
         grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads)]).to(self.vectors.dtype)
         grad.addcmul_(self.decay, self.vectors)
-        self.momentum.mul_(self.keep).add_(grad)
-        change = rate[self.owner, None] * self.momentum
+        momentum = (self.keep * self.momentum).add_(grad)
+        change = rate[self.owner, None] * momentum
         change.masked_fill_((self.lost >= 0)[self.owner, None], 0.0)  # a lost run stays where it was lost
+        # Nothing is written before the last allocation: a step that runs out of memory is done again from its start.
+        self.momentum.copy_(momentum)
         self.vectors -= change
         self.at += 1
 
@@ -171,7 +175,7 @@ class Batch:
         """Keep this step's losses (runs,); mark runs whose loss is not finite or far above an untrained one's."""
         self.losses.index_copy_(0, self.at, loss[None])
         first = DIVERGED * torch.maximum(loss, self.untrained)
-        self.limit.copy_(torch.where(self.fresh & (self.at == 0), first, self.limit))
+        self.limit.copy_(torch.where(self.at < self.warming, torch.maximum(first, self.limit), self.limit))
         bad = ~(torch.isfinite(loss) & (loss <= self.limit)) & (self.lost < 0)
         self.lost.copy_(torch.where(bad, self.at, self.lost))
 
@@ -211,11 +215,13 @@ class Batch:
 
         self.losses = torch.zeros(self.steps, len(active), dtype=dtype, device=device)
         self.lost = torch.full((len(active),), -1, device=device)
-        self.fresh = torch.tensor([a.step == 0 for a in active], device=device)
+        # A run's losses where it starts are those of its first epoch, which hardly moves it: one batch alone, of few
+        # images or of one, may be far easier than the next.
+        self.warming = torch.tensor([a.run.steps_per_epoch - a.step for a in active], device=device)
         untrained = torch.tensor([float(np.log(len(a.run.class_names) + 1)) for a in active], dtype=dtype)
         self.untrained = untrained.to(device)
-        first = torch.stack([a.losses[0] for a in active]).to(device)
-        self.limit = DIVERGED * torch.maximum(first, self.untrained)
+        first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
+        self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained)
 
         self.owner = torch.as_tensor(np.repeat(np.arange(len(active)), self.sizes)).to(device)
         self.decay = self._per_vector([a.run.weight_decay for a in active])

@@ -22,6 +22,7 @@ class Replayed:
     """
 
     def __init__(self, calls: int, device: torch.device):
+        self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._plain_calls = WARM_UP if device.type == "cuda" and calls >= WORTH_IT else -1  # -1: always
 
@@ -37,7 +38,11 @@ class Replayed:
     def _record(self, step: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # On the step's own GPU: what runs on another than the recorded stream's is done, but not recorded.
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(graph, stream=torch.cuda.Stream(self._device)),
+            ):
                 step()
             self._graph = graph
         except RuntimeError as error:

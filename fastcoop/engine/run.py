@@ -28,7 +28,8 @@ class Run:
     ``seed``; ``batches`` (steps, batch size) int64 gives both instead: entries are ``image * views + view``, -1 pads
     a short batch. ``snapshots``: epochs (counted from 1) after which the contexts are kept.
 
-    Raises UserError for shapes that do not fit, labels outside the classes, or no images.
+    Raises UserError for shapes that do not fit, labels outside the classes, no images, or batches and snapshots
+    that are not the run's.
     """
 
     class_names: Sequence[str]
@@ -51,18 +52,40 @@ class Run:
             raise UserError(
                 f"A run's contexts should be {shape} for its layout; {tuple(self.contexts.shape)} came."
             )
-        if self.features.ndim != 3 or len(self.features) != len(self.labels) or not len(self.labels):
+        images, labels = tuple(self.features.shape), tuple(self.labels.shape)
+        if len(images) != 3 or labels != images[:1] or 0 in images or self.labels.is_floating_point():
             raise UserError(
-                "A run needs features (images, views, dim) and a label per image, at least one image; "
-                f"{tuple(self.features.shape)} and {len(self.labels)} labels came."
+                "A run needs features (images, views, dim) and an integer label per image, at least one image; "
+                f"{images} and labels {labels} of {self.labels.dtype} came."
             )
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.class_names):
             raise UserError(
                 f"A run's labels should lie in 0 to {len(self.class_names) - 1}, its classes; "
                 f"{int(self.labels.min())} to {int(self.labels.max())} came."
             )
-        if self.epochs < 1:
-            raise UserError(f"A run needs at least one epoch; {self.epochs} came.")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise UserError(
+                f"A run needs at least one epoch and one image per batch; {self.epochs} and {self.batch_size} came."
+            )
+        if not all(1 <= epoch <= self.epochs for epoch in self.snapshots):
+            raise UserError(
+                f"Snapshots are of epochs 1 to {self.epochs} of this run; {sorted(self.snapshots)} were asked for."
+            )
+        if self.batches is not None:
+            self._check_batches(np.asarray(self.batches))
+
+    def _check_batches(self, batches: np.ndarray) -> None:
+        rows = self.features.shape[0] * self.features.shape[1]
+        if batches.ndim != 2 or len(batches) != self.steps or not np.issubdtype(batches.dtype, np.integer):
+            raise UserError(
+                f"Given batches should be integers ({self.steps} steps, batch size); {batches.dtype} "
+                f"{batches.shape} came."
+            )
+        if batches.min() < -1 or batches.max() >= rows or (batches.max(1) < 0).any():
+            raise UserError(
+                f"Given batches should hold image * views + view, so 0 to {rows - 1}, or -1 to pad, and at least one "
+                f"image each; {batches.min()} to {batches.max()} came."
+            )
 
     @property
     def steps_per_epoch(self) -> int:

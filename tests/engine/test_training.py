@@ -6,6 +6,7 @@ import contextlib
 import gc
 import math
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fastcoop.engine import Run, run_costs, train
 from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.graph import WARM_UP, Replayed
 from fastcoop.engine.loss import cross_entropy
+from fastcoop.engine.memory import RoomFor
 from fastcoop.engine.run import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees
@@ -92,6 +94,35 @@ def test_contexts_after_every_epoch_are_the_plain_recipe_s(backbone, make_run):
         assert distance(kept[epoch], expected) < 1e-9
 
 
+@pytest.mark.parametrize(("images", "seed"), [(1, 0), (3, 12), (6, 1), (6, 7)])
+def test_batches_of_one_follow_the_plain_recipe(backbone, make_run, images, seed):
+    """Their losses jump from image to image; a jump is no divergence."""
+    run, states = make_run(images=images, batch_size=1, epochs=8, seed=seed), []
+    (trained,) = train(backbone, [run], on_step=lambda state: states.append(state()))
+    assert trained.status == "done"
+    for state in states[::7]:
+        assert torch.equal(train(backbone, [run], state=state)[0].contexts, trained.contexts)
+    assert distance(trained.contexts, plain_training(backbone, run)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"views": 1},
+        {"epochs": 1},
+        {"images": 33},
+        {"layout": PromptLayout(1), "names": ("cat",)},
+        {"layout": PromptLayout(1, "mid", True)},
+        {"layout": PromptLayout(2, "front", True), "names": ("dog", "cat", "dog")},
+    ],
+    ids=str,
+)
+def test_runs_at_the_edge_follow_the_plain_recipe_beside_others(backbone, make_run, run):
+    edge = make_run(**run)
+    trained = train(backbone, [make_run(seed=5), edge])[1]
+    assert distance(trained.contexts, plain_training(backbone, edge)) < 1e-9
+
+
 def various_runs(make_run, epochs):
     return [
         make_run(PromptLayout(4), epochs=epochs, seed=1),
@@ -101,20 +132,42 @@ def various_runs(make_run, epochs):
     ]
 
 
-@pytest.mark.parametrize("budget", [None, 1])
-def test_runs_do_not_depend_on_their_companions(backbone, make_run, budget):
-    runs = various_runs(make_run, 100)
-    together = train(backbone, runs, memory_budget=budget)
+@pytest.mark.parametrize("room", [None, 2, 1])
+def test_runs_do_not_depend_on_their_companions(backbone, make_run, monkeypatch, room):
+    """All together; two at a time, the others joining as runs leave; one after another."""
+    runs, together_at_most = various_runs(make_run, 100), []
+    take, forward = RoomFor.take, ForestPass.forward
+    if room is not None:
+        monkeypatch.setattr(RoomFor, "take", lambda self, plan: self.runs < room and take(self, plan))
+
+    def watched(self, contexts):
+        together_at_most.append(sum(len(c) for c in contexts))
+        return forward(self, contexts)
+
+    monkeypatch.setattr(ForestPass, "forward", watched)
+    together = train(backbone, runs)
+    assert max(together_at_most) == (room or len(runs))
     for run, trained in zip(runs, together, strict=True):
         assert distance(trained.contexts, train(backbone, [run])[0].contexts) < 1e-9
 
 
 def test_one_float32_step_does_not_depend_on_companions(backbone32, make_run):
+    """Contexts hardly move in a step, so its momentum, which is its gradient, is compared as well."""
     runs = [
-        make_run(run.layout, run.class_names, seed=run.seed, epochs=1) for run in various_runs(make_run, 1)
+        make_run(run.layout, run.class_names, seed=run.seed, epochs=2) for run in various_runs(make_run, 1)
     ]
-    for run, trained in zip(runs, train(backbone32, runs), strict=True):
-        assert distance(trained.contexts, train(backbone32, [run])[0].contexts) < 1e-6
+
+    def after_one_step(runs):
+        states = []
+        train(backbone32, runs, on_step=lambda state: states.append(state()))
+        return states[0]
+
+    together = after_one_step(runs)
+    for n, run in enumerate(runs):
+        alone = after_one_step([run])
+        assert distance(together[f"contexts.{n}"], alone["contexts.0"]) < 1e-6
+        assert distance(together[f"momentum.{n}"], alone["momentum.0"]) < 1e-6
+        assert float(alone["momentum.0"].norm()) > 0
 
 
 def test_the_same_batch_again_is_bit_identical(backbone32, make_run):
@@ -139,10 +192,15 @@ def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_ru
 
 
 def test_given_batches_are_followed_and_snapshots_kept(backbone, make_run):
-    drawn = make_run(epochs=5, snapshots=(1, 5))
-    given = make_run(epochs=5, seed=0, batches=draw_batches(drawn))
+    """Images and views in another order than the run's seed draws."""
+    drawn = make_run(epochs=5, images=40, batch_size=16, snapshots=(1, 5))
+    order = draw_batches(replace(drawn, seed=77))
+    given = replace(drawn, batches=order)
     one, other = train(backbone, [drawn, given])
-    assert torch.equal(one.contexts, other.contexts)
+    assert distance(other.contexts, plain_training(backbone, given)) < 1e-9
+    assert distance(other.contexts, one.contexts) > 1e-5
+    redrawn = train(backbone, [replace(drawn, seed=77)])[0]
+    assert distance(other.contexts, redrawn.contexts) < 1e-12
     assert set(one.snapshots) == {1, 5}
     assert torch.equal(one.snapshots[5], one.contexts)
     assert 0 < distance(one.snapshots[1], drawn.contexts) < distance(one.contexts, drawn.contexts)
@@ -261,16 +319,28 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
             replays.append(1)
 
     @contextlib.contextmanager
-    def record(graph):
-        recording.append(1)
+    def record(graph, stream):
+        assert on_device == [stream]  # the step's GPU, whichever is the current one
+        recording.append(stream)
         yield
+
+    on_device = []
+
+    @contextlib.contextmanager
+    def device(which):
+        on_device.append(which)
+        yield
+        on_device.remove(which)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    replayed = Replayed(40, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    replayed = Replayed(40, torch.device("cuda", 1))
     for _ in range(10):
         replayed(lambda: calls.append(1))
-    assert (len(calls), len(recording), len(replays)) == (WARM_UP + 1, 1, 10 - WARM_UP)
+    assert (len(calls), len(replays)) == (WARM_UP + 1, 10 - WARM_UP)
+    assert recording == [torch.device("cuda", 1)]
 
     def refuse():
         if recording:
@@ -278,7 +348,7 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
         calls.append(1)
 
     @contextlib.contextmanager
-    def refused(graph):
+    def refused(graph, stream):
         recording.append(1)
         try:
             yield
@@ -292,6 +362,12 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
     for _ in range(10):
         replayed(refuse)
     assert len(calls) == 10
+
+
+def test_a_replay_that_does_nothing_is_noticed(backbone32, make_run, monkeypatch):
+    monkeypatch.setattr(Replayed, "__call__", lambda self, step: None)
+    with pytest.raises(RuntimeError, match="1 steps were asked of the device, but it did 0"):
+        train(backbone32, [make_run(epochs=1)])
 
 
 def test_a_batch_nobody_needs_is_freed_at_once(backbone32, make_run):
@@ -337,6 +413,48 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, 
         assert distance(ours.contexts, theirs.contexts) < 1e-12
     assert refused[0] == 6
     assert refused == sorted(refused, reverse=True)
+
+
+class OutOfMemoryAt(TorchDispatchMode):
+    """Fails at the ``number``-th operation that makes a new tensor: memory runs out in the middle of a step."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left = number
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.is_mutable or "view" in function.overloadpacket.__name__:
+            return function(*args, **(kwargs or {}))
+        self.left -= 1
+        if self.left == 0:
+            raise torch.OutOfMemoryError("no room")
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_that_runs_out_of_memory_anywhere_is_done_again_from_its_start(backbone, make_run):
+    runs = [make_run(epochs=3, seed=seed) for seed in range(2)]
+    trees = Trees(backbone)
+
+    def batch_of():
+        active = [Active.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]
+        batch = Batch(trees, active, backbone.logit_scale)
+        batch.step()
+        return batch
+
+    whole = batch_of()
+    whole.step()
+    counting = batch_of()
+    with OutOfMemoryAt(-1) as counted:
+        counting.step()
+    operations = -1 - counted.left
+    assert operations > 100
+    for number in (*range(1, operations, 41), *range(operations - 20, operations)):
+        batch = batch_of()
+        with pytest.raises(torch.OutOfMemoryError), OutOfMemoryAt(number):
+            batch.step()
+        batch.step()
+        assert torch.equal(batch.vectors, whole.vectors)
+        assert torch.equal(batch.momentum, whole.momentum)
 
 
 def test_other_errors_are_not_taken_for_memory(backbone, make_run, monkeypatch):
@@ -393,10 +511,35 @@ def test_unusable_runs_are_refused(make_run):
     good = make_run()
     with pytest.raises(UserError, match="labels should lie in 0 to 3"):
         Run(good.class_names, good.layout, good.contexts, good.features, good.labels + 4, 1, 0)
+    for labels in (good.labels[:, None], good.labels.float(), good.labels[:-1]):
+        with pytest.raises(UserError, match="integer label per image"):
+            replace(good, labels=labels)
+    with pytest.raises(UserError, match="one image per batch; 6 and 0 came"):
+        replace(good, batch_size=0)
+    with pytest.raises(UserError, match=r"epochs 1 to 6 of this run; \[0, 7\]"):
+        replace(good, snapshots=(7, 0))
     with pytest.raises(UserError, match="at least one image"):
         Run(good.class_names, good.layout, good.contexts, good.features[:0], good.labels[:0], 1, 0)
     with pytest.raises(UserError, match=r"should be \(4, 32\)"):
         Run(good.class_names, good.layout, good.contexts[:2], good.features, good.labels, 1, 0)
+
+
+def test_given_batches_that_are_not_the_run_s_are_refused(make_run):
+    good = make_run()
+    order = draw_batches(good)
+    for batches in (order[:-1], order[0], order + 0.5):
+        with pytest.raises(UserError, match=r"should be integers \(6 steps, batch size\)"):
+            replace(good, batches=batches)
+    for batches in (order + 60, order - 1, np.full_like(order, -1)):
+        with pytest.raises(UserError, match="so 0 to 59, or -1 to pad"):
+            replace(good, batches=batches)
+
+
+def test_runs_of_another_backbone_s_sizes_are_refused(backbone, make_run):
+    good = make_run()
+    for change in ({"features": torch.randn(20, 3, 25)}, {"contexts": torch.randn(4, 33)}):
+        with pytest.raises(UserError, match="have 32 numbers and its features 24"):
+            train(backbone, [good, replace(good, **change)])
 
 
 def test_bfloat16_is_close_and_keeps_contexts_in_float32(backbone32, make_run):
