@@ -12,11 +12,11 @@ from fastcoop.backbones import Backbone
 from fastcoop.bench.official import OfficialStep, longest_prompt
 from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of, warm_ups
 from fastcoop.engine.batch import Active, Batch
+from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.flops import forest_flops, official_text_flops
 from fastcoop.engine.graph import WORTH_IT
 from fastcoop.engine.memory import RoomFor, chunk_bytes, run_bytes
 from fastcoop.engine.run import BATCH_SIZE, Run
-from fastcoop.engine.tower import Buffers
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
 

@@ -20,7 +20,10 @@ def bench(
     datasets: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
     repeats: Annotated[
-        int, typer.Option(help="Measurements per contender at most; slow ones get fewer. Medians are shown.")
+        int,
+        typer.Option(
+            min=1, help="Measurements per contender at most; slow ones get fewer. Medians are shown."
+        ),
     ] = 5,
     dtype: Annotated[
         str, typer.Option(help="Of weights and activations, both ways: float32 or bfloat16.")

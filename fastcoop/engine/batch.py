@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.forest import plant
 from fastcoop.engine.graph import Replayed
 from fastcoop.engine.loss import cross_entropy
 from fastcoop.engine.run import Run, Trained, draw_batches, learning_rates, normalized
-from fastcoop.engine.tower import Buffers, ForestPass
+from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees, tree_key
 
 DIVERGED = 10.0  # a loss this many times above those of the first epoch, or an untrained one, marks a run as diverged

@@ -7,8 +7,9 @@ import logging
 import psutil
 import torch
 
+from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.plan import TreePlan
-from fastcoop.engine.tower import CPU_CHUNK, Buffers
+from fastcoop.engine.tower import CPU_CHUNK
 from fastcoop.engine.weights import FoldedTower
 
 STRAY = 0.25  # a batch that holds this share more than was estimated is spoken of

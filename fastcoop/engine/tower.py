@@ -17,47 +17,12 @@ import torch
 from torch import Tensor
 
 from fastcoop.engine.attention import Saved, attend, attend_backward
+from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.forest import Forest, Group
 from fastcoop.engine.precision import own_precision
 from fastcoop.engine.weights import FoldedBlock
 
 CPU_CHUNK = 2048  # rows: with 512-wide towers, a chunk's MLP activations (16 MB) stay in the last-level cache
-
-
-class Buffers:
-    """Named scratch memory that lives as long as the forest: a step allocates (and page-faults) nothing."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device):
-        self._dtype, self._device = dtype, device
-        self._memory: dict[object, Tensor] = {}
-        self._used: dict[object, int] = {}
-
-    def __call__(self, name: object, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        size = 1
-        for n in shape:
-            size *= n
-        have = self._memory.get(name)
-        if have is None or have.numel() < size:
-            have = self._memory[name] = torch.empty(size, dtype=dtype or self._dtype, device=self._device)
-        self._used[name] = max(size * have.element_size(), self._used.get(name, 0))
-        return have[:size].view(shape)
-
-    @property
-    def storages(self) -> set[int]:
-        return {memory.untyped_storage().data_ptr() for memory in self._memory.values()}
-
-    def begin(self) -> None:
-        """A new forest comes: what it uses is counted from now on."""
-        self._used.clear()
-
-    def trim(self) -> None:
-        """Free what was not used since ``begin``: an earlier forest's."""
-        self._memory = {name: memory for name, memory in self._memory.items() if name in self._used}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes used since ``begin``."""
-        return sum(self._used.values())
 
 
 class ForestPass:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fastcoop.engine import train
+from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.forest import plant
 from fastcoop.engine.memory import RoomFor, run_bytes
-from fastcoop.engine.tower import Buffers, ForestPass
+from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
 
