@@ -130,6 +130,7 @@ def test_a_mistake_in_a_grid_is_one_sentence_and_leaves_nothing(run, world, tmp_
         ["datasets", "check", "oxford_pet"],
         ["bench", "--class-names", "nowhere"],
         ["bench", "--datasets", "imagnet"],
+        ["bench", "--datasets", "imagenet-10", "--out", "/dev/null/bench"],
         ["cache-features", "x", "--shots", "one"],
         ["demo", "--out", "/dev/null/demo"],
     ],

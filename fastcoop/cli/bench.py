@@ -57,8 +57,13 @@ def bench(
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
     rounded = None if precision is None else torch_dtype(precision)
+    frozen = random_backbone(backbone, device, dtype)
+    try:  # what cannot be written is said now, not after an hour
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made a folder ({error.strerror}); give another to --out.") from None
     measured = run_bench(
-        random_backbone(backbone, device, dtype), lists, repeats, rounded,
+        frozen, lists, repeats, rounded,
         on_dataset=lambda so_far: write_json(so_far, out),
     )  # fmt: skip
     written = write_bench(measured, out)
