@@ -26,9 +26,8 @@ LAYOUTS = {
     "mid": PromptLayout(CONTEXT_LENGTH, "mid"),
     "class-specific": PromptLayout(CONTEXT_LENGTH, "end", class_specific=True),
 }
-OFFICIAL_CLASSES = (
-    110  # more at 77 tokens, beside our forests, outgrow 24 GB; measured on these, scaled, marked
-)
+# More at 77 tokens, beside our forests, outgrow 24 GB: measured on these, scaled, marked.
+OFFICIAL_CLASSES = 110
 GROWTH_RUNS = (1, 2, 4, 8, 16, 32, 64)
 
 

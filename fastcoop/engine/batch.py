@@ -25,9 +25,8 @@ from fastcoop.engine.trees import Trees, tree_key
 
 DIVERGED = 10.0  # a loss this many times above those of the first epoch, or an untrained one, marks a run as diverged
 
-OnDevice = MutableMapping[
-    int, Tensor
-]  # features and labels by the id of what they came from: runs share them
+# Features and labels by the id of what they came from: runs share them.
+OnDevice = MutableMapping[int, Tensor]
 
 
 @dataclass(eq=False)

@@ -17,10 +17,8 @@ Metric = Literal["euclidean", "cosine"]
 VECTORS_AT_ONCE = 2048  # rows of the distance matrix held at a time: 2048 x 49,408 float32 is 400 MB
 WORD_END = "</w>"  # CLIP's byte-pair encoding marks whole words and word ends by it
 NOT_LATIN = "N/A"  # as the paper prints non-Latin characters
-DIRECTIONS, LENGTHS = (
-    64,
-    33,
-)  # that chance is measured on: random directions, and lengths to interpolate between
+# What chance is measured on: random directions, and lengths to interpolate between.
+DIRECTIONS, LENGTHS = 64, 33
 
 
 @dataclass(frozen=True, eq=False)
