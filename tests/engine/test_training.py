@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcoop.engine import Run, run_costs, train
-from fastcoop.engine.batch import Active, Batch
-from fastcoop.engine.graph import WARM_UP, Replayed
 from fastcoop.engine.loss import cross_entropy
 from fastcoop.engine.memory import RoomFor
 from fastcoop.engine.run import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.trees import Trees
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
-from tests.engine.conftest import NAMES
 from tests.reference import reference_features
 
 
@@ -268,235 +260,12 @@ def test_a_run_seen_late_to_have_diverged_ends_where_it_did(backbone32, make_run
         assert distance(late[2].contexts, at_once[2].contexts) < 1e-5
 
 
-class HostWatch(TorchDispatchMode):
-    """Notes operations that carry a number from the device to the host, or one the other way."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh", "lift_fresh_copy", "unique"):
-            self.seen.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-def test_nothing_in_a_step_waits_for_the_host(backbone32, make_run):
-    trees = Trees(backbone32)
-    runs = [*various_runs(make_run, 6), make_run(names=(*NAMES, "cat"), seed=7)]
-    active = [Active.start(n, run, torch.float32, trees.tower.device) for n, run in enumerate(runs)]
-    batch = Batch(trees, active, backbone32.logit_scale)
-    with HostWatch() as watch:
-        batch.step()
-        batch.step()
-    assert not watch.seen
-    with HostWatch() as watch:
-        batch.settle()
-        torch.ones(1).item()
-    assert watch.seen  # the watch can see
-    assert [a.step for a in batch.active] == [2] * len(runs)
-
-
-def test_runs_that_share_features_share_them_on_the_device(backbone32, make_run):
-    run = make_run(epochs=4)
-    mid = Run(NAMES, PromptLayout(4, "mid"), run.contexts, run.features, run.labels, 4, 5)
-    known = {}
-    active = [Active.start(n, r, torch.float32, torch.device("cpu"), known) for n, r in enumerate([run, mid])]
-    assert active[0].images is active[1].images
-    batch = Batch(Trees(backbone32), active, backbone32.logit_scale)
-    assert batch.images.data_ptr() == active[0].images.data_ptr()
-    together = train(backbone32, [run, mid])
-    assert distance(together[1].contexts, train(backbone32, [mid])[0].contexts) < 1e-6
-
-
-def test_a_step_is_recorded_once_and_replayed(monkeypatch):
-    """The book-keeping of a GPU's recordings, with a recorder that stands in for the GPU's."""
-    calls, replays, recording = [], [], []
-
-    class Recorder:
-        def replay(self):
-            replays.append(1)
-
-    @contextlib.contextmanager
-    def record(graph, stream):
-        assert on_device == [stream]  # the step's GPU, whichever is the current one
-        recording.append(stream)
-        yield
-
-    on_device = []
-
-    @contextlib.contextmanager
-    def device(which):
-        on_device.append(which)
-        yield
-        on_device.remove(which)
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
-    monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
-    replayed = Replayed(40, torch.device("cuda", 1))
-    for _ in range(10):
-        replayed(lambda: calls.append(1))
-    assert (len(calls), len(replays)) == (WARM_UP + 1, 10 - WARM_UP)
-    assert recording == [torch.device("cuda", 1)]
-
-    def refuse():
-        if recording:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        calls.append(1)
-
-    @contextlib.contextmanager
-    def refused(graph, stream):
-        recording.append(1)
-        try:
-            yield
-        finally:
-            recording.clear()
-
-    calls.clear()
-    recording.clear()
-    monkeypatch.setattr(torch.cuda, "graph", refused)
-    replayed = Replayed(40, torch.device("cuda"))
-    for _ in range(10):
-        replayed(refuse)
-    assert len(calls) == 10
-
-
-def test_a_replay_that_does_nothing_is_noticed(backbone32, make_run, monkeypatch):
-    monkeypatch.setattr(Replayed, "__call__", lambda self, step: None)
-    with pytest.raises(RuntimeError, match="1 steps were asked of the device, but it did 0"):
-        train(backbone32, [make_run(epochs=1)])
-
-
-def test_a_batch_nobody_needs_is_freed_at_once(backbone32, make_run):
-    trees = Trees(backbone32)
-    batch = Batch(trees, [Active.start(0, make_run(), torch.float32, trees.tower.device)], 100.0)
-    batch.step()
-    gone = weakref.ref(batch)
-    gc.disable()  # no cycle may hold it, and with it a forest's memory
-    try:
-        del batch
-        assert gone() is None
-    finally:
-        gc.enable()
-
-
-@pytest.mark.parametrize("images", [20, 640])
-def test_the_device_is_waited_for_no_more_than_once_an_epoch(backbone32, make_run, monkeypatch, images):
-    looks, settle = [], Batch.settle
-
-    def look(self):
-        looks.append(self.done)
-        settle(self)
-
-    monkeypatch.setattr(Batch, "settle", look)
-    run = make_run(images=images, epochs=3)
-    train(backbone32, [run])
-    assert looks == ([3] if images == 20 else [20, 40, 60])
-
-
-def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, monkeypatch):
-    runs = [make_run(epochs=3, seed=seed) for seed in range(6)]
-    expected = train(backbone, runs)
-    forward, refused = ForestPass.forward, []
-
-    def small_machine(self, contexts):
-        if sum(len(c) for c in contexts) > 2:
-            refused.append(sum(len(c) for c in contexts))
-            raise torch.OutOfMemoryError("no room")
-        return forward(self, contexts)
-
-    monkeypatch.setattr(ForestPass, "forward", small_machine)
-    for ours, theirs in zip(train(backbone, runs), expected, strict=True):
-        assert distance(ours.contexts, theirs.contexts) < 1e-12
-    assert refused[0] == 6
-    assert refused == sorted(refused, reverse=True)
-
-
-class OutOfMemoryAt(TorchDispatchMode):
-    """Fails at the ``number``-th operation that makes a new tensor: memory runs out in the middle of a step."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.left = number
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function._schema.is_mutable or "view" in function.overloadpacket.__name__:
-            return function(*args, **(kwargs or {}))
-        self.left -= 1
-        if self.left == 0:
-            raise torch.OutOfMemoryError("no room")
-        return function(*args, **(kwargs or {}))
-
-
-def test_a_step_that_runs_out_of_memory_anywhere_is_done_again_from_its_start(backbone, make_run):
-    runs = [make_run(epochs=3, seed=seed) for seed in range(2)]
-    trees = Trees(backbone)
-
-    def batch_of():
-        active = [Active.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]
-        batch = Batch(trees, active, backbone.logit_scale)
-        batch.step()
-        return batch
-
-    whole = batch_of()
-    whole.step()
-    counting = batch_of()
-    with OutOfMemoryAt(-1) as counted:
-        counting.step()
-    operations = -1 - counted.left
-    assert operations > 100
-    for number in (*range(1, operations, 41), *range(operations - 20, operations)):
-        batch = batch_of()
-        with pytest.raises(torch.OutOfMemoryError), OutOfMemoryAt(number):
-            batch.step()
-        batch.step()
-        assert torch.equal(batch.vectors, whole.vectors)
-        assert torch.equal(batch.momentum, whole.momentum)
-
-
-def test_other_errors_are_not_taken_for_memory(backbone, make_run, monkeypatch):
-    def broken(self, contexts):
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(ForestPass, "forward", broken)
-    with pytest.raises(RuntimeError, match="something else"):
-        train(backbone, [make_run()])
-
-
 def test_a_prompt_that_does_not_fit_is_refused_before_any_run_trains(backbone, make_run):
     steps: list[object] = []
     long = make_run(names=("cat", " ".join(["word"] * 80)))
     with pytest.raises(UserError, match=r'class "word word.*" has 87 tokens'):
         train(backbone, [make_run(), long], on_step=steps.append)
     assert not steps
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations that run."""
-
-    seen = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen += 1
-        return function(*args, **(kwargs or {}))
-
-
-def test_a_step_of_many_runs_makes_as_many_calls_as_one_of_few(backbone32, make_run):
-    trees = Trees(backbone32)
-    calls = []
-    for runs in (2, 24):
-        active = [
-            Active.start(n, make_run(seed=n, learning_rate=0.001 * n), torch.float32, trees.tower.device)
-            for n in range(runs)
-        ]
-        batch = Batch(trees, active, 100.0)
-        with Operations() as operations:
-            batch.step()
-        calls.append(operations.seen)
-    assert calls[0] == calls[1] > 100
 
 
 def test_progress_adds_up_and_each_run_is_reported_once(backbone, make_run):
