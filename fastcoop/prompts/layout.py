@@ -130,18 +130,18 @@ def class_prompts(
     """Return one prompt per class: start, context vectors and class name as laid out, ".", end.
 
     Underscores in names read as spaces. A prompt's words are tokenised whole, so a name's last character may merge
-    with the full stop; vectors stand after as many tokens as the words before them have by themselves.
+    with the full stop (not across a space that ends the name); vectors stand after as many tokens as the words before
+    them have by themselves.
 
     Raises UserError where there is no class, a name is empty, or a prompt does not fit ``context_length``
     (naming the class and its token count).
     """
     if not class_names:
         raise UserError("A prompt needs at least one class name, but none was given.")
-    names = [name.replace("_", " ").strip() for name in class_names]
-    if "" in names:
-        raise UserError(
-            f"Class {names.index('')} has an empty name; every class needs a name to be prompted by."
-        )
+    names = [name.replace("_", " ") for name in class_names]
+    empty = [k for k, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise UserError(f"Class {empty[0]} has an empty name; every class needs a name to be prompted by.")
     pattern, roomy = layout.pattern, 4096
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], roomy)
     places = [_lengths(tokenizer, before, names, roomy) for before, _ in pattern.groups]

@@ -90,7 +90,7 @@ def officially(name, layout):
 @pytest.mark.parametrize("position", ["end", "mid", "front"])
 def test_the_positions_are_cases_of_written_prompts(position, m):
     layout = PromptLayout(m, position)
-    names = ["cat", "shirt (blue)", "L\u00f6we", "t-shirt!", "C++", "it's"]
+    names = ["cat", "shirt (blue)", "L\u00f6we", "t-shirt!", "C++", "it's", "shirt (blue) ", " cat"]
     assert [written(p) for p in class_prompts(TOKENIZER, names, layout)] == [
         officially(name, layout) for name in names
     ]
