@@ -97,8 +97,7 @@ def cache_features(
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
-    if dtype not in ("float16", "float32"):
-        raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
+    check_dtype(dtype)
     if views < 0:
         raise UserError(f"views must be 0 or more, got {views}.")
     if batch_size < 1:
@@ -120,6 +119,12 @@ def cache_features(
         discard_parts(path)
     _report(dataset, failures, skip_unreadable)
     return path
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse what features are not stored as."""
+    if dtype not in ("float16", "float32"):
+        raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
 
 
 def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from PIL import Image
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot, load_dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, plan, store_path
+from fastcoop.features import FeatureStore, cache_features, check_store, plan, store_path
 from fastcoop.features.images import crops, normalised, read_rgb
 from tests.features.small import contents, make_backbone
 
@@ -184,6 +184,43 @@ def test_damaged_newer_and_foreign_files_are_refused_and_kept(
         with pytest.raises(UserError, match=message):
             cache_features(backbone, dataset, tmp_path, **ask)
         assert path.read_bytes() == content
+
+
+def test_a_store_with_a_byte_changed_anywhere_never_ends_in_a_traceback(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    ask = {"shots": ["all"], "seeds": [1], "views": 1}
+    path = cache_features(backbone, dataset, tmp_path, **ask)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 + int(rng.integers(255))
+        path.write_bytes(damaged)
+        try:
+            noticed += not check_store(path, backbone, dataset, sample=0).ok
+            store = FeatureStore.open(path, backbone, dataset)
+            store.train(store.indices("train"))
+            store.split("test")
+            cache_features(backbone, dataset, tmp_path, **ask)
+        except UserError as error:
+            assert "\n" not in str(error)
+            noticed += 1
+        assert path.read_bytes() == damaged
+    assert noticed > 50
+
+
+def test_a_store_that_was_compressed_is_refused_and_not_read_as_zeros(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=0)
+    with h5py.File(path, "r+") as file:
+        features = file["test"]["features"][:]
+        del file["test"]["features"]
+        file["test"].create_dataset("features", data=features, compression="gzip")
+    with pytest.raises(UserError, match="its test features do not lie in it in one piece"):
+        FeatureStore.open(path)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
