@@ -54,6 +54,13 @@ def test_exit_codes(monkeypatch, capsys, raised, code):
         assert said.out == "done\n"
 
 
+def test_a_file_that_the_system_does_not_let_us_use_is_one_sentence(capsys, tmp_path):
+    assert code_of("datasets", "check", "a" * 5000, "--data-root", str(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fastcoop: ")
+    assert said.endswith("' cannot be used: File name too long.\n")
+
+
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch):
     """It reaches the interpreter, which prints a traceback and exits with 1."""
     monkeypatch.setattr("fastcoop.demo.run.run_demo", lambda *_: 1 / 0)
