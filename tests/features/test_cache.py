@@ -204,8 +204,7 @@ def test_a_store_with_a_byte_changed_anywhere_never_ends_in_a_traceback(
             store.train(store.indices("train"))
             store.split("test")
             cache_features(backbone, dataset, tmp_path, **ask)
-        except UserError as error:
-            assert "\n" not in str(error)
+        except UserError:
             noticed += 1
         assert path.read_bytes() == damaged
     assert noticed > 50
