@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot
+from fastcoop.datasets.dataset import warn_once
+from fastcoop.datasets.files import some
 from fastcoop.errors import UserError, nearest
 from fastcoop.features.assemble import Failures, assemble
 from fastcoop.features.encode import encode_parts
@@ -93,7 +95,7 @@ def cache_features(
     Raises:
         UserError: unknown recipe or dtype; a store made with other weights, images or settings; a disk that
             cannot be written; and, after everything else is stored, images that could not be decoded
-            (``UnreadableImages``).
+            (``UnreadableImages``), or not one test image that could.
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
@@ -118,6 +120,7 @@ def cache_features(
             failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
         discard_parts(path)
     _report(dataset, failures, skip_unreadable)
+    _look_at_what_is_left(dataset, FeatureStore.open(path), shots, seeds)
     return path
 
 
@@ -180,3 +183,23 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
         f"{count}; the others are stored. Repair or remove these, or pass --skip-unreadable:"
         f"{''.join(listed)}{more}"
     )
+
+
+def _look_at_what_is_left(
+    dataset: Dataset, store: FeatureStore, shots: Sequence[int | str], seeds: Sequence[int]
+) -> None:
+    """Refuse a store whose test images were all left out; say where a subset has lost all images of a class."""
+    if not len(store.indices("test")):
+        raise UnreadableImages(
+            f"Not one test image of {dataset.name} could be read, so no accuracy could be measured on it."
+        )
+    skipped = store.meta.skipped.get("train", ())
+    for number, seed in ((number, seed) for number in shots for seed in seeds if skipped):
+        drawn = few_shot(dataset, number, seed).train
+        left = set(dataset.splits["train"].labels[drawn[~np.isin(drawn, skipped)]].tolist())
+        lost = [name for label, name in enumerate(dataset.class_names) if label not in left]
+        if lost:
+            warn_once(
+                f"{dataset.name}: none of the training images of {some(lost)} that {number} shots and seed {seed} "
+                "draw could be read; runs on them do not learn that class."
+            )

@@ -166,7 +166,7 @@ class FeatureStore:
         """The stored images' paths, in the order of ``indices``."""
         rows = self._table(split).rows
         with damage_refused(self.path), h5py.File(self.path) as file:
-            paths = file[split]["paths"].asstr()[:]
+            paths = file[split]["paths"].asstr("utf-8", "surrogateescape")[:]
         return tuple(paths if rows is None else paths[rows])
 
     def train(self, indices: Sequence[int] | np.ndarray, views: bool = True) -> Tensor:
