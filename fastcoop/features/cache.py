@@ -18,8 +18,8 @@ from fastcoop.errors import UserError, nearest
 from fastcoop.features.assemble import Failures, assemble
 from fastcoop.features.encode import encode_parts
 from fastcoop.features.images import RECIPES
-from fastcoop.features.parts import discard_parts
-from fastcoop.features.plan import Settings, make_plan
+from fastcoop.features.parts import discard_parts, parts_folder
+from fastcoop.features.plan import Plan, Settings, make_plan
 from fastcoop.features.store import FeatureStore, store_path
 
 LISTED = 50  # unreadable images named in one message
@@ -80,7 +80,8 @@ def cache_features(
     Stored are the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
     test-time crop) and ``views`` augmented views, and all of the validation and test images with view 0. What
     an existing store holds is kept; only what is missing is computed. Killed at any instant, the next call
-    goes on where the last one was and ends with the same contents. A second process on the same store waits.
+    goes on where the last one was and ends with the same contents. A second process on the same store waits,
+    unless all that it asks for is there: then nothing is written, and the store may lie in a read-only folder.
 
     Args:
         dataset: where it is half of another's classes, that one's images are stored, all of them.
@@ -111,14 +112,21 @@ def cache_features(
         return path
     wanted = _wanted(dataset, shots, seeds)
     failures: Failures = {}
-    with disk_errors(path), _locked(path):
+    settings = Settings(recipe, view_seed, views, dtype, batch_size)
+
+    def compared() -> tuple[FeatureStore | None, Plan]:
         store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
-        settings = Settings(recipe, view_seed, views, dtype, batch_size)
-        plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable or not retry_skipped)
-        if plan.parts:
-            encode_parts(backbone, dataset, plan, path)
-            failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
-        discard_parts(path)
+        leave_skipped = skip_unreadable or not retry_skipped
+        return store, make_plan(backbone, dataset, wanted, settings, store, leave_skipped)
+
+    with disk_errors(path):
+        if compared()[1].parts or parts_folder(path).exists():
+            with _locked(path):
+                store, plan = compared()
+                if plan.parts:
+                    encode_parts(backbone, dataset, plan, path)
+                    failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
+                discard_parts(path)
     _report(dataset, failures, skip_unreadable)
     _look_at_what_is_left(dataset, FeatureStore.open(path), shots, seeds)
     return path
