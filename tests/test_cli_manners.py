@@ -14,6 +14,7 @@ import pytest
 
 import fastcoop
 from fastcoop.cli import app, main
+from fastcoop.cli.options import numbers
 from fastcoop.errors import UserError
 from fastcoop.progress import progress
 from tests.small_world import write_backbone, write_dataset
@@ -59,6 +60,13 @@ def test_a_file_that_the_system_does_not_let_us_use_is_one_sentence(capsys, tmp_
     said = capsys.readouterr().err
     assert said.startswith("fastcoop: ")
     assert said.endswith("' cannot be used: File name too long.\n")
+
+
+@pytest.mark.parametrize("shots", ["²", "1,,2", "-1", "1.5", "some"])
+def test_numbers_that_are_none_are_one_sentence(shots):
+    with pytest.raises(UserError, match="--shots should be whole numbers"):
+        numbers(shots, "shots")
+    assert numbers("1, 2,all", "shots") == [1, 2, "all"]
 
 
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch):
