@@ -14,6 +14,7 @@ import pytest
 
 import fastcoop
 from fastcoop.cli import app, main
+from fastcoop.cli.options import numbers
 from fastcoop.errors import UserError
 from fastcoop.progress import progress
 from tests.small_world import write_backbone, write_dataset
@@ -52,6 +53,20 @@ def test_exit_codes(monkeypatch, capsys, raised, code):
         assert said.err == "fastcoop: Give 2, not 3.\n"
     if code == 0:
         assert said.out == "done\n"
+
+
+def test_a_file_that_the_system_does_not_let_us_use_is_one_sentence(capsys, tmp_path):
+    assert code_of("datasets", "check", "a" * 5000, "--data-root", str(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fastcoop: ")
+    assert said.endswith("' cannot be used: File name too long.\n")
+
+
+@pytest.mark.parametrize("shots", ["²", "1,,2", "-1", "1.5", "some"])
+def test_numbers_that_are_none_are_one_sentence(shots):
+    with pytest.raises(UserError, match="--shots should be whole numbers"):
+        numbers(shots, "shots")
+    assert numbers("1, 2,all", "shots") == [1, 2, "all"]
 
 
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastcoop.backbones.sparse import SEEN_IDS
+from fastcoop.backbones.unpickle import REBUILD, StandIn, TorchFile
 from fastcoop.errors import UserError
 
 OPENAI_INTEGERS = ("input_resolution", "context_length", "vocab_size")
@@ -42,7 +43,7 @@ def read_weights(path: Path) -> Weights:
         if _is_torchscript(path):
             return _read_archive(path)
         return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file raises whatever its next byte happens to mean
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run what it holds
             reason = "it is damaged, or holds things other than tensors"
@@ -103,19 +104,39 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_archive(path: Path) -> Weights:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.*")  # the format outlives its deprecation
-        archive = torch.jit.load(str(path), map_location="cpu")
-    state = dict(archive.state_dict())
-    graph = str(archive.inlined_graph) if hasattr(archive, "forward") else ""
-    quick_gelu: bool | None = None
-    if "1.702" in graph:
-        quick_gelu = True
-    elif "aten::gelu" in graph:
-        quick_gelu = False
-    elif all(key in state for key in OPENAI_INTEGERS):
-        quick_gelu = True  # only OpenAI's own releases carry these three, and all of them use it
-    return Weights({k: v for k, v in state.items() if k not in OPENAI_INTEGERS}, quick_gelu)
+    """Read without ``torch.jit.load``, which runs what the archive's own code does on loading."""
+    with TorchFile(path) as file:
+        found = dict(_tensors(file.unpickled(), ""))
+        state = {name: torch.from_numpy(file.tensor(stand_in)) for name, stand_in in found.items()}
+        quick_gelu: bool | None = None
+        if _multiplies_by_1702(file):
+            quick_gelu = True
+        elif "torch.gelu(" in file.code():
+            quick_gelu = False
+        elif all(key in state for key in OPENAI_INTEGERS):
+            quick_gelu = True  # only OpenAI's own releases carry these three, and all of them use it
+    return Weights(_cleaned(state), quick_gelu)
+
+
+def _tensors(module: object, prefix: str) -> Iterator[tuple[str, StandIn]]:
+    """Names, as a state dict has them, and stand-ins of a TorchScript module's tensors."""
+    attributes = module.state if isinstance(module, StandIn) else None
+    for name, value in attributes.items() if isinstance(attributes, dict) else ():
+        if isinstance(value, StandIn) and value.name == REBUILD:
+            yield prefix + name, value
+        else:
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+def _multiplies_by_1702(file: TorchFile) -> bool:
+    """Whether QuickGELU's factor is in the code, or among the constants where tracing puts it."""
+    if "1.702" in file.code():
+        return True
+    constants = file.unpickled("constants.pkl") if file.has("constants.pkl") else ()
+    scalars = (
+        one for one in constants if isinstance(one, StandIn) and one.name == REBUILD and not one.args[2]
+    )
+    return any(abs(float(file.tensor(one, "constants")) - 1.702) < 1e-3 for one in scalars)
 
 
 def _cleaned(content: object) -> dict[str, Tensor]:

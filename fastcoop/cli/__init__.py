@@ -32,11 +32,17 @@ reflow_help()
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """The entry point: a UserError is one sentence on standard error and exit code 2."""
+    """The entry point: a UserError is one sentence on standard error and exit code 2, and so is what the system says
+    of a file that it does not let us use."""
     try:
         app(arguments)
     except UserError as error:
         typer.echo(f"fastcoop: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        typer.echo(f"fastcoop: {error.filename!r} cannot be used: {error.strerror}.", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,9 +102,10 @@ def _load(path: Path) -> dict[str, object]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}."
-        ) from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise UserError(f"{path}{line} is not valid YAML: {problem}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for a dataset's YAML.") from None
     if values in (None, ""):
         return {}
     if not isinstance(values, dict):
@@ -114,5 +116,5 @@ def _load(path: Path) -> dict[str, object]:
 def _text(values: Mapping[str, object], key: str, path: Path, default: str) -> str:
     value = values.get(key, default)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{path}: {key} must be a single value, got {value!r}.")
+        raise UserError(f"{path}: {key} must be a single value, got {reprlib.repr(value)}.")
     return value

@@ -90,7 +90,8 @@ def make_dataset(
     """Put a dataset together, in the one place that refuses what cannot be trained or tested on.
 
     Raises:
-        UserError: fewer than two classes, no test images, or a class without a training image.
+        UserError: fewer than two classes, no test images, or a class without a training image that is not a
+            validation image too.
     """
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     if len(class_names) < 2:
@@ -103,12 +104,14 @@ def make_dataset(
             f"Dataset {name} in {root} has no test images, so no accuracy could be measured on it."
         )
     if "train" in splits:
-        counts = np.bincount(splits["train"].labels, minlength=len(class_names))
+        train, held_out = splits["train"], set(splits["val"].paths) if "val" in splits else set()
+        free = np.array([path not in held_out for path in train.paths])
+        counts = np.bincount(train.labels[free], minlength=len(class_names))
         empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
         if empty:
             raise UserError(
-                f"Dataset {name} in {root} has no training image for {some(empty)}; "
-                "add images or remove the empty class."
+                f"Dataset {name} in {root} has no training image for {some(empty)}"
+                f"{'' if free.all() else ' that is not in val too'}; add images or remove the empty class."
             )
     return Dataset(
         name=name,

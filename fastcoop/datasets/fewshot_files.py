@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fastcoop.datasets.dataset import Dataset, Item
+from fastcoop.datasets.dataset import Dataset, Item, warn_once
+from fastcoop.datasets.files import some
 from fastcoop.datasets.splits import read_items, read_json
 from fastcoop.errors import UserError
 
@@ -47,8 +48,9 @@ def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
             "Delete it if you do not know where it comes from."
         ) from None
     except Exception as error:  # a damaged pickle raises whatever its next byte happens to mean
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path} is not a few-shot subset of the official code ({error}); delete it."
+            f"{path} is not a few-shot subset of the official code ({reason}); delete it."
         ) from None
     return _located(dataset, items, path)
 
@@ -91,9 +93,14 @@ def save(dataset: Dataset, shots: int, seed: int, subset: Indices) -> None:
 
 
 def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> Indices:
-    """Find items by the ends of their paths, wherever the data root was when they were written."""
+    """Find items by the ends of their paths, wherever the data root was when they were written.
+
+    Raises UserError for images that the split does not have, and where there is no training image.
+    """
     located = {}
     for key, part in items.items():
+        if key not in dataset.splits and not part:
+            continue
         if key not in dataset.splits:
             raise UserError(f"{source} has {key} images, but {dataset.name} has no {key} split; delete it.")
         split = dataset.splits[key]
@@ -106,6 +113,12 @@ def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> In
                     f"{key} split of {dataset.name}; delete it, or use the split file that it was drawn from."
                 )
         located[key] = np.array(numbers, dtype=np.int64)
+    drawn = set(dataset.splits["train"].labels[located["train"]].tolist())
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in drawn]
+    if not drawn:
+        raise UserError(f"{source} has no training images; delete it, and a subset is drawn.")
+    if absent:
+        warn_once(f"{source} has no training image of {some(absent)}, which runs on it do not learn.")
     return located
 
 

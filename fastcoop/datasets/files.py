@@ -42,16 +42,20 @@ def class_folders(folder: Path, names: Sequence[str], prefix: str = "") -> dict[
     return images
 
 
-def missing_images(root: Path, paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` that do not exist under ``root``; each folder is read once."""
+def missing_images(root: Path, paths: Iterable[str], inside: bool = True) -> list[str]:
+    """Those of ``paths`` that do not exist in ``root``; each folder is read once.
+
+    inside: whether a path that leaves ``root``, by its first or another part, counts as missing.
+    """
     present: dict[str, set[str]] = {}
     missing = []
     for path in paths:
         folder, _, name = path.rpartition("/")
         if folder not in present:
+            leaves = inside and (path.startswith("/") or ".." in folder.split("/"))
             try:
-                present[folder] = set(os.listdir(root / folder))
-            except OSError:
+                present[folder] = set() if leaves else set(os.listdir(root / folder))
+            except (OSError, ValueError):  # the latter for characters that no path can have
                 present[folder] = set()
         if name not in present[folder]:
             missing.append(path)

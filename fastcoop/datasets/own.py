@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 import re
 from pathlib import Path
 
@@ -64,10 +65,11 @@ def _extra(folders: list[str]) -> str:
 def _split_folders(folder: Path) -> tuple[list[str], dict[str, list[Item]]]:
     folders = {key: list_folders(folder / key) for key in SPLITS if (folder / key).is_dir()}
     names = sorted(set().union(*folders.values()))
+    labels = {name: label for label, name in enumerate(names)}
     items: dict[str, list[Item]] = {}
     for key, present in folders.items():
         images = class_folders(folder / key, present, f"{key}/")
-        items[key] = [(path, names.index(name), name) for name, paths in images.items() for path in paths]
+        items[key] = [(path, labels[name], name) for name, paths in images.items() for path in paths]
     return names, items
 
 
@@ -80,6 +82,12 @@ def _finish(
     if shared:
         warn_once(
             f"{config.name} tests on {len(shared)} of its own training images, such as {some(shared, 1)}."
+        )
+    both = sorted({path for path, *_ in items.get("train", ())} & {path for path, *_ in items.get("val", ())})
+    if both:
+        warn_once(
+            f"{config.name} has {len(both)} images in both train and val, such as {some(both, 1)}: "
+            "they validate and are not learned from."
         )
     if items.get("train") and not items.get("val"):
         items["train"], items["val"] = split_train_val(items["train"], config.val_share)
@@ -147,14 +155,20 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise UserError(f"{path} is not UTF-8 text; save the CSV as UTF-8.") from None
     except csv.Error as error:
         raise UserError(f"{path} line {reader.reader.line_num} is not valid CSV: {error}.") from None
+    lines: dict[tuple[str, str], int] = {}
     for line, row in rows:
         for column in ("path", "class"):
             if not row[column]:
                 raise UserError(f"{path} line {line} has an empty {column}.")
         if os.path.isabs(row["path"]):
             row["path"] = os.path.relpath(row["path"], path.parent)
-        row["path"] = row["path"].replace("\\", "/")
-    missing = set(missing_images(path.parent, (row["path"] for _, row in rows)))
+        row["path"] = posixpath.normpath(row["path"].replace("\\", "/"))
+        first = lines.setdefault((row.get("split", ""), row["path"]), line)
+        if first != line:
+            raise UserError(
+                f"{path} line {line} lists {row['path']} again, after line {first}; list each image once."
+            )
+    missing = set(missing_images(path.parent, (row["path"] for _, row in rows), inside=False))
     for line, row in rows:
         if row["path"] in missing:
             raise UserError(

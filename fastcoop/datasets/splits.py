@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def read_items(path: Path, required: Sequence[str]) -> dict[str, list[Item]]:
     """Read ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``.
 
     Raises:
-        UserError: malformed JSON, a missing or unknown split, or an entry of another shape.
+        UserError: malformed JSON, a missing or unknown split, an entry of another shape, or an image listed twice.
     """
     content = read_json(path)
     expected = '{"train": [[path, label, class name], ...], "val": [...], "test": [...]}'
@@ -45,19 +47,25 @@ def read_items(path: Path, required: Sequence[str]) -> dict[str, list[Item]]:
     for key in required:
         if key not in content:
             raise UserError(f'{path} has no "{key}" split; expected {expected}.')
-    return {
+    items = {
         key: [_item(path, key, i, entry) for i, entry in enumerate(content[key])]
         for key in SPLITS
         if key in content
     }
+    for key, part in items.items():
+        counts = Counter(image for image, _, _ in part)
+        if len(counts) < len(part):
+            repeated = [image for image, count in counts.items() if count > 1]
+            raise UserError(f"{path} lists {some(repeated)} more than once in {key}; list each image once.")
+    return items
 
 
 def _item(path: Path, key: str, index: int, entry: object) -> Item:
     match entry:
         case [str(image), int(label), str(name)] if (
-            label >= 0 and not isinstance(label, bool) and image and name
+            label >= 0 and not isinstance(label, bool) and image and name.strip()
         ):
-            return image.replace("\\", "/"), label, name
+            return posixpath.normpath(image.replace("\\", "/")), label, name
     raise UserError(
         f"{path}: entry {index} of {key} must be [path, label, class name], got {json.dumps(entry)[:80]}."
     )
@@ -83,7 +91,7 @@ def class_names(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
                 raise UserError(
                     f'{source} gives label {label} two names: "{names[label]}" and "{name}" ({image}).'
                 )
-    gaps = [str(label) for label in range(max(names, default=-1) + 1) if label not in names]
+    gaps = [str(label) for label in range(len(names)) if label not in names]  # however large the largest is
     if gaps:
         raise UserError(
             f"{source} must number its classes 0, 1, 2, ... without gaps; no image has label {some(gaps)}."

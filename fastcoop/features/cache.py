@@ -12,12 +12,14 @@ from filelock import FileLock, Timeout
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot
+from fastcoop.datasets.dataset import warn_once
+from fastcoop.datasets.files import some
 from fastcoop.errors import UserError, nearest
 from fastcoop.features.assemble import Failures, assemble
 from fastcoop.features.encode import encode_parts
 from fastcoop.features.images import RECIPES
-from fastcoop.features.parts import discard_parts
-from fastcoop.features.plan import Settings, make_plan
+from fastcoop.features.parts import discard_parts, parts_folder
+from fastcoop.features.plan import Plan, Settings, make_plan
 from fastcoop.features.store import FeatureStore, store_path
 
 LISTED = 50  # unreadable images named in one message
@@ -78,7 +80,8 @@ def cache_features(
     Stored are the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
     test-time crop) and ``views`` augmented views, and all of the validation and test images with view 0. What
     an existing store holds is kept; only what is missing is computed. Killed at any instant, the next call
-    goes on where the last one was and ends with the same contents. A second process on the same store waits.
+    goes on where the last one was and ends with the same contents. A second process on the same store waits,
+    unless all that it asks for is there: then nothing is written, and the store may lie in a read-only folder.
 
     Args:
         dataset: where it is half of another's classes, that one's images are stored, all of them.
@@ -93,12 +96,11 @@ def cache_features(
     Raises:
         UserError: unknown recipe or dtype; a store made with other weights, images or settings; a disk that
             cannot be written; and, after everything else is stored, images that could not be decoded
-            (``UnreadableImages``).
+            (``UnreadableImages``), or not one test image that could.
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
-    if dtype not in ("float16", "float32"):
-        raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
+    check_dtype(dtype)
     if views < 0:
         raise UserError(f"views must be 0 or more, got {views}.")
     if batch_size < 1:
@@ -110,16 +112,30 @@ def cache_features(
         return path
     wanted = _wanted(dataset, shots, seeds)
     failures: Failures = {}
-    with disk_errors(path), _locked(path):
+    settings = Settings(recipe, view_seed, views, dtype, batch_size)
+
+    def compared() -> tuple[FeatureStore | None, Plan]:
         store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
-        settings = Settings(recipe, view_seed, views, dtype, batch_size)
-        plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable or not retry_skipped)
-        if plan.parts:
-            encode_parts(backbone, dataset, plan, path)
-            failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
-        discard_parts(path)
+        leave_skipped = skip_unreadable or not retry_skipped
+        return store, make_plan(backbone, dataset, wanted, settings, store, leave_skipped)
+
+    with disk_errors(path):
+        if compared()[1].parts or parts_folder(path).exists():
+            with _locked(path):
+                store, plan = compared()
+                if plan.parts:
+                    encode_parts(backbone, dataset, plan, path)
+                    failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
+                discard_parts(path)
     _report(dataset, failures, skip_unreadable)
+    _look_at_what_is_left(dataset, FeatureStore.open(path), shots, seeds)
     return path
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse what features are not stored as."""
+    if dtype not in ("float16", "float32"):
+        raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
 
 
 def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
@@ -175,3 +191,23 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
         f"{count}; the others are stored. Repair or remove these, or pass --skip-unreadable:"
         f"{''.join(listed)}{more}"
     )
+
+
+def _look_at_what_is_left(
+    dataset: Dataset, store: FeatureStore, shots: Sequence[int | str], seeds: Sequence[int]
+) -> None:
+    """Refuse a store whose test images were all left out; say where a subset has lost all images of a class."""
+    if not len(store.indices("test")):
+        raise UnreadableImages(
+            f"Not one test image of {dataset.name} could be read, so no accuracy could be measured on it."
+        )
+    skipped = store.meta.skipped.get("train", ())
+    for number, seed in ((number, seed) for number in shots for seed in seeds if skipped):
+        drawn = few_shot(dataset, number, seed).train
+        left = set(dataset.splits["train"].labels[drawn[~np.isin(drawn, skipped)]].tolist())
+        lost = [name for label, name in enumerate(dataset.class_names) if label not in left]
+        if lost:
+            warn_once(
+                f"{dataset.name}: none of the training images of {some(lost)} that {number} shots and seed {seed} "
+                "draw could be read; runs on them do not learn that class."
+            )

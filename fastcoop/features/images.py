@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ CROP_RATIO = (3 / 4, 4 / 3)
 ENLARGE = 1.125  # of the recipe in use before October 2021
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 TORCHVISION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+
+# What Pillow says of these beside our own report is two lines of its source to whoever caches features.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
 
 class UnreadableImage(Exception):
@@ -59,7 +64,9 @@ def crops(
     test, train = {"current": (_test, _train), "official-2021": (_test_2021, _train_2021)}[recipe]
     out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
     for row, view in zip(out, views, strict=True):
-        rng = random.Random(f"{seed}/{view}/{name}")
+        rng = random.Random(
+            f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape")
+        )  # as of the text itself
         row[:] = np.asarray(train(image, preprocess, rng) if view else test(image, preprocess))
     return out
 

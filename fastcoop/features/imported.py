@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.errors import UserError, nearest
 from fastcoop.features.assemble import package_versions
-from fastcoop.features.cache import disk_errors
+from fastcoop.features.cache import check_dtype, disk_errors
 from fastcoop.features.store import IMPORTED, FeatureStore, Meta, store_path
 from fastcoop.features.write import SplitContent, write_store
 
@@ -46,12 +45,13 @@ def import_features(
     or if there is a store of that name already.
     """
     check_name_and_template(name, template)
+    check_dtype(dtype)
     unknown = [split for split in sources if split not in SPLITS]
     if unknown:
         raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')
     if "test" not in sources:
         raise UserError("Importing features needs those of the test split at least.")
-    files = {split: _read(Path(sources[split]), split) for split in SPLITS if split in sources}
+    files = {split: _read(Path(sources[split]), split, dtype) for split in SPLITS if split in sources}
     first = files["test"]
     for file in files.values():
         if file.names != first.names:
@@ -61,8 +61,6 @@ def import_features(
                 f"{file.path} holds features of size {file.features.shape[2]}, and {backbone.name} gives "
                 f"{backbone.embed_dim}: they cannot be its features."
             )
-        if not np.isfinite(file.features.astype(dtype)).all():
-            raise UserError(f"{file.path} holds features that {dtype} cannot; try float32.")
     splits = {
         split: Split(tuple(f"{split}/{row:07d}" for row in range(len(file.labels))), file.labels)
         for split, file in files.items()
@@ -85,19 +83,20 @@ class _File:
     names: tuple[str, ...]
 
 
-def _read(path: Path, split: str) -> _File:
+def _read(path: Path, split: str, dtype: str) -> _File:
     content = _load(path)
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise UserError(f"{path} should hold {', '.join(KEYS)}; it lacks {', '.join(missing)}.")
-    features, labels = np.asarray(content["features"]), np.asarray(content["labels"])
-    names = tuple(str(name) for name in content["names"])
+    features, labels, names = (content[key] for key in KEYS)
     features = features[:, None] if features.ndim == 2 else features
-    if features.ndim != 3 or not np.issubdtype(features.dtype, np.floating):
+    if features.ndim != 3 or not np.issubdtype(features.dtype, np.floating) or not features.shape[1]:
         raise UserError(
             f"{path} should hold floating features (n, dim) or (n, views, dim), "
             f"not {features.dtype} {features.shape}."
         )
+    if names.ndim != 1 or names.dtype.kind != "U" or not all(name.strip() for name in names):
+        raise UserError(f"{path} should hold a list of class names, not {names.dtype} {names.shape}.")
     if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{path} should hold one integer label for each of its {len(features)} features, "
@@ -105,34 +104,51 @@ def _read(path: Path, split: str) -> _File:
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise UserError(f"{path} has labels from {labels.min()} to {labels.max()} for {len(names)} names.")
-    return _File(path, features if split == "train" else features[:, :1], labels.astype(np.int64), names)
+    _refuse_unless_storable(path, features, dtype)
+    features = features if split == "train" else features[:, :1]
+    return _File(path, features, labels.astype(np.int64), tuple(names.tolist()))
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _refuse_unless_storable(path: Path, features: np.ndarray, dtype: str) -> None:
+    broken = np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))
+    if len(broken):
+        raise UserError(
+            f"{path} holds {len(broken)} features that are not finite numbers, the first in row {broken[0]}; "
+            "compute them again."
+        )
+    with np.errstate(over="ignore"):
+        stored = features.astype(dtype)
+    if not np.isfinite(stored).all() or not stored.any(axis=2).all():
+        instead = "; import them as float32" if dtype == "float16" else ""
+        raise UserError(f"{path} holds features that {dtype} makes infinite or all zeros{instead}.")
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, by means that run nothing it holds."""
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as content:
-                return {key: content[key] for key in content.files}
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in KEYS if key in arrays}
         if path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(content, dict):
-                return {
-                    key: value.float().numpy()
-                    if isinstance(value, torch.Tensor) and value.is_floating_point()
-                    else value
-                    for key, value in content.items()
-                }
-    except pickle.UnpicklingError:  # torch's own message tells how to run what the file holds
+                return {key: _array(content[key]) for key in KEYS if key in content}
+    except (
+        Exception
+    ) as error:  # a damaged file raises anything, and some messages tell how to run what it holds
+        reason = isinstance(error, OSError) and error.strerror
         raise UserError(
-            f"{path} is damaged or holds other things than plain arrays; it was not loaded."
-        ) from None
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read as plain arrays: {reason}") from error
+            f"{path} was not loaded: {reason or 'it is damaged, or holds other things than plain arrays'}."
+        ) from error
     raise UserError(f"{path} should be a .npz, or a .pt of a dictionary, with {', '.join(KEYS)}.")
+
+
+def _array(value: Any) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    return (value.float() if value.is_floating_point() else value).detach().numpy()
 
 
 def _meta(backbone: Backbone, dataset: Dataset, files: Mapping[str, _File], dtype: str) -> Meta:

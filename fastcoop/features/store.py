@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -164,8 +165,8 @@ class FeatureStore:
     def paths(self, split: str) -> tuple[str, ...]:
         """The stored images' paths, in the order of ``indices``."""
         rows = self._table(split).rows
-        with h5py.File(self.path) as file:
-            paths = file[split]["paths"].asstr()[:]
+        with damage_refused(self.path), h5py.File(self.path) as file:
+            paths = file[split]["paths"].asstr("utf-8", "surrogateescape")[:]
         return tuple(paths if rows is None else paths[rows])
 
     def train(self, indices: Sequence[int] | np.ndarray, views: bool = True) -> Tensor:
@@ -273,33 +274,50 @@ class _Table:
 def _read(path: Path) -> tuple[Meta, dict[str, _Table]]:
     if not path.is_file():
         raise UserError(f"There is no feature store {path}; make it with `fastcoop cache-features`.")
+    with damage_refused(path), h5py.File(path) as file:
+        if file.attrs.get("format") != FORMAT:
+            raise UserError(f"{path} is an HDF5 file but not a feature store of fastcoop.")
+        version = int(file.attrs["format_version"])
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version} and this fastcoop reads up to {FORMAT_VERSION}; "
+                "update fastcoop, or use another cache folder."
+            )
+        content: dict[str, Any] = json.loads(file[META].asstr()[()])
+        content["class_names"] = tuple(content["class_names"])
+        meta = Meta(**content)
+        return meta, {split: _table(path, file, split, meta) for split in meta.expected}
+
+
+@contextmanager
+def damage_refused(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes of its reading into a UserError."""
     try:
-        with h5py.File(path) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise UserError(f"{path} is an HDF5 file but not a feature store of fastcoop.")
-            version = int(file.attrs["format_version"])
-            if version > FORMAT_VERSION:
-                raise UserError(
-                    f"{path} has format version {version} and this fastcoop reads up to {FORMAT_VERSION}; "
-                    "update fastcoop, or use another cache folder."
-                )
-            content: dict[str, Any] = json.loads(file[META].asstr()[()])
-            content["class_names"] = tuple(content["class_names"])
-            meta = Meta(**content)
-            return meta, {split: _table(path, file[split]) for split in meta.expected}
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
             f"{path} should be a feature store but is damaged or cut short ({error}); "
             "move it away and run `fastcoop cache-features` again."
         ) from error
 
 
-def _table(path: Path, group: h5py.Group) -> _Table:
-    features = group["features"]
-    index, labels = group["index"][:], group["labels"][:]
-    if features.ndim != 3 or not len(index) == len(labels) == len(features):
-        raise ValueError(f"{group.name} has {len(index)} indices for features {features.shape}")
-    return _Table(path, index, labels, features.shape, features.dtype, features.id.get_offset())
+def _table(path: Path, file: h5py.File, split: str, meta: Meta) -> _Table:
+    features, index, labels = file[split]["features"], file[split]["index"][:], file[split]["labels"][:]
+    shape = (len(index), 1 + meta.views if split == "train" else 1, meta.dim)
+    if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
+        raise ValueError(
+            f"its {split} features are {features.dtype} {features.shape}, not {meta.dtype} {shape}"
+        )
+    if (np.diff(index, prepend=-1) <= 0).any() or (index >= meta.expected[split]).any():
+        raise ValueError(f"the numbers of its {split} images do not ascend within the split")
+    if len(labels) != len(index) or ((labels < 0) | (labels >= len(meta.class_names))).any():
+        raise ValueError(f"it does not have one label that names a class for each of its {split} images")
+    offset = features.id.get_offset()
+    if features.size and (offset is None or offset + features.nbytes > path.stat().st_size):
+        raise ValueError(f"its {split} features do not lie in it in one piece")
+    return _Table(path, index, labels, features.shape, features.dtype, offset)
 
 
 def _refuse_unless_equal(path: Path, what: str, name: str, digest: str, asked: Backbone | Dataset) -> None:

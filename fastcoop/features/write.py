@@ -75,11 +75,16 @@ def content_sha256(group: h5py.Group) -> str:
     return digest.hexdigest()
 
 
+def as_bytes(path: str) -> bytes:
+    """A path as the disk has it, in UTF-8 or not."""
+    return path.encode("utf-8", "surrogateescape")
+
+
 def _most_bytes(meta: Meta, contents: Mapping[str, SplitContent]) -> int:
     """More than the file will take."""
     features = sum(len(part.index) * part.views for part in contents.values()) * meta.dim
     rows = [path for part in contents.values() for path in part.paths]
-    tables = sum(len(path.encode()) for path in rows) + 64 * len(rows)
+    tables = sum(len(as_bytes(path)) for path in rows) + 64 * len(rows)
     return features * np.dtype(meta.dtype).itemsize + tables + 2 * len(json.dumps(asdict(meta))) + (1 << 14)
 
 
@@ -98,7 +103,8 @@ def _reserve(path: Path, size: int) -> None:
 def _write_split(group: h5py.Group, content: SplitContent, meta: Meta) -> None:
     group["index"] = content.index.astype("<i8")
     group["labels"] = content.labels.astype("<i8")
-    group.create_dataset("paths", data=list(content.paths), dtype=h5py.string_dtype())
+    paths = [as_bytes(path) for path in content.paths]
+    group.create_dataset("paths", data=paths, dtype=h5py.string_dtype())
     shape = (len(content.index), content.views, meta.dim)
     features = group.create_dataset("features", shape, np.dtype(meta.dtype).newbyteorder("<"))
     for rows, views, block in content.blocks:

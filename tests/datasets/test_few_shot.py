@@ -108,7 +108,7 @@ def test_nothing_is_saved_where_nothing_can_be(folder):
     assert drawn(dataset, few_shot(dataset, 2, 1)) == official_draw(dataset, 2, 1)
 
 
-def test_a_json_of_someone_elses_is_relocated(folder):
+def test_a_json_of_someone_elses_is_relocated(folder, caplog):
     (folder / "split_fewshot").mkdir()
     content = {
         "train": [["D:\\data\\mine\\images\\t001.jpg", 0, "a"], ["/data/mine/images/t000.jpg", 1, "b"]],
@@ -117,6 +117,7 @@ def test_a_json_of_someone_elses_is_relocated(folder):
     (folder / "split_fewshot" / "shot_1-seed_5.json").write_text(json.dumps(content))
     dataset = load_dataset(folder)
     assert drawn(dataset, few_shot(dataset, 1, 5)) == (["t001.jpg", "t000.jpg"], ["v000.jpg"])
+    assert "has no training image of c, which runs on it do not learn" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,35 @@ def test_a_pickle_of_anything_else_is_refused_unrun(folder, official_pickle, tmp
         official_pickle(path, content)
         with pytest.raises(UserError, match="wants to load"):
             few_shot(load_dataset(folder), 1, 1)
+    assert not (tmp_path / "owned").exists()
+
+
+DATUM = b"cdassl.data.datasets.base_dataset\nDatum"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"cos\nsystem\n(S'touch owned'\ntR.", r"wants to load os\.system"),
+        (b"(S'touch owned'\nios\nsystem\n.", r"wants to load os\.system"),
+        (b"(cos\nsystem\nS'touch owned'\no.", r"wants to load os\.system"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0btouch owned\x85R.", r"wants to load os\.system"),
+        (DATUM + b".__setstate__.__globals__\n.", r"wants to load dassl\.\S+__globals__"),
+        (DATUM + b"\n(dS'x'\nS'y'\nsb.", "is not a few-shot subset"),
+        (b"\x80\x02\x82\x01.", "is not a few-shot subset"),
+        (b"Pabc\n.", "is not a few-shot subset"),
+        (b"\x80\x04\x8e" + bytes([255] * 6 + [0, 0]) + b"x.", "is not a few-shot subset"),
+        (b"]" * 100_000 + b"a" * 99_999 + b".", "is not a few-shot subset"),
+        (pickle.dumps({"train": [], "val": []}), "has no training images"),
+    ],
+)
+def test_pickles_written_by_hand_run_nothing(folder, tmp_path, monkeypatch, data, expected):
+    monkeypatch.chdir(tmp_path)
+    (folder / "split_fewshot").mkdir()
+    (folder / "split_fewshot" / "shot_1-seed_1.pkl").write_bytes(data)
+    with pytest.raises(UserError, match=expected) as caught:
+        few_shot(load_dataset(folder), 1, 1)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "owned").exists()
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fastcoop.datasets import load_dataset
+from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.errors import UserError
 
 
@@ -195,6 +195,7 @@ def test_a_class_that_only_the_test_set_has(tmp_path, put):
         ('{"test": [], "vall": []}', 'Did you mean "val"?'),
         ('{"test": [["1.jpg", "0", "a"]]}', "entry 0 of test"),
         ('{"test": [["1.jpg", true, "a"]]}', "entry 0 of test"),
+        ('{"test": [["1.jpg", 0, " "]]}', "entry 0 of test"),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 2, "b"]]}', "without gaps; no image has label 1"),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 0, "b"]]}', 'label 0 two names: "a" and "b"'),
         ('{"test": [["1.jpg", 0, "a"], ["9.jpg", 1, "b"]]}', "names 1 images (of 2)"),
@@ -245,12 +246,17 @@ def test_bad_csv_files(tmp_path, put, content, expected):
         ("class_names: [a, b]", "must map folder names"),
         ("- a", "keys and values"),
         ("name: !!python/object/apply:os.system [ls]", "single value"),
+        ("[" * 20_000, "nested too deeply"),
+        ("name: a\0b", "special characters are not allowed"),
+        ("name:\n a: &a [x,x,x,x]\n b: &b [*a,*a,*a,*a]\n c: [*b,*b,*b,*b]\n", "single value"),
     ],
 )
 def test_bad_yaml(tmp_path, put, content, expected):
     put(tmp_path, images("a", "b"))
     (tmp_path / "dataset.yaml").write_text(content)
-    assert expected in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert expected in message
+    assert len(message) < 600
 
 
 def test_text_that_is_not_utf8(tmp_path, put):
@@ -261,3 +267,69 @@ def test_text_that_is_not_utf8(tmp_path, put):
         (tmp_path / file).unlink()
     (tmp_path / "list.txt").write_text("")
     assert "is a file" in refusal(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("../../../../../../../../etc/hosts", "../etc/hosts"),
+        ("/etc/hosts", "/etc/hosts"),
+        ("C:\\data\\1.jpg", "C:/data/1.jpg"),
+        ("a\0b/1.jpg", "a\0b/1.jpg"),
+        ("\ud800/1.jpg", "\ud800/1.jpg"),
+        ("x/../../1.jpg", "../1.jpg"),
+    ],
+)
+def test_paths_of_a_split_file_stay_under_its_images(tmp_path, put, path, shown):
+    put(tmp_path, ["1.jpg", "images/1.jpg", "images/2.jpg", "images/x/3.jpg"])
+    (tmp_path / "split.json").write_text(json.dumps({"test": [[path, 0, "a"], ["2.jpg", 1, "b"]]}))
+    message = refusal(tmp_path)
+    assert "names 1 images (of 2) that are not under" in message
+    assert shown in message
+
+
+def test_paths_are_told_apart_by_what_they_lead_to(tmp_path, put):
+    put(tmp_path, images("a", "b", n=2))
+    split = {"test": [["./a/00.jpg", 0, "a"], ["b//00.jpg", 1, "b"]]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    assert load_dataset(tmp_path).splits["test"].paths == ("a/00.jpg", "b/00.jpg")
+    split["test"].append(["b/../a/00.jpg", 1, "b"])
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    assert "lists a/00.jpg more than once in test" in refusal(tmp_path)
+    rows = ["a/00.jpg,a,train", "b/00.jpg,b,train", "a/01.jpg,a,test", "./a/00.jpg,b,train"]
+    (tmp_path / "mine.csv").write_text("\n".join(["path,class,split", *rows]))
+    assert "line 5 lists a/00.jpg again, after line 2" in refusal(tmp_path / "mine.csv")
+
+
+def test_training_images_that_are_all_validation_images_leave_nothing_to_learn_from(tmp_path, put, caplog):
+    put(tmp_path, images("a", "b", n=3))
+    part = [["a/00.jpg", 0, "a"], ["b/00.jpg", 1, "b"]]
+    more = [*part, ["b/01.jpg", 1, "b"]]
+    (tmp_path / "split.json").write_text(json.dumps({"train": more, "val": part, "test": part}))
+    assert "has no training image for a that is not in val too" in refusal(tmp_path)
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": [*more, ["a/02.jpg", 0, "a"]], "val": part, "test": part})
+    )
+    dataset = load_dataset(tmp_path)
+    assert [dataset.splits["train"].paths[at] for at in few_shot(dataset, "all", 1).train] == [
+        "b/01.jpg",
+        "a/02.jpg",
+    ]
+    assert "has 2 images in both train and val, such as a/00.jpg and 1 more: they validate" in caplog.text
+
+
+def test_a_label_of_any_size_is_refused_at_once(tmp_path, put):
+    put(tmp_path, ["1.jpg", "2.jpg"])
+    for label in (10**9, 10**30):
+        split = {"test": [["1.jpg", 0, "a"], ["2.jpg", label, "b"]]}
+        (tmp_path / "split.json").write_text(json.dumps(split))
+        assert "without gaps; no image has label 1" in refusal(tmp_path)
+
+
+def test_thousands_of_classes_and_names_of_any_script(tmp_path, put):
+    count = 3000
+    put(tmp_path, [f"{split}/класс {i:04d} 猫/é 1.jpg" for split in ("train", "test") for i in range(count)])
+    dataset = load_dataset(tmp_path)
+    assert len(dataset.class_names) == count
+    assert dataset.class_names[7] == "класс 0007 猫"
+    assert dataset.splits["train"].labels.tolist() == list(range(count))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from PIL import Image
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot, load_dataset
+from fastcoop.datasets.dataset import warn_once
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, plan, store_path
+from fastcoop.features import FeatureStore, cache_features, check_store, plan, store_path
 from fastcoop.features.images import crops, normalised, read_rgb
 from tests.features.small import contents, make_backbone
 
@@ -162,6 +165,35 @@ def test_unreadable_images_are_listed_after_the_rest_is_done(
     assert len(store.train(range(18))) == len(store.train_labels(range(18))) == 18
 
 
+def test_where_no_test_image_is_left_or_no_image_of_a_drawn_class_it_is_said(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    ask = {"shots": [6], "seeds": [3], "views": 0, "skip_unreadable": True}
+    for path in (dataset.root / "train" / "dog").iterdir():
+        path.write_bytes(b"")
+    cache_features(backbone, dataset, tmp_path, **ask)
+    assert "none of the training images of dog that 6 shots and seed 3 draw could be read" in caplog.text
+    for path in (dataset.root / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(UserError, match="Not one test image of animals could be read"):
+            cache_features(backbone, dataset, tmp_path / "other", **ask)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_file_names_that_are_no_utf_8_are_kept_as_they_are(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    for split in ("train", "val", "test"):
+        folder = os.fsencode(dataset.root / split / "cat")
+        os.rename(folder + b"/0.png", folder + b"/caf\xe9 0.png")
+    dataset = load_dataset(dataset.root)
+    path = cache_features(backbone, dataset, tmp_path, shots=["all"], seeds=[1], views=1)
+    assert check_store(path, backbone, dataset, sample=100).ok
+    assert "test/cat/caf\udce9 0.png" in FeatureStore.open(path).paths("test")
+
+
 def test_damaged_newer_and_foreign_files_are_refused_and_kept(
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -184,6 +216,42 @@ def test_damaged_newer_and_foreign_files_are_refused_and_kept(
         with pytest.raises(UserError, match=message):
             cache_features(backbone, dataset, tmp_path, **ask)
         assert path.read_bytes() == content
+
+
+def test_a_store_with_a_byte_changed_anywhere_never_ends_in_a_traceback(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    ask = {"shots": ["all"], "seeds": [1], "views": 1}
+    path = cache_features(backbone, dataset, tmp_path, **ask)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 + int(rng.integers(255))
+        path.write_bytes(damaged)
+        try:
+            noticed += not check_store(path, backbone, dataset, sample=0).ok
+            store = FeatureStore.open(path, backbone, dataset)
+            store.train(store.indices("train"))
+            store.split("test")
+            cache_features(backbone, dataset, tmp_path, **ask)
+        except UserError:
+            noticed += 1
+        assert path.read_bytes() == damaged
+    assert noticed > 50
+
+
+def test_a_store_that_was_compressed_is_refused_and_not_read_as_zeros(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=0)
+    with h5py.File(path, "r+") as file:
+        features = file["test"]["features"][:]
+        del file["test"]["features"]
+        file["test"].create_dataset("features", data=features, compression="gzip")
+    with pytest.raises(UserError, match="its test features do not lie in it in one piece"):
+        FeatureStore.open(path)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import pickle
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot
+from fastcoop.datasets.halves import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, import_features
 
@@ -27,6 +31,10 @@ def test_a_good_store_has_no_problems(path: Path, backbone: Backbone, dataset: D
     assert report.largest_difference is not None
     assert 0 < report.largest_difference < 1e-3
     assert check_store(path).largest_difference is None
+    assert check_store(path, backbone, half_of(dataset, "base"), sample=3).lines() == [
+        *report.lines()[:3],
+        *check_store(path, backbone, dataset, sample=3).lines()[3:],
+    ]
 
 
 def test_the_float16_error_of_logits_is_measured_and_said(
@@ -103,21 +111,19 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
 
 def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path: Path) -> None:
     good = write_npz(tmp_path / "good.npz", 4)
+    np.savez(tmp_path / "wide.npz", features=np.ones((4, 9), "f4"), labels=np.zeros(4, int), names=["a", "b"])
     np.savez(
-        tmp_path / "wide.npz", features=np.zeros((4, 9), "f4"), labels=np.zeros(4, int), names=["a", "b"]
+        tmp_path / "short.npz", features=np.ones((4, 8), "f4"), labels=np.zeros(3, int), names=["a", "b"]
     )
-    np.savez(
-        tmp_path / "short.npz", features=np.zeros((4, 8), "f4"), labels=np.zeros(3, int), names=["a", "b"]
-    )
-    np.savez(tmp_path / "bare.npz", features=np.zeros((4, 8), "f4"))
-    np.savez(tmp_path / "label.npz", features=np.zeros((4, 8), "f4"), labels=np.full(4, 2), names=["a", "b"])
+    np.savez(tmp_path / "bare.npz", features=np.ones((4, 8), "f4"))
+    np.savez(tmp_path / "label.npz", features=np.ones((4, 8), "f4"), labels=np.full(4, 2), names=["a", "b"])
     np.savez(tmp_path / "pickle.npz", features=np.array([{}]), labels=np.zeros(1, int), names=["a"])
     for name, message in (
         ("wide", "size 9"),
         ("short", "one integer label for each of its 4"),
         ("bare", "lacks labels, names"),
         ("label", "labels from 2 to 2 for 2 names"),
-        ("pickle", "cannot be read as plain arrays"),
+        ("pickle", "was not loaded: it is damaged, or holds other things than plain arrays"),
         ("absent", "There is no file"),
     ):
         with pytest.raises(UserError, match=message):
@@ -131,8 +137,81 @@ def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path:
     with pytest.raises(UserError, match="template must have"):
         import_features({"test": good}, tmp_path, backbone, name="x", template="a photo")
     torch.save({"features": torch.nn.Linear(2, 2)}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="is damaged or holds other things than plain arrays; it was"):
+    with pytest.raises(UserError, match="is damaged, or holds other things than plain arrays"):
         import_features({"test": tmp_path / "model.pt"}, tmp_path, backbone, name="x")
     with pytest.raises(UserError, match="test split"):
         import_features({"train": good}, tmp_path, backbone, name="x")
+    with pytest.raises(UserError, match='not "float8"'):
+        import_features({"test": good}, tmp_path, backbone, name="x", dtype="float8")
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("features", np.full((4, 8), np.nan), "4 features that are not finite numbers, the first in row 0"),
+        ("features", np.full((4, 8), 1e6), "float16 makes infinite or all zeros; import them as float32"),
+        ("features", np.full((4, 8), 1e-9), "float16 makes infinite or all zeros; import them as float32"),
+        ("features", np.ones((4, 0, 8)), r"not float64 \(4, 0, 8\)"),
+        ("features", np.ones((4, 8), int), "not int64"),
+        ("labels", np.array([0, 1, -1, 0]), "labels from -1 to 1 for 2 names"),
+        ("labels", np.zeros(4), "not float64"),
+        ("names", np.array("cat"), "a list of class names"),
+        ("names", np.array([b"cat", b"dog"]), "a list of class names"),
+        ("names", np.array([1, 2]), "a list of class names"),
+        ("names", np.array(["cat", " "]), "a list of class names"),
+    ],
+)
+def test_arrays_that_are_no_features_are_refused(
+    backbone: Backbone, tmp_path: Path, key: str, value: np.ndarray, message: str
+) -> None:
+    arrays = {
+        "features": np.ones((4, 8), "f4"),
+        "labels": np.arange(4) % 2,
+        "names": np.array(["cat", "dog"]),
+    }
+    np.savez(tmp_path / "x.npz", **(arrays | {key: value}))
+    with pytest.raises(UserError, match=message):
+        import_features({"test": tmp_path / "x.npz"}, tmp_path, backbone, name="x")
+    tensors = {
+        name: torch.from_numpy(a) if a.dtype.kind in "fi" else a.tolist() for name, a in arrays.items()
+    }
+    torch.save(tensors | {"features": torch.ones(4, 8, requires_grad=True).bfloat16()}, tmp_path / "good.pt")
+    import_features({"test": tmp_path / "good.pt"}, tmp_path, backbone, name="x")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_nothing_that_a_file_of_features_brings_along_is_run(backbone: Backbone, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path(tmp_path / "ran").touch, ()
+
+    content = {"features": torch.ones(4, 8), "labels": torch.arange(4) % 2, "names": Hostile()}
+    torch.save(content, tmp_path / "hostile.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(content))
+    (tmp_path / "plain.npz").write_bytes(pickle.dumps(content))
+    np.savez(tmp_path / "object.npz", features=np.array([Hostile()], dtype=object))
+    for name in ("hostile.pt", "plain.pt", "plain.npz", "object.npz"):
+        with pytest.raises(UserError, match="was not loaded") as caught:
+            import_features({"test": tmp_path / name}, tmp_path, backbone, name="x")
+        assert "allow_pickle" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_of_features_damaged_anywhere_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    good = write_npz(tmp_path / "good.npz", 4)
+    torch.save(
+        {"features": torch.ones(4, 8), "labels": torch.arange(4) % 2, "names": ["a", "b"]},
+        tmp_path / "good.pt",
+    )
+    rng = np.random.default_rng(0)
+    for source in (good, tmp_path / "good.pt"):
+        whole = source.read_bytes()
+        for number in range(40):
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole))] ^= 1 + int(rng.integers(255))
+            path = tmp_path / f"damaged{source.suffix}"
+            path.write_bytes(damaged if number % 2 else whole[: rng.integers(len(whole))])
+            with contextlib.suppress(UserError):  # a changed number may still be a number
+                import_features({"test": path}, tmp_path / str(number), backbone, name="x")
+                assert number % 2

@@ -97,6 +97,23 @@ def test_the_room_that_is_reserved_is_more_than_the_file_takes(
         assert path.stat().st_size <= reserved[-1] < path.stat().st_size + (1 << 15)
 
 
+def test_a_store_that_holds_all_that_is_asked_for_may_lie_where_nothing_can_be_written(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = {"shots": [1], "seeds": [1], "views": 1}
+    path = cache_features(backbone, dataset, tmp_path, **ask)
+    path.with_name(path.name + ".lock").unlink()
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("fastcoop.features.cache.FileLock", refuse)
+    assert cache_features(backbone, dataset, tmp_path, **ask) == path
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with pytest.raises(UserError, match=r"could not be written \(Read-only file system\)"):
+        cache_features(backbone, dataset, tmp_path, **ask | {"views": 2})
+
+
 def test_a_file_system_that_is_really_full(tmp_path: Path) -> None:
     """A tmpfs of few kilobytes in a namespace of its own; see full_disk_trial."""
     possible = sys.platform == "linux" and shutil.which("unshare") and shutil.which("mount")

@@ -1,0 +1,131 @@
+"""Reading what torch wrote, a checkpoint or a TorchScript archive, without running anything that it names.
+
+A pickle can name any function of any module and ask for it to be called, and a TorchScript archive brings code of its
+own that runs while it is loaded. Here nothing named is ever imported: every name but ``OrderedDict`` becomes a stand-in
+that keeps what it is given and does nothing, and the tensors that are wanted are read from the file afterwards, by what
+their stand-ins were given.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DTYPES = {
+    **{"HalfStorage": "f2", "FloatStorage": "f4", "DoubleStorage": "f8"},
+    **{
+        "ByteStorage": "u1",
+        "CharStorage": "i1",
+        "ShortStorage": "i2",
+        "IntStorage": "i4",
+        "LongStorage": "i8",
+    },
+    "BoolStorage": "?",
+}
+REBUILD = "torch._utils._rebuild_tensor_v2"
+MOST_CODE = 1 << 26  # bytes, far more than any CLIP's; compressed, a few could unfold to any number
+
+
+class StandIn:
+    """Instead of whatever a pickle names: keeps the arguments of its call and its state, takes items, does nothing."""
+
+    name = ""
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
+        made = object.__new__(cls)
+        made.args, made.state = args, None
+        return made
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        # A class of its own for each, so that nothing a pickle does to one outlives the reading.
+        return type("StandIn", (StandIn,), {"name": f"{module}.{name}"})
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid  # ("storage", stand-in of its class, number, device, elements)
+
+
+class TorchFile:
+    """A file of ``torch.save`` since torch 1.6, or of ``torch.jit.save``. Use it in a ``with`` statement.
+
+    Whatever a damaged file makes of the reading comes out as it is: any exception, of any type.
+    """
+
+    def __init__(self, path: Path):
+        """Raises OSError if the file is missing, zipfile.BadZipFile or ValueError if it is no such file."""
+        self._archive = zipfile.ZipFile(path)
+        (pickled,) = (entry for entry in self._archive.namelist() if entry.endswith("/data.pkl"))
+        self._root = pickled.removesuffix("data.pkl")
+        big = self.has("byteorder") and self.read("byteorder") == b"big"
+        self._order = ">" if big else "<"
+
+    def __enter__(self) -> TorchFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._archive.close()
+
+    def has(self, entry: str) -> bool:
+        return self._root + entry in self._archive.namelist()
+
+    def unpickled(self, entry: str = "data.pkl") -> Any:
+        """What ``entry`` pickles, with stand-ins for all that it names."""
+        return _Unpickler(io.BytesIO(self.read(entry))).load()
+
+    def tensor(self, stand_in: Any, folder: str = "data") -> np.ndarray:
+        """The array, in its own dtype, behind a tensor's stand-in; ``folder`` holds its numbers.
+
+        Raises ValueError if it is no stand-in of a tensor, of a dtype not known here, or reaches outside its storage.
+        """
+        if not isinstance(stand_in, StandIn) or stand_in.name != REBUILD:
+            raise ValueError("a tensor was expected where there is none")
+        (_, storage, number, _, _), offset, size, stride = stand_in.args[:4]
+        kind = DTYPES.get(storage.name.removeprefix("torch."))
+        if kind is None:
+            raise ValueError(f"{storage.name} holds no numbers that are known here")
+        flat = np.frombuffer(self.read(f"{folder}/{number}"), self._order + kind)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if min((offset, *size, *stride)) < 0 or 0 in size or last >= len(flat):
+            raise ValueError(f"a tensor {tuple(size)} reaches outside its {len(flat)} stored numbers")
+        steps = [step * flat.itemsize for step in stride]
+        view = np.lib.stride_tricks.as_strided(flat[offset:], tuple(size), steps)
+        return view.astype(kind)
+
+    def read(self, entry: str) -> bytes:
+        """The bytes of an entry that is stored as it is."""
+        if self._archive.getinfo(self._root + entry).compress_type != zipfile.ZIP_STORED:
+            raise ValueError("its entries are compressed, which those of torch.save never are")
+        return self._archive.read(self._root + entry)
+
+    def code(self) -> str:
+        """The text of a TorchScript archive's code, "" in a file of ``torch.save``."""
+        entries = [
+            entry
+            for entry in self._archive.infolist()
+            if entry.filename.startswith(self._root + "code/") and entry.filename.endswith(".py")
+        ]
+        if sum(entry.file_size for entry in entries) > MOST_CODE:
+            raise ValueError(f"its code is longer than {MOST_CODE} bytes")
+        return "\n".join(self._archive.read(entry).decode() for entry in entries)
