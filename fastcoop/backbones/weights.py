@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -42,9 +41,12 @@ def read_weights(path: Path) -> Weights:
         if _is_torchscript(path):
             return _read_archive(path)
         return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged pickle torch's reader makes nearly anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run what it holds
+        if not isinstance(error, (OSError, RuntimeError, ValueError, EOFError, SafetensorError)):
+            # torch's own message of what it will not unpickle tells how to run that
             reason = "it is damaged, or holds things other than tensors"
         raise UserError(
             f"{path} should hold CLIP weights (an OpenAI .pt archive, a state dict or safetensors) "

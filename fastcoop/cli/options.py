@@ -43,7 +43,7 @@ def numbers(text: str, what: str) -> list[int | str]:
         piece = piece.strip()
         if piece == "all" and what == "shots":
             values.append("all")
-        elif piece.isdigit():
+        elif piece.isdecimal():
             values.append(int(piece))
         else:
             raise UserError(f'--{what} should be whole numbers separated by commas; "{piece}" came.')

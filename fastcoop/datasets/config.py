@@ -101,9 +101,8 @@ def _load(path: Path) -> dict[str, object]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}."
-        ) from None
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UserError(f"{path}{line} is not valid YAML: {problem}.") from None
     if values in (None, ""):
         return {}
     if not isinstance(values, dict):

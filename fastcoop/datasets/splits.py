@@ -83,8 +83,8 @@ def class_names(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
                 raise UserError(
                     f'{source} gives label {label} two names: "{names[label]}" and "{name}" ({image}).'
                 )
-    gaps = [str(label) for label in range(max(names, default=-1) + 1) if label not in names]
-    if gaps:
+    gaps = [str(label) for label in range(len(names)) if label not in names]
+    if gaps:  # below the number of labels there is one wherever there is any
         raise UserError(
             f"{source} must number its classes 0, 1, 2, ... without gaps; no image has label {some(gaps)}."
         )

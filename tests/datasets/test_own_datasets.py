@@ -196,6 +196,7 @@ def test_a_class_that_only_the_test_set_has(tmp_path, put):
         ('{"test": [["1.jpg", "0", "a"]]}', "entry 0 of test"),
         ('{"test": [["1.jpg", true, "a"]]}', "entry 0 of test"),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 2, "b"]]}', "without gaps; no image has label 1"),
+        ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 1000000000000, "b"]]}', "no image has label 1."),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 0, "b"]]}', 'label 0 two names: "a" and "b"'),
         ('{"test": [["1.jpg", 0, "a"], ["9.jpg", 1, "b"]]}', "names 1 images (of 2)"),
         ('{"test": [], "train": [["1.jpg", 0, "a"], ["2.jpg", 1, "b"]]}', "no test images"),
@@ -245,12 +246,23 @@ def test_bad_csv_files(tmp_path, put, content, expected):
         ("class_names: [a, b]", "must map folder names"),
         ("- a", "keys and values"),
         ("name: !!python/object/apply:os.system [ls]", "single value"),
+        ("name: a\0b", "special characters are not allowed."),
     ],
 )
 def test_bad_yaml(tmp_path, put, content, expected):
     put(tmp_path, images("a", "b"))
     (tmp_path / "dataset.yaml").write_text(content)
     assert expected in refusal(tmp_path)
+
+
+def test_classes_that_read_alike_are_warned_of(tmp_path, put, caplog):
+    put(tmp_path, images("dark red", "Dark_red", "green"))
+    load_dataset(tmp_path)
+    assert "The classes Dark_red, dark red of" in caplog.text
+    (tmp_path / "dataset.yaml").write_text("class_names: {Dark_red: ruby}")
+    caplog.clear()
+    load_dataset(tmp_path)
+    assert "same prompt" not in caplog.text
 
 
 def test_text_that_is_not_utf8(tmp_path, put):
