@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,98 @@ def test_cache_features_then_a_store_of_other_weights_is_refused(run, world, tmp
     arguments = ["--backbone", other, "--data-root", world / "data", "--shots", "1", "--seeds", "1"]
     code, _, err = run("cache-features", "colours", *arguments)
     assert code == 2
+    assert "was made from other weights" in err
     assert "Traceback" not in err
     assert Path(out.strip()).read_bytes() == before
+
+
+def make_empty(folder: Path) -> None:
+    (folder / "train" / "yellow").mkdir()
+
+
+def make_unreadable(folder: Path) -> None:
+    (folder / "test" / "green" / "0.png").write_bytes(b"no picture")
+
+
+def make_long(folder: Path) -> None:
+    for split in ("train", "val", "test"):
+        (folder / split / "green").rename(folder / split / " ".join(["green"] * 41))
+
+
+def make_single(folder: Path) -> None:
+    for path in folder.glob("*/*"):
+        if path.name != "green":
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (make_empty, "yellow holds no images"),
+        (make_unreadable, "test/green/0.png: no image"),
+        (make_long, "has 78 tokens with its 34 context vectors"),
+        (make_single, "has 1 class(es) where at least two are needed"),
+    ],
+)
+def test_a_dataset_that_cannot_be_used_is_one_sentence_and_leaves_no_results(
+    run, world, tmp_path, spoil, said
+):
+    spoil(write_dataset(tmp_path / "data" / "spoilt"))
+    grid = write_grid(
+        tmp_path / "small.yaml", world, datasets="spoilt", methods={"coop": {"context_length": 34}}
+    )
+    code, out, err = run("sweep", grid)
+    assert code == 2
+    assert err.count("fastcoop: ") == 1
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "results").exists()
+    assert (tmp_path / "cache").exists() == (spoil is make_unreadable)  # the other images are stored
+
+
+def test_a_class_with_fewer_images_than_shots_gives_what_it_has_and_says_so(run, world, tmp_path, caplog):
+    write_dataset(tmp_path / "data" / "few", train=3)
+    grid = write_grid(tmp_path / "small.yaml", world, datasets="few", shots=16)
+    code, out, _ = run("sweep", grid)
+    assert code == 0
+    assert "few has classes with fewer than 16 training images, all used: dark red (3)" in caplog.text
+    assert "finished 3 of 3 runs" in out
+
+
+def test_files_that_are_no_pictures_and_odd_names_do_no_harm(run, world, tmp_path):
+    folder = write_dataset(tmp_path / "data" / "my colours")
+    for split in ("train", "val", "test"):
+        (folder / split / "green").rename(folder / split / "it's {grün} & 50%")
+        (folder / split / ".DS_Store").write_bytes(b"\0")
+        for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt"):
+            (folder / split / "grey" / name).write_bytes(b"\0")
+    (folder / "test" / "grey" / "linked.png").symlink_to(folder / "test" / "grey" / "0.png")
+    grid = write_grid(tmp_path / "small.yaml", world, datasets="my colours", shots=1)
+    assert run("sweep", grid)[0] == 0
+    assert run("report", "results/small")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cache", "taken"], "could not be written"),
+        (["--results", "taken"], "cannot be made"),
+        (["--data-root", "taken"], "is not a folder"),
+        (["--memory-budget", "0"], "a number of GB above 0; 0.0 came"),
+        (["--memory-budget", "nan"], "a number of GB above 0; nan came"),
+        (["--jobs", "0"], "should be 1 or more"),
+        (["--set", "shots=-1"], "--set shots=-1: "),
+    ],
+)
+def test_an_option_that_cannot_be_is_one_sentence_and_leaves_nothing(run, world, tmp_path, options, said):
+    grid = write_grid(tmp_path / "small.yaml", world)
+    (tmp_path / "taken").write_text("a file")
+    code, out, err = run("sweep", grid, "--data-root", world / "data", *options)
+    assert (code, out) == (2, "")
+    assert err.count("fastcoop: ") == 1
+    assert said in err
+    assert {path.name for path in tmp_path.iterdir()} == {"small.yaml", "taken"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +223,7 @@ def test_a_mistake_in_a_grid_is_one_sentence_and_leaves_nothing(run, world, tmp_
         ["bench", "--datasets", "imagnet"],
         ["bench", "--datasets", "imagenet-10", "--out", "/dev/null/bench"],
         ["cache-features", "x", "--shots", "one"],
+        ["cache-features", "x", "--shots", "²"],
         ["demo", "--out", "/dev/null/demo"],
     ],
 )

@@ -67,4 +67,9 @@ def _read_config(path: Path) -> FolderConfig | None:
     model = content.get("model_cfg", content)
     if not isinstance(model, dict) or not all(key in model for key in CONFIG_KEYS):
         return None
+    for key in CONFIG_KEYS[1:]:
+        if not isinstance(model[key], dict):
+            raise UserError(
+                f"{path}: {key} should hold keys and values, as in open_clip's configs; {model[key]!r} came."
+            )
     return FolderConfig(model, content.get("preprocess_cfg") or {}, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,9 +42,12 @@ def read_weights(path: Path) -> Weights:
         if _is_torchscript(path):
             return _read_archive(path)
         return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises whatever its next byte happens to mean
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run what it holds
+        if not isinstance(error, (OSError, RuntimeError, ValueError, EOFError, SafetensorError)):
+            # torch's own message of what it will not unpickle tells how to run that
             reason = "it is damaged, or holds things other than tensors"
         raise UserError(
             f"{path} should hold CLIP weights (an OpenAI .pt archive, a state dict or safetensors) "

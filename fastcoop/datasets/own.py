@@ -91,11 +91,24 @@ def _finish(
         )
     if items.get("train") and not items.get("val"):
         items["train"], items["val"] = split_train_val(items["train"], config.val_share)
+    _warn_of_same_prompts(config.name, config.rename(names))
     ids = names if all(WORDNET_ID.fullmatch(name) for name in names) else []
     return make_dataset(
         config.name, root, config.rename(names), config.template, make_splits(items),
         fewshot_dir=fewshot_dir, class_ids=ids,
     )  # fmt: skip
+
+
+def _warn_of_same_prompts(dataset: str, class_names: list[str]) -> None:
+    """Say which classes have the same prompt: one name but for case, underscores and spaces, as CLIP reads them."""
+    read: dict[str, list[str]] = {}
+    for name in class_names:
+        read.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(name)
+    for alike in (names for names in read.values() if len(names) > 1):
+        warn_once(
+            f"The classes {some(alike)} of {dataset} have the same prompt, which cannot tell them apart; name them "
+            "differently under class_names of its YAML."
+        )
 
 
 def load_csv(path: Path) -> Dataset:

@@ -35,7 +35,7 @@ def run_demo(out: Path, full: bool = False) -> str:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The demo writes to {out}, which cannot be made ({error}); choose another --out."
+            f"The demo writes to {out}, which cannot be made ({error.strerror}); choose another --out."
         ) from None
 
     build_world(data)

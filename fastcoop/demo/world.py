@@ -261,7 +261,11 @@ def build_world(root: Path) -> list[str]:
     ``<name>/dataset.yaml``. Deterministic; a dataset appears whole or not at all.
     """
     names = []
-    plans = plan()
+    with progress("Choosing the demo's drawings", 2) as advance:
+        atlas()
+        advance()
+        plans = plan()
+        advance()
     with progress("Drawing the demo's pictures", sum(len(one.keys()) for one in plans)) as advance:
         for one in plans:
             names.append(one.name)

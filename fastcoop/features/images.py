@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -49,6 +49,8 @@ def read_rgb(path: Path) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("no image, or its beginning is damaged") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}".replace(f"{str(path)!r}", "it")) from error
 

@@ -193,6 +193,9 @@ class SettingError(UserError):
 
 M = TypeVar("M", bound=BaseModel)
 
+# How parts of a place begin that no user wrote.
+OF_PYDANTIC = ("function-", "constrained-", "literal[", "dict[", "tuple[")
+
 
 def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
     """``model`` of the given values. Raises UserError in one sentence, for the first thing that is wrong."""
@@ -200,7 +203,8 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-        path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        names = [part for part in first["loc"] if isinstance(part, str)]
+        path = ".".join(name for name in names if not name.startswith(OF_PYDANTIC))
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), model.model_fields)
             raise SettingError(f'Unknown setting "{path}" of {where}.{hint}', first["loc"]) from None

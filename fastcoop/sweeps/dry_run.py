@@ -21,6 +21,7 @@ from fastcoop.sweeps.plan import load_world, plan_runs
 from fastcoop.sweeps.results import DATABASE, advice
 from fastcoop.sweeps.store import ResultsStore
 from fastcoop.sweeps.sweep import Summary, _count, _open_features, _pending, _tested, results_folder
+from fastcoop.sweeps.workers import check_budget
 
 IMPORTS = 10.0  # seconds that loading the libraries takes at most, however old the process is
 
@@ -66,6 +67,7 @@ def dry_run(
     """
     start = time.monotonic()
     imports = min(time.time() - psutil.Process().create_time(), IMPORTS)
+    check_budget(memory_budget)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)

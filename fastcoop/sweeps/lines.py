@@ -52,8 +52,9 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
     Raises:
         UserError: it is not YAML, gives a key of a mapping twice, or its aliases make too much of it.
     """
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)  # refuses characters such as NUL at once
         root = loader.get_single_node()
         if root is None:
             return None, Lines()
@@ -68,7 +69,8 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
     except (ValueError, RecursionError):  # a date with a thirteenth month; an alias inside what it stands for
         raise UserError(f"{name} is not YAML that can be read; check its values and aliases.") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:

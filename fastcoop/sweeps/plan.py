@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,22 @@ def plan_runs(world: World) -> list[PlannedRun]:
             targets = tuple(dict.fromkeys((*known.job.targets, *targets)))
             job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
         planned[key] = PlannedRun(key, run.method, backbone, job)
+    _refuse_long_prompts(planned.values())
     return list(planned.values())
+
+
+def _refuse_long_prompts(planned: Iterable[PlannedRun]) -> None:
+    """Before hours go into features: prompts with learned vectors that are longer than the text tower reads."""
+    from fastcoop.prompts.layout import class_prompts
+
+    seen = set()
+    for run in planned:
+        training = METHODS[run.method].training(run.job, run.backbone)
+        if training is not None:
+            prompts = (id(run.backbone), training.class_names, training.layout)
+            if prompts not in seen:
+                class_prompts(run.backbone.tokenizer, *prompts[1:], run.backbone.text.context_length)
+                seen.add(prompts)
 
 
 def _refuse_copy(one: Data, other: Data) -> None:

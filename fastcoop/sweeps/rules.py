@@ -11,17 +11,40 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, get_method
 
+LARGEST = 2**32 - 1  # seed that every library's random numbers take
+
 
 def listed(value: Any) -> Any:
     """A single value as a list of one."""
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _whole(value: Any, least: int, expected: str) -> int:
+    """Also what is written as text. Yes and no, which Python counts as 1 and 0, are no numbers."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise ValueError(f"expected {expected}")
+    return value
+
+
+def _shots(value: Any) -> int | str:
+    return "all" if value == "all" else _whole(value, 1, 'whole numbers from 1 on, or "all"')
+
+
+def _seed(value: Any) -> int:
+    return _whole(value, 0, f"whole numbers from 0 to {LARGEST}")
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 Shots = Annotated[
-    tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...], BeforeValidator(listed), Field(min_length=1)
+    tuple[Annotated[int | Literal["all"], BeforeValidator(_shots)], ...],
+    BeforeValidator(listed),
+    Field(min_length=1),
 ]
-Seeds = Annotated[tuple[int, ...], BeforeValidator(listed), Field(min_length=1)]
+Seeds = Annotated[
+    tuple[Annotated[int, BeforeValidator(_seed)], ...], BeforeValidator(listed), Field(min_length=1)
+]
 
 
 class Rule(BaseModel):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,13 @@ class ResultsStore:
 
 @contextmanager
 def open_store(folder: Path) -> Iterator[ResultsStore]:
-    """The results folder, made if it is not there, and held against any other sweep until the block ends.
+    """The results folder, made if it is not there, and held against any other sweep until the block ends. One that was
+    made for nothing, since the block was refused before any run was begun, is removed again.
 
     Raises:
         UserError: another sweep holds it, or its database is damaged or not one of ours.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -178,6 +181,11 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
         connection = _connect(folder / DATABASE)
         try:
             yield ResultsStore(folder, connection)
+        except UserError:
+            if made and _is_empty(connection):
+                connection.close()
+                _remove(made)
+            raise
         except sqlite3.Error as error:  # found on reading: damage that its first pages do not show
             path = folder / DATABASE
             raise UserError(f"{path} cannot be used as a results store ({error}); {advice(error)}") from None
@@ -185,6 +193,19 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
             connection.close()
     finally:
         lock.close()
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    tables = ("runs", "batches", "failures")
+    return not any(connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in tables)
+
+
+def _remove(made: list[Path]) -> None:
+    """The results folder, and those above it that are empty then; another sweep may have put its own there."""
+    shutil.rmtree(made[0], ignore_errors=True)
+    with suppress(OSError):
+        for folder in made[1:]:
+            folder.rmdir()
 
 
 def _lock(folder: Path) -> sqlite3.Connection:

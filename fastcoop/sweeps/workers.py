@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
+from fastcoop.errors import UserError
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import World
@@ -78,6 +79,12 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> Team:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_budget(memory_budget: float | None) -> None:
+    """Raises UserError for a budget (GB) that nothing fits."""
+    if memory_budget is not None and not 0 < memory_budget < float("inf"):
+        raise UserError(f"The memory budget should be a number of GB above 0; {memory_budget} came.")
 
 
 def budget_of(device: str, memory_budget: float | None, workers: int) -> int:

@@ -311,9 +311,10 @@ def test_damaged_and_hostile_files_are_refused(tiny_config: dict[str, Any], tmp_
 
     (tmp_path / "zero.pt").write_bytes(b"")
     (tmp_path / "noise.safetensors").write_bytes(b"\0" * 100)
+    (tmp_path / "noise.pt").write_bytes(b"junk")
     torch.save({"a": Hostile()}, tmp_path / "hostile.pt")
     torch.save({"epoch": 3}, tmp_path / "other.pt")
-    for name in ("zero.pt", "noise.safetensors", "hostile.pt", "other.pt"):
+    for name in ("zero.pt", "noise.pt", "noise.safetensors", "hostile.pt", "other.pt"):
         with pytest.raises(UserError, match=name) as caught:
             load_backbone("tiny-clip", tmp_path / name, force_quick_gelu=True)
         assert "weights_only" not in str(caught.value)  # torch's advice would run the file
@@ -323,6 +324,9 @@ def test_damaged_and_hostile_files_are_refused(tiny_config: dict[str, Any], tmp_
 def test_a_folder_without_one_config_is_refused(tiny_folder: Path) -> None:
     (tiny_folder / "copy.json").write_text((tiny_folder / "tiny.json").read_text())
     with pytest.raises(UserError, match="more than one"):
+        backbone_from_spec(str(tiny_folder))
+    (tiny_folder / "copy.json").write_text('{"embed_dim": 16, "vision_cfg": {}, "text_cfg": []}')
+    with pytest.raises(UserError, match="text_cfg should hold keys and values"):
         backbone_from_spec(str(tiny_folder))
     for path in tiny_folder.glob("*.json"):
         path.unlink()

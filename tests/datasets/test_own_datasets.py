@@ -197,6 +197,7 @@ def test_a_class_that_only_the_test_set_has(tmp_path, put):
         ('{"test": [["1.jpg", true, "a"]]}', "entry 0 of test"),
         ('{"test": [["1.jpg", 0, " "]]}', "entry 0 of test"),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 2, "b"]]}', "without gaps; no image has label 1"),
+        ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 1000000000000, "b"]]}', "no image has label 1."),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 0, "b"]]}', 'label 0 two names: "a" and "b"'),
         ('{"test": [["1.jpg", 0, "a"], ["9.jpg", 1, "b"]]}', "names 1 images (of 2)"),
         ('{"test": [], "train": [["1.jpg", 0, "a"], ["2.jpg", 1, "b"]]}', "no test images"),
@@ -257,6 +258,16 @@ def test_bad_yaml(tmp_path, put, content, expected):
     message = refusal(tmp_path)
     assert expected in message
     assert len(message) < 600
+
+
+def test_classes_that_read_alike_are_warned_of(tmp_path, put, caplog):
+    put(tmp_path, images("dark red", "Dark_red", "green"))
+    load_dataset(tmp_path)
+    assert "The classes Dark_red, dark red of" in caplog.text
+    (tmp_path / "dataset.yaml").write_text("class_names: {Dark_red: ruby}")
+    caplog.clear()
+    load_dataset(tmp_path)
+    assert "same prompt" not in caplog.text
 
 
 def test_text_that_is_not_utf8(tmp_path, put):

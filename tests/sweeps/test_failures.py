@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
 from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.plan import World
 from fastcoop.sweeps.schedule import Schedule
-from fastcoop.sweeps.store import open_store
+from fastcoop.sweeps.store import ResultsStore, open_store
 from fastcoop.sweeps.work import Finished, Task, Tell
 from fastcoop.sweeps.workers import Alone
 
@@ -242,3 +243,22 @@ def test_the_summary_names_collapsed_runs(
     summary = run(grid | {"seeds": [1, 2, 3], "shots": 1}, results=tmp_path)
     assert len(summary.collapsed) == 1
     assert "colours, 1 shot, seed 3" in summary.collapsed[0]
+
+
+def test_a_results_folder_made_for_nothing_goes_again_and_nothing_else_does(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+
+    def refused(name: str, work: Callable[[ResultsStore], object] = lambda store: None) -> None:
+        with suppress(UserError), open_store(results / name) as store:
+            work(store)
+            raise UserError("refused")
+
+    refused("one")
+    assert not results.exists()
+    refused("one", lambda store: (results / "another").mkdir())
+    assert [path.name for path in results.iterdir()] == ["another"]
+    batch = Batch("coop", "tiny", ("key",), 1, 1, 1.0, 0)
+    refused("begun", lambda store: store.replace_batches([], [batch]))
+    refused("begun")
+    with open_store(results / "begun") as store:
+        assert store.batches() == [batch]
