@@ -16,6 +16,8 @@ from fastcoop.errors import UserError
 
 SIZE = 64  # pixels of a drawn glyph's side
 NEAR_DUPLICATE = 0.95  # cosine of blurred pixels
+FRAME = 56  # pixels of a framed drawing's longer side
+FAINT = 40  # grey that counts as ink
 
 # family -> font files, each with a charmap beside it. The older editions (MDI 5, FA 5) repeat these.
 FONTS: dict[str, tuple[str, ...]] = {
@@ -127,6 +129,25 @@ def draw(glyphs: Sequence[Glyph]) -> npt.NDArray[np.uint8]:
 
 def _font(font: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(fonts_folder() / f"{font}.ttf"), 56)
+
+
+def framed(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The drawings (n, 64, 64), each cut to its ink and scaled to one size: of a glyph in two sizes, one drawing."""
+    return np.stack([_framed(mask) for mask in masks])
+
+
+def _framed(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    rows, columns = np.nonzero(mask > FAINT)
+    if not len(rows):
+        return mask
+    ink = Image.fromarray(mask).crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    scale = FRAME / max(ink.size)
+    width, height = (max(1, round(side * scale)) for side in ink.size)
+    frame = Image.new("L", (SIZE, SIZE))
+    frame.paste(
+        ink.resize((width, height), Image.Resampling.BICUBIC), ((SIZE - width) // 2, (SIZE - height) // 2)
+    )
+    return np.asarray(frame)
 
 
 def blurred(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

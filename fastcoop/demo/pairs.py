@@ -12,7 +12,7 @@ import torch
 from fastcoop.demo.captions import MAX_FILLERS, caption, sentence, vocabulary
 from fastcoop.demo.paint import LIGHT_ON_DARK, NAMES, PAIRS, Manner, paint
 from fastcoop.demo.rarities import Rarities, phrases
-from fastcoop.demo.world import atlas, held_out, plan
+from fastcoop.demo.world import atlas, candidates, held_out
 
 BATCH = 256
 COMMON = 8  # glyphs that have a word, for the first stage to learn it
@@ -28,7 +28,7 @@ class Pairs:
 
     def __init__(self, seed: int) -> None:
         world = atlas()
-        kept_out = held_out(plan())
+        kept_out = held_out(candidates())
         self.glyphs = [glyph for glyph in world.glyphs if glyph.key not in kept_out]
         self.masks = torch.from_numpy(world.masks[[world.index[glyph.key] for glyph in self.glyphs]])
         self.reseed(seed)

@@ -22,13 +22,14 @@ import torch
 import yaml
 from PIL import Image
 
-from fastcoop.demo.glyphs import NEAR_DUPLICATE, SIZE, Glyph, blurred, draw, find_glyphs
+from fastcoop.demo.glyphs import NEAR_DUPLICATE, SIZE, Glyph, blurred, draw, find_glyphs, framed
 from fastcoop.demo.paint import Manner, paint
 from fastcoop.demo.patterns import restyle, styles, texture, textures
 from fastcoop.progress import progress
 
-TRAIN, VAL, TEST = 16, 4, 15  # pictures per class; a few classes have fewer test pictures, none fewer than 8
-VERSION = 1  # of the world as written to disk
+TRAIN, VAL, TEST = 16, 4, 15  # pictures per class; some classes have fewer test pictures, none fewer than 8
+FEW = 3  # a target's class with fewer is left out
+VERSION = 2  # of the world as written to disk
 
 # class name -> head words of the icon names that show it
 OBJECTS: dict[str, tuple[str, ...]] = {
@@ -101,6 +102,7 @@ class Atlas:
         self.glyphs = find_glyphs()
         self.masks = draw(self.glyphs)
         self.vectors = blurred(self.masks)
+        self.sizeless = blurred(framed(self.masks))
         self.index = {glyph.key: i for i, glyph in enumerate(self.glyphs)}
 
     def distinct(self, candidates: Iterable[int], limit: int, taken: list[int]) -> list[int]:
@@ -113,6 +115,11 @@ class Atlas:
                 if len(chosen) == limit:
                     break
         return chosen
+
+    def unlike(self, indices: list[int], others: list[int]) -> list[int]:
+        """Those of ``indices`` that are near-duplicates of none of ``others``, at whatever sizes they are drawn."""
+        alike = (self.sizeless[indices] @ self.sizeless[others].T > NEAR_DUPLICATE).any(1)
+        return [i for i, found in zip(indices, alike, strict=True) if not found]
 
     def near(self, indices: list[int]) -> npt.NDArray[np.int64]:
         """These glyphs and all their near-duplicates."""
@@ -128,6 +135,27 @@ def atlas() -> Atlas:
 
 def plan() -> list[DatasetPlan]:
     """Which drawings make which dataset; the same on every machine.
+
+    Of the candidates' test glyphs those stay that resemble, at whatever size, neither a glyph that pretraining was
+    shown nor one that their dataset (``objects`` for its targets) trains or validates on.
+    """
+    world, plans = atlas(), candidates()
+    unseen = held_out(plans)
+    shown = [i for i, glyph in enumerate(world.glyphs) if glyph.key not in unseen]
+    for one in plans:
+        source = one if "train" in one.members else plans[0]
+        known = shown + [world.index[g] for g in map(_glyph, source.keys("train", "val")) if g in world.index]
+        for name, keys in list(one.members["test"].items()):
+            glyphs = {world.index[g]: key for key in keys if (g := _glyph(key)) in world.index}
+            kept = [glyphs[i] for i in world.unlike(list(glyphs), known)] if glyphs else keys
+            one.members["test"][name] = kept
+            if len(kept) < FEW:
+                del one.members["test"][name]
+    return plans
+
+
+def candidates() -> list[DatasetPlan]:
+    """The plan before test glyphs are dropped for their likeness to what was seen.
 
     Within a dataset of icons no two drawings are near-duplicates, whatever their splits; no drawing of a
     target of ``objects`` is a near-duplicate of one that ``objects`` trains or validates on.
@@ -148,12 +176,17 @@ def plan() -> list[DatasetPlan]:
 
 
 def held_out(plans: list[DatasetPlan]) -> set[str]:
-    """Keys of the glyphs that pretraining must not see: all test glyphs and their near-duplicates."""
+    """Keys of the glyphs that pretraining must not see: the test glyphs of ``candidates()`` and near-duplicates."""
     world = atlas()
-    tests = {key.split()[-1] for one in plans for key in one.keys("test")}
+    tests = {_glyph(key) for one in plans for key in one.keys("test")}
     return {
         world.glyphs[i].key for i in world.near(sorted(world.index[k] for k in tests if k in world.index))
     }
+
+
+def _glyph(key: str) -> str:
+    """The glyph's key of a drawing's, which may have a style before it."""
+    return key.split()[-1]
 
 
 def _by_class(
@@ -180,8 +213,8 @@ def _fill(target: DatasetPlan, candidates: dict[str, list[int]], foreign: set[st
     for name, members in candidates.items():
         chosen = world.distinct(members, needed, taken)
         taken += chosen
-        if foreign and len(chosen) < 3:
-            continue  # too few to test on
+        if foreign and len(chosen) < FEW:
+            continue
         keys = [world.glyphs[i].key for i in chosen]
         cuts = {"test": keys} if foreign else _cut(keys)
         for split, part in cuts.items():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastcoop.datasets import load_dataset
 from fastcoop.demo import world
-from fastcoop.demo.world import DatasetPlan, atlas, build_world, held_out, masks_of, plan
+from fastcoop.demo.world import DatasetPlan, atlas, build_world, candidates, held_out, masks_of, plan
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_every_class_has_pictures_enough(plans: dict[str, DatasetPlan]) -> None:
 
 
 def test_no_two_drawings_of_a_dataset_are_near_duplicates(plans: dict[str, DatasetPlan]) -> None:
-    index, vectors = atlas().index, atlas().vectors
+    index, vectors, sizeless = atlas().index, atlas().vectors, atlas().sizeless
     for name in ("objects", "badges", "objects-phosphor"):
         sets = {split: plans[name].keys(split) for split in plans[name].members}
         if name.startswith("objects-"):
@@ -50,18 +50,22 @@ def test_no_two_drawings_of_a_dataset_are_near_duplicates(plans: dict[str, Datas
         near = vectors[keys] @ vectors[keys].T > 0.95
         np.fill_diagonal(near, False)
         assert not near.any()
+        tests = [index[key] for key in sorted(sets["test"])]
+        others = [index[key] for split in sets.keys() - {"test"} for key in sorted(sets[split])]
+        assert (sizeless[tests] @ sizeless[others].T).max() <= 0.95
 
 
 def test_pretraining_is_kept_from_test_glyphs_and_their_near_duplicates(
     plans: dict[str, DatasetPlan],
 ) -> None:
     every = atlas()
-    kept_out = held_out(list(plans.values()))
+    kept_out = held_out(candidates())
     shown = [i for i, glyph in enumerate(every.glyphs) if glyph.key not in kept_out]
     tests = {key.split()[-1] for one in plans.values() for key in one.keys("test")}
     glyphs = sorted(every.index[key] for key in tests if key in every.index)
-    assert len(glyphs) > 1000
+    assert len(glyphs) > 900
     assert (every.vectors[glyphs] @ every.vectors[shown].T).max() <= 0.95
+    assert (every.sizeless[glyphs] @ every.sizeless[shown].T).max() <= 0.95
     assert len(shown) > 0.8 * len(every.glyphs)
 
 
