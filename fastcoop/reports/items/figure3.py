@@ -20,7 +20,7 @@ from fastcoop.reports.study import (
     per_slice,
     shots_text,
 )
-from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, look, new_figure, rank
+from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, columns_of, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
         if place % columns == 0:
             axes[place].set_ylabel("accuracy (%)")
         if place + columns >= len(found):
-            axes[place].set_xlabel("training images per class")
+            axes[place].set_xlabel("training images per class" if columns < 4 else "images per class")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     seen = {series for panel in found.values() for series in panel.series}
@@ -79,7 +79,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
         loc="outside lower center",
         handlelength=2.4,
         columnspacing=1.2,
-        ncols=min(columns + 1, 3),
+        ncols=columns_of(len(order), min(columns + 1, 3)),
     )
     return figure
 
