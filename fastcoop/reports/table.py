@@ -173,6 +173,8 @@ class Table:
             last = names[0]
             entries = ["" if repeated else tex(names[0]), *(tex(name) for name in names[1:])]
             entries += [rf"\textbf{{{tex(text)}}}" if best else tex(text) for text, best, _ in cells]
+            if entries[0].startswith("["):
+                entries[0] = "{}" + entries[0]  # or it would be an option of the line break before it
             out.append(" & ".join(entries) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
         out += [rf"\footnotesize {tex(' '.join(self.footnotes()))}", r"\end{table}", ""]
