@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fastcoop.reports.items import figure4, figure5b
+from fastcoop.reports.items import figure3, figure4, figure5b
 from fastcoop.reports.study import study_of
 from fastcoop.reports.style import columns_of, drawing
 from tests.reports.made_up_results import coop, run
@@ -60,3 +60,14 @@ def test_neither_names_nor_numbers_of_figure_5b_run_into_each_other(names):
 
 def test_a_legend_fills_its_lines():
     assert [columns_of(entries, 3) for entries in range(1, 8)] == [1, 2, 3, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("shots", "bars"), [((16,), 1), ((1, 16), 0)])
+def test_a_lone_point_of_figure_3_shows_its_spread_as_a_bar(shots, bars):
+    common = {"backbone": "b", "dataset": "pets"}
+    rows = [coop(**common, shots=n, seed=s, accuracy=60.0 + s) for n in shots for s in (1, 2, 3)]
+    (part,) = figure3.make(study_of(pd.DataFrame(rows), Path("results")))
+    (axis,) = part.figure.axes
+    assert [len(drawn.get_segments()) for drawn in axis.collections if hasattr(drawn, "get_segments")] == [
+        1
+    ] * bars

@@ -77,7 +77,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
         handles,
         [piece.name_of(series, length) for series in order],
         loc="outside lower center",
-        handlelength=2.4,
+        handlelength=2.1,  # two dashes, the marker between them
         columnspacing=1.2,
         ncols=columns_of(len(order), min(columns + 1, 3)),
     )
@@ -103,6 +103,8 @@ def draw_curves(axis: Axes, panel: pd.DataFrame, shots: list[float]) -> None:
             )
             continue
         axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
+        if len(points) == 1:  # a band of no width would hide its spread
+            axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
         axis.plot(
             x, mean, style.line, marker=style.marker, color=style.color, label=series,
             zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.4 * style.weight,
