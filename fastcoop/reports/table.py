@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 DASH = "–"
+LAST_LATIN = 0x17F  # of the letters that pdfLaTeX knows by itself; vocabularies have others
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class Table:
             out.append(" & ".join(entries) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
         out += [rf"\footnotesize {tex(' '.join(self.footnotes()))}", r"\end{table}", ""]
+        if beyond := "".join(sorted({char for char in "".join(out) if ord(char) > LAST_LATIN})):
+            out[0] += f", and XeLaTeX or LuaLaTeX with a font that has {beyond}"
         return "\n".join(out)
 
     def to_html(self) -> str:
