@@ -118,8 +118,8 @@ def at(differences: pd.Series, wanted: Callable[[float], bool], what: str) -> pd
 def by_shots(differences: pd.Series) -> str:
     """The mean over datasets of the mean difference at each number of shots, as text."""
     means = differences.groupby(level=[2, 0]).mean().groupby(level=0).mean()
-    numbers = (f"{mean:+.1f} at {shots_text(n)}" for n, mean in zip(means.index, means, strict=True))
-    return f"{', '.join(numbers)} shots"
+    names = [*map(shots_text, means.index[:-1]), in_shots(means.index[-1])]
+    return ", ".join(f"{mean:+.1f} at {name}" for name, mean in zip(names, means, strict=True))
 
 
 def beats_prompts(piece: Slice, study: Study) -> Finding:

@@ -219,6 +219,8 @@ def test_a_dataset_without_some_shots_does_not_shift_averages_over_shots(tmp_pat
     finding = finding_on(beats_probe, frame, tmp_path)
     assert finding.test.mean == pytest.approx(3.0)
     assert finding.numbers == "lead over the probe +3.0 at 16 shots"
+    alone = finding_on(beats_probe, world(beats_probe, steady(3.0)).query("shots == 1"), tmp_path)
+    assert alone.numbers == "lead over the probe +3.0 at 1 shot"
 
 
 def test_that_some_dataset_gains_is_corrected_for_the_number_of_datasets(tmp_path):
