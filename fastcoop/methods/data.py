@@ -110,7 +110,7 @@ def matching_classes(source: Data, target: Data) -> list[int]:
     if all(ids):
         here, there = ids
     else:
-        here, there = (tuple(map(_plain, data.class_names)) for data in (source, target))
+        here, there = (tuple(map(plain_name, data.class_names)) for data in (source, target))
     if here == there:
         return list(range(len(there)))
     labels = {one: label for label, one in enumerate(here)}
@@ -128,5 +128,6 @@ def matching_classes(source: Data, target: Data) -> list[int]:
     return [labels[one] for one in there]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A class name as names are compared: in lower case, underscores as spaces, no space around it."""
     return " ".join(name.replace("_", " ").lower().split())

@@ -4,14 +4,15 @@ What is compared is paired: same dataset, same seed (so the same training images
 several checks hold in common:
 
 - shots that not every dataset has stay out of averages over shots (`balanced`);
-- a claim about several things at once holds if every one of them is significant (`every`);
+- a claim about several things at once holds if every one of them is significant, and fails if
+  contraries are, corrected for looking at several (`every`);
 - targets of one source are tests of the same learned contexts, so under shift it is sources that count as
   datasets (`_moved`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -117,8 +118,8 @@ def at(differences: pd.Series, wanted: Callable[[float], bool], what: str) -> pd
 def by_shots(differences: pd.Series) -> str:
     """The mean over datasets of the mean difference at each number of shots, as text."""
     means = differences.groupby(level=[2, 0]).mean().groupby(level=0).mean()
-    numbers = (f"{mean:+.1f} at {shots_text(n)}" for n, mean in zip(means.index, means, strict=True))
-    return f"{', '.join(numbers)} shots"
+    names = [*map(shots_text, means.index[:-1]), in_shots(means.index[-1])]
+    return ", ".join(f"{mean:+.1f} at {name}" for name, mean in zip(names, means, strict=True))
 
 
 def beats_prompts(piece: Slice, study: Study) -> Finding:
@@ -128,8 +129,13 @@ def beats_prompts(piece: Slice, study: Study) -> Finding:
     shots = sorted(later.index.unique(level=2))
     tests = [greater(later.xs(count, level=2)) for count in shots]
     verdict, test = every(tests)
-    weakest = next(shots_text(n) for n, (_, one) in zip(shots, tests, strict=True) if one is test)
-    return Finding(verdict, f"gain over zero-shot {by_shots(gains)}; the test is that at {weakest}", test)
+    numbers = f"gain over zero-shot {by_shots(gains)}; the test is that at {_where(test, tests, shots)}"
+    return Finding(verdict, numbers, test)
+
+
+def _where(test: Paired, tests: Sequence[tuple[str, Paired]], shots: Sequence[float]) -> str:
+    """At which number of shots ``test`` was made."""
+    return next(shots_text(n) for n, (_, one) in zip(shots, tests, strict=True) if one is test)
 
 
 def large_gain(piece: Slice, study: Study) -> Finding:
@@ -169,8 +175,12 @@ def lead_shrinks(piece: Slice, study: Study) -> Finding:
 def end_like_mid(piece: Slice, study: Study) -> Finding:
     runs = main_runs(piece.runs)
     difference = balanced(scores(runs[runs.series == "coop mid"]) - scores(runs[runs.series == "coop end"]))
-    verdict, test = alike(over_shots(difference), MARGIN)
-    return Finding(verdict, f"mid minus end {test.mean:+.2f}: {by_shots(difference)}", test)
+    # Not on the average over shots, in which mid ahead at many and behind at few would read as alike.
+    shots = sorted(difference.index.unique(level=2))
+    tests = [alike(difference.xs(count, level=2), MARGIN) for count in shots]
+    verdict, test = every(tests)
+    numbers = f"mid minus end {by_shots(difference)}; the test is that at {_where(test, tests, shots)}"
+    return Finding(verdict, numbers, test)
 
 
 def _specific(piece: Slice) -> pd.Series:

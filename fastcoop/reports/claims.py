@@ -96,7 +96,8 @@ NOTES = (
     f" {CONFIDENCE:.0%} interval (Student's t, so over datasets it can differ a little from the verdict by ranks) are"
     " in percentage points, or in percent where the claim speaks of shares. “Holds”: significant at"
     f" p < {LEVEL}, one-sided. “Does not hold”: the contrary is significant. “Not enough runs”: neither is, so these"
-    " results cannot tell. No correction is made for the number of claims.",
+    " results cannot tell. Where a claim says several things at once, it holds if each is significant, and does not if"
+    " contraries are, by Simes' rule for several tests. No correction is made for the number of claims.",
     f"The unit says what counted as independent. With {FEWEST_DATASETS} datasets or more it is datasets, one mean"
     " each: Wilcoxon's signed-rank test, exact; it asks whether the claim holds on datasets like these. With fewer"
     " it is seeds: a paired t test with each dataset's own variance, which speaks of these datasets only; more seeds"
@@ -133,13 +134,13 @@ CLAIMS = (
     Claim(
         "The class at the end and in the middle perform alike",
         "Section 4.1",
-        f"their difference is significantly within {MARGIN:g} point",
+        f"their difference is significantly within {MARGIN:g} point at each number of shots",
         checks.end_like_mid,
     ),
     Claim(
         "Class-specific contexts are worse than unified ones below 8 shots",
         "Section 4.1",
-        "the difference below 8 shots is significant",
+        "the difference, averaged over the numbers of shots below 8, is significant",
         checks.specific_needs_data,
     ),
     Claim(

@@ -73,6 +73,7 @@ def _warnings(warnings: list[str]) -> str:
 
 def _claims(judged: list[Judged], notes: list[str]) -> str:
     kinds = {HOLDS: "holds", FAILS: "fails"}
+    heads = ("claim", "results", "verdict", "numbers here", "difference", "test")
     rows = []
     for one in judged:
         criterion = f"{one.claim.where}. Holds here if {one.claim.holds_if}."
@@ -81,8 +82,10 @@ def _claims(judged: list[Judged], notes: list[str]) -> str:
         cells += [f"<td>{_esc(one.results)}</td>"]
         cells += [f'<td><span class="verdict {kind}">{_esc(one.finding.verdict)}</span></td>']
         cells += [f"<td>{_esc(one.finding.numbers)}</td>", *_test_cells(one.finding.test)]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    heads = ("claim", "results", "verdict", "numbers here", "difference", "test")
+        named = (
+            cell.replace("<td", f'<td data-head="{head}"', 1) for head, cell in zip(heads, cells, strict=True)
+        )
+        rows.append(f"<tr>{''.join(named)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in heads)
     notes_text = "".join(f"<p class=note>{_esc(note)}</p>" for note in notes)
     table = (

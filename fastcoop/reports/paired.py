@@ -170,11 +170,20 @@ def _ps(test: Paired) -> tuple[float, float]:
 
 
 def every(judged: Sequence[tuple[str, Paired]]) -> tuple[str, Paired]:
-    """The verdict on several statements at once, all of which must hold, and the test of the weakest.
+    """The verdict on several statements at once, all of which must hold, and the test that it rests on: the strongest
+    contrary where the whole fails, else the weakest.
 
-    Each is tested at the same level: that all hold is concluded only if every test says so, which needs no
-    correction (an intersection-union test)."""
-    verdicts = [verdict for verdict, _ in judged]
-    verdict = FAILS if FAILS in verdicts else UNKNOWN if UNKNOWN in verdicts else HOLDS
-    rivals = [test for own, test in judged if own == verdict]
-    return verdict, max(rivals, key=lambda test: 2.0 if math.isnan(test.p) else test.p)
+    That all hold is concluded if every test says so at its own level, which needs no correction (an intersection-union
+    test). That not all hold is concluded from whichever contraries came out strongest, which takes Simes' correction
+    for looking at several: alone, one of n must be significant at 1/n of the level; together, all n at the level."""
+    contrary = sorted(judged, key=lambda one: _or_one(one[1].against))
+    if any(
+        _or_one(test.against) * len(judged) / place < LEVEL for place, (_, test) in enumerate(contrary, 1)
+    ):
+        return FAILS, contrary[0][1]
+    verdict = HOLDS if all(own == HOLDS for own, _ in judged) else UNKNOWN
+    return verdict, max((test for _, test in judged), key=lambda test: 2.0 if math.isnan(test.p) else test.p)
+
+
+def _or_one(p: float) -> float:
+    return 1.0 if math.isnan(p) else p

@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from fastcoop.errors import UserError
+from fastcoop.methods.data import plain_name
 from fastcoop.reports.style import name_of
 
 NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
@@ -236,7 +237,7 @@ def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:
     """ "own", or how a dataset stands to the one learned on: most of its classes are also that one's, or not."""
     if source == dataset:
         return "own"
-    here, there = ({n.lower() for n in names.get(name, ())} for name in (dataset, source))
+    here, there = ({plain_name(n) for n in names.get(name, ())} for name in (dataset, source))
     return TRANSFER if here and there and len(here & there) < len(here) / 2 else SHIFT
 
 

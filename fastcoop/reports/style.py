@@ -3,6 +3,7 @@ PDF."""
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 PNG_DOTS_PER_INCH = 220
-CHARACTERS_PER_INCH = 15  # of the subtitle, at the narrowest
+CHARACTERS_PER_INCH = 15  # of text, at the narrowest
 RC: dict[str, Any] = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 8, "figure.titlesize": 8, "axes.spines.top": False,
@@ -57,6 +58,11 @@ LOOKS = {
     "text_bias": Look("Text bias", "#999933", ">", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
+OVER_GRID: dict[str, Any] = {
+    "boxstyle": "square,pad=0.05",
+    "facecolor": "white",
+    "edgecolor": "none",
+}  # behind a number that a grid line would cross
 PAPER_MARK: dict[str, Any] = {
     "marker": "D",
     "facecolor": "white",
@@ -82,6 +88,16 @@ def rank(series: str) -> int:
     """Where a series stands in legends and tables."""
     order = list(LOOKS)
     return order.index(series) if series in LOOKS else len(order)
+
+
+def signed(number: float) -> str:
+    """A difference to one decimal, with its sign as axes write it."""
+    return f"{number:+.1f}".replace("-", "−")
+
+
+def columns_of(entries: int, most: int) -> int:
+    """Columns of a legend, at most ``most``, that fill its lines evenly."""
+    return math.ceil(entries / math.ceil(entries / most))
 
 
 def new_figure(width: float, height: float, subtitle: str) -> Figure:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 DASH = "–"
+LAST_LATIN = 0x17F  # of the letters that pdfLaTeX knows by itself; vocabularies have others
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,13 @@ class Table:
             last = names[0]
             entries = ["" if repeated else tex(names[0]), *(tex(name) for name in names[1:])]
             entries += [rf"\textbf{{{tex(text)}}}" if best else tex(text) for text, best, _ in cells]
+            if entries[0].startswith("["):
+                entries[0] = "{}" + entries[0]  # or it would be an option of the line break before it
             out.append(" & ".join(entries) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
         out += [rf"\footnotesize {tex(' '.join(self.footnotes()))}", r"\end{table}", ""]
+        if beyond := "".join(sorted({char for char in "".join(out) if ord(char) > LAST_LATIN})):
+            out[0] += f", and XeLaTeX or LuaLaTeX with a font that has {beyond}"
         return "\n".join(out)
 
     def to_html(self) -> str:

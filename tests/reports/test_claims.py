@@ -219,6 +219,8 @@ def test_a_dataset_without_some_shots_does_not_shift_averages_over_shots(tmp_pat
     finding = finding_on(beats_probe, frame, tmp_path)
     assert finding.test.mean == pytest.approx(3.0)
     assert finding.numbers == "lead over the probe +3.0 at 16 shots"
+    alone = finding_on(beats_probe, world(beats_probe, steady(3.0)).query("shots == 1"), tmp_path)
+    assert alone.numbers == "lead over the probe +3.0 at 1 shot"
 
 
 def test_that_some_dataset_gains_is_corrected_for_the_number_of_datasets(tmp_path):
@@ -256,6 +258,17 @@ def test_an_order_of_methods_does_not_hold_by_those_alone_that_were_run(tmp_path
         assert finding.numbers.endswith(f"; without {lacking}")
 
 
+def test_what_cancels_over_shots_is_not_alike(tmp_path):
+    # Mid is two points behind at 1 shot and two ahead at 16: on average they would be the same.
+    few = world(end_like_mid, steady(-2.0)).assign(shots=1)
+    frame = pd.concat([few.assign(key=few.key + "few"), world(end_like_mid, steady(2.0))])
+    finding = finding_on(end_like_mid, frame, tmp_path)
+    assert finding.verdict == FAILS
+    assert finding.numbers.startswith("mid minus end -2.0 at 1, +2.0 at 16 shots; the test is that at ")
+    frame = pd.concat([few.assign(key=few.key + "few"), world(end_like_mid, steady(0.2))])
+    assert finding_on(end_like_mid, frame, tmp_path).verdict == FAILS
+
+
 def test_a_middle_backbone_out_of_order_is_seen(tmp_path):
     frame = world(better_backbone, steady(3.0))
     middle = frame[frame.backbone == "weak"].assign(backbone="middle")
@@ -271,7 +284,8 @@ def test_in_the_made_up_study_what_is_built_in_holds(tmp_path):
     judged = verdicts(whole_study(), tmp_path)
     true = [make.__name__ for make in WORLDS if make not in (specific_wins_some, table5_order)]
     assert {name: judged[name] for name in true} == dict.fromkeys(true, HOLDS)
-    assert judged["table5_order"] == FAILS  # there the linear probe is above zero-shot
+    # There the linear probe is above zero-shot: one step of five, on five datasets, is no proof.
+    assert judged["table5_order"] == UNKNOWN
 
 
 def words_world(seeds=(1, 2)) -> pd.DataFrame:

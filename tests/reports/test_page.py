@@ -70,3 +70,21 @@ def test_in_a_browser_the_images_load_and_the_tables_sort(page, tmp_path):
     shown = subprocess.run([CHROMIUM, *flags, checked.as_uri()], capture_output=True, text=True, timeout=120)
     assert "<title>sorted true ascending images true</title>" in shown.stdout
     assert "Few-shot learning" in shown.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page in")
+def test_on_a_narrow_screen_a_claim_is_read_without_scrolling_sideways(page, tmp_path):
+    checked = tmp_path / "checked.html"
+    script = """<script>
+    const cells = [...document.querySelectorAll(".claims tbody td")].filter(cell => cell.textContent);
+    const fit = cells.every(cell => cell.getBoundingClientRect().right <= innerWidth);
+    const named = getComputedStyle(cells[2], "::before").content;
+    document.title = `${cells.length > 50} ${innerWidth < 700} ${fit} ${named}`;
+    </script></body>"""
+    checked.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    flags = [
+        "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=560,900", "--dump-dom",
+    ]  # fmt: skip
+    shown = subprocess.run([CHROMIUM, *flags, checked.as_uri()], capture_output=True, text=True, timeout=120)
+    assert re.search(r"<title>true true true .*verdict.*</title>", shown.stdout)

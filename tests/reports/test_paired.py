@@ -143,3 +143,25 @@ def test_all_must_hold():
     assert every([up, up]) == up
     assert every([up, open_]) == open_
     assert every([open_, down, up]) == down
+
+
+def test_that_one_of_several_fails_is_corrected_for_looking_at_all():
+    # Against: p = 0.029. Alone that tells, beside two that hold it does not, three times over it does again.
+    up, down = greater(differences({"a": [3.0, 3.1, 2.9]})), greater(differences({"a": [-1.0, -1.8, -0.6]}))
+    assert 0.05 / 3 < down[1].against < 0.05
+    assert every([down]) == down
+    assert every([up, down, up]) == (UNKNOWN, down[1])
+    assert every([down, down, down]) == down
+    unknown = greater(differences({"a": [3.0]}))
+    assert every([up, unknown])[0] == UNKNOWN
+
+
+def test_where_all_statements_are_just_true_their_whole_rarely_fails():
+    rng = np.random.default_rng(2)
+    failed = 0
+    for _ in range(400):
+        # Differences between five neighbours, as of Table 5's order, all of them equal in truth.
+        levels = rng.normal(size=(5, 3))
+        tests = [greater(differences({"a": list(step)})) for step in np.diff(levels, axis=0)]
+        failed += every(tests)[0] == FAILS
+    assert failed / 400 <= 0.083  # 0.05, and three standard errors; uncorrected it is 0.17

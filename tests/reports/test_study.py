@@ -51,7 +51,11 @@ def test_halves_of_the_classes_are_no_datasets_of_their_own(tmp_path):
 def test_datasets_of_other_classes_are_no_shift(tmp_path):
     common = {"backbone": "demo-resnet", "source": "objects", "shots": 16, "seed": 1, "accuracy": 40.0}
     moved = pd.DataFrame([coop(**common, dataset="sketch"), coop(**common, dataset="weather")])
-    names = {"objects": ["Cat", "dog", "owl"], "sketch": ["cat", "dog"], "weather": ["rain", "snow"]}
+    names = {
+        "objects": ["Cat", "barn_owl", "owl"],
+        "sketch": ["cat", "barn owl", "barn"],
+        "weather": ["rain", "snow"],
+    }
     frame = pd.concat([results(datasets=("objects",)), moved], ignore_index=True)
     study = study_of(frame, tmp_path, names)
     assert study.runs.kind.tolist()[-2:] == ["shift", "transfer"]

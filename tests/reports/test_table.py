@@ -50,6 +50,21 @@ def test_latex_leaves_nothing_for_latex_to_act_on():
     )
 
 
+def test_a_row_that_starts_with_a_bracket_is_no_option_of_the_line_before():
+    table = Table("T", ("prompt",), ("accuracy",))
+    table.add(("[V]₁ [CLASS].",), {"accuracy": Cell(50.0)})
+    assert "\n{}[V]$_1$ [CLASS]. & 50.00" in table.to_latex()
+
+
+def test_words_that_pdflatex_cannot_set_are_said():
+    for word, said in (("café – “x” ±", False), ("カ☀", True)):
+        table = Table("T", ("#",), ("words",), unit="")
+        table.add((1,), {"words": word})
+        first, *_ = table.to_latex().splitlines()
+        assert first.startswith(r"% needs \usepackage{booktabs}")
+        assert ("XeLaTeX or LuaLaTeX with a font that has ☀カ" in first) == said
+
+
 def test_tables_are_written_in_three_formats(tmp_path):
     assert {p.name for p in save_table(small(), tmp_path / "t")} == {"t.csv", "t.md", "t.tex"}
 

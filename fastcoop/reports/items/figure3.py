@@ -20,7 +20,7 @@ from fastcoop.reports.study import (
     per_slice,
     shots_text,
 )
-from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, look, new_figure, rank
+from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, columns_of, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
         if place % columns == 0:
             axes[place].set_ylabel("accuracy (%)")
         if place + columns >= len(found):
-            axes[place].set_xlabel("training images per class")
+            axes[place].set_xlabel("training images per class" if columns < 4 else "images per class")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     seen = {series for panel in found.values() for series in panel.series}
@@ -77,9 +77,9 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
         handles,
         [piece.name_of(series, length) for series in order],
         loc="outside lower center",
-        handlelength=2.4,
+        handlelength=2.1,  # two dashes, the marker between them
         columnspacing=1.2,
-        ncols=min(columns + 1, 3),
+        ncols=columns_of(len(order), min(columns + 1, 3)),
     )
     return figure
 
@@ -103,6 +103,8 @@ def draw_curves(axis: Axes, panel: pd.DataFrame, shots: list[float]) -> None:
             )
             continue
         axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
+        if len(points) == 1:  # a band of no width would hide its spread
+            axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
         axis.plot(
             x, mean, style.line, marker=style.marker, color=style.color, label=series,
             zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.4 * style.weight,

@@ -17,7 +17,7 @@ from fastcoop.reports.study import (
     rows_of,
     summarise,
 )
-from fastcoop.reports.style import ONE_COLUMN, look, name_of, new_figure
+from fastcoop.reports.style import ONE_COLUMN, OVER_GRID, look, name_of, new_figure, signed
 from fastcoop.reports.table import Cell, Table
 
 
@@ -57,13 +57,14 @@ def _figure(gains: pd.DataFrame, piece: Slice, title: str):  # type: ignore[no-u
     reach = max((gains["mean"].abs() + spread).max(), 1e-9)
     for place, mean, std in zip(places, gains["mean"], spread, strict=True):
         side = 1 if mean >= 0 else -1
-        axis.text(mean + side * (std + 0.02 * reach), place, f"{mean:+.1f}", va="center",
-                  ha="left" if side > 0 else "right", fontsize=7.5)  # fmt: skip
+        axis.text(mean + side * (std + 0.02 * reach), place, signed(mean), va="center",
+                  ha="left" if side > 0 else "right", fontsize=7.5, bbox=OVER_GRID)  # fmt: skip
     axis.set_yticks(places, list(gains.dataset))
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
-    low = min((gains["mean"] - spread).min(), 0.0)
-    axis.set_xlim(low - 0.2 * reach if low < 0 else 0, max((gains["mean"] + spread).max(), 0.0) + 0.2 * reach)
+    low, high = min((gains["mean"] - spread).min(), 0.0), max((gains["mean"] + spread).max(), 0.0)
+    room = 0.24 * max(high - low, 1e-9)  # for a number beyond the longest bar
+    axis.set_xlim(low - room if (gains["mean"] < 0).any() else low, high + room)
     axis.axvline(0, color="#333333", linewidth=0.7)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel("absolute gain in accuracy (percentage points)")

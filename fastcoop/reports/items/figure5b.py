@@ -16,7 +16,16 @@ from fastcoop.reports.study import (
     panels,
     schedule_note,
 )
-from fastcoop.reports.style import ONE_COLUMN, look, name_of, new_figure, rank
+from fastcoop.reports.style import (
+    CHARACTERS_PER_INCH,
+    ONE_COLUMN,
+    OVER_GRID,
+    TWO_COLUMNS,
+    look,
+    name_of,
+    new_figure,
+    rank,
+)
 from fastcoop.reports.table import Cell, Table, cell_of
 
 DRAWN = ("zero_shot", "coop end")
@@ -73,7 +82,8 @@ def make(study: Study) -> list[Part]:
 
 def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, shots: float, note: str):  # type: ignore[no-untyped-def]
     name, summary = next(iter(found.items()))
-    figure = new_figure(ONE_COLUMN, 2.6, note)
+    width = ONE_COLUMN if len(order) <= 4 else TWO_COLUMNS
+    figure = new_figure(width, 2.6, note)
     axis = figure.subplots()
     for offset, series in ((-0.2, "zero_shot"), (0.2, "coop end")):
         points = summary[summary.series == series].set_index("backbone").reindex(order)
@@ -84,10 +94,13 @@ def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, sho
         )
         for at, mean, std in zip(x, points["mean"], points["std"].fillna(0.0), strict=True):
             axis.annotate(
-                f"{mean:.1f}", (at, mean + std), (0, 1.5), textcoords="offset points", ha="center", fontsize=7
-            )
+                f"{mean:.1f}", (at, mean + std), (0, 2), textcoords="offset points", ha="center", fontsize=7,
+                bbox=OVER_GRID,
+            )  # fmt: skip
     axis.set_xticks(range(len(order)), order)
     axis.tick_params(axis="x", length=0)
+    if max(map(len, order)) * len(order) > CHARACTERS_PER_INCH * width:
+        axis.set_xticks(axis.get_xticks(), order, rotation=20, ha="right", rotation_mode="anchor")
     axis.set_ylabel("accuracy (%)")
     axis.set_title(f"{name}, {in_shots(shots)}")
     axis.grid(visible=False, axis="x")
