@@ -50,7 +50,7 @@ def backbone_from_spec(
     if embedded.is_file():
         return load_backbone(spec, embedded, device=device, dtype=dtype)
     name, colon, pretrained = spec.partition(":")
-    if colon:
+    if colon and len(name) > 1:  # "C:\\..." is a path of Windows, to something that is not there
         return load_backbone(name, pretrained, device=device, dtype=dtype)
     if _clean(spec) in PAPER_BACKBONES:
         return load_backbone(spec, "openai", device=device, dtype=dtype)
