@@ -139,6 +139,17 @@ def test_colours_only_where_they_are_wanted():
     assert not coloured.search(help_of("sweep", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1"))
 
 
+def test_a_console_that_lacks_a_letter_shows_its_code(tmp_path):
+    """As a pipe on Windows does, which is not UTF-8."""
+    (tmp_path / "猫").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcoop.cli", "datasets", "--data-root", str(tmp_path)],
+        cwd=REPOSITORY, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"\\u732b" in done.stdout
+
+
 def test_completion_is_there():
     done = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv = ['fastcoop']; from fastcoop.cli import main; main()"],
