@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 features_app = typer.Typer(help="Look into feature stores.", no_args_is_help=True)
-datasets_app = typer.Typer(help="Which datasets there are, and whether they are complete.")
+datasets_app = typer.Typer()
 results_app = typer.Typer(help="Look into results folders.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 app.add_typer(datasets_app, name="datasets")
