@@ -98,6 +98,25 @@ def test_quiet_is_quiet_and_errors_still_come(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("fastcoop: ")
 
 
+def test_verbose_says_what_is_loaded_cached_and_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=1)
+    write_backbone(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(
+        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: 1\nviews: 0\nmethods: zero_shot\n"
+    )
+    assert code_of("sweep", "small.yaml") == 0
+    assert "tiny: weights" not in caplog.text
+    assert code_of("-v", "sweep", "small.yaml", "--results", "again") == 0
+    said = "\n".join(caplog.messages)
+    for expected in (
+        r"tiny: weights [0-9a-f]{12}, GELU, images of 16",
+        r"colours.h5: all .* is there",
+        "1 runs left",
+    ):
+        assert re.search(expected, said), said
+
+
 def help_of(*command: str, **environment: str) -> str:
     code = "import sys; from fastcoop.cli import main; main(sys.argv[1:])"
     clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}

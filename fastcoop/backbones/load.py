@@ -278,6 +278,13 @@ def _finish(
 ) -> Backbone:
     preprocess = _preprocess(model, preprocess_facts)
     digest = fingerprint(model.state_dict(), quick_gelu, preprocess)
+    logging.getLogger("fastcoop").debug(
+        "%s: weights %s, %s, images of %d pixels.",
+        name,
+        digest[:12],
+        "QuickGELU" if quick_gelu else "GELU",
+        preprocess.size,
+    )
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(config["text_cfg"], tokenizer_folder)
     return Backbone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from fastcoop.sweeps.workers import Alone, Crew, Workers, available_cores, budge
 
 Backend = Literal["local", "dask"]
 
+log = logging.getLogger("fastcoop")
 INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
 
 
@@ -160,6 +162,10 @@ def sweep(
                 team = choose_team(jobs, device, batches)
                 batches = [b if b in recorded else replace(b, threads=team.threads) for b in batches]
                 crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
+            log.debug(
+                "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
+                len(pending), len(batches), crew.size, budget / 1e9,
+            )  # fmt: skip
             schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
             with PeakMemory() as memory:
                 schedule.work(crew)
