@@ -14,7 +14,7 @@ import pytest
 
 import fastcoop
 from fastcoop.cli import app, main
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, nearest
 from fastcoop.progress import progress
 from tests.small_world import write_backbone, write_dataset
 
@@ -52,6 +52,33 @@ def test_exit_codes(monkeypatch, capsys, raised, code):
         assert said.err == "fastcoop: Give 2, not 3.\n"
     if code == 0:
         assert said.out == "done\n"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=1)
+    write_backbone(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(
+        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: 1\nviews: 0\n"
+        "methods: {coop: {context_length: 2, epochs: 1}}\n"
+    )
+    assert code_of("sweep", "small.yaml") == 0
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "results/small/nearest_words").write_text("in the way")
+    for arguments in (
+        ["report", "results/small", "--out", "file"],
+        ["interpret", "results/small", "--backbone", "tiny"],
+        ["bench", "--datasets", "imagenet-10", "--out", "file"],
+    ):
+        capsys.readouterr()
+        assert code_of(*arguments) == 2, arguments
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"fastcoop: \S+ cannot be written \(.+\); free space or .+\.\n", said), said
+
+
+def test_a_long_list_of_names_is_cut_short():
+    assert nearest("z", "abc") == " Valid: a, b, c."
+    assert nearest("z", map(str, range(100, 200))).endswith(", 119 and 80 more.")
 
 
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch):
