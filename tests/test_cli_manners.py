@@ -54,33 +54,6 @@ def test_exit_codes(monkeypatch, capsys, raised, code):
         assert said.out == "done\n"
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=1)
-    write_backbone(tmp_path / "tiny")
-    (tmp_path / "small.yaml").write_text(
-        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: 1\nviews: 0\n"
-        "methods: {coop: {context_length: 2, epochs: 1}}\n"
-    )
-    assert code_of("sweep", "small.yaml") == 0
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "results/small/nearest_words").write_text("in the way")
-    for arguments in (
-        ["report", "results/small", "--out", "file"],
-        ["interpret", "results/small", "--backbone", "tiny"],
-        ["bench", "--datasets", "imagenet-10", "--out", "file"],
-    ):
-        capsys.readouterr()
-        assert code_of(*arguments) == 2, arguments
-        said = capsys.readouterr().err
-        assert re.fullmatch(r"fastcoop: \S+ cannot be written \(.+\); free space or .+\.\n", said), said
-
-
-def test_a_long_list_of_names_is_cut_short():
-    assert nearest("z", "abc") == " Valid: a, b, c."
-    assert nearest("z", map(str, range(100, 200))).endswith(", 119 and 80 more.")
-
-
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch):
     """It reaches the interpreter, which prints a traceback and exits with 1."""
     monkeypatch.setattr("fastcoop.demo.run.run_demo", lambda *_: 1 / 0)
@@ -134,11 +107,11 @@ def test_verbose_says_what_is_loaded_cached_and_run(tmp_path, monkeypatch, caplo
     )
     assert code_of("sweep", "small.yaml") == 0
     assert "tiny: weights" not in caplog.text
-    assert code_of("-v", "sweep", "small.yaml", "--results", "again") == 0
+    assert code_of("-v", "sweep", "small.yaml", "--results", "again", "--cache", "elsewhere") == 0
     said = "\n".join(caplog.messages)
     for expected in (
         r"tiny: weights [0-9a-f]{12}, GELU, images of 16",
-        r"colours.h5: all .* is there",
+        r"colours.h5: 8 crops to encode",
         "1 runs left",
     ):
         assert re.search(expected, said), said
@@ -230,6 +203,32 @@ def test_nothing_phones_home(tmp_path, monkeypatch):
     assert code_of("export", key, "--results", "results/small", "--out", "c", "--backbone", "tiny") == 0
     assert code_of("predict", "c", "data/colours/test", "--backbone", "tiny") == 0
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=1)
+    write_backbone(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(
+        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: 1\nviews: 0\n"
+        "methods: {coop: {context_length: 2, epochs: 1}}\n"
+    )
+    assert code_of("sweep", "small.yaml") == 0
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "results/small/nearest_words").write_text("in the way")
+    for arguments in (
+        ["report", "results/small", "--out", "file"],
+        ["interpret", "results/small", "--backbone", "tiny"],
+    ):
+        capsys.readouterr()
+        assert code_of(*arguments) == 2, arguments
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"fastcoop: \S+ cannot be written \(.+\); free space or .+\.\n", said), said
+
+
+def test_a_long_list_of_names_is_cut_short():
+    assert nearest("z", "abc") == " Valid: a, b, c."
+    assert nearest("z", map(str, range(100, 200))).endswith(", 119 and 80 more.")
 
 
 def coop_key() -> str:

@@ -13,7 +13,6 @@ import pandas as pd
 from fastcoop.bench.measure import OFFICIAL_CLASSES
 from fastcoop.bench.project import ARITHMETIC, project_figure_3
 from fastcoop.bench.run import Bench
-from fastcoop.errors import writing
 
 COLORS = {"end": "#0072B2", "mid": "#D55E00", "class-specific": "#009E73"}
 LEGEND = (
@@ -90,9 +89,8 @@ def projection(bench: Bench) -> pd.DataFrame:
 
 def write_json(bench: Bench, folder: Path) -> None:
     """Write bench.json into ``folder``: also what is measured so far, so that half an hour is never lost."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "bench.json", json.dumps(asdict(bench), indent=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "bench.json", json.dumps(asdict(bench), indent=1))
 
 
 def write_bench(bench: Bench, folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from typing import Any
@@ -34,11 +33,6 @@ reflow_help()
 
 def main(arguments: list[str] | None = None) -> Any:
     """The entry point: a UserError is one sentence on standard error and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # A console that lacks a letter of a class name shows its code.
-            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except UserError as error:

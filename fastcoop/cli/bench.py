@@ -9,7 +9,7 @@ import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, Device
-from fastcoop.errors import UserError, writing
+from fastcoop.errors import UserError
 
 
 @app.command()
@@ -54,11 +54,8 @@ def bench(
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
     rounded = None if precision is None else torch_dtype(precision)
-    model = random_backbone(backbone, device, dtype)
-    with writing(out):  # told now, not after the first measurement
-        out.mkdir(parents=True, exist_ok=True)
     measured = run_bench(
-        model, lists, repeats, rounded,
+        random_backbone(backbone, device, dtype), lists, repeats, rounded,
         on_dataset=lambda so_far: write_json(so_far, out),
     )  # fmt: skip
     written = write_bench(measured, out)

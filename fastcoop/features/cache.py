@@ -20,7 +20,6 @@ from fastcoop.features.parts import discard_parts
 from fastcoop.features.plan import Settings, make_plan
 from fastcoop.features.store import FeatureStore, store_path
 
-log = logging.getLogger("fastcoop")
 LISTED = 50  # unreadable images named in one message
 
 Wanted = tuple[Dataset, Sequence[int | str], Sequence[int]]  # a dataset with the shots and seeds to cache for
@@ -115,10 +114,6 @@ def cache_features(
         store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
         settings = Settings(recipe, view_seed, views, dtype, batch_size)
         plan = make_plan(backbone, dataset, wanted, settings, store, skip_unreadable or not retry_skipped)
-        crops = sum(len(part.rows) * len(part.views) for part in plan.parts)
-        log.debug(
-            "%s: %s.", path, f"{crops:,} crops to encode" if crops else "all that is asked for is there"
-        )
         if plan.parts:
             encode_parts(backbone, dataset, plan, path)
             failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
@@ -144,7 +139,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.warning(f"Another process is working on {path}; waiting for it.")
+        logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
         lock.acquire()
     try:
         yield
@@ -174,7 +169,7 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
     more = f"\n  and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
     count = f"{len(failures)} image(s) of {dataset.name} could not be read"
     if skip_unreadable:
-        log.warning(f"{count} and were left out:{''.join(listed)}{more}")
+        logging.getLogger("fastcoop").warning(f"{count} and were left out:{''.join(listed)}{more}")
         return
     raise UnreadableImages(
         f"{count}; the others are stored. Repair or remove these, or pass --skip-unreadable:"
