@@ -20,9 +20,9 @@ from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
-from fastcoop.sweeps.results import DATABASE, load_learned, load_results, tested_runs
+from fastcoop.sweeps.results import load_learned, load_results, tested_runs
 from fastcoop.sweeps.schedule import Schedule, form_batches
-from fastcoop.sweeps.store import open_store
+from fastcoop.sweeps.store import DATABASE, open_store
 from fastcoop.sweeps.work import Supplies
 from fastcoop.sweeps.workers import Alone, Crew, Workers, available_cores, budget_of, choose_team
 
@@ -242,7 +242,7 @@ def _pending(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]], fold
     return pending
 
 
-def _left(run: PlannedRun, tested: set[str], folder: Path) -> Job:
+def _left(run: PlannedRun, tested: set[str], folder: Path) -> Job[Any]:
     """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept."""
     targets = tuple(data for data in run.job.targets if data.name not in tested)
     if not METHODS[run.method].learns:
