@@ -14,7 +14,7 @@ import pytest
 
 import fastcoop
 from fastcoop.cli import app, main
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import UserError
 from fastcoop.progress import progress
 from tests.small_world import write_backbone, write_dataset
 
@@ -227,8 +227,8 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, c
 
 
 def test_a_long_list_of_names_is_cut_short():
-    assert nearest("z", "abc") == " Valid: a, b, c."
-    assert nearest("z", map(str, range(100, 200))).endswith(", 119 and 80 more.")
+    assert fastcoop.errors.nearest("z", "abc") == " Valid: a, b, c."
+    assert fastcoop.errors.nearest("z", map(str, range(100, 200))).endswith(", 119 and 80 more.")
 
 
 def coop_key() -> str:
