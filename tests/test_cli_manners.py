@@ -113,6 +113,25 @@ def test_quiet_is_quiet_and_errors_still_come(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("fastcoop: ")
 
 
+def test_verbose_says_what_is_loaded_cached_and_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=1)
+    write_backbone(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(
+        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: 1\nviews: 0\nmethods: zero_shot\n"
+    )
+    assert code_of("sweep", "small.yaml") == 0
+    assert "tiny: weights" not in caplog.text
+    assert code_of("-v", "sweep", "small.yaml", "--results", "again", "--cache", "elsewhere") == 0
+    said = "\n".join(caplog.messages)
+    for expected in (
+        r"tiny: weights [0-9a-f]{12}, GELU, images of 16",
+        r"colours.h5: 8 crops to encode",
+        "1 runs left",
+    ):
+        assert re.search(expected, said), said
+
+
 def help_of(*command: str, **environment: str) -> str:
     code = "import sys; from fastcoop.cli import main; main(sys.argv[1:])"
     clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
@@ -154,6 +173,17 @@ def test_colours_only_where_they_are_wanted():
     assert not coloured.search(help_of("sweep", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1"))
 
 
+def test_a_console_that_lacks_a_letter_shows_its_code(tmp_path):
+    """As a pipe on Windows does, which is not UTF-8."""
+    (tmp_path / "猫").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcoop.cli", "datasets", "--data-root", str(tmp_path)],
+        cwd=REPOSITORY, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"\\u732b" in done.stdout
+
+
 def test_completion_is_there():
     done = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv = ['fastcoop']; from fastcoop.cli import main; main()"],
@@ -188,6 +218,32 @@ def test_nothing_phones_home(tmp_path, monkeypatch):
     assert code_of("export", key, "--results", "results/small", "--out", "c", "--backbone", "tiny") == 0
     assert code_of("predict", "c", "data/colours/test", "--backbone", "tiny") == 0
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=1)
+    write_backbone(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(
+        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: 1\nviews: 0\n"
+        "methods: {coop: {context_length: 2, epochs: 1}}\n"
+    )
+    assert code_of("sweep", "small.yaml") == 0
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "results/small/nearest_words").write_text("in the way")
+    for arguments in (
+        ["report", "results/small", "--out", "file"],
+        ["interpret", "results/small", "--backbone", "tiny"],
+    ):
+        capsys.readouterr()
+        assert code_of(*arguments) == 2, arguments
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"fastcoop: \S+ cannot be written \(.+\); free space or .+\.\n", said), said
+
+
+def test_a_long_list_of_names_is_cut_short():
+    assert fastcoop.errors.nearest("z", "abc") == " Valid: a, b, c."
+    assert fastcoop.errors.nearest("z", map(str, range(100, 200))).endswith(", 119 and 80 more.")
 
 
 def coop_key() -> str:

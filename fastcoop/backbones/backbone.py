@@ -96,7 +96,8 @@ class Backbone:
     def encode_images(self, images: Tensor) -> Tensor:
         """Raw image features (b, embed_dim) of images (b, 3, image_size, image_size) in [0, 1], normalised by
         ``mean`` and ``std``; in the model's dtype and on its device, not of unit length."""
-        return self.model.encode_image(images.to(self.device, self.dtype))
+        features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
+        return features
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:

@@ -32,8 +32,8 @@ def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
     except Exception as error:  # whatever a network stack raises, the user needs the same two facts
         raise UserError(
             f'The weights "{tag}" of {model_name} are not on this machine and could not be downloaded. '
-            f"Fetch {_address(config)} where there is a network, then pass the file: "
-            f'pretrained="FILE", or "{model_name}:FILE" in a grid.'
+            f"Fetch {_address(config)} where there is a network, then name the file "
+            f'with the model: "{model_name}:FILE", on the command line as in a grid, or pretrained="FILE" in Python.'
         ) from error
 
 

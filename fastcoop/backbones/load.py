@@ -50,7 +50,7 @@ def backbone_from_spec(
     if embedded.is_file():
         return load_backbone(spec, embedded, device=device, dtype=dtype)
     name, colon, pretrained = spec.partition(":")
-    if colon:
+    if colon and len(name) > 1:  # "C:\\..." is a path of Windows, to something that is not there
         return load_backbone(name, pretrained, device=device, dtype=dtype)
     if _clean(spec) in PAPER_BACKBONES:
         return load_backbone(spec, "openai", device=device, dtype=dtype)
@@ -208,7 +208,8 @@ def _config_of(name: str) -> dict[str, Any] | None:
     name = _clean(name)
     for suffix in ("", *ACTIVATION_SUFFIXES):
         if name.endswith(suffix) and name.removesuffix(suffix) in open_clip.list_models():
-            return open_clip.get_model_config(name.removesuffix(suffix))
+            config: dict[str, Any] = open_clip.get_model_config(name.removesuffix(suffix))
+            return config
     return None
 
 
@@ -234,7 +235,7 @@ def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     try:
-        model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
+        model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise UserError(f"The model config from {origin} cannot be built: {error}") from error
     TextTower.from_model(model)
@@ -278,6 +279,13 @@ def _finish(
 ) -> Backbone:
     preprocess = _preprocess(model, preprocess_facts)
     digest = fingerprint(model.state_dict(), quick_gelu, preprocess)
+    logging.getLogger("fastcoop").debug(
+        "%s: weights %s, %s, images of %d pixels.",
+        name,
+        digest[:12],
+        "QuickGELU" if quick_gelu else "GELU",
+        preprocess.size,
+    )
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(config["text_cfg"], tokenizer_folder)
     return Backbone(
@@ -310,14 +318,17 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., T
     length = text_cfg.get("context_length", 77)
     options = text_cfg.get("tokenizer_kwargs") or {}
     hub_name = text_cfg.get("hf_tokenizer_name")
+    tokenizer: Callable[..., Tensor]
     if not hub_name:
-        return open_clip.SimpleTokenizer(context_length=length, **options)
+        tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
+        return tokenizer
     source = str(folder) if folder is not None else hub_name
     try:
-        return open_clip.HFTokenizer(
+        tokenizer = open_clip.HFTokenizer(
             source, context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
         )
     except Exception as error:  # transformers raises whatever its network stack does
         raise UserError(
             f'The tokenizer "{source}" is not on this machine and could not be fetched: {error}'
         ) from error
+    return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 features_app = typer.Typer(help="Look into feature stores.", no_args_is_help=True)
-datasets_app = typer.Typer(help="Which datasets there are, and whether they are complete.")
+datasets_app = typer.Typer()
 results_app = typer.Typer(help="Look into results folders.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 app.add_typer(datasets_app, name="datasets")
@@ -68,6 +69,11 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a console that lacks a letter of a class name shows its code
+            stream.reconfigure(errors="backslashreplace")
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("fastcoop").setLevel(level)

@@ -17,7 +17,7 @@ LISTED = 20  # missing files named on the screen
 
 @datasets_app.callback(invoke_without_command=True)
 def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json: AsJson = False) -> None:
-    """List the datasets and what of them is under the data root.
+    """Say which datasets there are, and whether they are complete.
 
     Example:  [bold]fastcoop datasets --data-root data[/bold]
     """

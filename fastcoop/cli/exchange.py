@@ -65,6 +65,7 @@ def export(
     backbone: Annotated[
         str | None, typer.Option(help="Of the run, where its name alone does not find it.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's learned prompt for others to use.
 
@@ -77,7 +78,8 @@ def export(
 
     key = find_run(results, run).key
     default = Path("exported") if format == "coop" else Path("exported") / f"{key[:12]}.{format}.safetensors"
-    typer.echo(export_run(results, key, format, out or default, backbone))
+    written = export_run(results, key, format, out or default, backbone)
+    typer.echo(json.dumps({"key": key, "file": str(written)}) if as_json else written)
 
 
 @app.command("predict")

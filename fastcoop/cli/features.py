@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastcoop.cli.app import app, features_app
-from fastcoop.cli.options import BackboneSpec, Cache, DataRoot, Device, numbers
+from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, numbers
 from fastcoop.errors import UserError
 
 # What a grid file states itself.
@@ -31,6 +33,7 @@ def cache_features(
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     skip_unreadable: Annotated[bool, typer.Option(help="Leave out images that cannot be decoded.")] = False,
     device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Compute image features once and keep them in HDF5.
 
@@ -57,6 +60,9 @@ def cache_features(
             [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, recipe=recipe, dtype=dtype,
             skip_unreadable=skip_unreadable,
         )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps([str(path) for path in paths], indent=1))
+        return
     for path in paths:
         typer.echo(path)
 
@@ -76,6 +82,7 @@ def check_features(
     dataset: Annotated[str | None, typer.Option(help="The dataset whose images to encode.")] = None,
     data_root: DataRoot = Path("data"),
     sample: Annotated[int, typer.Option(help="Images to encode anew.")] = 32,
+    as_json: AsJson = False,
 ) -> None:
     """Verify a store's digests and counts; with --backbone and --dataset, encode a sample anew.
 
@@ -89,8 +96,11 @@ def check_features(
     model = backbone_from_spec(backbone) if backbone else None
     images = find_dataset(dataset, data_root) if dataset else None
     found = check_store(file, model, images, sample=sample)
-    typer.echo("\n".join(found.lines()))
-    if model is None or images is None:
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1, default=str))
+    else:
+        typer.echo("\n".join(found.lines()))
+    if not as_json and (model is None or images is None):
         typer.echo("no image was encoded anew: that takes --backbone and --dataset")
     if not found.ok:
         raise typer.Exit(2)
@@ -106,6 +116,7 @@ def import_store(
     template: Annotated[str, typer.Option(help="The hand-written prompt.")] = "a photo of a {}.",
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     cache: Cache = Path("cache"),
+    as_json: AsJson = False,
 ) -> None:
     """Make a store of features that were computed elsewhere.
 
@@ -118,4 +129,5 @@ def import_store(
         split: path for split, path in (("train", train), ("val", val), ("test", test)) if path is not None
     }
     model = backbone_from_spec(backbone)
-    typer.echo(import_features(files, cache, model, name=name, template=template, dtype=dtype))
+    path = import_features(files, cache, model, name=name, template=template, dtype=dtype)
+    typer.echo(json.dumps(str(path)) if as_json else path)

@@ -24,6 +24,7 @@ Where = Annotated[
     list[str] | None,
     typer.Option(help="Only rows that meet this: NAME=VALUE (or !=, <, <=, >, >=) of a column or a setting."),
 ]
+ONCE = ("backbone", "dataset", "status")  # above the table where all rows agree, so that it fits 80 columns
 SHOWN = ["key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds"]
 
 
@@ -75,6 +76,9 @@ def list_results(
         return
     if (table.source == table.dataset).all():
         columns.remove("source")
+    if same := [name for name in ONCE if len(table) > 1 and table[name].nunique(dropna=False) == 1]:
+        typer.echo(", ".join(f"{name} {table[name].iloc[0]}" for name in same))
+    columns = [name for name in columns if name not in same]
     shown = table[columns].assign(key=table.key.str[:12])
     typer.echo(shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.2f}"))
 

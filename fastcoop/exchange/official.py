@@ -107,14 +107,23 @@ def official_path(
     """Where the official scripts would look for this run's checkpoint under ``out``.
 
     Their folder is called after the config, which is called after the backbone (``vit_b16``), its epochs where they
-    are not 200 (``_ep50``), and the words that contexts start from (``_ctxv1``).
+    are not 200 (``_ep50``), and the words that contexts start from (``_ctxv1``). The ":" of half a dataset is no
+    character for a folder on Windows, so a "-" stands for it.
     """
     position = next(name for name, ours in POSITIONS.items() if ours == layout.class_position)
     config = re.sub(r"[^a-z0-9]+", "_", backbone.lower().replace("vit-b-", "vit-b")).strip("_")
     config += f"_ep{epoch}" if epoch in CONFIG_EPOCHS else ""
     config += next((end for end, given in WORDS.items() if given == words), "")
     middle = f"nctx{layout.context_length}_csc{layout.class_specific}_ctp{position}"
-    folder = out / dataset / "CoOp" / f"{config}_{shots}shots" / middle / f"seed{seed}" / MODEL_FOLDER
+    folder = (
+        out
+        / dataset.replace(":", "-")
+        / "CoOp"
+        / f"{config}_{shots}shots"
+        / middle
+        / f"seed{seed}"
+        / MODEL_FOLDER
+    )
     return folder / f"model.pth.tar-{epoch}"
 
 

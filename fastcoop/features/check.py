@@ -180,4 +180,5 @@ def half_precision(backbone: Backbone, dataset: Dataset, features: np.ndarray) -
 
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1."""
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    scaled: np.ndarray = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return scaled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ def encode_parts(backbone: Backbone, dataset: Dataset, plan: Plan, store: Path) 
     """
     parts_folder(store).mkdir(parents=True, exist_ok=True)
     total = sum(len(part.rows) * len(part.views) for part in plan.parts)
+    logging.getLogger("fastcoop").debug("%s: %d crops to encode.", store, total)
     with progress(f"Encoding {dataset.name} with {backbone.name}", total) as advance:
         missing = []
         for part in plan.parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastcoop.errors import writing
 from fastcoop.progress import progress
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.claims import claims_table, judge
@@ -20,10 +21,14 @@ def report(results_folder: Path, out_folder: Path) -> list[Path]:
     """Write the report of a sweep's results folder; return the paths written, the first figure first.
 
     Figures as PNG and PDF, tables as CSV, Markdown and LaTeX, and ``missing.txt`` naming what the results do not
-    suffice for and the commands that would supply it. Raises UserError where the folder holds no finished run. The
-    same results give the same bytes."""
+    suffice for and the commands that would supply it. Raises UserError where the folder holds no finished run, or
+    the disk refuses. The same results give the same bytes."""
     study = read_study(Path(results_folder))
-    out = Path(out_folder)
+    with writing(Path(out_folder)):
+        return _write(study, Path(out_folder))
+
+
+def _write(study: Study, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     made: list[tuple[Item, list[Part]]] = []

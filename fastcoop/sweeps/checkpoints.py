@@ -51,10 +51,10 @@ def checkpoint_path(folder: Path, name: str) -> Path:
 def read_state(path: Path) -> State | None:
     """The state in a file; None if there is none that can be used."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    try:
-        return load_file(path) if path.is_file() else None
+    try:  # Not mapped: Windows would refuse to replace or remove the file for as long as the state lives.
+        return load(path.read_bytes()) if path.is_file() else None
     except (SafetensorError, OSError):
         return None
 

@@ -18,8 +18,7 @@ from fastcoop.sweeps.caching import missing_crops
 from fastcoop.sweeps.forecast import Forecast, forecast
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import load_world, plan_runs
-from fastcoop.sweeps.results import DATABASE, advice
-from fastcoop.sweeps.store import ResultsStore
+from fastcoop.sweeps.store import DATABASE, ResultsStore, advice
 from fastcoop.sweeps.sweep import Summary, _count, _open_features, _pending, _tested, results_folder
 from fastcoop.sweeps.workers import check_budget
 

@@ -173,7 +173,7 @@ def _plan(
     return planned
 
 
-def _job(folder: Path, row: Any) -> Job:
+def _job(folder: Path, row: Any) -> Job[Any]:
     """A run as it was, without images, with what it learned. Raises UserError where it kept nothing."""
     method = METHODS[row.method]
     kept = load_learned(folder, row.key) if method.learns else Learned(None, {})

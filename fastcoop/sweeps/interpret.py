@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, writing
 from fastcoop.prompts import (
     Metric,
     Nearest,
@@ -72,7 +72,7 @@ def interpret(
         again: write those that exist anew.
 
     Raises:
-        UserError: no results, no such run, or none of this backbone; or ``k`` is below 1.
+        UserError: no results, no such run, or none of this backbone; ``k`` is below 1; or the disk refuses.
     """
     if k < 1:
         raise UserError(f"The number of nearest words must be at least 1, but {k} was given.")
@@ -87,7 +87,8 @@ def interpret(
             f"{folder} has no CoOp runs over {backbone.name}{f' called {list(runs)}' if runs else ''}; "
             "`fastcoop results list` shows what it has."
         )
-    (folder / FOLDER).mkdir(exist_ok=True)
+    with writing(folder / FOLDER):
+        (folder / FOLDER).mkdir(exist_ok=True)
     reader = _Reader(folder, backbone, k, trained_only, metric, latin_only)
     pending: list[_Learned] = []
     for row in rows:
@@ -213,5 +214,6 @@ def _short(number: Any) -> float:
 
 def _write(path: Path, stored: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(stored), encoding="utf-8")
-    os.replace(part, path)
+    with writing(path):
+        part.write_text(json.dumps(stored), encoding="utf-8")
+        os.replace(part, path)

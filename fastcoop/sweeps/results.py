@@ -75,7 +75,7 @@ def find_run(folder: str | Path, key: str) -> str:
     """
     with _reading(Path(folder)) as db:
         query = "SELECT key FROM runs WHERE substr(key, 1, ?) = ? LIMIT 2"
-        found = [row[0] for row in db.execute(query, (len(key), key.lower()))]
+        found: list[str] = [row[0] for row in db.execute(query, (len(key), key.lower()))]
     if len(found) != 1:
         how = "more than one run" if found else "no run"
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
-from fastcoop.sweeps.results import DATABASE, load_learned, load_results, tested_runs
+from fastcoop.sweeps.results import load_learned, load_results, tested_runs
 from fastcoop.sweeps.schedule import Schedule, form_batches
-from fastcoop.sweeps.store import open_store
+from fastcoop.sweeps.store import DATABASE, open_store
 from fastcoop.sweeps.work import Supplies
 from fastcoop.sweeps.workers import (
     Alone,
@@ -35,6 +36,7 @@ from fastcoop.sweeps.workers import (
 
 Backend = Literal["local", "dask"]
 
+log = logging.getLogger("fastcoop")
 INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
 
 
@@ -169,6 +171,10 @@ def sweep(
                 team = choose_team(jobs, device, batches)
                 batches = [b if b in recorded else replace(b, threads=team.threads) for b in batches]
                 crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
+            log.debug(
+                "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
+                len(pending), len(batches), crew.size, budget / 1e9,
+            )  # fmt: skip
             schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
             with PeakMemory() as memory:
                 schedule.work(crew)
@@ -245,7 +251,7 @@ def _pending(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]], fold
     return pending
 
 
-def _left(run: PlannedRun, tested: set[str], folder: Path) -> Job:
+def _left(run: PlannedRun, tested: set[str], folder: Path) -> Job[Any]:
     """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept."""
     targets = tuple(data for data in run.job.targets if data.name not in tested)
     if not METHODS[run.method].learns:

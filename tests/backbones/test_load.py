@@ -205,6 +205,11 @@ def test_without_a_network_the_message_names_the_file(
     assert not caplog.records  # what the hub's client says of its retries buries it
 
 
+def test_a_path_of_windows_that_is_not_there_is_no_model_called_c() -> None:
+    with pytest.raises(UserError, match=r'There is no backbone "C:\\models\\tiny"'):
+        backbone_from_spec(r"C:\models\tiny")
+
+
 def test_openais_own_cache_is_used_before_the_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: dict[str, Any], tiny_model: open_clip.CLIP
 ) -> None:

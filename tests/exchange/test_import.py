@@ -98,6 +98,8 @@ def test_folders_are_called_after_the_official_configs(backbone_name, epoch, wor
     path = official_path(Path("output"), "imagenet", backbone_name, layout, 16, 3, epoch, words)
     folder = f"output/imagenet/CoOp/{config}_16shots/nctx4_cscFalse_ctpmiddle/seed3"
     assert path.as_posix() == f"{folder}/prompt_learner/model.pth.tar-{epoch}"
+    half = official_path(Path("output"), "imagenet:base", backbone_name, layout, 16, 3, epoch, words)
+    assert half.as_posix() == path.as_posix().replace("imagenet", "imagenet-base")
 
 
 def test_what_no_path_says_is_asked_for(save_official, backbone, dataset, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -40,6 +41,18 @@ def test_a_state_is_written_when_it_is_time_to_and_read_back(
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     checkpoint.offer(lambda: STATE)
     assert same(Checkpoint(checkpoint_path(tmp_path, "one")).load(), STATE)
+
+
+@pytest.mark.skipif(
+    not hasattr(psutil.Process, "memory_maps"), reason="this system does not list mapped files"
+)
+def test_a_state_that_was_read_does_not_hold_its_file(tmp_path: Path) -> None:
+    """On Windows a file that is mapped can be neither replaced nor removed."""
+    path = checkpoint_path(tmp_path, "one")
+    write_state(path, {"contexts.0": torch.ones(1000, 100)})
+    state = read_state(path)
+    assert state is not None
+    assert path.name not in {Path(mapped.path).name for mapped in psutil.Process().memory_maps()}
 
 
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path) -> None:

@@ -79,8 +79,11 @@ def test_list_shows_what_is_asked_for(folder: Path, call: Callable) -> None:
     }
     code, out, _ = call("list", folder, "--label", "CoOp (M=2, mid)", "--where", "dataset=colours")
     assert code == 0
-    assert len(out.splitlines()) == 1 + 4
-    assert "source" not in out.splitlines()[0].split()
+    said, header, *runs = out.splitlines()
+    assert said == "backbone tiny, dataset colours, status done"
+    assert header.split() == ["key", "label", "shots", "seed", "accuracy", "seconds"]
+    assert len(runs) == 4
+    assert max(map(len, out.splitlines())) <= 80
     code, out, _ = call("list", folder, "--seed", "9")
     assert (code, out) == (0, "No run meets this.\n")
     assert rows(call("list", folder, "--seed", "9", "--json")) == []
