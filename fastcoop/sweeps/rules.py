@@ -21,7 +21,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 Shots = Annotated[
     tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...], BeforeValidator(listed), Field(min_length=1)
 ]
-Seeds = Annotated[tuple[int, ...], BeforeValidator(listed), Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 class Rule(BaseModel):
