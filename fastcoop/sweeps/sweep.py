@@ -23,7 +23,15 @@ from fastcoop.sweeps.results import DATABASE, load_learned, load_results, tested
 from fastcoop.sweeps.schedule import Schedule, form_batches
 from fastcoop.sweeps.store import open_store
 from fastcoop.sweeps.work import Supplies
-from fastcoop.sweeps.workers import Alone, Crew, Workers, available_cores, budget_of, choose_team
+from fastcoop.sweeps.workers import (
+    Alone,
+    Crew,
+    Workers,
+    available_cores,
+    budget_of,
+    check_limits,
+    choose_team,
+)
 
 Backend = Literal["local", "dask"]
 
@@ -120,10 +128,7 @@ def sweep(
         SystemExit: 130, on Ctrl-C; what is done is kept.
     """
     start = time.monotonic()
-    if jobs != -1 and jobs < 1:
-        raise UserError(
-            f"The number of jobs should be 1 or more, or -1 for as many as are quickest; {jobs} came."
-        )
+    check_limits(jobs, memory_budget)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)

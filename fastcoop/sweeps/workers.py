@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import psutil
 import torch
 
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
+from fastcoop.errors import UserError
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import World
@@ -73,6 +75,18 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> Team:
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores // jobs)
     return Team(devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads)
+
+
+def check_limits(jobs: int, memory_budget: float | None) -> None:
+    """Raises UserError for a number of processes, or of GB, that cannot be."""
+    if jobs != -1 and jobs < 1:
+        raise UserError(
+            f"The number of jobs should be 1 or more, or -1 for as many as are quickest; {jobs} came."
+        )
+    if memory_budget is not None and not 0 < memory_budget < math.inf:
+        raise UserError(
+            f"The memory budget should be a number of GB above 0, such as 4; {memory_budget:g} came."
+        )
 
 
 def available_cores() -> int:
