@@ -79,7 +79,11 @@ def test_asking_for_more_adds_only_what_is_missing(
     assert count_encoded() == 2 * 18
     views = FeatureStore.open(path)
     assert torch.equal(views.train(first.indices("train"))[:, :2], before)
-    assert views.digest != digest
+    assert views.digest == digest
+    drawn = first.indices("train")
+    assert first.train_digest(drawn) == more.train_digest(drawn) == views.train_digest(drawn) is not None
+    assert more.train_digest(drawn[::-1]) != more.train_digest(drawn)
+    assert first.train_digest(more.indices("train")) is None
     expected = reference(backbone, dataset, "train", 17, range(4))
     assert torch.allclose(views.train([17])[0], expected, rtol=1e-3, atol=1e-5)
     count_encoded()
