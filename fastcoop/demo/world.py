@@ -118,7 +118,7 @@ class Atlas:
 
     def unlike(self, indices: list[int], others: list[int]) -> list[int]:
         """Those of ``indices`` that are near-duplicates of none of ``others``, at whatever sizes they are drawn."""
-        alike = (self.sizeless[indices] @ self.sizeless[others].T > NEAR_DUPLICATE).any(1)
+        alike = np.asarray((self.sizeless[indices] @ self.sizeless[others].T > NEAR_DUPLICATE).any(1))
         return [i for i, found in zip(indices, alike, strict=True) if not found]
 
     def near(self, indices: list[int]) -> npt.NDArray[np.int64]:

@@ -141,22 +141,32 @@ class FeatureStore:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 hex that stands for these features in the keys of runs.
+        """sha256 hex that stands for these features in the keys of runs, with ``train_digest`` of those learned from.
 
-        It covers what the features came from and the test features themselves, not which training images are
-        cached: asking for more shots later leaves it as it is. Imported features are covered whole.
+        It covers what the features came from and the validation and test features themselves, not which training
+        images are cached, nor in how many views: asking for more later leaves it as it is. Imported features are
+        covered whole.
         """
         meta = self.meta
-        facts = [
-            meta.backbone_digest,
-            meta.dataset_digest,
-            meta.recipe,
-            meta.view_seed,
-            meta.views,
-            meta.dtype,
-        ]
-        hashed = dict(meta.sha256) if meta.recipe == IMPORTED else meta.sha256["test"]
+        facts = [meta.backbone_digest, meta.dataset_digest, meta.recipe, meta.view_seed, meta.dtype]
+        whole = meta.recipe == IMPORTED
+        hashed = {name: one for name, one in meta.sha256.items() if whole or name != "train"}
         return hashlib.sha256(json.dumps([*facts, hashed], sort_keys=True).encode()).hexdigest()
+
+    def train_digest(self, indices: np.ndarray) -> str | None:
+        """sha256 hex of training images' features, by their test-time crops; None where some are not cached yet.
+
+        indices: (n,) into the dataset's training split. Which of them were skipped as unreadable is covered too.
+        """
+        try:
+            rows = self._rows("train", indices)
+        except UserError:
+            return None
+        table = self._table("train")
+        digest = hashlib.sha256(table.index[rows].astype("<i8").tobytes())
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            digest.update(np.ascontiguousarray(table.stored(rows[start : start + ROWS_AT_ONCE], 1)).data)
+        return digest.hexdigest()
 
     def indices(self, split: str) -> np.ndarray:
         """int64 (n,), ascending: which of the split's images are stored."""
@@ -262,13 +272,15 @@ class _Table:
 
     def read(self, rows: np.ndarray, views: int | None = None) -> Tensor:
         """float32 (len(rows), views, dim): the first views, or all."""
-        mapped = self.mapped()
-        rows = rows if self.rows is None else self.rows[rows]
-        out = torch.empty(len(rows), *mapped[:0, :views].shape[1:])
+        out = torch.empty(len(rows), *self.mapped()[:0, :views].shape[1:])
         for start in range(0, len(rows), ROWS_AT_ONCE):  # no second copy of everything in half precision
             part = slice(start, start + ROWS_AT_ONCE)
-            out[part] = torch.from_numpy(mapped[rows[part], :views])
+            out[part] = torch.from_numpy(self.stored(rows[part], views))
         return out
+
+    def stored(self, rows: np.ndarray, views: int | None = None) -> np.ndarray:
+        """(len(rows), views, dim) in the file's dtype: the first views, or all."""
+        return self.mapped()[rows if self.rows is None else self.rows[rows], :views]
 
 
 def _read(path: Path) -> tuple[Meta, dict[str, _Table]]:

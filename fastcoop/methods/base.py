@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -193,8 +193,14 @@ class SettingError(UserError):
 
 M = TypeVar("M", bound=BaseModel)
 
-# How parts of a place begin that no user wrote.
-OF_PYDANTIC = ("function-", "constrained-", "literal[", "dict[", "tuple[")
+
+def _place(given: Any, location: Sequence[Any]) -> Iterator[str]:
+    """Of pydantic's path to what is wrong the steps that lead into ``given``: others name parts of its types."""
+    for step in location:
+        inside = isinstance(given, Mapping) and step in given
+        if inside or (isinstance(given, list | tuple) and isinstance(step, int) and step < len(given)):
+            given = given[step]
+            yield str(step)
 
 
 def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
@@ -203,8 +209,7 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-        names = [part for part in first["loc"] if isinstance(part, str)]
-        path = ".".join(name for name in names if not name.startswith(OF_PYDANTIC))
+        path = ".".join(_place(given, first["loc"])) or str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), model.model_fields)
             raise SettingError(f'Unknown setting "{path}" of {where}.{hint}', first["loc"]) from None

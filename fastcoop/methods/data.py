@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -41,6 +42,14 @@ class Data:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.dataset.class_names
+
+    @property
+    def test_digest(self) -> str:
+        """sha256 hex of what is tested on: the dataset's, unless some test images could not be read."""
+        skipped = self.store.meta.skipped.get("test", ()) if self.store else ()
+        if not len(skipped):
+            return self.dataset.digest
+        return hashlib.sha256(f"{self.dataset.digest} without {list(skipped)}".encode()).hexdigest()
 
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """The few-shot subset that all methods share."""

@@ -67,5 +67,11 @@ def _datasets(folder: Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); make room, or see to the folder's permissions, and "
+            "run the same command again."
+        ) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.backbones import Backbone
@@ -73,7 +73,8 @@ def reformed(
     for batch in recorded:
         known = all(key in runs and key not in taken for key in batch.keys)
         if known and any(key in pending for key in batch.keys):
-            batches.append(batch)
+            # Keys know weights, not names: a backbone's folder may have been renamed since.
+            batches.append(replace(batch, backbone=runs[batch.keys[0]].backbone.name))
             taken.update(batch.keys)
     return batches
 

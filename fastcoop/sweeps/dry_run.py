@@ -20,7 +20,7 @@ from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import load_world, plan_runs
 from fastcoop.sweeps.store import DATABASE, ResultsStore, advice
 from fastcoop.sweeps.sweep import Summary, _count, _open_features, _pending, _tested, results_folder
-from fastcoop.sweeps.workers import check_budget
+from fastcoop.sweeps.workers import check_limits
 
 IMPORTS = 10.0  # seconds that loading the libraries takes at most, however old the process is
 
@@ -65,8 +65,8 @@ def dry_run(
         UserError: the grid, or something it names, cannot be used.
     """
     start = time.monotonic()
-    imports = min(time.time() - psutil.Process().create_time(), IMPORTS)
-    check_budget(memory_budget)
+    check_limits(jobs, memory_budget)
+    imports = min(max(0.0, time.time() - psutil.Process().create_time()), IMPORTS)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)

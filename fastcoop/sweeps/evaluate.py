@@ -194,12 +194,11 @@ def _job(folder: Path, row: Any) -> Job[Any]:
     )
 
 
-def _lacking(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]]) -> list[PlannedRun]:
+def _lacking(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]]) -> list[PlannedRun]:
     """The runs with those of their targets alone that they have not been tested on."""
     pending = []
     for run in planned:
-        left = tuple(data for data in run.job.targets if data.name not in tested.get(run.key, ()))
-        if left:
+        if left := run.lacking(tested.get(run.key, {})):
             pending.append(replace(run, job=replace(run.job, targets=left)))
     return pending
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ class PlannedRun:
     def tests(self) -> tuple[str, ...]:
         """Names of the datasets that the run is tested on."""
         return tuple(data.name for data in (self.job.data, *self.job.targets))
+
+    def lacking(self, tested: Mapping[str, str]) -> tuple[Data, ...]:
+        """Targets that the run has yet to be tested on; ``tested`` has the digest of each dataset, by name, that it
+        was tested on. A dataset that has changed since counts as another."""
+        return tuple(data for data in self.job.targets if tested.get(data.name) != data.test_digest)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def plan_runs(world: World) -> list[PlannedRun]:
         key = keys.of(run.method, job, backbone)
         known = planned.get(key)
         if known is not None:  # named again, maybe to be tested on more
-            _refuse_copy(known.job.data, data)
+            _refuse_copy(known, data, backbone)
             targets = tuple(dict.fromkeys((*known.job.targets, *targets)))
             job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
         planned[key] = PlannedRun(key, run.method, backbone, job)
@@ -134,11 +139,16 @@ def _refuse_long_prompts(planned: Iterable[PlannedRun]) -> None:
                 seen.add(prompts)
 
 
-def _refuse_copy(one: Data, other: Data) -> None:
-    if one is not other:
+def _refuse_copy(known: PlannedRun, data: Data, backbone: Backbone) -> None:
+    if known.backbone is not backbone:
         raise UserError(
-            f"The datasets {one.name} and {other.name} hold the same images and class names, and so come to the same "
+            f"The backbones {known.backbone.name} and {backbone.name} have the same weights, and so come to the same "
             "runs; name one of them."
+        )
+    if known.job.data is not data:
+        raise UserError(
+            f"The datasets {known.job.data.name} and {data.name} hold the same images and class names, and so come to "
+            "the same runs; name one of them."
         )
 
 
@@ -146,7 +156,7 @@ def run_key(method: str, job: Job, backbone: Backbone) -> str:
     """sha256 hex of all that determines what a run comes to. Targets are not part of it: they are further
     tests of the same run.
 
-    Before a dataset's features are cached the key is a provisional one: it has the dataset's name in place of them.
+    Before the features that a run needs are cached its key is a provisional one.
     """
     facts: dict[str, Any] = {
         "recipe": RECIPE,
@@ -157,7 +167,7 @@ def run_key(method: str, job: Job, backbone: Backbone) -> str:
         "features": job.data.store.digest if job.data.store else [job.data.name],
         "shots": job.shots,
         "seed": job.seed,
-        "subset": job.subset and [_digest(job.subset.train), _digest(job.subset.val)],
+        "subset": job.subset and _subset_digests(job.data, job.subset),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -170,7 +180,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._settings: dict[tuple[Any, ...], str] = {}
-        self._subsets: dict[int, tuple[FewShot, str]] = {}
+        self._subsets: dict[tuple[int, int], tuple[Data, FewShot, str]] = {}
         self._data: dict[tuple[int, int], tuple[Data, str]] = {}
 
     def of(self, method: str, job: Job, backbone: Backbone) -> str:
@@ -178,7 +188,7 @@ class Keys:
         text = (
             f'{{{self._of_data(job.data, backbone)}, "method": "{method}", "recipe": {RECIPE}, "seed": {job.seed}, '
             f'"settings": {self._of_settings(method, job, backbone)}, "shots": {json.dumps(job.shots)}, '
-            f'"subset": {self._of_subset(job.subset)}}}'
+            f'"subset": {self._of_subset(job.data, job.subset)}}}'
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -197,13 +207,20 @@ class Keys:
             self._settings[alike] = json.dumps(METHODS[method].determined_by(job, backbone), sort_keys=True)
         return self._settings[alike]
 
-    def _of_subset(self, subset: FewShot | None) -> str:
+    def _of_subset(self, data: Data, subset: FewShot | None) -> str:
         if subset is None:
             return "null"
-        if id(subset) not in self._subsets:
-            text = json.dumps([_digest(subset.train), _digest(subset.val)])
-            self._subsets[id(subset)] = subset, text  # kept, or its id might be another's
-        return self._subsets[id(subset)][1]
+        both = id(data), id(subset)
+        if both not in self._subsets:
+            text = json.dumps(_subset_digests(data, subset))
+            self._subsets[both] = data, subset, text  # kept, or their ids might be others'
+        return self._subsets[both][2]
+
+
+def _subset_digests(data: Data, subset: FewShot) -> list[str | None]:
+    """Which images are drawn, and the features that are learned from; None in place of those not cached yet."""
+    features = data.store.train_digest(subset.train) if data.store else None
+    return [_digest(subset.train), _digest(subset.val), features]
 
 
 def _digest(indices: np.ndarray) -> str:

@@ -15,7 +15,15 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.sweeps.about import merge_about
-from fastcoop.sweeps.store import CONTEXTS, DATABASE, VERSION, advice, contexts_path, open_store
+from fastcoop.sweeps.store import (
+    CONTEXTS,
+    DATABASE,
+    VERSION,
+    advice,
+    contexts_path,
+    open_store,
+    tests_by_run,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,17 +121,14 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
     return run | {"contexts": str(path) if path.is_file() else None, "tests": tests}
 
 
-def tested_runs(folder: str | Path) -> dict[str, set[str]]:
-    """Keys of the runs in a results folder, and the datasets that each has been tested on.
+def tested_runs(folder: str | Path) -> dict[str, dict[str, str]]:
+    """Keys of the runs in a results folder, and the datasets that each has been tested on, with their digests.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
     """
-    tested: dict[str, set[str]] = {}
     with _reading(Path(folder)) as db:
-        for key, dataset in db.execute("SELECT key, dataset FROM scores"):
-            tested.setdefault(key, set()).add(dataset)
-    return tested
+        return tests_by_run(db)
 
 
 def load_test_sets(folder: str | Path) -> pd.DataFrame:
@@ -234,13 +239,12 @@ def merge_results(folders: Sequence[str | Path], into: str | Path) -> int:
             before the one at fault are merged.
     """
     target = Path(into)
-    added = 0
-    for folder in map(Path, folders):
-        with _reading(folder):
+    for folder in folders:
+        with _reading(Path(folder)):
             pass  # refuses, before anything is written, what is no results folder
-        with open_store(target):
-            added += _merge_one(folder, target)
-    return added
+    with open_store(target):
+        others = (folder for folder in map(Path, folders) if folder.resolve() != target.resolve())
+        return sum(_merge_one(folder, target) for folder in others)
 
 
 def _merge_one(folder: Path, target: Path) -> int:
@@ -271,9 +275,10 @@ def _merge_one(folder: Path, target: Path) -> int:
         with db:
             for table in ("runs", "tests", "scores"):
                 db.execute(f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table}")
+            db.execute("DELETE FROM main.failures WHERE key IN (SELECT key FROM main.scores)")
         merge_about(folder, target)
         return len(new)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise UserError(f"{folder} could not be merged into {target} ({error}); {advice(error)}") from None
     finally:
         db.close()

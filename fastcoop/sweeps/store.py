@@ -69,15 +69,13 @@ class ResultsStore:
         self.folder = folder
         self._db = connection
 
-    def done(self) -> dict[str, set[str]]:
-        """Keys of the runs that are done, and the datasets that each has been tested on."""
-        tested: dict[str, set[str]] = {}
-        for key, dataset in self._db.execute("SELECT key, dataset FROM scores"):
-            tested.setdefault(key, set()).add(dataset)
-        return tested
+    def done(self) -> dict[str, dict[str, str]]:
+        """Keys of the runs that are done, and the datasets that each has been tested on, with their digests."""
+        return tests_by_run(self._db)
 
     def record(self, planned: PlannedRun, outcome: Outcome) -> None:
-        """Keep what a run came to; a run already there gains the tests that it lacks.
+        """Keep what a run came to; a run already there gains the tests that it lacked, or that were of a dataset that
+        has changed since.
 
         Raises:
             UserError: the disk does not take it. What was recorded before is unharmed.
@@ -87,11 +85,11 @@ class ResultsStore:
             if not job.done_before:
                 if outcome.contexts is not None or outcome.weights:
                     write_learned(self.folder, planned, outcome)
-                self._insert("runs", _run_row(planned, outcome))
+                self._put("runs", _run_row(planned, outcome))
             for data in job.tests:
                 if data.name in outcome.scores:
-                    self._insert("tests", _test_row(data))
-                    self._insert("scores", _scores_row(planned.key, data, outcome.scores[data.name]))
+                    self._put("tests", _test_row(data))
+                    self._put("scores", _scores_row(planned.key, data, outcome.scores[data.name]))
             db.execute("DELETE FROM failures WHERE key = ?", (planned.key,))
 
     def batches(self) -> list[Batch]:
@@ -112,7 +110,7 @@ class ResultsStore:
             db.executemany("DELETE FROM batches WHERE name = ?", [(batch.name,) for batch in gone])
             for batch in new:
                 row = dataclasses.asdict(batch) | {"name": batch.name, "keys": json.dumps(batch.keys)}
-                self._insert("batches", row)
+                self._put("batches", row)
 
     def failures(self) -> dict[str, str]:
         """Keys of the runs that failed, and the error of each."""
@@ -137,9 +135,8 @@ class ResultsStore:
             "error": error,
             "failed": _now(),
         }
-        with self._writing() as db:
-            db.execute("DELETE FROM failures WHERE key = ?", (planned.key,))
-            self._insert("failures", row)
+        with self._writing():
+            self._put("failures", row)
 
     def forget_failures(self, keys: Iterable[str]) -> None:
         """Count these runs as not tried."""
@@ -158,9 +155,18 @@ class ResultsStore:
                 "make room or close what else uses the folder, then run the same command again."
             ) from None
 
-    def _insert(self, table: str, row: dict[str, Any]) -> None:
+    def _put(self, table: str, row: dict[str, Any]) -> None:
+        """Add a row, in place of one that is there."""
         marks = ", ".join(f":{column}" for column in row)
-        self._db.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
+        self._db.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
+
+
+def tests_by_run(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
+    """{key: {dataset: its digest}} of all tests in a store."""
+    tested: dict[str, dict[str, str]] = {}
+    for key, dataset, digest in db.execute("SELECT key, dataset, test FROM scores"):
+        tested.setdefault(key, {})[dataset] = digest
+    return tested
 
 
 @contextmanager
@@ -176,7 +182,10 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The results folder {folder} cannot be made: {error.strerror}.") from None
-    lock = _lock(folder)
+    try:
+        lock = _lock(folder)
+    except sqlite3.Error as error:
+        raise UserError(f"{folder}/lock.sqlite cannot be used ({error}); {advice(error)}") from None
     try:
         connection = _connect(folder / DATABASE)
         try:
@@ -219,14 +228,16 @@ def _lock(folder: Path) -> sqlite3.Connection:
             raise UserError(
                 f"Another sweep is writing to {folder}; wait for it, or use another folder (--results)."
             ) from None
-        raise UserError(f"{folder}/lock.sqlite cannot be used ({error}); delete it.") from None
+        raise
     return lock
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=30)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        # No write-ahead log: it does not work between machines that share a folder, needs a writable folder for
+        # reading, and would be left out where someone copies the one file.
+        connection.execute("PRAGMA journal_mode = DELETE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version == 0 and empty:
@@ -245,8 +256,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def advice(error: BaseException) -> str:
     """What to do about a database that cannot be used."""
-    if "locked" in str(error):
+    said = str(error)
+    if "locked" in said:
         return "close the program that has it open."
+    if "full" in said or "No space" in said or "disk I/O" in said:
+        return "make room on its disk and run the same command again."
+    if "readonly" in said or "unable to open" in said:
+        return "its folder cannot be written to: name another one, or change its permissions."
     return "restore it from a copy, or move it away and run the sweep again."
 
 
@@ -270,7 +286,10 @@ def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
     path = contexts_path(folder, planned.key)
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
+    with part.open("wb") as file:
+        file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
+        file.flush()
+        os.fsync(file.fileno())  # as the database's, which will say that it is there
     os.replace(part, path)
 
 
@@ -301,7 +320,7 @@ def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
 
 def _test_row(data: Data) -> dict[str, Any]:
     return {
-        "digest": data.dataset.digest,
+        "digest": data.test_digest,
         "dataset": data.name,
         "class_names": json.dumps(list(data.class_names)),
         "labels": np.asarray(data.test[1]).astype("<u2").tobytes(),
@@ -312,7 +331,7 @@ def _scores_row(key: str, data: Data, scores: Scores) -> dict[str, Any]:
     return {
         "key": key,
         "dataset": data.name,
-        "test": data.dataset.digest,
+        "test": data.test_digest,
         "accuracy": scores.accuracy,
         "macro_accuracy": scores.macro_accuracy,
         "chance": 100 / len(data.class_names),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, store_path
-from fastcoop.methods import METHODS, Job
+from fastcoop.methods import METHODS, Data, Job
 from fastcoop.sweeps.about import write_about
 from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.collapsed import collapsed
@@ -30,7 +30,7 @@ from fastcoop.sweeps.workers import (
     Workers,
     available_cores,
     budget_of,
-    check_budget,
+    check_limits,
     choose_team,
 )
 
@@ -130,11 +130,7 @@ def sweep(
         SystemExit: 130, on Ctrl-C; what is done is kept.
     """
     start = time.monotonic()
-    if jobs != -1 and jobs < 1:
-        raise UserError(
-            f"The number of jobs should be 1 or more, or -1 for as many as are quickest; {jobs} came."
-        )
-    check_budget(memory_budget)
+    check_limits(jobs, memory_budget)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
@@ -169,7 +165,8 @@ def sweep(
                 crew = Cluster(Supplies.of(world, device), address, folder)
             else:
                 team = choose_team(jobs, device, batches)
-                batches = [b if b in recorded else replace(b, threads=team.threads) for b in batches]
+                names = {batch.name for batch in recorded}
+                batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
                 crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
             log.debug(
                 "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
@@ -215,45 +212,46 @@ def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | N
     return Path("results") / Path(grid).stem
 
 
-def _open_features(world: World, cache: Path) -> list[str | None]:
-    """Open all feature stores that are there; returns their digests, None for those that are not."""
+def _open_features(world: World, cache: Path) -> list[Mapping[str, str] | None]:
+    """Open all feature stores that are there; returns the digests of their splits, None for those that are not."""
     for backbone in world.backbones:
         for dataset in world.datasets.values():
             path = store_path(cache, backbone, dataset)
             store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
             world.add_features(backbone, dataset, store)
-    return [data.store.digest if data.store else None for data in world.data.values()]
+    return [data.store.meta.sha256 if data.store else None for data in world.data.values()]
 
 
-def _tested(folder: Path) -> dict[str, set[str]]:
+def _tested(folder: Path) -> dict[str, dict[str, str]]:
     if not (folder / DATABASE).is_file():
         return {}
     return tested_runs(folder)
 
 
-def _count(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]]) -> tuple[Count, ...]:
+def _count(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]]) -> tuple[Count, ...]:
     tally: dict[tuple[str, str, str], list[int]] = {}
     for run in planned:
         count = tally.setdefault((run.backbone.name, run.job.data.name, run.method), [0, 0])
         count[0] += 1
-        count[1] += tested.get(run.key, set()) >= set(run.tests)
+        count[1] += run.key in tested and not run.lacking(tested[run.key])
     return tuple(Count(*names, *count) for names, count in tally.items())
 
 
-def _pending(planned: Sequence[PlannedRun], tested: Mapping[str, set[str]], folder: Path) -> list[PlannedRun]:
+def _pending(
+    planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]], folder: Path
+) -> list[PlannedRun]:
     """Runs not done, and done ones that lack a test: these with what they learned, where it is kept."""
     pending = []
     for run in planned:
         if run.key not in tested:
             pending.append(run)
-        elif not tested[run.key] >= set(run.tests):
-            pending.append(replace(run, job=_left(run, tested[run.key], folder)))
+        elif targets := run.lacking(tested[run.key]):
+            pending.append(replace(run, job=_left(run, targets, folder)))
     return pending
 
 
-def _left(run: PlannedRun, tested: set[str], folder: Path) -> Job[Any]:
+def _left(run: PlannedRun, targets: tuple[Data, ...], folder: Path) -> Job[Any]:
     """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept."""
-    targets = tuple(data for data in run.job.targets if data.name not in tested)
     if not METHODS[run.method].learns:
         return replace(run.job, targets=targets, weights={})
     learned = load_learned(folder, run.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -76,15 +77,21 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> Team:
     return Team(devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads)
 
 
+def check_limits(jobs: int, memory_budget: float | None) -> None:
+    """Raises UserError for a number of processes, or of GB, that cannot be."""
+    if jobs != -1 and jobs < 1:
+        raise UserError(
+            f"The number of jobs should be 1 or more, or -1 for as many as are quickest; {jobs} came."
+        )
+    if memory_budget is not None and not 0 < memory_budget < math.inf:
+        raise UserError(
+            f"The memory budget should be a number of GB above 0, such as 4; {memory_budget:g} came."
+        )
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_budget(memory_budget: float | None) -> None:
-    """Raises UserError for a budget (GB) that nothing fits."""
-    if memory_budget is not None and not 0 < memory_budget < float("inf"):
-        raise UserError(f"The memory budget should be a number of GB above 0; {memory_budget} came.")
 
 
 def budget_of(device: str, memory_budget: float | None, workers: int) -> int:

@@ -201,6 +201,89 @@ def test_a_full_disk_loses_nothing(
     assert run(grid, results=tmp_path).finished == 20
 
 
+def test_a_disk_that_is_full_from_the_start_is_one_sentence(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.sweeps.about.os.replace", full)
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
+            run(grid, results=tmp_path / "about")
+    error = sqlite3.OperationalError("database or disk is full")
+    monkeypatch.setattr("fastcoop.sweeps.store._lock", lambda folder: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match=r"disk is full\); make room"):
+        run(grid, results=tmp_path / "lock")
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "lock.sqlite").mkdir()
+    with pytest.raises(UserError, match=r"unable to open database file.*its folder cannot be written to"):
+        run(grid, results=tmp_path)
+
+
+def test_the_database_is_one_file_also_while_a_sweep_writes_it(done: Path, tmp_path: Path) -> None:
+    """So a copy of it is whole, it can be read where nothing can be written, and machines can share its folder."""
+    shutil.copytree(done, tmp_path / "there")
+    with open_store(tmp_path / "there") as store:
+        store.record_failure(_planned_like(store), "none of its own")
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / "there" / "results.sqlite", tmp_path / "copy")
+        assert not list((tmp_path / "there").glob("results.sqlite-*"))
+    assert len(load_results(tmp_path / "copy")) == 22
+    with sqlite3.connect(tmp_path / "copy" / "results.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM failures").fetchone() == (1,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def _planned_like(store: ResultsStore) -> Any:
+    """Enough of a run to note that it failed: one that is done."""
+    from types import SimpleNamespace
+
+    from fastcoop.methods import METHODS
+
+    method = METHODS["zero_shot"]
+    job = SimpleNamespace(data=SimpleNamespace(name="d"), settings=method.Settings(), shots=0, seed=0)
+    backbone = SimpleNamespace(name="b")
+    return SimpleNamespace(key=next(iter(store.done())), method="zero_shot", backbone=backbone, job=job)
+
+
+def test_a_merge_that_cannot_be_done_is_one_sentence_and_writes_nothing(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="holds no results"):
+        merge_results([done, tmp_path / "nowhere"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.sweeps.results.shutil.copyfile", full)
+        with pytest.raises(UserError, match=r"could not be merged into .*No space left.*make room"):
+            merge_results([done], tmp_path / "all")
+    assert load_results(tmp_path / "all").empty
+    assert merge_results([done, tmp_path / "all"], tmp_path / "all") == 22
+
+
+def test_a_run_that_failed_here_and_was_done_elsewhere_is_done_once_merged(
+    done: Path, tmp_path: Path
+) -> None:
+    with open_store(tmp_path) as store, open_store_copy(done, tmp_path / "other") as other:
+        store.record_failure(_planned_like(other), "no room")
+    merge_results([done], tmp_path)
+    with open_store(tmp_path) as store:
+        assert store.failures() == {}
+
+
+def open_store_copy(folder: Path, to: Path) -> Any:
+    shutil.copytree(folder, to)
+    return open_store(to)
+
+
 def test_folders_merge_by_key(done: Path, run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
     run(grid, results=tmp_path / "a", overrides=["seeds=1"])
     run(grid, results=tmp_path / "b", overrides=["seeds=2"])

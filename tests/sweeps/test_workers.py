@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.sweeps import Summary, load_contexts, load_results
 from fastcoop.sweeps.batches import Batch
+from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.store import ResultsStore
 from fastcoop.sweeps.workers import available_cores, budget_of, choose_team
 
@@ -95,10 +97,21 @@ def test_the_number_of_workers_is_what_is_quickest(
     assert available_cores() >= 1
 
 
-@pytest.mark.parametrize("jobs", [0, -2])
-def test_a_number_of_jobs_that_cannot_be(run: Sweep, grid: dict[str, Any], tmp_path: Path, jobs: int) -> None:
-    with pytest.raises(UserError, match="number of jobs"):
-        run(grid, results=tmp_path / "results", jobs=jobs)
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"jobs": 0}, "number of jobs"),
+        ({"jobs": -2}, "number of jobs"),
+        ({"memory_budget": -1.0}, "memory budget should be .* above 0, such as 4; -1 came"),
+        ({"memory_budget": float("nan")}, "nan came"),
+    ],
+)
+def test_limits_that_cannot_be(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, limits: dict[str, Any], message: str
+) -> None:
+    for work in (run, partial(dry_run, data_root=tmp_path)):
+        with pytest.raises(UserError, match=message):
+            work(grid, results=tmp_path / "results", **limits)
     assert not (tmp_path / "results").exists()
 
 
