@@ -195,12 +195,14 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _place(given: Any, location: Sequence[Any]) -> Iterator[str]:
-    """Of pydantic's path to what is wrong the steps that lead into ``given``: others name parts of its types."""
+    """Of pydantic's path to what is wrong the names that lead into ``given``, and the numbers of lists of mappings:
+    other steps name parts of its types."""
     for step in location:
         inside = isinstance(given, Mapping) and step in given
         if inside or (isinstance(given, list | tuple) and isinstance(step, int) and step < len(given)):
             given = given[step]
-            yield str(step)
+            if isinstance(step, str) or isinstance(given, Mapping):
+                yield str(step)
 
 
 def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
@@ -209,6 +211,9 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+        if not first["loc"]:  # of several settings together
+            problem = first["msg"].removeprefix("Value error, ")
+            raise SettingError(f"The settings of {where} do not go together: {problem}.", ()) from None
         path = ".".join(_place(given, first["loc"])) or str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), model.model_fields)

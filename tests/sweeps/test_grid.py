@@ -263,7 +263,7 @@ def test_aliases_are_read_and_counted(file: Path) -> None:
         (["shots.coop=1"], [], "no keys of its own"),
         (["shots=0"], [], '--set shots=0: The setting "shots" of .* cannot be 0'),
         (["shots=1-4"], [], '"shots" of .* cannot be .1-4.'),
-        (["seeds=1,-1"], [], '"seeds.1" of .* cannot be -1'),
+        (["seeds=1,-1"], [], '"seeds" of .* cannot be -1'),
         (["methods.coop.epochs=no"], [], "--set methods.coop.epochs=no: .*epochs"),
         (["blocks.a.shots=1"], [], 'no block "a"'),
         ([], ["linear_probe"], "no linear_probe; its methods are coop, zero_shot"),
