@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -67,9 +68,15 @@ class Pace:
                 done[kind] = done.get(kind, 0.0) + cost
                 spent[kind] = spent.get(kind, 0.0) + now - when
                 left[kind] -= cost
-        rate = sum(spent.values()) / sum(done.values()) if sum(done.values()) else 1.0
         rates = {kind: spent[kind] / done[kind] for kind in done if done[kind]}
-        return sum(max(cost, 0.0) * rates.get(kind, rate) for kind, cost in left.items()) / self.workers
+        return sum(max(cost, 0.0) * _rate(kind, rates) for kind, cost in left.items()) / self.workers
+
+
+def _rate(kind: tuple[str, str], rates: Mapping[tuple[str, str], float]) -> float:
+    """Seconds per cost of a kind of work, as seen of that kind, else of its method on other backbones, else of the
+    kind in the middle, since one that is far slower than thought says nothing of the others."""
+    alike = [rate for other, rate in rates.items() if other[0] == kind[0]]
+    return rates.get(kind) or statistics.median(alike or rates.values() or [1.0])
 
 
 class Live:

@@ -52,6 +52,20 @@ def test_time_left_goes_by_the_pace_of_each_kind_of_work(clock: list[float]) -> 
     assert pace.seconds_left() == 0
 
 
+def test_work_far_slower_than_thought_says_nothing_of_other_kinds(clock: list[float]) -> None:
+    quick = [Batch("linear_probe", "b", ("1",), 1, None, 2.0), Batch("text_bias", "b", ("2",), 1, None, 2.0)]
+    slow, others = Batch("finetune_image_encoder", "b", ("3",), 1, None, 2.0), [
+        Batch("coop", "b", ("4",), 1, 9, 100.0), Batch("finetune_image_encoder", "c", ("5",), 1, None, 2.0),
+    ]  # fmt: skip
+    pace = Pace([*quick, slow, *others], workers=1)
+    for batch, seconds in (*((batch, 2.0) for batch in quick), (slow, 100.0)):
+        pace.begin(batch)
+        pace.finish(batch, seconds)
+    assert pace.seconds_left() == pytest.approx(100 * 1.0 + 2 * 50.0), (
+        "its own method, on another backbone, is as slow"
+    )
+
+
 @pytest.fixture
 def one_run(world: Path, grid: dict[str, Any]) -> PlannedRun:
     loaded = load_world(read_grid(grid, only=["coop"]), world / "data", "cpu")
