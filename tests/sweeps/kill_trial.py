@@ -85,7 +85,9 @@ class Steps:
 
 
 def main(points: int, jobs: int, folder: Path) -> None:
-    torch.set_num_threads(1)  # a fork does not bring along the threads that OpenMP would wait for
+    # A fork does not bring along the threads that OpenMP would wait for, and `sweep` asks for a thread per core.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     checkpoints.EVERY = EVERY
     steps = Steps()
     steps.count()
