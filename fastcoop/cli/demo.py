@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastcoop.cli.app import app
+from fastcoop.cli.options import AsJson
 
 
 @app.command()
@@ -19,6 +22,7 @@ def demo(
             "--full", help="All figures and tables, both backbones, the paper's schedule: 1 to 2 hours."
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the main job on the small world that ships with fastcoop: from pictures to Figure 3.
 
@@ -28,4 +32,5 @@ def demo(
     """
     from fastcoop.demo.run import run_demo
 
-    typer.echo(run_demo(out, full))
+    shown = run_demo(out, full)
+    typer.echo(json.dumps(dataclasses.asdict(shown), indent=1) if as_json else shown)

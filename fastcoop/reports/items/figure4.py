@@ -63,7 +63,7 @@ def _figure(gains: pd.DataFrame, piece: Slice, title: str):  # type: ignore[no-u
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
     low, high = min((gains["mean"] - spread).min(), 0.0), max((gains["mean"] + spread).max(), 0.0)
-    room = 0.24 * max(high - low, 1e-9)  # for a number beyond the longest bar
+    room = 0.3 * max(high - low, 1e-9)  # for a number beyond the longest bar
     axis.set_xlim(low - room if (gains["mean"] < 0).any() else low, high + room)
     axis.axvline(0, color="#333333", linewidth=0.7)
     axis.grid(visible=False, axis="y")
