@@ -29,8 +29,8 @@ def make(study: Study) -> list[Part]:
 
 def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     """{source: (targets, runs)}: the runs learned on a source at the most shots and tested on it and on its
-    targets, unified CoOp with the class at the end for every context length, and zero-shot CLIP on the same
-    datasets. Datasets of other classes are no shift of the source and stay out."""
+    targets, unified CoOp with the class at the end for every context length tested on a target, and zero-shot CLIP on
+    the same datasets. Datasets of other classes are no shift of the source and stay out."""
     frame = piece.everything[(piece.everything.classes == "all") & (piece.everything.kind != TRANSFER)]
     moved = frame[(frame.source != frame.dataset) & (frame.shots > 0)]
     if moved.empty:
@@ -46,11 +46,10 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
         ]
         kept = trained[(trained.series != "coop end") | (trained.init.fillna("random") == init)]
         zero = frame[(frame.method == "zero_shot") & frame.dataset.isin([source, *targets])]
-        probe_or_end = kept.series.isin(("linear_probe", "coop end"))
-        found[str(source)] = (
-            targets,
-            pd.concat([zero.drop_duplicates(["dataset", "seed"]), kept[probe_or_end]]),
-        )
+        kept = kept[kept.series.isin(("linear_probe", "coop end"))]
+        on_target = kept.dataset.isin(targets)
+        kept = kept[on_target.groupby([kept.series, kept.context_length.fillna(0.0)]).transform("any")]
+        found[str(source)] = targets, pd.concat([zero.drop_duplicates(["dataset", "seed"]), kept])
     return found
 
 
