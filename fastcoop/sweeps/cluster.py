@@ -130,8 +130,11 @@ class _Doing:
         self.__name__ = name
 
     def __call__(self, task: Task, parcel: Parcel) -> list[Event]:
+        import joblib
+
         events: list[Event] = []
-        with _one_at_a_time:
+        # scikit-learn's own joblib calls would go to the cluster, and wait there for the worker that waits for them.
+        with _one_at_a_time, joblib.parallel_config("sequential"):
             _workshop(parcel).do(task, events.append)
         return events
 

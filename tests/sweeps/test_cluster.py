@@ -55,6 +55,23 @@ def test_a_cluster_of_which_a_worker_is_killed_does_what_one_process_does(
     same_results(tmp_path / "alone", tmp_path / "many")
 
 
+def test_what_a_worker_does_is_not_sent_on_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe's fit inside a task would wait for a worker, and that for the task to end."""
+    import joblib
+    from joblib.parallel import get_active_backend
+
+    from fastcoop.sweeps import cluster as cluster_module
+
+    class Workshop:
+        def do(self, task: Any, tell: Callable[[Any], None]) -> None:
+            tell(type(get_active_backend()[0]).__name__)
+
+    monkeypatch.setattr(cluster_module, "_workshop", lambda parcel: Workshop())
+    task: Any = None
+    with joblib.parallel_config("threading", n_jobs=2):
+        assert cluster_module._Doing("one")(task, task) == ["SequentialBackend"]
+
+
 def test_features_travel_along_where_workers_do_not_see_them(
     cluster: Any, run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
