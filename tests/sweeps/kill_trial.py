@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import mmap
 import os
 import random
@@ -20,6 +21,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,20 +99,23 @@ def main(points: int, jobs: int, folder: Path) -> None:
         "seeds": [1, 2, 3], "views": 1, "methods": {"coop": COOP, "zero_shot": None},
     }  # fmt: skip
 
-    def work(results: Path) -> None:
+    def work(results: Path, jobs: int = jobs) -> None:
         sweep(grid, data_root=folder / "data", cache=folder / "cache", results=results, jobs=jobs)
 
-    work(folder / "whole")  # caches the features, and warms all up
+    work(folder / "warm", jobs=1)  # caches the features, and warms all up
+    in_fork(lambda: work(folder / "whole"))
     steps.write(0, 0)
     begin = time.monotonic()
-    work(folder / "again")
+    in_fork(lambda: work(folder / "again"))
     duration, needed = time.monotonic() - begin, steps.read()[0]
     assert_same(folder / "whole", folder / "again")
 
     steps.write(0, 0)
     rng, killed, done, redone, longest = random.Random(0), 0, 0, 0, 0.0
     while killed < points:
-        ended, lost = kill_one(lambda: work(folder / f"cut{done}"), rng.uniform(-0.2, 1) * needed, steps)  # noqa: B023
+        by_steps = jobs == 1 and rng.random() < 0.8  # workers do not count
+        after = rng.uniform(0, needed) if by_steps else math.inf, rng.uniform(0, duration)
+        ended, lost = kill_one(lambda: work(folder / f"cut{done}"), *after, steps)  # noqa: B023
         if ended:
             done += 1
         else:
@@ -120,7 +125,7 @@ def main(points: int, jobs: int, folder: Path) -> None:
             assert unsaved <= EVERY + last, (unsaved, last)  # a checkpoint is due when the step is done
             longest = max(longest, unsaved)
     for number in range(done + 1):
-        work(folder / f"cut{number}")
+        in_fork(lambda: work(folder / f"cut{number}"))  # noqa: B023
         assert_same(folder / "whole", folder / f"cut{number}")
         left = sorted(path.name for path in (folder / f"cut{number}").glob("checkpoints/*"))
         assert not left, f"checkpoints are left: {left}"
@@ -129,7 +134,7 @@ def main(points: int, jobs: int, folder: Path) -> None:
         "sweeps_ended": done + 1,
         "runs_each": len(keys(folder / "whole")),
     }
-    if jobs == 1:  # workers do not count
+    if jobs == 1:
         executed = steps.read()[0]
         assert executed - (done + 1) * needed <= redone, (executed, done, needed, redone)
         counts |= {"steps_each": needed, "steps_redone": executed - (done + 1) * needed}
@@ -137,26 +142,41 @@ def main(points: int, jobs: int, folder: Path) -> None:
     print(json.dumps(counts | {"seconds_undisturbed": round(duration, 2), "checkpoint_every_s": EVERY}))
 
 
-def kill_one(work: Callable[[], None], after: float, steps: Steps) -> tuple[bool, int]:
-    """Kill a fork after so many steps, or after a random time where that is below 0. Returns whether its work had
-    ended before, and the steps it lost if not."""
+def fork(work: Callable[[], None]) -> int:
+    """The process of a fork that works and ends: this one never has workers of its own, whose remains forks would
+    inherit."""
+    child = os.fork()
+    if child:
+        return child
+    said, sys.stderr = sys.stderr, open(os.devnull, "w")  # noqa: SIM115
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc(file=said)
+        os._exit(1)
+    os._exit(0)
+
+
+def in_fork(work: Callable[[], None]) -> None:
+    assert os.waitpid(fork(work), 0)[1] == 0, "the sweep ended with an error"
+
+
+def kill_one(work: Callable[[], None], count: float, seconds: float, steps: Steps) -> tuple[bool, int]:
+    """Kill a fork after so many steps, or after so many seconds where the steps are endless. Returns whether its work
+    had ended before, and the steps it lost if not."""
     before = steps.read()[0]
     steps.forget_unsaved()
-    child = os.fork()
-    if child == 0:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        try:
-            work()
-        finally:
-            os._exit(0)
-    random_time = time.monotonic() + random.Random(after).uniform(0, 2)
+    child = fork(work)
+    end = time.monotonic() + (seconds if count == math.inf else math.inf)
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if steps.read()[0] - before >= after >= 0 or (after < 0 and time.monotonic() >= random_time):
+        if steps.read()[0] - before >= count or time.monotonic() >= end:
             break
         time.sleep(0.001)
     below = psutil.Process(child).children(recursive=True)
     os.kill(child, signal.SIGKILL)
-    ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    status = os.waitpid(child, 0)[1]
+    ended = not os.WIFSIGNALED(status)
+    assert not ended or status == 0, "the sweep ended with an error"
     lost = steps.read()[1]
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive, f"workers outlive the sweep: {alive}"
