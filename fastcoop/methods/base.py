@@ -163,7 +163,10 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def run(self, backbone: Backbone, jobs: Sequence[Job[S]], done: Done, context: RunContext) -> None:
-        """Run all jobs over one backbone; ``done(index, outcome)`` is called as each finishes."""
+        """Run all jobs over one backbone; ``done(index, outcome)`` is called as each finishes.
+
+        With no jobs it only imports what it works with.
+        """
 
 
 def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]:

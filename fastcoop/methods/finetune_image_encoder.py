@@ -73,6 +73,8 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
         done: Done,
         context: RunContext,
     ) -> None:
+        if not jobs:
+            return
         trained = sum(len(job.subset.train) * epochs_of(job) for job in jobs if job.subset)
         tested = sum(len(data.test[1]) for job in jobs for data in job.tests)
         log.warning(

@@ -20,6 +20,15 @@ from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features, reference_mixed_features
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_no_jobs_are_no_work_and_no_words(
+    backbone: Backbone, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """A forecast calls a method so, to have imported what it works with before it takes the time."""
+    run(backbone, name, [])
+    assert not caplog.records
+
+
 def text_features(backbone: Backbone, prompts: list[str]) -> np.ndarray:
     with torch.no_grad():
         return backbone.model.encode_text(backbone.tokenizer(prompts), normalize=True).numpy()

@@ -18,7 +18,7 @@ from fastcoop.engine.forest import plant
 from fastcoop.engine.trees import Trees, tree_key
 from fastcoop.methods.base import Training
 from fastcoop.prompts import PromptLayout
-from fastcoop.sweeps import Summary, cache_grid, read_grid
+from fastcoop.sweeps import Summary, cache_grid, measure, read_grid
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.forecast import _Curve, _makespan
 from fastcoop.sweeps.shapes import Shapes, course
@@ -26,6 +26,23 @@ from fastcoop.sweeps.shown import grid_text
 from fastcoop.sweeps.workers import Team
 
 NAMES = ("dark red", "green", "grey", "sky blue")
+
+
+def test_what_a_method_imports_is_not_a_job_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn takes seconds to import; as the time of the smallest probe that made sweeps seem hours long."""
+    now = [0.0]
+
+    class Method:
+        imported = False
+
+        def run(self, backbone: Any, jobs: Any, done: Any, context: Any) -> None:
+            now[0] += (not self.imported) * 100 + len(jobs)
+            self.imported = True
+
+    monkeypatch.setattr(measure, "clock", lambda: now[0])
+    monkeypatch.setitem(measure.METHODS, "slow", Method())
+    anything: Any = None
+    assert measure.time_job("slow", anything, anything) == 1
 
 
 @pytest.mark.parametrize("budget", [1, 400_000, 1_000_000_000])
