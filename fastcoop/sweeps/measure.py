@@ -116,11 +116,10 @@ def time_training(
 
 def time_job(method: str, job: Job, backbone: Backbone) -> float:
     """Seconds of a job that does not train together with others."""
-    METHODS[method].run(
-        backbone, [], lambda index, outcome: None, RunContext(1)
-    )  # imports what it works with
+    run, done, context = METHODS[method].run, lambda index, outcome: None, RunContext(1)
+    run(backbone, [], done, context)  # imports what it works with
     start = clock()
-    METHODS[method].run(backbone, [job], lambda index, outcome: None, RunContext(1))
+    run(backbone, [job], done, context)
     return clock() - start
 
 
