@@ -55,7 +55,7 @@ def table(bench: Bench) -> pd.DataFrame:
 
 
 def work(bench: Bench) -> pd.DataFrame:
-    """Operations per run-step, the official way's and those done, and the rates they were done at."""
+    """Operations per run-step, the official way's and those our trees need, and the rates they were done at."""
     return pd.DataFrame(
         {
             "dataset": row["dataset"],

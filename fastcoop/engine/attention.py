@@ -1,9 +1,9 @@
 """Attention over a tree, and its backward pass, for many runs of the same tree at once.
 
-The keys of a path position are two pieces: those that all paths share (constants and trunk) and those of its
-own path. Scores against both go into one softmax, so nothing is approximated and nothing is merged afterwards.
+A position's keys are two pieces: those that all bundles share (constants and trunk) and those of its own bundle of
+paths. Scores against both go into one softmax, so nothing is approximated and nothing is merged afterwards.
 
-Shapes: R runs, H heads, d = width / H, P paths of T positions, S shared keys, B constant keys before the path.
+Shapes: R runs, H heads, d = width / H, P bundles of T positions, S shared keys, B constant keys before the bundle.
 Queries arrive scaled (the weights are folded).
 """
 

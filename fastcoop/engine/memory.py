@@ -29,7 +29,7 @@ def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
     shared = len(plan.shared_constants)
     scores = plan.trunk.length * (shared + plan.trunk.length) if plan.trunk else 0
     shared += plan.trunk.length if plan.trunk else 0
-    scores += sum(part.paths * part.length * (shared + part.before + part.length) for part in plan.parts)
+    scores += sum(part.bundles * part.length * (shared + part.before + part.length) for part in plan.parts)
     kept = rows * (2 * width + tower.hidden + 4) + padded * 3 * width + heads * scores
     scratch = rows * 8 * width + len(plan.class_leaf) * 4 * tower.dim
     if tower.device.type != "cpu":

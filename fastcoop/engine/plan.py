@@ -3,45 +3,50 @@
 Only live nodes (those with a learned vector at or above them) get a row; the others are constants of the frozen
 tower and are only ever read as keys and values. A run's rows are its live nodes in depth-first order.
 
-For attention the tree is cut into parts of equal-length paths, so that each is a handful of batched products:
+For attention the tree is cut into bundles of paths, and bundles of about equal size are a part, so that each part is
+a handful of batched products:
 
-        constants -- trunk --+-- path          trunk: the live nodes above every leaf (causal among themselves)
-        (start)     (context)+-- path          paths: what is left of each prompt below it, grouped by length
-                             +-- path
+        constants -- trunk --+-- bundle        trunk: the live nodes above every leaf (causal among themselves)
+        (start)     (context)+-- bundle        bundle: what is left below it of one prompt, or of several that
+                             +-- bundle                share much, each node once
 
-A node's ancestors are then three pieces of keys: the constants and the trunk (shared by all paths), and the
-earlier nodes of its own path. Where paths share nodes below the trunk (names that begin alike), the first
-owns them as queries; the others only read copies of their keys and values.
+A node's ancestors are then three pieces of keys: the constants and the trunk (shared by all bundles), and those nodes
+of its own bundle whose subtree it is in. A node in two bundles is a query in the first; the other only reads a copy
+of its key and value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastcoop.engine.bundles import Bundle, bundle_paths, into_parts
 from fastcoop.prompts.tree import Tree
 
-PAD_SHARE = 0.2  # padding a part may hold before a shorter length gets a part of its own
-PART_POSITIONS = 4096  # a part is cut at this many positions, so that its scores stay in cache
+NONE = -1  # in place of a tree node: a position that only fills a part up
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """``paths`` paths padded on the left to ``length`` positions, so that each leaf is last.
+    """``bundles`` bundles, padded at the end to ``length`` positions.
 
-    ``positions``: this part's slice of the padded order. ``mask`` (paths or 1, length, before + length) is 0 where a
-    position may read a path key, else -inf; ``constants`` (paths, before) are tree nodes read as keys before
-    the path's own (the class name, when it stands in front), or None.
+    ``positions``: this part's slice of the padded order. ``mask`` (bundles or 1, length, before + length) is 0 where a
+    position may read a key of its bundle, else -inf. ``constants`` (bundles, before) are tree nodes read as keys before
+    the bundle's own (class names, when they stand in front), or None. ``ends``
+    (1, 1, bundles, most end tokens of one, 1) int64: positions in each bundle of its end tokens and, where it has
+    fewer, of others.
     """
 
-    paths: int
+    bundles: int
     length: int
     positions: slice
     mask: Tensor
     constants: np.ndarray | None
+    ends: Tensor
 
     @property
     def before(self) -> int:
@@ -76,9 +81,9 @@ class TreePlan:
     ``rows``: live nodes, i.e. rows of one run. ``padded``: positions of all parts. ``gather`` (padded,): the row at
     each position. ``place`` (rows,): the position that owns each row. ``unowned``: positions that own none.
     ``copies``, ``copied_rows``: positions holding further copies of shared rows, and those rows; ``sum_copies`` adds
-    the former up to the latter. ``leaf_rows`` (leaves,) in the order of the parts; ``class_leaf`` (classes,) into it,
-    ``sum_classes`` back. ``learned_rows`` and ``slots`` (equal length): which context vector stands at which row;
-    ``sum_slots`` adds rows up to vectors. ``frozen_rows``, ``frozen_tokens``;
+    the former up to the latter. ``leaf_rows`` (leaves,): rows of the end tokens, ``leaf_place`` their positions;
+    ``class_leaf`` (classes,) into them, ``sum_classes`` back. ``learned_rows`` and ``slots`` (equal length): which
+    context vector stands at which row; ``sum_slots`` adds rows up to vectors. ``frozen_rows``, ``frozen_tokens``;
     ``depth`` (rows,). ``shared_constants``: tree nodes above every path.
     """
 
@@ -94,6 +99,7 @@ class TreePlan:
     sum_copies: SumBy
     copied_rows: Tensor
     leaf_rows: Tensor
+    leaf_place: Tensor
     class_leaf: Tensor
     sum_classes: SumBy
     learned_rows: Tensor
@@ -112,77 +118,67 @@ class TreePlan:
 
 def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TreePlan:
     """Lay ``tree`` out for ``device``; ``dtype`` is that of the masks."""
-    leaves = np.unique(tree.leaf)
-    full_paths = {int(leaf): tree.path(int(leaf)) for leaf in leaves}
-    common = _common_prefix(list(full_paths.values()))
+    leaves, class_leaf = np.unique(tree.leaf, return_inverse=True)
+    paths = [tree.path(int(leaf)) for leaf in leaves]
+    common = _common_prefix(paths)
     shared_constants = np.array([node for node in common if not tree.live[node]], np.int64)
-    trunk = [node for node in common if tree.live[node]]
-    below = {leaf: path[len(common) :] for leaf, path in full_paths.items()}
+    trunk = Bundle([], [node for node in common if tree.live[node]])
+    bundles = bundle_paths(tree, [path[len(common) :] for path in paths], len(common))
+
+    groups = ([[trunk]] if trunk.live else []) + into_parts(bundles, len(common))
+    parts, order, start = [], [], 0
+    for group in groups:
+        before, length = (max(len(nodes) for nodes in kind) for kind in zip(*group, strict=True))
+        keys = np.full((len(group), before + length), NONE, np.int64)
+        for row, bundle in zip(keys, group, strict=True):
+            row[: len(bundle.constants)] = bundle.constants
+            row[before : before + len(bundle.live)] = bundle.live
+        constants, nodes = np.split(keys, [before], axis=1)
+        is_end = np.isin(nodes, tree.leaf)
+        ends = np.argsort(~is_end, axis=1, kind="stable")[:, : is_end.sum(1).max()]
+        parts.append(
+            Part(
+                bundles=len(group),
+                length=length,
+                positions=slice(start, start := start + nodes.size),
+                mask=_mask(tree, nodes, keys, dtype).to(device),
+                constants=np.where(constants == NONE, 0, constants) if before else None,
+                ends=torch.as_tensor(ends, device=device)[None, None, :, :, None],
+            )
+        )
+        order.append(nodes.ravel())
 
     live_nodes = np.flatnonzero(tree.live)
-    row_of = np.full(tree.nodes, -1)
+    row_of = np.full(tree.nodes, NONE, np.int64)
     row_of[live_nodes] = np.arange(len(live_nodes))
-
-    order: list[int] = [int(row_of[node]) for node in trunk]
-    owned = [True] * len(order)
-    pads = [False] * len(order)
-    trunk_part = None
-    if trunk:
-        mask = _causal(len(trunk), [len(trunk)], 0, [0], device, dtype)
-        trunk_part = Part(1, len(trunk), slice(0, len(trunk)), mask, None)
-
-    first_path: dict[int, int] = {}  # the depth-first first path through a node owns it
-    for leaf in leaves:
-        for node in below[int(leaf)]:
-            first_path.setdefault(node, int(leaf))
-    parts, leaf_order = [], []
-    for length, group in _by_length({leaf: int(tree.live[path].sum()) for leaf, path in below.items()}):
-        start = len(order)
-        before = max(len(below[leaf]) - int(tree.live[below[leaf]].sum()) for leaf in group)
-        constants = np.full((len(group), before), int(shared_constants[0]))
-        lengths, befores = [], []
-        for p, leaf in enumerate(group):
-            path = below[leaf]
-            live = [node for node in path if tree.live[node]]
-            fixed = [node for node in path if not tree.live[node]]
-            constants[p, : len(fixed)] = fixed
-            lengths.append(len(live))
-            befores.append(len(fixed))
-            pad = length - len(live)
-            order += [0] * pad + [int(row_of[node]) for node in live]
-            owned += [False] * pad + [first_path[node] == leaf for node in live]
-            pads += [True] * pad + [False] * len(live)
-        mask = _causal(length, lengths, before, befores, device, dtype)
-        positions = slice(start, len(order))
-        parts.append(Part(len(group), length, positions, mask, constants if before else None))
-        leaf_order += group
-
-    gather, owner = np.array(order, np.int64), np.array(owned)
-    place = np.empty(len(live_nodes), np.int64)
-    place[gather[owner]] = np.flatnonzero(owner)
-    copies = np.flatnonzero(~owner & ~np.array(pads))
+    nodes = np.concatenate(order)
+    padding = nodes == NONE
+    gather = np.where(padding, 0, row_of[nodes])
+    distinct, first = np.unique(nodes, return_index=True)
+    place = first[distinct != NONE]
+    owned = np.isin(np.arange(len(nodes)), place)
+    copies = np.flatnonzero(~owned & ~padding)
     copied_rows, copied = np.unique(gather[copies], return_inverse=True)
-    leaf_index = {leaf: i for i, leaf in enumerate(leaf_order)}
-    class_leaf = np.array([leaf_index[int(leaf)] for leaf in tree.leaf])
     learned = tree.learned[live_nodes]
     slots = tree.index[live_nodes][learned]
 
-    def tensor(values: np.ndarray | list[int]) -> Tensor:
-        return torch.as_tensor(np.asarray(values, np.int64), device=device)
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, device=device)
 
     return TreePlan(
         tree=tree,
         rows=len(live_nodes),
-        padded=len(order),
-        trunk=trunk_part,
+        padded=len(nodes),
+        trunk=parts.pop(0) if trunk.live else None,
         parts=tuple(parts),
         gather=tensor(gather),
         place=tensor(place),
-        unowned=tensor(np.flatnonzero(~owner)),
+        unowned=tensor(np.flatnonzero(~owned)),
         copies=tensor(copies),
         sum_copies=SumBy(copied, device, dtype),
         copied_rows=tensor(copied_rows),
-        leaf_rows=tensor(row_of[leaf_order]),
+        leaf_rows=tensor(row_of[leaves]),
+        leaf_place=tensor(place[row_of[leaves]]),
         class_leaf=tensor(class_leaf),
         sum_classes=SumBy(class_leaf, device, dtype),
         learned_rows=tensor(np.flatnonzero(learned)),
@@ -196,7 +192,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
     )
 
 
-def _common_prefix(paths: list[list[int]]) -> list[int]:
+def _common_prefix(paths: Sequence[list[int]]) -> list[int]:
     """Nodes above every leaf, the leaves themselves left out."""
     shortest = min(len(path) for path in paths) - 1
     first = paths[0]
@@ -206,40 +202,13 @@ def _common_prefix(paths: list[list[int]]) -> list[int]:
     return first[:n]
 
 
-def _by_length(lengths: dict[int, int]) -> list[tuple[int, list[int]]]:
-    """Group leaves by path length, longest first; close lengths share a part until padding outgrows PAD_SHARE."""
-    groups: list[tuple[int, list[int]]] = []
-    padding = positions = 0
-    for leaf in sorted(lengths, key=lambda leaf: (-lengths[leaf], leaf)):
-        if groups:
-            length = groups[-1][0]
-            padding += length - lengths[leaf]
-            positions += length
-            if padding <= PAD_SHARE * positions and positions <= PART_POSITIONS:
-                groups[-1][1].append(leaf)
-                continue
-        groups.append((lengths[leaf], [leaf]))
-        padding, positions = 0, lengths[leaf]
-    return groups
+def _mask(tree: Tree, queries: np.ndarray, keys: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Additive mask (bundles or 1, queries, keys): a node reads those whose subtree it is in.
 
-
-def _causal(
-    length: int,
-    lengths: list[int],
-    before: int,
-    befores: list[int],
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Additive mask (paths, length, before + length); one path's worth (1, ...) where all paths are alike."""
-    uniform = len(set(lengths)) == 1 and len(set(befores)) == 1
-    lens, fixed = np.array(lengths[:1] if uniform else lengths), np.array(befores[:1] if uniform else befores)
-    key = np.arange(length)
-    causal = (key[None, :] <= key[:, None])[None]
-    real = (key[None, :] >= length - lens[:, None])[:, None, :]
-    own = causal & real
-    name = np.broadcast_to((np.arange(before) < fixed[:, None])[:, None, :], (len(lens), length, before))
-    allowed = np.concatenate([name, own], -1)
-    return (
-        torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf).to(device)
-    )
+    ``queries`` (bundles, queries) and ``keys`` (bundles, keys) are tree nodes or NONE. One mask where all are alike.
+    """
+    key, query = keys[:, None, :], queries[:, :, None]
+    allowed = (key != NONE) & (key <= query) & (query < tree.subtree_end[key])
+    if (allowed == allowed[:1]).all():
+        allowed = allowed[:1]
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf)

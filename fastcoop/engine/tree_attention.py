@@ -40,11 +40,10 @@ class TreeAttention:
                 torch.index_select(rows[runs], 1, plan.gather, out=gathered)
                 padded = self.buffer("padded", R, plan.padded, width)
                 shared_k, shared_v = (c.expand(R, *c.shape) for c in constant)
-                ending = []
                 for p, part in enumerate((plan.trunk, *plan.parts)):
                     if part is None:
                         continue
-                    P, T = part.paths, part.length
+                    P, T = part.bundles, part.length
                     by_head = gathered[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
                     q, k, v = self.buffer(("qkv", layer, i, runs.start, p), 3, R, heads, P, T, d).copy_(
                         by_head
@@ -64,20 +63,16 @@ class TreeAttention:
                             torch.cat([b.expand(R, *b.shape), t], 3)
                             for b, t in zip(before, (k, v), strict=True)
                         )
+                    target = padded[:, part.positions].view(R, P, T, heads, d).permute(0, 3, 1, 2, 4)
+                    at = part.ends.expand(R, heads, -1, -1, d)
                     if ends:
-                        q, mask = q[:, :, :, -1:], mask[:, -1:]
+                        q, mask = q.gather(3, at), mask.take_along_dim(part.ends[0, 0], 1)
                     out, probs = attend(q, shared_k, shared_v, k, v, mask)
                     self.saved[layer, i, runs.start, p] = (Saved(q, k, v, probs), shared_k, shared_v)
-                    if ends:
-                        ending.append(out[:, :, :, 0].transpose(1, 2).reshape(R, P, width))
-                    else:
-                        target = padded[:, part.positions].view(R, P, T, heads, d)
-                        target.copy_(out.permute(0, 2, 3, 1, 4))
-                if ends:
-                    attended[g.leaves].view(g.runs, plan.leaves, width)[runs] = torch.cat(ending, 1)
-                else:
-                    target = attended[g.rows].view(g.runs, plan.rows, width)[runs]
-                    torch.index_select(padded, 1, plan.place, out=target)
+                    target.scatter_(3, at, out) if ends else target.copy_(out)
+                asking, place = (g.leaves, plan.leaf_place) if ends else (g.rows, plan.place)
+                target = attended[asking].view(g.runs, len(place), width)[runs]
+                torch.index_select(padded, 1, place, out=target)
         return attended
 
     def backward(self, layer: int, grad: Tensor, ends: bool) -> Tensor:
@@ -94,33 +89,28 @@ class TreeAttention:
             for runs in self._run_chunks(g):
                 R = runs.stop - runs.start
                 padded = self.buffer("gathered", R, plan.padded, 3 * width)
+                incoming = self.buffer("padded", R, plan.padded, width)
                 if ends:
-                    incoming = grad[g.leaves].view(g.runs, plan.leaves, width)[runs]
+                    source = grad[g.leaves].view(g.runs, plan.leaves, width)[runs]
+                    incoming.zero_().index_copy_(1, plan.leaf_place, source)
                 else:
-                    incoming = self.buffer("padded", R, plan.padded, width)
                     source = grad[g.rows].view(g.runs, plan.rows, width)[runs]
                     torch.index_select(source, 1, plan.gather, out=incoming)
                     incoming.index_fill_(1, plan.unowned, 0.0)
                 dshared_k = grad.new_zeros(R, heads, constants + (plan.trunk.length if plan.trunk else 0), d)
                 dshared_v = torch.zeros_like(dshared_k)
-                leaf = 0
                 for p, part in enumerate(plan.parts, start=1):
-                    P, T = part.paths, part.length
+                    P, T = part.bundles, part.length
+                    dout = incoming[:, part.positions].view(R, P, T, heads, d).permute(0, 3, 1, 2, 4)
+                    at = part.ends.expand(R, heads, -1, -1, d)
                     if ends:
-                        dout = incoming[:, leaf : leaf + P].view(R, P, 1, heads, d).permute(0, 3, 1, 2, 4)
-                        leaf += P
-                    else:
-                        dout = incoming[:, part.positions].view(R, P, T, heads, d).permute(0, 3, 1, 2, 4)
+                        dout = dout.gather(3, at)
                     saved, shared_k, shared_v = self.saved[layer, i, runs.start, p]
                     dq, dk, dv = attend_backward(
                         dout.contiguous(), saved, shared_k, shared_v, dshared_k, dshared_v
                     )
                     target = padded[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
-                    if ends:
-                        target[0, ..., -1:, :].copy_(dq)
-                        target[0, ..., :-1, :].zero_()
-                    else:
-                        target[0].copy_(dq)
+                    target[0].scatter_(3, at, dq) if ends else target[0].copy_(dq)
                     target[1].copy_(dk[..., part.before :, :])
                     target[2].copy_(dv[..., part.before :, :])
                 if plan.trunk is not None:
@@ -128,7 +118,6 @@ class TreeAttention:
                     target = padded[:, :T].view(R, 1, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
                     dtrunk_k, dtrunk_v = (t[:, :, None, constants:] for t in (dshared_k, dshared_v))
                     if ends:
-                        target[0].zero_()
                         target[1].copy_(dtrunk_k)
                         target[2].copy_(dtrunk_v)
                     else:

@@ -26,17 +26,18 @@ NAMES = ["cat", "cat fish", "dog", "a big lion"]
 
 
 @pytest.mark.parametrize("position", ["end", "mid", "front"])
-def test_counted_operations_are_those_that_run(position):
+def test_counted_operations_are_those_that_run_less_what_attention_masks_away(position):
     backbone = tiny_backbone(width=64)
     trees = Trees(backbone)
     plan, constants = trees[tuple(NAMES), PromptLayout(8, position)]
     forest = plant(trees.tower, [(plan, constants, 3)])
     forest_pass = ForestPass(forest)
     contexts, grads = torch.zeros(3, plan.slot_count, 64), torch.zeros(3, len(NAMES), 24)
-    with FlopCounterMode(display=False) as counter:
+    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         forest_pass.forward([contexts])
         forest_pass.backward([grads])
-    assert forest_flops(forest) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert 1 < counter.get_total_flops() / forest_flops(forest) < 1.05
 
 
 def test_the_official_step_is_the_plain_step_and_may_be_cut(monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcoop.engine import PromptEncoder, encode_prompts
+from fastcoop.engine import PromptEncoder, bundles, encode_prompts
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.prompts.layout import tokenize
@@ -158,11 +159,16 @@ layouts = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(items=st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4))
-def test_random_forests_match_the_reference(backbone, items):
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    items=st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4),
+    position=st.sampled_from([0, bundles.POSITION, 10_000]),
+    part=st.sampled_from([0, bundles.PART, 1_000_000]),
+)
+def test_random_forests_match_the_reference_however_their_paths_are_bundled(backbone, items, position, part):
     torch.manual_seed(0)
     built = [(names, layout, contexts_for(layout, names, runs, backbone)) for names, layout, runs in items]
-    features, gradients = compare(backbone, built)
+    with patch.multiple(bundles, POSITION=position, PART=part):
+        features, gradients = compare(backbone, built)
     assert features < FEATURES
     assert gradients < GRADIENTS
