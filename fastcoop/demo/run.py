@@ -102,6 +102,7 @@ def run_demo(out: Path, full: bool = False) -> Shown:
 
 
 def _averages(results: Path) -> dict[str, dict[str, dict[int, float]]]:
+    """``Shown.accuracy`` of the runs under ``results``; zero-shot and probe stand among the methods."""
     frame = load_results(results)
     own = frame[(frame.dataset == frame.source) & ~frame.dataset.str.contains(":")]
     averages = {}

@@ -193,7 +193,7 @@ def test_the_readme_quotes_the_benchmark():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert quote(bench) in page
     assert requote(page, bench) == page
-    assert requote(page.replace("101x", "102x"), bench) == page
+    assert requote(page.replace(quote(bench), "what an earlier run said"), bench) == page
 
 
 def test_every_public_name_is_in_the_reference():
