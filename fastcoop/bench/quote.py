@@ -34,9 +34,9 @@ def quote(bench: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     where = f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, {machine['backbone']}"
     note = (
-        f"*{where}, M = {machine['context_length']}; seconds per run and step. Scaled: from part of the classes. Without "
-        f"images, layout end is {_span(_of_text(rows), '.0f')} times as fast as the official text part; all layouts reach "
-        f"{_span(_of_products(rows), '.2f')} of the rate of matrix products at the tower's shapes.*"
+        f"*{where}, M = {machine['context_length']}; seconds per run and step. Scaled: from part of the classes. "
+        f"Without images, layout end is {_span(_of_text(rows), '.0f')} times as fast as the official text part; "
+        f"all layouts reach {_span(_of_products(rows), '.2f')} of the rate of matrix products at the tower's shapes.*"
     )
     return "\n".join([*lines, "", note])
 

@@ -26,10 +26,10 @@ def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
     On a GPU all rows are one chunk, so a chunk's scratch memory grows with them.
     """
     width, heads, rows, padded = tower.width, tower.heads, plan.rows, plan.padded
-    shared = len(plan.shared_constants)
-    scores = plan.trunk.length * (shared + plan.trunk.length) if plan.trunk else 0
-    shared += plan.trunk.length if plan.trunk else 0
-    scores += sum(part.bundles * part.length * (shared + part.before + part.length) for part in plan.parts)
+    shared, scores = len(plan.shared_constants), 0
+    for part in plan.parts:
+        scores += part.bundles * part.length * (shared + part.before + part.length)
+        shared += part.length if part is plan.trunk else 0
     kept = rows * (2 * width + tower.hidden + 4) + padded * 3 * width + heads * scores
     scratch = rows * 8 * width + len(plan.class_leaf) * 4 * tower.dim
     if tower.device.type != "cpu":

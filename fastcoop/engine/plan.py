@@ -37,8 +37,7 @@ class Part:
     ``positions``: this part's slice of the padded order. ``mask`` (bundles or 1, length, before + length) is 0 where a
     position may read a key of its bundle, else -inf. ``constants`` (bundles, before) are tree nodes read as keys before
     the bundle's own (class names, when they stand in front), or None. ``ends``
-    (1, 1, bundles, most end tokens of one, 1) int64: positions in each bundle of its end tokens and, where it has
-    fewer, of others.
+    (bundles, most end tokens of one): positions in each bundle of its end tokens and, where it has fewer, of others.
     """
 
     bundles: int
@@ -46,7 +45,7 @@ class Part:
     positions: slice
     mask: Tensor
     constants: np.ndarray | None
-    ends: Tensor
+    ends: np.ndarray
 
     @property
     def before(self) -> int:
@@ -76,10 +75,10 @@ class SumBy:
 
 @dataclass(frozen=True, eq=False)
 class TreePlan:
-    """Index tensors (int64, on the device) that carry a tree's rows into parts and back.
+    """A tree's rows, its parts, and indices (int64; tensors are on the device) from one to the other.
 
-    ``rows``: live nodes, i.e. rows of one run. ``padded``: positions of all parts. ``gather`` (padded,): the row at
-    each position. ``place`` (rows,): the position that owns each row. ``unowned``: positions that own none.
+    ``rows``: live nodes, i.e. rows of one run. ``parts``: the trunk first, where there is one. ``padded``: positions of
+    all parts. ``gather`` (padded,): the row at each position. ``place`` (rows,): the position that owns each row.
     ``copies``, ``copied_rows``: positions holding further copies of shared rows, and those rows; ``sum_copies`` adds
     the former up to the latter. ``leaf_rows`` (leaves,): rows of the end tokens, ``leaf_place`` their positions;
     ``class_leaf`` (classes,) into them, ``sum_classes`` back. ``learned_rows`` and ``slots`` (equal length): which
@@ -92,14 +91,13 @@ class TreePlan:
     padded: int
     trunk: Part | None
     parts: tuple[Part, ...]
-    gather: Tensor
-    place: Tensor
-    unowned: Tensor
-    copies: Tensor
+    gather: np.ndarray
+    place: np.ndarray
+    copies: np.ndarray
     sum_copies: SumBy
     copied_rows: Tensor
     leaf_rows: Tensor
-    leaf_place: Tensor
+    leaf_place: np.ndarray
     class_leaf: Tensor
     sum_classes: SumBy
     learned_rows: Tensor
@@ -143,7 +141,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
                 positions=slice(start, start := start + nodes.size),
                 mask=_mask(tree, nodes, keys, dtype).to(device),
                 constants=np.where(constants == NONE, 0, constants) if before else None,
-                ends=torch.as_tensor(ends, device=device)[None, None, :, :, None],
+                ends=ends,
             )
         )
         order.append(nodes.ravel())
@@ -169,16 +167,15 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
         tree=tree,
         rows=len(live_nodes),
         padded=len(nodes),
-        trunk=parts.pop(0) if trunk.live else None,
+        trunk=parts[0] if trunk.live else None,
         parts=tuple(parts),
-        gather=tensor(gather),
-        place=tensor(place),
-        unowned=tensor(np.flatnonzero(~owned)),
-        copies=tensor(copies),
+        gather=gather,
+        place=place,
+        copies=copies,
         sum_copies=SumBy(copied, device, dtype),
         copied_rows=tensor(copied_rows),
         leaf_rows=tensor(row_of[leaves]),
-        leaf_place=tensor(place[row_of[leaves]]),
+        leaf_place=place[row_of[leaves]],
         class_leaf=tensor(class_leaf),
         sum_classes=SumBy(class_leaf, device, dtype),
         learned_rows=tensor(np.flatnonzero(learned)),

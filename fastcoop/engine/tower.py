@@ -48,8 +48,8 @@ class ForestPass:
     def nbytes(self) -> int:
         """Bytes that the pass holds between forward and backward, scratch memory included."""
         kept: dict[int, int] = {}
-        for saved, shared_k, shared_v in self.attention.saved.values():
-            for tensor in (saved.k, saved.v, saved.probabilities, shared_k, shared_v):
+        for saved in self.attention.saved.values():
+            for tensor in vars(saved).values():
                 storage = tensor.untyped_storage()
                 kept[storage.data_ptr()] = storage.nbytes()
         for memory in self.buffer.storages:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastcoop.engine.attention import Saved, attend, attend_backward
 from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.forest import Forest, Group
+from fastcoop.engine.routes import Routes
 
 
 class TreeAttention:
@@ -23,119 +24,97 @@ class TreeAttention:
 
     def __init__(self, forest: Forest, buffer: Buffers, chunk: int):
         self.forest, self.buffer, self.chunk = forest, buffer, chunk
-        # By layer, group, first run of the chunk, and part (0 the trunk), with the shared keys and values it read.
-        self.saved: dict[tuple[int, int, int, int], tuple[Saved, Tensor, Tensor]] = {}
+        # By layer, group, first run of the chunk, and part.
+        self.saved: dict[tuple[int, int, int, int], Saved] = {}
+        self._routes = {  # by group, runs of a chunk, and whether only ends ask
+            (i, runs, ends): Routes(g.plan, forest.tower.heads, runs, ends)
+            for i, g in enumerate(forest.groups)
+            for runs in {chunk.stop - chunk.start for chunk in self._run_chunks(g)}
+            for ends in (False, True)
+        }
 
     def forward(self, layer: int, qkv: Tensor, ends: bool) -> Tensor:
         """Return the attended values (rows, width) of ``qkv`` (rows, 3 width); (leaves, width) where only ends ask."""
-        width, heads = self.forest.tower.width, self.forest.tower.heads
-        d = width // heads
-        attended = self.buffer("attended", self.forest.leaves if ends else self.forest.rows, width)
+        width, d = self.forest.tower.width, self.forest.tower.width // self.forest.tower.heads
+        result = self.buffer("attended", self.forest.leaves if ends else self.forest.rows, width)
         for i, g in enumerate(self.forest.groups):
-            plan, rows = g.plan, qkv[g.rows].view(g.runs, g.plan.rows, 3 * width)
-            constant = g.constants.shared[layer]
+            rows = qkv[g.rows].view(g.runs, -1, d)
+            askers = result[g.leaves if ends else g.rows].view(g.runs, -1, d)
             for runs in self._run_chunks(g):
-                R = runs.stop - runs.start
-                gathered = self.buffer("gathered", R, plan.padded, 3 * width)
-                torch.index_select(rows[runs], 1, plan.gather, out=gathered)
-                padded = self.buffer("padded", R, plan.padded, width)
-                shared_k, shared_v = (c.expand(R, *c.shape) for c in constant)
-                for p, part in enumerate((plan.trunk, *plan.parts)):
-                    if part is None:
-                        continue
-                    P, T = part.bundles, part.length
-                    by_head = gathered[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
-                    q, k, v = self.buffer(("qkv", layer, i, runs.start, p), 3, R, heads, P, T, d).copy_(
-                        by_head
-                    )
-                    if part is plan.trunk:
-                        if not ends:
-                            out, probs = attend(q, shared_k, shared_v, k, v, part.mask)
-                            self.saved[layer, i, runs.start, p] = (Saved(q, k, v, probs), shared_k, shared_v)
-                            padded[:, part.positions].view(R, T, heads, d).copy_(out[:, :, 0].transpose(1, 2))
-                        shared_k = torch.cat([shared_k, k[:, :, 0]], 2)
-                        shared_v = torch.cat([shared_v, v[:, :, 0]], 2)
-                        continue
-                    mask = part.mask
-                    before = g.constants.parts[layer][p - 1]
-                    if before is not None:
-                        k, v = (
-                            torch.cat([b.expand(R, *b.shape), t], 3)
-                            for b, t in zip(before, (k, v), strict=True)
-                        )
-                    target = padded[:, part.positions].view(R, P, T, heads, d).permute(0, 3, 1, 2, 4)
-                    at = part.ends.expand(R, heads, -1, -1, d)
-                    if ends:
-                        q, mask = q.gather(3, at), mask.take_along_dim(part.ends[0, 0], 1)
-                    out, probs = attend(q, shared_k, shared_v, k, v, mask)
-                    self.saved[layer, i, runs.start, p] = (Saved(q, k, v, probs), shared_k, shared_v)
-                    target.scatter_(3, at, out) if ends else target.copy_(out)
-                asking, place = (g.leaves, plan.leaf_place) if ends else (g.rows, plan.place)
-                target = attended[asking].view(g.runs, len(place), width)[runs]
-                torch.index_select(padded, 1, place, out=target)
-        return attended
+                routes = self._routes[i, runs.stop - runs.start, ends]
+                slices = self.buffer(("slices", layer, i, runs.start), routes.slices, d)
+                torch.index_select(rows[runs].view(-1, d), 0, routes.read, out=slices)
+                attended = self.buffer("attended slices", routes.queries, d)
+                self._parts_forward(layer, i, runs, routes, slices, attended)
+                torch.index_select(attended, 0, routes.answer, out=askers[runs].view(-1, d))
+        return result
 
     def backward(self, layer: int, grad: Tensor, ends: bool) -> Tensor:
         """Return the gradient of q, k and v (rows, 3 width) from ``grad``, of what ``forward`` returned.
 
         Where only ends ask, q's is defined at the leaves only.
         """
-        width, heads = self.forest.tower.width, self.forest.tower.heads
-        d = width // heads
-        dqkv = self.buffer("qkv", self.forest.rows, 3 * width)
+        width, d = self.forest.tower.width, self.forest.tower.width // self.forest.tower.heads
+        result = self.buffer("qkv", self.forest.rows, 3 * width)
         for i, g in enumerate(self.forest.groups):
-            plan = g.plan
-            constants = g.constants.shared[layer].shape[2]
+            rows = result[g.rows].view(g.runs, -1, d)
+            askers = grad[g.leaves if ends else g.rows].view(g.runs, -1, d)
             for runs in self._run_chunks(g):
-                R = runs.stop - runs.start
-                padded = self.buffer("gathered", R, plan.padded, 3 * width)
-                incoming = self.buffer("padded", R, plan.padded, width)
-                if ends:
-                    source = grad[g.leaves].view(g.runs, plan.leaves, width)[runs]
-                    incoming.zero_().index_copy_(1, plan.leaf_place, source)
-                else:
-                    source = grad[g.rows].view(g.runs, plan.rows, width)[runs]
-                    torch.index_select(source, 1, plan.gather, out=incoming)
-                    incoming.index_fill_(1, plan.unowned, 0.0)
-                dshared_k = grad.new_zeros(R, heads, constants + (plan.trunk.length if plan.trunk else 0), d)
-                dshared_v = torch.zeros_like(dshared_k)
-                for p, part in enumerate(plan.parts, start=1):
-                    P, T = part.bundles, part.length
-                    dout = incoming[:, part.positions].view(R, P, T, heads, d).permute(0, 3, 1, 2, 4)
-                    at = part.ends.expand(R, heads, -1, -1, d)
-                    if ends:
-                        dout = dout.gather(3, at)
-                    saved, shared_k, shared_v = self.saved[layer, i, runs.start, p]
-                    dq, dk, dv = attend_backward(
-                        dout.contiguous(), saved, shared_k, shared_v, dshared_k, dshared_v
-                    )
-                    target = padded[:, part.positions].view(R, P, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
-                    target[0].scatter_(3, at, dq) if ends else target[0].copy_(dq)
-                    target[1].copy_(dk[..., part.before :, :])
-                    target[2].copy_(dv[..., part.before :, :])
-                if plan.trunk is not None:
-                    T = plan.trunk.length
-                    target = padded[:, :T].view(R, 1, T, 3, heads, d).permute(3, 0, 4, 1, 2, 5)
-                    dtrunk_k, dtrunk_v = (t[:, :, None, constants:] for t in (dshared_k, dshared_v))
-                    if ends:
-                        target[1].copy_(dtrunk_k)
-                        target[2].copy_(dtrunk_v)
-                    else:
-                        dout = incoming[:, :T].view(R, 1, T, heads, d).permute(0, 3, 1, 2, 4)
-                        saved, shared_k, shared_v = self.saved[layer, i, runs.start, 0]
-                        unread = grad.new_zeros(2, R, heads, constants, d)
-                        dq, dk, dv = attend_backward(dout.contiguous(), saved, shared_k, shared_v, *unread)
-                        target[0].copy_(dq)
-                        torch.add(dk, dtrunk_k, out=dk)
-                        torch.add(dv, dtrunk_v, out=dv)
-                        target[1].copy_(dk)
-                        target[2].copy_(dv)
-                rows = dqkv[g.rows].view(g.runs, plan.rows, 3 * width)[runs]
-                torch.index_select(padded, 1, plan.place, out=rows)
-                if len(plan.copies):
-                    copies = padded[:, plan.copies, width:]
-                    rows[:, plan.copied_rows, width:] += plan.sum_copies(copies)
-        return dqkv
+                routes = self._routes[i, runs.stop - runs.start, ends]
+                attended = self.buffer("attended slices", routes.queries, d)
+                torch.index_select(askers[runs].view(-1, d), 0, routes.ask, out=attended)
+                attended.index_fill_(0, routes.silent, 0.0)
+                slices = self.buffer("slices", routes.slices, d)
+                self._parts_backward(layer, i, runs, routes, attended, slices)
+                torch.index_select(slices, 0, routes.write, out=rows[runs].view(-1, d))
+                if len(g.plan.copies):
+                    copies = slices.index_select(0, routes.copies).view(-1, len(g.plan.copies), 2 * width)
+                    whole = rows[runs].view(-1, g.plan.rows, 3 * width)
+                    whole[:, g.plan.copied_rows, width:] += g.plan.sum_copies(copies)
+        return result
+
+    def _parts_forward(
+        self, layer: int, i: int, runs: slice, routes: Routes, slices: Tensor, attended: Tensor
+    ) -> None:
+        """Write what the queries in ``slices`` get into ``attended``, the trunk's first: all others read its keys."""
+        plan, constants = self.forest.groups[i].plan, self.forest.groups[i].constants
+        shared_k, shared_v = constants.shared[layer].expand(runs.stop - runs.start, -1, -1, -1, -1).unbind(1)
+        blocks = zip(plan.parts, routes.qkv(slices), routes.attended(attended), strict=True)
+        for p, (part, (q, k, v), out) in enumerate(blocks):
+            before = constants.parts[layer][p]
+            if before is not None:
+                before_k, before_v = before[:, None].expand(-1, len(k), -1, -1, -1, -1)
+                k, v = torch.cat([before_k, k], 3), torch.cat([before_v, v], 3)
+            if out.numel():
+                saved = attend(q, k, v, shared_k, shared_v, routes.masks[p], out)
+                self.saved[layer, i, runs.start, p] = saved
+            if part is plan.trunk:
+                shared_k, shared_v = (
+                    torch.cat([shared_k, k[:, :, 0]], 2),
+                    torch.cat([shared_v, v[:, :, 0]], 2),
+                )
+
+    def _parts_backward(
+        self, layer: int, i: int, runs: slice, routes: Routes, grad: Tensor, into: Tensor
+    ) -> None:
+        """Write the gradients of all slices ``into`` place from ``grad``, of what the queries got; the trunk's last."""
+        plan, constants = self.forest.groups[i].plan, self.forest.groups[i].constants.shared[layer]
+        R, H, d = runs.stop - runs.start, constants.shape[1], constants.shape[3]
+        trunk = plan.trunk.length if plan.trunk else 0
+        shared = grad.new_zeros(2, R, H, constants.shape[2] + trunk, d)
+        below = (shared[0], shared[1]) if trunk else None  # constants have no gradient
+        grads, blocks = routes.attended(grad), routes.qkv(into)
+        for p in reversed(range(len(plan.parts))):
+            is_trunk, (grad_q, grad_k, grad_v) = plan.parts[p] is plan.trunk, blocks[p]
+            saved = self.saved.get((layer, i, runs.start, p))
+            if saved is None:  # none of this part asked
+                grad_k.zero_()
+                grad_v.zero_()
+            else:
+                attend_backward(grads[p], saved, grad_q, grad_k, grad_v, None if is_trunk else below)
+            if is_trunk:
+                grad_k[:, :, 0] += shared[0, :, :, constants.shape[2] :]
+                grad_v[:, :, 0] += shared[1, :, :, constants.shape[2] :]
 
     def _run_chunks(self, group: Group) -> Iterator[slice]:
         step = max(1, self.chunk // group.plan.padded)
