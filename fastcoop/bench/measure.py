@@ -50,22 +50,25 @@ def measure_dataset(
     batches: dict[tuple[str, int], Batch] = {}
     buffers = Buffers(trees.tower.dtype, trees.tower.device)  # one after another, they share their memory
     held: dict[tuple[str, int], int] = {}
+    flops: dict[tuple[str, int], float] = {}
+    products: dict[tuple[str, int], int] = {}  # as much work as a step: what disturbs one disturbs the other
     multiply = matmul(trees)
     for layout in LAYOUTS:
         for runs in run_counts(trees, classes, LAYOUTS[layout]):
-            batches[layout, runs] = equal_runs(
-                backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers
-            )
-            contenders["matmul", layout, runs] = multiply
-            contenders[layout, runs] = _counting(batches[layout, runs], held, (layout, runs))
+            key = (layout, runs)
+            batches[key] = equal_runs(backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers)
+            flops[key] = forest_flops(batches[key].forest)
+            products[key] = max(1, round(flops[key] / matmul_flops(trees)))
+            contenders["matmul", layout, runs] = _repeated(multiply, products[key])
+            contenders[key] = _counting(batches[key], held, key)
     times = measure(contenders, repeats, backbone.device)
 
     tower = trees.tower
     shape = (tower.width, tower.hidden, len(tower.blocks), tower.dim)
     median = {key: statistics.median(values) for key, values in times.items()}
-    flops = {key: forest_flops(batch.forest) for key, batch in batches.items()}
+    product_flops = {key: count * matmul_flops(trees) for key, count in products.items()}
     share = {
-        key: share_of(flops[key], times[key], matmul_flops(trees), times["matmul", key[0], key[1]])
+        key: share_of(flops[key], times[key], product_flops[key], times["matmul", key[0], key[1]])
         for key in batches
     }
     rows = []
@@ -94,7 +97,7 @@ def measure_dataset(
                 "best_run_step_s": per_run[best],
                 "flops_per_run": flops[layout, best] / best,
                 "flops_per_s": flops[layout, best] / median[layout, best],
-                "matmul_flops_per_s": matmul_flops(trees) / median["matmul", layout, best],
+                "matmul_flops_per_s": product_flops[layout, best] / median["matmul", layout, best],
                 "matmul_share": {runs: share[layout, runs] for runs in counts},
                 "bytes_held": {runs: held[layout, runs] for runs in counts},
                 "bytes_estimated": {
@@ -150,6 +153,14 @@ def _counting(batch: Batch, held: dict[Any, int], key: Any) -> Callable[[], None
         held[key] = batch.forest_pass.nbytes
 
     return step
+
+
+def _repeated(call: Callable[[], None], times: int) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(times):
+            call()
+
+    return repeated
 
 
 def measure_growth(

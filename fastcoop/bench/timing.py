@@ -39,7 +39,7 @@ def measure(
 
 def share_of(flops: float, seconds: list[float], product_flops: float, product_seconds: list[float]) -> float:
     """Median over the rounds of a step's rate as a share of the rate of the products just before it."""
-    pairs = zip(seconds, product_seconds, strict=False)  # the products, being quicker, have at least as many
+    pairs = zip(seconds, product_seconds, strict=False)  # one of them may have sat out the last rounds
     return statistics.median((flops / step) / (product_flops / product) for step, product in pairs)
 
 
