@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcoop.engine.buffers import Buffers
+
 
 @dataclass
 class Saved:
@@ -31,34 +33,32 @@ class Saved:
     probabilities: Tensor
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, shared_k: Tensor, shared_v: Tensor, mask: Tensor, out: Tensor
-) -> Saved:
-    """Write the outputs into ``out`` (R, H, P, Tq, d), contiguous; return what ``attend_backward`` reads.
+def attend(saved: Saved, mask: Tensor, buffer: Buffers, out: Tensor) -> None:
+    """Fill in ``saved.probabilities`` and write the outputs into ``out`` (R, H, P, Tq, d), contiguous.
 
-    ``mask`` (P or 1, Tq, B + T) is added to the scores against the bundle's own keys. For the others see ``Saved``.
+    ``mask`` (P or 1, Tq, B + T) is added to the scores against the bundle's own keys.
     """
-    R, H, P, T, d = q.shape
-    S, K = shared_k.shape[2], k.shape[3]
-    shared = torch.bmm(q.reshape(R * H, P * T, d), shared_k.reshape(R * H, S, d).transpose(1, 2))
-    own = torch.bmm(q.reshape(R * H * P, T, d), k.reshape(R * H * P, K, d).transpose(1, 2)).view(
-        R, H, P, T, K
-    )
-    own += mask
-    probabilities = torch.softmax(torch.cat([shared.view(R, H, P, T, S), own], -1), -1)
+    q, k, v, probabilities = saved.q, saved.k, saved.v, saved.probabilities
+    (R, H, P, T, d), S, K = q.shape, saved.shared_k.shape[2], k.shape[3]
     by_run, by_bundle = (R * H, P * T), (R * H * P, T)
-    torch.bmm(
-        probabilities.view(*by_run, S + K)[..., :S], shared_v.reshape(R * H, S, d), out=out.view(*by_run, d)
+    shared, own = buffer("scores, shared", *by_run, S), buffer("scores, own", *by_bundle, K)
+    torch.bmm(q.view(*by_run, d), saved.shared_k.reshape(R * H, S, d).transpose(1, 2), out=shared)
+    torch.bmm(q.view(*by_bundle, d), k.view(R * H * P, K, d).transpose(1, 2), out=own)
+    own.view(R * H, P, T, K).add_(mask)
+    scores = _side_by_side(shared, own, buffer("scores", *probabilities.shape))
+    torch.softmax(scores, -1, out=probabilities)
+    to_shared, to_own = (
+        probabilities.view(*by_run, S + K)[..., :S],
+        probabilities.view(*by_bundle, S + K)[..., S:],
     )
-    out.view(*by_bundle, d).baddbmm_(
-        probabilities.view(*by_bundle, S + K)[..., S:], v.reshape(R * H * P, K, d)
-    )
-    return Saved(q, k, v, shared_k, shared_v, probabilities)
+    torch.bmm(to_shared, saved.shared_v.reshape(R * H, S, d), out=out.view(*by_run, d))
+    out.view(*by_bundle, d).baddbmm_(to_own, v.view(R * H * P, K, d))
 
 
 def attend_backward(
     grad: Tensor,
     saved: Saved,
+    buffer: Buffers,
     grad_q: Tensor,
     grad_k: Tensor,
     grad_v: Tensor,
@@ -70,22 +70,22 @@ def attend_backward(
     ``grad_shared`` two (R, H, S, d). All contiguous.
     """
     q, k, v, probabilities = saved.q, saved.k, saved.v, saved.probabilities
-    R, H, P, T, d = q.shape
-    S, K, own_keys = saved.shared_k.shape[2], k.shape[3], grad_k.shape[3]
+    (R, H, P, T, d), S, K, own_keys = q.shape, saved.shared_k.shape[2], k.shape[3], grad_k.shape[3]
     by_run, by_bundle = (R * H, P * T), (R * H * P, T)
-    grad_run, grad_bundle = grad.reshape(*by_run, d), grad.reshape(*by_bundle, d)
+    grad_run, grad_bundle = grad.view(*by_run, d), grad.view(*by_bundle, d)
 
-    shared = torch.bmm(grad_run, saved.shared_v.reshape(R * H, S, d).transpose(1, 2)).view(R, H, P, T, S)
-    own = torch.bmm(grad_bundle, v.reshape(R * H * P, K, d).transpose(1, 2)).view(R, H, P, T, K)
-    scores = torch._softmax_backward_data(
-        torch.cat([shared, own], -1), probabilities, -1, probabilities.dtype
-    )
+    shared, own = buffer("scores, shared", *by_run, S), buffer("scores, own", *by_bundle, K)
+    torch.bmm(grad_run, saved.shared_v.reshape(R * H, S, d).transpose(1, 2), out=shared)
+    torch.bmm(grad_bundle, v.view(R * H * P, K, d).transpose(1, 2), out=own)
+    of_probabilities = _side_by_side(shared, own, buffer("scores", *probabilities.shape))
+    scores = buffer("scores' gradient", *probabilities.shape)
+    torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype, grad_input=scores)
 
     scores_run, scores_bundle = scores.view(*by_run, S + K), scores.view(*by_bundle, S + K)
     probs_run, probs_bundle = probabilities.view(*by_run, S + K), probabilities.view(*by_bundle, S + K)
-    q_run, q_bundle = q.reshape(*by_run, d), q.reshape(*by_bundle, d)
+    q_run, q_bundle = q.view(*by_run, d), q.view(*by_bundle, d)
     torch.bmm(scores_run[..., :S], saved.shared_k.reshape(R * H, S, d), out=grad_q.view(*by_run, d))
-    grad_q.view(*by_bundle, d).baddbmm_(scores_bundle[..., S:], k.reshape(R * H * P, K, d))
+    grad_q.view(*by_bundle, d).baddbmm_(scores_bundle[..., S:], k.view(R * H * P, K, d))
     of_keys = (R * H * P, own_keys, d)
     torch.bmm(scores_bundle[..., -own_keys:].transpose(1, 2), q_bundle, out=grad_k.view(of_keys))
     torch.bmm(probs_bundle[..., -own_keys:].transpose(1, 2), grad_bundle, out=grad_v.view(of_keys))
@@ -93,3 +93,9 @@ def attend_backward(
         grad_shared_k, grad_shared_v = (shared.view(R * H, S, d) for shared in grad_shared)
         grad_shared_k.baddbmm_(scores_run[..., :S].transpose(1, 2), q_run)
         grad_shared_v.baddbmm_(probs_run[..., :S].transpose(1, 2), grad_run)
+
+
+def _side_by_side(shared: Tensor, own: Tensor, out: Tensor) -> Tensor:
+    """Both pieces of scores, in ``out`` (R, H, P, Tq, S + B + T), for one softmax."""
+    pieces = [piece.view(*out.shape[:-1], piece.shape[-1]) for piece in (shared, own)]
+    return torch.cat(pieces, -1, out=out)

@@ -31,7 +31,7 @@ def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
         scores += part.bundles * part.length * (shared + part.before + part.length)
         shared += part.length if part is plan.trunk else 0
     kept = rows * (2 * width + tower.hidden + 4) + padded * 3 * width + heads * scores
-    scratch = rows * 8 * width + len(plan.class_leaf) * 4 * tower.dim
+    scratch = rows * 8 * width + heads * 3 * scores + len(plan.class_leaf) * 4 * tower.dim
     if tower.device.type != "cpu":
         scratch += rows * _chunk_numbers(tower)
     return (len(tower.blocks) * kept + scratch) * torch.finfo(tower.dtype).bits // 8

@@ -86,8 +86,11 @@ class TreeAttention:
                 before_k, before_v = before[:, None].expand(-1, len(k), -1, -1, -1, -1)
                 k, v = torch.cat([before_k, k], 3), torch.cat([before_v, v], 3)
             if out.numel():
-                saved = attend(q, k, v, shared_k, shared_v, routes.masks[p], out)
-                self.saved[layer, i, runs.start, p] = saved
+                key = (layer, i, runs.start, p)
+                scores = (*q.shape[:4], shared_k.shape[2] + k.shape[3])
+                probabilities = self.buffer(("probabilities", *key), *scores)
+                self.saved[key] = Saved(q, k, v, shared_k, shared_v, probabilities)
+                attend(self.saved[key], routes.masks[p], self.buffer, out)
             if part is plan.trunk:
                 shared_k, shared_v = (
                     torch.cat([shared_k, k[:, :, 0]], 2),
@@ -111,7 +114,9 @@ class TreeAttention:
                 grad_k.zero_()
                 grad_v.zero_()
             else:
-                attend_backward(grads[p], saved, grad_q, grad_k, grad_v, None if is_trunk else below)
+                attend_backward(
+                    grads[p], saved, self.buffer, grad_q, grad_k, grad_v, None if is_trunk else below
+                )
             if is_trunk:
                 grad_k[:, :, 0] += shared[0, :, :, constants.shape[2] :]
                 grad_v[:, :, 0] += shared[1, :, :, constants.shape[2] :]
