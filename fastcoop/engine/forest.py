@@ -119,7 +119,7 @@ def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
     The constant nodes form paths of their own (the start token; with the class in front, the class names): a
     plain causal pass over those paths gives their keys and values in every layer.
     """
-    tree, heads, width = plan.tree, tower.heads, tower.width
+    tree, heads = plan.tree, tower.heads
     paths = [[node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in plan.tree.leaf]
     longest = max(len(path) for path in paths)
     nodes = torch.tensor([path + [path[-1]] * (longest - len(path)) for path in paths])
@@ -137,17 +137,16 @@ def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
     shared: list[Tensor] = []
     parts: list[list[Tensor | None]] = []
     for block in tower.blocks:
-        normal = F.layer_norm(x, (width,), eps=block.eps_1)
+        normal = tower.layer_norm(x, block.eps_1)[0]
         q, k, v = (
-            t.unflatten(-1, (heads, -1)).transpose(1, 2)
-            for t in (normal @ block.qkv + block.qkv_bias).chunk(3, dim=-1)
+            t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (normal @ block.qkv).chunk(3, dim=-1)
         )
         kv = torch.stack([k, v]).transpose(1, 2).flatten(2, 3)  # (2, H, paths * positions, d)
         shared.append(kv[:, :, shared_at].contiguous())
         parts.append([None if at is None else kv[:, :, at].contiguous() for at in part_at])
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
         x = x + out.transpose(1, 2).flatten(2) @ block.out + block.out_bias
-        hidden = F.layer_norm(x, (width,), eps=block.eps_2) @ block.fc + block.fc_bias
+        hidden = tower.layer_norm(x, block.eps_2)[0] @ block.fc
         x = x + activate(hidden, tower.activation) @ block.proj + block.proj_bias
 
     first = (
@@ -155,7 +154,7 @@ def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
     )
     first = first.to(tower.dtype)
     block = tower.blocks[0]
-    first_qkv = F.layer_norm(first, (width,), eps=block.eps_1) @ block.qkv + block.qkv_bias
+    first_qkv = tower.layer_norm(first, block.eps_1)[0] @ block.qkv
     return Constants(shared, parts, first_qkv, first)
 
 
