@@ -81,18 +81,18 @@ def attend_backward(
     scores = buffer("scores' gradient", *probabilities.shape)
     torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype, grad_input=scores)
 
-    scores_run, scores_bundle = scores.view(*by_run, S + K), scores.view(*by_bundle, S + K)
-    probs_run, probs_bundle = probabilities.view(*by_run, S + K), probabilities.view(*by_bundle, S + K)
-    q_run, q_bundle = q.view(*by_run, d), q.view(*by_bundle, d)
-    torch.bmm(scores_run[..., :S], saved.shared_k.reshape(R * H, S, d), out=grad_q.view(*by_run, d))
+    scores_shared, scores_bundle = scores.view(*by_run, S + K)[..., :S], scores.view(*by_bundle, S + K)
+    probs_bundle, q_bundle = probabilities.view(*by_bundle, S + K), q.view(*by_bundle, d)
+    torch.bmm(scores_shared, saved.shared_k.reshape(R * H, S, d), out=grad_q.view(*by_run, d))
     grad_q.view(*by_bundle, d).baddbmm_(scores_bundle[..., S:], k.view(R * H * P, K, d))
     of_keys = (R * H * P, own_keys, d)
     torch.bmm(scores_bundle[..., -own_keys:].transpose(1, 2), q_bundle, out=grad_k.view(of_keys))
     torch.bmm(probs_bundle[..., -own_keys:].transpose(1, 2), grad_bundle, out=grad_v.view(of_keys))
     if grad_shared is not None:
         grad_shared_k, grad_shared_v = (shared.view(R * H, S, d) for shared in grad_shared)
-        grad_shared_k.baddbmm_(scores_run[..., :S].transpose(1, 2), q_run)
-        grad_shared_v.baddbmm_(probs_run[..., :S].transpose(1, 2), grad_run)
+        probs_shared = probabilities.view(*by_run, S + K)[..., :S]
+        grad_shared_k.baddbmm_(scores_shared.transpose(1, 2), q.view(*by_run, d))
+        grad_shared_v.baddbmm_(probs_shared.transpose(1, 2), grad_run)
 
 
 def _side_by_side(shared: Tensor, own: Tensor, out: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,16 +15,20 @@ class Buffers:
         self._dtype, self._device = dtype, device
         self._memory: dict[object, Tensor] = {}
         self._used: dict[object, int] = {}
+        # A step asks for the same few views thousands of times, and making one takes longer than finding it.
+        self._known: dict[tuple[object, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, name: object, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        size = 1
-        for n in shape:
-            size *= n
+        known = self._known.get((name, shape))
+        if known is not None:
+            return known
+        size = math.prod(shape)
         have = self._memory.get(name)
         if have is None or have.numel() < size:
             have = self._memory[name] = torch.empty(size, dtype=dtype or self._dtype, device=self._device)
+            self._known = {key: view for key, view in self._known.items() if key[0] != name}
         self._used[name] = max(size * have.element_size(), self._used.get(name, 0))
-        return have[:size].view(shape)
+        return self._known.setdefault((name, shape), have[:size].view(shape))
 
     @property
     def storages(self) -> set[int]:
@@ -31,6 +37,7 @@ class Buffers:
     def begin(self) -> None:
         """A new forest comes: what it uses is counted from now on."""
         self._used.clear()
+        self._known.clear()
 
     def trim(self) -> None:
         """Free what was not used since ``begin``: an earlier forest's."""

@@ -57,6 +57,18 @@ def test_buffers_of_an_earlier_forest_are_freed(backbone):
     assert held[1][1] < held[0][1]
 
 
+def test_a_buffer_of_one_name_is_one_memory_also_after_it_grew():
+    buffers = Buffers(torch.float32, torch.device("cpu"))
+    small = buffers("scores", 2, 3)
+    assert buffers("scores", 2, 3).data_ptr() == small.data_ptr() != buffers("other", 2, 3).data_ptr()
+    large = buffers("scores", 4, 3)
+    assert buffers("scores", 2, 3).data_ptr() == large.data_ptr() != small.data_ptr()
+    assert buffers.nbytes == (12 + 6) * 4
+    buffers.begin()
+    buffers("scores", 2, 3)
+    assert buffers.nbytes == 6 * 4
+
+
 def test_room_holds_runs_up_to_its_budget_and_never_fewer_than_one(backbone):
     plan, _ = Trees(backbone)[NAMES, PromptLayout(4)]
     tower = Trees(backbone).tower
