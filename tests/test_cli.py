@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 
 from fastcoop.cli import app, main
+from fastcoop.errors import UserError
 from tests.small_world import write_backbone, write_dataset
 
 
@@ -234,6 +236,24 @@ def test_what_does_not_exist_is_one_sentence(run, arguments, tmp_path):
     assert err.startswith("fastcoop: ")
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_that_would_take_hours_to_measure_is_left_out_and_said(
+    run, tmp_path, monkeypatch, caplog
+):
+    asked = []
+
+    def run_bench(backbone, lists, repeats, precision, on_dataset):
+        asked.append(precision)
+        raise UserError("enough")
+
+    monkeypatch.setattr("fastcoop.bench.run_bench", run_bench)
+    for slow in (True, False):
+        monkeypatch.setattr("fastcoop.engine.precision.warn_of_slow_products", lambda *_, slow=slow: slow)
+        caplog.clear()
+        run("bench", "--datasets", "imagenet-10", "--precision", "bfloat16", "--out", tmp_path)
+        assert ("going on without --precision bfloat16" in caplog.text) == slow
+    assert asked == [None, torch.bfloat16]
 
 
 def every_command() -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ import typer
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, Device
 from fastcoop.errors import UserError
+
+log = logging.getLogger("fastcoop")
 
 
 @app.command()
@@ -29,7 +32,10 @@ def bench(
         str, typer.Option(help="Of weights and activations, both ways: float32 or bfloat16.")
     ] = "float32",
     precision: Annotated[
-        str | None, typer.Option(help="bfloat16: also measure its speed and error beside --dtype's.")
+        str | None,
+        typer.Option(
+            help="bfloat16: also measure its speed and error beside --dtype's, on machines that have it."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path(
         "reports/bench"
@@ -52,6 +58,7 @@ def bench(
     from fastcoop.bench.names import random_backbone, torch_dtype
     from fastcoop.bench.project import ARITHMETIC
     from fastcoop.bench.show import markdown, precision_table, write_json
+    from fastcoop.engine.precision import warn_of_slow_products
 
     lists = class_lists(class_names, datasets)
     if project not in (None, "fig3"):
@@ -62,6 +69,9 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made a folder ({error.strerror}); give another to --out.") from None
+    if rounded is not None and warn_of_slow_products(rounded, frozen.device.type):
+        log.warning("It would take hours to measure; going on without --precision %s.", precision)
+        rounded = None
     measured = run_bench(
         frozen, lists, repeats, rounded,
         on_dataset=lambda so_far: write_json(so_far, out),

@@ -12,7 +12,7 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.engine.batch import Active, Batch, OnDevice
 from fastcoop.engine.memory import RoomFor, is_out_of_memory
-from fastcoop.engine.precision import own_precision
+from fastcoop.engine.precision import own_precision, warn_of_slow_products
 from fastcoop.engine.run import Run, Trained
 from fastcoop.engine.state import State, ended_runs, state_of, take_up
 from fastcoop.engine.trees import TreeKey, Trees, tree_key
@@ -50,6 +50,7 @@ def train(
     Raises UserError, before the first step, for a prompt, contexts or features that do not fit the backbone.
     """
     trees = Trees(backbone, precision)
+    warn_of_slow_products(trees.tower.dtype, trees.tower.device.type)
     for run in runs:
         _check_sizes(run, trees)
     plans = [trees[tree_key(run.class_names, run.layout)][0] for run in runs]

@@ -14,6 +14,7 @@ from fastcoop.prompts.tree import build_tree
 
 HEADS, D = 2, 3
 START, CONTEXT, END = Slot(False, 0), Slot(True, 0), Slot(False, 99)
+trees = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=1, max_size=12)
 both = pytest.mark.parametrize("ends", [False, True])
 
 
@@ -23,14 +24,10 @@ def plan_of(names: list[list[int]]) -> TreePlan:
     )
 
 
-names = st.lists(st.integers(1, 3), min_size=1, max_size=12)
-plans = st.lists(names, min_size=1, max_size=12).map(plan_of)
-runs = st.integers(1, 3)
-
-
 @both
-@given(plans, runs)
-def test_parts_get_the_rows_of_their_positions_head_by_head(ends, plan, runs):
+@given(trees, st.integers(1, 3))
+def test_parts_get_the_rows_of_their_positions_head_by_head(ends, names, runs):
+    plan = plan_of(names)
     routes = Routes(plan, HEADS, runs, ends)
     rows = torch.randn(runs, plan.rows, 3, HEADS, D)
     q, k, v = rows[:, torch.as_tensor(plan.gather)].permute(2, 0, 3, 1, 4)  # (R, H, padded, d)
@@ -49,8 +46,9 @@ def test_parts_get_the_rows_of_their_positions_head_by_head(ends, plan, runs):
 
 
 @both
-@given(plans, runs)
-def test_rows_get_back_what_the_position_that_owns_them_has(ends, plan, runs):
+@given(trees, st.integers(1, 3))
+def test_rows_get_back_what_the_position_that_owns_them_has(ends, names, runs):
+    plan = plan_of(names)
     routes = Routes(plan, HEADS, runs, ends)
     rows = torch.randn(runs, plan.rows, 3, HEADS, D)
     slices = rows.view(-1, D)[routes.read]
@@ -63,8 +61,9 @@ def test_rows_get_back_what_the_position_that_owns_them_has(ends, plan, runs):
 
 
 @both
-@given(plans, runs)
-def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(ends, plan, runs):
+@given(trees, st.integers(1, 3))
+def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(ends, names, runs):
+    plan = plan_of(names)
     routes = Routes(plan, HEADS, runs, ends)
     askers = len(plan.leaf_rows) if ends else plan.rows
     wanted = torch.randn(runs * askers * HEADS, D)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcoop.engine import Run, run_costs, train
 from fastcoop.engine.loss import cross_entropy
 from fastcoop.engine.memory import RoomFor
+from fastcoop.engine.precision import warn_of_slow_products
 from fastcoop.engine.run import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
 from fastcoop.errors import UserError
@@ -309,6 +310,20 @@ def test_runs_of_another_backbone_s_sizes_are_refused(backbone, make_run):
     for change in ({"features": torch.randn(20, 3, 25)}, {"contexts": torch.randn(4, 33)}):
         with pytest.raises(UserError, match="have 32 numbers and its features 24"):
             train(backbone, [good, replace(good, **change)])
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_a_half_precision_without_instructions_for_it_is_spoken_of_once(
+    backbone32, make_run, monkeypatch, caplog, supported
+):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    warn_of_slow_products.cache_clear()
+    for precision in (None, torch.bfloat16, torch.bfloat16):
+        train(backbone32, [make_run(epochs=1)], precision=precision)
+    assert caplog.text.count("no instructions for bfloat16") == (not supported)
+    assert not warn_of_slow_products(torch.bfloat16, "cuda")
+    warn_of_slow_products.cache_clear()
 
 
 def test_bfloat16_is_close_and_keeps_contexts_in_float32(backbone32, make_run):
