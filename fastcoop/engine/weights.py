@@ -20,7 +20,7 @@ from fastcoop.backbones.text_tower import Block, TextTower
 from fastcoop.engine.precision import own_precision
 
 QUICK = 1.702
-LIFT = 0.25  # added to every number of a normal row; small beside them, so that bfloat16 loses nothing to it
+LIFT = 0.25  # added to every number of a normal row; small beside them, for bfloat16's sake
 
 
 @dataclass(frozen=True, eq=False)
