@@ -241,7 +241,7 @@ def test_what_does_not_exist_is_one_sentence(run, arguments, tmp_path):
 def test_a_precision_that_would_take_hours_to_measure_is_left_out_and_said(
     run, tmp_path, monkeypatch, caplog
 ):
-    asked = []
+    asked, weighed = [], []
 
     def run_bench(backbone, lists, repeats, precision, on_dataset):
         asked.append(precision)
@@ -249,11 +249,15 @@ def test_a_precision_that_would_take_hours_to_measure_is_left_out_and_said(
 
     monkeypatch.setattr("fastcoop.bench.run_bench", run_bench)
     for slow in (True, False):
-        monkeypatch.setattr("fastcoop.engine.precision.warn_of_slow_products", lambda *_, slow=slow: slow)
+        monkeypatch.setattr(
+            "fastcoop.engine.precision.warn_of_slow_products",
+            lambda dtype, _, slow=slow: weighed.append(dtype) or slow,
+        )
         caplog.clear()
         run("bench", "--datasets", "imagenet-10", "--precision", "bfloat16", "--out", tmp_path)
         assert ("going on without --precision bfloat16" in caplog.text) == slow
     assert asked == [None, torch.bfloat16]
+    assert weighed == [torch.float32, torch.bfloat16] * 2  # --dtype and --precision
 
 
 def every_command() -> list[list[str]]:

@@ -69,6 +69,7 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made a folder ({error.strerror}); give another to --out.") from None
+    warn_of_slow_products(frozen.dtype, frozen.device.type)
     if rounded is not None and warn_of_slow_products(rounded, frozen.device.type):
         log.warning("It would take hours to measure; going on without --precision %s.", precision)
         rounded = None
