@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastcoop.backbones import Backbone
+from fastcoop.bench.beside import BesideProducts
 from fastcoop.bench.official import OfficialStep, longest_prompt
 from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of, warm_ups
 from fastcoop.engine.batch import Active, Batch
@@ -51,26 +52,26 @@ def measure_dataset(
     buffers = Buffers(trees.tower.dtype, trees.tower.device)  # one after another, they share their memory
     held: dict[tuple[str, int], int] = {}
     flops: dict[tuple[str, int], float] = {}
-    products: dict[tuple[str, int], int] = {}  # as much work as a step: what disturbs one disturbs the other
+    beside: dict[tuple[str, int], BesideProducts] = {}
     multiply = matmul(trees)
     for layout in LAYOUTS:
         for runs in run_counts(trees, classes, LAYOUTS[layout]):
             key = (layout, runs)
             batches[key] = equal_runs(backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers)
             flops[key] = forest_flops(batches[key].forest)
-            products[key] = max(1, round(flops[key] / matmul_flops(trees)))
-            contenders["matmul", layout, runs] = _repeated(multiply, products[key])
-            contenders[key] = _counting(batches[key], held, key)
+            count = max(1, round(flops[key] / matmul_flops(trees)))  # as much work as the step
+            beside[key] = BesideProducts(batches[key], multiply, count)
+            contenders[key] = _counting(beside[key], held, key)
     times = measure(contenders, repeats, backbone.device)
+    warm = warm_ups(backbone.device)
 
     tower = trees.tower
     shape = (tower.width, tower.hidden, len(tower.blocks), tower.dim)
+    products = {key: both.products[warm:] for key, both in beside.items()}
+    product_flops = {key: both.count * matmul_flops(trees) for key, both in beside.items()}
+    times |= {key: both.steps[warm:] for key, both in beside.items()}
     median = {key: statistics.median(values) for key, values in times.items()}
-    product_flops = {key: count * matmul_flops(trees) for key, count in products.items()}
-    share = {
-        key: share_of(flops[key], times[key], product_flops[key], times["matmul", key[0], key[1]])
-        for key in batches
-    }
+    share = {key: share_of(flops[key], times[key], product_flops[key], products[key]) for key in batches}
     rows = []
     for layout, settings in LAYOUTS.items():
         plan = trees[tuple(classes), settings][0]
@@ -97,7 +98,7 @@ def measure_dataset(
                 "best_run_step_s": per_run[best],
                 "flops_per_run": flops[layout, best] / best,
                 "flops_per_s": flops[layout, best] / median[layout, best],
-                "matmul_flops_per_s": product_flops[layout, best] / median["matmul", layout, best],
+                "matmul_flops_per_s": product_flops[layout, best] / statistics.median(products[layout, best]),
                 "matmul_share": {runs: share[layout, runs] for runs in counts},
                 "bytes_held": {runs: held[layout, runs] for runs in counts},
                 "bytes_estimated": {
@@ -142,25 +143,18 @@ def equal_runs(
     return Batch(trees, active, backbone.logit_scale, buffers)
 
 
-def _counting(batch: Batch, held: dict[Any, int], key: Any) -> Callable[[], None]:
+def _counting(beside: BesideProducts, held: dict[Any, int], key: Any) -> Callable[[], None]:
     """A step; the first one notes the bytes it holds."""
+    forest_pass = beside.batch.forest_pass
 
     def step() -> None:
         if key in held:
-            return batch.step()
-        batch.forest_pass.buffer.begin()
-        batch.step()
-        held[key] = batch.forest_pass.nbytes
+            return beside()
+        forest_pass.buffer.begin()
+        beside()
+        held[key] = forest_pass.nbytes
 
     return step
-
-
-def _repeated(call: Callable[[], None], times: int) -> Callable[[], None]:
-    def repeated() -> None:
-        for _ in range(times):
-            call()
-
-    return repeated
 
 
 def measure_growth(

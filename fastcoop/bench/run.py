@@ -40,7 +40,7 @@ def run_bench(
     """Measure training steps on each list of class names.
 
     Times are medians of up to ``repeats`` (at least two; fewer the longer a step takes) after one warm-up, the
-    contenders of a dataset in turn within each repeat, the matrix products beside each: the official way's
+    contenders of a dataset in turn within each repeat, matrix products between a step's layers: the official way's
     image part and text part, the text part cut to the longest prompt, and fastcoop's whole step (its images are
     features already) for 1, 8 and as many runs as fit, in three layouts. ``precision``: also compare steps in
     it with the backbone's own. ``on_dataset`` is given what was measured so far, after each list.

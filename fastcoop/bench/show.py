@@ -19,8 +19,8 @@ LEGEND = (
     "Seconds per run-step: (a) the official way, 32 images and 77-token prompts; (b) its text part alone; "
     "(b') the text part cut to the longest prompt; (c) fastcoop, one run alone, 8 together, as many as "
     "fit. `runs`: the number of runs with the least time per run, which the ratios are of. `of matmul`: "
-    "floating-point rate as a share of matrix products at the tower's own shapes, as much work of them, just "
-    "before each step. GB: what the batch holds. "
+    "floating-point rate as a share of matrix products at the tower's own shapes, as much work of them, in "
+    "turn with its layers. GB: what the batch holds. "
     f"`scaled`: (a) and (b) were measured on {OFFICIAL_CLASSES} of the classes and scaled to all."
 )
 

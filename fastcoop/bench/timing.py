@@ -25,10 +25,10 @@ def measure(
         for key, contender in contenders.items():
             if turn > rounds[key]:
                 continue
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             contender()
-            _wait(device)
+            wait(device)
             seconds = time.perf_counter() - start
             if turn <= 0:  # the warm-up tells how long it takes
                 rounds[key] = min(repeats, 2 + int(SPEND / seconds))
@@ -38,8 +38,8 @@ def measure(
 
 
 def share_of(flops: float, seconds: list[float], product_flops: float, product_seconds: list[float]) -> float:
-    """Median over the rounds of a step's rate as a share of the rate of the products just before it."""
-    pairs = zip(seconds, product_seconds, strict=False)  # one of them may have sat out the last rounds
+    """Median over the rounds of a step's rate as a share of the rate of the products beside it."""
+    pairs = zip(seconds, product_seconds, strict=True)
     return statistics.median((flops / step) / (product_flops / product) for step, product in pairs)
 
 
@@ -48,7 +48,8 @@ def warm_ups(device: torch.device) -> int:
     return WARM_UP + 1 if device.type == "cuda" else 1
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

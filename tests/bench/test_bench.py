@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
+from fastcoop.bench.beside import BesideProducts
 from fastcoop.bench.measure import equal_runs
 from fastcoop.bench.official import OfficialStep, longest_prompt
 from fastcoop.bench.timing import measure, share_of, warm_ups
@@ -124,7 +125,31 @@ def test_steps_measured_on_a_gpu_are_recorded_ones(monkeypatch):
 
 
 def test_shares_are_medians_of_neighbours():
-    assert share_of(10.0, [1.0, 2.0, 10.0], 10.0, [1.0, 1.0, 9.0, 5.0]) == pytest.approx(0.9)
+    assert share_of(10.0, [1.0, 2.0, 10.0], 10.0, [1.0, 1.0, 9.0]) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("count", [1, 7, 60])
+def test_products_between_layers_change_neither_a_step_nor_its_time(count, monkeypatch):
+    backbone = tiny_backbone(torch.float32)
+    trees = Trees(backbone)
+    plain, beside = (equal_runs(backbone, trees, NAMES, PromptLayout(4), 2, 2) for _ in range(2))
+    calls = []
+    both = BesideProducts(beside, lambda: calls.append(int(beside.at)), count)
+    # Products alone take time.
+    monkeypatch.setattr("fastcoop.bench.beside.time.perf_counter", lambda: len(calls))
+    for _ in range(2):
+        plain.step()
+        both()
+    assert torch.equal(plain.vectors, beside.vectors)
+    assert calls == [0] * count + [1] * count  # within the step: its counter goes up at its end
+    assert both.products == [count, count]
+    assert both.steps == [0, 0]
+    parts = []
+    beside.forest_pass.report = parts.append
+    beside.step()
+    assert parts == sorted(parts)
+    assert len(parts) == 2 * len(trees.tower.blocks)
+    assert parts[-1] == 1
 
 
 def test_the_projection_is_steps_times_seconds(tmp_path):
