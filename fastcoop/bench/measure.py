@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.flops import forest_flops, official_text_flops
 from fastcoop.engine.graph import WORTH_IT
-from fastcoop.engine.memory import RoomFor, chunk_bytes, run_bytes
+from fastcoop.engine.memory import FREE_SHARE, RoomFor, chunk_bytes, free_bytes, run_bytes
 from fastcoop.engine.run import BATCH_SIZE, Run
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
@@ -157,14 +158,21 @@ def _counting(beside: BesideProducts, held: dict[Any, int], key: Any) -> Callabl
     return step
 
 
+def growth_counts(trees: Trees, classes: Sequence[str], layout: PromptLayout) -> list[int]:
+    """1 to 64 runs, as far as these batches fit in memory side by side."""
+    budget = FREE_SHARE * free_bytes(trees.tower.device)
+    of_one = run_bytes(trees.tower, trees[tuple(classes), layout][0])
+    held = itertools.accumulate(runs * of_one for runs in GROWTH_RUNS)
+    return [runs for runs, size in zip(GROWTH_RUNS, held, strict=True) if runs == 1 or size <= budget]
+
+
 def measure_growth(
     backbone: Backbone, trees: Trees, name: str, classes: Sequence[str], repeats: int
 ) -> list[dict[str, Any]]:
     layout = LAYOUTS["end"]
     buffers = Buffers(trees.tower.dtype, trees.tower.device)
-    batches = {
-        runs: equal_runs(backbone, trees, classes, layout, runs, repeats, buffers) for runs in GROWTH_RUNS
-    }
+    counts = growth_counts(trees, classes, layout)
+    batches = {runs: equal_runs(backbone, trees, classes, layout, runs, repeats, buffers) for runs in counts}
     times = {
         runs: statistics.median(values)
         for runs, values in measure(
@@ -180,5 +188,5 @@ def measure_growth(
             "step_s": times[runs],
             "per_run_s": times[runs] / runs,
         }
-        for runs in GROWTH_RUNS
+        for runs in counts
     ]

@@ -10,12 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
 from fastcoop.bench.beside import BesideProducts
-from fastcoop.bench.measure import equal_runs
+from fastcoop.bench.measure import equal_runs, growth_counts
 from fastcoop.bench.official import OfficialStep, longest_prompt
 from fastcoop.bench.timing import measure, share_of, warm_ups
 from fastcoop.engine.flops import forest_flops
 from fastcoop.engine.forest import plant
 from fastcoop.engine.graph import WARM_UP, WORTH_IT
+from fastcoop.engine.memory import FREE_SHARE, run_bytes
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees
 from fastcoop.errors import UserError
@@ -150,6 +151,16 @@ def test_products_between_layers_change_neither_a_step_nor_its_time(count, monke
     assert parts == sorted(parts)
     assert len(parts) == 2 * len(trees.tower.blocks)
     assert parts[-1] == 1
+
+
+def test_growth_ends_where_memory_does(monkeypatch):
+    trees, layout = Trees(tiny_backbone(torch.float32)), PromptLayout(4)
+    assert growth_counts(trees, NAMES, layout) == [1, 2, 4, 8, 16, 32, 64]
+    of_one = run_bytes(trees.tower, trees[tuple(NAMES), layout][0])
+    for runs_worth, counts in ((0, [1]), (7, [1, 2, 4]), (8, [1, 2, 4]), (15, [1, 2, 4, 8])):
+        free = (runs_worth * of_one + 1) / FREE_SHARE
+        monkeypatch.setattr("fastcoop.bench.measure.free_bytes", lambda device, free=free: free)
+        assert growth_counts(trees, NAMES, layout) == counts
 
 
 def test_the_projection_is_steps_times_seconds(tmp_path):
