@@ -49,7 +49,6 @@ def measure_dataset(
         "text": lambda: whole.learn(features, labels),
         "cut": lambda: cut.learn(features, labels),
     }
-    batches: dict[tuple[str, int], Batch] = {}
     buffers = Buffers(trees.tower.dtype, trees.tower.device)  # one after another, they share their memory
     held: dict[tuple[str, int], int] = {}
     flops: dict[tuple[str, int], float] = {}
@@ -58,10 +57,10 @@ def measure_dataset(
     for layout in LAYOUTS:
         for runs in run_counts(trees, classes, LAYOUTS[layout]):
             key = (layout, runs)
-            batches[key] = equal_runs(backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers)
-            flops[key] = forest_flops(batches[key].forest)
+            batch = equal_runs(backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers)
+            flops[key] = forest_flops(batch.forest)
             count = max(1, round(flops[key] / matmul_flops(trees)))  # as much work as the step
-            beside[key] = BesideProducts(batches[key], multiply, count)
+            beside[key] = BesideProducts(batch, multiply, count)
             contenders[key] = _counting(beside[key], held, key)
     times = measure(contenders, repeats, backbone.device)
     warm = warm_ups(backbone.device)
@@ -72,11 +71,11 @@ def measure_dataset(
     product_flops = {key: both.count * matmul_flops(trees) for key, both in beside.items()}
     times |= {key: both.steps[warm:] for key, both in beside.items()}
     median = {key: statistics.median(values) for key, values in times.items()}
-    share = {key: share_of(flops[key], times[key], product_flops[key], products[key]) for key in batches}
+    share = {key: share_of(flops[key], times[key], product_flops[key], products[key]) for key in beside}
     rows = []
     for layout, settings in LAYOUTS.items():
         plan = trees[tuple(classes), settings][0]
-        counts = [runs for key, runs in batches if key == layout]
+        counts = [runs for key, runs in beside if key == layout]
         per_run = {runs: median[layout, runs] / runs for runs in counts}
         best = min(per_run, key=lambda runs: per_run[runs])
         rows.append(
