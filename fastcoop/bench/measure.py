@@ -11,7 +11,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.bench.beside import BesideProducts
-from fastcoop.bench.official import OfficialStep, longest_prompt
+from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt
 from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of, warm_ups
 from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.buffers import Buffers
@@ -28,15 +28,14 @@ LAYOUTS = {
     "mid": PromptLayout(CONTEXT_LENGTH, "mid"),
     "class-specific": PromptLayout(CONTEXT_LENGTH, "end", class_specific=True),
 }
-# More at 77 tokens, beside our forests, outgrow 24 GB: measured on these, scaled, marked.
-OFFICIAL_CLASSES = 110
 GROWTH_RUNS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def measure_dataset(
     backbone: Backbone, trees: Trees, images: torch.Tensor, name: str, classes: list[str], repeats: int
 ) -> list[dict[str, Any]]:
-    part = classes[:OFFICIAL_CLASSES]
+    # Where memory does not take them all, the official way is measured on some, scaled, and marked so.
+    part = classes[: classes_that_fit(trees.tower, backbone.text.context_length)]
     scale = len(classes) / len(part)
     labels = torch.arange(BATCH_SIZE, device=backbone.device) % len(part)
     longest = longest_prompt(backbone, classes, CONTEXT_LENGTH)

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
+from fastcoop.engine.memory import free_bytes
+from fastcoop.engine.weights import FoldedTower
 from fastcoop.prompts.layout import PLACEHOLDER, tokenize
+
+# Of the free memory, for what autograd keeps; the process grows by half as much again, and our forests need some, too.
+KEPT_SHARE = 1 / 3
 
 
 class OfficialStep:
@@ -76,3 +81,19 @@ def longest_prompt(backbone: Backbone, class_names: Sequence[str], context_lengt
     filler = " ".join([PLACEHOLDER] * context_length)
     texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
     return max(map(len, tokenize(backbone.tokenizer, texts, backbone.text.context_length)))
+
+
+def class_bytes(tower: FoldedTower, tokens: int) -> int:
+    """Bytes that autograd keeps for one prompt of ``tokens`` positions.
+
+    Per layer and position: the residual stream twice, queries, keys, values and what they attend to, and what goes
+    into the activation (QuickGELU keeps its sigmoid, too).
+    """
+    hidden = (2 if tower.activation == "silu" else 1) * tower.hidden
+    numbers = tokens * len(tower.blocks) * (6 * tower.width + hidden)
+    return numbers * torch.finfo(tower.dtype).bits // 8
+
+
+def classes_that_fit(tower: FoldedTower, tokens: int) -> int:
+    """How many prompts of ``tokens`` positions the official way can learn from at once in the memory now free."""
+    return max(1, int(KEPT_SHARE * free_bytes(tower.device) / class_bytes(tower, tokens)))

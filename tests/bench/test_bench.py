@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
 from fastcoop.bench.beside import BesideProducts
 from fastcoop.bench.measure import equal_runs, growth_counts
-from fastcoop.bench.official import OfficialStep, longest_prompt
+from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.bench.timing import measure, share_of, warm_ups
 from fastcoop.engine.flops import forest_flops
 from fastcoop.engine.forest import plant
@@ -69,6 +70,37 @@ def test_the_official_way_runs_positions_before_prompts_on_the_model_s_own_weigh
         attentions = [block.attn for block in transformer.resblocks]
         assert {module.batch_first for module in [transformer, *attentions]} == {batch_first}
     assert all(a is b for a, b in zip(own.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_the_official_way_keeps_the_bytes_that_its_classes_are_chosen_by(quick_gelu, monkeypatch):
+    backbone = tiny_backbone(torch.float32, width=64, quick_gelu=quick_gelu)
+    tower, step = Trees(backbone).tower, OfficialStep(backbone, NAMES, 4, 77)
+    weights = {weight.untyped_storage().data_ptr() for weight in backbone.model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step.learn(torch.randn(8, 24), torch.arange(8) % 4)
+    measured = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
+    assert measured / len(NAMES) == pytest.approx(class_bytes(tower, 77), rel=0.1)
+
+    for free, classes in ((31 * class_bytes(tower, 77), 10), (0, 1)):
+        monkeypatch.setattr("fastcoop.bench.official.free_bytes", lambda device, free=free: free)
+        assert classes_that_fit(tower, 77) == classes
+
+
+def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatch):
+    monkeypatch.setattr("fastcoop.engine.memory.CPU_ROWS", 400)
+    monkeypatch.setattr("fastcoop.bench.measure.classes_that_fit", lambda tower, tokens: 3)
+    # Every call takes a second.
+    monkeypatch.setattr("fastcoop.bench.timing.time.perf_counter", itertools.count().__next__)
+    bench = run_bench(tiny_backbone(torch.float32), {"part": NAMES, "whole": NAMES[:2]}, 2)
+    assert {row["official_text_s"] for row in bench.rows} == {4 / 3, 1}
+    assert list(table(bench)["scaled"]) == ["from 3"] * 3 + [""] * 3
 
 
 def test_a_bench_writes_its_table_json_and_picture(tmp_path, monkeypatch):
