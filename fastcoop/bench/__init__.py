@@ -1,4 +1,4 @@
-"""How fast training is: the official way and fastcoop's, side by side in one process."""
+"""How fast training is: the official way and fastcoop's, side by side in one process per dataset."""
 
 from fastcoop.bench.names import class_lists
 from fastcoop.bench.run import Bench, run_bench

@@ -31,12 +31,14 @@ LAYOUTS = {
 GROWTH_RUNS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def measure_dataset(
-    backbone: Backbone, trees: Trees, images: torch.Tensor, name: str, classes: list[str], repeats: int
-) -> list[dict[str, Any]]:
+def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: int) -> list[dict[str, Any]]:
+    """A row per layout of everything measured on these class names, ready for JSON."""
+    trees = Trees(backbone)
     # Where memory does not take them all, the official way is measured on some, scaled, and marked so.
     part = classes[: classes_that_fit(trees.tower, backbone.text.context_length)]
     scale = len(classes) / len(part)
+    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size)
+    images = images.to(backbone.device, backbone.dtype)
     labels = torch.arange(BATCH_SIZE, device=backbone.device) % len(part)
     longest = longest_prompt(backbone, classes, CONTEXT_LENGTH)
     whole = OfficialStep(backbone, part, CONTEXT_LENGTH, backbone.text.context_length)
@@ -164,10 +166,9 @@ def growth_counts(trees: Trees, classes: Sequence[str], layout: PromptLayout) ->
     return [runs for runs, size in zip(GROWTH_RUNS, held, strict=True) if runs == 1 or size <= budget]
 
 
-def measure_growth(
-    backbone: Backbone, trees: Trees, name: str, classes: Sequence[str], repeats: int
-) -> list[dict[str, Any]]:
-    layout = LAYOUTS["end"]
+def measure_growth(backbone: Backbone, name: str, classes: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Steps of more and more runs, layout end."""
+    trees, layout = Trees(backbone), LAYOUTS["end"]
     buffers = Buffers(trees.tower.dtype, trees.tower.device)
     counts = growth_counts(trees, classes, layout)
     batches = {runs: equal_runs(backbone, trees, classes, layout, runs, repeats, buffers) for runs in counts}

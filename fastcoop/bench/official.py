@@ -16,7 +16,7 @@ from fastcoop.engine.weights import FoldedTower
 from fastcoop.prompts.layout import PLACEHOLDER, tokenize
 
 # Of the free memory, for what autograd keeps; the process grows by half as much again, and our forests need some, too.
-KEPT_SHARE = 1 / 3
+KEPT_SHARE = 0.3
 
 
 class OfficialStep:

@@ -17,13 +17,13 @@ from fastcoop.engine.trees import Trees
 
 
 def compare_precision(
-    backbone: Backbone, trees: Trees, rounded: Trees, name: str, classes: list[str], repeats: int
+    backbone: Backbone, precision: torch.dtype, name: str, classes: list[str], repeats: int
 ) -> dict[str, Any]:
-    """Steps of as many runs as fit, layout end, in the backbone's precision and in ``rounded``'s, in turn.
+    """Steps of as many runs as fit, layout end, in the backbone's precision and in ``precision``, in turn.
 
     Errors are relative, in norm, for one run's class features and context gradients at random contexts.
     """
-    layout = LAYOUTS["end"]
+    trees, rounded, layout = Trees(backbone), Trees(backbone, precision), LAYOUTS["end"]
     runs = max(run_counts(trees, classes, layout))
     contenders = {
         which: equal_runs(backbone, which, classes, layout, runs, repeats) for which in (trees, rounded)

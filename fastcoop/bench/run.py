@@ -12,10 +12,9 @@ import torch
 
 import fastcoop
 from fastcoop.backbones import Backbone
+from fastcoop.bench.apart import apart
 from fastcoop.bench.measure import CONTEXT_LENGTH, measure_dataset, measure_growth
 from fastcoop.bench.precision import compare_precision
-from fastcoop.engine.run import BATCH_SIZE
-from fastcoop.engine.trees import Trees
 from fastcoop.progress import progress
 
 
@@ -37,7 +36,7 @@ def run_bench(
     precision: torch.dtype | None = None,
     on_dataset: Callable[[Bench], None] | None = None,
 ) -> Bench:
-    """Measure training steps on each list of class names.
+    """Measure training steps on each list of class names, each list in a process of its own.
 
     Times are medians of up to ``repeats`` (at least two; fewer the longer a step takes) after one warm-up, the
     contenders of a dataset in turn within each repeat, matrix products between a step's layers: the official way's
@@ -46,23 +45,18 @@ def run_bench(
     it with the backbone's own. ``on_dataset`` is given what was measured so far, after each list.
     """
     bench = Bench(_machine(backbone))
-    trees = Trees(backbone)
-    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(
-        backbone.device, backbone.dtype
-    )
-    rounded = None if precision is None else Trees(backbone, precision)
     with progress("Measuring", len(class_lists) + 1) as advance:
         for name, classes in class_lists.items():
-            bench.rows += measure_dataset(backbone, trees, images, name, list(classes), repeats)
-            if rounded is not None:
+            bench.rows += apart(measure_dataset, backbone, name, list(classes), repeats)
+            if precision is not None:
                 bench.precision.append(
-                    compare_precision(backbone, trees, rounded, name, list(classes), repeats)
+                    apart(compare_precision, backbone, precision, name, list(classes), repeats)
                 )
             if on_dataset is not None:
                 on_dataset(bench)
             advance(1, name)
         smallest = min(class_lists, key=lambda name: len(class_lists[name]))
-        bench.growth = measure_growth(backbone, trees, smallest, class_lists[smallest], repeats)
+        bench.growth = apart(measure_growth, backbone, smallest, list(class_lists[smallest]), repeats)
         advance(1, "growth")
     return bench
 

@@ -46,7 +46,7 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure training steps the official way and fastcoop's, in turn, in one process.
+    """Measure training steps the official way and fastcoop's, in turn, in one process per dataset.
 
     All of the paper's eleven class lists take the better part of an hour on two quiet cores; what
     is measured is kept as it comes.

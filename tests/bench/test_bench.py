@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
+from fastcoop.bench.apart import apart
 from fastcoop.bench.beside import BesideProducts
-from fastcoop.bench.measure import equal_runs, growth_counts
+from fastcoop.bench.measure import equal_runs, growth_counts, measure_growth
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.bench.timing import measure, share_of, warm_ups
 from fastcoop.engine.flops import forest_flops
@@ -88,11 +90,33 @@ def test_the_official_way_keeps_the_bytes_that_its_classes_are_chosen_by(quick_g
     measured = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
     assert measured / len(NAMES) == pytest.approx(class_bytes(tower, 77), rel=0.1)
 
-    for free, classes in ((31 * class_bytes(tower, 77), 10), (0, 1)):
+    for free, classes in ((35 * class_bytes(tower, 77), 10), (0, 1)):
         monkeypatch.setattr("fastcoop.bench.official.free_bytes", lambda device, free=free: free)
         assert classes_that_fit(tower, 77) == classes
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr("fastcoop.bench.run.apart", lambda function, *args: function(*args))
+
+
+def test_a_measurement_apart_is_another_process_s_with_as_many_threads():
+    assert apart(os.getpid) != os.getpid()
+    assert apart(torch.get_num_threads) == torch.get_num_threads()
+    here = measure_growth(tiny_backbone(torch.float32), "small", NAMES, 2)
+    there = apart(measure_growth, tiny_backbone(torch.float32), "small", NAMES, 2)
+    assert [row["nodes"] for row in there] == [row["nodes"] for row in here]
+    assert all(row["step_s"] > 0 for row in there)
+
+
+def test_what_goes_wrong_apart_is_said():
+    with pytest.raises(UserError, match='no list of class names "nothing here"'):
+        apart(class_lists, None, "nothing here")
+    with pytest.raises(UserError, match="ended by the system"):
+        apart(os.abort)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatch):
     monkeypatch.setattr("fastcoop.engine.memory.CPU_ROWS", 400)
     monkeypatch.setattr("fastcoop.bench.measure.classes_that_fit", lambda tower, tokens: 3)
@@ -103,6 +127,7 @@ def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatc
     assert list(table(bench)["scaled"]) == ["from 3"] * 3 + [""] * 3
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_bench_writes_its_table_json_and_picture(tmp_path, monkeypatch):
     monkeypatch.setattr("fastcoop.engine.memory.CPU_ROWS", 400)  # as many as fit are not many here
     lists = {"small": NAMES[:2], "large": NAMES}
