@@ -6,6 +6,7 @@ official way was seen to be quicker than in a fresh process, fastcoop slower, an
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from fastcoop.errors import UserError
+from fastcoop.orphans import end_with
 
 Result = TypeVar("Result")
 
@@ -28,7 +30,8 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
     pool = ProcessPoolExecutor(1)
     try:
         # Pickled here: tensors that processes hand each other would go through shared memory, which may be small.
-        return pool.submit(_call, torch.get_num_threads(), pickle.dumps((function, args))).result()
+        call = pickle.dumps((function, args))
+        return pool.submit(_call, os.getpid(), torch.get_num_threads(), call).result()
     except TerminatedWorkerError:
         raise UserError(
             "The process that measured was ended by the system, which does so when memory runs out; "
@@ -38,8 +41,9 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
         pool.shutdown(kill_workers=True)
 
 
-def _call(threads: int, pickled: bytes) -> Any:
+def _call(parent: int, threads: int, pickled: bytes) -> Any:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
+    end_with(parent)
     torch.set_num_threads(threads)
     function, args = pickle.loads(pickled)
     return function(*args)

@@ -17,9 +17,9 @@ COLORS = {"end": "#0072B2", "mid": "#D55E00", "class-specific": "#009E73"}
 LEGEND = (
     "Seconds per run-step: (a) the official way, 32 images and 77-token prompts; (b) its text part alone; "
     "(b') the text part cut to the longest prompt; (c) fastcoop, one run alone, 8 together, as many as "
-    "fit. `runs`: the number of runs with the least time per run, which the ratios are of. `of matmul`: "
-    "floating-point rate as a share of matrix products at the tower's own shapes, as much work of them, in "
-    "turn with its layers. GB: what the batch holds. "
+    "fit. `of matmul`: floating-point rate as a share of matrix products at the tower's own shapes, as much work "
+    "of them, in turn with its layers. `runs`: the number of runs where that share is greatest, and so, on a machine "
+    "of steady speed, the time per run least; the ratios are of it. GB: what the batch holds. "
     "`scaled`: all classes did not fit in memory the official way; (a) and (b) were measured on so many of them and "
     "scaled to all."
 )

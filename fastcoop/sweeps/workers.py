@@ -7,8 +7,6 @@ import math
 import os
 import re
 import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ import torch
 
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
 from fastcoop.errors import UserError
+from fastcoop.orphans import end_with
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import World
@@ -31,7 +30,6 @@ SMALL = 20.0  # expected seconds of one core; a worker's start costs about 6
 WORKER_BYTES = 700e6  # of a worker with its libraries and a small backbone, beside what training takes
 TICK = 0.5  # seconds between looks at the clock where nothing is told
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-WATCH_EVERY = 1.0  # seconds between a worker's looks at whether its parent is still there
 
 
 class Crew(Protocol):
@@ -220,7 +218,7 @@ class _Worker:
 def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_every: float) -> None:
     """A worker's life: tasks come, what they come to goes back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
-    threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
+    end_with(parent)
     logging.getLogger("fastcoop.datasets").setLevel(
         logging.ERROR
     )  # the parent has warned of the same datasets
@@ -230,14 +228,6 @@ def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_e
     with suppress(EOFError, OSError):  # the parent has gone, or wants no more
         while True:
             workshop.do(connection.recv(), connection.send)
-
-
-def _end_with(*parents: int) -> None:
-    """End this process when its parent has ended, in whatever way that came."""
-    above = parents[0]
-    while os.getppid() == above and all(psutil.pid_exists(parent) for parent in parents):
-        time.sleep(WATCH_EVERY)
-    os._exit(1)
 
 
 def _cause(error: BaseException | None) -> str:
