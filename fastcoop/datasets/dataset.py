@@ -56,7 +56,7 @@ class Dataset:
         splits: "train" and "val" (absent from datasets that only test) and "test".
         digest: sha256 hex over the class names and the splits' paths and labels. Image bytes are not in it.
         title: the name that tables and figures print.
-        fewshot_dir: where few-shot subsets are looked for and kept.
+        fewshot_dir: where few-shot subsets that were drawn elsewhere are looked for.
         store: the file of features that stands for images which are not on this machine; else None.
         class_ids: WordNet IDs in label order, where the dataset's classes have them; else empty. They tell which
             classes of two datasets are the same.

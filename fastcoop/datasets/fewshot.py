@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastcoop.datasets.dataset import Dataset, Split, warn_once
-from fastcoop.datasets.fewshot_files import read_official, read_saved, save
+from fastcoop.datasets.fewshot_files import read_official, read_saved
 from fastcoop.datasets.files import some
 from fastcoop.datasets.halves import rows_in_whole
 from fastcoop.errors import UserError
@@ -34,8 +34,8 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
 
     A subset kept in ``dataset.fewshot_dir`` is read: the official code's ``shot_K-seed_S.pkl``, else a JSON
     of the same content. Otherwise one stream of Python's ``random``, seeded with ``seed``, draws the training
-    and then the validation set, class by class in order of first image, and the draw is saved as JSON where
-    the folder can be written to. A class with fewer images gives all it has, with a warning. Training images
+    and then the validation set, class by class in order of first image. Nothing is written: the same arguments
+    draw the same images. A class with fewer images gives all it has, with a warning. Training images
     that the validation set holds (ImageNet's) are not drawn. The subset of half a dataset's classes is the whole
     dataset's, so far as its images are of these classes: the official base-to-new rule.
 
@@ -67,10 +67,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     else:
         drawn, used = free[_draw(train.labels[free], shots, rng)], set()
     val_drawn = _draw(val.labels, min(shots, MAX_VAL_SHOTS), rng)
-    subset = FewShot(drawn, np.array([i for i in val_drawn if val.paths[i] not in used], dtype=np.int64))
-    if kept is None:
-        save(dataset, shots, seed, {"train": subset.train, "val": subset.val})
-    return subset
+    return FewShot(drawn, np.array([i for i in val_drawn if val.paths[i] not in used], dtype=np.int64))
 
 
 def _within(half: Dataset, subset: FewShot) -> FewShot:

@@ -1,10 +1,7 @@
-"""The files that keep few-shot subsets: the official code's pickles, and our JSON of the same content."""
+"""The files that keep few-shot subsets: the official code's pickles, and JSON of the same content. They are only read."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +53,7 @@ def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
 
 
 def read_saved(dataset: Dataset, shots: int, seed: int) -> Indices | None:
-    """The subset kept as JSON; None if there is none, or if one we drew belongs to an earlier split.
+    """The subset kept as JSON; None if there is none, or if its digest is another split's.
 
     Raises:
         UserError: it is malformed, or names images that the split does not have.
@@ -68,28 +65,6 @@ def read_saved(dataset: Dataset, shots: int, seed: int) -> Indices | None:
     if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
         return None
     return _located(dataset, read_items(path, required=("train",)), path)
-
-
-def save(dataset: Dataset, shots: int, seed: int, subset: Indices) -> None:
-    """Keep a drawn subset as JSON, with its dataset's digest, where the folder can be written to."""
-    content: dict[str, Any] = {"digest": dataset.digest}
-    for key, indices in subset.items():
-        if key in dataset.splits:
-            split = dataset.splits[key]
-            labels = split.labels[indices].tolist()
-            content[key] = [
-                [split.paths[index], label, dataset.class_names[label]]
-                for index, label in zip(indices.tolist(), labels, strict=True)
-            ]
-    path = subset_path(dataset, shots, seed, "json")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:  # read-only data: the next draw is the same
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> Indices:

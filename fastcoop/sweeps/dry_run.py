@@ -59,7 +59,7 @@ def dry_run(
     retry_failed: bool = False,
 ) -> DryRun:
     """Plan a sweep of the same arguments as it would be done now, and time the beginnings of some of its work. Nothing
-    is written but few-shot subsets.
+    is written.
 
     Raises:
         UserError: the grid, or something it names, cannot be used.
