@@ -16,9 +16,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from fastcoop.backbones import Preprocess
+from fastcoop.datasets.files import IMAGE_SUFFIXES
 
 RECIPES = ("current", "official-2021")
 MAX_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb: a quarter of a gigabyte as RGB
+FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # of which Pillow may open 16-bit pictures in mode I
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 CROP_SCALE = (0.08, 1.0)  # share of the area kept by the current recipe's random resized crop
 CROP_RATIO = (3 / 4, 4 / 3)
 ENLARGE = 1.125  # of the recipe in use before October 2021
@@ -35,7 +38,10 @@ class UnreadableImage(Exception):
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Decode ``path`` and convert it to RGB as the official code does: any mode, no EXIF rotation.
+    """Decode ``path`` and convert it to 8-bit RGB: any mode, no EXIF rotation.
+
+    Pictures of 8 bits and fewer become what the official code makes of them. Pixels of more bits, and floats, are
+    scaled to 8 bits, where Pillow's own conversion would clip them to white or black.
 
     Raises UnreadableImage for a missing, damaged, truncated or implausibly large file.
     """
@@ -44,15 +50,43 @@ def read_rgb(path: Path) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")
-            return image.convert("RGB")
+            return (_to_8_bits(image) if image.mode == "F" or image.mode[0] == "I" else image).convert("RGB")
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except UnidentifiedImageError as error:
+        if path.suffix.lower() in IMAGE_SUFFIXES - set(Image.registered_extensions()):
+            raise UnreadableImage(f"this Pillow has no decoder for {path.suffix} files") from error
         raise UnreadableImage("no image, or its beginning is damaged") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}".replace(f"{str(path)!r}", "it")) from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale a picture of one wide channel (modes I, I;16 and F) to 8 bits.
+
+    16-bit formats are divided by 257, so that the picture is the one saved with 8 bits. Where the format does not say
+    the range (32-bit integers, floats), it is the first of 0..1 (floats), 0..255, 0..65535 that holds all pixels, else
+    0 or the least pixel to the largest. Pixels that are not finite are black.
+    """
+    values = np.asarray(image).astype(np.float32)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise UnreadableImage("not one of its pixels is a finite number")
+    low, high = min(0.0, float(finite.min())), float(finite.max())
+    if image.mode.startswith("I;16") or image.format in FORMATS_16_BIT:
+        high = 65535.0
+        if image.format == "TIFF":
+            high = 2.0 ** image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] - 1  # type: ignore[attr-defined]
+    elif low == 0:
+        ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        high = next((limit for limit in ranges if high <= limit), high)
+    values = np.where(np.isfinite(values), values, low) - low
+    scaled = np.rint(values * (255 / ((high - low) or 1.0))).clip(0, 255).astype(np.uint8)
+    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        scaled = 255 - scaled  # white is stored as zero, which Pillow undoes for 8 bits alone
+    return Image.fromarray(scaled)
 
 
 def crops(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,7 @@ def test_every_2021_view_is_one_of_the_pipelines_of_that_time(size: int) -> None
 
 
 def every_kind(folder: Path) -> dict[str, Path]:
-    """An image of each kind that datasets of photographs are known to hold."""
-    grey16 = Image.fromarray((np.arange(600).reshape(20, 30) * 100).astype(np.uint16))
+    """An image of each kind of at most 8 bits that datasets of photographs are known to hold."""
     clear = RGB.quantize(16)
     clear.info["transparency"] = 3
     rotated = Image.Exif()
@@ -158,8 +159,6 @@ def every_kind(folder: Path) -> dict[str, Path]:
         "CMYK JPEG": (RGB.convert("CMYK"), "jpg", {}),
         "CMYK TIFF": (RGB.convert("CMYK"), "tiff", {}),
         "YCbCr": (RGB.convert("YCbCr"), "jpg", {}),
-        "16-bit": (grey16, "png", {}),
-        "16-bit TIFF": (grey16, "tiff", {}),
         "progressive": (RGB, "jpg", {"progressive": True}),
         "EXIF-rotated": (RGB, "jpg", {"exif": rotated}),
         "webp": (RGB, "webp", {"lossless": True}),
@@ -177,6 +176,74 @@ def test_every_kind_is_decoded_as_the_official_code_does(tmp_path: Path) -> None
             expected = image.convert("RGB")  # the official code's whole reader
         assert got.mode == "RGB", name
         assert np.array_equal(np.asarray(got), np.asarray(expected)), name
+
+
+EIGHT = np.random.default_rng(2).integers(0, 256, (20, 30), dtype=np.uint8)
+EIGHT[0, :2] = 0, 255
+WIDE = {
+    "16-bit.png": EIGHT.astype(np.uint16) * 257,
+    "16-bit.jp2": EIGHT.astype(np.uint16) * 257,
+    "16-bit.tiff": EIGHT.astype(np.uint16) * 257,
+    "big-endian.tiff": (EIGHT.astype(np.uint16) * 257).astype(">u2"),
+    "int32 up to 255.tiff": EIGHT.astype(np.int32),
+    "int32 up to 65535.tiff": EIGHT.astype(np.int32) * 257,
+    "int32 beyond.tiff": EIGHT.astype(np.int32) * 100_000,
+    "int32 from below 0.tiff": EIGHT.astype(np.int32) * 100 - 9000,
+    "float up to 1.tiff": EIGHT.astype(np.float32) / 255,
+    "float up to 255.tiff": EIGHT.astype(np.float32),
+    "float up to 65535.tiff": EIGHT.astype(np.float32) * 257,
+    "float beyond.tiff": EIGHT.astype(np.float32) * 1e6,
+    "float from -1 to 1.tiff": EIGHT.astype(np.float32) / 127.5 - 1,
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_pixels_of_more_than_8_bits_are_scaled_not_clipped(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(WIDE[kind]).save(tmp_path / kind)
+    got = np.asarray(read_rgb(tmp_path / kind))
+    assert np.array_equal(got, np.repeat(EIGHT[..., None], 3, axis=2))
+
+
+def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path) -> None:
+    for suffix in ("png", "tiff"):
+        Image.fromarray(np.full((4, 4), 257 * 9, np.uint16)).save(tmp_path / f"dark.{suffix}")
+        assert np.asarray(read_rgb(tmp_path / f"dark.{suffix}")).tolist() == [[[9] * 3] * 4] * 4
+    wide = (EIGHT.astype(">u2") * 257).tobytes()
+    (tmp_path / "grey.pgm").write_bytes(b"P5 30 20 65535\n" + wide)
+    assert np.array_equal(np.asarray(read_rgb(tmp_path / "grey.pgm"))[..., 0], EIGHT)
+
+
+def test_pixels_that_are_not_finite_are_black_and_nothing_else_is_unreadable(tmp_path: Path) -> None:
+    pixels = np.array([[np.nan, 0.5], [np.inf, 1.0]], np.float32)
+    Image.fromarray(pixels).save(tmp_path / "holes.tiff")
+    assert np.asarray(read_rgb(tmp_path / "holes.tiff"))[..., 0].tolist() == [[0, 128], [0, 255]]
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "empty.tiff")
+    with pytest.raises(UnreadableImage, match="finite"):
+        read_rgb(tmp_path / "empty.tiff")
+
+
+def png16(colour_type: int, channels: int, pixels: np.ndarray) -> bytes:
+    """A 16-bit PNG of several channels, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[0], pixels.shape[1] // channels
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bit_pngs_of_all_channels_are_those_of_8_bits(
+    colour_type: int, channels: int, tmp_path: Path
+) -> None:
+    pixels = EIGHT[:, : 30 // channels * channels]
+    (tmp_path / "wide.png").write_bytes(png16(colour_type, channels, pixels.astype(np.uint16) * 257))
+    eight = pixels.reshape(20, -1, channels)
+    expected = Image.fromarray(eight[..., 0] if channels == 1 else eight).convert("RGB")
+    assert np.array_equal(np.asarray(read_rgb(tmp_path / "wide.png")), np.asarray(expected))
 
 
 def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
