@@ -1,4 +1,4 @@
-"""The files that keep few-shot subsets: the official code's pickles, and JSON of the same content. They are only read."""
+"""The files that keep few-shot subsets, only read: the official code's pickles, and JSON of the same content."""
 
 from __future__ import annotations
 
