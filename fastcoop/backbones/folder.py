@@ -41,6 +41,15 @@ def read_folder_config(folder: Path) -> FolderConfig:
     return found[0]
 
 
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder with a weights file and a .json file, so that a model can lie in it."""
+    try:
+        suffixes = {file.suffix for file in path.iterdir()}
+    except OSError:
+        return False
+    return ".json" in suffixes and not suffixes.isdisjoint(WEIGHT_SUFFIXES)
+
+
 def find_weights(folder: Path) -> Path:
     """The weights file in ``folder``: one of open_clip's usual names, else the only one there is."""
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)

@@ -13,13 +13,13 @@ import open_clip
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model
 from torch import Tensor, nn
 
 import fastcoop
 from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
 from fastcoop.backbones.fetch import fetch_weights
-from fastcoop.backbones.folder import find_weights, read_folder_config
+from fastcoop.backbones.folder import find_weights, is_model_folder, read_folder_config
 from fastcoop.backbones.sparse import read_sparse_model
 from fastcoop.backbones.text_tower import TextTower, refuse_config
 from fastcoop.backbones.weights import Weights, is_sparse_model, known_activation, read_weights
@@ -42,7 +42,7 @@ def backbone_from_spec(
     Raises UserError if there is no such thing, with the nearest name.
     """
     path = Path(spec).expanduser()
-    if path.exists():
+    if is_model_path(path):
         return load_backbone(
             path.stem if path.is_file() else path.resolve().name, path, device=device, dtype=dtype
         )
@@ -59,11 +59,19 @@ def backbone_from_spec(
         raise UserError(
             f'The backbone "{spec}" needs its weights named, as "{spec}:TAG" or "{spec}:FILE"; tags: {tags}.'
         )
+    if path.is_dir():
+        find_weights(path)
+        read_folder_config(path)
     embedded_names = [file.stem for file in EMBEDDED_WEIGHTS.glob("*.safetensors")]
     raise UserError(
         f'There is no backbone "{spec}": neither a model, nor "MODEL:TAG", nor a folder or file on disk.'
         + nearest(spec, [*PAPER_BACKBONES, *embedded_names])
     )
+
+
+def is_model_path(path: Path) -> bool:
+    """Whether ``path`` is a model folder or any file. Other folders, such as a cache's, may be called like a model."""
+    return path.is_file() or is_model_folder(path)
 
 
 def load_backbone(
@@ -96,7 +104,8 @@ def load_backbone(
             model = _build(config, quick_gelu)
         return _finish(f"{name}-random{seed}", model, config, quick_gelu, {}, device, dtype)
     path = Path(pretrained).expanduser()
-    if path.is_dir():
+    is_tag = str(pretrained) in {tag for _, tag in list_pretrained()}  # a folder may be called like one
+    if is_model_folder(path) or (path.is_dir() and not is_tag):
         return _load_folder(name, path, find_weights(path), force_quick_gelu, device, dtype)
     if path.is_file() and is_sparse_model(path):
         config, state, trained = read_sparse_model(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,10 +17,12 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, Scores
+from fastcoop.sweeps.about import DATASETS, GRID
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import PlannedRun
 
 DATABASE = "results.sqlite"
+LOCK = "lock.sqlite"
 CONTEXTS = "contexts"
 VERSION = 1
 
@@ -171,13 +172,14 @@ def tests_by_run(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
 
 @contextmanager
 def open_store(folder: Path) -> Iterator[ResultsStore]:
-    """The results folder, made if it is not there, and held against any other sweep until the block ends. One that was
-    made for nothing, since the block was refused before any run was begun, is removed again.
+    """The results folder, made if it is not there, and held against any other sweep until the block ends. If the block
+    is refused before any run was begun, the files and empty folders that this call made are removed again.
 
     Raises:
         UserError: another sweep holds it, or its database is damaged or not one of ours.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
+    new_files = [path for name in (DATABASE, GRID, DATASETS, LOCK) if not (path := folder / name).exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,15 +187,17 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
     try:
         lock = _lock(folder)
     except sqlite3.Error as error:
-        raise UserError(f"{folder}/lock.sqlite cannot be used ({error}); {advice(error)}") from None
+        raise UserError(f"{folder / LOCK} cannot be used ({error}); {advice(error)}") from None
     try:
         connection = _connect(folder / DATABASE)
         try:
             yield ResultsStore(folder, connection)
         except UserError:
-            if made and _is_empty(connection):
+            if _is_empty(connection):
                 connection.close()
-                _remove(made)
+                with suppress(OSError):
+                    for path in new_files:
+                        path.unlink(missing_ok=True)
             raise
         except sqlite3.Error as error:  # found on reading: damage that its first pages do not show
             path = folder / DATABASE
@@ -202,6 +206,9 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
             connection.close()
     finally:
         lock.close()
+        with suppress(OSError):  # of folders that are not empty
+            for place in new_folders:
+                place.rmdir()
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -209,17 +216,9 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return not any(connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in tables)
 
 
-def _remove(made: list[Path]) -> None:
-    """The results folder, and those above it that are empty then; another sweep may have put its own there."""
-    shutil.rmtree(made[0], ignore_errors=True)
-    with suppress(OSError):
-        for folder in made[1:]:
-            folder.rmdir()
-
-
 def _lock(folder: Path) -> sqlite3.Connection:
     """A lock that every platform has, and that goes when its process does: an open transaction on a file."""
-    lock = sqlite3.connect(folder / "lock.sqlite", timeout=0, isolation_level=None)
+    lock = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:

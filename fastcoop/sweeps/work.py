@@ -127,8 +127,10 @@ class Supplies:
 
     @classmethod
     def of(cls, world: World, device: str) -> Supplies:
+        from fastcoop.backbones.load import is_model_path
+
         specs = {
-            backbone.name: str(Path(spec).resolve()) if Path(spec).exists() else spec
+            backbone.name: str(path.resolve()) if is_model_path(path := Path(spec).expanduser()) else spec
             for spec, backbone in world.named.items()
         }
         stores = {

@@ -222,6 +222,35 @@ def test_openais_own_cache_is_used_before_the_network(
     assert load_backbone("tiny-clip", "openai").name == "tiny-clip"
 
 
+def test_a_folder_called_like_a_model_is_one_only_with_config_and_weights(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    embedded = backbone_from_spec("demo-resnet")
+    for name in ("demo-resnet", "openai", "RN50"):  # as a feature cache in the current folder makes them
+        Path(name).mkdir()
+        Path(name, "pets.h5").touch()
+    assert backbone_from_spec("demo-resnet").digest == embedded.digest
+    fetched: list[str] = []
+
+    def fetch(model: str, tag: str, config: dict[str, Any]) -> Path:
+        fetched.append(f"{model}:{tag}")
+        raise UserError("no network")
+
+    monkeypatch.setattr(load, "fetch_weights", fetch)
+    for spec in ("RN50", "RN50:openai"):
+        with pytest.raises(UserError, match="no network"):
+            backbone_from_spec(spec)
+    assert fetched == ["RN50:openai"] * 2
+    Path("photos").mkdir()
+    for spec in ("photos", "RN50:photos"):
+        with pytest.raises(UserError, match="photos should hold one weights file"):
+            backbone_from_spec(spec)
+    model = backbone_from_spec(str(tiny_folder))
+    tiny_folder.rename("demo-vit")
+    assert backbone_from_spec("demo-vit").digest == model.digest
+
+
 def test_a_model_folder_is_named_after_itself(tiny_folder: Path, tiny_model: open_clip.CLIP) -> None:
     backbone = backbone_from_spec(str(tiny_folder))
     assert backbone.name == "tiny"

@@ -257,6 +257,18 @@ def test_a_results_folder_made_for_nothing_goes_again_and_nothing_else_does(tmp_
     assert not results.exists()
     refused("one", lambda store: (results / "another").mkdir())
     assert [path.name for path in results.iterdir()] == ["another"]
+
+    def cache_and_describe(store: ResultsStore) -> None:
+        (store.folder / "cache" / "tiny").mkdir(parents=True)
+        (store.folder / "cache" / "tiny" / "colours.h5").touch()
+        (store.folder / "grid.yaml").touch()
+
+    refused("with", cache_and_describe)
+    assert [path.name for path in (results / "with").rglob("*")] == ["cache", "tiny", "colours.h5"]
+    (results / "there").mkdir()
+    (results / "there" / "grid.yaml").touch()
+    refused("there", cache_and_describe)
+    assert sorted(path.name for path in (results / "there").iterdir()) == ["cache", "grid.yaml"]
     batch = Batch("coop", "tiny", ("key",), 1, 1, 1.0, 0)
     refused("begun", lambda store: store.replace_batches([], [batch]))
     refused("begun")
