@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMED = 10  # so many runs are named, further ones counted
 FAILED = 1  # the exit code where runs failed
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 
 class Backend(str, Enum):
@@ -74,6 +75,7 @@ def sweep(
     Example:  [bold]fastcoop sweep experiments/fig3.yaml --only coop --set methods.coop.epochs=20 --dry-run[/bold]
     """
     from fastcoop.sweeps import sweep as run_sweep
+    from fastcoop.sweeps.sweep import results_folder
 
     if show_grid:
         from fastcoop.sweeps import read_grid
@@ -94,11 +96,15 @@ def sweep(
             as_json,
         )  # fmt: skip
         return
-    summary = run_sweep(
-        grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
-        memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed, backend=backend.value,
-        address=address,
-    )  # fmt: skip
+    try:
+        summary = run_sweep(
+            grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
+            memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed, backend=backend.value,
+            address=address,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        _report_stop(results_folder(grid, results))
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(summary.as_json(), indent=1))
         return
@@ -125,6 +131,19 @@ def sweep(
             err=True,
         )
         raise typer.Exit(FAILED)
+
+
+def _report_stop(folder: Path) -> None:
+    """Print how many runs an interrupted sweep leaves behind."""
+    from fastcoop.sweeps.results import tested_runs
+
+    try:
+        done = len(tested_runs(folder))
+    except UserError:  # stopped before there was a results folder
+        done = 0
+    typer.echo(
+        f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.", err=True
+    )
 
 
 def _say_counts(summary: Summary) -> None:

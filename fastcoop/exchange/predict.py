@@ -46,15 +46,18 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def predict(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -> Iterator[Prediction]:
-    """Classify images by the test-time crop of the classifier's recipe, in order.
+def predict(
+    classifier: Classifier, backbone: Backbone, images: Sequence[str | Path]
+) -> Iterator[Prediction]:
+    """Classify image files by the test-time crop of the classifier's recipe, in order.
 
     Raises:
         UserError: the backbone is not the classifier's. An unreadable image is a Prediction that says so.
     """
     classifier.check(backbone)
-    for start in range(0, len(images), AT_ONCE):
-        yield from _batch(classifier, backbone, images[start : start + AT_ONCE])
+    paths = [Path(image) for image in images]
+    for start in range(0, len(paths), AT_ONCE):
+        yield from _batch(classifier, backbone, paths[start : start + AT_ONCE])
 
 
 def _batch(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -> Iterator[Prediction]:

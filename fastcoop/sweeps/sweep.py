@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,6 @@ from fastcoop.sweeps.workers import (
 Backend = Literal["local", "dask"]
 
 log = logging.getLogger("fastcoop")
-INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,8 @@ def sweep(
 
     Raises:
         UserError: the grid, or something it names, cannot be used. Nothing has been run then.
-        SystemExit: 130, on Ctrl-C; what is done is kept.
+        KeyboardInterrupt: on Ctrl-C, after all worker processes have ended. Runs that were done are kept, and the same
+            call goes on from there.
     """
     start = time.monotonic()
     check_limits(jobs, memory_budget)
@@ -140,48 +139,40 @@ def sweep(
         return Summary(folder, _count(planned, _tested(folder)), seconds=time.monotonic() - start)
 
     with open_store(folder) as store:
-        try:
-            for _ in cache_world(world, Path(cache), retry_skipped=False):
-                pass
-            if _open_features(world, Path(cache)) != known:
-                planned = plan_runs(world)
-            write_about(folder, read, world.datasets.values(), data_root, cache)
-            tested, failures = store.done(), store.failures()
-            counts = _count(planned, tested)
-            by_key = {run.key: run for run in planned}
-            pending = {run.key: run for run in _pending(planned, tested, folder)}
-            skipped = {key: failures[key] for key in pending if key in failures and not retry_failed}
-            for key in skipped:
-                del pending[key]
+        for _ in cache_world(world, Path(cache), retry_skipped=False):
+            pass
+        if _open_features(world, Path(cache)) != known:
+            planned = plan_runs(world)
+        write_about(folder, read, world.datasets.values(), data_root, cache)
+        tested, failures = store.done(), store.failures()
+        counts = _count(planned, tested)
+        by_key = {run.key: run for run in planned}
+        pending = {run.key: run for run in _pending(planned, tested, folder)}
+        skipped = {key: failures[key] for key in pending if key in failures and not retry_failed}
+        for key in skipped:
+            del pending[key]
 
-            sharers = 1 if backend == "dask" else jobs if jobs > 0 else available_cores()
-            budget = budget_of(device, memory_budget, sharers)
-            recorded = store.batches()
-            batches = form_batches(by_key, pending, recorded, threads=1, budget=budget)
-            crew: Crew
-            if backend == "dask" and batches:
-                from fastcoop.sweeps.cluster import Cluster
+        sharers = 1 if backend == "dask" else jobs if jobs > 0 else available_cores()
+        budget = budget_of(device, memory_budget, sharers)
+        recorded = store.batches()
+        batches = form_batches(by_key, pending, recorded, threads=1, budget=budget)
+        crew: Crew
+        if backend == "dask" and batches:
+            from fastcoop.sweeps.cluster import Cluster
 
-                crew = Cluster(Supplies.of(world, device), address, folder)
-            else:
-                team = choose_team(jobs, device, batches)
-                names = {batch.name for batch in recorded}
-                batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
-                crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
-            log.debug(
-                "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
-                len(pending), len(batches), crew.size, budget / 1e9,
-            )  # fmt: skip
-            schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
-            with PeakMemory() as memory:
-                schedule.work(crew)
-        except KeyboardInterrupt:
-            done = len(store.done())
-            print(
-                f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.",
-                file=sys.stderr,
-            )
-            raise SystemExit(INTERRUPTED) from None
+            crew = Cluster(Supplies.of(world, device), address, folder)
+        else:
+            team = choose_team(jobs, device, batches)
+            names = {batch.name for batch in recorded}
+            batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
+            crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
+        log.debug(
+            "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
+            len(pending), len(batches), crew.size, budget / 1e9,
+        )  # fmt: skip
+        schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
+        with PeakMemory() as memory:
+            schedule.work(crew)
     tally = schedule.tally
     return Summary(
         folder, counts, tally.finished, tally.diverged, skipped | tally.failed, _collapsed(folder, by_key),

@@ -9,6 +9,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
@@ -164,12 +165,18 @@ class Workers:
 
 
 class _Worker:
-    """One process, what it is at, and the line to it."""
+    """One process, its task, and the connection to it.
+
+    A task is sent only after the worker has sent its first message, and the parent has closed its copy of the worker's
+    end. Until then the parent itself keeps the pipe open, and sending more than the pipe's buffer holds to a worker that
+    died while it started would block forever.
+    """
 
     def __init__(self, supplies: Supplies, device: str, threads: int):
         from joblib.externals.loky import ProcessPoolExecutor
 
         self.task: Task | None = None
+        self._ready = False
         self.connection, self._theirs = Pipe()
         # Read by the numeric libraries when they start, before a worker's first line.
         env = {name: str(threads) for name in THREADS}
@@ -188,8 +195,12 @@ class _Worker:
 
     def begin(self, task: Task) -> None:
         self.task = task
-        with suppress(OSError):  # its death is told by next_event
-            self.connection.send(task)
+        if self._ready:
+            self._send()
+
+    def _send(self) -> None:
+        with suppress(OSError):  # next_event reports that the worker died
+            self.connection.send(self.task)
 
     def next_event(self) -> Event | None:
         """What it says next: of its work, or that it died. Nothing, where it only says that it is there."""
@@ -204,15 +215,18 @@ class _Worker:
             self.kill()
             return Finished(batch, error=cause, died=True)
         if event is None:
-            # From now on it alone holds the other end: where it dies in the midst of a word, that word ends.
+            # From now on the worker alone holds its end, so its death ends every send and receive here.
             self._theirs.close()
+            self._ready = True
+            self._send()
         if isinstance(event, Finished):
             self.task = None
         return event
 
     def kill(self) -> None:
         self.connection.close()
-        self._executor.shutdown(wait=False, kill_workers=True)
+        self._theirs.close()
+        self._executor.shutdown(wait=True, kill_workers=True)
 
 
 def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_every: float) -> None:
@@ -231,7 +245,9 @@ def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_e
 
 
 def _cause(error: BaseException | None) -> str:
-    """Why a worker ended, as far as loky knows."""
+    """Return why a worker ended: the error that it ended with, or the signal or exit code that loky saw."""
+    if error is not None and not isinstance(error, BrokenExecutor):
+        return f"the worker process ended with {type(error).__name__}: {error}"
     exits = re.search(r"\{(.+?)\}", str(error))
     how = f" by {exits[1]}" if exits else ""
     hint = "; the system kills processes so when memory runs out" if "SIGKILL" in how else ""

@@ -163,7 +163,7 @@ def test_the_halves_of_a_batch_go_on_from_its_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_state", interrupted)
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             run(grid, results=tmp_path, only=["coop"])
     with open_store(tmp_path) as store:
         (batch,) = store.batches()
@@ -195,7 +195,7 @@ def test_a_resumed_batch_comes_to_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_state", interrupted)
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             run(grid, results=tmp_path / "cut")
     summary = run(grid, results=tmp_path / "cut")
     assert summary.finished + summary.done_before == 16

@@ -134,7 +134,7 @@ def test_a_backbone_that_was_renamed_goes_on_with_its_batches(
 
     with monkeypatch.context() as patch:
         patch.setattr(ResultsStore, "record", interrupted)
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             run(small, results=tmp_path / "cut")
     shutil.copytree(world / "tiny", tmp_path / "renamed")
     summary = run(small | {"backbones": str(tmp_path / "renamed")}, results=tmp_path / "cut")

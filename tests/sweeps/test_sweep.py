@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.sweeps import Summary, load_contexts, load_predictions, load_results, merge_results
 from fastcoop.sweeps.store import ResultsStore, open_store
@@ -119,15 +121,36 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
     with monkeypatch.context() as patch:
         patch.setattr(ResultsStore, "record", interrupted)
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(KeyboardInterrupt):
             run(grid, results=tmp_path)
-    assert stopped.value.code == 130
-    assert f"{stop_after} runs are done" in capsys.readouterr().err
+    assert "runs are done" not in capsys.readouterr().err, "only the command line prints"
     assert set(load_results(tmp_path).key) == set(recorded)
     assert run(grid, results=tmp_path).done_before == stop_after
     pd.testing.assert_frame_equal(comparable(tmp_path), comparable(done), check_exact=True)
     for key in load_results(done).query("method == 'coop'").key:
         np.testing.assert_array_equal(load_contexts(tmp_path, key), load_contexts(done, key))
+
+
+def test_the_command_ends_an_interrupted_sweep_with_one_line_and_code_130(
+    world: Path,
+    grid: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = ResultsStore.record
+
+    def interrupted(self: ResultsStore, planned: Any, outcome: Any) -> None:
+        record(self, planned, outcome)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResultsStore, "record", interrupted)
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    places = ["--data-root", world / "data", "--cache", world / "cache", "--results", tmp_path / "results"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", *map(str, [tmp_path / "grid.yaml", *places, "--jobs", 1])])
+    assert stopped.value.code == 130
+    assert "Stopped. 1 runs are done and kept in" in capsys.readouterr().err
 
 
 def test_new_targets_are_tested_without_learning_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,13 @@ import psutil
 import pytest
 
 from fastcoop.errors import UserError
+from fastcoop.methods.coop import CoOpSettings
 from fastcoop.sweeps import Summary, load_contexts, load_results
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.store import ResultsStore
-from fastcoop.sweeps.workers import available_cores, budget_of, choose_team
+from fastcoop.sweeps.work import RunSpec, Supplies, Task
+from fastcoop.sweeps.workers import Team, Workers, available_cores, budget_of, choose_team
 
 Sweep = Callable[..., Summary]
 
@@ -68,6 +71,29 @@ def test_two_workers_of_which_one_is_killed_do_what_one_process_does(
     same_results(tmp_path / "alone", tmp_path / "both")
     psutil.wait_procs(workers_of_this_process(), timeout=30)
     assert workers_of_this_process() == []
+
+
+DIES_AT_START = """import os, sys
+line = " ".join(sys.orig_argv)
+if "loky" in line and "resource_tracker" not in line:
+    os._exit(1)
+"""
+
+
+def test_a_worker_that_dies_while_it_starts_ends_its_runs_whatever_its_task_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contexts to test are larger than a pipe's buffer."""
+    (tmp_path / "sitecustomize.py").write_text(DIES_AT_START)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    batch = Batch("coop", "none", ("a",), 1)
+    large = RunSpec("a", CoOpSettings(), "d", 1, 1, (), np.zeros((1 << 20,), np.float32), None, False)
+    workers = Workers(Supplies({}, {}, {}, 0, "cpu"), Team(("cpu",), 1))
+    events: list[Any] = []
+    workers.work(deque([Task(batch, (large,))]), events.append, lambda: None)
+    (event,) = events
+    assert event.died
+    assert "the worker process was ended" in event.error
 
 
 @pytest.mark.parametrize(
