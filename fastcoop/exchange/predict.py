@@ -46,9 +46,7 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def predict(
-    classifier: Classifier, backbone: Backbone, images: Sequence[str | Path]
-) -> Iterator[Prediction]:
+def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | Path]) -> Iterator[Prediction]:
     """Classify image files by the test-time crop of the classifier's recipe, in order.
 
     Raises:

@@ -167,8 +167,8 @@ class Workers:
 class _Worker:
     """One process, its task, and the connection to it.
 
-    A task is sent only after the worker has sent its first message, and the parent has closed its copy of the worker's
-    end. Until then the parent itself keeps the pipe open, and sending more than the pipe's buffer holds to a worker that
+    A task is sent only after the worker has sent its first message and the parent has closed its copy of the worker's
+    end. Until then the parent itself keeps the pipe open, and sending more than the buffer of a pipe to a worker that
     died while it started would block forever.
     """
 
