@@ -65,7 +65,7 @@ def texts_of(test: Paired | None) -> dict[str, str]:
         return {}
     return {
         "difference": "" if math.isnan(test.mean) else f"{test.mean:+.2f}",
-        "interval": "" if math.isnan(test.low) else f"{test.low:+.2f} to {test.high:+.2f}",
+        "interval": "" if math.isnan(test.low) else f"[{test.low:+.2f}, {test.high:+.2f}]",
         "unit": test.unit,
         "datasets": str(test.datasets),
         "pairs": str(test.pairs),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import yaml
+
+from fastcoop import escape
 from fastcoop.reports.study import Study
 from fastcoop.reports.table import Table
 
@@ -14,9 +19,13 @@ if TYPE_CHECKING:
 
 
 ADD = (
-    "Each command adds the runs to these results; what has been run is kept. Add the --data-root and --cache of your"
-    " sweep, and fill in what is in capitals."
+    "Each command adds the runs to these results; what has been run is kept. Run it in the folder that the sweep ran"
+    " in, and fill in what is in capitals."
 )
+PLAIN = re.compile(
+    r"[\w./]([\w./:-]*[\w./-])?", re.ASCII
+)  # a name that needs no quotes in YAML, if it is text there
+Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
 
 @dataclass
@@ -31,32 +40,45 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One figure or table. ``make`` raises `Missing` where the results lack what it needs; ``supply`` is the command
-    that gives it, with ``{results}``, ``{backbone}``, ``{backbones}``, ``{dataset}`` and ``{datasets}`` for the
-    study's own; words in capitals are for the user to fill in."""
+    """One figure or table. ``make`` raises `Missing` where the results lack what it needs; ``command`` gives the
+    command line that supplies it; words in capitals are for the user to fill in."""
 
     name: str
     title: str
     caption: str
     make: Callable[[Study], list[Part]]
-    supply: str
+    command: Callable[[Study], str]
 
-    def command(self, study: Study) -> str:
-        """``supply`` for a study."""
-        named = study.specs("datasets", "source")
-        own = list(dict.fromkeys(name.removesuffix(":base").removesuffix(":new") for name in named))
-        backbones = study.specs("backbones", "backbone")
-        return self.supply.format(
-            results=study.folder,
-            backbone=backbones[0],
-            backbones=",".join(backbones),
-            dataset=own[0],
-            datasets=",".join(own),
+
+def sweep_of(
+    grid: str, settings: Callable[[Study], Mapping[str, Value]] = lambda study: {}
+) -> Callable[[Study], str]:
+    """Return the command of an item whose runs a grid file under ``experiments`` names.
+
+    ``settings`` gives those of the grid to set beside the study's own backbones and datasets, or in place of them.
+    """
+
+    def command(study: Study) -> str:
+        given = {"backbones": study.backbones, "datasets": study.datasets, **settings(study)}
+        options = [("--set", f"{name}={_yaml(value)}") for name, value in given.items()]
+        words = [word for option in [*study.places, *options] for word in option]
+        return escape.shell_command(
+            "fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder, *words
         )
 
+    return command
 
-def sweep_of(grid: str, backbones: str = "{backbones}", datasets: str = "{datasets}", **more: str) -> str:
-    """The ``supply`` of an item whose runs a grid file under ``experiments`` names."""
-    given = {"backbones": backbones, "datasets": datasets, **more}
-    settings = (f'--set "{name}={value}"' for name, value in given.items())
-    return f"fastcoop sweep experiments/{grid}.yaml --results {{results}} {' '.join(settings)}"
+
+def _yaml(value: Value) -> str:
+    """A value as ``--set`` takes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_scalar(name)}: [{_yaml(values)}]" for name, values in value.items()) + "}"
+    names = list(map(_scalar, value))
+    bare = len(names) == 1 or all(map(PLAIN.fullmatch, names))
+    return ",".join(names) if bare else f"[{', '.join(names)}]"
+
+
+def _scalar(name: str) -> str:
+    """A name in YAML, quoted where it would be read as something else."""
+    plain = PLAIN.fullmatch(name) and yaml.safe_load(name) == name
+    return name if plain else json.dumps(name, ensure_ascii=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import math
 import platform
@@ -13,6 +12,7 @@ from string import Template
 
 import pandas as pd
 
+from fastcoop import escape
 from fastcoop.reports.claims import Judged, texts_of
 from fastcoop.reports.item import ADD, Item, Part
 from fastcoop.reports.paired import DATASETS, FAILS, HOLDS, SEEDS, Paired
@@ -43,17 +43,22 @@ def page(
         sections.append(("missing", "Missing", _missing(missing, study)))
     sections.append(("runs", "Runs", _runs(study.runs)))
     sections.append(("reproduce", "Reproduce", _reproduce(study, out)))
-    contents = "".join(f'<a href="#{name}">{_esc(title.split(". ")[0])}</a>' for name, title, _ in sections)
+    contents = "".join(
+        f'<a href="#{name}">{escape.html(title.split(". ")[0])}</a>' for name, title, _ in sections
+    )
     body = "\n".join(
-        f'<section id="{name}"><h2>{_esc(title)}</h2>{text}</section>' for name, title, text in sections
+        f'<section id="{name}"><h2>{escape.html(title)}</h2>{text}</section>'
+        for name, title, text in sections
     )
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     title = f"fastcoop report: {study.name}"
-    return template.substitute(title=_esc(title), lead=_esc(_lead(study)), contents=contents, body=body)
+    return template.substitute(
+        title=escape.html(title), lead=escape.html(_lead(study)), contents=contents, body=body
+    )
 
 
-def _esc(text: object) -> str:
-    return html.escape(str(text))
+def _pre(text: str) -> str:
+    return f"<pre>{escape.html(text, keep=chr(10))}</pre>"
 
 
 def _lead(study: Study) -> str:
@@ -68,7 +73,7 @@ def _lead(study: Study) -> str:
 def _warnings(warnings: list[str]) -> str:
     if not warnings:
         return "<p>Nothing was found that could mislead a reader.</p>"
-    return f"<div class=warn><ul>{''.join(f'<li>{_esc(text)}</li>' for text in warnings)}</ul></div>"
+    return f"<div class=warn><ul>{''.join(f'<li>{escape.html(text)}</li>' for text in warnings)}</ul></div>"
 
 
 def _claims(judged: list[Judged], notes: list[str]) -> str:
@@ -78,16 +83,16 @@ def _claims(judged: list[Judged], notes: list[str]) -> str:
     for one in judged:
         criterion = f"{one.claim.where}. Holds here if {one.claim.holds_if}."
         kind = kinds.get(one.finding.verdict, "unknown")
-        cells = [f"<td>{_esc(one.claim.text)}<div class=note>{_esc(criterion)}</div></td>"]
-        cells += [f"<td>{_esc(one.results)}</td>"]
-        cells += [f'<td><span class="verdict {kind}">{_esc(one.finding.verdict)}</span></td>']
-        cells += [f"<td>{_esc(one.finding.numbers)}</td>", *_test_cells(one.finding.test)]
+        cells = [f"<td>{escape.html(one.claim.text)}<div class=note>{escape.html(criterion)}</div></td>"]
+        cells += [f"<td>{escape.html(one.results)}</td>"]
+        cells += [f'<td><span class="verdict {kind}">{escape.html(one.finding.verdict)}</span></td>']
+        cells += [f"<td>{escape.html(one.finding.numbers)}</td>", *_test_cells(one.finding.test)]
         named = (
             cell.replace("<td", f'<td data-head="{head}"', 1) for head, cell in zip(heads, cells, strict=True)
         )
         rows.append(f"<tr>{''.join(named)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in heads)
-    notes_text = "".join(f"<p class=note>{_esc(note)}</p>" for note in notes)
+    notes_text = "".join(f"<p class=note>{escape.html(note)}</p>" for note in notes)
     table = (
         f'<table class="sortable claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
@@ -99,7 +104,7 @@ def _test_cells(test: Paired | None) -> list[str]:
     over the other unit where it could be had."""
     if test is None:
         return ["<td></td>"] * 2
-    text = {name: _esc(value) for name, value in texts_of(test).items()}
+    text = {name: escape.html(value) for name, value in texts_of(test).items()}
     other = SEEDS if test.unit == DATASETS else DATASETS
     beside = [f"{text['datasets']} dataset{'s' * (test.datasets != 1)}, {text['pairs']} pairs"]
     beside += [f"over {other}: p = {text[f'p over {other}']}"] if text[f"p over {other}"] else []
@@ -113,14 +118,14 @@ def _test_cells(test: Paired | None) -> list[str]:
 
 
 def _item(item: Item, parts: list[Part], out: Path) -> str:
-    text = [f"<p>{_esc(item.caption)}</p>"]
+    text = [f"<p>{escape.html(item.caption)}</p>"]
     for part in parts:
         if len(parts) > 1:
-            text.append(f"<h3>{_esc(part.table.title if part.table else part.subtitle)}</h3>")
+            text.append(f"<h3>{escape.html(part.table.title if part.table else part.subtitle)}</h3>")
         if part.figure is not None:
             image = base64.b64encode((out / f"{item.name}{part.suffix}.png").read_bytes()).decode()
             width = int(part.figure.get_figwidth() * PIXELS_PER_INCH)
-            alt = _esc(f"{item.title} ({part.subtitle}); the numbers are in the table below")
+            alt = escape.html(f"{item.title} ({part.subtitle}); the numbers are in the table below")
             text.append(f'<img width="{width}" alt="{alt}" src="data:image/png;base64,{image}">')
         if part.table is not None:
             shown = part.table.to_html()
@@ -133,10 +138,10 @@ def _item(item: Item, parts: list[Part], out: Path) -> str:
 
 def _missing(missing: list[tuple[Item, str]], study: Study) -> str:
     lines = "".join(
-        f"<li><b>{_esc(item.title)}</b>: {_esc(why)}.<pre>{_esc(item.command(study))}</pre></li>"
+        f"<li><b>{escape.html(item.title)}</b>: {escape.html(why)}.{_pre(item.command(study))}</li>"
         for item, why in missing
     )
-    return f"<p>What these results lack runs for. {_esc(ADD)}</p><ul>{lines}</ul>"
+    return f"<p>What these results lack runs for. {escape.html(ADD)}</p><ul>{lines}</ul>"
 
 
 def _runs(runs: pd.DataFrame) -> str:
@@ -175,18 +180,21 @@ def _reproduce(study: Study, out: Path) -> str:
     grid = study.folder / "grid.yaml"
     written = grid.read_text(encoding="utf-8") if grid.exists() else ""
     command, _, rest = written.partition("\n") if written.startswith("# ") else ("", "", written)
-    sweep = command.removeprefix("# ") or f"fastcoop sweep GRID.yaml --results {study.folder}"
-    commands = f"{sweep}\nfastcoop report {study.folder} --out {out}"
-    parts = [f"<pre>{_esc(commands)}</pre>"]
+    sweep = command.removeprefix("# ") or escape.shell_command(
+        "fastcoop", "sweep", "GRID.yaml", "--results", study.folder
+    )
+    parts = [_pre(f"{sweep}\n{escape.shell_command('fastcoop', 'report', study.folder, '--out', out)}")]
     if rest:
-        parts.append(f"<p>{_esc(grid)}:</p><pre>{_esc(rest)}</pre>")
+        parts.append(f"<p>{escape.html(grid)}:</p>{_pre(rest)}")
     ran = sorted({str(given) for given in study.runs.versions.dropna()})
     if ran:
-        parts.append(f"<p>The runs were made with {_esc('; '.join(_settings(given) for given in ran))}.</p>")
+        parts.append(
+            f"<p>The runs were made with {escape.html('; '.join(_settings(given) for given in ran))}.</p>"
+        )
     here = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
         try:
             here.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return "".join([*parts, f"<p>This report was made with {_esc(', '.join(here))}.</p>"])
+    return "".join([*parts, f"<p>This report was made with {escape.html(', '.join(here))}.</p>"])

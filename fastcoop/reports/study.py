@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.methods.data import plain_name
 from fastcoop.reports.style import name_of
@@ -98,19 +101,48 @@ class Study:
     runs: pd.DataFrame
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def specs(self, name: str, column: str) -> list[str]:
-        """Backbones or datasets as the folder's ``grid.yaml`` gives them (a path may stand for a name); without
-        one, as the runs name them."""
-        given = self.grid().get(name) or list(dict.fromkeys(self.runs[column]))
-        return _texts(given)
+    @property
+    def backbones(self) -> list[str]:
+        """Backbones as ``grid.yaml`` gives them (a path may stand for a name); without one, as the runs name them."""
+        return self.specs("backbones", "backbone")
 
-    def grid(self) -> dict[str, Any]:
-        """The folder's ``grid.yaml``; empty where there is none that can be read."""
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets that runs learned from, in the same way; the whole one in place of its halves."""
+        return list(
+            dict.fromkeys(re.sub(r":(base|new)$", "", name) for name in self.specs("datasets", "source"))
+        )
+
+    @property
+    def places(self) -> list[tuple[str, Path]]:
+        """The ``--cache`` and ``--data-root`` of the sweep, where ``grid.yaml`` tells them."""
         try:
-            given = yaml.safe_load((self.folder / "grid.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            return {}
-        return given if isinstance(given, dict) else {}
+            words = shlex.split(self._grid_text().splitlines()[0].removeprefix("# "))
+        except (ValueError, IndexError):
+            return []
+        return [(word, Path(place)) for word, place in pairwise(words) if word in ("--cache", "--data-root")]
+
+    def specs(self, name: str, column: str) -> list[str]:
+        given = [text for part in self.grids() if name in part for text in _texts(part[name])]
+        return list(dict.fromkeys(given or self.runs[column]))
+
+    def grids(self) -> list[dict[str, Any]]:
+        """The folder's ``grid.yaml`` and its blocks; none where there is no file that can be read."""
+        try:
+            given = yaml.safe_load(self._grid_text())
+        except (ValueError, yaml.YAMLError):
+            return []
+        if not isinstance(given, dict):
+            return []
+        blocks = given.get("blocks")
+        parts = [given, *(blocks.values() if isinstance(blocks, dict) else ())]
+        return [part for part in parts if isinstance(part, dict)]
+
+    def _grid_text(self) -> str:
+        try:
+            return (self.folder / "grid.yaml").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
 
     def slices(self) -> list[Slice]:
         """One slice per backbone and schedule; methods without a schedule belong to all of a backbone's."""
@@ -119,10 +151,11 @@ class Study:
             for schedule in sorted(set(frame.schedule) - {""}) or ["paper"]:
                 pairs.append((str(backbone), schedule, frame[frame.schedule.isin(("", schedule))]))
         schedules, backbones = {p[1] for p in pairs}, {p[0] for p in pairs}
+        names = {**escape.file_names(backbones), **escape.file_names(schedules)}
         slices = []
         for backbone, schedule, frame in pairs:
             parts = [backbone] * (len(backbones) > 1) + [schedule] * (len(schedules) > 1)
-            suffix = "".join("-" + re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] for part in parts)
+            suffix = "".join(f"-{names[part]}" for part in parts)
             slices.append(Slice(backbone, schedule, suffix, frame, alone=len(schedules) == 1))
         return slices
 
@@ -142,12 +175,8 @@ def read_study(folder: Path) -> Study:
 def in_grid_order(study: Study) -> pd.DataFrame:
     """Datasets, targets and backbones in the order of the grid, not in that of finishing; what it does not name,
     after."""
-    runs, grid = study.runs, study.grid()
-    blocks = grid.get("blocks")
-    parts = [grid, *(blocks.values() if isinstance(blocks, dict) else ())]
-    targets = [
-        part["targets"] for part in parts if isinstance(part, dict) and isinstance(part.get("targets"), dict)
-    ]
+    runs = study.runs
+    targets = [part["targets"] for part in study.grids() if isinstance(part.get("targets"), dict)]
     moved = [name for one in targets for pair in one.items() for given in pair for name in _texts(given)]
     asked = {
         "dataset": [*study.specs("datasets", "dataset"), *moved],

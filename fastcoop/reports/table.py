@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 import os
@@ -12,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+
+from fastcoop import escape
 
 DASH = "–"
 LAST_LATIN = 0x17F  # of the letters that pdfLaTeX knows by itself; vocabularies have others
@@ -123,7 +124,8 @@ class Table:
         """One line per number: the row's names, the column, mean, std, runs, best (or the text)."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*self.heads, self.over or "column", "mean", "std", "runs", "best", "text"])
+        heads = [*self.heads, self.over or "column", "mean", "std", "runs", "best", "text"]
+        writer.writerow(map(escape.csv_cell, heads))
         for names, cells in self.rows:
             for column in self.columns:
                 cell = cells.get(column)
@@ -131,25 +133,27 @@ class Table:
                     std = "" if math.isnan(cell.std) else f"{cell.std:.6g}"
                     values = [f"{cell.mean:.6g}", std, cell.runs, int(cell.best), ""]
                 elif cell:
-                    values = ["", "", "", "", cell]
+                    values = ["", "", "", "", escape.csv_cell(cell)]
                 else:
                     continue
-                writer.writerow([*names, column, *values])
+                writer.writerow([*map(escape.csv_cell, (*names, column)), *values])
         return out.getvalue()
 
     def to_markdown(self) -> str:
         def line(entries: Iterable[str]) -> str:
-            return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
+            return f"| {' | '.join(entries)} |"
 
-        out = [f"# {self.title}", "", line(self.heading)]
+        out = [f"# {escape.markdown(self.title)}", "", line(map(escape.markdown, self.heading))]
         out.append(
             "|"
             + "---|" * len(self.heads)
             + ("---:|" if self.unit else "---|") * (len(self.heading) - len(self.heads))
         )
         for names, cells in self.grid():
-            out.append(line([*names, *(f"**{text}**" if best else text for text, best, _ in cells)]))
-        return "\n".join([*out, "", *self.footnotes(), ""])
+            entries = [(escape.markdown(text), best) for text, best, _ in cells]
+            shown = (f"**{text}**" if best else text for text, best in entries)
+            out.append(line([*map(escape.markdown, names), *shown]))
+        return "\n".join([*out, "", *map(escape.markdown, self.footnotes()), ""])
 
     def to_latex(self) -> str:
         """A ``table`` environment for the booktabs package; equal first names are printed once, with a rule
@@ -159,56 +163,50 @@ class Table:
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{tex(self.title)}}}",
+            rf"\caption{{{escape.latex(self.title)}}}",
         ]
         out += [
             rf"\begin{{tabular}}{{{align}}}",
             r"\toprule",
         ]
-        out += [" & ".join(tex(head) for head in self.heading) + r" \\", r"\midrule"]
+        out += [" & ".join(escape.latex(head) for head in self.heading) + r" \\", r"\midrule"]
         last = None
         for names, cells in self.grid(plus_minus="±"):
             repeated = len(names) > 1 and names[0] == last
             if len(names) > 1 and last is not None and not repeated:
                 out.append(r"\addlinespace")
             last = names[0]
-            entries = ["" if repeated else tex(names[0]), *(tex(name) for name in names[1:])]
-            entries += [rf"\textbf{{{tex(text)}}}" if best else tex(text) for text, best, _ in cells]
-            if entries[0].startswith("["):
+            entries = [
+                "" if repeated else escape.latex(names[0]),
+                *(escape.latex(name) for name in names[1:]),
+            ]
+            entries += [
+                rf"\textbf{{{escape.latex(text)}}}" if best else escape.latex(text) for text, best, _ in cells
+            ]
+            if entries[0].startswith(("[", "*")):
                 entries[0] = "{}" + entries[0]  # or it would be an option of the line break before it
             out.append(" & ".join(entries) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
-        out += [rf"\footnotesize {tex(' '.join(self.footnotes()))}", r"\end{table}", ""]
+        out += [rf"\footnotesize {escape.latex(' '.join(self.footnotes()))}", r"\end{table}", ""]
         if beyond := "".join(sorted({char for char in "".join(out) if ord(char) > LAST_LATIN})):
             out[0] += f", and XeLaTeX or LuaLaTeX with a font that has {beyond}"
         return "\n".join(out)
 
     def to_html(self) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.heading)
+        head = "".join(f"<th>{escape.html(name)}</th>" for name in self.heading)
         body = []
         for names, cells in self.grid():
-            row = "".join(f"<td>{html.escape(name)}</td>" for name in names)
+            row = "".join(f"<td>{escape.html(name)}</td>" for name in names)
             for text, best, number in cells:
-                value = html.escape(text)
+                value = escape.html(text)
                 sort = "" if number is None or math.isnan(number) else f' data-sort="{number:.8g}"'
                 number_class = ' class="n"' if self.unit else ""
                 row += f"<td{number_class}{sort}>{f'<b>{value}</b>' if best else value}</td>"
             body.append(f"<tr>{row}</tr>")
-        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.footnotes())
+        notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in self.footnotes())
         rows = "\n".join(body)
         table = f"<table class=sortable><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
         return f"<div class=wide>{table}</div>{notes}"
-
-
-def tex(text: str) -> str:
-    """``text`` with everything LaTeX would act on escaped."""
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "±": r"$\pm$", "Δ": r"$\Delta$", "·": r"$\cdot$", "≥": r"$\geq$", "−": "$-$",
-        "×": r"$\times$", "…": r"\ldots{}", "₁": "$_1$", "₂": "$_2$", "ᴍ": "$_M$", "–": "--", "“": "``", "”": "''",
-    }  # fmt: skip
-    special |= {char: "\\" + char for char in "&%$#_{}"}
-    return "".join(special.get(char, char) for char in text)
 
 
 def save_table(table: Table, stem: Path) -> list[Path]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fastcoop import escape
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.sweeps.grid import Grid
@@ -24,9 +24,20 @@ def write_about(
 ) -> None:
     """Write ``grid.yaml``, the grid as it was run below the command that runs it again, and add ``datasets`` to
     ``datasets.json``."""
-    command = ["fastcoop", "sweep", str(folder / GRID), "--results", str(folder), "--cache", str(cache)]
-    command += ["--data-root", str(data_root)] if data_root is not None else []
-    _write(folder / GRID, f"# {shlex.join(command)}\n" + yaml.safe_dump(dict(grid.source), sort_keys=False))
+    command: list[str | Path] = [
+        "fastcoop",
+        "sweep",
+        folder / GRID,
+        "--results",
+        folder,
+        "--cache",
+        Path(cache),
+    ]
+    command += ["--data-root", Path(data_root)] if data_root is not None else []
+    _write(
+        folder / GRID,
+        f"# {escape.shell_command(*command)}\n" + yaml.safe_dump(dict(grid.source), sort_keys=False),
+    )
     add_datasets(folder, datasets)
 
 

@@ -335,5 +335,5 @@ def test_numbers_tests_and_intervals_are_shown(tmp_path):
     assert "+16.4 at 16 shots" in text
     assert "not enough runs" in text
     test = next(one.finding.test for one in judged if one.claim.check.__name__ == "beats_probe")
-    assert f"{test.low:+.2f} to {test.high:+.2f}" in text
+    assert f"[{test.low:+.2f}, {test.high:+.2f}]" in text
     assert not math.isnan(test.low)

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import statistics
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -196,6 +197,7 @@ def test_the_papers_numbers_are_not_shown_for_other_shots(tmp_path):
 
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
 def test_what_would_supply_an_item_is_a_command_that_runs(item, tmp_path):
+    (tmp_path / "datasets.json").write_text('{"my pets": {"classes": 3}, "b": {"classes": 4}}')
     study = study_of(results(datasets=("my pets", "b")), tmp_path)
     words = shlex.split(item.command(study))
     assert words[0] == "fastcoop"
@@ -215,3 +217,35 @@ def test_the_commands_name_backbones_as_the_grid_did(tmp_path):
     command = next(item.command(study) for item in ITEMS if item.name == "figure3")
     assert "backbones=path/to/clip" in command
     assert "datasets=data/pets" in command
+
+
+def test_a_command_for_halves_names_a_dataset_that_has_them(tmp_path):
+    study = study_of(results(datasets=("few", "many")), tmp_path)
+    item = next(item for item in ITEMS if item.name == "base_to_new")
+    for classes, named in ((4, "many"), (3, "DATASET")):
+        (tmp_path / "datasets.json").write_text(
+            json.dumps({"few": {"classes": 2}, "many": {"classes": classes}})
+        )
+        words = shlex.split(item.command(study))
+        assert f"datasets={named}:base" in words
+        assert f"targets={{{named}:base: [{named}:new]}}" in words
+
+
+@pytest.mark.parametrize(
+    "names", [("2020",), ("no", "2020-01-01"), ("a,b",), ("it's", "x: y", "[z"), ("$(touch x)", "a#b c")]
+)
+@pytest.mark.parametrize("folder", ["my $(touch x) results", "it's", "-dash", '"', "a;b&c", "line\nbreak"])
+def test_commands_are_safe_to_paste(names, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for item in ITEMS:
+        command = item.command(study_of(results(datasets=names), Path(folder)))
+        assert "\n" not in command
+        shown = ["bash", "-c", f"fastcoop() {{ printf '%s\\0' \"$@\"; }}; {command.partition(' && ')[0]}"]
+        words = subprocess.run(shown, capture_output=True, text=True).stdout.split("\0")
+        assert words[words.index("--results") + 1 if "--results" in words else 1] == (
+            f"./{folder}" if folder.startswith("-") else folder
+        )
+        overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        if overrides and item.name != "base_to_new":
+            assert set(read_grid(ROOT / words[1], overrides).datasets) <= set(names)
+    assert not list(tmp_path.iterdir())

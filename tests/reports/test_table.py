@@ -8,10 +8,11 @@ import io
 
 import pytest
 
+from fastcoop import escape
 from fastcoop.reports.items import table1, table5
 from fastcoop.reports.paper import AS_PRINTED, printed
 from fastcoop.reports.study import study_of
-from fastcoop.reports.table import Cell, Table, save_table, tex
+from fastcoop.reports.table import Cell, Table, save_table
 from tests.reports.made_up_results import coop, run
 
 
@@ -45,7 +46,7 @@ def test_formats():
 
 
 def test_latex_leaves_nothing_for_latex_to_act_on():
-    assert tex("50% of $x_1$ & #2 {a} \\b ~^") == (
+    assert escape.latex("50% of $x_1$ & #2 {a} \\b ~^") == (
         r"50\% of \$x\_1\$ \& \#2 \{a\} \textbackslash{}b \textasciitilde{}\textasciicircum{}"
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part, sweep_of
+from fastcoop.reports.item import Item, Part, Value, sweep_of
 from fastcoop.reports.study import (
     AVERAGE,
     Missing,
@@ -16,11 +17,13 @@ from fastcoop.reports.study import (
     most_shots,
     own_prompt,
     per_slice,
+    read_datasets,
     rows_of,
 )
 from fastcoop.reports.style import name_of, rank
 from fastcoop.reports.table import Cell, Table
 
+FEWEST_CLASSES = 4  # two for each half
 COLUMNS = ("base", "new", "harmonic mean")
 
 
@@ -125,14 +128,18 @@ def harmonic_mean(base, new):  # type: ignore[no-untyped-def]
     return 2 * base * new / (total.where(total > 0, 1.0) if hasattr(total, "where") else max(total, 1e-12))
 
 
+def _halved(study: Study) -> dict[str, Value]:
+    """The first dataset with enough classes for two halves."""
+    classes = {name: about.get("classes") or 0 for name, about in read_datasets(study.folder).items()}
+    counts = {spec: classes.get(Path(spec).name, classes.get(Path(spec).stem, 0)) for spec in study.datasets}
+    name = next((spec for spec, count in counts.items() if count >= FEWEST_CLASSES), "DATASET")
+    return {"datasets": [f"{name}:base"], "targets": {f"{name}:base": [f"{name}:new"]}}
+
+
 ITEM = Item(
     "base_to_new",
     "Base to new classes",
     "Not in the paper: contexts learned on the first half of a dataset's classes, on that half and on the other.",
     make,
-    sweep_of(
-        "base_to_new",
-        datasets="{dataset}:base",
-        targets="{{'{dataset}:base': '{dataset}:new'}}",
-    ),
+    sweep_of("base_to_new", _halved),
 )

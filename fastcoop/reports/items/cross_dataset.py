@@ -83,5 +83,8 @@ ITEM = Item(
     "Cross-dataset transfer",
     "Not in the paper: contexts learned on one dataset, tested on datasets of other classes.",
     make,
-    sweep_of("cross_dataset", datasets="{dataset}", targets="{{{dataset}: [OTHER_DATASET]}}"),
+    sweep_of(
+        "cross_dataset",
+        lambda study: {"datasets": study.datasets[:1], "targets": {study.datasets[0]: ["OTHER_DATASET"]}},
+    ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from fastcoop import escape
 from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import (
@@ -56,6 +57,7 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
 def _parts(piece: Slice) -> list[Part]:
     parts = []
     found = shifted(piece)
+    names = escape.file_names(found)
     _, init = main_setting(piece.everything)
     for source, (targets, runs) in found.items():
         shots = runs.shots.max()
@@ -80,7 +82,7 @@ def _parts(piece: Slice) -> list[Part]:
         if any(AS_PRINTED in names[0] for names, _ in table.rows):
             table.notes.append(NOTE)
         parts.append(
-            Part(piece.suffix + (f"-{source}" if len(found) > 1 else ""), piece.subtitle, None, table)
+            Part(piece.suffix + (f"-{names[source]}" if len(found) > 1 else ""), piece.subtitle, None, table)
         )
     return parts
 
@@ -106,5 +108,8 @@ ITEM = Item(
     "Trained on the source only; tested on its test set and on the targets', with the targets' own class"
     " lists.",
     make,
-    sweep_of("table1", datasets="{dataset}", targets="{{{dataset}: [TARGET]}}"),
+    sweep_of(
+        "table1",
+        lambda study: {"datasets": study.datasets[:1], "targets": {study.datasets[0]: ["TARGET"]}},
+    ),
 )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from fastcoop.reports.item import Item, Part
+from fastcoop import escape
+from fastcoop.reports.item import Item, Part, sweep_of
 from fastcoop.reports.study import Missing, Slice, Study, in_shots
 from fastcoop.reports.table import Cell, Table
 from fastcoop.reports.words import NEAR, Readings, most_often, read_words
@@ -130,10 +131,17 @@ def _part(piece: Slice, suffix: str, init: str, chosen: Chosen, table: Table) ->
     return Part(suffix, piece.subtitle, None, table)
 
 
+def _interpret(study: Study) -> str:
+    """Read the contexts that there are; where there are none, run them first."""
+    read = escape.shell_command("fastcoop", "interpret", study.folder, "--backbone", study.backbones[0])
+    end = study.runs[(study.runs.method == "coop") & (study.runs.class_position == "end")]
+    return read if len(end) else f"{sweep_of('table4')(study)} && {read}"
+
+
 ITEM = Item(
     "table4",
     "Table 4. Nearest words",
     "What the learned context vectors are closest to in the vocabulary, and how close chance would bring them.",
     make,
-    "fastcoop interpret {results} --backbone {backbone}",
+    _interpret,
 )

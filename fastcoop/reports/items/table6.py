@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastcoop import escape
 from fastcoop.reports.item import Item, Part
 from fastcoop.reports.paper import AS_PRINTED, printed_dataset
 from fastcoop.reports.study import Missing, Study, read_datasets
@@ -31,10 +32,18 @@ def _text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value).replace("{}", "[CLASS]")
 
 
+def _sweep_again(study: Study) -> str:
+    grid = study.folder / "grid.yaml"
+    places = (word for option in study.places for word in option)
+    return escape.shell_command(
+        "fastcoop", "sweep", grid if grid.is_file() else "GRID.yaml", "--results", study.folder, *places
+    )
+
+
 ITEM = Item(
     "table6",
     "Table 6. Datasets",
     "Classes, images per split and the hand-written prompt.",
     make,
-    "fastcoop sweep {results}/grid.yaml --results {results}",
+    _sweep_again,
 )

@@ -1,0 +1,114 @@
+"""Text from outside (names, prompts, paths) made literal, one function per format that it is written to.
+
+Names may hold anything: formulas, markup, line breaks, terminal codes. Every output passes them through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html as html_library
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterable
+from pathlib import PurePath
+
+# Format characters that change what stands beside them: text direction, and invisible separators.
+HIDDEN = {
+    "\u061c",
+    "\ufeff",
+    *map(chr, (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A))),
+}
+FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")  # as OWASP lists them for spreadsheets
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+FILE_NAME_LENGTH = 40
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "Δ": r"$\Delta$", "·": r"$\cdot$", "≥": r"$\geq$",
+    "−": "$-$", "×": r"$\times$", "…": r"\ldots{}", "₁": "$_1$", "₂": "$_2$", "ᴍ": "$_M$", "–": "--", "“": "``",
+    "”": "''", **{char: "\\" + char for char in "&%$#_{}"},
+}  # fmt: skip
+
+
+def visible(text: object, keep: str = "") -> str:
+    r"""Return ``text`` on one line, with control characters as their codes (``\n``, ``\x1b``, ``\u202e``).
+
+    For terminals, plain text and figures. ``keep`` lists control characters that stay.
+    """
+    return "".join(
+        char if char in keep or not _is_control(char) else char.encode("unicode_escape").decode()
+        for char in str(text)
+    )
+
+
+def _is_control(char: str) -> bool:
+    # Cs: half of a surrogate pair, which stands for a byte of a file name and cannot be encoded.
+    return char in HIDDEN or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def csv_cell(text: object) -> str:
+    r"""Return ``text`` as a CSV cell that no spreadsheet runs as a formula.
+
+    A text that begins like a formula gets an apostrophe in front; numbers, negative ones too, stay numbers. To read
+    the text back, drop an apostrophe before `FORMULA`. Control characters other than tab and line feed become
+    their codes.
+    """
+    text = str(text)
+    if FORMULA.match(text) and not NUMBER.fullmatch(text):
+        text = f"'{text}"
+    return visible(text, keep="\n\t")
+
+
+def markdown(text: object) -> str:
+    """Return ``text`` as Markdown that shows it literally, on one line, also inside a table cell."""
+    text = re.sub(r"([\\`*|~$])", r"\\\1", visible(text))
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is a letter
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+    text = text.replace("](", r"]\(")
+    return re.sub(r"^([-+#=]+|\d+(?=[.)]))(?=\s|[.)]\s|$)", _escape_first, text)
+
+
+def _escape_first(found: re.Match[str]) -> str:
+    """Escape what would begin a heading, a list or a rule."""
+    mark = found[1]
+    return f"{mark}\\" if mark[0].isdigit() else f"\\{mark}"
+
+
+def html(text: object, keep: str = "") -> str:
+    """Return ``text`` for HTML, as content or inside a quoted attribute. ``keep``: as `visible`'s."""
+    return html_library.escape(visible(text, keep))
+
+
+def latex(text: object) -> str:
+    """Return ``text`` for LaTeX, with everything that LaTeX would act on escaped."""
+    return "".join(LATEX.get(char, char) for char in visible(text))
+
+
+def shell_word(text: object) -> str:
+    """Return ``text`` as one word for a POSIX shell, on one line."""
+    word = str(text)
+    if any(_is_control(char) for char in word):
+        escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+        raw = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", escaped)
+        return f"$'{visible(raw)}'"
+    return shlex.quote(word)
+
+
+def shell_command(*words: object) -> str:
+    """Return a command line for a POSIX shell. A `Path` that begins with a dash is not taken for an option."""
+    return " ".join(
+        shell_word(f"./{word}" if isinstance(word, PurePath) and str(word).startswith("-") else word)
+        for word in words
+    )
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a different file name (lower-case ASCII letters, digits and dashes) for each of ``names``."""
+    short = {name: re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:FILE_NAME_LENGTH] for name in names}
+    found = {}
+    for name, slug in short.items():
+        if not slug or list(short.values()).count(slug) > 1:
+            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+            slug = "-".join(filter(None, (slug, digest)))
+        found[name] = slug
+    return found
