@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
+from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.data import Data
 from fastcoop.methods.scores import Scores
@@ -23,9 +24,36 @@ if TYPE_CHECKING:  # workers import this room without torch
 
 
 class MethodSettings(BaseModel):
-    """Settings of one run. In a grid file, a list in place of a value makes a run of each."""
+    """Settings of one run. In a grid file, a list in place of a value makes a run of each.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    Numbers are finite; yes and no, which Python counts as 1 and 0, are no numbers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_each_once(cls, given: Any) -> Any:
+        for one in cls.model_fields.values():
+            aliases = getattr(one.validation_alias, "choices", ())
+            named = [alias for alias in aliases if isinstance(given, Mapping) and alias in given]
+            if len(named) > 1:
+                raise ValueError(f"{' and '.join(map(str, named))} are the same setting; leave one of them")
+        return given
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("expected a number or text, not yes or no")
+        if isinstance(value, bytes):
+            raise ValueError("expected a number or text, not bytes")
+        return value
+
+    def unused(self) -> Mapping[str, str | None]:
+        """Settings that change nothing beside the others, and why; giving one is refused. None instead of a reason
+        where only the backbone can tell."""
+        return {}
 
 
 S = TypeVar("S", bound=MethodSettings)
@@ -133,11 +161,13 @@ class Method(ABC, Generic[S]):
         name: in grid files and results.
         Settings: the pydantic model of a run's settings.
         learns: whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
+        augments: whether they learn from augmented views of its images.
     """
 
     name: ClassVar[str]
     Settings: type[S]
     learns: ClassVar[bool] = True
+    augments: ClassVar[bool] = True
 
     @abstractmethod
     def label(self, settings: S) -> str:
@@ -177,13 +207,23 @@ def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]
     """
     given = given or {}
     values = [value if isinstance(value, list) else [value] for value in given.values()]
-    empty = [name for name, value in zip(given, values, strict=True) if not value]
-    if empty:
-        raise UserError(f"The setting {empty[0]} of method {method.name} is an empty list; give it a value.")
-    return [
-        validate(method.Settings, dict(zip(given, row, strict=True)), f"method {method.name}")
-        for row in itertools.product(*values)
-    ]
+    for name, several in zip(given, values, strict=True):
+        if not several:
+            raise UserError(f"The setting {name} of method {method.name} is an empty list; give it a value.")
+        if twice := [value for n, value in enumerate(several) if value in several[:n]]:
+            raise UserError(
+                f"The setting {name} of method {method.name} lists {shortened(twice[0])} twice; leave one."
+            )
+    return [_with_effect(method, dict(zip(given, row, strict=True))) for row in itertools.product(*values)]
+
+
+def _with_effect(method: Method[S], given: Mapping[str, Any]) -> S:
+    """Settings that were given, each of which has an effect."""
+    settings = validate(method.Settings, given, f"method {method.name}")
+    for name, reason in settings.unused().items():
+        if name in settings.model_fields_set and reason is not None:
+            raise SettingError(f"The settings of method {method.name} do not go together: {reason}.", ())
+    return settings
 
 
 class SettingError(UserError):
@@ -224,6 +264,6 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
         if first["type"] == "missing":
             raise SettingError(f'The setting "{path}" of {where} is missing; it must be given.', ()) from None
         problem = first["msg"].removeprefix("Value error, ")
-        problem = problem[:1].lower() + problem[1:]
-        message = f'The setting "{path}" of {where} cannot be {first["input"]!r}: {problem}.'
+        problem = problem[:1].lower() + problem[1:].partition(": value has")[0]
+        message = f'The setting "{path}" of {where} cannot be {shortened(first["input"])}: {problem}.'
         raise SettingError(message, first["loc"]) from None

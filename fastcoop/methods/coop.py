@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
-from fastcoop.methods.schedule import Positive, ScheduleSettings, epochs_of, schedule_of
+from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores
 from fastcoop.methods.text import score_texts, unit
 
@@ -52,7 +52,7 @@ class CoOpSettings(ScheduleSettings):
     class_specific: bool = False
     prompt: str | None = None
     init: str = Field("random", min_length=1)
-    learning_rate: float = Field(0.002, gt=0)
+    learning_rate: LearningRate = 0.002
     select: Literal["last", "best_val"] = "last"
     val_every: Positive | None = None
     val_accuracy: bool = False
@@ -70,13 +70,22 @@ class CoOpSettings(ScheduleSettings):
             raise ValueError(str(error).rstrip(".")) from None
         return prompt
 
-    @model_validator(mode="after")
-    def _says_it_once(self) -> CoOpSettings:
-        plain = CoOpSettings.model_fields
-        for name in ("context_length", "class_position"):
-            if self.prompt is not None and getattr(self, name) != plain[name].default:
-                raise ValueError(f"a prompt says itself where its vectors stand; leave out {name}")
-        return self
+    def unused(self) -> Mapping[str, str | None]:
+        unused: dict[str, str | None] = {}
+        if self.init != "random":
+            unused["context_length"] = None  # of use where it is the words' number of tokens
+        if self.prompt is not None:
+            reason = (
+                "a prompt says itself where its vectors stand; leave out context_length and class_position"
+            )
+            unused |= {"context_length": reason, "class_position": reason}
+        if self.select == "best_val":
+            unused["val_accuracy"] = "best_val always notes the validation accuracy; leave out val_accuracy"
+        elif self.val_every is not None:
+            unused["val_every"] = (
+                "val_every is for select: best_val alone; leave it out, or give that an entry of its own"
+            )
+        return unused
 
 
 class CoOp(Method[CoOpSettings]):
@@ -102,6 +111,11 @@ class CoOp(Method[CoOpSettings]):
                 "what select: best_val and val_accuracy of coop report",
                 "leave these settings out",
             )
+        if job.contexts is None and (job.settings.val_every or 0) > epochs_of(job):
+            raise UserError(
+                f"val_every of coop is {job.settings.val_every}, but a run has {epochs_of(job)} epochs, so that only "
+                "the last is looked at; give a smaller number."
+            )
         for target in job.targets if job.settings.class_specific else ():
             matching_classes(job.data, target)
 
@@ -109,6 +123,7 @@ class CoOp(Method[CoOpSettings]):
         settings = job.settings
         resolved: dict[str, Any] = {"epochs": epochs_of(job)}
         layout = layout_of(settings, backbone)
+        _refuse_idle_length(job, layout.context_length)
         resolved |= {"context_length": layout.context_length, "class_position": layout.class_position}
         # Settings that came later are named where they are used alone: runs from before them keep their keys.
         if layout.prompt is not None:
@@ -280,6 +295,18 @@ def _trees(backbone: Backbone) -> Any:
     from fastcoop.engine.trees import Trees
 
     return Trees(backbone)
+
+
+def _refuse_idle_length(job: Job[CoOpSettings], length: int) -> None:
+    """Refuse a context length beside words of another token count, which replaces it."""
+    settings = job.settings
+    given = "context_length" in settings.model_fields_set and not job.done_before
+    if given and settings.prompt is None and settings.context_length != length:
+        raise UserError(
+            f'The words "{settings.init}" that contexts start from are {length} tokens and so many vectors; a '
+            f"context_length of {settings.context_length} changes nothing beside them: leave it out, or give the "
+            "words an entry of coop of their own."
+        )
 
 
 def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:

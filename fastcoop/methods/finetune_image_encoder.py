@@ -10,12 +10,11 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import ScheduleSettings, epoch_order, epochs_of, schedule_of
+from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import score
 from fastcoop.methods.text import prompt_features, unit
 
@@ -34,7 +33,7 @@ class FinetuneSettings(ScheduleSettings):
     """``learning_rate``: small, since every weight of the tower moves; a list in a grid runs several, whose
     ``val_accuracy`` in the results tells which to take."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: LearningRate = 1e-5
 
 
 class FinetuneImageEncoder(Method[FinetuneSettings]):

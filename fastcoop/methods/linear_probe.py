@@ -32,8 +32,8 @@ class LinearProbeSettings(MethodSettings):
     ``iterations``: of L-BFGS, at most. ``search_steps``: halvings of the bracket around the best of seven C.
     """
 
-    iterations: int = Field(default=MAX_ITERATIONS, ge=1)
-    search_steps: int = Field(default=STEPS, ge=1)
+    iterations: int = Field(default=MAX_ITERATIONS, ge=1, le=1_000_000)
+    search_steps: int = Field(default=STEPS, ge=1, le=50)  # beyond, the bracket is below float64
 
 
 OFFICIAL = LinearProbeSettings()
@@ -48,6 +48,7 @@ class LinearProbe(Method[LinearProbeSettings]):
 
     name = "linear_probe"
     Settings = LinearProbeSettings
+    augments = False
 
     def label(self, settings: LinearProbeSettings) -> str:
         if settings == OFFICIAL:

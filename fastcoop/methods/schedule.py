@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
+from fastcoop.checks import LARGEST
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Job, MethodSettings
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
+WARMUP_RATE = 1e-5  # of the first epoch, as the engine has it
 FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
 
-Positive = Annotated[int, Field(ge=1)]
+LONGEST = 1_000_000  # epochs or steps; the tables of a schedule grow with both
+LARGEST_BATCH = 65_536  # images; the engine lays out a whole batch, also where there are fewer images
+
+
+def _fits_float32(rate: float) -> float:
+    with np.errstate(over="ignore"):
+        if not 0 < np.float32(rate) < np.inf:
+            raise ValueError("expected a number that float32 holds, such as 0.002")
+    return rate
+
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+EpochNumber = Annotated[int, Field(ge=1, le=LONGEST)]
+LearningRate = Annotated[float, Field(gt=0), AfterValidator(_fits_float32)]
 Epochs = int | dict[int | str, int | str] | str
-STEPS = re.compile(r"[1-9]\d* steps")
+STEPS = re.compile(r"[1-9][0-9]{0,6} steps")
 
 
 class ScheduleSettings(MethodSettings):
@@ -27,8 +43,20 @@ class ScheduleSettings(MethodSettings):
     "N steps" (the epochs closest to N optimiser steps, at least 4), or a mapping from shots to either of these.
     """
 
-    epochs: Positive | dict[Positive | Literal["all"], Positive | str] | str = "paper"
-    batch_size: Positive = 32
+    epochs: EpochNumber | dict[Positive | Literal["all"], EpochNumber | str] | str = "paper"
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = 32
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _names_shots_once(cls, epochs: Any) -> Any:
+        if isinstance(epochs, dict):
+            if any(isinstance(one, bool | bytes) for pair in epochs.items() for one in pair):
+                raise ValueError("expected whole numbers, not yes or no")
+            names = [str(shots) for shots in epochs]
+            twice = [name for n, name in enumerate(names) if name in names[:n]]
+            if twice or not epochs:
+                raise ValueError(f"it names {twice[0]} shots twice" if twice else "it names no shots")
+        return epochs
 
     @field_validator("epochs")
     @classmethod
@@ -39,6 +67,8 @@ class ScheduleSettings(MethodSettings):
                 raise ValueError(
                     'expected "paper", a number, "N steps", or a mapping from shots to numbers or "N steps"'
                 )
+            if isinstance(value, str) and value != "paper" and int(value.split()[0]) > LONGEST:
+                raise ValueError(f"expected at most {LONGEST} steps")
         return epochs
 
 
@@ -68,6 +98,29 @@ def epochs_of(job: Job[Any]) -> int:
     assert job.subset is not None
     per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
     return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
+
+
+def idle_settings(method: str, jobs: Sequence[Job[Any]]) -> Iterator[str]:
+    """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's jobs."""
+    given = [job for job in jobs if isinstance(job.settings, ScheduleSettings) and job.subset is not None]
+    small = [
+        job
+        for job in given
+        if "batch_size" in job.settings.model_fields_set
+        and job.subset is not None
+        and len(job.subset.train) < job.settings.batch_size
+    ]
+    if small:
+        yield (
+            f"{len(small)} of {len(jobs)} runs of {method} have fewer images than their batch_size: each of their "
+            "batches is all of their images."
+        )
+    short = [job for job in given if "learning_rate" in job.settings.model_fields_set and epochs_of(job) == 1]
+    if short:
+        yield (
+            f"{len(short)} of {len(jobs)} runs of {method} train for one epoch, whose learning rate is the warm-up's "
+            f"{WARMUP_RATE:g} whatever learning_rate says."
+        )
 
 
 def paper_epochs(dataset: str, shots: int | str) -> int:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import ScheduleSettings, epoch_order, epochs_of, schedule_of
+from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores
 from fastcoop.methods.text import prompt_features, score_texts, unit
 
@@ -34,7 +33,7 @@ class TextLearnerSettings(ScheduleSettings):
     """``learning_rate``: a number, or "validation": the best of five decades on the run's validation images (by
     accuracy, then by loss; of equals the smallest)."""
 
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["validation"] = "validation"
+    learning_rate: LearningRate | Literal["validation"] = "validation"
 
 
 class TextLearner(Method[TextLearnerSettings]):

@@ -39,6 +39,10 @@ def parse(prompt: str) -> Pattern:
     """
     words, groups, at = "", [], 0
     for match in VECTORS.finditer(prompt):
+        if len(match[1] or "") > 6:
+            raise UserError(
+                f"A number of vectors in a prompt may have at most 6 digits; {len(match[1])} came."
+            )
         words += prompt[at : match.start()]
         groups.append((words.strip(), int(match[1] or 1)))
         at = match.end()

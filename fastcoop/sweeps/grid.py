@@ -9,19 +9,21 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 from fastcoop.sweeps.lines import Lines, read_yaml
-from fastcoop.sweeps.narrow import keep, override, plain
-from fastcoop.sweeps.rules import Addition, Names, Rule, Seeds, Shots, listed, without
+from fastcoop.sweeps.narrow import keep, override
+from fastcoop.sweeps.plain import plain
+from fastcoop.sweeps.rules import Addition, Name, Names, Rule, Seeds, Shots, listed, whole, without
 from fastcoop.sweeps.shipped import shipped_grid
 
 AXES = ("backbones", "datasets", "shots", "seeds", "targets")
 IN_A_BLOCK = (*AXES, "methods", "exclude", "include")
 WHOLE_GRID = ("views", "recipe", "blocks")
+MOST_VIEWS = 1000
 OTHERS, EVERY = "others", "*"  # in targets: all other datasets; each dataset
 
 Methods = tuple[tuple[str, tuple[MethodSettings, ...]], ...]  # (name, all its settings)
@@ -38,13 +40,17 @@ class _Axes(BaseModel):
     datasets: Names
     shots: Shots = (1, 2, 4, 8, 16)
     seeds: Seeds = (1, 2, 3)
-    targets: dict[str, Names] = {}
+    targets: dict[Name, Names] = {}
+
+
+def _views(value: Any) -> Any:
+    return whole(value, 0, f"a whole number from 0 to {MOST_VIEWS}", MOST_VIEWS)
 
 
 class _Features(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    views: Annotated[int, Field(ge=0)] = 8
+    views: Annotated[int, BeforeValidator(_views)] = 8
     recipe: Literal["current", "official-2021"] = "current"
 
 
@@ -195,7 +201,7 @@ def read_grid(
     reader = _Reader(given, lines, name)
     grid = reader.grid()
     if not (overrides or only):
-        reader.warn_of_idle_rules(grid)
+        reader.warn_of_idle(grid)
     if only:
         grid = _Reader(keep(given, only), Lines(), name).grid()
     return grid
@@ -238,12 +244,63 @@ class _Reader:
             raise UserError(f"The rules under exclude leave out every run of {self.name}; remove one.")
         return grid
 
-    def warn_of_idle_rules(self, grid: Grid) -> None:
-        """Say of each exclude rule that matches no run that it does not."""
+    def warn_of_idle(self, grid: Grid) -> None:
+        """Say of exclude rules, keys and schedules which of them change nothing."""
         for rule, where in self.rules:
             if not any(cross.has_use_for(rule) for cross in grid.crosses if rule in cross.exclude):
                 said = ", ".join(f"{k}: {v}" for k, v in rule.model_dump(exclude_unset=True).items())
                 log.warning("%sNo run matches the exclude rule (%s).", where, said)
+        for path, content in self._scopes():
+            for key in (*AXES, "methods", "views"):
+                if key in content and not self._takers(key, path, grid):
+                    where = self.lines.where((*path, key))
+                    log.warning("%sNo run takes %s from here, so that it changes nothing.", where, key)
+            targets = content.get("targets") or {}
+            idle = [name for name, named in targets.items() if self._is_idle_target(name, named, path, grid)]
+            for name in idle:
+                log.warning(
+                    "%sNo dataset has targets by %s.", self.lines.where((*path, "targets", name)), name
+                )
+        schedules: dict[str, tuple[dict[Any, Any], set[Any]]] = {}
+        for cross in grid.crosses:
+            for _, every in cross.methods:
+                for epochs in (getattr(settings, "epochs", None) for settings in every):
+                    if isinstance(epochs, dict):
+                        schedules.setdefault(str(epochs), (epochs, set()))[1].update(cross.shots)
+        for epochs, shots in schedules.values():
+            if idle_shots := [str(number) for number in epochs if number not in shots]:
+                log.warning("No run has %s shots, for which epochs are given.", " or ".join(idle_shots))
+
+    def _scopes(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """The top of the grid and its blocks, with their places."""
+        yield (), self.given
+        for block, content in (self.given.get("blocks") or {}).items():
+            yield ("blocks", block), content
+
+    def _takers(self, key: str, path: tuple[str, ...], grid: Grid) -> list[Cross]:
+        """Crosses for which a key at ``path`` means something."""
+        if path:
+            takers = [cross for cross in grid.crosses if cross.block == path[1]]
+        else:
+            blocks = self.given.get("blocks") or {}
+            takers = [c for c in grid.crosses if c.block is None or key not in blocks[c.block]]
+        if key not in ("shots", "seeds", "views"):
+            return takers
+        return [
+            cross
+            for cross in takers
+            if any(
+                METHODS[name].learns and (METHODS[name].augments or key != "views")
+                for name, _ in cross.methods
+            )
+        ]
+
+    def _is_idle_target(self, name: str, named: Any, path: tuple[str, ...], grid: Grid) -> bool:
+        crosses = self._takers("targets", path, grid)
+        if name == EVERY and named in (OTHERS, [OTHERS]):
+            return not any(cross.targets for cross in crosses)
+        targets = self.given["targets"] if not path else self.given["blocks"][path[1]]["targets"]
+        return name == EVERY and all(d in map(str, targets) for cross in crosses for d in cross.datasets)
 
     def _blocks(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         blocks = self.given["blocks"]
@@ -253,13 +310,16 @@ class _Reader:
             )
         for block, content in blocks.items():
             path = ("blocks", block)
+            if not isinstance(block, str):
+                self._refuse(path, f"The name of a block should be text; {block!r} came.")
             if block in METHODS:
                 self._refuse(path, f'A block cannot be called "{block}", which is a method; rename it.')
             if not isinstance(content, dict):
                 self._refuse(path, f'The block "{block}" should have keys of its own, such as methods.')
-            whole = [key for key in WHOLE_GRID if key in content]
-            if whole:
-                self._refuse((*path, whole[0]), f'"{whole[0]}" holds for the whole grid; put it at its top.')
+            elsewhere = [key for key in WHOLE_GRID if key in content]
+            if elsewhere:
+                key = elsewhere[0]
+                self._refuse((*path, key), f'"{key}" holds for the whole grid; put it at its top.')
             self._known(content, IN_A_BLOCK, f'block "{block}"', path)
             yield block, path
 
@@ -315,21 +375,24 @@ class _Reader:
         targets = {}
         for dataset in axes.datasets:
             named = axes.targets.get(dataset, axes.targets.get(EVERY, ()))
-            if named == (OTHERS,):
-                named = tuple(name for name in axes.datasets if name != dataset)
+            if dataset in named and dataset in axes.targets:
+                raise UserError(
+                    f'The dataset "{dataset}" is tested on itself in any case; leave it out of its own targets.'
+                )
+            named = tuple(
+                name for name in (axes.datasets if named == (OTHERS,) else named) if name != dataset
+            )
             if named:
                 targets[dataset] = named
         return targets
 
     def _refuse_lost_targets(self, crosses: Sequence[Cross]) -> None:
         everywhere = {name for cross in crosses for name in cross.datasets}
-        places: list[tuple[tuple[Any, ...], dict[str, Any], set[str]]] = [((), self.given, everywhere)]
-        for block, content in (self.given.get("blocks") or {}).items():
-            own = {name for cross in crosses if cross.block == block for name in cross.datasets}
-            places.append((("blocks", block), content, own))
-        for path, content, datasets in places:
+        for path, content in self._scopes():
+            own = {name for cross in crosses if path and cross.block == path[1] for name in cross.datasets}
+            datasets = own if path else everywhere
             for dataset in content.get("targets") or {}:
-                if dataset not in datasets and dataset != EVERY:
+                if str(dataset) not in datasets and dataset != EVERY:
                     message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
                     self._refuse((*path, "targets", dataset), message)
 
@@ -348,6 +411,9 @@ class _Reader:
                         there, f"The settings of {name} should be keys and values; {settings!r} came."
                     )
                 found.append((str(name), self._settings(str(name), settings or {}, there)))
+        for n, pair in enumerate(found):
+            if pair in found[:n]:
+                self._refuse(path, f"The method {pair[0]} is listed twice with the same settings; leave one.")
         order = list(METHODS)
         return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
 
@@ -356,7 +422,8 @@ class _Reader:
     ) -> tuple[MethodSettings, ...]:
         for key, values in given.items():
             for n, value in enumerate(listed(values)):
-                self._say_where((*path, key, n), expand, get_method(method), {key: [value]})
+                where = f"method {method}"
+                self._say_where((*path, key, n), validate, get_method(method).Settings, {key: value}, where)
         return tuple(self._say_where(path, expand, get_method(method), given))
 
     def _rules(self, holder: dict[str, Any], path: tuple[Any, ...], what: str) -> tuple[Rule, ...]:

@@ -11,6 +11,11 @@ from fastcoop.errors import UserError
 
 MOST_VALUES = 1_000_000  # that aliases may make of a file's text
 
+# Keys whose values are names: read as they are written, also where YAML would see a number, a date, yes, no or null.
+NAMES = ("backbones", "datasets", "backbone", "dataset", "init")
+NAMED_KEYS = ("targets", "blocks")  # mappings whose keys are names, too
+TEXT = "tag:yaml.org,2002:str"
+
 Path = tuple[Any, ...]  # keys and indices from the top of the file
 
 
@@ -58,6 +63,7 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
         root = loader.get_single_node()
         if root is None:
             return None, Lines()
+        _read_names_as_text(root, set())
         _refuse_twice(root, set())
         if _size(root, {}) > MOST_VALUES:
             raise UserError(f"The aliases in {name} stand for more than {MOST_VALUES} values; write fewer.")
@@ -71,6 +77,53 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def override_value(keys: Sequence[str], text: str) -> Any:
+    """The value that ``--set a.b=text`` gives, with commas as a list. Raises yaml.YAMLError where it is no YAML."""
+    loader = yaml.SafeLoader(f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        for key in reversed(keys):
+            name = yaml.ScalarNode(TEXT, key)
+            root = yaml.MappingNode("tag:yaml.org,2002:map", [(name, root)])
+        _read_names_as_text(root, set())
+        value = loader.construct_document(root)
+    except (ValueError, RecursionError):
+        raise yaml.YAMLError from None
+    finally:
+        loader.dispose()
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def _read_names_as_text(node: yaml.Node, seen: set[int]) -> None:
+    """Make text of names, where they stand in a grid, before values are made of them."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _read_names_as_text(item, seen)
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in NAMES:
+            _as_text(value)
+        elif key.value in NAMED_KEYS and isinstance(value, yaml.MappingNode):
+            for name, named in value.value:
+                _as_text(name)
+                if key.value == "targets":
+                    _as_text(named)
+        _read_names_as_text(value, seen)
+
+
+def _as_text(node: yaml.Node) -> None:
+    for one in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+        merge = one.tag == "tag:yaml.org,2002:merge"
+        if isinstance(one, yaml.ScalarNode) and one.value and not one.style and not merge:
+            one.tag = TEXT
 
 
 def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:

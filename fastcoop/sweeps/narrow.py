@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS
-from fastcoop.sweeps.lines import Lines
+from fastcoop.sweeps.lines import Lines, override_value
 from fastcoop.sweeps.rules import listed
 
 SINGULAR = {
@@ -18,15 +18,6 @@ SINGULAR = {
     "shots": "shots",
     "seeds": "seed",
 }  # as include has them
-
-
-def plain(value: Any) -> Any:
-    """A copy of plain lists, dictionaries, numbers and text; other things as text."""
-    if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def override(given: dict[str, Any], option: str, lines: Lines) -> None:
@@ -40,11 +31,11 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
     path, equals, text = option.partition("=")
     if not equals or not path:
         raise UserError(f'"{option}" should be KEY=VALUE, such as shots=1,2 or methods.coop.epochs=20.')
+    keys = path.split(".")
     try:
-        value = yaml.safe_load(f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text)
+        value = override_value(keys, text)
     except yaml.YAMLError:
         raise UserError(f'The value in "{option}" is not YAML; quote it.') from None
-    keys = path.split(".")
     if keys[0] == "blocks" and len(keys) > 2:
         scopes = [_block(given, keys[1])]
         keys = keys[2:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,10 @@ from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, find_dataset
 from fastcoop.methods import METHODS, Data, Job
+from fastcoop.methods.schedule import idle_settings
 from fastcoop.sweeps.grid import Grid
+
+log = logging.getLogger("fastcoop")
 
 RECIPE = 1  # raised when a change of the code changes what runs come to: older results are then not theirs
 
@@ -122,6 +126,9 @@ def plan_runs(world: World) -> list[PlannedRun]:
             job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
         planned[key] = PlannedRun(key, run.method, backbone, job)
     _refuse_long_prompts(planned.values())
+    for name in dict.fromkeys(run.method for run in planned.values()):
+        for sentence in idle_settings(name, [run.job for run in planned.values() if run.method == name]):
+            log.warning(sentence)
     return list(planned.values())
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from fastcoop.checks import LARGEST, shortened
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, get_method
-
-LARGEST = 2**32 - 1  # seed that every library's random numbers take
 
 
 def listed(value: Any) -> Any:
@@ -19,31 +19,51 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _whole(value: Any, least: int, expected: str) -> int:
+def whole(value: Any, least: int, expected: str, most: int = LARGEST) -> int:
     """Also what is written as text. Yes and no, which Python counts as 1 and 0, are no numbers."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"expected {expected}")
     return value
 
 
 def _shots(value: Any) -> int | str:
-    return "all" if value == "all" else _whole(value, 1, 'whole numbers from 1 on, or "all"')
+    return "all" if value == "all" else whole(value, 1, 'whole numbers from 1 on, or "all"')
 
 
 def _seed(value: Any) -> int:
-    return _whole(value, 0, f"whole numbers from 0 to {LARGEST}")
+    return whole(value, 0, f"whole numbers from 0 to {LARGEST}")
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
+def _name(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise ValueError(f"it lists {shortened(twice[0])} twice")
+    return values
+
+
+Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
+Names = Annotated[
+    tuple[Name, ...],
+    BeforeValidator(listed),
+    Field(min_length=1),
+    AfterValidator(_once),
+]
 Shots = Annotated[
     tuple[Annotated[int | Literal["all"], BeforeValidator(_shots)], ...],
     BeforeValidator(listed),
     Field(min_length=1),
+    AfterValidator(_once),
 ]
 Seeds = Annotated[
-    tuple[Annotated[int, BeforeValidator(_seed)], ...], BeforeValidator(listed), Field(min_length=1)
+    tuple[Annotated[int, BeforeValidator(_seed)], ...],
+    BeforeValidator(listed),
+    Field(min_length=1),
+    AfterValidator(_once),
 ]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from fastcoop.methods import MethodSettings
+from fastcoop.methods import METHODS, MethodSettings
 from fastcoop.sweeps.grid import Cross, Grid
 
 
@@ -31,21 +32,36 @@ def grid_text(grid: Grid) -> str:
 
 
 def _plain(cross: Cross) -> dict[str, Any]:
-    plain: dict[str, Any] = {
-        "backbones": list(cross.backbones), "datasets": list(cross.datasets), "shots": list(cross.shots),
-        "seeds": list(cross.seeds),
-    }  # fmt: skip
+    plain: dict[str, Any] = {"backbones": list(cross.backbones), "datasets": list(cross.datasets)}
+    if any(METHODS[name].learns for name, _ in cross.methods):
+        plain |= {"shots": list(cross.shots), "seeds": list(cross.seeds)}
     if cross.targets:
         plain["targets"] = {name: list(targets) for name, targets in cross.targets.items()}
-    plain["methods"] = [{name: _crossed(settings)} for name, settings in cross.methods]
+    plain["methods"] = [
+        {name: _crossed(alike)} for name, settings in cross.methods for alike in _of_equal_use(settings)
+    ]
     if cross.exclude:
         plain["exclude"] = [rule.model_dump(mode="json", exclude_unset=True) for rule in cross.exclude]
     return plain
 
 
-def _crossed(settings: tuple[MethodSettings, ...]) -> dict[str, Any]:
+def _of_equal_use(settings: Sequence[MethodSettings]) -> list[list[MethodSettings]]:
+    """Settings by which of them are left out."""
+    groups: dict[frozenset[str], list[MethodSettings]] = {}
+    for one in settings:
+        groups.setdefault(frozenset(_left_out(one)), []).append(one)
+    return list(groups.values())
+
+
+def _left_out(settings: MethodSettings) -> set[str]:
+    """What changes nothing, and would be refused where it is given."""
+    given = settings.model_fields_set
+    return {name for name, reason in settings.unused().items() if reason is not None or name not in given}
+
+
+def _crossed(settings: Sequence[MethodSettings]) -> dict[str, Any]:
     """All settings of a method's cross, with defaults: a value where all have the same, otherwise a list."""
-    dumps = [one.model_dump() for one in settings]
+    dumps = [one.model_dump(exclude=_left_out(one)) for one in settings]
     found = {}
     for name in dumps[0]:
         every = [dump[name] for dump in dumps]

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fastcoop.sweeps import read_grid
+from fastcoop.sweeps.shown import grid_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 ITEMS = ["fig1", "fig3", "fig4", "fig5a", "fig5b", "table1", "table2", "table3", "table4", "table5"]
@@ -23,12 +25,16 @@ def runs(item: str) -> set[tuple]:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_experiment_reads(path: Path) -> None:
+def test_every_experiment_reads(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_grid(path).views in (
         0,
         8,
     )  # one number for all of the paper's items, or they would not share runs
     assert path.read_text().startswith("# ")
+    assert not caplog.records
+    shown = read_grid(yaml.safe_load(grid_text(read_grid(path))))
+    assert {str(run) for run in shown.runs()} == {str(run) for run in read_grid(path).runs()}
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("item", [*ITEMS, "base_to_new", "cross_dataset"])

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+import yaml
 
 from fastcoop.errors import UserError
 from fastcoop.sweeps import read_grid
@@ -246,8 +253,8 @@ def test_targets_of_every_dataset_and_all_others(file: Path) -> None:
 
 
 def test_aliases_are_read_and_counted(file: Path) -> None:
-    file.write_text(TEXT.replace("datasets: dtd", "datasets: &d [dtd]\ntargets: {dtd: *d}"))
-    assert next(read_grid(file).runs()).targets == ("dtd",)
+    file.write_text(TEXT.replace("datasets: dtd", "datasets: &d [dtd]\ntargets: {dtd: &t [food]}"))
+    assert next(read_grid(file).runs()).targets == ("food",)
     bomb = "\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]" for n in range(1, 10))
     file.write_text(f"k0: &k0 [a]\n{bomb}\n")
     with pytest.raises(UserError, match="aliases"):
@@ -283,3 +290,137 @@ def test_no_file_and_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
         read_grid(tmp_path / "binary.yaml")
+
+
+NAMES_LIKE_VALUES = """\
+backbones: [null, 1e3]
+datasets: [no, 2024-01-01, 1e3, 0x10, null, 007, ~, 1.50]
+targets: {on: 010, no: [yes, 0o7], 007: off}
+methods: {coop: {init: [yes, 12, null]}}
+exclude: [{dataset: 007}, {backbone: null, settings: {init: 12}}]
+blocks: {1: {}, off: {datasets: 1_000, include: {method: coop, dataset: 3.0, seed: 2}}}
+"""
+
+
+def test_names_are_read_as_they_are_written(file: Path) -> None:
+    """Whatever YAML takes them for; what makes them text is the key that they stand under."""
+    file.write_text(NAMES_LIKE_VALUES.replace("on: 010, ", ""))
+    grid = read_grid(file)
+    one, *others = grid.crosses
+    assert one.backbones == ("null", "1e3")
+    assert one.datasets == ("no", "2024-01-01", "1e3", "0x10", "null", "007", "~", "1.50")
+    assert one.targets == {"no": ("yes", "0o7"), "007": ("off",)}
+    assert [settings.init for settings in dict(one.methods)["coop"]] == ["yes", "12", "null"]
+    assert [rule.model_dump(exclude_unset=True) for rule in one.exclude] == [
+        {"dataset": ("007",)}, {"backbone": ("null",), "settings": {"init": "12"}},
+    ]  # fmt: skip
+    assert [cross.block for cross in grid.crosses] == ["1", "off", "off"]
+    assert [cross.datasets for cross in others] == [("1_000",), ("3.0",)]
+    assert [*read_grid(yaml.safe_load(yaml.safe_dump(grid.source))).runs()] == [*grid.runs()]
+
+
+@pytest.mark.parametrize("text", ["no", "2024-01-01", "1e3", "0x10", "null", "007", "1.50"])
+def test_names_in_options_are_read_as_they_are_written(file: Path, text: str) -> None:
+    assert read_grid(file, [f"datasets={text}"]).datasets == (text,)
+    assert read_grid(file, [f"datasets={text},b"]).datasets == (text, "b")
+    file.write_text("backbones: a\ndatasets: b\nmethods: coop\n")
+    assert next(read_grid(file, [f"methods.coop.init={text}"]).runs()).settings.init == text
+
+
+class Size(Enum):
+    """Values of an enumeration, as configuration libraries have them."""
+
+    small = 2
+
+
+@pytest.mark.parametrize(
+    ("shots", "rate"),
+    [
+        (np.array([1, 2]), np.linspace(0.25, 0.5, 2)),
+        (range(1, 3), (0.25, Decimal("0.5"))),
+        ({1, 2}, {0.25, 0.5}),
+        ([np.int64(1), Size.small], [np.float32(0.25), Fraction(1, 2)]),
+        (pd.Series([1, 2]), pd.Index([0.25, 0.5])),
+        ((np.uint8(1), "2"), ["0.25", "5e-1"]),
+        (torch.tensor([1, 2]), torch.tensor([0.25, 0.5])),
+    ],
+)
+def test_values_of_other_libraries_become_plain(shots: Any, rate: Any) -> None:
+    given = {
+        "backbones": Path("models/tiny"),
+        "datasets": np.array(["dtd", "food"]),
+        "shots": shots,
+        "methods": {"coop": {"learning_rate": rate, "epochs": {np.int64(1): np.int16(5), 2: 6}}},
+    }
+    grid = read_grid(given)
+    (cross,) = grid.crosses
+    assert (cross.backbones, cross.datasets, cross.shots) == (("models/tiny",), ("dtd", "food"), (1, 2))
+    assert [settings.learning_rate for settings in cross.methods[0][1]] == [0.25, 0.5]
+    written = yaml.safe_dump(grid.source)
+    assert "!" not in written
+    assert [*read_grid(yaml.safe_load(written)).runs()] == [*grid.runs()]
+
+
+def _endless() -> list[Any]:
+    endless: list[Any] = []
+    endless.append(endless)
+    return endless
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shots": b"1"}, "b'1', a bytes, came"),
+        ({"shots": (n for n in [1])}, "a generator, came"),
+        ({"datasets": object()}, "a object, came"),
+        ({"datasets": _endless()}, "contains itself"),
+        ({("a", "b"): 1}, "keys that are text or numbers"),
+        ({"datasets": [True]}, "cannot be True"),
+        ({"datasets": [None]}, "cannot be None"),
+        ({"datasets": [""]}, "cannot be ''"),
+        ({"datasets": ["a", "a"]}, "lists 'a' twice"),
+        ({"shots": [1, "1"]}, "lists 1 twice"),
+        ({"shots": 2.5}, "cannot be 2.5"),
+        ({"seeds": float("nan")}, "cannot be nan"),
+        ({"seeds": [3, 3]}, "lists 3 twice"),
+        ({"views": True}, "from 0 to 1000"),
+        ({"views": 10**12}, "from 0 to 1000"),
+        ({"views": float("inf")}, "from 0 to 1000"),
+        ({"methods": ["coop", "coop"]}, "listed twice"),
+        ({"methods": {"coop": {"context_length": [4, 8, 4]}}}, "lists 4 twice"),
+        ({"targets": {"d": ["d", "e"]}}, "tested on itself in any case"),
+        ({"blocks": {1: {}}}, "name of a block should be text"),
+    ],
+)
+def test_what_cannot_be_in_a_grid_from_python_is_said(changed: dict[Any, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_grid({"backbones": "b", "datasets": "d", "methods": "coop"} | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"methods": "zero_shot", "shots": 1}, "No run takes shots"),
+        ({"methods": "zero_shot", "seeds": 1}, "No run takes seeds"),
+        ({"methods": "linear_probe", "views": 2}, "No run takes views"),
+        ({"blocks": {"x": {"shots": 1}, "y": {"shots": 2}}, "shots": 4}, "No run takes shots"),
+        ({"blocks": {"x": {"methods": "coop"}}}, "No run takes methods"),
+        ({"targets": {"*": "others"}}, "No dataset has targets by *"),
+        ({"targets": {"*": "e", "d": "f"}}, "No dataset has targets by *"),
+        (
+            {"methods": {"coop": {"epochs": {1: 2, 16: 3, "all": 4}}}, "shots": 1},
+            "No run has 16 or all shots",
+        ),
+        ({}, ""),
+    ],
+)
+def test_keys_that_change_nothing_are_said(
+    caplog: pytest.LogCaptureFixture, changed: dict[str, Any], said: str
+) -> None:
+    grid = {"backbones": "b", "datasets": "d", "methods": "coop"} | changed
+    read_grid(grid)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)
+    caplog.clear()
+    read_grid(grid, ["seeds=1"] if "seeds" not in grid else ["seeds=2"])
+    assert not caplog.records, "an option may leave out what the rest of a file is for"

@@ -1,0 +1,47 @@
+"""Checks of single values that a caller gives: whole numbers and amounts, neither yes nor no, neither text."""
+
+from __future__ import annotations
+
+import math
+import operator
+import reprlib
+from typing import Any
+
+from fastcoop.errors import UserError
+
+LARGEST = 2**32 - 1  # seed that every library's random numbers take
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def shortened(value: Any) -> str:
+    """``repr(value)``, cut in the middle where it is long."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # an int of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> int:
+    """Return ``value`` as an int. Raises UserError unless it is a whole number from ``least`` to ``most``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise UserError(
+            f"Expected {name} to be a whole number from {least} to {most}, got {shortened(value)}."
+        )
+    return number
+
+
+def amount(value: Any, name: str) -> float:
+    """Return ``value`` as a float. Raises UserError unless it is a finite number above 0."""
+    try:
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"Expected {name} to be a finite number above 0, got {shortened(value)}.")
+    return number

@@ -1,0 +1,190 @@
+"""What can be given as a setting: finite numbers in range, and nothing that changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastcoop.backbones import Backbone
+from fastcoop.engine.run import WARMUP_RATE
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Data, expand, get_method
+from fastcoop.methods import schedule as schedules
+from fastcoop.methods.schedule import LARGEST_BATCH, LONGEST, idle_settings
+from fastcoop.sweeps import read_grid
+from tests.methods.conftest import job
+
+NUMBERS = [
+    (name, field)
+    for name, method in METHODS.items()
+    for field, info in method.Settings.model_fields.items()
+    if any(kind in str(info.annotation) for kind in ("int", "float")) and field != "precision"
+]
+NO_NUMBERS = [
+    *(float("inf"), float("nan"), "1e400", "inf", "-inf", 10**400, 1e39, -1, 0, 10**12, True, False, None),
+    *(b"1", "\u00b2", "one", "9" * 5000, {}, [[]], {1: True}, {1: float("inf")}),
+]
+
+
+@pytest.mark.parametrize(("name", "field"), NUMBERS)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: str(value)[:12])
+def test_numbers_that_are_none_or_out_of_range_are_refused(name: str, field: str, value: Any) -> None:
+    """In a mapping, by ``--set`` and for a method itself, each time in one short sentence."""
+    method = get_method(name)
+    if (value, field) == (10**12, "learning_rate"):
+        return  # a finite number
+    if value is None and field == "val_every":
+        return
+    grid = {"backbones": "b", "datasets": "d", "methods": {name: {field: value}}}
+    for give in (lambda: expand(method, {field: [value]}), lambda: read_grid(grid)):
+        with pytest.raises(UserError, match=f'"{field}" of method {name} cannot be|bytes|{field}') as caught:
+            give()
+        assert len(str(caught.value)) < 400
+    text = "null" if value is None else value.decode() + "b" if isinstance(value, bytes) else value
+    with pytest.raises(UserError, match=field):
+        read_grid({**grid, "methods": name}, [f"methods.{name}.{field}={text}"])
+
+
+@pytest.mark.parametrize(("name", "field"), NUMBERS)
+def test_numbers_as_text_are_numbers(name: str, field: str) -> None:
+    """YAML reads 1e-3 as text."""
+    if field == "epochs":
+        return
+    more = {"select": "best_val"} if field == "val_every" else {}
+    (one,) = expand(get_method(name), {field: "3", **more})
+    assert getattr(one, field) == 3
+    if field == "learning_rate":
+        assert expand(get_method(name), {field: "1e-3"})[0].learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("coop", {"epochs": {1: 5, "1": 6}}, "names 1 shots twice"),
+        ("coop", {"epochs": {1: f"{LONGEST + 1} steps"}}, "at most 1000000 steps"),
+        ("coop", {"batch_size": LARGEST_BATCH + 1}, "less than or equal to 65536"),
+        ("coop", {"class_specific": 2}, "valid boolean"),
+        ("coop", {"init": True}, "not yes or no"),
+        ("coop", {"prompt": f"[V]x{'9' * 5000} [CLASS]"}, "at most 6 digits"),
+        ("zero_shot", {"prompt": "a {}", "prompts": "the {}"}, "prompt and prompts are the same setting"),
+        ("linear_probe", {"search_steps": 51}, "less than or equal to 50"),
+    ],
+)
+def test_settings_that_mean_nothing(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        expand(get_method(name), settings)
+    assert len(str(caught.value)) < 300
+
+
+# For each setting of each method: what else is given, and two values of it.
+TWO_VALUES: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
+    "zero_shot": {"prompt": ({}, "a {}.", "the {}.")},
+    "ensemble": {"templates": ({}, "selected", "all")},
+    "linear_probe": {"iterations": ({}, 10, 20), "search_steps": ({}, 1, 2)},
+    "coop": {
+        "context_length": ({}, 2, 3),
+        "class_position": ({"context_length": 4}, "end", "mid"),
+        "class_specific": ({}, False, True),
+        "prompt": ({}, "[V] [CLASS].", "[V] a [CLASS]."),
+        "init": ({}, "random", "a photo"),
+        "select": ({}, "last", "best_val"),
+        "val_every": ({"select": "best_val"}, 1, 2),
+        "val_accuracy": ({}, False, True),
+        "precision": ({}, "float32", "bfloat16"),
+    },
+}
+SCHEDULE = {"epochs": ({}, 2, 3), "batch_size": ({}, 2, 4), "learning_rate": ({"epochs": 2}, 0.1, 0.2)}
+for trained in ("coop", "text_transform", "text_bias", "finetune_image_encoder"):
+    TWO_VALUES[trained] = {**SCHEDULE, **TWO_VALUES.get(trained, {})}
+
+
+def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]) -> str:
+    return json.dumps(
+        get_method(method).determined_by(job(data, method, **settings), backbone), sort_keys=True
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_changes_the_key_or_is_refused(name: str, backbone: Backbone, data: Data) -> None:
+    method = get_method(name)
+    assert TWO_VALUES[name].keys() == method.Settings.model_fields.keys()
+    for field, (beside, one, other) in TWO_VALUES[name].items():
+        assert key(name, data, backbone, {**beside, field: one}) != key(
+            name, data, backbone, {**beside, field: other}
+        )
+
+
+IN_VAIN = {"prompt": ("context_length", "class_position"), "init": ("context_length",)}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"prompt": "[V]x2 [CLASS]."},
+        {"select": "last"},
+        {"init": "a photo of a"},
+        {"epochs": 3},
+    ],
+)
+def test_no_setting_is_given_in_vain_beside_another(
+    beside: dict[str, Any], backbone: Backbone, data: Data
+) -> None:
+    """Two values of each setting beside those that can make another useless: two keys, or a sentence."""
+    for field, (more, *values) in TWO_VALUES["coop"].items():
+        if field in beside:
+            continue
+        given = [{**more, **beside, field: value} for value in values]
+        if field in IN_VAIN.get(next(iter(beside)), ()) or (field, beside) == (
+            "val_every",
+            {"select": "last"},
+        ):
+            for settings in given:
+                with pytest.raises(UserError, match=field):
+                    key("coop", data, backbone, settings)
+        else:
+            assert len({key("coop", data, backbone, settings) for settings in given}) == 2, field
+
+
+def test_the_accuracy_that_best_val_always_notes_is_not_asked_for(data: Data) -> None:
+    with pytest.raises(UserError, match=r"best_val always notes .* leave out val_accuracy"):
+        job(data, "coop", select="best_val", val_accuracy=False)
+
+
+def test_a_context_length_beside_words_is_their_number_of_tokens(backbone: Backbone, data: Data) -> None:
+    """As in experiments/table3.yaml, which crosses random contexts and words of one length."""
+    words = {"init": "a photo of a", "epochs": 2}
+    given = key("coop", data, backbone, {**words, "context_length": 4})
+    assert given == key("coop", data, backbone, words)
+    with pytest.raises(
+        UserError, match=r"are 4 tokens .* a context_length of 16 changes nothing .* leave it out"
+    ):
+        key("coop", data, backbone, {**words, "context_length": 16})
+
+
+def test_looking_less_often_than_a_run_has_epochs_is_refused(data: Data) -> None:
+    with pytest.raises(UserError, match="val_every of coop is 9, but a run has 3 epochs"):
+        get_method("coop").check(job(data, "coop", select="best_val", val_every=9, epochs=3))
+
+
+def test_schedules_that_settings_do_not_reach_are_said(data: Data) -> None:
+    """6 images are drawn; the first of all epochs has a rate of its own."""
+    jobs = [job(data, "coop", batch_size=size, epochs=3) for size in (2, 6, 7)]
+    assert [*idle_settings("coop", jobs)] == [
+        "1 of 3 runs of coop have fewer images than their batch_size: each of their batches is all of their images."
+    ]
+    short = [job(data, "text_bias", learning_rate=rate, epochs=1) for rate in (0.1, 0.2)]
+    (sentence,) = idle_settings("text_bias", short)
+    assert sentence.startswith(
+        "2 of 2 runs of text_bias train for one epoch, whose learning rate is the warm-up's 1e-05"
+    )
+    assert not [*idle_settings("coop", [job(data, "coop", epochs=1)])]
+    assert schedules.WARMUP_RATE == WARMUP_RATE
+
+
+def test_the_longest_schedule_and_largest_batch_fit_memory() -> None:
+    assert LONGEST * 32 * np.int64().itemsize < 1 << 28
+    assert 200 * LARGEST_BATCH * np.int64().itemsize < 1 << 28
