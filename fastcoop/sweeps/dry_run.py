@@ -17,7 +17,7 @@ from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.caching import missing_crops
 from fastcoop.sweeps.forecast import Forecast, forecast
 from fastcoop.sweeps.grid import read_grid
-from fastcoop.sweeps.plan import load_world, plan_runs
+from fastcoop.sweeps.plan import load_world, plan_runs, warn_of_idle_settings
 from fastcoop.sweeps.store import DATABASE, ResultsStore, advice
 from fastcoop.sweeps.sweep import Summary, _count, _open_features, _pending, _tested, results_folder
 from fastcoop.sweeps.workers import check_limits
@@ -72,6 +72,7 @@ def dry_run(
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
     _open_features(world, Path(cache))
     planned = plan_runs(world)
+    warn_of_idle_settings(planned)
     tested = _tested(folder)
     summary = Summary(folder, _count(planned, tested))
     recorded, failures = _work_of(folder)

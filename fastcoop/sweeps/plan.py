@@ -126,10 +126,17 @@ def plan_runs(world: World) -> list[PlannedRun]:
             job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
         planned[key] = PlannedRun(key, run.method, backbone, job)
     _refuse_long_prompts(planned.values())
-    for name in dict.fromkeys(run.method for run in planned.values()):
-        for sentence in idle_settings(name, [run.job for run in planned.values() if run.method == name]):
-            log.warning(sentence)
     return list(planned.values())
+
+
+def warn_of_idle_settings(planned: Iterable[PlannedRun]) -> None:
+    """Say which settings change nothing in some of the runs."""
+    jobs: dict[str, list[Job]] = {}
+    for run in planned:
+        jobs.setdefault(run.method, []).append(run.job)
+    for method, every in jobs.items():
+        for sentence in idle_settings(method, every):
+            log.warning(sentence)
 
 
 def _refuse_long_prompts(planned: Iterable[PlannedRun]) -> None:

@@ -18,7 +18,7 @@ from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.memory import PeakMemory
-from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs
+from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs, warn_of_idle_settings
 from fastcoop.sweeps.results import load_learned, load_results, tested_runs
 from fastcoop.sweeps.schedule import Schedule, form_batches
 from fastcoop.sweeps.store import DATABASE, open_store
@@ -135,6 +135,7 @@ def sweep(
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
     known = _open_features(world, Path(cache))
     planned = plan_runs(world)  # finds what is wrong before any work
+    warn_of_idle_settings(planned)
     if dry_run:
         return Summary(folder, _count(planned, _tested(folder)), seconds=time.monotonic() - start)
 

@@ -89,7 +89,7 @@ TWO_VALUES: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
         "context_length": ({}, 2, 3),
         "class_position": ({"context_length": 4}, "end", "mid"),
         "class_specific": ({}, False, True),
-        "prompt": ({}, "[V] [CLASS].", "[V] a [CLASS]."),
+        "prompt": ({}, "[V]x4 [CLASS], a.", "[V]x4 a [CLASS]."),
         "init": ({}, "random", "a photo"),
         "select": ({}, "last", "best_val"),
         "val_every": ({"select": "best_val"}, 1, 2),
@@ -124,7 +124,7 @@ IN_VAIN = {"prompt": ("context_length", "class_position"), "init": ("context_len
 @pytest.mark.parametrize(
     "beside",
     [
-        {"prompt": "[V]x2 [CLASS]."},
+        {"prompt": "[V]x2 [CLASS], a."},
         {"select": "last"},
         {"init": "a photo of a"},
         {"epochs": 3},
