@@ -40,8 +40,16 @@ class Classifier:
     origin: dict[str, str]
     recipe: str = "current"
 
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.text_features).all() or not np.isfinite(self.logit_scale):
+            raise UserError(
+                "The classifier's text features or its scale are not finite numbers, so it cannot tell classes apart: "
+                "the run diverged; choose another run."
+            )
+
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Softmax probabilities float32 (images, classes) of image features (images, dim), of any length."""
+        """Softmax probabilities float32 (images, classes) of image features (images, dim), of any length; NaN for
+        features that are not finite, or zero."""
         logits = self.logit_scale * unit(features.astype(np.float32)) @ self.text_features.T
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)

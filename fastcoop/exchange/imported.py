@@ -198,8 +198,8 @@ def _check(official: Official, settings: CoOpSettings, backbone: Backbone, datas
 
 
 def _differ(saved: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """bool (classes,): whose embeddings are not the same up to float16."""
-    differs: np.ndarray = np.abs(saved.astype(np.float32) - ours).max(axis=(1, 2)) > TOLERANCE
+    """bool (classes,): whose embeddings are not the same up to float16, or not finite."""
+    differs: np.ndarray = ~(np.abs(saved.astype(np.float32) - ours).max(axis=(1, 2)) <= TOLERANCE)
     return differs
 
 

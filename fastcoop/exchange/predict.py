@@ -20,7 +20,8 @@ AT_ONCE = 32  # images
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """An image's probabilities, float32 (classes,) in label order; None where it cannot be read, with the reason."""
+    """An image's probabilities, float32 (classes,) in label order; None where it cannot be read or its features are not
+    finite, with the reason."""
 
     path: Path
     probabilities: np.ndarray | None
@@ -73,5 +74,9 @@ def _batch(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -
     for path in images:
         if path in problems:
             yield Prediction(path, None, problems[path])
+            continue
+        probabilities = next(rows)
+        if np.isfinite(probabilities).all():
+            yield Prediction(path, probabilities)
         else:
-            yield Prediction(path, next(rows))
+            yield Prediction(path, None, f"{backbone.name} gives it features that are not finite numbers")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import numpy as np
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.features.images import RECIPES
+from fastcoop.files import replacing
 from fastcoop.methods import METHODS
+from fastcoop.methods.base import read_settings
 from fastcoop.methods.coop import layout_of
 from fastcoop.prompts import PromptLayout
 from fastcoop.sweeps import load_contexts, load_predictions
@@ -105,6 +106,12 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
         raise UserError(
             f"Run {row.key[:12]} is {row.label}, which has no learned contexts; choose a CoOp run."
         )
+    contexts = load_contexts(folder, row.key)
+    if not np.isfinite(contexts).all():
+        raise UserError(
+            f"Run {row.key[:12]} ({row.label}, seed {row.seed}) diverged: its contexts are not finite, so there is "
+            "nothing to use; choose another run."
+        )
     header = _header(contexts_path(folder, row.key))
     names = json.loads(header["class_names"]) if header else load_predictions(folder, row.key).class_names
     return LearnedRun(
@@ -115,8 +122,8 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
         shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
         seed=int(row.seed),
         epochs=int(row.epochs),
-        settings=METHODS["coop"].Settings.model_validate_json(row.settings),
-        contexts=load_contexts(folder, row.key),
+        settings=read_settings(METHODS["coop"], row.settings),
+        contexts=contexts,
         class_names=tuple(names),
         learned_dtype=header.get("learned_dtype", "float32"),
         recipe=recipe if (recipe := header.get("recipe")) in RECIPES else "current",
@@ -149,11 +156,10 @@ def write_contexts_file(path: Path, run: LearnedRun) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all. Raises UserError where the disk refuses."""
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
 

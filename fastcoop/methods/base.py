@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class MethodSettings(BaseModel):
 
 
 S = TypeVar("S", bound=MethodSettings)
+
+DATASET_PROMPT = "dataset_prompt"  # in recorded settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +186,13 @@ class Method(ABC, Generic[S]):
         in their seed and which images it drew."""
         return job.settings.model_dump(mode="json")
 
+    def prompts(self, settings: S, data: Data) -> tuple[str, ...]:
+        """Hand-written prompts, with "{}" for the class name, that the score of such a run on ``data`` depends on. They
+        are recorded with the score, and where they have changed the run is tested again."""
+        return ()
+
     def columns(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
-        """Columns of the results table, beyond those that every run has."""
+        """Columns of the results table, beyond those that every run has: by name, what JSON can hold."""
         return {}
 
     def training(self, job: Job[S], backbone: Backbone) -> Training | None:
@@ -197,6 +205,23 @@ class Method(ABC, Generic[S]):
 
         With no jobs it only imports what it works with.
         """
+
+
+def recorded_settings(method: Method[S], job: Job[S]) -> str:
+    """The settings of a run as results keep them: JSON, with the dataset's own prompt under ``dataset_prompt`` where
+    the run uses it."""
+    own = job.data.dataset.template
+    given = job.settings.model_dump(mode="json")
+    if own not in method.prompts(job.settings, job.data) or own in given.values():
+        return job.settings.model_dump_json()
+    return json.dumps(given | {DATASET_PROMPT: own}, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_settings(method: Method[S], recorded: str) -> S:
+    """The settings that `recorded_settings` wrote. Raises UserError for what are none of the method's."""
+    given = json.loads(recorded)
+    given.pop(DATASET_PROMPT, None)
+    return validate(method.Settings, given, f"a recorded run of {method.name}")
 
 
 def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]:

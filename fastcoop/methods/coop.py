@@ -15,7 +15,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, schedule_of
-from fastcoop.methods.scores import Scores
+from fastcoop.methods.scores import Scores, accuracy
 from fastcoop.methods.text import score_texts, unit
 
 if TYPE_CHECKING:
@@ -259,18 +259,21 @@ def select(
     if job.settings.select == "last":
         if not job.settings.val_accuracy:
             return last, {}
-        return last, {"val_accuracy": float(_on_validation(backbone, job, last[None])[0])}
+        on_validation = float(_on_validation(backbone, job, last[None])[0])
+        return last, {"val_accuracy": on_validation} if np.isfinite(on_validation) else {}
     if not trained.snapshots:  # it diverged before the first look
         return last, {}
     epochs = sorted(trained.snapshots)
     seen = np.stack([trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs])
-    accuracy = _on_validation(backbone, job, seen)
-    best = int(accuracy.argmax())
-    return seen[best], {"val_accuracy": float(accuracy[best]), "epoch": float(epochs[best])}
+    found = _on_validation(backbone, job, seen)
+    if np.isnan(found).all():
+        return last, {}
+    best = int(np.nanargmax(found))
+    return seen[best], {"val_accuracy": float(found[best]), "epoch": float(epochs[best])}
 
 
 def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
-    """Accuracy in percent, (n,), of contexts (n, ...) on the job's validation images."""
+    """Accuracy in percent, (n,), of contexts (n, ...) on the job's validation images; NaN of those that diverged."""
     import torch
 
     from fastcoop.engine import encode_prompts
@@ -279,14 +282,13 @@ def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndar
     features, labels = job.data.validation(job.subset)
     names, layout = job.data.class_names, layout_of(job.settings, backbone)
     at_once = max(1, PROMPTS_AT_ONCE // len(job.data.class_names))
-    accuracy = []
+    found = []
     for start in range(0, len(contexts), at_once):
         with torch.no_grad():
             item = names, layout, torch.from_numpy(contexts[start : start + at_once])
             texts = encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy()
-        predicted = (unit(features) @ unit(texts).swapaxes(1, 2)).argmax(-1)
-        accuracy.append(100 * (predicted == labels).mean(1))
-    return np.concatenate(accuracy)
+        found.append(accuracy(unit(features) @ unit(texts).swapaxes(1, 2), labels))
+    return np.concatenate(found)
 
 
 @lru_cache(maxsize=1)

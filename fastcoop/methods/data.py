@@ -51,6 +51,11 @@ class Data:
             return self.dataset.digest
         return hashlib.sha256(f"{self.dataset.digest} without {list(skipped)}".encode()).hexdigest()
 
+    @property
+    def test_features(self) -> str | None:
+        """sha256 hex of the features that are tested on; None where they are not cached."""
+        return self.store.meta.sha256.get("test") if self.store else None
+
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """The few-shot subset that all methods share."""
         from fastcoop.datasets import few_shot
@@ -128,6 +133,11 @@ def matching_classes(source: Data, target: Data) -> list[int]:
             raise UserError(
                 f"What was learned on {source.name} cannot be tested on {target.name}: its class "
                 f'"{name}" is not among {source.name}\'s; only unified contexts and zero-shot carry over.'
+            )
+        if there.count(one) > 1:
+            raise UserError(
+                f"What was learned on {source.name} cannot be tested on {target.name}: {target.name} has "
+                f'{there.count(one)} classes called "{name}"; give its classes names of their own.'
             )
         if here.count(one) > 1:
             raise UserError(

@@ -36,7 +36,10 @@ class Ensemble(Method[EnsembleSettings]):
         return f"Prompt ensemble ({'7' if settings.templates == 'selected' else '80'})"
 
     def determined_by(self, job: Job[EnsembleSettings], backbone: Backbone) -> dict[str, Any]:
-        return {"prompts": ensemble_prompts(job.data, job.settings.templates)}
+        return {"prompts": list(self.prompts(job.settings, job.data))}
+
+    def prompts(self, settings: EnsembleSettings, data: Data) -> tuple[str, ...]:
+        return tuple(ensemble_prompts(data, settings.templates))
 
     def run(
         self,
@@ -49,7 +52,7 @@ class Ensemble(Method[EnsembleSettings]):
             start = time.perf_counter()
             scores = {}
             for data in job.tests:
-                prompts = ensemble_prompts(data, job.settings.templates)
+                prompts = self.prompts(job.settings, data)
                 features = [prompt_features(backbone, data.class_names, prompt) for prompt in prompts]
                 scores[data.name] = score_texts(backbone, data, np.mean(features, axis=0))
             done(index, Outcome(scores, seconds=time.perf_counter() - start))

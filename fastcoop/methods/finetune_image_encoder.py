@@ -15,7 +15,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
-from fastcoop.methods.scores import score
+from fastcoop.methods.scores import accuracy, score
 from fastcoop.methods.text import prompt_features, unit
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
         resolved = {"epochs": epochs_of(job), "views": job.data.views > 0}
         return job.settings.model_dump(mode="json") | resolved | {"prompt": job.data.dataset.template}
 
+    def prompts(self, settings: FinetuneSettings, data: Data) -> tuple[str, ...]:
+        return (data.dataset.template,)
+
     def columns(self, job: Job[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
         return {"epochs": epochs_of(job), "schedule": schedule_of(job.settings)}
 
@@ -92,9 +95,10 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
             extra = {}
             if job.subset is not None and len(job.subset.val):
                 rows = _readable(job.data, "val", job.subset.val)
-                predicted = _logits(backbone, tower, job.data, "val", rows).argmax(1)
-                correct = predicted == job.data.dataset.splits["val"].labels[rows]
-                extra["val_accuracy"] = 100 * float(correct.mean())
+                logits = _logits(backbone, tower, job.data, "val", rows)
+                on_validation = float(accuracy(logits, job.data.dataset.splits["val"].labels[rows]))
+                if np.isfinite(on_validation):
+                    extra["val_accuracy"] = on_validation
             status = "done" if np.isfinite(losses).all() else "diverged"
             seconds = time.perf_counter() - start
             done(index, Outcome(scores, losses, status=status, seconds=seconds, extra=extra))

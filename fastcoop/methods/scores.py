@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+NO_CLASS = 65535  # the predicted label of outputs that are not finite
+
 
 @dataclass(frozen=True)
 class Scores:
-    """How a classifier did on one test set.
+    """How a classifier did on one test set. All is NaN, and no class predicted, where its outputs are not finite.
 
     Attributes:
         accuracy: top-1, in percent.
         macro_accuracy: mean of the per-class accuracies, in percent, over classes that have test images.
         per_class: float64 (classes,), in percent; NaN for a class without test images.
-        predictions: uint16 (images,), the predicted labels.
+        predictions: uint16 (images,), the predicted labels, or `NO_CLASS`.
         confidence: float16 (images,), the softmax probability of the prediction.
     """
 
@@ -27,8 +30,19 @@ class Scores:
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
-    """Score logits (images, classes), whose softmax are probabilities, against labels (images,)."""
+    """Score logits (images, classes), whose softmax are probabilities, against labels (images,).
+
+    A logit of -inf stands for a class of probability 0; any other that is not finite leaves no score.
+    """
     classes = logits.shape[1]
+    if not has_scores(logits):
+        return Scores(
+            accuracy=math.nan,
+            macro_accuracy=math.nan,
+            per_class=np.full(classes, math.nan),
+            predictions=np.full(len(labels), NO_CLASS, np.uint16),
+            confidence=np.full(len(labels), math.nan, np.float16),
+        )
     predictions = logits.argmax(axis=1)
     highest = logits.max(axis=1, keepdims=True)
     confidence = 1 / np.exp(logits - highest).sum(axis=1)
@@ -43,3 +57,17 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
         predictions=predictions.astype(np.uint16),
         confidence=confidence.astype(np.float16),
     )
+
+
+def has_scores(logits: np.ndarray) -> np.ndarray:
+    """Whether logits (..., images, classes) can be scored, bool (...): all finite, or -inf beside finite ones."""
+    highest = logits.max(axis=-1)
+    scored: np.ndarray = (np.isfinite(highest) & ~np.isnan(logits).any(axis=-1)).all(axis=-1)
+    return scored
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Accuracy in percent, float64 (...), of logits (..., images, classes) against labels (images,); NaN where the
+    logits are not finite."""
+    correct = 100 * (logits.argmax(axis=-1) == labels).mean(axis=-1)
+    return np.where(has_scores(logits), correct, math.nan)

@@ -43,12 +43,19 @@ def _features(backbone: Backbone, class_names: tuple[str, ...], template: str) -
     prompts = fill(template, class_names)
     with torch.no_grad():
         parts = [backbone.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
-    return unit(torch.cat(parts).float().cpu().numpy())
+    features = unit(torch.cat(parts).float().cpu().numpy())
+    if not np.isfinite(features).all():
+        raise UserError(
+            f'{backbone.name} gives text features of the prompt "{template}" that are not finite numbers; check its '
+            "weights, and load them in float32."
+        )
+    return features
 
 
 def unit(features: np.ndarray) -> np.ndarray:
     """Features scaled to length 1 along the last axis."""
-    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # `score` refuses what is not finite
+        return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def score_texts(backbone: Backbone, data: Data, texts: np.ndarray) -> Scores:

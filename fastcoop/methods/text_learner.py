@@ -17,7 +17,7 @@ import numpy as np
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
-from fastcoop.methods.scores import Scores
+from fastcoop.methods.scores import Scores, accuracy
 from fastcoop.methods.text import prompt_features, score_texts, unit
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class TextLearner(Method[TextLearnerSettings]):
         resolved = {"epochs": epochs_of(job), "views": job.data.views, "prompt": job.data.dataset.template}
         return job.settings.model_dump(mode="json") | resolved | {"rates": rates_of(job.settings)}
 
+    def prompts(self, settings: TextLearnerSettings, data: Data) -> tuple[str, ...]:
+        return (data.dataset.template,)
+
     def columns(self, job: Job[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
         return {"epochs": epochs_of(job), "schedule": schedule_of(job.settings)}
 
@@ -87,9 +90,11 @@ class TextLearner(Method[TextLearnerSettings]):
         assert job.subset is not None
         rates = rates_of(job.settings)
         offsets, losses = self._train(backbone, job, rates)
-        best, extra = 0, {}
+        best, extra = 0, dict[str, float]()
         if len(job.subset.val):
-            best, extra["val_accuracy"] = self._choose(backbone, job, offsets)
+            best, on_validation = self._choose(backbone, job, offsets)
+            if np.isfinite(on_validation):
+                extra["val_accuracy"] = on_validation
         extra["learning_rate"] = rates[best]
         offset = offsets[best].float().cpu().numpy()
         finite = bool(np.isfinite(losses[best]).all()) and bool(torch.isfinite(offsets[best]).all())
@@ -142,19 +147,21 @@ class TextLearner(Method[TextLearnerSettings]):
     def _choose(
         self, backbone: Backbone, job: Job[TextLearnerSettings], offsets: Tensor
     ) -> tuple[int, float]:
-        """Which offset does best on the validation images, and its accuracy on them in percent."""
+        """Which offset does best on the validation images, and its accuracy on them in percent; NaN where all
+        diverged."""
         import torch
 
         assert job.subset is not None
         features, labels = job.data.validation(job.subset)
         texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
         weights = unit(self.apply(offsets, texts).cpu().numpy())
-        logits = torch.from_numpy(backbone.logit_scale * unit(features) @ weights.swapaxes(1, 2))
-        loss = -torch.log_softmax(logits.double(), -1)[:, np.arange(len(labels)), labels].mean(1).numpy()
-        accuracy = 100 * (logits.argmax(-1).numpy() == labels).mean(1)
-        lost = ~np.isfinite(loss)
-        order = np.lexsort((np.where(lost, np.inf, loss), np.where(lost, np.inf, -accuracy)))
-        return int(order[0]), float(accuracy[order[0]])
+        logits = backbone.logit_scale * unit(features) @ weights.swapaxes(1, 2)
+        probabilities = torch.log_softmax(torch.from_numpy(logits).double(), -1)
+        loss = -probabilities[:, np.arange(len(labels)), labels].mean(1).numpy()
+        found = accuracy(logits, labels)
+        lost = ~np.isfinite(loss) | ~np.isfinite(found)
+        order = np.lexsort((np.where(lost, np.inf, loss), np.where(lost, np.inf, -found)))
+        return int(order[0]), float(np.where(lost, np.nan, found)[order[0]])
 
     def _scores(self, backbone: Backbone, job: Job[Any], offset: np.ndarray) -> dict[str, Scores]:
         import torch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AliasChoices, Field, field_validator
 
 from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.data import Data
 from fastcoop.methods.text import prompt_features, score_texts
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ class ZeroShot(Method[ZeroShotSettings]):
         return "Zero-shot CLIP" if settings.prompt is None else f'Zero-shot CLIP ("{settings.prompt}")'
 
     def determined_by(self, job: Job[ZeroShotSettings], backbone: Backbone) -> dict[str, Any]:
-        return {"prompt": job.settings.prompt or job.data.dataset.template}
+        return {"prompt": self.prompts(job.settings, job.data)[0]}
+
+    def prompts(self, settings: ZeroShotSettings, data: Data) -> tuple[str, ...]:
+        # On targets too, "the dataset's own" is the prompt of the dataset that is tested.
+        return (settings.prompt or data.dataset.template,)
 
     def run(
         self,
@@ -52,8 +57,7 @@ class ZeroShot(Method[ZeroShotSettings]):
             start = time.perf_counter()
             scores = {}
             for data in job.tests:
-                # On targets too, "the dataset's own" is the prompt of the dataset that is tested.
-                template = job.settings.prompt or data.dataset.template
+                (template,) = self.prompts(job.settings, data)
                 scores[data.name] = score_texts(
                     backbone, data, prompt_features(backbone, data.class_names, template)
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from fastcoop import escape
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
+from fastcoop.files import replacing
 from fastcoop.sweeps.grid import Grid
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
@@ -77,10 +77,9 @@ def _datasets(folder: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); make room, or see to the folder's permissions, and "

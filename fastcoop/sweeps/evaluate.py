@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset
@@ -14,10 +17,18 @@ from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_all, find_dataset, store_path
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
+from fastcoop.methods.base import read_settings
 from fastcoop.progress import progress
 from fastcoop.sweeps.about import add_datasets, grid_of
-from fastcoop.sweeps.plan import PlannedRun
-from fastcoop.sweeps.results import Learned, load_learned, load_predictions, load_results, load_runs
+from fastcoop.sweeps.plan import PlannedRun, TestFacts, refuse_shared_names
+from fastcoop.sweeps.results import (
+    Learned,
+    load_learned,
+    load_predictions,
+    load_results,
+    load_runs,
+    tested_runs,
+)
 from fastcoop.sweeps.store import open_store
 
 log = logging.getLogger("fastcoop")
@@ -25,7 +36,12 @@ log = logging.getLogger("fastcoop")
 
 @dataclass(frozen=True)
 class Tested:
-    """One test of one run: ``accuracy`` and ``macro_accuracy`` in percent; ``new`` unless it was there before."""
+    """One test of one run.
+
+    Attributes:
+        accuracy, macro_accuracy: in percent; NaN where the run's outputs are not finite.
+        new: whether the test was made now.
+    """
 
     key: str
     label: str
@@ -40,7 +56,7 @@ class Tested:
 
 def evaluate(
     results: str | Path,
-    targets: Sequence[str],
+    targets: Sequence[str | Path],
     *,
     runs: Sequence[str] = (),
     backbones: Sequence[str] = (),
@@ -75,9 +91,11 @@ def evaluate(
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
     rows = _chosen(folder, runs)
     datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
+    refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})
     found = _backbones(rows, backbones, device)
     recipe = recipe or _recipe(folder, rows)
     planned = _plan(folder, rows, datasets, found, strict=bool(runs))
+    _refuse_other_datasets(folder, planned, cache)
     with open_store(folder) as store:
         tested = store.done()
         pending = _lacking(planned, tested)
@@ -173,6 +191,38 @@ def _plan(
     return planned
 
 
+def _refuse_other_datasets(folder: Path, planned: Sequence[PlannedRun], cache: str | Path) -> None:
+    """Raise UserError for a target of the same name as another dataset that its run was tested on: a run keeps one test
+    of a name, and the new one would take the other's place."""
+    tested = tested_runs(folder)
+    digests: dict[int, set[str]] = {}
+    for run in planned:
+        for data in run.job.targets:
+            before = tested.get(run.key, {}).get(data.name)
+            if before is None:
+                continue
+            if id(data) not in digests:
+                digests[id(data)] = _test_digests(data, store_path(cache, run.backbone, data.dataset))
+            if before.test in digests[id(data)]:
+                continue
+            known = load_predictions(folder, run.key, data.name)
+            raise UserError(
+                f"Run {run.key[:12]} of {folder} was tested on another dataset called {data.name} "
+                f"({len(known.class_names)} classes, {len(known.labels)} test images) than the one in "
+                f"{data.dataset.root} ({len(data.class_names)} classes, {len(data.dataset.splits['test'])} test "
+                "images), whose test would replace it; rename the folder of one of them."
+            )
+
+
+def _test_digests(data: Data, store: Path) -> set[str]:
+    """What a test on ``data`` may be called: by all its test images, and without those that its store left out."""
+    digests = {data.test_digest}
+    if store.is_file():
+        with suppress(UserError):  # of another dataset: refused, or told of, later
+            digests.add(Data(data.dataset, FeatureStore.open(store, dataset=data.dataset)).test_digest)
+    return digests
+
+
 def _job(folder: Path, row: Any) -> Job[Any]:
     """A run as it was, without images, with what it learned. Raises UserError where it kept nothing."""
     method = METHODS[row.method]
@@ -182,10 +232,16 @@ def _job(folder: Path, row: Any) -> Job[Any]:
             f"Run {row.key[:12]} ({row.label}) keeps nothing that it could be tested by; name the targets in its grid "
             "and sweep it again."
         )
+    arrays = [kept.contexts] if kept.contexts is not None else list((kept.weights or {}).values())
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise UserError(
+            f"Run {row.key[:12]} ({row.label}, seed {row.seed}) diverged: what it learned is not finite, so it cannot "
+            "be tested; choose other runs."
+        )
     names = kept.class_names or load_predictions(folder, row.key).class_names
     bare = Dataset(row.dataset, folder, names, "{}", {}, "", row.dataset, folder, class_ids=kept.class_ids)
     return Job(
-        method.Settings.model_validate_json(row.settings),
+        read_settings(method, row.settings),
         Data(bare, None),
         shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
         seed=int(row.seed),
@@ -194,7 +250,9 @@ def _job(folder: Path, row: Any) -> Job[Any]:
     )
 
 
-def _lacking(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]]) -> list[PlannedRun]:
+def _lacking(
+    planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, TestFacts]]
+) -> list[PlannedRun]:
     """The runs with those of their targets alone that they have not been tested on."""
     pending = []
     for run in planned:

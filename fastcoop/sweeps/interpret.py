@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError, writing
+from fastcoop.files import replacing
 from fastcoop.prompts import (
     Metric,
     Nearest,
@@ -27,6 +28,8 @@ from fastcoop.prompts import (
 from fastcoop.prompts.nearest import NOT_LATIN
 from fastcoop.sweeps.results import load_contexts, load_learned, load_predictions, load_runs
 from fastcoop.sweeps.store import contexts_path
+
+log = logging.getLogger("fastcoop")
 
 FOLDER = "nearest_words"
 VECTORS_AT_ONCE = 1 << 16  # of runs read together: 128 MB at CLIP's width
@@ -91,16 +94,27 @@ def interpret(
         (folder / FOLDER).mkdir(exist_ok=True)
     reader = _Reader(folder, backbone, k, trained_only, metric, latin_only)
     pending: list[_Learned] = []
+    diverged: list[str] = []
     for row in rows:
         if again or not reader.path(row.key).exists():
             words = None if row.init in (None, "random") else str(row.init)
             contexts, names = _contexts_and_names(folder, row.key)
+            if not torch.isfinite(contexts.square().sum(dim=-1)).all():  # or their distances would not be
+                diverged.append(row.key)
+                continue
             pending.append(_Learned(row.key, contexts, names, int(row.seed), words))
         if sum(one.contexts.shape[:-1].numel() for one in pending) >= VECTORS_AT_ONCE:
             reader.read(pending)
             pending = []
     reader.read(pending)
-    return [reader.path(row.key) for row in rows]
+    if diverged:
+        named = f"{len(diverged)} of {len(rows)} runs of {folder} diverged ({diverged[0][:12]}, ...)"
+        if runs or len(diverged) == len(rows):
+            raise UserError(
+                f"{named}: their contexts are not finite and have no nearest words; choose other runs (--run)."
+            )
+        log.warning("%s and are left out: their contexts are not finite.", named)
+    return [reader.path(row.key) for row in rows if row.key not in set(diverged)]
 
 
 def _contexts_and_names(folder: Path, key: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -163,7 +177,7 @@ class _Reader:
         if one.words is not None:
             stored["start_words"] = words
         if names is not None:
-            stored["summary"] = _summary(vectors)
+            stored["summary"] = _summary(vectors, len(names))
         return stored | {"vectors": vectors}
 
     def _read_starts(self, pending: Sequence[_Learned]) -> None:
@@ -197,11 +211,11 @@ def _start_of(one: _Learned) -> tuple[Any, ...]:
     return length, tuple(classes), one.seed
 
 
-def _summary(vectors: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(vectors: Sequence[dict[str, Any]], classes: int) -> dict[str, Any]:
     """What class-specific readings have in common: how near they are, and the nearest words met most often."""
     nearest = [vector["words"][0] for vector in vectors if vector["words"][0] != NOT_LATIN]
     return {
-        "classes": len({vector["class"] for vector in vectors}),
+        "classes": classes,
         "mean_distance": _short(sum(vector["distances"][0] for vector in vectors) / len(vectors)),
         "chance": _short(sum(vector["chance"] for vector in vectors) / len(vectors)),
         "words": [list(pair) for pair in Counter(nearest).most_common(MOST_OFTEN)],
@@ -213,7 +227,5 @@ def _short(number: Any) -> float:
 
 
 def _write(path: Path, stored: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    with writing(path):
-        part.write_text(json.dumps(stored), encoding="utf-8")
-        os.replace(part, path)
+    with writing(path), replacing(path) as part:
+        part.write_text(json.dumps(stored, allow_nan=False), encoding="utf-8")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,20 @@ log = logging.getLogger("fastcoop")
 RECIPE = 1  # raised when a change of the code changes what runs come to: older results are then not theirs
 
 
+class TestFacts(NamedTuple):
+    """What a test of a run depends on, beside the run: where any of it has changed, the run is tested again.
+
+    Attributes:
+        test: sha256 hex of the dataset: class names, paths and labels, and which test images were not read.
+        features: sha256 hex of the test features; None where they are not cached, or in results of version 1.
+        prompts: JSON list of the hand-written prompts that the score depends on; None in results of version 1.
+    """
+
+    test: str
+    features: str | None
+    prompts: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
     """A run of the grid: its key, its method's name, its backbone and its job."""
@@ -39,10 +54,28 @@ class PlannedRun:
         """Names of the datasets that the run is tested on."""
         return tuple(data.name for data in (self.job.data, *self.job.targets))
 
-    def lacking(self, tested: Mapping[str, str]) -> tuple[Data, ...]:
-        """Targets that the run has yet to be tested on; ``tested`` has the digest of each dataset, by name, that it
-        was tested on. A dataset that has changed since counts as another."""
-        return tuple(data for data in self.job.targets if tested.get(data.name) != data.test_digest)
+    def test_facts(self, data: Data) -> TestFacts:
+        """What a test of this run on ``data`` depends on."""
+        prompts = METHODS[self.method].prompts(self.job.settings, data)
+        return TestFacts(data.test_digest, data.test_features, json.dumps(prompts, ensure_ascii=False))
+
+    def lacking(self, tested: Mapping[str, TestFacts]) -> tuple[Data, ...]:
+        """Datasets that the run is to be tested on, and has not been as they are now; ``tested`` has the facts of its
+        tests by the dataset's name."""
+        return tuple(data for data in self.job.tests if not self._is_tested(data, tested))
+
+    def _is_tested(self, data: Data, tested: Mapping[str, TestFacts]) -> bool:
+        if data is self.job.data:  # by whatever name: it may have been renamed since
+            return any(self._is_same_test(data, before) for before in tested.values())
+        return data.name in tested and self._is_same_test(data, tested[data.name])
+
+    def _is_same_test(self, data: Data, before: TestFacts) -> bool:
+        now = self.test_facts(data)
+        if before.test != now.test:
+            return False
+        if data is self.job.data and before.features is None:
+            return True  # of version 1: the run's key covers its own dataset's features and prompt
+        return before.prompts == now.prompts and now.features in (None, before.features)
 
 
 @dataclass(frozen=True)
@@ -79,7 +112,7 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
     datasets = {
         spec: find_dataset(spec, data_root) for spec in dict.fromkeys((*grid.datasets, *grid.targets))
     }
-    _refuse_shared("datasets", {spec: dataset.name for spec, dataset in datasets.items()})
+    refuse_shared_names("datasets", datasets)
     for cross in grid.crosses:
         learns = [name for name, _ in cross.methods if METHODS[name].learns]
         untaught = [spec for spec in cross.datasets if "train" not in datasets[spec].splits]
@@ -89,16 +122,34 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
                 "under targets instead."
             )
     backbones = {spec: backbone_from_spec(spec, device=device) for spec in grid.backbones}
-    _refuse_shared("backbones", {spec: backbone.name for spec, backbone in backbones.items()})
+    refuse_shared_names("backbones", backbones)
     return World(grid, backbones, datasets)
 
 
-def _refuse_shared(kind: str, names: dict[str, str]) -> None:
+def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, Backbone]) -> None:
+    """Raise UserError for two backbones, or two datasets, by how they were given, that files and results could not tell
+    apart: of one name, but for the case or the composition of its letters; or halves of two datasets of one name."""
     by_name: dict[str, str] = {}
-    for spec, name in names.items():
+    wholes: dict[str, tuple[str, Dataset]] = {}
+    for spec, one in found.items():
+        name = _folded(one.name)
         if name in by_name:
-            raise UserError(f'The {kind} "{by_name[name]}" and "{spec}" are both called {name}; rename one.')
+            raise UserError(
+                f'The {kind} "{by_name[name]}" and "{spec}" are both called {one.name}; rename one.'
+            )
         by_name[name] = spec
+        if isinstance(one, Dataset):
+            whole = one.whole or one
+            first, known = wholes.setdefault(_folded(whole.name), (spec, whole))
+            if known.digest != whole.digest:
+                raise UserError(
+                    f'The datasets "{first}" and "{spec}" are of two datasets called {whole.name}; rename one.'
+                )
+
+
+def _folded(name: str) -> str:
+    """A name as the least exact of file systems compares it."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def plan_runs(world: World) -> list[PlannedRun]:

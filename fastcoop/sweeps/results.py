@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import UserError
+from fastcoop.files import replacing
 from fastcoop.sweeps.about import merge_about
+from fastcoop.sweeps.plan import TestFacts
+from fastcoop.sweeps.schema import (
+    RUN_COLUMNS,
+    SCORE_COLUMNS,
+    TEST_COLUMNS,
+    VERSION,
+    show_as_current,
+    version_of,
+)
 from fastcoop.sweeps.store import (
+    BUSY_TIMEOUT,
     CONTEXTS,
     DATABASE,
-    VERSION,
     advice,
     contexts_path,
+    insist,
     open_store,
     tests_by_run,
 )
@@ -29,6 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONFLICTS_NAMED = 5
+READING_TIMEOUT = 30.0  # seconds that a reader waits for another program's lock
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
@@ -36,7 +50,9 @@ def load_results(folder: str | Path) -> pd.DataFrame:
 
     One row per run and dataset that it is tested on. ``dataset`` is the tested one, ``source`` the one that
     the run learned from; they differ under shift only. ``shots`` is 0 for what learns nothing. ``accuracy``,
-    ``macro_accuracy`` and ``chance`` are in percent; ``settings``, ``extra``, ``losses``, ``per_class`` JSON.
+    ``macro_accuracy`` and ``chance`` are in percent, the first two NaN where a run diverged to outputs that are not
+    finite; ``settings``, ``extra``, ``losses``, ``per_class``, ``prompts`` JSON. ``test`` and ``features`` are digests
+    of what was tested on. Columns of a method's own follow.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
@@ -46,7 +62,9 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     with _reading(Path(folder)) as db:
         frame = pd.read_sql_query("SELECT * FROM results ORDER BY finished, key", db)
     frame["class_specific"] = frame.class_specific.fillna(0).astype(bool)
-    return frame
+    for name in ("accuracy", "macro_accuracy"):
+        frame[name] = frame[name].astype(float)
+    return _with_own_columns(frame)
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:
@@ -58,7 +76,16 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     with _reading(Path(folder)) as db:
-        return pd.read_sql_query("SELECT * FROM runs ORDER BY finished, key", db)
+        frame = pd.read_sql_query("SELECT * FROM runs ORDER BY finished, key", db)
+    return _with_own_columns(frame)
+
+
+def _with_own_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with its JSON column ``columns`` spread into a column for each of its names."""
+    own = [json.loads(text) for text in frame.pop("columns")]
+    for name in dict.fromkeys(name for row in own for name in row):
+        frame[name] = [row.get(name) for row in own]
+    return frame
 
 
 def load_failures(folder: str | Path) -> pd.DataFrame:
@@ -110,19 +137,30 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
         )
         tests = {}
         for dataset, accuracy, macro, chance, per_class, names in db.execute(query, (key,)):
-            classes = dict(zip(json.loads(names), json.loads(per_class), strict=True))
+            classes = dict(zip(_told_apart(json.loads(names)), json.loads(per_class), strict=True))
             tests[dataset] = {
                 "accuracy": accuracy, "macro_accuracy": macro, "chance": chance, "per_class": classes,
             }  # fmt: skip
     run = dict(row)
     for name in ("settings", "losses", "extra", "versions"):
         run[name] = json.loads(run[name]) if run[name] else None
+    run |= json.loads(run.pop("columns"))
     path = contexts_path(Path(folder), key)
     return run | {"contexts": str(path) if path.is_file() else None, "tests": tests}
 
 
-def tested_runs(folder: str | Path) -> dict[str, dict[str, str]]:
-    """Keys of the runs in a results folder, and the datasets that each has been tested on, with their digests.
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Class names, those that are equal numbered: "crane", "crane (2)"."""
+    counts: Counter[str] = Counter()
+    apart = []
+    for name in names:
+        counts[name] += 1
+        apart.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return apart
+
+
+def tested_runs(folder: str | Path) -> dict[str, dict[str, TestFacts]]:
+    """Keys of the runs in a results folder, and what each test depended on, by dataset.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
@@ -248,40 +286,54 @@ def merge_results(folders: Sequence[str | Path], into: str | Path) -> int:
 
 
 def _merge_one(folder: Path, target: Path) -> int:
-    db = sqlite3.connect(target / DATABASE)
+    db = sqlite3.connect(target / DATABASE, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         db.execute("ATTACH ? AS other", (str(folder / DATABASE),))
+        show_as_current(db, "other", "other_")
+        insist(db, "BEGIN IMMEDIATE")
         conflicts = db.execute(
-            "SELECT key, dataset, ours.accuracy, theirs.accuracy "
-            "FROM main.scores ours JOIN other.scores theirs USING (key, dataset) "
-            "WHERE ours.predictions != theirs.predictions ORDER BY key, dataset"
+            "SELECT key, dataset, ours.accuracy, theirs.accuracy, ours.test != theirs.test "
+            "FROM main.scores ours JOIN other_scores theirs USING (key, dataset) "
+            "WHERE ours.predictions != theirs.predictions OR ours.test != theirs.test ORDER BY key, dataset"
         ).fetchall()
         if conflicts:
-            named = "; ".join(
-                f"run {key[:12]} on {dataset} came to {ours:.2f}% in {target} but to {theirs:.2f}% in {folder}"
-                for key, dataset, ours, theirs in conflicts[:CONFLICTS_NAMED]
-            )
-            more = len(conflicts) - CONFLICTS_NAMED
-            raise UserError(
-                f"{named[:1].upper()}{named[1:]}{f'; and {more} more' if more > 0 else ''}. Find out which are right, "
-                "and merge without the others; nothing of this folder was taken."
-            )
-        new = db.execute("SELECT key FROM other.runs WHERE key NOT IN (SELECT key FROM main.runs)").fetchall()
+            raise UserError(_conflict_text(conflicts, folder, target))
+        new = db.execute("SELECT key FROM other_runs WHERE key NOT IN (SELECT key FROM main.runs)").fetchall()
         (target / CONTEXTS).mkdir(exist_ok=True)
         for (key,) in new:
             if contexts_path(folder, key).is_file():
-                shutil.copyfile(contexts_path(folder, key), contexts_path(target, key).with_suffix(".part"))
-                contexts_path(target, key).with_suffix(".part").replace(contexts_path(target, key))
-        with db:
-            for table in ("runs", "tests", "scores"):
-                db.execute(f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table}")
-            db.execute("DELETE FROM main.failures WHERE key IN (SELECT key FROM main.scores)")
+                with replacing(contexts_path(target, key)) as part:
+                    shutil.copyfile(contexts_path(folder, key), part)
+        for table, columns in (("runs", RUN_COLUMNS), ("tests", TEST_COLUMNS), ("scores", SCORE_COLUMNS)):
+            names = ", ".join(columns)
+            db.execute(f"INSERT OR IGNORE INTO main.{table} ({names}) SELECT {names} FROM other_{table}")
+        db.execute("DELETE FROM main.failures WHERE key IN (SELECT key FROM main.scores)")
+        insist(db, "COMMIT")
         merge_about(folder, target)
         return len(new)
     except (sqlite3.Error, OSError) as error:
+        with suppress(OSError):  # where other runs' contexts are in it
+            (target / CONTEXTS).rmdir()
         raise UserError(f"{folder} could not be merged into {target} ({error}); {advice(error)}") from None
     finally:
         db.close()
+
+
+def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, int]], folder: Path, target: Path) -> str:
+    named = "; ".join(
+        f"run {key[:12]} on {dataset} came to {_percent(ours)} in {target} but to {_percent(theirs)} in {folder}"
+        + (f", of two datasets called {dataset}" if other else "")
+        for key, dataset, ours, theirs, other in conflicts[:CONFLICTS_NAMED]
+    )
+    more = len(conflicts) - CONFLICTS_NAMED
+    return (
+        f"{named[:1].upper()}{named[1:]}{f'; and {more} more' if more > 0 else ''}. Find out which are right, "
+        "and merge without the others; nothing of this folder was taken."
+    )
+
+
+def _percent(accuracy: float | None) -> str:
+    return "no accuracy" if accuracy is None or math.isnan(accuracy) else f"{accuracy:.2f}%"
 
 
 @contextmanager
@@ -289,11 +341,17 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / DATABASE
     if not path.is_file():
         raise UserError(f"{folder} holds no results (no {DATABASE}); run `fastcoop sweep` into it first.")
-    db = sqlite3.connect(path, timeout=30)
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
+        # A snapshot, held only until the block ends: a sweep cannot write while it is.
+        db.execute("BEGIN")
+        insist(db, "SELECT 1 FROM sqlite_master", READING_TIMEOUT)
+        version = version_of(db)
+        if version == 0:
+            raise UserError(f"{folder} holds no results yet; run `fastcoop sweep` into it first.")
+        if version not in (1, VERSION):
             raise UserError(f"{path} was not written by this version of fastcoop.")
+        show_as_current(db)
         yield db
     except (sqlite3.Error, OSError) as error:  # pandas wraps the one in the other
         cause = error.__cause__ or error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -16,51 +19,30 @@ from typing import Any
 import numpy as np
 
 from fastcoop.errors import UserError
+from fastcoop.files import PART, replacing
 from fastcoop.methods import METHODS, Data, Outcome, Scores
+from fastcoop.methods.base import recorded_settings
 from fastcoop.sweeps.about import DATASETS, GRID
 from fastcoop.sweeps.batches import Batch
-from fastcoop.sweeps.plan import PlannedRun
+from fastcoop.sweeps.plan import PlannedRun, TestFacts
+from fastcoop.sweeps.schema import (
+    METHOD_COLUMNS,
+    RESERVED_COLUMNS,
+    VERSION,
+    WORK,
+    create,
+    statements,
+    upgrade,
+    version_of,
+)
 
 DATABASE = "results.sqlite"
 LOCK = "lock.sqlite"
 CONTEXTS = "contexts"
-VERSION = 1
+BUSY_TIMEOUT = 1.0  # seconds that SQLite waits for a lock by itself; after each, Ctrl-C is heard
+NOTICE_AFTER = 5.0  # seconds of waiting for a lock after which a line says so
 
-SCHEMA = """
-CREATE TABLE runs (
-    key TEXT PRIMARY KEY, backbone TEXT NOT NULL, backbone_digest TEXT NOT NULL, dataset TEXT NOT NULL,
-    method TEXT NOT NULL, label TEXT NOT NULL, shots NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL,
-    context_length INTEGER, class_position TEXT, class_specific INTEGER, init TEXT, epochs INTEGER,
-    schedule TEXT, train_images INTEGER NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, losses TEXT,
-    extra TEXT NOT NULL, finished TEXT NOT NULL, device TEXT NOT NULL, versions TEXT NOT NULL
-);
-CREATE TABLE tests (
-    digest TEXT PRIMARY KEY, dataset TEXT NOT NULL, class_names TEXT NOT NULL, labels BLOB NOT NULL
-);
-CREATE TABLE scores (
-    key TEXT NOT NULL REFERENCES runs (key), dataset TEXT NOT NULL,
-    test TEXT NOT NULL REFERENCES tests (digest), accuracy REAL NOT NULL, macro_accuracy REAL NOT NULL,
-    chance REAL NOT NULL, per_class TEXT NOT NULL, predictions BLOB NOT NULL, confidence BLOB NOT NULL,
-    PRIMARY KEY (key, dataset)
-);
-CREATE VIEW results AS SELECT
-    scores.key, backbone, scores.dataset, runs.dataset AS source, method, label, shots, seed, context_length,
-    class_position, class_specific, init, epochs, schedule, accuracy, macro_accuracy, chance, status, seconds,
-    train_images, settings, extra, losses, per_class, finished, device, versions
-FROM scores JOIN runs USING (key);
-"""
-
-# Of the work itself, and so in no merged folder: which runs train together, and which failed with what.
-WORK = """
-CREATE TABLE IF NOT EXISTS batches (
-    name TEXT PRIMARY KEY, method TEXT NOT NULL, backbone TEXT NOT NULL, keys TEXT NOT NULL,
-    threads INTEGER NOT NULL, budget INTEGER NOT NULL, cost REAL NOT NULL, attempt INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS failures (
-    key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,
-    shots NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL, error TEXT NOT NULL, failed TEXT NOT NULL
-);
-"""
+log = logging.getLogger("fastcoop")
 
 
 class ResultsStore:
@@ -70,9 +52,30 @@ class ResultsStore:
         self.folder = folder
         self._db = connection
 
-    def done(self) -> dict[str, dict[str, str]]:
-        """Keys of the runs that are done, and the datasets that each has been tested on, with their digests."""
+    def done(self) -> dict[str, dict[str, TestFacts]]:
+        """Keys of the runs that are done, and the tests of each by dataset."""
         return tests_by_run(self._db)
+
+    def complete(self, planned: Iterable[PlannedRun]) -> None:
+        """Add what databases of version 1 did not keep of these runs and their tests on their own datasets, where the
+        runs' keys say it.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
+        tested = self.done()
+        for run in planned:
+            data = run.job.data
+            facts, before = run.test_facts(data), tested.get(run.key, {}).get(data.name)
+            if before is None or before.features is not None or before.test != facts.test:
+                continue
+            with self._writing() as db:
+                db.execute(
+                    "UPDATE scores SET features = ?, prompts = ? WHERE key = ? AND dataset = ?",
+                    (facts.features, facts.prompts, run.key, data.name),
+                )
+                settings = recorded_settings(METHODS[run.method], run.job)
+                db.execute("UPDATE runs SET settings = ? WHERE key = ?", (settings, run.key))
 
     def record(self, planned: PlannedRun, outcome: Outcome) -> None:
         """Keep what a run came to; a run already there gains the tests that it lacked, or that were of a dataset that
@@ -90,7 +93,7 @@ class ResultsStore:
             for data in job.tests:
                 if data.name in outcome.scores:
                     self._put("tests", _test_row(data))
-                    self._put("scores", _scores_row(planned.key, data, outcome.scores[data.name]))
+                    self._put("scores", _scores_row(planned, data, outcome.scores[data.name]))
             db.execute("DELETE FROM failures WHERE key = ?", (planned.key,))
 
     def batches(self) -> list[Batch]:
@@ -132,7 +135,7 @@ class ResultsStore:
             "label": METHODS[planned.method].label(job.settings),
             "shots": job.shots,
             "seed": job.seed,
-            "settings": job.settings.model_dump_json(),
+            "settings": recorded_settings(METHODS[planned.method], job),
             "error": error,
             "failed": _now(),
         }
@@ -146,10 +149,19 @@ class ResultsStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction; what the disk does not take is said to the user."""
+        """A transaction, which waits for other programs that have the database open.
+
+        Raises UserError for what the disk does not take.
+        """
         try:
-            with self._db:
+            insist(self._db, "BEGIN IMMEDIATE")
+            try:
                 yield self._db
+                insist(self._db, "COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"Results in {self.folder} could not be written ({error}); runs recorded before are safe; "
@@ -162,11 +174,32 @@ class ResultsStore:
         self._db.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
 
 
-def tests_by_run(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
-    """{key: {dataset: its digest}} of all tests in a store."""
-    tested: dict[str, dict[str, str]] = {}
-    for key, dataset, digest in db.execute("SELECT key, dataset, test FROM scores"):
-        tested.setdefault(key, {})[dataset] = digest
+def insist(db: sqlite3.Connection, statement: str, seconds: float = math.inf) -> None:
+    """Execute a statement, waiting up to ``seconds`` where other programs have the database open.
+
+    A program that only reads keeps a writer from committing for as long as its transaction is open. SQLite gives up
+    after its busy timeout but keeps the transaction, so the statement can be tried again and nothing is lost.
+    """
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            db.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            waited = time.monotonic() - start
+            if "locked" not in str(error) or waited > seconds:
+                raise
+        if waited > NOTICE_AFTER and not told:
+            path = db.execute("PRAGMA database_list").fetchone()[2]
+            log.warning("Waiting for another program that has %s open; close it to go on.", path)
+            told = True
+
+
+def tests_by_run(db: sqlite3.Connection) -> dict[str, dict[str, TestFacts]]:
+    """{key: {dataset: what its test depended on}} of all tests in a store."""
+    tested: dict[str, dict[str, TestFacts]] = {}
+    for key, dataset, *facts in db.execute("SELECT key, dataset, test, features, prompts FROM scores"):
+        tested.setdefault(key, {})[dataset] = TestFacts(*facts)
     return tested
 
 
@@ -189,6 +222,8 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
     except sqlite3.Error as error:
         raise UserError(f"{folder / LOCK} cannot be used ({error}); {advice(error)}") from None
     try:
+        for left in (folder / CONTEXTS).glob(f"*.safetensors.*{PART}"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         connection = _connect(folder / DATABASE)
         try:
             yield ResultsStore(folder, connection)
@@ -232,18 +267,24 @@ def _lock(folder: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=30)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         # No write-ahead log: it does not work between machines that share a folder, needs a writable folder for
         # reading, and would be left out where someone copies the one file.
         connection.execute("PRAGMA journal_mode = DELETE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute("PRAGMA cache_spill = OFF")  # or a large row would need the lock before the commit
+        insist(connection, "BEGIN IMMEDIATE")
+        version = version_of(connection)
         empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version == 0 and empty:
-            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        if version == 1:
+            upgrade(connection)
+        elif version == 0 and empty:
+            create(connection)
         elif version != VERSION:
             raise UserError(f"{path} was not written by this version of fastcoop; use another folder.")
-        connection.executescript(WORK)
+        for statement in statements(WORK):
+            connection.execute(statement)
+        insist(connection, "COMMIT")
     except sqlite3.Error as error:
         connection.close()
         raise UserError(f"{path} cannot be used as a results store ({error}); {advice(error)}") from None
@@ -284,16 +325,20 @@ def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
         header["recipe"] = features.meta.recipe
     path = contexts_path(folder, planned.key)
     path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
         file.flush()
         os.fsync(file.fileno())  # as the database's, which will say that it is there
-    os.replace(part, path)
 
 
 def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
     job, method = planned.job, METHODS[planned.method]
+    columns = {name: _plain(value) for name, value in method.columns(job, planned.backbone).items()}
+    own = {name: value for name, value in columns.items() if name not in METHOD_COLUMNS}
+    if taken := own.keys() & RESERVED_COLUMNS:
+        raise UserError(
+            f'The method {planned.method} gives its runs a column "{min(taken)}", which every run has; rename it.'
+        )
     losses = None if outcome.losses is None else json.dumps([_number(loss) for loss in outcome.losses])
     return {
         "key": planned.key,
@@ -304,13 +349,14 @@ def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
         "label": method.label(job.settings),
         "shots": job.shots,
         "seed": job.seed,
-        "settings": job.settings.model_dump_json(),
-        **method.columns(job, planned.backbone),
+        "settings": recorded_settings(method, job),
+        **{name: value for name, value in columns.items() if name in METHOD_COLUMNS},
+        "columns": json.dumps(own, ensure_ascii=False, allow_nan=False),
         "train_images": len(job.subset.train) if job.subset else 0,
         "status": outcome.status,
         "seconds": outcome.seconds,
         "losses": losses,
-        "extra": json.dumps(outcome.extra),
+        "extra": json.dumps({name: _plain(value) for name, value in outcome.extra.items()}, allow_nan=False),
         "finished": _now(),
         "device": str(planned.backbone.device),
         "versions": versions(),
@@ -326,11 +372,11 @@ def _test_row(data: Data) -> dict[str, Any]:
     }
 
 
-def _scores_row(key: str, data: Data, scores: Scores) -> dict[str, Any]:
+def _scores_row(planned: PlannedRun, data: Data, scores: Scores) -> dict[str, Any]:
     return {
-        "key": key,
+        "key": planned.key,
         "dataset": data.name,
-        "test": data.test_digest,
+        **planned.test_facts(data)._asdict(),
         "accuracy": scores.accuracy,
         "macro_accuracy": scores.macro_accuracy,
         "chance": 100 / len(data.class_names),
@@ -342,6 +388,13 @@ def _scores_row(key: str, data: Data, scores: Scores) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a column or a further number: None for a number that is not finite."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float) -> float | None:

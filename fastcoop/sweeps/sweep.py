@@ -18,7 +18,7 @@ from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.collapsed import collapsed
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.memory import PeakMemory
-from fastcoop.sweeps.plan import PlannedRun, World, load_world, plan_runs, warn_of_idle_settings
+from fastcoop.sweeps.plan import PlannedRun, TestFacts, World, load_world, plan_runs, warn_of_idle_settings
 from fastcoop.sweeps.results import load_learned, load_results, tested_runs
 from fastcoop.sweeps.schedule import Schedule, form_batches
 from fastcoop.sweeps.store import DATABASE, open_store
@@ -145,6 +145,7 @@ def sweep(
         if _open_features(world, Path(cache)) != known:
             planned = plan_runs(world)
         write_about(folder, read, world.datasets.values(), data_root, cache)
+        store.complete(planned)
         tested, failures = store.done(), store.failures()
         counts = _count(planned, tested)
         by_key = {run.key: run for run in planned}
@@ -214,13 +215,13 @@ def _open_features(world: World, cache: Path) -> list[Mapping[str, str] | None]:
     return [data.store.meta.sha256 if data.store else None for data in world.data.values()]
 
 
-def _tested(folder: Path) -> dict[str, dict[str, str]]:
+def _tested(folder: Path) -> dict[str, dict[str, TestFacts]]:
     if not (folder / DATABASE).is_file():
         return {}
     return tested_runs(folder)
 
 
-def _count(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]]) -> tuple[Count, ...]:
+def _count(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, TestFacts]]) -> tuple[Count, ...]:
     tally: dict[tuple[str, str, str], list[int]] = {}
     for run in planned:
         count = tally.setdefault((run.backbone.name, run.job.data.name, run.method), [0, 0])
@@ -230,9 +231,10 @@ def _count(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]
 
 
 def _pending(
-    planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, str]], folder: Path
+    planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, TestFacts]], folder: Path
 ) -> list[PlannedRun]:
-    """Runs not done, and done ones that lack a test: these with what they learned, where it is kept."""
+    """Runs not done, and done ones that lack a test, or whose test was of something that has changed: these with what
+    they learned, where it is kept."""
     pending = []
     for run in planned:
         if run.key not in tested:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -224,6 +225,8 @@ def do_batch(
     watch = _Watch(batch, tell, Checkpoint(checkpoint) if checkpoint else None)
 
     def done(index: int, outcome: Outcome) -> None:
+        if any(math.isnan(scores.accuracy) for scores in outcome.scores.values()):
+            outcome = replace(outcome, status="diverged")  # its last step diverged, after the last loss
         tell(Ended(batch.keys[index], outcome))
 
     context = RunContext(1, batch.budget, watch.on_progress, watch if batch.trains else None)

@@ -16,9 +16,12 @@ from tests.reports.made_up_results import coop, results, store_words
 RUN = (
     "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
     " :context_length, :class_position, :class_specific, :init, :epochs, :schedule, 1, :status, :seconds,"
-    " NULL, '{}', 'now', 'cpu', :versions)"
+    " NULL, '{}', 'now', 'cpu', :versions, '{}')"
 )
-SCORE = "INSERT INTO scores VALUES (:key, :dataset, 't', :accuracy, :accuracy, :chance, '[1, NaN]', x'', x'')"
+SCORE = (
+    "INSERT INTO scores VALUES (:key, :dataset, 't', NULL, NULL, :accuracy, :accuracy, :chance, '[1, NaN]', x'',"
+    " x'')"
+)
 
 
 def rows_of(path) -> list[dict]:
@@ -152,7 +155,8 @@ def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
 
 
 def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):
-    from fastcoop.sweeps.store import DATABASE, SCHEMA, VERSION
+    from fastcoop.sweeps.schema import SCHEMA, VERSION
+    from fastcoop.sweeps.store import DATABASE
 
     frame = results(datasets=("objects",), shots=(16,)).astype({"shots": object})
     folder = tmp_path / "results"

@@ -231,7 +231,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastcoop.sweeps.about.os.replace", full)
+        patch.setattr("fastcoop.files.os.replace", full)
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
             run(grid, results=tmp_path / "about")
     error = sqlite3.OperationalError("database or disk is full")
@@ -271,6 +271,7 @@ def _planned_like(store: ResultsStore) -> Any:
     method = METHODS["zero_shot"]
     job = SimpleNamespace(data=SimpleNamespace(name="d"), settings=method.Settings(), shots=0, seed=0)
     backbone = SimpleNamespace(name="b")
+    job.data.dataset = SimpleNamespace(template="a {}.")
     return SimpleNamespace(key=next(iter(store.done())), method="zero_shot", backbone=backbone, job=job)
 
 
