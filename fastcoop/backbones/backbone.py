@@ -123,12 +123,20 @@ class Backbone:
         return ids
 
 
-def fingerprint(state: Mapping[str, Tensor], quick_gelu: bool, preprocess: Preprocess) -> str:
+def fingerprint(
+    state: Mapping[str, Tensor],
+    quick_gelu: bool,
+    preprocess: Preprocess,
+    unusual: Mapping[str, Any] | None = None,
+) -> str:
     """sha256 hex over the tensors (as float32 where floating, sorted by name) and the other facts.
 
-    Half-precision and full-precision files of the same values agree.
+    ``unusual``: further settings of the model that change its features. Half-precision and full-precision files of the
+    same values agree.
     """
     facts: dict[str, Any] = {"quick_gelu": quick_gelu, "preprocess": asdict(preprocess)}
+    if unusual:
+        facts["unusual"] = dict(unusual)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for key in sorted(state):
         tensor = state[key].detach().cpu()

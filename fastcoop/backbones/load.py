@@ -27,6 +27,14 @@ from fastcoop.errors import UserError, nearest
 
 PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
 EMBEDDED_WEIGHTS = Path(fastcoop.__path__[0]) / "demo" / "weights"
+# Settings of open_clip's configs that change features and no shape of any weight; heads aside, which follow from width.
+WITHOUT_WEIGHTS = {
+    "text_cfg": (
+        *("act_kwargs", "norm_kwargs", "pool_type", "eos_id"),
+        *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
+    ),
+    "vision_cfg": ("act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool"),
+}
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 
 
@@ -243,11 +251,18 @@ def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_
     custom_text = config.pop("custom_text", False)
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower].pop("output_tokens", None)  # of every position, beside the one feature that is used
     try:
         model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
         raise UserError(f"The model config from {origin} cannot be built: {error}") from error
-    TextTower.from_model(model)
+    tower = TextTower.from_model(model)
+    if tower.dim != config["embed_dim"]:
+        raise UserError(
+            f"The model config from {origin} has text features of {tower.dim} numbers and image features of "
+            f"{config['embed_dim']}; they can only be compared where both are the same."
+        )
     return model
 
 
@@ -287,7 +302,7 @@ def _finish(
     tokenizer_folder: Path | None = None,
 ) -> Backbone:
     preprocess = _preprocess(model, preprocess_facts)
-    digest = fingerprint(model.state_dict(), quick_gelu, preprocess)
+    digest = fingerprint(model.state_dict(), quick_gelu, preprocess, _unusual(config))
     logging.getLogger("fastcoop").debug(
         "%s: weights %s, %s, images of %d pixels.",
         name,
@@ -297,9 +312,38 @@ def _finish(
     )
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(config["text_cfg"], tokenizer_folder)
+    _check_tokenizer(tokenizer, TextTower.from_model(model))
     return Backbone(
         name, model, digest, tokenizer, preprocess, config["embed_dim"], quick_gelu, trained_tokens
     )
+
+
+def _unusual(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a config that change features without changing the shape of any weight, where they are not
+    open_clip's defaults."""
+    defaults = {"text_cfg": open_clip.CLIPTextCfg(), "vision_cfg": open_clip.CLIPVisionCfg()}
+    return {
+        f"{tower}.{name}": config[tower][name]
+        for tower, names in WITHOUT_WEIGHTS.items()
+        for name in names
+        if name in config[tower] and config[tower][name] != getattr(defaults[tower], name)
+    }
+
+
+def _check_tokenizer(tokenizer: Callable[..., Tensor], tower: TextTower) -> None:
+    """Refuse a tokenizer of another tower: with tokens that the tower lacks, or without its end token."""
+    tokens = tokenizer(["a"], context_length=tower.context_length)[0].tolist()
+    words = len(tower.token_embedding)
+    if max(tokens) >= words:
+        raise UserError(
+            f"The tokenizer makes the token {max(tokens)}, but the text tower has {words} tokens; name the tower's own "
+            "tokenizer in the model config (hf_tokenizer_name), or correct its vocab_size."
+        )
+    if tower.end_id is not None and tower.end_id not in tokens:
+        raise UserError(
+            f"The text tower reads its output at token {tower.end_id} (eos_id of the model config), which its "
+            "tokenizer never makes; name the tower's own tokenizer (hf_tokenizer_name), or correct eos_id."
+        )
 
 
 def _preprocess(model: nn.Module, facts: dict[str, Any]) -> Preprocess:
@@ -336,6 +380,8 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., T
         tokenizer = open_clip.HFTokenizer(
             source, context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
         )
+    except ImportError:
+        raise UserError(f'The tokenizer "{source}" needs the package transformers; install it.') from None
     except Exception as error:  # transformers raises whatever its network stack does
         raise UserError(
             f'The tokenizer "{source}" is not on this machine and could not be fetched: {error}'

@@ -105,6 +105,11 @@ class TextTower:
             raise _refused(NOT_CAUSAL)
 
         blocks = text.transformer.resblocks
+        if not len(blocks):
+            raise _refused("it has no layers")
+        norms = [text.ln_final, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
+        if any(norm.weight is None or norm.bias is None for norm in norms):
+            raise _refused("its layer norms have no weight or no bias")
         for block in blocks:
             if type(block) is not ResidualAttentionBlock or not block.attn._qkv_same_embed_dim:
                 raise _refused(
@@ -124,7 +129,9 @@ class TextTower:
             projection_bias=projection_bias,
             heads=blocks[0].attn.num_heads,
             activation=_activation(blocks[0].mlp.gelu),
-            end_id=int(text.eos_id) if pool == "eos" else None,
+            end_id=int(text.eos_id if hasattr(text, "eos_id") else text.text_eos_id)
+            if pool == "eos"
+            else None,
         )
 
 
@@ -181,6 +188,6 @@ def _block(block: ResidualAttentionBlock) -> Block:
 def _activation(module: nn.Module) -> str:
     if isinstance(module, QuickGELU):
         return "quick_gelu"
-    if isinstance(module, nn.GELU):
+    if isinstance(module, nn.GELU) and module.approximate in ("none", "tanh"):
         return "gelu" if module.approximate == "none" else "gelu_tanh"
     raise _refused(f"its activation is {type(module).__name__}, not GELU or QuickGELU")

@@ -75,8 +75,11 @@ def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
     """bool (vocabulary,): special tokens, and on request those that training never touched."""
     table = backbone.text.token_embedding
     excluded = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-    tokenizer: Any = backbone.tokenizer
+    tokenizer: Any = getattr(
+        backbone.tokenizer, "tokenizer", backbone.tokenizer
+    )  # open_clip wraps transformers'
     excluded[tokenizer.all_special_ids] = True
+    excluded[_vocabulary(tokenizer) :] = True  # rows that no token has
     if trained_only and backbone.trained_tokens is not None:
         excluded |= ~backbone.trained_tokens.to(table.device)
     return excluded
@@ -84,11 +87,17 @@ def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
 
 def token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
     """Return a token as text; a piece that does not end a word ends in "-"."""
-    tokenizer: Any = backbone.tokenizer
-    text, raw = tokenizer.decode([token]), tokenizer.decoder[token]
+    tokenizer: Any = getattr(backbone.tokenizer, "tokenizer", backbone.tokenizer)
+    text = tokenizer.decode([token])
     if latin_only and not all(_is_latin(char) for char in text):
         return NOT_LATIN
-    return text.strip() if raw.endswith(WORD_END) else f"{text}-"
+    if not hasattr(tokenizer, "decoder"):
+        return text.strip() or str(tokenizer.convert_ids_to_tokens(token))
+    return text.strip() if tokenizer.decoder[token].endswith(WORD_END) else f"{text}-"
+
+
+def _vocabulary(tokenizer: Any) -> int:
+    return len(tokenizer.decoder) if hasattr(tokenizer, "decoder") else len(tokenizer)
 
 
 def _is_latin(char: str) -> bool:
