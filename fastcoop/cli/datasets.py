@@ -62,6 +62,7 @@ def check(
         for line in (*found.problems, *missing, *(f"to do: {line}" for line in found.advice)):
             typer.echo(f"  {line}")
         if not found.problems:
-            typer.echo("  all there")
+            notes = f"; {len(found.notes)} note(s) on standard error, and with --json" if found.notes else ""
+            typer.echo(f"  all there{notes}")
     if found.problems:
         raise typer.Exit(2)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ class Dataset:
         class_ids: WordNet IDs in label order, where the dataset's classes have them; else empty. They tell which
             classes of two datasets are the same.
         whole: the dataset that this is half the classes of; else None.
+        notes: a sentence each on what may not be as it was meant: images left out, images that two splits share.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dataset:
     store: Path | None = None
     class_ids: tuple[str, ...] = ()
     whole: Dataset | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def make_dataset(
@@ -86,12 +88,13 @@ def make_dataset(
     title: str | None = None,
     fewshot_dir: Path | None = None,
     class_ids: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Put a dataset together, in the one place that refuses what cannot be trained or tested on.
 
     Raises:
-        UserError: fewer than two classes, no test images, or a class without a training image that is not a
-            validation image too.
+        UserError: fewer than two classes, no test images, a class without a training image that is not a
+            validation image too, or with a name that no prompt can hold.
     """
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     if len(class_names) < 2:
@@ -99,6 +102,8 @@ def make_dataset(
             f"Dataset {name} in {root} has {len(class_names)} class(es) where at least two are needed; "
             "expected a folder per class with images in it."
         )
+    for shown in class_names:
+        _check_class_name(name, shown)
     if "test" not in splits:
         raise UserError(
             f"Dataset {name} in {root} has no test images, so no accuracy could be measured on it."
@@ -123,7 +128,24 @@ def make_dataset(
         title=title or name,
         fewshot_dir=fewshot_dir or root / FEWSHOT_FOLDER,
         class_ids=tuple(class_ids),
+        notes=tuple(notes),
     )
+
+
+def _check_class_name(dataset: str, name: str) -> None:
+    """Refuse a class name that no prompt can hold: nothing but space and underscores, or no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"The class {name!r} of {dataset} has a name that is not UTF-8 text, which no prompt can hold; rename its "
+            "folder, or the class in the file that names it."
+        ) from None
+    if not name.replace("_", " ").strip():
+        raise UserError(
+            f'The class "{name}" of {dataset} has a name that a prompt reads as nothing; rename it, or give it a name '
+            "under class_names of the dataset's YAML."
+        )
 
 
 def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:
@@ -144,5 +166,7 @@ def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> s
             split = splits[key]
             digest.update(f"\n{key} {len(split)}\n".encode())
             digest.update("\n".join(split.paths).encode("utf-8", "surrogateescape"))
+            if any("\n" in path for path in split.paths):  # lists that differ must not join to one text
+                digest.update(json.dumps(split.paths).encode())
             digest.update(split.labels.astype("<i8").tobytes())
     return digest.hexdigest()

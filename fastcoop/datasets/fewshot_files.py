@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.datasets.dataset import Dataset, Item, warn_once
-from fastcoop.datasets.files import some
+from fastcoop.datasets.files import normalized, some
 from fastcoop.datasets.splits import read_items, read_json
 from fastcoop.errors import UserError
 
@@ -80,6 +81,11 @@ def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> In
             raise UserError(f"{source} has {key} images, but {dataset.name} has no {key} split; delete it.")
         split = dataset.splits[key]
         index = {path: number for number, path in enumerate(split.paths)}
+        forms = Counter(normalized(path) for path in index if not path.isascii())
+        # The file may have been written where letters are composed otherwise.
+        index |= {
+            form: index[path] for path in index if forms[form := normalized(path)] == 1 and form not in index
+        }
         numbers = [_find(path, index) for path, _, _ in part]
         for number, (path, label, _) in zip(numbers, part, strict=True):
             if number is None or split.labels[number] != label:
@@ -98,9 +104,16 @@ def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> In
 
 
 def _find(path: str, index: dict[str, int]) -> int | None:
-    parts: Sequence[str] = path.replace("\\", "/").split("/")
-    candidates = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((index[candidate] for candidate in candidates if candidate in index), None)
+    """The image of the split whose path ends ``path``: as it is written, else with backslashes as separators, else
+    with its letters composed."""
+    forms = (path, path.replace("\\", "/"))
+    for written in dict.fromkeys((*forms, *map(normalized, forms))):
+        parts: Sequence[str] = written.split("/")
+        candidates = ("/".join(parts[start:]) for start in range(len(parts)))
+        found = next((index[candidate] for candidate in candidates if candidate in index), None)
+        if found is not None:
+            return found
+    return None
 
 
 class _Forbidden(Exception):

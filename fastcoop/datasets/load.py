@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from fastcoop.datasets.dataset import Dataset
-from fastcoop.datasets.files import list_folders
+from fastcoop.datasets.config import described_by, read_config
+from fastcoop.datasets.dataset import Dataset, warn_once
+from fastcoop.datasets.files import list_folder, list_folders, normalized
 from fastcoop.datasets.halves import half_of, split_spec
 from fastcoop.datasets.official import OFFICIAL, Official, find_official, load_official
-from fastcoop.datasets.own import load_csv, load_folder
+from fastcoop.datasets.own import DESCRIPTIONS, load_csv, load_folder
 from fastcoop.errors import UserError, nearest
 
 
 def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Dataset:
-    """Load a dataset.
+    """Load a dataset. Each of its notes is logged as a warning, once.
 
     Args:
         spec: one of the paper's fifteen by name, whose official layout is expected under ``data_root``; or
@@ -30,7 +34,11 @@ def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
     place, row = locate(spec, data_root)
     if row is not None:
         return load_official(row, place)
-    return load_folder(place) if place.is_dir() else load_csv(place)
+    dataset = load_folder(place) if place.is_dir() else load_csv(place)
+    dataset = replace(dataset, notes=(*dataset.notes, *_notes_on_namesakes(dataset.name, place)))
+    for note in dataset.notes:
+        warn_once(note)
+    return dataset
 
 
 def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Official | None]:
@@ -41,20 +49,24 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
     Raises:
         UserError: as ``load_dataset``.
     """
-    root = Path(data_root).expanduser() if data_root is not None else Path()
-    if not root.is_dir() and not Path(spec).expanduser().exists():
+    root = _expanded(data_root) if data_root is not None else Path()
+    if not os.path.isdir(root) and not os.path.exists(_expanded(spec)):
         raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
     row = find_official(str(spec))
     if row is not None and not _is_described(root / spec):
         return root / row.folder, row
-    places = list(dict.fromkeys((root / spec, Path(spec).expanduser())))
+    places = list(dict.fromkeys((root / spec, _expanded(spec))))
     for place in places:
         row = find_official(place.name)
-        if row is not None and (place / row.images).is_dir() and not _is_described(place):
+        if row is not None and os.path.isdir(place / row.images) and not _is_described(place):
             return place, row
-        if place.exists():
+        if os.path.exists(place):
             return place, None
-    valid = [official.name for official in OFFICIAL] + own_datasets(root)
+    own = own_datasets(root)
+    composed = [name for name in own if normalized(name) == normalized(str(spec))]
+    if len(composed) == 1:  # its letters are composed otherwise than they were typed
+        return root / composed[0], None
+    valid = [official.name for official in OFFICIAL] + own
     raise UserError(
         f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{nearest(str(spec), valid)}"
     )
@@ -62,9 +74,51 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
 
 def own_datasets(root: Path) -> list[str]:
     """Names under ``root`` of what may be datasets of the user's own: folders, and CSV files."""
-    folders = [name for name in list_folders(root) if name not in {row.folder for row in OFFICIAL}]
-    return folders + sorted(path.name for path in root.glob("*.csv"))
+    official = {row.folder for row in OFFICIAL}
+    folders = [name for name in list_folders(root) if name not in official or _is_described(root / name)]
+    return folders + [name for name in list_folder(root).others if name.lower().endswith(".csv")]
+
+
+def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
+    """Sentences on what shares a dataset's name, and so the names of its features and results."""
+    rename = f"give another name under name: of {_yaml_of(place)}"
+    row = next((row for row in OFFICIAL if row.name == name), None)
+    if row is not None:
+        yield f"{place} is called {name}, as the paper's {row.title} is; {rename}, unless it is that dataset."
+    try:
+        others = [place.parent / other for other in own_datasets(place.parent)]
+    except UserError:  # a folder that may be entered, but not listed
+        return
+    for other in others:
+        if _name_of(other) == name and not os.path.samefile(other, place) and _is_dataset(other):
+            yield (
+                f"{place} and {other} are both called {name}, so that their features and results would be mixed up; "
+                f"{rename}."
+            )
+
+
+def _yaml_of(place: Path) -> Path:
+    return described_by(place, "dataset") if place.is_dir() else described_by(place.parent, place.stem)
+
+
+def _name_of(place: Path) -> str | None:
+    try:
+        return read_config(_yaml_of(place), place.name if place.is_dir() else place.stem).name
+    except UserError:
+        return None
+
+
+def _is_dataset(place: Path) -> bool:
+    """Whether it is a CSV, or a folder that is described or holds folders."""
+    return not place.is_dir() or _is_described(place) or bool(list_folders(place))
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # "~name" of nobody here
+        return Path(path)
 
 
 def _is_described(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in ("dataset.yaml", "split.json"))
+    return any(os.path.isfile(folder / file) for file in DESCRIPTIONS)

@@ -11,7 +11,7 @@ from typing import Any
 from fastcoop.datasets import annotation_files, imagenet
 from fastcoop.datasets.dataset import Dataset, Item, make_dataset, make_splits, warn_once
 from fastcoop.datasets.files import FEWSHOT_FOLDER
-from fastcoop.datasets.splits import check_images, class_names, read_items
+from fastcoop.datasets.splits import class_names, find_items, read_items
 from fastcoop.errors import UserError
 
 PHOTO = "a photo of a {}."
@@ -382,7 +382,7 @@ def load_official(row: Official, home: Path) -> Dataset:
         UserError: files are missing (what to download is named) or malformed.
     """
     names, items, split_file = read_official(row, home)
-    check_images(items, home / row.images, str(split_file or home))
+    items = find_items(items, home / row.images, str(split_file or home))
     if row.split_file and split_file is None:
         warn_once(
             f"{row.title}: {home / row.split_file} is not there, so the split was made from the "

@@ -4,108 +4,140 @@ from __future__ import annotations
 
 import csv
 import os
-import posixpath
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fastcoop.datasets.config import DatasetConfig, check_known, read_config
-from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits, warn_once
-from fastcoop.datasets.files import FEWSHOT_FOLDER, class_folders, list_folders, missing_images, some
-from fastcoop.datasets.splits import check_images, class_names, read_items, split_by_class, split_train_val
+from fastcoop.datasets.config import DatasetConfig, described_by, read_config
+from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits
+from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, find_images, normalized, some
+from fastcoop.datasets.layout import FORMS, SPLIT_NAMES, class_level, find_layout, split_called
+from fastcoop.datasets.left_out import notes_on_left_out, notes_on_masks
+from fastcoop.datasets.overlap import notes_on_overlap
+from fastcoop.datasets.splits import class_names, find_items, read_items, split_by_class, split_train_val
 from fastcoop.errors import UserError, nearest
 
 WORDNET_ID = re.compile(r"n\d{8}")  # as ImageNet's class folders are called
-FORMS = "a split.json, or train/ and test/ folders with a folder per class, or a folder per class"
+SPLIT_FILE = "split.json"
+DESCRIPTIONS = (
+    SPLIT_FILE,
+    "dataset.yaml",
+    "dataset.yml",
+)  # any of them makes a folder the user's own dataset
 
 
-def load_folder(folder: Path) -> Dataset:
+def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
     """Load ``folder``, described by its ``dataset.yaml`` if any, in the first of these forms that it has:
 
     - ``split.json`` in the official format, paths relative to ``images/`` if that exists, else to the folder;
-    - ``train/``, ``val/`` (optional) and ``test/`` with a folder per class in each;
+    - ``train/``, ``val/`` and ``test/`` with a folder per class in each, one of the latter two at least;
     - a folder per class, split at random into 50% train, 20% val and 30% test.
 
-    Classes are numbered in sorted order of their folders. A missing validation set is drawn from train.
+    Either may lie inside one further folder, and a class's images in one folder inside the class's own. Classes are
+    numbered in sorted order of their folders. A missing validation set is drawn from train; a missing test set is
+    the validation set.
 
     Raises:
         UserError: no such form, an empty class, missing images, or a malformed file.
     """
-    config = read_config(folder / "dataset.yaml", folder.name)
-    split_file = folder / "split.json"
+    config = read_config(described_by(folder, "dataset"), default_name or folder.name)
+    split_file = folder / SPLIT_FILE
     if split_file.is_file():
         root = folder / "images" if (folder / "images").is_dir() else folder
-        items = read_items(split_file, required=("test",))
-        names = class_names(items, str(split_file))
-        check_images(items, root, str(split_file))
-        return _finish(config, root, names, items, folder / FEWSHOT_FOLDER)
-    folders = list_folders(folder)
-    if "test" in folders and not (set(folders) - set(SPLITS)):
-        names, items = _split_folders(folder)
-    elif "train" in folders:
-        raise UserError(f"{folder} has a train/ folder but {_extra(folders)}; expected {FORMS}.")
+        items = read_items(split_file)
+        if "test" not in items and "val" not in items:
+            raise UserError(f'{split_file} has no "test" split, nor "val"; add one of them.')
+        items = find_items(items, root, str(split_file))
+        return _finish(config, root, class_names(items, str(split_file)), items, folder / FEWSHOT_FOLDER)
+    tree = Tree(folder)
+    layout = find_layout(tree, DESCRIPTIONS)
+    root = folder / layout.at
+    if layout.at and any((root / file).is_file() for file in DESCRIPTIONS):
+        return load_folder(root, config.name)
+    tree = Tree(root)  # what lies outside has no images
+    folders = tree.list().folders
+    if layout.splits:
+        if "test" not in layout.splits and "val" not in layout.splits:
+            train = layout.splits["train"]
+            raise UserError(
+                f"{root} has a {train}/ folder but no test/ folder beside it, nor val/, that holds images; expected "
+                f"{FORMS}. Add one, or pass {root / train}, which is split at random."
+            )
+        names, items = _split_folders(tree, layout.splits)
     elif folders:
-        images = class_folders(folder, folders)
-        warn_once(
-            f"{folder} has no split of its own: split at random into train, val and test, the same each time."
-        )
-        names, items = folders, split_by_class(list(images.items()), str(folder), config.val_share)
+        places = {name: tree.image_folder(name) for name in folders}
+        images = {name: [f"{at}/{file}" for file in tree.list(at).images] for name, at in places.items()}
+        names, items = list(folders), split_by_class(list(images.items()), str(root), config.share_of_val)
     else:
         raise UserError(
             f"{folder} has no classes: expected {FORMS}; for pictures that lie side by side write a .csv with "
             "the columns path, class, split, and name that."
         )
-    return _finish(config, folder, names, items, folder / FEWSHOT_FOLDER)
+    paths = [path for part in items.values() for path, *_ in part]
+    notes = [*notes_on_left_out(config.name, tree, paths), *notes_on_masks(config.name, paths)]
+    drawn = "" if layout.splits else f"{folder} has no split of its own"
+    return _finish(config, root, names, items, folder / FEWSHOT_FOLDER, drawn, notes)
 
 
-def _extra(folders: list[str]) -> str:
-    others = [name for name in folders if name not in SPLITS]
-    return f"also {', '.join(others[:3])}/ beside it" if others else "no test/ folder beside it"
-
-
-def _split_folders(folder: Path) -> tuple[list[str], dict[str, list[Item]]]:
-    folders = {key: list_folders(folder / key) for key in SPLITS if (folder / key).is_dir()}
-    names = sorted(set().union(*folders.values()))
+def _split_folders(tree: Tree, splits: Mapping[str, str]) -> tuple[list[str], dict[str, list[Item]]]:
+    """Class names, and items by split. Class folders whose names differ in how letters are composed are one."""
+    folders = {key: class_level(tree, splits[key]) for key in SPLITS if key in splits}
+    written = [tree.list(folder).folders for folder in folders.values()]
+    distinct = all(len(set(map(normalized, names))) == len(names) for names in written)
+    shown: dict[str, str] = {}
+    for name in (name for names in written for name in names):
+        shown.setdefault(normalized(name) if distinct else name, name)
+    names = sorted(shown.values())
     labels = {name: label for label, name in enumerate(names)}
     items: dict[str, list[Item]] = {}
-    for key, present in folders.items():
-        images = class_folders(folder / key, present, f"{key}/")
-        items[key] = [(path, labels[name], name) for name, paths in images.items() for path in paths]
+    for key, folder in folders.items():
+        items[key] = []
+        for name in tree.list(folder).folders:
+            place, one = tree.image_folder(f"{folder}/{name}"), shown[normalized(name) if distinct else name]
+            items[key] += [(f"{place}/{file}", labels[one], one) for file in tree.list(place).images]
     return names, items
 
 
 def _finish(
-    config: DatasetConfig, root: Path, names: list[str], items: dict[str, list[Item]], fewshot_dir: Path
+    config: DatasetConfig,
+    root: Path,
+    names: list[str],
+    items: dict[str, list[Item]],
+    fewshot_dir: Path,
+    drawn_because: str = "",
+    notes: Sequence[str] = (),
 ) -> Dataset:
-    shared = sorted(
-        {path for path, *_ in items.get("train", ())} & {path for path, *_ in items.get("test", ())}
-    )
-    if shared:
-        warn_once(
-            f"{config.name} tests on {len(shared)} of its own training images, such as {some(shared, 1)}."
+    """The dataset of these items. ``drawn_because``: why they were split at random; "" if they were not."""
+    notes = list(notes)
+    if drawn_because:
+        notes.insert(0, f"{drawn_because}: split at random into train, val and test, the same each time.")
+    if not items.get("test") and items.get("val"):
+        items["test"] = items.pop("val")
+        part = " Part of the training images validate." if items.get("train") else ""
+        notes.append(
+            f"{config.name} has no test images of its own: its validation images are the test set.{part}"
         )
-    both = sorted({path for path, *_ in items.get("train", ())} & {path for path, *_ in items.get("val", ())})
-    if both:
-        warn_once(
-            f"{config.name} has {len(both)} images in both train and val, such as {some(both, 1)}: "
-            "they validate and are not learned from."
-        )
+    notes += notes_on_overlap(config.name, root, items)
+    if items.get("val") and config.val_share is not None and not drawn_because:
+        notes.append(f"val_share in {config.source} changes nothing: {config.name} has a validation set.")
     if items.get("train") and not items.get("val"):
-        items["train"], items["val"] = split_train_val(items["train"], config.val_share)
-    _warn_of_same_prompts(config.name, config.rename(names))
+        items["train"], items["val"] = split_train_val(items["train"], config.share_of_val)
+    shown = config.rename(names)
+    notes += _notes_on_names(config.name, shown)
     ids = names if all(WORDNET_ID.fullmatch(name) for name in names) else []
     return make_dataset(
-        config.name, root, config.rename(names), config.template, make_splits(items),
-        fewshot_dir=fewshot_dir, class_ids=ids,
+        config.name, root, shown, config.template, make_splits(items), fewshot_dir=fewshot_dir, class_ids=ids,
+        notes=notes,
     )  # fmt: skip
 
 
-def _warn_of_same_prompts(dataset: str, class_names: list[str]) -> None:
-    """Say which classes have the same prompt: one name but for case, underscores and spaces, as CLIP reads them."""
+def _notes_on_names(dataset: str, class_names: list[str]) -> Iterator[str]:
+    """Which classes have the same prompt: one name but for case, underscores, spaces and how letters are composed."""
     read: dict[str, list[str]] = {}
     for name in class_names:
-        read.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(name)
+        read.setdefault(" ".join(normalized(name).replace("_", " ").lower().split()), []).append(name)
     for alike in (names for names in read.values() if len(names) > 1):
-        warn_once(
+        yield (
             f"The classes {some(alike)} of {dataset} have the same prompt, which cannot tell them apart; name them "
             "differently under class_names of its YAML."
         )
@@ -123,26 +155,30 @@ def load_csv(path: Path) -> Dataset:
         raise UserError(
             f"{path} is a file; a dataset is a folder, or a .csv with the columns path, class, split."
         )
-    config = read_config(path.with_suffix(".yaml"), path.stem)
+    config = read_config(described_by(path.parent, path.stem), path.stem)
     rows = _rows(path)
     names = sorted({row["class"] for _, row in rows})
     labels = {name: label for label, name in enumerate(names)}
+    drawn = ""
     if rows and "split" in rows[0][1]:
         items: dict[str, list[Item]] = {key: [] for key in SPLITS}
         for line, row in rows:
-            check_known(
-                [row["split"]], SPLITS, f"{path} line {line} has the split", "expected train, val or test"
-            )
-            items[row["split"]].append((row["path"], labels[row["class"]], row["class"]))
+            split = split_called(row["split"])
+            if split is None:
+                known = [name for names_of in SPLIT_NAMES.values() for name in names_of]
+                raise UserError(
+                    f'{path} line {line} has the split "{row["split"]}", but expected train, val or test.'
+                    f"{nearest(row['split'], known)}"
+                )
+            items[split].append((row["path"], labels[row["class"]], row["class"]))
     else:
         images: dict[str, list[str]] = {name: [] for name in names}
         for _, row in rows:
             images[row["class"]].append(row["path"])
-        warn_once(
-            f"{path} has no split column: split at random into train, val and test, the same each time."
-        )
-        items = split_by_class(list(images.items()), str(path), config.val_share)
-    return _finish(config, path.parent, names, items, path.parent / f"{path.stem}_{FEWSHOT_FOLDER}")
+        drawn = f"{path} has no split column"
+        items = split_by_class(list(images.items()), str(path), config.share_of_val)
+    fewshot_dir = path.parent / f"{path.stem}_{FEWSHOT_FOLDER}"
+    return _finish(config, path.parent, names, items, fewshot_dir, drawn)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -163,29 +199,34 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                     raise UserError(
                         f"{path} line {reader.line_num} does not have the {len(columns)} columns of line 1."
                     )
-                rows.append((reader.line_num, {key: row[key].strip() for key in row}))
+                # A path keeps the space around it, which may be the file's own.
+                rows.append(
+                    (reader.line_num, {key: row[key] if key == "path" else row[key].strip() for key in row})
+                )
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save the CSV as UTF-8.") from None
     except csv.Error as error:
         raise UserError(f"{path} line {reader.reader.line_num} is not valid CSV: {error}.") from None
-    lines: dict[tuple[str, str], int] = {}
     for line, row in rows:
         for column in ("path", "class"):
-            if not row[column]:
+            if not row[column].strip():
                 raise UserError(f"{path} line {line} has an empty {column}.")
         if os.path.isabs(row["path"]):
             row["path"] = os.path.relpath(row["path"], path.parent)
-        row["path"] = posixpath.normpath(row["path"].replace("\\", "/"))
-        first = lines.setdefault((row.get("split", ""), row["path"]), line)
-        if first != line:
-            raise UserError(
-                f"{path} line {line} lists {row['path']} again, after line {first}; list each image once."
-            )
-    missing = set(missing_images(path.parent, (row["path"] for _, row in rows), inside=False))
+    found = find_images(path.parent, (row["path"] for _, row in rows), inside=False)
+    lines: dict[tuple[str | None, str], int] = {}
     for line, row in rows:
-        if row["path"] in missing:
+        place = found[row["path"]]
+        if place is None:
+            missing = sum(found[row["path"]] is None for _, row in rows)
             raise UserError(
                 f"{path} line {line} names {row['path']}, which is not under {path.parent} "
-                f"({len(missing)} of {len(rows)} images are missing); paths are relative to the CSV's folder."
+                f"({missing} of {len(rows)} images are missing); paths are relative to the CSV's folder."
+            )
+        row["path"] = place
+        first = lines.setdefault((split_called(row.get("split", "")), place), line)
+        if first != line:
+            raise UserError(
+                f"{path} line {line} lists {place} again, after line {first}; list each image once."
             )
     return rows

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastcoop.datasets.dataset import SPLITS, Item
-from fastcoop.datasets.files import missing_images, some
+from fastcoop.datasets.files import find_images, some
 from fastcoop.errors import UserError, nearest
 
 SPLIT_SEED = 1  # of splits made here; the official code's own were never published as rules
@@ -30,7 +30,7 @@ def read_json(path: Path) -> object:
         raise UserError(f"{path} is nested too deeply for a split file.") from None
 
 
-def read_items(path: Path, required: Sequence[str]) -> dict[str, list[Item]]:
+def read_items(path: Path, required: Sequence[str] = ()) -> dict[str, list[Item]]:
     """Read ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``.
 
     Raises:
@@ -52,12 +52,16 @@ def read_items(path: Path, required: Sequence[str]) -> dict[str, list[Item]]:
         for key in SPLITS
         if key in content
     }
+    _refuse_repeated(items, path)
+    return items
+
+
+def _refuse_repeated(items: Mapping[str, Sequence[Item]], source: str | Path) -> None:
     for key, part in items.items():
         counts = Counter(image for image, _, _ in part)
         if len(counts) < len(part):
             repeated = [image for image, count in counts.items() if count > 1]
-            raise UserError(f"{path} lists {some(repeated)} more than once in {key}; list each image once.")
-    return items
+            raise UserError(f"{source} lists {some(repeated)} more than once in {key}; list each image once.")
 
 
 def _item(path: Path, key: str, index: int, entry: object) -> Item:
@@ -65,21 +69,32 @@ def _item(path: Path, key: str, index: int, entry: object) -> Item:
         case [str(image), int(label), str(name)] if (
             label >= 0 and not isinstance(label, bool) and image and name.strip()
         ):
-            return posixpath.normpath(image.replace("\\", "/")), label, name
+            return posixpath.normpath(image), label, name
     raise UserError(
         f"{path}: entry {index} of {key} must be [path, label, class name], got {json.dumps(entry)[:80]}."
     )
 
 
-def check_images(items: Mapping[str, Sequence[Item]], root: Path, source: str) -> None:
-    """Refuse items whose images do not exist under ``root``."""
-    missing = missing_images(root, (image for part in items.values() for image, _, _ in part))
+def find_items(items: Mapping[str, Sequence[Item]], root: Path, source: str) -> dict[str, list[Item]]:
+    """The items with the paths that their images have under ``root``.
+
+    Raises:
+        UserError: some do not exist there, or two are one image.
+    """
+    found = find_images(root, (image for part in items.values() for image, _, _ in part))
+    missing = [image for image, place in found.items() if place is None]
     if missing:
         total = sum(len(part) for part in items.values())
         raise UserError(
             f"{source} names {len(missing)} images (of {total}) that are not under {root}: {some(missing)}; "
             "extract the whole dataset there, or fix the list."
         )
+    placed = {
+        key: [(found[image] or image, label, name) for image, label, name in part]
+        for key, part in items.items()
+    }
+    _refuse_repeated(placed, source)
+    return placed
 
 
 def class_names(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcoop.datasets.dataset import Dataset
-from fastcoop.datasets.files import missing_images
+from fastcoop.datasets.files import find_images
 from fastcoop.datasets.load import load_dataset, locate, own_datasets
 from fastcoop.datasets.official import OFFICIAL, Official, read_official
 from fastcoop.errors import UserError
@@ -34,6 +34,7 @@ class Check:
         problems: what is wrong, a sentence each; empty if all is there.
         missing: class folders and images that should be there and are not, relative to ``images``.
         advice: what to download and where to put it.
+        notes: of the user's own, what may not be as it was meant: see ``Dataset.notes``.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Check:
     problems: tuple[str, ...]
     missing: tuple[str, ...]
     advice: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def survey(data_root: str | Path) -> list[Found]:
@@ -112,7 +114,8 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
         for key, (found, expected) in counts.items()
         if expected is not None and found != expected
     ]
-    missing = missing_images(images, (path for part in items.values() for path, _, _ in part))
+    found = find_images(images, (path for part in items.values() for path, _, _ in part))
+    missing = [path for path, place in found.items() if place is None]
     wrong = bool(problems)
     if missing:
         problems.append(f"{len(missing):,} images that the split names are not there.")
@@ -143,4 +146,4 @@ def _counts(row: Official, sizes: Mapping[str, int] | None) -> dict[str, tuple[i
 def _check_own(dataset: Dataset) -> Check:
     counts: dict[str, tuple[int, int | None]] = {"classes": (len(dataset.class_names), None)}
     counts |= {key: (len(dataset.splits.get(key, ())), None) for key in ("train", "val", "test")}
-    return Check(dataset.name, dataset.title, dataset.root, counts, (), (), ())
+    return Check(dataset.name, dataset.title, dataset.root, counts, (), (), (), dataset.notes)

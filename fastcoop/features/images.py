@@ -82,8 +82,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     elif low == 0:
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         high = next((limit for limit in ranges if high <= limit), high)
-    values = np.where(np.isfinite(values), values, low) - low
-    scaled = np.rint(values * (255 / ((high - low) or 1.0))).clip(0, 255).astype(np.uint8)
+    raised = np.where(np.isfinite(values), values, low) - low
+    scaled = np.rint(raised * (255 / ((high - low) or 1.0))).clip(0, 255).astype(np.uint8)
     if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
         scaled = 255 - scaled  # white is stored as zero, which Pillow undoes for 8 bits alone
     return Image.fromarray(scaled)

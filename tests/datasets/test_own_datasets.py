@@ -220,7 +220,7 @@ def test_bad_split_files(tmp_path, put, content, expected):
         ("path,class\n1.jpg,a\n2.jpg\n", "line 3 does not have the 2 columns"),
         ("path,class\n1.jpg,a,train\n", "line 2 does not have the 2 columns"),
         ("path,class\n1.jpg,\n", "line 2 has an empty class"),
-        ("path,class,split\n1.jpg,a,training\n", 'line 2 has the split "training"'),
+        ("path,class,split\n1.jpg,a,trained\n", 'line 2 has the split "trained"'),
         ("path,class,split\n1.jpg,a,train\n7.jpg,b,test\n", "line 3 names 7.jpg"),
         ('path,class\n"1.jpg"x,a\n', "line 2 is not valid CSV"),
         ("path,class\n", "at least two"),
@@ -285,7 +285,7 @@ def test_text_that_is_not_utf8(tmp_path, put):
     [
         ("../../../../../../../../etc/hosts", "../etc/hosts"),
         ("/etc/hosts", "/etc/hosts"),
-        ("C:\\data\\1.jpg", "C:/data/1.jpg"),
+        ("C:\\data\\1.jpg", "C:\\data\\1.jpg"),
         ("a\0b/1.jpg", "a\0b/1.jpg"),
         ("\ud800/1.jpg", "\ud800/1.jpg"),
         ("x/../../1.jpg", "../1.jpg"),
