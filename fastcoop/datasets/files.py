@@ -92,7 +92,7 @@ class Tree:
         self.root = root
         self._listings: dict[str, Listing] = {}
 
-    def list(self, folder: str = "") -> Listing:
+    def listing(self, folder: str = "") -> Listing:
         """What lies directly in ``folder``."""
         if folder not in self._listings:
             self._listings[folder] = list_folder(self.root / folder)
@@ -107,15 +107,17 @@ class Tree:
             if real not in seen:
                 seen.add(real)
                 yield at
-                waiting += [posixpath.join(at, name) for name in reversed(self.list(at).folders)]
+                waiting += [posixpath.join(at, name) for name in reversed(self.listing(at).folders)]
 
     def with_images(self, folder: str = "") -> list[str]:
         """Names of the folders in ``folder`` that hold an image, directly or anywhere below."""
-        return [name for name in self.list(folder).folders if self.holds_images(posixpath.join(folder, name))]
+        return [
+            name for name in self.listing(folder).folders if self.holds_images(posixpath.join(folder, name))
+        ]
 
     def holds_images(self, folder: str) -> bool:
         """Whether there is an image in ``folder`` or anywhere below."""
-        return any(self.list(one).images for one in self.below(folder))
+        return any(self.listing(one).images for one in self.below(folder))
 
     def image_folder(self, folder: str) -> str:
         """Where the images of the class ``folder`` lie: in it, or in the only folder inside that holds any.
@@ -124,7 +126,7 @@ class Tree:
             UserError: there are none, or they lie in several folders.
         """
         at = folder
-        while not self.list(at).images:
+        while not self.listing(at).images:
             inside = self.with_images(at)
             if len(inside) != 1:
                 raise _no_images(self, folder, at, inside)
@@ -140,7 +142,7 @@ def _no_images(tree: Tree, folder: str, at: str, inside: Sequence[str]) -> UserE
             f"{tree.root / at} do; move the images up into {place}, or, if these folders are the classes, pass "
             f"{tree.root / at}."
         )
-    files = [posixpath.join(one, name) for one in tree.below(folder) for name in tree.list(one).others]
+    files = [posixpath.join(one, name) for one in tree.below(folder) for name in tree.listing(one).others]
     if files:
         return UserError(
             f"Class folder {place} holds no images, only files such as {files[0]}; expected names that end in "
@@ -157,7 +159,7 @@ def class_folders(folder: Path, names: Sequence[str], prefix: str = "") -> dict[
     """
     tree, images = Tree(folder), {}
     for name in names:
-        files = tree.list(name).images
+        files = tree.listing(name).images
         if not files:
             raise _no_images(tree, name, name, tree.with_images(name))
         images[name] = [f"{prefix}{name}/{file}" for file in files]

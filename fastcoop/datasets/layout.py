@@ -49,17 +49,17 @@ def find_layout(tree: Tree, is_described: Sequence[str]) -> Layout:
     while True:
         splits = _splits(tree, at)
         inside = tree.with_images(at)
-        if splits or len(inside) != 1 or tree.list(posixpath.join(at, inside[0])).images:
+        if splits or len(inside) != 1 or tree.listing(posixpath.join(at, inside[0])).images:
             return Layout(at, splits)
         at = posixpath.join(at, inside[0])
-        if any(file in tree.list(at).others for file in is_described):
+        if any(file in tree.listing(at).others for file in is_described):
             return Layout(at, {})
 
 
 def class_level(tree: Tree, folder: str) -> str:
     """The folder of a split's class folders: itself, or the only folder inside that holds any images."""
     at = folder
-    while len(inside := tree.with_images(at)) == 1 and not tree.list(posixpath.join(at, inside[0])).images:
+    while len(inside := tree.with_images(at)) == 1 and not tree.listing(posixpath.join(at, inside[0])).images:
         deeper = posixpath.join(at, inside[0])
         if len(tree.with_images(deeper)) < 2:  # the folder inside the only class
             return at
@@ -69,8 +69,8 @@ def class_level(tree: Tree, folder: str) -> str:
 
 def _has_classes(tree: Tree, folder: str, inside: Sequence[str]) -> bool:
     """Whether a folder beside others holds class folders rather than the images of one class."""
-    deeper = sum(len(tree.list(posixpath.join(folder, name)).images) for name in inside)
-    return len(inside) > 1 and deeper > len(tree.list(folder).images)
+    deeper = sum(len(tree.listing(posixpath.join(folder, name)).images) for name in inside)
+    return len(inside) > 1 and deeper > len(tree.listing(folder).images)
 
 
 def _splits(tree: Tree, at: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ def notes_on_left_out(name: str, tree: Tree, used: Iterable[str]) -> Iterator[st
     deeper: list[str] = []
     unknown: list[str] = []
     for folder in tree.below():
-        listing = tree.list(folder)
+        listing = tree.listing(folder)
         deeper += [path for image in listing.images if (path := posixpath.join(folder, image)) not in taken]
         unknown += [
             path

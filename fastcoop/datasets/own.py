@@ -55,7 +55,7 @@ def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
     if layout.at and any((root / file).is_file() for file in DESCRIPTIONS):
         return load_folder(root, config.name)
     tree = Tree(root)  # what lies outside has no images
-    folders = tree.list().folders
+    folders = tree.listing().folders
     if layout.splits:
         if "test" not in layout.splits and "val" not in layout.splits:
             train = layout.splits["train"]
@@ -66,7 +66,7 @@ def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
         names, items = _split_folders(tree, layout.splits)
     elif folders:
         places = {name: tree.image_folder(name) for name in folders}
-        images = {name: [f"{at}/{file}" for file in tree.list(at).images] for name, at in places.items()}
+        images = {name: [f"{at}/{file}" for file in tree.listing(at).images] for name, at in places.items()}
         names, items = list(folders), split_by_class(list(images.items()), str(root), config.share_of_val)
     else:
         raise UserError(
@@ -82,7 +82,7 @@ def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
 def _split_folders(tree: Tree, splits: Mapping[str, str]) -> tuple[list[str], dict[str, list[Item]]]:
     """Class names, and items by split. Class folders whose names differ in how letters are composed are one."""
     folders = {key: class_level(tree, splits[key]) for key in SPLITS if key in splits}
-    written = [tree.list(folder).folders for folder in folders.values()]
+    written = [tree.listing(folder).folders for folder in folders.values()]
     distinct = all(len(set(map(normalized, names))) == len(names) for names in written)
     shown: dict[str, str] = {}
     for name in (name for names in written for name in names):
@@ -92,9 +92,9 @@ def _split_folders(tree: Tree, splits: Mapping[str, str]) -> tuple[list[str], di
     items: dict[str, list[Item]] = {}
     for key, folder in folders.items():
         items[key] = []
-        for name in tree.list(folder).folders:
+        for name in tree.listing(folder).folders:
             place, one = tree.image_folder(f"{folder}/{name}"), shown[normalized(name) if distinct else name]
-            items[key] += [(f"{place}/{file}", labels[one], one) for file in tree.list(place).images]
+            items[key] += [(f"{place}/{file}", labels[one], one) for file in tree.listing(place).images]
     return names, items
 
 
