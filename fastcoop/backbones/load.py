@@ -23,6 +23,7 @@ from fastcoop.backbones.folder import find_weights, is_model_folder, read_folder
 from fastcoop.backbones.sparse import read_sparse_model
 from fastcoop.backbones.text_tower import TextTower, refuse_config
 from fastcoop.backbones.weights import Weights, is_sparse_model, known_activation, read_weights
+from fastcoop.checks import whole_number
 from fastcoop.errors import UserError, nearest
 
 PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
@@ -36,6 +37,15 @@ WITHOUT_WEIGHTS = {
     "vision_cfg": ("act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool"),
 }
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise UserError for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError):
+        usable = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise UserError(f'The device "{device}" cannot be used on this machine; use {usable}.') from None
 
 
 def backbone_from_spec(
@@ -104,7 +114,9 @@ def load_backbone(
         UserError: unknown model or tag, weights that do not fit or cannot be had, an activation that nothing
             tells, or a text tower that is not causal or not read at its end token.
     """
+    check_device(device)
     if pretrained is None:
+        whole_number(seed, "the seed")
         name, config, stated = _named_config(name, force_quick_gelu)
         quick_gelu = bool(config.get("quick_gelu", False)) if stated is None else stated
         with torch.random.fork_rng(devices=[]):

@@ -16,13 +16,9 @@ Cache = Annotated[Path, typer.Option(help="Folder of the feature stores.")]
 def _device(value: str) -> str:
     """Refuse a device that this machine does not have, before anything is read or written."""
     if value != "cpu":
-        import torch
+        from fastcoop.backbones.load import check_device
 
-        try:
-            torch.empty(0, device=value)
-        except (RuntimeError, AssertionError):
-            usable = "cpu or cuda" if torch.cuda.is_available() else "cpu"
-            raise UserError(f'The device "{value}" cannot be used on this machine; use {usable}.') from None
+        check_device(value)
     return value
 
 

@@ -83,8 +83,6 @@ def sweep(
 
         typer.echo(grid_text(read_grid(grid, overrides or (), only or ())))
         return
-    if address is not None and backend is Backend.local:
-        raise UserError("--address is the scheduler's of a cluster; give --backend dask with it.")
     if dry_run:
         from fastcoop.sweeps.dry_run import dry_run as plan
 

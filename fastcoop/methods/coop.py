@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores, accuracy
 from fastcoop.methods.text import score_texts, unit
+from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -291,7 +291,7 @@ def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndar
     return np.concatenate(found)
 
 
-@lru_cache(maxsize=1)
+@remember(1)
 def _trees(backbone: Backbone) -> Any:
     """The engine's view of a frozen tower, which takes longer to make than a run takes to test."""
     from fastcoop.engine.trees import Trees
@@ -317,7 +317,7 @@ def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
     return length
 
 
-@lru_cache(maxsize=256)
+@remember(256)
 def _words_length(backbone: Backbone, words: str) -> int:
     from fastcoop.prompts.initial import word_tokens
 

@@ -110,7 +110,6 @@ class Data:
         return np.asarray(features, dtype=np.float32), np.asarray(labels)
 
 
-@lru_cache(maxsize=256)
 def matching_classes(source: Data, target: Data) -> list[int]:
     """For each class of ``target``, the label of the same class in ``source``: of the same WordNet ID where both
     datasets know theirs, else of the same name.
@@ -121,30 +120,42 @@ def matching_classes(source: Data, target: Data) -> list[int]:
         UserError: a class of the target is none of the source's, or a name there stands for several classes.
     """
     ids = source.dataset.class_ids, target.dataset.class_ids
-    if all(ids):
-        here, there = ids
-    else:
-        here, there = (tuple(map(plain_name, data.class_names)) for data in (source, target))
+    here, there = ids if all(ids) else (source.class_names, target.class_names)
+    return list(_matching(here, there, target.class_names, not all(ids), source.name, target.name))
+
+
+@lru_cache(maxsize=256)
+def _matching(
+    here: tuple[str, ...],
+    there: tuple[str, ...],
+    names: tuple[str, ...],
+    by_name: bool,
+    source: str,
+    target: str,
+) -> tuple[int, ...]:
+    """The place in ``here`` of each of ``there``, whose classes are called ``names``."""
+    if by_name:
+        here, there = (tuple(map(plain_name, one)) for one in (here, there))
     if here == there:
-        return list(range(len(there)))
+        return tuple(range(len(there)))
     labels = {one: label for label, one in enumerate(here)}
-    for one, name in zip(there, target.class_names, strict=True):
+    for one, name in zip(there, names, strict=True):
         if one not in labels:
             raise UserError(
-                f"What was learned on {source.name} cannot be tested on {target.name}: its class "
-                f'"{name}" is not among {source.name}\'s; only unified contexts and zero-shot carry over.'
+                f"What was learned on {source} cannot be tested on {target}: its class "
+                f'"{name}" is not among {source}\'s; only unified contexts and zero-shot carry over.'
             )
         if there.count(one) > 1:
             raise UserError(
-                f"What was learned on {source.name} cannot be tested on {target.name}: {target.name} has "
+                f"What was learned on {source} cannot be tested on {target}: {target} has "
                 f'{there.count(one)} classes called "{name}"; give its classes names of their own.'
             )
         if here.count(one) > 1:
             raise UserError(
-                f"What was learned on {source.name} cannot be tested on {target.name}: {source.name} has "
+                f"What was learned on {source} cannot be tested on {target}: {source} has "
                 f'{here.count(one)} classes called "{name}"; give its classes names of their own.'
             )
-    return [labels[one] for one in there]
+    return tuple(labels[one] for one in there)
 
 
 def plain_name(name: str) -> str:

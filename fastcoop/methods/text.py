@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from fastcoop.errors import UserError
 from fastcoop.methods.data import Data
 from fastcoop.methods.scores import Scores, score
+from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -31,13 +31,9 @@ def fill(template: str, class_names: Sequence[str]) -> list[str]:
     return [template.replace("{}", name.replace("_", " ")) for name in class_names]
 
 
+@remember(512)
 def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
     """Text features float32 (classes, dim), of length 1, of the classes in a template."""
-    return _features(backbone, class_names, template)
-
-
-@lru_cache(maxsize=512)
-def _features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
     import torch
 
     prompts = fill(template, class_names)

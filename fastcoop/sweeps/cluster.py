@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Cluster:
             while tasks:
                 self._round(tasks, tell, tick)
         finally:
+            with suppress(Exception):  # a scheduler or worker that has gone has nothing to free
+                self._client.run(_close_workshops, self._parcel.name)
             self._client.close()
 
     def _round(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
@@ -119,7 +122,7 @@ def _sees(paths: list[str]) -> bool:
     return all(Path(path).exists() for path in paths)
 
 
-_workshops: dict[str, Workshop] = {}
+_workshops: dict[str, tuple[Workshop, tempfile.TemporaryDirectory[str]]] = {}
 _one_at_a_time = threading.Lock()  # a worker of several threads still trains one batch at a time
 
 
@@ -142,11 +145,18 @@ class _Doing:
 def _workshop(parcel: Parcel) -> Workshop:
     """This process's workshop for these supplies, with the feature stores that came along written out."""
     if parcel.name not in _workshops:
-        _workshops.clear()
-        stores = dict(parcel.supplies.stores)
-        for (backbone, dataset), content in parcel.contents.items():
-            path = Path(tempfile.mkdtemp(prefix="fastcoop-")) / f"{backbone}-{dataset}.h5"
+        _close_workshops()
+        stores, folder = dict(parcel.supplies.stores), tempfile.TemporaryDirectory(prefix="fastcoop-")
+        for number, (names, content) in enumerate(parcel.contents.items()):
+            path = Path(folder.name) / f"{number}.h5"
             path.write_bytes(content)
-            stores[backbone, dataset] = path
-        _workshops[parcel.name] = Workshop(replace(parcel.supplies, stores=stores))
-    return _workshops[parcel.name]
+            stores[names] = path
+        _workshops[parcel.name] = Workshop(replace(parcel.supplies, stores=stores)), folder
+    return _workshops[parcel.name][0]
+
+
+def _close_workshops(name: str | None = None) -> None:
+    """Free what a sweep (all of them without ``name``) loaded on this worker, and the features that came along."""
+    for one in list(_workshops) if name is None else [name]:
+        if one in _workshops:
+            _workshops.pop(one)[1].cleanup()

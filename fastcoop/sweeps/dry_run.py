@@ -65,7 +65,7 @@ def dry_run(
         UserError: the grid, or something it names, cannot be used.
     """
     start = time.monotonic()
-    check_limits(jobs, memory_budget)
+    check_limits(jobs, memory_budget, device)
     imports = min(max(0.0, time.time() - psutil.Process().create_time()), IMPORTS)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)

@@ -21,7 +21,7 @@ from fastcoop.sweeps.batches import Batch, training_of
 from fastcoop.sweeps.plan import PlannedRun, World
 from fastcoop.sweeps.schedule import form_batches
 from fastcoop.sweeps.shapes import Shapes, course
-from fastcoop.sweeps.workers import Team, budget_of, choose_team
+from fastcoop.sweeps.workers import Team, budget_of, choose_team, sharers_of
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -130,14 +130,11 @@ def forecast(
     """
     began = time.perf_counter()
     resident = psutil.Process().memory_info().rss
-    rough: list[Batch] = []
-    if jobs < 0:  # the number of processes depends on the work
-        rough = form_batches(
-            planned, pending, recorded, threads=1, budget=budget_of(device, memory_budget, 1)
-        )
-    team = choose_team(jobs, device, rough)
-    budget = budget_of(device, memory_budget, team.size)
-    batches = form_batches(planned, pending, recorded, threads=team.threads, budget=budget)
+    budget = budget_of(device, memory_budget, sharers_of(jobs, device))
+    batches = form_batches(planned, pending, recorded, threads=1, budget=budget)
+    team = choose_team(jobs, device, batches)
+    names = {batch.name for batch in recorded}
+    batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
     seconds: dict[str, float] = {}
     nodes = flops = 0.0
     worker = float(resident)

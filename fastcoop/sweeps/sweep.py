@@ -27,10 +27,11 @@ from fastcoop.sweeps.workers import (
     Alone,
     Crew,
     Workers,
-    available_cores,
     budget_of,
+    check_backend,
     check_limits,
     choose_team,
+    sharers_of,
 )
 
 Backend = Literal["local", "dask"]
@@ -129,7 +130,8 @@ def sweep(
             call goes on from there.
     """
     start = time.monotonic()
-    check_limits(jobs, memory_budget)
+    check_limits(jobs, memory_budget, device)
+    check_backend(backend, address, jobs)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
@@ -154,7 +156,7 @@ def sweep(
         for key in skipped:
             del pending[key]
 
-        sharers = 1 if backend == "dask" else jobs if jobs > 0 else available_cores()
+        sharers = 1 if backend == "dask" else sharers_of(jobs, device)
         budget = budget_of(device, memory_budget, sharers)
         recorded = store.batches()
         batches = form_batches(by_key, pending, recorded, threads=1, budget=budget)

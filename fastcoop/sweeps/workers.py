@@ -19,6 +19,8 @@ from typing import Protocol
 import psutil
 import torch
 
+from fastcoop.backbones.load import check_device
+from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.orphans import end_with
@@ -29,6 +31,7 @@ from fastcoop.sweeps.work import Event, Finished, Home, Supplies, Task, Tell, Wo
 
 SMALL = 20.0  # expected seconds of one core; a worker's start costs about 6
 WORKER_BYTES = 700e6  # of a worker with its libraries and a small backbone, beside what training takes
+MOST_JOBS = 1024
 TICK = 0.5  # seconds between looks at the clock where nothing is told
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -76,16 +79,23 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> Team:
     return Team(devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads)
 
 
-def check_limits(jobs: int, memory_budget: float | None) -> None:
-    """Raises UserError for a number of processes, or of GB, that cannot be."""
-    if jobs != -1 and jobs < 1:
-        raise UserError(
-            f"The number of jobs should be 1 or more, or -1 for as many as are quickest; {jobs} came."
-        )
-    if memory_budget is not None and not 0 < memory_budget < math.inf:
-        raise UserError(
-            f"The memory budget should be a number of GB above 0, such as 4; {memory_budget:g} came."
-        )
+def check_limits(jobs: int, memory_budget: float | None, device: str = "cpu") -> None:
+    """Raises UserError for a number of processes or of GB that cannot be, or a device that this machine lacks."""
+    if jobs != -1 or isinstance(jobs, bool):
+        whole_number(jobs, "the number of jobs (-1: as many as are quickest)", 1, MOST_JOBS)
+    if memory_budget is not None:
+        amount(memory_budget, "the memory budget in GB")
+    check_device(device)
+
+
+def check_backend(backend: str, address: str | None, jobs: int) -> None:
+    """Raises UserError for an unknown backend, or what means nothing beside it."""
+    if backend not in ("local", "dask"):
+        raise UserError(f'Expected the backend "local" or "dask", got {shortened(backend)}.')
+    if address is not None and backend == "local":
+        raise UserError("An address is that of a cluster's scheduler; give the backend dask with it.")
+    if jobs != -1 and backend == "dask":
+        raise UserError("The number of jobs is the cluster's with the backend dask; leave it out.")
 
 
 def available_cores() -> int:
@@ -93,13 +103,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def sharers_of(jobs: int, device: str) -> int:
+    """The most processes that ``choose_team`` would choose: memory is divided among them."""
+    return jobs if jobs > 0 else len(_gpus_of(device)) or available_cores()
+
+
 def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
-    """Bytes that a batch's training may take: a worker's part of ``memory_budget`` (GB), or of the free memory."""
+    """Bytes that a batch's training may take: a worker's part of ``memory_budget`` (GB), or of the free memory.
+
+    Several GPUs are divided among the workers, and the memory of one among those that share it.
+    """
     if memory_budget is not None:
         return int(memory_budget * 1e9 / workers)
-    if device.startswith("cuda"):
-        return int(FREE_SHARE * free_bytes(torch.device(device)))
-    return int(FREE_SHARE * free_bytes(torch.device("cpu")) / workers)
+    gpus = _gpus_of(device)
+    devices = [torch.device(name) for name in gpus[:workers] or ("cpu",)]
+    return int(FREE_SHARE * min(map(free_bytes, devices)) / math.ceil(workers / len(gpus or devices)))
+
+
+def _gpus_of(device: str) -> tuple[str, ...]:
+    """The GPUs that a device's name stands for; none for the CPU."""
+    if device == "cuda":
+        return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    return (device,) if device.startswith("cuda:") else ()
 
 
 class Alone:
@@ -184,7 +209,7 @@ class _Worker:
         kind, _, number = device.partition(":")
         if number:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-            env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+            env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)].strip() if seen else number
         self._executor = ProcessPoolExecutor(1, env=env)
         supplies = replace(supplies, device=kind)
         self._served = self._executor.submit(_serve, self._theirs, supplies, os.getpid(), checkpoints.EVERY)

@@ -49,7 +49,9 @@ def test_a_cluster_of_which_a_worker_is_killed_does_what_one_process_does(
 
     monkeypatch.setattr(ResultsStore, "record", kill_first)
     address = cluster.scheduler_address
-    summary = run(grid, results=tmp_path / "many", memory_budget=1e-9, backend="dask", address=address)
+    summary = run(
+        grid, results=tmp_path / "many", memory_budget=1e-9, backend="dask", jobs=-1, address=address
+    )
     assert len(killed) == 1
     assert (summary.workers, summary.finished, summary.failed) == (2, 11, {})
     same_results(tmp_path / "alone", tmp_path / "many")
@@ -81,9 +83,17 @@ def test_features_travel_along_where_workers_do_not_see_them(
     address = cluster.scheduler_address
     grid |= {"methods": {"coop": {"context_length": 2, "epochs": 2}, "zero_shot": None}, "shots": 1}
     run(grid, results=tmp_path / "alone")
-    summary = run(grid, results=tmp_path / "far", backend="dask", address=address)
+    summary = run(grid, results=tmp_path / "far", backend="dask", jobs=-1, address=address)
     assert (summary.finished, summary.failed) == (3, {})
     same_results(tmp_path / "alone", tmp_path / "far")
+    with distributed.Client(address, set_as_default=False) as client:
+        assert set(client.run(held).values()) == {0}, "backbones and features are freed with the sweep"
+
+
+def held() -> int:
+    from fastcoop.sweeps import cluster as cluster_module
+
+    return len(cluster_module._workshops)
 
 
 def blind(paths: list[str]) -> bool:
@@ -95,6 +105,6 @@ def test_a_cluster_that_is_not_there_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT", 0.2)
     with pytest.raises(UserError, match="no Dask scheduler with workers"):
-        run(grid, results=tmp_path, backend="dask", address="tcp://127.0.0.1:9")
+        run(grid, results=tmp_path, backend="dask", jobs=-1, address="tcp://127.0.0.1:9")
     with pytest.raises(UserError, match="needs the address"):
-        run(grid, results=tmp_path, backend="dask")
+        run(grid, results=tmp_path, backend="dask", jobs=-1)

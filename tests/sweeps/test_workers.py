@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from fastcoop.engine.memory import FREE_SHARE
 from fastcoop.errors import UserError
 from fastcoop.methods.coop import CoOpSettings
 from fastcoop.sweeps import Summary, load_contexts, load_results
@@ -21,7 +22,15 @@ from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.store import ResultsStore
 from fastcoop.sweeps.work import RunSpec, Supplies, Task
-from fastcoop.sweeps.workers import Team, Workers, available_cores, budget_of, choose_team
+from fastcoop.sweeps.workers import (
+    Team,
+    Workers,
+    _Worker,
+    available_cores,
+    budget_of,
+    choose_team,
+    sharers_of,
+)
 
 Sweep = Callable[..., Summary]
 
@@ -126,10 +135,21 @@ def test_the_number_of_workers_is_what_is_quickest(
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"jobs": 0}, "number of jobs"),
+        ({"jobs": 0}, "number of jobs .* from 1 to 1024, got 0"),
         ({"jobs": -2}, "number of jobs"),
-        ({"memory_budget": -1.0}, "memory budget should be .* above 0, such as 4; -1 came"),
-        ({"memory_budget": float("nan")}, "nan came"),
+        ({"jobs": True}, "got True"),
+        ({"jobs": 2.0}, "got 2.0"),
+        ({"jobs": "2"}, "got '2'"),
+        ({"jobs": 10**12}, "got 1000000000000"),
+        ({"memory_budget": -1.0}, "memory budget in GB to be a finite number above 0, got -1.0"),
+        ({"memory_budget": float("nan")}, "got nan"),
+        ({"memory_budget": float("inf")}, "got inf"),
+        ({"memory_budget": 0}, "got 0"),
+        ({"memory_budget": 10**400}, "got 1"),
+        ({"memory_budget": True}, "got True"),
+        ({"memory_budget": "4"}, "got '4'"),
+        ({"device": "cuda:77"}, 'device "cuda:77" cannot be used'),
+        ({"device": "gpu"}, 'device "gpu" cannot be used'),
     ],
 )
 def test_limits_that_cannot_be(
@@ -141,6 +161,80 @@ def test_limits_that_cannot_be(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"backend": "spark"}, 'Expected the backend "local" or "dask"'),
+        ({"address": "tcp://127.0.0.1:9"}, "give the backend dask with it"),
+        ({"backend": "dask", "jobs": 2}, "number of jobs is the cluster's"),
+        ({"backend": "dask", "jobs": -1}, "needs the address of a scheduler"),
+    ],
+)
+def test_backends_that_cannot_be(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, choice: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(grid, results=tmp_path / "results", **choice)
+
+
 def test_workers_share_the_memory() -> None:
     assert budget_of("cpu", 3.0, 3) == 1_000_000_000
     assert budget_of("cpu", None, 4) * 3 < budget_of("cpu", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "workers", "sharing"),
+    [
+        (1, "cuda", 1, 1),
+        (1, "cuda", 4, 4),
+        (2, "cuda", 2, 1),
+        (2, "cuda", 3, 2),
+        (4, "cuda", 2, 1),
+        (2, "cuda:0", 2, 2),
+        (2, "cuda:1", 1, 1),
+    ],
+)
+def test_workers_share_the_memory_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: str, workers: int, sharing: int
+) -> None:
+    """GPU 1 has half as much free memory as the others, and every GPU the same batches."""
+    free = {f"cuda:{number}": 10**10 for number in range(gpus)} | {"cuda:1": 5 * 10**9}
+    monkeypatch.setattr("fastcoop.sweeps.workers.free_bytes", lambda device: free[str(device)])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    team = choose_team(workers, device, [])
+    assert team.size == workers
+    used = {f"{name}:0" if name == "cuda" else name for name in team.devices}
+    budget = budget_of(device, None, workers)
+    assert budget == int(FREE_SHARE * min(free[name] for name in used) / sharing)
+    for name in used:
+        assert sum(one.partition(":")[2] in ("", name[5:]) for one in team.devices) * budget <= free[name]
+    assert sharers_of(workers, device) == workers
+    assert sharers_of(-1, device) == choose_team(-1, device, [Batch("coop", "b", ("1",), 1, 1, 1e9)]).size
+    assert budget_of(device, 3.0, workers) == int(3e9 / workers)
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [
+        ("", "cuda:1", "1"),
+        ("0, GPU-2b5f,MIG-9c1d", "cuda:1", "GPU-2b5f"),
+        ("0,GPU-2b5f, MIG-9c1d", "cuda:2", "MIG-9c1d"),
+        ("3", "cuda:0", "3"),
+    ],
+)
+def test_a_worker_sees_the_gpu_that_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, visible: str, device: str, expected: str
+) -> None:
+    made: dict[str, Any] = {}
+
+    class Executor:
+        def __init__(self, workers: int, env: dict[str, str]):
+            made.update(env)
+
+        def submit(self, function: Any, connection: Any, supplies: Supplies, *rest: Any) -> None:
+            made["device"] = supplies.device
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Executor)
+    _Worker(Supplies({}, {}, {}, 0, device), device, 1)
+    assert (made["CUDA_VISIBLE_DEVICES"], made["device"]) == (expected, "cuda")
