@@ -88,8 +88,11 @@ def test_commands_keep_neither_backbones_nor_features(
     fc.evaluate("results", ["colours"], backbones=[str(folder)])
     backbone = fc.backbone_from_spec(str(folder))
     fc.interpret("results", backbone)
-    run = fc.find_run("results", fc.load_results("results").query("method == 'coop'").key.iloc[0])
+    table = fc.load_results("results")
+    run = fc.find_run("results", table[table.method == "coop"].key.iloc[0])
     pictures = sorted((tmp_path / "data" / "colours").rglob("*.png"))[:2]
-    assert len(list(fc.predict(fc.make_classifier(run, backbone), backbone, pictures))) == 2
+    classifier = fc.make_classifier(run, backbone)
+    predictions = list(fc.predict(classifier, backbone, pictures))
     del backbone
+    assert len(predictions) == 2
     assert {kind: len(alive(kind)) for kind in before} == before
