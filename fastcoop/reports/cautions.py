@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastcoop.reports.apart import plain_dataset
 from fastcoop.reports.study import (
     Missing,
     Slice,
@@ -42,8 +43,8 @@ NAMED = 8  # so many cases are named, further ones counted
 def cautions(study: Study) -> list[str]:
     """One sentence per thing to be careful about, the gravest first; empty where there is none."""
     runs = study.runs
-    found = [*_failed(study.failed), *_diverged(runs), *_fallen(runs), *_at_chance(runs), *_no_accuracy(runs)]
-    found += [*_other_tests(runs), *_mixed(runs), *_mixed_epochs(runs)]
+    found = [*_failed(study.failed), *_diverged(runs), *_fallen(runs), *_at_chance(runs)]
+    found += [*_lost(study.lost), *_other_tests(runs), *_repeated(study.repeated), *_mixed_epochs(runs)]
     found += [*_untested_classes(runs), *_too_few_images(runs), *_few_seeds(runs)]
     found += _same_images(study)
     for piece in study.slices():
@@ -85,9 +86,13 @@ def _fallen(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _no_accuracy(runs: pd.DataFrame) -> list[str]:
-    bad = runs[runs.accuracy.isna()]
-    return [] if bad.empty else [f"{_count(len(bad), 'run')} without an accuracy, left out: {_named(bad)}."]
+def _lost(lost: pd.DataFrame) -> list[str]:
+    if lost.empty:
+        return []
+    return [
+        f"{_count(len(lost), 'test')} of runs that diverged have no accuracy (outputs that are not finite) and are left"
+        f" out of every figure: {_named(lost)}."
+    ]
 
 
 def _at_chance(runs: pd.DataFrame) -> list[str]:
@@ -97,26 +102,23 @@ def _at_chance(runs: pd.DataFrame) -> list[str]:
 
 def _other_tests(runs: pd.DataFrame) -> list[str]:
     """Datasets of one name of which runs saw different classes, images or splits."""
-    found = []
-    for dataset, frame in runs.dropna(subset=["test"]).groupby("dataset", sort=False):
-        counts = frame.test.value_counts()
-        if len(counts) > 1:
-            found.append(
-                f"{dataset} stands for {len(counts)} different sets of classes, images or splits"
-                f" ({' and '.join(map(str, counts))} runs): accuracies on different test sets are averaged and"
-                f" compared."
-            )
-    return found
+    names: dict[str, list[str]] = {}
+    for name in dict.fromkeys(runs.dataset):
+        names.setdefault(plain_dataset(name), []).append(name)
+    return [
+        f"{name} stands for {len(found)} different sets of classes, images or splits, which are shown apart:"
+        f" {' and '.join(found)}."
+        for name, found in names.items()
+        if len(found) > 1
+    ]
 
 
-def _mixed(runs: pd.DataFrame) -> list[str]:
-    """Runs that no figure tells apart, because they differ only in settings such as the learning rate."""
-    twice = runs[runs.duplicated([*SISTERS, "seed"], keep=False)]
-    if twice.empty:
+def _repeated(repeated: pd.DataFrame) -> list[str]:
+    if repeated.empty:
         return []
     return [
-        f"{len(twice)} runs share everything that figures tell apart and differ in other settings only; they are"
-        f" averaged together: {_named(twice)}. Report them from separate results folders."
+        f"{_count(len(repeated), 'run')} left out, done again later with the same settings and seed over features that"
+        f" were computed again: {_named(repeated)}."
     ]
 
 
@@ -211,7 +213,8 @@ def _named(runs: pd.DataFrame) -> str:
         known = row.context_length is not None and not math.isnan(row.context_length)
         name = name_of(row.series, row.context_length) if known else look(row.series).label
         where = f"{row.dataset}, {in_shots(row.shots)}, seed {row.seed}"
-        cases.append(f"{name} on {where} ({row.backbone}): {row.accuracy:.1f}%")
+        accuracy = "" if math.isnan(row.accuracy) else f": {row.accuracy:.1f}%"
+        cases.append(f"{name} on {where} ({row.backbone}){accuracy}")
     return _some(cases)
 
 

@@ -41,7 +41,7 @@ def page(
     sections += [(item.name, item.title, _item(item, parts, out)) for item, parts in made]
     if missing:
         sections.append(("missing", "Missing", _missing(missing, study)))
-    sections.append(("runs", "Runs", _runs(study.runs)))
+    sections.append(("runs", "Runs", _runs(pd.concat([study.runs, study.repeated, study.lost]))))
     sections.append(("reproduce", "Reproduce", _reproduce(study, out)))
     contents = "".join(
         f'<a href="#{name}">{escape.html(title.split(". ")[0])}</a>' for name, title, _ in sections
@@ -159,7 +159,7 @@ def _runs(runs: pd.DataFrame) -> str:
             "tested on": row.dataset,
             "backbone": row.backbone,
         }
-        cells |= {"accuracy (%)": f"{row.accuracy:.2f}", "macro (%)": _number(row.macro_accuracy, 2)}
+        cells |= {"accuracy (%)": _number(row.accuracy, 2), "macro (%)": _number(row.macro_accuracy, 2)}
         cells |= {"seconds": _number(row.seconds, 2), "status": row.status, "schedule": row.schedule}
         table.add((row.label or row.method,), cells | {"settings": _settings(row.settings)})
     return (

@@ -20,6 +20,7 @@ import yaml
 from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.methods.data import plain_name
+from fastcoop.reports.apart import latest_of_each, tell_datasets_apart, tell_settings_apart
 from fastcoop.reports.style import name_of
 
 NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
@@ -27,7 +28,7 @@ OPTIONAL = {
     "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
     "epochs": np.nan, "schedule": None, "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
     "settings": "{}", "chance": np.nan, "source": None, "classes": "all", "per_class": None, "versions": None,
-    "train_images": np.nan, "test": None,
+    "train_images": np.nan, "test": None, "prompts": None,
 }  # fmt: skip
 UNTRAINED = (
     "zero_shot",
@@ -53,7 +54,7 @@ class Slice:
 
     ``runs`` holds tests on the dataset the run was trained on, all its classes; ``everything`` also holds
     tests under shift and on some of the classes. ``suffix`` tells this slice's files from another's;
-    ``alone`` says that no other slice has another schedule.
+    ``alone`` says that no other slice has another schedule. ``lost`` are tests of diverged runs that have no accuracy.
     """
 
     backbone: str
@@ -61,6 +62,7 @@ class Slice:
     suffix: str
     everything: pd.DataFrame
     alone: bool = True
+    lost: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -73,33 +75,41 @@ class Slice:
     def short(self) -> str:
         """The backbone, and the schedule only where the study has several: what tells this slice from the
         others."""
-        return self.backbone if self.alone else self.subtitle
+        return self.backbone if self.alone else self._title
 
     def name_of(self, series: str, length: float = 0) -> str:
         """A series' name in legends and tables: with the context length for CoOp, and with the effort of a linear
         probe that was given less than the official one."""
         if series != "linear_probe":
             return name_of(series, length)
-        labels = self.everything.label[self.everything.method == series].dropna().astype(str)
+        labels = self.everything.label[self.everything.series == series].dropna().astype(str)
         efforts = labels.str.extract(r"(\(.*\))", expand=False).dropna().unique()
         return " ".join([name_of(series, length), *efforts])
 
     @property
     def subtitle(self) -> str:
-        """What every figure of the slice must say: the backbone, and the schedule where it is not the
-        paper's."""
+        """What every figure of the slice must say: the backbone, the schedule where it is not the paper's, and how many
+        runs are left out because they diverged."""
+        return ", ".join(filter(None, (self._title, lost_note(self.lost))))
+
+    @property
+    def _title(self) -> str:
         return ", ".join(filter(None, (self.backbone, schedule_note(self.schedule))))
 
 
 @dataclass(frozen=True)
 class Study:
-    """All runs of a results folder, one row each; ``failed`` are those that came to no result, with their
-    ``error``."""
+    """All runs of a results folder, one row each; ``failed`` are those that came to no result, with their ``error``.
+
+    In no figure are ``lost``, the tests of diverged runs, which have no accuracy, and ``repeated``, runs that were done
+    again later with the same settings and seed."""
 
     name: str
     folder: Path
     runs: pd.DataFrame
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    lost: pd.DataFrame = field(default_factory=pd.DataFrame)
+    repeated: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def backbones(self) -> list[str]:
@@ -156,16 +166,18 @@ class Study:
         for backbone, schedule, frame in pairs:
             parts = [backbone] * (len(backbones) > 1) + [schedule] * (len(schedules) > 1)
             suffix = "".join(f"-{names[part]}" for part in parts)
-            slices.append(Slice(backbone, schedule, suffix, frame, alone=len(schedules) == 1))
+            lost = self.lost
+            if len(lost):
+                lost = lost[(lost.backbone == backbone) & lost.schedule.isin(("", schedule))]
+            slices.append(Slice(backbone, schedule, suffix, frame, len(schedules) == 1, lost))
         return slices
 
 
 def read_study(folder: Path) -> Study:
     """The study in a results folder. Raises UserError where there is no run to report."""
-    from fastcoop.sweeps import load_failures, load_results, load_test_sets
+    from fastcoop.sweeps import load_failures, load_results
 
     frame = load_results(folder)
-    frame = frame.merge(load_test_sets(folder), on=["key", "dataset"], how="left")
     moved = frame[frame.source != frame.dataset] if "source" in frame else frame.iloc[:0]
     tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
     study = study_of(frame, Path(folder), _class_names(folder, tested))
@@ -247,19 +259,27 @@ def study_of(
     settings = [settings_of(text) for text in runs.settings]
     facts = zip(runs.method, runs.class_position, runs.class_specific, settings, strict=True)
     runs["series"] = [_series(*row) for row in facts]
-    runs["prompt"] = [one.get("prompt") for one in settings]
-    own = {name: str(about.get("prompt")) for name, about in read_datasets(folder).items()}
-    written = (
-        runs.prompt.str.replace("{}", "[CLASS]", regex=False) if runs.prompt.notna().any() else runs.prompt
-    )
-    runs["prompt"] = runs.prompt.where(
-        written != runs.dataset.map(own), None
-    )  # the dataset's own, written out
+    known = read_datasets(folder)
+    runs["prompt"] = _foreign_prompts(runs, settings, known)
     half = runs.dataset.str.extract(r":(base|new)$", expand=False)
     runs["classes"] = runs["classes"].where(half.isna(), half)
     names = class_names or {}
     runs["kind"] = [_kind(*pair, names) for pair in zip(runs.source, runs.dataset, strict=True)]
-    return Study(Path(folder).resolve().name, Path(folder), runs)
+    runs = tell_datasets_apart(runs, known)
+    runs["series"] = tell_settings_apart(runs, settings, known)
+    lost = runs.accuracy.isna()
+    if lost.all():
+        raise UserError(
+            f"All {runs.key.nunique()} runs in {folder} diverged and have no accuracy; lower their learning rate."
+        )
+    last = latest_of_each(runs)
+    return Study(
+        Path(folder).resolve().name,
+        Path(folder),
+        runs[~lost & last].reset_index(drop=True),
+        lost=runs[lost & last],
+        repeated=runs[~last],
+    )
 
 
 def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:
@@ -268,6 +288,33 @@ def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:
         return "own"
     here, there = ({plain_name(n) for n in names.get(name, ())} for name in (dataset, source))
     return TRANSFER if here and there and len(here & there) < len(here) / 2 else SHIFT
+
+
+def _foreign_prompts(
+    runs: pd.DataFrame, settings: Sequence[dict], known: Mapping[str, dict]
+) -> list[str | None]:
+    """The prompt of each zero-shot test that is not its dataset's own: the one that ``known`` has, else the one of the
+    latest test; and that of each CoOp run that has one."""
+    tested = [json.loads(text) if isinstance(text, str) else [] for text in runs.prompts]
+    latest = {
+        row.dataset: prompts[0]
+        for row, prompts, given in zip(rows_of(runs), tested, settings, strict=True)
+        if row.method == "zero_shot" and prompts and given.get("prompt") is None
+    }
+    found = []
+    for row, prompts, given in zip(rows_of(runs), tested, settings, strict=True):
+        prompt = given.get("prompt")
+        if row.method == "zero_shot":
+            prompt = prompts[0] if prompts else prompt
+            own = known.get(row.dataset, {}).get("prompt", latest.get(row.dataset))
+            if prompt is not None and _written(prompt) == _written(str(own)):
+                prompt = None
+        found.append(prompt)
+    return found
+
+
+def _written(prompt: str) -> str:
+    return prompt.replace("{}", "[CLASS]")
 
 
 def _series(method: str, position: str | None, specific: bool, settings: dict) -> str:
@@ -280,6 +327,12 @@ def _series(method: str, position: str | None, specific: bool, settings: dict) -
 def settings_of(settings: object) -> dict:
     """A run's settings, given as JSON text or already as a mapping."""
     return dict(settings) if isinstance(settings, dict) else json.loads(str(settings) or "{}")
+
+
+def lost_note(lost: pd.DataFrame) -> str:
+    """What a drawing says about runs that have no accuracy: nothing where there are none."""
+    number = lost.key.nunique() if len(lost) else 0
+    return f"{number} diverged run{'s' * (number != 1)} left out" if number else ""
 
 
 def schedule_note(schedule: str) -> str:

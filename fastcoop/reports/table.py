@@ -77,7 +77,11 @@ class Table:
     def mark_best_in_row(self) -> None:
         """Mark the highest number of each row, to the digits shown."""
         for _, cells in self.rows:
-            rivals = {c: round(x.mean, x.digits) for c, x in cells.items() if isinstance(x, Cell) and x.runs}
+            rivals = {
+                column: round(cell.mean, cell.digits)
+                for column, cell in cells.items()
+                if isinstance(cell, Cell) and cell.runs and not math.isnan(cell.mean)
+            }
             for column, value in rivals.items():
                 cell = cells[column]
                 assert isinstance(cell, Cell)
@@ -131,7 +135,8 @@ class Table:
                 cell = cells.get(column)
                 if isinstance(cell, Cell):
                     std = "" if math.isnan(cell.std) else f"{cell.std:.6g}"
-                    values = [f"{cell.mean:.6g}", std, cell.runs, int(cell.best), ""]
+                    mean = "" if math.isnan(cell.mean) else f"{cell.mean:.6g}"
+                    values = [mean, std, cell.runs, int(cell.best), ""]
                 elif cell:
                     values = ["", "", "", "", escape.csv_cell(cell)]
                 else:

@@ -9,7 +9,6 @@ from fastcoop.sweeps.results import (
     load_failures,
     load_predictions,
     load_results,
-    load_test_sets,
     merge_results,
 )
 from fastcoop.sweeps.sweep import Summary, sweep
@@ -27,7 +26,6 @@ __all__ = [
     "load_failures",
     "load_predictions",
     "load_results",
-    "load_test_sets",
     "merge_results",
     "paired_test",
     "read_grid",

@@ -55,6 +55,7 @@ def add_datasets(folder: Path, datasets: Iterable[Dataset]) -> None:
         known[dataset.name] = {
             "classes": len(dataset.class_names),
             **{split: len(dataset.splits[split]) if split in dataset.splits else None for split in SPLITS},
+            "digest": dataset.digest,
             "prompt": dataset.template.replace("{}", "[CLASS]"),
         }
     _write(folder / DATASETS, json.dumps(known, indent=1))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 FAR = 5.0  # percentage points below the sisters' median from which a run can count as collapsed
 LOST = 0.25  # and the share of what the sisters' median has above chance
-SISTERS = ("backbone", "dataset", "source", "method", "settings", "shots")
+SISTERS = ("backbone", "dataset", "source", "method", "settings", "shots", "test")
 
 
 def collapsed(runs: pd.DataFrame, sisters: Sequence[str] = SISTERS) -> pd.DataFrame:
@@ -32,4 +32,4 @@ def collapsed(runs: pd.DataFrame, sisters: Sequence[str] = SISTERS) -> pd.DataFr
     )
     lost = LOST * (median - pd.to_numeric(runs.chance, errors="coerce").fillna(0.0))
     far = runs.accuracy < median - np.maximum(np.maximum(4 * deviation, lost), FAR)
-    return runs[far & (groups.transform("size") >= 3)]
+    return runs[far & (groups.transform("count") >= 3)]

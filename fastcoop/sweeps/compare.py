@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +13,26 @@ if TYPE_CHECKING:
 
 GROUP = ("label", "backbone", "shots")  # within which differences are averaged
 PLACE = ("source", "dataset", "seed")
+SAME_RUN = ("settings", "test", "prompts")  # what tells runs apart that are alike by all of these
 
 
 def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Runs of two results tables that are alike by label, backbone, dataset, shots and seed: a row each, with the
-    columns ``label, backbone, shots, source, dataset, seed, first, second`` (accuracies in percent).
+    """Runs of two results tables that are alike by label, settings, backbone, dataset, shots and seed.
 
-    Several of one table that are alike by these (they differ in a setting that no label names) count as their mean.
+    A row each, with the columns ``label, backbone, shots, source, dataset, seed, first, second`` (accuracies in
+    percent). Runs without an accuracy are left out.
 
     Raises:
-        UserError: the tables have no such run in common.
+        UserError: the tables have no such run in common, or several in one that differ in their dataset's images or
+            prompt only.
     """
-    pairs = _mean(first).merge(_mean(second), on=[*GROUP, *PLACE], suffixes=("_first", "_second"))
+    on = [*GROUP, *PLACE, "settings"]
+    one, other = (_one_each(table, on) for table in (first, second))
+    pairs = one.merge(other, on=on, suffixes=("_first", "_second"))
     if pairs.empty:
         raise UserError(
-            "The two hold no runs that are alike by label, backbone, dataset, shots and seed; `fastcoop results list` "
-            "shows what each has."
+            "The two hold no runs that are alike by label, settings, backbone, dataset, shots and seed; `fastcoop "
+            "results list` shows what each has."
         )
     return pairs.rename(columns={"accuracy_first": "first", "accuracy_second": "second"})
 
@@ -38,13 +43,14 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
     What learns nothing, and so has no shots and seeds, is matched with every run of the other.
 
     Raises:
-        UserError: there is no such label (with the nearest one), or they have no dataset, shots and seed in common.
+        UserError: there is no such label (with the nearest one), they have no dataset, shots and seed in common, or
+            runs of one label differ in more than these.
     """
     for label in (first, second):
         if label not in set(table.label):
             raise UserError(f'{where} has no runs labelled "{label}".{nearest(label, table.label)}')
-    one, other = (_mean(table[table.label == label]).drop(columns="label") for label in (first, second))
     on = [name for name in (*GROUP, *PLACE) if name != "label"]
+    one, other = (_one_each(table[table.label == label], on) for label in (first, second))
     if (one.shots == 0).all() or (other.shots == 0).all():
         draws = ["shots", "seed"]
         on = [name for name in on if name not in draws]
@@ -59,5 +65,30 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
     return pairs.assign(label=f"{second} - {first}")
 
 
-def _mean(table: pd.DataFrame) -> pd.DataFrame:
-    return table.groupby([*GROUP, *PLACE], sort=False, as_index=False)[["accuracy"]].mean()
+def _one_each(table: pd.DataFrame, on: list[str]) -> pd.DataFrame:
+    """The table's accuracies by the columns ``on``, which tell all of its runs apart; raises UserError otherwise."""
+    table = table[table.accuracy.notna()]
+    alike = table[table.duplicated(on, keep=False)]
+    if not alike.empty:
+        row = alike.iloc[0]
+        runs = alike[(alike[on] == row[on]).all(axis=1)]
+        raise UserError(
+            f"{len(runs)} runs of {row.label} on {row.dataset}, {row.shots} shots, seed {row.seed} differ in "
+            f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
+        )
+    return table[[*on, "accuracy"]]
+
+
+def _difference(runs: pd.DataFrame) -> str:
+    """In which columns or settings runs differ, in words that ``--where`` takes."""
+    settings = [json.loads(text) for text in runs.settings]
+    names = dict.fromkeys(name for one in settings for name in one)
+    found = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+    found += [name for name in (*SAME_RUN[1:], "features", "key") if runs[name].nunique(dropna=False) > 1]
+    shown = found[0]
+    values = (
+        list(dict.fromkeys(one.get(shown) for one in settings))
+        if shown in names
+        else list(runs[shown].unique())
+    )
+    return f"{shown} ({' and '.join(str(value)[:40] for value in values[:2])})"

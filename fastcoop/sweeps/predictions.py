@@ -13,7 +13,11 @@ BINS = 15  # of a calibration error, as is usual
 
 
 def confusion_matrix(said: Predictions) -> np.ndarray:
-    """Counts int64 (classes, classes): rows are true classes, columns predicted ones."""
+    """Counts int64 (classes, classes): rows are true classes, columns predicted ones.
+
+    Raises UserError for a run that predicted nothing.
+    """
+    _refuse_none(said)
     classes = len(said.class_names)
     counts = np.bincount(classes * said.labels + said.predicted, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64)
@@ -24,7 +28,10 @@ def calibration_error(said: Predictions, bins: int = BINS) -> float:
 
     Predictions are sorted into ``bins`` of equal width by their confidence; each bin counts by its images.
     Confidence is kept in float16, so a few predictions may lie in the bin beside theirs.
+
+    Raises UserError for a run that predicted nothing.
     """
+    _refuse_none(said)
     confidence = said.confidence.astype(np.float64)
     correct = said.predicted == said.labels
     place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
@@ -49,8 +56,10 @@ def paired_test(first: Predictions, second: Predictions) -> PairedTest:
     """Whether one run is better than another by more than chance, image by image.
 
     Raises:
-        UserError: the runs were tested on other images.
+        UserError: the runs were tested on other images, or one predicted nothing.
     """
+    for said in (first, second):
+        _refuse_none(said)
     from scipy.stats import binomtest
 
     if first.class_names != second.class_names or not np.array_equal(first.labels, second.labels):
@@ -60,3 +69,10 @@ def paired_test(first: Predictions, second: Predictions) -> PairedTest:
     differ = only_first + only_second
     p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
     return PairedTest(only_first, only_second, p)
+
+
+def _refuse_none(said: Predictions) -> None:
+    if (said.predicted < 0).any():
+        raise UserError(
+            "The run diverged: its outputs are not finite, so it predicted nothing; choose another run."
+        )

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.files import replacing
+from fastcoop.methods.scores import NO_CLASS
 from fastcoop.sweeps.about import merge_about
 from fastcoop.sweeps.plan import TestFacts
 from fastcoop.sweeps.schema import (
@@ -169,19 +170,6 @@ def tested_runs(folder: str | Path) -> dict[str, dict[str, TestFacts]]:
         return tests_by_run(db)
 
 
-def load_test_sets(folder: str | Path) -> pd.DataFrame:
-    """One row per run (``key``) and ``dataset`` that it is tested on, and the digest of that dataset: its classes
-    and splits (``test``).
-
-    Raises:
-        UserError: the folder holds no results, or they cannot be read.
-    """
-    import pandas as pd
-
-    with _reading(Path(folder)) as db:
-        return pd.read_sql_query("SELECT key, dataset, test FROM scores", db)
-
-
 @dataclass(frozen=True)
 class Predictions:
     """What a run said of each test image.
@@ -189,8 +177,8 @@ class Predictions:
     Attributes:
         class_names: in label order.
         labels: int64 (images,), the truth.
-        predicted: int64 (images,).
-        confidence: float16 (images,), the softmax probability of the prediction.
+        predicted: int64 (images,); -1 where the run's outputs are not finite.
+        confidence: float16 (images,), the softmax probability of the prediction; NaN where there is none.
     """
 
     class_names: tuple[str, ...]
@@ -214,6 +202,7 @@ def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -
     if row is None:
         raise UserError(f"{folder} has no run {key}{f' tested on {dataset}' if dataset else ''}.")
     labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in row[1:3])
+    predicted[predicted == NO_CLASS] = -1
     return Predictions(tuple(json.loads(row[0])), labels, predicted, np.frombuffer(row[3], dtype="<f2"))
 
 

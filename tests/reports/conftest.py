@@ -17,10 +17,8 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def make(frame: pd.DataFrame) -> Path:
         sweeps = types.ModuleType("fastcoop.sweeps")
-        tests = frame.drop(columns=["test"], errors="ignore")
-        sweeps.load_results = lambda folder: tests
+        sweeps.load_results = lambda folder: frame
         sweeps.load_failures = lambda folder: pd.DataFrame()
-        sweeps.load_test_sets = lambda folder: frame[["key", "dataset"]].assign(test=frame.get("test"))
         monkeypatch.setitem(sys.modules, "fastcoop.sweeps", sweeps)
         folder = tmp_path / "results"
         folder.mkdir()

@@ -6,7 +6,9 @@ import dataclasses
 import json
 
 import pandas as pd
+import pytest
 
+from fastcoop.errors import UserError
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.study import study_of
 from tests.reports.made_up_results import results
@@ -56,10 +58,40 @@ def test_classes_without_test_images_are_counted():
     assert "2 of 3" in warned(frame)
 
 
-def test_runs_that_figures_do_not_tell_apart_are_named():
+def test_runs_that_differ_in_a_setting_are_series_of_their_own():
     frame = calm()
-    twin = frame[frame.index == frame.index[-1]].assign(key="other", settings='{"learning_rate": 0.1}')
-    assert "differ in other settings only" in warned(pd.concat([frame, twin]))
+    twin = frame[frame.index == frame.index[-1]].assign(
+        key="other", settings='{"views": 8, "learning_rate": 0.1}'
+    )
+    study = study_of(pd.concat([frame, twin]), "results")
+    assert study.runs.series.iloc[-1] == "coop mid (learning_rate 0.1)"
+    assert study.runs.series[:-1].tolist() == study_of(frame, "results").runs.series.tolist()
+    everywhere = frame.assign(
+        settings=frame.settings.where(frame.shots != 1, '{"views": 8, "learning_rate": 0.1}')
+    )
+    assert not study_of(everywhere, "results").runs.series.str.contains("learning_rate").any(), (
+        "runs that nothing is averaged with keep their series"
+    )
+
+
+def test_of_the_same_run_done_twice_the_last_counts():
+    frame = calm()
+    twin = frame[frame.index == frame.index[-1]].assign(key="other", accuracy=60.0)
+    study = study_of(pd.concat([frame, twin]), "results")
+    assert (len(study.runs), study.runs.accuracy.iloc[-1]) == (len(frame), 60.0)
+    assert "1 run left out, done again later" in warned(pd.concat([frame, twin]))
+
+
+def test_runs_without_an_accuracy_are_left_out_and_counted_at_every_figure():
+    frame = calm()
+    frame.loc[frame.index[-1], ["accuracy", "status"]] = [float("nan"), "diverged"]
+    study = study_of(frame, "results")
+    assert (len(study.runs), len(study.lost)) == (len(frame) - 1, 1)
+    assert all("1 diverged run left out" in piece.subtitle for piece in study.slices())
+    assert "1 test of runs that diverged have no accuracy" in warned(frame)
+    assert "nan" not in warned(frame)
+    with pytest.raises(UserError, match=r"All .* runs .* diverged"):
+        study_of(frame.assign(accuracy=float("nan")), "results")
 
 
 def test_a_single_seed_and_a_short_schedule_are_said():
@@ -76,9 +108,11 @@ def test_no_better_than_guessing_is_named():
 
 def test_a_dataset_that_is_not_the_same_for_all_runs_is_named():
     frame = calm()
-    frame["test"] = ["a"] * (len(frame) - 2) + ["b"] * 2
-    text = f"objects stands for 2 different sets of classes, images or splits ({len(frame) - 2} and 2 runs)"
+    frame["test"] = [8 * "a"] * (len(frame) - 2) + [8 * "b"] * 2
+    text = "objects stands for 2 different sets of classes, images or splits, which are shown apart"
     assert text in warned(frame)
+    names = study_of(frame, "results").runs.dataset
+    assert names.tolist() == ["objects (aaaaaaaa)"] * (len(frame) - 2) + ["objects"] * 2
 
 
 def test_seeds_of_different_epochs_at_one_point_of_a_curve_are_named():

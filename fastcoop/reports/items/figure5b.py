@@ -9,6 +9,7 @@ from fastcoop.reports.study import (
     Missing,
     Study,
     in_shots,
+    lost_note,
     main_runs,
     main_setting,
     most_shots,
@@ -68,7 +69,7 @@ def make(study: Study) -> list[Part]:
         found, notes = panels(runs, ["backbone", "series"])
         order = by_strength(runs)
         length, _ = main_setting(runs)
-        note = schedule_note(schedule)
+        note = ", ".join(filter(None, (schedule_note(schedule), lost_note(study.lost))))
         parts.append(
             Part(
                 suffix,

@@ -8,6 +8,7 @@ from fastcoop.reports.study import (
     Missing,
     Study,
     in_shots,
+    lost_note,
     main_runs,
     main_setting,
     most_shots,
@@ -46,7 +47,10 @@ def make(study: Study) -> list[Part]:
             continue
         length, init = main_setting(slices[0].runs)
         title = ", ".join(
-            filter(None, (f"Ensembling and CoOp at {in_shots(shots)}", schedule_note(schedule)))
+            filter(
+                None,
+                (f"Ensembling and CoOp at {in_shots(shots)}", schedule_note(schedule), lost_note(study.lost)),
+            )
         )
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
         table.notes = [f"{backbone}: {note}" for backbone, (_, notes) in found.items() for note in notes]
