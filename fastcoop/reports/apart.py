@@ -95,13 +95,9 @@ def _untold(row: Any, given: Mapping[str, Any], known: Mapping[str, dict[str, An
     """Settings of a run that no column of a figure tells, and its dataset's own prompt where it is not the one that
     ``known`` has."""
     untold = {name: value for name, value in given.items() if name not in TOLD}
-    prompt = given.get(DATASET_PROMPT)
-    current = known.get(row.source, {}).get("prompt")
-    if (
-        row.method != "zero_shot"
-        and None not in (prompt, current)
-        and prompt.replace("{}", "[CLASS]") != current
-    ):
+    prompt, current = given.get(DATASET_PROMPT), known.get(row.source, {}).get("prompt")
+    is_known = prompt is not None and current is not None
+    if row.method != "zero_shot" and is_known and str(prompt).replace("{}", "[CLASS]") != current:
         untold["prompt"] = prompt
     return untold
 
