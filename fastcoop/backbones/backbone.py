@@ -13,6 +13,7 @@ import open_clip
 import torch
 from torch import Tensor
 
+from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.text_tower import TextTower
 from fastcoop.errors import UserError
 
@@ -92,6 +93,7 @@ class Backbone:
     def device(self) -> torch.device:
         return self.text.device
 
+    @torch_defaults()
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Raw image features (b, embed_dim) of images (b, 3, image_size, image_size) in [0, 1], normalised by
@@ -99,6 +101,7 @@ class Backbone:
         features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
         return features
 
+    @torch_defaults()
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Raw text features (n, embed_dim) of n prompts, all positions computed: the plain path.

@@ -20,6 +20,7 @@ import fastcoop
 from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
 from fastcoop.backbones.fetch import fetch_weights
 from fastcoop.backbones.folder import find_weights, is_model_folder, read_folder_config
+from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.sparse import read_sparse_model
 from fastcoop.backbones.text_tower import TextTower, refuse_config
 from fastcoop.backbones.weights import Weights, is_sparse_model, known_activation, read_weights
@@ -92,6 +93,7 @@ def is_model_path(path: Path) -> bool:
     return path.is_file() or is_model_folder(path)
 
 
+@torch_defaults()
 def load_backbone(
     name: str,
     pretrained: str | Path | None = None,

@@ -1,17 +1,21 @@
 """The feature store: images through the frozen image tower once, kept in one HDF5 file, read many times."""
 
-from fastcoop.features.cache import cache_all, cache_features
+from fastcoop.features.cache import cache_all, cache_features, open_current
 from fastcoop.features.check import StoreReport, check_store
 from fastcoop.features.imported import import_features
-from fastcoop.features.store import FeatureStore, find_dataset, store_path
+from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
+from fastcoop.features.store_file import StoreVersion
 
 __all__ = [
     "FeatureStore",
     "StoreReport",
+    "StoreVersion",
     "cache_all",
     "cache_features",
     "check_store",
     "find_dataset",
     "import_features",
+    "open_current",
+    "open_if_there",
     "store_path",
 ]

@@ -11,9 +11,11 @@ import numpy as np
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
+from fastcoop.features.image_files import FileRecord, ImageFiles
 from fastcoop.features.parts import Encoded, read_part
-from fastcoop.features.plan import Part, Plan
-from fastcoop.features.store import ROWS_AT_ONCE, FeatureStore, Meta
+from fastcoop.features.plan import Part, Plan, dtype_name
+from fastcoop.features.store import FeatureStore
+from fastcoop.features.store_file import ROWS_AT_ONCE, Meta
 from fastcoop.features.write import Block, SplitContent, write_store
 
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")
@@ -35,11 +37,15 @@ def assemble(
     store stays as it is if not one image of the plan could be read and none is to be noted.
     """
     failures: Failures = {}
+    records: dict[tuple[str, int], FileRecord] = {}
     for part in plan.parts:
-        for at, reason in _encoded(path, part).failures.items():
+        encoded = _encoded(path, part)
+        for at, reason in encoded.failures.items():
             failures[part.split, part.rows[at]] = reason
+        if 0 in part.views:  # more views of an image do not say of which bytes its first ones are
+            records |= {(part.split, row): encoded.files.record(at) for at, row in enumerate(part.rows)}
     planned = {(part.split, row) for part in plan.parts for row in part.rows}
-    if store is not None and failures.keys() == planned and not skip_unreadable:
+    if store is not None and planned and failures.keys() == planned and not skip_unreadable:
         return failures
     failed = {split: np.array([row for name, row in failures if name == split], int) for split in plan.index}
     index = {split: np.setdiff1d(rows, failed[split]) for split, rows in plan.index.items()}
@@ -63,15 +69,22 @@ def assemble(
         skipped={split: rows.tolist() for split, rows in skipped.items()},
         sha256={},
         versions=package_versions(),
+        compute_dtype=dtype_name(backbone),
     )
     contents = {}
     for split, rows in index.items():
         source = dataset.splits[split]
+        kept = (
+            {}
+            if store is None or split not in store.splits
+            else store.files(split).by_index(store.indices(split))
+        )
         contents[split] = SplitContent(
             index=rows,
             labels=source.labels[rows],
             paths=[source.paths[row] for row in rows],
             views=plan.views(split),
+            files=ImageFiles.of([records.get((split, row)) or kept[row] for row in rows.tolist()]),
             blocks=_blocks(plan, split, rows, store, path),
         )
     write_store(path, meta, contents)

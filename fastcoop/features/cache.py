@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from fastcoop.features.encode import encode_parts
 from fastcoop.features.images import RECIPES
 from fastcoop.features.parts import discard_parts, parts_folder
 from fastcoop.features.plan import Plan, Settings, make_plan
-from fastcoop.features.store import FeatureStore, store_path
+from fastcoop.features.store import FeatureStore, open_if_there, store_path
 
 LISTED = 50  # unreadable images named in one message
 
@@ -79,7 +79,8 @@ def cache_features(
 
     Stored are the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
     test-time crop) and ``views`` augmented views, and all of the validation and test images with view 0. What
-    an existing store holds is kept; only what is missing is computed. Killed at any instant, the next call
+    an existing store holds is kept, unless an image file holds other bytes than when it was encoded; only what is
+    missing is computed. Killed at any instant, the next call
     goes on where the last one was and ends with the same contents. A second process on the same store waits,
     unless all that it asks for is there: then nothing is written, and the store may lie in a read-only folder.
 
@@ -115,21 +116,45 @@ def cache_features(
     settings = Settings(recipe, view_seed, views, dtype, batch_size)
 
     def compared() -> tuple[FeatureStore | None, Plan]:
-        store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
+        store = open_if_there(path, backbone, dataset, only_unchanged=True)
         leave_skipped = skip_unreadable or not retry_skipped
         return store, make_plan(backbone, dataset, wanted, settings, store, leave_skipped)
 
     with disk_errors(path):
-        if compared()[1].parts or parts_folder(path).exists():
-            with _locked(path):
+        store, plan = compared()
+        if plan.parts or parts_folder(path).exists():
+            with locked(path):
                 store, plan = compared()
                 if plan.parts:
+                    _warn_of_changes(dataset, store, plan)
                     encode_parts(backbone, dataset, plan, path)
                     failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
                 discard_parts(path)
+        elif store is not None and store.compared.renewed:
+            with (
+                suppress(OSError, Timeout),
+                FileLock(f"{path}.lock", timeout=0),
+            ):  # only saves reading them again
+                store, plan = compared()
+                if not plan.parts:
+                    assemble(backbone, dataset, plan, store, path, skip_unreadable)
     _report(dataset, failures, skip_unreadable)
     _look_at_what_is_left(dataset, FeatureStore.open(path), shots, seeds)
     return path
+
+
+def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore:
+    """Open a store whose features have just been cached.
+
+    Raises UserError if an image file holds other bytes than when it was encoded, or as ``FeatureStore.open`` does.
+    """
+    store = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
+    if store.compared.count:
+        raise UserError(
+            f"{store.compared.count} image file(s) of {dataset.name} changed while features were computed; run the "
+            "same command again."
+        )
+    return store
 
 
 def check_dtype(dtype: str) -> None:
@@ -147,13 +172,26 @@ def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) 
     return wanted
 
 
+def _warn_of_changes(dataset: Dataset, store: FeatureStore | None, plan: Plan) -> None:
+    changed = store.compared.changed if store is not None else {}
+    count = sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items())
+    if count:
+        logging.getLogger("fastcoop").warning(
+            f"{count} image file(s) of {dataset.name} have changed since they were encoded; encoding them again."
+        )
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the store's lock, which the system frees if the process dies; wait for another process's work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{path.parent} lies on a file system without locks; use another cache folder."
+        ) from error
     except Timeout:
         logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
         lock.acquire()

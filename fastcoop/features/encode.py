@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,28 @@ import numpy as np
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
+from fastcoop.features.image_files import NO_RECORD, FileRecord, ImageFiles, find_changes, read_file
 from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
 from fastcoop.features.parts import Encoded, parts_folder, read_part, write_part
 from fastcoop.features.plan import Part, Plan, Settings
+from fastcoop.features.store_file import unusable_rows
 from fastcoop.progress import Advance, progress
 
 PARTS_AHEAD = 2  # decoded while one is encoded: bounds the memory, whatever the size of the dataset
 
-Crops = np.ndarray | UnreadableImage  # uint8 (views, size, size, 3)
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """One image: uint8 crops (views, size, size, 3), or why there are none; and its file as it was read."""
+
+    crops: np.ndarray | UnreadableImage
+    file: FileRecord
 
 
 def encode_parts(backbone: Backbone, dataset: Dataset, plan: Plan, store: Path) -> None:
     """Compute every part of the plan that is not on disk yet, and write each as it is done.
 
-    Raises UserError for features that are not finite in the store's dtype, OSError if the disk refuses.
+    Raises UserError as ``encode`` does, OSError if the disk refuses.
     """
     parts_folder(store).mkdir(parents=True, exist_ok=True)
     total = sum(len(part.rows) * len(part.views) for part in plan.parts)
@@ -36,7 +45,7 @@ def encode_parts(backbone: Backbone, dataset: Dataset, plan: Plan, store: Path) 
         missing = []
         for part in plan.parts:
             done = read_part(store, part)
-            if done is None or done.failures:
+            if done is None or done.failures or _has_changed(dataset, part, done):
                 missing.append(part)
             else:
                 advance(len(part.rows) * len(part.views))
@@ -48,13 +57,17 @@ def encode(
     backbone: Backbone,
     dataset: Dataset,
     part: Part,
-    images: Sequence[Crops],
+    images: Sequence[Decoded],
     settings: Settings,
     advance: Advance = lambda n=1, note=None: None,
 ) -> Encoded:
-    """Features of one part's decoded images, in batches of ``settings.batch_size`` crops."""
-    failures = {at: str(image) for at, image in enumerate(images) if isinstance(image, UnreadableImage)}
-    readable = [image for image in images if not isinstance(image, UnreadableImage)]
+    """Features of one part's decoded images, in batches of ``settings.batch_size`` crops.
+
+    Raises UserError for features that are not finite in the store's dtype, or all zeros.
+    """
+    crops = [image.crops for image in images]
+    failures = {at: str(image) for at, image in enumerate(crops) if isinstance(image, UnreadableImage)}
+    readable = [image for image in crops if not isinstance(image, UnreadableImage)]
     features = np.zeros((len(images), len(part.views), backbone.embed_dim), settings.dtype)
     advance(len(failures) * len(part.views), part.split)
     if readable:
@@ -68,32 +81,48 @@ def encode(
         kept = [at for at in range(len(images)) if at not in failures]
         with np.errstate(over="ignore"):
             features[kept] = np.concatenate(encoded).reshape(len(kept), len(part.views), -1)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))
-    if len(bad):
+    bad = [at for at in np.flatnonzero(unusable_rows(features)) if at not in failures]
+    if bad:
         path = dataset.splits[part.split].paths[part.rows[bad[0]]]
-        raise UserError(
-            f"{backbone.name} gives features of {path} that {settings.dtype} cannot hold; "
-            "use --dtype float32, or check the weights."
+        what = "are all zeros" if np.isfinite(features[bad[0]]).all() else f"{settings.dtype} cannot hold"
+        instead = (
+            "use --dtype float32, or check the weights"
+            if settings.dtype == "float16"
+            else "check the weights"
         )
-    return Encoded(features, failures)
+        raise UserError(f"{backbone.name} gives features of {path} that {what}; {instead}.")
+    return Encoded(features, ImageFiles.of([image.file for image in images]), failures)
 
 
-def read_crops(dataset: Dataset, part: Part, row: int, backbone: Backbone, settings: Settings) -> Crops:
-    """The part's views of one image of its split, or the reason why there are none."""
+def read_crops(dataset: Dataset, part: Part, row: int, backbone: Backbone, settings: Settings) -> Decoded:
+    """Read one image of a part's split once, and cut the part's views out of it."""
     name = dataset.splits[part.split].paths[row]
+    file = NO_RECORD
     try:
-        image = read_rgb(dataset.root / name)
+        content, file = read_file(dataset.root / name)
+        image = read_rgb(dataset.root / name, content)
+    except FileNotFoundError:
+        return Decoded(UnreadableImage("no such file"), file)
+    except OSError as error:
+        return Decoded(UnreadableImage(f"{type(error).__name__}: {error.strerror or error}"), file)
     except UnreadableImage as error:
-        return error
-    return crops(image, name, part.views, backbone.preprocess, settings.recipe, settings.view_seed)
+        return Decoded(error, file)
+    views = crops(image, name, part.views, backbone.preprocess, settings.recipe, settings.view_seed)
+    return Decoded(views, file)
+
+
+def _has_changed(dataset: Dataset, part: Part, done: Encoded) -> bool:
+    """Whether a file of a part that an earlier process encoded holds other bytes now."""
+    paths = [dataset.root / dataset.splits[part.split].paths[row] for row in part.rows]
+    return bool(find_changes(paths, done.files, f"Reading image files of {dataset.name}")[0].any())
 
 
 def _decoded(
     dataset: Dataset, backbone: Backbone, settings: Settings, parts: Sequence[Part]
-) -> Iterator[tuple[Part, list[Crops]]]:
+) -> Iterator[tuple[Part, list[Decoded]]]:
     """Each part with its decoded images, in order, a few parts being decoded ahead."""
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    ahead: deque[tuple[Part, list[Future[Crops]]]] = deque()
+    ahead: deque[tuple[Part, list[Future[Decoded]]]] = deque()
     try:
         for part in parts:
             futures = [pool.submit(read_crops, dataset, part, row, backbone, settings) for row in part.rows]
@@ -106,6 +135,6 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _collected(item: tuple[Part, list[Future[Crops]]]) -> tuple[Part, list[Crops]]:
+def _collected(item: tuple[Part, list[Future[Decoded]]]) -> tuple[Part, list[Decoded]]:
     part, futures = item
     return part, [future.result() for future in futures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import warnings
@@ -37,16 +38,18 @@ class UnreadableImage(Exception):
     """An image that cannot be decoded; the message is the reason, without the path."""
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
     """Decode ``path`` and convert it to 8-bit RGB: any mode, no EXIF rotation.
 
     Pictures of 8 bits and fewer become what the official code makes of them. Pixels of more bits, and floats, are
     scaled to 8 bits, where Pillow's own conversion would clip them to white or black.
 
+    ``content`` are the file's bytes where they have been read already.
+
     Raises UnreadableImage for a missing, damaged, truncated or implausibly large file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")
@@ -110,7 +113,10 @@ def crops(
 def normalised(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> Tensor:
     """float32 (b, 3, size, size) on ``device``: uint8 images (b, size, size, 3) scaled and standardised."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
-    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (preprocess.mean, preprocess.std))
+    mean, std = (
+        torch.tensor(x, dtype=torch.float32, device=device).view(3, 1, 1)
+        for x in (preprocess.mean, preprocess.std)
+    )
     return pixels.sub_(mean).div_(std)
 
 

@@ -16,8 +16,10 @@ from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.errors import UserError, nearest
 from fastcoop.features.assemble import package_versions
-from fastcoop.features.cache import check_dtype, disk_errors
-from fastcoop.features.store import IMPORTED, FeatureStore, Meta, store_path
+from fastcoop.features.cache import check_dtype, disk_errors, locked
+from fastcoop.features.image_files import ImageFiles
+from fastcoop.features.store import FeatureStore, store_path
+from fastcoop.features.store_file import IMPORTED, Meta, unusable_rows
 from fastcoop.features.write import SplitContent, write_store
 
 KEYS = ("features", "labels", "names")
@@ -67,12 +69,17 @@ def import_features(
     }
     dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
     path = store_path(cache_root, backbone, dataset)
-    if path.exists():
-        raise UserError(f"{path} exists already; move it away or choose another name.")
-    with disk_errors(path):
+    _refuse_if_there(path)
+    with disk_errors(path), locked(path):
+        _refuse_if_there(path)
         write_store(path, _meta(backbone, dataset, files, dtype), _contents(dataset, files, dtype))
     FeatureStore.open(path, backbone, dataset)
     return path
+
+
+def _refuse_if_there(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists already; move it away or choose another name.")
 
 
 @dataclass(frozen=True)
@@ -110,17 +117,20 @@ def _read(path: Path, split: str, dtype: str) -> _File:
 
 
 def _refuse_unless_storable(path: Path, features: np.ndarray, dtype: str) -> None:
-    broken = np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))
-    if len(broken):
-        raise UserError(
-            f"{path} holds {len(broken)} features that are not finite numbers, the first in row {broken[0]}; "
-            "compute them again."
-        )
+    for what, rows in (
+        ("not finite numbers", ~np.isfinite(features).all(axis=(1, 2))),
+        ("all zeros", (features == 0).all(axis=2).any(axis=1)),
+    ):
+        if rows.any():
+            raise UserError(
+                f"{path} holds {rows.sum()} features that are {what}, the first in row {rows.argmax()}; compute them "
+                "again."
+            )
     with np.errstate(over="ignore"):
         stored = features.astype(dtype)
-    if not np.isfinite(stored).all() or not stored.any(axis=2).all():
-        instead = "; import them as float32" if dtype == "float16" else ""
-        raise UserError(f"{path} holds features that {dtype} makes infinite or all zeros{instead}.")
+    if unusable_rows(stored).any():
+        instead = "import them as float32" if dtype == "float16" else "scale them"
+        raise UserError(f"{path} holds features that {dtype} makes infinite or all zeros; {instead}.")
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -177,5 +187,7 @@ def _contents(dataset: Dataset, files: Mapping[str, _File], dtype: str) -> dict[
         features = files[split].features.astype(dtype)
         rows = np.arange(len(features))
         blocks = [(rows, slice(0, features.shape[1]), features)]
-        contents[split] = SplitContent(rows, images.labels, images.paths, features.shape[1], blocks)
+        contents[split] = SplitContent(
+            rows, images.labels, images.paths, features.shape[1], ImageFiles.unknown(len(rows)), blocks
+        )
     return contents

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastcoop.features.image_files import ImageFiles
 from fastcoop.features.plan import Part
+
+FILE_FIELDS = ("size", "mtime_ns", "sha256")
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,12 @@ class Encoded:
 
     Attributes:
         features: (rows, views, dim) in the store's dtype; rows of unreadable images are zero.
+        files: of the rows' images when they were read.
         failures: position in the part -> why that image could not be read.
     """
 
     features: np.ndarray
+    files: ImageFiles
     failures: dict[int, str]
 
 
@@ -35,11 +40,12 @@ def parts_folder(store: Path) -> Path:
 def write_part(store: Path, part: Part, encoded: Encoded) -> None:
     """Write a part, whole or not at all."""
     target = parts_folder(store) / f"{part.key}.npz"
-    temporary = target.with_suffix(".tmp")
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
     whole = io.BytesIO()  # on a full disk zipfile, writing to it, would complain beside our own message
     np.savez(
         whole,
         features=encoded.features,
+        **{field: getattr(encoded.files, field) for field in FILE_FIELDS},
         failed=np.array(list(encoded.failures), np.int64),
         reasons=np.array(list(encoded.failures.values()), np.str_),
     )
@@ -58,10 +64,14 @@ def read_part(store: Path, part: Part) -> Encoded | None:
     try:
         with np.load(parts_folder(store) / f"{part.key}.npz") as content:
             failures = dict(zip(content["failed"].tolist(), content["reasons"].tolist(), strict=True))
-            features = content["features"]
+            features, files = content["features"], ImageFiles(*(content[field] for field in FILE_FIELDS))
     except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None
-    return Encoded(features, failures) if features.shape[:2] == (len(part.rows), len(part.views)) else None
+    return (
+        Encoded(features, files, failures)
+        if features.shape[:2] == (len(part.rows), len(part.views))
+        else None
+    )
 
 
 def discard_parts(store: Path) -> None:

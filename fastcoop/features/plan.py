@@ -80,7 +80,7 @@ def make_plan(
     Raises UserError where the store was made with settings that cannot be mixed with these.
     """
     if store is not None:
-        settings = _reconciled(store, settings)
+        settings = _reconciled(store, settings, backbone)
     parts: list[Part] = []
     index: dict[str, np.ndarray] = {}
     skipped: dict[str, np.ndarray] = {}
@@ -99,11 +99,17 @@ def make_plan(
     return Plan(settings, tuple(parts), index, skipped)
 
 
-def _reconciled(store: FeatureStore, asked: Settings) -> Settings:
+def dtype_name(backbone: Backbone) -> str:
+    """The dtype that the backbone computes in, "float32" for example."""
+    return str(backbone.dtype).removeprefix("torch.")
+
+
+def _reconciled(store: FeatureStore, asked: Settings, backbone: Backbone) -> Settings:
     meta = store.meta
     for what, stored, value in (
         ("recipe", meta.recipe, asked.recipe),
         ("view seed", meta.view_seed, asked.view_seed),
+        ("a backbone in", meta.compute_dtype, dtype_name(backbone)),
     ):
         if stored != value:
             raise UserError(
@@ -131,7 +137,7 @@ def _cut(
     parts = []
     for cut in cuts:
         facts = [
-            *(backbone.digest, dataset.digest, split, cut.tolist(), list(views)),
+            *(backbone.digest, dtype_name(backbone), dataset.digest, split, cut.tolist(), list(views)),
             *(settings.recipe, settings.view_seed, settings.dtype, settings.batch_size),
         ]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

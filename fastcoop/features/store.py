@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, Split, load_dataset
+from fastcoop.datasets.dataset import content_digest, warn_once
 from fastcoop.datasets.halves import half_of, rows_in_whole, split_spec
 from fastcoop.errors import UserError
-
-FORMAT = "fastcoop features"
-FORMAT_VERSION = 1
-META = "meta"
-ROWS_AT_ONCE = 256  # where all of a file is gone through
-IMPORTED = "imported"  # the recipe of features computed elsewhere
+from fastcoop.features.image_files import ImageFiles, find_changes
+from fastcoop.features.store_file import IMPORTED, ROWS_AT_ONCE, Meta, MissingStore, StoreFile, StoreVersion
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
@@ -54,71 +48,84 @@ def find_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
 
 
 @dataclass(frozen=True)
-class Meta:
-    """What a store's features came from. Two stores with equal fields hold equal features, row by row.
+class Compared:
+    """What comparing a store with its image files has found.
 
     Attributes:
-        backbone, backbone_digest, dataset, dataset_digest: names and content digests.
-        dim: feature size.
-        recipe: "current" or "official-2021"; "imported" for features computed elsewhere.
-        view_seed: of the augmentations.
-        views: augmented views per training image, beside view 0.
-        dtype: "float16" or "float32".
-        class_names, template: of the dataset.
-        expected: images in each split of the dataset; all of "val" and "test", part of "train", are stored.
-        skipped: for each split the indices left out because the image could not be read.
-        sha256: for each split, of its rows' indices, labels and features.
-        versions: of the packages that made the features.
+        changed: for each split with any, the indices of images whose files hold other bytes than when they were
+            encoded, in the whole dataset.
+        renewed: whether files were found with another time and the same bytes.
     """
 
-    backbone: str
-    backbone_digest: str
-    dataset: str
-    dataset_digest: str
-    dim: int
-    recipe: str
-    view_seed: int
-    views: int
-    dtype: str
-    class_names: tuple[str, ...]
-    template: str
-    expected: Mapping[str, int]
-    skipped: Mapping[str, Sequence[int]]
-    sha256: Mapping[str, str]
-    versions: Mapping[str, str]
+    changed: Mapping[str, np.ndarray]
+    renewed: bool
+
+    @property
+    def count(self) -> int:
+        """Images whose files have changed."""
+        return sum(len(indices) for indices in self.changed.values())
 
 
 class FeatureStore:
     """Raw image features of one dataset by one backbone. Open it with ``FeatureStore.open``."""
 
-    def __init__(self, path: Path, meta: Meta, tables: Mapping[str, _Table], template: str):
-        self.path = path
+    def __init__(
+        self, file: StoreFile, meta: Meta, tables: Mapping[str, _Table], template: str, compared: Compared
+    ):
+        self.path = file.path
+        self.compared = compared
         self.meta = meta
+        self._file = file
         self.template = template
         self._tables = tables
 
     @classmethod
     def open(
-        cls, path: str | Path, backbone: Backbone | None = None, dataset: Dataset | None = None
+        cls,
+        path: str | Path,
+        backbone: Backbone | None = None,
+        dataset: Dataset | None = None,
+        version: StoreVersion | None = None,
+        only_unchanged: bool = False,
     ) -> FeatureStore:
         """Open a store, made by ``backbone`` from ``dataset`` where these are given.
 
-        Only metadata is read; features stay on disk until asked for. The template is the dataset's own where
-        one is given, since it plays no part in features.
+        Only metadata is read; features stay on disk until asked for, and their digest is computed then. The file is
+        kept open: if another takes its place, what this store reads stays as it is.
+
+        Args:
+            path: of the store.
+            backbone, dataset: what it must be made of; None for anything. The template is then the dataset's own,
+                since it plays no part in features.
+            version: what the store must hold, ``FeatureStore.version`` of one that was opened earlier.
+            only_unchanged: leave out images of ``dataset`` whose files hold other bytes than when they were encoded.
+                Without it files are not looked at; ``cache_features`` does that.
 
         Raises:
-            UserError: no such file, damaged, of a newer format, or made with other weights or another version
-                of the dataset (both digests named).
+            UserError: no such file, damaged, of a newer format, made with other weights or another version of the
+                dataset (both digests named), or without what ``version`` held.
         """
         path = Path(path)
-        meta, tables = _read(path)
+        file = StoreFile.open(path)
+        if version is not None:
+            file = file.as_version(version)
+        meta, tables = file.meta, {split: _Table.of(file, split) for split in file.splits}
+        compared = Compared({}, False)
         if backbone is not None:
             _refuse_unless_equal(path, "weights", meta.backbone, meta.backbone_digest, backbone)
         if dataset is not None:
-            _refuse_unless_equal(path, "images", meta.dataset, meta.dataset_digest, dataset.whole or dataset)
+            whole = dataset.whole or dataset
+            _refuse_unless_equal(path, "images", meta.dataset, meta.dataset_digest, whole)
+            if only_unchanged and whole.store is None:
+                meta, tables, compared = _unchanged(path, meta, tables, whole)
             if dataset.whole is not None:
                 meta, tables = _half(meta, tables, dataset)
-        return cls(path, meta, tables, meta.template if dataset is None else dataset.template)
+        return cls(file, meta, tables, meta.template if dataset is None else dataset.template, compared)
+
+    @property
+    def version(self) -> StoreVersion:
+        """What the file holds, small enough to send to other processes."""
+        return self._file.version
 
     @property
     def dim(self) -> int:
@@ -172,12 +179,25 @@ class FeatureStore:
         """int64 (n,), ascending: which of the split's images are stored."""
         return self._table(split).index
 
+    def labels(self, split: str) -> np.ndarray:
+        """int64 (n,): the stored images' labels, in the order of ``indices``."""
+        table = self._table(split)
+        table.features()  # verifies labels, too
+        return table.labels
+
     def paths(self, split: str) -> tuple[str, ...]:
         """The stored images' paths, in the order of ``indices``."""
         rows = self._table(split).rows
-        with damage_refused(self.path), h5py.File(self.path) as file:
-            paths = file[split]["paths"].asstr("utf-8", "surrogateescape")[:]
+        paths = self._file.paths(split)
         return tuple(paths if rows is None else paths[rows])
+
+    def files(self, split: str) -> ImageFiles:
+        """The stored images' files as they were when they were encoded, in the order of ``indices``."""
+        return self._table(split).files
+
+    def problems(self, split: str) -> list[str]:
+        """What is wrong with the contents of a split, in sentences, from one pass over all of it."""
+        return self._file.problems(split)
 
     def train(self, indices: Sequence[int] | np.ndarray, views: bool = True) -> Tensor:
         """Features of training images, float32 (n, 1 + views, dim); view 0 is the test-time crop.
@@ -192,7 +212,7 @@ class FeatureStore:
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Labels of training images, int64 (n,), in the order of ``train``."""
-        return torch.from_numpy(self._table("train").labels[self._rows("train", indices)])
+        return torch.from_numpy(self.labels("train")[self._rows("train", indices)])
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """All of "val" or "test": float32 (n, dim) features of view 0 and int64 (n,) labels."""
@@ -202,8 +222,7 @@ class FeatureStore:
 
     def raw(self, split: str, rows: slice) -> np.ndarray:
         """Features as stored, (rows, views, dim) in the store's dtype, of consecutive ``indices``."""
-        table = self._table(split)
-        return table.mapped()[rows if table.rows is None else table.rows[rows]]
+        return self._table(split).stored(rows)
 
     def as_dataset(self) -> Dataset:
         """The dataset behind the store, without its images: for features that were imported.
@@ -219,7 +238,12 @@ class FeatureStore:
         for name in self.splits:
             rows = self._rows(name, np.arange(self.meta.expected[name]))
             paths = self.paths(name)
-            splits[name] = Split(tuple(paths[row] for row in rows), self._table(name).labels[rows])
+            splits[name] = Split(tuple(paths[row] for row in rows), self.labels(name)[rows])
+        if content_digest(self.class_names, splits) != self.meta.dataset_digest:
+            raise UserError(
+                f"{self.path} is damaged: its class names, paths and labels are not those that were written; move it "
+                "away and make it again."
+            )
         return Dataset(
             name=self.meta.dataset,
             root=self.path.parent,
@@ -252,84 +276,65 @@ class FeatureStore:
         return rows
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One split: ascending ``index`` (n,), ``labels`` (n,), and where its (n, views, dim) features lie."""
+def open_if_there(
+    path: Path, backbone: Backbone, dataset: Dataset, only_unchanged: bool = False
+) -> FeatureStore | None:
+    """``FeatureStore.open``; None if there is no file.
 
-    path: Path
+    Raises UserError as that does.
+    """
+    try:
+        return FeatureStore.open(path, backbone, dataset, only_unchanged=only_unchanged)
+    except MissingStore:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """One split of a file, or some of its rows.
+
+    Attributes:
+        index, labels: int64 (n,), of the images, ``index`` ascending.
+        rows: int64 (n,), of the file's; None for all.
+        files: what the n image files were when they were encoded.
+    """
+
+    file: StoreFile
+    split: str
     index: np.ndarray
     labels: np.ndarray
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    offset: int | None
-    rows: np.ndarray | None = None  # of the file's, where the split is part of what lies there
+    rows: np.ndarray | None
+    files: ImageFiles
 
-    def mapped(self) -> np.ndarray:
-        """All features. They are contiguous in the file, which is mapped, not parsed."""
-        if self.offset is None:
-            return np.zeros(self.shape, self.dtype)
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+    @classmethod
+    def of(cls, file: StoreFile, split: str) -> _Table:
+        """All of a split."""
+        stored = file.splits[split]
+        return cls(file, split, stored.index, stored.labels, None, stored.files)
+
+    def features(self) -> np.ndarray:
+        """All features of the file's split, (n, views, dim) in its dtype. Raises UserError for a damaged file."""
+        self.file.verify(self.split)
+        return self.file.splits[self.split].features
+
+    def take(self, rows: np.ndarray) -> _Table:
+        """Some rows, ascending."""
+        inner = rows if self.rows is None else self.rows[rows]
+        return replace(
+            self, index=self.index[rows], labels=self.labels[rows], rows=inner, files=self.files.take(rows)
+        )
 
     def read(self, rows: np.ndarray, views: int | None = None) -> Tensor:
         """float32 (len(rows), views, dim): the first views, or all."""
-        out = torch.empty(len(rows), *self.mapped()[:0, :views].shape[1:])
+        out = torch.empty(len(rows), *self.features()[:0, :views].shape[1:], dtype=torch.float32)
         for start in range(0, len(rows), ROWS_AT_ONCE):  # no second copy of everything in half precision
             part = slice(start, start + ROWS_AT_ONCE)
             out[part] = torch.from_numpy(self.stored(rows[part], views))
         return out
 
-    def stored(self, rows: np.ndarray, views: int | None = None) -> np.ndarray:
+    def stored(self, rows: np.ndarray | slice, views: int | None = None) -> np.ndarray:
         """(len(rows), views, dim) in the file's dtype: the first views, or all."""
-        return self.mapped()[rows if self.rows is None else self.rows[rows], :views]
-
-
-def _read(path: Path) -> tuple[Meta, dict[str, _Table]]:
-    if not path.is_file():
-        raise UserError(f"There is no feature store {path}; make it with `fastcoop cache-features`.")
-    with damage_refused(path), h5py.File(path) as file:
-        if file.attrs.get("format") != FORMAT:
-            raise UserError(f"{path} is an HDF5 file but not a feature store of fastcoop.")
-        version = int(file.attrs["format_version"])
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {version} and this fastcoop reads up to {FORMAT_VERSION}; "
-                "update fastcoop, or use another cache folder."
-            )
-        content: dict[str, Any] = json.loads(file[META].asstr()[()])
-        content["class_names"] = tuple(content["class_names"])
-        meta = Meta(**content)
-        return meta, {split: _table(path, file, split, meta) for split in meta.expected}
-
-
-@contextmanager
-def damage_refused(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes of its reading into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path} should be a feature store but is damaged or cut short ({error}); "
-            "move it away and run `fastcoop cache-features` again."
-        ) from error
-
-
-def _table(path: Path, file: h5py.File, split: str, meta: Meta) -> _Table:
-    features, index, labels = file[split]["features"], file[split]["index"][:], file[split]["labels"][:]
-    shape = (len(index), 1 + meta.views if split == "train" else 1, meta.dim)
-    if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
-        raise ValueError(
-            f"its {split} features are {features.dtype} {features.shape}, not {meta.dtype} {shape}"
-        )
-    if (np.diff(index, prepend=-1) <= 0).any() or (index >= meta.expected[split]).any():
-        raise ValueError(f"the numbers of its {split} images do not ascend within the split")
-    if len(labels) != len(index) or ((labels < 0) | (labels >= len(meta.class_names))).any():
-        raise ValueError(f"it does not have one label that names a class for each of its {split} images")
-    offset = features.id.get_offset()
-    if features.size and (offset is None or offset + features.nbytes > path.stat().st_size):
-        raise ValueError(f"its {split} features do not lie in it in one piece")
-    return _Table(path, index, labels, features.shape, features.dtype, offset)
+        return self.features()[rows if self.rows is None else self.rows[rows], :views]
 
 
 def _refuse_unless_equal(path: Path, what: str, name: str, digest: str, asked: Backbone | Dataset) -> None:
@@ -340,14 +345,40 @@ def _refuse_unless_equal(path: Path, what: str, name: str, digest: str, asked: B
         )
 
 
+def _unchanged(
+    path: Path, meta: Meta, tables: Mapping[str, _Table], dataset: Dataset
+) -> tuple[Meta, dict[str, _Table], Compared]:
+    """What a store holds without images whose files have changed; times of files are today's where the bytes are equal.
+
+    The digests of splits that lack images are other ones.
+    """
+    kept, sha256, changed, renewed = {}, dict(meta.sha256), {}, False
+    for name, table in tables.items():
+        paths = [dataset.root / dataset.splits[name].paths[index] for index in table.index]
+        differs, files = find_changes(paths, table.files, f"Reading image files of {dataset.name}")
+        renewed |= not np.array_equal(files.mtime_ns, table.files.mtime_ns)
+        kept[name] = replace(table, files=files)
+        if differs.any():
+            changed[name] = table.index[differs]
+            kept[name] = kept[name].take(np.flatnonzero(~differs))
+            sha256[name] += f" without {changed[name].tolist()}"
+    unknown = sum(int((~table.files.known).sum()) for table in kept.values())
+    if unknown:
+        warn_once(
+            f"{path} does not record the image files of {unknown} images, since an older fastcoop wrote it: whether "
+            "they have changed cannot be known. Delete it to encode them again."
+        )
+    return replace(meta, sha256=sha256), kept, Compared(changed, renewed)
+
+
 def _half(meta: Meta, tables: Mapping[str, _Table], half: Dataset) -> tuple[Meta, dict[str, _Table]]:
     """What a store of all classes holds of half of them."""
     kept, expected, skipped = {}, {}, {}
     for name in (name for name in tables if name in half.splits):
         rows = rows_in_whole(half, name)
-        inside = np.flatnonzero(np.isin(tables[name].index, rows))
-        index = np.searchsorted(rows, tables[name].index[inside])
-        kept[name] = replace(tables[name], index=index, labels=half.splits[name].labels[index], rows=inside)
+        table = tables[name].take(np.flatnonzero(np.isin(tables[name].index, rows)))
+        index = np.searchsorted(rows, table.index)
+        kept[name] = replace(table, index=index, labels=half.splits[name].labels[index])
         expected[name] = len(rows)
         left_out = np.asarray(meta.skipped.get(name, ()), np.int64)
         skipped[name] = np.searchsorted(rows, left_out[np.isin(left_out, rows)]).tolist()

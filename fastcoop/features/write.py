@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 import h5py
 import numpy as np
 
-from fastcoop.features.store import FORMAT, FORMAT_VERSION, META, ROWS_AT_ONCE, Meta
-
-HASHED = ("index", "labels", "features")
+from fastcoop.features.image_files import ImageFiles
+from fastcoop.features.store_file import (
+    FILE_FIELDS,
+    FILES_SHA256,
+    FORMAT,
+    FORMAT_VERSION,
+    META,
+    META_SHA256,
+    Meta,
+    content_sha256,
+)
 
 Block = tuple[np.ndarray, slice, np.ndarray]
 
@@ -29,6 +39,7 @@ class SplitContent:
         labels: int64 (n,).
         paths: (n,).
         views: features stored of each image.
+        files: of the n images when they were encoded.
         blocks: (rows (k,) ascending, views, features (k, views, dim)); together they cover (n, views, dim).
     """
 
@@ -36,23 +47,30 @@ class SplitContent:
     labels: np.ndarray
     paths: Sequence[str]
     views: int
+    files: ImageFiles
     blocks: Iterable[Block]
 
 
 def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) -> None:
     """Write a store with ``meta`` (its ``sha256`` is filled in here) at ``path``, whole or not at all.
 
+    The caller holds the store's lock: temporary files that killed processes left are removed.
+
     Raises OSError where the disk refuses; what was at ``path`` before is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*tmp"):
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         _reserve(temporary, _most_bytes(meta, contents))
         with h5py.File(temporary, "w") as file:
             for split, content in contents.items():
                 _write_split(file.create_group(split), content, meta)
             meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
-            file.create_dataset(META, data=json.dumps(asdict(meta)), dtype=h5py.string_dtype())
+            text = json.dumps(asdict(meta))
+            file.create_dataset(META, data=text, dtype=h5py.string_dtype())
+            file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
         with temporary.open("rb+") as written:
@@ -64,17 +82,6 @@ def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) ->
         temporary.unlink(missing_ok=True)
 
 
-def content_sha256(group: h5py.Group) -> str:
-    """sha256 hex over a split's indices, labels and features as they lie in the file."""
-    digest = hashlib.sha256()
-    for field in HASHED:
-        data = group[field]
-        digest.update(f"{field} {data.shape} {data.dtype.str}\n".encode())
-        for start in range(0, len(data), ROWS_AT_ONCE):
-            digest.update(np.ascontiguousarray(data[start : start + ROWS_AT_ONCE]).data)
-    return digest.hexdigest()
-
-
 def as_bytes(path: str) -> bytes:
     """A path as the disk has it, in UTF-8 or not."""
     return path.encode("utf-8", "surrogateescape")
@@ -84,7 +91,7 @@ def _most_bytes(meta: Meta, contents: Mapping[str, SplitContent]) -> int:
     """More than the file will take."""
     features = sum(len(part.index) * part.views for part in contents.values()) * meta.dim
     rows = [path for part in contents.values() for path in part.paths]
-    tables = sum(len(as_bytes(path)) for path in rows) + 64 * len(rows)
+    tables = sum(len(as_bytes(path)) for path in rows) + 112 * len(rows)
     return features * np.dtype(meta.dtype).itemsize + tables + 2 * len(json.dumps(asdict(meta))) + (1 << 14)
 
 
@@ -103,6 +110,9 @@ def _reserve(path: Path, size: int) -> None:
 def _write_split(group: h5py.Group, content: SplitContent, meta: Meta) -> None:
     group["index"] = content.index.astype("<i8")
     group["labels"] = content.labels.astype("<i8")
+    for field in FILE_FIELDS:
+        group[field] = getattr(content.files, field.removeprefix("file_"))
+    group.attrs[FILES_SHA256] = content_sha256(group, FILE_FIELDS)
     paths = [as_bytes(path) for path in content.paths]
     group.create_dataset("paths", data=paths, dtype=h5py.string_dtype())
     shape = (len(content.index), content.views, meta.dim)

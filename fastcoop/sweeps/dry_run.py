@@ -19,7 +19,15 @@ from fastcoop.sweeps.forecast import Forecast, forecast
 from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.plan import load_world, plan_runs, warn_of_idle_settings
 from fastcoop.sweeps.store import DATABASE, ResultsStore, advice
-from fastcoop.sweeps.sweep import Summary, _count, _open_features, _pending, _tested, results_folder
+from fastcoop.sweeps.sweep import (
+    Summary,
+    _count,
+    _open_features,
+    _pending,
+    _tested,
+    open_unchanged,
+    results_folder,
+)
 from fastcoop.sweeps.workers import check_limits
 
 IMPORTS = 10.0  # seconds that loading the libraries takes at most, however old the process is
@@ -70,7 +78,7 @@ def dry_run(
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
-    _open_features(world, Path(cache))
+    _open_features(world, Path(cache), open_unchanged)
     planned = plan_runs(world)
     warn_of_idle_settings(planned)
     tested = _tested(folder)

@@ -14,7 +14,7 @@ import numpy as np
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_all, find_dataset, store_path
+from fastcoop.features import cache_all, find_dataset, open_current, store_path
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
 from fastcoop.methods.base import read_settings
@@ -106,7 +106,7 @@ def evaluate(
             for data in run.job.targets:
                 if data.store is None:
                     path = store_path(cache, run.backbone, data.dataset)
-                    data.store = FeatureStore.open(path, run.backbone, data.dataset)
+                    data.store = open_current(path, run.backbone, data.dataset)
         add_datasets(folder, datasets)
         _test(pending, store.record)
     return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.job.targets})

@@ -143,7 +143,11 @@ def forecast(
     for backbone in world.backbones:
         mine = [batch for batch in batches if batch.backbone == backbone.name]
         data = {
-            dataset.name: measure.with_features(world.data[backbone.name, dataset.name], backbone.embed_dim)
+            dataset.name: measure.with_features(
+                world.data[backbone.name, dataset.name],
+                backbone.embed_dim,
+                missing.get((backbone.name, dataset.name), 0),
+            )
             for dataset in world.datasets.values()
         }
         for dataset in world.datasets.values():

@@ -201,9 +201,9 @@ class MadeUp:
         return torch.from_numpy(self._centres[labels][:, None] + 1.5 * noise)
 
 
-def with_features(data: Data, dim: int) -> Data:
-    """``data`` itself, or with features made up where it has none yet."""
-    if data.store is not None:
+def with_features(data: Data, dim: int, missing_crops: int = 0) -> Data:
+    """``data`` itself, or with features made up where some are still missing."""
+    if data.store is not None and not missing_crops:
         return data
     stand_in: Any = MadeUp(data.dataset, dim, data.views)
     return Data(data.dataset, stand_in, data.views)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, store_path
+from fastcoop.features import FeatureStore, open_current, open_if_there, store_path
 from fastcoop.methods import METHODS, Data, Job
 from fastcoop.sweeps.about import write_about
 from fastcoop.sweeps.caching import cache_world
@@ -135,7 +137,7 @@ def sweep(
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
     world = load_world(read, Path(data_root) if data_root is not None else None, device)
-    known = _open_features(world, Path(cache))
+    known = _open_features(world, Path(cache), open_unchanged if dry_run else open_if_there)
     planned = plan_runs(world)  # finds what is wrong before any work
     warn_of_idle_settings(planned)
     if dry_run:
@@ -144,7 +146,7 @@ def sweep(
     with open_store(folder) as store:
         for _ in cache_world(world, Path(cache), retry_skipped=False):
             pass
-        if _open_features(world, Path(cache)) != known:
+        if _open_features(world, Path(cache), open_current) != known:
             planned = plan_runs(world)
         write_about(folder, read, world.datasets.values(), data_root, cache)
         store.complete(planned)
@@ -207,13 +209,26 @@ def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | N
     return Path("results") / Path(grid).stem
 
 
-def _open_features(world: World, cache: Path) -> list[Mapping[str, str] | None]:
+def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
+    """Open a store, if it is there, without images whose files have changed, and warn of those."""
+    store = open_if_there(path, backbone, dataset, only_unchanged=True)
+    if store is not None and store.compared.count:
+        log.warning(
+            f"{store.compared.count} image file(s) of {dataset.name} have changed since they were encoded; they would "
+            "be encoded again."
+        )
+    return store
+
+
+def _open_features(
+    world: World, cache: Path, open_one: Callable[[Path, Backbone, Dataset], FeatureStore | None]
+) -> list[Mapping[str, str] | None]:
     """Open all feature stores that are there; returns the digests of their splits, None for those that are not."""
     for backbone in world.backbones:
         for dataset in world.datasets.values():
-            path = store_path(cache, backbone, dataset)
-            store = FeatureStore.open(path, backbone, dataset) if path.exists() else None
-            world.add_features(backbone, dataset, store)
+            world.add_features(
+                backbone, dataset, open_one(store_path(cache, backbone, dataset), backbone, dataset)
+            )
     return [data.store.meta.sha256 if data.store else None for data in world.data.values()]
 
 

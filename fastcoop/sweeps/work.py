@@ -22,6 +22,7 @@ from fastcoop.sweeps.plan import PlannedRun, World
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.engine.state import State
+    from fastcoop.features import StoreVersion
 
 TOLD_EVERY = 0.5  # seconds between words of progress
 
@@ -116,6 +117,7 @@ class Supplies:
         backbones: by name, as ``fastcoop.backbone_from_spec`` takes them.
         datasets: by name.
         stores: paths of feature stores by names of backbone and dataset.
+        versions: what these stores held when the runs were planned.
         views: of training features.
         device: of the towers.
     """
@@ -123,6 +125,7 @@ class Supplies:
     backbones: dict[str, str]
     datasets: dict[str, Dataset]
     stores: dict[tuple[str, str], Path]
+    versions: dict[tuple[str, str], StoreVersion]
     views: int
     device: str
 
@@ -134,11 +137,11 @@ class Supplies:
             backbone.name: str(path.resolve()) if is_model_path(path := Path(spec).expanduser()) else spec
             for spec, backbone in world.named.items()
         }
-        stores = {
-            names: data.store.path.resolve() for names, data in world.data.items() if data.store is not None
-        }
+        opened = {names: data.store for names, data in world.data.items() if data.store is not None}
+        stores = {names: store.path.resolve() for names, store in opened.items()}
+        versions = {names: store.version for names, store in opened.items()}
         datasets = {dataset.name: dataset for dataset in world.datasets.values()}
-        return cls(specs, datasets, stores, world.grid.views, device)
+        return cls(specs, datasets, stores, versions, world.grid.views, device)
 
 
 class Workshop:
@@ -185,7 +188,8 @@ class Workshop:
         if dataset not in self._data:
             described = self.supplies.datasets[dataset]
             path = self.supplies.stores[backbone, dataset]
-            store = FeatureStore.open(path, self.backbone(backbone), described)
+            version = self.supplies.versions[backbone, dataset]
+            store = FeatureStore.open(path, self.backbone(backbone), described, version)
             self._data[dataset] = Data(described, store, self.supplies.views)
         return self._data[dataset]
 

@@ -97,7 +97,7 @@ def test_a_worker_that_dies_while_it_starts_ends_its_runs_whatever_its_task_hold
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     batch = Batch("coop", "none", ("a",), 1)
     large = RunSpec("a", CoOpSettings(), "d", 1, 1, (), np.zeros((1 << 20,), np.float32), None, False)
-    workers = Workers(Supplies({}, {}, {}, 0, "cpu"), Team(("cpu",), 1))
+    workers = Workers(Supplies({}, {}, {}, {}, 0, "cpu"), Team(("cpu",), 1))
     events: list[Any] = []
     workers.work(deque([Task(batch, (large,))]), events.append, lambda: None)
     (event,) = events
