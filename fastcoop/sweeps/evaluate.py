@@ -14,7 +14,14 @@ import numpy as np
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import cache_all, find_dataset, open_current, store_path
+from fastcoop.features import (
+    FeatureStore,
+    cache_all,
+    find_dataset,
+    open_current,
+    open_if_there,
+    store_path,
+)
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
 from fastcoop.methods.base import read_settings
@@ -97,19 +104,24 @@ def evaluate(
     planned = _plan(folder, rows, datasets, found, strict=bool(runs))
     _refuse_other_datasets(folder, planned, cache)
     with open_store(folder) as store:
-        tested = store.done()
-        pending = _lacking(planned, tested)
+        for backbone, data in _targets(planned):
+            with suppress(UserError):  # refused when it is needed
+                path = store_path(cache, backbone, data.dataset)
+                data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
+        pending = _lacking(planned, store.done())
         used = list({run.backbone.digest: run.backbone for run in pending}.values())
         for _ in cache_all(used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe):
             pass
-        for run in pending:
-            for data in run.job.targets:
-                if data.store is None:
-                    path = store_path(cache, run.backbone, data.dataset)
-                    data.store = open_current(path, run.backbone, data.dataset)
+        for backbone, data in _targets(pending):
+            data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)
         add_datasets(folder, datasets)
         _test(pending, store.record)
     return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.job.targets})
+
+
+def _targets(runs: Iterable[PlannedRun]) -> Iterable[tuple[Backbone, Data]]:
+    """Every target of the runs once, with its backbone."""
+    return {id(data): (run.backbone, data) for run in runs for data in run.job.targets}.values()
 
 
 def _chosen(folder: Path, runs: Sequence[str]) -> list[Any]:

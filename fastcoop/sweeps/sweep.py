@@ -221,7 +221,9 @@ def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureS
 
 
 def _open_features(
-    world: World, cache: Path, open_one: Callable[[Path, Backbone, Dataset], FeatureStore | None]
+    world: World,
+    cache: Path,
+    open_one: Callable[[Path, Backbone, Dataset], FeatureStore | None] = open_if_there,
 ) -> list[Mapping[str, str] | None]:
     """Open all feature stores that are there; returns the digests of their splits, None for those that are not."""
     for backbone in world.backbones:
