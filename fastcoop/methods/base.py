@@ -191,6 +191,10 @@ class Method(ABC, Generic[S]):
         are recorded with the score, and where they have changed the run is tested again."""
         return ()
 
+    def layout(self, settings: S, backbone: Backbone) -> PromptLayout | None:
+        """The layout of prompts with learned vectors that class names go into; None where a run has none."""
+        return None
+
     def columns(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
         """Columns of the results table, beyond those that every run has: by name, what JSON can hold."""
         return {}

@@ -21,6 +21,7 @@ from fastcoop.remember import remember
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.engine import Trained
+    from fastcoop.prompts import PromptLayout
 
 LOOKS = 20  # at the validation images, evenly over a schedule
 PROMPTS_AT_ONCE = 4096  # encoded without gradients
@@ -136,6 +137,10 @@ class CoOp(Method[CoOpSettings]):
             resolved |= {"val_accuracy": True}
         dump = settings.model_dump(mode="json", exclude=LATER)
         return dump | resolved | {"views": job.data.views}
+
+    def layout(self, settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
+        layout: PromptLayout = layout_of(settings, backbone)
+        return layout
 
     def columns(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         settings, layout = job.settings, layout_of(job.settings, backbone)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,38 @@ def fill(template: str, class_names: Sequence[str]) -> list[str]:
             f'A prompt needs one "{{}}" where the class name goes; "{template}" does not have it.'
         )
     return [template.replace("{}", name.replace("_", " ")) for name in class_names]
+
+
+def check_prompts(backbone: Backbone, data: Data, template: str) -> None:
+    """Refuse class names that make prompts longer than the text tower reads.
+
+    Raises:
+        UserError: with the class, its number of tokens and the limit.
+    """
+    limit = backbone.text.context_length
+    for name, prompt in zip(data.class_names, fill(template, data.class_names), strict=True):
+        if prompt.isascii() and len(prompt) + 4 <= limit:  # a character is one token at most
+            continue
+        ids = backbone.tokenizer([prompt], context_length=3 * len(prompt) + limit)[0]
+        tokens = int((ids != ids[-1]).nonzero().max()) + 1  # the rest is padding
+        if tokens > limit:
+            raise UserError(
+                f'The prompt "{shorten(template, 60)}" of class "{shorten(name, 60)}" of {data.name} has {tokens} '
+                f"tokens with its start and end, but the text tower of {backbone.name} reads at most {limit}; shorten "
+                "the prompt, or give the class a shorter name (class_names in the dataset's YAML)."
+            )
+
+
+def check_class_names(backbone: Backbone, data: Data) -> None:
+    """Raise UserError for a class name that the backbone's tokenizer reads as nothing."""
+    odd = [name for name in data.class_names if not re.search("[A-Za-z0-9]", name)]
+    nothing = backbone.tokenizer([""], context_length=8)
+    for name in odd:
+        if bool((backbone.tokenizer([name.replace("_", " ")], context_length=8) == nothing).all()):
+            raise UserError(
+                f"The class name {name!r} of {data.name} reads as nothing in a prompt of {backbone.name}; give the "
+                "class another name (class_names in the dataset's YAML)."
+            )
 
 
 @remember(512)

@@ -27,7 +27,7 @@ from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
 from fastcoop.methods.base import read_settings
 from fastcoop.progress import progress
 from fastcoop.sweeps.about import add_datasets, grid_of
-from fastcoop.sweeps.plan import PlannedRun, TestFacts, refuse_shared_names
+from fastcoop.sweeps.plan import PlannedRun, TestFacts, refuse_long_prompts, refuse_shared_names
 from fastcoop.sweeps.results import (
     Learned,
     load_learned,
@@ -181,13 +181,16 @@ def _plan(
     """Each run with the targets it can be tested on. ``strict`` raises for what cannot be, else it is left out."""
     data = {digest: [Data(dataset, None) for dataset in datasets] for digest in backbones}
     planned, refused = [], []
+    checked: set[tuple[Any, ...]] = set()
     for row in rows:
-        method, fitting = METHODS[row.method], []
+        method, fitting, backbone = METHODS[row.method], [], backbones[row.backbone_digest]
         try:
             job = _job(folder, row)
             for target in data[row.backbone_digest]:
                 try:
-                    method.check(replace(job, targets=(target,)))
+                    tested = replace(job, targets=(target,))
+                    method.check(tested)
+                    refuse_long_prompts([PlannedRun(row.key, row.method, backbone, tested)], checked)
                     fitting.append(target)
                 except UserError as error:
                     refused.append(error)
@@ -195,7 +198,7 @@ def _plan(
             refused.append(error)
         if fitting:
             job = replace(job, targets=tuple(fitting))
-            planned.append(PlannedRun(row.key, row.method, backbones[row.backbone_digest], job))
+            planned.append(PlannedRun(row.key, row.method, backbone, job))
     if refused and (strict or not planned):
         raise refused[0]
     if refused:

@@ -176,7 +176,7 @@ def plan_runs(world: World) -> list[PlannedRun]:
             targets = tuple(dict.fromkeys((*known.job.targets, *targets)))
             job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
         planned[key] = PlannedRun(key, run.method, backbone, job)
-    _refuse_long_prompts(planned.values())
+    refuse_long_prompts(planned.values())
     return list(planned.values())
 
 
@@ -190,18 +190,30 @@ def warn_of_idle_settings(planned: Iterable[PlannedRun]) -> None:
             log.warning(sentence)
 
 
-def _refuse_long_prompts(planned: Iterable[PlannedRun]) -> None:
-    """Before hours go into features: prompts with learned vectors that are longer than the text tower reads."""
+def refuse_long_prompts(planned: Iterable[PlannedRun], checked: set[tuple[Any, ...]] | None = None) -> None:
+    """Raise UserError, before hours go into features, for class names of a run's dataset or targets that are too long
+    for its prompts.
+
+    checked: what was found to be right before; more is added.
+    """
+    from fastcoop.methods.text import check_class_names, check_prompts
     from fastcoop.prompts.layout import class_prompts
 
-    seen = set()
+    checked = set() if checked is None else checked
     for run in planned:
-        training = METHODS[run.method].training(run.job, run.backbone)
-        if training is not None:
-            prompts = (id(run.backbone), training.class_names, training.layout)
-            if prompts not in seen:
-                class_prompts(run.backbone.tokenizer, *prompts[1:], run.backbone.text.context_length)
-                seen.add(prompts)
+        method, backbone = METHODS[run.method], run.backbone
+        layout = method.layout(run.job.settings, backbone)
+        for data in run.job.tests:
+            for form in (*method.prompts(run.job.settings, data), *((layout,) if layout else ())):
+                what = (id(backbone), data.class_names, form)
+                if what in checked:
+                    continue
+                check_class_names(backbone, data)
+                if isinstance(form, str):
+                    check_prompts(backbone, data, form)
+                else:
+                    class_prompts(backbone.tokenizer, data.class_names, form, backbone.text.context_length)
+                checked.add(what)
 
 
 def _refuse_copy(known: PlannedRun, data: Data, backbone: Backbone) -> None:
