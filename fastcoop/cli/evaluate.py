@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastcoop.cli.app import app
-from fastcoop.cli.options import AsJson, Cache, DataRoot, Device
+from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable
 
 
 @app.command()
@@ -31,6 +31,7 @@ def evaluate(
         typer.Option(help='Image transforms: "current" or "official-2021" (what the runs learned from).'),
     ] = None,
     device: Device = "cpu",
+    skip_unreadable: SkipUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
     """Test what runs learned on other datasets, with these datasets' own class names. Nothing is trained.
@@ -46,6 +47,7 @@ def evaluate(
     tested = test_runs(
         results, [name.strip() for name in targets.split(",") if name.strip()], runs=runs or (),
         backbones=backbones or (), data_root=data_root, cache=cache, recipe=recipe, device=device,
+        skip_unreadable=skip_unreadable,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(one) for one in tested], indent=1))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastcoop.cli.app import app, features_app
-from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, numbers
+from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, SkipUnreadable, numbers
 from fastcoop.errors import UserError
 
 # What a grid file states itself.
@@ -31,7 +31,7 @@ def cache_features(
     views: Annotated[int, typer.Option(help="Augmented views per training image.")] = 8,
     recipe: Annotated[str, typer.Option(help='Image transforms: "current" or "official-2021".')] = "current",
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
-    skip_unreadable: Annotated[bool, typer.Option(help="Leave out images that cannot be decoded.")] = False,
+    skip_unreadable: SkipUnreadable = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:

@@ -23,6 +23,9 @@ def _device(value: str) -> str:
 
 
 Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded, and say which.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[
     str,

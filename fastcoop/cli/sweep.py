@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastcoop.cli.app import app
-from fastcoop.cli.options import AsJson, Cache, DataRoot, Device
+from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def sweep(
         typer.Option(help="Processes to work with; -1 is as many as are quickest, 1 none beside this one."),
     ] = -1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed.")] = False,
+    skip_unreadable: SkipUnreadable = False,
     backend: Annotated[
         Backend, typer.Option(help="Who does the work: this machine, or a Dask cluster (docs/cluster.md).")
     ] = Backend.local,
@@ -98,7 +99,7 @@ def sweep(
         summary = run_sweep(
             grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
             memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed, backend=backend.value,
-            address=address,
+            address=address, skip_unreadable=skip_unreadable,
         )  # fmt: skip
     except KeyboardInterrupt:
         _report_stop(results_folder(grid, results))

@@ -226,8 +226,8 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
         logging.getLogger("fastcoop").warning(f"{count} and were left out:{''.join(listed)}{more}")
         return
     raise UnreadableImages(
-        f"{count}; the others are stored. Repair or remove these, or pass --skip-unreadable:"
-        f"{''.join(listed)}{more}"
+        f"{count}; the others are stored. Repair these, or leave them out with --skip-unreadable "
+        f"(skip_unreadable=True in Python):{''.join(listed)}{more}"
     )
 
 

@@ -77,6 +77,11 @@ class Data:
         self._train.move_to_end(key)
         return self._train[key]
 
+    def readable(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Of a split's images those that were not left out as unreadable: they are what is learned from."""
+        skipped = self.store.meta.skipped.get(split, ()) if self.store else ()
+        return rows[~np.isin(rows, np.asarray(skipped, dtype=np.int64))]
+
     def require_validation(self, subset: FewShot | None, what: str, instead: str) -> None:
         """Raises UserError where a subset has no validation images, for which ``what`` is chosen; ``instead`` says
         what else can be done."""

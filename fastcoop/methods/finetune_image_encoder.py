@@ -183,7 +183,8 @@ def _batches(
             image = read_rgb(data.dataset.root / name)
         except UnreadableImage as error:
             raise UserError(
-                f"{data.dataset.root / name} could not be read ({error}); repair or remove it."
+                f"{data.dataset.root / name} could not be read ({error}), but could when its features were "
+                "cached; repair it."
             ) from None
         return crops(image, name, [view], backbone.preprocess, recipe, seed)
 

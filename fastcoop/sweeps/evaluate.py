@@ -71,6 +71,7 @@ def evaluate(
     cache: str | Path = "cache",
     recipe: str | None = None,
     device: str = "cpu",
+    skip_unreadable: bool = False,
 ) -> list[Tested]:
     """Test runs of a results folder on further datasets, with these datasets' own class lists.
 
@@ -88,6 +89,7 @@ def evaluate(
         data_root, cache: where datasets and feature stores lie.
         recipe: of the targets' image transforms; by default that of the features the runs learned from.
         device: of the towers.
+        skip_unreadable: leave images out that cannot be decoded, and say which, instead of raising.
 
     Raises:
         UserError: no results, no such run, target or backbone, or runs named that cannot be tested on a target.
@@ -110,7 +112,10 @@ def evaluate(
                 data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
         pending = _lacking(planned, store.done())
         used = list({run.backbone.digest: run.backbone for run in pending}.values())
-        for _ in cache_all(used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe):
+        for _ in cache_all(
+            used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe,
+            skip_unreadable=skip_unreadable, retry_skipped=False,
+        ):  # fmt: skip
             pass
         for backbone, data in _targets(pending):
             data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)

@@ -352,7 +352,7 @@ def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
         "settings": recorded_settings(method, job),
         **{name: value for name, value in columns.items() if name in METHOD_COLUMNS},
         "columns": json.dumps(own, ensure_ascii=False, allow_nan=False),
-        "train_images": len(job.subset.train) if job.subset else 0,
+        "train_images": len(job.data.readable("train", job.subset.train)) if job.subset else 0,
         "status": outcome.status,
         "seconds": outcome.seconds,
         "losses": losses,

@@ -107,6 +107,7 @@ def sweep(
     device: str = "cpu",
     jobs: int = -1,
     retry_failed: bool = False,
+    skip_unreadable: bool = False,
     backend: Backend = "local",
     address: str | None = None,
 ) -> Summary:
@@ -124,6 +125,7 @@ def sweep(
         device: of the towers.
         jobs: processes to work with; -1 is as many as are quickest, 1 this process alone.
         retry_failed: try runs again that failed before.
+        skip_unreadable: leave images out that cannot be decoded, and say which, instead of raising.
         backend: "local", or "dask" for the workers of a Dask cluster, whose scheduler is at ``address``.
 
     Raises:
@@ -144,7 +146,7 @@ def sweep(
         return Summary(folder, _count(planned, _tested(folder)), seconds=time.monotonic() - start)
 
     with open_store(folder) as store:
-        for _ in cache_world(world, Path(cache), retry_skipped=False):
+        for _ in cache_world(world, Path(cache), skip_unreadable=skip_unreadable, retry_skipped=False):
             pass
         if _open_features(world, Path(cache), open_current) != known:
             planned = plan_runs(world)

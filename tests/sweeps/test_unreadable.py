@@ -1,0 +1,76 @@
+"""Images that cannot be decoded: the advice of each command can be followed, and what is left out is not counted."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcoop.cli import main
+from fastcoop.sweeps import load_results
+
+
+@pytest.fixture
+def places(world: Path, tmp_path: Path) -> list[str]:
+    shutil.copytree(world / "data" / "colours", tmp_path / "data" / "colours")
+    shutil.copytree(world / "data" / "shifted", tmp_path / "data" / "shifted")
+    (tmp_path / "g.yaml").write_text(
+        f"{{backbones: '{world / 'tiny'}', datasets: colours, shots: 4, seeds: 1, views: 1, methods: linear_probe}}"
+    )
+    return ["--data-root", str(tmp_path / "data"), "--cache", str(tmp_path / "cache")]
+
+
+def damage(folder: Path) -> None:
+    next(iter(sorted(folder.iterdir()))).write_bytes(b"no picture")
+
+
+def run(capsys: Any, *command: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(command))
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def test_the_advice_of_every_command_can_be_followed(
+    world: Path, tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    damage(tmp_path / "data" / "colours" / "train" / "green")
+    damage(tmp_path / "data" / "shifted" / "test" / "green")
+    results = str(tmp_path / "results")
+    sweep = ["sweep", str(tmp_path / "g.yaml"), *places, "--results", results, "--jobs", "1"]
+    tiny = str(world / "tiny")
+    evaluate = ["evaluate", results, "--targets", "shifted", "--backbone", tiny, *places]
+    for command in (sweep, evaluate):
+        code, said = run(capsys, *command)
+        assert code == 2
+        (option,) = re.findall(r"--[a-z-]+", said)
+        code, said = run(capsys, *command, option)
+        assert code == 0, said
+        assert "could not be read and were left out" in caplog.text
+        caplog.clear()
+        assert run(capsys, *command)[0] == 0  # what was left out stays so
+    row = load_results(results).iloc[0]
+    assert row.train_images == 4 * 4 - 1
+
+
+def test_an_image_is_repaired(tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data" / "colours" / "train" / "green"
+    whole = (folder / "0.png").read_bytes()
+    damage(folder)
+    sweep = [
+        "sweep",
+        str(tmp_path / "g.yaml"),
+        *places,
+        "--results",
+        str(tmp_path / "results"),
+        "--jobs",
+        "1",
+    ]
+    code, said = run(capsys, *sweep)
+    assert code == 2
+    assert "the others are stored. Repair these" in said
+    (folder / "0.png").write_bytes(whole)
+    assert run(capsys, *sweep)[0] == 0
+    assert load_results(tmp_path / "results").train_images.item() == 16
