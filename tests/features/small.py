@@ -28,11 +28,13 @@ def make_backbone(seed: int = 0) -> Backbone:
     return Backbone("tiny", model, digest, open_clip.tokenize, preprocess, 8, False)
 
 
-def make_folder(root: Path, train: int = 6, val: int = 2, test: int = 3) -> Dataset:
+def make_folder(
+    root: Path, train: int = 6, val: int = 2, test: int = 3, seed: int = 0, classes: tuple[str, ...] = CLASSES
+) -> Dataset:
     """A dataset of small noise pictures, a folder per split and class."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val), ("test", test)):
-        for name in CLASSES:
+        for name in classes:
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):

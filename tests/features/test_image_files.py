@@ -1,0 +1,321 @@
+"""Pictures that change under the same names: found by size, time and bytes, and encoded again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset, load_dataset
+from fastcoop.datasets.dataset import warn_once
+from fastcoop.datasets.halves import half_of
+from fastcoop.errors import UserError
+from fastcoop.features import (
+    FeatureStore,
+    cache_features,
+    check_store,
+    encode,
+    open_current,
+    plan,
+)
+from fastcoop.features.image_files import ImageFiles, find_changes, read_file
+from fastcoop.features.store_file import FILE_FIELDS, FILES_SHA256, META, META_SHA256
+from tests.features.small import contents, make_folder
+
+ASK = {"shots": ["all"], "seeds": [1], "views": 1}
+
+
+def invert(path: Path) -> None:
+    """Another picture of the same size under the same name."""
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
+def touch(path: Path) -> None:
+    """Another time, the same bytes."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+def as_version_1(path: Path) -> None:
+    """What fastcoop wrote before it recorded image files."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 1
+        del file.attrs[META_SHA256]
+        text = file[META].asstr()[()].replace(', "compute_dtype": "float32"', "")
+        del file[META]
+        file.create_dataset(META, data=text, dtype=h5py.string_dtype())
+        for split in ("train", "val", "test"):
+            del file[split].attrs[FILES_SHA256]
+            for field in FILE_FIELDS:
+                del file[split][field]
+
+
+def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(6)]
+    for path in paths:
+        path.write_bytes(b"content of " + path.name.encode())
+    recorded = ImageFiles.of([*(read_file(path)[1] for path in paths[:5])])
+    recorded = ImageFiles(*(np.concatenate([a, b]) for a, b in zip(
+        vars(recorded).values(), vars(ImageFiles.unknown(1)).values(), strict=True
+    )))  # fmt: skip
+    paths[1].write_bytes(b"another size")
+    time = paths[2].stat().st_mtime_ns
+    paths[2].write_bytes(b"CONTENT of 2")
+    os.utime(paths[2], ns=(time, time + 1))
+    touch(paths[3])
+    paths[4].unlink()
+    paths[5].write_bytes(b"nothing is recorded of it")
+    changed, renewed = find_changes(paths, recorded, "")
+    assert changed.tolist() == [False, True, True, False, False, False]
+    assert renewed.mtime_ns[3] == paths[3].stat().st_mtime_ns
+    os.utime(paths[2], ns=(time, time))
+    assert find_changes(paths, recorded, "")[0].tolist() == [False, True, False, False, False, False]
+    assert find_changes(paths, recorded, "", hash_all=True)[0].tolist() == changed.tolist()
+
+
+def test_changed_pictures_are_encoded_again_and_no_others(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    path = cache_features(backbone, dataset, tmp_path / "cache", **ASK)
+    before = FeatureStore.open(path, backbone, dataset)
+    invert(dataset.root / "test" / "cat" / "1.png")
+    invert(dataset.root / "train" / "dog" / "2.png")
+    touch(dataset.root / "test" / "owl" / "0.png")
+    seen = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
+    assert {split: rows.tolist() for split, rows in seen.compared.changed.items()} == {
+        "train": [8],
+        "test": [1],
+    }
+    assert seen.digest != before.digest
+    assert seen.train_digest(np.array([8])) is None
+    assert seen.train_digest(np.array([7])) == before.train_digest(np.array([7]))
+    with pytest.raises(UserError, match=r"2 image file\(s\) of animals changed while features were computed"):
+        open_current(path, backbone, dataset)
+    count_encoded()
+    cache_features(backbone, dataset, tmp_path / "cache", **ASK)
+    assert count_encoded() == 1 + 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 image file(s) of animals have changed since they were encoded; encoding them again."
+    ]
+    fresh = cache_features(backbone, dataset, tmp_path / "fresh", **ASK)
+    assert open_current(path, backbone, dataset).compared.renewed is False
+    for split, rows in (("train", 18), ("val", 6), ("test", 9)):
+        new, whole = (FeatureStore.open(p).raw(split, slice(0, 18)) for p in (path, fresh))
+        assert len(new) == rows
+        assert np.allclose(new.astype(float), whole.astype(float), rtol=1e-2, atol=1e-3)
+    kept = np.setdiff1d(np.arange(18), [8])
+    after = FeatureStore.open(path)
+    assert torch.equal(after.train(kept), before.train(kept))
+    assert after.digest != before.digest
+    count_encoded()
+    cache_features(backbone, dataset, tmp_path / "cache", **ASK)
+    assert count_encoded() == 0
+
+
+def test_a_new_time_alone_is_noted_where_the_folder_can_be_written(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = cache_features(backbone, dataset, tmp_path / "cache", **ASK)
+    digests, store = FeatureStore.open(path).meta.sha256, path.read_bytes()
+    for file in dataset.root.rglob("*.png"):
+        touch(file)
+    count_encoded()
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.features.cache.FileLock", lambda *_, **__: (_ for _ in ()).throw(OSError(30)))
+        assert cache_features(backbone, dataset, tmp_path / "cache", **ASK) == path
+    assert path.read_bytes() == store
+    cache_features(backbone, dataset, tmp_path / "cache", **ASK)
+    assert count_encoded() == 0
+    assert FeatureStore.open(path).meta.sha256 == digests
+    assert not FeatureStore.open(path, backbone, dataset, only_unchanged=True).compared.renewed
+
+
+def test_half_of_the_classes_share_the_changes_of_the_whole(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int]
+) -> None:
+    dataset = load_dataset(make_folder(tmp_path / "four", classes=("cat", "dog", "owl", "pig")).root)
+    half = half_of(dataset, "new")
+    path = cache_features(backbone, half, tmp_path / "cache", **ASK)
+    invert(dataset.root / "test" / "owl" / "1.png")
+    invert(dataset.root / "test" / "cat" / "0.png")
+    count_encoded()
+    seen = FeatureStore.open(path, backbone, half, only_unchanged=True)
+    assert seen.compared.count == 2
+    assert seen.indices("test").tolist() == [0, 2, 3, 4, 5]
+    cache_features(backbone, half, tmp_path / "cache", **ASK)
+    assert count_encoded() == 2
+    assert open_current(path, backbone, half).indices("test").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_two_datasets_of_one_name_and_the_same_file_names_are_told_apart_by_bytes(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    other = make_folder(tmp_path / "other" / "animals", seed=1)
+    assert other.digest == dataset.digest
+    paths = [
+        cache_features(backbone, one, tmp_path / one.root.parent.name, **ASK) for one in (dataset, other)
+    ]
+    alone = [FeatureStore.open(path).split("test")[0] for path in paths]
+    for one, expected in ((dataset, alone[0]), (other, alone[1]), (dataset, alone[0])):
+        path = cache_features(backbone, one, tmp_path / "shared", **ASK)
+        assert torch.equal(FeatureStore.open(path).split("test")[0], expected)
+
+
+def test_what_became_unreadable_is_named_and_its_old_features_are_not_used(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = cache_features(backbone, dataset, tmp_path, **ASK)
+    (dataset.root / "test" / "cat" / "1.png").write_bytes(b"no picture")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"1 image\(s\) of animals could not be read"):
+            cache_features(backbone, dataset, tmp_path, **ASK)
+        with pytest.raises(UserError, match="changed while"):
+            open_current(path, backbone, dataset)
+    cache_features(backbone, dataset, tmp_path, skip_unreadable=True, **ASK)
+    assert open_current(path, backbone, dataset).split("test")[0].shape == (8, 8)
+
+
+def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, original = dataset.root / "test" / "dog" / "2.png", encode.encode
+
+    def change_then_encode(*arguments, **options):
+        if victim.exists() and arguments[2].split == "test":
+            invert(victim)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "encode", change_then_encode)
+        path = cache_features(backbone, dataset, tmp_path, **ASK)
+    with pytest.raises(UserError, match=r"1 image file\(s\) of animals changed while"):
+        open_current(path, backbone, dataset)
+    cache_features(backbone, dataset, tmp_path, **ASK)
+    fresh = cache_features(backbone, dataset, tmp_path / "fresh", **ASK)
+    stores = [open_current(one, backbone, dataset) for one in (path, fresh)]
+    assert torch.allclose(*(store.split("test")[0] for store in stores), rtol=1e-2, atol=1e-3)
+
+
+def test_parts_of_an_interrupted_run_are_not_taken_up_for_other_pictures(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "CROPS_PER_PART", 8)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.features.cache.assemble", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache_features(backbone, dataset, tmp_path / "cut", **ASK)
+    for file in dataset.root.rglob("*.png"):
+        invert(file)
+    stores = [cache_features(backbone, dataset, tmp_path / place, **ASK) for place in ("cut", "whole")]
+    assert contents(stores[0]) == contents(stores[1])
+
+
+def test_stores_of_version_1_are_used_and_said_to_be_unknown_until_encoded_again(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    warn_once.cache_clear()
+    few = {"shots": [1], "seeds": [1], "views": 1}
+    path = cache_features(backbone, dataset, tmp_path, **few)
+    digest = FeatureStore.open(path).digest
+    as_version_1(path)
+    assert FeatureStore.open(path).digest == digest
+    old = path.read_bytes()
+    invert(dataset.root / "test" / "cat" / "1.png")
+    count_encoded()
+    caplog.clear()
+    for _ in range(2):
+        cache_features(backbone, dataset, tmp_path, **few)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} does not record the image files of 18 images, since an older fastcoop wrote it: whether they have "
+        "changed cannot be known. Delete it to encode them again."
+    ]
+    assert (count_encoded(), path.read_bytes()) == (0, old)
+    cache_features(
+        backbone, dataset, tmp_path, **ASK
+    )  # written in version 2 now, with records of what is new
+    assert count_encoded() == 2 * 15
+    store = FeatureStore.open(path)
+    assert [int(store.files(split).known.sum()) for split in ("train", "val", "test")] == [15, 0, 0]
+    assert store.digest == digest
+    cache_features(
+        backbone, dataset, tmp_path, **few | {"views": 2}
+    )  # says nothing of the first views' bytes
+    assert FeatureStore.open(path).files("train").known.sum() == 15
+    path.unlink()
+    cache_features(backbone, dataset, tmp_path, **few)
+    assert FeatureStore.open(path).files("test").known.all()
+
+
+def test_check_reads_every_picture(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+    path = cache_features(backbone, dataset, tmp_path, **ASK)
+    picture = dataset.root / "test" / "cat" / "1.png"
+    before = picture.stat()
+    content = bytearray(picture.read_bytes())
+    content[-1] ^= 1  # of the same size and, below, of the same time
+    picture.write_bytes(content)
+    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert FeatureStore.open(path, backbone, dataset, only_unchanged=True).compared.count == 0
+    assert check_store(path, dataset=dataset).problems == [
+        f"1 test image file(s) have changed since they were encoded, the first {picture}; run cache-features again."
+    ]
+
+
+def test_dry_runs_of_changed_pictures_count_and_write_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fastcoop.sweeps import sweep
+    from fastcoop.sweeps.dry_run import dry_run
+    from tests.small_world import write_backbone, write_dataset
+
+    write_dataset(tmp_path / "data" / "colours")
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")),
+        "datasets": "colours",
+        "shots": [1],
+        "seeds": [1, 2],
+    }
+    grid |= {"views": 1, "methods": {"linear_probe": {"search_steps": 1}}}
+    places = {
+        "data_root": tmp_path / "data",
+        "cache": tmp_path / "cache",
+        "results": tmp_path / "results",
+        "jobs": 1,
+    }
+    sweep(grid, **places)
+    store = tmp_path / "cache" / "tiny" / "colours.h5"
+    before = store.read_bytes()
+    drawn = FeatureStore.open(store).paths("train")
+    invert(tmp_path / "data" / "colours" / drawn[0])
+    with caplog.at_level(logging.WARNING, "fastcoop"):
+        found = dry_run(grid, **places)
+    assert (
+        "1 image file(s) of colours have changed since they were encoded; they would be encoded"
+        in caplog.text
+    )
+    assert found.left == 1  # the other seed does not learn from that picture
+    assert found.forecast is not None
+    assert found.forecast.crops == 2
+    invert(tmp_path / "data" / "colours" / "test" / "green" / "0.png")
+    assert dry_run(grid, **places).left == 2
+    assert store.read_bytes() == before
+    assert sweep(grid, **places).finished == 2
+    assert dry_run(grid, **places).left == 0
+    invert(tmp_path / "data" / "colours" / drawn[0])
+    invert(tmp_path / "data" / "colours" / "test" / "green" / "0.png")
+    assert (
+        sweep(grid, **places).finished == 0
+    )  # the pictures of the first sweep are back, and so are its keys

@@ -1,0 +1,328 @@
+"""A store's file: what an open store reads when others write, what is refused, and with which sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.datasets import Dataset
+from fastcoop.datasets.halves import half_of
+from fastcoop.errors import UserError
+from fastcoop.features import FeatureStore, cache_features, check_store, find_dataset, import_features
+from tests.features.small import make_folder
+
+FEW = {"shots": [1], "seeds": [1], "views": 1}
+ALL = {"shots": ["all"], "seeds": [1], "views": 3}
+
+
+@pytest.fixture
+def path(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> Path:
+    return cache_features(backbone, dataset, tmp_path / "cache", **FEW)
+
+
+def damage(path: Path, split: str = "test") -> None:
+    """Reverse half of a split's features, as `dd` or a bad disk could."""
+    with h5py.File(path) as file:
+        features = file[split]["features"]
+        start, size = features.id.get_offset(), features.nbytes // 2
+    raw = bytearray(path.read_bytes())
+    raw[start : start + size] = raw[start : start + size][::-1]
+    path.write_bytes(raw)
+
+
+def test_an_open_store_reads_what_it_opened_whatever_becomes_of_the_path(
+    path: Path, backbone: Backbone, dataset: Dataset
+) -> None:
+    expected, drawn = FeatureStore.open(path), FeatureStore.open(path).indices("train")
+    features = [expected.train(drawn), *expected.split("test")]
+    store, removed = FeatureStore.open(path), FeatureStore.open(path)
+    cache_features(backbone, dataset, path.parents[1], **ALL)
+    assert torch.equal(store.train(drawn), features[0])
+    assert all(map(torch.equal, store.split("test"), features[1:]))
+    assert len(store.paths("train")) == len(drawn)
+    path.unlink()
+    assert torch.equal(removed.train(drawn), features[0])
+    assert removed.paths("test") == dataset.splits["test"].paths
+
+
+def test_a_store_travels_to_other_processes_and_holds_the_same_there(
+    path: Path, backbone: Backbone, dataset: Dataset
+) -> None:
+    for described in (dataset, make_half(dataset)):
+        store = FeatureStore.open(path, backbone, described)
+        there = pickle.loads(pickle.dumps(store))
+        assert there.digest == store.digest
+        assert all(map(torch.equal, there.split("test"), store.split("test")))
+    store = FeatureStore.open(path, backbone, dataset)
+    parcel, version = pickle.dumps(store), pickle.loads(pickle.dumps(store.version))
+    assert len(parcel) < 10_000
+    drawn = store.indices("train")
+    cache_features(backbone, dataset, path.parents[1], **ALL)  # it holds more now, the old features among it
+    for there in (pickle.loads(parcel), FeatureStore.open(path, backbone, dataset, version)):
+        assert torch.equal(there.train(drawn), store.train(drawn))
+        assert there.indices("train").tolist() == drawn.tolist()
+        assert all(map(torch.equal, there.split("val"), store.split("val")))
+        assert (there.views, there.digest) == (1, store.digest)
+    path.unlink()
+    cache_features(
+        backbone, make_folder(path.parents[1] / "other" / "animals", seed=1), path.parents[1], **ALL
+    )
+    for open_again in (
+        lambda: pickle.loads(parcel),
+        lambda: FeatureStore.open(path, backbone, dataset, version),
+    ):
+        with pytest.raises(
+            UserError, match=r"Another process has written other features to .* run the same command"
+        ):
+            open_again()
+
+
+def make_half(dataset: Dataset) -> Dataset:
+    return half_of(dataset, "base")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc/self/fd lists")
+def test_opening_thousands_of_times_leaves_no_file_open(path: Path) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    for _ in range(2000):
+        FeatureStore.open(path)
+    assert opened() == before
+    store = FeatureStore.open(path)
+    for _ in range(100):
+        store.split("test")
+        store.paths("test")
+    assert opened() <= before + 1
+
+
+def test_damaged_features_are_refused_on_every_way_of_reading(
+    path: Path, backbone: Backbone, dataset: Dataset
+) -> None:
+    FeatureStore.open(path).split("test")  # verified, but as another file
+    damage(path)
+    damage(path, "train")
+    store = FeatureStore.open(path, backbone, dataset)
+    drawn = store.indices("train")
+    for read in (
+        lambda: store.split("test"),
+        lambda: store.train(drawn),
+        lambda: store.train_labels(drawn),
+        lambda: store.train_digest(drawn),
+        lambda: store.raw("test", slice(0, 1)),
+        lambda: pickle.loads(pickle.dumps(store)).split("test"),
+        lambda: cache_features(backbone, dataset, path.parents[1], **ALL),
+    ):
+        with pytest.raises(
+            UserError, match=r"have changed since they were written: digests differ.*Delete the file"
+        ):
+            read()
+    store.split("val")
+    found = " ".join(check_store(path, backbone, dataset).problems)
+    assert all(f"The {split} features have changed since" in found for split in ("train", "test"))
+    path.unlink()  # as the sentence says
+    cache_features(backbone, dataset, path.parents[1], **ALL)
+    assert check_store(path, backbone, dataset).ok
+
+
+def test_a_file_is_verified_once_in_a_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcoop.features import store_file
+
+    calls, original = [], store_file.content_sha256
+    FeatureStore.open(path).split("test")
+    monkeypatch.setattr(store_file, "content_sha256", lambda *a: calls.append(len(a)) or original(*a))
+    for _ in range(3):
+        FeatureStore.open(path).split("test")
+    assert 1 not in calls  # records of files alone
+
+
+def test_imported_features_are_verified_with_their_names_and_paths(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "test.npz",
+        features=rng.normal(size=(40, 8)).astype("f4"), labels=np.arange(40) % 2, names=["cat", "dog"],
+    )  # fmt: skip
+    path = import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name="x")
+    whole = path.read_bytes()
+    for old, new in (
+        (b"test/0000003", b"test/0000004"),
+        (b'"cat"', b'"cut"'),
+        (b"a photo of", b"A photo of"),
+    ):
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(UserError, match="damaged"):
+            find_dataset(path)
+    path.write_bytes(whole)
+    damage(path)
+    with pytest.raises(UserError, match=r"digests differ\..* Delete the file and import them again"):
+        find_dataset(path)
+    path.unlink()
+    assert import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name="x") == path
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+def test_stored_features_that_are_none_are_refused_though_their_digest_is_right(
+    path: Path, value: float
+) -> None:
+    import json
+
+    from fastcoop.features.store_file import META, META_SHA256, content_sha256
+
+    with h5py.File(path, "r+") as file:
+        file["test"]["features"][1] = value
+        meta = json.loads(file[META].asstr()[()])
+        meta["sha256"]["test"] = content_sha256(file["test"])
+        del file[META]
+        file.create_dataset(META, data=json.dumps(meta), dtype=h5py.string_dtype())
+        file.attrs[META_SHA256] = __import__("hashlib").sha256(json.dumps(meta).encode()).hexdigest()
+    with pytest.raises(UserError, match="The test features of 1 images are not finite, or all zeros"):
+        FeatureStore.open(path).split("test")
+    assert not check_store(path).ok
+
+
+def test_features_of_zeros_are_not_stored(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+    backbone.model.visual.proj.data *= 0
+    with pytest.raises(UserError, match="that are all zeros; use --dtype float32, or check the weights"):
+        cache_features(backbone, dataset, tmp_path, **FEW)
+    with pytest.raises(UserError, match="that are all zeros; check the weights"):
+        cache_features(backbone, dataset, tmp_path, dtype="float32", **FEW)
+    np.savez(tmp_path / "x.npz", features=np.zeros((2, 8)), labels=[0, 1], names=["cat", "dog"])
+    with pytest.raises(
+        UserError, match="2 features that are all zeros, the first in row 0; compute them again"
+    ):
+        import_features({"test": tmp_path / "x.npz"}, tmp_path, backbone, name="x")
+
+
+def test_each_reason_why_a_store_cannot_be_read_has_its_sentence(
+    path: Path, backbone: Backbone, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = path.read_bytes()
+    code = f"import h5py; f = h5py.File({str(path)!r}, 'a'); print(1, flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for use in (
+            lambda: FeatureStore.open(path),
+            lambda: cache_features(backbone, dataset, tmp_path / "cache", **FEW),
+        ):
+            with pytest.raises(
+                UserError, match="is open for writing in another program; close that program and run"
+            ):
+                use()
+        other.communicate(b"\n")
+    with h5py.File(path):  # another reader
+        FeatureStore.open(path)
+    original = Path.open
+
+    def failing(code: int) -> Any:
+        def open_(self: Path, *arguments: Any, **options: Any) -> Any:
+            if self == path:
+                raise OSError(code, os.strerror(code))
+            return original(self, *arguments, **options)
+
+        return open_
+
+    for code, sentence in (
+        (
+            errno.EACCES,
+            r"cannot be read \(Permission denied\); change its permissions or use another cache folder",
+        ),
+        (
+            errno.EMFILE,
+            r"cannot be read \(Too many open files\); close other programs or allow more open files",
+        ),
+        (errno.EIO, r"cannot be read \(Input/output error\); see to its disk"),
+        (errno.ENOENT, "There is no feature store"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", failing(code))
+            with pytest.raises(UserError, match=sentence) as caught:
+                FeatureStore.open(path)
+            assert "damaged" not in str(caught.value)
+            if code != errno.ENOENT:
+                with pytest.raises(UserError, match=sentence):
+                    cache_features(backbone, dataset, tmp_path / "cache", **FEW)
+    assert path.read_bytes() == whole
+    path.unlink()
+    path.mkdir()
+    for use in (
+        lambda: FeatureStore.open(path),
+        lambda: cache_features(backbone, dataset, tmp_path / "cache", **FEW),
+    ):
+        with pytest.raises(UserError, match="got a folder; move it away or use another cache folder"):
+            use()
+
+
+def test_the_caller_s_torch_settings_do_not_reach_features(dataset: Dataset, tmp_path: Path) -> None:
+    expected = cached(dataset, tmp_path / "plain")
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float64, torch.float16, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            assert cached(dataset, tmp_path / str(dtype)) == expected
+            assert torch.get_default_dtype() == dtype
+        torch.set_default_dtype(before)
+        torch.set_float32_matmul_precision("medium")
+        assert cached(dataset, tmp_path / "medium") == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_float32_matmul_precision("highest")
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert cached(dataset, tmp_path / "autocast") == expected
+
+
+def test_threads_and_batches_move_features_by_rounding_alone_and_the_digest_covers_them(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    backbone, before, stores = backbone_from_spec("demo-resnet"), torch.get_num_threads(), []
+    try:
+        for threads, batch_size in ((1, 64), (2, 64), (1, 3)):
+            torch.set_num_threads(threads)
+            ask = {"dtype": "float32", "batch_size": batch_size, **FEW}
+            path = cache_features(backbone, dataset, tmp_path / f"{threads}-{batch_size}", **ask)
+            stores.append(FeatureStore.open(path))
+    finally:
+        torch.set_num_threads(before)
+    features = [store.split("test")[0] for store in stores]
+    for store, one in zip(stores[1:], features[1:], strict=True):
+        assert torch.allclose(one, features[0], rtol=1e-4, atol=1e-3)
+        same = torch.equal(one, features[0]) and torch.equal(store.split("val")[0], stores[0].split("val")[0])
+        assert (store.digest == stores[0].digest) == same
+
+
+def cached(dataset: Dataset, cache: Path) -> dict[str, str]:
+    """Digests of features in float32, which rounding would hide in float16."""
+    backbone = backbone_from_spec("demo-resnet")
+    path = cache_features(backbone, dataset, cache, dtype="float32", **FEW)
+    return dict(FeatureStore.open(path).meta.sha256)
+
+
+def test_features_computed_in_another_dtype_are_not_mixed(dataset: Dataset, tmp_path: Path) -> None:
+    fine, coarse = backbone_from_spec("demo-vit"), backbone_from_spec("demo-vit", dtype=torch.bfloat16)
+    assert fine.digest == coarse.digest
+    path = cache_features(fine, dataset, tmp_path, **FEW)
+    before = path.read_bytes()
+    for ask in (FEW, ALL):
+        with pytest.raises(UserError, match="made with a backbone in float32 and bfloat16 was asked for"):
+            cache_features(coarse, dataset, tmp_path, **ask)
+    assert path.read_bytes() == before
+    cache_features(coarse, dataset, tmp_path / "coarse", **FEW)
+    with pytest.raises(UserError, match="made with a backbone in bfloat16 and float32 was asked for"):
+        cache_features(fine, dataset, tmp_path / "coarse", **FEW)
