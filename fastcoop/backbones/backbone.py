@@ -98,7 +98,8 @@ class Backbone:
     def encode_images(self, images: Tensor) -> Tensor:
         """Raw image features (b, embed_dim) of images (b, 3, image_size, image_size) in [0, 1], normalised by
         ``mean`` and ``std``; in the model's dtype and on its device, not of unit length."""
-        features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
+        with torch.autocast(self.device.type, enabled=False):
+            features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
         return features
 
     @torch_defaults()
@@ -109,7 +110,8 @@ class Backbone:
         Raises UserError for a prompt that does not fit the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        parts = [self.model.encode_text(part) for part in ids.split(TEXT_BATCH)]
+        with torch.autocast(self.device.type, enabled=False):
+            parts = [self.model.encode_text(part) for part in ids.split(TEXT_BATCH)]
         return torch.cat(parts)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,7 @@ def load_backbone(
         whole_number(seed, "the seed")
         name, config, stated = _named_config(name, force_quick_gelu)
         quick_gelu = bool(config.get("quick_gelu", False)) if stated is None else stated
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = _build(config, quick_gelu)
+        model = _build(config, quick_gelu, seed=seed)
         return _finish(f"{name}-random{seed}", model, config, quick_gelu, {}, device, dtype)
     path = Path(pretrained).expanduser()
     is_tag = str(pretrained) in {tag for _, tag in list_pretrained()}  # a folder may be called like one
@@ -258,8 +257,10 @@ def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[s
     return cleaned, config, stated
 
 
-def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_clip") -> nn.Module:
-    """The model with random weights, its text tower known to be usable; nothing is downloaded."""
+def _build(
+    config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_clip", seed: int = 0
+) -> nn.Module:
+    """The model with random weights from ``seed``, its text tower known to be usable; nothing is downloaded."""
     refuse_config(config)
     config = deepcopy(config) | {"quick_gelu": quick_gelu}
     custom_text = config.pop("custom_text", False)
@@ -268,7 +269,8 @@ def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_
     for tower in ("vision_cfg", "text_cfg"):
         config[tower].pop("output_tokens", None)  # of every position, beside the one feature that is used
     try:
-        model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
+        with _own_torch(seed):
+            model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
         raise UserError(f"The model config from {origin} cannot be built: {error}") from error
     tower = TextTower.from_model(model)
@@ -278,6 +280,19 @@ def _build(config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_
             f"{config['embed_dim']}; they can only be compared where both are the same."
         )
     return model
+
+
+@contextmanager
+def _own_torch(seed: int) -> Iterator[None]:
+    """Random numbers from ``seed``, float32, on the CPU, whatever the caller chose; then all is as it was."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:

@@ -84,7 +84,8 @@ def read_sparse_model(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     ids, rows = state.pop(SEEN_IDS).long(), state.pop(SEEN_ROWS).float()
     vocabulary = int(metadata["vocab_size"])
     generator = torch.Generator().manual_seed(int(metadata["seed"]))
-    table = torch.randn(vocabulary, rows.shape[1], generator=generator) * UNSEEN_STD
+    shape = vocabulary, rows.shape[1]
+    table = torch.randn(shape, generator=generator, dtype=torch.float32) * UNSEEN_STD
     table[ids] = rows
     trained = torch.zeros(vocabulary, dtype=torch.bool)
     trained[ids] = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import random
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +28,6 @@ ENLARGE = 1.125  # of the recipe in use before October 2021
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 TORCHVISION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
-# What Pillow says of these beside our own report is two lines of its source to whoever caches features.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
-
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded; the message is the reason, without the path."""
@@ -53,6 +48,8 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")
+            if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+                del image.info["transparency"]  # RGB has none; Pillow would warn of dropping it
             return (_to_8_bits(image) if image.mode == "F" or image.mode[0] == "I" else image).convert("RGB")
     except UnreadableImage:
         raise

@@ -16,7 +16,7 @@ from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import accuracy, score
-from fastcoop.methods.text import prompt_features, unit
+from fastcoop.methods.text import own_gradients, prompt_features, unit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +86,8 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
         )
         for index, job in enumerate(jobs):
             start = time.perf_counter()
-            tower, losses = _train(backbone, job, context)
+            with own_gradients(backbone.device):
+                tower, losses = _train(backbone, job, context)
             scores = {}
             for data in job.tests:
                 assert data.store is not None
@@ -132,7 +133,7 @@ def _train(
     settings, rows = job.settings, _readable(job.data, "train", job.subset.train)
     labels = torch.from_numpy(job.data.dataset.splits["train"].labels[rows]).to(backbone.device)
     texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
-    tower: nn.Module = deepcopy(backbone.model.visual).float().eval().requires_grad_(True)
+    tower: nn.Module = deepcopy(backbone.model.visual).to(torch.float32).eval().requires_grad_(True)
     optimiser = torch.optim.SGD(
         tower.parameters(), lr=settings.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )

@@ -18,7 +18,7 @@ from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores, accuracy
-from fastcoop.methods.text import prompt_features, score_texts, unit
+from fastcoop.methods.text import own_gradients, prompt_features, score_texts, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,8 @@ class TextLearner(Method[TextLearnerSettings]):
 
         assert job.subset is not None
         rates = rates_of(job.settings)
-        offsets, losses = self._train(backbone, job, rates)
+        with own_gradients(backbone.device):
+            offsets, losses = self._train(backbone, job, rates)
         best, extra = 0, dict[str, float]()
         if len(job.subset.val):
             best, on_validation = self._choose(backbone, job, offsets)
@@ -124,7 +125,8 @@ class TextLearner(Method[TextLearnerSettings]):
         epochs = epochs_of(job)
         schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])
         shape = self.shape(texts.shape[1])
-        offsets = torch.zeros(len(rates), *shape, device=backbone.device, requires_grad=True)
+        offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
+        offsets.requires_grad_()
         momentum = torch.zeros_like(offsets)
         rng = np.random.default_rng(job.seed)
         losses = np.zeros((len(rates), epochs), np.float32)

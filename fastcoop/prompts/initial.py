@@ -25,7 +25,7 @@ def initial_contexts(
     shape = layout.shape(classes, backbone.text.width)
     if words is None:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=generator) * STANDARD_DEVIATION
+        return torch.randn(shape, generator=generator, dtype=torch.float32) * STANDARD_DEVIATION
     tokens = word_tokens(backbone, words)
     if len(tokens) != layout.context_length:
         raise UserError(

@@ -113,8 +113,8 @@ def distance_by_chance(
     metric: Metric = "euclidean",
 ) -> float:
     """Return the mean distance from a random initial context vector to its nearest token."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = STANDARD_DEVIATION * torch.randn(vectors, backbone.text.width, generator=generator)
+    generator, shape = torch.Generator().manual_seed(seed), (vectors, backbone.text.width)
+    noise = STANDARD_DEVIATION * torch.randn(shape, generator=generator, dtype=torch.float32)
     return float(nearest_words(backbone, noise, 1, trained_only, metric).distances[:, 0].mean())
 
 
@@ -133,9 +133,12 @@ def chance_at_lengths(
     """
     lengths = lengths.detach().to("cpu", torch.float32)
     low, high = float(lengths.min()), float(lengths.max())
-    grid = torch.linspace(low, high, LENGTHS) if metric == "euclidean" and high > low else lengths[:1]
+    grid = lengths[:1]
+    if metric == "euclidean" and high > low:
+        grid = torch.linspace(low, high, LENGTHS, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    directions = normalize(torch.randn(DIRECTIONS, backbone.text.width, generator=generator), dim=-1)
+    drawn = torch.randn(DIRECTIONS, backbone.text.width, generator=generator, dtype=torch.float32)
+    directions = normalize(drawn, dim=-1)
     probes = (grid[:, None, None] * directions).flatten(0, 1)
     found = nearest_words(backbone, probes, 1, trained_only, metric).distances
     means = found.view(len(grid), DIRECTIONS).mean(1)

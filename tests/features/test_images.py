@@ -168,7 +168,6 @@ def every_kind(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.{suffix}" for name, (_, suffix, _) in saved.items()}
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_every_kind_is_decoded_as_the_official_code_does(tmp_path: Path) -> None:
     for name, path in every_kind(tmp_path).items():
         got = read_rgb(path)
