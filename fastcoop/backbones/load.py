@@ -266,8 +266,8 @@ def _build(
     custom_text = config.pop("custom_text", False)
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
-    for tower in ("vision_cfg", "text_cfg"):
-        config[tower].pop("output_tokens", None)  # of every position, beside the one feature that is used
+    for part in ("vision_cfg", "text_cfg"):
+        config[part].pop("output_tokens", None)  # of every position, beside the one feature that is used
     try:
         with _own_torch(seed):
             model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
