@@ -29,21 +29,28 @@ MASK = re.compile(
 def notes_on_left_out(name: str, tree: Tree, used: Iterable[str]) -> Iterator[str]:
     """Sentences on the pictures below ``tree.root`` that are not among ``used`` (paths relative to it)."""
     taken = set(used)
-    deeper: list[str] = []
-    unknown: list[str] = []
-    for folder in tree.below():
-        listing = tree.listing(folder)
-        deeper += [path for image in listing.images if (path := posixpath.join(folder, image)) not in taken]
-        unknown += [
-            path
-            for other in listing.others
-            if is_picture(tree.root / (path := posixpath.join(folder, other)))
-        ]
+    deeper = [
+        path
+        for folder in tree.below()
+        for image in tree.listing(folder).images
+        if (path := posixpath.join(folder, image)) not in taken
+    ]
     if deeper:
         yield (
             f"{name} leaves out {len(deeper)} images that lie beside or below its class folders, such as "
             f"{some(deeper, 1)}; move them into a class folder to use them, or list them in a CSV."
         )
+    yield from notes_on_unknown_endings(name, tree)
+
+
+def notes_on_unknown_endings(name: str, tree: Tree) -> Iterator[str]:
+    """A sentence on the pictures below ``tree.root`` whose names do not end as those of images do."""
+    unknown = [
+        path
+        for folder in tree.below()
+        for other in tree.listing(folder).others
+        if is_picture(tree.root / (path := posixpath.join(folder, other)))
+    ]
     if unknown:
         yield (
             f"{name} leaves out {len(unknown)} pictures because of how their names end, such as "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from fastcoop.backbones import Backbone
-from fastcoop.datasets.files import IMAGE_SUFFIXES
+from fastcoop.datasets.files import Tree
+from fastcoop.datasets.left_out import notes_on_unknown_endings
 from fastcoop.errors import UserError
 from fastcoop.exchange.classifier import Classifier
 from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
 
 AT_ONCE = 32  # images
+
+log = logging.getLogger("fastcoop")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +32,21 @@ class Prediction:
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
-    """The files given, and the images anywhere in the folders given, sorted in each.
+    """The files given, and the images anywhere in the folders given, sorted in each. A warning counts the pictures
+    there that are left out because of how their names end.
 
     Raises UserError for what does not exist, and where there is no image at all.
     """
     found: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = (Path(folder) / name for folder, _, names in os.walk(place) for name in names)
-            found += sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES)
+            tree = Tree(place)
+            images = [
+                place / folder / name for folder in tree.below() for name in tree.listing(folder).images
+            ]
+            found += sorted(images)
+            for note in notes_on_unknown_endings(str(place), tree):
+                log.warning(note)
         elif place.is_file():
             found.append(place)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from fastcoop.features.image_files import ImageFiles
 from fastcoop.features.store import FeatureStore, store_path
 from fastcoop.features.store_file import IMPORTED, Meta, unusable_rows
 from fastcoop.features.write import SplitContent, write_store
+
+log = logging.getLogger("fastcoop")
 
 KEYS = ("features", "labels", "names")
 
@@ -67,6 +70,7 @@ def import_features(
         split: Split(tuple(f"{split}/{row:07d}" for row in range(len(file.labels))), file.labels)
         for split, file in files.items()
     }
+    _warn_of_shared_images(name, files)
     dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
     path = store_path(cache_root, backbone, dataset)
     _refuse_if_there(path)
@@ -75,6 +79,19 @@ def import_features(
         write_store(path, _meta(backbone, dataset, files, dtype), _contents(dataset, files, dtype))
     FeatureStore.open(path, backbone, dataset)
     return path
+
+
+def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
+    """Say where two splits hold the same features, and so the same images."""
+    rows = {split: {row.tobytes() for row in file.features[:, 0]} for split, file in files.items()}
+    for first, second, what in (
+        ("train", "test", "it is tested on what was learned from"),
+        ("train", "val", "what is chosen on the validation images is chosen on what was learned from"),
+        ("val", "test", "what is chosen on the validation images is chosen on the test set"),
+    ):
+        shared = len(rows.get(first, set()) & rows.get(second, set()))
+        if shared:
+            log.warning(f"{name} has {shared} images of equal features in {first} and {second}: {what}.")
 
 
 def _refuse_if_there(path: Path) -> None:

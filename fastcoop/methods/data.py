@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcoop.datasets.files import normalized
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:
@@ -164,5 +165,5 @@ def _matching(
 
 
 def plain_name(name: str) -> str:
-    """A class name as names are compared: in lower case, underscores as spaces, no space around it."""
-    return " ".join(name.replace("_", " ").lower().split())
+    """A class name as names are compared: in lower case and NFC, underscores as spaces, no space around it."""
+    return " ".join(normalized(name).replace("_", " ").lower().split())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from fastcoop.cli import main
+from fastcoop.exchange.predict import image_files
 
 
 def test_export_predict_and_import_from_the_command_line(world, key, tmp_path, monkeypatch, capsys):
@@ -50,6 +52,23 @@ def test_export_predict_and_import_from_the_command_line(world, key, tmp_path, m
     code, out, _ = call("import-coop", "output", "--dataset", "colours", "--data-root", world / "data", *tiny)
     assert code == 0
     assert out.endswith("1 runs: results/imported\n")
+
+
+def test_images_in_folders_to_predict(tmp_path, caplog):
+    for name in ("b/2.JPG", "a/1.jpg", "a/deep/3.jfif", "__MACOSX/a/1.jpg", "a/._1.jpg", "a/Thumbs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff\xe0")
+    os.symlink(tmp_path, tmp_path / "a" / "up")
+    assert [path.relative_to(tmp_path).as_posix() for path in image_files([tmp_path])] == [
+        "a/1.jpg",
+        "a/deep/3.jfif",
+        "b/2.JPG",
+    ]
+    assert not caplog.text
+    (tmp_path / "b" / "4.heic").touch()
+    (tmp_path / "b" / "5").write_bytes(b"\xff\xd8\xff\xe0")
+    assert len(image_files([tmp_path])) == 3
+    assert "leaves out 2 pictures because of how their names end, such as b/4.heic and 1 more" in caplog.text
 
 
 @pytest.mark.parametrize(

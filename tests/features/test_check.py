@@ -109,6 +109,20 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
         import_features(sources, tmp_path / "cache", backbone, name="elsewhere")
 
 
+def test_imported_splits_of_the_same_images_are_told(
+    backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        features = rng.normal(size=(6, backbone.embed_dim)).astype(np.float32)
+        np.savez(tmp_path / f"{split}.npz", features=features, labels=[0, 1] * 3, names=["a", "b"])
+    files = {split: tmp_path / f"{split}.npz" for split in ("train", "val", "test")}
+    import_features(files, tmp_path / "cache", backbone, name="apart")
+    assert not caplog.text
+    import_features(files | {"val": files["test"]}, tmp_path / "cache", backbone, name="same")
+    assert "same has 6 images of equal features in val and test: what is chosen on the" in caplog.text
+
+
 def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path: Path) -> None:
     good = write_npz(tmp_path / "good.npz", 4)
     np.savez(tmp_path / "wide.npz", features=np.ones((4, 9), "f4"), labels=np.zeros(4, int), names=["a", "b"])
