@@ -8,6 +8,13 @@ import time
 
 import psutil
 
+try:
+    from joblib.externals.loky import ProcessPoolExecutor
+except ImportError:  # a distribution's joblib, beside loky as a package of its own
+    from loky import ProcessPoolExecutor
+
+__all__ = ["ProcessPoolExecutor", "end_with"]
+
 WATCH_EVERY = 1.0  # seconds between a worker's looks at whether its parent is still there
 
 

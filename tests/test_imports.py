@@ -20,12 +20,15 @@ from packaging.requirements import Requirement
 
 import fastcoop
 import fastcoop as fc
+from fastcoop.engine.attention import softmax_backward
+from fastcoop.engine.precision import warn_of_slow_products
 from fastcoop.methods import METHODS
 from tests.methods.conftest import job, make_data, run
 from tests.small_world import write_backbone, write_dataset
 
 ROOT = Path(__file__).parents[1]
 # Modules that are imported where they are used, for those who installed the extra.
+# loky stands in for joblib's copy of it, where that has none.
 EXTRAS = {"qtawesome": "demo", "distributed": "cluster", "pyarrow": "parquet"}
 
 STATE = """
@@ -108,6 +111,8 @@ def test_what_is_imported_is_declared() -> None:
     by_module = packages_distributions()
     for path in (ROOT / "fastcoop").rglob("*.py"):
         for name in imported(path):
+            if name == "loky":
+                continue
             if name in EXTRAS:
                 assert name in {one.name for one in declared(EXTRAS[name])}
                 continue
@@ -127,6 +132,44 @@ def test_everything_declared_has_a_lower_bound_and_is_used() -> None:
         assert bound.operator == ">="
         assert one.specifier.contains(version(one.name), prereleases=True)
         assert one.name.replace("_", "-").lower() in owners, f"{one.name} is declared but not imported"
+
+
+LIBRARIES = "torch|nn|np|numpy|pd|pandas|h5py|joblib|loky|open_clip|attn|matplotlib|plt|rich"
+PRIVATE = re.compile(rf"\b(?:{LIBRARIES})(?:\.\w+)*\._[a-z]")
+GUARDED = ("torch._utils._rebuild_tensor_v2",)  # a name in a file, never imported
+
+
+def test_private_interfaces_of_other_libraries_are_not_used_unguarded() -> None:
+    for path in (ROOT / "fastcoop").rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not any(name in line for name in GUARDED):
+                assert not PRIVATE.search(line), f"{path.name}: {line}"
+
+
+def test_without_torchs_private_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(2, 3, 5, generator=draw).softmax(-1)
+    grad, fused, plain = torch.randn(2, 3, 5, generator=draw), torch.empty(2, 3, 5), torch.empty(2, 3, 5)
+    softmax_backward(grad, probabilities, fused)
+    monkeypatch.delattr(torch, "_softmax_backward_data")
+    softmax_backward(grad, probabilities, plain)
+    torch.testing.assert_close(plain, fused, rtol=1e-6, atol=1e-7)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert (
+        warn_of_slow_products.__wrapped__(torch.bfloat16, "cpu") is not torch.backends.mkldnn.is_available()
+    )
+
+
+def test_without_joblibs_copy_of_loky() -> None:
+    code = """
+import sys, types
+import joblib.externals.loky as own
+sys.modules["loky"] = own
+sys.modules["joblib.externals.loky"] = None
+from fastcoop.orphans import ProcessPoolExecutor
+assert ProcessPoolExecutor is own.ProcessPoolExecutor
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def snapshot() -> list[object]:

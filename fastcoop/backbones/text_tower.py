@@ -111,7 +111,7 @@ class TextTower:
         if any(norm.weight is None or norm.bias is None for norm in norms):
             raise _refused("its layer norms have no weight or no bias")
         for block in blocks:
-            if type(block) is not ResidualAttentionBlock or not block.attn._qkv_same_embed_dim:
+            if type(block) is not ResidualAttentionBlock or block.attn.in_proj_weight is None:
                 raise _refused(
                     f"its blocks are {type(block).__name__}, not open_clip's ResidualAttentionBlock"
                 )

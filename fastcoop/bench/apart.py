@@ -10,14 +10,13 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from typing import Any, TypeVar
 
 import torch
-from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from fastcoop.errors import UserError
-from fastcoop.orphans import end_with
+from fastcoop.orphans import ProcessPoolExecutor, end_with
 
 Result = TypeVar("Result")
 
@@ -32,7 +31,7 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
         # Pickled here: tensors that processes hand each other would go through shared memory, which may be small.
         call = pickle.dumps((function, args))
         return pool.submit(_call, os.getpid(), torch.get_num_threads(), call).result()
-    except TerminatedWorkerError:
+    except BrokenExecutor:
         raise UserError(
             "The process that measured was ended by the system, which does so when memory runs out; "
             "measure fewer or smaller lists of class names (--datasets)."

@@ -79,7 +79,7 @@ def attend_backward(
     torch.bmm(grad_bundle, v.view(R * H * P, K, d).transpose(1, 2), out=own)
     of_probabilities = _side_by_side(shared, own, buffer("scores", *probabilities.shape))
     scores = buffer("scores' gradient", *probabilities.shape)
-    torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype, grad_input=scores)
+    softmax_backward(of_probabilities, probabilities, scores)
 
     scores_shared, scores_bundle = scores.view(*by_run, S + K)[..., :S], scores.view(*by_bundle, S + K)
     probs_bundle, q_bundle = probabilities.view(*by_bundle, S + K), q.view(*by_bundle, d)
@@ -93,6 +93,16 @@ def attend_backward(
         probs_shared = probabilities.view(*by_run, S + K)[..., :S]
         grad_shared_k.baddbmm_(scores_shared.transpose(1, 2), q.view(*by_run, d))
         grad_shared_v.baddbmm_(probs_shared.transpose(1, 2), grad_run)
+
+
+def softmax_backward(grad: Tensor, probabilities: Tensor, out: Tensor) -> None:
+    """Write the gradient of the scores behind ``probabilities`` (softmax over the last axis) into ``out``."""
+    fused = getattr(torch, "_softmax_backward_data", None)  # private to torch, in one pass
+    if fused is not None:
+        fused(grad, probabilities, -1, probabilities.dtype, grad_input=out)
+    else:
+        torch.mul(grad, probabilities, out=out)
+        out.addcmul_(probabilities, out.sum(-1, keepdim=True), value=-1)
 
 
 def _side_by_side(shared: Tensor, own: Tensor, out: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from fastcoop.backbones.load import check_device
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
 from fastcoop.errors import UserError
-from fastcoop.orphans import end_with
+from fastcoop.orphans import ProcessPoolExecutor, end_with
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import World
@@ -198,8 +198,6 @@ class _Worker:
     """
 
     def __init__(self, supplies: Supplies, device: str, threads: int):
-        from joblib.externals.loky import ProcessPoolExecutor
-
         self.task: Task | None = None
         self._ready = False
         self.connection, self._theirs = Pipe()

@@ -235,6 +235,6 @@ def test_a_worker_sees_the_gpu_that_is_its_own(
             made["device"] = supplies.device
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Executor)
+    monkeypatch.setattr("fastcoop.sweeps.workers.ProcessPoolExecutor", Executor)
     _Worker(Supplies({}, {}, {}, 0, device), device, 1)
     assert (made["CUDA_VISIBLE_DEVICES"], made["device"]) == (expected, "cuda")
