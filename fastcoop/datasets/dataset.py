@@ -116,7 +116,8 @@ def make_dataset(
         if empty:
             raise UserError(
                 f"Dataset {name} in {root} has no training image for {some(empty)}"
-                f"{'' if free.all() else ' that is not in val too'}; add images or remove the empty class."
+                f"{'' if free.all() else ' that is not in val too'}; add some, or take such classes out of the other "
+                "splits too."
             )
     return Dataset(
         name=name,

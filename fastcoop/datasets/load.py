@@ -33,12 +33,24 @@ def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
         return half_of(load_dataset(name, data_root), half)
     place, row = locate(spec, data_root)
     if row is not None:
+        _refuse_own_folder(spec, data_root, place, row)
         return load_official(row, place)
     dataset = load_folder(place) if place.is_dir() else load_csv(place)
     dataset = replace(dataset, notes=(*dataset.notes, *_notes_on_namesakes(dataset.name, place)))
     for note in dataset.notes:
         warn_once(note)
     return dataset
+
+
+def _refuse_own_folder(spec: str | Path, data_root: str | Path | None, home: Path, row: Official) -> None:
+    """Say how a folder is the user's own that has the name of one of the fifteen, which is not there."""
+    own = _expanded(data_root if data_root is not None else "") / spec
+    if not (home / row.images).is_dir() and own.is_dir() and any(list_folder(own).folders):
+        todo = "; ".join(download.sentence(home.parent) for download in row.downloads)
+        raise UserError(
+            f"{row.title} is not in {home / row.images}; {todo}. If {own} is a dataset of your own, put a "
+            "dataset.yaml into it, which may be empty."
+        )
 
 
 def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Official | None]:

@@ -237,6 +237,34 @@ def test_an_extra_folder_beside_splits(tmp_path, put):
     assert "train" in load_dataset(tmp_path).splits
 
 
+def test_what_refusals_tell_to_do_can_be_done(tmp_path, put):
+    put(tmp_path / "flat", [f"{i}.jpg" for i in range(8)])
+    assert "write a .csv with the columns path, class, split, and name that" in refusal(tmp_path / "flat")
+    rows = [f"{i}.jpg,{'ab'[i % 2]},{'train' if i < 4 else 'test'}" for i in range(8)]
+    assert sizes(write_csv(tmp_path / "flat", rows)) == {"train": 2, "val": 2, "test": 4}
+    put(tmp_path / "few", images("a", "b", n=2))
+    assert "say which image goes where in a split file or CSV" in refusal(tmp_path / "few")
+    rows = [f"{c}/{i:02d}.jpg,{c},{split}" for c in "ab" for i, split in enumerate(("train", "test"))]
+    assert sizes(write_csv(tmp_path / "few", rows)) == {"train": 2, "test": 2}
+    put(tmp_path / "lacking", images("train/a", "train/b", "test/a", "test/b", "test/c", n=2))
+    assert "has no training image for c; add some, or take such classes out" in refusal(tmp_path / "lacking")
+    shutil.rmtree(tmp_path / "lacking" / "test" / "c")
+    assert load_dataset(tmp_path / "lacking").class_names == ("a", "b")
+
+
+def test_an_own_folder_with_the_name_of_a_dataset_of_the_paper(tmp_path, put):
+    put(tmp_path / "food101", images("soup", "salad"))
+    message = refusal("food101", tmp_path)
+    assert "Food101 is not in" in message
+    assert f"If {tmp_path / 'food101'} is a dataset of your own, put a dataset.yaml into it" in message
+    (tmp_path / "food101" / "dataset.yaml").touch()
+    assert load_dataset("food101", tmp_path).class_names == ("salad", "soup")
+    assert any(
+        "is called food101, as the paper's Food101 is" in note
+        for note in load_dataset("food101", tmp_path).notes
+    )
+
+
 # --- the same pictures in two splits
 
 
