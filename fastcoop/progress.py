@@ -6,10 +6,29 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from fastcoop import escape
+
 PLAIN_LINE_EVERY = 5.0  # seconds
+
+
+def is_shown() -> bool:
+    """Whether progress is shown at all; not where the "fastcoop" logger passes errors only."""
+    return logging.getLogger("fastcoop").isEnabledFor(logging.WARNING)
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal; it may also be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def print_line(text: str) -> None:
+    """Print a line to standard error; work does not end because nobody reads it any more."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(escape.visible(text), file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):
@@ -26,9 +45,9 @@ def progress(title: str, total: float) -> Iterator[Advance]:
     a plain line with the share done and the time left is printed at most every few seconds. Where the "fastcoop"
     logger is told to pass only errors, nothing is shown.
     """
-    if not logging.getLogger("fastcoop").isEnabledFor(logging.WARNING):
+    if not is_shown():
         yield lambda n=1, note=None: None
-    elif sys.stderr.isatty():
+    elif on_terminal():
         yield from _bar(title, total)
     else:
         yield from _lines(title, total)
@@ -39,19 +58,19 @@ def _bar(title: str, total: float) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, note="")
+        task = bar.add_task(escape.visible(title), total=total, note="")
 
         def advance(n: float = 1, note: str | None = None) -> None:
             bar.advance(task, n)
             if note is not None:
-                bar.update(task, note=note)
+                bar.update(task, note=escape.visible(note))
 
         yield advance
 
@@ -69,10 +88,6 @@ def _lines(title: str, total: float) -> Iterator[Advance]:
         last = now
         left = (now - start) * max(total - done, 0.0) / done
         share = 100.0 * min(done / total, 1.0) if total else 100.0
-        print(
-            f"{title}: {share:.0f}%, {left:.0f} s left{f' ({note})' if note else ''}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print_line(f"{title}: {share:.0f}%, {left:.0f} s left{f' ({note})' if note else ''}")
 
     yield advance

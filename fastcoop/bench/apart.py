@@ -6,6 +6,7 @@ official way was seen to be quicker than in a fresh process, fastcoop slower, an
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -30,7 +31,9 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
     try:
         # Pickled here: tensors that processes hand each other would go through shared memory, which may be small.
         call = pickle.dumps((function, args))
-        return pool.submit(_call, os.getpid(), torch.get_num_threads(), call).result()
+        return pool.submit(
+            _call, os.getpid(), torch.get_num_threads(), logging.root.manager.disable, call
+        ).result()
     except BrokenExecutor:
         raise UserError(
             "The process that measured was ended by the system, which does so when memory runs out; "
@@ -40,7 +43,8 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
         pool.shutdown(kill_workers=True)
 
 
-def _call(parent: int, threads: int, pickled: bytes) -> Any:
+def _call(parent: int, threads: int, quiet: int, pickled: bytes) -> Any:
+    logging.disable(quiet)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     end_with(parent)
     torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastcoop import escape
 from fastcoop.bench.project import ARITHMETIC, project_figure_3
 from fastcoop.bench.run import Bench
 
@@ -130,16 +131,21 @@ def markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table, numbers to three figures."""
     frame = frame.astype(object).where(frame.notna(), "")
     shown = frame.map(lambda v: f"{v:.3g}" if isinstance(v, float) and abs(v) < 999.5 else _plain(v))
-    lines = [
-        list(map(str, shown.columns)),
-        ["---"] * len(shown.columns),
-        *shown.astype(str).to_numpy().tolist(),
-    ]
+    rows = [list(map(str, shown.columns)), *shown.astype(str).to_numpy().tolist()]
+    lines = [[escape.markdown(text) for text in row] for row in rows]
+    lines.insert(1, ["---"] * len(shown.columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def draw(bench: Bench, path: Path) -> None:
-    """Speed-up of a step per dataset: the text part against its node ratio, and the whole step."""
+    """Draw the speed-up of a step per dataset: the text part against its node ratio, and the whole step."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        _draw(bench, path)
+
+
+def _draw(bench: Bench, path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -152,7 +158,7 @@ def draw(bench: Bench, path: Path) -> None:
         axes[0].barh(y, rows["(b)/(c)"], 0.24, color=color, label=layout)
         axes[0].plot(rows["fewer tokens"], y, "k|", markersize=7, label="node ratio" if not i else None)
         axes[1].barh(y, rows["(a)/(c)"], 0.24, color=color)
-    axes[0].set_yticks(range(len(datasets)), datasets)
+    axes[0].set_yticks(range(len(datasets)), map(escape.visible, datasets))
     axes[0].invert_yaxis()
     axes[0].set_xlabel("text part: official time / ours, per run")
     axes[1].set_xlabel("whole step, images included: official time / ours")

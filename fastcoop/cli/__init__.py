@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -21,31 +22,69 @@ from fastcoop.cli import (  # noqa: F401  each adds its commands
     sweep,
 )
 from fastcoop.cli.app import app, reflow_help
+from fastcoop.cli.output import flush, prepare_streams, say
 from fastcoop.errors import UserError
 
 reflow_help()
 
+# click's, which some versions of typer bundle.
+CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 
 def main(arguments: list[str] | None = None) -> Any:
-    """The entry point: a UserError is one sentence on standard error and exit code 2, and so is what the system says
-    of a file that it does not let us use."""
+    """Run the command line and exit with a code of docs/exit-codes.md.
+
+    Whatever cannot be used is one sentence on standard error and exit code 2.
+    """
     # Read by torch's thread pool when it starts: on a shared machine, threads that spin while they wait for one that
     # lost its core make training many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Weights are fetched from the hub that open_clip names; nothing else is told to it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    prepare_streams()
     try:
         with warnings.catch_warnings():
             # Pillow's two lines about an image that is refused in one of ours.
             warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
-            app(arguments)
+            code = app(arguments, prog_name="fastcoop", standalone_mode=False) or 0
+    except CommandLineError as error:
+        code = error.exit_code
+        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+            say(f"fastcoop: {_usage_error(error)}", err=True)
     except UserError as error:
-        typer.echo(f"fastcoop: {error}", err=True)
-        sys.exit(2)
+        code = _refuse(error)
+    except UnicodeError as error:
+        code = _refuse(describe_encoding_error(error))
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            code = _refuse(
+                f"There is no room to write to ({error.strerror}); free space and run the command again."
+            )
+        elif error.filename is None or error.strerror is None:
             raise
-        typer.echo(f"fastcoop: {error.filename!r} cannot be used: {error.strerror}.", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        else:
+            code = _refuse(f"{error.filename!r} cannot be used: {error.strerror}.")
+    flush()
+    sys.exit(code)
+
+
+def _refuse(sentence: object) -> int:
+    for number, line in enumerate(str(sentence).split("\n")):
+        say(line if number else f"fastcoop: {line}", err=True)
+    return 2
+
+
+def _usage_error(error: Any) -> str:
+    sentence = " ".join(error.format_message().split()).removesuffix(".")
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "fastcoop"
+    return f"{sentence}; `{command} --help` shows what it takes."
+
+
+def describe_encoding_error(error: UnicodeError) -> str:
+    """Say what a text that cannot be written, or bytes that cannot be read, need."""
+    if isinstance(error, UnicodeEncodeError) and error.encoding.replace("_", "-").lower() != "utf-8":
+        return (
+            f"This system's locale has no way to write {error.object!r} ({error.encoding}); "
+            "set PYTHONUTF8=1, or a locale of UTF-8, and run the same command again."
+        )
+    return f"A name or a file is not UTF-8 ({error}); rename or convert it."

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import io
 import logging
-import sys
+import os
+import warnings
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from fastcoop import escape
+from fastcoop.cli.output import say
+
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 # As a study goes; commands that are not named come last.
 ORDER = (
@@ -28,6 +33,13 @@ ORDER = (
 
 class InOrder(TyperGroup):
     """Lists its commands in the order in which a study uses them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("Stopped. What was written is whole; the same command does what is left.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = list(self.commands)
@@ -69,14 +81,20 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a console that lacks a letter of a class name shows its code
-            stream.reconfigure(errors="backslashreplace")
-    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("fastcoop").setLevel(level)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("fastcoop").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    # Libraries set their own loggers' levels when they are imported; this holds whatever they set.
+    logging.disable(logging.WARNING if quiet else logging.NOTSET)
+    if quiet:
+        warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"  # of worker processes
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escape.visible(super().format(record), keep="\n")
 
 
 def reflow_help() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, Device
+from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
 
 log = logging.getLogger("fastcoop")
@@ -79,15 +81,12 @@ def bench(
     )  # fmt: skip
     written = write_bench(measured, out)
     if as_json:
-        typer.echo(written[0].read_text(encoding="utf-8"))
+        say_json(json.loads(written[0].read_text(encoding="utf-8")))
         return
-    typer.echo(markdown(table(measured)))
+    lines = markdown(table(measured)).split("\n")
     if measured.precision:
-        typer.echo("")
-        typer.echo(markdown(precision_table(measured)))
+        lines += ["", *markdown(precision_table(measured)).split("\n")]
     if project:
-        typer.echo("")
-        typer.echo(ARITHMETIC)
-        typer.echo("")
-        typer.echo(markdown(projection(measured)))
-    typer.echo("\n".join(map(str, written)))
+        lines += ["", ARITHMETIC, "", *markdown(projection(measured)).split("\n")]
+    for line in (*lines, *written):
+        say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from fastcoop.cli.app import datasets_app
 from fastcoop.cli.options import AsJson, DataRoot
+from fastcoop.cli.output import say, say_json
 
 LISTED = 20  # missing files named on the screen
 
@@ -27,13 +27,11 @@ def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json
 
     found = survey(data_root)
     if as_json:
-        typer.echo(
-            json.dumps([{"name": f.name, "place": str(f.place), "status": f.status} for f in found], indent=1)
-        )
+        say_json([{"name": f.name, "place": f.place, "status": f.status} for f in found])
         return
     name, status = (max(len(getattr(one, field)) for one in found) for field in ("name", "status"))
     for one in found:
-        typer.echo(f"{one.name:<{name}}  {one.status:<{status}}  {one.place}")
+        say(f"{one.name:<{name}}  {one.status:<{status}}  {one.place}")
 
 
 @datasets_app.command("check")
@@ -50,19 +48,19 @@ def check(
 
     found = check_dataset(name, data_root)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1, default=str))
+        say_json(asdict(found))
     else:
-        typer.echo(f"{found.title}  {found.images}")
+        say(f"{found.title}  {found.images}")
         for key, (have, expected) in found.counts.items():
             if have or expected:
-                typer.echo(f"  {key}: {have:,}" + ("" if expected is None else f" of {expected:,}"))
+                say(f"  {key}: {have:,}" + ("" if expected is None else f" of {expected:,}"))
         more = len(found.missing) - LISTED
         missing = [f"missing: {path}" for path in found.missing[:LISTED]]
         missing += [f"missing: {more:,} more (--json lists them all)"] if more > 0 else []
         for line in (*found.problems, *missing, *(f"to do: {line}" for line in found.advice)):
-            typer.echo(f"  {line}")
+            say(f"  {line}")
         if not found.problems:
             notes = f"; {len(found.notes)} note(s) on standard error, and with --json" if found.notes else ""
-            typer.echo(f"  all there{notes}")
+            say(f"  all there{notes}")
     if found.problems:
         raise typer.Exit(2)

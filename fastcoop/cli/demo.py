@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson
+from fastcoop.cli.output import say, say_json
 
 
 @app.command()
@@ -33,4 +33,8 @@ def demo(
     from fastcoop.demo.run import run_demo
 
     shown = run_demo(out, full)
-    typer.echo(json.dumps(dataclasses.asdict(shown), indent=1) if as_json else shown)
+    if as_json:
+        say_json(dataclasses.asdict(shown))
+        return
+    for line in str(shown).split("\n"):
+        say(line)

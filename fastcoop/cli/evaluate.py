@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable
+from fastcoop.cli.output import say, say_json
 
 
 @app.command()
@@ -50,7 +50,7 @@ def evaluate(
         skip_unreadable=skip_unreadable,
     )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(one) for one in tested], indent=1))
+        say_json([dataclasses.asdict(one) for one in tested])
         return
     titles = ("label", "source", "dataset")
     widths = [max(len(getattr(one, title)) for one in tested) for title in titles]
@@ -59,8 +59,8 @@ def evaluate(
             f"{getattr(one, title):<{width}}" for title, width in zip(titles, widths, strict=True)
         )
         shots = f"{one.shots} shot{'s' * (str(one.shots) != '1')}"
-        typer.echo(
+        say(
             f"{one.key[:12]}  {names}  {shots:>9}  seed {one.seed}  {one.accuracy:6.2f}%"
             + ("" if one.new else "  (tested before)")
         )
-    typer.echo(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")
+    say(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, BackboneSpec, DataRoot, Device
+from fastcoop.cli.output import say, say_json
 
 Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
 
@@ -47,11 +47,11 @@ def import_coop(
     )
     if as_json:
         rows = [{"key": one.key, "path": str(one.path), "label": one.label} for one in found]
-        typer.echo(json.dumps(rows, indent=1))
+        say_json(rows)
         return
     for one in found:
-        typer.echo(f"{one.key[:12]}  {one.label}  {one.path}")
-    typer.echo(f"{len(found)} runs: {results}")
+        say(f"{one.key[:12]}  {one.label}  {one.path}")
+    say(f"{len(found)} runs: {results}")
 
 
 @app.command("export")
@@ -79,7 +79,10 @@ def export(
     key = find_run(results, run).key
     default = Path("exported") if format == "coop" else Path("exported") / f"{key[:12]}.{format}.safetensors"
     written = export_run(results, key, format, out or default, backbone)
-    typer.echo(json.dumps({"key": key, "file": str(written)}) if as_json else written)
+    if as_json:
+        say_json({"key": key, "file": written})
+    else:
+        say(written)
 
 
 @app.command("predict")
@@ -112,16 +115,16 @@ def predict(
     rows = []
     for one in found:
         if one.probabilities is None:
-            typer.echo(f"{one.path}: {one.problem}", err=True)
+            say(f"{one.path}: {one.problem}", err=True)
             continue
         best = (-one.probabilities).argsort(kind="stable")[:k]
         labels = [(loaded.class_names[label], float(one.probabilities[label])) for label in best]
         if not as_json:
-            typer.echo(f"{one.path!s:<{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in labels))
+            say(f"{one.path!s:<{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in labels))
         rows.append(
             {"image": str(one.path), "labels": [{"label": name, "probability": p} for name, p in labels]}
         )
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        say_json(rows)
     if len(rows) < len(found):
         raise typer.Exit(2)

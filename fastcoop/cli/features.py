@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from fastcoop.cli.app import app, features_app
 from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, SkipUnreadable, numbers
+from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
 
 # What a grid file states itself.
@@ -61,10 +61,10 @@ def cache_features(
             skip_unreadable=skip_unreadable,
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps([str(path) for path in paths], indent=1))
+        say_json(list(paths))
         return
     for path in paths:
-        typer.echo(path)
+        say(path)
 
 
 def _refuse_beside_a_grid(context: typer.Context, datasets: list[str]) -> None:
@@ -97,11 +97,12 @@ def check_features(
     images = find_dataset(dataset, data_root) if dataset else None
     found = check_store(file, model, images, sample=sample)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1, default=str))
+        say_json(asdict(found))
     else:
-        typer.echo("\n".join(found.lines()))
+        for line in found.lines():
+            say(line)
     if not as_json and (model is None or images is None):
-        typer.echo("no image was encoded anew: that takes --backbone and --dataset")
+        say("no image was encoded anew: that takes --backbone and --dataset")
     if not found.ok:
         raise typer.Exit(2)
 
@@ -130,4 +131,7 @@ def import_store(
     }
     model = backbone_from_spec(backbone)
     path = import_features(files, cache, model, name=name, template=template, dtype=dtype)
-    typer.echo(json.dumps(str(path)) if as_json else path)
+    if as_json:
+        say_json(path)
+    else:
+        say(path)

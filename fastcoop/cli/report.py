@@ -12,6 +12,7 @@ import typer
 
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, BackboneSpec
+from fastcoop.cli.output import say, say_json
 
 
 @app.command()
@@ -30,11 +31,12 @@ def report(
 
     written = make_report(results, out or Path("reports") / results.name)
     if as_json:
-        typer.echo(json.dumps([str(path) for path in written], indent=1))
+        say_json(written)
     else:
         missing = next(path for path in written if path.name == "missing.txt")
-        typer.echo(missing.read_text(encoding="utf-8"))
-        typer.echo(f"{len(written)} files: {written[0]}")
+        for line in missing.read_text(encoding="utf-8").split("\n"):
+            say(line)
+        say(f"{len(written)} files: {written[0]}")
 
 
 @app.command()
@@ -63,15 +65,15 @@ def interpret(
     )  # fmt: skip
     stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     if as_json:
-        typer.echo(json.dumps(stored, indent=1))
+        say_json(stored)
         return
     for key, words in stored.items():
-        typer.echo(
+        say(
             f"{key[:12]}  nearest words: a random context's are {words['by_chance']:.3g} away, those of the one it "
             f"started from {words['initial']:.3g}"
         )
         for line in _by_class(words) if "summary" in words else _by_position(words["vectors"]):
-            typer.echo(f"  {line}")
+            say(f"  {line}")
 
 
 def _by_position(vectors: list[dict[str, Any]]) -> Iterator[str]:

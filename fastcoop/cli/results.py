@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastcoop import escape
 from fastcoop.cli.app import results_app
 from fastcoop.cli.options import AsJson
+from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,18 +71,20 @@ def list_results(
     table = select(table, where or ())
     columns = [name for name in [*SHOWN, "error"] if name in table]
     if as_json:
-        typer.echo(table[columns].to_json(orient="records", indent=1))
+        say_json(json.loads(table[columns].to_json(orient="records")))
         return
     if table.empty:
-        typer.echo("No run meets this.")
+        say("No run meets this.")
         return
     if (table.source == table.dataset).all():
         columns.remove("source")
     if same := [name for name in ONCE if len(table) > 1 and table[name].nunique(dropna=False) == 1]:
-        typer.echo(", ".join(f"{name} {table[name].iloc[0]}" for name in same))
+        say(", ".join(f"{name} {table[name].iloc[0]}" for name in same))
     columns = [name for name in columns if name not in same]
     shown = table[columns].assign(key=table.key.str[:12])
-    typer.echo(shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.2f}"))
+    text = shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.2f}")
+    for line in text.split("\n"):
+        say(line)
 
 
 @results_app.command("show")
@@ -96,7 +100,11 @@ def show(
     from fastcoop.sweeps.results import find_run, load_run
 
     run = load_run(results, find_run(results, key))
-    typer.echo(json.dumps(run, indent=1) if as_json else "\n".join(_lines(run)))
+    if as_json:
+        say_json(run)
+        return
+    for line in _lines(run):
+        say(line)
 
 
 def _lines(run: dict[str, Any]) -> Iterator[str]:
@@ -162,19 +170,19 @@ def compare(
         )
     )
     if as_json:
-        typer.echo(json.dumps(groups, indent=1))
+        say_json(groups)
         return
     for group in groups:
         s = "s" * (str(group["shots"]) != "1")
-        typer.echo(f"{group['label']}, {group['backbone']}, {group['shots']} shot{s}")
+        say(f"{group['label']}, {group['backbone']}, {group['shots']} shot{s}")
         width = max(len(row["dataset"]) for row in group["datasets"])
         for row in group["datasets"]:
-            typer.echo(
+            say(
                 f"  {row['dataset']:<{width}} {row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}  "
                 f"({row['runs']} runs)"
             )
         p = "too few runs for a test" if group["p"] is None else f"p = {group['p']:.3g} over {group['over']}"
-        typer.echo(f"  {'mean':<{width}} {'':8} {'':8} {group['difference']:+8.2f}  ({p})")
+        say(f"  {'mean':<{width}} {'':8} {'':8} {group['difference']:+8.2f}  ({p})")
 
 
 def _compared(pairs: pd.DataFrame) -> dict[str, Any]:
@@ -213,6 +221,7 @@ def export_results(
     results: Results,
     to: Annotated[Path, typer.Argument(help="The file to write, .csv or .parquet.")],
     where: Where = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the results table as tidy CSV or Parquet: a row per run and dataset it was tested on.
 
@@ -235,7 +244,7 @@ def export_results(
     part = to.with_name(f"{to.name}.part")
     try:
         if to.suffix == ".csv":
-            table.to_csv(part, index=False)
+            table.map(_csv_cell).to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
         else:
             table.to_parquet(part, index=False)
         os.replace(part, to)
@@ -246,7 +255,14 @@ def export_results(
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"{to} cannot be written: {error.strerror or error}.") from None
-    typer.echo(f"{len(table)} rows: {to}")
+    if as_json:
+        say_json({"rows": len(table), "file": to})
+    else:
+        say(f"{len(table)} rows: {to}")
+
+
+def _csv_cell(value: object) -> object:
+    return escape.csv_cell(value) if isinstance(value, str) else value
 
 
 @results_app.command("merge")
@@ -262,6 +278,7 @@ def merge(
     from fastcoop.sweeps import merge_results
 
     added = merge_results(folders, into)
-    typer.echo(
-        json.dumps({"added": added, "into": str(into)}) if as_json else f"{added} runs added to {into}"
-    )
+    if as_json:
+        say_json({"added": added, "into": into})
+    else:
+        say(f"{added} runs added to {into}")

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 
-from fastcoop.cli.app import app
+from fastcoop.cli.app import INTERRUPTED, app
 from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable
+from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:
     from fastcoop.sweeps import Summary
     from fastcoop.sweeps.dry_run import DryRun
 
+log = logging.getLogger("fastcoop")
+
 NAMED = 10  # so many runs are named, further ones counted
 FAILED = 1  # the exit code where runs failed
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 
 class Backend(str, Enum):
@@ -82,7 +85,12 @@ def sweep(
         from fastcoop.sweeps import read_grid
         from fastcoop.sweeps.shown import grid_text
 
-        typer.echo(grid_text(read_grid(grid, overrides or (), only or ())))
+        text = grid_text(read_grid(grid, overrides or (), only or ()))
+        if as_json:
+            say_json(yaml.safe_load(text))
+            return
+        for line in text.split("\n"):
+            say(line)
         return
     if dry_run:
         from fastcoop.sweeps.dry_run import dry_run as plan
@@ -105,31 +113,35 @@ def sweep(
         _report_stop(results_folder(grid, results))
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        typer.echo(json.dumps(summary.as_json(), indent=1))
-        return
-    _say_counts(summary)
-    typer.echo(
-        f"finished {summary.finished} of {summary.runs} runs; {summary.done_before} were done before: "
-        f"{summary.results}"
-    )
-    if summary.finished:
-        typer.echo(
-            f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
-            f"{summary.engine_share:.0%} of their time in the engine's steps; "
-            f"at most {summary.peak_memory / 1e9:.1f} GB of memory together"
-        )
+        say_json(summary.as_json())
+    else:
+        _say_summary(summary)
     if summary.diverged:
-        typer.echo(f"{summary.diverged} runs diverged; they are marked in the results.", err=True)
+        log.warning("%d runs diverged; they are marked in the results.", summary.diverged)
     for line in _some(summary.collapsed):
-        typer.echo(f"far below the other seeds of its setting, though its loss is finite: {line}", err=True)
+        log.warning("Far below the other seeds of its setting, though its loss is finite: %s", line)
     for line in _some([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
-        typer.echo(f"failed: {line}", err=True)
+        say(f"failed: {line}", err=True)
     if summary.failed:
-        typer.echo(
+        say(
             f"{len(summary.failed)} runs failed; --retry-failed tries them again, all others are done.",
             err=True,
         )
         raise typer.Exit(FAILED)
+
+
+def _say_summary(summary: Summary) -> None:
+    _say_counts(summary)
+    say(
+        f"finished {summary.finished} of {summary.runs} runs; {summary.done_before} were done before: "
+        f"{summary.results}"
+    )
+    if summary.finished:
+        say(
+            f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
+            f"{summary.engine_share:.0%} of their time in the engine's steps; "
+            f"at most {summary.peak_memory / 1e9:.1f} GB of memory together"
+        )
 
 
 def _report_stop(folder: Path) -> None:
@@ -140,29 +152,25 @@ def _report_stop(folder: Path) -> None:
         done = len(tested_runs(folder))
     except UserError:  # stopped before there was a results folder
         done = 0
-    typer.echo(
-        f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.", err=True
-    )
+    say(f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.", err=True)
 
 
 def _say_counts(summary: Summary) -> None:
     for count in summary.counts:
-        typer.echo(
-            f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before"
-        )
+        say(f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before")
 
 
 def _say_planned(planned: DryRun, as_json: bool) -> None:
     summary = planned.summary
     if as_json:
-        typer.echo(json.dumps(planned.as_json(), indent=1))
+        say_json(planned.as_json())
         return
     _say_counts(summary)
     if planned.failed:
-        typer.echo(f"{planned.failed} runs failed before; --retry-failed tries them again")
+        say(f"{planned.failed} runs failed before; --retry-failed tries them again")
     for line in planned.forecast.lines() if planned.forecast else ():
-        typer.echo(line)
-    typer.echo(
+        say(line)
+    say(
         f"would run {planned.left} of {summary.runs} runs; {summary.done_before} were done before: "
         f"{summary.results}"
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from fastcoop import escape
 from fastcoop.methods import METHODS, Outcome
+from fastcoop.progress import is_shown, on_terminal, print_line
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.plan import PlannedRun
 
@@ -28,7 +30,10 @@ NUMBERS = {
 
 
 class Pace:
-    """How fast work goes: what is left of each kind (a method, by backbone) at the rate seen so far."""
+    """How fast work goes: what is left of each kind (a method, by backbone) at the rate seen so far.
+
+    Safe to read from another thread than the one that changes it.
+    """
 
     def __init__(self, batches: Iterable[Batch], workers: int):
         self.workers = max(1, workers)
@@ -36,33 +41,41 @@ class Pace:
         self._done: dict[tuple[str, str], float] = {}
         self._spent: dict[tuple[str, str], float] = {}
         self._begun: dict[str, tuple[Batch, float, float]] = {}  # batch, when, cost done
+        self._lock = threading.Lock()
         for batch in batches:
             self.add(batch)
 
     def add(self, batch: Batch) -> None:
         kind = batch.method, batch.backbone
-        self._left[kind] = self._left.get(kind, 0.0) + batch.cost
+        with self._lock:
+            self._left[kind] = self._left.get(kind, 0.0) + batch.cost
 
     def begin(self, batch: Batch) -> None:
-        self._begun[batch.name] = batch, time.monotonic(), 0.0
+        with self._lock:
+            self._begun[batch.name] = batch, time.monotonic(), 0.0
 
     def progress(self, batch: Batch, runs: float) -> None:
-        if batch.name in self._begun:
-            _, when, done = self._begun[batch.name]
-            self._begun[batch.name] = batch, when, min(batch.cost, done + runs * batch.cost / len(batch.keys))
+        with self._lock:
+            if batch.name in self._begun:
+                _, when, done = self._begun[batch.name]
+                done = min(batch.cost, done + runs * batch.cost / len(batch.keys))
+                self._begun[batch.name] = batch, when, done
 
     def finish(self, batch: Batch, seconds: float) -> None:
         kind = batch.method, batch.backbone
-        self._begun.pop(batch.name, None)
-        self._left[kind] -= batch.cost
-        self._done[kind] = self._done.get(kind, 0.0) + batch.cost
-        self._spent[kind] = self._spent.get(kind, 0.0) + seconds
+        with self._lock:
+            self._begun.pop(batch.name, None)
+            self._left[kind] -= batch.cost
+            self._done[kind] = self._done.get(kind, 0.0) + batch.cost
+            self._spent[kind] = self._spent.get(kind, 0.0) + seconds
 
     def seconds_left(self) -> float:
         """Expected seconds until all is done, if no worker is ever idle."""
         now = time.monotonic()
-        done, spent, left = dict(self._done), dict(self._spent), dict(self._left)
-        for batch, when, cost in self._begun.values():
+        with self._lock:
+            done, spent, left = dict(self._done), dict(self._spent), dict(self._left)
+            begun = list(self._begun.values())
+        for batch, when, cost in begun:
             kind = batch.method, batch.backbone
             if cost:
                 done[kind] = done.get(kind, 0.0) + cost
@@ -80,7 +93,11 @@ def _rate(kind: tuple[str, str], rates: Mapping[tuple[str, str], float]) -> floa
 
 
 class Live:
-    """A table that is drawn anew on a terminal; plain lines, a few seconds apart, elsewhere. On standard error."""
+    """A table that is drawn anew on a terminal; plain lines, a few seconds apart, elsewhere. On standard error.
+
+    rich draws the table from a thread of its own; results come from the sweep's. Nothing is shown where the "fastcoop"
+    logger passes errors only.
+    """
 
     def __init__(self, runs: int, pace: Pace):
         self.runs, self.pace = runs, pace
@@ -88,8 +105,9 @@ class Live:
         self._start = self._said = time.monotonic()
         self._line = ""
         self._last: deque[tuple[PlannedRun, Outcome]] = deque(maxlen=SHOWN)
+        self._lock = threading.Lock()
         self._live = None
-        if sys.stderr.isatty():
+        if is_shown() and on_terminal():
             from rich.console import Console
             from rich.live import Live as RichLive
 
@@ -110,55 +128,69 @@ class Live:
 
     def result(self, run: PlannedRun, outcome: Outcome) -> None:
         """A run has ended."""
-        self.ended += 1
-        self.diverged += outcome.status != "done"
-        self._last.append((run, outcome))
+        with self._lock:
+            self.ended += 1
+            self.diverged += outcome.status != "done"
+            self._last.append((run, outcome))
+
+    def fail(self) -> None:
+        """A run has failed for good."""
+        with self._lock:
+            self.failed += 1
 
     def tick(self) -> None:
         """Called now and then; says something where it is time to."""
         now = time.monotonic()
-        if self._live is None and now - self._said >= LINE_EVERY:
+        if self._live is None and is_shown() and now - self._said >= LINE_EVERY:
             self._said = now
             last = f"; {_words(*self._last[-1])}" if self._last else ""
             if (line := self.state() + last) != self._line:
-                print(line, file=sys.stderr, flush=True)
+                print_line(line)
             self._line = line
 
     def say(self, text: str) -> None:
         """A line that stays."""
         if self._live:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+            self._live.console.print(escape.visible(text), markup=False, highlight=False)
+        elif is_shown():
+            print_line(text)
 
     def state(self) -> str:
         """How far the sweep is, in a line."""
         minutes = (time.monotonic() - self._start) / 60
-        parts = [f"{self.ended} of {self.runs} runs"]
-        parts += [f"{self.failed} failed"] if self.failed else []
-        parts += [f"{self.diverged} diverged"] if self.diverged else []
-        if self.ended:
-            parts.append(f"{self.ended / max(minutes, 1e-9):.0f} a minute")
+        with self._lock:
+            ended, failed, diverged = self.ended, self.failed, self.diverged
+        parts = [f"{ended} of {self.runs} runs"]
+        parts += [f"{failed} failed"] if failed else []
+        parts += [f"{diverged} diverged"] if diverged else []
+        if ended:
+            parts.append(f"{ended / max(minutes, 1e-9):.0f} a minute")
         parts.append(f"{_span(self.pace.seconds_left())} left")
         return ", ".join(parts)
 
     def _table(self) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=self.state(), title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(title=Text(self.state(), "bold"), title_justify="left", box=None, pad_edge=False)
         for name in ("dataset", "method"):
             table.add_column(name)  # what is too long goes on in the next line; numbers stay whole
         for name, width in NUMBERS.items():
             table.add_column(name, justify="right", no_wrap=True, min_width=width)
-        for run, outcome in self._last:
-            table.add_row(run.job.data.name, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")
+        with self._lock:
+            last = list(self._last)
+        for run, outcome in last:
+            texts = (run.job.data.name, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")
+            table.add_row(*(Text(escape.visible(text)) for text in texts))  # a str would be read as markup
         return table
 
 
 def _numbers(run: PlannedRun, outcome: Outcome) -> tuple[str, str, str]:
-    accuracy = next((f"{scores.accuracy:.1f}%" for scores in outcome.scores.values()), "")
+    accuracy = next(
+        (f"{one.accuracy:.1f}%" for one in outcome.scores.values() if one.accuracy == one.accuracy), ""
+    )
     if outcome.status != "done":
-        accuracy = f"{accuracy} {outcome.status}"
+        accuracy = f"{accuracy} {outcome.status}".lstrip()
     learned = run.job.subset is not None
     return (str(run.job.shots), str(run.job.seed), accuracy) if learned else ("", "", accuracy)
 

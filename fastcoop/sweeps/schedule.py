@@ -149,7 +149,7 @@ class Schedule:
         for key in keys:
             self.store.record_failure(self.pending.pop(key), error)
             self.tally.failed[key] = error
-            self._live.failed += 1
+            self._live.fail()
         self._live.say(f"{len(keys)} {batch.method} run{'s' if len(keys) > 1 else ''} failed: {error}.")
 
     def _hand_over(self, batch: Batch, again: Sequence[Batch]) -> None:

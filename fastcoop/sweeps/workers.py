@@ -210,7 +210,10 @@ class _Worker:
             env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)].strip() if seen else number
         self._executor = ProcessPoolExecutor(1, env=env)
         supplies = replace(supplies, device=kind)
-        self._served = self._executor.submit(_serve, self._theirs, supplies, os.getpid(), checkpoints.EVERY)
+        quiet = logging.root.manager.disable  # as the command line's -q sets it
+        self._served = self._executor.submit(
+            _serve, self._theirs, supplies, os.getpid(), checkpoints.EVERY, quiet
+        )
 
     @property
     def dead(self) -> bool:
@@ -252,8 +255,11 @@ class _Worker:
         self._executor.shutdown(wait=True, kill_workers=True)
 
 
-def _serve(connection: Connection, supplies: Supplies, parent: int, checkpoint_every: float) -> None:
+def _serve(
+    connection: Connection, supplies: Supplies, parent: int, checkpoint_every: float, quiet: int
+) -> None:
     """A worker's life: tasks come, what they come to goes back."""
+    logging.disable(quiet)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     end_with(parent)
     logging.getLogger("fastcoop.datasets").setLevel(

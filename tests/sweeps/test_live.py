@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +115,76 @@ def test_a_terminal_has_a_table(one_run: PlannedRun, monkeypatch: pytest.MonkeyP
     assert lines[1].split() == ["dataset", "method", "shots", "seed", "accuracy", "seconds"]
     assert len(lines) == 2 + live_module.SHOWN
     assert lines[-1].split() == ["colours", "CoOp", "(M=2,", "end)", "1", "1", "62.5%", "1.2"]
+
+
+def test_the_table_is_drawn_while_results_come(one_run: PlannedRun) -> None:
+    """rich draws from a thread of its own."""
+    pace, errors, drawn = Pace([], 1), [], 0
+    live = Live(10**6, pace)
+    stop = threading.Event()
+
+    def draw() -> None:
+        nonlocal drawn
+        while not stop.is_set():
+            drawn += 1
+            try:
+                live._table()
+            except Exception as error:
+                errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for number in count():
+            batch = Batch(f"method {number % 20}", "b", (one_run.key,), 1, 9, 1.0)
+            pace.add(batch)
+            pace.begin(batch)
+            pace.progress(batch, 0.5)
+            live.result(one_run, outcome())
+            pace.finish(batch, 0.1)
+            if drawn > 100 or errors:
+                break
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    assert not errors
+
+
+def test_markup_and_codes_of_a_name_are_text(one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "_label", lambda run: "[red]a[/b] \x1b[31m")
+    live = Live(1, Pace([], 1))
+    live.result(one_run, outcome())
+    console = Console(width=80, record=True)
+    console.print(live._table())
+    assert "[red]a[/b] \\x1b[31m" in console.export_text()
+
+
+def test_quiet_draws_and_prints_nothing(
+    clock: list[float],
+    one_run: PlannedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    logging.disable(logging.WARNING)
+    try:
+        with Live(2, Pace([], 1)) as live:
+            live.result(one_run, outcome())
+            live.say("A batch failed.")
+            clock[0] += 60
+            live.tick()
+    finally:
+        logging.disable(logging.NOTSET)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_without_an_accuracy_shows_why(one_run: PlannedRun) -> None:
+    none = np.zeros(0)
+    lost = Outcome({"colours": Scores(math.nan, math.nan, none, none, none)}, status="diverged", seconds=1.0)
+    assert live_module._numbers(one_run, lost)[-1] == "diverged"
 
 
 def test_a_long_method_leaves_the_numbers_whole_on_a_narrow_terminal(
