@@ -173,9 +173,9 @@ def test_files_that_are_no_pictures_and_odd_names_do_no_harm(run, world, tmp_pat
         (["--cache", "taken"], "could not be written"),
         (["--results", "taken"], "cannot be made"),
         (["--data-root", "taken"], "is not a folder"),
-        (["--memory-budget", "0"], "a number of GB above 0, such as 4; 0 came"),
-        (["--memory-budget", "nan"], "a number of GB above 0, such as 4; nan came"),
-        (["--jobs", "0"], "should be 1 or more"),
+        (["--memory-budget", "0"], "in GB to be a finite number above 0, got 0.0"),
+        (["--memory-budget", "nan"], "in GB to be a finite number above 0, got nan"),
+        (["--jobs", "0"], "to be a whole number from 1 to 1024, got 0"),
         (["--set", "shots=-1"], "--set shots=-1: "),
     ],
 )

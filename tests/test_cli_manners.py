@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -55,8 +56,12 @@ def test_exit_codes(monkeypatch, capsys, raised, code):
         assert said.out == "done\n"
 
 
-def test_a_file_that_the_system_does_not_let_us_use_is_one_sentence(capsys, tmp_path):
-    assert code_of("datasets", "check", "a" * 5000, "--data-root", str(tmp_path)) == 2
+def test_a_file_that_the_system_does_not_let_us_use_is_one_sentence(capsys, monkeypatch):
+    def run_demo(*_: object) -> str:
+        raise OSError(errno.ENAMETOOLONG, "File name too long", "a" * 500)
+
+    monkeypatch.setattr("fastcoop.demo.run.run_demo", run_demo)
+    assert code_of("demo") == 2
     said = capsys.readouterr().err
     assert said.startswith("fastcoop: ")
     assert said.endswith("' cannot be used: File name too long.\n")
