@@ -37,7 +37,7 @@ def notes_on_left_out(name: str, tree: Tree, used: Iterable[str]) -> Iterator[st
     ]
     if deeper:
         yield (
-            f"{name} leaves out {len(deeper)} images that lie beside or below its class folders, such as "
+            f"{name} leaves out {len(deeper)} image(s) that lie beside or below its class folders, such as "
             f"{some(deeper, 1)}; move them into a class folder to use them, or list them in a CSV."
         )
     yield from notes_on_unknown_endings(name, tree)
@@ -53,7 +53,7 @@ def notes_on_unknown_endings(name: str, tree: Tree) -> Iterator[str]:
     ]
     if unknown:
         yield (
-            f"{name} leaves out {len(unknown)} pictures because of how their names end, such as "
+            f"{name} leaves out {len(unknown)} picture(s) because of how their names end, such as "
             f"{some(unknown, 1)}; let the names of JPEG files end in .jpg, and save other kinds as .jpg or .png."
         )
 
@@ -86,6 +86,6 @@ def notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
     if pairs:
         first, other = min(pairs)
         yield (
-            f"{name} uses {len(pairs)} images that have the name of another one but for its ending or a word such as "
+            f"{name} uses {len(pairs)} image(s) that have the name of another one but for its ending or a word such as "
             f'"mask", such as {first} and {other}; if these are masks or copies, move them out of the class folders.'
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +50,12 @@ def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
             raise UserError(f'{split_file} has no "test" split, nor "val"; add one of them.')
         items = find_items(items, root, str(split_file))
         return _finish(config, root, class_names(items, str(split_file)), items, folder / FEWSHOT_FOLDER)
-    tree = Tree(folder)
-    layout = find_layout(tree, DESCRIPTIONS)
+    whole = Tree(folder)
+    layout = find_layout(whole, DESCRIPTIONS)
     root = folder / layout.at
     if layout.at and any((root / file).is_file() for file in DESCRIPTIONS):
         return load_folder(root, config.name)
-    tree = Tree(root)  # what lies outside has no images
+    tree = Tree(root)
     folders = tree.listing().folders
     if layout.splits:
         if "test" not in layout.splits and "val" not in layout.splits:
@@ -74,7 +75,10 @@ def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
             "the columns path, class, split, and name that."
         )
     paths = [path for part in items.values() for path, *_ in part]
-    notes = [*notes_on_left_out(config.name, tree, paths), *notes_on_masks(config.name, paths)]
+    notes = [
+        *notes_on_left_out(config.name, whole, (posixpath.join(layout.at, path) for path in paths)),
+        *notes_on_masks(config.name, paths),
+    ]
     drawn = "" if layout.splits else f"{folder} has no split of its own"
     return _finish(config, root, names, items, folder / FEWSHOT_FOLDER, drawn, notes)
 

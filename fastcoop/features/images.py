@@ -71,10 +71,11 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     0 or the least pixel to the largest. Pixels that are not finite are black.
     """
     values = np.asarray(image).astype(np.float32)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    broken = ~np.isfinite(values)
+    if broken.all():
         raise UnreadableImage("not one of its pixels is a finite number")
-    low, high = min(0.0, float(finite.min())), float(finite.max())
+    low = min(0.0, float(values.min(where=~broken, initial=np.inf)))
+    high = float(values.max(where=~broken, initial=-np.inf))
     if image.mode.startswith("I;16") or image.format in FORMATS_16_BIT:
         high = 65535.0
         if image.format == "TIFF":
@@ -82,8 +83,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     elif low == 0:
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         high = next((limit for limit in ranges if high <= limit), high)
-    raised = np.where(np.isfinite(values), values, low) - low
-    scaled = np.rint(raised * (255 / ((high - low) or 1.0))).clip(0, 255).astype(np.uint8)
+    values[broken] = low
+    values -= low  # in place: pictures may be large, and many are decoded at once
+    values *= 255 / ((high - low) or 1.0)
+    scaled = np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8)
     if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
         scaled = 255 - scaled  # white is stored as zero, which Pillow undoes for 8 bits alone
     return Image.fromarray(scaled)
