@@ -73,7 +73,7 @@ def _one_each(table: pd.DataFrame, on: list[str]) -> pd.DataFrame:
         row = alike.iloc[0]
         runs = alike[(alike[on] == row[on]).all(axis=1)]
         raise UserError(
-            f"{len(runs)} runs of {row.label} on {row.dataset}, {row.shots} shots, seed {row.seed} differ in "
+            f"{len(runs)} runs of {row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed} differ in "
             f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
         )
     return table[[*on, "accuracy"]]
@@ -86,9 +86,5 @@ def _difference(runs: pd.DataFrame) -> str:
     found = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
     found += [name for name in (*SAME_RUN[1:], "features", "key") if runs[name].nunique(dropna=False) > 1]
     shown = found[0]
-    values = (
-        list(dict.fromkeys(one.get(shown) for one in settings))
-        if shown in names
-        else list(runs[shown].unique())
-    )
-    return f"{shown} ({' and '.join(str(value)[:40] for value in values[:2])})"
+    values = [one.get(shown) for one in settings] if shown in names else runs[shown].tolist()
+    return f"{shown} ({' and '.join(sorted({str(value)[:40] for value in values})[:2])})"

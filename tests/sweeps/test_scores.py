@@ -1,0 +1,282 @@
+"""What a score depends on is recorded with it: it is made again where that changed, and never taken for another's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
+from fastcoop.reports import report
+from fastcoop.sweeps import (
+    Summary,
+    evaluate,
+    load_contexts,
+    load_failures,
+    load_predictions,
+    load_results,
+    merge_results,
+)
+from fastcoop.sweeps.compare import pair_folders, pair_labels
+from fastcoop.sweeps.schema import VERSION
+from tests.small_world import write_dataset
+
+Sweep = Callable[..., Summary]
+COOP = {"context_length": 2, "epochs": 2}
+METHODS_OF_ALL = {
+    "zero_shot": {"prompts": [None, "some {}."]},
+    "ensemble": None,
+    "linear_probe": {"iterations": 5},
+    "text_bias": {"epochs": 2, "learning_rate": 0.1},
+    "text_transform": {"epochs": 2, "learning_rate": 0.1},
+    "coop": COOP,
+}
+
+
+@pytest.fixture
+def folders(world: Path, tmp_path: Path) -> dict[str, Path]:
+    """A copy of the world's pictures, with features and results of its own."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    return {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
+
+
+@pytest.fixture
+def small(grid: dict[str, Any]) -> dict[str, Any]:
+    return grid | {"shots": 1, "seeds": 1, "targets": {"colours": "shifted"}, "methods": METHODS_OF_ALL}
+
+
+def confidences(folder: Path, dataset: str) -> dict[str, list[float]]:
+    keys = load_results(folder).query("dataset == @dataset").key
+    return {key: load_predictions(folder, key, dataset).confidence.tolist() for key in keys}
+
+
+def say_prompt(folder: Path, prompt: str) -> None:
+    (folder / "dataset.yaml").write_text(f"template: {json.dumps(prompt)}\n")
+
+
+def test_a_target_whose_prompt_changed_is_tested_again(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(small, **folders).finished == 7
+    before = confidences(folders["results"], "shifted")
+    say_prompt(folders["data_root"] / "shifted", "qqq zzz {} www")
+    monkeypatch.setattr("fastcoop.engine.train", lambda *_, **__: pytest.fail("trained again"))
+    methods = load_results(folders["results"]).drop_duplicates("key").set_index("key")
+    assert run(small, **folders, dry_run=True).done_before == 3
+    assert run(small, **folders).finished == 4
+    assert run(small, **folders).finished == 0
+    monkeypatch.undo()
+    run(small, **folders | {"results": folders["results"].with_name("clean")})
+    after, clean = (
+        confidences(folders["results"].with_name(name), "shifted") for name in ("results", "clean")
+    )
+    assert after == clean
+    changed = {methods.label[key] for key in after if after[key] != before[key]}
+    assert (
+        {"Zero-shot CLIP", "Prompt ensemble (7)", "Text bias", "Text transform"}
+        >= changed
+        >= {"Zero-shot CLIP"}
+    )
+
+
+def test_a_target_whose_pictures_changed_is_tested_again(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    run(small, **folders, only=["zero_shot", "coop"])
+    for path in (folders["data_root"] / "shifted").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    (folders["cache"] / "tiny" / "shifted.h5").unlink()
+    assert run(small, **folders, only=["zero_shot", "coop"]).finished == 3
+    assert run(small, **folders, only=["zero_shot", "coop"]).finished == 0
+
+
+def test_runs_by_two_prompts_of_a_dataset_are_told_apart(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    small |= {"shots": [1, 2], "targets": {}}
+    run(small, **folders)
+    say_prompt(folders["data_root"] / "colours", "qqq zzz {} www")
+    assert run(small, **folders).finished == 1 + 1 + 2 + 2, (
+        "zero-shot, ensemble, two text learners at two shots"
+    )
+    table = load_results(folders["results"])
+    zero = table[table.label == "Zero-shot CLIP"]
+    assert [json.loads(text)["dataset_prompt"] for text in zero.settings] == [
+        "a photo of a {}.",
+        "qqq zzz {} www",
+    ]
+    assert [json.loads(text) for text in zero.prompts] == [["a photo of a {}."], ["qqq zzz {} www"]]
+    with pytest.raises(UserError, match=r"2 runs of Zero-shot CLIP .* differ in dataset_prompt"):
+        pair_labels(table, "Zero-shot CLIP", "CoOp (M=2, end)", "here")
+    report(folders["results"], tmp_path / "report")
+    figure = pd.read_csv(tmp_path / "report" / "figure3.csv")
+    current = table[(table.label == "Zero-shot CLIP")].accuracy.iloc[-1]
+    shown = figure[figure.method == "Zero-shot CLIP"]
+    assert (shown["runs"] == 1).all()
+    assert shown["mean"].tolist() == [pytest.approx(current)]
+
+
+def test_two_folders_are_compared_by_settings_too(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    small |= {"targets": {}, "methods": {"coop": COOP | {"learning_rate": [0.002, 0.1]}}}
+    run(small, **folders)
+    table = load_results(folders["results"])
+    assert table.label.nunique() == 1
+    assert len(pair_folders(table, table)) == 2
+    with pytest.raises(UserError, match=r"2 runs .* differ in learning_rate \(0.002 and 0.1\)"):
+        pair_labels(table, table.label[0], table.label[0], "here")
+
+
+@pytest.fixture
+def two_of_a_name(world: Path, tmp_path: Path) -> Path:
+    """Datasets a/colours and b/colours; results of runs over the first."""
+    write_dataset(tmp_path / "a" / "colours")
+    write_dataset(tmp_path / "b" / "colours", ("grey", "green"), train=1, val=1, test=3, seed=7)
+    return tmp_path
+
+
+def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
+    run: Sweep, small: dict[str, Any], world: Path, two_of_a_name: Path
+) -> None:
+    small |= {"targets": {}, "methods": {"coop": COOP}}
+    place = two_of_a_name
+    mine = {"data_root": place / "a", "cache": place / "cache-a", "results": place / "results"}
+    run(small, **mine)
+    key = load_results(place / "results").key[0]
+    for cache in ("cache-a", "cache-b"):
+        with pytest.raises(UserError, match=r"another dataset called colours \(4 classes, 20 test images\)"):
+            evaluate(
+                place / "results",
+                ["colours"],
+                data_root=place / "b",
+                cache=place / cache,
+                backbones=[str(world / "tiny")],
+            )
+    assert len(load_predictions(place / "results", key).labels) == 20
+    with sqlite3.connect(place / "results" / "results.sqlite") as db:  # as version 1 let evaluate do
+        db.execute("INSERT INTO tests SELECT 'other', dataset, class_names, x'0000' FROM tests")
+        db.execute("UPDATE scores SET test = 'other', predictions = x'0000', confidence = x'0000'")
+    assert len(load_predictions(place / "results", key).labels) == 1
+    assert run(small, **mine).finished == 1
+    assert len(load_predictions(place / "results", key).labels) == 20
+
+
+def test_datasets_that_share_a_name_are_refused(
+    run: Sweep, small: dict[str, Any], world: Path, two_of_a_name: Path
+) -> None:
+    place = two_of_a_name
+    write_dataset(place / "Colours", ("grey", "green"))
+    small |= {"targets": {}, "methods": {"zero_shot": None}}
+    where = {"data_root": place, "cache": place / "cache", "results": place / "results"}
+    for pair, said in (
+        (["a/colours", "b/colours"], '"a/colours" and "b/colours" are both called colours'),
+        (["a/colours", "Colours"], "are both called Colours"),
+        (["a/colours:base", "b/colours"], "are of two datasets called colours"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(small | {"datasets": pair}, **where)
+    run(small | {"datasets": "a/colours"}, **where)
+    with pytest.raises(UserError, match="are both called colours"):
+        evaluate(
+            place / "results", ["a/colours", "b/colours"], data_root=place, backbones=[str(world / "tiny")]
+        )
+
+
+def test_merged_datasets_of_one_name_are_shown_apart(
+    run: Sweep, small: dict[str, Any], two_of_a_name: Path
+) -> None:
+    place = two_of_a_name
+    small |= {"targets": {}, "methods": {"zero_shot": None, "coop": COOP}}
+    for name in ("a", "b"):
+        run(small, data_root=place / name, cache=place / f"cache-{name}", results=place / f"results-{name}")
+    assert merge_results([place / "results-a", place / "results-b"], place / "all") == 4
+    report(place / "all", place / "report")
+    figure = pd.read_csv(place / "report" / "figure3.csv")
+    assert figure.dataset.nunique() == 3, "two datasets and their average"
+    assert (figure[~figure.dataset.str.startswith("Average")]["runs"] == 1).all()
+
+
+class OwnColumns(Method[MethodSettings]):
+    """A method of somebody else's, with columns of its own."""
+
+    name = "own"
+    Settings = MethodSettings
+    named = "alpha"
+
+    def label(self, settings: MethodSettings) -> str:
+        return "Own"
+
+    def columns(self, job: Any, backbone: Any) -> dict[str, Any]:
+        return {self.named: np.float32(0.5), "epochs": 3, "note": "=1+1", "lost": float("nan")}
+
+    def run(self, backbone: Any, jobs: Any, done: Any, context: Any) -> None:
+        for index, job in enumerate(jobs):
+            logits = {data.name: np.eye(len(data.class_names))[data.test[1]] for data in job.tests}
+            scores = {data.name: score(logits[data.name], data.test[1]) for data in job.tests}
+            done(index, Outcome(scores, weights={"a": np.zeros(1)}, extra={"lost": float("nan")}))
+
+
+def test_a_method_has_columns_of_its_own(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnColumns()
+    monkeypatch.setitem(METHODS, "own", own)
+    small |= {"methods": ["zero_shot", "own"]}
+    run(small, **folders)
+    table = load_results(folders["results"]).drop_duplicates("key").set_index("method")
+    assert (table.alpha["own"], table.epochs["own"], table.note["own"]) == (0.5, 3, "=1+1")
+    assert table.alpha.isna()["zero_shot"]
+    assert table.lost.isna().all()
+    own.named = "seed"
+    monkeypatch.setattr(own, "named", "seed")
+    with pytest.raises(UserError, match='gives its runs a column "seed", which every run has; rename it'):
+        run(small, **folders | {"results": folders["results"].with_name("other")})
+
+
+V1 = Path(__file__).parent / "results_v1"
+
+
+def test_results_of_version_1_are_read_extended_merged_and_reported(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Written by version 0.1.0: a run of each method, and two of CoOp that diverged to NaN after their last loss."""
+    old = tmp_path / "old"
+    shutil.copytree(V1, old)
+    content = (old / "results.sqlite").read_bytes()
+    table = load_results(old)
+    assert len(table) == 22
+    lost = table.accuracy.isna()
+    assert (lost.sum(), set(table.method[lost]), set(table.status[lost])) == (4, {"coop"}, {"diverged"})
+    assert (load_predictions(old, table.key[lost].iloc[0], "shifted").predicted == -1).all()
+    report(old, tmp_path / "report")
+    assert "2 diverged runs left out" in (tmp_path / "report" / "figure3.md").read_text()
+    assert (old / "results.sqlite").read_bytes() == content, "reading changes nothing"
+
+    assert merge_results([old], tmp_path / "merged") == 11
+    assert merge_results([old, tmp_path / "merged"], tmp_path / "merged") == 0
+    pd.testing.assert_frame_equal(load_results(tmp_path / "merged"), table)
+    assert (old / "results.sqlite").read_bytes() == content
+
+    contexts = {path.stem: path.read_bytes() for path in (old / "contexts").iterdir()}
+    run(small | {"seeds": [1, 2]}, **folders | {"results": old})
+    assert all((old / "contexts" / f"{key}.safetensors").read_bytes() == was for key, was in contexts.items())
+    with sqlite3.connect(old / "results.sqlite") as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    grown = load_results(old)
+    assert set(grown.key) > set(table.key)
+    same = grown.set_index(["key", "dataset"]).accuracy.loc[list(zip(table.key, table.dataset, strict=True))]
+    assert np.array_equal(same, table.accuracy, equal_nan=True)
+    assert run(small | {"seeds": [1, 2]}, **folders | {"results": old}).finished == 0
+    assert load_failures(old).empty
+    assert load_contexts(old, table.key[table.method == "coop"].iloc[0]).shape == (2, 16)
+    report(old, tmp_path / "report")
