@@ -72,9 +72,10 @@ def _one_each(table: pd.DataFrame, on: list[str]) -> pd.DataFrame:
     if not alike.empty:
         row = alike.iloc[0]
         runs = alike[(alike[on] == row[on]).all(axis=1)]
+        draw = f"{row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed}"
         raise UserError(
-            f"{len(runs)} runs of {row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed} differ in "
-            f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
+            f"{len(runs)} runs of {row.label} on {row.dataset}, {draw}, differ in {_difference(runs)}, and cannot be "
+            "compared as one; choose one of them with --where."
         )
     return table[[*on, "accuracy"]]
 
