@@ -57,6 +57,15 @@ class Data:
         """sha256 hex of the features that are tested on; None where they are not cached."""
         return self.store.meta.sha256.get("test") if self.store else None
 
+    @property
+    def test_images(self) -> str | None:
+        """sha256 hex of the bytes of the image files that are tested on, by their digests; None where no store knows
+        them all. Unlike features, it is the same on every machine."""
+        files = self.store.files("test") if self.store else None
+        if files is None or not files.known.all():
+            return None
+        return hashlib.sha256(files.sha256.tobytes()).hexdigest()
+
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """The few-shot subset that all methods share."""
         from fastcoop.datasets import few_shot

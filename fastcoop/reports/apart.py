@@ -26,17 +26,21 @@ GROUP = [
 
 
 def tell_datasets_apart(runs: pd.DataFrame, known: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """Give datasets of one name that differ in their classes, images or splits names of their own.
+    """Give datasets of one name that differ in their classes, splits or images names of their own.
 
     The one that ``known`` (datasets.json) describes keeps its name, else the one tested last; the others get the
-    beginning of their digest: ``photos (3f2a91bc)``, and halves of it ``photos (3f2a91bc):base``.
+    beginning of a digest: ``photos (3f2a91bc)``, and halves of it ``photos (3f2a91bc):base``.
     """
-    tested = runs.dropna(subset=["test"])
+    images = runs.images.fillna(
+        runs.groupby(["dataset", "test"]).images.transform("last")
+    )  # unknown in version 1
+    which = images.fillna(runs.test)
     renamed: dict[tuple[str, str], str] = {}
-    for dataset, digests in tested.groupby("dataset", sort=False).test:
+    for dataset, frame in runs.dropna(subset=["test"]).groupby("dataset", sort=False):
+        digests = which[frame.index]
         if digests.nunique() > 1:
-            current = known.get(str(dataset), {}).get("digest")
-            kept = current if current in set(digests) else digests.iloc[-1]
+            current = frame.test == known.get(str(dataset), {}).get("digest")
+            kept = digests[current if current.any() else frame.index].iloc[-1]
             name, colon, half = str(dataset).partition(":")
             renamed |= {
                 (str(dataset), digest): f"{name} ({digest[:SHOWN]}){colon}{half}"
@@ -45,7 +49,7 @@ def tell_datasets_apart(runs: pd.DataFrame, known: Mapping[str, dict[str, Any]])
             }
     if not renamed:
         return runs
-    names = [renamed.get(pair, pair[0]) for pair in zip(runs.dataset, runs.test, strict=True)]
+    names = [renamed.get(pair, pair[0]) for pair in zip(runs.dataset, which, strict=True)]
     own = runs.source == runs.dataset
     sources = dict(zip(runs.key[own], pd.Series(names, runs.index)[own], strict=True))
     return runs.assign(

@@ -28,7 +28,8 @@ OPTIONAL = {
     "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
     "epochs": np.nan, "schedule": None, "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
     "settings": "{}", "chance": np.nan, "source": None, "classes": "all", "per_class": None, "versions": None,
-    "train_images": np.nan, "test": None, "prompts": None,
+    "train_images": np.nan, "test": None, "images": None,
+    "prompts": None,
 }  # fmt: skip
 UNTRAINED = (
     "zero_shot",

@@ -85,7 +85,9 @@ def _difference(runs: pd.DataFrame) -> str:
     settings = [json.loads(text) for text in runs.settings]
     names = dict.fromkeys(name for one in settings for name in one)
     found = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
-    found += [name for name in (*SAME_RUN[1:], "features", "key") if runs[name].nunique(dropna=False) > 1]
+    found += [
+        name for name in (*SAME_RUN[1:], "images", "features", "key") if runs[name].nunique(dropna=False) > 1
+    ]
     shown = found[0]
     values = [one.get(shown) for one in settings] if shown in names else runs[shown].tolist()
     return f"{shown} ({' and '.join(sorted({str(value)[:40] for value in values})[:2])})"

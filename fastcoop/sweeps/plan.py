@@ -32,11 +32,13 @@ class TestFacts(NamedTuple):
     Attributes:
         test: sha256 hex of the dataset: class names, paths and labels, and which test images were not read.
         features: sha256 hex of the test features; None where they are not cached, or in results of version 1.
+        images: sha256 hex of the test images' files; None where no store knows them, or in results of version 1.
         prompts: JSON list of the hand-written prompts that the score depends on; None in results of version 1.
     """
 
     test: str
     features: str | None
+    images: str | None
     prompts: str | None
 
 
@@ -57,7 +59,9 @@ class PlannedRun:
     def test_facts(self, data: Data) -> TestFacts:
         """What a test of this run on ``data`` depends on."""
         prompts = METHODS[self.method].prompts(self.job.settings, data)
-        return TestFacts(data.test_digest, data.test_features, json.dumps(prompts, ensure_ascii=False))
+        return TestFacts(
+            data.test_digest, data.test_features, data.test_images, json.dumps(prompts, ensure_ascii=False)
+        )
 
     def lacking(self, tested: Mapping[str, TestFacts]) -> tuple[Data, ...]:
         """Datasets that the run is to be tested on, and has not been as they are now; ``tested`` has the facts of its

@@ -18,8 +18,8 @@ RUN_COLUMNS = (
     "train_images", "status", "seconds", "losses", "extra", "finished", "device", "versions", "columns",
 )  # fmt: skip
 SCORE_COLUMNS = (
-    "key", "dataset", "test", "features", "prompts", "accuracy", "macro_accuracy", "chance", "per_class", "predictions",
-    "confidence",
+    "key", "dataset", "test", "features", "images", "prompts", "accuracy", "macro_accuracy", "chance", "per_class",
+    "predictions", "confidence",
 )  # fmt: skip
 # Names that a method's own columns cannot have: those of every row that `load_results` returns.
 RESERVED_COLUMNS = {*RUN_COLUMNS, *SCORE_COLUMNS, "source"} - {*METHOD_COLUMNS}
@@ -27,7 +27,7 @@ TEST_COLUMNS = ("digest", "dataset", "class_names", "labels")
 VIEW_COLUMNS = (
     "scores.key", "backbone", "scores.dataset", "runs.dataset AS source", "method", "label", "shots", "seed",
     *METHOD_COLUMNS, "accuracy", "macro_accuracy", "chance", "status", "seconds", "train_images", "settings", "extra",
-    "losses", "per_class", "finished", "device", "versions", "test", "features", "prompts", "columns",
+    "losses", "per_class", "finished", "device", "versions", "test", "features", "images", "prompts", "columns",
 )  # fmt: skip
 
 RESULTS = f"VIEW results AS SELECT {', '.join(VIEW_COLUMNS)} FROM scores JOIN runs USING (key);"
@@ -45,8 +45,8 @@ CREATE TABLE tests (
 );
 CREATE TABLE scores (
     key TEXT NOT NULL REFERENCES runs (key), dataset TEXT NOT NULL,
-    test TEXT NOT NULL REFERENCES tests (digest), features TEXT, prompts TEXT, accuracy REAL, macro_accuracy REAL,
-    chance REAL NOT NULL, per_class TEXT NOT NULL, predictions BLOB NOT NULL, confidence BLOB NOT NULL,
+    test TEXT NOT NULL REFERENCES tests (digest), features TEXT, images TEXT, prompts TEXT,
+    accuracy REAL, macro_accuracy REAL, chance REAL NOT NULL, per_class TEXT NOT NULL, predictions BLOB NOT NULL, confidence BLOB NOT NULL,
     PRIMARY KEY (key, dataset)
 );
 CREATE {RESULTS}
@@ -69,6 +69,7 @@ _LOST = "has_nan(confidence)"
 _FROM_1 = {
     "columns": "'{}'",
     "features": "NULL",
+    "images": "NULL",
     "prompts": "NULL",
     "accuracy": f"CASE WHEN {_LOST} THEN NULL ELSE accuracy END",
     "macro_accuracy": f"CASE WHEN {_LOST} THEN NULL ELSE macro_accuracy END",

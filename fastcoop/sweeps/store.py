@@ -71,8 +71,8 @@ class ResultsStore:
                 continue
             with self._writing() as db:
                 db.execute(
-                    "UPDATE scores SET features = ?, prompts = ? WHERE key = ? AND dataset = ?",
-                    (facts.features, facts.prompts, run.key, data.name),
+                    "UPDATE scores SET features = ?, images = ?, prompts = ? WHERE key = ? AND dataset = ?",
+                    (facts.features, facts.images, facts.prompts, run.key, data.name),
                 )
                 settings = recorded_settings(METHODS[run.method], run.job)
                 db.execute("UPDATE runs SET settings = ? WHERE key = ?", (settings, run.key))
@@ -198,7 +198,9 @@ def insist(db: sqlite3.Connection, statement: str, seconds: float = math.inf) ->
 def tests_by_run(db: sqlite3.Connection) -> dict[str, dict[str, TestFacts]]:
     """{key: {dataset: what its test depended on}} of all tests in a store."""
     tested: dict[str, dict[str, TestFacts]] = {}
-    for key, dataset, *facts in db.execute("SELECT key, dataset, test, features, prompts FROM scores"):
+    for key, dataset, *facts in db.execute(
+        "SELECT key, dataset, test, features, images, prompts FROM scores"
+    ):
         tested.setdefault(key, {})[dataset] = TestFacts(*facts)
     return tested
 

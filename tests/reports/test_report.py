@@ -19,7 +19,7 @@ RUN = (
     " NULL, '{}', 'now', 'cpu', :versions, '{}')"
 )
 SCORE = (
-    "INSERT INTO scores VALUES (:key, :dataset, 't', NULL, NULL, :accuracy, :accuracy, :chance, '[1, NaN]', x'',"
+    "INSERT INTO scores VALUES (:key, :dataset, 't', NULL, NULL, NULL, :accuracy, :accuracy, :chance, '[1, NaN]', x'',"
     " x'')"
 )
 
