@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 # torch's own defaults: products of float32 in float32, and convolutions on a CUDA device in TF32.
@@ -20,13 +21,15 @@ def torch_defaults() -> Iterator[None]:
     before = {name: backend.fp32_precision for name in PRECISIONS if (backend := _backend(name))}
     matmul = None if before else torch.get_float32_matmul_precision()  # torch before 2.9
     cuda = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
+    # Entered only where it is needed: as long as it is, every call of torch takes longer.
+    device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
         torch.set_default_dtype(torch.float32)
         for name in before:
             _backend(name).fp32_precision = PRECISIONS[name]
         if matmul is not None:
             torch.set_float32_matmul_precision("highest")
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False), cuda:
+        with device, torch.autocast("cpu", enabled=False), cuda:
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -34,6 +37,16 @@ def torch_defaults() -> Iterator[None]:
             _backend(name).fp32_precision = precision
         if matmul is not None:
             torch.set_float32_matmul_precision(matmul)
+
+
+@contextmanager
+def fresh_state() -> Iterator[None]:
+    """Compute, until the block ends, as a process does that has just started: `torch_defaults`, gradients, no inference
+    mode, and NumPy's own reactions to floating-point errors. So a sweep comes to the same numbers in this process as in
+    worker processes."""
+    reactions = np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")
+    with torch_defaults(), torch.inference_mode(False), torch.enable_grad(), reactions:
+        yield
 
 
 def _backend(name: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcoop.backbones import Backbone, Preprocess
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError
 from fastcoop.exchange.runs import LearnedRun, named_backbone, write_whole
 from fastcoop.features.images import RECIPES
@@ -125,6 +126,7 @@ class Classifier:
             ) from None
 
 
+@fresh_state()
 def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
     """The classifier that a run's contexts make over the backbone that it learned over."""
     import torch

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError, nearest
 from fastcoop.exchange.classifier import make_classifier
 from fastcoop.exchange.official import frozen_embeddings, official_path, write_official
@@ -14,6 +15,7 @@ from fastcoop.exchange.runs import find_run, write_contexts_file
 FORMATS = ("coop", "safetensors", "classifier")
 
 
+@fresh_state()
 def export_run(
     results: str | Path, key: str, format: str, out: str | Path, backbone: str | None = None
 ) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError, nearest
 from fastcoop.exchange.official import (
@@ -41,6 +42,7 @@ class Imported:
     label: str
 
 
+@fresh_state()
 def import_coop(
     place: str | Path,
     backbone: Backbone,

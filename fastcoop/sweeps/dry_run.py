@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError
 from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.caching import missing_crops
@@ -53,6 +54,7 @@ class DryRun:
         return self.summary.as_json() | {"would_run": self.left, "failed": self.failed, "forecast": forecast}
 
 
+@fresh_state()
 def dry_run(
     grid: str | Path | Mapping[str, Any],
     *,

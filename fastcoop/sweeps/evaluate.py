@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import (
@@ -61,6 +62,7 @@ class Tested:
     new: bool
 
 
+@fresh_state()
 def evaluate(
     results: str | Path,
     targets: Sequence[str | Path],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError, writing
 from fastcoop.files import replacing
 from fastcoop.prompts import (
@@ -48,6 +49,7 @@ class _Learned:
     words: str | None
 
 
+@fresh_state()
 def interpret(
     results: str | Path,
     backbone: Backbone,

@@ -46,7 +46,8 @@ CREATE TABLE tests (
 CREATE TABLE scores (
     key TEXT NOT NULL REFERENCES runs (key), dataset TEXT NOT NULL,
     test TEXT NOT NULL REFERENCES tests (digest), features TEXT, images TEXT, prompts TEXT,
-    accuracy REAL, macro_accuracy REAL, chance REAL NOT NULL, per_class TEXT NOT NULL, predictions BLOB NOT NULL, confidence BLOB NOT NULL,
+    accuracy REAL, macro_accuracy REAL, chance REAL NOT NULL, per_class TEXT NOT NULL,
+    predictions BLOB NOT NULL, confidence BLOB NOT NULL,
     PRIMARY KEY (key, dataset)
 );
 CREATE {RESULTS}

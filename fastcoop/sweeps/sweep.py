@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import fresh_state
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, open_current, open_if_there, store_path
@@ -94,6 +95,7 @@ class Summary:
         return plain | {"runs": self.runs, "done_before": self.done_before}
 
 
+@fresh_state()
 def sweep(
     grid: str | Path | Mapping[str, Any],
     *,

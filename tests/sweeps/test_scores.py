@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
@@ -25,6 +29,7 @@ from fastcoop.sweeps import (
     load_predictions,
     load_results,
     merge_results,
+    sweep,
 )
 from fastcoop.sweeps.compare import pair_folders, pair_labels
 from fastcoop.sweeps.schema import VERSION
@@ -280,3 +285,77 @@ def test_results_of_version_1_are_read_extended_merged_and_reported(
     assert load_failures(old).empty
     assert load_contexts(old, table.key[table.method == "coop"].iloc[0]).shape == (2, 16)
     report(old, tmp_path / "report")
+
+
+STATES: dict[str, Callable[[], Any]] = {
+    "default dtype": lambda: set_back(torch.set_default_dtype, torch.get_default_dtype(), torch.float64),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "deterministic": lambda: set_back(torch.use_deterministic_algorithms, False, True),
+    "float errors": lambda: np.errstate(all="raise"),
+    "random state": lambda: set_back(seed_all, 0, 1),
+    "threads": lambda: set_back(torch.set_num_threads, torch.get_num_threads(), 2),
+    "low precision": lambda: set_back(torch.set_float32_matmul_precision, "highest", "medium"),
+}
+
+
+@contextmanager
+def set_back(setter: Callable[[Any], Any], before: Any, within: Any) -> Iterator[None]:
+    setter(within)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A grid, and results of it and of a test on another dataset, by nothing but defaults."""
+    results = tmp_path_factory.mktemp("undisturbed") / "results"
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "targets": {"colours": "shifted"}, "shots": 1,
+        "seeds": 1, "views": 1,
+        "methods": METHODS_OF_ALL | {"coop": COOP | {"select": "best_val", "init": ["random", "a photo"]}},
+    }  # fmt: skip
+    everything(world, grid, results)
+    return grid, results
+
+
+def everything(world: Path, grid: dict[str, Any], results: Path) -> None:
+    places = {"data_root": world / "data", "cache": results.with_name("cache")}
+    sweep(grid, results=results, jobs=1, **places)
+    evaluate(results, ["other"], backbones=[grid["backbones"]], **places)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_the_caller_has_set_changes_no_number(
+    world: Path, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path, state: str
+) -> None:
+    """Features, runs and scores: the same keys, and the same bits under each."""
+    grid, whole = undisturbed
+    with STATES[state]():
+        before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+        everything(world, grid, tmp_path / "results")
+        after = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    columns = ["key", "dataset", "accuracy", "losses", "extra", "features", "prompts", "status"]
+    one, two = (
+        load_results(folder)[columns].sort_values(["key", "dataset"], ignore_index=True)
+        for folder in (whole, tmp_path / "results")
+    )
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    for key, dataset in zip(one.key, one.dataset, strict=True):
+        said = [load_predictions(folder, key, dataset).confidence for folder in (whole, tmp_path / "results")]
+        assert np.array_equal(*said)
+    for path in (whole / "contexts").iterdir():
+        learned = [load_file(path), load_file(tmp_path / "results" / "contexts" / path.name)]
+        assert learned[0].keys() == learned[1].keys()
+        assert all(np.array_equal(learned[0][name], learned[1][name]) for name in learned[0])
