@@ -42,6 +42,7 @@ def evaluate(
 
     Example:  [bold]fastcoop evaluate results/table1 --targets imagenetv2,imagenet_sketch[/bold]
     """
+    from fastcoop.methods.scores import percent
     from fastcoop.sweeps import evaluate as test_runs
 
     tested = test_runs(
@@ -60,7 +61,7 @@ def evaluate(
         )
         shots = f"{one.shots} shot{'s' * (str(one.shots) != '1')}"
         say(
-            f"{one.key[:12]}  {names}  {shots:>9}  seed {one.seed}  {one.accuracy:6.2f}%"
+            f"{one.key[:12]}  {names}  {shots:>9}  seed {one.seed}  {percent(one.accuracy):>7}"
             + ("" if one.new else "  (tested before)")
         )
     say(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")

@@ -108,6 +108,8 @@ def show(
 
 
 def _lines(run: dict[str, Any]) -> Iterator[str]:
+    from fastcoop.methods.scores import percent
+
     tests, losses = run.pop("tests"), run.pop("losses")
     for name, value in run.items():
         if isinstance(value, dict):
@@ -119,8 +121,8 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
     for dataset, test in tests.items():
         yield ""
         yield (
-            f"on {dataset}: {test['accuracy']:.2f}% (mean over classes {test['macro_accuracy']:.2f}%, by chance "
-            f"{test['chance']:.2f}%)"
+            f"on {dataset}: {percent(test['accuracy'])} (mean over classes {percent(test['macro_accuracy'])}, by "
+            f"chance {percent(test['chance'])})"
         )
         known = {name: value for name, value in test["per_class"].items() if value is not None}
         for name, value in sorted(known.items(), key=lambda pair: pair[1]):

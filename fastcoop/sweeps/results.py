@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sqlite3
 from collections import Counter
@@ -17,7 +16,7 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.files import replacing
-from fastcoop.methods.scores import NO_CLASS
+from fastcoop.methods.scores import NO_CLASS, percent
 from fastcoop.sweeps.about import merge_about
 from fastcoop.sweeps.plan import TestFacts
 from fastcoop.sweeps.schema import (
@@ -310,7 +309,7 @@ def _merge_one(folder: Path, target: Path) -> int:
 
 def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, int]], folder: Path, target: Path) -> str:
     named = "; ".join(
-        f"run {key[:12]} on {dataset} came to {_percent(ours)} in {target} but to {_percent(theirs)} in {folder}"
+        f"run {key[:12]} on {dataset} came to {percent(ours)} in {target} but to {percent(theirs)} in {folder}"
         + (f", of two datasets called {dataset}" if other else "")
         for key, dataset, ours, theirs, other in conflicts[:CONFLICTS_NAMED]
     )
@@ -319,10 +318,6 @@ def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, int]], folder: 
         f"{named[:1].upper()}{named[1:]}{f'; and {more} more' if more > 0 else ''}. Find out which are right, "
         "and merge without the others; nothing of this folder was taken."
     )
-
-
-def _percent(accuracy: float | None) -> str:
-    return "no accuracy" if accuracy is None or math.isnan(accuracy) else f"{accuracy:.2f}%"
 
 
 @contextmanager

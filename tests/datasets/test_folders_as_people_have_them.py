@@ -77,7 +77,9 @@ def test_pictures_in_subfolders_and_of_other_endings_are_counted_and_named(tmp_p
         "leaves out 8 image(s) that lie beside or below its class folders, such as loose.jpg and 7 more"
         in deeper
     )
-    assert "leaves out 5 picture(s) because of how their names end, such as dog/no ending and 4 more" in unknown
+    assert (
+        "leaves out 5 picture(s) because of how their names end, such as dog/no ending and 4 more" in unknown
+    )
     assert deeper in caplog.text
     check = check_dataset(tmp_path)
     assert check.notes == load_dataset(tmp_path).notes
