@@ -21,7 +21,7 @@ from fastcoop.errors import UserError
 OPENAI_INTEGERS = ("input_resolution", "context_length", "vocab_size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """A state dict, and the activation if the file itself tells it (None where it does not)."""
 

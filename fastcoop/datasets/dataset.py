@@ -28,7 +28,7 @@ def warn_once(message: str) -> None:
     log.warning(message)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images and labels.
 
@@ -44,7 +44,7 @@ class Split:
         return len(self.paths)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A dataset on disk.
 

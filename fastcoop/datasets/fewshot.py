@@ -16,7 +16,7 @@ from fastcoop.errors import UserError
 MAX_VAL_SHOTS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FewShot:
     """A few-shot subset.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastcoop.engine.buffers import Buffers
 
 
-@dataclass
+@dataclass(eq=False)
 class Saved:
     """What a part's backward pass reads: q, k, v, the shared keys and values and the attention probabilities.
 

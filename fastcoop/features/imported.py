@@ -99,7 +99,7 @@ def _refuse_if_there(path: Path) -> None:
         raise UserError(f"{path} exists already; move it away or choose another name.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _File:
     path: Path
     features: np.ndarray  # (n, views, dim)

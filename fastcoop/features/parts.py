@@ -17,7 +17,7 @@ from fastcoop.features.plan import Part
 FILE_FIELDS = ("size", "mtime_ns", "sha256")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """A computed part.
 

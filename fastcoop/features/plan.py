@@ -45,7 +45,7 @@ class Part:
     key: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Attributes:
     settings: with the views and dtype that the finished store has.

@@ -47,7 +47,7 @@ def find_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
     return FeatureStore.open(path).as_dataset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compared:
     """What comparing a store with its image files has found.
 

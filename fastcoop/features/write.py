@@ -30,7 +30,7 @@ from fastcoop.features.store_file import (
 Block = tuple[np.ndarray, slice, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitContent:
     """One split to be written.
 

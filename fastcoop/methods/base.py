@@ -96,7 +96,7 @@ class Job(Generic[S]):
         return self.targets if self.done_before else (self.data, *self.targets)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What one run came to.
 

@@ -10,7 +10,7 @@ import numpy as np
 NO_CLASS = 65535  # the predicted label of outputs that are not finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """How a classifier did on one test set. All is NaN, and no class predicted, where its outputs are not finite.
 

@@ -49,7 +49,7 @@ class Missing(Exception):
     """The results do not hold what an item needs; the message says what to add to the grid."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
     """Results that may be drawn together: one backbone, one training schedule.
 
@@ -98,7 +98,7 @@ class Slice:
         return ", ".join(filter(None, (self.backbone, schedule_note(self.schedule))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """All runs of a results folder, one row each; ``failed`` are those that came to no result, with their ``error``.
 

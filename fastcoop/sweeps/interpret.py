@@ -38,7 +38,7 @@ VECTORS_AT_START = 256  # of a run's initial context that are read: enough for t
 MOST_OFTEN = 10  # words of a summary over classes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Learned:
     """A run's contexts, (M, width) or (classes, M, width), the classes they are of, and what they started from."""
 

@@ -82,7 +82,7 @@ class PlannedRun:
         return before.prompts == now.prompts and now.features in (None, before.features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """What a grid names, loaded: backbones and datasets by the grid's names for them, features by their own."""
 

@@ -169,7 +169,7 @@ def tested_runs(folder: str | Path) -> dict[str, dict[str, TestFacts]]:
         return tests_by_run(db)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """What a run said of each test image.
 

@@ -34,7 +34,7 @@ class Begun:
     batch: Batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ended:
     """A run has come to an outcome. It is told again where a resumed batch holds runs that had ended."""
 
@@ -70,7 +70,7 @@ Event = Begun | Ended | Progressed | Finished
 Tell = Callable[[Event], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunSpec:
     """A run by names, small enough to send."""
 
@@ -100,7 +100,7 @@ class RunSpec:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A batch with all that a worker needs to do it. ``checkpoint``: the file of its state, None for no state."""
 
@@ -109,7 +109,7 @@ class Task:
     checkpoint: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Supplies:
     """Where a worker finds what runs need: sent once, loaded when first asked for, kept warm.
 
@@ -251,7 +251,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Watch:
     """A batch's checkpoint that also tells of progress, and notes the time spent in steps of the engine.
 
