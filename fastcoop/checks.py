@@ -11,6 +11,10 @@ from fastcoop.errors import UserError
 
 LARGEST = 2**32 - 1  # seed that every library's random numbers take
 
+LONGEST = 1_000_000  # epochs or steps of a schedule; its tables grow with both
+LARGEST_BATCH = 65_536  # images; a batch is laid out whole, also where there are fewer
+MOST_VIEWS = 1000  # augmented views of an image
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 

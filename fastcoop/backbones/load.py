@@ -124,6 +124,8 @@ def load_backbone(
         quick_gelu = bool(config.get("quick_gelu", False)) if stated is None else stated
         model = _build(config, quick_gelu, seed=seed)
         return _finish(f"{name}-random{seed}", model, config, quick_gelu, {}, device, dtype)
+    if seed != 0:
+        raise UserError("A seed draws random weights, and these are given (pretrained); leave it out.")
     path = Path(pretrained).expanduser()
     is_tag = str(pretrained) in {tag for _, tag in list_pretrained()}  # a folder may be called like one
     if is_model_folder(path) or (path.is_dir() and not is_tag):

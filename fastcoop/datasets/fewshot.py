@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastcoop.checks import whole_number
 from fastcoop.datasets.dataset import Dataset, Split, warn_once
 from fastcoop.datasets.fewshot_files import read_official, read_saved
 from fastcoop.datasets.files import some
@@ -43,6 +44,9 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         UserError: the dataset has no training images, ``shots`` is neither positive nor ``"all"``, or a kept
             subset is damaged or of another split.
     """
+    if not (isinstance(shots, str) and shots == "all"):
+        shots = whole_number(shots, 'shots (or "all")', 1)
+    seed = whole_number(seed, "the seed")
     if dataset.whole is not None:
         return _within(dataset, few_shot(dataset.whole, shots, seed))
     if "train" not in dataset.splits:
@@ -52,8 +56,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     free = np.array([index for index, path in enumerate(train.paths) if path not in held_out], dtype=np.int64)
     if shots == "all":
         return FewShot(free, np.arange(len(val), dtype=np.int64))
-    if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
-        raise UserError(f'shots must be a positive whole number or "all", got {shots!r}.')
+    assert isinstance(shots, int)
     _warn_of_small_classes(dataset, train.labels[free], shots)
     kept = read_official(dataset, shots, seed) or read_saved(dataset, shots, seed)
     if kept is not None and "val" in kept:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
 
@@ -17,6 +18,7 @@ WEIGHT_DECAY = 5e-4
 LEARNING_RATE = 0.002
 WARMUP_RATE = 1e-5
 BATCH_SIZE = 32
+MIN_RATE, MAX_RATE = 1e-38, 1e38  # what float32 holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +65,17 @@ class Run:
                 f"A run's labels should lie in 0 to {len(self.class_names) - 1}, its classes; "
                 f"{int(self.labels.min())} to {int(self.labels.max())} came."
             )
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UserError(
-                f"A run needs at least one epoch and one image per batch; {self.epochs} and {self.batch_size} came."
-            )
+        whole_number(self.epochs, "the epochs of a run", 1, LONGEST)
+        whole_number(self.batch_size, "the batch_size of a run", 1, LARGEST_BATCH)
+        whole_number(self.seed, "the seed of a run")
+        rate = amount(self.learning_rate, "the learning_rate of a run")
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise UserError(f"Expected a learning_rate from {MIN_RATE:g} to {MAX_RATE:g}, got {rate:g}.")
+        for name, most in (("weight_decay", 1e38), ("momentum", 1.0)):
+            if not 0 <= float(getattr(self, name)) < most:
+                raise UserError(
+                    f"Expected the {name} of a run to be from 0 to below {most:g}, got {getattr(self, name)}."
+                )
         if not all(1 <= epoch <= self.epochs for epoch in self.snapshots):
             raise UserError(
                 f"Snapshots are of epochs 1 to {self.epochs} of this run; {sorted(self.snapshots)} were asked for."

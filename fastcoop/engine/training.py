@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import whole_number
 from fastcoop.engine.batch import Active, Batch, OnDevice
 from fastcoop.engine.memory import RoomFor, is_out_of_memory
 from fastcoop.engine.precision import own_precision, warn_of_slow_products
@@ -49,6 +50,8 @@ def train(
 
     Raises UserError, before the first step, for a prompt, contexts or features that do not fit the backbone.
     """
+    if memory_budget is not None:
+        whole_number(memory_budget, "the memory_budget of training in bytes", 1, 2**63)
     trees = Trees(backbone, precision)
     warn_of_slow_products(trees.tower.dtype, trees.tower.device.type)
     for run in runs:

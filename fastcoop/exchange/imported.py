@@ -12,6 +12,7 @@ import numpy as np
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
+from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError, nearest
 from fastcoop.exchange.official import (
@@ -74,6 +75,8 @@ def import_coop(
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+    shots = None if shots is None else whole_number(shots, "shots", 1)
+    seed = None if seed is None else whole_number(seed, "the seed")
     runs: list[tuple[LearnedRun, Path]] = []
     for path in find_checkpoints(Path(place)):
         official = read_official(path)

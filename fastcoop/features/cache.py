@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.files import some
@@ -102,10 +103,10 @@ def cache_features(
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
     check_dtype(dtype)
-    if views < 0:
-        raise UserError(f"views must be 0 or more, got {views}.")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be 1 or more, got {batch_size}.")
+    views = whole_number(views, "views", 0, MOST_VIEWS)
+    batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
+    view_seed = whole_number(view_seed, "view_seed")
+    shots, seeds = ([one] if isinstance(one, int | str) else list(one) for one in (shots, seeds))
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
     if dataset.store is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
-from fastcoop.checks import LARGEST
+from fastcoop.checks import LARGEST, LARGEST_BATCH, LONGEST
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Job, MethodSettings
 
@@ -17,9 +17,6 @@ PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
 WARMUP_RATE = 1e-5  # of the first epoch, as the engine has it
 FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
-
-LONGEST = 1_000_000  # epochs or steps; the tables of a schedule grow with both
-LARGEST_BATCH = 65_536  # images; the engine lays out a whole batch, also where there are fewer images
 
 
 def _fits_float32(rate: float) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import whole_number
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout, tokenize
 
@@ -22,6 +23,12 @@ def initial_contexts(
 
     Raises UserError where the words' token count is not the layout's M.
     """
+    classes, seed = whole_number(classes, "the number of classes", 1), whole_number(seed, "the seed")
+    if layout.context_length > backbone.text.context_length:
+        raise UserError(
+            f"Expected a context length of at most {backbone.text.context_length}, which the text tower reads, got "
+            f"{layout.context_length}; use fewer context vectors."
+        )
     shape = layout.shape(classes, backbone.text.width)
     if words is None:
         generator = torch.Generator().manual_seed(seed)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 from torch import Tensor
 
+from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError, nearest
 from fastcoop.prompts.pattern import CLASS, Pattern, parse
 
@@ -48,13 +50,22 @@ class PromptLayout:
         return cls(pattern.vectors, "end", class_specific, prompt)
 
     def __post_init__(self) -> None:
-        if self.context_length < 1:
-            raise UserError(f"The context length M must be at least 1, but {self.context_length} was given.")
+        length = whole_number(self.context_length, "the context length M", 1)
+        object.__setattr__(self, "context_length", length)
+        if not isinstance(self.class_specific, bool | np.bool_):
+            raise UserError(
+                f"Expected class_specific to be True or False, got {shortened(self.class_specific)}."
+            )
+        object.__setattr__(self, "class_specific", bool(self.class_specific))
         positions = get_args(ClassPosition)
         if self.class_position not in positions:
-            hint = nearest(self.class_position, positions)
+            hint = nearest(str(self.class_position), positions)
             raise UserError(f'The class token position "{self.class_position}" is unknown.{hint}')
 
+        if self.prompt is not None and self.class_position != "end":
+            raise UserError(
+                f"A prompt says itself where its vectors stand; leave out class_position={self.class_position}."
+            )
         if self.prompt is not None and self.pattern.vectors != self.context_length:
             raise UserError(
                 f'The prompt "{self.prompt}" has {self.pattern.vectors} vectors, but the context length is '

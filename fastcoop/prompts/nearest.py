@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import shortened, whole_number
+from fastcoop.errors import UserError
 from fastcoop.prompts.initial import STANDARD_DEVIATION
 
 Metric = Literal["euclidean", "cosine"]
@@ -50,6 +52,15 @@ def nearest_words(
     "cosine" distance is 1 minus the cosine. With ``latin_only``, words beyond Latin letters, signs and digits read
     "N/A".
     """
+    k = whole_number(k, "the number of nearest words", 1)
+    if metric not in get_args(Metric):
+        raise UserError(f'Expected the metric "euclidean" or "cosine", got {shortened(metric)}.')
+    width = backbone.text.width
+    if vectors.ndim != 2 or vectors.shape[1] != width or not bool(torch.isfinite(vectors).all()):
+        raise UserError(
+            f"Expected finite vectors of shape (n, {width}), got {tuple(vectors.shape)}, "
+            f"{int((~torch.isfinite(vectors)).sum())} numbers of them not finite."
+        )
     embeddings = backbone.text.token_embedding.detach().to(torch.float32)
     vectors = vectors.to(embeddings.device, torch.float32)
     if metric == "cosine":

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.backbones.load import check_device
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.datasets import Dataset
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, nearest
 from fastcoop.features import (
     FeatureStore,
     cache_all,
@@ -100,6 +101,9 @@ def evaluate(
     folder, root = Path(results), Path(data_root) if data_root is not None else None
     if not targets:
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
+    if recipe is not None and recipe not in RECIPES:
+        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+    check_device(device)
     rows = _chosen(folder, runs)
     datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
     refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})

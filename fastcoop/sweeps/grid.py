@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from fastcoop.checks import MOST_VIEWS
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
 from fastcoop.methods.base import SettingError, validate
@@ -23,7 +24,6 @@ from fastcoop.sweeps.shipped import shipped_grid
 AXES = ("backbones", "datasets", "shots", "seeds", "targets")
 IN_A_BLOCK = (*AXES, "methods", "exclude", "include")
 WHOLE_GRID = ("views", "recipe", "blocks")
-MOST_VIEWS = 1000
 OTHERS, EVERY = "others", "*"  # in targets: all other datasets; each dataset
 
 Methods = tuple[tuple[str, tuple[MethodSettings, ...]], ...]  # (name, all its settings)

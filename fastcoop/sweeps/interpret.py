@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
+from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError, writing
 from fastcoop.files import replacing
 from fastcoop.prompts import (
@@ -79,8 +80,9 @@ def interpret(
     Raises:
         UserError: no results, no such run, or none of this backbone; ``k`` is below 1; or the disk refuses.
     """
-    if k < 1:
-        raise UserError(f"The number of nearest words must be at least 1, but {k} was given.")
+    k = whole_number(k, "the number of nearest words", 1)
+    if metric not in get_args(Metric):
+        raise UserError(f'Expected the metric "euclidean" or "cosine", got {shortened(metric)}.')
     folder = Path(results)
     frame = load_runs(folder)
     learned = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]

@@ -9,6 +9,7 @@ import torch
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.engine import Run
+from fastcoop.engine.run import LEARNING_RATE
 from fastcoop.prompts import PromptLayout
 from tests.reference import tiny_model
 
@@ -51,6 +52,9 @@ def make_run() -> Callable[..., Run]:
         contexts = 0.3 * torch.randn(layout.shape(len(names), 32), generator=draw)
         features = torch.randn(images, views, 24, generator=draw)
         labels = torch.randint(len(names), (images,), generator=draw)
-        return Run(names, layout, contexts, features, labels, epochs, seed, **options)
+        rate = options.pop("learning_rate", LEARNING_RATE)
+        run = Run(names, layout, contexts, features, labels, epochs, seed, **options)
+        object.__setattr__(run, "learning_rate", rate)  # also one that Run refuses, to see training diverge
+        return run
 
     return make

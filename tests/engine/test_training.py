@@ -284,7 +284,7 @@ def test_unusable_runs_are_refused(make_run):
     for labels in (good.labels[:, None], good.labels.float(), good.labels[:-1]):
         with pytest.raises(UserError, match="integer label per image"):
             replace(good, labels=labels)
-    with pytest.raises(UserError, match="one image per batch; 6 and 0 came"):
+    with pytest.raises(UserError, match="batch_size of a run to be a whole number from 1 to 65536, got 0"):
         replace(good, batch_size=0)
     with pytest.raises(UserError, match=r"epochs 1 to 6 of this run; \[0, 7\]"):
         replace(good, snapshots=(7, 0))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import LARGEST_BATCH, LONGEST
 from fastcoop.engine.run import WARMUP_RATE
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods import schedule as schedules
-from fastcoop.methods.schedule import LARGEST_BATCH, LONGEST, idle_settings
+from fastcoop.methods.schedule import idle_settings
 from fastcoop.sweeps import read_grid
 from tests.methods.conftest import job
 

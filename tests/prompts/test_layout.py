@@ -130,5 +130,5 @@ def test_missing_names_are_refused(names):
 def test_unusable_layouts_are_refused():
     with pytest.raises(UserError, match=r'"middle" is unknown.* "mid"'):
         PromptLayout(4, "middle")
-    with pytest.raises(UserError, match="at least 1, but 0"):
+    with pytest.raises(UserError, match="whole number from 1 to 4294967295, got 0"):
         PromptLayout(0)
