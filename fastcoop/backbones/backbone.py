@@ -98,8 +98,7 @@ class Backbone:
     def encode_images(self, images: Tensor) -> Tensor:
         """Raw image features (b, embed_dim) of images (b, 3, image_size, image_size) in [0, 1], normalised by
         ``mean`` and ``std``; in the model's dtype and on its device, not of unit length."""
-        with torch.autocast(self.device.type, enabled=False):
-            features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
+        features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
         return features
 
     @torch_defaults()
@@ -110,8 +109,7 @@ class Backbone:
         Raises UserError for a prompt that does not fit the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            parts = [self.model.encode_text(part) for part in ids.split(TEXT_BATCH)]
+        parts = [self.model.encode_text(part) for part in ids.split(TEXT_BATCH)]
         return torch.cat(parts)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -271,7 +270,8 @@ def _build(
     for part in ("vision_cfg", "text_cfg"):
         config[part].pop("output_tokens", None)  # of every position, beside the one feature that is used
     try:
-        with _own_torch(seed):
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
             model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
         raise UserError(f"The model config from {origin} cannot be built: {error}") from error
@@ -282,19 +282,6 @@ def _build(
             f"{config['embed_dim']}; they can only be compared where both are the same."
         )
     return model
-
-
-@contextmanager
-def _own_torch(seed: int) -> Iterator[None]:
-    """Random numbers from ``seed``, float32, on the CPU, whatever the caller chose; then all is as it was."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:

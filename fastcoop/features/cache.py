@@ -106,7 +106,8 @@ def cache_features(
     views = whole_number(views, "views", 0, MOST_VIEWS)
     batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
     view_seed = whole_number(view_seed, "view_seed")
-    shots, seeds = ([one] if isinstance(one, int | str) else list(one) for one in (shots, seeds))
+    shots = [shots] if isinstance(shots, int | str) else shots
+    seeds = [seeds] if isinstance(seeds, int) else seeds
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
     if dataset.store is not None:

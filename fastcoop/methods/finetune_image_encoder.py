@@ -16,7 +16,7 @@ from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import accuracy, score
-from fastcoop.methods.text import own_gradients, prompt_features, unit
+from fastcoop.methods.text import prompt_features, unit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,6 +75,8 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
         done: Done,
         context: RunContext,
     ) -> None:
+        from fastcoop.backbones.precision import fresh_state
+
         if not jobs:
             return
         trained = sum(len(job.subset.train) * epochs_of(job) for job in jobs if job.subset)
@@ -86,7 +88,7 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
         )
         for index, job in enumerate(jobs):
             start = time.perf_counter()
-            with own_gradients(backbone.device):
+            with fresh_state():
                 tower, losses = _train(backbone, job, context)
             scores = {}
             for data in job.tests:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from fastcoop.methods.scores import Scores, score
 from fastcoop.remember import remember
 
 if TYPE_CHECKING:
-    import torch
-
     from fastcoop.backbones import Backbone
 
 AT_ONCE = 256  # prompts
@@ -83,15 +80,6 @@ def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: 
             "weights, and load them in float32."
         )
     return features
-
-
-@contextmanager
-def own_gradients(device: torch.device) -> Iterator[None]:
-    """Gradients in the precision of the tensors, also where the caller has turned them off or autocast on."""
-    import torch
-
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores, accuracy
-from fastcoop.methods.text import own_gradients, prompt_features, score_texts, unit
+from fastcoop.methods.text import prompt_features, score_texts, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,9 +87,11 @@ class TextLearner(Method[TextLearnerSettings]):
     def _learn(self, backbone: Backbone, job: Job[TextLearnerSettings], start: float) -> Outcome:
         import torch
 
+        from fastcoop.backbones.precision import fresh_state
+
         assert job.subset is not None
         rates = rates_of(job.settings)
-        with own_gradients(backbone.device):
+        with fresh_state():
             offsets, losses = self._train(backbone, job, rates)
         best, extra = 0, dict[str, float]()
         if len(job.subset.val):
