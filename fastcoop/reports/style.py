@@ -6,18 +6,24 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcoop import escape
+
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 PNG_DOTS_PER_INCH = 220
 CHARACTERS_PER_INCH = 15  # of text, at the narrowest
+LEGEND_HEIGHT = 0.5  # inches that figures reserve
+MARGIN = 0.04  # inches around what would not fit
 RC: dict[str, Any] = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 8, "figure.titlesize": 8, "axes.spines.top": False,
@@ -25,6 +31,7 @@ RC: dict[str, Any] = {
     "axes.grid": True, "axes.axisbelow": True,
     "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "legend.frameon": False,
     "lines.linewidth": 1.2, "lines.markersize": 3.4, "pdf.fonttype": 42, "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a $ in a name is a $
 }  # fmt: skip
 
 
@@ -106,16 +113,45 @@ def new_figure(width: float, height: float, subtitle: str) -> Figure:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     if subtitle:
-        wrapped = balanced(subtitle, int(width * CHARACTERS_PER_INCH))
-        figure.suptitle(wrapped, color="#444444", style="italic")
+        figure.suptitle(fitted(subtitle, width, lines=4), color="#444444", style="italic")
     return figure
+
+
+def fitted(text: str, inches: float, lines: int = 2) -> str:
+    """``text`` on as few lines as a width holds, all about equally long; at most ``lines``, the rest cut from its
+    middle."""
+    widest = int(inches * CHARACTERS_PER_INCH)
+    return balanced(shortened(text, int(0.85 * lines * widest)), widest)  # lines are never quite full
+
+
+def shortened(text: str, most: int) -> str:
+    """``text`` without control characters, and where it is longer than ``most`` without its middle."""
+    text = escape.visible(text)
+    return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def balanced(text: str, widest: int) -> str:
     """``text`` on as few lines of at most ``widest`` characters as hold it, all about equally long."""
     lines = len(textwrap.wrap(text, widest))
-    fits = (width for width in range(1, widest) if len(textwrap.wrap(text, width)) <= lines)
-    return textwrap.fill(text, next(fits, widest), break_long_words=False)
+    longest = min(widest, max(map(len, text.split()), default=1))  # no word is broken that fits in a line
+    fits = (width for width in range(longest, widest) if len(textwrap.wrap(text, width)) <= lines)
+    return textwrap.fill(text, next(fits, widest))
+
+
+def add_legend(
+    figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **more: Any
+) -> None:
+    """A legend below the axes of at most ``most`` columns, and of fewer where they are wider than the figure, which
+    grows by what a long one needs."""
+    widest = int(figure.get_figwidth() * CHARACTERS_PER_INCH) - 6  # beside the handle
+    texts = [shortened(label, widest) for label in labels]
+    for columns in range(columns_of(len(texts), most), 0, -1):
+        legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns, **more)
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + max(0.0, box.height / figure.dpi - LEGEND_HEIGHT))
 
 
 @contextmanager
@@ -124,22 +160,30 @@ def drawing() -> Iterator[None]:
     own."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)  # type: ignore[arg-type]
+        # A letter that the font lacks is drawn as a box; tables and page have it.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
         yield
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.pdf`` (vector, fonts embedded), the same bytes for the same figure."""
+    from matplotlib.transforms import Bbox
+
+    figure.set_dpi(PNG_DOTS_PER_INCH)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the places are found; finding them is most of the time
+    page, ink = Bbox([[0, 0], figure.get_size_inches()]), figure.get_tightbbox()
+    inside = page.x0 <= ink.x0 and page.y0 <= ink.y0 and ink.x1 <= page.x1 and ink.y1 <= page.y1
+    # What does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
+    box = None if inside else Bbox.union([page, ink.padded(MARGIN)])
     written = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
         part = path.with_name(path.name + ".part")
-        figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata)
+        figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
         os.replace(part, path)
         written.append(path)
-        figure.set_layout_engine(
-            "none"
-        )  # keep the places found for the first file: finding them is most of the time
     return written

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from fastcoop.reports.items import figure3, figure4, figure5b
-from fastcoop.reports.study import study_of
-from fastcoop.reports.style import columns_of, drawing
-from tests.reports.made_up_results import coop, run
+from fastcoop.reports.items import ITEMS, figure3, figure4, figure5b
+from fastcoop.reports.study import Missing, study_of
+from fastcoop.reports.style import columns_of, drawing, fitted, save_figure, shortened
+from tests.reports.made_up_results import coop, results, run, whole_study
 
 GAINS = (21.0, 4.0, -1.0, -9.0)  # of datasets
 
@@ -71,3 +75,78 @@ def test_a_lone_point_of_figure_3_shows_its_spread_as_a_bar(shots, bars):
     assert [len(drawn.get_segments()) for drawn in axis.collections if hasattr(drawn, "get_segments")] == [
         1
     ] * bars
+
+
+LONG = "a name so long that no panel, no legend and no axis of any figure could ever hold all of it, "
+STRANGE = (
+    "$x^2$ & 50 %",
+    "\\frac{a}{b} _x_ {y}",
+    "猫 😀 e\u0301",
+    "a\nb\x1b[31m",
+    "W" * 90,
+    "$",
+    "#",
+    "=1",
+    "_",
+    "x\0",
+)
+
+
+def renamed(frame: pd.DataFrame, column: str, names: dict[str, str]) -> pd.DataFrame:
+    others = {"source": frame.source.map(names)} if column == "dataset" else {}
+    return frame.assign(**{column: frame[column].map(names)}, **others)
+
+
+def long_names() -> pd.DataFrame:
+    frame = whole_study(seeds=(1, 2))
+    for column in ("dataset", "backbone"):
+        frame = renamed(frame, column, {name: f"{LONG}{name}" for name in frame[column].unique()})
+    return frame
+
+
+def strange_names() -> pd.DataFrame:
+    frame = whole_study(seeds=(1, 2))
+    frame = renamed(frame, "dataset", dict(zip(frame.dataset.unique(), STRANGE, strict=False)))
+    return renamed(frame, "backbone", {"demo-resnet": "$\\alpha$_1", "demo-vit": "猫/$"})
+
+
+def one_dataset() -> pd.DataFrame:
+    frame = results(datasets=("objects",))
+    label = "Linear probe (100 iterations, 6 values of C)"
+    return frame.assign(label=frame.label.where(frame.method != "linear_probe", label))
+
+
+def many_methods() -> pd.DataFrame:
+    rows = [
+        run(backbone="b", dataset="pets", method=f"_my_{'very_' * number}long_one", shots=n, seed=1, accuracy=50.0)
+        for number in range(9) for n in (1, 16)
+    ]  # fmt: skip
+    return pd.concat([results(datasets=("pets",), backbone="b"), pd.DataFrame(rows)], ignore_index=True)
+
+
+@pytest.mark.parametrize("frame", [one_dataset, many_methods, long_names, strange_names])
+def test_nothing_runs_out_of_a_picture(frame, tmp_path):
+    made = study_of(frame(), Path("results"))
+    drawn = 0
+    with warnings.catch_warnings(), drawing():
+        warnings.simplefilter("error", UserWarning)  # a layout that found no room
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        for item in ITEMS:
+            with suppress(Missing):
+                for part in item.make(made)[:1]:
+                    if part.figure is None:
+                        continue
+                    path, _ = save_figure(part.figure, tmp_path / item.name)
+                    image = np.asarray(Image.open(path).convert("L"))
+                    for edge in (image[:, :2], image[:, -2:], image[:2], image[-2:]):
+                        assert not (edge < 128).any(), item.name
+                    assert max(image.shape) < 2000
+                    drawn += 1
+    assert drawn >= 2
+
+
+def test_long_names_keep_both_ends():
+    assert shortened("abcdefghij", 10) == "abcdefghij"
+    assert shortened("abcdefghijk", 7) == "abc…ijk"
+    assert fitted("a\nb", 2) == "a\\nb"
+    assert fitted("word " * 400, 2.0).count("\n") <= 2

@@ -22,13 +22,14 @@ from fastcoop.reports.study import (
     read_datasets,
     summarise,
 )
-from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, look, new_figure
+from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, add_legend, fitted, look, new_figure, shortened
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PROMPT_LENGTH = 56  # characters of a prompt above its bar
 OWN = "the dataset's own prompt"
 LEARNED = "[V]₁ [V]₂ … [V]ᴍ [CLASS]."
 Row = tuple[str, str, Cell, Cell | None]  # prompt as shown, series, the mean here, the paper's number
@@ -91,14 +92,13 @@ def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for place, (name, rows) in enumerate(found.items()):
         _draw(axes[place], rows)
-        axes[place].set_title(name)
+        axes[place].set_title(fitted(name, TWO_COLUMNS / 2))
         if place + columns >= len(found):
             axes[place].set_xlabel("accuracy (%)")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     if any(row[3] for rows in found.values() for row in rows):
-        marks = [axis.scatter([], [], label=AS_PRINTED, **PAPER_MARK) for axis in axes[:1]]
-        figure.legend(handles=marks, loc="outside lower center")
+        add_legend(figure, [axes[0].scatter([], [], **PAPER_MARK)], [AS_PRINTED], 1)
     return figure
 
 
@@ -110,7 +110,7 @@ def _draw(axis: Axes, rows: list[Row]) -> None:
         axis.barh(place, cell.mean, 0.4, color=look(series).color)
         if not math.isnan(cell.std):
             axis.errorbar(cell.mean, place, xerr=cell.std, color="#555555", linewidth=1, capsize=1.5)
-        axis.text(0.004 * top, place - 0.27, prompt, va="bottom", fontsize=7)
+        axis.text(0.004 * top, place - 0.27, shortened(prompt, PROMPT_LENGTH), va="bottom", fontsize=7)
         inside = cell.mean > 0.15 * top  # where no whisker or mark of the paper's stands
         x, color = (0.012 * top, "white") if inside else (cell.mean + 0.05 * top, "black")
         axis.text(

@@ -20,7 +20,7 @@ from fastcoop.reports.study import (
     per_slice,
     shots_text,
 )
-from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, columns_of, look, new_figure, rank
+from fastcoop.reports.style import LOOKS, ONE_COLUMN, TWO_COLUMNS, add_legend, fitted, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
     shots = sorted({count for panel in found.values() for count in panel.shots})
     for place, (name, panel) in enumerate(found.items()):
         draw_curves(axes[place], panel, shots)
-        axes[place].set_title(name, fontweight="bold" if name.startswith(AVERAGE) else "normal")
+        axes[place].set_title(
+            fitted(name, width / columns - 0.3), fontweight="bold" if name.startswith(AVERAGE) else "normal"
+        )
         if place % columns == 0:
             axes[place].set_ylabel("accuracy (%)")
         if place + columns >= len(found):
@@ -70,17 +72,12 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, length: float):  # typ
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     seen = {series for panel in found.values() for series in panel.series}
-    drawn = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
+    drawn = {line.get_gid(): line for axis in axes for line in axis.lines}
     order = sorted(seen, key=rank)
     handles = [drawn[series] for series in order]
-    figure.legend(
-        handles,
-        [piece.name_of(series, length) for series in order],
-        loc="outside lower center",
-        handlelength=2.1,  # two dashes, the marker between them
-        columnspacing=1.2,
-        ncols=columns_of(len(order), min(columns + 1, 3)),
-    )
+    names = [piece.name_of(series, length) for series in order]
+    # A handle is two dashes with the marker between them.
+    add_legend(figure, handles, names, min(columns + 1, 3), handlelength=2.1, columnspacing=1.2)
     return figure
 
 
@@ -99,14 +96,14 @@ def draw_curves(axis: Axes, panel: pd.DataFrame, shots: list[float]) -> None:
         if set(points.shots) == {0.0}:
             axis.axhline(mean[0], color=style.color, linewidth=0.6, linestyle=(0, (1, 3)), zorder=1)
             axis.plot(
-                x, mean, style.marker, color=style.color, markersize=8, label=series, zorder=4, clip_on=False
+                x, mean, style.marker, color=style.color, markersize=8, gid=series, zorder=4, clip_on=False
             )
             continue
         axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
         if len(points) == 1:  # a band of no width would hide its spread
             axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
         axis.plot(
-            x, mean, style.line, marker=style.marker, color=style.color, label=series,
+            x, mean, style.line, marker=style.marker, color=style.color, gid=series,
             zorder=4 - style.weight / 2, linewidth=1.2 * style.weight, markersize=3.4 * style.weight,
         )  # fmt: skip
     axis.set_xticks(range(len(shots)), [shots_text(count) for count in shots])

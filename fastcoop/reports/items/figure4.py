@@ -17,8 +17,10 @@ from fastcoop.reports.study import (
     rows_of,
     summarise,
 )
-from fastcoop.reports.style import ONE_COLUMN, OVER_GRID, look, name_of, new_figure, signed
+from fastcoop.reports.style import ONE_COLUMN, OVER_GRID, fitted, look, name_of, new_figure, shortened, signed
 from fastcoop.reports.table import Cell, Table
+
+NAME_LENGTH = 28  # characters of a dataset's name beside its bar
 
 
 def make(study: Study) -> list[Part]:
@@ -59,7 +61,7 @@ def _figure(gains: pd.DataFrame, piece: Slice, title: str):  # type: ignore[no-u
         side = 1 if mean >= 0 else -1
         axis.text(mean + side * (std + 0.02 * reach), place, signed(mean), va="center",
                   ha="left" if side > 0 else "right", fontsize=7.5, bbox=OVER_GRID)  # fmt: skip
-    axis.set_yticks(places, list(gains.dataset))
+    axis.set_yticks(places, [shortened(name, NAME_LENGTH) for name in gains.dataset])
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
     low, high = min((gains["mean"] - spread).min(), 0.0), max((gains["mean"] + spread).max(), 0.0)
@@ -68,7 +70,7 @@ def _figure(gains: pd.DataFrame, piece: Slice, title: str):  # type: ignore[no-u
     axis.axvline(0, color="#333333", linewidth=0.7)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel("absolute gain in accuracy (percentage points)")
-    axis.set_title(title, loc="right")
+    axis.set_title(fitted(title, ONE_COLUMN), loc="right")
     return figure
 
 

@@ -15,7 +15,7 @@ from fastcoop.reports.study import (
     panels,
     per_slice,
 )
-from fastcoop.reports.style import ONE_COLUMN, look, new_figure, rank
+from fastcoop.reports.style import ONE_COLUMN, add_legend, fitted, look, new_figure, rank
 from fastcoop.reports.table import Cell, Table, cell_of
 
 
@@ -58,9 +58,9 @@ def _figure(found: dict[str, pd.DataFrame], piece: Slice, shots: float):  # type
     axis.set_xlim(-0.3, len(lengths) - 0.7)
     axis.set_xlabel("context length M (vectors)")
     axis.set_ylabel("accuracy (%)")
-    axis.set_title(f"{name}, {in_shots(shots)}")
+    axis.set_title(fitted(f"{name}, {in_shots(shots)}", ONE_COLUMN - 0.5))
     axis.grid(visible=False, axis="x")
-    figure.legend(loc="outside lower center", ncols=2, handlelength=2.8)
+    add_legend(figure, *axis.get_legend_handles_labels(), 2, handlelength=2.8)
     return figure
 
 

@@ -22,13 +22,17 @@ from fastcoop.reports.style import (
     ONE_COLUMN,
     OVER_GRID,
     TWO_COLUMNS,
+    add_legend,
+    fitted,
     look,
     name_of,
     new_figure,
     rank,
+    shortened,
 )
 from fastcoop.reports.table import Cell, Table, cell_of
 
+NAME_LENGTH = 24  # characters of a backbone's name below its bars
 DRAWN = ("zero_shot", "coop end")
 
 
@@ -98,15 +102,16 @@ def _figure(found: dict[str, pd.DataFrame], order: list[str], length: float, sho
                 f"{mean:.1f}", (at, mean + std), (0, 2), textcoords="offset points", ha="center", fontsize=7,
                 bbox=OVER_GRID,
             )  # fmt: skip
-    axis.set_xticks(range(len(order)), order)
+    names = [shortened(name, NAME_LENGTH) for name in order]
+    axis.set_xticks(range(len(order)), names)
     axis.tick_params(axis="x", length=0)
-    if max(map(len, order)) * len(order) > CHARACTERS_PER_INCH * width:
-        axis.set_xticks(axis.get_xticks(), order, rotation=20, ha="right", rotation_mode="anchor")
+    if (max(map(len, names)) + 2) * len(order) > CHARACTERS_PER_INCH * width:
+        axis.set_xticks(axis.get_xticks(), names, rotation=20, ha="right", rotation_mode="anchor")
     axis.set_ylabel("accuracy (%)")
-    axis.set_title(f"{name}, {in_shots(shots)}")
+    axis.set_title(fitted(f"{name}, {in_shots(shots)}", width - 0.5))
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.1)
-    figure.legend(loc="outside lower center", ncols=2)
+    add_legend(figure, *axis.get_legend_handles_labels(), 2)
     return figure
 
 
