@@ -51,7 +51,7 @@ def test_the_results_code_of_the_page_runs(world: Path, monkeypatch: pytest.Monk
 
 def test_the_feature_store_code_of_the_page_runs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
-    code = blocks("formats.md", "python")[1].replace("cache/RN50/oxford_pets.h5", "cache/tiny/colours.h5")
+    code = blocks("formats.md", "python")[3].replace("cache/RN50/oxford_pets.h5", "cache/tiny/colours.h5")
     found: dict = {}
     exec(code, found)
     assert found["features"].shape == (20, 16)
@@ -91,3 +91,23 @@ def test_every_grid_of_the_page_is_one() -> None:
         "unified", "specific", "probes",
     }  # fmt: skip
     read_grid(first | {"datasets": ["imagenet", "dtd"]} | yaml.safe_load(text[3]))
+
+
+def test_an_exported_csv_reads_back_as_the_page_says(world: Path, tmp_path: Path, monkeypatch) -> None:
+    import pandas as pd
+
+    from fastcoop import escape
+    from fastcoop.cli.results import _csv_cell
+
+    names = ["=1+1", "'=1", "-1+2", "2020", "NA", "a\nb", "\tx", "plain", "café", " @x", "1e3", "-5"]
+    frame = pd.DataFrame(dict.fromkeys(("key", "backbone", "dataset", "source", "method", "label"), names))
+    frame["accuracy"] = [-1.5, *[2.0] * (len(names) - 2), None]
+    frame.map(_csv_cell).to_csv(tmp_path / "runs.csv", index=False, lineterminator="\n")
+    monkeypatch.chdir(tmp_path)
+    read, bare = blocks("formats.md", "python")[1:3]
+    found: dict = {"pd": pd}
+    exec(read, found)
+    assert list(found["table"].accuracy[:-1]) == [-1.5, *[2.0] * (len(names) - 2)]
+    assert not any(cell[0] in "=@\t" or cell == "-1+2" for cell in found["table"].dataset)
+    exec(f"table_dataset = {bare}", found)
+    assert list(found["table_dataset"]) == [escape.visible(name, keep="\n\t") for name in names]
