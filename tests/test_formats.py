@@ -60,7 +60,12 @@ def test_the_feature_store_code_of_the_page_runs(world: Path, monkeypatch: pytes
     page = (DOCS / "formats.md").read_text(encoding="utf-8")
     assert all(f"`{key}`" in page for key in meta)
     with h5py.File("cache/tiny/colours.h5") as file:
-        assert dict(file.attrs) == {"format": "fastcoop features", "format_version": 1}
+        text = file["meta"].asstr()[()]
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        assert dict(file.attrs) == {
+            "format": "fastcoop features", "format_version": 2, "meta_sha256": digest,
+        }  # fmt: skip
+        assert all(f"`{name}`" in page for group in map(file.get, meta["sha256"]) for name in group)
         for split, said in meta["sha256"].items():
             digest = hashlib.sha256()
             for name in ("index", "labels", "features"):

@@ -16,7 +16,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features.image_files import NO_RECORD, FileRecord, ImageFiles, find_changes, read_file
-from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
+from fastcoop.features.images import UnreadableImage, crops, normalised, pillow_defaults, read_rgb
 from fastcoop.features.parts import Encoded, parts_folder, read_part, write_part
 from fastcoop.features.plan import Part, Plan, Settings
 from fastcoop.features.store_file import unusable_rows
@@ -41,7 +41,7 @@ def encode_parts(backbone: Backbone, dataset: Dataset, plan: Plan, store: Path) 
     parts_folder(store).mkdir(parents=True, exist_ok=True)
     total = sum(len(part.rows) * len(part.views) for part in plan.parts)
     logging.getLogger("fastcoop").debug("%s: %d crops to encode.", store, total)
-    with progress(f"Encoding {dataset.name} with {backbone.name}", total) as advance:
+    with pillow_defaults(), progress(f"Encoding {dataset.name} with {backbone.name}", total) as advance:
         missing = []
         for part in plan.parts:
             done = read_part(store, part)

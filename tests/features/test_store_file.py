@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFile
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset
@@ -286,6 +287,18 @@ def test_the_caller_s_torch_settings_do_not_reach_features(dataset: Dataset, tmp
         torch.set_float32_matmul_precision("highest")
     with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert cached(dataset, tmp_path / "autocast") == expected
+
+
+def test_a_caller_who_tells_pillow_to_fill_up_truncated_files_caches_none_of_them(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    picture = dataset.root / "test" / "cat" / "0.png"
+    picture.write_bytes(picture.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"1 image\(s\) of animals could not be read"):
+        cache_features(backbone, dataset, tmp_path, **FEW)
+    assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS) == (True, 1)
 
 
 def test_threads_and_batches_move_features_by_rounding_alone_and_the_digest_covers_them(

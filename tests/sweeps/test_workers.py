@@ -236,5 +236,5 @@ def test_a_worker_sees_the_gpu_that_is_its_own(
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("fastcoop.sweeps.workers.ProcessPoolExecutor", Executor)
-    _Worker(Supplies({}, {}, {}, 0, device), device, 1)
+    _Worker(Supplies({}, {}, {}, {}, 0, device), device, 1)
     assert (made["CUDA_VISIBLE_DEVICES"], made["device"]) == (expected, "cuda")
