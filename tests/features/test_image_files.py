@@ -319,3 +319,35 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
     assert (
         sweep(grid, **places).finished == 0
     )  # the pictures of the first sweep are back, and so are its keys
+
+
+def test_targets_whose_pictures_changed_are_tested_again_by_evaluate_and_sweep(tmp_path: Path) -> None:
+    from fastcoop.sweeps import evaluate, load_results, sweep
+    from tests.small_world import write_backbone, write_dataset
+
+    for seed, name in enumerate(("colours", "other")):
+        write_dataset(tmp_path / "data" / name, seed=seed)
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")),
+        "datasets": "colours",
+        "methods": "zero_shot",
+    }
+    places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache"}
+    results = tmp_path / "results"
+    sweep(grid, results=results, jobs=1, **places)
+    backbones = [str(tmp_path / "tiny")]
+
+    def is_new() -> bool:
+        (tested,) = evaluate(results, ["other"], backbones=backbones, **places)
+        return tested.new
+
+    assert [is_new(), is_new()] == [True, False]
+    for file in (tmp_path / "data" / "other" / "test").rglob("*.png"):
+        invert(file)
+    assert [is_new(), is_new()] == [True, False]
+    with_target = grid | {"targets": {"colours": "other"}}
+    for file in (tmp_path / "data" / "other" / "test").rglob("*.png"):
+        invert(file)
+    assert sweep(with_target, results=results, jobs=1, **places).finished == 1
+    assert sweep(with_target, results=results, jobs=1, **places).finished == 0
+    assert len(load_results(results)) == 2
