@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.datasets.dataset import Item
-from fastcoop.datasets.files import class_folders, list_folders
+from fastcoop.datasets.files import class_folders, list_folders, reading
 from fastcoop.datasets.splits import read_json, split_by_class, split_train_val
 from fastcoop.errors import UserError
 
@@ -175,10 +175,8 @@ def _required(path: Path) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = _required(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; download it again.") from None
+    with reading(_required(path), "a list"):
+        text = path.read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line.strip()
@@ -201,6 +199,10 @@ def _read_mat(path: Path, key: str) -> np.ndarray:
         return scipy.io.loadmat(_required(path), squeeze_me=True)[key]
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check that you may read it."
+        ) from None
     except Exception as error:  # whatever a damaged file makes of the reader
         raise UserError(
             f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."

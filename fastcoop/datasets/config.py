@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fastcoop.datasets.files import normalized
+from fastcoop.datasets.files import normalized, reading
 from fastcoop.errors import UserError, nearest
 
 KEYS = ("name", "template", "class_names", "val_share")
@@ -149,9 +149,8 @@ class _Loader(yaml.BaseLoader):
 
 def _load(path: Path) -> dict[str, object]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+        with reading(path, "a YAML file"):
+            values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.datasets.dataset import Dataset, Item, warn_once
-from fastcoop.datasets.files import normalized, some
+from fastcoop.datasets.files import normalized, reading, some
 from fastcoop.datasets.splits import read_items, read_json
 from fastcoop.errors import UserError
 
@@ -36,10 +37,13 @@ def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as file:
-            content = _DatumUnpickler(file).load()
+        with reading(path, "a pickle"):
+            data = path.read_bytes()
+        content = _DatumUnpickler(io.BytesIO(data)).load()
         keys = ("train", "val") if "val" in content else ("train",)  # ImageNet's have no val
         items = {key: [_item(datum) for datum in content[key]] for key in keys}
+    except UserError:
+        raise
     except _Forbidden as error:
         raise UserError(
             f"{path} wants to load {error}, which no few-shot subset needs; it was not opened. "

@@ -6,6 +6,7 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def is_passed_over(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Whether a file is taken as an image, told by the ending of its name."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a file that cannot be read, or is not UTF-8 text, raises into a UserError. kind: what it should be."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check that you may read it, and the disk."
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not UTF-8 text; save it as UTF-8, or get it again if it is not {kind}."
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastcoop.datasets.dataset import Item
-from fastcoop.datasets.files import class_folders, list_folders, some
+from fastcoop.datasets.files import class_folders, list_folders, reading, some
 from fastcoop.datasets.splits import SPLIT_SEED
 from fastcoop.errors import UserError
 
@@ -89,7 +89,9 @@ def wordnet_names(home: Path) -> dict[str, str]:
     for path in (home / "classnames.txt", home.parent / "imagenet" / "classnames.txt"):
         if path.is_file():
             names = {}
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            with reading(path, "a list of class names"):
+                text = path.read_text(encoding="utf-8-sig")
+            for number, line in enumerate(text.splitlines(), start=1):
                 folder, _, name = line.strip().partition(" ")
                 if not name and line.strip():
                     raise UserError(

@@ -20,10 +20,8 @@ MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0|....ftyp(?:hei|hev|mif1|avif)",
     re.DOTALL,
 )
-MASK = re.compile(
-    r"(.+?)[-_. ]+(?:mask|masks|seg|segmentation|label|labels|gt|annotation|trimap|matte|alpha|depth)(?:[-_ ]?\d+)?",
-    re.IGNORECASE,
-)
+WORDS = r"(?:mask|masks|seg|segmentation|label|labels|gt|annotation|annotations|trimap|matte|alpha|depth)"
+MASK = re.compile(rf"(.+?)[-_. ]+{WORDS}(?:[-_ ]?\d+)?", re.IGNORECASE)
 
 
 def notes_on_left_out(name: str, tree: Tree, used: Iterable[str]) -> Iterator[str]:
@@ -78,6 +76,11 @@ def notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
         folder, file = posixpath.split(path)
         stems[folder, os.path.splitext(file)[0]].append(path)
     pairs = []
+    folders = sorted(
+        {folder for folder, _ in stems if re.fullmatch(WORDS, posixpath.basename(folder), re.IGNORECASE)}
+    )
+    if folders:
+        yield f"{name} has a class folder {folders[0]}/; if it holds masks, move it elsewhere."
     for (folder, stem), alike in stems.items():
         pairs += [(first, other) for first in sorted(alike)[:1] for other in sorted(alike)[1:]]
         match = MASK.fullmatch(stem)

@@ -98,7 +98,8 @@ def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
     if row is not None:
         yield f"{place} is called {name}, as the paper's {row.title} is; {rename}, unless it is that dataset."
     try:
-        others = [place.parent / other for other in own_datasets(place.parent)]
+        parent = Path(os.path.abspath(place)).parent
+        others = [parent / other for other in own_datasets(parent)]
     except UserError:  # a folder that may be entered, but not listed
         return
     for other in others:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastcoop.datasets.config import DatasetConfig, described_by, read_config
 from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits
-from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, find_images, normalized, some
+from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, find_images, normalized, reading, some
 from fastcoop.datasets.layout import FORMS, SPLIT_NAMES, class_level, find_layout, split_called
 from fastcoop.datasets.left_out import notes_on_left_out, notes_on_masks
 from fastcoop.datasets.overlap import notes_on_overlap
@@ -20,6 +20,7 @@ from fastcoop.errors import UserError, nearest
 
 WORDNET_ID = re.compile(r"n\d{8}")  # as ImageNet's class folders are called
 SPLIT_FILE = "split.json"
+COLUMNS = ("path", "class", "split")
 DESCRIPTIONS = (
     SPLIT_FILE,
     "dataset.yaml",
@@ -162,6 +163,8 @@ def load_csv(path: Path) -> Dataset:
     config = read_config(described_by(path.parent, path.stem), path.stem)
     rows = _rows(path)
     names = sorted({row["class"] for _, row in rows})
+    unused = [column for column in rows[0][1] if column not in COLUMNS] if rows else []
+    notes = [f"{path} has columns that are not used: {some(unused)}."] if unused else []
     labels = {name: label for label, name in enumerate(names)}
     drawn = ""
     if rows and "split" in rows[0][1]:
@@ -182,12 +185,12 @@ def load_csv(path: Path) -> Dataset:
         drawn = f"{path} has no split column"
         items = split_by_class(list(images.items()), str(path), config.share_of_val)
     fewshot_dir = path.parent / f"{path.stem}_{FEWSHOT_FOLDER}"
-    return _finish(config, path.parent, names, items, fewshot_dir, drawn)
+    return _finish(config, path.parent, names, items, fewshot_dir, drawn, notes)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with reading(path, "a CSV"), path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             columns = [column.strip().lower() for column in reader.fieldnames or []]
             reader.fieldnames = columns
@@ -207,8 +210,6 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                 rows.append(
                     (reader.line_num, {key: row[key] if key == "path" else row[key].strip() for key in row})
                 )
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save the CSV as UTF-8.") from None
     except csv.Error as error:
         raise UserError(f"{path} line {reader.reader.line_num} is not valid CSV: {error}.") from None
     for line, row in rows:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastcoop.datasets.dataset import SPLITS, Item
-from fastcoop.datasets.files import find_images, some
+from fastcoop.datasets.files import find_images, reading, some
 from fastcoop.errors import UserError, nearest
 
 SPLIT_SEED = 1  # of splits made here; the official code's own were never published as rules
@@ -19,9 +19,8 @@ SPLIT_SEED = 1  # of splits made here; the official code's own were never publis
 def read_json(path: Path) -> object:
     """Parse a JSON file; a UserError names the file and line of a mistake."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; it is damaged or not a JSON file.") from None
+        with reading(path, "a JSON file"):
+            return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path} line {error.lineno} is not valid JSON: {error.msg}; download or write the file again."

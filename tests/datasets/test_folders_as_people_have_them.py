@@ -117,6 +117,33 @@ def test_masks_beside_pictures_are_used_and_said(tmp_path, put):
         (tmp_path / "words" / word).unlink()
     put(tmp_path / "words", ["a/death_mask.png", "b/mask.png"])  # no picture of the name without the word
     assert told(tmp_path / "words") == []
+    put(tmp_path / "folders", images("images", "Masks"))
+    (note,) = told(tmp_path / "folders")
+    assert "has a class folder Masks/; if it holds masks, move it elsewhere" in note
+
+
+def test_columns_that_are_not_used_are_told(tmp_path, put):
+    put(tmp_path, images("a", "b", n=3))
+    rows = [f"{path},{path[0]},train,x,1" for path in images("a", "b", n=3)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,class,subset,note,width", *rows]))
+    (note,) = told(tmp_path / "list.csv")
+    assert note.endswith("has columns that are not used: subset, note, width.")
+
+
+@pytest.mark.parametrize(
+    "file", ["dataset.yaml", "split.json", "list.csv", "split_fewshot/shot_1-seed_1.pkl"]
+)
+def test_files_that_may_not_be_read_are_not_called_damaged(tmp_path, put, monkeypatch, file):
+    put(tmp_path, [*images("a", "b"), "split_fewshot/x.jpg"])
+    (tmp_path / file).write_text("path,class")
+
+    def refused(path, *arguments, **more):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("open", "read_text", "read_bytes"):
+        monkeypatch.setattr(f"pathlib.Path.{name}", refused)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\); check that you may read it"):
+        few_shot(load_dataset(tmp_path / file if file == "list.csv" else tmp_path), 1, 1)
 
 
 # --- levels and splits
