@@ -5,6 +5,12 @@
 Everything is imported once; each child is a fork that sweeps over a small world, and gets SIGKILL at a random instant.
 With ``--jobs`` above 1 it has worker processes of its own, and only it is killed: they must end by themselves.
 Prints its counts, and raises AssertionError where something is lost, done twice, or other than undisturbed.
+
+    python -m tests.sweeps.kill_trial --together 20
+
+starts, 20 times, three processes at random moments, which cache, sweep, evaluate, import, merge and report over the
+same cache and results, and often kills one of them. Each ends well or with one sentence, and all numbers are the
+undisturbed ones in the end.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +37,18 @@ import numpy as np
 import psutil
 import torch
 
+from fastcoop.backbones import backbone_from_spec
+from fastcoop.datasets import load_dataset
 from fastcoop.engine import training
-from fastcoop.sweeps import checkpoints, load_contexts, load_results, sweep
+from fastcoop.errors import UserError
+from fastcoop.exchange import import_coop
+from fastcoop.exchange.official import frozen_embeddings, write_official
+from fastcoop.features import cache_all
+from fastcoop.reports import report
+from fastcoop.sweeps import checkpoints, evaluate, load_contexts, load_results, merge_results, sweep
 from tests.small_world import write_backbone, write_dataset
 
+REFUSED = 3  # exit code of a child that ended with a sentence
 EVERY = 0.1  # seconds between checkpoints here
 COOP = {"context_length": 2, "class_position": ["end", "mid"], "class_specific": [False, True], "epochs": 120}
 
@@ -142,6 +157,78 @@ def main(points: int, jobs: int, folder: Path) -> None:
     print(json.dumps(counts | {"seconds_undisturbed": round(duration, 2), "checkpoint_every_s": EVERY}))
 
 
+def together(rounds: int, folder: Path) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    checkpoints.EVERY = EVERY
+    write_dataset(folder / "data" / "colours")
+    write_dataset(folder / "data" / "shifted", ("grey", "green"), train=0, val=0, seed=1)
+    backbone = backbone_from_spec(str(write_backbone(folder / "tiny")))
+    dataset = load_dataset("colours", folder / "data")
+    ctx = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    prefix, suffix = frozen_embeddings(backbone, dataset.class_names, 2)
+    official = folder / "output" / "colours" / "CoOp" / "rn50_4shots" / "nctx2_cscFalse_ctpend" / "seed1"
+    write_official(official / "prompt_learner" / "model.pth.tar-9", ctx, prefix, suffix, 9)
+
+    def actions(place: Path) -> dict[str, Callable[[], object]]:
+        where = {"data_root": folder / "data", "cache": place / "cache"}
+        grid = {
+            "backbones": str(folder / "tiny"), "datasets": "colours", "shots": 4, "views": 1,
+            "methods": {"coop": COOP | {"epochs": 20}, "zero_shot": None},
+        }  # fmt: skip
+        main, more, merged = place / "main", place / "more", place / "merged"
+        return {
+            "sweep": lambda: sweep(grid | {"seeds": [1, 2]}, results=main, jobs=1, **where),
+            "sweep more": lambda: sweep(grid | {"seeds": [3]}, results=more, jobs=1, **where),
+            "cache": lambda: list(
+                cache_all([backbone], [(dataset, [4], [1])], place / "cache", views=2, recipe="current")
+            ),
+            "import": lambda: import_coop(folder / "output", backbone, dataset, main),
+            "evaluate": lambda: evaluate(main, ["shifted"], backbones=[str(folder / "tiny")], **where),
+            "merge": lambda: merge_results([main, more], merged),
+            "report": lambda: report(main, place / "report"),
+        }
+
+    whole = actions(folder / "whole")
+    del whole["report"]
+    for action in whole.values():
+        action()
+    rng, told, killed, duration = random.Random(0), 0, 0, 1.5
+    for number in range(rounds):
+        place = folder / f"round{number}"
+        place.mkdir()
+        doing = actions(place)
+        children = []
+        for name in rng.sample(sorted(doing), 3):
+            children.append(fork(partial(after, rng.uniform(0, duration), doing[name])))
+        if rng.random() < 0.5:
+            time.sleep(rng.uniform(0, duration))
+            os.kill(children[0], signal.SIGKILL)
+        for child in children:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code in (0, REFUSED, -signal.SIGKILL), f"round {number} ended with {code}"
+            told += code == REFUSED
+            killed += code == -signal.SIGKILL
+        for name in whole:
+            doing[name]()
+        for name in ("main", "more", "merged"):
+            assert_same(folder / "whole" / name, place / name)
+        left = [
+            path for path in place.rglob("*") if path.name.endswith(".part") and "merged" not in str(path)
+        ]
+        assert not left, f"half-written files are left: {left}"
+    print(json.dumps({"rounds": rounds, "refused": told, "killed": killed}))
+
+
+def after(seconds: float, action: Callable[[], object]) -> None:
+    """Act after a while; a sentence to the user ends the process with ``REFUSED``."""
+    time.sleep(seconds)
+    try:
+        action()
+    except UserError as error:
+        os._exit(REFUSED if str(error).endswith((".", ")")) else 1)
+
+
 def fork(work: Callable[[], None]) -> int:
     """The process of a fork that works and ends: this one never has workers of its own, whose remains forks would
     inherit."""
@@ -190,14 +277,19 @@ def keys(folder: Path) -> list[str]:
 
 def assert_same(whole: Path, other: Path) -> None:
     """Every run once, with the same contexts, losses and predictions to the bit."""
-    assert keys(other) == keys(whole)
-    assert len(set(keys(other))) == len(keys(other))
-    columns = ["key", "accuracy", "losses", "per_class", "status"]
-    one, two = (
-        load_results(folder)[columns].sort_values("key", ignore_index=True) for folder in (whole, other)
+    assert keys(other) == keys(whole), (
+        len(keys(other)),
+        len(keys(whole)),
+        set(keys(other)) ^ set(keys(whole)),
     )
+    columns = ["key", "dataset", "accuracy", "losses", "per_class", "status", "features", "prompts"]
+    one, two = (
+        load_results(folder)[columns].sort_values(["key", "dataset"], ignore_index=True)
+        for folder in (whole, other)
+    )
+    assert not two.duplicated(["key", "dataset"]).any()
     assert one.equals(two), one.compare(two)
-    for key in load_results(whole).query("method == 'coop'").key:
+    for key in load_results(whole).query("method == 'coop'").key.unique():
         assert np.array_equal(load_contexts(whole, key), load_contexts(other, key)), key
 
 
@@ -205,6 +297,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--points", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--together", type=int, help="rounds of several processes, in place of kills")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        main(given.points, given.jobs, Path(temporary))
+        if given.together:
+            together(given.together, Path(temporary))
+        else:
+            main(given.points, given.jobs, Path(temporary))
