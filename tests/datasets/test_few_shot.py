@@ -87,7 +87,7 @@ def test_small_classes_are_used_whole_and_named_once(folder, caplog):
 
 @pytest.mark.parametrize("shots", [0, -1, True, 1.5, "every"])
 def test_impossible_shots(folder, shots):
-    with pytest.raises(UserError, match="positive whole number"):
+    with pytest.raises(UserError, match="to be a whole number from 1"):
         few_shot(load_dataset(folder), shots, 1)
 
 
