@@ -65,6 +65,10 @@ def bench(
     lists = class_lists(class_names, datasets)
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
+    if project and as_json:
+        raise UserError("A projection is printed as text; give --project without --json.")
+    if precision == dtype:
+        raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
     rounded = None if precision is None else torch_dtype(precision)
     frozen = random_backbone(backbone, device, dtype)
     try:  # what cannot be written is said now, not after an hour

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from fastcoop.cli.app import app, features_app
-from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, SkipUnreadable, numbers
+from fastcoop.cli.options import (
+    AsJson,
+    BackboneSpec,
+    Cache,
+    DataRoot,
+    Device,
+    SkipUnreadable,
+    numbers,
+    without_effect,
+)
 from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
 
@@ -68,8 +77,7 @@ def cache_features(
 
 
 def _refuse_beside_a_grid(context: typer.Context, datasets: list[str]) -> None:
-    sources = {name: context.get_parameter_source(name) for name in GRID_SAYS}
-    named = [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    named = without_effect(context, GRID_SAYS)
     if len(datasets) > 1 or named:
         what = " ".join(named) if named else "another dataset or grid"
         raise UserError(f"A grid file says itself what to cache; {what} beside it came. Leave that out.")

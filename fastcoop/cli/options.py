@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,13 @@ BackboneSpec = Annotated[
         "--backbone", help="RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
     ),
 ]
+
+
+def without_effect(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Which of these options were given on the command line, as one writes them."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def numbers(text: str, what: str) -> list[int | str]:

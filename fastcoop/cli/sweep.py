@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from fastcoop.cli.app import INTERRUPTED, app
-from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable
+from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable, without_effect
 from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastcoop")
 
 NAMED = 10  # so many runs are named, further ones counted
+# Options that only print, and those that have no effect beside them.
+IDLE = {
+    "show_grid": (
+        *("data_root", "cache", "results", "dry_run", "memory_budget", "device", "jobs", "retry_failed"),
+        *("skip_unreadable", "backend", "address"),
+    ),
+    "dry_run": ("skip_unreadable", "backend", "address"),
+}
 FAILED = 1  # the exit code where runs failed
 
 
@@ -35,6 +43,7 @@ class Backend(str, Enum):
 
 @app.command()
 def sweep(
+    context: typer.Context,
     grid: Annotated[Path, typer.Argument(help="The grid file.")],
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
@@ -81,6 +90,9 @@ def sweep(
     from fastcoop.sweeps import sweep as run_sweep
     from fastcoop.sweeps.sweep import results_folder
 
+    asked = "show_grid" if show_grid else "dry_run" if dry_run else ""
+    if idle := without_effect(context, IDLE.get(asked, ())):
+        log.warning("Beside --%s these change nothing: %s.", asked.replace("_", "-"), ", ".join(idle))
     if show_grid:
         from fastcoop.sweeps import read_grid
         from fastcoop.sweeps.shown import grid_text

@@ -125,6 +125,28 @@ def test_features_that_are_missing_are_counted_and_stood_in_for(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--show-grid", "--jobs", "2", "--results", "r"],
+            "Beside --show-grid these change nothing: --results, --jobs.",
+        ),
+        (["--dry-run", "--backend", "dask"], "Beside --dry-run these change nothing: --backend."),
+        (["--show-grid", "--set", "seeds=2"], ""),
+    ],
+)
+def test_options_that_change_nothing_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: list[str], said: str
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("backbones: none-such\ndatasets: d\nmethods: zero_shot\n")
+    with pytest.raises(SystemExit):
+        main(["sweep", str(file), *options])
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)
+
+
 def test_the_grid_is_shown_with_every_default(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
