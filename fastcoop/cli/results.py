@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from fastcoop.cli.app import results_app
 from fastcoop.cli.options import AsJson
 from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
+from fastcoop.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,21 +241,20 @@ def export_results(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
     table = select(load_results(results), where or ())
-    if (table.shots == "all").any():
-        table = table.assign(shots=table.shots.astype(str))  # one type in a column
-    part = to.with_name(f"{to.name}.part")
+    for name in table.columns[table.dtypes == object]:
+        if table[name].dropna().map(type).nunique() > 1:  # such as "all" beside numbers of shots
+            table[name] = table[name].map(str, na_action="ignore")
     try:
-        if to.suffix == ".csv":
-            table.map(_csv_cell).to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
-        else:
-            table.to_parquet(part, index=False)
-        os.replace(part, to)
+        with replacing(to) as part:
+            if to.suffix == ".csv":
+                table.map(_csv_cell).to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
+            else:
+                table.to_parquet(part, index=False)
     except ImportError:
         raise UserError(
             'Writing Parquet needs pyarrow; `pip install "fastcoop[parquet]"`, or export to a .csv file.'
         ) from None
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{to} cannot be written: {error.strerror or error}.") from None
     if as_json:
         say_json({"rows": len(table), "file": to})

@@ -4,7 +4,6 @@ PDF."""
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcoop import escape
+from fastcoop.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -182,8 +182,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     written = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
-        part = path.with_name(path.name + ".part")
-        figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
-        os.replace(part, path)
+        with replacing(path) as part:
+            figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
         written.append(path)
     return written

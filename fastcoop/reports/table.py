@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcoop import escape
+from fastcoop.files import replacing
 
 DASH = "–"
 LAST_LATIN = 0x17F  # of the letters that pdfLaTeX knows by itself; vocabularies have others
@@ -224,9 +224,8 @@ def save_table(table: Table, stem: Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 
