@@ -241,7 +241,7 @@ def export_results(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
     table = select(load_results(results), where or ())
-    for name in table.columns[table.dtypes == object]:
+    for name in table.select_dtypes("object").columns:
         if table[name].dropna().map(type).nunique() > 1:  # such as "all" beside numbers of shots
             table[name] = table[name].map(str, na_action="ignore")
     try:
