@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +37,22 @@ def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Datas
         _refuse_own_folder(spec, data_root, place, row)
         return load_official(row, place)
     dataset = load_folder(place) if place.is_dir() else load_csv(place)
+    _refuse_misread_names(dataset)
     dataset = replace(dataset, notes=(*dataset.notes, *_notes_on_namesakes(dataset.name, place)))
     for note in dataset.notes:
         warn_once(note)
     return dataset
+
+
+def _refuse_misread_names(dataset: Dataset) -> None:
+    """Refuse names of folders that a locale without UTF-8 reads as other letters: prompts would say them."""
+    encoding = sys.getfilesystemencoding().lower()
+    odd = next((name for name in (dataset.name, *dataset.class_names) if not name.isascii()), None)
+    if odd is not None and encoding != "utf-8":
+        raise UserError(
+            f"The name {odd!r} of {dataset.title} may be misread: this system's locale reads file names as {encoding}, "
+            "not as UTF-8; set PYTHONUTF8=1 and run the same command again."
+        )
 
 
 def _refuse_own_folder(spec: str | Path, data_root: str | Path | None, home: Path, row: Official) -> None:

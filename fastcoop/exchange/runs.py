@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.features.images import RECIPES
@@ -98,7 +99,8 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
     frame = load_runs(folder)
     found = frame[[known.startswith(key) for known in frame.key]]
     if not len(found):
-        raise UserError(f"{folder} has no run {key}; `fastcoop results list {folder}` shows what it has.")
+        command = escape.shell_command("fastcoop", "results", "list", folder)
+        raise UserError(f"{folder} has no run {key}; `{command}` shows what it has.")
     if len(found) > 1:
         raise UserError(f"{len(found)} runs of {folder} begin with {key}; give more of the key.")
     row = found.iloc[0]

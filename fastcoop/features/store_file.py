@@ -242,7 +242,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong while a store is read into a UserError that says what it is."""
     try:
         yield
-    except UserError:
+    except (UserError, UnicodeEncodeError):  # the latter of a path that the locale cannot write
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingStore(

@@ -175,7 +175,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     figure.set_dpi(PNG_DOTS_PER_INCH)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the places are found; finding them is most of the time
-    page, ink = Bbox([[0, 0], figure.get_size_inches()]), figure.get_tightbbox()
+    page, ink = Bbox.from_bounds(0, 0, *figure.get_size_inches()), figure.get_tightbbox()
     inside = page.x0 <= ink.x0 and page.y0 <= ink.y0 and ink.x1 <= page.x1 and ink.y1 <= page.y1
     # What does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
     box = None if inside else Bbox.union([page, ink.padded(MARGIN)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.backbones.load import check_device
 from fastcoop.backbones.precision import fresh_state
@@ -140,7 +141,8 @@ def _chosen(folder: Path, runs: Sequence[str]) -> list[Any]:
     rows: list[Any] = list(load_runs(folder).itertuples())
     for run in runs:
         if not any(row.key.startswith(run) for row in rows):
-            raise UserError(f"{folder} has no run {run}; `fastcoop results list {folder}` shows what it has.")
+            command = escape.shell_command("fastcoop", "results", "list", folder)
+            raise UserError(f"{folder} has no run {run}; `{command}` shows what it has.")
     if not rows:
         raise UserError(f"{folder} holds no runs yet; run `fastcoop sweep` into it first.")
     return [row for row in rows if not runs or row.key.startswith(tuple(runs))]

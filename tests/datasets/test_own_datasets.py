@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.errors import UserError
+from tests.small_world import write_dataset
 
 
 def images(*folders, n=10):
@@ -344,3 +349,27 @@ def test_thousands_of_classes_and_names_of_any_script(tmp_path, put):
     assert len(dataset.class_names) == count
     assert dataset.class_names[7] == "класс 0007 猫"
     assert dataset.splits["train"].labels.tolist() == list(range(count))
+
+
+def test_names_that_a_locale_misreads_are_refused(tmp_path):
+    """Prompts would say other letters; in C, those of the bytes."""
+    write_dataset(tmp_path / "data" / "colours", train=1, val=1, test=1)
+    for split in ("train", "val", "test"):
+        (tmp_path / "data" / "colours" / split / "grey").rename(
+            tmp_path / "data" / "colours" / split / "grün"
+        )
+    command = [sys.executable, "-m", "fastcoop.cli", "datasets", "check", "colours", "--data-root", "data"]
+    locale = {
+        "LC_ALL": "C",
+        "LANG": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    for utf8, code in (("0", 2), ("1", 0)):
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
+            env=os.environ | locale | {"PYTHONUTF8": utf8},
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert ("set PYTHONUTF8=1" in done.stderr) == (utf8 == "0")
