@@ -241,8 +241,10 @@ def export_results(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
     table = select(load_results(results), where or ())
-    for name in table.select_dtypes("object").columns:
-        if table[name].dropna().map(type).nunique() > 1:  # such as "all" beside numbers of shots
+    for name in table:
+        if (
+            table[name].dtype == "object" and table[name].dropna().map(type).nunique() > 1
+        ):  # such as "all" beside numbers of shots
             table[name] = table[name].map(str, na_action="ignore")
     try:
         with replacing(to) as part:
