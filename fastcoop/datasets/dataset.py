@@ -140,7 +140,8 @@ def _check_class_name(dataset: str, name: str) -> None:
     except UnicodeEncodeError:
         raise UserError(
             f"The class {name!r} of {dataset} has a name that is not UTF-8 text, which no prompt can hold; "
-            "set PYTHONUTF8=1 where the locale is not UTF-8, else rename its folder, or the class in the file that names it."
+            "set PYTHONUTF8=1 where the locale is not UTF-8, else rename its folder, or the class in the file that "
+            "names it."
         ) from None
     if not name.replace("_", " ").strip():
         raise UserError(
