@@ -19,6 +19,7 @@ from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.forest import plant
 from fastcoop.engine.graph import Replayed
 from fastcoop.engine.loss import cross_entropy
+from fastcoop.engine.rows import row_rule
 from fastcoop.engine.run import Run, Trained, draw_batches, learning_rates, normalized
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees, tree_key
@@ -102,13 +103,15 @@ class Batch:
     ):
         self.logit_scale = logit_scale
         groups: dict[object, list[Active]] = {}
-        for a in active:
-            groups.setdefault(tree_key(a.run.class_names, a.run.layout), []).append(a)
+        for a in active:  # of one size of batch: a longer one beside it would change the order of its sums
+            key = tree_key(a.run.class_names, a.run.layout), a.batches.shape[1]
+            groups.setdefault(key, []).append(a)
         self.groups = list(groups.values())
         self.active = [a for group in self.groups for a in group]
         self.forest = plant(
             trees.tower,
             [(*trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups],
+            row_rule(trees.tower),
         )
         self.forest_pass = ForestPass(self.forest, buffers)
 
@@ -152,8 +155,8 @@ class Batch:
         features = self.forest_pass.forward(self._by_group(self.vectors))
         losses, grads, start = [], [], 0
         for group, class_features in zip(self.groups, features, strict=True):
-            part = slice(start, start + len(group))
-            start = part.stop
+            part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
+            start += len(group)
             loss, grad = cross_entropy(
                 class_features.to(images.dtype), images[part], labels[part], self.logit_scale
             )
@@ -162,7 +165,7 @@ class Batch:
         self._note(torch.cat(losses))
 
         grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads)]).to(self.vectors.dtype)
-        grad.addcmul_(self.decay, self.vectors)
+        grad += self.decay * self.vectors
         momentum = (self.keep * self.momentum).add_(grad)
         change = rate[self.owner, None] * momentum
         change.masked_fill_((self.lost >= 0)[self.owner, None], 0.0)  # a lost run stays where it was lost

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastcoop.engine.plan import TreePlan
 from fastcoop.engine.precision import own_precision
+from fastcoop.engine.rows import ANY, RowRule
 from fastcoop.engine.weights import FoldedTower
 
 
@@ -47,18 +48,32 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Groups with their places in the forest's rows and leaves, and the index tensors over all of them."""
+    """Groups with their places in the forest's rows and leaves, and the index tensors over all of them.
+
+    Behind the groups' rows and leaves stand spare ones, as many as ``rule`` asks for.
+    """
 
     groups: tuple[Group, ...]
     tower: FoldedTower = field(repr=False)
+    rule: RowRule = ANY
 
     @property
-    def rows(self) -> int:
+    def live_rows(self) -> int:
         return self.groups[-1].rows.stop
 
     @property
-    def leaves(self) -> int:
+    def live_leaves(self) -> int:
         return self.groups[-1].leaves.stop
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of the dense products, spare ones too."""
+        return self.rule.padded(self.live_rows)
+
+    @property
+    def leaves(self) -> int:
+        """Rows of the last layer's products, spare ones too."""
+        return len(self.leaf_rows)
 
     @property
     def nodes(self) -> int:
@@ -67,13 +82,18 @@ class Forest:
 
     @cached_property
     def leaf_rows(self) -> Tensor:
-        """(leaves,) rows of the end tokens."""
-        return self._per_run("leaf_rows")
+        """(leaves,) rows of the end tokens; the first one's at spare leaves."""
+        return self._padded(self._per_run("leaf_rows"))
 
     @cached_property
     def learned_rows(self) -> Tensor:
         """Rows that hold a context vector, group by group, run by run."""
         return self._per_run("learned_rows")
+
+    @cached_property
+    def first_rows(self) -> Tensor:
+        """``learned_rows``, and the first one's again up to a number of rows that the rule allows."""
+        return self._padded(self.learned_rows)
 
     @cached_property
     def frozen_rows(self) -> Tensor:
@@ -93,6 +113,9 @@ class Forest:
         """The constants ``first_qkv`` or ``first_input``, repeated for every run."""
         return torch.cat([getattr(g.constants, name).repeat(g.runs, 1) for g in self.groups])
 
+    def _padded(self, index: Tensor) -> Tensor:
+        return torch.cat([index, index[:1].expand(self.rule.padded(len(index)) - len(index))])
+
     def _per_run(self, name: str) -> Tensor:
         indices = []
         for g in self.groups:
@@ -101,14 +124,16 @@ class Forest:
         return torch.cat(indices)
 
 
-def plant(tower: FoldedTower, trees: Sequence[tuple[TreePlan, Constants, int]]) -> Forest:
+def plant(
+    tower: FoldedTower, trees: Sequence[tuple[TreePlan, Constants, int]], rule: RowRule = ANY
+) -> Forest:
     """Put trees side by side: each (plan, constants, runs) becomes a group."""
     groups, row, leaf = [], 0, 0
     for plan, constants, runs in trees:
         rows, leaves = runs * plan.rows, runs * plan.leaves
         groups.append(Group(plan, constants, runs, slice(row, row + rows), slice(leaf, leaf + leaves)))
         row, leaf = row + rows, leaf + leaves
-    return Forest(tuple(groups), tower)
+    return Forest(tuple(groups), tower, rule)
 
 
 @torch.no_grad()

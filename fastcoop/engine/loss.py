@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastcoop.engine.rows import bmm
+
 
 def cross_entropy(
     features: Tensor, images: Tensor, labels: Tensor, logit_scale: float
@@ -16,15 +18,16 @@ def cross_entropy(
     """
     length = features.norm(dim=-1, keepdim=True)
     direction = features / length
-    log_p = torch.log_softmax(logit_scale * torch.bmm(images, direction.transpose(1, 2)), -1)
+    logits = logit_scale * bmm(images, direction.transpose(1, 2))
     real = (labels >= 0).to(features.dtype)
     weight = real / real.sum(1, keepdim=True)
     target = labels.clamp(min=0)[..., None]
-    losses = -(log_p.gather(-1, target)[..., 0] * weight).sum(1)
+    losses = -(torch.log_softmax(logits, -1).gather(-1, target)[..., 0] * weight).sum(1)
 
-    grad_logits = log_p.exp()
+    # Not the exponential of the above: element by element, it would round by where in memory a run stands.
+    grad_logits = torch.softmax(logits, -1)
     grad_logits.scatter_add_(-1, target, torch.full_like(grad_logits[..., :1], -1.0))
     grad_logits *= weight[..., None] * logit_scale
-    grad = torch.bmm(grad_logits.transpose(1, 2), images)
+    grad = bmm(grad_logits.transpose(1, 2), images)
     grad -= direction * (grad * direction).sum(-1, keepdim=True)
     return losses, grad / length

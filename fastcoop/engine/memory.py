@@ -9,7 +9,7 @@ import torch
 
 from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.plan import TreePlan
-from fastcoop.engine.tower import CPU_CHUNK
+from fastcoop.engine.rows import CPU_CHUNK, row_rule
 from fastcoop.engine.weights import FoldedTower
 
 STRAY = 0.25  # a batch that holds this share more than was estimated is spoken of
@@ -38,8 +38,10 @@ def run_bytes(tower: FoldedTower, plan: TreePlan) -> int:
 
 
 def chunk_bytes(tower: FoldedTower) -> int:
-    """Bytes of the scratch memory of a CPU's chunk, whatever the number of runs."""
-    return CPU_CHUNK * _chunk_numbers(tower) * torch.finfo(tower.dtype).bits // 8
+    """Bytes whatever the number of runs: the scratch memory of a CPU's chunk, and spare rows."""
+    rule = row_rule(tower)
+    spare = (rule.least + rule.step) * len(tower.blocks) * (2 * tower.width + tower.hidden + 4)
+    return (CPU_CHUNK * _chunk_numbers(tower) + spare) * torch.finfo(tower.dtype).bits // 8
 
 
 def _chunk_numbers(tower: FoldedTower) -> int:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.engine.bundles import Bundle, bundle_paths, into_parts
+from fastcoop.engine.rows import bmm
 from fastcoop.prompts.tree import Tree
 
 NONE = -1  # in place of a tree node: a position that only fills a part up
@@ -70,7 +71,9 @@ class SumBy:
             self._onto = onto.to(device)
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.index_select(1, self._order) if self._alone else torch.matmul(self._onto, values)
+        if self._alone:
+            return values.index_select(1, self._order)
+        return bmm(self._onto.expand(len(values), -1, -1), values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,9 @@ from torch import Tensor
 from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.forest import Forest
 from fastcoop.engine.precision import own_precision
+from fastcoop.engine.rows import CPU_CHUNK, even_pieces
 from fastcoop.engine.tree_attention import TreeAttention
 from fastcoop.engine.weights import FoldedBlock
-
-CPU_CHUNK = 2048  # rows: with 512-wide towers, a chunk's MLP activations (16 MB) stay in the last-level cache
 
 
 class ForestPass:
@@ -67,13 +66,14 @@ class ForestPass:
             c[:, g.plan.slots].reshape(-1, tower.width) for c, g in zip(contexts, forest.groups, strict=True)
         ]
         x = self._residual(0)
+        x[forest.live_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, self.frozen_input)
         x.index_copy_(0, forest.learned_rows, (torch.cat(vectors) + forest.learned_positions).to(tower.dtype))
         for layer, block in enumerate(tower.blocks):
             x = self._block(layer, block, x)
         normal, *self.final_stats = tower.layer_norm(x, tower.eps_final)
         self.final_input = x
-        features = normal @ tower.projection
+        features = forest.rule.mm(normal, tower.projection)
         return [
             features[g.leaves].view(g.runs, g.plan.leaves, -1)[:, g.plan.class_leaf] for g in forest.groups
         ]
@@ -86,13 +86,11 @@ class ForestPass:
         ``grads``: per group, (runs, classes, dim).
         """
         forest, tower = self.forest, self.tower
-        leaves = torch.cat(  # classes with equal prompts add up
-            [
-                g.plan.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
-                for grad, g in zip(grads, forest.groups, strict=True)
-            ]
-        )
-        grad = _layer_norm_backward(leaves @ tower.projection.t(), self.final_input, *self.final_stats)
+        leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
+        for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts add up
+            leaves[g.leaves] = g.plan.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
+        normal = forest.rule.mm(leaves, tower.projection.t())
+        grad = _layer_norm_backward(normal, self.final_input, *self.final_stats)
         for layer in range(self.last, -1, -1):
             grad = self._block_backward(layer, tower.blocks[layer], grad)
         result, start = [], 0
@@ -106,41 +104,42 @@ class ForestPass:
     # One block. The residual stream enters as x (rows, width); the last block returns (leaves, width).
 
     def _block(self, layer: int, block: FoldedBlock, x: Tensor) -> Tensor:
-        forest, tower, width = self.forest, self.tower, self.tower.width
+        forest, tower, width, rule = self.forest, self.tower, self.tower.width, self.forest.rule
         ends = layer == self.last
         qkv = self.buffer("qkv", forest.rows, 3 * width)
-        mean, rstd = self._stats(layer, 1, forest.rows)
         if layer == 0 and not ends:
             qkv.index_copy_(0, forest.frozen_rows, self.frozen_qkv)
-            for c in self._chunks(len(forest.learned_rows)):
-                rows = forest.learned_rows[c]
+            mean, rstd = self._stats(layer, 1, len(forest.first_rows))
+            for c in self._chunks(len(forest.first_rows)):
+                rows = forest.first_rows[c]
                 normal, mean[c], rstd[c] = tower.layer_norm(x.index_select(0, rows), block.eps_1)
-                qkv.index_copy_(0, rows, normal @ block.qkv)
+                qkv.index_copy_(0, rows, rule.mm(normal, block.qkv))
         else:
             used = slice(width, None) if ends else slice(None)  # the last layer asks at the leaves only
+            mean, rstd = self._stats(layer, 1, forest.rows)
             for c in self._chunks(forest.rows):
                 normal, mean[c], rstd[c] = tower.layer_norm(x[c], block.eps_1)
-                torch.mm(normal, block.qkv[:, used], out=qkv[c, used])
+                rule.mm(normal, block.qkv[:, used], qkv[c, used])
         if ends:
             at = forest.leaf_rows
             x = x[at]
-            qkv[at, :width] = tower.layer_norm(x, block.eps_1)[0] @ block.qkv[:, :width]
+            qkv[at, :width] = rule.mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
         attended = self.attention.forward(layer, qkv, ends)
         middle, out = self._residual(layer + 0.5, len(x)), self._residual(layer + 1, len(x))
         hidden = self.buffer(("hidden", layer), len(x), tower.hidden)
         mean, rstd = self._stats(layer, 2, len(x))
         for c in self._chunks(len(x)):
             residual = torch.add(x[c], block.out_bias, out=middle[c])
-            torch.addmm(residual, attended[c], block.out, out=residual)
+            rule.addmm_(residual, attended[c], block.out)
             normal, mean[c], rstd[c] = tower.layer_norm(middle[c], block.eps_2)
-            torch.mm(normal, block.fc, out=hidden[c])
+            rule.mm(normal, block.fc, hidden[c])
             active = self._activate(hidden[c])
             residual = torch.add(middle[c], block.proj_bias, out=out[c])
-            torch.addmm(residual, active, block.proj, out=residual)
+            rule.addmm_(residual, active, block.proj)
         return out
 
     def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
-        forest, width = self.forest, self.tower.width
+        forest, width, rule = self.forest, self.tower.width, self.forest.rule
         ends = layer == self.last
         middle, hidden = (
             self._residual(layer + 0.5, len(grad)),
@@ -150,33 +149,37 @@ class ForestPass:
         attended = self.buffer("attended", len(grad), width)
         for c in self._chunks(len(grad)):
             scratch = self.buffer("mlp", len(grad[c]), self.tower.hidden)
-            torch.mm(grad[c], block.proj.t(), out=scratch)
+            rule.mm(grad[c], block.proj.t(), scratch)
             self._activate_backward(scratch, hidden[c])
-            grad[c] += _layer_norm_backward(scratch @ block.fc.t(), middle[c], mean[c], rstd[c])
-            torch.mm(grad[c], block.out.t(), out=attended[c])
+            normal = rule.mm(scratch, block.fc.t())
+            grad[c] += _layer_norm_backward(normal, middle[c], mean[c], rstd[c])
+            rule.mm(grad[c], block.out.t(), attended[c])
         dqkv = self.attention.backward(layer, attended, ends)
 
         x = self._residual(layer)
-        mean, rstd = self._stats(layer, 1, forest.rows)
         if layer == 0 and not ends:  # nothing reads the gradient of a frozen token's embedding
-            learned = self.buffer("gradient", len(forest.learned_rows), width)
+            learned = self.buffer("gradient", len(forest.first_rows), width)
+            mean, rstd = self._stats(layer, 1, len(learned))
             for c in self._chunks(len(learned)):
-                rows = forest.learned_rows[c]
-                normal = dqkv.index_select(0, rows) @ block.qkv.t()
+                rows = forest.first_rows[c]
+                normal = rule.mm(dqkv.index_select(0, rows), block.qkv.t())
                 through = _layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
                 torch.add(through, grad.index_select(0, rows), out=learned[c])
             return learned
+        mean, rstd = self._stats(layer, 1, forest.rows)
         if not ends:
             for c in self._chunks(forest.rows):
-                grad[c] += _layer_norm_backward(dqkv[c] @ block.qkv.t(), x[c], mean[c], rstd[c])
+                normal = rule.mm(dqkv[c], block.qkv.t())
+                grad[c] += _layer_norm_backward(normal, x[c], mean[c], rstd[c])
             return grad
         at, total = forest.leaf_rows, self.buffer("gradient", forest.rows, width)
         for c in self._chunks(forest.rows):
-            torch.mm(dqkv[c, width:], block.qkv[:, width:].t(), out=total[c])
-        total[at] += dqkv[at, :width] @ block.qkv[:, :width].t()
+            rule.mm(dqkv[c, width:], block.qkv[:, width:].t(), total[c])
+        live = at[: forest.live_leaves]
+        total[live] += rule.mm(dqkv[at, :width], block.qkv[:, :width].t())[: len(live)]
         for c in self._chunks(forest.rows):
             total[c] = _layer_norm_backward(total[c], x[c], mean[c], rstd[c])
-        total[at] += grad
+        total[live] += grad[: len(live)]
         return total[forest.learned_rows] if layer == 0 else total
 
     # Small things.
@@ -194,18 +197,23 @@ class ForestPass:
     def _activate(self, hidden: Tensor) -> Tensor:
         """The activation of ``hidden``, in scratch memory."""
         scratch, aten = self.buffer("mlp", *hidden.shape), torch.ops.aten
-        if self.tower.activation == "silu":
-            return aten.silu.out(hidden, out=scratch)
         approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        return aten.gelu.out(hidden, approximate=approximate, out=scratch)
+        for c in even_pieces(*hidden.shape, hidden.device):
+            if self.tower.activation == "silu":
+                aten.silu.out(hidden[c], out=scratch[c])
+            else:
+                aten.gelu.out(hidden[c], approximate=approximate, out=scratch[c])
+        return scratch
 
-    def _activate_backward(self, grad: Tensor, hidden: Tensor) -> Tensor:
+    def _activate_backward(self, grad: Tensor, hidden: Tensor) -> None:
         """Multiply ``grad`` by the activation's derivative at ``hidden``, in place."""
         aten = torch.ops.aten
-        if self.tower.activation == "silu":
-            return aten.silu_backward.grad_input(grad, hidden, grad_input=grad)
         approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        return aten.gelu_backward.grad_input(grad, hidden, approximate=approximate, grad_input=grad)
+        for c in even_pieces(*hidden.shape, hidden.device):
+            if self.tower.activation == "silu":
+                aten.silu_backward.grad_input(grad[c], hidden[c], grad_input=grad[c])
+            else:
+                aten.gelu_backward.grad_input(grad[c], hidden[c], approximate=approximate, grad_input=grad[c])
 
 
 def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fastcoop.checks import whole_number
 from fastcoop.engine.batch import Active, Batch, OnDevice
 from fastcoop.engine.memory import RoomFor, is_out_of_memory
 from fastcoop.engine.precision import own_precision, warn_of_slow_products
+from fastcoop.engine.rows import threads_at_most
 from fastcoop.engine.run import Run, Trained
 from fastcoop.engine.state import State, ended_runs, state_of, take_up
 from fastcoop.engine.trees import TreeKey, Trees, tree_key
@@ -116,10 +117,11 @@ def train(
             on_done(number, trained)
     while waiting or active:
         try:
-            if batch is None:
-                join()
-                batch = Batch(trees, active, backbone.logit_scale, room.buffers)
-            batch.step()
+            with threads_at_most(trees.tower.heads):
+                if batch is None:
+                    join()
+                    batch = Batch(trees, active, backbone.logit_scale, room.buffers)
+                batch.step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

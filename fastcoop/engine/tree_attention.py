@@ -47,6 +47,7 @@ class TreeAttention:
                 attended = self.buffer("attended slices", routes.queries, d)
                 self._parts_forward(layer, i, runs, routes, slices, attended)
                 torch.index_select(attended, 0, routes.answer, out=askers[runs].view(-1, d))
+        result[self.forest.live_leaves if ends else self.forest.live_rows :].zero_()
         return result
 
     def backward(self, layer: int, grad: Tensor, ends: bool) -> Tensor:
@@ -71,6 +72,7 @@ class TreeAttention:
                     copies = slices.index_select(0, routes.copies).view(-1, len(g.plan.copies), 2 * width)
                     whole = rows[runs].view(-1, g.plan.rows, 3 * width)
                     whole[:, g.plan.copied_rows, width:] += g.plan.sum_copies(copies)
+        result[self.forest.live_rows :].zero_()
         return result
 
     def _parts_forward(

@@ -224,7 +224,7 @@ class Operations(TorchDispatchMode):
     seen = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen += 1
+        self.seen += function is not torch.ops.aten.slice.Tensor  # left out by torch where it takes all
         return function(*args, **(kwargs or {}))
 
 
@@ -237,6 +237,7 @@ def test_a_step_of_many_runs_makes_as_many_calls_as_one_of_few(backbone32, make_
             for n in range(runs)
         ]
         batch = Batch(trees, active, 100.0)
+        batch.step()  # makes the buffers
         with Operations() as operations:
             batch.step()
         calls.append(operations.seen)
