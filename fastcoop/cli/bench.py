@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -73,8 +74,10 @@ def bench(
     frozen = random_backbone(backbone, device, dtype)
     try:  # what cannot be written is said now, not after an hour
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise UserError(f"{out} cannot be made a folder ({error.strerror}); give another to --out.") from None
+        raise UserError(f"{out} cannot be written to ({error.strerror}); give another to --out.") from None
     warn_of_slow_products(frozen.dtype, frozen.device.type)
     if rounded is not None and warn_of_slow_products(rounded, frozen.device.type):
         log.warning("It would take hours to measure; going on without --precision %s.", precision)
