@@ -171,7 +171,7 @@ def _retry(batch: Batch, keys: Sequence[str], died: bool) -> list[Batch]:
     if died and batch.attempt:
         return []
     parts = [keys[: len(keys) // 2], keys[len(keys) // 2 :]] if len(keys) > 1 else [keys] if died else []
-    budget = batch.budget // 2 if batch.budget is not None and died else batch.budget
+    budget = max(1, batch.budget // 2) if batch.budget is not None and died else batch.budget
     return [
         dataclasses.replace(
             batch,

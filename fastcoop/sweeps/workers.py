@@ -114,7 +114,7 @@ def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
     Several GPUs are divided among the workers, and the memory of one among those that share it.
     """
     if memory_budget is not None:
-        return int(memory_budget * 1e9 / workers)
+        return max(1, int(memory_budget * 1e9 / workers))
     gpus = _gpus_of(device)
     devices = [torch.device(name) for name in gpus[:workers] or ("cpu",)]
     return int(FREE_SHARE * min(map(free_bytes, devices)) / math.ceil(workers / len(gpus or devices)))

@@ -217,7 +217,15 @@ def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
         "two seeds": [60, 1],
         "one image of eight": [62.5, 62.5, 50],
     }
-    same = {"backbone": "b", "dataset": "d", "source": "d", "method": "coop", "shots": 16, "chance": 10.0}
+    same = {
+        "backbone": "b",
+        "dataset": "d",
+        "source": "d",
+        "method": "coop",
+        "shots": 16,
+        "chance": 10.0,
+        "test": "t",
+    }
     rows = [
         same | {"settings": name, "seed": seed, "accuracy": accuracy}
         for name, accuracies in settings.items()
