@@ -52,7 +52,7 @@ def train(
     Raises UserError, before the first step, for a prompt, contexts or features that do not fit the backbone.
     """
     if memory_budget is not None:
-        whole_number(memory_budget, "the memory_budget of training in bytes", 1, 2**63)
+        whole_number(memory_budget, "the memory_budget of training in bytes", 0, 2**63)
     trees = Trees(backbone, precision)
     warn_of_slow_products(trees.tower.dtype, trees.tower.device.type)
     for run in runs:

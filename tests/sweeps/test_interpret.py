@@ -128,5 +128,5 @@ def test_other_scripts_are_not_available_on_request(results, backbone):
 def test_nothing_to_read_is_said(results, backbone):
     with pytest.raises(UserError, match=r"no CoOp runs over tiny called \['zzz'\]"):
         interpret(results, backbone, runs=["zzz"])
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="whole number from 1"):
         interpret(results, backbone, k=0)
