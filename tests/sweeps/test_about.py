@@ -18,6 +18,6 @@ def test_the_grid_reads_back_and_datasets_add_up(world, grid, tmp_path):
     assert read_grid(tmp_path / "grid.yaml") == read
     stored = json.loads((tmp_path / "datasets.json").read_text())
     assert stored["colours"] == {
-        "classes": 4, "train": 16, "val": 8, "test": 20, "prompt": "a photo of a [CLASS].",
+        "classes": 4, "train": 16, "val": 8, "test": 20, "digest": colours.digest, "prompt": "a photo of a [CLASS].",
     }  # fmt: skip
     assert stored["other"]["train"] is None
