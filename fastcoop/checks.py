@@ -1,10 +1,12 @@
-"""Checks of single values that a caller gives: whole numbers and amounts, neither yes nor no, neither text."""
+"""Checks of values that a caller gives: whole numbers and amounts, neither yes nor no, neither text; one or several."""
 
 from __future__ import annotations
 
 import math
 import operator
+import os
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from fastcoop.errors import UserError
@@ -49,3 +51,13 @@ def amount(value: Any, name: str) -> float:
     if not 0 < number < math.inf:
         raise UserError(f"Expected {name} to be a finite number above 0, got {shortened(value)}.")
     return number
+
+
+def several(value: Any) -> list[Any]:
+    """Return one value or several as a list. Text, paths and arrays without a dimension are one; what can be read only
+    once is read here."""
+    if callable(getattr(value, "tolist", None)):  # of NumPy, pandas or torch
+        value = value.tolist()
+    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
+        return [value]
+    return list(value)

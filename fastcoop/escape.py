@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import html as html_library
+import json
 import re
 import shlex
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePath
+
+import yaml
 
 # Format characters that change what stands beside them: text direction, and invisible separators.
 HIDDEN = {
@@ -21,6 +24,7 @@ HIDDEN = {
 }
 FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")  # as OWASP lists them for spreadsheets
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+YAML_PLAIN = re.compile(r"[\w./]([\w./:-]*[\w./-])?", re.ASCII)  # needs no quotes, if it is text
 FILE_NAME_LENGTH = 40
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -82,6 +86,12 @@ def html(text: object, keep: str = "") -> str:
 def latex(text: object) -> str:
     """Return ``text`` for LaTeX, with everything that LaTeX would act on escaped."""
     return "".join(LATEX.get(char, char) for char in visible(text))
+
+
+def yaml_scalar(text: str) -> str:
+    """Return ``text`` as YAML that reads back as it, on one line: quoted where it would be something else."""
+    is_plain = YAML_PLAIN.fullmatch(text) and yaml.safe_load(text) == text
+    return text if is_plain else visible(json.dumps(text, ensure_ascii=False))
 
 
 def shell_word(text: object) -> str:

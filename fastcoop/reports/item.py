@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import yaml
 
 from fastcoop import escape
 from fastcoop.reports.study import Study
@@ -22,9 +18,6 @@ ADD = (
     "Each command adds the runs to these results; what has been run is kept. Run it in the folder that the sweep ran"
     " in, and fill in what is in capitals."
 )
-PLAIN = re.compile(
-    r"[\w./]([\w./:-]*[\w./-])?", re.ASCII
-)  # a name that needs no quotes in YAML, if it is text there
 Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
 
@@ -72,13 +65,8 @@ def sweep_of(
 def _yaml(value: Value) -> str:
     """A value as ``--set`` takes it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_scalar(name)}: [{_yaml(values)}]" for name, values in value.items()) + "}"
-    names = list(map(_scalar, value))
-    bare = len(names) == 1 or all(map(PLAIN.fullmatch, names))
+        pairs = (f"{escape.yaml_scalar(name)}: [{_yaml(values)}]" for name, values in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    names = list(map(escape.yaml_scalar, value))
+    bare = len(names) == 1 or names == list(value)
     return ",".join(names) if bare else f"[{', '.join(names)}]"
-
-
-def _scalar(name: str) -> str:
-    """A name in YAML, quoted where it would be read as something else."""
-    plain = PLAIN.fullmatch(name) and yaml.safe_load(name) == name
-    return name if plain else json.dumps(name, ensure_ascii=False)

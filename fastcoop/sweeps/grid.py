@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from fastcoop.checks import MOST_VIEWS
+from fastcoop.checks import MOST_VIEWS, several
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
 from fastcoop.methods.base import SettingError, validate
@@ -187,6 +187,7 @@ def read_grid(
         UserError: no such file, no YAML, an unknown key (with the nearest one and its line), or a value that cannot
             be.
     """
+    overrides, only = several(overrides), several(only)
     lines, name = Lines(), "the grid"
     if isinstance(source, Mapping):
         given: Any = plain(source)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from fastcoop import escape
 from fastcoop.methods import METHODS, MethodSettings
 from fastcoop.sweeps.grid import Cross, Grid
 
@@ -27,7 +28,9 @@ def grid_text(grid: Grid) -> str:
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}-{names[name]}"
         body = _comment(runs) + _yaml(_plain(cross))
-        parts.append(f"  {name}:\n" + "\n".join(f"    {line}" for line in body.splitlines()))
+        parts.append(
+            f"  {escape.yaml_scalar(name)}:\n" + "\n".join(f"    {line}" for line in body.splitlines())
+        )
     return "\n".join(parts)
 
 
@@ -74,7 +77,19 @@ def _comment(runs: int) -> str:
     return f"# {runs:,} run{'s' * (runs != 1)}\n"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Escapes control characters, line separators among them, which would be folded or lost as they are."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = None if escape.visible(text) == text else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def _yaml(plain: dict[str, Any]) -> str:
-    return yaml.safe_dump(
-        plain, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+    return yaml.dump(
+        plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
     ).rstrip()

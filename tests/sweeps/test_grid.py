@@ -15,8 +15,10 @@ import pytest
 import torch
 import yaml
 
+from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.sweeps import read_grid
+from fastcoop.sweeps.shown import grid_text
 
 TEXT = """\
 backbones: [RN50, ViT-B/16]
@@ -424,3 +426,41 @@ def test_keys_that_change_nothing_are_said(
     caplog.clear()
     read_grid(grid, ["seeds=1"] if "seeds" not in grid else ["seeds=2"])
     assert not caplog.records, "an option may leave out what the rest of a file is for"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a: b #c",
+        "null",
+        "2020-01-01",
+        "1e3",
+        "yes",
+        "- x",
+        "{y}",
+        "'",
+        '"',
+        "*",
+        "é\n\t",
+        "\u2028",
+        "a\x85b\u202e",
+        "\x7f",
+        "🙂",
+    ],
+)
+def test_names_are_shown_so_that_they_read_back(tmp_path: Path, name: str) -> None:
+    given = {
+        "backbones": name, "datasets": [name, "x"], "targets": {name: "y"},
+        "blocks": {name: {"methods": "coop"}, "plain": {"methods": {"coop": {"init": name}}}},
+    }  # fmt: skip
+    grid = read_grid(given)
+    (tmp_path / "grid.yaml").write_text(grid_text(grid), encoding="utf-8")
+    again = read_grid(tmp_path / "grid.yaml")
+    assert list(map(str, again.runs())) == list(map(str, grid.runs()))
+    assert [cross.block for cross in again.crosses] == [name, "plain"]
+    option = f"datasets={escape.yaml_scalar(name)}"
+    assert read_grid(given, [option]).datasets == (name,)
+
+
+def test_single_overrides_and_methods_need_no_list(file: Path) -> None:
+    assert read_grid(file, "seeds=7", "coop") == read_grid(file, ["seeds=7"], ["coop"])
