@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 import fastcoop as fc
-from fastcoop.checks import amount, shortened, whole_number
+from fastcoop.checks import amount, several, shortened, whole_number
+from fastcoop.methods.base import SettingError
 from tests.methods.conftest import make_data
 from tests.small_world import write_backbone, write_dataset
 
@@ -141,3 +143,37 @@ def test_caching_refuses_numbers_before_it_reads_anything(
     with pytest.raises(fc.UserError, match=f"Expected {option} to be a whole number"):
         fc.cache_features(tiny, dataset, tmp_path / "cache", shots=[1], seeds=[1], **{option: value})
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "listed"),
+    [
+        ("a", ["a"]), (Path("a"), [Path("a")]), (2, [2]), (np.int64(2), [2]), (torch.tensor(2), [2]), ((), []),
+        (np.arange(2), [0, 1]), (torch.arange(2), [0, 1]), (range(2), [0, 1]), ((n for n in (0, 1)), [0, 1]),
+        (np.array(["a", "b"]), ["a", "b"]), ({"a": 1}.keys(), ["a"]),
+    ],
+)  # fmt: skip
+def test_one_or_several(value: Any, listed: list[Any]) -> None:
+    assert several(value) == listed
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, iter, list])
+def test_shots_and_seeds_of_any_kind_cache_the_same(tiny: fc.Backbone, tmp_path: Path, kind: Any) -> None:
+    """An iterator, too, which a loop over shots and seeds would read once only."""
+    dataset = fc.load_dataset(write_dataset(tmp_path / "colours"))
+    digests = [
+        fc.FeatureStore.open(
+            fc.cache_features(
+                tiny, dataset, tmp_path / name, shots=made([1, 2]), seeds=made([1, 2, 3]), views=1
+            )
+        ).digest
+        for name, made in (("one", list), ("other", kind))
+    ]
+    assert digests[0] == digests[1]
+    one = np.int64(1)
+    assert fc.cache_features(tiny, dataset, tmp_path / "third", shots=one, seeds=one, views=1).is_file()
+
+
+def test_errors_of_settings_survive_the_way_between_processes() -> None:
+    found = pickle.loads(pickle.dumps(SettingError("no", ("a", 1))))
+    assert (str(found), found.place) == ("no", ("a", 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import several
 from fastcoop.datasets.files import Tree
 from fastcoop.datasets.left_out import notes_on_unknown_endings
 from fastcoop.errors import UserError
@@ -63,7 +64,7 @@ def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | P
         UserError: the backbone is not the classifier's. An unreadable image is a Prediction that says so.
     """
     classifier.check(backbone)
-    paths = [Path(image) for image in images]
+    paths = [Path(image) for image in several(images)]
     for start in range(0, len(paths), AT_ONCE):
         yield from _batch(classifier, backbone, paths[start : start + AT_ONCE])
 

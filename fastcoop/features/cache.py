@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fastcoop.backbones import Backbone
-from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, whole_number
+from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.files import some
@@ -106,8 +106,7 @@ def cache_features(
     views = whole_number(views, "views", 0, MOST_VIEWS)
     batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
     view_seed = whole_number(view_seed, "view_seed")
-    shots = [shots] if isinstance(shots, int | str) else shots
-    seeds = [seeds] if isinstance(seeds, int) else seeds
+    shots, seeds = several(shots), several(seeds)
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
     if dataset.store is not None:

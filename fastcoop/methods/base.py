@@ -262,6 +262,9 @@ class SettingError(UserError):
         super().__init__(message)
         self.place = place
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.place)
+
 
 M = TypeVar("M", bound=BaseModel)
 

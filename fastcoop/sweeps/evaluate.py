@@ -15,6 +15,7 @@ from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.backbones.load import check_device
 from fastcoop.backbones.precision import fresh_state
+from fastcoop.checks import several
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError, nearest
 from fastcoop.features import (
@@ -100,6 +101,7 @@ def evaluate(
             Nothing has been recorded then.
     """
     folder, root = Path(results), Path(data_root) if data_root is not None else None
+    targets, runs, backbones = several(targets), several(runs), several(backbones)
     if not targets:
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
     if recipe is not None and recipe not in RECIPES:
