@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from fastcoop.reports.paired import Paired
 
+log = logging.getLogger("fastcoop")
+
 Results = Annotated[Path, typer.Argument(help="A results folder.")]
 Where = Annotated[
     list[str] | None,
@@ -38,7 +41,9 @@ def list_results(
     backbone: Annotated[list[str] | None, typer.Option(help="Only this backbone.")] = None,
     shots: Annotated[list[str] | None, typer.Option(help='Only this number of shots, or "all".')] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed.")] = None,
-    status: Annotated[list[str] | None, typer.Option(help="Only done, diverged or failed runs.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only done, diverged, untested or failed runs.")
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(help="Only runs of this label.")] = None,
     where: Where = None,
     as_json: AsJson = False,
@@ -53,14 +58,14 @@ def list_results(
     """
     import pandas as pd
 
-    from fastcoop.sweeps.results import load_failures, load_results
+    from fastcoop.sweeps.results import load_failures, load_results, load_untested
     from fastcoop.sweeps.select import select
 
     table = load_results(results)
-    failed = load_failures(results)
-    if len(failed):
-        failed = failed.assign(status="failed", source=failed.dataset)
-        table = pd.concat([table, failed], ignore_index=True) if len(table) else failed
+    for status_of, others in (("untested", load_untested(results)), ("failed", load_failures(results))):
+        if len(others):
+            others = others.assign(status=status_of, source=others.dataset)
+            table = pd.concat([table, others], ignore_index=True) if len(table) else others
     asked = {
         "method": method, "dataset": dataset, "backbone": backbone, "shots": shots, "seed": seed, "status": status,
         "label": label,
@@ -233,7 +238,7 @@ def export_results(
 
     Example:  [bold]fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16[/bold]
     """
-    from fastcoop.sweeps.results import load_results
+    from fastcoop.sweeps.results import load_failures, load_results, load_untested
     from fastcoop.sweeps.select import select
 
     if to.suffix not in (".csv", ".parquet"):
@@ -258,6 +263,8 @@ def export_results(
         ) from None
     except OSError as error:
         raise UserError(f"{to} cannot be written: {error.strerror or error}.") from None
+    if lost := len(load_failures(results)) + len(load_untested(results)):
+        log.warning("%d run(s) that failed or were tested on nothing have no rows.", lost)
     if as_json:
         say_json({"rows": len(table), "file": to})
     else:

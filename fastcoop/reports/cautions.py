@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastcoop import escape
 from fastcoop.reports.apart import plain_dataset
 from fastcoop.reports.study import (
     Missing,
@@ -21,6 +22,7 @@ from fastcoop.reports.study import (
     schedule_note,
     shots_text,
     summarise,
+    targets_of,
 )
 from fastcoop.reports.style import look, name_of
 from fastcoop.sweeps.collapsed import collapsed
@@ -43,7 +45,7 @@ NAMED = 8  # so many cases are named, further ones counted
 def cautions(study: Study) -> list[str]:
     """One sentence per thing to be careful about, the gravest first; empty where there is none."""
     runs = study.runs
-    found = [*_failed(study.failed), *_diverged(runs), *_fallen(runs), *_at_chance(runs)]
+    found = [*_failed(study.failed), *_untested(study), *_diverged(runs), *_fallen(runs), *_at_chance(runs)]
     found += [*_lost(study.lost), *_other_tests(runs), *_repeated(study.repeated), *_mixed_epochs(runs)]
     found += [*_untested_classes(runs), *_too_few_images(runs), *_few_seeds(runs)]
     found += _same_images(study)
@@ -65,6 +67,20 @@ def _failed(failed: pd.DataFrame) -> list[str]:
         for row in rows_of(failed)
     ]
     return [f"Left out, because {'it' if len(failed) == 1 else 'they'} failed: {_some(cases)}."]
+
+
+def _untested(study: Study) -> list[str]:
+    runs = study.untested
+    if runs.empty:
+        return []
+    cases = [
+        f"{row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed}"
+        for row in rows_of(runs)
+    ]
+    places = [word for option in study.places for word in option]
+    words = [study.folder, "--targets", targets_of(runs), *places]
+    command = escape.shell_command("fastcoop", "evaluate", *words)
+    return [f"Left out, because they were tested on nothing yet: {_some(cases)}. `{command}` tests them."]
 
 
 def _diverged(runs: pd.DataFrame) -> list[str]:

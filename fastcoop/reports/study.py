@@ -100,7 +100,8 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All runs of a results folder, one row each; ``failed`` are those that came to no result, with their ``error``.
+    """All runs of a results folder, one row each; ``failed`` are those that came to no result, with their ``error``,
+    ``untested`` those that were tested on nothing yet.
 
     In no figure are ``lost``, the tests of diverged runs, which have no accuracy, and ``repeated``, runs that were done
     again later with the same settings and seed."""
@@ -111,6 +112,7 @@ class Study:
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)
     lost: pd.DataFrame = field(default_factory=pd.DataFrame)
     repeated: pd.DataFrame = field(default_factory=pd.DataFrame)
+    untested: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def backbones(self) -> list[str]:
@@ -176,13 +178,26 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """The study in a results folder. Raises UserError where there is no run to report."""
-    from fastcoop.sweeps import load_failures, load_results
+    from fastcoop.sweeps import load_failures, load_results, load_untested
 
-    frame = load_results(folder)
+    frame, untested = load_results(folder), load_untested(folder)
+    if frame.empty and len(untested):
+        command = escape.shell_command(
+            "fastcoop", "evaluate", Path(folder), "--targets", targets_of(untested)
+        )
+        raise UserError(
+            f"None of the {len(untested)} runs in {folder} was tested yet; `{command}`, with --data-root and --cache "
+            "where these are not data and cache, tests them."
+        )
     moved = frame[frame.source != frame.dataset] if "source" in frame else frame.iloc[:0]
     tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
     study = study_of(frame, Path(folder), _class_names(folder, tested))
-    return replace(study, runs=in_grid_order(study), failed=load_failures(folder))
+    return replace(study, runs=in_grid_order(study), failed=load_failures(folder), untested=untested)
+
+
+def targets_of(untested: pd.DataFrame) -> str:
+    """The datasets that runs learned on, as ``fastcoop evaluate --targets`` takes them."""
+    return ",".join(dict.fromkeys(untested.dataset))
 
 
 def in_grid_order(study: Study) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from fastcoop.sweeps.results import (
     load_failures,
     load_predictions,
     load_results,
+    load_untested,
     merge_results,
 )
 from fastcoop.sweeps.sweep import Summary, sweep
@@ -26,6 +27,7 @@ __all__ = [
     "load_failures",
     "load_predictions",
     "load_results",
+    "load_untested",
     "merge_results",
     "paired_test",
     "read_grid",

@@ -32,7 +32,7 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     if pairs.empty:
         raise UserError(
             "The two hold no runs that are alike by label, settings, backbone, dataset, shots and seed; `fastcoop "
-            "results list` shows what each has."
+            "results list FOLDER` shows what each has."
         )
     return pairs.rename(columns={"accuracy_first": "first", "accuracy_second": "second"})
 

@@ -13,9 +13,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from fastcoop import escape
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.checks import shortened, whole_number
+from fastcoop.checks import several, shortened, whole_number
 from fastcoop.errors import UserError, writing
 from fastcoop.files import replacing
 from fastcoop.prompts import (
@@ -29,11 +30,10 @@ from fastcoop.prompts import (
 )
 from fastcoop.prompts.nearest import NOT_LATIN
 from fastcoop.sweeps.results import load_contexts, load_learned, load_predictions, load_runs
-from fastcoop.sweeps.store import contexts_path
+from fastcoop.sweeps.store import NEAREST_WORDS, contexts_path
 
 log = logging.getLogger("fastcoop")
 
-FOLDER = "nearest_words"
 VECTORS_AT_ONCE = 1 << 16  # of runs read together: 128 MB at CLIP's width
 VECTORS_AT_START = 256  # of a run's initial context that are read: enough for their mean
 MOST_OFTEN = 10  # words of a summary over classes
@@ -62,7 +62,8 @@ def interpret(
     latin_only: bool = False,
     again: bool = False,
 ) -> list[Path]:
-    """Write ``nearest_words/<key>.json`` for the CoOp runs of ``backbone`` that lack one; return their paths.
+    """Write ``nearest_words/<key>.json`` for the CoOp runs of ``backbone`` that lack one made with the same options;
+    return their paths.
 
     Each holds ``vectors``: per context vector its ``position`` in the context (from 1), its ``class`` if
     class-specific, the ``k`` nearest ``words``, their ``distances``, and ``chance``, the mean nearest distance of
@@ -87,20 +88,23 @@ def interpret(
     frame = load_runs(folder)
     learned = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]
     every: list[Any] = list(learned.itertuples())
-    rows = [row for row in every if not runs or any(row.key.startswith(run) for run in runs)]
-    rows = [row for row in rows if contexts_path(folder, row.key).is_file()]
-    if not rows:
+    every = [row for row in every if contexts_path(folder, row.key).is_file()]
+    runs = several(runs)
+    rows = [row for row in every if not runs or row.key.startswith(tuple(runs))]
+    lost = [run for run in runs if not any(row.key.startswith(run) for row in rows)]
+    if lost or not rows:
+        command = escape.shell_command("fastcoop", "results", "list", folder)
         raise UserError(
-            f"{folder} has no CoOp runs over {backbone.name}{f' called {list(runs)}' if runs else ''}; "
-            "`fastcoop results list` shows what it has."
+            f"{folder} has no CoOp run{f' {lost[0]}' if lost else ''} over {backbone.name}; `{command}` shows what it "
+            "has."
         )
-    with writing(folder / FOLDER):
-        (folder / FOLDER).mkdir(exist_ok=True)
+    with writing(folder / NEAREST_WORDS):
+        (folder / NEAREST_WORDS).mkdir(exist_ok=True)
     reader = _Reader(folder, backbone, k, trained_only, metric, latin_only)
     pending: list[_Learned] = []
     diverged: list[str] = []
     for row in rows:
-        if again or not reader.path(row.key).exists():
+        if again or not reader.has(row.key):
             words = None if row.init in (None, "random") else str(row.init)
             contexts, names = _contexts_and_names(folder, row.key)
             if not torch.isfinite(contexts.square().sum(dim=-1)).all():  # or their distances would not be
@@ -141,9 +145,18 @@ class _Reader:
         self.trained_only, self.metric, self.latin_only = trained_only, metric, latin_only
         self.by_chance = distance_by_chance(backbone, trained_only=trained_only, metric=metric)
         self._starts: dict[tuple[Any, ...], tuple[float, list[str]]] = {}
+        self._options = {"metric": metric, "k": k, "trained_only": trained_only, "latin_only": latin_only}
 
     def path(self, key: str) -> Path:
-        return self.folder / FOLDER / f"{key}.json"
+        return self.folder / NEAREST_WORDS / f"{key}.json"
+
+    def has(self, key: str) -> bool:
+        """Whether a run's file is there, and was made with these options."""
+        try:
+            stored = json.loads(self.path(key).read_text(encoding="utf-8"))
+            return bool(self._options.items() <= stored.items())
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def read(self, pending: Sequence[_Learned]) -> None:
         """One search for all of the runs' vectors, one file each."""
@@ -177,7 +190,7 @@ class _Reader:
             vector |= {"words": found.words[row], "distances": [_short(d) for d in distances[i]]}
             vectors.append(vector | {"chance": _short(chance[row])})
         initial, words = self._starts[_start_of(one)]
-        stored: dict[str, Any] = {"metric": self.metric, "by_chance": self.by_chance, "initial": initial}
+        stored: dict[str, Any] = {**self._options, "by_chance": self.by_chance, "initial": initial}
         if one.words is not None:
             stored["start_words"] = words
         if names is not None:

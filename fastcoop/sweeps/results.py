@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sqlite3
 from collections import Counter
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastcoop import escape
+from fastcoop.checks import several
 from fastcoop.errors import UserError
 from fastcoop.files import replacing
 from fastcoop.methods.scores import NO_CLASS, percent
@@ -31,6 +34,7 @@ from fastcoop.sweeps.store import (
     BUSY_TIMEOUT,
     CONTEXTS,
     DATABASE,
+    NEAREST_WORDS,
     advice,
     contexts_path,
     insist,
@@ -40,6 +44,8 @@ from fastcoop.sweeps.store import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("fastcoop")
 
 CONFLICTS_NAMED = 5
 READING_TIMEOUT = 30.0  # seconds that a reader waits for another program's lock
@@ -80,6 +86,16 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     return _with_own_columns(frame)
 
 
+def load_untested(folder: str | Path) -> pd.DataFrame:
+    """One row per run that was tested on nothing yet, as imported ones are at first.
+
+    Raises:
+        UserError: the folder holds no results, or they cannot be read.
+    """
+    runs = load_runs(folder)
+    return runs[~runs.key.isin(load_results(folder).key)]
+
+
 def _with_own_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """A table with its JSON column ``columns`` spread into a column for each of its names."""
     own = [json.loads(text) for text in frame.pop("columns")]
@@ -113,9 +129,8 @@ def find_run(folder: str | Path, key: str) -> str:
         found: list[str] = [row[0] for row in db.execute(query, (len(key), key.lower()))]
     if len(found) != 1:
         how = "more than one run" if found else "no run"
-        raise UserError(
-            f"{folder} has {how} whose key begins with {key}; `fastcoop results list` shows the keys."
-        )
+        command = escape.shell_command("fastcoop", "results", "list", folder)
+        raise UserError(f"{folder} has {how} whose key begins with {key}; `{command}` shows the keys.")
     return found[0]
 
 
@@ -264,7 +279,7 @@ def merge_results(folders: Sequence[str | Path], into: str | Path) -> int:
         UserError: a folder cannot be read, or a run differs between two of them (both are named). Folders
             before the one at fault are merged.
     """
-    target = Path(into)
+    target, folders = Path(into), several(folders)
     for folder in folders:
         with _reading(Path(folder)):
             pass  # refuses, before anything is written, what is no results folder
@@ -298,6 +313,12 @@ def _merge_one(folder: Path, target: Path) -> int:
         db.execute("DELETE FROM main.failures WHERE key IN (SELECT key FROM main.scores)")
         insist(db, "COMMIT")
         merge_about(folder, target)
+        for path in (folder / NEAREST_WORDS).glob("*.json"):
+            if not (copy := target / NEAREST_WORDS / path.name).exists():
+                copy.parent.mkdir(exist_ok=True)
+                with replacing(copy) as part:
+                    shutil.copyfile(path, part)
+        _warn_of_failures(folder)
         return len(new)
     except (sqlite3.Error, OSError) as error:
         with suppress(OSError):  # where other runs' contexts are in it
@@ -305,6 +326,13 @@ def _merge_one(folder: Path, target: Path) -> int:
         raise UserError(f"{folder} could not be merged into {target} ({error}); {advice(error)}") from None
     finally:
         db.close()
+
+
+def _warn_of_failures(folder: Path) -> None:
+    """Say how many runs of a folder failed, which are not merged."""
+    if failed := len(load_failures(folder)):
+        command = escape.shell_command("fastcoop", "results", "list", folder, "--status", "failed")
+        log.warning("%d run(s) of %s failed and are not merged; `%s` shows them.", failed, folder, command)
 
 
 def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, int]], folder: Path, target: Path) -> str:

@@ -38,6 +38,7 @@ from fastcoop.sweeps.schema import (
 
 DATABASE = "results.sqlite"
 LOCK = "lock.sqlite"
+NEAREST_WORDS = "nearest_words"  # folder of what ``interpret`` writes
 CONTEXTS = "contexts"
 BUSY_TIMEOUT = 1.0  # seconds that SQLite waits for a lock by itself; after each, Ctrl-C is heard
 NOTICE_AFTER = 5.0  # seconds of waiting for a lock after which a line says so

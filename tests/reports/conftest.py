@@ -19,6 +19,7 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         sweeps = types.ModuleType("fastcoop.sweeps")
         sweeps.load_results = lambda folder: frame
         sweeps.load_failures = lambda folder: pd.DataFrame()
+        sweeps.load_untested = lambda folder: pd.DataFrame()
         monkeypatch.setitem(sys.modules, "fastcoop.sweeps", sweeps)
         folder = tmp_path / "results"
         folder.mkdir()

@@ -126,7 +126,24 @@ def test_other_scripts_are_not_available_on_request(results, backbone):
 
 
 def test_nothing_to_read_is_said(results, backbone):
-    with pytest.raises(UserError, match=r"no CoOp runs over tiny called \['zzz'\]"):
-        interpret(results, backbone, runs=["zzz"])
     with pytest.raises(UserError, match="whole number from 1"):
         interpret(results, backbone, k=0)
+
+
+def test_every_run_that_is_named_must_be_there(results, backbone):
+    (key, *_), (other, *_) = (load_results(results).key[:1], ["zzzz"])
+    with pytest.raises(UserError, match=r"no CoOp run zzzz over tiny; `fastcoop results list .*` shows"):
+        interpret(results, backbone, runs=[key[:8], other])
+    (one,) = interpret(results, backbone, runs=key[:12])
+    assert one.stem == key
+
+
+def test_words_that_were_read_with_other_options_are_read_again(results, backbone):
+    interpret(results, backbone)
+    for options in ({"k": 3}, {"metric": "cosine"}, {"latin_only": True}, {"trained_only": False}):
+        for path in interpret(results, backbone, **options):
+            stored = json.loads(path.read_text())
+            assert options.items() <= stored.items()
+            assert len(stored["vectors"][0]["words"]) == options.get("k", 5)
+    before = {path: path.stat().st_mtime_ns for path in interpret(results, backbone)}
+    assert before == {path: path.stat().st_mtime_ns for path in interpret(results, backbone)}

@@ -253,3 +253,18 @@ def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
     assert code == 2
     assert err.count("came to 1.00% in") == 5
     assert "and 17 more" in err
+
+
+def test_merging_brings_nearest_words_and_tells_of_failures(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    merge_results(str(folder), source)
+    (source / "nearest_words").mkdir()
+    (source / "nearest_words" / "k.json").write_text("{}")
+    with sqlite3.connect(source / "results.sqlite") as db:
+        db.execute("INSERT INTO failures VALUES ('f1', 'b', 'd', 'coop', 'L', 4, 3, '{}', 'no room', 'now')")
+    assert merge_results(source, tmp_path / "all") == 11
+    assert (tmp_path / "all" / "nearest_words" / "k.json").read_text() == "{}"
+    assert "1 run(s) of" in caplog.text
+    assert f"`fastcoop results list {source} --status failed` shows them" in caplog.text
