@@ -109,8 +109,6 @@ def check_features(
     else:
         for line in found.lines():
             say(line)
-    if not as_json and (model is None or images is None):
-        say("no image was encoded anew: that takes --backbone and --dataset")
     if not found.ok:
         raise typer.Exit(2)
 

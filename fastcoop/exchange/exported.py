@@ -35,6 +35,8 @@ def export_run(
     if format not in FORMATS:
         raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
     run, path = find_run(results, key), Path(out)
+    if backbone is not None:
+        run.load_backbone(backbone)
     if format == "safetensors":
         write_contexts_file(path, run)
         return path

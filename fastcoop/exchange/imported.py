@@ -117,6 +117,15 @@ def _settled(
 ) -> tuple[CoOpSettings, int, int]:
     """Settings, shots and seed, from the path and what is given beside it."""
     path, facts = official.path, path_facts(official.path)
+    for name, told, asked in (
+        ("class-position", facts.class_position, class_position),
+        ("shots", facts.shots, shots),
+        ("seed", facts.seed, seed),
+    ):
+        if asked is not None and told not in (None, asked):
+            raise UserError(
+                f"The path {path} says that the run's {name} is {told}, but {asked} was given; leave out --{name}."
+            )
     settled = {
         "class-position": facts.class_position or class_position,
         "shots": facts.shots if facts.shots is not None else shots,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcoop.backbones import Backbone
+from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.features.encode import encode, read_crops
 from fastcoop.features.image_files import find_changes
@@ -47,6 +48,7 @@ class StoreReport:
         largest_difference: between a stored and a new feature, relative to the stored one's length; None if
             nothing was encoded.
         half_precision: the float16 error of the new features' logits; None if nothing was encoded.
+        notes: what was not looked at, and why; one sentence each.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class StoreReport:
     reencoded: int = 0
     largest_difference: float | None = None
     half_precision: HalfPrecision | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -80,7 +83,7 @@ class StoreReport:
                 f"float16 moves their logits by {half.largest:.1e} at most, {half.mean:.1e} on average, and "
                 f"{half.changed} of {half.predictions} predictions"
             )
-        return lines + (self.problems or ["no problems found"])
+        return lines + (self.problems or ["no problems found"]) + self.notes
 
 
 def check_store(
@@ -95,18 +98,20 @@ def check_store(
 
     Raises UserError if the file cannot be opened at all, or was made from other weights or images.
     """
+    sample = whole_number(sample, "the number of images to encode anew", 1)
     dataset = dataset and (dataset.whole or dataset)
     store = FeatureStore.open(path, backbone, dataset)
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
     damage = {split: store.problems(split) for split in store.splits}
     for split in store.splits:
         report.problems += damage[split] + _split_problems(store, split, None if damage[split] else dataset)
-    if (
-        not any(damage.values())
-        and backbone is not None
-        and dataset is not None
-        and store.meta.recipe != IMPORTED
-    ):
+    if backbone is None or dataset is None:
+        report.notes.append("No image was encoded anew: that takes both --backbone and --dataset.")
+    elif store.meta.recipe == IMPORTED:
+        report.notes.append("No image was encoded anew: the features were imported, without images.")
+    elif any(damage.values()):
+        report.notes.append("No image was encoded anew, because the store is damaged.")
+    else:
         _reencode(store, backbone, dataset, np.random.default_rng(seed), sample, report)
     return report
 

@@ -142,6 +142,8 @@ def test_mistakes_are_said(world, key, tmp_path):
         find_run(results, "")
     with pytest.raises(UserError, match="demo-resnet"):
         export_run(results, key(), "classifier", tmp_path / "x", "demo-resnet")
+    with pytest.raises(UserError, match="demo-resnet"):  # of which nothing is needed
+        export_run(results, key(), "safetensors", tmp_path / "x", "demo-resnet")
     from fastcoop.sweeps import load_results
 
     frame = load_results(results)

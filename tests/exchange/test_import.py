@@ -289,3 +289,46 @@ def test_imported_contexts_are_read_as_words_before_anything_scored_them(
     assert written.stem == run.key
     vectors = json.loads(written.read_text())["vectors"]
     assert [vector["class"] for vector in vectors] == [name for name in dataset.class_names for _ in range(3)]
+
+
+def test_what_a_path_says_otherwise_is_refused(save_official, backbone, dataset, tmp_path):
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="end")
+    save_official(path, contexts(3, 16))
+    for name, other in (("class_position", "mid"), ("shots", 99), ("seed", 99)):
+        option = name.replace("_", "-")
+        with pytest.raises(UserError, match=f"{option} is .*, but {other} was given; leave out --{option}"):
+            import_coop(path, backbone, dataset, tmp_path / "results", **{name: other})
+    assert not (tmp_path / "results").exists()
+    assert import_coop(path, backbone, dataset, tmp_path / "results", class_position="end")
+
+
+def test_imported_runs_are_listed_and_said_to_be_untested(
+    save_official, backbone, dataset, world, tmp_path, capsys, caplog, monkeypatch
+):
+    import shlex
+
+    from fastcoop.cli import main
+    from fastcoop.reports.report import report
+    from fastcoop.sweeps import merge_results
+
+    monkeypatch.chdir(world)
+    path = tmp_path / OFFICIAL.format(csc=False, ctp="end")
+    save_official(path, contexts(3, 16))
+    folder = tmp_path / "some results"
+    (run,) = import_coop(path, backbone, dataset, folder)
+    with pytest.raises(SystemExit):
+        main(["results", "list", str(folder), "--status", "untested"])
+    assert run.key[:12] in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["results", "export", str(folder), str(tmp_path / "runs.csv")])
+    assert "1 run(s) that failed or were tested on nothing have no rows" in caplog.text
+    merge_results([folder, world / "results"], tmp_path / "merged")
+    (page, *_) = report(tmp_path / "merged", tmp_path / "report")
+    assert "Left out, because they were tested on nothing yet: CoOp (M=3, end) on colours" in page.read_text()
+    with pytest.raises(UserError, match=r"None of the 1 runs .* was tested yet") as refused:
+        report(folder, tmp_path / "none")
+    command = shlex.split(str(refused.value).split("`")[1])
+    with pytest.raises(SystemExit) as stopped:
+        main([*command[1:], "--backbone", str(world / "tiny")])
+    assert not stopped.value.code
+    assert report(folder, tmp_path / "some")

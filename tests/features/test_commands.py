@@ -75,7 +75,7 @@ def test_unreadable_images_of_several_datasets_are_named_when_the_rest_is_done(r
 
     code, out, _ = run("features", "check", "cache/tiny/three.h5")
     assert code == 0
-    assert "no image was encoded anew: that takes --backbone and --dataset" in out
+    assert "No image was encoded anew: that takes both --backbone and --dataset" in out
     code, out, _ = run(
         "features",
         "check",
