@@ -134,13 +134,14 @@ def threads_at_most(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def even_pieces(rows: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Cut (rows, width) numbers for an element-wise operation, so that each is computed by the same means always.
+def even_pieces(numbers: Tensor) -> Iterator[slice]:
+    """Cut ``numbers`` (rows, width) for an element-wise operation, so that each is computed by the same means always.
 
     Torch gives every thread an equal share of the numbers. From three threads on such a share may end within a
     vector, whose numbers are then rounded otherwise; where it does depends on the number of rows.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    rows, width = numbers.shape
+    threads = torch.get_num_threads() if numbers.device.type == "cpu" else 1
     if threads < 3:
         yield slice(0, rows)
         return

@@ -198,7 +198,7 @@ class ForestPass:
         """The activation of ``hidden``, in scratch memory."""
         scratch, aten = self.buffer("mlp", *hidden.shape), torch.ops.aten
         approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        for c in even_pieces(*hidden.shape, hidden.device):
+        for c in even_pieces(hidden):
             if self.tower.activation == "silu":
                 aten.silu.out(hidden[c], out=scratch[c])
             else:
@@ -209,7 +209,7 @@ class ForestPass:
         """Multiply ``grad`` by the activation's derivative at ``hidden``, in place."""
         aten = torch.ops.aten
         approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        for c in even_pieces(*hidden.shape, hidden.device):
+        for c in even_pieces(hidden):
             if self.tower.activation == "silu":
                 aten.silu_backward.grad_input(grad[c], hidden[c], grad_input=grad[c])
             else:
