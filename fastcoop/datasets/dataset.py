@@ -99,8 +99,8 @@ def make_dataset(
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     if len(class_names) < 2:
         raise UserError(
-            f"Dataset {name} in {root} has {len(class_names)} class(es) where at least two are needed; "
-            "expected a folder per class with images in it."
+            f"Dataset {name} in {root} has {len(class_names)} class(es) where at least two are needed; add images of "
+            "others."
         )
     for shown in class_names:
         _check_class_name(name, shown)

@@ -6,9 +6,10 @@ import csv
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastcoop.datasets.class_notes import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import DatasetConfig, described_by, read_config
 from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits
 from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, find_images, normalized, reading, some
@@ -127,25 +128,12 @@ def _finish(
         notes.append(f"val_share in {config.source} changes nothing: {config.name} has a validation set.")
     if items.get("train") and not items.get("val"):
         items["train"], items["val"] = split_train_val(items["train"], config.share_of_val)
-    shown = config.rename(names)
-    notes += _notes_on_names(config.name, shown)
+    shown, splits = config.rename(names), make_splits(items)
+    notes += [*notes_on_names(config.name, shown), *notes_on_absent_classes(config.name, shown, splits)]
     ids = names if all(WORDNET_ID.fullmatch(name) for name in names) else []
     return make_dataset(
-        config.name, root, shown, config.template, make_splits(items), fewshot_dir=fewshot_dir, class_ids=ids,
-        notes=notes,
+        config.name, root, shown, config.template, splits, fewshot_dir=fewshot_dir, class_ids=ids, notes=notes,
     )  # fmt: skip
-
-
-def _notes_on_names(dataset: str, class_names: list[str]) -> Iterator[str]:
-    """Which classes have the same prompt: one name but for case, underscores, spaces and how letters are composed."""
-    read: dict[str, list[str]] = {}
-    for name in class_names:
-        read.setdefault(" ".join(normalized(name).replace("_", " ").lower().split()), []).append(name)
-    for alike in (names for names in read.values() if len(names) > 1):
-        yield (
-            f"The classes {some(alike)} of {dataset} have the same prompt, which cannot tell them apart; name them "
-            "differently under class_names of its YAML."
-        )
 
 
 def load_csv(path: Path) -> Dataset:
@@ -194,6 +182,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             reader = csv.DictReader(file, strict=True)
             columns = [column.strip().lower() for column in reader.fieldnames or []]
             reader.fieldnames = columns
+            for column in COLUMNS:
+                if columns.count(column) > 1:
+                    raise UserError(f'{path} line 1 names the column "{column}" twice; rename one of them.')
             for column in ("path", "class"):
                 if column not in columns:
                     raise UserError(

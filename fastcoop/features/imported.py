@@ -13,6 +13,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, Split
+from fastcoop.datasets.class_notes import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.errors import UserError, nearest
@@ -72,6 +73,11 @@ def import_features(
     }
     _warn_of_shared_images(name, files)
     dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
+    for note in (
+        *notes_on_names(name, first.names, "in the files"),
+        *notes_on_absent_classes(name, first.names, splits),
+    ):
+        log.warning(note)
     path = store_path(cache_root, backbone, dataset)
     _refuse_if_there(path)
     with disk_errors(path), locked(path):

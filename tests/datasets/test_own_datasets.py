@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -373,3 +374,26 @@ def test_names_that_a_locale_misreads_are_refused(tmp_path):
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         assert ("set PYTHONUTF8=1" in done.stderr) == (utf8 == "0")
+
+
+def test_classes_without_images_in_a_split_are_told(tmp_path, put):
+    put(
+        tmp_path,
+        [f"{split}/{name}/{n}.jpg" for split in ("train", "val", "test") for name in "abc" for n in "12"],
+    )
+    assert not [
+        note for note in load_dataset(tmp_path).notes if " images of " in note and "copies" not in note
+    ]
+    for path in ("val/a", "test/b", "test/c"):
+        shutil.rmtree(tmp_path / path)
+    notes = "\n".join(load_dataset(tmp_path).notes)
+    name = load_dataset(tmp_path).name
+    assert f"{name} has no validation images of a: what is chosen on the validation images is chosen" in notes
+    assert f"{name} has no test images of b, c: accuracies say nothing about them." in notes
+
+
+def test_a_column_named_twice(tmp_path, put):
+    put(tmp_path, ["1.jpg", "2.jpg"])
+    (tmp_path / "d.csv").write_text("path,class,split, Class\n1.jpg,a,train,b\n2.jpg,b,test,a\n")
+    with pytest.raises(UserError, match='line 1 names the column "class" twice; rename one of them'):
+        load_dataset(tmp_path / "d.csv")

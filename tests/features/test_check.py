@@ -239,3 +239,16 @@ def test_what_was_not_encoded_anew_is_said(path: Path, backbone: Backbone, datas
     for sample in (0, -1, 1.5):
         with pytest.raises(UserError, match="number of images to encode anew"):
             check_store(path, backbone, dataset, sample=sample)
+
+
+def test_imported_classes_of_one_name_or_without_images_are_told(
+    backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = np.random.default_rng(0).normal(size=(4, backbone.embed_dim)).astype(np.float32)
+    np.savez(tmp_path / "test.npz", features=features, labels=[0, 1, 0, 1], names=["a", "A", "c"])
+    import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name="odd")
+    assert (
+        "odd have the same prompt, which cannot tell them apart; name them differently in the files"
+        in caplog.text
+    )
+    assert "odd has no test images of c: accuracies say nothing about them" in caplog.text

@@ -1,0 +1,37 @@
+"""What a dataset's classes may lack: names that prompts tell apart, and images in every split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fastcoop.datasets.dataset import Split
+from fastcoop.datasets.files import normalized, some
+
+
+def notes_on_names(
+    dataset: str, class_names: Sequence[str], where: str = "under class_names of its YAML"
+) -> Iterator[str]:
+    """Which classes have the same prompt: one name but for case, underscores, spaces and how letters are composed."""
+    read: dict[str, list[str]] = {}
+    for name in class_names:
+        read.setdefault(" ".join(normalized(name).replace("_", " ").lower().split()), []).append(name)
+    for alike in (names for names in read.values() if len(names) > 1):
+        yield (
+            f"The classes {some(alike)} of {dataset} have the same prompt, which cannot tell them apart; name them "
+            f"differently {where}."
+        )
+
+
+def notes_on_absent_classes(
+    dataset: str, class_names: Sequence[str], splits: Mapping[str, Split]
+) -> Iterator[str]:
+    """Which classes have no validation or test images."""
+    for split, words, so in (
+        ("val", "validation", "what is chosen on the validation images is chosen without them"),
+        ("test", "test", "accuracies say nothing about them"),
+    ):
+        if split in splits and len(splits[split]):
+            there = set(splits[split].labels.tolist())
+            absent = [name for label, name in enumerate(class_names) if label not in there]
+            if absent:
+                yield f"{dataset} has no {words} images of {some(absent)}: {so}."
