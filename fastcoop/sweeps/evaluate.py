@@ -119,7 +119,11 @@ def evaluate(
             with suppress(UserError):  # refused when it is needed
                 path = store_path(cache, backbone, data.dataset)
                 data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
-        pending = _lacking(planned, store.done())
+        tested = store.done()
+        swept = {row.key for row in rows if "imported_epoch" not in row.extra}
+        _refuse_other_features(folder, planned, tested, swept)
+        pending = _lacking(planned, tested)
+        pending += [run for run in planned if any(data.store is None for data in run.job.targets)]
         used = list({run.backbone.digest: run.backbone for run in pending}.values())
         for _ in cache_all(
             used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe,
@@ -128,6 +132,8 @@ def evaluate(
             pass
         for backbone, data in _targets(pending):
             data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)
+        _refuse_other_features(folder, planned, tested, swept)
+        pending = _lacking(planned, tested)
         add_datasets(folder, datasets)
         _test(pending, store.record)
     return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.job.targets})
@@ -242,6 +248,27 @@ def _refuse_other_datasets(folder: Path, planned: Sequence[PlannedRun], cache: s
                 f"{data.dataset.root} ({len(data.class_names)} classes, {len(data.dataset.splits['test'])} test "
                 "images), whose test would replace it; rename the folder of one of them."
             )
+
+
+def _refuse_other_features(
+    folder: Path,
+    planned: Sequence[PlannedRun],
+    tested: Mapping[str, Mapping[str, TestFacts]],
+    swept: Collection[str],
+) -> None:
+    """Raise UserError for a test of a swept run on its own dataset over other features: the run's key stands for those
+    that it was tested on, and the new test would take that one's place. Features not cached yet are passed over."""
+    for run in (run for run in planned if run.key in swept):
+        for data in run.job.targets:
+            before = tested.get(run.key, {}).get(data.name)
+            if data.name != run.job.data.name or before is None or before.features is None:
+                continue
+            if data.test_features not in (None, before.features):
+                raise UserError(
+                    f"Run {run.key[:12]} of {folder} was tested on its own dataset {data.name} over other features "
+                    "than today's: the pictures, their recipe or how they were encoded changed. The new test would "
+                    f"replace that one; leave {data.name} out of the targets, and sweep again for runs over today's."
+                )
 
 
 def _test_digests(data: Data, store: Path) -> set[str]:
