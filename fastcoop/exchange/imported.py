@@ -101,7 +101,7 @@ def import_coop(
     with open_store(folder) as store:
         for run, _ in runs:
             write_contexts_file(contexts_path(folder, run.key), run)
-            job = Job(run.settings, Data(dataset, None), shots=run.shots, seed=run.seed)
+            job = Job(run.settings, Data(dataset, None, recipe=recipe), shots=run.shots, seed=run.seed)
             planned = PlannedRun(run.key, "coop", backbone, job)
             store.record(planned, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
     return [Imported(run.key, path, METHODS["coop"].label(run.settings)) for run, path in runs]

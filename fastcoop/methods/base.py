@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
-from fastcoop.methods.data import Data
+from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.scores import Scores
 
 if TYPE_CHECKING:  # workers import this room without torch
@@ -60,6 +60,7 @@ class MethodSettings(BaseModel):
 S = TypeVar("S", bound=MethodSettings)
 
 DATASET_PROMPT = "dataset_prompt"  # in recorded settings
+FEATURE_FACTS = ("recipe", "feature_dtype", "views")  # in recorded settings, where they are not the defaults
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +192,10 @@ class Method(ABC, Generic[S]):
         are recorded with the score, and where they have changed the run is tested again."""
         return ()
 
+    def views(self, data: Data) -> int:
+        """How many augmented views of an image a run learns from, where ``augments``."""
+        return data.views
+
     def layout(self, settings: S, backbone: Backbone) -> PromptLayout | None:
         """The layout of prompts with learned vectors that class names go into; None where a run has none."""
         return None
@@ -213,18 +218,35 @@ class Method(ABC, Generic[S]):
 
 def recorded_settings(method: Method[S], job: Job[S]) -> str:
     """The settings of a run as results keep them: JSON, with the dataset's own prompt under ``dataset_prompt`` where
-    the run uses it."""
+    the run uses it, and what is unusual in the features that it learned from."""
     own = job.data.dataset.template
     given = job.settings.model_dump(mode="json")
-    if own not in method.prompts(job.settings, job.data) or own in given.values():
+    facts = feature_facts(method, job.data)
+    if own in method.prompts(job.settings, job.data) and own not in given.values():
+        facts[DATASET_PROMPT] = own
+    if not facts:
         return job.settings.model_dump_json()
-    return json.dumps(given | {DATASET_PROMPT: own}, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(given | facts, separators=(",", ":"), ensure_ascii=False)
+
+
+def feature_facts(method: Method[Any], data: Data) -> dict[str, Any]:
+    """What tells the features of ``data`` from those of other runs of the same settings, where it is not the default:
+    the recipe of the images, the dtype that they are stored in, and how many views the method learns from."""
+    meta = data.store.meta if data.store else None
+    facts = {
+        "recipe": meta.recipe if meta else data.recipe,
+        "feature_dtype": meta.dtype if meta else "float16",
+        "views": method.views(data) if method.learns and method.augments else DEFAULT_VIEWS,
+    }
+    usual = {"recipe": ("current", "imported"), "feature_dtype": ("float16",), "views": (DEFAULT_VIEWS,)}
+    return {name: value for name, value in facts.items() if value not in usual[name]}
 
 
 def read_settings(method: Method[S], recorded: str) -> S:
     """The settings that `recorded_settings` wrote. Raises UserError for what are none of the method's."""
     given = json.loads(recorded)
-    given.pop(DATASET_PROMPT, None)
+    for name in (DATASET_PROMPT, *FEATURE_FACTS):
+        given.pop(name, None)
     return validate(method.Settings, given, f"a recorded run of {method.name}")
 
 

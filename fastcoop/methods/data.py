@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastcoop.datasets import Dataset, FewShot
     from fastcoop.features import FeatureStore
 
+DEFAULT_VIEWS = 8  # augmented views per training image
 KEPT_BYTES = 1 << 30  # of training features, kept because runs of equal shots and seed share them
 
 
@@ -28,11 +29,13 @@ class Data:
         dataset: names, template and splits.
         store: the features; None where runs are only planned.
         views: augmented views per training image, beside the test-time crop, that learning may use.
+        recipe: of the image transforms that were learned by, where there is no store to tell it.
     """
 
     dataset: Dataset
     store: FeatureStore | None
-    views: int = 8
+    views: int = DEFAULT_VIEWS
+    recipe: str = "current"
     _subsets: dict[tuple[int | str, int], FewShot] = field(default_factory=dict, repr=False)
     _train: OrderedDict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=OrderedDict, repr=False)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
-from fastcoop.methods.data import Data
+from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import accuracy, score
 from fastcoop.methods.text import prompt_features, unit
@@ -57,6 +57,9 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
             )
         for data in (job.data, *job.targets):
             _require_images(data)
+
+    def views(self, data: Data) -> int:
+        return DEFAULT_VIEWS if data.views else 0  # a view of its own for each epoch, whatever their number
 
     def determined_by(self, job: Job[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
         resolved = {"epochs": epochs_of(job), "views": job.data.views > 0}

@@ -58,6 +58,15 @@ def tell_datasets_apart(runs: pd.DataFrame, known: Mapping[str, dict[str, Any]])
     )
 
 
+def tell_backbones_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give backbones of one name and several weights names of their own: that of the latest run keeps its name, the
+    others get the beginning of a digest, ``RN50 (3f2a91bc)``."""
+    latest = runs.groupby("backbone").backbone_digest.transform("last")
+    other = runs.backbone_digest.notna() & (runs.backbone_digest != latest)
+    renamed = runs.backbone + " (" + runs.backbone_digest.fillna("").str[:SHOWN] + ")"
+    return runs.assign(backbone=runs.backbone.where(~other, renamed))
+
+
 def plain_dataset(name: str) -> str:
     """The name of a dataset before `tell_datasets_apart`."""
     return re.sub(rf" \([0-9a-f]{{{SHOWN}}}\)(?=$|:)", "", name)

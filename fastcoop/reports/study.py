@@ -20,7 +20,12 @@ import yaml
 from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.methods.data import plain_name
-from fastcoop.reports.apart import latest_of_each, tell_datasets_apart, tell_settings_apart
+from fastcoop.reports.apart import (
+    latest_of_each,
+    tell_backbones_apart,
+    tell_datasets_apart,
+    tell_settings_apart,
+)
 from fastcoop.reports.style import name_of
 
 NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
@@ -28,7 +33,7 @@ OPTIONAL = {
     "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
     "epochs": np.nan, "schedule": None, "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
     "settings": "{}", "chance": np.nan, "source": None, "classes": "all", "per_class": None, "versions": None,
-    "train_images": np.nan, "test": None, "images": None,
+    "train_images": np.nan, "test": None, "images": None, "backbone_digest": None,
     "prompts": None,
 }  # fmt: skip
 UNTRAINED = (
@@ -281,7 +286,7 @@ def study_of(
     runs["classes"] = runs["classes"].where(half.isna(), half)
     names = class_names or {}
     runs["kind"] = [_kind(*pair, names) for pair in zip(runs.source, runs.dataset, strict=True)]
-    runs = tell_datasets_apart(runs, known)
+    runs = tell_datasets_apart(tell_backbones_apart(runs), known)
     runs["series"] = tell_settings_apart(runs, settings, known)
     lost = runs.accuracy.isna()
     if lost.all():

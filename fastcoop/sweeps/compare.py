@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 GROUP = ("label", "backbone", "shots")  # within which differences are averaged
 PLACE = ("source", "dataset", "seed")
 SAME_RUN = ("settings", "test", "prompts")  # what tells runs apart that are alike by all of these
+# What two runs that are compared must have in common, where it is known of both, and how one says that they have not.
+SHARED = {
+    "test": "tested on other images or classes of the same name",
+    "images": "tested on other pictures of the same names",
+    "backbone_digest": "over other weights of the same name",
+    "recipe": "over features of another recipe",
+}
 
 
 def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -24,11 +32,12 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
     Raises:
         UserError: the tables have no such run in common, or several in one that differ in their dataset's images or
-            prompt only.
+            prompt only, or two that are alike are of other images, prompts or weights.
     """
     on = [*GROUP, *PLACE, "settings"]
     one, other = (_one_each(table, on) for table in (first, second))
     pairs = one.merge(other, on=on, suffixes=("_first", "_second"))
+    _refuse_unlike(pairs, SHARED | {"prompts": "tested by other prompts"})
     if pairs.empty:
         raise UserError(
             "The two hold no runs that are alike by label, settings, backbone, dataset, shots and seed; `fastcoop "
@@ -44,7 +53,7 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
 
     Raises:
         UserError: there is no such label (with the nearest one), they have no dataset, shots and seed in common, or
-            runs of one label differ in more than these.
+            runs of one label differ in more than these, or two that are matched are of other images or weights.
     """
     for label in (first, second):
         if label not in set(table.label):
@@ -61,6 +70,7 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
     pairs = one.merge(other, on=on, suffixes=("_first", "_second"))
     if pairs.empty:
         raise UserError(f'"{first}" and "{second}" have no dataset, shots and seed in common in {where}.')
+    _refuse_unlike(pairs, SHARED)
     pairs = pairs.rename(columns={"accuracy_first": "first", "accuracy_second": "second"})
     return pairs.assign(label=f"{second} - {first}")
 
@@ -77,7 +87,21 @@ def _one_each(table: pd.DataFrame, on: list[str]) -> pd.DataFrame:
             f"{len(runs)} runs of {row.label} on {row.dataset}, {draw}, differ in {_difference(runs)}, and cannot be "
             "compared as one; choose one of them with --where."
         )
-    return table[[*on, "accuracy"]]
+    recipes = [json.loads(text).get("recipe", "current") for text in table.settings]
+    return table.assign(recipe=recipes)[[*on, "accuracy", *SHARED, "prompts"]]
+
+
+def _refuse_unlike(pairs: pd.DataFrame, shared: Mapping[str, str]) -> None:
+    """Raise UserError for a pair of runs that differ in what they must have in common."""
+    for name, how in shared.items():
+        first, second = pairs[f"{name}_first"], pairs[f"{name}_second"]
+        differ = pairs[first.notna() & second.notna() & (first != second)]
+        if not differ.empty:
+            row = differ.iloc[0]
+            raise UserError(
+                f"{len(differ)} of {len(pairs)} pairs of runs cannot be compared, such as those on {row.dataset}, seed "
+                f"{row.seed}: the second was {how}; choose others with --where."
+            )
 
 
 def _difference(runs: pd.DataFrame) -> str:

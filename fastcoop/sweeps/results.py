@@ -27,6 +27,7 @@ from fastcoop.sweeps.schema import (
     SCORE_COLUMNS,
     TEST_COLUMNS,
     VERSION,
+    VIEW_COLUMNS,
     show_as_current,
     version_of,
 )
@@ -58,7 +59,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     the run learned from; they differ under shift only. ``shots`` is 0 for what learns nothing. ``accuracy``,
     ``macro_accuracy`` and ``chance`` are in percent, the first two NaN where a run diverged to outputs that are not
     finite; ``settings``, ``extra``, ``losses``, ``per_class``, ``prompts`` JSON. ``test`` and ``features`` are digests
-    of what was tested on. Columns of a method's own follow.
+    of what was tested on, ``backbone_digest`` that of the weights. Columns of a method's own follow.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
@@ -66,7 +67,8 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     with _reading(Path(folder)) as db:
-        frame = pd.read_sql_query("SELECT * FROM results ORDER BY finished, key", db)
+        query = f"SELECT {', '.join(VIEW_COLUMNS)} FROM scores JOIN runs USING (key)"
+        frame = pd.read_sql_query(f"{query} ORDER BY finished, key", db)
     frame["class_specific"] = frame.class_specific.fillna(0).astype(bool)
     for name in ("accuracy", "macro_accuracy"):
         frame[name] = frame[name].astype(float)

@@ -25,9 +25,9 @@ SCORE_COLUMNS = (
 RESERVED_COLUMNS = {*RUN_COLUMNS, *SCORE_COLUMNS, "source"} - {*METHOD_COLUMNS}
 TEST_COLUMNS = ("digest", "dataset", "class_names", "labels")
 VIEW_COLUMNS = (
-    "scores.key", "backbone", "scores.dataset", "runs.dataset AS source", "method", "label", "shots", "seed",
-    *METHOD_COLUMNS, "accuracy", "macro_accuracy", "chance", "status", "seconds", "train_images", "settings", "extra",
-    "losses", "per_class", "finished", "device", "versions", "test", "features", "images", "prompts", "columns",
+    "scores.key", "backbone", "backbone_digest", "scores.dataset", "runs.dataset AS source", "method", "label", "shots",
+    "seed", *METHOD_COLUMNS, "accuracy", "macro_accuracy", "chance", "status", "seconds", "train_images", "settings",
+    "extra", "losses", "per_class", "finished", "device", "versions", "test", "features", "images", "prompts", "columns",
 )  # fmt: skip
 
 RESULTS = f"VIEW results AS SELECT {', '.join(VIEW_COLUMNS)} FROM scores JOIN runs USING (key);"

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
@@ -176,6 +176,30 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     assert len(load_predictions(place / "results", key).labels) == 20
 
 
+def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
+    run: Sweep, small: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    """The same names of classes and files, in the same cache and in one of its own."""
+    small |= {"targets": {}, "methods": {"coop": COOP}}
+    write_dataset(tmp_path / "a" / "colours")
+    write_dataset(tmp_path / "b" / "colours", seed=7)
+    results = tmp_path / "results"
+    run(small, data_root=tmp_path / "a", cache=tmp_path / "cache", results=results)
+    before = confidences(results, "colours")
+    for cache in ("cache-b", "cache-b", "cache"):
+        with pytest.raises(UserError, match="tested on its own dataset colours over other features"):
+            evaluate(
+                results,
+                ["colours"],
+                data_root=tmp_path / "b",
+                cache=tmp_path / cache,
+                backbones=[str(world / "tiny")],
+            )
+    assert confidences(results, "colours") == before
+    assert run(small, data_root=tmp_path / "b", cache=tmp_path / "cache", results=results).finished == 1
+    assert len(confidences(results, "colours")) == 2
+
+
 def test_datasets_that_share_a_name_are_refused(
     run: Sweep, small: dict[str, Any], world: Path, two_of_a_name: Path
 ) -> None:
@@ -209,6 +233,69 @@ def test_merged_datasets_of_one_name_are_shown_apart(
     figure = pd.read_csv(place / "report" / "figure3.csv")
     assert figure.dataset.nunique() == 3, "two datasets and their average"
     assert (figure[~figure.dataset.str.startswith("Average")]["runs"] == 1).all()
+
+
+def test_runs_over_other_features_are_never_averaged_as_seeds(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of another recipe or number of views: the report shows a series of each."""
+    small |= {"targets": {}, "methods": {"coop": COOP}}
+    others = {"recipe official-2021": {"recipe": "official-2021"}, "views 2": {"views": 2}}
+    run(small | {"views": 8}, **folders)
+    for number, change in enumerate(others.values(), 2):
+        again = small | {"views": 8, "seeds": number} | change
+        run(again, **folders | {"cache": tmp_path / f"cache-{number}"})
+    report(folders["results"], tmp_path / "report")
+    figure = pd.read_csv(tmp_path / "report" / "figure3.csv")
+    shown = figure[figure.dataset == "colours"]
+    assert sorted(shown["runs"]) == [1, 1, 1]
+    assert all(shown.method.str.contains(fact).sum() == 1 for fact in others)
+    table = load_results(folders["results"])
+    assert sorted(json.loads(text).get("views", 8) for text in table.settings) == [2, 8, 8]
+    run(
+        small | {"views": 8, "seeds": 1, "recipe": "official-2021"},
+        **folders | {"cache": tmp_path / "cache-2"},
+    )
+    with pytest.raises(UserError, match="differ in recipe"):
+        pair_labels(load_results(folders["results"]), table.label[0], table.label[0], "here")
+
+
+def test_backbones_of_one_name_are_told_apart(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], world: Path, tmp_path: Path
+) -> None:
+    small |= {"targets": {}, "methods": {"coop": COOP}}
+    run(small, **folders)
+    shutil.copytree(world / "tiny", tmp_path / "tiny")
+    weights = load_file(tmp_path / "tiny" / "open_clip_model.safetensors")
+    weights = {name: np.asarray(np.float32(1.01) * one) for name, one in weights.items()}
+    save_file(weights, tmp_path / "tiny" / "open_clip_model.safetensors")
+    again = folders | {"cache": tmp_path / "cache-2"}
+    run(small | {"seeds": 2, "backbones": str(tmp_path / "tiny")}, **again)
+    report(folders["results"], tmp_path / "report")
+    figures = [pd.read_csv(path) for path in (tmp_path / "report").glob("figure3*.csv")]
+    assert [figure["runs"].max() for figure in figures] == [1, 1]
+    table = load_results(folders["results"])
+    run(small | {"backbones": str(tmp_path / "tiny")}, **again | {"results": tmp_path / "second"})
+    with pytest.raises(UserError, match="the second was over other weights of the same name"):
+        pair_folders(table, load_results(tmp_path / "second"))
+
+
+def test_folders_over_other_pictures_of_a_name_are_not_compared(
+    run: Sweep, small: dict[str, Any], tmp_path: Path
+) -> None:
+    small |= {"targets": {}, "methods": {"coop": COOP}}
+    write_dataset(tmp_path / "a" / "colours")
+    write_dataset(tmp_path / "b" / "colours", seed=3)
+    write_dataset(tmp_path / "c" / "colours", test=6)
+    tables = {}
+    for name in "abc":
+        place = {"cache": tmp_path / f"cache-{name}", "results": tmp_path / f"results-{name}"}
+        run(small, data_root=tmp_path / name, **place)
+        tables[name] = load_results(tmp_path / f"results-{name}")
+    with pytest.raises(UserError, match="other pictures of the same names"):
+        pair_folders(tables["a"], tables["b"])
+    with pytest.raises(UserError, match="other images or classes of the same name"):
+        pair_folders(tables["a"], tables["c"])
 
 
 class OwnColumns(Method[MethodSettings]):
