@@ -27,7 +27,8 @@ TEST_COLUMNS = ("digest", "dataset", "class_names", "labels")
 VIEW_COLUMNS = (
     "scores.key", "backbone", "backbone_digest", "scores.dataset", "runs.dataset AS source", "method", "label", "shots",
     "seed", *METHOD_COLUMNS, "accuracy", "macro_accuracy", "chance", "status", "seconds", "train_images", "settings",
-    "extra", "losses", "per_class", "finished", "device", "versions", "test", "features", "images", "prompts", "columns",
+    "extra", "losses", "per_class", "finished", "device", "versions", "test", "features", "images", "prompts",
+    "columns",
 )  # fmt: skip
 
 RESULTS = f"VIEW results AS SELECT {', '.join(VIEW_COLUMNS)} FROM scores JOIN runs USING (key);"
