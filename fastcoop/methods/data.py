@@ -64,10 +64,22 @@ class Data:
     def test_images(self) -> str | None:
         """sha256 hex of the bytes of the image files that are tested on, by their digests; None where no store knows
         them all. Unlike features, it is the same on every machine."""
-        files = self.store.files("test") if self.store else None
-        if files is None or not files.known.all():
+        return self._files_digest("test")
+
+    def train_files(self, subset: FewShot) -> str | None:
+        """The same of the image files of a few-shot subset's training images."""
+        return self._files_digest("train", self.readable("train", subset.train))
+
+    def _files_digest(self, split: str, images: np.ndarray | None = None) -> str | None:
+        """sha256 hex of the digests of a split's image files, or of those of some images (ascending or not)."""
+        if self.store is None or split not in self.store.splits:
             return None
-        return hashlib.sha256(files.sha256.tobytes()).hexdigest()
+        files, index = self.store.files(split), self.store.indices(split)
+        if images is not None:
+            if not np.isin(images, index).all():
+                return None
+            files = files.take(np.searchsorted(index, images))
+        return hashlib.sha256(files.sha256.tobytes()).hexdigest() if files.known.all() else None
 
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """The few-shot subset that all methods share."""

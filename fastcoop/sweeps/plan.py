@@ -34,12 +34,15 @@ class TestFacts(NamedTuple):
         features: sha256 hex of the test features; None where they are not cached, or in results of version 1.
         images: sha256 hex of the test images' files; None where no store knows them, or in results of version 1.
         prompts: JSON list of the hand-written prompts that the score depends on; None in results of version 1.
+        train_files: sha256 hex of the image files that the run learned from; None where nothing is learned, or as
+            for ``images``. The run's key covers their features at the test-time crop only.
     """
 
     test: str
     features: str | None
     images: str | None
     prompts: str | None
+    train_files: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +63,28 @@ class PlannedRun:
         """What a test of this run on ``data`` depends on."""
         prompts = METHODS[self.method].prompts(self.job.settings, data)
         return TestFacts(
-            data.test_digest, data.test_features, data.test_images, json.dumps(prompts, ensure_ascii=False)
+            data.test_digest,
+            data.test_features,
+            data.test_images,
+            json.dumps(prompts, ensure_ascii=False),
+            self.train_files,
         )
+
+    @property
+    def train_files(self) -> str | None:
+        """sha256 hex of the image files that it learns from, as in `TestFacts`."""
+        return self.job.data.train_files(self.job.subset) if self.job.subset else None
+
+    def has_learned_from_others(self, tested: Mapping[str, TestFacts]) -> bool:
+        """Whether the image files that it learned from have changed since."""
+        before = {facts.train_files for facts in tested.values()}
+        return self.train_files is not None and bool(before - {None, self.train_files})
 
     def lacking(self, tested: Mapping[str, TestFacts]) -> tuple[Data, ...]:
         """Datasets that the run is to be tested on, and has not been as they are now; ``tested`` has the facts of its
         tests by the dataset's name."""
+        if self.has_learned_from_others(tested):
+            return self.job.tests
         return tuple(data for data in self.job.tests if not self._is_tested(data, tested))
 
     def _is_tested(self, data: Data, tested: Mapping[str, TestFacts]) -> bool:

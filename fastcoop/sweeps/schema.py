@@ -15,7 +15,7 @@ METHOD_COLUMNS = (
 )  # fmt: skip
 RUN_COLUMNS = (
     "key", "backbone", "backbone_digest", "dataset", "method", "label", "shots", "seed", "settings", *METHOD_COLUMNS,
-    "train_images", "status", "seconds", "losses", "extra", "finished", "device", "versions", "columns",
+    "train_images", "train_files", "status", "seconds", "losses", "extra", "finished", "device", "versions", "columns",
 )  # fmt: skip
 SCORE_COLUMNS = (
     "key", "dataset", "test", "features", "images", "prompts", "accuracy", "macro_accuracy", "chance", "per_class",
@@ -38,8 +38,9 @@ CREATE TABLE runs (
     key TEXT PRIMARY KEY, backbone TEXT NOT NULL, backbone_digest TEXT NOT NULL, dataset TEXT NOT NULL,
     method TEXT NOT NULL, label TEXT NOT NULL, shots NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL,
     context_length INTEGER, class_position TEXT, class_specific INTEGER, init TEXT, epochs INTEGER,
-    schedule TEXT, train_images INTEGER NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, losses TEXT,
-    extra TEXT NOT NULL, finished TEXT NOT NULL, device TEXT NOT NULL, versions TEXT NOT NULL, columns TEXT NOT NULL
+    schedule TEXT, train_images INTEGER NOT NULL, train_files TEXT, status TEXT NOT NULL, seconds REAL NOT NULL,
+    losses TEXT, extra TEXT NOT NULL, finished TEXT NOT NULL, device TEXT NOT NULL, versions TEXT NOT NULL,
+    columns TEXT NOT NULL
 );
 CREATE TABLE tests (
     digest TEXT PRIMARY KEY, dataset TEXT NOT NULL, class_names TEXT NOT NULL, labels BLOB NOT NULL
@@ -70,6 +71,7 @@ CREATE TABLE IF NOT EXISTS failures (
 _LOST = "has_nan(confidence)"
 _FROM_1 = {
     "columns": "'{}'",
+    "train_files": "NULL",
     "features": "NULL",
     "images": "NULL",
     "prompts": "NULL",

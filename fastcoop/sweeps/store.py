@@ -28,6 +28,7 @@ from fastcoop.sweeps.plan import PlannedRun, TestFacts
 from fastcoop.sweeps.schema import (
     METHOD_COLUMNS,
     RESERVED_COLUMNS,
+    SCORE_COLUMNS,
     VERSION,
     WORK,
     create,
@@ -200,7 +201,7 @@ def tests_by_run(db: sqlite3.Connection) -> dict[str, dict[str, TestFacts]]:
     """{key: {dataset: what its test depended on}} of all tests in a store."""
     tested: dict[str, dict[str, TestFacts]] = {}
     for key, dataset, *facts in db.execute(
-        "SELECT key, dataset, test, features, images, prompts FROM scores"
+        "SELECT key, scores.dataset, test, features, images, prompts, train_files FROM scores JOIN runs USING (key)"
     ):
         tested.setdefault(key, {})[dataset] = TestFacts(*facts)
     return tested
@@ -355,6 +356,7 @@ def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
         "settings": recorded_settings(method, job),
         **{name: value for name, value in columns.items() if name in METHOD_COLUMNS},
         "columns": json.dumps(own, ensure_ascii=False, allow_nan=False),
+        "train_files": planned.train_files,
         "train_images": len(job.data.readable("train", job.subset.train)) if job.subset else 0,
         "status": outcome.status,
         "seconds": outcome.seconds,
@@ -379,7 +381,7 @@ def _scores_row(planned: PlannedRun, data: Data, scores: Scores) -> dict[str, An
     return {
         "key": planned.key,
         "dataset": data.name,
-        **planned.test_facts(data)._asdict(),
+        **{name: fact for name, fact in planned.test_facts(data)._asdict().items() if name in SCORE_COLUMNS},
         "accuracy": scores.accuracy,
         "macro_accuracy": scores.macro_accuracy,
         "chance": 100 / len(data.class_names),

@@ -263,14 +263,19 @@ def _pending(
         if run.key not in tested:
             pending.append(run)
         elif targets := run.lacking(tested[run.key]):
-            pending.append(replace(run, job=_left(run, targets, folder)))
+            pending.append(replace(run, job=_left(run, targets, tested[run.key], folder)))
     return pending
 
 
-def _left(run: PlannedRun, targets: tuple[Data, ...], folder: Path) -> Job[Any]:
-    """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept."""
+def _left(
+    run: PlannedRun, targets: tuple[Data, ...], tested: Mapping[str, TestFacts], folder: Path
+) -> Job[Any]:
+    """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept, or where the
+    images that it learned from have changed."""
     if not METHODS[run.method].learns:
         return replace(run.job, targets=targets, weights={})
+    if run.has_learned_from_others(tested):
+        return run.job
     learned = load_learned(folder, run.key)
     if learned is None:
         return run.job

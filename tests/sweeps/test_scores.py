@@ -104,6 +104,33 @@ def test_a_target_whose_pictures_changed_is_tested_again(
     assert run(small, **folders, only=["zero_shot", "coop"]).finished == 0
 
 
+def test_a_run_whose_training_images_changed_beside_their_center_learns_again(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    """The test-time crop, whose features are in the run's key, is the same; augmented views are not."""
+    images = list((folders["data_root"] / "colours" / "train").rglob("*.png"))
+    for path in images:
+        Image.open(path).resize((72, 24)).save(path)
+    only = ["zero_shot", "coop"]
+    coop = {"context_length": 2, "epochs": 3, "learning_rate": 0.1}
+    grid = small | {"targets": {}, "methods": {"zero_shot": None, "coop": coop}}
+    assert run(grid, **folders, only=only).finished == 2
+    key = load_results(folders["results"]).query("method == 'coop'").key.item()
+    before = load_contexts(folders["results"], key)
+    for path in images:
+        wide = np.array(Image.open(path))
+        wide[:, :20] = wide[:, -20:] = 255
+        Image.fromarray(wide).save(path)
+    assert run(grid, **folders, only=only, dry_run=True).done_before == 1
+    assert run(grid, **folders, only=only).finished == 1
+    assert run(grid, **folders, only=only).finished == 0
+    clean = folders | {name: folders[name].with_name(f"clean-{name}") for name in ("results", "cache")}
+    run(grid, **clean, only=only)
+    after = load_contexts(folders["results"], key)
+    assert np.array_equal(after, load_contexts(clean["results"], key))
+    assert not np.array_equal(after, before)
+
+
 def test_runs_by_two_prompts_of_a_dataset_are_told_apart(
     run: Sweep, small: dict[str, Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
