@@ -20,7 +20,7 @@ from fastcoop.methods.coop import layout_of
 from fastcoop.prompts import PromptLayout
 from fastcoop.sweeps import load_contexts, load_predictions
 from fastcoop.sweeps.results import load_runs
-from fastcoop.sweeps.store import contexts_path
+from fastcoop.sweeps.store import contexts_path, digest_of_arrays
 
 FORMAT = "fastcoop contexts"
 FORMAT_VERSION = "1"
@@ -153,7 +153,8 @@ def write_contexts_file(path: Path, run: LearnedRun) -> None:
     from safetensors.numpy import save
 
     contexts = np.ascontiguousarray(run.contexts, dtype=np.float32)
-    write_whole(path, save({"contexts": contexts}, run.metadata()))
+    arrays = {"contexts": contexts}
+    write_whole(path, save(arrays, run.metadata() | {"sha256": digest_of_arrays(arrays)}))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -38,6 +38,7 @@ from fastcoop.sweeps.store import (
     NEAREST_WORDS,
     advice,
     contexts_path,
+    digest_of_arrays,
     insist,
     open_store,
     tests_by_run,
@@ -256,7 +257,7 @@ def load_learned(folder: str | Path, key: str) -> Learned | None:
     """What a run learned; None where nothing is kept of it.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: its file is damaged, or another run's.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -270,6 +271,11 @@ def load_learned(folder: str | Path, key: str) -> Learned | None:
         names, ids = (tuple(json.loads(header.get(part, "[]"))) for part in ("class_names", "class_ids"))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it from a copy.") from None
+    found = digest_of_arrays(arrays)
+    if header.get("key", key) != key or header.get("sha256", found) != found:
+        raise UserError(
+            f"{path} is damaged: it does not hold what was written for run {key[:12]}; restore it from a copy."
+        )
     contexts = arrays.pop("contexts", None)
     return Learned(contexts, arrays if contexts is None else None, names, ids, header.get("recipe"))
 

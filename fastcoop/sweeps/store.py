@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -271,7 +272,10 @@ def _lock(folder: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    try:
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    except sqlite3.Error as error:  # such as a folder of this name
+        raise UserError(f"{path} cannot be used as a results store ({error}); {advice(error)}") from None
     try:
         # No write-ahead log: it does not work between machines that share a folder, needs a writable folder for
         # reading, and would be left out where someone copies the one file.
@@ -315,6 +319,15 @@ def contexts_path(folder: Path, key: str) -> Path:
     return folder / CONTEXTS / f"{key}.safetensors"
 
 
+def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 hex of arrays: their names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
     """Write a run's contexts or weights, with the classes learned on and the features' recipe in the header; the file
     appears whole or not at all."""
@@ -324,13 +337,19 @@ def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
     if outcome.contexts is not None:
         arrays["contexts"] = outcome.contexts.astype(np.float32)
     source, features = planned.job.data.dataset, planned.job.data.store
-    header = {"class_names": json.dumps(source.class_names), "class_ids": json.dumps(source.class_ids)}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {
+        "class_names": json.dumps(source.class_names),
+        "class_ids": json.dumps(source.class_ids),
+        "key": planned.key,
+        "sha256": digest_of_arrays(arrays),
+    }
     if features is not None:
         header["recipe"] = features.meta.recipe
     path = contexts_path(folder, planned.key)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as part, part.open("wb") as file:
-        file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
+        file.write(save(arrays, header))
         file.flush()
         os.fsync(file.fileno())  # as the database's, which will say that it is there
 

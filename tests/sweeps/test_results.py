@@ -16,6 +16,7 @@ from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.sweeps import load_results, merge_results, sweep
 from fastcoop.sweeps.select import select
+from fastcoop.sweeps.store import open_store
 
 FAILURES = """CREATE TABLE IF NOT EXISTS failures (
     key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,
@@ -268,3 +269,9 @@ def test_merging_brings_nearest_words_and_tells_of_failures(
     assert (tmp_path / "all" / "nearest_words" / "k.json").read_text() == "{}"
     assert "1 run(s) of" in caplog.text
     assert f"`fastcoop results list {source} --status failed` shows them" in caplog.text
+
+
+def test_a_folder_in_place_of_the_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.sqlite").mkdir()
+    with pytest.raises(UserError, match="cannot be used as a results store"), open_store(tmp_path):
+        pass

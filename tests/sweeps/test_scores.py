@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import sqlite3
@@ -16,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save, save_file
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
@@ -225,6 +227,41 @@ def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
     assert confidences(results, "colours") == before
     assert run(small, data_root=tmp_path / "b", cache=tmp_path / "cache", results=results).finished == 1
     assert len(confidences(results, "colours")) == 2
+
+
+@pytest.mark.parametrize("method", ["coop", "linear_probe", "text_bias"])
+def test_what_a_run_learned_is_refused_where_its_file_holds_something_else(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], world: Path, method: str
+) -> None:
+    """One bit, numbers that are none, and the file of another run."""
+    small |= {"targets": {}, "methods": {method: METHODS_OF_ALL[method]}, "seeds": [1, 2]}
+    run(small, **folders)
+    results = folders["results"]
+    one, other = sorted((results / "contexts").iterdir())
+    whole = one.read_bytes()
+    bit = bytearray(whole)
+    bit[-2] ^= 1
+    with safe_open(one, "np") as file:
+        header, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    nothing = {
+        name: np.full_like(array, math.nan) for name, array in arrays.items() if array.dtype.kind == "f"
+    }
+    for content in (bytes(bit), save(arrays | nothing, header), other.read_bytes()):
+        one.write_bytes(content)
+        with pytest.raises(UserError, match="does not hold what was written for run"):
+            run(small | {"targets": {"colours": "shifted"}}, **folders)
+        with pytest.raises(UserError, match="does not hold what was written for run"):
+            evaluate(
+                results,
+                ["shifted"],
+                runs=[one.stem],
+                backbones=[str(world / "tiny")],
+                data_root=folders["data_root"],
+                cache=folders["cache"],
+            )
+    one.write_bytes(whole)
+    run(small | {"targets": {"colours": "shifted"}}, **folders)
+    assert load_results(results).accuracy.notna().all()
 
 
 def test_datasets_that_share_a_name_are_refused(
