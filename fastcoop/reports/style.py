@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 PNG_DOTS_PER_INCH = 220
 CHARACTERS_PER_INCH = 15  # of text, at the narrowest
+WIDE = 13.5  # characters per inch of a title, from which on its letters count as wider than usual
 LEGEND_HEIGHT = 0.5  # inches that figures reserve
 MARGIN = 0.04  # inches around what would not fit
 RC: dict[str, Any] = {
@@ -121,12 +122,25 @@ def fitted(text: str, inches: float, lines: int = 2) -> str:
     """``text`` on as few lines as a width holds, all about equally long; at most ``lines``, the rest cut from its
     middle."""
     widest = int(inches * CHARACTERS_PER_INCH)
-    return balanced(shortened(text, int(0.85 * lines * widest)), widest)  # lines are never quite full
+    text = shortened(text, int(0.85 * lines * widest))  # lines are never quite full
+    return balanced(text, _as_many(text, widest))
+
+
+def _as_many(text: str, usual: int) -> int:
+    """How many letters as wide as those of ``text`` take the room of ``usual`` ones: fewer capitals, say."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    size = FontProperties(size=RC["axes.titlesize"])
+    width, _, _ = text_to_path.get_text_width_height_descent(text or " ", size, ismath=False)
+    per_inch = 72 * max(len(text), 1) / max(width, 1e-9)
+    return usual if per_inch > WIDE else max(3, int(usual * per_inch / CHARACTERS_PER_INCH))
 
 
 def shortened(text: str, most: int) -> str:
-    """``text`` without control characters, and where it is longer than ``most`` without its middle."""
+    """``text`` without control characters, and where it is longer than ``most`` usual letters without its middle."""
     text = escape.visible(text)
+    most = _as_many(text, most)
     return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[-(most // 2) :]}"
 
 

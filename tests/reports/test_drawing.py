@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fastcoop.reports.items import ITEMS, figure3, figure4, figure5b
+from fastcoop.reports.items import ITEMS, figure1, figure3, figure4, figure5b
 from fastcoop.reports.study import Missing, study_of
 from fastcoop.reports.style import columns_of, drawing, fitted, save_figure, shortened
 from tests.reports.made_up_results import coop, results, run, whole_study
@@ -150,3 +150,27 @@ def test_long_names_keep_both_ends():
     assert shortened("abcdefghijk", 7) == "abc…ijk"
     assert fitted("a\nb", 2) == "a\\nb"
     assert fitted("word " * 400, 2.0).count("\n") <= 2
+
+
+@pytest.mark.parametrize("letter", ["W", "M", "A_", "HAM 10000 ", "i"])
+def test_titles_of_wide_letters_do_not_run_into_each_other(letter):
+    frame = whole_study(seeds=(1, 2))
+    names = {name: (letter * 70)[:69] + str(n) for n, name in enumerate(frame.dataset.unique())}
+    frame = renamed(frame, "dataset", names)
+    with drawing():
+        for item in (figure1, figure3):
+            for part in item.make(study_of(frame, Path("results"))):
+                part.figure.draw_without_rendering()
+                boxes = [axis.title.get_window_extent() for axis in part.figure.axes if axis.get_title()]
+                assert len(boxes) > 4
+                assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_wide_names_leave_the_bars_of_figure_4_their_room():
+    frame = whole_study(seeds=(1, 2))
+    frame = renamed(frame, "dataset", {n: f"{'W' * 60}{k}" for k, n in enumerate(frame.dataset.unique())})
+    with drawing():
+        for part in figure4.make(study_of(frame, Path("results"))):
+            part.figure.draw_without_rendering()
+            (axis,) = part.figure.axes
+            assert axis.bbox.width > 0.4 * part.figure.bbox.width

@@ -92,7 +92,7 @@ def _figure(found: dict[str, list[Row]], piece: Slice) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for place, (name, rows) in enumerate(found.items()):
         _draw(axes[place], rows)
-        axes[place].set_title(fitted(name, TWO_COLUMNS / 2))
+        axes[place].set_title(fitted(name, TWO_COLUMNS / 2 - 0.3))
         if place + columns >= len(found):
             axes[place].set_xlabel("accuracy (%)")
     for axis in axes[len(found) :]:
