@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fastcoop.checks import MOST_VIEWS, several
+from fastcoop.datasets.files import some
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
 from fastcoop.methods.base import SettingError, validate
@@ -197,15 +198,49 @@ def read_grid(
         if not isinstance(given, dict):
             raise UserError(f"{name} should hold keys such as backbones, datasets and methods.")
         given = plain(given)
+    keys = [one.partition("=")[0] for one in overrides]
+    if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
+        raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
+    before = _named_targets(given)
     for one in overrides:
         override(given, one, lines)
+    lost = before - _named_targets(given)
+    if lost and not any("targets" in key.split(".") for key in keys):
+        log.warning("--set datasets leaves out the targets of %s.", some(sorted(lost)))
     reader = _Reader(given, lines, name)
     grid = reader.grid()
     if not (overrides or only):
         reader.warn_of_idle(grid)
     if only:
         grid = _Reader(keep(given, only), Lines(), name).grid()
+    for one, key in zip(overrides, keys, strict=True):
+        if _is_idle(key.split("."), grid):
+            log.warning("--set %s changes nothing: no run takes it.", one)
     return grid
+
+
+def _named_targets(given: dict[str, Any]) -> set[str]:
+    """Datasets that a grid or its blocks give targets for."""
+    blocks = given.get("blocks")
+    scopes = [given, *(blocks.values() if isinstance(blocks, dict) else ())]
+    targets = [scope.get("targets") for scope in scopes if isinstance(scope, dict)]
+    return {str(name) for one in targets if isinstance(one, dict) for name in one}
+
+
+def _is_idle(keys: Sequence[str], grid: Grid) -> bool:
+    """Whether no run of a grid takes what an override sets."""
+    crosses: Sequence[Cross] = grid.crosses
+    if keys[0] == "blocks" and len(keys) > 2:
+        crosses = [cross for cross in crosses if cross.block == keys[1]]
+        keys = keys[2:]
+    methods = {name for cross in crosses for name, _ in cross.methods}
+    if keys[0] == "methods" and len(keys) > 2:
+        return keys[1] not in methods
+    if keys[0] == "views":
+        return not any(METHODS[name].learns and METHODS[name].augments for name in methods)
+    return not methods or (
+        keys[0] in ("shots", "seeds") and not any(METHODS[name].learns for name in methods)
+    )
 
 
 def _read(path: Path) -> str:

@@ -424,7 +424,7 @@ def test_keys_that_change_nothing_are_said(
     assert said in caplog.text
     assert bool(said) == bool(caplog.records)
     caplog.clear()
-    read_grid(grid, ["seeds=1"] if "seeds" not in grid else ["seeds=2"])
+    read_grid(grid, ["recipe=current"])
     assert not caplog.records, "an option may leave out what the rest of a file is for"
 
 
@@ -464,3 +464,38 @@ def test_names_are_shown_so_that_they_read_back(tmp_path: Path, name: str) -> No
 
 def test_single_overrides_and_methods_need_no_list(file: Path) -> None:
     assert read_grid(file, "seeds=7", "coop") == read_grid(file, ["seeds=7"], ["coop"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "only", "said"),
+    [
+        (["shots=2"], ["zero_shot"], "--set shots=2 changes nothing"),
+        (["seeds=2", "views=1"], ["zero_shot"], "--set views=1 changes nothing"),
+        (["methods.coop.epochs=3"], ["zero_shot"], "--set methods.coop.epochs=3 changes nothing"),
+        (["blocks.one.shots=2"], ["two"], "--set blocks.one.shots=2 changes nothing"),
+        (["datasets=other"], [], "--set datasets leaves out the targets of dtd."),
+        (["shots=2", "methods.coop.epochs=3"], ["coop"], ""),
+        (["blocks.two.seeds=2", "seeds=3"], ["two"], ""),
+        (["datasets=other", "targets={other: food}"], [], ""),
+        (["datasets=dtd"], ["zero_shot"], ""),
+    ],
+)
+def test_options_that_change_nothing_are_told(
+    overrides: list[str], only: list[str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = {"backbones": "RN50", "datasets": ["dtd", "sun397"], "targets": {"dtd": "food"}}
+    methods = {"coop": {"epochs": 2}, "zero_shot": None}
+    named = "blocks" in str(overrides)
+    grid |= (
+        {"blocks": {"one": {"methods": methods}, "two": {"methods": "coop"}}}
+        if named
+        else {"methods": methods}
+    )
+    read_grid(grid, overrides, only)
+    assert said in caplog.text
+    assert said or not caplog.text
+
+
+def test_an_option_given_twice(file: Path) -> None:
+    with pytest.raises(UserError, match="--set gives shots twice; leave one of them"):
+        read_grid(file, ["shots=1", "seeds=1", "shots=2"])
