@@ -14,33 +14,59 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 EVERY = 30.0  # seconds between checkpoints: the most that a kill costs
+TRAIN_FILES = "train_files"  # in a State
 NUMBERED = re.compile(r"(\w+)\.(\d+)((?:\.\d+)?)")  # a name in a State: what, of which run, of which epoch
 
 
 class Checkpoint:
     """One batch's state as safetensors, written every few seconds; the file is whole or the one before.
 
+    ``train_files``: digest of each run's training images, None where it is not known. A run whose images are others
+    than when the state was written begins again.
+
     A state that cannot be written costs only a resumed sweep its time, so training goes on without;
     ``problem`` then says why. A file that is damaged counts as none.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, train_files: Sequence[str | None] = ()):
         self.path = path
+        self.train_files = {f"{TRAIN_FILES}.{number}": one for number, one in enumerate(train_files) if one}
         self.problem: str | None = None
         self._last = time.monotonic()
 
     def load(self) -> State | None:
-        return read_state(self.path)
+        state = read_state(self.path)
+        if state is None:
+            return None
+        others = {
+            name.rpartition(".")[2]
+            for name, digest in self.train_files.items()
+            if name in state and bytes(state[name].tolist()).hex() != digest
+        }
+        found = ((name, NUMBERED.fullmatch(name), tensor) for name, tensor in state.items())
+        return {
+            name: tensor
+            for name, match, tensor in found
+            if match and match[1] != TRAIN_FILES and match[2] not in others
+        }
 
     def offer(self, get_state: Callable[[], State]) -> None:
         if time.monotonic() - self._last < EVERY:
             return
         try:
-            write_state(self.path, get_state())
+            write_state(self.path, get_state() | self._digests())
             self.problem = None
         except OSError as error:
             self.problem = f"{self.path.parent} does not take checkpoints ({error})"
         self._last = time.monotonic()
+
+    def _digests(self) -> State:
+        import torch
+
+        return {
+            name: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+            for name, digest in self.train_files.items()
+        }
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:

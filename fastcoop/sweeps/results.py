@@ -303,9 +303,13 @@ def _merge_one(folder: Path, target: Path) -> int:
         show_as_current(db, "other", "other_")
         insist(db, "BEGIN IMMEDIATE")
         conflicts = db.execute(
-            "SELECT key, dataset, ours.accuracy, theirs.accuracy, ours.test != theirs.test "
+            "SELECT key, ours.dataset, ours.accuracy, theirs.accuracy, "
+            "CASE WHEN ours.test != theirs.test OR ours.images != theirs.images THEN ', of two datasets called ' || "
+            "ours.dataset WHEN ours.prompts != theirs.prompts THEN ', by other prompts' "
+            "WHEN here.train_files != there.train_files THEN ', learned from other images' ELSE '' END AS how "
             "FROM main.scores ours JOIN other_scores theirs USING (key, dataset) "
-            "WHERE ours.predictions != theirs.predictions OR ours.test != theirs.test ORDER BY key, dataset"
+            "JOIN main.runs here USING (key) JOIN other_runs there USING (key) "
+            "WHERE ours.predictions != theirs.predictions OR how != '' ORDER BY key, ours.dataset"
         ).fetchall()
         if conflicts:
             raise UserError(_conflict_text(conflicts, folder, target))
@@ -343,11 +347,11 @@ def _warn_of_failures(folder: Path) -> None:
         log.warning("%d run(s) of %s failed and are not merged; `%s` shows them.", failed, folder, command)
 
 
-def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, int]], folder: Path, target: Path) -> str:
+def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, str]], folder: Path, target: Path) -> str:
     named = "; ".join(
         f"run {key[:12]} on {dataset} came to {percent(ours)} in {target} but to {percent(theirs)} in {folder}"
-        + (f", of two datasets called {dataset}" if other else "")
-        for key, dataset, ours, theirs, other in conflicts[:CONFLICTS_NAMED]
+        + how
+        for key, dataset, ours, theirs, how in conflicts[:CONFLICTS_NAMED]
     )
     more = len(conflicts) - CONFLICTS_NAMED
     return (

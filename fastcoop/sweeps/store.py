@@ -92,12 +92,21 @@ class ResultsStore:
             if not job.done_before:
                 if outcome.contexts is not None or outcome.weights:
                     write_learned(self.folder, planned, outcome)
-                self._put("runs", _run_row(planned, outcome))
+                row = _run_row(planned, outcome)
+                self._forget_other_images(planned.key, row["train_files"])
+                self._put("runs", row)
             for data in job.tests:
                 if data.name in outcome.scores:
                     self._put("tests", _test_row(data))
                     self._put("scores", _scores_row(planned, data, outcome.scores[data.name]))
             db.execute("DELETE FROM failures WHERE key = ?", (planned.key,))
+
+    def _forget_other_images(self, key: str, train_files: str | None) -> None:
+        """Remove the tests and the nearest words of what a run learned from other training images."""
+        other = "SELECT 1 FROM runs WHERE key = ? AND train_files != ?"
+        if self._db.execute(other, (key, train_files)).fetchone():
+            self._db.execute("DELETE FROM scores WHERE key = ?", (key,))
+            (self.folder / NEAREST_WORDS / f"{key}.json").unlink(missing_ok=True)
 
     def batches(self) -> list[Batch]:
         """The recorded batches of training runs, in the order they were planned."""

@@ -226,7 +226,8 @@ def do_batch(
     start = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(batch.threads)
-    watch = _Watch(batch, tell, Checkpoint(checkpoint) if checkpoint else None)
+    files = [job.data.train_files(job.subset) if job.subset else None for job in jobs] if checkpoint else []
+    watch = _Watch(batch, tell, Checkpoint(checkpoint, files) if checkpoint else None)
 
     def done(index: int, outcome: Outcome) -> None:
         if any(math.isnan(scores.accuracy) for scores in outcome.scores.values()):

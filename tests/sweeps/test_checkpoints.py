@@ -43,6 +43,22 @@ def test_a_state_is_written_when_it_is_time_to_and_read_back(
     assert same(Checkpoint(checkpoint_path(tmp_path, "one")).load(), STATE)
 
 
+def test_runs_over_other_training_images_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a part of the batch; a run whose images are not known goes on."""
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    path = checkpoint_path(tmp_path, "one")
+    Checkpoint(path, ["aa" * 32, "bb" * 32]).offer(lambda: STATE)
+    assert same(Checkpoint(path, ["aa" * 32, "bb" * 32]).load(), STATE)
+    assert same(Checkpoint(path, [None, None]).load(), STATE)
+    left = {name: tensor for name, tensor in STATE.items() if name.split(".")[1] != "1"}
+    assert same(Checkpoint(path, ["aa" * 32, "cc" * 32]).load(), left)
+    whole = read_state(path)
+    assert whole is not None
+    write_state(path, state_of_some(whole, [1]))
+    assert Checkpoint(path, ["cc" * 32]).load() == {}
+    assert Checkpoint(path, ["bb" * 32]).load() is not None
+
+
 @pytest.mark.skipif(
     not hasattr(psutil.Process, "memory_maps"), reason="this system does not list mapped files"
 )

@@ -115,9 +115,12 @@ def test_a_run_whose_training_images_changed_beside_their_center_learns_again(
         Image.open(path).resize((72, 24)).save(path)
     only = ["zero_shot", "coop"]
     coop = {"context_length": 2, "epochs": 3, "learning_rate": 0.1}
-    grid = small | {"targets": {}, "methods": {"zero_shot": None, "coop": coop}}
+    grid = small | {"methods": {"zero_shot": None, "coop": coop}}
     assert run(grid, **folders, only=only).finished == 2
-    key = load_results(folders["results"]).query("method == 'coop'").key.item()
+    first = folders["results"].with_name("first")
+    shutil.copytree(folders["results"], first)
+    grid |= {"targets": {}}
+    key = load_results(folders["results"]).query("method == 'coop'").key.iloc[0]
     before = load_contexts(folders["results"], key)
     for path in images:
         wide = np.array(Image.open(path))
@@ -131,6 +134,10 @@ def test_a_run_whose_training_images_changed_beside_their_center_learns_again(
     after = load_contexts(folders["results"], key)
     assert np.array_equal(after, load_contexts(clean["results"], key))
     assert not np.array_equal(after, before)
+    tested = load_results(folders["results"]).query("key == @key").dataset.tolist()
+    assert tested == ["colours"], "what was learned from the old pictures was tested on shifted"
+    with pytest.raises(UserError, match="learned from other images"):
+        merge_results([first], folders["results"])
 
 
 def test_runs_by_two_prompts_of_a_dataset_are_told_apart(
