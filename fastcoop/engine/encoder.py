@@ -38,6 +38,7 @@ class PromptEncoder:
         """Return features (runs, classes, dim) as the tower projects them, not normalised.
 
         ``contexts``: (runs, M, width), or (runs, classes, M, width) if class-specific; gradients flow to them.
+        They may lie on another device than the tower.
         The result has the model's dtype and device, under autocast too.
         """
         return _encode(self._trees, [(self.class_names, self.layout, contexts)])[0]
@@ -68,7 +69,7 @@ def _encode(trees: Trees, items: Sequence[Item]) -> list[Tensor]:
             )
         single.append(not runs_first)
         runs = contexts.reshape(-1, shape[-2] * (shape[0] if len(shape) == 3 else 1), shape[-1])
-        flat.append(runs)
+        flat.append(runs.to(trees.tower.device))
         planned.append((*trees[key], len(runs)))
     forest_pass = ForestPass(plant(trees.tower, planned))
     outputs = _Forest.apply(forest_pass, *flat)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fastcoop.engine import memory
+from fastcoop.engine import encode_prompts, memory
 from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.forest import constants_of
 from fastcoop.engine.plan import plan_tree
@@ -79,6 +79,23 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
             batch.settle()
         with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
             batch.vectors + torch.ones(batch.vectors.shape)
+
+
+@pytest.mark.skipif(
+    fakes_want_a_driver(), reason="this torch's fake tensors want a CUDA driver; there is none"
+)
+def test_contexts_on_the_cpu_are_encoded_on_the_gpu(backbone32):
+    """What a run has learned lies on the CPU, and is tested over a tower on the GPU."""
+    trees = Trees(backbone32)
+    names, layout = ("cat", "dog"), PromptLayout(4, "mid")
+    tree = trees[tree_key(names, layout)][0].tree
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        trees.tower = tower = fake(trees.tower)
+        plan = plan_tree(tree, tower.device, tower.dtype)
+        trees._known[tree_key(names, layout)] = plan, constants_of(tower, plan)
+        contexts = torch.empty(3, 4, tower.width)
+        (features,) = encode_prompts(backbone32, [(names, layout, contexts)], trees)
+        assert features.device.type == "cuda"
 
 
 def _without_checks(run: Run, batches: Any) -> Run:
