@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastcoop import escape
 from fastcoop.datasets.class_notes import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import DatasetConfig, described_by, read_config
 from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits
@@ -144,6 +145,9 @@ def load_csv(path: Path) -> Dataset:
     Raises:
         UserError: a missing column, a malformed line (with its number), or images that do not exist.
     """
+    if path.suffix == ".h5":
+        command = escape.shell_command("fastcoop", "features", "check", path)
+        raise UserError(f"{path} is a feature store, which holds no images; `{command}` looks into it.")
     if path.suffix.lower() != ".csv":
         raise UserError(
             f"{path} is a file; a dataset is a folder, or a .csv with the columns path, class, split."

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastcoop import escape
-from fastcoop.reports.study import Study
+from fastcoop.reports.study import Study, read_datasets
 from fastcoop.reports.table import Table
+from fastcoop.sweeps.grid import read_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ ADD = (
     "Each command adds the runs to these results; what has been run is kept. Run it in the folder that the sweep ran"
     " in, and fill in what is in capitals."
 )
+UNCHOSEN_RATE = 0.001  # learning rate of text learners where no validation images can choose one
 Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
 
@@ -54,12 +56,27 @@ def sweep_of(
     def command(study: Study) -> str:
         given = {"backbones": study.backbones, "datasets": study.datasets, **settings(study)}
         options = [("--set", f"{name}={_yaml(value)}") for name, value in given.items()]
+        options += _options_for_methods(f"experiments/{grid}.yaml", study)
         words = [word for option in [*study.places, *options] for word in option]
         return escape.shell_command(
             "fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder, *words
         )
 
     return command
+
+
+def _options_for_methods(grid: str, study: Study) -> list[tuple[str, str]]:
+    """Options that leave out what a grid's methods cannot do on the study's datasets: choose by validation images that
+    are not there, or read images behind imported features."""
+    methods, known = read_grid(grid).methods, read_datasets(study.folder)
+    unchosen = any(known.get(name, {}).get("val", 1) is None for name in study.runs.source)
+    barred = ["linear_probe"] * unchosen
+    barred += ["finetune_image_encoder"] * any(spec.endswith(".h5") for spec in study.datasets)
+    options = []
+    if set(barred) & set(methods):
+        options = [("--only", name) for name in methods if name not in barred]
+    rated = [name for name in ("text_transform", "text_bias") if unchosen and name in methods]
+    return options + [("--set", f"methods.{name}.learning_rate={UNCHOSEN_RATE}") for name in rated]
 
 
 def _yaml(value: Value) -> str:

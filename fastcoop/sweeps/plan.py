@@ -136,6 +136,7 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
         spec: find_dataset(spec, data_root) for spec in dict.fromkeys((*grid.datasets, *grid.targets))
     }
     refuse_shared_names("datasets", datasets)
+    _warn_of_imported_features(grid, datasets.values())
     for cross in grid.crosses:
         learns = [name for name, _ in cross.methods if METHODS[name].learns]
         untaught = [spec for spec in cross.datasets if "train" not in datasets[spec].splits]
@@ -147,6 +148,21 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
     backbones = {spec: backbone_from_spec(spec, device=device) for spec in grid.backbones}
     refuse_shared_names("backbones", backbones)
     return World(grid, backbones, datasets)
+
+
+def _warn_of_imported_features(grid: Grid, datasets: Iterable[Dataset]) -> None:
+    """Say which keys of the grid change nothing for datasets of imported features, which are as they were given."""
+    for dataset in datasets:
+        if dataset.store is None:
+            continue
+        views = FeatureStore.open(dataset.store).meta.views
+        idle = ["views"] * ("views" in grid.source and grid.views > views)
+        idle += ["recipe"] * ("recipe" in grid.source)
+        if idle:
+            log.warning(
+                "%s holds imported features with %d augmented views; %s of the grid changes nothing for it.",
+                *(dataset.name, views, " and ".join(idle)),
+            )
 
 
 def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, Backbone]) -> None:

@@ -131,7 +131,7 @@ def write_npz(path: Path, labels: np.ndarray, names: list[str], seed: int) -> Pa
     return path
 
 
-def test_features_computed_elsewhere_go_through_a_sweep(run, backbone, tmp_path):
+def test_features_computed_elsewhere_go_through_a_sweep(run, backbone, tmp_path, caplog):
     names = ["snowy owl", "red kite", "wren"]
     (tmp_path / "data").mkdir()
     for split, count, seed in (("train", 12, 1), ("val", 6, 2), ("test", 9, 3)):
@@ -157,6 +157,12 @@ def test_features_computed_elsewhere_go_through_a_sweep(run, backbone, tmp_path)
     assert set(frame.dataset) == {"birds"}
     assert frame[(frame.method == "linear_probe") & (frame.shots.astype(str) != "1")].accuracy.item() == 100
     assert list(load_predictions("results/grid", frame.key[0]).class_names) == names
+    code, _, _ = run("sweep", grid, "--set", "views=2", "--set", "recipe=current", "--dry-run")
+    assert code == 0
+    assert "birds holds imported features with 0 augmented views; views and recipe of the grid" in caplog.text
+    code, _, err = run("datasets", "check", "elsewhere/tiny/birds.h5")
+    assert code == 2
+    assert "`fastcoop features check elsewhere/tiny/birds.h5` looks into it" in err
     code, _, err = run("cache-features", "elsewhere/tiny/birds.h5", "--backbone", backbone)
     assert code == 0
     other = write_backbone(tmp_path / "other")

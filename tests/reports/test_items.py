@@ -8,6 +8,7 @@ import re
 import shlex
 import statistics
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -249,3 +250,17 @@ def test_commands_are_safe_to_paste(names, folder, tmp_path, monkeypatch):
         if overrides and item.name != "base_to_new":
             assert set(read_grid(ROOT / words[1], overrides).datasets) <= set(names)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_commands_leave_out_what_the_datasets_have_nothing_for(item, tmp_path):
+    """Neither validation images, that choose a probe's C, nor images behind imported features."""
+    (tmp_path / "datasets.json").write_text('{"pets": {"classes": 4, "train": 9, "val": null, "test": 9}}')
+    (tmp_path / "grid.yaml").write_text("backbones: demo-resnet\ndatasets: cache/pets.h5\n")
+    words = shlex.split(item.command(study_of(results(datasets=("pets",)), tmp_path)))
+    if words[1] == "interpret" or item.name == "table6":
+        return
+    options = {name: [b for a, b in pairwise(words) if a == name] for name in ("--set", "--only")}
+    grid = read_grid(ROOT / words[2], options["--set"], options["--only"])
+    assert not {"linear_probe", "finetune_image_encoder"} & set(grid.methods)
+    assert all(getattr(one.settings, "learning_rate", 0.1) != "validation" for one in grid.runs())
