@@ -169,7 +169,7 @@ def _required(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
             f"{path} is missing: without the official split file the dataset's own annotations are needed; "
-            "`fastcoop datasets check` says where to get both."
+            "`fastcoop datasets check NAME --data-root FOLDER` says where to get both."
         )
     return path
 

@@ -246,7 +246,7 @@ def _refuse_other_datasets(folder: Path, planned: Sequence[PlannedRun], cache: s
                 f"Run {run.key[:12]} of {folder} was tested on another dataset called {data.name} "
                 f"({len(known.class_names)} classes, {len(known.labels)} test images) than the one in "
                 f"{data.dataset.root} ({len(data.class_names)} classes, {len(data.dataset.splits['test'])} test "
-                "images), whose test would replace it; rename the folder of one of them."
+                "images), whose test would replace it; give this one another name, under name: of its YAML."
             )
 
 

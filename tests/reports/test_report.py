@@ -15,7 +15,7 @@ from tests.reports.made_up_results import coop, results, store_words
 
 RUN = (
     "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
-    " :context_length, :class_position, :class_specific, :init, :epochs, :schedule, 1, :status, :seconds,"
+    " :context_length, :class_position, :class_specific, :init, :epochs, :schedule, 1, NULL, :status, :seconds,"
     " NULL, '{}', 'now', 'cpu', :versions, '{}')"
 )
 SCORE = (

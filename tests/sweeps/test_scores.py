@@ -195,7 +195,9 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     run(small, **mine)
     key = load_results(place / "results").key[0]
     for cache in ("cache-a", "cache-b"):
-        with pytest.raises(UserError, match=r"another dataset called colours \(4 classes, 20 test images\)"):
+        with pytest.raises(
+            UserError, match=r"called colours \(4 classes, 20 test images\).*under name: of its YAML"
+        ):
             evaluate(
                 place / "results",
                 ["colours"],
@@ -204,7 +206,18 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
                 backbones=[str(world / "tiny")],
             )
     assert len(load_predictions(place / "results", key).labels) == 20
+    (place / "b" / "colours" / "dataset.yaml").write_text("name: others")  # as the refusal says
+    (tested, *_) = evaluate(
+        place / "results",
+        ["colours"],
+        data_root=place / "b",
+        cache=place / "cache-b",
+        backbones=[str(world / "tiny")],
+    )
+    assert (tested.dataset, tested.new) == ("others", True)
     with sqlite3.connect(place / "results" / "results.sqlite") as db:  # as version 1 let evaluate do
+        db.execute("DELETE FROM scores WHERE dataset = 'others'")
+        db.execute("DELETE FROM tests WHERE dataset = 'others'")
         db.execute("INSERT INTO tests SELECT 'other', dataset, class_names, x'0000' FROM tests")
         db.execute("UPDATE scores SET test = 'other', predictions = x'0000', confidence = x'0000'")
     assert len(load_predictions(place / "results", key).labels) == 1
