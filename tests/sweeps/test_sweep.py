@@ -269,7 +269,12 @@ def _planned_like(store: ResultsStore) -> Any:
     from fastcoop.methods import METHODS
 
     method = METHODS["zero_shot"]
-    job = SimpleNamespace(data=SimpleNamespace(name="d"), settings=method.Settings(), shots=0, seed=0)
+    job = SimpleNamespace(
+        data=SimpleNamespace(name="d", store=None, recipe="current"),
+        settings=method.Settings(),
+        shots=0,
+        seed=0,
+    )
     backbone = SimpleNamespace(name="b")
     job.data.dataset = SimpleNamespace(template="a {}.")
     return SimpleNamespace(key=next(iter(store.done())), method="zero_shot", backbone=backbone, job=job)
