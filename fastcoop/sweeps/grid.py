@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from fastcoop.checks import MOST_VIEWS, several
+from fastcoop.checks import MOST_VIEWS, several, shortened
 from fastcoop.datasets.files import some
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
@@ -192,12 +193,19 @@ def read_grid(
     lines, name = Lines(), "the grid"
     if isinstance(source, Mapping):
         given: Any = plain(source)
+    elif not isinstance(source, str | os.PathLike):
+        raise UserError(
+            f"Expected a grid as the path of a YAML file or as a mapping, got {shortened(source)}."
+        )
     else:
         name = str(source)
         given, lines = read_yaml(_read(Path(source)), name)
         if not isinstance(given, dict):
             raise UserError(f"{name} should hold keys such as backbones, datasets and methods.")
         given = plain(given)
+    for one in overrides:
+        if not isinstance(one, str):
+            raise UserError(f'Expected overrides such as "shots=1,2", got {shortened(one)}.')
     keys = [one.partition("=")[0] for one in overrides]
     if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
         raise UserError(f"--set gives {twice[0]} twice; leave one of them.")

@@ -499,3 +499,14 @@ def test_options_that_change_nothing_are_told(
 def test_an_option_given_twice(file: Path) -> None:
     with pytest.raises(UserError, match="--set gives shots twice; leave one of them"):
         read_grid(file, ["shots=1", "seeds=1", "shots=2"])
+
+
+@pytest.mark.parametrize("grid", [None, [], 3, b"grid.yaml"])
+def test_what_is_no_grid_is_refused(grid: Any) -> None:
+    with pytest.raises(UserError, match="Expected a grid as the path of a YAML file or as a mapping, got"):
+        read_grid(grid)
+
+
+def test_overrides_are_text() -> None:
+    with pytest.raises(UserError, match=r'Expected overrides such as "shots=1,2", got 3\.'):
+        read_grid({"backbones": "x", "datasets": "y", "methods": "zero_shot"}, [3])  # type: ignore[list-item]
