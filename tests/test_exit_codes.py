@@ -208,7 +208,13 @@ def test_ctrl_c_reaches_a_command(world):
     """A real signal, while a sweep trains."""
     command = "sweep grid.yaml --results long --jobs 1 --json --set methods.coop.epochs=100000"
     process = subprocess.Popen(
-        [*FASTCOOP, *command.split()], cwd=world, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*FASTCOOP, *command.split()],
+        cwd=world,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell has programs in its background ignore the signal, and they hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     results = world / "long" / "results.sqlite"
     end = time.monotonic() + 120

@@ -133,7 +133,7 @@ def test_features_that_are_missing_are_counted_and_stood_in_for(
             "Beside --show-grid these change nothing: --results, --jobs.",
         ),
         (["--dry-run", "--backend", "dask"], "Beside --dry-run these change nothing: --backend."),
-        (["--show-grid", "--set", "seeds=2"], ""),
+        (["--show-grid", "--set", "datasets=e"], ""),
     ],
 )
 def test_options_that_change_nothing_are_said(
