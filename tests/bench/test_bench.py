@@ -16,6 +16,7 @@ from fastcoop.bench.beside import BesideProducts
 from fastcoop.bench.measure import equal_runs, growth_counts, measure_growth
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.bench.timing import measure, share_of, warm_ups
+from fastcoop.cli import main
 from fastcoop.engine.flops import forest_flops
 from fastcoop.engine.forest import plant
 from fastcoop.engine.graph import WARM_UP, WORTH_IT
@@ -248,3 +249,18 @@ def test_class_lists_come_from_imagenet_or_a_folder(tmp_path):
     (tmp_path / "bad.json").write_text('{"cat": 1}')
     with pytest.raises(UserError, match="should be a list of class names"):
         class_lists(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--project", "fig3", "--json"], "give --project without --json"),
+        (["--precision", "float32"], "both are float32; leave one out"),
+    ],
+)
+def test_options_of_bench_that_contradict_are_refused_before_any_work(options, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--out", str(tmp_path / "out"), *options])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

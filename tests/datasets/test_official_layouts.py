@@ -434,3 +434,11 @@ def test_imagenet_s_family_knows_its_wordnet_ids(tmp_path, put):
     assert own.class_names == ("a fish", third)
     put(tmp_path / "pets" / "test", numbered("cat", first, n=2))
     assert load_dataset("pets", tmp_path).class_ids == ()
+
+
+def test_class_names_that_are_no_utf_8_are_refused_in_one_sentence(tmp_path):
+    folder = tmp_path / "imagenet"
+    folder.mkdir()
+    (folder / "classnames.txt").write_bytes("n01440764 caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"classnames\.txt is not UTF-8"):
+        wordnet_names(folder)

@@ -34,6 +34,7 @@ from fastcoop.sweeps import (
     sweep,
 )
 from fastcoop.sweeps.compare import pair_folders, pair_labels
+from fastcoop.sweeps.results import load_run
 from fastcoop.sweeps.schema import VERSION
 from tests.small_world import write_dataset
 
@@ -138,6 +139,29 @@ def test_a_run_whose_training_images_changed_beside_their_center_learns_again(
     assert tested == ["colours"], "what was learned from the old pictures was tested on shifted"
     with pytest.raises(UserError, match="learned from other images"):
         merge_results([first], folders["results"])
+
+
+def test_tests_by_other_prompts_are_not_merged(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    run(small, **folders, only=["zero_shot"])
+    say_prompt(folders["data_root"] / "shifted", "qqq zzz {} www")
+    other = folders["results"].with_name("other")
+    run(small, **folders | {"results": other}, only=["zero_shot"])
+    before = load_results(folders["results"])
+    with pytest.raises(UserError, match=r"Run .* on shifted .* by other prompts"):
+        merge_results([other], folders["results"])
+    assert before.equals(load_results(folders["results"]))
+
+
+def test_classes_of_one_name_are_all_shown(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    names = folders["data_root"] / "colours" / "dataset.yaml"
+    names.write_text("class_names: {green: grey}\n")
+    run(small | {"targets": {}}, **folders, only=["zero_shot"])
+    key = load_results(folders["results"]).key.iloc[0]
+    assert len(load_run(folders["results"], key)["tests"]["colours"]["per_class"]) == 4
 
 
 def test_runs_by_two_prompts_of_a_dataset_are_told_apart(
