@@ -279,3 +279,31 @@ def test_a_decompression_bomb_is_unreadable_before_it_is_decoded(tmp_path: Path)
         read_rgb(path)
     with pytest.raises(UnreadableImage, match="no such file"):
         read_rgb(tmp_path / "absent.png")
+
+
+def tiff(bits: int, photometric: int, pixels: bytes, width: int, height: int) -> bytes:
+    """An uncompressed grey TIFF of one strip, of kinds that Pillow reads and does not write."""
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(pixels),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    at = 8 + len(pixels) + len(pixels) % 2
+    head = struct.pack("<2sHI", b"II", 42, at) + pixels.ljust(at - 8, b"\0")
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_tiffs_of_12_bits_and_those_that_store_white_as_zero_are_scaled(tmp_path: Path) -> None:
+    packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x07, 0xFF])  # 4095, 0, 2048, 2047
+    (tmp_path / "12.tiff").write_bytes(tiff(12, 1, packed, 4, 1))
+    assert np.asarray(read_rgb(tmp_path / "12.tiff"))[0, :, 0].tolist() == [255, 0, 128, 127]
+    wide = np.array([0, 257 * 9, 65535], "<u2").tobytes()
+    (tmp_path / "inverted.tiff").write_bytes(tiff(16, 0, wide, 3, 1))
+    assert np.asarray(read_rgb(tmp_path / "inverted.tiff"))[0, :, 0].tolist() == [255, 246, 0]
