@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> Any:
     # Read by torch's thread pool when it starts: on a shared machine, threads that spin while they wait for one that
     # lost its core make training many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Weights are fetched from the hub that open_clip names; nothing else is told to it.
+    # open_clip downloads weights from a model hub. Send it no usage statistics.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     prepare_streams()
     try:

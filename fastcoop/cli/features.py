@@ -86,13 +86,13 @@ def _refuse_beside_a_grid(context: typer.Context, datasets: list[str]) -> None:
 @features_app.command("check")
 def check_features(
     file: Annotated[Path, typer.Argument(help="A feature store (*.h5).")],
-    backbone: Annotated[str | None, typer.Option(help="Encode a sample anew with this backbone.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Encode a sample again with this backbone.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The dataset whose images to encode.")] = None,
     data_root: DataRoot = Path("data"),
-    sample: Annotated[int, typer.Option(help="Images to encode anew.")] = 32,
+    sample: Annotated[int, typer.Option(help="Images to encode again.")] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a store's digests and counts; with --backbone and --dataset, encode a sample anew.
+    """Verify a store's digests and counts; with --backbone and --dataset, encode a sample again.
 
     That tells how far features are from what they would be today, and how far float16 moves logits.
 

@@ -44,7 +44,7 @@ class StoreReport:
         path, meta: of the store.
         counts: split -> images stored.
         problems: one sentence each; empty if all is well.
-        reencoded: images encoded anew.
+        reencoded: images encoded again.
         largest_difference: between a stored and a new feature, relative to the stored one's length; None if
             nothing was encoded.
         half_precision: the float16 error of the new features' logits; None if nothing was encoded.
@@ -75,7 +75,7 @@ class StoreReport:
         ]
         if self.largest_difference is not None:
             lines.append(
-                f"{self.reencoded} images encoded anew: largest difference {self.largest_difference:.2e} "
+                f"{self.reencoded} images encoded again: largest difference {self.largest_difference:.2e} "
                 "of a feature's length"
             )
         if (half := self.half_precision) is not None:
@@ -98,7 +98,7 @@ def check_store(
 
     Raises UserError if the file cannot be opened at all, or was made from other weights or images.
     """
-    sample = whole_number(sample, "the number of images to encode anew", 1)
+    sample = whole_number(sample, "the number of images to encode again", 1)
     dataset = dataset and (dataset.whole or dataset)
     store = FeatureStore.open(path, backbone, dataset)
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
@@ -106,11 +106,11 @@ def check_store(
     for split in store.splits:
         report.problems += damage[split] + _split_problems(store, split, None if damage[split] else dataset)
     if backbone is None or dataset is None:
-        report.notes.append("No image was encoded anew: that takes both --backbone and --dataset.")
+        report.notes.append("No image was encoded again: that takes both --backbone and --dataset.")
     elif store.meta.recipe == IMPORTED:
-        report.notes.append("No image was encoded anew: the features were imported, without images.")
+        report.notes.append("No image was encoded again: the features were imported, without images.")
     elif any(damage.values()):
-        report.notes.append("No image was encoded anew, because the store is damaged.")
+        report.notes.append("No image was encoded again, because the store is damaged.")
     else:
         _reencode(store, backbone, dataset, np.random.default_rng(seed), sample, report)
     return report
@@ -171,7 +171,7 @@ def _reencode(
     report.largest_difference = worst
     if worst > TOLERANCE:
         report.problems.append(
-            f"Features encoded anew differ by {worst:.1%} of their length: the images or the weights changed."
+            f"Features encoded again differ by {worst:.1%} of their length: the images or the weights changed."
         )
 
 

@@ -310,8 +310,8 @@ def _refuse_idle_length(job: Job[CoOpSettings], length: int) -> None:
     given = "context_length" in settings.model_fields_set and not job.done_before
     if given and settings.prompt is None and settings.context_length != length:
         raise UserError(
-            f'The words "{settings.init}" that contexts start from are {length} tokens and so many vectors; a '
-            f"context_length of {settings.context_length} changes nothing beside them: leave it out, or give the "
+            f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
+            f"context_length of {settings.context_length} is not used: leave it out, or give the "
             "words an entry of coop of their own."
         )
 

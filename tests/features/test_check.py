@@ -234,10 +234,10 @@ def test_a_file_of_features_damaged_anywhere_is_refused(backbone: Backbone, tmp_
 def test_what_was_not_encoded_anew_is_said(path: Path, backbone: Backbone, dataset: Dataset) -> None:
     for arguments in ((), (backbone,), (None, dataset)):
         (note,) = check_store(path, *arguments).notes
-        assert note.startswith("No image was encoded anew: that takes both")
+        assert note.startswith("No image was encoded again: that takes both")
     assert check_store(path, backbone, dataset, sample=1).notes == []
     for sample in (0, -1, 1.5):
-        with pytest.raises(UserError, match="number of images to encode anew"):
+        with pytest.raises(UserError, match="number of images to encode again"):
             check_store(path, backbone, dataset, sample=sample)
 
 

@@ -75,7 +75,7 @@ def test_unreadable_images_of_several_datasets_are_named_when_the_rest_is_done(r
 
     code, out, _ = run("features", "check", "cache/tiny/three.h5")
     assert code == 0
-    assert "No image was encoded anew: that takes both --backbone and --dataset" in out
+    assert "No image was encoded again: that takes both --backbone and --dataset" in out
     code, out, _ = run(
         "features",
         "check",
@@ -88,7 +88,7 @@ def test_unreadable_images_of_several_datasets_are_named_when_the_rest_is_done(r
         "5",
     )
     assert code == 0
-    assert "5 images encoded anew: largest difference" in out
+    assert "5 images encoded again: largest difference" in out
     assert "float16 moves their logits by" in out
     assert out.rstrip().endswith("no problems found")
 
