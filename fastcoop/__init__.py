@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
     from fastcoop.reports.report import report
-    from fastcoop.sweeps import load_contexts, load_predictions, load_results, merge_results, paired_test
+    from fastcoop.results import load_contexts, load_predictions, load_results, merge_results, paired_test
     from fastcoop.sweeps.evaluate import evaluate
     from fastcoop.sweeps.interpret import interpret
     from fastcoop.sweeps.sweep import sweep
@@ -36,15 +36,8 @@ _HOME = {
     "features": ("FeatureStore", "cache_features", "check_store", "import_features"),
     "prompts": ("PromptLayout", "initial_contexts", "nearest_words"),
     "engine": ("PromptEncoder", "Run", "encode_prompts", "train"),
-    "sweeps": (
-        "evaluate",
-        "load_contexts",
-        "load_predictions",
-        "load_results",
-        "merge_results",
-        "paired_test",
-        "sweep",
-    ),
+    "results": ("load_contexts", "load_predictions", "load_results", "merge_results", "paired_test"),
+    "sweeps": ("evaluate", "sweep"),
     "sweeps.interpret": ("interpret",),
     "exchange": ("Classifier", "export_run", "find_run", "import_coop", "make_classifier", "predict"),
     "reports": ("report",),

@@ -58,7 +58,7 @@ def test_every_command_leaves_the_pictures_as_they_are(
             "predict classifier.safetensors data/other --backbone tiny",
         ):
             if "KEY" in command:
-                from fastcoop.sweeps import load_results
+                from fastcoop.results import load_results
 
                 runs = load_results("results/g")
                 command = command.replace(

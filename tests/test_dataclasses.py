@@ -17,11 +17,11 @@ import fastcoop
 import fastcoop as fc
 from fastcoop.datasets import FewShot, Split
 from fastcoop.engine.run import Trained
+from fastcoop.grids import read_grid
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.scores import Scores, score
 from fastcoop.prompts.nearest import Nearest
-from fastcoop.sweeps import read_grid
-from fastcoop.sweeps.predictions import Predictions
+from fastcoop.results.predictions import Predictions
 
 ARRAYS = {"ndarray", "Tensor", "DataFrame"}
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from fastcoop.sweeps import read_grid, sweep
+from fastcoop.grids import read_grid
+from fastcoop.sweeps import sweep
 from tests.small_world import write_backbone, write_dataset
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -58,8 +58,8 @@ def list_results(
     """
     import pandas as pd
 
-    from fastcoop.sweeps.results import load_failures, load_results, load_untested
-    from fastcoop.sweeps.select import select
+    from fastcoop.results.read import load_failures, load_results, load_untested
+    from fastcoop.results.select import select
 
     table = load_results(results)
     for status_of, others in (("untested", load_untested(results)), ("failed", load_failures(results))):
@@ -102,7 +102,7 @@ def show(
 
     Example:  [bold]fastcoop results show results/demo 3f2a[/bold]
     """
-    from fastcoop.sweeps.results import find_run, load_run
+    from fastcoop.results.read import find_run, load_run
 
     run = load_run(results, find_run(results, key))
     if as_json:
@@ -156,9 +156,9 @@ def compare(
 
     Example:  [bold]fastcoop results compare results/demo --labels "CoOp (M=16, end)" "CoOp (M=16, mid)"[/bold]
     """
-    from fastcoop.sweeps.compare import pair_folders, pair_labels
-    from fastcoop.sweeps.results import load_results
-    from fastcoop.sweeps.select import select
+    from fastcoop.results.compare import pair_folders, pair_labels
+    from fastcoop.results.read import load_results
+    from fastcoop.results.select import select
 
     if (other is None) == (labels is None):
         raise UserError("Give either a second results folder to compare with, or --labels FIRST SECOND.")
@@ -238,8 +238,8 @@ def export_results(
 
     Example:  [bold]fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16[/bold]
     """
-    from fastcoop.sweeps.results import load_failures, load_results, load_untested
-    from fastcoop.sweeps.select import select
+    from fastcoop.results.read import load_failures, load_results, load_untested
+    from fastcoop.results.select import select
 
     if to.suffix not in (".csv", ".parquet"):
         raise UserError(
@@ -285,7 +285,7 @@ def merge(
 
     Example:  [bold]fastcoop results merge results/machine-a results/machine-b --into results/all[/bold]
     """
-    from fastcoop.sweeps import merge_results
+    from fastcoop.results import merge_results
 
     added = merge_results(folders, into)
     if as_json:

@@ -94,8 +94,8 @@ def sweep(
     if idle := without_effect(context, IDLE.get(asked, ())):
         log.warning("Beside --%s these change nothing: %s.", asked.replace("_", "-"), ", ".join(idle))
     if show_grid:
-        from fastcoop.sweeps import read_grid
-        from fastcoop.sweeps.shown import grid_text
+        from fastcoop.grids import read_grid
+        from fastcoop.grids.shown import grid_text
 
         text = grid_text(read_grid(grid, overrides or (), only or ()))
         if as_json:
@@ -158,7 +158,7 @@ def _say_summary(summary: Summary) -> None:
 
 def _report_stop(folder: Path) -> None:
     """Print how many runs an interrupted sweep leaves behind."""
-    from fastcoop.sweeps.results import tested_runs
+    from fastcoop.results.read import tested_runs
 
     try:
         done = len(tested_runs(folder))

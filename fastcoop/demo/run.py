@@ -9,10 +9,12 @@ from pathlib import Path
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
 from fastcoop.errors import UserError
+from fastcoop.grids import read_grid
+from fastcoop.grids.shipped import shipped_grid
 from fastcoop.reports import report
-from fastcoop.sweeps import load_results, read_grid, sweep
+from fastcoop.results import load_results
+from fastcoop.sweeps import sweep
 from fastcoop.sweeps.interpret import interpret
-from fastcoop.sweeps.shipped import shipped_grid
 
 QUICK, FULL = "demo", "demo-full"
 

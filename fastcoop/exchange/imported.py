@@ -24,12 +24,12 @@ from fastcoop.exchange.official import (
 )
 from fastcoop.exchange.runs import LearnedRun, write_contexts_file
 from fastcoop.features.images import RECIPES
+from fastcoop.grids.plan import PlannedRun
 from fastcoop.methods import METHODS, Data, Job, Outcome
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, context_length_of
 from fastcoop.methods.schedule import paper_epochs
-from fastcoop.sweeps.plan import PlannedRun
-from fastcoop.sweeps.store import contexts_path, open_store
+from fastcoop.results.store import contexts_path, open_store
 
 TOLERANCE = 2e-3  # float16 embeddings against the same in float32
 

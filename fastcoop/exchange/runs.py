@@ -18,9 +18,9 @@ from fastcoop.methods import METHODS
 from fastcoop.methods.base import read_settings
 from fastcoop.methods.coop import layout_of
 from fastcoop.prompts import PromptLayout
-from fastcoop.sweeps import load_contexts, load_predictions
-from fastcoop.sweeps.results import load_runs
-from fastcoop.sweeps.store import contexts_path, digest_of_arrays
+from fastcoop.results import load_contexts, load_predictions
+from fastcoop.results.read import load_runs
+from fastcoop.results.store import contexts_path, digest_of_arrays
 
 FORMAT = "fastcoop contexts"
 FORMAT_VERSION = "1"

@@ -25,7 +25,7 @@ from fastcoop.reports.study import (
     targets_of,
 )
 from fastcoop.reports.style import look, name_of
-from fastcoop.sweeps.collapsed import collapsed
+from fastcoop.results.collapsed import collapsed
 
 SISTERS = [
     "backbone",

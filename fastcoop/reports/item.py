@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastcoop import escape
+from fastcoop.grids.grid import read_grid
 from fastcoop.reports.study import Study, read_datasets
 from fastcoop.reports.table import Table
-from fastcoop.sweeps.grid import read_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -183,7 +183,7 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """The study in a results folder. Raises UserError where there is no run to report."""
-    from fastcoop.sweeps import load_failures, load_results, load_untested
+    from fastcoop.results import load_failures, load_results, load_untested
 
     frame, untested = load_results(folder), load_untested(folder)
     if frame.empty and len(untested):
@@ -229,7 +229,7 @@ def _texts(given: Any) -> list[str]:
 def _class_names(folder: Path, tested: pd.DataFrame) -> dict[str, Sequence[str]]:
     if tested.empty:
         return {}
-    from fastcoop.sweeps import load_predictions
+    from fastcoop.results import load_predictions
 
     return {
         row.dataset: load_predictions(folder, row.key, row.dataset).class_names for row in rows_of(tested)

@@ -6,15 +6,15 @@ recorded; a resumed sweep forms the recorded ones again. Methods that do not tra
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.backbones import Backbone
+from fastcoop.grids.plan import PlannedRun
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import Training
-from fastcoop.sweeps.plan import PlannedRun
+from fastcoop.results.batch import Batch
 
 if TYPE_CHECKING:
     from fastcoop.engine.trees import TreeKey
@@ -25,38 +25,6 @@ SHARES = (
 ROOMS = 4  # a batch holds at most so many rooms full of rows, of which the engine trains one at a time
 FEW = 8  # a batch of less than this fraction of a room is slow, so it takes in the next tree's runs
 FLOPS = 3e10  # a second of a core: only the proportions matter, and whether a sweep is worth workers
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Runs that one worker does together, in the order that the engine is given them.
-
-    Attributes:
-        method, backbone: names.
-        keys: of the runs.
-        threads: that it is worked on with.
-        budget: bytes that training may take at once; None for methods that do not train in the engine.
-        cost: seconds that it may take one core, roughly.
-        attempt: how often a batch of these runs has failed before.
-    """
-
-    method: str
-    backbone: str
-    keys: tuple[str, ...]
-    threads: int
-    budget: int | None = None
-    cost: float = 0.0
-    attempt: int = 0
-
-    @property
-    def name(self) -> str:
-        """What its record and its checkpoint are called."""
-        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:16]
-
-    @property
-    def trains(self) -> bool:
-        """Whether its runs train together in the engine."""
-        return self.budget is not None
 
 
 def training_of(run: PlannedRun) -> Training | None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastcoop.features import cache_all
 from fastcoop.features.plan import Settings, make_plan
-from fastcoop.sweeps.grid import read_grid
-from fastcoop.sweeps.plan import World, load_world
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.plan import World, load_world
 
 
 def cache_grid(

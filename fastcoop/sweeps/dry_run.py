@@ -14,12 +14,12 @@ import psutil
 
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError
-from fastcoop.sweeps.batches import Batch
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.plan import load_world, plan_runs, warn_of_idle_settings
+from fastcoop.results.batch import Batch
+from fastcoop.results.store import DATABASE, ResultsStore, advice
 from fastcoop.sweeps.caching import missing_crops
 from fastcoop.sweeps.forecast import Forecast, forecast
-from fastcoop.sweeps.grid import read_grid
-from fastcoop.sweeps.plan import load_world, plan_runs, warn_of_idle_settings
-from fastcoop.sweeps.store import DATABASE, ResultsStore, advice
 from fastcoop.sweeps.sweep import (
     Summary,
     _count,

@@ -27,12 +27,12 @@ from fastcoop.features import (
     store_path,
 )
 from fastcoop.features.images import RECIPES
+from fastcoop.grids.plan import PlannedRun, TestFacts, refuse_long_prompts, refuse_shared_names
 from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
 from fastcoop.methods.base import read_settings
 from fastcoop.progress import progress
-from fastcoop.sweeps.about import add_datasets, grid_of
-from fastcoop.sweeps.plan import PlannedRun, TestFacts, refuse_long_prompts, refuse_shared_names
-from fastcoop.sweeps.results import (
+from fastcoop.results.about import add_datasets, grid_of
+from fastcoop.results.read import (
     Learned,
     load_learned,
     load_predictions,
@@ -40,7 +40,7 @@ from fastcoop.sweeps.results import (
     load_runs,
     tested_runs,
 )
-from fastcoop.sweeps.store import open_store
+from fastcoop.results.store import open_store
 
 log = logging.getLogger("fastcoop")
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from fastcoop.grids.plan import PlannedRun, World
 from fastcoop.methods import METHODS, Data, Job
 from fastcoop.methods.base import Training
 from fastcoop.methods.data import KEPT_BYTES
 from fastcoop.methods.schedule import ScheduleSettings
+from fastcoop.results.batch import Batch
 from fastcoop.sweeps import measure
-from fastcoop.sweeps.batches import Batch, training_of
-from fastcoop.sweeps.plan import PlannedRun, World
+from fastcoop.sweeps.batches import training_of
 from fastcoop.sweeps.schedule import form_batches
 from fastcoop.sweeps.shapes import Shapes, course
 from fastcoop.sweeps.workers import Team, budget_of, choose_team, sharers_of

@@ -29,8 +29,8 @@ from fastcoop.prompts import (
     nearest_words,
 )
 from fastcoop.prompts.nearest import NOT_LATIN
-from fastcoop.sweeps.results import load_contexts, load_learned, load_predictions, load_runs
-from fastcoop.sweeps.store import NEAREST_WORDS, contexts_path
+from fastcoop.results.read import load_contexts, load_learned, load_predictions, load_runs
+from fastcoop.results.store import NEAREST_WORDS, contexts_path
 
 log = logging.getLogger("fastcoop")
 

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fastcoop import escape
+from fastcoop.grids.plan import PlannedRun
 from fastcoop.methods import METHODS, Outcome
 from fastcoop.progress import is_shown, on_terminal, print_line
-from fastcoop.sweeps.batches import Batch
-from fastcoop.sweeps.plan import PlannedRun
+from fastcoop.results.batch import Batch
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from fastcoop.grids.plan import PlannedRun
 from fastcoop.methods import Outcome
-from fastcoop.sweeps.batches import Batch, in_order, plan_batches, reformed
+from fastcoop.results.batch import Batch
+from fastcoop.results.store import ResultsStore
+from fastcoop.sweeps.batches import in_order, plan_batches, reformed
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, state_of_some, tidy, write_state
 from fastcoop.sweeps.live import Live, Pace
-from fastcoop.sweeps.plan import PlannedRun
-from fastcoop.sweeps.store import ResultsStore
 from fastcoop.sweeps.work import Begun, Ended, Event, Finished, Progressed, RunSpec, Task
 from fastcoop.sweeps.workers import Crew
 

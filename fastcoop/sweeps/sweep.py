@@ -15,16 +15,16 @@ from fastcoop.backbones.precision import fresh_state
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, open_current, open_if_there, store_path
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.plan import PlannedRun, TestFacts, World, load_world, plan_runs, warn_of_idle_settings
 from fastcoop.methods import METHODS, Data, Job
-from fastcoop.sweeps.about import write_about
+from fastcoop.results.about import write_about
+from fastcoop.results.collapsed import collapsed
+from fastcoop.results.read import load_learned, load_results, tested_runs
+from fastcoop.results.store import DATABASE, open_store
 from fastcoop.sweeps.caching import cache_world
-from fastcoop.sweeps.collapsed import collapsed
-from fastcoop.sweeps.grid import read_grid
 from fastcoop.sweeps.memory import PeakMemory
-from fastcoop.sweeps.plan import PlannedRun, TestFacts, World, load_world, plan_runs, warn_of_idle_settings
-from fastcoop.sweeps.results import load_learned, load_results, tested_runs
 from fastcoop.sweeps.schedule import Schedule, form_batches
-from fastcoop.sweeps.store import DATABASE, open_store
 from fastcoop.sweeps.work import Supplies
 from fastcoop.sweeps.workers import (
     Alone,

@@ -14,10 +14,10 @@ import numpy as np
 
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
+from fastcoop.grids.plan import PlannedRun, World
 from fastcoop.methods import METHODS, Data, Job, MethodSettings, Outcome, RunContext
-from fastcoop.sweeps.batches import Batch
+from fastcoop.results.batch import Batch
 from fastcoop.sweeps.checkpoints import Checkpoint
-from fastcoop.sweeps.plan import PlannedRun, World
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone

@@ -23,10 +23,10 @@ from fastcoop.backbones.load import check_device
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
 from fastcoop.errors import UserError
+from fastcoop.grids.plan import World
 from fastcoop.orphans import ProcessPoolExecutor, end_with
+from fastcoop.results.batch import Batch
 from fastcoop.sweeps import checkpoints
-from fastcoop.sweeps.batches import Batch
-from fastcoop.sweeps.plan import World
 from fastcoop.sweeps.work import Event, Finished, Home, Supplies, Task, Tell, Workshop
 
 SMALL = 20.0  # expected seconds of one core; a worker's start costs about 6

@@ -13,7 +13,8 @@ import torch
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, load_dataset
 from fastcoop.exchange.official import frozen_embeddings
-from fastcoop.sweeps import load_results, sweep
+from fastcoop.results import load_results
+from fastcoop.sweeps import sweep
 from tests.small_world import write_backbone, write_dataset
 
 COOP = {

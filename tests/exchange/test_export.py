@@ -16,7 +16,7 @@ from safetensors import safe_open
 from fastcoop.errors import UserError
 from fastcoop.exchange import Classifier, export_run, find_run, image_files, make_classifier, predict
 from fastcoop.features import FeatureStore
-from fastcoop.sweeps import load_contexts, load_predictions
+from fastcoop.results import load_contexts, load_predictions
 from tests.reference import reference_features
 
 LAYOUTS = [(position, specific) for position in ("end", "mid", "front") for specific in (False, True)]
@@ -144,7 +144,7 @@ def test_mistakes_are_said(world, key, tmp_path):
         export_run(results, key(), "classifier", tmp_path / "x", "demo-resnet")
     with pytest.raises(UserError, match="demo-resnet"):  # of which nothing is needed
         export_run(results, key(), "safetensors", tmp_path / "x", "demo-resnet")
-    from fastcoop.sweeps import load_results
+    from fastcoop.results import load_results
 
     frame = load_results(results)
     with pytest.raises(UserError, match="no learned contexts"):

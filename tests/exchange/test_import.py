@@ -18,8 +18,8 @@ from fastcoop.exchange.official import official_path, path_facts, read_official
 from fastcoop.exchange.unpickle import Checkpoint
 from fastcoop.features.images import crops, normalised, read_rgb
 from fastcoop.prompts import PromptLayout
-from fastcoop.sweeps import load_contexts
-from fastcoop.sweeps.results import load_runs
+from fastcoop.results import load_contexts
+from fastcoop.results.read import load_runs
 from tests.small_world import write_backbone, write_dataset
 
 OFFICIAL = (
@@ -252,7 +252,8 @@ def test_imported_runs_are_scored_on_their_own_dataset_and_others(
     save_official, backbone, dataset, world, tmp_path
 ):
     """As the sweep's runs of the same contexts were."""
-    from fastcoop.sweeps import evaluate, load_results
+    from fastcoop.results import load_results
+    from fastcoop.sweeps import evaluate
 
     study = load_results(world / "results").query("method == 'coop' and class_position == 'mid'")
     for row in study.itertuples():
@@ -309,7 +310,7 @@ def test_imported_runs_are_listed_and_said_to_be_untested(
 
     from fastcoop.cli import main
     from fastcoop.reports.report import report
-    from fastcoop.sweeps import merge_results
+    from fastcoop.results import merge_results
 
     monkeypatch.chdir(world)
     path = tmp_path / OFFICIAL.format(csc=False, ctp="end")

@@ -10,8 +10,9 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.exchange import find_run, import_coop, make_classifier, predict
 from fastcoop.features import FeatureStore
-from fastcoop.sweeps import evaluate, load_results, sweep
-from fastcoop.sweeps.results import load_runs
+from fastcoop.results import load_results
+from fastcoop.results.read import load_runs
+from fastcoop.sweeps import evaluate, sweep
 from tests.exchange.test_import import OFFICIAL, contexts
 
 

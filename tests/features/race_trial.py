@@ -27,7 +27,8 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import load_dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, import_features, plan
-from fastcoop.sweeps import load_predictions, load_results, sweep
+from fastcoop.results import load_predictions, load_results
+from fastcoop.sweeps import sweep
 from tests.small_world import write_backbone, write_dataset
 
 REFUSED = 3

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastcoop.cli import main
 from fastcoop.features import FeatureStore
-from fastcoop.sweeps import load_predictions, load_results
+from fastcoop.results import load_predictions, load_results
 from tests.small_world import write_backbone, write_dataset
 
 

@@ -322,7 +322,8 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
 
 
 def test_targets_whose_pictures_changed_are_tested_again_by_evaluate_and_sweep(tmp_path: Path) -> None:
-    from fastcoop.sweeps import evaluate, load_results, sweep
+    from fastcoop.results import load_results
+    from fastcoop.sweeps import evaluate, sweep
     from tests.small_world import write_backbone, write_dataset
 
     for seed, name in enumerate(("colours", "other")):

@@ -128,8 +128,8 @@ def test_imports_of_one_name_make_one_store_and_say_so(tmp_path: Path, backbone:
 def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -> None:
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.datasets import load_dataset
-    from fastcoop.sweeps.grid import read_grid
-    from fastcoop.sweeps.plan import load_world
+    from fastcoop.grids.grid import read_grid
+    from fastcoop.grids.plan import load_world
     from fastcoop.sweeps.sweep import _open_features
     from fastcoop.sweeps.work import Supplies, Workshop
     from tests.small_world import write_backbone, write_dataset

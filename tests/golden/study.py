@@ -18,7 +18,8 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.engine import Run, train
 from fastcoop.features import import_features
 from fastcoop.prompts import PromptLayout
-from fastcoop.sweeps import load_results, sweep
+from fastcoop.results import load_results
+from fastcoop.sweeps import sweep
 
 GOLDEN = Path(__file__).with_name("golden.json")
 NAMES = ("cat", "cat fish", "dog", "a big lion")

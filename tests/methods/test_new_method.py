@@ -16,7 +16,8 @@ from fastcoop.methods import METHODS, Data, Job, Method, MethodSettings, Outcome
 from fastcoop.methods.text import score_texts, unit
 from fastcoop.prompts import PromptLayout
 from fastcoop.reports import report
-from fastcoop.sweeps import evaluate, load_results, sweep
+from fastcoop.results import load_results
+from fastcoop.sweeps import evaluate, sweep
 from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features
 from tests.small_world import write_backbone, write_dataset

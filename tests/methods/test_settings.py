@@ -13,10 +13,10 @@ from fastcoop.backbones import Backbone
 from fastcoop.checks import LARGEST_BATCH, LONGEST
 from fastcoop.engine.run import WARMUP_RATE
 from fastcoop.errors import UserError
+from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods import schedule as schedules
 from fastcoop.methods.schedule import idle_settings
-from fastcoop.sweeps import read_grid
 from tests.methods.conftest import job
 
 NUMBERS = [

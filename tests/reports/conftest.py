@@ -16,11 +16,11 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A function from a results table to a folder that `report` reads as holding it."""
 
     def make(frame: pd.DataFrame) -> Path:
-        sweeps = types.ModuleType("fastcoop.sweeps")
-        sweeps.load_results = lambda folder: frame
-        sweeps.load_failures = lambda folder: pd.DataFrame()
-        sweeps.load_untested = lambda folder: pd.DataFrame()
-        monkeypatch.setitem(sys.modules, "fastcoop.sweeps", sweeps)
+        results = types.ModuleType("fastcoop.results")
+        results.load_results = lambda folder: frame
+        results.load_failures = lambda folder: pd.DataFrame()
+        results.load_untested = lambda folder: pd.DataFrame()
+        monkeypatch.setitem(sys.modules, "fastcoop.results", results)
         folder = tmp_path / "results"
         folder.mkdir()
         return folder

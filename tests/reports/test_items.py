@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fastcoop.grids import read_grid
 from fastcoop.reports.items import ITEMS, base_to_new, cross_dataset, figure1, figure3, table3, table4, table5
 from fastcoop.reports.study import Missing, Study, study_of
 from fastcoop.reports.table import Table
-from fastcoop.sweeps import read_grid
 from tests.reports.made_up_results import coop, results, run, store_words
 
 ROOT = Path(__file__).parents[2]

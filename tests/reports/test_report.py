@@ -155,8 +155,8 @@ def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
 
 
 def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):
-    from fastcoop.sweeps.schema import SCHEMA, VERSION
-    from fastcoop.sweeps.store import DATABASE
+    from fastcoop.results.schema import SCHEMA, VERSION
+    from fastcoop.results.store import DATABASE
 
     frame = results(datasets=("objects",), shots=(16,)).astype({"shots": object})
     folder = tmp_path / "results"

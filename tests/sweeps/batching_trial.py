@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastcoop.sweeps.batches import Batch, plan_batches
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.plan import load_world, plan_runs
+from fastcoop.results.batch import Batch
+from fastcoop.sweeps.batches import plan_batches
 from fastcoop.sweeps.caching import cache_world
-from fastcoop.sweeps.grid import read_grid
-from fastcoop.sweeps.plan import load_world, plan_runs
 from fastcoop.sweeps.sweep import _open_features
 from fastcoop.sweeps.work import Home, RunSpec, Task
 from fastcoop.sweeps.workers import budget_of

@@ -18,10 +18,10 @@ import torch
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.datasets import Dataset
+from fastcoop.grids.plan import PlannedRun
 from fastcoop.methods import METHODS, Data, Job, Outcome, expand
+from fastcoop.results.store import open_store
 from fastcoop.sweeps.interpret import interpret
-from fastcoop.sweeps.plan import PlannedRun
-from fastcoop.sweeps.store import open_store
 from tests.reference import tiny_model
 
 WIDTH, LENGTH = 512, 16

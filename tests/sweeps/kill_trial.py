@@ -45,7 +45,8 @@ from fastcoop.exchange import import_coop
 from fastcoop.exchange.official import frozen_embeddings, write_official
 from fastcoop.features import cache_all
 from fastcoop.reports import report
-from fastcoop.sweeps import checkpoints, evaluate, load_contexts, load_results, merge_results, sweep
+from fastcoop.results import load_contexts, load_results, merge_results
+from fastcoop.sweeps import checkpoints, evaluate, sweep
 from tests.small_world import write_backbone, write_dataset
 
 REFUSED = 3  # exit code of a child that ended with a sentence

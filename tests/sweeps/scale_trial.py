@@ -57,7 +57,7 @@ def fill(folder: Path, planned: list[Any], others: int = 0) -> None:
     import numpy as np
 
     from fastcoop.methods import Outcome, Scores
-    from fastcoop.sweeps import store
+    from fastcoop.results import store
 
     made = Scores(50.0, 50.0, np.full(4, 50.0), np.zeros(1000, np.uint16), np.zeros(1000, np.float16))
     with store.open_store(folder):
@@ -104,10 +104,10 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
     """Seconds of each step of a dry run in ``folder``, and ``runs`` and ``done`` as it counted them."""
     import torch  # noqa: F401  its import is no step of a dry run's own
 
+    from fastcoop.grids.grid import read_grid
+    from fastcoop.grids.plan import load_world, plan_runs
     from fastcoop.sweeps import cache_grid
     from fastcoop.sweeps.dry_run import dry_run
-    from fastcoop.sweeps.grid import read_grid
-    from fastcoop.sweeps.plan import load_world, plan_runs
     from fastcoop.sweeps.sweep import _open_features
 
     grid = grid_of(runs, folder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from fastcoop.datasets import load_dataset
-from fastcoop.sweeps import read_grid
-from fastcoop.sweeps.about import write_about
+from fastcoop.grids import read_grid
+from fastcoop.results.about import write_about
 
 
 def test_the_grid_reads_back_and_datasets_add_up(world, grid, tmp_path):

@@ -11,7 +11,8 @@ import torch
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.datasets import load_dataset
 from fastcoop.features import FeatureStore, store_path
-from fastcoop.sweeps import Summary, load_contexts, load_predictions, load_results
+from fastcoop.results import load_contexts, load_predictions, load_results
+from fastcoop.sweeps import Summary
 from tests.reference import reference_features
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"

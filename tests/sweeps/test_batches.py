@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from fastcoop.grids import read_grid
+from fastcoop.grids.plan import PlannedRun, load_world, plan_runs
 from fastcoop.methods import METHODS
-from fastcoop.sweeps import read_grid
-from fastcoop.sweeps.batches import Batch, in_order, plan_batches, reformed, room_rows
-from fastcoop.sweeps.plan import PlannedRun, load_world, plan_runs
+from fastcoop.results.batch import Batch
+from fastcoop.results.store import open_store
+from fastcoop.sweeps.batches import in_order, plan_batches, reformed, room_rows
 from fastcoop.sweeps.schedule import form_batches
-from fastcoop.sweeps.store import open_store
 
 BUDGET = 1 << 30
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from fastcoop.errors import UserError
+from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary
-from fastcoop.sweeps.store import ResultsStore
 from tests.sweeps.test_workers import same_results
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed (fastcoop[cluster])")

@@ -20,15 +20,8 @@ from fastcoop.exchange import Classifier, export_run, find_run, make_classifier,
 from fastcoop.methods import score
 from fastcoop.methods.scores import NO_CLASS, accuracy, percent
 from fastcoop.reports import report
-from fastcoop.sweeps import (
-    confusion_matrix,
-    evaluate,
-    load_predictions,
-    load_results,
-    merge_results,
-    paired_test,
-    sweep,
-)
+from fastcoop.results import confusion_matrix, load_predictions, load_results, merge_results, paired_test
+from fastcoop.sweeps import evaluate, sweep
 from fastcoop.sweeps.interpret import interpret
 
 FAR = {"epochs": 3, "learning_rate": 1e38}

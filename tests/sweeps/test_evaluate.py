@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from fastcoop.cli import app
 from fastcoop.errors import UserError
-from fastcoop.sweeps import Summary, evaluate, load_predictions, load_results, sweep
+from fastcoop.results import load_predictions, load_results
+from fastcoop.sweeps import Summary, evaluate, sweep
 from tests.small_world import write_backbone, write_dataset
 
 METHODS = {

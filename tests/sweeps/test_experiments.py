@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastcoop.sweeps import read_grid
-from fastcoop.sweeps.shown import grid_text
+from fastcoop.grids import read_grid
+from fastcoop.grids.shown import grid_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 ITEMS = ["fig1", "fig3", "fig4", "fig5a", "fig5b", "table1", "table2", "table3", "table4", "table5"]

@@ -16,14 +16,15 @@ from typer.testing import CliRunner
 
 import fastcoop.methods.coop as coop
 from fastcoop.errors import UserError
+from fastcoop.grids.plan import World
 from fastcoop.methods import Job
-from fastcoop.sweeps import Summary, checkpoints, load_contexts, load_results
-from fastcoop.sweeps.batches import Batch
+from fastcoop.results import load_contexts, load_results
+from fastcoop.results.batch import Batch
+from fastcoop.results.collapsed import collapsed
+from fastcoop.results.store import ResultsStore, open_store
+from fastcoop.sweeps import Summary, checkpoints
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
-from fastcoop.sweeps.collapsed import collapsed
-from fastcoop.sweeps.plan import World
 from fastcoop.sweeps.schedule import Schedule
-from fastcoop.sweeps.store import ResultsStore, open_store
 from fastcoop.sweeps.work import Finished, Task, Tell
 from fastcoop.sweeps.workers import Alone
 

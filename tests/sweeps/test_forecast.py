@@ -16,13 +16,14 @@ from fastcoop.engine import Run, train
 from fastcoop.engine.flops import forest_flops
 from fastcoop.engine.forest import plant
 from fastcoop.engine.trees import Trees, tree_key
+from fastcoop.grids import read_grid
+from fastcoop.grids.shown import grid_text
 from fastcoop.methods.base import Training
 from fastcoop.prompts import PromptLayout
-from fastcoop.sweeps import Summary, cache_grid, measure, read_grid
+from fastcoop.sweeps import Summary, cache_grid, measure
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.forecast import _Curve, _makespan
 from fastcoop.sweeps.shapes import Shapes, course
-from fastcoop.sweeps.shown import grid_text
 from fastcoop.sweeps.workers import Team
 
 NAMES = ("dark red", "green", "grey", "sky blue")

@@ -17,8 +17,8 @@ import yaml
 
 from fastcoop import escape
 from fastcoop.errors import UserError
-from fastcoop.sweeps import read_grid
-from fastcoop.sweeps.shown import grid_text
+from fastcoop.grids import read_grid
+from fastcoop.grids.shown import grid_text
 
 TEXT = """\
 backbones: [RN50, ViT-B/16]

@@ -13,7 +13,8 @@ import torch
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
-from fastcoop.sweeps import load_contexts, load_results, sweep
+from fastcoop.results import load_contexts, load_results
+from fastcoop.sweeps import sweep
 from fastcoop.sweeps.interpret import interpret
 
 

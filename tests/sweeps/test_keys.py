@@ -14,8 +14,9 @@ from PIL import Image
 
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features
-from fastcoop.sweeps import Summary, load_contexts, load_results
-from fastcoop.sweeps.store import ResultsStore
+from fastcoop.results import load_contexts, load_results
+from fastcoop.results.store import ResultsStore
+from fastcoop.sweeps import Summary
 from tests.small_world import write_dataset
 
 Sweep = Callable[..., Summary]

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fastcoop.grids import read_grid
+from fastcoop.grids.plan import PlannedRun, load_world, plan_runs
 from fastcoop.methods import Outcome, Scores
-from fastcoop.sweeps import Summary, read_grid
+from fastcoop.results.batch import Batch
+from fastcoop.sweeps import Summary
 from fastcoop.sweeps import live as live_module
-from fastcoop.sweeps.batches import Batch
 from fastcoop.sweeps.live import Live, Pace
 from fastcoop.sweeps.memory import PeakMemory
-from fastcoop.sweeps.plan import PlannedRun, load_world, plan_runs
 
 Sweep = Callable[..., Summary]
 

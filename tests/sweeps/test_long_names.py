@@ -15,7 +15,8 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.methods import Data
 from fastcoop.methods.text import check_class_names, check_prompts
-from fastcoop.sweeps import load_results, sweep
+from fastcoop.results import load_results
+from fastcoop.sweeps import sweep
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.evaluate import evaluate
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from fastcoop.errors import UserError
-from fastcoop.sweeps import Summary, load_results, read_grid
-from fastcoop.sweeps.plan import PlannedRun, load_world, plan_runs, run_key
+from fastcoop.grids import read_grid
+from fastcoop.grids.plan import PlannedRun, load_world, plan_runs, run_key
+from fastcoop.results import load_results
+from fastcoop.sweeps import Summary
 from tests.small_world import write_backbone, write_dataset
 from tests.sweeps.scale_trial import trial
 

@@ -14,9 +14,10 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.errors import UserError
-from fastcoop.sweeps import load_results, merge_results, sweep
-from fastcoop.sweeps.select import select
-from fastcoop.sweeps.store import open_store
+from fastcoop.results import load_results, merge_results
+from fastcoop.results.select import select
+from fastcoop.results.store import open_store
+from fastcoop.sweeps import sweep
 
 FAILURES = """CREATE TABLE IF NOT EXISTS failures (
     key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,

@@ -23,19 +23,11 @@ from safetensors.numpy import load_file, save, save_file
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
 from fastcoop.reports import report
-from fastcoop.sweeps import (
-    Summary,
-    evaluate,
-    load_contexts,
-    load_failures,
-    load_predictions,
-    load_results,
-    merge_results,
-    sweep,
-)
-from fastcoop.sweeps.compare import pair_folders, pair_labels
-from fastcoop.sweeps.results import load_run
-from fastcoop.sweeps.schema import VERSION
+from fastcoop.results import load_contexts, load_failures, load_predictions, load_results, merge_results
+from fastcoop.results.compare import pair_folders, pair_labels
+from fastcoop.results.read import load_run
+from fastcoop.results.schema import VERSION
+from fastcoop.sweeps import Summary, evaluate, sweep
 from tests.small_world import write_dataset
 
 Sweep = Callable[..., Summary]

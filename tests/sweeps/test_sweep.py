@@ -15,8 +15,9 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.errors import UserError
-from fastcoop.sweeps import Summary, load_contexts, load_predictions, load_results, merge_results
-from fastcoop.sweeps.store import ResultsStore, open_store
+from fastcoop.results import load_contexts, load_predictions, load_results, merge_results
+from fastcoop.results.store import ResultsStore, open_store
+from fastcoop.sweeps import Summary
 
 Sweep = Callable[..., Summary]
 
@@ -217,7 +218,7 @@ def test_a_full_disk_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastcoop.sweeps.store.write_learned", full)
+        patch.setattr("fastcoop.results.store.write_learned", full)
         with pytest.raises(UserError, match="No space left"):
             run(grid, results=tmp_path)
     assert set(load_results(tmp_path).method) == {"zero_shot"}
@@ -235,7 +236,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
             run(grid, results=tmp_path / "about")
     error = sqlite3.OperationalError("database or disk is full")
-    monkeypatch.setattr("fastcoop.sweeps.store._lock", lambda folder: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("fastcoop.results.store._lock", lambda folder: (_ for _ in ()).throw(error))
     with pytest.raises(UserError, match=r"disk is full\); make room"):
         run(grid, results=tmp_path / "lock")
 
@@ -291,7 +292,7 @@ def test_a_merge_that_cannot_be_done_is_one_sentence_and_writes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastcoop.sweeps.results.shutil.copyfile", full)
+        patch.setattr("fastcoop.results.read.shutil.copyfile", full)
         with pytest.raises(UserError, match=r"could not be merged into .*No space left.*make room"):
             merge_results([done], tmp_path / "all")
     assert not (tmp_path / "all").exists()

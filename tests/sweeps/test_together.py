@@ -19,7 +19,8 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.files import replacing
-from fastcoop.sweeps import Summary, load_results, store
+from fastcoop.results import load_results, store
+from fastcoop.sweeps import Summary
 
 Sweep = Callable[..., Summary]
 
@@ -56,7 +57,7 @@ def test_a_program_that_reads_does_not_end_a_sweep(
 
 
 def test_our_readers_hold_no_lock_once_they_return(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
-    from fastcoop.sweeps import results
+    from fastcoop.results import read as results
 
     run(grid, results=tmp_path, only=["zero_shot"])
     key = load_results(tmp_path).key[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastcoop.cli import main
-from fastcoop.sweeps import load_results
+from fastcoop.results import load_results
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ import pytest
 from fastcoop.engine.memory import FREE_SHARE
 from fastcoop.errors import UserError
 from fastcoop.methods.coop import CoOpSettings
-from fastcoop.sweeps import Summary, load_contexts, load_results
-from fastcoop.sweeps.batches import Batch
+from fastcoop.results import load_contexts, load_results
+from fastcoop.results.batch import Batch
+from fastcoop.results.store import ResultsStore
+from fastcoop.sweeps import Summary
 from fastcoop.sweeps.dry_run import dry_run
-from fastcoop.sweeps.store import ResultsStore
 from fastcoop.sweeps.work import RunSpec, Supplies, Task
 from fastcoop.sweeps.workers import (
     Team,

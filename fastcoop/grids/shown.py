@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from fastcoop import escape
+from fastcoop.grids.grid import Cross, Grid
 from fastcoop.methods import METHODS, MethodSettings
-from fastcoop.sweeps.grid import Cross, Grid
 
 
 def grid_text(grid: Grid) -> str:

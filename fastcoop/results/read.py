@@ -20,9 +20,9 @@ from fastcoop.checks import several
 from fastcoop.errors import UserError
 from fastcoop.files import replacing
 from fastcoop.methods.scores import NO_CLASS, percent
-from fastcoop.sweeps.about import merge_about
-from fastcoop.sweeps.plan import TestFacts
-from fastcoop.sweeps.schema import (
+from fastcoop.results.about import merge_about
+from fastcoop.grids.plan import TestFacts
+from fastcoop.results.schema import (
     RUN_COLUMNS,
     SCORE_COLUMNS,
     TEST_COLUMNS,
@@ -31,7 +31,7 @@ from fastcoop.sweeps.schema import (
     show_as_current,
     version_of,
 )
-from fastcoop.sweeps.store import (
+from fastcoop.results.store import (
     BUSY_TIMEOUT,
     CONTEXTS,
     DATABASE,

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from fastcoop.errors import UserError, nearest
+from fastcoop.grids.lines import Lines, override_value
+from fastcoop.grids.rules import listed
 from fastcoop.methods import METHODS
-from fastcoop.sweeps.lines import Lines, override_value
-from fastcoop.sweeps.rules import listed
 
 SINGULAR = {
     "backbones": "backbone",

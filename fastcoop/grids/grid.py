@@ -15,13 +15,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from fastcoop.checks import MOST_VIEWS, several, shortened
 from fastcoop.datasets.files import some
 from fastcoop.errors import UserError, nearest
+from fastcoop.grids.lines import Lines, read_yaml
+from fastcoop.grids.narrow import keep, override
+from fastcoop.grids.plain import plain
+from fastcoop.grids.rules import Addition, Name, Names, Rule, Seeds, Shots, listed, whole, without
+from fastcoop.grids.shipped import shipped_grid
 from fastcoop.methods import METHODS, MethodSettings, expand, get_method
 from fastcoop.methods.base import SettingError, validate
-from fastcoop.sweeps.lines import Lines, read_yaml
-from fastcoop.sweeps.narrow import keep, override
-from fastcoop.sweeps.plain import plain
-from fastcoop.sweeps.rules import Addition, Name, Names, Rule, Seeds, Shots, listed, whole, without
-from fastcoop.sweeps.shipped import shipped_grid
 
 AXES = ("backbones", "datasets", "shots", "seeds", "targets")
 IN_A_BLOCK = (*AXES, "methods", "exclude", "include")

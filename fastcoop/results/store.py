@@ -23,10 +23,10 @@ from fastcoop.errors import UserError
 from fastcoop.files import PART, replacing
 from fastcoop.methods import METHODS, Data, Outcome, Scores
 from fastcoop.methods.base import recorded_settings
-from fastcoop.sweeps.about import DATASETS, GRID
-from fastcoop.sweeps.batches import Batch
-from fastcoop.sweeps.plan import PlannedRun, TestFacts
-from fastcoop.sweeps.schema import (
+from fastcoop.results.about import DATASETS, GRID
+from fastcoop.results.batch import Batch
+from fastcoop.grids.plan import PlannedRun, TestFacts
+from fastcoop.results.schema import (
     METHOD_COLUMNS,
     RESERVED_COLUMNS,
     SCORE_COLUMNS,

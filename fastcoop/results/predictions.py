@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastcoop.errors import UserError
-from fastcoop.sweeps.results import Predictions
+from fastcoop.results.read import Predictions
 
 BINS = 15  # of a calibration error, as is usual
 

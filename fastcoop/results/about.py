@@ -13,7 +13,7 @@ from fastcoop import escape
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.files import replacing
-from fastcoop.sweeps.grid import Grid
+from fastcoop.grids.grid import Grid
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
 SPLITS = ("train", "val", "test")

@@ -17,9 +17,9 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, find_dataset
+from fastcoop.grids.grid import Grid
 from fastcoop.methods import METHODS, Data, Job
 from fastcoop.methods.schedule import idle_settings
-from fastcoop.sweeps.grid import Grid
 
 log = logging.getLogger("fastcoop")
 
