@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, the suggestion that goes with a misspelt name, and a disk's refusal."""
+"""Exceptions that users read, the suggestion for a misspelled name, and errors of the disk as such exceptions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from pathlib import Path
 LISTED = 20  # valid names in one message
 
 
-class UserError(Exception):
-    """Input that cannot be used. The message is one sentence: what was expected, what came, what to do.
+class FastcoopError(Exception):
+    """Base class of fastcoop's own exceptions.
 
-    The command line prints it to standard error and exits with code 2.
+    The message is one sentence: what was expected, what was given, what to do. The command line prints it to standard
+    error and exits with code 2.
     """
+
+
+class UserError(FastcoopError, ValueError):
+    """Raised for input that cannot be used."""
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """Raised where a file or folder that was named is not there."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ PART = ".part"  # the ending of files that are being written
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file beside ``path``, which replaces ``path`` when the block ends.
 
     Its name is the process's and the call's own, so that several may write the same file at once. It is removed where

@@ -15,7 +15,7 @@ from fastcoop.cli.app import results_app
 from fastcoop.cli.options import AsJson
 from fastcoop.cli.output import say, say_json
 from fastcoop.errors import UserError
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -252,7 +252,7 @@ def export_results(
         ):  # such as "all" beside numbers of shots
             table[name] = table[name].map(str, na_action="ignore")
     try:
-        with replacing(to) as part:
+        with atomic_write(to) as part:
             if to.suffix == ".csv":
                 table.map(_csv_cell).to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
             else:

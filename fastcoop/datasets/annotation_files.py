@@ -102,6 +102,8 @@ def stanford_cars(home: Path) -> dict[str, list[Item]]:
                 for row in np.atleast_1d(_read_mat(path, "annotations"))
             ]
             return [(f"{folder}/{file}", label, names[label]) for file, label in rows]
+        except UserError:
+            raise
         except (ValueError, IndexError, TypeError):
             raise UserError(f"{path} does not hold the annotations of {home}; download it again.") from None
 

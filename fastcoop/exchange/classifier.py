@@ -120,6 +120,8 @@ class Classifier:
                     tuple(names), texts, scale, Preprocess(**facts), header["backbone"], header["backbone_digest"],
                     origin, recipe,
                 )  # fmt: skip
+        except UserError:
+            raise
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} should be a classifier of `fastcoop export --format classifier` but is not ({error})."

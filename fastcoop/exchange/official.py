@@ -23,7 +23,7 @@ from torch import Tensor
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.exchange.unpickle import Checkpoint, state_dict_of
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout
 
 MODEL_FOLDER = "prompt_learner"
@@ -164,7 +164,7 @@ def write_official(path: Path, ctx: Tensor, prefix: Tensor, suffix: Tensor, epoc
     """Write a checkpoint that the official ``load_model`` takes, and the ``checkpoint`` file that names it."""
     state = OrderedDict(ctx=ctx, token_prefix=prefix.to(ctx.dtype), token_suffix=suffix.to(ctx.dtype))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         torch.save({"state_dict": state, "epoch": epoch}, part)
-    with replacing(path.parent / "checkpoint") as part:
+    with atomic_write(path.parent / "checkpoint") as part:
         part.write_text(f"{path.name}\n", encoding="utf-8")

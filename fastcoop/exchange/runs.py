@@ -13,7 +13,7 @@ from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.features.images import RECIPES
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import read_settings
 from fastcoop.methods.coop import layout_of
@@ -161,7 +161,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all. Raises UserError where the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another place.") from None

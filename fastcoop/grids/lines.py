@@ -72,6 +72,8 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
         raise UserError(f"{name} is not YAML{line}; check its indentation and quotes.") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError):  # a date with a thirteenth month; an alias inside what it stands for
         raise UserError(f"{name} is not YAML that can be read; check its values and aliases.") from None
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcoop import escape
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -196,7 +196,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     written = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
         written.append(path)
     return written

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcoop import escape
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 
 DASH = "–"
 LAST_LATIN = 0x17F  # of the letters that pdfLaTeX knows by itself; vocabularies have others
@@ -224,7 +224,7 @@ def save_table(table: Table, stem: Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
 

@@ -12,7 +12,7 @@ import yaml
 from fastcoop import escape
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 from fastcoop.grids.grid import Grid
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
@@ -79,7 +79,7 @@ def _datasets(folder: Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(

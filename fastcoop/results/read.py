@@ -18,7 +18,7 @@ import numpy as np
 from fastcoop import escape
 from fastcoop.checks import several
 from fastcoop.errors import UserError
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 from fastcoop.methods.scores import NO_CLASS, percent
 from fastcoop.results.about import merge_about
 from fastcoop.grids.plan import TestFacts
@@ -317,7 +317,7 @@ def _merge_one(folder: Path, target: Path) -> int:
         (target / CONTEXTS).mkdir(exist_ok=True)
         for (key,) in new:
             if contexts_path(folder, key).is_file():
-                with replacing(contexts_path(target, key)) as part:
+                with atomic_write(contexts_path(target, key)) as part:
                     shutil.copyfile(contexts_path(folder, key), part)
         for table, columns in (("runs", RUN_COLUMNS), ("tests", TEST_COLUMNS), ("scores", SCORE_COLUMNS)):
             names = ", ".join(columns)
@@ -328,7 +328,7 @@ def _merge_one(folder: Path, target: Path) -> int:
         for path in (folder / NEAREST_WORDS).glob("*.json"):
             if not (copy := target / NEAREST_WORDS / path.name).exists():
                 copy.parent.mkdir(exist_ok=True)
-                with replacing(copy) as part:
+                with atomic_write(copy) as part:
                     shutil.copyfile(path, part)
         _warn_of_failures(folder)
         return len(new)

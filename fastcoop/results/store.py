@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.errors import UserError
-from fastcoop.files import PART, replacing
+from fastcoop.files import PART, atomic_write
 from fastcoop.methods import METHODS, Data, Outcome, Scores
 from fastcoop.methods.base import recorded_settings
 from fastcoop.results.about import DATASETS, GRID
@@ -357,7 +357,7 @@ def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
         header["recipe"] = features.meta.recipe
     path = contexts_path(folder, planned.key)
     path.parent.mkdir(exist_ok=True)
-    with replacing(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         file.write(save(arrays, header))
         file.flush()
         os.fsync(file.fileno())  # as the database's, which will say that it is there

@@ -18,7 +18,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.checks import several, shortened, whole_number
 from fastcoop.errors import UserError, writing
-from fastcoop.files import replacing
+from fastcoop.files import atomic_write
 from fastcoop.prompts import (
     Metric,
     Nearest,
@@ -244,5 +244,5 @@ def _short(number: Any) -> float:
 
 
 def _write(path: Path, stored: dict[str, Any]) -> None:
-    with writing(path), replacing(path) as part:
+    with writing(path), atomic_write(path) as part:
         part.write_text(json.dumps(stored, allow_nan=False), encoding="utf-8")
