@@ -31,6 +31,13 @@ def print_line(text: str) -> None:
             print(escape.visible(text), file=sys.stderr, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """Return ``seconds`` as text in the largest fitting unit, such as "9 s", "12 min" or "3.4 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 class Advance(Protocol):
     """Report ``n`` more units done, and optionally what is being worked on."""
 
@@ -88,6 +95,6 @@ def _lines(title: str, total: float) -> Iterator[Advance]:
         last = now
         left = (now - start) * max(total - done, 0.0) / done
         share = 100.0 * min(done / total, 1.0) if total else 100.0
-        print_line(f"{title}: {share:.0f}%, {left:.0f} s left{f' ({note})' if note else ''}")
+        print_line(f"{title}: {share:.0f}%, {duration(left)} left{f' ({note})' if note else ''}")
 
     yield advance

@@ -17,6 +17,7 @@ from fastcoop.methods import METHODS, Data, Job
 from fastcoop.methods.base import Training
 from fastcoop.methods.data import KEPT_BYTES
 from fastcoop.methods.schedule import ScheduleSettings
+from fastcoop.progress import duration
 from fastcoop.results.batch import Batch
 from fastcoop.sweeps import measure
 from fastcoop.sweeps.batches import training_of
@@ -99,13 +100,6 @@ class Forecast:
                 f"expected: {duration(self.seconds)} and {self.memory / 1e9:.1f} GB, by {self.workers} {many} of "
                 f"{threads} (measured for {duration(self.measured)} on this machine, otherwise idle)"
             )
-
-
-def duration(seconds: float) -> str:
-    """ "9 s", "12 min", "3.4 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def forecast(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastcoop import escape
 from fastcoop.grids.plan import PlannedRun
 from fastcoop.methods import METHODS, Outcome
-from fastcoop.progress import is_shown, on_terminal, print_line
+from fastcoop.progress import duration, is_shown, on_terminal, print_line
 from fastcoop.results.batch import Batch
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Live:
         parts += [f"{diverged} diverged"] if diverged else []
         if ended:
             parts.append(f"{ended / max(minutes, 1e-9):.0f} a minute")
-        parts.append(f"{_span(self.pace.seconds_left())} left")
+        parts.append(f"{duration(self.pace.seconds_left())} left")
         return ", ".join(parts)
 
     def _table(self) -> Table:
@@ -203,9 +203,3 @@ def _words(run: PlannedRun, outcome: Outcome) -> str:
 
 def _label(run: PlannedRun) -> str:
     return METHODS[run.method].label(run.job.settings)
-
-
-def _span(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
