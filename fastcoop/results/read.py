@@ -19,9 +19,9 @@ from fastcoop import escape
 from fastcoop.checks import several
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
+from fastcoop.grids.plan import TestFacts
 from fastcoop.methods.scores import NO_CLASS, percent
 from fastcoop.results.about import merge_about
-from fastcoop.grids.plan import TestFacts
 from fastcoop.results.schema import (
     RUN_COLUMNS,
     SCORE_COLUMNS,

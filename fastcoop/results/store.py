@@ -21,11 +21,11 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.files import PART, atomic_write
+from fastcoop.grids.plan import PlannedRun, TestFacts
 from fastcoop.methods import METHODS, Data, Outcome, Scores
 from fastcoop.methods.base import recorded_settings
 from fastcoop.results.about import DATASETS, GRID
 from fastcoop.results.batch import Batch
-from fastcoop.grids.plan import PlannedRun, TestFacts
 from fastcoop.results.schema import (
     METHOD_COLUMNS,
     RESERVED_COLUMNS,
