@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.base import Job, Method, MethodSettings, Outcome, RunContext, expand
 from fastcoop.methods.coop import CoOp
@@ -13,20 +15,24 @@ from fastcoop.methods.scores import Scores, score
 from fastcoop.methods.text_bias import TextBias
 from fastcoop.methods.text_transform import TextTransform
 from fastcoop.methods.zero_shot import ZeroShot
+from fastcoop.plugins import Registry
 
-# In the order a sweep runs them: what is quick comes first.
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        ZeroShot(),
-        Ensemble(),
-        LinearProbe(),
-        TextTransform(),
-        TextBias(),
-        CoOp(),
-        FinetuneImageEncoder(),
-    )
-}
+
+def _prepare(name: str, given: Any) -> Method[Any]:
+    """Return the method that an installed package provides: a subclass of `Method` or an instance of one."""
+    method = given() if isinstance(given, type) else given
+    if not isinstance(method, Method):
+        raise TypeError(f"expected a fastcoop.methods.Method, got {type(method).__name__}")
+    if method.name != name:
+        raise ValueError(f'its attribute name is "{method.name}"')
+    return method
+
+
+# In the order in which a sweep runs them: the fastest first, then those of installed packages.
+_OWN = (ZeroShot(), Ensemble(), LinearProbe(), TextTransform(), TextBias(), CoOp(), FinetuneImageEncoder())
+METHODS = Registry[Method[Any]](
+    "fastcoop.methods", "method", {method.name: method for method in _OWN}, _prepare
+)
 
 
 def get_method(name: str) -> Method:
