@@ -1,6 +1,6 @@
-"""A study from Python, from pictures to a classifier. All it needs is data/photos, with a folder per class."""
+"""A study from Python, from pictures to a classifier. It needs data/photos with one folder per class."""
 
-# %% What is there
+# %% Load a dataset
 import torch
 
 import fastcoop as fc
@@ -9,17 +9,17 @@ dataset = fc.load_dataset("photos", "data")
 print(f"{dataset.name}: {', '.join(dataset.class_names)}")
 print({split: len(images) for split, images in dataset.splits.items()}, "images")
 
-# %% A backbone, frozen. Any that the commands take: a name, MODEL:TAG, or a folder.
+# %% Load a frozen backbone: a name, MODEL:TAG or a folder, as in the commands
 backbone = fc.backbone_from_spec("RN50")
 print(backbone.name, backbone.digest[:12], "text width", backbone.text.width)
 
-# %% Image features, once. A second call finds them; asking for more adds what is missing.
+# %% Compute image features once. Later calls add only what is missing.
 path = fc.cache_features(backbone, dataset, "cache", shots=[1, 2], seeds=[1, 2], views=2)
 store = fc.FeatureStore.open(path)
 features, labels = store.split("test")
-print(f"{path}: {len(labels)} test images of {features.shape[1]} numbers each")
+print(f"{path}: {len(labels)} test images with {features.shape[1]} features each")
 
-# %% A sweep. A grid is what a grid file would hold; lists are crossed.
+# %% Run a sweep. The grid is the content of a grid file; lists are crossed.
 grid = {
     "backbones": "RN50",
     "datasets": "photos",
@@ -35,26 +35,26 @@ grid = {
 summary = fc.sweep(grid, data_root="data", cache="cache", results="results/study")
 print(f"{summary.finished} runs in {summary.seconds:.0f} s")
 
-# %% Results are a pandas frame, a row per run and dataset it was tested on.
+# %% Read the results: a pandas frame with one row per run and test dataset
 frame = fc.load_results("results/study")
 print(frame.pivot_table(index="label", columns="shots", values="accuracy"))
 
-# %% What a run said of every test image
+# %% Read the predictions of one run for every test image
 best = frame[frame.method == "coop"].sort_values("accuracy").iloc[-1]
 predictions = fc.load_predictions("results/study", best.key)
 wrong = predictions.labels != predictions.predicted
 print(f"{best.label}, {best.shots} shots: {wrong.sum()} of {len(wrong)} wrong")
 
-# %% The words nearest to what it learned (Table 4)
+# %% Find the words nearest to its context vectors (Table 4)
 contexts = torch.from_numpy(fc.load_contexts("results/study", best.key))  # (M, width)
 words = fc.nearest_words(backbone, contexts, k=3)
 print(words.words)
 
-# %% Figures, tables, the paper's claims as checks, and one page of it all
+# %% Write figures, tables, the checks of the paper's claims, and one page with all of them
 written = fc.report("results/study", "reports/study")
 print(written[0])
 
-# %% A classifier in one file, and what it says of pictures
+# %% Save a classifier in one file and predict with it
 classifier = fc.make_classifier(fc.find_run("results/study", best.key), backbone)
 classifier.save("classifier.safetensors")
 pictures = [dataset.root / name for name in dataset.splits["test"].paths[:4]]
@@ -62,7 +62,7 @@ for prediction in fc.predict(classifier, backbone, pictures):
     assert prediction.probabilities is not None
     print(prediction.path.name, classifier.class_names[int(prediction.probabilities.argmax())])
 
-# %% The engine by itself: prompts of several layouts and class lists are one forest of tokens, differentiable
+# %% Use the engine alone: prompts of several layouts and class lists in one differentiable call
 unified = fc.PromptLayout(context_length=4, class_position="end")
 specific = fc.PromptLayout(context_length=4, class_position="mid", class_specific=True)
 items = [
@@ -73,7 +73,7 @@ first, second = fc.encode_prompts(backbone, items)
 second.sum().backward()
 print(first.shape, second.shape, items[1][2].grad.shape)
 
-# %% And many trainings at once, on features of your own making
+# %% Train many runs at once on your own features
 few = fc.few_shot(dataset, 2, seed=1)
 images, shot_labels = store.train(few.train), store.train_labels(few.train)  # (images, views, dim), (images,)
 runs = [
