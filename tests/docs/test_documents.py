@@ -214,4 +214,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert "fonts.googleapis" not in home
     example = (tmp_path / "site" / "tutorials" / "python.html").read_text(encoding="utf-8")
-    assert "What is there" in example  # the file itself, not the line that asks for it
+    assert "Load a dataset" in example  # the file itself, not the line that asks for it
