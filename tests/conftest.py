@@ -13,5 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Start no worker processes where only some tests were asked for."""
-    chosen = config.option.keyword or any("::" in argument or argument.endswith(".py") for argument in config.args)
+    chosen = config.option.keyword or any(
+        "::" in argument or argument.endswith(".py") for argument in config.args
+    )
     return 0 if chosen else None

@@ -13,7 +13,9 @@ from fastcoop.features import FeatureStore
 from fastcoop.results import load_results
 from fastcoop.results.read import load_runs
 from fastcoop.sweeps import evaluate, sweep
+from tests.advice import follows
 from tests.exchange.test_import import OFFICIAL, contexts
+from tests.small_world import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,7 @@ def test_a_sweep_says_its_recipe_to_its_classifiers(world, backbone, dataset, ru
     assert np.abs(np.array(found) - classifier.probabilities(current.numpy())).max() > 0.01
 
 
+@follows("choose runs of one (--run), or say which to test by (--recipe)")
 def test_evaluate_takes_the_runs_own_recipe(world, backbone, dataset, runs_of_2021, save_official, tmp_path):
     def test_store() -> str:
         (path,) = (tmp_path / "cache").rglob("*.h5")
@@ -59,3 +62,6 @@ def test_evaluate_takes_the_runs_own_recipe(world, backbone, dataset, runs_of_20
     evaluate(tmp_path / "imported", ["colours"], runs=[current], cache=tmp_path / "other", **places)
     (store,) = (tmp_path / "other").rglob("*.h5")
     assert FeatureStore.open(store).meta.recipe == "current"
+    write_dataset(tmp_path / "data" / "other", ("purple", "green"), train=0, val=0)
+    places |= {"data_root": tmp_path / "data", "cache": tmp_path / "new"}
+    assert len(evaluate(tmp_path / "imported", ["other"], recipe="current", **places)) == 2

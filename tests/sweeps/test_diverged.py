@@ -23,6 +23,7 @@ from fastcoop.reports import report
 from fastcoop.results import confusion_matrix, load_predictions, load_results, merge_results, paired_test
 from fastcoop.sweeps import evaluate, sweep
 from fastcoop.sweeps.interpret import interpret
+from tests.advice import follows
 
 FAR = {"epochs": 3, "learning_rate": 1e38}
 GOOD = {"context_length": 2, "epochs": 3}
@@ -101,6 +102,7 @@ def test_reports_leave_them_out_and_count_them(lost: Path, tmp_path: Path) -> No
     assert "16 tests of runs that diverged have no accuracy" in page
 
 
+@follows("so it cannot be tested; choose other runs", "have no nearest words; choose other runs (--run)")
 def test_nothing_is_made_of_them(lost: Path, world: Path, tmp_path: Path) -> None:
     backbone = backbone_from_spec(str(world / "tiny"))
     key = a_lost_run(lost)
@@ -121,7 +123,11 @@ def test_nothing_is_made_of_them(lost: Path, world: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
     assert len(interpret(lost, backbone)) == 6, "the others are read"
     table = load_results(lost)
-    run = find_run(lost, table.key[(table.method == "coop") & table.accuracy.notna()].iloc[0])
+    good_key = table.key[(table.method == "coop") & table.accuracy.notna()].iloc[0]
+    assert len(interpret(lost, backbone, runs=[good_key])) == 1
+    places = {"data_root": world / "data", "cache": world / "cache", "backbones": [str(world / "tiny")]}
+    assert len(evaluate(lost, ["shifted"], runs=[good_key], **places)) == 1
+    run = find_run(lost, good_key)
     with pytest.raises(UserError, match="diverged"):
         make_classifier(replace(run, contexts=np.full_like(run.contexts, np.nan)), backbone)
     good = make_classifier(run, backbone)

@@ -28,6 +28,7 @@ from fastcoop.results.compare import pair_folders, pair_labels
 from fastcoop.results.read import load_run
 from fastcoop.results.schema import VERSION
 from fastcoop.sweeps import Summary, evaluate, sweep
+from tests.advice import follows
 from tests.small_world import write_dataset
 
 Sweep = Callable[..., Summary]
@@ -202,6 +203,7 @@ def two_of_a_name(world: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@follows("whose test would replace it; give this one another name, under name: of its YAML")
 def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     run: Sweep, small: dict[str, Any], world: Path, two_of_a_name: Path
 ) -> None:
@@ -241,6 +243,7 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     assert len(load_predictions(place / "results", key).labels) == 20
 
 
+@follows("leave {} out of the targets, and sweep again for runs over today's")
 def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
     run: Sweep, small: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
@@ -261,6 +264,8 @@ def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
                 backbones=[str(world / "tiny")],
             )
     assert confidences(results, "colours") == before
+    places = {"data_root": world / "data", "cache": world / "cache", "backbones": [str(world / "tiny")]}
+    assert len(evaluate(results, ["shifted"], **places)) == 1
     assert run(small, data_root=tmp_path / "b", cache=tmp_path / "cache", results=results).finished == 1
     assert len(confidences(results, "colours")) == 2
 
