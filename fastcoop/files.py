@@ -1,12 +1,17 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, and locks between processes."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fastcoop.errors import UserError
 
 PART = ".part"  # the ending of files that are being written
 
@@ -25,3 +30,33 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def lock(path: Path, timeout_s: float = -1) -> Iterator[None]:
+    """Hold the lock file ``path``, which is made where it is missing. The system releases it when the process dies.
+
+    Args:
+        path: the lock file, used for nothing else.
+        timeout_s: seconds to wait for another process's or thread's lock; -1: no limit.
+
+    Raises:
+        TimeoutError: the lock was still held elsewhere after ``timeout_s``.
+        UserError: the file system has no locks.
+        OSError: the lock file cannot be made.
+    """
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=timeout_s)
+    except Timeout:
+        raise TimeoutError(f"{path} is locked by another process.") from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+            raise
+        raise UserError(
+            f"{path.parent} is on a file system without file locks; use a folder on another file system."
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()

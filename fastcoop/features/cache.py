@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from fastcoop.backbones import Backbone
 from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
@@ -22,6 +21,7 @@ from fastcoop.features.images import RECIPES
 from fastcoop.features.parts import discard_parts, parts_folder
 from fastcoop.features.plan import Plan, Settings, make_plan
 from fastcoop.features.store import FeatureStore, open_if_there, store_path
+from fastcoop.files import lock
 
 LISTED = 50  # unreadable images named in one message
 
@@ -133,8 +133,8 @@ def cache_features(
                 discard_parts(path)
         elif store is not None and store.compared.renewed:
             with (
-                suppress(OSError, Timeout),
-                FileLock(f"{path}.lock", timeout=0),
+                suppress(OSError),  # TimeoutError included
+                lock(path.with_name(f"{path.name}.lock"), timeout_s=0),
             ):  # only saves reading them again
                 store, plan = compared()
                 if not plan.parts:
@@ -186,20 +186,14 @@ def _warn_of_changes(dataset: Dataset, store: FeatureStore | None, plan: Plan) -
 def locked(path: Path) -> Iterator[None]:
     """Hold the store's lock, which the system frees if the process dies; wait for another process's work."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except NotImplementedError as error:
-        raise UserError(
-            f"{path.parent} lies on a file system without locks; use another cache folder."
-        ) from error
-    except Timeout:
-        logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
-        lock.acquire()
-    try:
+    lock_path = path.with_name(f"{path.name}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(lock_path, timeout_s=0))
+        except TimeoutError:
+            logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
+            stack.enter_context(lock(lock_path))
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def test_a_store_that_holds_all_that_is_asked_for_may_lie_where_nothing_can_be_w
     def refuse(*_: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("fastcoop.features.cache.FileLock", refuse)
+    monkeypatch.setattr("fastcoop.files.FileLock", refuse)
     assert cache_features(backbone, dataset, tmp_path, **ask) == path
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     with pytest.raises(UserError, match=r"could not be written \(Read-only file system\)"):

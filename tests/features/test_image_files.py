@@ -130,7 +130,7 @@ def test_a_new_time_alone_is_noted_where_the_folder_can_be_written(
         touch(file)
     count_encoded()
     with monkeypatch.context() as patch:
-        patch.setattr("fastcoop.features.cache.FileLock", lambda *_, **__: (_ for _ in ()).throw(OSError(30)))
+        patch.setattr("fastcoop.files.FileLock", lambda *_, **__: (_ for _ in ()).throw(OSError(30)))
         assert cache_features(backbone, dataset, tmp_path / "cache", **ASK) == path
     assert path.read_bytes() == store
     cache_features(backbone, dataset, tmp_path / "cache", **ASK)

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from fastcoop.errors import UserError
-from fastcoop.files import atomic_write
 from fastcoop.results import load_results, store
 from fastcoop.sweeps import Summary
 
@@ -79,18 +78,6 @@ def test_a_database_that_is_just_being_made_holds_no_results_yet(tmp_path: Path)
     (tmp_path / "results.sqlite").touch()
     with pytest.raises(UserError, match="holds no results yet"):
         load_results(tmp_path)
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with atomic_write(path) as one, atomic_write(path) as other:
-        assert one != other
-        one.write_text("one")
-        other.write_text("other")
-    assert path.read_text() == "one", "the last to end"
-    with pytest.raises(FileNotFoundError), atomic_write(path) as part:
-        part.with_name("nothing").rename(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the trial forks its children")
