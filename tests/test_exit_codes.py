@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastcoop
@@ -48,6 +49,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             == 0
         )
+        export = ("export", key, "--results", "results/grid", "--backbone", "tiny", "--format", "coop")
+        assert code_of(*export, "--out", "output") == 0
+        features, labels = np.eye(4, 16, dtype=np.float32), np.arange(4) % 2
+        np.savez(root / "test.npz", features=features, labels=labels, names=np.array(["cat", "dog"]))
         (root / "bad.yaml").write_text("backbones: tiny\ndatasets: colours\nshots: 0\nmethods: zero_shot\n")
         (root / "key").write_text(key)
         (root / "broken.png").write_bytes(b"no picture")
@@ -75,9 +80,12 @@ TARGET = ["--targets", "shades", "--backbone", "tiny"]
 DONE = {
     "cache-features": ["colours", "--backbone", "tiny", "--shots", "1", "--seeds", "1", "--views", "0"],
     "datasets": [],
+    "datasets check": ["colours"],
     "evaluate": ["results/grid", *TARGET],
     "export": ["KEY", "--results", "results/grid", "--backbone", "tiny", "--out", "again.safetensors"],
     "features check": [STORE],
+    "features import": ["--test", "test.npz", "--name", "NEW", "--backbone", "tiny"],
+    "import-coop": ["output", "--dataset", "colours", "--backbone", "tiny", "--results", "NEW"],
     "interpret": ["results/grid", "--backbone", "tiny"],
     "predict": ["c.safetensors", "data/colours/test", "--backbone", "tiny"],
     "report": ["results/grid", "--out", "rep"],
@@ -126,7 +134,8 @@ CASES = [
 def test_every_command_has_its_codes(world, monkeypatch, capsys, code, command, arguments, quiet, more):
     monkeypatch.chdir(world)
     key = (world / "key").read_text()
-    words = [key if word == "KEY" else word for word in arguments]
+    new = f"{command.replace(' ', '-')}-{len(quiet)}{len(more)}"
+    words = [{"KEY": key, "NEW": new}.get(word, word) for word in arguments]
     assert code_of(*quiet, *command.split(), *words, *more) == code
     said = capsys.readouterr()
     assert "Traceback" not in said.err
