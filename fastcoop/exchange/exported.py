@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import UserError, nearest, writing
 from fastcoop.exchange.classifier import make_classifier
 from fastcoop.exchange.official import frozen_embeddings, official_path, write_official
 from fastcoop.exchange.runs import find_run, write_contexts_file
@@ -52,10 +52,8 @@ def export_run(
     words = run.settings.init
     path = official_path(path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, words)
     ctx = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
-    try:
+    with writing(path):
         write_official(
             path, ctx, *frozen_embeddings(model, run.class_names, layout.context_length), run.epochs
         )
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
     return path

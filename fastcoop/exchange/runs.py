@@ -11,7 +11,7 @@ import numpy as np
 
 from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, writing
 from fastcoop.features.images import RECIPES
 from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS
@@ -57,7 +57,7 @@ class LearnedRun:
 
         Raises UserError if there is none of this name, or its weights are others.
         """
-        backbone = named_backbone(spec, self.backbone, f"run {self.key[:12]} learned over")
+        backbone = named_backbone(spec, self.backbone, f"the run {self.key[:12]} learned over")
         if backbone.digest != self.backbone_digest:
             raise UserError(
                 f"Run {self.key[:12]} learned over {self.backbone} ({self.backbone_digest[:12]}), not over "
@@ -159,12 +159,10 @@ def write_contexts_file(path: Path, run: LearnedRun) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all. Raises UserError where the disk refuses."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
             part.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
 
 
 def _header(path: Path) -> dict[str, str]:

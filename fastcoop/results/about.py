@@ -11,7 +11,7 @@ import yaml
 
 from fastcoop import escape
 from fastcoop.datasets import Dataset
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
 from fastcoop.grids.grid import Grid
 
@@ -78,11 +78,5 @@ def _datasets(folder: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        with atomic_write(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); make room, or see to the folder's permissions, and "
-            "run the same command again."
-        ) from None
+    with writing(path), atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")

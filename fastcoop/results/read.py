@@ -304,9 +304,9 @@ def _merge_one(folder: Path, target: Path) -> int:
         insist(db, "BEGIN IMMEDIATE")
         conflicts = db.execute(
             "SELECT key, ours.dataset, ours.accuracy, theirs.accuracy, "
-            "CASE WHEN ours.test != theirs.test OR ours.images != theirs.images THEN ', of two datasets called ' || "
-            "ours.dataset WHEN ours.prompts != theirs.prompts THEN ', by other prompts' "
-            "WHEN here.train_files != there.train_files THEN ', learned from other images' ELSE '' END AS how "
+            "CASE WHEN ours.test != theirs.test OR ours.images != theirs.images THEN ' (two datasets called ' || "
+            "ours.dataset || ')' WHEN ours.prompts != theirs.prompts THEN ' (with other prompts)' "
+            "WHEN here.train_files != there.train_files THEN ' (learned from other images)' ELSE '' END AS how "
             "FROM main.scores ours JOIN other_scores theirs USING (key, dataset) "
             "JOIN main.runs here USING (key) JOIN other_runs there USING (key) "
             "WHERE ours.predictions != theirs.predictions OR how != '' ORDER BY key, ours.dataset"
@@ -349,14 +349,14 @@ def _warn_of_failures(folder: Path) -> None:
 
 def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, str]], folder: Path, target: Path) -> str:
     named = "; ".join(
-        f"run {key[:12]} on {dataset} came to {percent(ours)} in {target} but to {percent(theirs)} in {folder}"
+        f"the accuracy of run {key[:12]} on {dataset} is {percent(ours)} in {target} but {percent(theirs)} in {folder}"
         + how
         for key, dataset, ours, theirs, how in conflicts[:CONFLICTS_NAMED]
     )
     more = len(conflicts) - CONFLICTS_NAMED
     return (
-        f"{named[:1].upper()}{named[1:]}{f'; and {more} more' if more > 0 else ''}. Find out which are right, "
-        "and merge without the others; nothing of this folder was taken."
+        f"{named[:1].upper()}{named[1:]}{f'; and {more} more' if more > 0 else ''}. Merge only the folder "
+        f"whose results are right; nothing of {folder} was merged."
     )
 
 

@@ -102,7 +102,11 @@ def test_reports_leave_them_out_and_count_them(lost: Path, tmp_path: Path) -> No
     assert "16 tests of runs that diverged have no accuracy" in page
 
 
-@follows("so it cannot be tested; choose other runs", "have no nearest words; choose other runs (--run)")
+@follows(
+    "so it cannot tell classes apart: the run diverged; choose another run",
+    "so it cannot be tested; choose other runs",
+    "have no nearest words; choose other runs (--run)",
+)
 def test_nothing_is_made_of_them(lost: Path, world: Path, tmp_path: Path) -> None:
     backbone = backbone_from_spec(str(world / "tiny"))
     key = a_lost_run(lost)

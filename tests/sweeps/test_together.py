@@ -20,10 +20,12 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.results import load_results, store
 from fastcoop.sweeps import Summary
+from tests.advice import follows
 
 Sweep = Callable[..., Summary]
 
 
+@follows("that has %s open; close it to go on")
 def test_a_program_that_reads_does_not_end_a_sweep(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

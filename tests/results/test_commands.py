@@ -253,7 +253,7 @@ def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
         db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
     code, _, err = call("merge", folder, "--into", tmp_path / "all")
     assert code == 2
-    assert err.count("came to 1.00% in") == 5
+    assert err.count("is 1.00% in") == 5
     assert "and 17 more" in err
 
 
