@@ -231,6 +231,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    run(grid, results=tmp_path / "first")  # caches the features
     with monkeypatch.context() as patch:
         patch.setattr("fastcoop.files.os.replace", full)
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space"):
