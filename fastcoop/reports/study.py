@@ -248,7 +248,7 @@ def read_datasets(folder: Path) -> dict[str, dict]:
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a list of datasets as a sweep writes it ({error}); run the sweep again."
+            f"{path} is not a list of datasets as a sweep writes it ({error}); delete it and run the sweep again."
         ) from None
 
 

@@ -59,8 +59,8 @@ def _parts(piece: Slice) -> list[Part]:
             table.add((source, name), _cells(runs[alike], str(source), own))
     table.mark_best()
     table.notes.append(
-        "The context is learned on the source alone and put before the targets' own class names; zero-shot CLIP has"
-        " each dataset's own prompt. The mean counts the targets that are filled in; the best are marked per source."
+        "The context is learned on the source only and precedes the targets' own class names; zero-shot CLIP uses"
+        " each dataset's own prompt. The mean is over the targets that have a number; the best are marked per source."
     )
     return [Part(piece.suffix, piece.subtitle, None, table)]
 

@@ -133,7 +133,7 @@ def _table(found: dict[str, pd.DataFrame], piece: Slice, length: float, notes: l
 ITEM = Item(
     "figure3",
     "Figure 3. Few-shot learning",
-    "Test accuracy over the number of training images per class: zero-shot CLIP (star), linear probe"
+    "Accuracy on the test images over the number of training images per class: zero-shot CLIP (star), linear probe"
     " (dotted) and CoOp with"
     " the class at the end or in the middle of a unified (solid) or class-specific (CSC, dashed) context."
     " Means over seeds;"
