@@ -51,10 +51,6 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
         return f"Fine-tuned image encoder (lr {settings.learning_rate:g})"
 
     def check(self, job: Job[FinetuneSettings]) -> None:
-        if job.weights is not None:
-            raise UserError(
-                f"{self.name} keeps no weights; name the datasets to test on as targets of a grid, and run it."
-            )
         for data in (job.data, *job.targets):
             _require_images(data)
 

@@ -18,14 +18,19 @@ VERBS = (
     "evaluate|export|extract|fetch|find|fix|free|get|give|import|increase|install|interpret|keep|leave|let|list|load|"
     "lower|make|mark|merge|mount|move|name|omit|open|pass|pick|place|point|provide|put|quote|raise|reduce|reinstall|"
     "remove|rename|repair|repeat|replace|report|restart|restore|resume|run|save|see|select|set|shorten|sort|spell|split|"
-    "start|state|stop|take|test|train|try|turn|unpack|update|upgrade|use|wait|write"
+    "start|state|stop|take|test|train|try|turn|uninstall|unpack|update|upgrade|use|wait|write"
 )
 IMPERATIVE = re.compile(
     rf"(?:^|[;.:,(–-] |\bthen |\band |\bor |\belse |\binstead )(?:{VERBS})\b(?! (?:of|is|was|are)\b)", re.I
 )
 SQL = re.compile(r"\s*(?:SELECT|CREATE|DELETE|DROP|INSERT|UPDATE) ")
 # Strings that only look like advice, such as help texts that name an option's effect, and what they are.
-NO_ADVICE: dict[str, str] = {}
+NO_ADVICE: dict[str, str] = {
+    "Leave out images that cannot be decoded": "help of --skip-unreadable",
+    "Report folder (reports/": "help of --out",
+    "Only rows that meet this": "help of --where",
+    "Try runs again that failed.": "help of --retry-failed",
+}
 # Advice that a test cannot follow, and why.
 CANNOT_FOLLOW: dict[str, str] = {}
 
