@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive the one that wants their work."""
+"""The pool of worker processes, and their end when the parent process dies."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import psutil
 
 try:
     from joblib.externals.loky import ProcessPoolExecutor
-except ImportError:  # a distribution's joblib, beside loky as a package of its own
+except ImportError:  # a distribution's joblib, with loky as a package of its own
     from loky import ProcessPoolExecutor
 
-__all__ = ["ProcessPoolExecutor", "end_with"]
+__all__ = ["ProcessPoolExecutor", "exit_with_parent"]
 
-WATCH_EVERY = 1.0  # seconds between a worker's looks at whether its parent is still there
-
-
-def end_with(parent: int) -> None:
-    """From now on end this process when process ``parent``, or the one that started it, ends in whatever way."""
-    threading.Thread(target=_watch, args=(os.getppid(), parent), daemon=True).start()
+CHECK_EVERY = 1.0  # seconds
 
 
-def _watch(*parents: int) -> None:
-    above = parents[0]
-    while os.getppid() == above and all(psutil.pid_exists(parent) for parent in parents):
-        time.sleep(WATCH_EVERY)
+def exit_with_parent(pid: int) -> None:
+    """Exit this process as soon as process ``pid``, or the one that started this process, has ended."""
+    threading.Thread(target=_watch, args=(os.getppid(), pid), daemon=True).start()
+
+
+def _watch(*pids: int) -> None:
+    parent = pids[0]
+    while os.getppid() == parent and all(psutil.pid_exists(pid) for pid in pids):
+        time.sleep(CHECK_EVERY)
     os._exit(1)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastcoop.errors import UserError
-from fastcoop.orphans import ProcessPoolExecutor, end_with
+from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
 
 Result = TypeVar("Result")
 
@@ -46,7 +46,7 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
 def _call(parent: int, threads: int, quiet: int, pickled: bytes) -> Any:
     logging.disable(quiet)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
-    end_with(parent)
+    exit_with_parent(parent)
     torch.set_num_threads(threads)
     function, args = pickle.loads(pickled)
     return function(*args)

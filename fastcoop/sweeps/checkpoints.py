@@ -1,118 +1,116 @@
-"""Where a batch stands, kept beside the store while it trains: a killed one goes on from there to the same bits."""
+"""Training states kept in the results folder, so that a killed sweep resumes its batches with bit-identical results."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastcoop.files import atomic_write
+
 if TYPE_CHECKING:
     from fastcoop.engine.state import State
 
 FOLDER = "checkpoints"
-EVERY = 30.0  # seconds between checkpoints: the most that a kill costs
-TRAIN_FILES = "train_files"  # in a State
-NUMBERED = re.compile(r"(\w+)\.(\d+)((?:\.\d+)?)")  # a name in a State: what, of which run, of which epoch
+EVERY = 30.0  # seconds between checkpoints: the most work that a kill loses
+TRAIN_FILES = "train_files"  # a name in the file: the digest of a run's training images
+STATE_NAME = re.compile(r"(\w+)\.(\d+)((?:\.\d+)?)")  # "<what>.<run index>" or "<what>.<run index>.<epoch>"
 
 
-class Checkpoint:
-    """One batch's state as safetensors, written every few seconds; the file is whole or the one before.
+class CheckpointFile:
+    """One batch's training state as safetensors, rewritten every `EVERY` seconds.
 
-    ``train_files``: digest of each run's training images, None where it is not known. A run whose images are others
-    than when the state was written begins again.
+    A state that cannot be written must not stop the training: ``problem`` then says why.
 
-    A state that cannot be written costs only a resumed sweep its time, so training goes on without;
-    ``problem`` then says why. A file that is damaged counts as none.
+    Args:
+        path: The file.
+        train_files: Digest of each run's training images, None where unknown. A run whose images have changed since
+            its state was written starts over.
     """
 
     def __init__(self, path: Path, train_files: Sequence[str | None] = ()):
         self.path = path
-        self.train_files = {f"{TRAIN_FILES}.{number}": one for number, one in enumerate(train_files) if one}
         self.problem: str | None = None
+        self._digests = {
+            f"{TRAIN_FILES}.{index}": digest for index, digest in enumerate(train_files) if digest
+        }
         self._last = time.monotonic()
 
     def load(self) -> State | None:
+        """Return the state in the file, or None where there is none that can be used."""
         state = read_state(self.path)
         if state is None:
             return None
-        others = {
+        changed = {
             name.rpartition(".")[2]
-            for name, digest in self.train_files.items()
+            for name, digest in self._digests.items()
             if name in state and bytes(state[name].tolist()).hex() != digest
         }
-        found = ((name, NUMBERED.fullmatch(name), tensor) for name, tensor in state.items())
+        matches = {name: STATE_NAME.fullmatch(name) for name in state}
         return {
-            name: tensor
-            for name, match, tensor in found
-            if match and match[1] != TRAIN_FILES and match[2] not in others
+            name: state[name]
+            for name, match in matches.items()
+            if match and match[1] != TRAIN_FILES and match[2] not in changed
         }
 
     def offer(self, get_state: Callable[[], State]) -> None:
+        """Write the state, if the last write was more than `EVERY` seconds ago."""
+        import torch
+
         if time.monotonic() - self._last < EVERY:
             return
+        digests = {
+            name: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+            for name, digest in self._digests.items()
+        }
         try:
-            write_state(self.path, get_state() | self._digests())
+            write_state(self.path, get_state() | digests)
             self.problem = None
         except OSError as error:
             self.problem = f"{self.path.parent} does not take checkpoints ({error})"
         self._last = time.monotonic()
 
-    def _digests(self) -> State:
-        import torch
-
-        return {
-            name: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
-            for name, digest in self.train_files.items()
-        }
-
 
 def checkpoint_path(folder: Path, name: str) -> Path:
-    """The file of the batch called ``name``."""
+    """Return the file of the batch called ``name``."""
     return folder / FOLDER / f"{name}.safetensors"
 
 
 def read_state(path: Path) -> State | None:
-    """The state in a file; None if there is none that can be used."""
+    """Return the state in a file, or None where it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:  # Not mapped: Windows would refuse to replace or remove the file for as long as the state lives.
+    try:  # read, not mapped: Windows cannot replace or remove a mapped file
         return load(path.read_bytes()) if path.is_file() else None
     except (SafetensorError, OSError):
         return None
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write a state; the file appears whole or not at all. Raises OSError where the disk does not take it."""
+    """Write a state, all or nothing. Raises OSError where the disk refuses."""
     from safetensors.torch import save
 
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in state.items()}))
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as part:
+        part.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
-def state_of_some(state: State, numbers: Sequence[int]) -> State:
-    """The state of some of a batch's runs, numbered anew in the order of ``numbers``."""
-    place = {number: new for new, number in enumerate(numbers)}
-    some = {}
+def subset_state(state: State, indices: Sequence[int]) -> State:
+    """Return the state of some runs of a batch, renumbered in the order of ``indices``."""
+    new_index = {index: new for new, index in enumerate(indices)}
+    subset = {}
     for name, tensor in state.items():
-        match = NUMBERED.fullmatch(name)
-        if match and int(match[2]) in place:
-            some[f"{match[1]}.{place[int(match[2])]}{match[3]}"] = tensor
-    return some
+        match = STATE_NAME.fullmatch(name)
+        if match and int(match[2]) in new_index:
+            subset[f"{match[1]}.{new_index[int(match[2])]}{match[3]}"] = tensor
+    return subset
 
 
-def tidy(folder: Path, keep: Container[str]) -> None:
-    """Remove all checkpoints but those of the batches named, and what killed writers left half-written."""
+def remove_stale(folder: Path, keep: Container[str]) -> None:
+    """Remove the checkpoints of all batches but those named in ``keep``, and incomplete files of killed processes."""
     if not (folder / FOLDER).is_dir():
         return
     for path in (folder / FOLDER).iterdir():

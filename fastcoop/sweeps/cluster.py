@@ -1,7 +1,7 @@
-"""Work on the machines of a Dask cluster, through joblib's own backend for it.
+"""An executor on the machines of a Dask cluster, through joblib's Dask backend.
 
-Batches are the same as on one machine, so results are too. Dask gives a lost worker's batches to others; with a folder
-that all workers see, they go on from their last checkpoint.
+Batches, and so results, are the same as on one machine. Dask gives the batches of a dead worker to others, which resume
+from the last checkpoint if all workers see the results folder.
 """
 
 from __future__ import annotations
@@ -20,81 +20,84 @@ from uuid import uuid4
 from fastcoop.errors import UserError
 from fastcoop.sweeps.work import Event, Finished, Supplies, Task, Tell, Workshop
 
-LOST_AT_MOST = 8  # times that results are lost on the way before the cluster counts as unusable
-CONNECT = 20.0  # seconds to wait for the scheduler, and for a first worker
+MAX_LOST_RESULTS = 8  # results lost on their way to this process before the cluster counts as unusable
+CONNECT_TIMEOUT_S = 20.0  # for the scheduler, and for a first worker
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
-    """What is sent to every worker once: the supplies, and feature stores where workers do not see the files."""
+class ClusterPayload:
+    """Sent to every worker once: the spec, and the content of feature stores that workers cannot see as files."""
 
     name: str
-    supplies: Supplies
-    contents: dict[tuple[str, str], bytes]
+    spec: Supplies
+    stores: dict[tuple[str, str], bytes]
 
 
-class Cluster:
-    """A crew of all the workers of a Dask cluster.
+class ClusterExecutor:
+    """Runs tasks on all workers of a Dask cluster.
 
-    Raises UserError where there is no such cluster, or no worker in it.
+    Args:
+        spec: What workers load.
+        address: Of the scheduler, or the path of a scheduler file.
+        folder: The results folder.
+
+    Raises:
+        UserError: There is no such cluster, or it has no workers.
     """
 
-    def __init__(self, supplies: Supplies, address: str | None, folder: Path):
+    def __init__(self, spec: Supplies, address: str | None, folder: Path):
         self._client = _connect(address)
         try:
-            threads = list(self._client.nthreads().values())
-            self.size = len(threads)
-            paths = [str(path) for path in supplies.stores.values()]
-            shared = all(self._client.run(_sees, paths).values())
+            self.size = len(self._client.nthreads())
+            paths = [str(path) for path in spec.stores.values()]
+            sees_stores = all(self._client.run(_sees, paths).values())
             self.keeps_checkpoints = all(self._client.run(_sees, [str(folder.resolve())]).values())
         except Exception as error:
             self._client.close()
             raise UserError(f"The cluster's workers do not answer as fastcoop's: {error}.") from None
-        contents = {} if shared else {names: path.read_bytes() for names, path in supplies.stores.items()}
+        stores = {} if sees_stores else {names: path.read_bytes() for names, path in spec.stores.items()}
+        self._payload = ClusterPayload(uuid4().hex, spec, stores)
         self._lost = 0
-        self._parcel = Parcel(uuid4().hex, supplies, contents)
 
-    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
+    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
         try:
             while tasks:
-                self._round(tasks, tell, tick)
+                self._round(tasks, on_event, on_tick)
         finally:
-            with suppress(Exception):  # a scheduler or worker that has gone has nothing to free
-                self._client.run(_close_workshops, self._parcel.name)
+            with suppress(Exception):  # a scheduler or worker that is gone has nothing to free
+                self._client.run(_free_runners, self._payload.name)
             self._client.close()
 
-    def _round(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
-        """Do the tasks there are now; those that are told to be tried again wait for the next round."""
+    def _round(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+        """Run the present tasks; those that ``on_event`` appends wait for the next round."""
         from distributed import KilledWorker
         from joblib import Parallel, delayed, parallel_config
 
-        under_way = {task.batch.name: task for task in tasks}
+        pending = {task.batch.name: task for task in tasks}
         tasks.clear()
         try:
-            with parallel_config("dask", client=self._client, scatter=[self._parcel], pure=False):
+            with parallel_config("dask", client=self._client, scatter=[self._payload], pure=False):
                 parallel = Parallel(batch_size=1, pre_dispatch="2*n_jobs", return_as="generator_unordered")
-                work = (delayed(_Doing(name))(task, self._parcel) for name, task in list(under_way.items()))
-                for events in parallel(work):
+                calls = (
+                    delayed(_TaskCall(name))(task, self._payload) for name, task in list(pending.items())
+                )
+                for events in parallel(calls):
                     for event in events:
                         if isinstance(event, Finished):
-                            del under_way[event.batch.name]
-                        tell(event)
-                    tick()
-        except KilledWorker as error:  # it names the task by what it calls, and so by the batch
-            fatal = next((name for name in under_way if name in str(error.task)), None)
+                            del pending[event.batch.name]
+                        on_event(event)
+                    on_tick()
+        except KilledWorker as error:  # names the call, and so the batch
+            fatal = next((name for name in pending if name in str(error.task)), None)
             if fatal is None:
                 raise
-            batch = under_way.pop(fatal).batch
-            tell(Finished(batch, error=f"{error.allowed_failures + 1} workers died of it", died=True))
-        except (
-            OSError,
-            CancelledError,
-            TimeoutError,
-        ):  # a result was lost on its way, with the worker that held it
+            batch = pending.pop(fatal).batch
+            on_event(Finished(batch, error=f"{error.allowed_failures + 1} workers died of it", died=True))
+        except (OSError, CancelledError, TimeoutError):  # a result was lost with the worker that held it
             self._lost += 1
-            if self._lost > LOST_AT_MOST:
+            if self._lost > MAX_LOST_RESULTS:
                 raise
-        tasks.extend(under_way.values())
+        tasks.extend(pending.values())
 
 
 def _connect(address: str | None) -> Any:
@@ -108,8 +111,8 @@ def _connect(address: str | None) -> Any:
         )
     try:
         where = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
-        client = Client(**where, timeout=CONNECT, set_as_default=False)
-        client.wait_for_workers(1, timeout=CONNECT)
+        client = Client(**where, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+        client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError, TimeoutError) as error:
         raise UserError(
             f"There is no Dask scheduler with workers at {address} ({error}); start `dask scheduler` and `dask worker`."
@@ -118,45 +121,44 @@ def _connect(address: str | None) -> Any:
 
 
 def _sees(paths: list[str]) -> bool:
-    """Whether all these are there, seen from a worker."""
+    """Return whether all paths exist, as seen from a worker."""
     return all(Path(path).exists() for path in paths)
 
 
-_workshops: dict[str, tuple[Workshop, tempfile.TemporaryDirectory[str]]] = {}
-_one_at_a_time = threading.Lock()  # a worker of several threads still trains one batch at a time
+_runners: dict[str, tuple[Workshop, tempfile.TemporaryDirectory[str]]] = {}  # of this worker, by payload name
+_one_task = threading.Lock()  # a Dask worker may have several threads, but trains one batch at a time
 
 
-class _Doing:
-    """On a worker: do a task and bring back all that is told of it. Dask calls the call by the batch's name."""
+class _TaskCall:
+    """Runs a task on a worker and returns its events. Dask shows the call under the batch's name."""
 
     def __init__(self, name: str):
         self.__name__ = name
 
-    def __call__(self, task: Task, parcel: Parcel) -> list[Event]:
+    def __call__(self, task: Task, payload: ClusterPayload) -> list[Event]:
         import joblib
 
         events: list[Event] = []
-        # scikit-learn's own joblib calls would go to the cluster, and wait there for the worker that waits for them.
-        with _one_at_a_time, joblib.parallel_config("sequential"):
-            _workshop(parcel).do(task, events.append)
+        # Otherwise scikit-learn's joblib calls would go to the cluster and wait for the worker that waits for them.
+        with _one_task, joblib.parallel_config("sequential"):
+            _runner(payload).do(task, events.append)
         return events
 
 
-def _workshop(parcel: Parcel) -> Workshop:
-    """This process's workshop for these supplies, with the feature stores that came along written out."""
-    if parcel.name not in _workshops:
-        _close_workshops()
-        stores, folder = dict(parcel.supplies.stores), tempfile.TemporaryDirectory(prefix="fastcoop-")
-        for number, (names, content) in enumerate(parcel.contents.items()):
-            path = Path(folder.name) / f"{number}.h5"
-            path.write_bytes(content)
-            stores[names] = path
-        _workshops[parcel.name] = Workshop(replace(parcel.supplies, stores=stores)), folder
-    return _workshops[parcel.name][0]
+def _runner(payload: ClusterPayload) -> Workshop:
+    """Return this worker's runner for the payload; feature stores that came with it are written to files."""
+    if payload.name not in _runners:
+        _free_runners()
+        stores, folder = dict(payload.spec.stores), tempfile.TemporaryDirectory(prefix="fastcoop-")
+        for number, (names, content) in enumerate(payload.stores.items()):
+            stores[names] = Path(folder.name) / f"{number}.h5"
+            stores[names].write_bytes(content)
+        _runners[payload.name] = Workshop(replace(payload.spec, stores=stores)), folder
+    return _runners[payload.name][0]
 
 
-def _close_workshops(name: str | None = None) -> None:
-    """Free what a sweep (all of them without ``name``) loaded on this worker, and the features that came along."""
-    for one in list(_workshops) if name is None else [name]:
-        if one in _workshops:
-            _workshops.pop(one)[1].cleanup()
+def _free_runners(name: str | None = None) -> None:
+    """Free what a sweep (None: every sweep) loaded on this worker, and the feature stores that came with it."""
+    for one in list(_runners) if name is None else [name]:
+        if one in _runners:
+            _runners.pop(one)[1].cleanup()

@@ -23,7 +23,7 @@ from fastcoop.sweeps import measure
 from fastcoop.sweeps.batches import training_of
 from fastcoop.sweeps.schedule import form_batches
 from fastcoop.sweeps.shapes import Shapes, course
-from fastcoop.sweeps.workers import Team, budget_of, choose_team, sharers_of
+from fastcoop.sweeps.workers import ExecutorConfig, budget_of, choose_team, max_workers
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -125,7 +125,7 @@ def forecast(
     """
     began = time.perf_counter()
     resident = psutil.Process().memory_info().rss
-    budget = budget_of(device, memory_budget, sharers_of(jobs, device))
+    budget = budget_of(device, memory_budget, max_workers(jobs, device))
     batches = form_batches(planned, pending, recorded, threads=1, budget=budget)
     team = choose_team(jobs, device, batches)
     names = {batch.name for batch in recorded}
@@ -337,7 +337,7 @@ def _epochs(job: Job) -> int:
     return epochs_of(job)
 
 
-def _makespan(seconds: Sequence[float], team: Team) -> float:
+def _makespan(seconds: Sequence[float], team: ExecutorConfig) -> float:
     """Seconds until all is done, each worker taking the next batch when it is free."""
     free = [0.0] * team.size
     for took in seconds:

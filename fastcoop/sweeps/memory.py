@@ -1,4 +1,4 @@
-"""How much memory a sweep takes, worker processes and all."""
+"""Peak memory of a sweep, worker processes included."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from types import TracebackType
 
 import psutil
 
-EVERY = 0.5  # seconds between looks
+EVERY = 0.5  # seconds between samples
 
 
 class PeakMemory:
-    """Watches, within ``with``, the resident sizes of this process and all that it started; ``peak`` is the largest sum
-    seen, in bytes. Pages that processes share count for each, so the sum is rather too large than too small."""
+    """Context manager that samples the resident sizes of this process and its children.
+
+    ``peak`` is the largest sum seen, in bytes. Pages shared by processes count once per process, so the sum is an upper
+    bound.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
 
     def __enter__(self) -> PeakMemory:
-        self._look()
+        self._sample()
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(EVERY):
-            self._look()
+    def _sample_until_stopped(self) -> None:
+        while not self._stop.wait(EVERY):
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         this = psutil.Process()
-        self.peak = max(self.peak, sum(map(_resident, [this, *this.children(recursive=True)])))
+        self.peak = max(self.peak, sum(map(_resident_bytes, [this, *this.children(recursive=True)])))
 
 
-def _resident(process: psutil.Process) -> int:
+def _resident_bytes(process: psutil.Process) -> int:
     try:
         return int(process.memory_info().rss)
     except psutil.Error:  # it has ended

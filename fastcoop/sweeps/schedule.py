@@ -14,10 +14,10 @@ from fastcoop.methods import Outcome
 from fastcoop.results.batch import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.batches import in_order, plan_batches, reformed
-from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, state_of_some, tidy, write_state
+from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
 from fastcoop.sweeps.live import Live, Pace
 from fastcoop.sweeps.work import Begun, Ended, Event, Finished, Progressed, RunSpec, Task
-from fastcoop.sweeps.workers import Crew
+from fastcoop.sweeps.workers import Executor
 
 
 @dataclass
@@ -74,23 +74,23 @@ class Schedule:
         done = store.done()
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
         store.replace_batches(over, new)
-        tidy(store.folder, {batch.name for batch in store.batches()})
+        remove_stale(store.folder, {batch.name for batch in store.batches()})
         self._batches = list(batches)
         # Runs that a recorded batch learns again beside the others learn whatever else is known of them.
         self._companions = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
 
-    def work(self, crew: Crew) -> None:
+    def work(self, executor: Executor) -> None:
         """Do it all. Raises UserError where results cannot be kept."""
         start = time.monotonic()
         self._queue.extend(self._task(batch) for batch in self._batches)
-        self._pace = Pace(self._batches, crew.size)
+        self._pace = Pace(self._batches, executor.size)
         self._live = Live(len(self.pending), self._pace)
         try:
             with self._live:
-                crew.work(self._queue, self._tell, self._live.tick)
-            tidy(self.store.folder, {batch.name for batch in self.store.batches()})
+                executor.run(self._queue, self._tell, self._live.tick)
+            remove_stale(self.store.folder, {batch.name for batch in self.store.batches()})
         finally:
-            self.tally.worker_seconds += (time.monotonic() - start) * crew.size
+            self.tally.worker_seconds += (time.monotonic() - start) * executor.size
 
     def _task(self, batch: Batch) -> Task:
         runs = self._companions if batch.trains else self.pending
@@ -163,7 +163,7 @@ class Schedule:
                 continue
             numbers = [batch.keys.index(key) for key in part.keys]
             with suppress(OSError):  # on a full disk they begin anew
-                write_state(checkpoint_path(self.store.folder, part.name), state_of_some(state, numbers))
+                write_state(checkpoint_path(self.store.folder, part.name), subset_state(state, numbers))
 
 
 def _retry(batch: Batch, keys: Sequence[str], died: bool) -> list[Batch]:

@@ -27,14 +27,14 @@ from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.schedule import Schedule, form_batches
 from fastcoop.sweeps.work import Supplies
 from fastcoop.sweeps.workers import (
-    Alone,
-    Crew,
-    Workers,
+    Executor,
+    ProcessExecutor,
+    SerialExecutor,
     budget_of,
     check_backend,
     check_limits,
     choose_team,
-    sharers_of,
+    max_workers,
 )
 
 Backend = Literal["local", "dask"]
@@ -162,31 +162,33 @@ def sweep(
         for key in skipped:
             del pending[key]
 
-        sharers = 1 if backend == "dask" else sharers_of(jobs, device)
+        sharers = 1 if backend == "dask" else max_workers(jobs, device)
         budget = budget_of(device, memory_budget, sharers)
         recorded = store.batches()
         batches = form_batches(by_key, pending, recorded, threads=1, budget=budget)
-        crew: Crew
+        executor: Executor
         if backend == "dask" and batches:
-            from fastcoop.sweeps.cluster import Cluster
+            from fastcoop.sweeps.cluster import ClusterExecutor
 
-            crew = Cluster(Supplies.of(world, device), address, folder)
+            executor = ClusterExecutor(Supplies.of(world, device), address, folder)
         else:
             team = choose_team(jobs, device, batches)
             names = {batch.name for batch in recorded}
             batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
-            crew = Alone(world) if team.size == 1 else Workers(Supplies.of(world, device), team)
+            executor = (
+                SerialExecutor(world) if team.size == 1 else ProcessExecutor(Supplies.of(world, device), team)
+            )
         log.debug(
             "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
-            len(pending), len(batches), crew.size, budget / 1e9,
+            len(pending), len(batches), executor.size, budget / 1e9,
         )  # fmt: skip
-        schedule = Schedule(store, by_key, pending, batches, crew.keeps_checkpoints)
+        schedule = Schedule(store, by_key, pending, batches, executor.keeps_checkpoints)
         with PeakMemory() as memory:
-            schedule.work(crew)
+            schedule.work(executor)
     tally = schedule.tally
     return Summary(
         folder, counts, tally.finished, tally.diverged, skipped | tally.failed, _collapsed(folder, by_key),
-        tally.engine_seconds / max(tally.worker_seconds, 1e-9), crew.size, memory.peak,
+        tally.engine_seconds / max(tally.worker_seconds, 1e-9), executor.size, memory.peak,
         time.monotonic() - start,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from fastcoop.errors import UserError
 from fastcoop.grids.plan import PlannedRun, World
 from fastcoop.methods import METHODS, Data, Job, MethodSettings, Outcome, RunContext
 from fastcoop.results.batch import Batch
-from fastcoop.sweeps.checkpoints import Checkpoint
+from fastcoop.sweeps.checkpoints import CheckpointFile
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -227,7 +227,7 @@ def do_batch(
     threads = torch.get_num_threads()
     torch.set_num_threads(batch.threads)
     files = [job.data.train_files(job.subset) if job.subset else None for job in jobs] if checkpoint else []
-    watch = _Watch(batch, tell, Checkpoint(checkpoint, files) if checkpoint else None)
+    watch = _Watch(batch, tell, CheckpointFile(checkpoint, files) if checkpoint else None)
 
     def done(index: int, outcome: Outcome) -> None:
         if any(math.isnan(scores.accuracy) for scores in outcome.scores.values()):
@@ -262,7 +262,7 @@ class _Watch:
 
     batch: Batch
     tell: Tell
-    checkpoint: Checkpoint | None
+    checkpoint: CheckpointFile | None
     engine: float = 0.0
     _began: float | None = None
     _runs: float = 0.0

@@ -1,4 +1,4 @@
-"""Who does the work on one machine: this process alone, or worker processes (joblib's loky) beside it."""
+"""Executors on one machine: this process, or worker processes beside it; and how many of those to use."""
 
 from __future__ import annotations
 
@@ -24,72 +24,83 @@ from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.grids.plan import World
-from fastcoop.orphans import ProcessPoolExecutor, end_with
+from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
 from fastcoop.results.batch import Batch
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.work import Event, Finished, Home, Supplies, Task, Tell, Workshop
 
-SMALL = 20.0  # expected seconds of one core; a worker's start costs about 6
-WORKER_BYTES = 700e6  # of a worker with its libraries and a small backbone, beside what training takes
-MOST_JOBS = 1024
-TICK = 0.5  # seconds between looks at the clock where nothing is told
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SMALL_SWEEP = 20.0  # expected seconds of one core; starting a worker takes about 6
+WORKER_BYTES = 700e6  # a worker with its libraries and a small backbone, without what training takes
+MAX_JOBS = 1024
+TICK = 0.5  # seconds between calls of on_tick while no event arrives
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Crew(Protocol):
-    """Does tasks until there are none left."""
+class Executor(Protocol):
+    """Runs tasks, in one of three ways: `SerialExecutor`, `ProcessExecutor`, `fastcoop.sweeps.cluster.ClusterExecutor`.
+
+    Attributes:
+        size: Number of processes that run tasks.
+        keeps_checkpoints: Whether they can write into the results folder.
+    """
 
     size: int
     keeps_checkpoints: bool
 
-    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
-        """Do all ``tasks``, in order of beginning; ``tell`` may add more. Everything is told in the calling thread,
-        which also calls ``tick`` now and then. Ends at once, whatever is under way, on KeyboardInterrupt."""
+    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+        """Run ``tasks``, started in order, until there are none.
+
+        ``on_event`` may append tasks. It is called in the calling thread, which also calls ``on_tick`` every now and
+        then. On any exception, such as KeyboardInterrupt, running tasks are stopped at once.
+        """
 
 
 @dataclass(frozen=True)
-class Team:
-    """How many processes do the work, each on its device, and with how many threads. One is this process itself."""
+class ExecutorConfig:
+    """Worker processes: the device of each, and threads per process. A single one is this process itself."""
 
     devices: tuple[str, ...]
     threads: int
 
     @property
     def size(self) -> int:
+        """Number of processes."""
         return len(self.devices)
 
 
-def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> Team:
-    """Processes for these batches: ``jobs`` of them, or for -1 as many as it takes to be quick.
+def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> ExecutorConfig:
+    """Choose the processes for ``batches``: ``jobs`` of them, or for -1 the number that is fastest.
 
-    On a CPU that is a process per core, each of one thread: batches of small towers gain little from a second
-    thread, and nothing is shared but memory. Small sweeps are done alone, since a worker takes seconds to start.
-    On GPUs it is a process for each.
+    On a CPU that is one process of one thread per core: batches of small towers gain little from a second thread, and
+    processes share nothing but memory. Small sweeps run in this process, since a worker takes seconds to start. With
+    GPUs it is one process per GPU.
     """
     cores = available_cores()
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     if jobs < 0:
         fit = max(1, int(psutil.virtual_memory().available / WORKER_BYTES))
-        wanted = gpus or min(cores, len(batches), fit)
-        small = sum(batch.cost for batch in batches) < SMALL
-        jobs = 1 if small or device.startswith("cuda:") else max(1, wanted)
+        small = sum(batch.cost for batch in batches) < SMALL_SWEEP
+        one = small or device.startswith("cuda:")
+        jobs = 1 if one else max(1, gpus or min(cores, len(batches), fit))
     devices = tuple(f"cuda:{number % gpus}" if gpus > 1 else device for number in range(jobs))
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores // jobs)
-    return Team(devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads)
+    return ExecutorConfig(
+        devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
+    )
 
 
 def check_limits(jobs: int, memory_budget: float | None, device: str = "cpu") -> None:
-    """Raises UserError for a number of processes or of GB that cannot be, or a device that this machine lacks."""
+    """Raise UserError for an invalid number of processes or of GB, or a device that this machine lacks."""
     if jobs != -1 or isinstance(jobs, bool):
-        whole_number(jobs, "the number of jobs (-1: as many as are quickest)", 1, MOST_JOBS)
+        whole_number(jobs, "the number of jobs (-1: chosen automatically)", 1, MAX_JOBS)
     if memory_budget is not None:
         amount(memory_budget, "the memory budget in GB")
     check_device(device)
 
 
 def check_backend(backend: str, address: str | None, jobs: int) -> None:
-    """Raises UserError for an unknown backend, or what means nothing beside it."""
+    """Raise UserError for an unknown backend, or an option that it does not use."""
     if backend not in ("local", "dask"):
         raise UserError(f'Expected the backend "local" or "dask", got {shortened(backend)}.')
     if address is not None and backend == "local":
@@ -99,19 +110,20 @@ def check_backend(backend: str, address: str | None, jobs: int) -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def sharers_of(jobs: int, device: str) -> int:
-    """The most processes that ``choose_team`` would choose: memory is divided among them."""
+def max_workers(jobs: int, device: str) -> int:
+    """Return the largest number of processes that `choose_team` can choose; memory is divided among them."""
     return jobs if jobs > 0 else len(_gpus_of(device)) or available_cores()
 
 
 def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
-    """Bytes that a batch's training may take: a worker's part of ``memory_budget`` (GB), or of the free memory.
+    """Return the bytes that one batch's training may use.
 
-    Several GPUs are divided among the workers, and the memory of one among those that share it.
+    That is a worker's share of ``memory_budget`` (GB), or of the free memory of the CPU or of the GPU that it shares
+    with others.
     """
     if memory_budget is not None:
         return max(1, int(memory_budget * 1e9 / workers))
@@ -121,14 +133,14 @@ def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
 
 
 def _gpus_of(device: str) -> tuple[str, ...]:
-    """The GPUs that a device's name stands for; none for the CPU."""
+    """Return the GPUs that a device name stands for; () for the CPU."""
     if device == "cuda":
         return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
     return (device,) if device.startswith("cuda:") else ()
 
 
-class Alone:
-    """This process, with what it has loaded."""
+class SerialExecutor:
+    """Runs tasks in this process, with the backbones and features it has loaded."""
 
     size = 1
     keeps_checkpoints = True
@@ -136,114 +148,110 @@ class Alone:
     def __init__(self, world: World):
         self._home = Home(world)
 
-    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
-        def tell_and_tick(event: Event) -> None:
-            tell(event)
-            tick()
+    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+        def tell(event: Event) -> None:
+            on_event(event)
+            on_tick()
 
         while tasks:
-            self._home.do(tasks.popleft(), tell_and_tick)
+            self._home.do(tasks.popleft(), tell)
 
 
-class Workers:
-    """Processes on this machine, each with its own supplies, threads and device; one that dies is replaced.
-
-    A process ends when this one does, however that came.
-    """
+class ProcessExecutor:
+    """Runs tasks in worker processes, each with its own device and threads; one that dies is replaced."""
 
     keeps_checkpoints = True
 
-    def __init__(self, supplies: Supplies, team: Team):
-        self.size = team.size
-        self._supplies, self._team = supplies, team
+    def __init__(self, spec: Supplies, config: ExecutorConfig):
+        self.size = config.size
+        self._spec, self._config = spec, config
 
-    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
-        workers: list[_Worker | None] = [None] * self.size
+    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+        workers: dict[int, _Worker] = {}
         try:
             while True:
-                for number in range(self.size):
-                    worker = workers[number]
-                    if tasks and (worker is None or worker.task is None):
-                        if worker is None:
-                            worker = _Worker(self._supplies, self._team.devices[number], self._team.threads)
-                            workers[number] = worker
-                        worker.begin(tasks.popleft())
-                busy = {worker.connection: n for n, worker in enumerate(workers) if worker and worker.task}
+                for number, device in enumerate(self._config.devices):
+                    if tasks and (number not in workers or workers[number].task is None):
+                        if number not in workers:
+                            workers[number] = _Worker(self._spec, device, self._config.threads)
+                        workers[number].start(tasks.popleft())
+                busy = {number: worker for number, worker in workers.items() if worker.task}
                 if not busy:
                     return
-                heard = wait(list(busy), TICK)
-                for connection, number in busy.items():
-                    worker = workers[number]
-                    assert worker is not None
-                    if connection not in heard and not worker.dead:
+                ready = wait([worker.connection for worker in busy.values()], TICK)
+                for number, worker in busy.items():
+                    if worker.connection not in ready and not worker.has_died:
                         continue
                     event = worker.next_event()
                     if isinstance(event, Finished) and event.died:
-                        workers[number] = None
+                        del workers[number]
                     if event is not None:
-                        tell(event)
-                tick()
+                        on_event(event)
+                on_tick()
         finally:
-            for worker in workers:
-                if worker is not None:
-                    worker.kill()
+            for worker in workers.values():
+                worker.kill()
 
 
 class _Worker:
-    """One process, its task, and the connection to it.
+    """One worker process, its task, and the connection to it.
 
-    A task is sent only after the worker has sent its first message and the parent has closed its copy of the worker's
-    end. Until then the parent itself keeps the pipe open, and sending more than the buffer of a pipe to a worker that
-    died while it started would block forever.
+    The process is loky's: it starts without importing the caller's script and sets the environment. Each worker is a
+    pool of one, because every worker has its own device and a dead worker must not break the tasks of the others. The
+    pool gets one call for the life of the worker, and tasks travel through a pipe, because loky restarts a worker whose
+    memory has grown between calls, as it does when a backbone is loaded, and because events come back while a task
+    runs.
+
+    A task is sent after the worker's first message, when the parent has closed its copy of the worker's end. Before,
+    sending more than a pipe's buffer to a worker that died while starting would block forever.
     """
 
-    def __init__(self, supplies: Supplies, device: str, threads: int):
+    def __init__(self, spec: Supplies, device: str, threads: int):
         self.task: Task | None = None
-        self._ready = False
-        self.connection, self._theirs = Pipe()
-        # Read by the numeric libraries when they start, before a worker's first line.
-        env = {name: str(threads) for name in THREADS}
+        self._is_ready = False
+        self.connection, self._worker_end = Pipe()
+        env = {
+            name: str(threads) for name in THREAD_VARIABLES
+        }  # read when the numeric libraries are imported
         env["OMP_WAIT_POLICY"] = "PASSIVE"
         kind, _, number = device.partition(":")
         if number:
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-            env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)].strip() if seen else number
-        self._executor = ProcessPoolExecutor(1, env=env)
-        supplies = replace(supplies, device=kind)
-        quiet = logging.root.manager.disable  # as the command line's -q sets it
-        self._served = self._executor.submit(
-            _serve, self._theirs, supplies, os.getpid(), checkpoints.EVERY, quiet
-        )
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            env["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(number)].strip() if visible else number
+        self._pool = ProcessPoolExecutor(1, env=env)
+        log_level = logging.root.manager.disable  # as the command line's -q sets it
+        arguments = replace(spec, device=kind), os.getpid(), checkpoints.EVERY, log_level
+        self._call = self._pool.submit(_serve, self._worker_end, *arguments)
 
     @property
-    def dead(self) -> bool:
-        return self._served.done() and not self.connection.poll()
+    def has_died(self) -> bool:
+        """Whether the process has ended and all its messages were read."""
+        return self._call.done() and not self.connection.poll()
 
-    def begin(self, task: Task) -> None:
+    def start(self, task: Task) -> None:
         self.task = task
-        if self._ready:
+        if self._is_ready:
             self._send()
 
     def _send(self) -> None:
-        with suppress(OSError):  # next_event reports that the worker died
+        with suppress(OSError):  # the worker died: next_event reports it
             self.connection.send(self.task)
 
     def next_event(self) -> Event | None:
-        """What it says next: of its work, or that it died. Nothing, where it only says that it is there."""
+        """Return the next event of the task, or that the worker died; None for the worker's first message."""
         assert self.task is not None
         try:
-            if self.dead:
+            if self.has_died:
                 raise EOFError
             event = self.connection.recv()
         except (EOFError, OSError):
             batch, self.task = self.task.batch, None
-            cause = _cause(self._served.exception())
+            cause = _cause(self._call.exception())
             self.kill()
             return Finished(batch, error=cause, died=True)
         if event is None:
-            # From now on the worker alone holds its end, so its death ends every send and receive here.
-            self._theirs.close()
-            self._ready = True
+            self._worker_end.close()  # from now on the worker's death ends every send and receive here
+            self._is_ready = True
             self._send()
         if isinstance(event, Finished):
             self.task = None
@@ -251,30 +259,28 @@ class _Worker:
 
     def kill(self) -> None:
         self.connection.close()
-        self._theirs.close()
-        self._executor.shutdown(wait=True, kill_workers=True)
+        self._worker_end.close()
+        self._pool.shutdown(wait=True, kill_workers=True)
 
 
 def _serve(
-    connection: Connection, supplies: Supplies, parent: int, checkpoint_every: float, quiet: int
+    connection: Connection, spec: Supplies, parent: int, checkpoint_every: float, log_level: int
 ) -> None:
-    """A worker's life: tasks come, what they come to goes back."""
-    logging.disable(quiet)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
-    end_with(parent)
-    logging.getLogger("fastcoop.datasets").setLevel(
-        logging.ERROR
-    )  # the parent has warned of the same datasets
+    """Run tasks that arrive through ``connection`` and send their events back, until the parent closes it."""
+    logging.disable(log_level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    exit_with_parent(parent)
+    logging.getLogger("fastcoop.datasets").setLevel(logging.ERROR)  # the parent has logged these warnings
     checkpoints.EVERY = checkpoint_every
     connection.send(None)
-    workshop = Workshop(supplies)
-    with suppress(EOFError, OSError):  # the parent has gone, or wants no more
+    runner = Workshop(spec)
+    with suppress(EOFError, OSError):
         while True:
-            workshop.do(connection.recv(), connection.send)
+            runner.do(connection.recv(), connection.send)
 
 
 def _cause(error: BaseException | None) -> str:
-    """Return why a worker ended: the error that it ended with, or the signal or exit code that loky saw."""
+    """Return why a worker ended: its error, or the signal or exit code that loky reports."""
     if error is not None and not isinstance(error, BrokenExecutor):
         return f"the worker process ended with {type(error).__name__}: {error}"
     exits = re.search(r"\{(.+?)\}", str(error))

@@ -144,7 +144,7 @@ def test_space_for_what_is_written(
 @pytest.mark.slow
 def test_a_cluster_from_nothing(run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT", 0.1)
+    monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT_TIMEOUT_S", 0.1)
     address = str(tmp_path / "scheduler.json")
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "distributed", None)

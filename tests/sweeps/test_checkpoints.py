@@ -10,11 +10,11 @@ import torch
 
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.checkpoints import (
-    Checkpoint,
+    CheckpointFile,
     checkpoint_path,
     read_state,
-    state_of_some,
-    tidy,
+    remove_stale,
+    subset_state,
     write_state,
 )
 
@@ -35,28 +35,28 @@ def same(one: dict[str, torch.Tensor] | None, two: dict[str, torch.Tensor]) -> b
 def test_a_state_is_written_when_it_is_time_to_and_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(checkpoint_path(tmp_path, "one"))
+    checkpoint = CheckpointFile(checkpoint_path(tmp_path, "one"))
     assert checkpoint.load() is None
     checkpoint.offer(lambda: pytest.fail("asked for too early"))
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     checkpoint.offer(lambda: STATE)
-    assert same(Checkpoint(checkpoint_path(tmp_path, "one")).load(), STATE)
+    assert same(CheckpointFile(checkpoint_path(tmp_path, "one")).load(), STATE)
 
 
 def test_runs_over_other_training_images_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a part of the batch; a run whose images are not known goes on."""
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     path = checkpoint_path(tmp_path, "one")
-    Checkpoint(path, ["aa" * 32, "bb" * 32]).offer(lambda: STATE)
-    assert same(Checkpoint(path, ["aa" * 32, "bb" * 32]).load(), STATE)
-    assert same(Checkpoint(path, [None, None]).load(), STATE)
+    CheckpointFile(path, ["aa" * 32, "bb" * 32]).offer(lambda: STATE)
+    assert same(CheckpointFile(path, ["aa" * 32, "bb" * 32]).load(), STATE)
+    assert same(CheckpointFile(path, [None, None]).load(), STATE)
     left = {name: tensor for name, tensor in STATE.items() if name.split(".")[1] != "1"}
-    assert same(Checkpoint(path, ["aa" * 32, "cc" * 32]).load(), left)
+    assert same(CheckpointFile(path, ["aa" * 32, "cc" * 32]).load(), left)
     whole = read_state(path)
     assert whole is not None
-    write_state(path, state_of_some(whole, [1]))
-    assert Checkpoint(path, ["cc" * 32]).load() == {}
-    assert Checkpoint(path, ["bb" * 32]).load() is not None
+    write_state(path, subset_state(whole, [1]))
+    assert CheckpointFile(path, ["cc" * 32]).load() == {}
+    assert CheckpointFile(path, ["bb" * 32]).load() is not None
 
 
 @pytest.mark.skipif(
@@ -84,14 +84,14 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    checkpoint = Checkpoint(checkpoint_path(tmp_path, "one"))
+    checkpoint = CheckpointFile(checkpoint_path(tmp_path, "one"))
     checkpoint.offer(lambda: STATE)
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.os, "replace", full)
+        patch.setattr("fastcoop.files.os.replace", full)
         checkpoint.offer(lambda: {"step.0": torch.tensor(6)})
     assert checkpoint.problem is not None
     assert "No space left" in checkpoint.problem
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
 
 
 def test_a_part_of_a_batch_takes_its_own_runs_along() -> None:
-    part = state_of_some(STATE, [12, 1])
+    part = subset_state(STATE, [12, 1])
     assert same(part, {
         "contexts.0": STATE["contexts.12"], "contexts.1": STATE["contexts.1"], "ended.1": STATE["ended.1"],
         "snapshot.1.20": STATE["snapshot.1.20"],
@@ -111,7 +111,7 @@ def test_what_is_over_is_tidied_away(tmp_path: Path) -> None:
     write_state(checkpoint_path(tmp_path, "one"), STATE)
     write_state(checkpoint_path(tmp_path, "two"), STATE)
     (tmp_path / "checkpoints" / "two.77.part").write_bytes(b"half")
-    tidy(tmp_path, {"two"})
+    remove_stale(tmp_path, {"two"})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["two.safetensors"]
-    tidy(tmp_path, set())
+    remove_stale(tmp_path, set())
     assert not (tmp_path / "checkpoints").exists()

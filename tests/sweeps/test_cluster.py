@@ -68,10 +68,10 @@ def test_what_a_worker_does_is_not_sent_on_to_others(monkeypatch: pytest.MonkeyP
         def do(self, task: Any, tell: Callable[[Any], None]) -> None:
             tell(type(get_active_backend()[0]).__name__)
 
-    monkeypatch.setattr(cluster_module, "_workshop", lambda parcel: Workshop())
+    monkeypatch.setattr(cluster_module, "_runner", lambda payload: Workshop())
     task: Any = None
     with joblib.parallel_config("threading", n_jobs=2):
-        assert cluster_module._Doing("one")(task, task) == ["SequentialBackend"]
+        assert cluster_module._TaskCall("one")(task, task) == ["SequentialBackend"]
 
 
 def test_features_travel_along_where_workers_do_not_see_them(
@@ -93,7 +93,7 @@ def test_features_travel_along_where_workers_do_not_see_them(
 def held() -> int:
     from fastcoop.sweeps import cluster as cluster_module
 
-    return len(cluster_module._workshops)
+    return len(cluster_module._runners)
 
 
 def blind(paths: list[str]) -> bool:
@@ -103,7 +103,7 @@ def blind(paths: list[str]) -> bool:
 def test_a_cluster_that_is_not_there_is_one_sentence(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT", 0.2)
+    monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(UserError, match="no Dask scheduler with workers"):
         run(grid, results=tmp_path, backend="dask", jobs=-1, address="tcp://127.0.0.1:9")
     with pytest.raises(UserError, match="needs the address"):

@@ -26,7 +26,7 @@ from fastcoop.sweeps import Summary, checkpoints
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
 from fastcoop.sweeps.schedule import Schedule
 from fastcoop.sweeps.work import Finished, Task, Tell
-from fastcoop.sweeps.workers import Alone
+from fastcoop.sweeps.workers import SerialExecutor
 
 Sweep = Callable[..., Summary]
 
@@ -101,39 +101,39 @@ def test_the_command_names_failed_runs_and_ends_with_1(
     assert isinstance(wrong.exception, UserError)
 
 
-class DyingCrew(Alone):
+class DyingExecutor(SerialExecutor):
     """Dies in the midst of each batch that holds one of some runs, after a few steps that left a checkpoint."""
 
     fatal: frozenset[str] = frozenset()
     times: int = 10**6
     deaths: list[Batch]
 
-    def work(self, tasks: deque[Task], tell: Tell, tick: Callable[[], None]) -> None:
+    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
         while tasks:
             task = tasks[0]
             if self.fatal & {run.key for run in task.runs} and len(self.deaths) < self.times:
                 self.deaths.append(tasks.popleft().batch)
-                tell(Finished(task.batch, error="killed", died=True))
+                on_event(Finished(task.batch, error="killed", died=True))
             else:
-                super().work(deque([tasks.popleft()]), tell, tick)
+                super().run(deque([tasks.popleft()]), on_event, on_tick)
 
 
 @pytest.fixture
 def dying(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> type[DyingCrew]:
-    class Crew(DyingCrew):
+) -> type[DyingExecutor]:
+    class Executor(DyingExecutor):
         deaths: list[Batch] = []  # noqa: RUF012
 
         def __init__(self, world: World):
             super().__init__(world)
 
-    monkeypatch.setattr(sys.modules["fastcoop.sweeps.sweep"], "Alone", Crew)
-    return Crew
+    monkeypatch.setattr(sys.modules["fastcoop.sweeps.sweep"], "SerialExecutor", Executor)
+    return Executor
 
 
 def test_a_batch_whose_worker_dies_is_tried_once_more_in_halves(
-    dying: type[DyingCrew], run: Sweep, grid: dict[str, Any], tmp_path: Path
+    dying: type[DyingExecutor], run: Sweep, grid: dict[str, Any], tmp_path: Path
 ) -> None:
     run(grid, results=tmp_path / "whole", only=["coop"])
     victim = load_results(tmp_path / "whole").key[3]

@@ -24,7 +24,7 @@ from fastcoop.sweeps import Summary, cache_grid, measure
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.forecast import _Curve, _makespan
 from fastcoop.sweeps.shapes import Shapes, course
-from fastcoop.sweeps.workers import Team
+from fastcoop.sweeps.workers import ExecutorConfig
 
 NAMES = ("dark red", "green", "grey", "sky blue")
 
@@ -76,8 +76,8 @@ def test_nodes_and_operations_are_those_of_the_forest(world: Path) -> None:
 
 
 def test_workers_take_the_next_batch_when_they_are_free() -> None:
-    assert _makespan([4, 3, 2, 2], Team(("cpu",), 2)) == 11
-    assert _makespan([4, 3, 2, 2], Team(("cpu", "cpu"), 1)) == 6
+    assert _makespan([4, 3, 2, 2], ExecutorConfig(("cpu",), 2)) == 11
+    assert _makespan([4, 3, 2, 2], ExecutorConfig(("cpu", "cpu"), 1)) == 6
 
 
 def test_seconds_follow_sizes_through_what_was_timed() -> None:

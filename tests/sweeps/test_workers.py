@@ -24,13 +24,13 @@ from fastcoop.sweeps import Summary
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.work import RunSpec, Supplies, Task
 from fastcoop.sweeps.workers import (
-    Team,
-    Workers,
+    ExecutorConfig,
+    ProcessExecutor,
     _Worker,
     available_cores,
     budget_of,
     choose_team,
-    sharers_of,
+    max_workers,
 )
 
 Sweep = Callable[..., Summary]
@@ -98,9 +98,9 @@ def test_a_worker_that_dies_while_it_starts_ends_its_runs_whatever_its_task_hold
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     batch = Batch("coop", "none", ("a",), 1)
     large = RunSpec("a", CoOpSettings(), "d", 1, 1, (), np.zeros((1 << 20,), np.float32), None, False)
-    workers = Workers(Supplies({}, {}, {}, {}, 0, "cpu"), Team(("cpu",), 1))
+    workers = ProcessExecutor(Supplies({}, {}, {}, {}, 0, "cpu"), ExecutorConfig(("cpu",), 1))
     events: list[Any] = []
-    workers.work(deque([Task(batch, (large,))]), events.append, lambda: None)
+    workers.run(deque([Task(batch, (large,))]), events.append, lambda: None)
     (event,) = events
     assert event.died
     assert "the worker process was ended" in event.error
@@ -209,8 +209,8 @@ def test_workers_share_the_memory_of_a_gpu(
     assert budget == int(FREE_SHARE * min(free[name] for name in used) / sharing)
     for name in used:
         assert sum(one.partition(":")[2] in ("", name[5:]) for one in team.devices) * budget <= free[name]
-    assert sharers_of(workers, device) == workers
-    assert sharers_of(-1, device) == choose_team(-1, device, [Batch("coop", "b", ("1",), 1, 1, 1e9)]).size
+    assert max_workers(workers, device) == workers
+    assert max_workers(-1, device) == choose_team(-1, device, [Batch("coop", "b", ("1",), 1, 1, 1e9)]).size
     assert budget_of(device, 3.0, workers) == int(3e9 / workers)
 
 
