@@ -24,8 +24,7 @@ from fastcoop.exchange.official import (
 )
 from fastcoop.exchange.runs import LearnedRun, write_contexts_file
 from fastcoop.features.images import RECIPES
-from fastcoop.grids.plan import PlannedRun
-from fastcoop.methods import METHODS, Data, Job, Outcome
+from fastcoop.methods import METHODS, Data, Outcome, RunSpec
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, context_length_of
 from fastcoop.methods.schedule import paper_epochs
@@ -101,9 +100,11 @@ def import_coop(
     with open_store(folder) as store:
         for run, _ in runs:
             write_contexts_file(contexts_path(folder, run.key), run)
-            job = Job(run.settings, Data(dataset, None, recipe=recipe), shots=run.shots, seed=run.seed)
-            planned = PlannedRun(run.key, "coop", backbone, job)
-            store.record(planned, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
+            data = Data(dataset, None, recipe=recipe)
+            spec = RunSpec.of(
+                "coop", run.settings, data, shots=run.shots, seed=run.seed, backbone=backbone, key=run.key
+            )
+            store.record(spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
     return [Imported(run.key, path, METHODS["coop"].label(run.settings)) for run, path in runs]
 
 

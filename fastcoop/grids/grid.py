@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -20,7 +20,7 @@ from fastcoop.grids.narrow import keep, override
 from fastcoop.grids.plain import plain
 from fastcoop.grids.rules import Addition, Name, Names, Rule, Seeds, Shots, listed, whole, without
 from fastcoop.grids.shipped import shipped_grid
-from fastcoop.methods import METHODS, MethodSettings, expand, get_method
+from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 
 AXES = ("backbones", "datasets", "shots", "seeds", "targets")
@@ -56,18 +56,6 @@ class _Features(BaseModel):
     recipe: Literal["current", "official-2021"] = "current"
 
 
-class GridRun(NamedTuple):
-    """A run as the grid names it; shots and seed are 0 where nothing is learned from a subset."""
-
-    backbone: str
-    dataset: str
-    method: str
-    settings: MethodSettings
-    shots: int | str
-    seed: int
-    targets: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Cross:
     """Every method with each of its settings, on every dataset by every backbone, and for methods that learn with
@@ -92,7 +80,7 @@ class Cross:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exclude: tuple[Rule, ...] = ()
 
-    def runs(self, backbone: str, method: str) -> Iterator[GridRun]:
+    def runs(self, backbone: str, method: str) -> Iterator[RunSpec]:
         """Its runs of one method by one backbone, dataset by dataset."""
         if backbone not in self.backbones:
             return
@@ -105,7 +93,7 @@ class Cross:
             for settings in every:
                 rules = [rule for rule in self.exclude if rule.touches(backbone, dataset, method, settings)]
                 for shots, seed in without(draws, rules) if rules else draws:
-                    yield GridRun(backbone, dataset, method, settings, shots, seed, targets)
+                    yield RunSpec(method, settings, backbone, dataset, shots, seed, targets)
 
     def has_use_for(self, rule: Rule) -> bool:
         """Whether the rule matches any of its runs."""
@@ -157,7 +145,7 @@ class Grid:
         named = {name for cross in self.crosses for name, _ in cross.methods}
         return tuple(name for name in METHODS if name in named)
 
-    def runs(self) -> Iterator[GridRun]:
+    def runs(self) -> Iterator[RunSpec]:
         """All its runs, backbone by backbone, method by method. Blocks may share runs: those come again."""
         for backbone, method in product(self.backbones, self.methods):
             for cross in self.crosses:

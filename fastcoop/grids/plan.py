@@ -7,7 +7,7 @@ import json
 import logging
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, find_dataset
 from fastcoop.grids.grid import Grid
-from fastcoop.methods import METHODS, Data, Job
+from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
 from fastcoop.methods.schedule import idle_settings
 
 log = logging.getLogger("fastcoop")
@@ -45,86 +45,90 @@ class TestFacts(NamedTuple):
     train_files: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class PlannedRun:
-    """A run of the grid: its key, its method's name, its backbone and its job."""
-
-    key: str
-    method: str
-    backbone: Backbone
-    job: Job
-
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """Names of the datasets that the run is tested on."""
-        return tuple(data.name for data in (self.job.data, *self.job.targets))
-
-    def test_facts(self, data: Data) -> TestFacts:
-        """What a test of this run on ``data`` depends on."""
-        prompts = METHODS[self.method].prompts(self.job.settings, data)
-        return TestFacts(
-            data.test_digest,
-            data.test_features,
-            data.test_images,
-            json.dumps(prompts, ensure_ascii=False),
-            self.train_files,
-        )
-
-    @property
-    def train_files(self) -> str | None:
-        """sha256 hex of the image files that it learns from, as in `TestFacts`."""
-        return self.job.data.train_files(self.job.subset) if self.job.subset else None
-
-    def has_learned_from_others(self, tested: Mapping[str, TestFacts]) -> bool:
-        """Whether the image files that it learned from have changed since."""
-        before = {facts.train_files for facts in tested.values()}
-        return self.train_files is not None and bool(before - {None, self.train_files})
-
-    def lacking(self, tested: Mapping[str, TestFacts]) -> tuple[Data, ...]:
-        """Datasets that the run is to be tested on, and has not been as they are now; ``tested`` has the facts of its
-        tests by the dataset's name."""
-        if self.has_learned_from_others(tested):
-            return self.job.tests
-        return tuple(data for data in self.job.tests if not self._is_tested(data, tested))
-
-    def _is_tested(self, data: Data, tested: Mapping[str, TestFacts]) -> bool:
-        if data is self.job.data:  # by whatever name: it may have been renamed since
-            return any(self._is_same_test(data, before) for before in tested.values())
-        return data.name in tested and self._is_same_test(data, tested[data.name])
-
-    def _is_same_test(self, data: Data, before: TestFacts) -> bool:
-        now = self.test_facts(data)
-        if before.test != now.test:
-            return False
-        if data is self.job.data and before.features is None:
-            return True  # of version 1: the run's key covers its own dataset's features and prompt
-        return before.prompts == now.prompts and now.features in (None, before.features)
+def test_facts(run: RunSpec, data: Data) -> TestFacts:
+    """What a test of a run on ``data`` depends on."""
+    prompts = METHODS[run.method].prompts(run.settings, data)
+    return TestFacts(
+        data.test_digest,
+        data.test_features,
+        data.test_images,
+        json.dumps(prompts, ensure_ascii=False),
+        train_files(run),
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class World:
-    """What a grid names, loaded: backbones and datasets by the grid's names for them, features by their own."""
+def train_files(run: RunSpec) -> str | None:
+    """sha256 hex of the image files that a run learns from, as in `TestFacts`."""
+    return run.data.train_files(run.subset) if run.subset else None
 
-    grid: Grid
-    named: dict[str, Backbone]
-    datasets: dict[str, Dataset]
-    data: dict[tuple[str, str], Data] = field(default_factory=dict)
+
+def has_learned_from_others(run: RunSpec, tested: Mapping[str, TestFacts]) -> bool:
+    """Whether the image files that a run learned from have changed since."""
+    now, before = train_files(run), {facts.train_files for facts in tested.values()}
+    return now is not None and bool(before - {None, now})
+
+
+def lacking(run: RunSpec, tested: Mapping[str, TestFacts]) -> tuple[Data, ...]:
+    """Datasets that a run is to be tested on, and has not been as they are now; ``tested`` has the facts of its tests
+    by the dataset's name."""
+    if has_learned_from_others(run, tested):
+        return run.tests
+    return tuple(data for data in run.tests if not _is_tested(run, data, tested))
+
+
+def _is_tested(run: RunSpec, data: Data, tested: Mapping[str, TestFacts]) -> bool:
+    if data is run.data:  # by whatever name: it may have been renamed since
+        return any(_is_same_test(run, data, before) for before in tested.values())
+    return data.name in tested and _is_same_test(run, data, tested[data.name])
+
+
+def _is_same_test(run: RunSpec, data: Data, before: TestFacts) -> bool:
+    now = test_facts(run, data)
+    if before.test != now.test:
+        return False
+    if data is run.data and before.features is None:
+        return True  # of version 1: the run's key covers its own dataset's features and prompt
+    return before.prompts == now.prompts and now.features in (None, before.features)
+
+
+class LoadedGrid(FeatureBank):
+    """A grid with the backbones and datasets that it names.
+
+    Attributes:
+        grid: the grid.
+        named: backbones by the grid's names for them.
+        datasets: datasets by the grid's names for them.
+        features: datasets with their features, by names of backbone and dataset.
+    """
+
+    def __init__(self, grid: Grid, named: dict[str, Backbone], datasets: dict[str, Dataset]):
+        self.grid, self.named, self.datasets = grid, named, datasets
+        self.features: dict[tuple[str, str], Data] = {}
+        self._by_name = {backbone.name: backbone for backbone in named.values()}
 
     @property
     def backbones(self) -> tuple[Backbone, ...]:
         return tuple(self.named.values())
 
-    def data_of(self, backbone: Backbone, spec: str) -> Data:
-        """Features of the dataset that the grid calls ``spec``."""
-        return self.data[backbone.name, self.datasets[spec].name]
+    def backbone(self, name: str) -> Backbone:
+        return self._by_name[name]
+
+    def data(self, backbone: str, dataset: str) -> Data:
+        return self.features[backbone, dataset]
 
     def add_features(self, backbone: Backbone, dataset: Dataset, store: FeatureStore | None) -> None:
-        """State the features of a dataset; None where they are not cached yet."""
+        """Set the features of a dataset; None if they are not cached yet."""
         names = backbone.name, dataset.name
-        self.data.setdefault(names, Data(dataset, None, self.grid.views)).store = store
+        self.features.setdefault(names, Data(dataset, None, self.grid.views)).store = store
+
+    def resolve(self, run: RunSpec) -> RunSpec:
+        """Return a run of the grid bound, by the names of what it is bound to."""
+        targets = tuple(self.datasets[spec].name for spec in run.target_names)
+        backbone, dataset = self.named[run.backbone].name, self.datasets[run.dataset].name
+        return self.bind(replace(run, backbone=backbone, dataset=dataset, target_names=targets))
 
 
-def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
+def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
     """Load all that a grid names.
 
     Raises:
@@ -147,7 +151,7 @@ def load_world(grid: Grid, data_root: Path | None, device: str) -> World:
             )
     backbones = {spec: backbone_from_spec(spec, device=device) for spec in grid.backbones}
     refuse_shared_names("backbones", backbones)
-    return World(grid, backbones, datasets)
+    return LoadedGrid(grid, backbones, datasets)
 
 
 def _warn_of_imported_features(grid: Grid, datasets: Iterable[Dataset]) -> None:
@@ -191,7 +195,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def plan_runs(world: World) -> list[PlannedRun]:
+def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
     """Every distinct run of the grid, method by method, then dataset by dataset.
 
     Settings that come to the same run (an epoch number written out, say) make one.
@@ -200,36 +204,32 @@ def plan_runs(world: World) -> list[PlannedRun]:
         UserError: a run that cannot be done.
     """
     keys = Keys()
-    planned: dict[str, PlannedRun] = {}
-    for run in world.grid.runs():
-        backbone, method = world.named[run.backbone], METHODS[run.method]
-        data = world.data_of(backbone, run.dataset)
-        subset = data.subset(run.shots, run.seed) if method.learns else None
-        targets = tuple(world.data_of(backbone, name) for name in run.targets)
-        job = Job(run.settings, data, subset, run.shots, run.seed, targets)
-        method.check(job)
-        key = keys.of(run.method, job, backbone)
-        known = planned.get(key)
+    planned: dict[str, RunSpec] = {}
+    for named in loaded.grid.runs():
+        run = loaded.resolve(named)
+        METHODS[run.method].check(run)
+        run = replace(run, key=keys.of(run))
+        known = planned.get(run.key)
         if known is not None:  # named again, maybe to be tested on more
-            _refuse_copy(known, data, backbone)
-            targets = tuple(dict.fromkeys((*known.job.targets, *targets)))
-            job = known.job if targets == known.job.targets else replace(known.job, targets=targets)
-        planned[key] = PlannedRun(key, run.method, backbone, job)
+            _refuse_copy(known, run)
+            targets = tuple(dict.fromkeys((*known.targets, *run.targets)))
+            run = known if targets == known.targets else known.with_targets(targets)
+        planned[run.key] = run
     refuse_long_prompts(planned.values())
     return list(planned.values())
 
 
-def warn_of_idle_settings(planned: Iterable[PlannedRun]) -> None:
+def warn_of_idle_settings(planned: Iterable[RunSpec]) -> None:
     """Say which settings change nothing in some of the runs."""
-    jobs: dict[str, list[Job]] = {}
+    by_method: dict[str, list[RunSpec]] = {}
     for run in planned:
-        jobs.setdefault(run.method, []).append(run.job)
-    for method, every in jobs.items():
-        for sentence in idle_settings(method, every):
+        by_method.setdefault(run.method, []).append(run)
+    for method, runs in by_method.items():
+        for sentence in idle_settings(method, runs):
             log.warning(sentence)
 
 
-def refuse_long_prompts(planned: Iterable[PlannedRun], checked: set[tuple[Any, ...]] | None = None) -> None:
+def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]] | None = None) -> None:
     """Raise UserError, before hours go into features, for class names of a run's dataset or targets that are too long
     for its prompts.
 
@@ -240,10 +240,10 @@ def refuse_long_prompts(planned: Iterable[PlannedRun], checked: set[tuple[Any, .
 
     checked = set() if checked is None else checked
     for run in planned:
-        method, backbone = METHODS[run.method], run.backbone
-        layout = method.layout(run.job.settings, backbone)
-        for data in run.job.tests:
-            for form in (*method.prompts(run.job.settings, data), *((layout,) if layout else ())):
+        method, backbone = METHODS[run.method], run.model
+        layout = method.layout(run.settings, backbone)
+        for data in run.tests:
+            for form in (*method.prompts(run.settings, data), *((layout,) if layout else ())):
                 what = (id(backbone), data.class_names, form)
                 if what in checked:
                     continue
@@ -255,20 +255,20 @@ def refuse_long_prompts(planned: Iterable[PlannedRun], checked: set[tuple[Any, .
                 checked.add(what)
 
 
-def _refuse_copy(known: PlannedRun, data: Data, backbone: Backbone) -> None:
-    if known.backbone is not backbone:
+def _refuse_copy(known: RunSpec, run: RunSpec) -> None:
+    if known.model is not run.model:
         raise UserError(
-            f"The backbones {known.backbone.name} and {backbone.name} have the same weights, and so come to the same "
+            f"The backbones {known.backbone} and {run.backbone} have the same weights, and so come to the same "
             "runs; name one of them."
         )
-    if known.job.data is not data:
+    if known.data is not run.data:
         raise UserError(
-            f"The datasets {known.job.data.name} and {data.name} hold the same images and class names, and so come to "
+            f"The datasets {known.dataset} and {run.dataset} hold the same images and class names, and so come to "
             "the same runs; name one of them."
         )
 
 
-def run_key(method: str, job: Job, backbone: Backbone) -> str:
+def run_key(run: RunSpec) -> str:
     """sha256 hex of all that determines what a run comes to. Targets are not part of it: they are further
     tests of the same run.
 
@@ -276,14 +276,14 @@ def run_key(method: str, job: Job, backbone: Backbone) -> str:
     """
     facts: dict[str, Any] = {
         "recipe": RECIPE,
-        "method": method,
-        "settings": METHODS[method].determined_by(job, backbone),
-        "backbone": backbone.digest,
-        "dataset": job.data.dataset.digest,
-        "features": job.data.store.digest if job.data.store else [job.data.name],
-        "shots": job.shots,
-        "seed": job.seed,
-        "subset": job.subset and _subset_digests(job.data, job.subset),
+        "method": run.method,
+        "settings": METHODS[run.method].key_settings(run, run.model),
+        "backbone": run.model.digest,
+        "dataset": run.data.dataset.digest,
+        "features": run.data.store.digest if run.data.store else [run.data.name],
+        "shots": run.shots,
+        "seed": run.seed,
+        "subset": run.subset and _subset_digests(run.data, run.subset),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -291,7 +291,7 @@ def run_key(method: str, job: Job, backbone: Backbone) -> str:
 class Keys:
     """``run_key`` for many runs: what they have in common is worked out once.
 
-    ``determined_by`` is asked once for jobs that differ in nothing but their seed, and in which images it drew.
+    ``key_settings`` is asked once for runs that differ in nothing but their seed, and in which images it drew.
     """
 
     def __init__(self) -> None:
@@ -299,12 +299,12 @@ class Keys:
         self._subsets: dict[tuple[int, int], tuple[Data, FewShot, str]] = {}
         self._data: dict[tuple[int, int], tuple[Data, str]] = {}
 
-    def of(self, method: str, job: Job, backbone: Backbone) -> str:
-        """The job's key. Its facts stand in the order of their names, as ``json.dumps`` sorts them."""
+    def of(self, run: RunSpec) -> str:
+        """The run's key. Its facts stand in the order of their names, as ``json.dumps`` sorts them."""
         text = (
-            f'{{{self._of_data(job.data, backbone)}, "method": "{method}", "recipe": {RECIPE}, "seed": {job.seed}, '
-            f'"settings": {self._of_settings(method, job, backbone)}, "shots": {json.dumps(job.shots)}, '
-            f'"subset": {self._of_subset(job.data, job.subset)}}}'
+            f'{{{self._of_data(run.data, run.model)}, "method": "{run.method}", "recipe": {RECIPE}, '
+            f'"seed": {run.seed}, "settings": {self._of_settings(run)}, "shots": {json.dumps(run.shots)}, '
+            f'"subset": {self._of_subset(run.data, run.subset)}}}'
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -316,11 +316,12 @@ class Keys:
             known = self._data[id(data), id(backbone)] = data, json.dumps(facts)[1:-1]
         return known[1]
 
-    def _of_settings(self, method: str, job: Job, backbone: Backbone) -> str:
-        sizes = (len(job.subset.train), len(job.subset.val)) if job.subset else None
-        alike = id(job.settings), method, id(job.data), id(backbone), job.shots, sizes
+    def _of_settings(self, run: RunSpec) -> str:
+        sizes = (len(run.subset.train), len(run.subset.val)) if run.subset else None
+        alike = id(run.settings), run.method, id(run.data), id(run.model), run.shots, sizes
         if alike not in self._settings:
-            self._settings[alike] = json.dumps(METHODS[method].determined_by(job, backbone), sort_keys=True)
+            settings = METHODS[run.method].key_settings(run, run.model)
+            self._settings[alike] = json.dumps(settings, sort_keys=True)
         return self._settings[alike]
 
     def _of_subset(self, data: Data, subset: FewShot | None) -> str:

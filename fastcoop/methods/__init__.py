@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastcoop.errors import UserError, nearest
-from fastcoop.methods.base import Job, Method, MethodSettings, Outcome, RunContext, expand
+from fastcoop.methods.base import Method, MethodSettings, Outcome, RunContext, expand
 from fastcoop.methods.coop import CoOp
 from fastcoop.methods.data import Data
 from fastcoop.methods.ensemble import Ensemble
 from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoder
 from fastcoop.methods.linear_probe import LinearProbe
 from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.spec import FeatureBank, RunSpec
 from fastcoop.methods.text_bias import TextBias
 from fastcoop.methods.text_transform import TextTransform
 from fastcoop.methods.zero_shot import ZeroShot
@@ -47,12 +48,13 @@ __all__ = [
     "CoOp",
     "Data",
     "Ensemble",
-    "Job",
+    "FeatureBank",
     "LinearProbe",
     "Method",
     "MethodSettings",
     "Outcome",
     "RunContext",
+    "RunSpec",
     "Scores",
     "ZeroShot",
     "expand",

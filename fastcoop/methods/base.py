@@ -1,4 +1,4 @@
-"""What a method is: settings that a grid can give, and a way to run many jobs at once."""
+"""What a method is: settings that a grid can give, and a way to do many runs at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.scores import Scores
+from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:  # workers import this room without torch
     from fastcoop.backbones import Backbone
-    from fastcoop.datasets import FewShot
     from fastcoop.engine.state import State
     from fastcoop.prompts import PromptLayout
 
@@ -64,45 +64,11 @@ FEATURE_FACTS = ("recipe", "feature_dtype", "views")  # in recorded settings, wh
 
 
 @dataclass(frozen=True, eq=False)
-class Job(Generic[S]):
-    """One run to do.
-
-    Attributes:
-        settings: of the run, as the grid gave them.
-        data: the dataset and its features.
-        subset: the few-shot subset to learn from; None for methods that learn nothing.
-        shots, seed: what drew the subset, and the seed of all else that is random; 0 without a subset.
-        targets: further datasets to test on, with class names of their own.
-        contexts: what this run learned before, where only targets are left to test.
-        weights: the same of methods that learn something else (see ``Outcome``); {} of those that learn nothing.
-    """
-
-    settings: S
-    data: Data
-    subset: FewShot | None = None
-    shots: int | str = 0
-    seed: int = 0
-    targets: tuple[Data, ...] = ()
-    contexts: np.ndarray | None = None
-    weights: Mapping[str, np.ndarray] | None = None
-
-    @property
-    def done_before(self) -> bool:
-        """Whether only targets are left to test."""
-        return self.contexts is not None or self.weights is not None
-
-    @property
-    def tests(self) -> tuple[Data, ...]:
-        """What to test on: the dataset and its targets; the targets alone where all else was done before."""
-        return self.targets if self.done_before else (self.data, *self.targets)
-
-
-@dataclass(frozen=True, eq=False)
 class Outcome:
     """What one run came to.
 
     Attributes:
-        scores: by name of the dataset, of all that ``Job.tests`` has.
+        scores: by name of the dataset, of all that ``RunSpec.tests`` has.
         losses: float32 (epochs,), mean training loss of each epoch; None where nothing was trained by steps.
         contexts: float32 (M, width) or (classes, M, width), of prompt learning.
         weights: arrays by name, of methods that learn something else and can be tested again by it.
@@ -135,7 +101,7 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the machine lends to a method's jobs.
+    """What a method may use for its runs.
 
     Attributes:
         jobs: processes to use at once; -1 for one per core.
@@ -177,15 +143,15 @@ class Method(ABC, Generic[S]):
     def label(self, settings: S) -> str:
         """The name of a curve of such runs."""
 
-    def check(self, job: Job[S]) -> None:
-        """Raise UserError where a job cannot be done. Asked of every job before the first one runs."""
+    def check(self, run: RunSpec[S]) -> None:
+        """Raise UserError where a run cannot be done. Asked of every run before the first one runs."""
         return
 
-    def determined_by(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
-        """What of the settings determines this job's result, resolved: the part of the run's key that is the
-        method's. Differently written settings that make the same run give the same, and so do jobs that differ only
+    def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
+        """What of the settings determines this run's result, resolved: the part of the run's key that is the
+        method's. Differently written settings that make the same run give the same, and so do runs that differ only
         in their seed and which images it drew."""
-        return job.settings.model_dump(mode="json")
+        return run.settings.model_dump(mode="json")
 
     def prompts(self, settings: S, data: Data) -> tuple[str, ...]:
         """Hand-written prompts, with "{}" for the class name, that the score of such a run on ``data`` depends on. They
@@ -200,32 +166,32 @@ class Method(ABC, Generic[S]):
         """The layout of prompts with learned vectors that class names go into; None where a run has none."""
         return None
 
-    def columns(self, job: Job[S], backbone: Backbone) -> dict[str, Any]:
+    def columns(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
         """Columns of the results table, beyond those that every run has: by name, what JSON can hold."""
         return {}
 
-    def training(self, job: Job[S], backbone: Backbone) -> Training | None:
-        """What a job asks of the engine; None for methods whose runs do not train together there."""
+    def training(self, run: RunSpec[S], backbone: Backbone) -> Training | None:
+        """What a run asks of the engine; None for methods whose runs do not train together there."""
         return None
 
     @abstractmethod
-    def run(self, backbone: Backbone, jobs: Sequence[Job[S]], done: Done, context: RunContext) -> None:
-        """Run all jobs over one backbone; ``done(index, outcome)`` is called as each finishes.
+    def run(self, backbone: Backbone, runs: Sequence[RunSpec[S]], done: Done, context: RunContext) -> None:
+        """Do all runs of one backbone; ``done(index, outcome)`` is called as each finishes.
 
-        With no jobs it only imports what it works with.
+        With no runs it only imports what it works with.
         """
 
 
-def recorded_settings(method: Method[S], job: Job[S]) -> str:
+def recorded_settings(method: Method[S], run: RunSpec[S]) -> str:
     """The settings of a run as results keep them: JSON, with the dataset's own prompt under ``dataset_prompt`` where
     the run uses it, and what is unusual in the features that it learned from."""
-    own = job.data.dataset.template
-    given = job.settings.model_dump(mode="json")
-    facts = feature_facts(method, job.data)
-    if own in method.prompts(job.settings, job.data) and own not in given.values():
+    own = run.data.dataset.template
+    given = run.settings.model_dump(mode="json")
+    facts = feature_facts(method, run.data)
+    if own in method.prompts(run.settings, run.data) and own not in given.values():
         facts[DATASET_PROMPT] = own
     if not facts:
-        return job.settings.model_dump_json()
+        return run.settings.model_dump_json()
     return json.dumps(given | facts, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext, Training
+from fastcoop.methods.base import Done, Method, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores, accuracy
+from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import score_texts, unit
 from fastcoop.remember import remember
 
@@ -105,26 +106,26 @@ class CoOp(Method[CoOpSettings]):
         rough = ["bfloat16"] if settings.precision == "bfloat16" else []
         return f"CoOp ({', '.join([*length, *start, where, *specific, *best, *rough])})"
 
-    def check(self, job: Job[CoOpSettings]) -> None:
-        if job.contexts is None and (job.settings.select == "best_val" or job.settings.val_accuracy):
-            job.data.require_validation(
-                job.subset,
+    def check(self, run: RunSpec[CoOpSettings]) -> None:
+        if run.contexts is None and (run.settings.select == "best_val" or run.settings.val_accuracy):
+            run.data.require_validation(
+                run.subset,
                 "what select: best_val and val_accuracy of coop report",
                 "leave these settings out",
             )
-        if job.contexts is None and (job.settings.val_every or 0) > epochs_of(job):
+        if run.contexts is None and (run.settings.val_every or 0) > epochs_of(run):
             raise UserError(
-                f"val_every of coop is {job.settings.val_every}, but a run has {epochs_of(job)} epochs, so that only "
+                f"val_every of coop is {run.settings.val_every}, but a run has {epochs_of(run)} epochs, so that only "
                 "the last is looked at; give a smaller number."
             )
-        for target in job.targets if job.settings.class_specific else ():
-            matching_classes(job.data, target)
+        for target in run.targets if run.settings.class_specific else ():
+            matching_classes(run.data, target)
 
-    def determined_by(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
-        settings = job.settings
-        resolved: dict[str, Any] = {"epochs": epochs_of(job)}
+    def key_settings(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
+        settings = run.settings
+        resolved: dict[str, Any] = {"epochs": epochs_of(run)}
         layout = layout_of(settings, backbone)
-        _refuse_idle_length(job, layout.context_length)
+        _refuse_idle_length(run, layout.context_length)
         resolved |= {"context_length": layout.context_length, "class_position": layout.class_position}
         # Settings that came later are named where they are used alone: runs from before them keep their keys.
         if layout.prompt is not None:
@@ -132,66 +133,66 @@ class CoOp(Method[CoOpSettings]):
         if settings.precision != "float32":
             resolved |= {"precision": settings.precision}
         if settings.select == "best_val":
-            resolved |= {"looked_at": epochs_looked_at(job), "select": settings.select}
+            resolved |= {"looked_at": epochs_looked_at(run), "select": settings.select}
         elif settings.val_accuracy:
             resolved |= {"val_accuracy": True}
         dump = settings.model_dump(mode="json", exclude=LATER)
-        return dump | resolved | {"views": job.data.views}
+        return dump | resolved | {"views": run.data.views}
 
     def layout(self, settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
         layout: PromptLayout = layout_of(settings, backbone)
         return layout
 
-    def columns(self, job: Job[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
-        settings, layout = job.settings, layout_of(job.settings, backbone)
+    def columns(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
+        settings, layout = run.settings, layout_of(run.settings, backbone)
         return {
             "context_length": layout.context_length,
             "class_position": layout.prompt or layout.class_position,
             "class_specific": settings.class_specific,
             "init": settings.init,
-            "epochs": epochs_of(job),
+            "epochs": epochs_of(run),
             "schedule": schedule_of(settings),
         }
 
-    def training(self, job: Job[CoOpSettings], backbone: Backbone) -> Training:
-        assert job.subset is not None
-        per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
-        return Training(job.data.class_names, layout_of(job.settings, backbone), epochs_of(job) * per_epoch)
+    def training(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> Training:
+        assert run.subset is not None
+        per_epoch = max(1, len(run.subset.train) // run.settings.batch_size)
+        return Training(run.data.class_names, layout_of(run.settings, backbone), epochs_of(run) * per_epoch)
 
     def run(
         self,
         backbone: Backbone,
-        jobs: Sequence[Job[CoOpSettings]],
+        runs: Sequence[RunSpec[CoOpSettings]],
         done: Done,
         context: RunContext,
     ) -> None:
         by_precision: dict[str, list[int]] = {}
-        for index, job in enumerate(jobs):
-            if job.contexts is not None:
-                done(index, _outcome(backbone, job, np.asarray(job.contexts)))
+        for index, run in enumerate(runs):
+            if run.contexts is not None:
+                done(index, _outcome(backbone, run, np.asarray(run.contexts)))
                 context.on_progress(1.0)
             else:
-                by_precision.setdefault(job.settings.precision, []).append(index)
+                by_precision.setdefault(run.settings.precision, []).append(index)
         if len(by_precision) > 1:  # each trains by itself, and one checkpoint cannot hold both
             context = replace(context, checkpoint=None)
         for order in by_precision.values():
-            self._train(backbone, jobs, order, done, context)
+            self._train(backbone, runs, order, done, context)
 
     @staticmethod
     def _train(
         backbone: Backbone,
-        jobs: Sequence[Job[CoOpSettings]],
+        runs: Sequence[RunSpec[CoOpSettings]],
         order: Sequence[int],
         done: Done,
         context: RunContext,
     ) -> None:
-        """Train the jobs of these indices, all of one precision, together."""
+        """Train the runs of these indices, all of one precision, together."""
         import torch
 
         from fastcoop.engine import run_costs, train
 
-        runs = [engine_run(jobs[index], backbone) for index in order]
-        costs = run_costs(backbone, runs)
+        trainings = [engine_run(runs[index], backbone) for index in order]
+        costs = run_costs(backbone, trainings)
         worked, start = 0.0, time.perf_counter()
 
         def on_progress(cost: float) -> None:
@@ -200,93 +201,93 @@ class CoOp(Method[CoOpSettings]):
             context.on_progress(cost * len(order) / sum(costs))
 
         def on_done(number: int, trained: Trained) -> None:
-            job = jobs[order[number]]
-            contexts, extra = select(backbone, job, trained)
+            run = runs[order[number]]
+            contexts, extra = select(backbone, run, trained)
             # The engine keeps what it returns until all runs have ended; a resumed training tells of a run again.
             kept = extra.get("epoch")
             trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
             # Nothing is known of what a run took that had ended before its training was resumed.
             seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
             losses = np.asarray(trained.losses, dtype=np.float32)
-            outcome = _outcome(backbone, job, contexts, losses, trained.status, seconds, extra)
+            outcome = _outcome(backbone, run, contexts, losses, trained.status, seconds, extra)
             done(order[number], outcome)
 
         checkpoint = context.checkpoint
-        bfloat16 = jobs[order[0]].settings.precision == "bfloat16"
+        bfloat16 = runs[order[0]].settings.precision == "bfloat16"
         train(
-            backbone, runs, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
+            backbone, trainings, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
             precision=torch.bfloat16 if bfloat16 else None,
             state=checkpoint.load() if checkpoint else None, on_step=checkpoint.offer if checkpoint else None,
         )  # fmt: skip
 
 
-def engine_run(job: Job[CoOpSettings], backbone: Backbone) -> Any:
-    """The engine's form of a job. Its images are the augmented views, as in the official code; the test-time
+def engine_run(run: RunSpec[CoOpSettings], backbone: Backbone) -> Any:
+    """The engine's form of a run. Its images are the augmented views, as in the official code; the test-time
     crop only where there are no others."""
     import torch
 
     from fastcoop.engine import Run
     from fastcoop.prompts import initial_contexts
 
-    assert job.subset is not None
-    settings, layout = job.settings, layout_of(job.settings, backbone)
-    features, labels = job.data.train(job.subset)
+    assert run.subset is not None
+    settings, layout = run.settings, layout_of(run.settings, backbone)
+    features, labels = run.data.train(run.subset)
     views = features[:, 1:] if features.shape[1] > 1 else features
     words = None if settings.init == "random" else settings.init
     return Run(
-        class_names=job.data.class_names,
+        class_names=run.data.class_names,
         layout=layout,
-        contexts=initial_contexts(backbone, layout, len(job.data.class_names), job.seed, words),
+        contexts=initial_contexts(backbone, layout, len(run.data.class_names), run.seed, words),
         features=torch.from_numpy(views),
         labels=torch.from_numpy(labels),
-        epochs=epochs_of(job),
-        seed=job.seed,
+        epochs=epochs_of(run),
+        seed=run.seed,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        snapshots=epochs_looked_at(job),
+        snapshots=epochs_looked_at(run),
     )
 
 
-def epochs_looked_at(job: Job[CoOpSettings]) -> list[int]:
+def epochs_looked_at(run: RunSpec[CoOpSettings]) -> list[int]:
     """Epochs, counted from 1, after which a run is tried on its validation images; none if it keeps the last."""
-    if job.settings.select == "last":
+    if run.settings.select == "last":
         return []
-    epochs = epochs_of(job)
-    every = job.settings.val_every or max(1, epochs // LOOKS)
+    epochs = epochs_of(run)
+    every = run.settings.val_every or max(1, epochs // LOOKS)
     return sorted({*range(every, epochs + 1, every), epochs})
 
 
 def select(
-    backbone: Backbone, job: Job[CoOpSettings], trained: Trained
+    backbone: Backbone, run: RunSpec[CoOpSettings], trained: Trained
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The contexts that a run keeps, float32 on the CPU, and what it notes of them."""
     last = trained.contexts.float().cpu().numpy()
-    if job.settings.select == "last":
-        if not job.settings.val_accuracy:
+    if run.settings.select == "last":
+        if not run.settings.val_accuracy:
             return last, {}
-        on_validation = float(_on_validation(backbone, job, last[None])[0])
+        on_validation = float(_on_validation(backbone, run, last[None])[0])
         return last, {"val_accuracy": on_validation} if np.isfinite(on_validation) else {}
     if not trained.snapshots:  # it diverged before the first look
         return last, {}
     epochs = sorted(trained.snapshots)
     seen = np.stack([trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs])
-    found = _on_validation(backbone, job, seen)
+    found = _on_validation(backbone, run, seen)
     if np.isnan(found).all():
         return last, {}
     best = int(np.nanargmax(found))
     return seen[best], {"val_accuracy": float(found[best]), "epoch": float(epochs[best])}
 
 
-def _on_validation(backbone: Backbone, job: Job[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
-    """Accuracy in percent, (n,), of contexts (n, ...) on the job's validation images; NaN of those that diverged."""
+def _on_validation(backbone: Backbone, run: RunSpec[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
+    """Accuracy in percent, (n,), of contexts (n, ...) on the run's validation images; NaN of those that diverged."""
     import torch
 
     from fastcoop.engine import encode_prompts
 
-    assert job.subset is not None
-    features, labels = job.data.validation(job.subset)
-    names, layout = job.data.class_names, layout_of(job.settings, backbone)
-    at_once = max(1, PROMPTS_AT_ONCE // len(job.data.class_names))
+    assert run.subset is not None
+    features, labels = run.data.validation(run.subset)
+    names, layout = run.data.class_names, layout_of(run.settings, backbone)
+    at_once = max(1, PROMPTS_AT_ONCE // len(run.data.class_names))
     found = []
     for start in range(0, len(contexts), at_once):
         with torch.no_grad():
@@ -304,10 +305,10 @@ def _trees(backbone: Backbone) -> Any:
     return Trees(backbone)
 
 
-def _refuse_idle_length(job: Job[CoOpSettings], length: int) -> None:
+def _refuse_idle_length(run: RunSpec[CoOpSettings], length: int) -> None:
     """Refuse a context length beside words of another token count, which replaces it."""
-    settings = job.settings
-    given = "context_length" in settings.model_fields_set and not job.done_before
+    settings = run.settings
+    given = "context_length" in settings.model_fields_set and not run.has_learned
     if given and settings.prompt is None and settings.context_length != length:
         raise UserError(
             f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
@@ -348,26 +349,26 @@ def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
 
 def _outcome(
     backbone: Backbone,
-    job: Job[CoOpSettings],
+    run: RunSpec[CoOpSettings],
     contexts: np.ndarray,
     losses: np.ndarray | None = None,
     status: str = "done",
     seconds: float = 0.0,
     extra: dict[str, float] | None = None,
 ) -> Outcome:
-    scores = {data.name: _score(backbone, job, data, contexts) for data in job.tests}
+    scores = {data.name: _score(backbone, run, data, contexts) for data in run.tests}
     return Outcome(scores, losses, contexts, status=status, seconds=seconds, extra=extra or {})
 
 
-def _score(backbone: Backbone, job: Job[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:
+def _score(backbone: Backbone, run: RunSpec[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:
     """Test contexts on a dataset: a class-specific context on the classes of the same names."""
     import torch
 
     from fastcoop.engine import encode_prompts
 
-    if data is not job.data and job.settings.class_specific:
-        contexts = contexts[matching_classes(job.data, data)]
-    item = (data.class_names, layout_of(job.settings, backbone), torch.from_numpy(contexts))
+    if data is not run.data and run.settings.class_specific:
+        contexts = contexts[matching_classes(run.data, data)]
+    item = (data.class_names, layout_of(run.settings, backbone), torch.from_numpy(contexts))
     with torch.no_grad():
         texts = encode_prompts(backbone, [item], _trees(backbone))[0]
     return score_texts(backbone, data, texts.float().cpu().numpy())

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.data import Data
+from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import prompt_features, score_texts
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Ensemble(Method[EnsembleSettings]):
     def label(self, settings: EnsembleSettings) -> str:
         return f"Prompt ensemble ({'7' if settings.templates == 'selected' else '80'})"
 
-    def determined_by(self, job: Job[EnsembleSettings], backbone: Backbone) -> dict[str, Any]:
-        return {"prompts": list(self.prompts(job.settings, job.data))}
+    def key_settings(self, run: RunSpec[EnsembleSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"prompts": list(self.prompts(run.settings, run.data))}
 
     def prompts(self, settings: EnsembleSettings, data: Data) -> tuple[str, ...]:
         return tuple(ensemble_prompts(data, settings.templates))
@@ -44,15 +45,15 @@ class Ensemble(Method[EnsembleSettings]):
     def run(
         self,
         backbone: Backbone,
-        jobs: Sequence[Job[EnsembleSettings]],
+        runs: Sequence[RunSpec[EnsembleSettings]],
         done: Done,
         context: RunContext,
     ) -> None:
-        for index, job in enumerate(jobs):
+        for index, run in enumerate(runs):
             start = time.perf_counter()
             scores = {}
-            for data in job.tests:
-                prompts = self.prompts(job.settings, data)
+            for data in run.tests:
+                prompts = self.prompts(run.settings, data)
                 features = [prompt_features(backbone, data.class_names, prompt) for prompt in prompts]
                 scores[data.name] = score_texts(backbone, data, np.mean(features, axis=0))
             done(index, Outcome(scores, seconds=time.perf_counter() - start))

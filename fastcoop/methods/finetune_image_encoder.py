@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
+from fastcoop.methods.base import Done, Method, Outcome, RunContext
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import accuracy, score
+from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import prompt_features, unit
 
 if TYPE_CHECKING:
@@ -50,55 +51,55 @@ class FinetuneImageEncoder(Method[FinetuneSettings]):
     def label(self, settings: FinetuneSettings) -> str:
         return f"Fine-tuned image encoder (lr {settings.learning_rate:g})"
 
-    def check(self, job: Job[FinetuneSettings]) -> None:
-        for data in (job.data, *job.targets):
+    def check(self, run: RunSpec[FinetuneSettings]) -> None:
+        for data in (run.data, *run.targets):
             _require_images(data)
 
     def views(self, data: Data) -> int:
         return DEFAULT_VIEWS if data.views else 0  # a view of its own for each epoch, whatever their number
 
-    def determined_by(self, job: Job[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
-        resolved = {"epochs": epochs_of(job), "views": job.data.views > 0}
-        return job.settings.model_dump(mode="json") | resolved | {"prompt": job.data.dataset.template}
+    def key_settings(self, run: RunSpec[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
+        resolved = {"epochs": epochs_of(run), "views": run.data.views > 0}
+        return run.settings.model_dump(mode="json") | resolved | {"prompt": run.data.dataset.template}
 
     def prompts(self, settings: FinetuneSettings, data: Data) -> tuple[str, ...]:
         return (data.dataset.template,)
 
-    def columns(self, job: Job[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
-        return {"epochs": epochs_of(job), "schedule": schedule_of(job.settings)}
+    def columns(self, run: RunSpec[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"epochs": epochs_of(run), "schedule": schedule_of(run.settings)}
 
     def run(
         self,
         backbone: Backbone,
-        jobs: Sequence[Job[FinetuneSettings]],
+        runs: Sequence[RunSpec[FinetuneSettings]],
         done: Done,
         context: RunContext,
     ) -> None:
         from fastcoop.backbones.precision import fresh_state
 
-        if not jobs:
+        if not runs:
             return
-        trained = sum(len(job.subset.train) * epochs_of(job) for job in jobs if job.subset)
-        tested = sum(len(data.test[1]) for job in jobs for data in job.tests)
+        trained = sum(len(run.subset.train) * epochs_of(run) for run in runs if run.subset)
+        tested = sum(len(data.test[1]) for run in runs for data in run.tests)
         log.warning(
             "%s works on images, not on cached features: %d runs take %d images forwards and backwards through the "
             "image tower and %d forwards, one run after the other; CoOp's training takes none.",
-            *(self.name, len(jobs), trained, tested),
+            *(self.name, len(runs), trained, tested),
         )
-        for index, job in enumerate(jobs):
+        for index, run in enumerate(runs):
             start = time.perf_counter()
             with fresh_state():
-                tower, losses = _train(backbone, job, context)
+                tower, losses = _train(backbone, run, context)
             scores = {}
-            for data in job.tests:
+            for data in run.tests:
                 assert data.store is not None
                 rows = data.store.indices("test")
                 scores[data.name] = score(_logits(backbone, tower, data, "test", rows), data.test[1])
             extra = {}
-            if job.subset is not None and len(job.subset.val):
-                rows = _readable(job.data, "val", job.subset.val)
-                logits = _logits(backbone, tower, job.data, "val", rows)
-                on_validation = float(accuracy(logits, job.data.dataset.splits["val"].labels[rows]))
+            if run.subset is not None and len(run.subset.val):
+                rows = _readable(run.data, "val", run.subset.val)
+                logits = _logits(backbone, tower, run.data, "val", rows)
+                on_validation = float(accuracy(logits, run.data.dataset.splits["val"].labels[rows]))
                 if np.isfinite(on_validation):
                     extra["val_accuracy"] = on_validation
             status = "done" if np.isfinite(losses).all() else "diverged"
@@ -123,30 +124,30 @@ def _readable(data: Data, split: str, rows: np.ndarray) -> np.ndarray:
 
 
 def _train(
-    backbone: Backbone, job: Job[FinetuneSettings], context: RunContext
+    backbone: Backbone, run: RunSpec[FinetuneSettings], context: RunContext
 ) -> tuple[nn.Module, np.ndarray]:
     """A tuned copy of the image tower, and its mean loss per epoch, float32 (epochs,)."""
     import torch
 
     from fastcoop.engine.run import learning_rates
 
-    assert job.subset is not None
-    settings, rows = job.settings, _readable(job.data, "train", job.subset.train)
-    labels = torch.from_numpy(job.data.dataset.splits["train"].labels[rows]).to(backbone.device)
-    texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
+    assert run.subset is not None
+    settings, rows = run.settings, _readable(run.data, "train", run.subset.train)
+    labels = torch.from_numpy(run.data.dataset.splits["train"].labels[rows]).to(backbone.device)
+    texts = torch.from_numpy(_texts(backbone, run.data)).to(backbone.device)
     tower: nn.Module = deepcopy(backbone.model.visual).to(torch.float32).eval().requires_grad_(True)
     optimiser = torch.optim.SGD(
         tower.parameters(), lr=settings.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
-    epochs = epochs_of(job)
+    epochs = epochs_of(run)
     rates = np.minimum(learning_rates(epochs, settings.learning_rate), settings.learning_rate)
-    rng = np.random.default_rng(job.seed)
+    rng = np.random.default_rng(run.seed)
     losses = np.zeros(epochs, np.float32)
     for epoch in range(epochs):
         optimiser.param_groups[0]["lr"] = float(rates[epoch])
         steps = epoch_order(len(rows), settings.batch_size, rng)
-        view = 1 + epoch if job.data.views else 0
-        batches = _batches(backbone, job.data, "train", [rows[step] for step in steps], view, job.seed)
+        view = 1 + epoch if run.data.views else 0
+        batches = _batches(backbone, run.data, "train", [rows[step] for step in steps], view, run.seed)
         for step, images in zip(steps, batches, strict=True):
             features = torch.nn.functional.normalize(tower(images), dim=-1)
             loss = torch.nn.functional.cross_entropy(

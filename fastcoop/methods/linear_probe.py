@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -56,28 +57,28 @@ class LinearProbe(Method[LinearProbeSettings]):
         fits, steps = settings.iterations, settings.search_steps
         return f"Linear probe CLIP ({fits} iteration{'s' * (fits != 1)}, {steps} search step{'s' * (steps != 1)})"
 
-    def check(self, job: Job[LinearProbeSettings]) -> None:
-        if job.weights is None:
-            job.data.require_validation(job.subset, "the probe's C", "leave the linear probe out")
-        for target in job.targets:
-            matching_classes(job.data, target)
+    def check(self, run: RunSpec[LinearProbeSettings]) -> None:
+        if run.weights is None:
+            run.data.require_validation(run.subset, "the probe's C", "leave the linear probe out")
+        for target in run.targets:
+            matching_classes(run.data, target)
 
     def run(
         self,
         backbone: Backbone,
-        jobs: Sequence[Job[LinearProbeSettings]],
+        runs: Sequence[RunSpec[LinearProbeSettings]],
         done: Done,
         context: RunContext,
     ) -> None:
         import sklearn.linear_model  # noqa: F401  (the first import takes seconds that are not a run's)
 
-        for index, job in enumerate(jobs):
-            if job.weights is not None:
-                done(index, Outcome(_scores(job, job.weights)))
+        for index, run in enumerate(runs):
+            if run.weights is not None:
+                done(index, Outcome(_scores(run, run.weights)))
             else:
                 start = time.perf_counter()
-                weights, extra = _learn(job.settings, *_inputs(job))
-                scores = _scores(job, weights)
+                weights, extra = _learn(run.settings, *_inputs(run))
+                scores = _scores(run, weights)
                 seconds = time.perf_counter() - start
                 done(index, Outcome(scores, weights=dict(weights), seconds=seconds, extra=extra))
             context.on_progress(1.0)
@@ -138,11 +139,11 @@ def class_logits(weights: Weights, features: np.ndarray, classes: int) -> np.nda
     return logits
 
 
-def _inputs(job: Job[LinearProbeSettings]) -> tuple[Labelled, Labelled]:
+def _inputs(run: RunSpec[LinearProbeSettings]) -> tuple[Labelled, Labelled]:
     """Training and validation images, as float64 like the official code's."""
-    assert job.subset is not None
-    features, labels = job.data.train(job.subset)
-    val_features, val_labels = job.data.validation(job.subset)
+    assert run.subset is not None
+    features, labels = run.data.train(run.subset)
+    val_features, val_labels = run.data.validation(run.subset)
     return (features[:, 0].astype(np.float64), labels), (val_features.astype(np.float64), val_labels)
 
 
@@ -155,12 +156,12 @@ def _learn(settings: LinearProbeSettings, train: Labelled, val: Labelled) -> tup
     return weights_of(model), extra
 
 
-def _scores(job: Job[LinearProbeSettings], weights: Weights) -> dict[str, Scores]:
+def _scores(run: RunSpec[LinearProbeSettings], weights: Weights) -> dict[str, Scores]:
     """Each test set scored among its own classes alone."""
     scores = {}
-    for data in job.tests:
-        logits = class_logits(weights, data.test[0], len(job.data.class_names))
-        if data is not job.data:
-            logits = logits[:, matching_classes(job.data, data)]
+    for data in run.tests:
+        logits = class_logits(weights, data.test[0], len(run.data.class_names))
+        if data is not run.data:
+            logits = logits[:, matching_classes(run.data, data)]
         scores[data.name] = score(logits, data.test[1])
     return scores

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fastcoop.checks import LARGEST, LARGEST_BATCH, LONGEST
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Job, MethodSettings
+from fastcoop.methods.base import MethodSettings
+from fastcoop.methods.spec import RunSpec
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
@@ -76,13 +77,13 @@ def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[
     return [order[at : at + batch_size] for at in range(0, max(images - batch_size, 0) + 1, batch_size)]
 
 
-def epochs_of(job: Job[Any]) -> int:
-    """Epochs that a job's schedule stands for.
+def epochs_of(run: RunSpec[Any]) -> int:
+    """Epochs that a run's schedule stands for.
 
     Raises:
-        UserError: a schedule by shots does not name the job's.
+        UserError: a schedule by shots does not name the run's.
     """
-    epochs, shots = job.settings.epochs, job.shots
+    epochs, shots = run.settings.epochs, run.shots
     if isinstance(epochs, dict):
         if shots not in epochs:
             given = ", ".join(str(key) for key in epochs)
@@ -91,31 +92,31 @@ def epochs_of(job: Job[Any]) -> int:
     if isinstance(epochs, int):
         return epochs
     if epochs == "paper":
-        return paper_epochs(job.data.name, shots)
-    assert job.subset is not None
-    per_epoch = max(1, len(job.subset.train) // job.settings.batch_size)
+        return paper_epochs(run.data.name, shots)
+    assert run.subset is not None
+    per_epoch = max(1, len(run.subset.train) // run.settings.batch_size)
     return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
 
 
-def idle_settings(method: str, jobs: Sequence[Job[Any]]) -> Iterator[str]:
-    """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's jobs."""
-    given = [job for job in jobs if isinstance(job.settings, ScheduleSettings) and job.subset is not None]
+def idle_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
+    """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's runs."""
+    given = [run for run in runs if isinstance(run.settings, ScheduleSettings) and run.subset is not None]
     small = [
-        job
-        for job in given
-        if "batch_size" in job.settings.model_fields_set
-        and job.subset is not None
-        and len(job.subset.train) < job.settings.batch_size
+        run
+        for run in given
+        if "batch_size" in run.settings.model_fields_set
+        and run.subset is not None
+        and len(run.subset.train) < run.settings.batch_size
     ]
     if small:
         yield (
-            f"{len(small)} of {len(jobs)} runs of {method} have fewer images than their batch_size: each of their "
+            f"{len(small)} of {len(runs)} runs of {method} have fewer images than their batch_size: each of their "
             "batches is all of their images."
         )
-    short = [job for job in given if "learning_rate" in job.settings.model_fields_set and epochs_of(job) == 1]
+    short = [run for run in given if "learning_rate" in run.settings.model_fields_set and epochs_of(run) == 1]
     if short:
         yield (
-            f"{len(short)} of {len(jobs)} runs of {method} train for one epoch, whose learning rate is the warm-up's "
+            f"{len(short)} of {len(runs)} runs of {method} train for one epoch, whose learning rate is the warm-up's "
             f"{WARMUP_RATE:g} whatever learning_rate says."
         )
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.methods.base import Done, Job, Method, Outcome, RunContext
+from fastcoop.methods.base import Done, Method, Outcome, RunContext
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
 from fastcoop.methods.scores import Scores, accuracy
+from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import prompt_features, score_texts, unit
 
 if TYPE_CHECKING:
@@ -50,59 +51,59 @@ class TextLearner(Method[TextLearnerSettings]):
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
         """Offsets (runs, *shape) on texts (classes, dim): (runs, classes, dim), of any length."""
 
-    def check(self, job: Job[TextLearnerSettings]) -> None:
-        if job.settings.learning_rate == "validation" and job.weights is None:
-            job.data.require_validation(
-                job.subset,
+    def check(self, run: RunSpec[TextLearnerSettings]) -> None:
+        if run.settings.learning_rate == "validation" and run.weights is None:
+            run.data.require_validation(
+                run.subset,
                 f"the learning rate of {self.name}",
                 f"set learning_rate of {self.name} to a number",
             )
 
-    def determined_by(self, job: Job[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
-        resolved = {"epochs": epochs_of(job), "views": job.data.views, "prompt": job.data.dataset.template}
-        return job.settings.model_dump(mode="json") | resolved | {"rates": rates_of(job.settings)}
+    def key_settings(self, run: RunSpec[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
+        resolved = {"epochs": epochs_of(run), "views": run.data.views, "prompt": run.data.dataset.template}
+        return run.settings.model_dump(mode="json") | resolved | {"rates": rates_of(run.settings)}
 
     def prompts(self, settings: TextLearnerSettings, data: Data) -> tuple[str, ...]:
         return (data.dataset.template,)
 
-    def columns(self, job: Job[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
-        return {"epochs": epochs_of(job), "schedule": schedule_of(job.settings)}
+    def columns(self, run: RunSpec[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"epochs": epochs_of(run), "schedule": schedule_of(run.settings)}
 
     def run(
         self,
         backbone: Backbone,
-        jobs: Sequence[Job[TextLearnerSettings]],
+        runs: Sequence[RunSpec[TextLearnerSettings]],
         done: Done,
         context: RunContext,
     ) -> None:
-        for index, job in enumerate(jobs):
+        for index, run in enumerate(runs):
             start = time.perf_counter()
-            if job.weights is not None:
-                outcome = Outcome(self._scores(backbone, job, job.weights[self.kept]))
+            if run.weights is not None:
+                outcome = Outcome(self._scores(backbone, run, run.weights[self.kept]))
             else:
-                outcome = self._learn(backbone, job, start)
+                outcome = self._learn(backbone, run, start)
             done(index, outcome)
             context.on_progress(1.0)
 
-    def _learn(self, backbone: Backbone, job: Job[TextLearnerSettings], start: float) -> Outcome:
+    def _learn(self, backbone: Backbone, run: RunSpec[TextLearnerSettings], start: float) -> Outcome:
         import torch
 
         from fastcoop.backbones.precision import fresh_state
 
-        assert job.subset is not None
-        rates = rates_of(job.settings)
+        assert run.subset is not None
+        rates = rates_of(run.settings)
         with fresh_state():
-            offsets, losses = self._train(backbone, job, rates)
+            offsets, losses = self._train(backbone, run, rates)
         best, extra = 0, dict[str, float]()
-        if len(job.subset.val):
-            best, on_validation = self._choose(backbone, job, offsets)
+        if len(run.subset.val):
+            best, on_validation = self._choose(backbone, run, offsets)
             if np.isfinite(on_validation):
                 extra["val_accuracy"] = on_validation
         extra["learning_rate"] = rates[best]
         offset = offsets[best].float().cpu().numpy()
         finite = bool(np.isfinite(losses[best]).all()) and bool(torch.isfinite(offsets[best]).all())
         return Outcome(
-            self._scores(backbone, job, offset),
+            self._scores(backbone, run, offset),
             losses[best],
             weights={self.kept: offset},
             status="done" if finite else "diverged",
@@ -111,7 +112,7 @@ class TextLearner(Method[TextLearnerSettings]):
         )
 
     def _train(
-        self, backbone: Backbone, job: Job[TextLearnerSettings], rates: Sequence[float]
+        self, backbone: Backbone, run: RunSpec[TextLearnerSettings], rates: Sequence[float]
     ) -> tuple[Tensor, np.ndarray]:
         """Offsets (rates, *shape) and their losses (rates, epochs), trained side by side on the same batches."""
         import torch
@@ -119,24 +120,24 @@ class TextLearner(Method[TextLearnerSettings]):
 
         from fastcoop.engine.run import learning_rates
 
-        assert job.subset is not None
-        features, labels = job.data.train(job.subset)
+        assert run.subset is not None
+        features, labels = run.data.train(run.subset)
         images = torch.from_numpy(unit(features[:, 1:] if features.shape[1] > 1 else features))
         images, targets = images.to(backbone.device), torch.from_numpy(labels).to(backbone.device)
-        texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
-        epochs = epochs_of(job)
+        texts = torch.from_numpy(_texts(backbone, run.data)).to(backbone.device)
+        epochs = epochs_of(run)
         schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])
         shape = self.shape(texts.shape[1])
         offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
         offsets.requires_grad_()
         momentum = torch.zeros_like(offsets)
-        rng = np.random.default_rng(job.seed)
+        rng = np.random.default_rng(run.seed)
         losses = np.zeros((len(rates), epochs), np.float32)
         for epoch in range(epochs):
             rate = torch.tensor(schedule[:, epoch], dtype=torch.float32, device=backbone.device)
             rate = rate.view(-1, *[1] * len(shape))
             view = rng.integers(images.shape[1], size=len(images))
-            steps = epoch_order(len(images), job.settings.batch_size, rng)
+            steps = epoch_order(len(images), run.settings.batch_size, rng)
             for rows in steps:
                 weights = normalize(self.apply(offsets, texts), dim=-1)
                 logits = backbone.logit_scale * images[rows, view[rows]] @ weights.mT
@@ -149,15 +150,15 @@ class TextLearner(Method[TextLearnerSettings]):
         return offsets.detach(), losses
 
     def _choose(
-        self, backbone: Backbone, job: Job[TextLearnerSettings], offsets: Tensor
+        self, backbone: Backbone, run: RunSpec[TextLearnerSettings], offsets: Tensor
     ) -> tuple[int, float]:
         """Which offset does best on the validation images, and its accuracy on them in percent; NaN where all
         diverged."""
         import torch
 
-        assert job.subset is not None
-        features, labels = job.data.validation(job.subset)
-        texts = torch.from_numpy(_texts(backbone, job.data)).to(backbone.device)
+        assert run.subset is not None
+        features, labels = run.data.validation(run.subset)
+        texts = torch.from_numpy(_texts(backbone, run.data)).to(backbone.device)
         weights = unit(self.apply(offsets, texts).cpu().numpy())
         logits = backbone.logit_scale * unit(features) @ weights.swapaxes(1, 2)
         probabilities = torch.log_softmax(torch.from_numpy(logits).double(), -1)
@@ -167,11 +168,11 @@ class TextLearner(Method[TextLearnerSettings]):
         order = np.lexsort((np.where(lost, np.inf, loss), np.where(lost, np.inf, -found)))
         return int(order[0]), float(np.where(lost, np.nan, found)[order[0]])
 
-    def _scores(self, backbone: Backbone, job: Job[Any], offset: np.ndarray) -> dict[str, Scores]:
+    def _scores(self, backbone: Backbone, run: RunSpec[Any], offset: np.ndarray) -> dict[str, Scores]:
         import torch
 
         scores = {}
-        for data in job.tests:
+        for data in run.tests:
             texts = self.apply(torch.from_numpy(offset)[None], torch.from_numpy(_texts(backbone, data)))
             scores[data.name] = score_texts(backbone, data, texts[0].numpy())
         return scores

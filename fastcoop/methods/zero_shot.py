@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, Field, field_validator
 
-from fastcoop.methods.base import Done, Job, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
 from fastcoop.methods.data import Data
+from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import prompt_features, score_texts
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class ZeroShot(Method[ZeroShotSettings]):
     def label(self, settings: ZeroShotSettings) -> str:
         return "Zero-shot CLIP" if settings.prompt is None else f'Zero-shot CLIP ("{settings.prompt}")'
 
-    def determined_by(self, job: Job[ZeroShotSettings], backbone: Backbone) -> dict[str, Any]:
-        return {"prompt": self.prompts(job.settings, job.data)[0]}
+    def key_settings(self, run: RunSpec[ZeroShotSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"prompt": self.prompts(run.settings, run.data)[0]}
 
     def prompts(self, settings: ZeroShotSettings, data: Data) -> tuple[str, ...]:
         # On targets too, "the dataset's own" is the prompt of the dataset that is tested.
@@ -49,15 +50,15 @@ class ZeroShot(Method[ZeroShotSettings]):
     def run(
         self,
         backbone: Backbone,
-        jobs: Sequence[Job[ZeroShotSettings]],
+        runs: Sequence[RunSpec[ZeroShotSettings]],
         done: Done,
         context: RunContext,
     ) -> None:
-        for index, job in enumerate(jobs):
+        for index, run in enumerate(runs):
             start = time.perf_counter()
             scores = {}
-            for data in job.tests:
-                (template,) = self.prompts(job.settings, data)
+            for data in run.tests:
+                (template,) = self.prompts(run.settings, data)
                 scores[data.name] = score_texts(
                     backbone, data, prompt_features(backbone, data.class_names, template)
                 )

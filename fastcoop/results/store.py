@@ -21,8 +21,8 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.files import PART, atomic_write
-from fastcoop.grids.plan import PlannedRun, TestFacts
-from fastcoop.methods import METHODS, Data, Outcome, Scores
+from fastcoop.grids.plan import TestFacts, test_facts, train_files
+from fastcoop.methods import METHODS, Data, Outcome, RunSpec, Scores
 from fastcoop.methods.base import recorded_settings
 from fastcoop.results.about import DATASETS, GRID
 from fastcoop.results.batch import Batch
@@ -59,7 +59,7 @@ class ResultsStore:
         """Keys of the runs that are done, and the tests of each by dataset."""
         return tests_by_run(self._db)
 
-    def complete(self, planned: Iterable[PlannedRun]) -> None:
+    def complete(self, planned: Iterable[RunSpec]) -> None:
         """Add what databases of version 1 did not keep of these runs and their tests on their own datasets, where the
         runs' keys say it.
 
@@ -68,8 +68,8 @@ class ResultsStore:
         """
         tested = self.done()
         for run in planned:
-            data = run.job.data
-            facts, before = run.test_facts(data), tested.get(run.key, {}).get(data.name)
+            data = run.data
+            facts, before = test_facts(run, data), tested.get(run.key, {}).get(data.name)
             if before is None or before.features is not None or before.test != facts.test:
                 continue
             with self._writing() as db:
@@ -77,25 +77,24 @@ class ResultsStore:
                     "UPDATE scores SET features = ?, images = ?, prompts = ? WHERE key = ? AND dataset = ?",
                     (facts.features, facts.images, facts.prompts, run.key, data.name),
                 )
-                settings = recorded_settings(METHODS[run.method], run.job)
+                settings = recorded_settings(METHODS[run.method], run)
                 db.execute("UPDATE runs SET settings = ? WHERE key = ?", (settings, run.key))
 
-    def record(self, planned: PlannedRun, outcome: Outcome) -> None:
+    def record(self, planned: RunSpec, outcome: Outcome) -> None:
         """Keep what a run came to; a run already there gains the tests that it lacked, or that were of a dataset that
         has changed since.
 
         Raises:
             UserError: the disk does not take it. What was recorded before is unharmed.
         """
-        job = planned.job
         with self._writing() as db:
-            if not job.done_before:
+            if not planned.has_learned:
                 if outcome.contexts is not None or outcome.weights:
                     write_learned(self.folder, planned, outcome)
                 row = _run_row(planned, outcome)
                 self._forget_other_images(planned.key, row["train_files"])
                 self._put("runs", row)
-            for data in job.tests:
+            for data in planned.tests:
                 if data.name in outcome.scores:
                     self._put("tests", _test_row(data))
                     self._put("scores", _scores_row(planned, data, outcome.scores[data.name]))
@@ -132,22 +131,21 @@ class ResultsStore:
         """Keys of the runs that failed, and the error of each."""
         return dict(self._db.execute("SELECT key, error FROM failures"))
 
-    def record_failure(self, planned: PlannedRun, error: str) -> None:
+    def record_failure(self, planned: RunSpec, error: str) -> None:
         """Keep that a run failed, and why.
 
         Raises:
             UserError: the disk does not take it.
         """
-        job = planned.job
         row = {
             "key": planned.key,
-            "backbone": planned.backbone.name,
-            "dataset": job.data.name,
+            "backbone": planned.backbone,
+            "dataset": planned.dataset,
             "method": planned.method,
-            "label": METHODS[planned.method].label(job.settings),
-            "shots": job.shots,
-            "seed": job.seed,
-            "settings": recorded_settings(METHODS[planned.method], job),
+            "label": METHODS[planned.method].label(planned.settings),
+            "shots": planned.shots,
+            "seed": planned.seed,
+            "settings": recorded_settings(METHODS[planned.method], planned),
             "error": error,
             "failed": _now(),
         }
@@ -337,7 +335,7 @@ def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
+def write_learned(folder: Path, planned: RunSpec, outcome: Outcome) -> None:
     """Write a run's contexts or weights, with the classes learned on and the features' recipe in the header; the file
     appears whole or not at all."""
     from safetensors.numpy import save
@@ -345,7 +343,7 @@ def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
     arrays = dict(outcome.weights)
     if outcome.contexts is not None:
         arrays["contexts"] = outcome.contexts.astype(np.float32)
-    source, features = planned.job.data.dataset, planned.job.data.store
+    source, features = planned.data.dataset, planned.data.store
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     header = {
         "class_names": json.dumps(source.class_names),
@@ -363,9 +361,9 @@ def write_learned(folder: Path, planned: PlannedRun, outcome: Outcome) -> None:
         os.fsync(file.fileno())  # as the database's, which will say that it is there
 
 
-def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
-    job, method = planned.job, METHODS[planned.method]
-    columns = {name: _plain(value) for name, value in method.columns(job, planned.backbone).items()}
+def _run_row(planned: RunSpec, outcome: Outcome) -> dict[str, Any]:
+    method = METHODS[planned.method]
+    columns = {name: _plain(value) for name, value in method.columns(planned, planned.model).items()}
     own = {name: value for name, value in columns.items() if name not in METHOD_COLUMNS}
     if taken := own.keys() & RESERVED_COLUMNS:
         raise UserError(
@@ -374,24 +372,24 @@ def _run_row(planned: PlannedRun, outcome: Outcome) -> dict[str, Any]:
     losses = None if outcome.losses is None else json.dumps([_number(loss) for loss in outcome.losses])
     return {
         "key": planned.key,
-        "backbone": planned.backbone.name,
-        "backbone_digest": planned.backbone.digest,
-        "dataset": job.data.name,
+        "backbone": planned.backbone,
+        "backbone_digest": planned.model.digest,
+        "dataset": planned.dataset,
         "method": planned.method,
-        "label": method.label(job.settings),
-        "shots": job.shots,
-        "seed": job.seed,
-        "settings": recorded_settings(method, job),
+        "label": method.label(planned.settings),
+        "shots": planned.shots,
+        "seed": planned.seed,
+        "settings": recorded_settings(method, planned),
         **{name: value for name, value in columns.items() if name in METHOD_COLUMNS},
         "columns": json.dumps(own, ensure_ascii=False, allow_nan=False),
-        "train_files": planned.train_files,
-        "train_images": len(job.data.readable("train", job.subset.train)) if job.subset else 0,
+        "train_files": train_files(planned),
+        "train_images": len(planned.data.readable("train", planned.subset.train)) if planned.subset else 0,
         "status": outcome.status,
         "seconds": outcome.seconds,
         "losses": losses,
         "extra": json.dumps({name: _plain(value) for name, value in outcome.extra.items()}, allow_nan=False),
         "finished": _now(),
-        "device": str(planned.backbone.device),
+        "device": str(planned.model.device),
         "versions": versions(),
     }
 
@@ -405,11 +403,11 @@ def _test_row(data: Data) -> dict[str, Any]:
     }
 
 
-def _scores_row(planned: PlannedRun, data: Data, scores: Scores) -> dict[str, Any]:
+def _scores_row(planned: RunSpec, data: Data, scores: Scores) -> dict[str, Any]:
     return {
         "key": planned.key,
         "dataset": data.name,
-        **{name: fact for name, fact in planned.test_facts(data)._asdict().items() if name in SCORE_COLUMNS},
+        **{name: fact for name, fact in test_facts(planned, data)._asdict().items() if name in SCORE_COLUMNS},
         "accuracy": scores.accuracy,
         "macro_accuracy": scores.macro_accuracy,
         "chance": 100 / len(data.class_names),

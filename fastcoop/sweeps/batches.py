@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.backbones import Backbone
-from fastcoop.grids.plan import PlannedRun
-from fastcoop.methods import METHODS
+from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.base import Training
 from fastcoop.results.batch import Batch
 
@@ -27,14 +26,12 @@ FEW = 8  # a batch of less than this fraction of a room is slow, so it takes in 
 FLOPS = 3e10  # a second of a core: only the proportions matter, and whether a sweep is worth workers
 
 
-def training_of(run: PlannedRun) -> Training | None:
+def training_of(run: RunSpec) -> Training | None:
     """What a run asks of the engine; nothing if it has learned already and is only to be tested."""
-    return None if run.job.done_before else METHODS[run.method].training(run.job, run.backbone)
+    return None if run.has_learned else METHODS[run.method].training(run, run.model)
 
 
-def reformed(
-    recorded: Sequence[Batch], runs: Mapping[str, PlannedRun], pending: Container[str]
-) -> list[Batch]:
+def reformed(recorded: Sequence[Batch], runs: Mapping[str, RunSpec], pending: Container[str]) -> list[Batch]:
     """Those of the recorded batches whose runs the grid has all, and of which any is still to be done."""
     batches: list[Batch] = []
     taken: set[str] = set()
@@ -42,19 +39,19 @@ def reformed(
         known = all(key in runs and key not in taken for key in batch.keys)
         if known and any(key in pending for key in batch.keys):
             # Keys know weights, not names: a backbone's folder may have been renamed since.
-            batches.append(replace(batch, backbone=runs[batch.keys[0]].backbone.name))
+            batches.append(replace(batch, backbone=runs[batch.keys[0]].backbone))
             taken.update(batch.keys)
     return batches
 
 
-def plan_batches(runs: Iterable[PlannedRun], *, threads: int, budget: int) -> list[Batch]:
+def plan_batches(runs: Iterable[RunSpec], *, threads: int, budget: int) -> list[Batch]:
     """Batches of all ``runs``, backbone by backbone; ``threads`` and ``budget`` (bytes) are those of each batch.
 
     Raises UserError for a prompt that does not fit the text tower.
     """
-    by_backbone: dict[Backbone, list[PlannedRun]] = {}
+    by_backbone: dict[Backbone, list[RunSpec]] = {}
     for run in runs:
-        by_backbone.setdefault(run.backbone, []).append(run)
+        by_backbone.setdefault(run.model, []).append(run)
     batches: list[Batch] = []
     for backbone, mine in by_backbone.items():
         asked = {run.key: training_of(run) for run in mine}
@@ -65,7 +62,7 @@ def plan_batches(runs: Iterable[PlannedRun], *, threads: int, budget: int) -> li
 
 
 def in_order(batches: Iterable[Batch]) -> list[Batch]:
-    """Batches in the order to begin them: a backbone at a time; first what learns nothing, then other plain jobs,
+    """Batches in the order to begin them: a backbone at a time; first what learns nothing, then other plain runs,
     whose length nobody knows, then training, the longest first, so that short ones even out the end."""
     methods = list(METHODS)
     backbones: dict[str, int] = {}
@@ -85,24 +82,24 @@ def in_order(batches: Iterable[Batch]) -> list[Batch]:
     return sorted(batches, key=place)
 
 
-def _plain(runs: Sequence[PlannedRun], threads: int) -> list[Batch]:
+def _plain(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
     """Runs that learn nothing dataset by dataset, since each takes no time; all others one by one."""
-    groups: dict[tuple[str, ...], list[PlannedRun]] = {}
+    groups: dict[tuple[str, ...], list[RunSpec]] = {}
     for run in runs:
         alone = (run.key,) if METHODS[run.method].learns else ()
-        groups.setdefault((run.method, run.job.data.name, *alone), []).append(run)
+        groups.setdefault((run.method, run.dataset, *alone), []).append(run)
     batches = []
     for (method, *_), group in groups.items():
-        images = len(group[0].job.subset.train) if group[0].job.subset else 0
+        images = len(group[0].subset.train) if group[0].subset else 0
         cost = 0.5 + images / 200 if METHODS[method].learns else 0.1 * len(group)
         keys = tuple(run.key for run in group)
-        batches.append(Batch(method, group[0].backbone.name, keys, threads, cost=cost))
+        batches.append(Batch(method, group[0].backbone, keys, threads, cost=cost))
     return batches
 
 
 def _cut(
     backbone: Backbone,
-    runs: Sequence[PlannedRun],
+    runs: Sequence[RunSpec],
     training: Mapping[str, Training],
     threads: int,
     budget: int,
@@ -128,7 +125,7 @@ def _cut(
             batches.append(Batch(method, backbone.name, tuple(keys), threads, budget, cost))
 
     for run in sorted(
-        runs, key=lambda r: (r.method, place[trees[r.key]], -training[r.key].steps, r.job.seed, r.key)
+        runs, key=lambda r: (r.method, place[trees[r.key]], -training[r.key].steps, r.seed, r.key)
     ):
         key = run.key
         enough = held * FEW >= room

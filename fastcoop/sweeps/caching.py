@@ -10,7 +10,7 @@ import numpy as np
 from fastcoop.features import cache_all
 from fastcoop.features.plan import Settings, make_plan
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import World, load_world
+from fastcoop.grids.plan import LoadedGrid, load_grid
 
 
 def cache_grid(
@@ -27,12 +27,12 @@ def cache_grid(
     Raises UserError as ``sweep`` and ``cache_features`` do; for unreadable images only when all the rest is
     stored.
     """
-    world = load_world(read_grid(grid), Path(data_root) if data_root is not None else None, device)
+    world = load_grid(read_grid(grid), Path(data_root) if data_root is not None else None, device)
     yield from cache_world(world, Path(cache), dtype=dtype, skip_unreadable=skip_unreadable)
 
 
 def cache_world(
-    world: World,
+    world: LoadedGrid,
     cache: Path,
     *,
     dtype: str = "float16",
@@ -48,13 +48,13 @@ def cache_world(
     )  # fmt: skip
 
 
-def missing_crops(world: World) -> dict[tuple[str, str], int]:
+def missing_crops(world: LoadedGrid) -> dict[tuple[str, str], int]:
     """Images and views that ``cache_world`` has to encode, by names of backbone and dataset; those of none left out."""
     missing: dict[tuple[str, str], int] = {}
     settings = Settings(world.grid.recipe, 0, world.grid.views, "float16", 1)
     for backbone in world.backbones:
         for spec, dataset in world.datasets.items():
-            data = world.data_of(backbone, spec)
+            data = world.data(backbone.name, dataset.name)
             wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
             if "train" in wanted:
                 shots, seeds = world.grid.drawn(spec)

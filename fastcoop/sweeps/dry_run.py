@@ -15,7 +15,7 @@ import psutil
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import load_world, plan_runs, warn_of_idle_settings
+from fastcoop.grids.plan import load_grid, plan_runs, warn_of_idle_settings
 from fastcoop.results.batch import Batch
 from fastcoop.results.store import DATABASE, ResultsStore, advice
 from fastcoop.sweeps.caching import missing_crops
@@ -79,7 +79,7 @@ def dry_run(
     imports = min(max(0.0, time.time() - psutil.Process().create_time()), IMPORTS)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
-    world = load_world(read, Path(data_root) if data_root is not None else None, device)
+    world = load_grid(read, Path(data_root) if data_root is not None else None, device)
     _open_features(world, Path(cache), open_unchanged)
     planned = plan_runs(world)
     warn_of_idle_settings(planned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from fastcoop.features import (
     store_path,
 )
 from fastcoop.features.images import RECIPES
-from fastcoop.grids.plan import PlannedRun, TestFacts, refuse_long_prompts, refuse_shared_names
-from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext
+from fastcoop.grids.plan import TestFacts, lacking, refuse_long_prompts, refuse_shared_names
+from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.methods.base import read_settings
 from fastcoop.progress import progress
 from fastcoop.results.about import add_datasets, grid_of
@@ -123,8 +123,8 @@ def evaluate(
         swept = {row.key for row in rows if "imported_epoch" not in row.extra}
         _refuse_other_features(folder, planned, tested, swept)
         pending = _lacking(planned, tested)
-        pending += [run for run in planned if any(data.store is None for data in run.job.targets)]
-        used = list({run.backbone.digest: run.backbone for run in pending}.values())
+        pending += [run for run in planned if any(data.store is None for data in run.targets)]
+        used = list({run.model.digest: run.model for run in pending}.values())
         for _ in cache_all(
             used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe,
             skip_unreadable=skip_unreadable, retry_skipped=False,
@@ -136,12 +136,12 @@ def evaluate(
         pending = _lacking(planned, tested)
         add_datasets(folder, datasets)
         _test(pending, store.record)
-    return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.job.targets})
+    return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.targets})
 
 
-def _targets(runs: Iterable[PlannedRun]) -> Iterable[tuple[Backbone, Data]]:
+def _targets(runs: Iterable[RunSpec[Any]]) -> Iterable[tuple[Backbone, Data]]:
     """Every target of the runs once, with its backbone."""
-    return {id(data): (run.backbone, data) for run in runs for data in run.job.targets}.values()
+    return {id(data): (run.model, data) for run in runs for data in run.targets}.values()
 
 
 def _chosen(folder: Path, runs: Sequence[str]) -> list[Any]:
@@ -198,7 +198,7 @@ def _plan(
     datasets: Sequence[Dataset],
     backbones: dict[str, Backbone],
     strict: bool,
-) -> list[PlannedRun]:
+) -> list[RunSpec[Any]]:
     """Each run with the targets it can be tested on. ``strict`` raises for what cannot be, else it is left out."""
     data = {digest: [Data(dataset, None) for dataset in datasets] for digest in backbones}
     planned, refused = [], []
@@ -206,20 +206,19 @@ def _plan(
     for row in rows:
         method, fitting, backbone = METHODS[row.method], [], backbones[row.backbone_digest]
         try:
-            job = _job(folder, row)
+            run = _run(folder, row, backbone)
             for target in data[row.backbone_digest]:
                 try:
-                    tested = replace(job, targets=(target,))
+                    tested = run.with_targets((target,))
                     method.check(tested)
-                    refuse_long_prompts([PlannedRun(row.key, row.method, backbone, tested)], checked)
+                    refuse_long_prompts([tested], checked)
                     fitting.append(target)
                 except UserError as error:
                     refused.append(error)
         except UserError as error:
             refused.append(error)
         if fitting:
-            job = replace(job, targets=tuple(fitting))
-            planned.append(PlannedRun(row.key, row.method, backbone, job))
+            planned.append(run.with_targets(tuple(fitting)))
     if refused and (strict or not planned):
         raise refused[0]
     if refused:
@@ -227,18 +226,18 @@ def _plan(
     return planned
 
 
-def _refuse_other_datasets(folder: Path, planned: Sequence[PlannedRun], cache: str | Path) -> None:
+def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache: str | Path) -> None:
     """Raise UserError for a target of the same name as another dataset that its run was tested on: a run keeps one test
     of a name, and the new one would take the other's place."""
     tested = tested_runs(folder)
     digests: dict[int, set[str]] = {}
     for run in planned:
-        for data in run.job.targets:
+        for data in run.targets:
             before = tested.get(run.key, {}).get(data.name)
             if before is None:
                 continue
             if id(data) not in digests:
-                digests[id(data)] = _test_digests(data, store_path(cache, run.backbone, data.dataset))
+                digests[id(data)] = _test_digests(data, store_path(cache, run.model, data.dataset))
             if before.test in digests[id(data)]:
                 continue
             known = load_predictions(folder, run.key, data.name)
@@ -252,16 +251,16 @@ def _refuse_other_datasets(folder: Path, planned: Sequence[PlannedRun], cache: s
 
 def _refuse_other_features(
     folder: Path,
-    planned: Sequence[PlannedRun],
+    planned: Sequence[RunSpec[Any]],
     tested: Mapping[str, Mapping[str, TestFacts]],
     swept: Collection[str],
 ) -> None:
     """Raise UserError for a test of a swept run on its own dataset over other features: the run's key stands for those
     that it was tested on, and the new test would take that one's place. Features not cached yet are passed over."""
     for run in (run for run in planned if run.key in swept):
-        for data in run.job.targets:
+        for data in run.targets:
             before = tested.get(run.key, {}).get(data.name)
-            if data.name != run.job.data.name or before is None or before.features is None:
+            if data.name != run.dataset or before is None or before.features is None:
                 continue
             if data.test_features not in (None, before.features):
                 raise UserError(
@@ -280,7 +279,7 @@ def _test_digests(data: Data, store: Path) -> set[str]:
     return digests
 
 
-def _job(folder: Path, row: Any) -> Job[Any]:
+def _run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     """A run as it was, without images, with what it learned. Raises UserError where it kept nothing."""
     method = METHODS[row.method]
     kept = load_learned(folder, row.key) if method.learns else Learned(None, {})
@@ -297,50 +296,53 @@ def _job(folder: Path, row: Any) -> Job[Any]:
         )
     names = kept.class_names or load_predictions(folder, row.key).class_names
     bare = Dataset(row.dataset, folder, names, "{}", {}, "", row.dataset, folder, class_ids=kept.class_ids)
-    return Job(
+    return RunSpec.of(
+        row.method,
         read_settings(method, row.settings),
         Data(bare, None),
         shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
         seed=int(row.seed),
         contexts=kept.contexts,
         weights=kept.weights,
+        backbone=backbone,
+        key=row.key,
     )
 
 
 def _lacking(
-    planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, TestFacts]]
-) -> list[PlannedRun]:
+    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, TestFacts]]
+) -> list[RunSpec[Any]]:
     """The runs with those of their targets alone that they have not been tested on."""
     pending = []
     for run in planned:
-        if left := run.lacking(tested.get(run.key, {})):
-            pending.append(replace(run, job=replace(run.job, targets=left)))
+        if left := lacking(run, tested.get(run.key, {})):
+            pending.append(run.with_targets(left))
     return pending
 
 
-def _test(pending: Sequence[PlannedRun], record: Callable[[PlannedRun, Outcome], None]) -> None:
-    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+def _test(pending: Sequence[RunSpec[Any]], record: Callable[[RunSpec[Any], Outcome], None]) -> None:
+    groups: dict[tuple[str, str], list[RunSpec[Any]]] = {}
     for run in pending:
-        groups.setdefault((run.method, run.backbone.digest), []).append(run)
+        groups.setdefault((run.method, run.model.digest), []).append(run)
     for (method, _), runs in groups.items():
-        backbone = runs[0].backbone
+        backbone = runs[0].model
         with progress(f"{backbone.name}: testing {len(runs)} {method} runs", len(runs)) as advance:
 
-            def done(index: int, outcome: Outcome, runs: list[PlannedRun] = runs) -> None:
+            def done(index: int, outcome: Outcome, runs: list[RunSpec[Any]] = runs) -> None:
                 record(runs[index], outcome)
 
-            METHODS[method].run(backbone, [run.job for run in runs], done, RunContext(on_progress=advance))
+            METHODS[method].run(backbone, runs, done, RunContext(on_progress=advance))
 
 
-def _report(folder: Path, planned: Sequence[PlannedRun], new: Collection[tuple[str, str]]) -> list[Tested]:
+def _report(folder: Path, planned: Sequence[RunSpec[Any]], new: Collection[tuple[str, str]]) -> list[Tested]:
     frame = load_results(folder).set_index(["key", "dataset"])
     tested = []
     for run in planned:
-        for data in run.job.targets:
+        for data in run.targets:
             row: Any = frame.loc[(run.key, data.name)]
             tested.append(
                 Tested(
-                    *(run.key, str(row.label), str(row.source), run.job.shots, run.job.seed, data.name),
+                    *(run.key, str(row.label), str(row.source), run.shots, run.seed, data.name),
                     *(float(row.accuracy), float(row.macro_accuracy), (run.key, data.name) in new),
                 )
             )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from fastcoop.grids.plan import PlannedRun, World
-from fastcoop.methods import METHODS, Data, Job
+from fastcoop.grids.plan import LoadedGrid
+from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.base import Training
 from fastcoop.methods.data import KEPT_BYTES
 from fastcoop.methods.schedule import ScheduleSettings
@@ -103,9 +103,9 @@ class Forecast:
 
 
 def forecast(
-    world: World,
-    planned: Mapping[str, PlannedRun],
-    pending: Mapping[str, PlannedRun],
+    world: LoadedGrid,
+    planned: Mapping[str, RunSpec],
+    pending: Mapping[str, RunSpec],
     recorded: Sequence[Batch] = (),
     *,
     device: str = "cpu",
@@ -139,7 +139,7 @@ def forecast(
         mine = [batch for batch in batches if batch.backbone == backbone.name]
         data = {
             dataset.name: measure.with_features(
-                world.data[backbone.name, dataset.name],
+                world.data(backbone.name, dataset.name),
                 backbone.embed_dim,
                 missing.get((backbone.name, dataset.name), 0),
             )
@@ -171,8 +171,8 @@ class _Ledger:
     def __init__(
         self,
         backbone: Backbone,
-        planned: Mapping[str, PlannedRun],
-        pending: Mapping[str, PlannedRun],
+        planned: Mapping[str, RunSpec],
+        pending: Mapping[str, RunSpec],
         data: Mapping[str, Data],
     ):
         self.backbone, self.planned, self.pending, self.data = backbone, planned, pending, data
@@ -180,18 +180,17 @@ class _Ledger:
         self.resident = psutil.Process().memory_info().rss
         self._shapes = Shapes(backbone)
 
-    def job(self, run: PlannedRun) -> Job:
-        """The run's job, on features that are there."""
-        job = run.job
-        targets = tuple(self.data[data.name] for data in job.targets)
-        return replace(job, data=self.data[job.data.name], targets=targets)
+    def ready(self, run: RunSpec) -> RunSpec:
+        """Return the run on features that are there."""
+        targets = tuple(self.data[name] for name in run.target_names)
+        return replace(run, inputs=run.loaded._replace(data=self.data[run.dataset], targets=targets))
 
     def plain(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Seconds of batches that do not train in the engine, by name."""
         seconds = {}
         for method in dict.fromkeys(batch.method for batch in batches):
             mine = [batch for batch in batches if batch.method == method]
-            sizes = {key: _size(method, self.pending[key].job) for batch in mine for key in batch.keys}
+            sizes = {key: _size(method, self.pending[key]) for batch in mine for key in batch.keys}
             took = self._curve(method, sizes)
             for batch in mine:
                 seconds[batch.name] = sum(took(sizes[key]) for key in batch.keys)
@@ -199,7 +198,7 @@ class _Ledger:
         return seconds
 
     def _curve(self, method: str, sizes: Mapping[str, float]) -> _Curve:
-        """Seconds of a job of a method by its size, from a few jobs, the smallest first."""
+        """Seconds of a run of a method by its size, from a few jobs, the smallest first."""
         ordered = sorted(sizes, key=lambda key: sizes[key])
         places = sorted({round(n * (len(ordered) - 1) / (JOBS - 1)) for n in range(JOBS)})
         points: list[tuple[float, float]] = []
@@ -211,20 +210,20 @@ class _Ledger:
             ):
                 continue
             start = time.perf_counter()
-            points.append(self._timed(method, self.job(self.pending[key]), sizes[key]))
+            points.append(self._timed(method, self.ready(self.pending[key]), sizes[key]))
             last = time.perf_counter() - start
             spent += last
         return _Curve(points)
 
-    def _timed(self, method: str, job: Job, size: float) -> tuple[float, float]:
-        if not isinstance(job.settings, ScheduleSettings) or _has_learned(job):
-            return size, measure.time_job(method, job, self.backbone)
+    def _timed(self, method: str, run: RunSpec, size: float) -> tuple[float, float]:
+        if not isinstance(run.settings, ScheduleSettings) or run.has_learned:
+            return size, measure.time_run(method, run, self.backbone)
         # Two short schedules tell what a step takes, and what all the rest does.
-        per_epoch = size / _epochs(job)
+        per_epoch = size / _epochs(run)
         took = [
-            measure.time_job(
+            measure.time_run(
                 method,
-                replace(job, settings=job.settings.model_copy(update={"epochs": epochs})),
+                replace(run, settings=run.settings.model_copy(update={"epochs": epochs})),
                 self.backbone,
             )
             for epochs in (1, 1, 3)
@@ -267,13 +266,13 @@ class _Ledger:
             keys = [key for key in batch.keys if self._shapes.of(asked[key]).key == tree]
             shape = self._shapes.of(asked[keys[0]])
             costs = [float(shape.rows * asked[key].steps) for key in keys]
-            jobs = [self.job(self.planned[key]) for key in keys]
-            found = measure.time_training(batch.method, jobs, costs, self.backbone, batch.budget or 0)
+            runs = [self.ready(self.planned[key]) for key in keys]
+            found = measure.time_training(batch.method, runs, costs, self.backbone, batch.budget or 0)
             rows, step = found.step
             fixed, slope = 0.0, step / rows
             if rows > shape.rows:
                 alone = measure.time_training(
-                    batch.method, jobs[:1], costs[:1], self.backbone, batch.budget or 0, enough=0.2
+                    batch.method, runs[:1], costs[:1], self.backbone, batch.budget or 0, enough=0.2
                 )
                 one_row, one_step = alone.step
                 slope = max((step - one_step) / (rows - one_row), 0.0)
@@ -281,9 +280,9 @@ class _Ledger:
             known[tree] = fixed, slope
             setups.append(found.setup)
             grown = max(grown, found.resident)
-            job = jobs[0]
-            contexts = engine_run(job, self.backbone).contexts.detach().to(torch.float32).numpy()
-            endings.append(measure.time_ending(batch.method, job, contexts, self.backbone))
+            run = runs[0]
+            contexts = engine_run(run, self.backbone).contexts.detach().to(torch.float32).numpy()
+            endings.append(measure.time_ending(batch.method, run, contexts, self.backbone))
         self.resident = max(self.resident, grown)
 
         def of_step(rows: Mapping[Any, int]) -> float:
@@ -316,25 +315,21 @@ class _Curve:
         return math.exp(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
 
 
-def _size(method: str, job: Job) -> float:
-    """What a job's time grows with."""
-    classes = len(job.data.class_names)
-    if not METHODS[method].learns or _has_learned(job):
+def _size(method: str, run: RunSpec) -> float:
+    """What a run's time grows with."""
+    classes = len(run.data.class_names)
+    if not METHODS[method].learns or run.has_learned:
         return float(classes)
-    assert job.subset is not None
-    if isinstance(job.settings, ScheduleSettings):
-        return float(_epochs(job) * max(1, len(job.subset.train) // job.settings.batch_size))
-    return float(len(job.subset.train) * classes)
+    assert run.subset is not None
+    if isinstance(run.settings, ScheduleSettings):
+        return float(_epochs(run) * max(1, len(run.subset.train) // run.settings.batch_size))
+    return float(len(run.subset.train) * classes)
 
 
-def _has_learned(job: Job) -> bool:
-    return job.contexts is not None or job.weights is not None
-
-
-def _epochs(job: Job) -> int:
+def _epochs(run: RunSpec) -> int:
     from fastcoop.methods.schedule import epochs_of
 
-    return epochs_of(job)
+    return epochs_of(run)
 
 
 def _makespan(seconds: Sequence[float], team: ExecutorConfig) -> float:
@@ -346,7 +341,7 @@ def _makespan(seconds: Sequence[float], team: ExecutorConfig) -> float:
     return max(free)
 
 
-def _features(batches: Sequence[Batch], runs: Mapping[str, PlannedRun]) -> float:
+def _features(batches: Sequence[Batch], runs: Mapping[str, RunSpec]) -> float:
     """Bytes of features that a worker may come to hold: its datasets' test images, and training images up to what is
     kept of them."""
     test: dict[str, float] = {}
@@ -354,12 +349,12 @@ def _features(batches: Sequence[Batch], runs: Mapping[str, PlannedRun]) -> float
     for batch in batches:
         for key in batch.keys:
             run = runs[key]
-            dim = run.backbone.embed_dim
-            for data in (run.job.data, *run.job.targets):
+            dim = run.model.embed_dim
+            for data in (run.data, *run.targets):
                 test[data.name] = 2 * 4 * dim * len(data.dataset.splits["test"])
-            if run.job.subset is not None:
-                size = 4 * dim * len(run.job.subset.train) * (1 + run.job.data.views)
-                train[run.job.data.name, run.job.shots, run.job.seed] = size
+            if run.subset is not None:
+                size = 4 * dim * len(run.subset.train) * (1 + run.data.views)
+                train[run.dataset, run.shots, run.seed] = size
     return sum(test.values()) + min(sum(train.values()), KEPT_BYTES)
 
 

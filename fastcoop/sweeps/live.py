@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fastcoop import escape
-from fastcoop.grids.plan import PlannedRun
-from fastcoop.methods import METHODS, Outcome
+from fastcoop.methods import METHODS, Outcome, RunSpec
 from fastcoop.progress import duration, is_shown, on_terminal, print_line
 from fastcoop.results.batch import Batch
 
@@ -104,7 +103,7 @@ class Live:
         self.ended = self.failed = self.diverged = 0
         self._start = self._said = time.monotonic()
         self._line = ""
-        self._last: deque[tuple[PlannedRun, Outcome]] = deque(maxlen=SHOWN)
+        self._last: deque[tuple[RunSpec, Outcome]] = deque(maxlen=SHOWN)
         self._lock = threading.Lock()
         self._live = None
         if is_shown() and on_terminal():
@@ -126,7 +125,7 @@ class Live:
         if self._live:
             self._live.stop()
 
-    def result(self, run: PlannedRun, outcome: Outcome) -> None:
+    def result(self, run: RunSpec, outcome: Outcome) -> None:
         """A run has ended."""
         with self._lock:
             self.ended += 1
@@ -180,26 +179,26 @@ class Live:
         with self._lock:
             last = list(self._last)
         for run, outcome in last:
-            texts = (run.job.data.name, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")
+            texts = (run.dataset, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")
             table.add_row(*(Text(escape.visible(text)) for text in texts))  # a str would be read as markup
         return table
 
 
-def _numbers(run: PlannedRun, outcome: Outcome) -> tuple[str, str, str]:
+def _numbers(run: RunSpec, outcome: Outcome) -> tuple[str, str, str]:
     accuracy = next(
         (f"{one.accuracy:.1f}%" for one in outcome.scores.values() if one.accuracy == one.accuracy), ""
     )
     if outcome.status != "done":
         accuracy = f"{accuracy} {outcome.status}".lstrip()
-    learned = run.job.subset is not None
-    return (str(run.job.shots), str(run.job.seed), accuracy) if learned else ("", "", accuracy)
+    learned = run.subset is not None
+    return (str(run.shots), str(run.seed), accuracy) if learned else ("", "", accuracy)
 
 
-def _words(run: PlannedRun, outcome: Outcome) -> str:
+def _words(run: RunSpec, outcome: Outcome) -> str:
     shots, seed, accuracy = _numbers(run, outcome)
     where = f", {shots} shot{'s' * (shots != '1')}, seed {seed}" if shots else ""
-    return f"{_label(run)} on {run.job.data.name}{where}: {accuracy}"
+    return f"{_label(run)} on {run.dataset}{where}: {accuracy}"
 
 
-def _label(run: PlannedRun) -> str:
-    return METHODS[run.method].label(run.job.settings)
+def _label(run: RunSpec) -> str:
+    return METHODS[run.method].label(run.settings)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from fastcoop.methods import METHODS, Data, Job, RunContext
+from fastcoop.methods import METHODS, Data, RunContext, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -95,18 +95,18 @@ class _Stopwatch:
 
 def time_training(
     method: str,
-    jobs: Sequence[Job],
+    runs: Sequence[RunSpec],
     costs: Sequence[float],
     backbone: Backbone,
     budget: int,
     enough: float = 1.0,
 ) -> Steps:
-    """Begin to train jobs together. ``costs`` are their rows times steps, ``budget`` is in bytes, ``enough`` the
+    """Begin to train runs together. ``costs`` are their rows times steps, ``budget`` is in bytes, ``enough`` the
     seconds of steps that are timed, if that makes several."""
     watch = _Stopwatch(costs, enough)
     context = RunContext(1, budget, watch.progress, watch)
     with suppress(_Enough):
-        METHODS[method].run(backbone, jobs, lambda index, outcome: None, context)
+        METHODS[method].run(backbone, runs, lambda index, outcome: None, context)
     found = watch.found
     if not found.seconds:  # a single step was all there was
         found.rows, found.seconds = [watch._rows or 1.0], [found.setup]
@@ -114,18 +114,18 @@ def time_training(
     return found
 
 
-def time_job(method: str, job: Job, backbone: Backbone) -> float:
-    """Seconds of a job that does not train together with others."""
-    run, done, context = METHODS[method].run, lambda index, outcome: None, RunContext(1)
-    run(backbone, [], done, context)  # imports what it works with
+def time_run(method: str, run: RunSpec, backbone: Backbone) -> float:
+    """Seconds of a run that does not train together with others."""
+    do, done, context = METHODS[method].run, lambda index, outcome: None, RunContext(1)
+    do(backbone, [], done, context)  # imports what it works with
     start = clock()
-    run(backbone, [job], done, context)
+    do(backbone, [run], done, context)
     return clock() - start
 
 
-def time_ending(method: str, job: Job, contexts: np.ndarray, backbone: Backbone) -> float:
+def time_ending(method: str, run: RunSpec, contexts: np.ndarray, backbone: Backbone) -> float:
     """Seconds to test a run that has learned ``contexts``: what follows its last step."""
-    return time_job(method, replace(job, contexts=contexts), backbone)
+    return time_run(method, replace(run, contexts=contexts), backbone)
 
 
 def time_encoding(backbone: Backbone, dataset: Dataset, recipe: str) -> float:

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from fastcoop.grids.plan import PlannedRun
-from fastcoop.methods import Outcome
+from fastcoop.methods import Outcome, RunSpec
 from fastcoop.results.batch import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.batches import in_order, plan_batches, reformed
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
 from fastcoop.sweeps.live import Live, Pace
-from fastcoop.sweeps.work import Begun, Ended, Event, Finished, Progressed, RunSpec, Task
+from fastcoop.sweeps.work import Begun, Ended, Event, Finished, Progressed, Task
 from fastcoop.sweeps.workers import Executor
 
 
@@ -33,8 +32,8 @@ class Tally:
 
 
 def form_batches(
-    planned: Mapping[str, PlannedRun],
-    pending: Mapping[str, PlannedRun],
+    planned: Mapping[str, RunSpec],
+    pending: Mapping[str, RunSpec],
     recorded: Sequence[Batch],
     *,
     threads: int,
@@ -47,7 +46,7 @@ def form_batches(
         pending: by key, those to be done.
         threads, budget: of a newly planned batch.
     """
-    learning = {key for key, run in pending.items() if not run.job.done_before}
+    learning = {key for key, run in pending.items() if not run.has_learned}
     before = reformed(recorded, planned, learning)
     taken = {key for batch in before for key in batch.keys}
     rest = [run for key, run in pending.items() if key not in taken]
@@ -60,8 +59,8 @@ class Schedule:
     def __init__(
         self,
         store: ResultsStore,
-        planned: Mapping[str, PlannedRun],
-        pending: Mapping[str, PlannedRun],
+        planned: Mapping[str, RunSpec],
+        pending: Mapping[str, RunSpec],
         batches: Sequence[Batch],
         with_checkpoints: bool = True,
     ):
@@ -96,7 +95,7 @@ class Schedule:
         runs = self._companions if batch.trains else self.pending
         keeps = batch.trains and self._with_checkpoints
         path = checkpoint_path(self.store.folder.resolve(), batch.name) if keeps else None
-        return Task(batch, tuple(RunSpec.of(runs[key]) for key in batch.keys), path)
+        return Task(batch, tuple(runs[key].unbound() for key in batch.keys), path)
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Begun):

@@ -16,8 +16,16 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, open_current, open_if_there, store_path
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import PlannedRun, TestFacts, World, load_world, plan_runs, warn_of_idle_settings
-from fastcoop.methods import METHODS, Data, Job
+from fastcoop.grids.plan import (
+    LoadedGrid,
+    TestFacts,
+    has_learned_from_others,
+    lacking,
+    load_grid,
+    plan_runs,
+    warn_of_idle_settings,
+)
+from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.results.about import write_about
 from fastcoop.results.collapsed import collapsed
 from fastcoop.results.read import load_learned, load_results, tested_runs
@@ -140,7 +148,7 @@ def sweep(
     check_backend(backend, address, jobs)
     read = read_grid(grid, overrides, only)
     folder = results_folder(grid, results)
-    world = load_world(read, Path(data_root) if data_root is not None else None, device)
+    world = load_grid(read, Path(data_root) if data_root is not None else None, device)
     known = _open_features(world, Path(cache), open_unchanged if dry_run else open_if_there)
     planned = plan_runs(world)  # finds what is wrong before any work
     warn_of_idle_settings(planned)
@@ -193,7 +201,7 @@ def sweep(
     )  # fmt: skip
 
 
-def _collapsed(folder: Path, planned: Mapping[str, PlannedRun]) -> tuple[str, ...]:
+def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, ...]:
     frame = load_results(folder)
     frame = collapsed(frame[frame.key.isin(planned.keys())])
     return tuple(
@@ -227,7 +235,7 @@ def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureS
 
 
 def _open_features(
-    world: World,
+    world: LoadedGrid,
     cache: Path,
     open_one: Callable[[Path, Backbone, Dataset], FeatureStore | None] = open_if_there,
 ) -> list[Mapping[str, str] | None]:
@@ -237,7 +245,7 @@ def _open_features(
             world.add_features(
                 backbone, dataset, open_one(store_path(cache, backbone, dataset), backbone, dataset)
             )
-    return [data.store.meta.sha256 if data.store else None for data in world.data.values()]
+    return [data.store.meta.sha256 if data.store else None for data in world.features.values()]
 
 
 def _tested(folder: Path) -> dict[str, dict[str, TestFacts]]:
@@ -246,39 +254,41 @@ def _tested(folder: Path) -> dict[str, dict[str, TestFacts]]:
     return tested_runs(folder)
 
 
-def _count(planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, TestFacts]]) -> tuple[Count, ...]:
+def _count(
+    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, TestFacts]]
+) -> tuple[Count, ...]:
     tally: dict[tuple[str, str, str], list[int]] = {}
     for run in planned:
-        count = tally.setdefault((run.backbone.name, run.job.data.name, run.method), [0, 0])
+        count = tally.setdefault((run.backbone, run.dataset, run.method), [0, 0])
         count[0] += 1
-        count[1] += run.key in tested and not run.lacking(tested[run.key])
+        count[1] += run.key in tested and not lacking(run, tested[run.key])
     return tuple(Count(*names, *count) for names, count in tally.items())
 
 
 def _pending(
-    planned: Sequence[PlannedRun], tested: Mapping[str, Mapping[str, TestFacts]], folder: Path
-) -> list[PlannedRun]:
+    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, TestFacts]], folder: Path
+) -> list[RunSpec[Any]]:
     """Runs not done, and done ones that lack a test, or whose test was of something that has changed: these with what
     they learned, where it is kept."""
     pending = []
     for run in planned:
         if run.key not in tested:
             pending.append(run)
-        elif targets := run.lacking(tested[run.key]):
-            pending.append(replace(run, job=_left(run, targets, tested[run.key], folder)))
+        elif targets := lacking(run, tested[run.key]):
+            pending.append(_left(run, targets, tested[run.key], folder))
     return pending
 
 
 def _left(
-    run: PlannedRun, targets: tuple[Data, ...], tested: Mapping[str, TestFacts], folder: Path
-) -> Job[Any]:
+    run: RunSpec[Any], targets: tuple[Data, ...], tested: Mapping[str, TestFacts], folder: Path
+) -> RunSpec[Any]:
     """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept, or where the
     images that it learned from have changed."""
     if not METHODS[run.method].learns:
-        return replace(run.job, targets=targets, weights={})
-    if run.has_learned_from_others(tested):
-        return run.job
+        return replace(run.with_targets(targets), weights={})
+    if has_learned_from_others(run, tested):
+        return run
     learned = load_learned(folder, run.key)
     if learned is None:
-        return run.job
-    return replace(run.job, targets=targets, contexts=learned.contexts, weights=learned.weights)
+        return run
+    return replace(run.with_targets(targets), contexts=learned.contexts, weights=learned.weights)

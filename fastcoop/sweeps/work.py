@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.grids.plan import PlannedRun, World
-from fastcoop.methods import METHODS, Data, Job, MethodSettings, Outcome, RunContext
+from fastcoop.grids.plan import LoadedGrid
+from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
 from fastcoop.results.batch import Batch
 from fastcoop.sweeps.checkpoints import CheckpointFile
 
@@ -71,38 +69,8 @@ Tell = Callable[[Event], None]
 
 
 @dataclass(frozen=True, eq=False)
-class RunSpec:
-    """A run by names, small enough to send."""
-
-    key: str
-    settings: MethodSettings
-    dataset: str
-    shots: int | str
-    seed: int
-    targets: tuple[str, ...]
-    contexts: np.ndarray | None
-    weights: Mapping[str, np.ndarray] | None
-    learns: bool
-
-    @classmethod
-    def of(cls, run: PlannedRun) -> RunSpec:
-        job = run.job
-        return cls(
-            run.key,
-            job.settings,
-            job.data.name,
-            job.shots,
-            job.seed,
-            tuple(target.name for target in job.targets),
-            job.contexts,
-            job.weights,
-            job.subset is not None,
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class Task:
-    """A batch with all that a worker needs to do it. ``checkpoint``: the file of its state, None for no state."""
+    """A batch with its runs, unbound. ``checkpoint``: the file of its state, None for no state."""
 
     batch: Batch
     runs: tuple[RunSpec, ...]
@@ -130,21 +98,21 @@ class Supplies:
     device: str
 
     @classmethod
-    def of(cls, world: World, device: str) -> Supplies:
+    def of(cls, world: LoadedGrid, device: str) -> Supplies:
         from fastcoop.backbones.load import is_model_path
 
         specs = {
             backbone.name: str(path.resolve()) if is_model_path(path := Path(spec).expanduser()) else spec
             for spec, backbone in world.named.items()
         }
-        opened = {names: data.store for names, data in world.data.items() if data.store is not None}
+        opened = {names: data.store for names, data in world.features.items() if data.store is not None}
         stores = {names: store.path.resolve() for names, store in opened.items()}
         versions = {names: store.version for names, store in opened.items()}
         datasets = {dataset.name: dataset for dataset in world.datasets.values()}
         return cls(specs, datasets, stores, versions, world.grid.views, device)
 
 
-class Workshop:
+class Workshop(FeatureBank):
     """Where tasks are done: what runs need is loaded when first asked for and kept warm, a backbone at a time."""
 
     def __init__(self, supplies: Supplies):
@@ -166,9 +134,8 @@ class Workshop:
 
         careful(Begun(task.batch))
         try:
-            backbone = self.backbone(task.batch.backbone)
-            jobs = [self._job(backbone.name, run) for run in task.runs]
-            do_batch(task.batch, backbone, jobs, careful, task.checkpoint)
+            runs = [self.bind(run) for run in task.runs]
+            do_batch(task.batch, self.backbone(task.batch.backbone), runs, careful, task.checkpoint)
         except Exception as error:
             if troubled:  # the listener's own, such as a full disk: no fault of the task
                 raise troubled[0] from None
@@ -193,40 +160,34 @@ class Workshop:
             self._data[dataset] = Data(described, store, self.supplies.views)
         return self._data[dataset]
 
-    def _job(self, backbone: str, run: RunSpec) -> Job:
-        data = self.data(backbone, run.dataset)
-        subset = data.subset(run.shots, run.seed) if run.learns else None
-        targets = tuple(self.data(backbone, name) for name in run.targets)
-        return Job(run.settings, data, subset, run.shots, run.seed, targets, run.contexts, run.weights)
-
 
 class Home(Workshop):
     """The same with what the sweep itself has loaded."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: LoadedGrid):
         self.world = world
 
     def backbone(self, name: str) -> Backbone:
-        return next(backbone for backbone in self.world.backbones if backbone.name == name)
+        return self.world.backbone(name)
 
     def data(self, backbone: str, dataset: str) -> Data:
-        return self.world.data[backbone, dataset]
+        return self.world.data(backbone, dataset)
 
 
 def do_batch(
     batch: Batch,
     backbone: Backbone,
-    jobs: Sequence[Job],
+    runs: Sequence[RunSpec],
     tell: Tell,
     checkpoint: Path | None = None,
 ) -> None:
-    """Do a batch's jobs, telling of each as it ends, and of the batch at last. Raises what its method raises."""
+    """Do a batch's runs, telling of each as it ends, and of the batch at last. Raises what its method raises."""
     import torch
 
     start = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(batch.threads)
-    files = [job.data.train_files(job.subset) if job.subset else None for job in jobs] if checkpoint else []
+    files = [run.data.train_files(run.subset) if run.subset else None for run in runs] if checkpoint else []
     watch = _Watch(batch, tell, CheckpointFile(checkpoint, files) if checkpoint else None)
 
     def done(index: int, outcome: Outcome) -> None:
@@ -236,7 +197,7 @@ def do_batch(
 
     context = RunContext(1, batch.budget, watch.on_progress, watch if batch.trains else None)
     try:
-        METHODS[batch.method].run(backbone, jobs, done, context)
+        METHODS[batch.method].run(backbone, runs, done, context)
     finally:
         torch.set_num_threads(threads)
     warning = watch.checkpoint.problem if watch.checkpoint else None

@@ -23,7 +23,7 @@ from fastcoop.backbones.load import check_device
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.memory import FREE_SHARE, free_bytes
 from fastcoop.errors import UserError
-from fastcoop.grids.plan import World
+from fastcoop.grids.plan import LoadedGrid
 from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
 from fastcoop.results.batch import Batch
 from fastcoop.sweeps import checkpoints
@@ -145,7 +145,7 @@ class SerialExecutor:
     size = 1
     keeps_checkpoints = True
 
-    def __init__(self, world: World):
+    def __init__(self, world: LoadedGrid):
         self._home = Home(world)
 
     def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:

@@ -129,7 +129,7 @@ def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.datasets import load_dataset
     from fastcoop.grids.grid import read_grid
-    from fastcoop.grids.plan import load_world
+    from fastcoop.grids.plan import load_grid
     from fastcoop.sweeps.sweep import _open_features
     from fastcoop.sweeps.work import Supplies, Workshop
     from tests.small_world import write_backbone, write_dataset
@@ -146,9 +146,9 @@ def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -
     ask = {"seeds": [1], "views": 1, "cache_root": tmp_path / "cache"}
     backbone = backbone_from_spec(spec)
     path = cache_features(backbone, dataset, shots=[1], **ask)
-    world = load_world(read_grid(grid), None, "cpu")
+    world = load_grid(read_grid(grid), None, "cpu")
     _open_features(world, tmp_path / "cache")
-    planned = world.data["tiny", "colours"]
+    planned = world.data("tiny", "colours")
     supplies = pickle.loads(pickle.dumps(Supplies.of(world, "cpu")))
     cache_features(backbone, dataset, shots=["all"], **ask)
     there = Workshop(supplies).data("tiny", "colours")

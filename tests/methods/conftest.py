@@ -11,7 +11,7 @@ import torch
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split
-from fastcoop.methods import METHODS, Data, Job, Outcome, RunContext, expand, get_method
+from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, expand, get_method
 from tests.small_world import write_backbone
 
 DIM = 16
@@ -63,7 +63,7 @@ def make_data(
     return Data(dataset, ArrayStore(dataset, views, seed), views)
 
 
-def run(backbone: Backbone, method: str, jobs: list[Job]) -> list[Outcome]:
+def run(backbone: Backbone, method: str, jobs: list[RunSpec]) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     METHODS[method].run(backbone, jobs, outcomes.__setitem__, ALONE)
     return [outcomes[index] for index in range(len(jobs))]
@@ -71,11 +71,11 @@ def run(backbone: Backbone, method: str, jobs: list[Job]) -> list[Outcome]:
 
 def job(
     data: Data, method: str, shots: int = 2, seed: int = 1, targets: tuple[Data, ...] = (), **settings
-) -> Job:
+) -> RunSpec:
     (one,) = expand(get_method(method), settings)
     if not METHODS[method].learns:
-        return Job(one, data, targets=targets)
-    return Job(one, data, data.subset(shots, seed), shots, seed, targets)
+        return RunSpec.of(method, one, data, targets=targets)
+    return RunSpec.of(method, one, data, data.subset(shots, seed), shots, seed, targets)
 
 
 @pytest.fixture

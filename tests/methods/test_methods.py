@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
-from fastcoop.methods import METHODS, Data, Job, expand, get_method, score
+from fastcoop.methods import METHODS, Data, RunSpec, expand, get_method, score
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.ensemble import ensemble_prompts
 from fastcoop.methods.linear_probe import choose_c, class_logits
@@ -234,7 +234,7 @@ def test_coop_learns_in_a_prompt_of_words_and_vectors(backbone: Backbone, data: 
 
 def test_a_prompt_that_is_a_named_layout_is_the_same_run(backbone: Backbone, data: Data) -> None:
     def determined(**settings: object) -> dict:
-        return METHODS["coop"].determined_by(job(data, "coop", **settings), backbone)
+        return METHODS["coop"].key_settings(job(data, "coop", **settings), backbone)
 
     assert determined(prompt="[V]x4 [CLASS].") == determined(context_length=4)
     assert determined(prompt="[CLASS] [V]x3.") == determined(context_length=3, class_position="front")
@@ -265,15 +265,15 @@ def test_known_contexts_are_only_tested(backbone: Backbone, data: Data) -> None:
 def test_schedules(epochs: object, shots: int | str, dataset: str, expected: int) -> None:
     data = make_data(name=dataset)
     (settings,) = expand(get_method("coop"), {"epochs": epochs})
-    assert epochs_of(Job(settings, data, data.subset(shots, 1), shots, 1)) == expected
+    assert epochs_of(RunSpec.of("coop", settings, data, data.subset(shots, 1), shots, 1)) == expected
     assert (schedule_of(settings) == "paper") == (epochs == "paper")
 
 
 def test_a_schedule_in_steps_counts_batches(data: Data) -> None:
     (settings,) = expand(get_method("coop"), {"epochs": "50 steps", "batch_size": 4})
-    assert epochs_of(Job(settings, data, data.subset(4, 1), 4, 1)) == 17  # 3 steps an epoch
+    assert epochs_of(RunSpec.of("coop", settings, data, data.subset(4, 1), 4, 1)) == 17  # 3 steps an epoch
     (settings,) = expand(get_method("coop"), {"epochs": "5 steps", "batch_size": 4})
-    assert epochs_of(Job(settings, data, data.subset(4, 1), 4, 1)) == 4  # the fewest
+    assert epochs_of(RunSpec.of("coop", settings, data, data.subset(4, 1), 4, 1)) == 4  # the fewest
 
 
 def test_lists_are_crossed() -> None:

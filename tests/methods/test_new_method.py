@@ -12,7 +12,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine import PromptEncoder
-from fastcoop.methods import METHODS, Data, Job, Method, MethodSettings, Outcome, RunContext, score
+from fastcoop.methods import METHODS, Data, Method, MethodSettings, Outcome, RunContext, RunSpec, score
 from fastcoop.methods.text import score_texts, unit
 from fastcoop.prompts import PromptLayout
 from fastcoop.reports import report
@@ -36,14 +36,14 @@ class NearestMean(Method[NearestMeanSettings]):
     def label(self, settings: NearestMeanSettings) -> str:
         return f"Nearest mean (shrink {settings.shrink:g})"
 
-    def run(self, backbone: Backbone, jobs: Sequence[Job], done: Any, context: RunContext) -> None:
-        for index, one in enumerate(jobs):
+    def run(self, backbone: Backbone, runs: Sequence[RunSpec], done: Any, context: RunContext) -> None:
+        for index, one in enumerate(runs):
             means = self.means(one) if one.weights is None else one.weights["means"]
             scores = {data.name: score(100 * data.unit_test @ means.T, data.test[1]) for data in one.tests}
             done(index, Outcome(scores, weights={"means": means}))
 
     @staticmethod
-    def means(one: Job) -> np.ndarray:
+    def means(one: RunSpec) -> np.ndarray:
         features, labels = one.data.train(one.subset)
         images = unit(features[:, 0])
         classes = range(len(one.data.class_names))
@@ -97,8 +97,8 @@ class SeveralPrompts(Method[SeveralSettings]):
     def label(self, settings: SeveralSettings) -> str:
         return f"{settings.prompts} prompts"
 
-    def run(self, backbone: Backbone, jobs: Sequence[Job], done: Any, context: RunContext) -> None:
-        for index, one in enumerate(jobs):
+    def run(self, backbone: Backbone, runs: Sequence[RunSpec], done: Any, context: RunContext) -> None:
+        for index, one in enumerate(runs):
             contexts, losses = self.learn(backbone, one)
             encoder = PromptEncoder(backbone, one.data.class_names, self.layout)
             with torch.no_grad():
@@ -112,7 +112,7 @@ class SeveralPrompts(Method[SeveralSettings]):
         units = torch.nn.functional.normalize(features, dim=-1)
         return torch.nn.functional.normalize(units.mean(0), dim=-1), (units.mean(0) ** 2).sum(-1).mean()
 
-    def learn(self, backbone: Backbone, one: Job) -> tuple[torch.Tensor, np.ndarray]:
+    def learn(self, backbone: Backbone, one: RunSpec) -> tuple[torch.Tensor, np.ndarray]:
         features, labels = one.data.train(one.subset)
         images, targets = torch.from_numpy(unit(features[:, 0])), torch.from_numpy(labels)
         draw = torch.Generator().manual_seed(one.seed)

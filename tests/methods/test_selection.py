@@ -86,13 +86,13 @@ def test_selection_needs_validation_images(backbone: Backbone, data: Data) -> No
 
 def test_settings_that_came_later_leave_earlier_keys_alone(backbone: Backbone, data: Data) -> None:
     coop = get_method("coop")
-    plain = coop.determined_by(job(data, "coop", epochs=40), backbone)
+    plain = coop.key_settings(job(data, "coop", epochs=40), backbone)
     assert set(plain) == {
         "context_length", "class_position", "class_specific", "init", "epochs", "batch_size", "learning_rate",
         "views",
     }  # fmt: skip
-    best = coop.determined_by(job(data, "coop", epochs=40, select="best_val"), backbone)
-    assert coop.determined_by(job(data, "coop", epochs=40, select="best_val", val_every=2), backbone) == best
+    best = coop.key_settings(job(data, "coop", epochs=40, select="best_val"), backbone)
+    assert coop.key_settings(job(data, "coop", epochs=40, select="best_val", val_every=2), backbone) == best
     assert best != plain
     (settings,) = expand(coop, {"select": "best_val"})
     assert coop.label(settings) == "CoOp (M=16, end, best on validation)"
@@ -102,7 +102,7 @@ def test_bfloat16_is_another_run_and_float32_is_not_named(backbone: Backbone, da
     settings = {"context_length": 4, "epochs": 12, "learning_rate": 0.05}
     exact, rough = (job(data, "coop", precision=p, **settings) for p in ("float32", "bfloat16"))
     coop = get_method("coop")
-    assert coop.determined_by(rough, backbone) == coop.determined_by(exact, backbone) | {
+    assert coop.key_settings(rough, backbone) == coop.key_settings(exact, backbone) | {
         "precision": "bfloat16"
     }
     assert coop.label(rough.settings) == "CoOp (M=4, end, bfloat16)"

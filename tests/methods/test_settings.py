@@ -105,7 +105,7 @@ for trained in ("coop", "text_transform", "text_bias", "finetune_image_encoder")
 
 def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]) -> str:
     return json.dumps(
-        get_method(method).determined_by(job(data, method, **settings), backbone), sort_keys=True
+        get_method(method).key_settings(job(data, method, **settings), backbone), sort_keys=True
     )
 
 

@@ -15,7 +15,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import load_dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features
-from fastcoop.methods import Data, Job, get_method
+from fastcoop.methods import Data, RunSpec, get_method
 from fastcoop.methods.schedule import epoch_order
 from fastcoop.methods.text_learner import RATES
 from tests.methods.conftest import job, make_data, run
@@ -185,6 +185,6 @@ def test_fine_tuning_is_plain_training_of_the_image_tower(
 def test_fine_tuning_needs_images(photographs: Data, data: Data) -> None:
     get_method("finetune_image_encoder").check(job(photographs, "finetune_image_encoder"))
     for without in (data, Data(replace(photographs.dataset, root=Path("nowhere")), photographs.store)):
-        asked = Job(job(photographs, "finetune_image_encoder").settings, without)
+        asked = RunSpec.of("", job(photographs, "finetune_image_encoder").settings, without)
         with pytest.raises(UserError, match="needs the images of"):
             get_method("finetune_image_encoder").check(asked)

@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import load_world, plan_runs
+from fastcoop.grids.plan import load_grid, plan_runs
 from fastcoop.results.batch import Batch
 from fastcoop.sweeps.batches import plan_batches
 from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.sweep import _open_features
-from fastcoop.sweeps.work import Home, RunSpec, Task
+from fastcoop.sweeps.work import Home, Task
 from fastcoop.sweeps.workers import budget_of
 
 GRID = Path(__file__).resolve().parents[2] / "experiments" / "demo-2000.yaml"
@@ -34,7 +34,7 @@ def trial(
 ) -> tuple[list[float], list[float], int]:
     """Seconds of each drawn run, alone and as its part of its batch; and how many of the grid's runs train."""
     read = read_grid(grid, overrides)
-    loaded = load_world(read, world / "data", "cpu")
+    loaded = load_grid(read, world / "data", "cpu")
     for _ in cache_world(loaded, world / "cache", retry_skipped=False):
         pass
     _open_features(loaded, world / "cache")
@@ -46,7 +46,7 @@ def trial(
     def seconds(batch: Batch) -> float:
         start = time.monotonic()
         told: list[object] = []
-        home.do(Task(batch, tuple(RunSpec.of(planned[key]) for key in batch.keys)), told.append)
+        home.do(Task(batch, tuple(planned[key].unbound() for key in batch.keys)), told.append)
         error = getattr(told[-1], "error", None)
         assert error is None, error
         return time.monotonic() - start

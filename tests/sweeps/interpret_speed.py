@@ -18,8 +18,7 @@ import torch
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.datasets import Dataset
-from fastcoop.grids.plan import PlannedRun
-from fastcoop.methods import METHODS, Data, Job, Outcome, expand
+from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.results.store import open_store
 from fastcoop.sweeps.interpret import interpret
 from tests.reference import tiny_model
@@ -41,7 +40,8 @@ def main(runs: int) -> None:
         with open_store(Path(folder)) as store:
             for number in range(runs):
                 contexts = rng.normal(scale=0.1, size=(LENGTH, WIDTH)).astype(np.float32)
-                planned = PlannedRun(f"{number:064x}", "coop", backbone, Job(settings, source, seed=number))
+                key = f"{number:064x}"
+                planned = RunSpec.of("coop", settings, source, seed=number, backbone=backbone, key=key)
                 store.record(planned, Outcome({}, contexts=contexts))
         start, worked = time.perf_counter(), time.process_time()
         written = interpret(folder, backbone)

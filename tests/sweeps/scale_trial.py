@@ -73,7 +73,7 @@ def fill(folder: Path, planned: list[Any], others: int = 0) -> None:
             if number < len(planned) or not row:
                 row = store._run_row(run, outcome)
                 score = {
-                    "key": run.key, "dataset": run.job.data.name, "test": run.job.data.dataset.digest,
+                    "key": run.key, "dataset": run.dataset, "test": run.data.dataset.digest,
                     "accuracy": made.accuracy, "macro_accuracy": made.macro_accuracy, "chance": 25.0,
                     "per_class": "[50, 50, 50, 50]", "predictions": made.predictions.tobytes(),
                     "confidence": made.confidence.tobytes(),
@@ -105,7 +105,7 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
     import torch  # noqa: F401  its import is no step of a dry run's own
 
     from fastcoop.grids.grid import read_grid
-    from fastcoop.grids.plan import load_world, plan_runs
+    from fastcoop.grids.plan import load_grid, plan_runs
     from fastcoop.sweeps import cache_grid
     from fastcoop.sweeps.dry_run import dry_run
     from fastcoop.sweeps.sweep import _open_features
@@ -120,7 +120,7 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
     with clock.step("grid read"):
         read = read_grid(path)
     with clock.step("world loaded"):
-        world = load_world(read, folder / "data", "cpu")
+        world = load_grid(read, folder / "data", "cpu")
         _open_features(world, folder / "cache")
     with clock.step("runs planned, their subsets drawn for the first time"):
         planned = plan_runs(world)

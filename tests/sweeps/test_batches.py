@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import PlannedRun, load_world, plan_runs
-from fastcoop.methods import METHODS
+from fastcoop.grids.plan import load_grid, plan_runs
+from fastcoop.methods import METHODS, RunSpec
 from fastcoop.results.batch import Batch
 from fastcoop.results.store import open_store
 from fastcoop.sweeps.batches import in_order, plan_batches, reformed, room_rows
@@ -20,14 +20,14 @@ BUDGET = 1 << 30
 
 
 @pytest.fixture
-def planned(world: Path, grid: dict[str, Any]) -> dict[str, PlannedRun]:
-    loaded = load_world(read_grid(grid), world / "data", "cpu")
+def planned(world: Path, grid: dict[str, Any]) -> dict[str, RunSpec]:
+    loaded = load_grid(read_grid(grid), world / "data", "cpu")
     for dataset in loaded.datasets.values():
         loaded.add_features(loaded.backbones[0], dataset, None)
     return {run.key: run for run in plan_runs(loaded)}
 
 
-def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[str, PlannedRun]) -> None:
+def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[str, RunSpec]) -> None:
     batches = plan_batches(planned.values(), threads=1, budget=BUDGET)
     keys = [key for batch in batches for key in batch.keys]
     assert sorted(keys) == sorted(planned)
@@ -38,22 +38,21 @@ def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[st
             assert len(batch.keys) == 1
         if batch.trains:
             layouts = [
-                repr(METHODS["coop"].training(planned[key].job, planned[key].backbone)[1])
-                for key in batch.keys
+                repr(METHODS["coop"].training(planned[key], planned[key].model)[1]) for key in batch.keys
             ]
             changes = sum(a != b for a, b in pairwise(layouts))
             assert changes == len(set(layouts)) - 1, "a tree's runs lie side by side"
 
 
-def test_the_plan_is_the_same_each_time_and_whatever_the_order(planned: dict[str, PlannedRun]) -> None:
+def test_the_plan_is_the_same_each_time_and_whatever_the_order(planned: dict[str, RunSpec]) -> None:
     once = plan_batches(planned.values(), threads=1, budget=BUDGET)
     again = plan_batches(reversed(list(planned.values())), threads=1, budget=BUDGET)
     trained = [[batch.keys for batch in batches if batch.trains] for batches in (once, again)]
     assert trained[0] == trained[1]
 
 
-def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, PlannedRun]) -> None:
-    backbone = next(iter(planned.values())).backbone
+def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, RunSpec]) -> None:
+    backbone = next(iter(planned.values())).model
     few = room_rows(backbone, BUDGET)
     whole = [batch for batch in plan_batches(planned.values(), threads=1, budget=BUDGET) if batch.trains]
     assert len(whole) == 1, "small trees share a batch"
@@ -64,7 +63,7 @@ def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, Planned
     assert sum(batch.cost for batch in cut) == pytest.approx(sum(batch.cost for batch in whole))
 
 
-def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str, PlannedRun]) -> None:
+def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str, RunSpec]) -> None:
     batches = in_order(plan_batches(planned.values(), threads=1, budget=1))
     kinds = [batch.method for batch in batches]
     assert kinds == sorted(kinds, key=["zero_shot", "linear_probe", "coop"].index)
@@ -73,7 +72,7 @@ def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str,
 
 
 def test_recorded_batches_are_formed_again_with_their_done_runs(
-    planned: dict[str, PlannedRun], tmp_path: Path
+    planned: dict[str, RunSpec], tmp_path: Path
 ) -> None:
     first = [batch for batch in plan_batches(planned.values(), threads=3, budget=1) if batch.trains]
     with open_store(tmp_path) as store:

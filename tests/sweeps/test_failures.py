@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import fastcoop.methods.coop as coop
 from fastcoop.errors import UserError
-from fastcoop.grids.plan import World
-from fastcoop.methods import Job
+from fastcoop.grids.plan import LoadedGrid
+from fastcoop.methods import RunSpec
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.batch import Batch
 from fastcoop.results.collapsed import collapsed
@@ -36,11 +36,11 @@ def bad_run(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Makes the class-specific "mid" runs of seed 2 at 1 shot raise; undo to mend them."""
     make = coop.engine_run
 
-    def broken(job: Job, backbone: Any) -> Any:
-        settings = job.settings
-        if (job.seed, job.shots, settings.class_position, settings.class_specific) == (2, 1, "mid", True):
+    def broken(run: RunSpec, backbone: Any) -> Any:
+        settings = run.settings
+        if (run.seed, run.shots, settings.class_position, settings.class_specific) == (2, 1, "mid", True):
             raise ValueError("nothing good")
-        return make(job, backbone)
+        return make(run, backbone)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(coop, "engine_run", broken)
@@ -125,7 +125,7 @@ def dying(
     class Executor(DyingExecutor):
         deaths: list[Batch] = []  # noqa: RUF012
 
-        def __init__(self, world: World):
+        def __init__(self, world: LoadedGrid):
             super().__init__(world)
 
     monkeypatch.setattr(sys.modules["fastcoop.sweeps.sweep"], "SerialExecutor", Executor)
@@ -242,9 +242,9 @@ def test_the_summary_names_collapsed_runs(
 ) -> None:
     score = coop._score
 
-    def low(backbone: Any, job: Job, data: Any, contexts: np.ndarray) -> Any:
-        scores = score(backbone, job, data, contexts)
-        fallen = (job.seed, job.shots) == (3, 1)
+    def low(backbone: Any, run: RunSpec, data: Any, contexts: np.ndarray) -> Any:
+        scores = score(backbone, run, data, contexts)
+        fallen = (run.seed, run.shots) == (3, 1)
         return scores if fallen else type(scores)(**(vars(scores) | {"accuracy": 90.0}))
 
     monkeypatch.setattr(coop, "_score", low)

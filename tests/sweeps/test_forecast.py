@@ -29,21 +29,21 @@ from fastcoop.sweeps.workers import ExecutorConfig
 NAMES = ("dark red", "green", "grey", "sky blue")
 
 
-def test_what_a_method_imports_is_not_a_job_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_of_a_method_are_not_timed_as_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """scikit-learn takes seconds to import; as the time of the smallest probe that made sweeps seem hours long."""
     now = [0.0]
 
     class Method:
         imported = False
 
-        def run(self, backbone: Any, jobs: Any, done: Any, context: Any) -> None:
-            now[0] += (not self.imported) * 100 + len(jobs)
+        def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
+            now[0] += (not self.imported) * 100 + len(runs)
             self.imported = True
 
     monkeypatch.setattr(measure, "clock", lambda: now[0])
     monkeypatch.setitem(measure.METHODS, "slow", Method())
     anything: Any = None
-    assert measure.time_job("slow", anything, anything) == 1
+    assert measure.time_run("slow", anything, anything) == 1
 
 
 @pytest.mark.parametrize("budget", [1, 400_000, 1_000_000_000])

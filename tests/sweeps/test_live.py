@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import PlannedRun, load_world, plan_runs
-from fastcoop.methods import Outcome, Scores
+from fastcoop.grids.plan import load_grid, plan_runs
+from fastcoop.methods import Outcome, RunSpec, Scores
 from fastcoop.results.batch import Batch
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps import live as live_module
@@ -72,8 +72,8 @@ def test_work_far_slower_than_thought_says_nothing_of_other_kinds(clock: list[fl
 
 
 @pytest.fixture
-def one_run(world: Path, grid: dict[str, Any]) -> PlannedRun:
-    loaded = load_world(read_grid(grid, only=["coop"]), world / "data", "cpu")
+def one_run(world: Path, grid: dict[str, Any]) -> RunSpec:
+    loaded = load_grid(read_grid(grid, only=["coop"]), world / "data", "cpu")
     for dataset in loaded.datasets.values():
         loaded.add_features(loaded.backbones[0], dataset, None)
     return plan_runs(loaded)[0]
@@ -85,7 +85,7 @@ def outcome(status: str = "done") -> Outcome:
 
 
 def test_plain_lines_are_a_few_seconds_apart_and_say_something_new(
-    clock: list[float], one_run: PlannedRun, capsys: pytest.CaptureFixture[str]
+    clock: list[float], one_run: RunSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch = Batch("coop", "b", (one_run.key,), 1, 9, 60.0)
     with Live(4, Pace([batch], 1)) as live:
@@ -104,7 +104,7 @@ def test_plain_lines_are_a_few_seconds_apart_and_say_something_new(
     assert second.endswith("62.5% diverged")
 
 
-def test_a_terminal_has_a_table(one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_a_table(one_run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     live = Live(40, Pace([], 1))
     for _ in range(live_module.SHOWN + 3):
@@ -118,7 +118,7 @@ def test_a_terminal_has_a_table(one_run: PlannedRun, monkeypatch: pytest.MonkeyP
     assert lines[-1].split() == ["colours", "CoOp", "(M=2,", "end)", "1", "1", "62.5%", "1.2"]
 
 
-def test_the_table_is_drawn_while_results_come(one_run: PlannedRun) -> None:
+def test_the_table_is_drawn_while_results_come(one_run: RunSpec) -> None:
     """rich draws from a thread of its own."""
     pace, errors, drawn = Pace([], 1), [], 0
     live = Live(10**6, pace)
@@ -154,7 +154,7 @@ def test_the_table_is_drawn_while_results_come(one_run: PlannedRun) -> None:
     assert not errors
 
 
-def test_markup_and_codes_of_a_name_are_text(one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markup_and_codes_of_a_name_are_text(one_run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "_label", lambda run: "[red]a[/b] \x1b[31m")
     live = Live(1, Pace([], 1))
     live.result(one_run, outcome())
@@ -165,7 +165,7 @@ def test_markup_and_codes_of_a_name_are_text(one_run: PlannedRun, monkeypatch: p
 
 def test_quiet_draws_and_prints_nothing(
     clock: list[float],
-    one_run: PlannedRun,
+    one_run: RunSpec,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -182,14 +182,14 @@ def test_quiet_draws_and_prints_nothing(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_without_an_accuracy_shows_why(one_run: PlannedRun) -> None:
+def test_a_run_without_an_accuracy_shows_why(one_run: RunSpec) -> None:
     none = np.zeros(0)
     lost = Outcome({"colours": Scores(math.nan, math.nan, none, none, none)}, status="diverged", seconds=1.0)
     assert live_module._numbers(one_run, lost)[-1] == "diverged"
 
 
 def test_a_long_method_leaves_the_numbers_whole_on_a_narrow_terminal(
-    one_run: PlannedRun, monkeypatch: pytest.MonkeyPatch
+    one_run: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(

@@ -11,16 +11,17 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import PlannedRun, load_world, plan_runs, run_key
+from fastcoop.grids.plan import load_grid, plan_runs, run_key
+from fastcoop.methods import RunSpec
 from fastcoop.results import load_results
 from fastcoop.sweeps import Summary
 from tests.small_world import write_backbone, write_dataset
 from tests.sweeps.scale_trial import trial
 
 
-def planned(grid: dict[str, Any], world: Path) -> list[PlannedRun]:
+def planned(grid: dict[str, Any], world: Path) -> list[RunSpec]:
     """Runs of a grid whose features are not cached."""
-    loaded = load_world(read_grid(grid), world / "data", "cpu")
+    loaded = load_grid(read_grid(grid), world / "data", "cpu")
     for backbone in loaded.backbones:
         for dataset in loaded.datasets.values():
             loaded.add_features(backbone, dataset, None)
@@ -32,7 +33,7 @@ def test_keys_are_those_of_each_run_by_itself(world: Path, grid: dict[str, Any])
     runs = planned(grid | {"methods": methods, "datasets": ["colours"], "shots": [1, 2, "all"]}, world)
     assert len({run.key for run in runs}) == len(runs) == 3 + 6 + 6 + 24
     for run in runs:
-        assert run.key == run_key(run.method, run.job, run.backbone)
+        assert run.key == run_key(run)
 
 
 def test_blocks_share_runs_and_add_up_their_targets(world: Path, grid: dict[str, Any]) -> None:
@@ -46,8 +47,8 @@ def test_blocks_share_runs_and_add_up_their_targets(world: Path, grid: dict[str,
     shared = {key: value for key, value in grid.items() if key != "methods"}
     runs = planned(shared | {"blocks": blocks}, world)
     assert len(runs) == 8
-    first = [run for run in runs if run.job.settings.context_length == 2]
-    assert {run.tests for run in first} == {("colours", "shifted", "other")}
+    first = [run for run in runs if run.settings.context_length == 2]
+    assert {(run.dataset, *run.target_names) for run in first} == {("colours", "shifted", "other")}
 
 
 def test_datasets_alike_but_for_their_pictures_are_two_and_copies_are_refused(

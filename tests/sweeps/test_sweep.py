@@ -270,16 +270,11 @@ def _planned_like(store: ResultsStore) -> Any:
 
     from fastcoop.methods import METHODS
 
-    method = METHODS["zero_shot"]
-    job = SimpleNamespace(
-        data=SimpleNamespace(name="d", store=None, recipe="current"),
-        settings=method.Settings(),
-        shots=0,
-        seed=0,
-    )
-    backbone = SimpleNamespace(name="b")
-    job.data.dataset = SimpleNamespace(template="a {}.")
-    return SimpleNamespace(key=next(iter(store.done())), method="zero_shot", backbone=backbone, job=job)
+    data = SimpleNamespace(name="d", store=None, recipe="current", dataset=SimpleNamespace(template="a {}."))
+    return SimpleNamespace(
+        key=next(iter(store.done())), method="zero_shot", backbone="b", dataset="d", data=data,
+        settings=METHODS["zero_shot"].Settings(), shots=0, seed=0,
+    )  # fmt: skip
 
 
 def test_a_merge_that_cannot_be_done_is_one_sentence_and_writes_nothing(

@@ -16,13 +16,14 @@ import pytest
 
 from fastcoop.engine.memory import FREE_SHARE
 from fastcoop.errors import UserError
+from fastcoop.methods import RunSpec
 from fastcoop.methods.coop import CoOpSettings
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.batch import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps.dry_run import dry_run
-from fastcoop.sweeps.work import RunSpec, Supplies, Task
+from fastcoop.sweeps.work import Supplies, Task
 from fastcoop.sweeps.workers import (
     ExecutorConfig,
     ProcessExecutor,
@@ -97,7 +98,7 @@ def test_a_worker_that_dies_while_it_starts_ends_its_runs_whatever_its_task_hold
     (tmp_path / "sitecustomize.py").write_text(DIES_AT_START)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     batch = Batch("coop", "none", ("a",), 1)
-    large = RunSpec("a", CoOpSettings(), "d", 1, 1, (), np.zeros((1 << 20,), np.float32), None, False)
+    large = RunSpec("coop", CoOpSettings(), "none", "d", contexts=np.zeros((1 << 20,), np.float32))
     workers = ProcessExecutor(Supplies({}, {}, {}, {}, 0, "cpu"), ExecutorConfig(("cpu",), 1))
     events: list[Any] = []
     workers.run(deque([Task(batch, (large,))]), events.append, lambda: None)
