@@ -13,7 +13,7 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import load_dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features
-from fastcoop.methods import Data, Job, expand, get_method
+from fastcoop.methods import Data, RunSpec, expand, get_method
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.text import check_class_names, check_prompts, prompt_features
 from tests.advice import follows
@@ -75,9 +75,9 @@ def test_words_and_vectors_have_one_length(
     backbone: Backbone, data: Data, wrong: dict[str, Any], message: str, right: dict[str, Any]
 ) -> None:
     with pytest.raises(UserError, match=message):
-        get_method("coop").determined_by(job(data, "coop", **wrong), backbone)
+        get_method("coop").key_settings(job(data, "coop", **wrong), backbone)
     for settings in (right, {"context_length": 16}):  # an entry of its own for either
-        get_method("coop").determined_by(job(data, "coop", **settings), backbone)
+        get_method("coop").key_settings(job(data, "coop", **settings), backbone)
 
 
 @follows("leave these settings out", "leave the linear probe out", "to a number", "give it a val split")
@@ -131,7 +131,7 @@ def pictures(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "colours", train=1, val=1, test=1)
 
 
-def learn_from(backbone: Backbone, folder: Path) -> Job[Any]:
+def learn_from(backbone: Backbone, folder: Path) -> RunSpec[Any]:
     dataset = load_dataset(folder)
     path = cache_features(backbone, dataset, folder.parent / "cache", shots=[1], seeds=[1], views=0)
     data = Data(dataset, FeatureStore.open(path, backbone, dataset), views=0)
