@@ -11,13 +11,12 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.bench.beside import BesideProducts
-from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt
+from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
 from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of, warm_ups
 from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.buffers import Buffers
-from fastcoop.engine.flops import forest_flops, official_text_flops
+from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training
 from fastcoop.engine.graph import WORTH_IT
-from fastcoop.engine.memory import FREE_SHARE, RoomFor, chunk_bytes, free_bytes, run_bytes
 from fastcoop.engine.run import BATCH_SIZE, Run
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
@@ -56,10 +55,10 @@ def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: 
     beside: dict[tuple[str, int], BesideProducts] = {}
     multiply = matmul(trees)
     for layout in LAYOUTS:
-        for runs in run_counts(trees, classes, LAYOUTS[layout]):
+        for runs in run_counts(backbone, classes, LAYOUTS[layout]):
             key = (layout, runs)
             batch = equal_runs(backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers)
-            flops[key] = forest_flops(batch.forest)
+            flops[key] = runs * plan_of(backbone, classes, LAYOUTS[layout]).runs[0].tree.flops
             count = max(1, round(flops[key] / matmul_flops(trees)))  # as much work as the step
             beside[key] = BesideProducts(batch, multiply, count)
             contenders[key] = _counting(beside[key], held, key)
@@ -75,7 +74,7 @@ def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: 
     share = {key: share_of(flops[key], times[key], product_flops[key], products[key]) for key in beside}
     rows = []
     for layout, settings in LAYOUTS.items():
-        plan = trees[tuple(classes), settings][0]
+        plan = plan_of(backbone, classes, settings)
         counts = [runs for key, runs in beside if key == layout]
         per_run = {runs: median[layout, runs] / runs for runs in counts}
         # The least time per run, told by the share: the minutes' speed, which changes, is in both its parts.
@@ -85,7 +84,7 @@ def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: 
                 "dataset": name,
                 "classes": len(classes),
                 "layout": layout,
-                "nodes": plan.tree.nodes,
+                "nodes": plan.runs[0].tree.nodes,
                 "official_tokens": len(classes) * backbone.text.context_length,
                 "official_image_s": median["image"],
                 "official_text_s": median["text"] * scale,
@@ -104,7 +103,7 @@ def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: 
                 "matmul_share": {runs: share[layout, runs] for runs in counts},
                 "bytes_held": {runs: held[layout, runs] for runs in counts},
                 "bytes_estimated": {
-                    runs: chunk_bytes(tower) + runs * run_bytes(tower, plan) for runs in counts
+                    runs: plan.scratch_bytes + runs * plan.runs[0].tree.activation_bytes for runs in counts
                 },
                 "measurements": {runs: len(times[layout, runs]) for runs in counts},
             }
@@ -112,13 +111,18 @@ def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: 
     return rows
 
 
-def run_counts(trees: Trees, classes: Sequence[str], layout: PromptLayout) -> list[int]:
+def plan_of(backbone: Backbone, classes: Sequence[str], layout: PromptLayout) -> TrainingPlan:
+    """What a run of these class names and this layout takes."""
+    return plan_training(backbone, [RunShape(tuple(classes), layout, 1)])
+
+
+def run_counts(backbone: Backbone, classes: Sequence[str], layout: PromptLayout) -> list[int]:
     """1, 8 and as many runs as a batch takes; 8 only where it does not mean minutes."""
-    plan = trees[tuple(classes), layout][0]
-    room = RoomFor(trees.tower)
-    while room.take(plan):
+    plan = plan_of(backbone, classes, layout)
+    budget = plan.budget()
+    while budget.try_add(plan.runs[0]):
         pass
-    few = {1, room.runs} | ({8} if plan.rows * 8 <= 2 * room.rows_limit else set())
+    few = {1, budget.runs} | ({8} if plan.runs[0].tree.rows * 8 <= 2 * plan.max_rows else set())
     return sorted(few)
 
 
@@ -159,19 +163,19 @@ def _counting(beside: BesideProducts, held: dict[Any, int], key: Any) -> Callabl
     return step
 
 
-def growth_counts(trees: Trees, classes: Sequence[str], layout: PromptLayout) -> list[int]:
+def growth_counts(backbone: Backbone, classes: Sequence[str], layout: PromptLayout) -> list[int]:
     """1 to 64 runs, as far as these batches fit in memory side by side."""
-    budget = FREE_SHARE * free_bytes(trees.tower.device)
-    of_one = run_bytes(trees.tower, trees[tuple(classes), layout][0])
-    held = itertools.accumulate(runs * of_one for runs in GROWTH_RUNS)
-    return [runs for runs, size in zip(GROWTH_RUNS, held, strict=True) if runs == 1 or size <= budget]
+    plan = plan_of(backbone, classes, layout)
+    held = itertools.accumulate(runs * plan.runs[0].tree.activation_bytes for runs in GROWTH_RUNS)
+    fit = zip(GROWTH_RUNS, held, strict=True)
+    return [runs for runs, size in fit if runs == 1 or size <= plan.memory_bytes]
 
 
 def measure_growth(backbone: Backbone, name: str, classes: list[str], repeats: int) -> list[dict[str, Any]]:
     """Steps of more and more runs, layout end."""
     trees, layout = Trees(backbone), LAYOUTS["end"]
     buffers = Buffers(trees.tower.dtype, trees.tower.device)
-    counts = growth_counts(trees, classes, layout)
+    counts = growth_counts(backbone, classes, layout)
     batches = {runs: equal_runs(backbone, trees, classes, layout, runs, repeats, buffers) for runs in counts}
     times = {
         runs: statistics.median(values)

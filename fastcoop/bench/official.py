@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.memory import free_bytes
+from fastcoop.engine.fit import free_bytes
 from fastcoop.engine.weights import FoldedTower
 from fastcoop.prompts.layout import PLACEHOLDER, tokenize
 
@@ -97,3 +97,13 @@ def class_bytes(tower: FoldedTower, tokens: int) -> int:
 def classes_that_fit(tower: FoldedTower, tokens: int) -> int:
     """How many prompts of ``tokens`` positions the official way can learn from at once in the memory now free."""
     return max(1, int(KEPT_SHARE * free_bytes(tower.device) / class_bytes(tower, tokens)))
+
+
+def official_text_flops(classes: int, tokens: int, width: int, hidden: int, layers: int, dim: int) -> float:
+    """Operations of the plain way: ``classes`` prompts of ``tokens`` positions, weights frozen, forward and backward.
+
+    Backward goes through every product once, for the gradient of its input; attention's four products twice.
+    """
+    dense = 2 * 2 * (4 * width * width + 2 * width * hidden)
+    attention = 12 * width * tokens
+    return classes * (tokens * layers * (dense + attention) + 2 * 2 * width * dim)

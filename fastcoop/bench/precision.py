@@ -24,7 +24,7 @@ def compare_precision(
     Errors are relative, in norm, for one run's class features and context gradients at random contexts.
     """
     trees, rounded, layout = Trees(backbone), Trees(backbone, precision), LAYOUTS["end"]
-    runs = max(run_counts(trees, classes, layout))
+    runs = max(run_counts(backbone, classes, layout))
     contenders = {
         which: equal_runs(backbone, which, classes, layout, runs, repeats) for which in (trees, rounded)
     }

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -117,19 +118,44 @@ class TreePlan:
         return len(self.leaf_rows)
 
 
+class TreeLayout(NamedTuple):
+    """How a tree's nodes stand in attention.
+
+    Attributes:
+        constants: Constant nodes above every end token.
+        has_trunk: Whether live nodes stand above every end token; they are then the first part, a single bundle.
+        parts: Bundles of about equal size.
+    """
+
+    constants: list[int]
+    has_trunk: bool
+    parts: list[list[Bundle]]
+
+    @staticmethod
+    def lengths(part: Sequence[Bundle]) -> tuple[int, int]:
+        """Constants and live nodes of a part's largest bundles, to which the others are padded."""
+        return max(len(bundle.constants) for bundle in part), max(len(bundle.live) for bundle in part)
+
+
+def lay_out(tree: Tree) -> TreeLayout:
+    """Cut ``tree`` into a trunk and bundles of paths, and those into parts."""
+    paths = [tree.path(int(leaf)) for leaf in np.unique(tree.leaf)]
+    common = _common_prefix(paths)
+    trunk = Bundle([], [node for node in common if tree.live[node]])
+    parts = into_parts(bundle_paths(tree, [path[len(common) :] for path in paths], len(common)), len(common))
+    constants = [node for node in common if not tree.live[node]]
+    return TreeLayout(constants, bool(trunk.live), [[trunk], *parts] if trunk.live else parts)
+
+
 def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TreePlan:
     """Lay ``tree`` out for ``device``; ``dtype`` is that of the masks."""
     leaves, class_leaf = np.unique(tree.leaf, return_inverse=True)
-    paths = [tree.path(int(leaf)) for leaf in leaves]
-    common = _common_prefix(paths)
-    shared_constants = np.array([node for node in common if not tree.live[node]], np.int64)
-    trunk = Bundle([], [node for node in common if tree.live[node]])
-    bundles = bundle_paths(tree, [path[len(common) :] for path in paths], len(common))
-
-    groups = ([[trunk]] if trunk.live else []) + into_parts(bundles, len(common))
+    layout = lay_out(tree)
+    groups = layout.parts
+    shared_constants = np.array(layout.constants, np.int64)
     parts, order, start = [], [], 0
     for group in groups:
-        before, length = (max(len(nodes) for nodes in kind) for kind in zip(*group, strict=True))
+        before, length = layout.lengths(group)
         keys = np.full((len(group), before + length), NONE, np.int64)
         for row, bundle in zip(keys, group, strict=True):
             row[: len(bundle.constants)] = bundle.constants
@@ -170,7 +196,7 @@ def plan_tree(tree: Tree, device: torch.device | str = "cpu", dtype: torch.dtype
         tree=tree,
         rows=len(live_nodes),
         padded=len(nodes),
-        trunk=parts[0] if trunk.live else None,
+        trunk=parts[0] if layout.has_trunk else None,
         parts=tuple(parts),
         gather=gather,
         place=place,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
+from fastcoop.engine.fit import RunShape
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
 
@@ -104,6 +105,19 @@ class Run:
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+    @property
+    def shape(self) -> RunShape:
+        """The run's sizes, for `plan_training`."""
+        return RunShape(
+            self.class_names,
+            self.layout,
+            self.steps,
+            images=self.features.shape[0],
+            views=self.features.shape[1],
+            batch_size=self.batch_size if self.batches is None else np.shape(self.batches)[1],
+            features=id(self.features),
+        )
 
 
 @dataclass(eq=False)

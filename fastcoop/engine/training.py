@@ -12,17 +12,17 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.checks import whole_number
 from fastcoop.engine.batch import Active, Batch, OnDevice
-from fastcoop.engine.memory import RoomFor, is_out_of_memory
+from fastcoop.engine.buffers import Buffers
+from fastcoop.engine.fit import BatchBudget, is_out_of_memory, plan_training
 from fastcoop.engine.precision import own_precision, warn_of_slow_products
 from fastcoop.engine.rows import threads_at_most
 from fastcoop.engine.run import Run, Trained
 from fastcoop.engine.state import State, ended_runs, state_of, take_up
-from fastcoop.engine.trees import TreeKey, Trees, tree_key
+from fastcoop.engine.trees import Trees
 from fastcoop.errors import UserError
-from fastcoop.prompts.layout import class_prompts
-from fastcoop.prompts.tree import build_tree
 
 LOOK_EVERY = 16  # steps, or an epoch, between looks at which runs diverged: a look waits for the device
+MAX_ESTIMATE_ERROR = 0.25  # a batch that takes this share more than estimated is warned of
 
 log = logging.getLogger("fastcoop")
 
@@ -44,8 +44,8 @@ def train(
     Runs may differ in everything but the backbone. Those that finish leave, waiting ones join. ``memory_budget`` in
     bytes bounds what a batch of runs holds (by default, from the free memory); running out of memory halves it and
     goes on. ``on_done(number, trained)`` is called as each run ends, ``on_progress(cost)`` as work is done, in units
-    of ``run_costs``. ``precision`` is that of the tower's weights and activations, in place of the backbone's own
-    (bfloat16 is not exact; contexts, loss and optimiser state stay float32 in any case).
+    of ``RunCost.row_steps``. ``precision`` is that of the tower's weights and activations, in place of the backbone's
+    own (bfloat16 is not exact; contexts, loss and optimiser state stay float32 in any case).
     ``on_step(get_state)`` is called after every step; what ``get_state()`` returned, given back as
     ``state`` with the same runs, makes the training go on from there, to the same bits where all runs fit together.
 
@@ -57,35 +57,28 @@ def train(
     warn_of_slow_products(trees.tower.dtype, trees.tower.device.type)
     for run in runs:
         _check_sizes(run, trees)
-    plans = [trees[tree_key(run.class_names, run.layout)][0] for run in runs]
     dtype = torch.float64 if trees.tower.dtype == torch.float64 else torch.float32
-    room = RoomFor(trees.tower, memory_budget)
-    # Trees with the longest runs first, so that few long runs are left over at the end; equal trees side by side,
-    # whatever their steps: many runs of one tree cost less than as many of different trees.
-    trees_of = [tree_key(run.class_names, run.layout) for run in runs]
-    longest: dict[TreeKey, int] = {}
-    for tree, run in zip(trees_of, runs, strict=True):
-        longest[tree] = max(run.steps, longest.get(tree, 0))
-    order = sorted(
-        range(len(runs)),
-        key=lambda n: (-longest[trees_of[n]], repr(runs[n].layout), trees_of[n][0], -runs[n].steps, n),
+    plan = plan_training(
+        backbone, [run.shape for run in runs], memory_budget=memory_budget, precision=precision
     )
+    costs, budget = plan.runs, plan.budget()
+    buffers = Buffers(trees.tower.dtype, trees.tower.device)
     state = state or {}
     results = ended_runs(state, runs)
     # Numbers not begun, and runs set aside for want of memory.
-    waiting: deque[int | Active] = deque(n for n in order if n not in results)
+    waiting: deque[int | Active] = deque(n for n in plan.order() if n not in results)
     active: list[Active] = []
     batch: Batch | None = None
     on_device: OnDevice = WeakValueDictionary()
 
     def join() -> None:
-        """Fill the room with runs: those in training, then those waiting."""
-        room.clear()
+        """Fill the batch with runs: those in training, then those waiting."""
+        budget.clear()
         waiting.extendleft(reversed(active))
         active.clear()
         while waiting:
             head = waiting[0]
-            if not room.take(plans[head.number if isinstance(head, Active) else head]):
+            if not budget.try_add(costs[head.number if isinstance(head, Active) else head]):
                 break
             waiting.popleft()
             if not isinstance(head, Active):
@@ -120,22 +113,25 @@ def train(
             with threads_at_most(trees.tower.heads):
                 if batch is None:
                     join()
-                    batch = Batch(trees, active, backbone.logit_scale, room.buffers)
+                    batch = Batch(trees, active, backbone.logit_scale, buffers)
                 batch.step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             settle()  # the steps that were done count
             batch = None
-            if not room.halve():
+            if not budget.shrink():
                 raise
+            buffers = Buffers(trees.tower.dtype, trees.tower.device)
+            if trees.tower.device.type == "cuda":
+                torch.cuda.empty_cache()
             log.warning("Out of memory with %d runs together; going on with fewer.", len(active))
             continue
         if batch.done == 1:
-            room.buffers.trim()
-            room.check(batch.forest_pass.nbytes)
+            buffers.trim()
+            _check_estimate(budget, batch.forest_pass.nbytes)
         if on_progress is not None:
-            on_progress(float(sum(plans[a.number].rows for a in active)))
+            on_progress(float(sum(costs[a.number].tree.rows for a in active)))
         if (
             batch.done == batch.steps
             or batch.done % max(LOOK_EVERY, *(a.run.steps_per_epoch for a in active)) == 0
@@ -156,14 +152,14 @@ def _check_sizes(run: Run, trees: Trees) -> None:
         )
 
 
-def run_costs(backbone: Backbone, runs: Sequence[Run]) -> list[float]:
-    """The work of each run, in the units of ``on_progress``: rows of its tree times its steps."""
-    rows: dict[TreeKey, int] = {}
-    costs = []
-    for run in runs:
-        key = tree_key(run.class_names, run.layout)
-        if key not in rows:
-            prompts = class_prompts(backbone.tokenizer, *key, backbone.text.context_length)
-            rows[key] = int(build_tree(prompts).live.sum())
-        costs.append(float(rows[key] * run.steps))
-    return costs
+def _check_estimate(budget: BatchBudget, used: int) -> None:
+    """Compare the bytes that a batch's activations take after its first step with the estimate."""
+    estimate = budget.activation_bytes
+    log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", budget.runs, used / 1e9, estimate / 1e9)
+    if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
+        log.warning(
+            "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer.",
+            budget.runs,
+            used / 1e9,
+            100 * (used / estimate - 1),
+        )

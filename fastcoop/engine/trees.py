@@ -11,8 +11,9 @@ from fastcoop.engine.forest import Constants, constants_of
 from fastcoop.engine.plan import TreePlan, plan_tree
 from fastcoop.engine.weights import fold
 from fastcoop.errors import UserError
-from fastcoop.prompts.layout import Prompt, PromptLayout, class_prompts
-from fastcoop.prompts.tree import build_tree
+from fastcoop.prompts.layout import Prompt, PromptLayout, Tokenizer, class_prompts
+from fastcoop.prompts.tree import Tree, build_tree
+from fastcoop.remember import remember
 
 TreeKey = tuple[tuple[str, ...], PromptLayout]
 
@@ -27,16 +28,14 @@ class Trees:
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
         self.tower = fold(backbone.text, dtype)
-        self._tokenizer, self._context_length = backbone.tokenizer, backbone.text.context_length
-        self._end_id = backbone.text.end_id
+        self._tokenizer = backbone.tokenizer
+        self._context_length, self._end_id = backbone.text.context_length, backbone.text.end_id
         self._known: dict[TreeKey, tuple[TreePlan, Constants]] = {}
 
     def __getitem__(self, key: TreeKey) -> tuple[TreePlan, Constants]:
         if key not in self._known:
-            names, layout = key
-            prompts = class_prompts(self._tokenizer, names, layout, self._context_length)
-            _check_end(prompts, self._end_id)
-            plan = plan_tree(build_tree(prompts), self.tower.device, self.tower.dtype)
+            tree = tree_of(self._tokenizer, *key, self._context_length, self._end_id)
+            plan = plan_tree(tree, self.tower.device, self.tower.dtype)
             self._known[key] = plan, constants_of(self.tower, plan)
         return self._known[key]
 
@@ -46,6 +45,20 @@ def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
     if isinstance(class_names, str):
         raise UserError(f'A list of class names was expected; the single name "{class_names}" came.')
     return tuple(class_names), layout
+
+
+@remember(64)
+def tree_of(
+    tokenizer: Tokenizer,
+    class_names: tuple[str, ...],
+    layout: PromptLayout,
+    context_length: int,
+    end_id: int | None,
+) -> Tree:
+    """Return the tree of a run's prompts. Raises UserError where a prompt does not fit the text tower."""
+    prompts = class_prompts(tokenizer, class_names, layout, context_length)
+    _check_end(prompts, end_id)
+    return build_tree(prompts)
 
 
 def _check_end(prompts: Sequence[Prompt], end_id: int | None) -> None:

@@ -189,10 +189,11 @@ class CoOp(Method[CoOpSettings]):
         """Train the runs of these indices, all of one precision, together."""
         import torch
 
-        from fastcoop.engine import run_costs, train
+        from fastcoop.engine import plan_training, train
 
         trainings = [engine_run(runs[index], backbone) for index in order]
-        costs = run_costs(backbone, trainings)
+        plan = plan_training(backbone, [training.shape for training in trainings])
+        costs = [cost.row_steps for cost in plan.runs]
         worked, start = 0.0, time.perf_counter()
 
         def on_progress(cost: float) -> None:

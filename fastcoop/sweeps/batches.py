@@ -156,7 +156,7 @@ def tree_rows(backbone: Backbone, trees: Iterable[TreeKey]) -> dict[TreeKey, int
 
 def room_rows(backbone: Backbone, budget: int) -> int:
     """About how many rows the engine trains at once in ``budget`` bytes."""
-    from fastcoop.engine.memory import CPU_ROWS
+    from fastcoop.engine.fit import CPU_ROWS
 
     text = backbone.text
     kept = (

@@ -31,33 +31,21 @@ class Shapes:
     """The shapes of a backbone's trees, each worked out once."""
 
     def __init__(self, backbone: Backbone):
-        from fastcoop.engine.memory import CPU_ROWS, chunk_bytes
-        from fastcoop.engine.weights import fold
-
-        self.backbone, self.tower = backbone, fold(backbone.text)
+        self.backbone = backbone
         self.known: dict[Any, Shape] = {}
-        rows = CPU_ROWS if backbone.device.type == "cpu" else None
-        self.room = (chunk_bytes(self.tower), rows)
+        self.room: tuple[int, int] = (0, 0)
 
     def of(self, training: Training) -> Shape:
-        from fastcoop.engine.flops import forest_flops
-        from fastcoop.engine.forest import Forest, Group
-        from fastcoop.engine.memory import run_bytes
-        from fastcoop.engine.plan import plan_tree
-        from fastcoop.engine.trees import tree_key
-        from fastcoop.prompts.layout import class_prompts
-        from fastcoop.prompts.tree import build_tree
+        from fastcoop.engine.fit import RunShape, plan_training, tree_key
 
         key = tree_key(training.class_names, training.layout)
         if key not in self.known:
-            prompts = class_prompts(self.backbone.tokenizer, *key, self.backbone.text.context_length)
-            plan = plan_tree(build_tree(prompts))
-            none: Any = None  # constants are no part of a step's operations
-            group = Group(plan, none, 1, slice(0, plan.rows), slice(0, plan.leaves))
+            plan = plan_training(self.backbone, [RunShape(*key, training.steps)])
+            self.room, cost = (plan.scratch_bytes, plan.max_rows), plan.runs[0]
+            tree = cost.tree
             self.known[key] = Shape(
-                key, plan.tree.nodes, plan.rows, forest_flops(Forest((group,), self.tower)),
-                run_bytes(self.tower, plan),
-            )  # fmt: skip
+                key, tree.nodes, tree.rows, tree.flops, tree.activation_bytes + cost.state_bytes
+            )
         return self.known[key]
 
 

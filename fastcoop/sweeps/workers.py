@@ -21,7 +21,7 @@ import torch
 
 from fastcoop.backbones.load import check_device
 from fastcoop.checks import amount, shortened, whole_number
-from fastcoop.engine.memory import FREE_SHARE, free_bytes
+from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.grids.plan import LoadedGrid
 from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
@@ -129,7 +129,7 @@ def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
         return max(1, int(memory_budget * 1e9 / workers))
     gpus = _gpus_of(device)
     devices = [torch.device(name) for name in gpus[:workers] or ("cpu",)]
-    return int(FREE_SHARE * min(map(free_bytes, devices)) / math.ceil(workers / len(gpus or devices)))
+    return int(FREE_FRACTION * min(map(free_bytes, devices)) / math.ceil(workers / len(gpus or devices)))
 
 
 def _gpus_of(device: str) -> tuple[str, ...]:

@@ -13,14 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
 from fastcoop.bench.apart import apart
 from fastcoop.bench.beside import BesideProducts
-from fastcoop.bench.measure import equal_runs, growth_counts, measure_growth
+from fastcoop.bench.measure import equal_runs, growth_counts, measure_growth, plan_of
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.bench.timing import measure, share_of, warm_ups
 from fastcoop.cli import main
-from fastcoop.engine.flops import forest_flops
+from fastcoop.engine.fit import FREE_FRACTION
 from fastcoop.engine.forest import plant
 from fastcoop.engine.graph import WARM_UP, WORTH_IT
-from fastcoop.engine.memory import FREE_SHARE, run_bytes
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.trees import Trees
 from fastcoop.errors import UserError
@@ -43,7 +42,9 @@ def test_counted_operations_are_those_that_run_less_what_attention_masks_away(po
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         forest_pass.forward([contexts])
         forest_pass.backward([grads])
-    assert 1 < counter.get_total_flops() / forest_flops(forest) < 1.05
+    assert (
+        1 < counter.get_total_flops() / (3 * plan_of(backbone, NAMES, PromptLayout(8, position)).flops) < 1.05
+    )
 
 
 def test_the_official_step_is_the_plain_step_and_may_be_cut(monkeypatch):
@@ -119,7 +120,7 @@ def test_what_goes_wrong_apart_is_said():
 
 @pytest.mark.usefixtures("in_this_process")
 def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatch):
-    monkeypatch.setattr("fastcoop.engine.memory.CPU_ROWS", 400)
+    monkeypatch.setattr("fastcoop.engine.fit.CPU_ROWS", 400)
     monkeypatch.setattr("fastcoop.bench.measure.classes_that_fit", lambda tower, tokens: 3)
     # Every call takes a second.
     monkeypatch.setattr("fastcoop.bench.timing.time.perf_counter", itertools.count().__next__)
@@ -130,7 +131,7 @@ def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatc
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_bench_writes_its_table_json_and_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastcoop.engine.memory.CPU_ROWS", 400)  # as many as fit are not many here
+    monkeypatch.setattr("fastcoop.engine.fit.CPU_ROWS", 400)  # as many as fit are not many here
     lists = {"small": NAMES[:2], "large": NAMES}
     seen: list[int] = []
     bench = run_bench(
@@ -215,13 +216,13 @@ def test_products_between_layers_change_neither_a_step_nor_its_time(count, monke
 
 
 def test_growth_ends_where_memory_does(monkeypatch):
-    trees, layout = Trees(tiny_backbone(torch.float32)), PromptLayout(4)
-    assert growth_counts(trees, NAMES, layout) == [1, 2, 4, 8, 16, 32, 64]
-    of_one = run_bytes(trees.tower, trees[tuple(NAMES), layout][0])
+    backbone, layout = tiny_backbone(torch.float32), PromptLayout(4)
+    assert growth_counts(backbone, NAMES, layout) == [1, 2, 4, 8, 16, 32, 64]
+    of_one = plan_of(backbone, NAMES, layout).runs[0].tree.activation_bytes
     for runs_worth, counts in ((0, [1]), (7, [1, 2, 4]), (8, [1, 2, 4]), (15, [1, 2, 4, 8])):
-        free = (runs_worth * of_one + 1) / FREE_SHARE
-        monkeypatch.setattr("fastcoop.bench.measure.free_bytes", lambda device, free=free: free)
-        assert growth_counts(trees, NAMES, layout) == counts
+        free = (runs_worth * of_one + 1) / FREE_FRACTION
+        monkeypatch.setattr("fastcoop.engine.fit.free_bytes", lambda device, free=free: free)
+        assert growth_counts(backbone, NAMES, layout) == counts
 
 
 def test_the_projection_is_steps_times_seconds(tmp_path):

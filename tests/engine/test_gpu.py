@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fastcoop.engine import encode_prompts, memory
+from fastcoop.engine import encode_prompts, fit
 from fastcoop.engine.batch import Active, Batch
 from fastcoop.engine.forest import constants_of
 from fastcoop.engine.plan import plan_tree
@@ -115,7 +115,7 @@ def test_memory_that_torch_keeps_for_itself_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 99_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
-    assert memory.free_bytes(torch.device("cuda")) == 10_400
+    assert fit.free_bytes(torch.device("cuda")) == 10_400
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_memory_that_torch_keeps_for_itself_is_free(monkeypatch):
     ],
 )
 def test_what_counts_as_out_of_memory(error, expected):
-    assert memory.is_out_of_memory(error) is expected
+    assert fit.is_out_of_memory(error) is expected

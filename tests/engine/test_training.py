@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastcoop.engine import Run, run_costs, train
+from fastcoop.engine import Run, plan_training, train
+from fastcoop.engine.fit import BatchBudget
 from fastcoop.engine.loss import cross_entropy
-from fastcoop.engine.memory import RoomFor
 from fastcoop.engine.precision import warn_of_slow_products
 from fastcoop.engine.run import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
@@ -125,13 +125,15 @@ def various_runs(make_run, epochs):
     ]
 
 
-@pytest.mark.parametrize("room", [None, 2, 1])
-def test_runs_do_not_depend_on_their_companions(backbone, make_run, monkeypatch, room):
+@pytest.mark.parametrize("most", [None, 2, 1])
+def test_runs_do_not_depend_on_their_companions(backbone, make_run, monkeypatch, most):
     """All together; two at a time, the others joining as runs leave; one after another."""
     runs, together_at_most = various_runs(make_run, 100), []
-    take, forward = RoomFor.take, ForestPass.forward
-    if room is not None:
-        monkeypatch.setattr(RoomFor, "take", lambda self, plan: self.runs < room and take(self, plan))
+    try_add, forward = BatchBudget.try_add, ForestPass.forward
+    if most is not None:
+        monkeypatch.setattr(
+            BatchBudget, "try_add", lambda self, cost: self.runs < most and try_add(self, cost)
+        )
 
     def watched(self, contexts):
         together_at_most.append(sum(len(c) for c in contexts))
@@ -139,7 +141,7 @@ def test_runs_do_not_depend_on_their_companions(backbone, make_run, monkeypatch,
 
     monkeypatch.setattr(ForestPass, "forward", watched)
     together = train(backbone, runs)
-    assert max(together_at_most) == (room or len(runs))
+    assert max(together_at_most) == (most or len(runs))
     for run, trained in zip(runs, together, strict=True):
         assert distance(trained.contexts, train(backbone, [run])[0].contexts) < 1e-9
 
@@ -274,7 +276,8 @@ def test_progress_adds_up_and_each_run_is_reported_once(backbone, make_run):
     done, progress = [], []
     train(backbone, runs, on_done=lambda n, trained: done.append(n), on_progress=progress.append)
     assert sorted(done) == [0, 1, 2, 3]
-    assert sum(progress) == pytest.approx(sum(run_costs(backbone, runs)))
+    plan = plan_training(backbone, [run.shape for run in runs])
+    assert sum(progress) == pytest.approx(sum(cost.row_steps for cost in plan.runs))
 
 
 def test_unusable_runs_are_refused(make_run):

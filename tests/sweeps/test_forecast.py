@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fastcoop.backbones import backbone_from_spec
 from fastcoop.cli import main
-from fastcoop.engine import Run, train
-from fastcoop.engine.flops import forest_flops
-from fastcoop.engine.forest import plant
-from fastcoop.engine.trees import Trees, tree_key
 from fastcoop.grids import read_grid
 from fastcoop.grids.shown import grid_text
-from fastcoop.methods.base import Training
-from fastcoop.prompts import PromptLayout
 from fastcoop.sweeps import Summary, cache_grid, measure
 from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.forecast import _Curve, _makespan
-from fastcoop.sweeps.shapes import Shapes, course
 from fastcoop.sweeps.workers import ExecutorConfig
 
 NAMES = ("dark red", "green", "grey", "sky blue")
@@ -44,35 +35,6 @@ def test_imports_of_a_method_are_not_timed_as_a_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(measure.METHODS, "slow", Method())
     anything: Any = None
     assert measure.time_run("slow", anything, anything) == 1
-
-
-@pytest.mark.parametrize("budget", [1, 400_000, 1_000_000_000])
-def test_the_course_of_a_batch_is_the_engines(world: Path, budget: int) -> None:
-    backbone = backbone_from_spec(str(world / "tiny"))
-    generator = torch.Generator().manual_seed(0)
-    runs, asked = [], []
-    for length, epochs in ((4, 5), (4, 5), (4, 2), (2, 3), (2, 3), (2, 1), (2, 1)):
-        layout = PromptLayout(length)
-        contexts = torch.randn(length, 16, generator=generator)
-        features = torch.randn(4, 1, 16, generator=generator)
-        runs.append(Run(NAMES, layout, contexts, features, torch.arange(4), epochs, seed=1))
-        asked.append(Training(NAMES, layout, epochs))
-    seen: list[float] = []
-    train(backbone, runs, memory_budget=budget, on_progress=seen.append)
-    shapes = Shapes(backbone)
-    found = list(course([(shapes.of(one), one.steps) for one in asked], budget, shapes.room))
-    assert [rows for steps, by_shape in found for rows in [sum(by_shape.values())] * steps] == seen
-
-
-def test_nodes_and_operations_are_those_of_the_forest(world: Path) -> None:
-    backbone = backbone_from_spec(str(world / "tiny"))
-    shapes, trees = Shapes(backbone), Trees(backbone)
-    for layout in (PromptLayout(4), PromptLayout(3, "mid", True)):
-        plan, constants = trees[tree_key(NAMES, layout)]
-        forest = plant(trees.tower, [(plan, constants, 5)])
-        shape = shapes.of(Training(NAMES, layout, 1))
-        assert (5 * shape.nodes, 5 * shape.rows) == (forest.nodes, forest.rows)
-        assert 5 * shape.flops == pytest.approx(forest_flops(forest), rel=1e-12)
 
 
 def test_workers_take_the_next_batch_when_they_are_free() -> None:

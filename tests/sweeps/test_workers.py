@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fastcoop.engine.memory import FREE_SHARE
+from fastcoop.engine.fit import FREE_FRACTION
 from fastcoop.errors import UserError
 from fastcoop.methods import RunSpec
 from fastcoop.methods.coop import CoOpSettings
@@ -207,7 +207,7 @@ def test_workers_share_the_memory_of_a_gpu(
     assert team.size == workers
     used = {f"{name}:0" if name == "cuda" else name for name in team.devices}
     budget = budget_of(device, None, workers)
-    assert budget == int(FREE_SHARE * min(free[name] for name in used) / sharing)
+    assert budget == int(FREE_FRACTION * min(free[name] for name in used) / sharing)
     for name in used:
         assert sum(one.partition(":")[2] in ("", name[5:]) for one in team.devices) * budget <= free[name]
     assert max_workers(workers, device) == workers

@@ -1,0 +1,367 @@
+"""What fits: what a set of runs costs (rows, bytes, operations), and which of them train at once.
+
+`plan_training` works on sizes alone and makes no tensor. `train` fills its batches by the same rule, `BatchBudget`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from fastcoop.backbones import Backbone
+from fastcoop.engine.plan import TreeLayout, lay_out
+from fastcoop.engine.rows import CPU_CHUNK
+from fastcoop.engine.trees import TreeKey, tree_key, tree_of
+from fastcoop.prompts.layout import PromptLayout
+from fastcoop.prompts.tree import Tree
+from fastcoop.remember import remember
+
+FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
+CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows only take memory
+GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
+SPARE_ROWS = 144  # rows that fill up CPU products (`rows.py`); measured in training, typical here
+STATE_COPIES = 5  # of the contexts: themselves, momentum, gradient, and the next step's momentum and change
+FEATURE_COPIES = 2  # the run's features on the device, and the batch's table of all runs' features
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """A run described by its sizes.
+
+    Attributes:
+        class_names: Names of its classes.
+        layout: Its prompt layout. Runs with equal names and layout share a tree.
+        steps: Optimizer steps.
+        images: Training images; 0 leaves their features out of the count.
+        views: Cached views of each image.
+        batch_size: Images of a step.
+        features: Runs with equal values train on the same features, which are held once. None: no other run's.
+    """
+
+    class_names: Sequence[str]
+    layout: PromptLayout
+    steps: int
+    images: int = 0
+    views: int = 1
+    batch_size: int = 32
+    features: Hashable = None
+
+
+@dataclass(frozen=True)
+class TreeCost:
+    """What one step of one run of a tree takes.
+
+    Attributes:
+        nodes: Distinct token prefixes, constants included.
+        rows: Nodes computed in every step.
+        flops: Floating-point operations, forward and backward: two per multiply-add of every matrix product.
+        activation_bytes: Memory for activations and scratch, in the tower's precision.
+    """
+
+    nodes: int
+    rows: int
+    flops: float
+    activation_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class RunCost:
+    """What one run takes.
+
+    Attributes:
+        shape: The run.
+        tree: What one step of its tree takes.
+        state_bytes: Memory for its contexts, optimizer state, loss and tables.
+        feature_bytes: Memory for its training features, shared by runs of equal ``shape.features``.
+    """
+
+    shape: RunShape
+    tree: TreeCost
+    state_bytes: int
+    feature_bytes: int
+
+    @property
+    def row_steps(self) -> float:
+        """Rows times steps: the unit in which `train` reports its progress."""
+        return float(self.tree.rows * self.shape.steps)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole training."""
+        return self.tree.flops * self.shape.steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``steps`` steps in which the same runs train together; ``runs`` are their places in the plan."""
+
+    steps: int
+    runs: tuple[int, ...]
+
+
+class BatchBudget:
+    """Decides which runs train at once: they fit if their bytes and rows do; a single run always does.
+
+    Args:
+        scratch_bytes: Memory of a batch of any size.
+        memory_bytes: Memory for the whole batch.
+        max_rows: Rows of the whole batch.
+    """
+
+    def __init__(self, scratch_bytes: int, memory_bytes: int, max_rows: int):
+        self.scratch_bytes, self.memory_bytes, self.max_rows = scratch_bytes, memory_bytes, max_rows
+        self.clear()
+
+    def clear(self) -> None:
+        """Start an empty batch."""
+        self.runs = self.rows = self.other_bytes = 0
+        self.activation_bytes = self.scratch_bytes
+        self._features: set[Hashable] = set()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the batch: activations, scratch, optimizer state and features."""
+        return self.activation_bytes + self.other_bytes
+
+    def try_add(self, cost: RunCost) -> bool:
+        """Add a run to the batch if it fits; return whether it was added."""
+        shared = cost.shape.features is not None and cost.shape.features in self._features
+        other = cost.state_bytes + (0 if shared else cost.feature_bytes)
+        too_large = self.bytes + cost.tree.activation_bytes + other > self.memory_bytes
+        if self.runs and (too_large or self.rows + cost.tree.rows > self.max_rows):
+            return False
+        self.runs, self.rows = self.runs + 1, self.rows + cost.tree.rows
+        self.activation_bytes += cost.tree.activation_bytes
+        self.other_bytes += other
+        self._features.add(cost.shape.features)
+        return True
+
+    def shrink(self) -> bool:
+        """Halve the rows after an allocation failed. Returns False where the batch was a single run."""
+        self.max_rows = self.rows // 2
+        return self.runs > 1
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPlan:
+    """What a set of runs takes, and how it is cut into stages.
+
+    Attributes:
+        runs: The cost of each run, in the order given.
+        memory_bytes: The memory that a batch may take.
+        scratch_bytes: Memory of a batch of any size, beside what its runs take.
+        max_rows: Rows that train at once at most.
+        rows_estimate: About how many rows fit ``memory_bytes``, by the tower's size alone. Sweeps cut their batches
+            by it, so that which runs stand in one batch stays what it was.
+    """
+
+    runs: tuple[RunCost, ...]
+    memory_bytes: int
+    scratch_bytes: int
+    max_rows: int
+    rows_estimate: int
+
+    @property
+    def trees(self) -> dict[TreeKey, TreeCost]:
+        """The cost of each distinct tree."""
+        return {tree_key(run.shape.class_names, run.shape.layout): run.tree for run in self.runs}
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all runs, every step counted."""
+        return sum(run.flops for run in self.runs)
+
+    def budget(self) -> BatchBudget:
+        """An empty batch of this plan's limits."""
+        return BatchBudget(self.scratch_bytes, self.memory_bytes, self.max_rows)
+
+    def bytes_of(self, runs: Sequence[int]) -> int:
+        """Memory that these runs (places in the plan, repeats allowed) take when they train together."""
+        unlimited = BatchBudget(self.scratch_bytes, 2**63, 2**63)
+        for run in runs:
+            unlimited.try_add(self.runs[run])
+        return unlimited.bytes
+
+    def order(self) -> list[int]:
+        """The order in which runs start.
+
+        Trees with the longest runs come first, so that few long runs remain at the end. Runs of one tree stand side
+        by side: many runs of one tree cost less than as many of different trees.
+        """
+        keys = [tree_key(run.shape.class_names, run.shape.layout) for run in self.runs]
+        longest: dict[TreeKey, int] = {}
+        for key, run in zip(keys, self.runs, strict=True):
+            longest[key] = max(run.shape.steps, longest.get(key, 0))
+
+        def place(n: int) -> tuple[object, ...]:
+            return -longest[keys[n]], repr(keys[n][1]), keys[n][0], -self.runs[n].shape.steps, n
+
+        return sorted(range(len(self.runs)), key=place)
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield which runs train together and for how many steps: runs that end leave, waiting ones join."""
+        waiting = self.order()[::-1]
+        steps_left = [run.shape.steps for run in self.runs]
+        active: list[int] = []
+        budget = self.budget()
+        while waiting or active:
+            budget.clear()
+            waiting += reversed(active)
+            active = []
+            while waiting and budget.try_add(self.runs[waiting[-1]]):
+                active.append(waiting.pop())
+            steps = min(steps_left[n] for n in active)
+            yield Stage(steps, tuple(active))
+            for n in active:
+                steps_left[n] -= steps
+            active = [n for n in active if steps_left[n]]
+
+
+def plan_training(
+    backbone: Backbone,
+    runs: Sequence[RunShape],
+    *,
+    memory_budget: int | None = None,
+    precision: torch.dtype | None = None,
+) -> TrainingPlan:
+    """Return what `train` would take for ``runs``, without training and without tensors.
+
+    Args:
+        backbone: Its text tower's sizes, precision and device, and its tokenizer, are used.
+        runs: Sizes of the runs.
+        memory_budget: Bytes that a batch may take; by default a fraction of the free memory.
+        precision: Of the tower's weights and activations, in place of the backbone's own.
+
+    Raises:
+        UserError: For a prompt that does not fit the text tower.
+    """
+    sizes = _TowerSizes.of(backbone, precision)
+    costs = tuple(_run_cost(backbone, sizes, run) for run in runs)
+    on_cpu = backbone.device.type == "cpu"
+    memory = int(FREE_FRACTION * free_bytes(backbone.device)) if memory_budget is None else memory_budget
+    # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
+    fit = max(1, memory // (sizes.layers * 12 * sizes.width * 4))
+    return TrainingPlan(
+        runs=costs,
+        memory_bytes=memory,
+        scratch_bytes=sizes.scratch_bytes,
+        max_rows=CPU_ROWS if on_cpu else GPU_ROWS,
+        rows_estimate=min(CPU_ROWS, fit) if on_cpu else fit,
+    )
+
+
+@dataclass(frozen=True)
+class _TowerSizes:
+    """A text tower's sizes: all that costs depend on. ``item_bytes``: of a number in its precision."""
+
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    dim: int
+    item_bytes: int
+    on_cpu: bool
+
+    @classmethod
+    def of(cls, backbone: Backbone, precision: torch.dtype | None = None) -> _TowerSizes:
+        text = backbone.text
+        return cls(
+            width=text.width,
+            hidden=text.blocks[0].fc.weight.shape[0],
+            layers=len(text.blocks),
+            heads=text.heads,
+            dim=text.dim,
+            item_bytes=(precision or text.dtype).itemsize,
+            on_cpu=backbone.device.type == "cpu",
+        )
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory for a CPU's chunk of rows and for spare rows; a GPU's chunk is all rows, counted with them."""
+        if not self.on_cpu:
+            return 0
+        spare = SPARE_ROWS * self.layers * (2 * self.width + self.hidden + 4)
+        return (CPU_CHUNK * self.chunk_numbers + spare) * self.item_bytes
+
+    @property
+    def chunk_numbers(self) -> int:
+        """Numbers of scratch memory per row of a chunk."""
+        return 2 * self.hidden + 16 * self.width
+
+
+def _run_cost(backbone: Backbone, sizes: _TowerSizes, run: RunShape) -> RunCost:
+    names, layout = tree_key(run.class_names, run.layout)
+    state = max(4, sizes.item_bytes)  # bytes of a number: contexts are float32 at least
+    contexts = layout.context_length * sizes.width * (len(names) if layout.class_specific else 1)
+    loss = run.batch_size * (4 * len(names) + 2 * sizes.dim)
+    tables = run.steps * (4 * run.batch_size + 2 * state)
+    return RunCost(
+        run,
+        _tree_cost(backbone, names, layout, sizes),
+        (STATE_COPIES * contexts + loss) * state + tables,
+        FEATURE_COPIES * run.images * run.views * sizes.dim * state,
+    )
+
+
+@remember(1024)
+def _tree_cost(
+    backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _TowerSizes
+) -> TreeCost:
+    tree = tree_of(backbone.tokenizer, names, layout, backbone.text.context_length, backbone.text.end_id)
+    rows = int(tree.live.sum())
+    return TreeCost(
+        nodes=tree.nodes,
+        rows=rows,
+        flops=_flops(tree, rows, sizes),
+        activation_bytes=_activation_bytes(rows, len(names), lay_out(tree), sizes),
+    )
+
+
+def _activation_bytes(rows: int, classes: int, layout: TreeLayout, sizes: _TowerSizes) -> int:
+    """Bytes that one run adds to a batch: what layers keep for backward, and scratch memory."""
+    width, heads = sizes.width, sizes.heads
+    shared, positions, scores = len(layout.constants), 0, 0
+    for number, part in enumerate(layout.parts):
+        before, length = layout.lengths(part)
+        positions += len(part) * length
+        scores += len(part) * length * (shared + before + length)
+        shared += length if number == 0 and layout.has_trunk else 0
+    kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
+    scratch = rows * 8 * width + heads * 3 * scores + classes * 4 * sizes.dim
+    if not sizes.on_cpu:  # a GPU takes all rows as one chunk
+        scratch += rows * sizes.chunk_numbers
+    return (sizes.layers * kept + scratch) * sizes.item_bytes
+
+
+def _flops(tree: Tree, rows: int, sizes: _TowerSizes) -> float:
+    """Operations of one run's step, without the comparisons that attention's masks discard (a few percent)."""
+    width, hidden, layers = sizes.width, sizes.hidden, sizes.layers
+    leaves = sorted(set(tree.leaf.tolist()))
+    keys = tree.depth + 1  # a node reads the nodes above it and itself
+    attention = 12 * width * ((layers - 1) * int(keys[tree.live].sum()) + int(keys[leaves].sum()))
+
+    both = 2 * 2  # a multiply and an add, forward and backward
+    branch = width * width + 2 * width * hidden
+    learned = int(tree.learned.sum())
+    first = (learned * 3 * width * width + rows * branch) if layers > 1 else 0
+    middle = max(layers - 2, 0) * rows * (3 * width * width + branch)
+    last = rows * 2 * width * width + len(leaves) * (width * width + branch)  # only end tokens have queries
+    return attention + both * (first + middle + last + len(leaves) * width * sizes.dim)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device in bytes; on a GPU, with what torch caches for its own next tensors."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that an allocation failed, on a GPU or on the CPU."""
+    messages = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    is_memory_error = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_memory_error or any(message in str(error) for message in messages)

@@ -1,0 +1,128 @@
+"""The plan's rows, operations, bytes and stages are those of training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcoop.engine import train
+from fastcoop.engine.buffers import Buffers
+from fastcoop.engine.fit import BatchBudget, RunShape, plan_training
+from fastcoop.engine.forest import plant
+from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.trees import Trees
+from fastcoop.prompts import PromptLayout
+
+NAMES = tuple(
+    f"{color} {thing}" for color in ("red", "green", "blue") for thing in ("cat", "dog house", "owl")
+)
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("position", ["end", "mid", "front"])
+def test_the_estimate_covers_what_a_pass_holds(backbone, position, class_specific):
+    plan, constants = Trees(backbone)[NAMES, PromptLayout(16, position, class_specific)]
+    runs = 8
+    forest_pass = ForestPass(plant(Trees(backbone).tower, [(plan, constants, runs)]))
+    forest_pass.forward([torch.zeros(runs, plan.slot_count, 32)])
+    forest_pass.backward([torch.zeros(runs, len(NAMES), 24)])
+    cost = plan_training(backbone, [RunShape(NAMES, PromptLayout(16, position, class_specific), 1)]).runs[0]
+    estimate = runs * cost.tree.activation_bytes
+    assert (cost.tree.rows, cost.tree.nodes) == (plan.rows, plan.tree.nodes)
+    assert 0.6 * estimate < forest_pass.nbytes < 1.2 * estimate
+
+
+def test_training_says_so_where_the_estimate_was_off(backbone32, make_run, monkeypatch, caplog):
+    runs = [make_run(epochs=2, seed=seed) for seed in range(4)]
+    with caplog.at_level("DEBUG", "fastcoop"):
+        train(backbone32, runs)
+    assert "4 runs take" in caplog.text
+    assert "more than estimated" not in caplog.text
+    ten = property(lambda self: 10, lambda self, value: None)
+    monkeypatch.setattr(BatchBudget, "activation_bytes", ten, raising=False)
+    train(backbone32, runs)
+    assert "more than estimated; a smaller memory budget is safer" in caplog.text
+
+
+def test_buffers_of_an_earlier_forest_are_freed(backbone):
+    trees = Trees(backbone)
+    buffers = Buffers(trees.tower.dtype, trees.tower.device)
+    held = []
+    for names in (NAMES, NAMES[:2]):
+        plan, constants = trees[names, PromptLayout(4, "mid", names is NAMES)]
+        forest_pass = ForestPass(plant(trees.tower, [(plan, constants, 2)] * len(names)), buffers)
+        forest_pass.forward([torch.zeros(2, plan.slot_count, 32)] * len(names))
+        forest_pass.backward([torch.zeros(2, len(names), 24)] * len(names))
+        buffers.trim()
+        held.append((forest_pass.nbytes, len(buffers.storages)))
+    assert held[1] < held[0]
+    assert held[1][1] < held[0][1]
+
+
+def test_a_buffer_of_one_name_is_one_memory_also_after_it_grew():
+    buffers = Buffers(torch.float32, torch.device("cpu"))
+    small = buffers("scores", 2, 3)
+    assert buffers("scores", 2, 3).data_ptr() == small.data_ptr() != buffers("other", 2, 3).data_ptr()
+    large = buffers("scores", 4, 3)
+    assert buffers("scores", 2, 3).data_ptr() == large.data_ptr() != small.data_ptr()
+    assert buffers.nbytes == (12 + 6) * 4
+    buffers.begin()
+    buffers("scores", 2, 3)
+    assert buffers.nbytes == 6 * 4
+
+
+def shapes(*, images: int = 0, features: object = None) -> list[RunShape]:
+    lengths = ((4, 5), (4, 5), (4, 2), (2, 3), (2, 3), (2, 1), (2, 1))
+    return [
+        RunShape(NAMES, PromptLayout(length), steps, images=images, views=2, features=features)
+        for length, steps in lengths
+    ]
+
+
+def test_runs_fit_up_to_the_budget_and_never_fewer_than_one(backbone):
+    plan = plan_training(backbone, shapes(), memory_budget=1)
+    tight = plan.budget()
+    assert tight.try_add(plan.runs[0])
+    assert not tight.try_add(plan.runs[1])
+    assert not tight.shrink()
+    plan = plan_training(backbone, shapes(), memory_budget=plan.bytes_of([0, 0, 0]))
+    budget = plan.budget()
+    assert [budget.try_add(plan.runs[0]) for _ in range(4)] == [True, True, True, False]
+    assert budget.bytes == plan.bytes_of([0, 0, 0])
+    assert budget.shrink()
+    budget.clear()
+    assert [budget.try_add(plan.runs[0]) for _ in range(2)] == [True, False]
+
+
+def test_features_are_counted_once_where_runs_share_them(backbone):
+    plan = plan_training(backbone, [*shapes(images=9, features=1), *shapes(images=9)])
+    size = plan.runs[0].feature_bytes
+    assert size >= 9 * 2 * 24 * 8
+    shared, own = plan.bytes_of([0, 1, 2]), plan.bytes_of([7, 8, 9])
+    assert own - shared == 2 * size
+
+
+@pytest.mark.parametrize("fits", [0, 2, 3, 100])
+def test_stages_are_those_of_training(backbone32, make_run, fits):
+    runs = []
+    for seed, shape in enumerate(shapes()):
+        runs.append(make_run(shape.layout, NAMES, epochs=shape.steps, seed=seed, views=1))
+    largest = plan_training(backbone32, [run.shape for run in runs])
+    budget = max(1, largest.bytes_of([*range(len(runs))][:fits]) if fits else 1)
+    seen: list[float] = []
+    train(backbone32, runs, memory_budget=budget, on_progress=seen.append)
+    plan = plan_training(backbone32, [run.shape for run in runs], memory_budget=budget)
+    rows = [
+        float(sum(plan.runs[n].tree.rows for n in stage.runs))
+        for stage in plan.stages()
+        for _ in range(stage.steps)
+    ]
+    assert rows == seen
+    assert sum(rows) == sum(run.row_steps for run in plan.runs)
+
+
+def test_a_plan_of_many_runs_adds_up(backbone):
+    plan = plan_training(backbone, shapes() * 200)
+    assert len(plan.trees) == 2
+    assert plan.flops == pytest.approx(sum(cost.flops for cost in plan.runs))
+    assert sum(stage.steps * len(stage.runs) for stage in plan.stages()) == 200 * 20
