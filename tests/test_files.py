@@ -12,11 +12,13 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write, lock
+from tests.advice import follows
 
 HOLD = """
 import sys
 from pathlib import Path
 from fastcoop.files import lock
+from tests.advice import follows
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -50,6 +52,9 @@ def test_a_lock_is_held_by_one_process_and_released_when_it_dies(tmp_path: Path)
         pass
 
 
+@follows(
+    "use a folder on another file system",
+)
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOLCK, None])
 def test_a_file_system_without_locks_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None

@@ -395,7 +395,7 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., T
         return tokenizer
     source = str(folder) if folder is not None else hub_name
     try:
-        tokenizer = open_clip.HFTokenizer(
+        tokenizer = open_clip.tokenizer.HFTokenizer(
             source, context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
         )
     except ImportError:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcoop.backbones.sparse import SEEN_IDS
 from fastcoop.backbones.unpickle import REBUILD, StandIn, TorchFile
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile, UserError
 
 OPENAI_INTEGERS = ("input_resolution", "context_length", "vocab_size")
 
@@ -35,7 +35,7 @@ def read_weights(path: Path) -> Weights:
     Raises UserError if the file is missing, damaged, or none of these.
     """
     if not path.is_file():
-        raise UserError(f"There is no weights file {path}.")
+        raise MissingFile(f"There is no weights file {path}.")
     try:
         if path.suffix == ".safetensors":
             return Weights(_cleaned(load_file(path)))

@@ -17,7 +17,7 @@ import numpy as np
 from fastcoop.datasets.dataset import Item
 from fastcoop.datasets.files import class_folders, list_folders, reading
 from fastcoop.datasets.splits import read_json, split_by_class, split_train_val
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile, UserError
 
 CALTECH101_IGNORED = {"BACKGROUND_Google", "Faces_easy"}
 CALTECH101_NAMES = {
@@ -104,8 +104,8 @@ def stanford_cars(home: Path) -> dict[str, list[Item]]:
             return [(f"{folder}/{file}", label, names[label]) for file, label in rows]
         except UserError:
             raise
-        except (ValueError, IndexError, TypeError):
-            raise UserError(f"{path} does not hold the annotations of {home}; download it again.") from None
+        except (ValueError, IndexError, TypeError) as error:
+            raise _no_mat(path, "annotations of this dataset", error) from None
 
     return _train_val_test(
         read(home / "devkit" / "cars_train_annos.mat", "cars_train"),
@@ -169,7 +169,7 @@ def _train_val_test(trainval: list[Item], test: list[Item]) -> dict[str, list[It
 
 def _required(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(
+        raise MissingFile(
             f"{path} is missing: without the official split file the dataset's own annotations are needed; "
             "`fastcoop datasets check NAME --data-root FOLDER` says where to get both."
         )
@@ -198,14 +198,13 @@ def _read_mat(path: Path, key: str) -> np.ndarray:
     import scipy.io
 
     try:
-        return scipy.io.loadmat(_required(path), squeeze_me=True)[key]
+        with reading(_required(path), "a MATLAB file"):
+            return scipy.io.loadmat(path, squeeze_me=True)[key]
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check that you may read it."
-        ) from None
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise UserError(
-            f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."
-        ) from None
+    except Exception as error:  # damaged files may raise any exception
+        raise _no_mat(path, key, error) from None
+
+
+def _no_mat(path: Path, content: str, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as a MATLAB file with {content} ({error}); download it again.")

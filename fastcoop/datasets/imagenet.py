@@ -10,7 +10,7 @@ from pathlib import Path
 from fastcoop.datasets.dataset import Item
 from fastcoop.datasets.files import class_folders, list_folders, reading, some
 from fastcoop.datasets.splits import SPLIT_SEED
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile, UserError
 
 HELD_OUT = 4  # validation images per class: what a few-shot validation set has at most
 
@@ -29,7 +29,7 @@ def train_and_val(home: Path) -> dict[str, list[Item]]:
     if folders[0] != folders[1]:
         odd = sorted(folders[0] ^ folders[1])
         raise UserError(
-            f"{home / 'images'}: train/ and val/ should hold the same classes; only one has {some(odd)}."
+            f"Expected the same class folders in {home / 'images'}/train and /val; only one has {some(odd)}."
         )
     items["val"] = _hold_out(items["train"])
     return items
@@ -113,7 +113,7 @@ def _packaged_names() -> dict[str, str]:
 
 def _wordnet_folders(folder: Path, names: dict[str, str], prefix: str = "") -> list[Item]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing; it should hold a folder per class (n01440764, ...).")
+        raise MissingFile(f"{folder} is missing; it should hold a folder per class (n01440764, ...).")
     folders = list_folders(folder)
     if not folders:
         raise UserError(

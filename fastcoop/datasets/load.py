@@ -14,7 +14,7 @@ from fastcoop.datasets.files import list_folder, list_folders, normalized
 from fastcoop.datasets.halves import half_of, split_spec
 from fastcoop.datasets.official import OFFICIAL, Official, find_official, load_official
 from fastcoop.datasets.own import DESCRIPTIONS, load_csv, load_folder
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import MissingFile, UserError, nearest
 
 
 def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Dataset:
@@ -75,8 +75,8 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
         UserError: as ``load_dataset``.
     """
     root = _expanded(data_root) if data_root is not None else Path()
-    if not os.path.isdir(root) and not os.path.exists(_expanded(spec)):
-        raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
+    if not os.path.exists(_expanded(spec)):
+        check_data_root(root)
     row = find_official(str(spec))
     if row is not None and not _is_described(root / spec):
         return root / row.folder, row
@@ -92,9 +92,15 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
     if len(composed) == 1:  # its letters are composed otherwise than they were typed
         return root / composed[0], None
     valid = [official.name for official in OFFICIAL] + own
-    raise UserError(
+    raise MissingFile(
         f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{nearest(str(spec), valid)}"
     )
+
+
+def check_data_root(root: Path) -> None:
+    """Raise MissingFile unless ``root`` is a folder."""
+    if not os.path.isdir(root):
+        raise MissingFile(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
 
 
 def own_datasets(root: Path) -> list[str]:

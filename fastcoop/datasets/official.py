@@ -12,7 +12,7 @@ from fastcoop.datasets import annotation_files, imagenet
 from fastcoop.datasets.dataset import Dataset, Item, make_dataset, make_splits, warn_once
 from fastcoop.datasets.files import FEWSHOT_FOLDER
 from fastcoop.datasets.splits import class_names, find_items, read_items
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile
 
 PHOTO = "a photo of a {}."
 Items = dict[str, list[Item]]
@@ -41,8 +41,10 @@ class Download:
 
     def sentence(self, root: Path) -> str:
         """What to do, in one sentence."""
-        do, so = ("extract it", "which makes") if self.archive else ("put it", "as")
-        return f"get {self.what} and {do} in {root / self.into}, {so} {root / self.makes}"
+        into, makes = root / self.into, root / self.makes
+        if self.archive:
+            return f"get {self.what} and extract it in {into}, which makes {makes}"
+        return f"get {self.what} and put it in {into}, as {makes}"
 
 
 @dataclass(frozen=True)
@@ -366,7 +368,7 @@ def read_official(row: Official, home: Path) -> tuple[list[str], Items, Path | N
     """
     if not home.is_dir() or not (home / row.images).is_dir():
         todo = "; ".join(download.sentence(home.parent) for download in row.downloads)
-        raise UserError(f"{row.title} is not in {home / row.images}; {todo}.")
+        raise MissingFile(f"{row.title} is not in {home / row.images}; {todo}.")
     split_file = home / row.split_file if row.split_file else None
     if split_file is not None and split_file.is_file():
         items = read_items(split_file, required=("train", "val", "test"))

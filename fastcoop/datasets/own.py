@@ -117,7 +117,7 @@ def _finish(
     """The dataset of these items. ``drawn_because``: why they were split at random; "" if they were not."""
     notes = list(notes)
     if drawn_because:
-        notes.insert(0, f"{drawn_because}: split at random into train, val and test, the same each time.")
+        notes.insert(0, f"{drawn_because}: its images are split at random, the same way each time.")
     if not items.get("test") and items.get("val"):
         items["test"] = items.pop("val")
         part = " Part of the training images validate." if items.get("train") else ""
@@ -150,7 +150,7 @@ def load_csv(path: Path) -> Dataset:
         raise UserError(f"{path} is a feature store, which holds no images; `{command}` looks into it.")
     if path.suffix.lower() != ".csv":
         raise UserError(
-            f"{path} is a file; a dataset is a folder, or a .csv with the columns path, class, split."
+            f"{path} is a file; expected a folder, or a .csv with the columns path, class and (optional) split."
         )
     config = read_config(described_by(path.parent, path.stem), path.stem)
     rows = _rows(path)

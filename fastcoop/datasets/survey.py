@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastcoop.datasets.dataset import Dataset
 from fastcoop.datasets.files import find_images
-from fastcoop.datasets.load import load_dataset, locate, own_datasets
+from fastcoop.datasets.load import check_data_root, load_dataset, locate, own_datasets
 from fastcoop.datasets.official import OFFICIAL, Official, read_official
 from fastcoop.errors import UserError
 
@@ -54,8 +54,7 @@ def survey(data_root: str | Path) -> list[Found]:
         UserError: ``data_root`` is not a folder.
     """
     root = Path(data_root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"The data root {root} is not a folder; pass the folder that holds the datasets.")
+    check_data_root(root)
     found = [_official_line(row, root) for row in OFFICIAL]
     found += [Found(name, name, root / name, True, "your own") for name in own_datasets(root)]
     return found

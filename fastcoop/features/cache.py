@@ -14,7 +14,7 @@ from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.files import some
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import UserError, nearest, writing
 from fastcoop.features.assemble import Failures, assemble
 from fastcoop.features.encode import encode_parts
 from fastcoop.features.images import RECIPES
@@ -121,7 +121,7 @@ def cache_features(
         leave_skipped = skip_unreadable or not retry_skipped
         return store, make_plan(backbone, dataset, wanted, settings, store, leave_skipped)
 
-    with disk_errors(path):
+    with writing(path):
         store, plan = compared()
         if plan.parts or parts_folder(path).exists():
             with locked(path):
@@ -194,18 +194,6 @@ def locked(path: Path) -> Iterator[None]:
             logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
             stack.enter_context(lock(lock_path))
         yield
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full, read-only or missing disk raises while ``path`` is made into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); free space or choose another cache "
-            "folder, and run again: what was finished is kept."
-        ) from error
 
 
 def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None:

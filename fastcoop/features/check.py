@@ -120,7 +120,7 @@ def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) ->
     meta, index, problems = store.meta, store.indices(split), []
     missing = meta.expected[split] - len(index) - len(meta.skipped.get(split, ()))
     if split != "train" and missing:
-        problems.append(f"{missing} {split} images are missing; run cache-features again.")
+        problems.append(f"{missing} {split} images are missing; run `fastcoop cache-features` again.")
     if dataset is not None:
         source = dataset.splits[split]
         if [source.paths[row] for row in index] != list(store.paths(split)):
@@ -132,7 +132,7 @@ def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) ->
         if changed.any():
             problems.append(
                 f"{changed.sum()} {split} image file(s) have changed since they were encoded, the first "
-                f"{paths[int(changed.argmax())]}; run cache-features again."
+                f"{paths[int(changed.argmax())]}; delete {store.path} and run `fastcoop cache-features`."
             )
     return problems
 

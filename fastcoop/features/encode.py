@@ -85,12 +85,10 @@ def encode(
     if bad:
         path = dataset.splits[part.split].paths[part.rows[bad[0]]]
         what = "are all zeros" if np.isfinite(features[bad[0]]).all() else f"{settings.dtype} cannot hold"
-        instead = (
-            "use --dtype float32, or check the weights"
-            if settings.dtype == "float16"
-            else "check the weights"
-        )
-        raise UserError(f"{backbone.name} gives features of {path} that {what}; {instead}.")
+        refusal = f"{backbone.name} gives features of {path} that {what}"
+        if settings.dtype == "float16":
+            raise UserError(f"{refusal}; use --dtype float32, or other weights.")
+        raise UserError(f"{refusal}; use other weights.")
     return Encoded(features, ImageFiles.of([image.file for image in images]), failures)
 
 

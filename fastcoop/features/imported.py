@@ -16,9 +16,9 @@ from fastcoop.datasets import Dataset, Split
 from fastcoop.datasets.class_notes import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.features.assemble import package_versions
-from fastcoop.features.cache import check_dtype, disk_errors, locked
+from fastcoop.features.cache import check_dtype, locked
 from fastcoop.features.image_files import ImageFiles
 from fastcoop.features.store import FeatureStore, store_path
 from fastcoop.features.store_file import IMPORTED, Meta, unusable_rows
@@ -80,7 +80,7 @@ def import_features(
         log.warning(note)
     path = store_path(cache_root, backbone, dataset)
     _refuse_if_there(path)
-    with disk_errors(path), locked(path):
+    with writing(path), locked(path):
         _refuse_if_there(path)
         write_store(path, _meta(backbone, dataset, files, dtype), _contents(dataset, files, dtype))
     FeatureStore.open(path, backbone, dataset)
@@ -152,14 +152,15 @@ def _refuse_unless_storable(path: Path, features: np.ndarray, dtype: str) -> Non
     with np.errstate(over="ignore"):
         stored = features.astype(dtype)
     if unusable_rows(stored).any():
-        instead = "import them as float32" if dtype == "float16" else "scale them"
-        raise UserError(f"{path} holds features that {dtype} makes infinite or all zeros; {instead}.")
+        raise UserError(
+            f"{path} holds features that {dtype} makes infinite or all zeros; scale them, or use --dtype float32."
+        )
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, by means that run nothing it holds."""
     if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+        raise MissingFile(f"There is no file {path}.")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

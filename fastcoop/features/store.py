@@ -19,7 +19,15 @@ from fastcoop.datasets.dataset import content_digest, warn_once
 from fastcoop.datasets.halves import half_of, rows_in_whole, split_spec
 from fastcoop.errors import UserError
 from fastcoop.features.image_files import ImageFiles, find_changes
-from fastcoop.features.store_file import IMPORTED, ROWS_AT_ONCE, Meta, MissingStore, StoreFile, StoreVersion
+from fastcoop.features.store_file import (
+    IMPORTED,
+    ROWS_AT_ONCE,
+    Meta,
+    MissingStore,
+    StoreFile,
+    StoreVersion,
+    damaged,
+)
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
@@ -240,10 +248,7 @@ class FeatureStore:
             paths = self.paths(name)
             splits[name] = Split(tuple(paths[row] for row in rows), self.labels(name)[rows])
         if content_digest(self.class_names, splits) != self.meta.dataset_digest:
-            raise UserError(
-                f"{self.path} is damaged: its class names, paths and labels are not those that were written; move it "
-                "away and make it again."
-            )
+            raise damaged(self.path, "its class names, paths and labels are not those that were written")
         return Dataset(
             name=self.meta.dataset,
             root=self.path.parent,

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import ImageFiles
 
 if sys.platform != "win32":
@@ -37,7 +37,7 @@ IMPORTED = "imported"  # the recipe of features computed elsewhere
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
 
 
-class MissingStore(UserError):
+class MissingStore(MissingFile):
     """There is no file at the path."""
 
 
@@ -203,8 +203,7 @@ class StoreFile:
         known = (*self._identity, split, self.meta.sha256.get(split))
         if known not in _verified:
             if found := self.problems(split):
-                again = "import them" if self.meta.recipe == IMPORTED else "run `fastcoop cache-features`"
-                raise UserError(f"{self.path}: {' '.join(found)} Delete the file and {again} again.")
+                raise damaged(self.path, " ".join(found))
             _verified.add(known)
         self._verified.add(split)
 
@@ -258,18 +257,19 @@ def reading(path: Path) -> Iterator[None]:
                 f"Expected a feature store at {path}, got a folder; move it away or use another cache folder."
             ) from error
         if error.errno is None:  # HDF5's own complaint about the contents
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         raise UserError(
             f"{path} cannot be read ({os.strerror(error.errno)}); {_advice(error.errno)}."
         ) from error
     except Exception as error:  # damaged files may raise any exception
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def damaged(path: Path, reason: object) -> UserError:
+    """The error for a store whose contents are not those that were written."""
     return UserError(
-        f"{path} should be a feature store but is damaged or cut short ({error}); "
-        "move it away and run `fastcoop cache-features` again."
+        f"{path} should be a feature store but is damaged or cut short ({reason}); move it away and make it again with "
+        "`fastcoop cache-features`, or with `fastcoop features import` where its features were imported."
     )
 
 
@@ -278,7 +278,7 @@ def _advice(code: int) -> str:
         return "change its permissions or use another cache folder"
     if code in (errno.EMFILE, errno.ENFILE):
         return "close other programs or allow more open files (ulimit -n), and run the same command again"
-    return "see to its disk and run the same command again"
+    return "check the disk and run the same command again"
 
 
 @contextmanager

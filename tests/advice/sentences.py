@@ -30,6 +30,8 @@ NO_ADVICE: dict[str, str] = {
     "Report folder (reports/": "help of --out",
     "Only rows that meet this": "help of --where",
     "Try runs again that failed.": "help of --retry-failed",
+    "folders with a folder per class, or a folder per class, or a split.json": "a list of layouts",
+    "expected train, val or test": "a list of values",
 }
 # Advice that a test cannot follow, and why.
 CANNOT_FOLLOW: dict[str, str] = {}

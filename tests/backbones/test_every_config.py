@@ -13,6 +13,7 @@ from open_clip.model import _build_text_tower
 from fastcoop.backbones import TextTower, load, load_backbone
 from fastcoop.backbones.text_tower import refuse_config
 from fastcoop.errors import UserError
+from tests.advice import follows
 
 NAMES = open_clip.list_models()
 REASONS = {
@@ -37,6 +38,9 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     return config["text_cfg"] | {"layers": 1, "heads": 2, "width": 16, "vocab_size": 100}
 
 
+@follows(
+    "Choose a CLIP whose text tower is causal and read at the end token",
+)
 def test_every_config_is_used_or_refused_with_its_reason() -> None:
     verdicts = {name: verdict(open_clip.get_model_config(name)) for name in NAMES}
     for name, said in verdicts.items():

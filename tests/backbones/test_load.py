@@ -17,6 +17,7 @@ from fastcoop.backbones.backbone import fingerprint
 from fastcoop.backbones.sparse import write_sparse_model
 from fastcoop.backbones.weights import OPENAI_INTEGERS
 from fastcoop.errors import UserError
+from tests.advice import follows
 from tests.backbones.openai_archive import published, write_archive
 
 TRACING = ("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
@@ -80,6 +81,9 @@ def test_a_plain_state_dict_may_hold_openais_integers(
     )
 
 
+@follows(
+    "correct the config's quick_gelu",
+)
 @pytest.mark.filterwarnings(*TRACING)
 def test_an_archive_in_a_model_folder_tells_what_its_config_does_not(
     tiny_folder: Path, tiny_config: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -92,6 +96,8 @@ def test_an_archive_in_a_model_folder_tells_what_its_config_does_not(
     with pytest.raises(UserError, match="traced with QuickGELU and its config says GELU"):
         backbone_from_spec(str(tiny_folder))
     assert not load_backbone("tiny", tiny_folder, force_quick_gelu=False).quick_gelu
+    (tiny_folder / "tiny.json").write_text(json.dumps(tiny_config | {"quick_gelu": True}))
+    assert backbone_from_spec(str(tiny_folder)).quick_gelu
 
 
 @pytest.mark.filterwarnings(*TRACING)
@@ -102,6 +108,9 @@ def test_an_archive_tells_its_activation(tiny_config: dict[str, Any], tmp_path: 
         assert load_backbone("tiny-clip", tmp_path / "tiny.pt").quick_gelu is quick_gelu
 
 
+@follows(
+    "pass force_quick_gelu=True or False, or name the model",
+)
 def test_where_nothing_tells_the_activation_the_user_must(
     tiny_config: dict[str, Any], tiny_model: open_clip.CLIP, tmp_path: Path
 ) -> None:
@@ -119,6 +128,9 @@ def test_where_nothing_tells_the_activation_the_user_must(
     assert backbone_from_spec(f"tiny-clip-quickgelu:{path}").digest == quick.digest
 
 
+@follows(
+    'if it is QuickGELU, add "quick_gelu": true',
+)
 def test_a_config_that_does_not_speak_of_the_activation_is_taken_at_its_word_aloud(
     tiny_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,6 +144,10 @@ def test_a_config_that_does_not_speak_of_the_activation_is_taken_at_its_word_alo
     caplog.clear()
     load._say_that_it_means_gelu.cache_clear()
     assert not backbone_from_spec(str(tiny_folder)).quick_gelu
+    (tiny_folder / "tiny.json").write_text(
+        json.dumps(json.loads((tiny_folder / "tiny.json").read_text()) | {"quick_gelu": True})
+    )
+    assert backbone_from_spec(str(tiny_folder)).quick_gelu
     assert not caplog.records
 
 
@@ -186,6 +202,10 @@ def test_the_papers_four_mean_openais_weights_with_quickgelu(
     assert built == [(open_clip.get_model_config(name), True)]
 
 
+@follows(
+    "Fetch {} where there is a network, then name the file with the model",
+)
+@pytest.mark.filterwarnings(*TRACING)
 def test_without_a_network_the_message_names_the_file(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -203,6 +223,9 @@ def test_without_a_network_the_message_names_the_file(
     with pytest.raises(UserError, match=r"Fetch https://\S+/RN50\.pt .*tiny-clip:FILE"):
         load_backbone("tiny-clip", "openai")
     assert not caplog.records  # what the hub's client says of its retries buries it
+    write_archive(open_clip.CLIP(**tiny_config, quick_gelu=True).eval(), tmp_path / "fetched.pt")
+    assert backbone_from_spec(f"tiny-clip:{tmp_path / 'fetched.pt'}").quick_gelu
+    assert load_backbone("tiny-clip", pretrained=tmp_path / "fetched.pt").quick_gelu
 
 
 def test_a_path_of_windows_that_is_not_there_is_no_model_called_c() -> None:
@@ -368,6 +391,9 @@ def test_a_folder_without_one_config_is_refused(tiny_folder: Path) -> None:
         backbone_from_spec(str(tiny_folder))
 
 
+@follows(
+    "does not fit the {} tokens of {}; shorten it",
+)
 def test_prompts_that_do_not_fit_are_refused_not_cut(tiny_folder: Path) -> None:
     backbone = backbone_from_spec(str(tiny_folder))
     assert backbone.encode_text(["cat " * 75]).shape == (1, 16)

@@ -14,6 +14,7 @@ from PIL import Image
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.datasets.survey import check_dataset, survey
 from fastcoop.errors import UserError
+from tests.advice import follows
 
 JUNK = ["__MACOSX", "$RECYCLE.BIN", "lost+found", "System Volume Information", "@eaDir", ".ipynb_checkpoints"]
 JUNK_FILES = ["Thumbs.db", "desktop.ini", "._00.jpg", ".DS_Store"]
@@ -67,6 +68,10 @@ def test_junk_beside_splits_and_in_official_folders(tmp_path, put):
 # --- pictures that are not used
 
 
+@follows(
+    "move them into a class folder to use them",
+    "let the names of JPEG files end in .jpg",
+)
 def test_pictures_in_subfolders_and_of_other_endings_are_counted_and_named(tmp_path, put, caplog):
     put(tmp_path, images("cat", "dog", n=4) + images("cat/second camera", n=7) + ["loose.jpg"])
     put(tmp_path / "dog", ["phone.heic", "phone.HEIC", "no ending", "odd.jpg_large", "unseen.jxl"])
@@ -104,6 +109,10 @@ def test_endings_that_are_taken(tmp_path, put):
     assert told(tmp_path) == []
 
 
+@follows(
+    "if it holds masks, move it elsewhere",
+    "if these are masks or copies, move them out of the class folders",
+)
 def test_masks_beside_pictures_are_used_and_said(tmp_path, put):
     put(tmp_path / "stem", images("a", "b", n=4) + [f"{c}/{i:02d}.png" for c in "ab" for i in range(4)])
     (note,) = told(tmp_path / "stem")
@@ -120,6 +129,9 @@ def test_masks_beside_pictures_are_used_and_said(tmp_path, put):
     put(tmp_path / "folders", images("images", "Masks"))
     (note,) = told(tmp_path / "folders")
     assert "has a class folder Masks/; if it holds masks, move it elsewhere" in note
+    shutil.move(tmp_path / "folders" / "Masks", tmp_path / "masks")
+    put(tmp_path / "folders", images("other"))
+    assert told(tmp_path / "folders") == []
 
 
 def test_columns_that_are_not_used_are_told(tmp_path, put):
@@ -178,6 +190,9 @@ def test_one_folder_inside_every_class_is_looked_into(tmp_path, put):
     assert load_dataset(tmp_path / "split").splits["test"].paths[0] == "test/a/Imgs/00.jpg"
 
 
+@follows(
+    "move the images up into {}, or, if these folders are the classes, pass",
+)
 def test_several_folders_inside_a_class_are_refused_with_the_folder_to_pass(tmp_path, put):
     put(tmp_path, images("animals/cat", "animals/dog", "vehicles/bus", "vehicles/car"))
     message = refusal(tmp_path)
@@ -237,6 +252,10 @@ def test_validation_images_are_the_test_set_where_there_is_no_other(tmp_path, pu
     assert sizes(load_dataset(tmp_path)) == {"test": 2}
 
 
+@follows(
+    ", or pass {}, which is split at random",
+    "Add one, or pass {}, which is split at random",
+)
 def test_train_alone_is_refused_with_what_to_pass(tmp_path, put):
     put(tmp_path, images("train/a", "train/b"))
     message = refusal(tmp_path)
@@ -258,13 +277,20 @@ def test_classes_called_train_and_test(tmp_path, put):
     assert load_dataset(tmp_path / "split").class_names == ("bus", "train")
 
 
+@follows(
+    "put their images into one of them, or move one elsewhere",
+)
 def test_two_folders_for_one_split_are_refused(tmp_path, put):
     put(tmp_path, images("train/a", "train/b", "val/a", "valid/a", "test/a", "test/b", n=2))
     assert "two folders for val, val/ and valid/" in refusal(tmp_path)
-    shutil.rmtree(tmp_path / "valid")
+    shutil.move(tmp_path / "valid" / "a", tmp_path / "val" / "b")
+    (tmp_path / "valid").rmdir()
     assert "val" in load_dataset(tmp_path).splits
 
 
+@follows(
+    "Move what is no split elsewhere",
+)
 def test_an_extra_folder_beside_splits(tmp_path, put):
     put(tmp_path, images("train/a", "train/b", "test/a", "test/b", n=2) + images("unlabeled", n=2))
     assert "but also unlabeled/ beside it" in refusal(tmp_path)
@@ -272,6 +298,11 @@ def test_an_extra_folder_beside_splits(tmp_path, put):
     assert "train" in load_dataset(tmp_path).splits
 
 
+@follows(
+    "for pictures that lie side by side write a .csv with the columns path, class, split, and name that",
+    "add images, or say which image goes where in a split file or CSV",
+    "add some, or take such classes out of the other splits too",
+)
 def test_what_refusals_tell_to_do_can_be_done(tmp_path, put):
     put(tmp_path / "flat", [f"{i}.jpg" for i in range(8)])
     assert "write a .csv with the columns path, class, split, and name that" in refusal(tmp_path / "flat")
@@ -287,6 +318,9 @@ def test_what_refusals_tell_to_do_can_be_done(tmp_path, put):
     assert load_dataset(tmp_path / "lacking").class_names == ("a", "b")
 
 
+@follows(
+    "is a dataset of your own, put a dataset.yaml into it",
+)
 def test_an_own_folder_with_the_name_of_a_dataset_of_the_paper(tmp_path, put):
     put(tmp_path / "food101", images("soup", "salad"))
     message = refusal("food101", tmp_path)
@@ -346,6 +380,9 @@ def test_links_and_copies_are_the_same_images(tmp_path, how, first, second, expe
     assert f"(the same as {first}/a/{first}0.png)" in note
 
 
+@follows(
+    "There are both {} and {}; leave one of them",
+)
 def test_val_share_that_changes_nothing_is_told(tmp_path, put):
     put(
         tmp_path,
@@ -366,6 +403,9 @@ def test_val_share_that_changes_nothing_is_told(tmp_path, put):
 # --- names
 
 
+@follows(
+    "give another name under name: of {}",
+)
 def test_datasets_of_one_name_under_one_root_are_told(tmp_path, put):
     put(tmp_path, images("birds/a", "birds/b", "other/a", "other/b"))
     (tmp_path / "birds.csv").write_text(
@@ -390,6 +430,9 @@ def test_a_folder_of_plain_pictures_beside_its_csv_is_no_dataset(tmp_path, put):
     assert told(tmp_path / "birds.csv") == []
 
 
+@follows(
+    "give another name, for a folder or CSV under name: of its YAML",
+)
 @pytest.mark.parametrize("name", ["con", "NUL", "aux.v2", "lpt1", "x.", "x" * 121])
 def test_names_that_no_file_can_have_everywhere(tmp_path, put, name):
     put(tmp_path / "d", images("a", "b"))
@@ -403,6 +446,9 @@ def test_names_that_no_file_can_have_everywhere(tmp_path, put, name):
         assert load_dataset(tmp_path / name).name == "fine"
 
 
+@follows(
+    "rename it, or give it a name under class_names of the dataset's YAML",
+)
 @pytest.mark.parametrize("name", ["_", " ", "__ _"])
 def test_class_names_that_read_as_nothing(tmp_path, put, name):
     put(tmp_path, images(name, "b"))
@@ -411,6 +457,9 @@ def test_class_names_that_read_as_nothing(tmp_path, put, name):
     assert "something" in load_dataset(tmp_path).class_names
 
 
+@follows(
+    "set PYTHONUTF8=1 where the locale is not UTF-8, else rename its folder",
+)
 def test_class_folders_that_are_not_utf8(tmp_path, put):
     put(tmp_path, images("a", "b"))
     shutil.copytree(os.fsencode(tmp_path / "a"), os.fsencode(tmp_path) + b"/caf\xe9")

@@ -18,6 +18,7 @@ from fastcoop.datasets.imagenet import wordnet_names
 from fastcoop.datasets.official import OFFICIAL, find_official
 from fastcoop.datasets.survey import check_dataset, survey
 from fastcoop.errors import UserError
+from tests.advice import follows
 
 N = 10  # images per class
 
@@ -221,6 +222,9 @@ def test_labels_follow_the_pictures(miniature):
     assert sorted(map(tuple, seen.values())) == [(label,) for label in range(len(dataset.class_names))]
 
 
+@follows(
+    "numbers will not compare exactly. Get {}.",
+)
 @pytest.mark.parametrize("miniature", [row.name for row in OFFICIAL if row.split_file], indirect=True)
 def test_loads_from_its_official_split_file(miniature, caplog):
     row, root, names = miniature
@@ -307,6 +311,9 @@ def test_a_dataset_that_is_not_there(tmp_path):
         assert len(check.advice) == len(row.downloads)
 
 
+@follows(
+    "cannot be read as a MATLAB file with {} ({}); download it again",
+)
 def test_annotations_that_are_missing_or_damaged(miniature):
     row, root, _ = miniature
     home = root / row.folder

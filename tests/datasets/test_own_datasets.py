@@ -14,6 +14,7 @@ import pytest
 
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.errors import UserError
+from tests.advice import follows
 from tests.small_world import write_dataset
 
 
@@ -266,6 +267,9 @@ def test_bad_yaml(tmp_path, put, content, expected):
     assert len(message) - len(str(tmp_path)) < 600
 
 
+@follows(
+    "have the same prompt, which cannot tell them apart; name them differently",
+)
 def test_classes_that_read_alike_are_warned_of(tmp_path, put, caplog):
     put(tmp_path, images("dark red", "Dark_red", "green"))
     load_dataset(tmp_path)
@@ -352,6 +356,9 @@ def test_thousands_of_classes_and_names_of_any_script(tmp_path, put):
     assert dataset.splits["train"].labels.tolist() == list(range(count))
 
 
+@follows(
+    "set PYTHONUTF8=1 and run the same command again",
+)
 def test_names_that_a_locale_misreads_are_refused(tmp_path):
     """Prompts would say other letters; in C, those of the bytes."""
     write_dataset(tmp_path / "data" / "colours", train=1, val=1, test=1)

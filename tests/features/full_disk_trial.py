@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
             cache_features(backbone, dataset, disk, shots=["all"], seeds=[1], views=3)
             finished += 1
         except UserError as error:
-            full = "could not be written (No space left on device)" in str(error)
+            full = "cannot be written (No space left on device)" in str(error)
             if not full or list(disk.glob("**/*.tmp")):
                 raise
             if list(disk.glob("**/*.h5")):

@@ -18,6 +18,7 @@ from fastcoop.datasets.dataset import warn_once
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, plan, store_path
 from fastcoop.features.images import crops, normalised, read_rgb
+from tests.advice import follows
 from tests.features.small import contents, make_backbone
 
 
@@ -139,6 +140,9 @@ def test_other_weights_images_or_settings_are_refused_naming_both(
     assert path.read_bytes() == before
 
 
+@follows(
+    "Repair these, or leave them out with --skip-unreadable",
+)
 def test_unreadable_images_are_listed_after_the_rest_is_done(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
     caplog: pytest.LogCaptureFixture,
@@ -285,12 +289,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert contents(path) == expected
 
 
+@follows(
+    "use --dtype float32, or other weights",
+)
 def test_features_that_float16_cannot_hold_are_refused(
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
     backbone.model.visual.proj.data *= 1e6
-    with pytest.raises(UserError, match="float16 cannot hold"):
+    with pytest.raises(UserError, match="float16 cannot hold; use --dtype float32, or other weights"):
         cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=0)
+    cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=0, dtype="float32")
 
 
 def test_images_of_every_kind_go_through(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:

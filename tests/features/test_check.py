@@ -16,6 +16,7 @@ from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.halves import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, import_features
+from tests.advice import follows
 
 
 @pytest.fixture
@@ -89,6 +90,9 @@ def write_npz(path: Path, count: int, views: int = 0, names: tuple[str, ...] = (
     return path
 
 
+@follows(
+    "exists already; move it away or choose another name",
+)
 def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Backbone, tmp_path: Path) -> None:
     train = write_npz(tmp_path / "train.npz", 10, views=3)
     with np.load(write_npz(tmp_path / "test.npz", 6)) as content:
@@ -107,6 +111,9 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
     assert check_store(path).ok
     with pytest.raises(UserError, match="exists already"):
         import_features(sources, tmp_path / "cache", backbone, name="elsewhere")
+    import_features(sources, tmp_path / "cache", backbone, name="another")
+    path.rename(tmp_path / "away.h5")
+    import_features(sources, tmp_path / "cache", backbone, name="elsewhere")
 
 
 def test_imported_splits_of_the_same_images_are_told(
@@ -164,8 +171,16 @@ def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path:
     ("key", "value", "message"),
     [
         ("features", np.full((4, 8), np.nan), "4 features that are not finite numbers, the first in row 0"),
-        ("features", np.full((4, 8), 1e6), "float16 makes infinite or all zeros; import them as float32"),
-        ("features", np.full((4, 8), 1e-9), "float16 makes infinite or all zeros; import them as float32"),
+        (
+            "features",
+            np.full((4, 8), 1e6),
+            "float16 makes infinite or all zeros; scale them, or use --dtype float32",
+        ),
+        (
+            "features",
+            np.full((4, 8), 1e-9),
+            "float16 makes infinite or all zeros; scale them, or use --dtype float32",
+        ),
         ("features", np.ones((4, 0, 8)), r"not float64 \(4, 0, 8\)"),
         ("features", np.ones((4, 8), int), "not int64"),
         ("labels", np.array([0, 1, -1, 0]), "labels from -1 to 1 for 2 names"),

@@ -18,6 +18,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, parts, plan, write
+from tests.advice import follows
 from tests.features.small import contents
 
 resource = pytest.importorskip("resource", reason="limits on a process are a matter of Unix")
@@ -38,6 +39,9 @@ def failing_at(call: int, original: Callable[..., Any], code: int = errno.ENOSPC
     return function
 
 
+@follows(
+    "cannot be written ({}); free space or choose another place",
+)
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
@@ -65,7 +69,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost_and_the_rerun_ends_the_same(
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(module, name, failing_at(call, getattr(module, name)))
-        with pytest.raises(UserError, match=r"could not be written \(No space left on device\)") as caught:
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)") as caught:
             cache_features(backbone, dataset, tmp_path / "full", **more)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
@@ -80,9 +84,7 @@ def test_hdf5_that_breaks_off_is_a_clear_error(
         raise RuntimeError("Can't decrement id ref count (file write failed: time = now\n, errno = 28)")
 
     monkeypatch.setattr(write, "content_sha256", breaks_off)
-    with pytest.raises(
-        UserError, match=r"could not be written \(HDF5 broke off: Can't decrement id ref count"
-    ):
+    with pytest.raises(UserError, match=r"cannot be written \(HDF5 broke off: Can't decrement id ref count"):
         cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=1)
 
 
@@ -110,7 +112,7 @@ def test_a_store_that_holds_all_that_is_asked_for_may_lie_where_nothing_can_be_w
     monkeypatch.setattr("fastcoop.files.FileLock", refuse)
     assert cache_features(backbone, dataset, tmp_path, **ask) == path
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    with pytest.raises(UserError, match=r"could not be written \(Read-only file system\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
         cache_features(backbone, dataset, tmp_path, **ask | {"views": 2})
 
 
@@ -138,7 +140,7 @@ def test_a_limit_on_file_size_is_a_clear_error_and_loses_nothing(
     for room in (500, len(before) - 1):  # not even a part fits; the parts fit and the store does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         try:
-            with pytest.raises(UserError, match="could not be written"):
+            with pytest.raises(UserError, match="cannot be written"):
                 cache_features(backbone, dataset, tmp_path, shots=["all"], seeds=[1], views=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -152,9 +154,9 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         cache_features(backbone, dataset, tmp_path / "file", shots=[1], seeds=[1])
     (tmp_path / "locked").mkdir(mode=0o500)
     if not os.access(tmp_path / "locked", os.W_OK):
-        with pytest.raises(UserError, match="could not be written"):
+        with pytest.raises(UserError, match="cannot be written"):
             cache_features(backbone, dataset, tmp_path / "locked", shots=[1], seeds=[1])

@@ -28,6 +28,7 @@ from fastcoop.features import (
 )
 from fastcoop.features.image_files import ImageFiles, find_changes, read_file
 from fastcoop.features.store_file import FILE_FIELDS, FILES_SHA256, META, META_SHA256
+from tests.advice import follows
 from tests.features.small import contents, make_folder
 
 ASK = {"shots": ["all"], "seeds": [1], "views": 1}
@@ -80,6 +81,9 @@ def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> No
     assert find_changes(paths, recorded, "", hash_all=True)[0].tolist() == changed.tolist()
 
 
+@follows(
+    "changed while features were computed; run the same command again",
+)
 def test_changed_pictures_are_encoded_again_and_no_others(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
     caplog: pytest.LogCaptureFixture,
@@ -223,6 +227,9 @@ def test_parts_of_an_interrupted_run_are_not_taken_up_for_other_pictures(
     assert contents(stores[0]) == contents(stores[1])
 
 
+@follows(
+    "Delete it to encode them again",
+)
 def test_stores_of_version_1_are_used_and_said_to_be_unknown_until_encoded_again(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
     caplog: pytest.LogCaptureFixture,
@@ -260,6 +267,9 @@ def test_stores_of_version_1_are_used_and_said_to_be_unknown_until_encoded_again
     assert FeatureStore.open(path).files("test").known.all()
 
 
+@follows(
+    "the first {}; delete {} and run `fastcoop cache-features`",
+)
 def test_check_reads_every_picture(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
     path = cache_features(backbone, dataset, tmp_path, **ASK)
     picture = dataset.root / "test" / "cat" / "1.png"
@@ -270,8 +280,12 @@ def test_check_reads_every_picture(backbone: Backbone, dataset: Dataset, tmp_pat
     os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert FeatureStore.open(path, backbone, dataset, only_unchanged=True).compared.count == 0
     assert check_store(path, dataset=dataset).problems == [
-        f"1 test image file(s) have changed since they were encoded, the first {picture}; run cache-features again."
+        f"1 test image file(s) have changed since they were encoded, the first {picture}; delete {path} "
+        "and run `fastcoop cache-features`."
     ]
+    path.unlink()
+    cache_features(backbone, dataset, tmp_path, **ASK)
+    assert check_store(path, dataset=dataset).ok
 
 
 def test_dry_runs_of_changed_pictures_count_and_write_nothing(

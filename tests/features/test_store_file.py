@@ -21,6 +21,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.datasets.halves import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, find_dataset, import_features
+from tests.advice import follows
 from tests.features.small import make_folder
 
 FEW = {"shots": [1], "seeds": [1], "views": 1}
@@ -57,6 +58,9 @@ def test_an_open_store_reads_what_it_opened_whatever_becomes_of_the_path(
     assert removed.paths("test") == dataset.splits["test"].paths
 
 
+@follows(
+    "since this work was planned; run the same command again",
+)
 def test_a_store_travels_to_other_processes_and_holds_the_same_there(
     path: Path, backbone: Backbone, dataset: Dataset
 ) -> None:
@@ -87,6 +91,8 @@ def test_a_store_travels_to_other_processes_and_holds_the_same_there(
             UserError, match=r"Another process has written other features to .* run the same command"
         ):
             open_again()
+    new = FeatureStore.open(path)
+    assert pickle.loads(pickle.dumps(new)).digest == new.digest
 
 
 def make_half(dataset: Dataset) -> Dataset:
@@ -109,6 +115,9 @@ def test_opening_thousands_of_times_leaves_no_file_open(path: Path) -> None:
     assert opened() <= before + 1
 
 
+@follows(
+    "move it away and make it again with `fastcoop cache-features`",
+)
 def test_damaged_features_are_refused_on_every_way_of_reading(
     path: Path, backbone: Backbone, dataset: Dataset
 ) -> None:
@@ -127,7 +136,7 @@ def test_damaged_features_are_refused_on_every_way_of_reading(
         lambda: cache_features(backbone, dataset, path.parents[1], **ALL),
     ):
         with pytest.raises(
-            UserError, match=r"have changed since they were written: digests differ.*Delete the file"
+            UserError, match=r"have changed since they were written: digests differ.*move it away"
         ):
             read()
     store.split("val")
@@ -170,7 +179,7 @@ def test_imported_features_are_verified_with_their_names_and_paths(
             find_dataset(path)
     path.write_bytes(whole)
     damage(path)
-    with pytest.raises(UserError, match=r"digests differ\..* Delete the file and import them again"):
+    with pytest.raises(UserError, match=r"digests differ\..* `fastcoop features import`"):
         find_dataset(path)
     path.unlink()
     assert import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name="x") == path
@@ -196,12 +205,18 @@ def test_stored_features_that_are_none_are_refused_though_their_digest_is_right(
     assert not check_store(path).ok
 
 
+@follows(
+    "{}; use other weights.",
+)
 def test_features_of_zeros_are_not_stored(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+    weights = backbone.model.visual.proj.data.clone()
     backbone.model.visual.proj.data *= 0
-    with pytest.raises(UserError, match="that are all zeros; use --dtype float32, or check the weights"):
+    with pytest.raises(UserError, match="that are all zeros; use --dtype float32, or other weights"):
         cache_features(backbone, dataset, tmp_path, **FEW)
-    with pytest.raises(UserError, match="that are all zeros; check the weights"):
+    with pytest.raises(UserError, match="that are all zeros; use other weights"):
         cache_features(backbone, dataset, tmp_path, dtype="float32", **FEW)
+    backbone.model.visual.proj.data.copy_(weights)
+    cache_features(backbone, dataset, tmp_path, **FEW)
     np.savez(tmp_path / "x.npz", features=np.zeros((2, 8)), labels=[0, 1], names=["cat", "dog"])
     with pytest.raises(
         UserError, match="2 features that are all zeros, the first in row 0; compute them again"
@@ -209,6 +224,13 @@ def test_features_of_zeros_are_not_stored(backbone: Backbone, dataset: Dataset, 
         import_features({"test": tmp_path / "x.npz"}, tmp_path, backbone, name="x")
 
 
+@follows(
+    "close that program and run the same command again",
+    "got a folder; move it away or use another cache folder",
+    "change its permissions or use another cache folder",
+    "close other programs or allow more open files (ulimit -n), and run the same command again",
+    "check the disk and run the same command again",
+)
 def test_each_reason_why_a_store_cannot_be_read_has_its_sentence(
     path: Path, backbone: Backbone, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -248,7 +270,7 @@ def test_each_reason_why_a_store_cannot_be_read_has_its_sentence(
             errno.EMFILE,
             r"cannot be read \(Too many open files\); close other programs or allow more open files",
         ),
-        (errno.EIO, r"cannot be read \(Input/output error\); see to its disk"),
+        (errno.EIO, r"cannot be read \(Input/output error\); check the disk"),
         (errno.ENOENT, "There is no feature store"),
     ):
         with monkeypatch.context() as patch:
@@ -259,6 +281,8 @@ def test_each_reason_why_a_store_cannot_be_read_has_its_sentence(
             if code != errno.ENOENT:
                 with pytest.raises(UserError, match=sentence):
                     cache_features(backbone, dataset, tmp_path / "cache", **FEW)
+            cache_features(backbone, dataset, tmp_path / "another", **FEW)
+        FeatureStore.open(path)
     assert path.read_bytes() == whole
     path.unlink()
     path.mkdir()
@@ -268,6 +292,8 @@ def test_each_reason_why_a_store_cannot_be_read_has_its_sentence(
     ):
         with pytest.raises(UserError, match="got a folder; move it away or use another cache folder"):
             use()
+    path.rename(tmp_path / "away")
+    cache_features(backbone, dataset, tmp_path / "cache", **FEW)
 
 
 def test_the_caller_s_torch_settings_do_not_reach_features(dataset: Dataset, tmp_path: Path) -> None:
