@@ -58,7 +58,7 @@ def state():
 
 def modules() -> list[str]:
     found = pkgutil.walk_packages(fastcoop.__path__, "fastcoop.")
-    return [one.name for one in found if not one.name.endswith(("__main__", ".pretrain"))]
+    return [one.name for one in found if not one.name.endswith("__main__")]
 
 
 def test_importing_any_module_changes_nothing_global() -> None:

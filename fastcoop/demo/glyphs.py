@@ -1,4 +1,4 @@
-"""Icons as small pictures: the fonts in the package ``qtawesome``, read without Qt, drawn with Pillow."""
+"""Icons as small grayscale drawings, rendered with Pillow from the icon fonts in the package ``qtawesome``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastcoop.errors import UserError
 
-SIZE = 64  # pixels of a drawn glyph's side
-NEAR_DUPLICATE = 0.95  # cosine of blurred pixels
-FRAME = 56  # pixels of a framed drawing's longer side
-FAINT = 40  # grey that counts as ink
+SIZE = 64  # pixels of a drawing's side
+FONT_SIZE = 56  # pixels
+Drawing = npt.NDArray[np.uint8]  # (SIZE, SIZE), white on black
 
-# family -> font files, each with a charmap beside it. The older editions (MDI 5, FA 5) repeat these.
+# Family -> font files, each with a charmap beside it. The older editions (MDI 5, FA 5) repeat these.
 FONTS: dict[str, tuple[str, ...]] = {
     "material": ("materialdesignicons6-webfont-6.9.96",),
     "phosphor": ("phosphor-1.3.0",),
@@ -30,24 +29,13 @@ FONTS: dict[str, tuple[str, ...]] = {
     "elusive": ("elusiveicons-webfont-2.0",),
 }
 STYLES = {
-    "outline",
-    "variant",
-    "fill",
-    "line",
-    "thin",
-    "light",
-    "bold",
-    "sharp",
-    "alt",
-    "o",
-    "solid",
-    "regular",
-}
+    "outline", "variant", "fill", "line", "thin", "light", "bold", "sharp", "alt", "o", "solid", "regular",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Glyph:
-    """One drawing: its font file's stem, its code point, and its name, such as ``"folder-lock-outline"``."""
+    """An icon: its family, the stem of its font file, its name (``"folder-lock-outline"``) and its code point."""
 
     family: str
     font: str
@@ -57,63 +45,53 @@ class Glyph:
     @property
     def key(self) -> str:
         """A name unique over all families, such as ``"material/home-outline"``."""
-        return f"{self.font}/{self.name}" if self.family == "awesome" else f"{self.family}/{self.name}"
+        return f"{self.font if self.family == 'awesome' else self.family}/{self.name}"
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words of the name without those for its style; never empty."""
+        """The words of the name without those that name a style; never empty."""
         words = self.name.split("-")
-        kept = tuple(word for word in words if word not in STYLES and not word.isdigit())
-        return kept or tuple(words)
-
-    @property
-    def style(self) -> tuple[str, ...]:
-        """The words of the name that say how it is drawn, such as ``("outline",)``."""
-        return tuple(word for word in self.name.split("-")[1:] if word in STYLES)
+        return tuple(word for word in words if word not in STYLES and not word.isdigit()) or tuple(words)
 
 
 def fonts_folder() -> Path:
-    """The folder of qtawesome's fonts. Raises UserError if that package is not installed."""
+    """Return the folder of qtawesome's fonts. Raises UserError if that package is not installed."""
     spec = importlib.util.find_spec("qtawesome")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "The demo draws its pictures from the fonts of the package qtawesome, which is not installed: "
+            "The demo draws its pictures from the fonts of the package qtawesome, which is not installed; "
             'run `pip install "fastcoop[demo]"`.'
         )
     return Path(spec.submodule_search_locations[0]) / "fonts"
 
 
 def find_glyphs(families: Sequence[str] = tuple(FONTS)) -> list[Glyph]:
-    """All glyphs of the families, in a fixed order; names for the same code point of one font count once."""
-    folder = fonts_folder()
+    """Return all glyphs of the families in a fixed order, one per code point of a font."""
     glyphs = []
-    for family in families:
-        for font in FONTS[family]:
-            stem, version = font.rsplit("-", 1)
-            charmap = folder / f"{stem}-charmap-{version}.json"
-            if not charmap.is_file():
-                raise UserError(
-                    f"The package qtawesome should hold {charmap.name}, but does not: install version 1.4.2."
-                )
-            seen = set()
-            for name, code in sorted(
-                json.loads(charmap.read_text(encoding="utf-8")).items(),
-                key=lambda item: (len(item[0]), item[0]),
-            ):
-                codepoint = int(code, 16)
-                if codepoint not in seen:
-                    seen.add(codepoint)
-                    glyphs.append(Glyph(family, font, name, codepoint))
+    for family, font in ((one, font) for one in families for font in FONTS[one]):
+        stem, version = font.rsplit("-", 1)
+        charmap = fonts_folder() / f"{stem}-charmap-{version}.json"
+        if not charmap.is_file():
+            raise UserError(
+                f"The installed version of qtawesome has no {charmap.name}; install version 1.4.2."
+            )
+        names: dict[int, str] = {}
+        codes = json.loads(charmap.read_text(encoding="utf-8"))
+        for name in sorted(codes, key=lambda name: (len(name), name)):
+            names.setdefault(int(codes[name], 16), name)
+        glyphs += [Glyph(family, font, name, codepoint) for codepoint, name in names.items()]
     return glyphs
 
 
-def draw(glyphs: Sequence[Glyph]) -> npt.NDArray[np.uint8]:
-    """Draw glyphs white on black, centred: (n, 64, 64) uint8."""
-    fonts = {font: _font(font) for font in {glyph.font for glyph in glyphs}}
-    masks = np.zeros((len(glyphs), SIZE, SIZE), np.uint8)
-    for mask, glyph in zip(masks, glyphs, strict=True):
-        text = chr(glyph.codepoint)
-        font = fonts[glyph.font]
+def draw(glyphs: Sequence[Glyph]) -> Drawing:
+    """Draw glyphs white on black, centered: (n, 64, 64) uint8."""
+    folder = fonts_folder()
+    fonts = {
+        name: ImageFont.truetype(str(folder / f"{name}.ttf"), FONT_SIZE) for name in {g.font for g in glyphs}
+    }
+    drawings = np.zeros((len(glyphs), SIZE, SIZE), np.uint8)
+    for drawing, glyph in zip(drawings, glyphs, strict=True):
+        text, font = chr(glyph.codepoint), fonts[glyph.font]
         left, top, right, bottom = font.getbbox(text)
         width, height = right - left, bottom - top
         if not width or not height:
@@ -121,39 +99,7 @@ def draw(glyphs: Sequence[Glyph]) -> npt.NDArray[np.uint8]:
         canvas = Image.new("L", (int(max(width, SIZE)), int(max(height, SIZE))))
         corner = ((canvas.width - width) / 2 - left, (canvas.height - height) / 2 - top)
         ImageDraw.Draw(canvas).text(corner, text, fill=255, font=font)
-        mask[:] = np.asarray(
-            canvas if canvas.size == (SIZE, SIZE) else canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
-        )
-    return masks
-
-
-def _font(font: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(fonts_folder() / f"{font}.ttf"), 56)
-
-
-def framed(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The drawings (n, 64, 64), each cut to its ink and scaled to one size: of a glyph in two sizes, one drawing."""
-    return np.stack([_framed(mask) for mask in masks])
-
-
-def _framed(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    rows, columns = np.nonzero(mask > FAINT)
-    if not len(rows):
-        return mask
-    ink = Image.fromarray(mask).crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-    scale = FRAME / max(ink.size)
-    width, height = (max(1, round(side * scale)) for side in ink.size)
-    frame = Image.new("L", (SIZE, SIZE))
-    frame.paste(
-        ink.resize((width, height), Image.Resampling.BICUBIC), ((SIZE - width) // 2, (SIZE - height) // 2)
-    )
-    return np.asarray(frame)
-
-
-def blurred(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Unit vectors (n, 256) of the drawings shrunk to 16 x 16: what two near-duplicates share."""
-    n = len(masks)
-    small = masks.reshape(n, 16, SIZE // 16, 16, SIZE // 16).mean((2, 4), dtype=np.float32).reshape(n, 256)
-    norms = np.linalg.norm(small, axis=1, keepdims=True)
-    vectors: npt.NDArray[np.float32] = small / np.maximum(norms, 1e-6)
-    return vectors
+        if canvas.size != (SIZE, SIZE):
+            canvas = canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
+        drawing[:] = np.asarray(canvas)
+    return drawings

@@ -1,4 +1,4 @@
-"""Drawings made by code: textures, and ways of drawing an icon."""
+"""Drawings made by code: textures, and styles in which an icon is redrawn."""
 
 from __future__ import annotations
 
@@ -6,64 +6,30 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, grey_dilation
 
-from fastcoop.demo.glyphs import SIZE
+from fastcoop.demo.glyphs import SIZE, Drawing
 
 Mask = npt.NDArray[np.float64]  # (64, 64), 0 to 1
-Drawing = npt.NDArray[np.uint8]
-
-
-def textures() -> dict[str, Callable[[np.random.Generator], Mask]]:
-    """Class name -> function drawing a random member of it."""
-    return {
-        "stripes": _stripes,
-        "polka dots": _dots,
-        "checkerboard": _checkerboard,
-        "grid": _grid,
-        "zigzag": _zigzag,
-        "waves": _waves,
-        "bricks": _bricks,
-        "honeycomb": _honeycomb,
-        "rings": _rings,
-        "confetti": _confetti,
-        "marble": _marble,
-        "rays": _rays,
-    }
-
-
-def styles() -> dict[str, Callable[[Mask, np.random.Generator], Mask]]:
-    """Class name -> function redrawing an icon in that manner."""
-    return {
-        "solid": lambda mask, rng: mask,
-        "outlined": _outlined,
-        "dotted": _dotted,
-        "hatched": _hatched,
-        "pixelated": _pixelated,
-        "blurred": _blurred,
-        "shadowed": _shadowed,
-        "thick": _thick,
-        "inverted": lambda mask, rng: 1 - mask,
-        "cracked": _cracked,
-    }
 
 
 def texture(name: str, rng: np.random.Generator) -> Drawing:
-    """A random member of a texture class: (64, 64) uint8."""
-    return _drawing(textures()[name](rng))
+    """Draw a random member of a texture class: (64, 64) uint8."""
+    return _to_uint8(TEXTURES[name](rng))
 
 
-def restyle(mask: Drawing, style: str, rng: np.random.Generator) -> Drawing:
-    """An icon redrawn in a style: (64, 64) uint8 -> the same."""
-    return _drawing(styles()[style](mask / 255.0, rng))
+def restyle(drawing: Drawing, style: str, rng: np.random.Generator) -> Drawing:
+    """Redraw an icon (64, 64) uint8 in a style."""
+    return _to_uint8(STYLES[style](drawing / 255.0, rng))
 
 
-def _drawing(mask: Mask) -> Drawing:
+def _to_uint8(mask: Mask) -> Drawing:
     drawing: Drawing = np.round(255 * np.clip(mask, 0, 1)).astype(np.uint8)
     return drawing
 
 
 def _plane(rng: np.random.Generator, turn: float = 180.0) -> tuple[Mask, Mask]:
-    """Coordinates in pixels, turned by up to ``turn`` degrees either way and shifted at random."""
+    """Return coordinates in pixels, rotated by up to ``turn`` degrees either way and shifted at random."""
     angle = np.deg2rad(rng.uniform(-turn, turn))
     y, x = np.mgrid[:SIZE, :SIZE] - SIZE / 2.0
     u = x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, SIZE)
@@ -72,12 +38,12 @@ def _plane(rng: np.random.Generator, turn: float = 180.0) -> tuple[Mask, Mask]:
 
 
 def _soft(distance: Mask) -> Mask:
-    """1 where positive, 0 where negative, a smooth edge one pixel wide."""
+    """Return 1 where positive, 0 where negative, with a smooth edge one pixel wide."""
     return np.clip(distance + 0.5, 0, 1)
 
 
 def _wave(u: Mask, period: float, share: float) -> Mask:
-    """Bars along u: 1 for ``share`` of each period."""
+    """Return bars along u: 1 for ``share`` of each period."""
     return _soft(share * period / 2 - np.abs((u % period) - period / 2))
 
 
@@ -127,12 +93,12 @@ def _bricks(rng: np.random.Generator) -> Mask:
 def _honeycomb(rng: np.random.Generator) -> Mask:
     u, v = _plane(rng, 30)
     size = rng.uniform(9, 18)
-    centres = []
+    centers = []
     for shift in (0.0, 0.5):
         x = (u / size + shift) % 1 - 0.5
         y = ((v / (size * 3**0.5) + shift) % 1 - 0.5) * 3**0.5
-        centres.append(np.maximum(np.abs(x), np.abs(x) / 2 + np.abs(y) * 3**0.5 / 2))
-    inside = np.minimum(*centres)
+        centers.append(np.maximum(np.abs(x), np.abs(x) / 2 + np.abs(y) * 3**0.5 / 2))
+    inside = np.minimum(*centers)
     return _soft((inside - (0.5 - rng.uniform(0.05, 0.12))) * size)
 
 
@@ -162,9 +128,7 @@ def _confetti(rng: np.random.Generator) -> Mask:
 
 
 def _smooth(rng: np.random.Generator, sigma: float) -> Mask:
-    """Smooth noise of unit variance."""
-    from scipy.ndimage import gaussian_filter
-
+    """Return smooth noise of unit variance."""
     noise = gaussian_filter(rng.standard_normal((SIZE, SIZE)), sigma, mode="wrap")
     return np.asarray(noise / noise.std())
 
@@ -175,8 +139,6 @@ def _marble(rng: np.random.Generator) -> Mask:
 
 
 def _outlined(mask: Mask, rng: np.random.Generator) -> Mask:
-    from scipy.ndimage import grey_dilation
-
     width = int(rng.integers(3, 5))
     return grey_dilation(mask, (width, width)) - mask
 
@@ -199,8 +161,6 @@ def _pixelated(mask: Mask, rng: np.random.Generator) -> Mask:
 
 
 def _blurred(mask: Mask, rng: np.random.Generator) -> Mask:
-    from scipy.ndimage import gaussian_filter
-
     return np.asarray(gaussian_filter(mask, rng.uniform(2.2, 3.5)))
 
 
@@ -212,11 +172,21 @@ def _shadowed(mask: Mask, rng: np.random.Generator) -> Mask:
 
 
 def _thick(mask: Mask, rng: np.random.Generator) -> Mask:
-    from scipy.ndimage import grey_dilation
-
     width = int(rng.integers(4, 7))
     return np.asarray(grey_dilation(mask, (width, width)))
 
 
 def _cracked(mask: Mask, rng: np.random.Generator) -> Mask:
     return mask * (np.abs(_smooth(rng, rng.uniform(2.5, 4))) > rng.uniform(0.3, 0.45))
+
+
+TEXTURES: dict[str, Callable[[np.random.Generator], Mask]] = {
+    "stripes": _stripes, "polka dots": _dots, "checkerboard": _checkerboard, "grid": _grid, "zigzag": _zigzag,
+    "waves": _waves, "bricks": _bricks, "honeycomb": _honeycomb, "rings": _rings, "confetti": _confetti,
+    "marble": _marble, "rays": _rays,
+}  # fmt: skip
+STYLES: dict[str, Callable[[Mask, np.random.Generator], Mask]] = {
+    "solid": lambda mask, rng: mask, "outlined": _outlined, "dotted": _dotted, "hatched": _hatched,
+    "pixelated": _pixelated, "blurred": _blurred, "shadowed": _shadowed, "thick": _thick,
+    "inverted": lambda mask, rng: 1 - mask, "cracked": _cracked,
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""``fastcoop demo``: the main job on the world that ships with fastcoop, by the same steps as anyone's own."""
+"""``fastcoop demo``: build the demo's datasets, then cache, sweep, interpret and report like any other study."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from pathlib import Path
 
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
-from fastcoop.errors import UserError
+from fastcoop.errors import writing
 from fastcoop.grids import read_grid
-from fastcoop.grids.shipped import shipped_grid
 from fastcoop.reports import report
 from fastcoop.results import load_results
 from fastcoop.sweeps import sweep
 from fastcoop.sweeps.interpret import interpret
 
-QUICK, FULL = "demo", "demo-full"
+GRID, FULL_GRID = Path("experiments/demo.yaml"), Path("experiments/demo-full.yaml")
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoSummary:
     """What a demo made, and where.
 
-    ``accuracy``: for each backbone the mean accuracy (%) over the demo's datasets, by method and number of shots, of
-    the methods that all of them have. ``finished``: runs done by this call, of ``runs``.
+    Attributes:
+        accuracy: {backbone: {method: {shots: mean accuracy in percent over the demo's datasets}}}, of the methods
+            that were run on all of them.
+        features, results, page: Paths of the feature cache, the results folder and the report.
+        runs, finished: Number of runs, and of those that this call finished.
+        figures, words: Paths of Figure 3 and of the tables of nearest words.
+        seconds: Duration of the call.
     """
 
     accuracy: dict[str, dict[str, dict[int, float]]]
@@ -38,7 +42,7 @@ class Shown:
     seconds: float
 
     def __str__(self) -> str:
-        """A table for each backbone, and the paths."""
+        """Return a table for each backbone, and the paths."""
         lines = [""]
         for backbone, rows in self.accuracy.items():
             shots = sorted({number for row in rows.values() for number in row})
@@ -48,72 +52,67 @@ class Shown:
             for label, row in rows.items():
                 cells = "".join(f"{row[number]:8.1f}" if number in row else " " * 8 for number in shots)
                 lines.append(f"{label:<{width}}{cells}".rstrip())
-        lines += [
+        return "\n".join([
+            *lines,
             "",
             f"features  {self.features}",
-            f"results   {self.results}  ({self.runs} runs, {self.finished} done now)",
+            f"results   {self.results}  ({self.runs} runs, {self.finished} finished by this call)",
             *(f"figure 3  {path}" for path in self.figures),
             *(f"words     {path}" for path in self.words),
             f"page      {self.page}",
             f"{self.seconds:.0f} s",
-        ]
-        return "\n".join(lines)
+        ])  # fmt: skip
 
 
-def run_demo(out: Path, full: bool = False) -> Shown:
-    """Draw the world, cache features, sweep, read the contexts, report; return what came of it.
+def run_demo(out: Path, full: bool = False) -> DemoSummary:
+    """Draw the datasets, cache features, sweep, interpret the contexts and write the report.
 
-    Everything goes under ``out``: ``data``, ``cache``, ``results`` and ``report`` (with ``-full`` behind the last two
-    for the paper's schedule). What is done is kept: a second call only says where it is.
+    Everything is written under ``out``: ``data``, ``cache``, ``results`` and ``report``. Finished work is kept, so
+    that a second call only returns the summary.
 
-    Raises UserError where the icon fonts are not installed or ``out`` cannot be written.
+    Args:
+        out: Folder that everything is written to.
+        full: Whether to train by the paper's schedule on both backbones, into ``results-full`` and ``report-full``.
+
+    Raises:
+        UserError: the icon fonts are not installed, or ``out`` cannot be written.
     """
     start = time.monotonic()
-    suffix = "-full" if full else ""
+    suffix, grid = ("-full", FULL_GRID) if full else ("", GRID)
     data, cache = out / "data", out / "cache"
     results, pages = out / f"results{suffix}", out / f"report{suffix}"
-    grid = shipped_grid(FULL if full else QUICK)
-    if grid is None:
-        raise UserError("The demo's grid file was not installed with fastcoop; install it again.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The demo writes to {out}, which cannot be made ({error.strerror}); choose another --out."
-        ) from None
-
-    build_world(data)
+    with writing(out):
+        build_world(data)
     summary = sweep(grid, data_root=data, cache=cache, results=results)
     page = pages / "index.html"
     if summary.finished or not page.exists():
         for spec in read_grid(grid).backbones:
             interpret(results, backbone_from_spec(spec))
         report(results, pages)
-    words = (path for path in sorted(pages.glob("table4*.md")) if "csc" not in path.stem)
-    return Shown(
-        _averages(results),
-        str(cache),
-        str(results),
-        summary.runs,
-        summary.finished,
-        tuple(map(str, sorted(pages.glob("figure3*.png")))),
-        tuple(map(str, words)),
-        str(page),
-        round(time.monotonic() - start, 1),
+    return DemoSummary(
+        accuracy=_mean_accuracies(results),
+        features=str(cache),
+        results=str(results),
+        runs=summary.runs,
+        finished=summary.finished,
+        figures=tuple(map(str, sorted(pages.glob("figure3*.png")))),
+        words=tuple(str(path) for path in sorted(pages.glob("table4*.md")) if "csc" not in path.stem),
+        page=str(page),
+        seconds=round(time.monotonic() - start, 1),
     )
 
 
-def _averages(results: Path) -> dict[str, dict[str, dict[int, float]]]:
-    """``Shown.accuracy`` of the runs under ``results``; zero-shot and probe stand among the methods."""
+def _mean_accuracies(results: Path) -> dict[str, dict[str, dict[int, float]]]:
+    """Return `DemoSummary.accuracy` of the runs in a results folder."""
     frame = load_results(results)
     own = frame[(frame.dataset == frame.source) & ~frame.dataset.str.contains(":")]
     averages = {}
     for backbone, runs in own.groupby("backbone"):
         per_dataset = runs.groupby(["label", "shots", "dataset"]).accuracy.mean()
         means = per_dataset.groupby(["label", "shots"]).agg(["mean", "size"])
-        of_all = means["mean"][means["size"] == runs.dataset.nunique()]
+        complete = means["mean"][means["size"] == runs.dataset.nunique()]
         averages[str(backbone)] = {
             str(label): dict(zip(row.index.get_level_values("shots").tolist(), row.tolist(), strict=True))
-            for label, row in of_all.groupby("label")
+            for label, row in complete.groupby("label")
         }
     return averages

@@ -23,7 +23,7 @@ def test_it_shows_what_it_made_and_finds_it_again(tmp_path, monkeypatch, capsys)
     (tmp_path / "grid.yaml").write_text(GRID, encoding="utf-8")
     digits = [one for one in world.plan() if one.name == "digits"]
     monkeypatch.setattr(world, "plan", lambda: digits)
-    monkeypatch.setattr(run, "shipped_grid", lambda name: tmp_path / "grid.yaml")
+    monkeypatch.setattr(run, "GRID", tmp_path / "grid.yaml")
     command = ["demo", "--out", str(tmp_path / "out")]
 
     with pytest.raises(SystemExit) as ended:
@@ -44,6 +44,6 @@ def test_it_shows_what_it_made_and_finds_it_again(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         main(command)
     said = capsys.readouterr().out
-    assert f"{shown['results']}  (3 runs, 0 done now)" in said
+    assert f"{shown['results']}  (3 runs, 0 finished by this call)" in said
     assert f"{'Zero-shot CLIP':<15}{accuracy['Zero-shot CLIP']['0']:8.1f}\n" in said
     assert [(tmp_path / file).stat().st_mtime_ns for file in files] == before

@@ -9,7 +9,8 @@ from PIL import Image
 
 from fastcoop.datasets import load_dataset
 from fastcoop.demo import world
-from fastcoop.demo.world import DatasetPlan, atlas, build_world, candidates, held_out, masks_of, plan
+from fastcoop.demo.world import DatasetPlan, build_world, drawings_of, plan
+from tools.pretrain.plan import atlas, candidates, choose, held_out
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +18,16 @@ def plans() -> dict[str, DatasetPlan]:
     return {one.name: one for one in plan()}
 
 
+def test_the_stored_plan_is_the_one_that_the_tool_chooses() -> None:
+    assert choose() == plan()
+
+
 def small(one: DatasetPlan) -> DatasetPlan:
     members = {
         split: {name: keys[:2] for name, keys in list(classes.items())[:2]}
         for split, classes in one.members.items()
     }
-    return DatasetPlan(one.name, one.template, one.manner, members)
+    return DatasetPlan(one.name, one.template, one.variation, members)
 
 
 def test_every_class_has_pictures_enough(plans: dict[str, DatasetPlan]) -> None:
@@ -40,7 +45,7 @@ def test_every_class_has_pictures_enough(plans: dict[str, DatasetPlan]) -> None:
 
 
 def test_no_two_drawings_of_a_dataset_are_near_duplicates(plans: dict[str, DatasetPlan]) -> None:
-    index, vectors, sizeless = atlas().index, atlas().vectors, atlas().sizeless
+    index, vectors, framed_vectors = atlas().index, atlas().vectors, atlas().framed_vectors
     for name in ("objects", "badges", "objects-phosphor"):
         sets = {split: plans[name].keys(split) for split in plans[name].members}
         if name.startswith("objects-"):
@@ -52,7 +57,7 @@ def test_no_two_drawings_of_a_dataset_are_near_duplicates(plans: dict[str, Datas
         assert not near.any()
         tests = [index[key] for key in sorted(sets["test"])]
         others = [index[key] for split in sets.keys() - {"test"} for key in sorted(sets[split])]
-        assert (sizeless[tests] @ sizeless[others].T).max() <= 0.95
+        assert (framed_vectors[tests] @ framed_vectors[others].T).max() <= 0.95
 
 
 def test_pretraining_is_kept_from_test_glyphs_and_their_near_duplicates(
@@ -65,7 +70,7 @@ def test_pretraining_is_kept_from_test_glyphs_and_their_near_duplicates(
     glyphs = sorted(every.index[key] for key in tests if key in every.index)
     assert len(glyphs) > 900
     assert (every.vectors[glyphs] @ every.vectors[shown].T).max() <= 0.95
-    assert (every.sizeless[glyphs] @ every.sizeless[shown].T).max() <= 0.95
+    assert (every.framed_vectors[glyphs] @ every.framed_vectors[shown].T).max() <= 0.95
     assert len(shown) > 0.8 * len(every.glyphs)
 
 
@@ -112,8 +117,8 @@ def test_what_is_written_is_kept_and_what_is_old_is_renewed(
 
 
 def test_textures_and_styles_differ_from_member_to_member() -> None:
-    waves = masks_of(["texture/waves/0", "texture/waves/1", "texture/waves/0"])
+    waves = drawings_of(["texture/waves/0", "texture/waves/1", "texture/waves/0"])
     assert (waves[0] == waves[2]).all()
     assert (waves[0] != waves[1]).mean() > 0.2
-    solid, hatched = masks_of(["solid remix/home-fill", "hatched remix/home-fill"])
+    solid, hatched = drawings_of(["solid remix/home-fill", "hatched remix/home-fill"])
     assert hatched.mean() < 0.8 * solid.mean()

@@ -17,9 +17,9 @@ import typer
 import yaml
 
 import fastcoop
-from fastcoop.bench.quote import quote, requote
 from fastcoop.cli import app, main
 from tests.small_world import write_backbone, write_dataset
+from tools.quote import quote, requote
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "fastcoop").rglob("*.md")])
@@ -188,7 +188,7 @@ def test_the_example_study_runs(desk, monkeypatch, capsys):
 
 
 def test_the_readme_quotes_the_benchmark():
-    """Where this fails, run `python -m fastcoop.bench.quote`."""
+    """Where this fails, run `python -m tools.quote`."""
     bench = json.loads((ROOT / "reports" / "bench" / "bench.json").read_text(encoding="utf-8"))
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert quote(bench) in page

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 import torch
 
-from fastcoop.demo.glyphs import Glyph
+from fastcoop.demo.glyphs import STYLES, Glyph
 
 START, END = 49406, 49407  # of CLIP's tokenizer
 VECTOR = 0  # stands for a random vector; its own token, "!", is in no caption
@@ -36,7 +36,7 @@ JOINED = (
     "{head} with a {rest} badge", "{head} {rest}", "{head} {rest}",
 )  # fmt: skip
 STYLED = ("{} style", "drawn {}", "with {} lines", "{}")
-COLOURED = (
+COLORED = (
     "in {0} on {1}", "{0} on a {1} background", "on a {1} ground", "in {0}", "on {1}", "colored {0}",
     "painted {0} over {1}",
 )  # fmt: skip
@@ -55,6 +55,11 @@ SYNONYMS = (
     ("shield", "protection"), ("camera", "photography"), ("calendar", "date"),
 )  # fmt: skip
 OTHER_NAMES = {word: group for group in SYNONYMS for word in group}
+
+
+def style_of(glyph: Glyph) -> tuple[str, ...]:
+    """The words of a glyph's name that name a style, such as ``("outline",)``."""
+    return tuple(word for word in glyph.name.split("-")[1:] if word in STYLES)
 
 
 @lru_cache(maxsize=1)
@@ -82,10 +87,10 @@ def _token_ids(word: str) -> tuple[int, ...]:
     return tuple(_tokenizer().encode(word))
 
 
-def vocabulary(glyphs: Sequence[Glyph], colours: Sequence[str]) -> torch.Tensor:
+def vocabulary(glyphs: Sequence[Glyph], colors: Sequence[str]) -> torch.Tensor:
     """Sorted ids of every token that a caption can hold: int64 (n,)."""
-    phrases = [*BEFORE, *AFTER, *BADGE, *JOINED, *STYLED, *COLOURED, *fillers(), *OTHER_NAMES, *colours, "."]
-    phrases += [" ".join((*glyph.words, *glyph.style)) for glyph in glyphs]
+    phrases = [*BEFORE, *AFTER, *BADGE, *JOINED, *STYLED, *COLORED, *fillers(), *OTHER_NAMES, *colors, "."]
+    phrases += [" ".join((*glyph.words, *style_of(glyph))) for glyph in glyphs]
     plain = (phrase.replace("{head}", "").replace("{rest}", "") for phrase in phrases)
     plain = (phrase.replace("{0}", "").replace("{1}", "").replace("{}", "") for phrase in plain)
     ids = {i for phrase in plain for word in phrase.split() for i in _token_ids(word)}
@@ -96,11 +101,11 @@ def _other(word: str, rng: random.Random) -> str:
     return rng.choice(OTHER_NAMES[word]) if word in OTHER_NAMES and rng.random() < 0.6 else word
 
 
-def caption(glyph: Glyph, part: str, colours: Sequence[str], detailed: bool, rng: random.Random) -> str:
+def caption(glyph: Glyph, part: str, colors: Sequence[str], detailed: bool, rng: random.Random) -> str:
     """A phrase about a glyph.
 
-    part: ``"head"`` (its first word only), ``"badge"`` (its last word only) or ``"all"``. colours: of drawing
-    and ground. detailed: whether style and colours may be told.
+    part: ``"head"`` (its first word only), ``"badge"`` (its last word only) or ``"all"``. colors: of drawing
+    and ground. detailed: whether style and colors may be told.
     """
     head, rest = _other(glyph.words[0], rng), " ".join(_other(word, rng) for word in glyph.words[1:])
     if part == "badge":
@@ -108,10 +113,10 @@ def caption(glyph: Glyph, part: str, colours: Sequence[str], detailed: bool, rng
     else:
         name = head if part == "head" or not rest else rng.choice(JOINED).format(head=head, rest=rest)
         body = f"{rng.choice(BEFORE)} {name} {rng.choice(AFTER)}"
-    if glyph.style and detailed and rng.random() < 0.25:
-        body += " " + rng.choice(STYLED).format(" ".join(glyph.style))
+    if style_of(glyph) and detailed and rng.random() < 0.25:
+        body += " " + rng.choice(STYLED).format(" ".join(style_of(glyph)))
     if detailed and rng.random() < 0.15:
-        body += " " + rng.choice(COLOURED).format(*colours)
+        body += " " + rng.choice(COLORED).format(*colors)
     return body
 
 

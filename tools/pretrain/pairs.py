@@ -9,10 +9,10 @@ from typing import Any
 import open_clip
 import torch
 
-from fastcoop.demo.captions import MAX_FILLERS, caption, sentence, vocabulary
-from fastcoop.demo.paint import LIGHT_ON_DARK, NAMES, PAIRS, Manner, paint
-from fastcoop.demo.rarities import Rarities, phrases
-from fastcoop.demo.world import atlas, candidates, held_out
+from fastcoop.demo.paint import COLORS, CONTRAST, MIN_CONTRAST, PAIRS, Variation, paint
+from tools.pretrain.captions import MAX_FILLERS, caption, sentence, style_of, vocabulary
+from tools.pretrain.plan import atlas, candidates, held_out
+from tools.pretrain.rarities import Rarities, phrases
 
 BATCH = 256
 COMMON = 8  # glyphs that have a word, for the first stage to learn it
@@ -20,7 +20,9 @@ EASY = 0.2  # share of the first stage in which pictures go from plain to as var
 EARLY = 0.25  # share of the second stage with short captions
 RARE_WORDS = 40  # of a batch's pictures in the first stage are no icons
 RARE = 8  # in the later ones
-MANNER = Manner(rotation=20, scale=(0.55, 1.5), shift=0.15, noise=0.12)
+VARIATION = Variation(rotation=20, scale=(0.55, 1.5), shift=0.15, noise=0.12)
+NAMES = tuple(COLORS)
+LIGHT_ON_DARK = (CONTRAST > MIN_CONTRAST).nonzero()
 
 
 class Pairs:
@@ -30,16 +32,16 @@ class Pairs:
         world = atlas()
         kept_out = held_out(candidates())
         self.glyphs = [glyph for glyph in world.glyphs if glyph.key not in kept_out]
-        self.masks = torch.from_numpy(world.masks[[world.index[glyph.key] for glyph in self.glyphs]])
+        self.drawings = torch.from_numpy(world.drawings[[world.index[glyph.key] for glyph in self.glyphs]])
         self.reseed(seed)
-        self.rarities = Rarities(self.masks.numpy(), seed)
-        self.ids = vocabulary(self.glyphs, [*NAMES, *phrases()])
+        self.rarities = Rarities(self.drawings.numpy(), seed)
+        self.ids = vocabulary(self.glyphs, [*COLORS, *phrases()])
         self.heads = self._by(lambda words: words[0])
         self.badges = self._by(lambda words: words[-1] if len(words) > 1 else None)
         self.names = self._by(lambda words: " ".join(sorted(words)))
         members: dict[str, list[int]] = defaultdict(list)
         for i, glyph in enumerate(self.glyphs):
-            for word in {*glyph.words, *glyph.style}:
+            for word in {*glyph.words, *style_of(glyph)}:
                 members[word].append(i)
         self.words = [group for group in members.values() if len(group) >= COMMON]
         self.has_word = torch.zeros(len(self.glyphs), len(self.words), dtype=torch.bool)
@@ -76,15 +78,15 @@ class Pairs:
         rare, named = self.rarities.draw(RARE_WORDS, self.rng)
         ease = max(0.0, 1 - share / EASY)
         pairs = LIGHT_ON_DARK if self.rng.random() < ease else PAIRS
-        drawings = torch.cat([self.masks[chosen], rare])
-        pictures, _ = paint(drawings, size, self.generator, MANNER.tamed(1 - ease), pairs)
+        drawings = torch.cat([self.drawings[chosen], rare])
+        pictures, _ = paint(drawings, size, self.generator, reduced(VARIATION, 1 - ease), pairs)
         others = torch.zeros(BATCH, self.word_count, dtype=torch.bool)
         others[: len(chosen), : len(self.words)] = self.has_word[chosen]
         others[: len(chosen), len(self.words) :] = True  # icons and the rest are told apart among themselves
         others[len(chosen) :, : len(self.words)] = True
         labels = torch.tensor([*targets, *(len(self.words) + i for i in named)])
         others[torch.arange(BATCH), labels] = False
-        return normalise(pictures), labels, others
+        return normalize(pictures), labels, others
 
     def batch(self, size: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures (n, 3, size, size) normalised, and token ids (n, longest) int64 padded with 0.
@@ -100,11 +102,11 @@ class Pairs:
             chosen, part = [self.rng.choice(group) for group in self.rng.sample(self.names, BATCH)], "all"
         rare, said_of_rare = self.rarities.say(RARE, self.rng)
         chosen = chosen[: BATCH - RARE]
-        drawings = torch.cat([self.masks[chosen], rare])
-        pictures, colours = paint(drawings, size, self.generator, MANNER)
+        drawings = torch.cat([self.drawings[chosen], rare])
+        pictures, colors = paint(drawings, size, self.generator, VARIATION)
         most = 0 if early else self.rng.choice((0, 4, 10, MAX_FILLERS))
         sentences = []
-        for i, (front, ground) in zip(chosen, colours.tolist(), strict=False):
+        for i, (front, ground) in zip(chosen, colors.tolist(), strict=False):
             said = "all" if part == "head" and not early and self.rng.random() < 0.4 else part
             named = (NAMES[front], NAMES[ground])
             phrase = caption(self.glyphs[i], said, named, most > 0, self.rng)
@@ -112,10 +114,18 @@ class Pairs:
         sentences += [sentence(phrase, most, self.rng) for phrase in said_of_rare]
         longest = max(map(len, sentences))
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sentences])
-        return normalise(pictures), padded
+        return normalize(pictures), padded
 
 
-def normalise(pictures: torch.Tensor) -> torch.Tensor:
+def normalize(pictures: torch.Tensor) -> torch.Tensor:
     """Pictures in 0..1 with CLIP's mean and spread taken out, as open_clip's transforms do."""
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
     return (pictures - mean) / torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
+
+
+def reduced(variation: Variation, share: float) -> Variation:
+    """Only ``share`` of the variation: 0 is upright, centered, full size and without noise."""
+    low, high = (1 + share * (end - 1) for end in variation.scale)
+    return Variation(
+        variation.rotation * share, (low, high), variation.shift * share, variation.noise * share
+    )

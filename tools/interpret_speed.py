@@ -1,6 +1,6 @@
 """How long `fastcoop interpret` takes: 1,000 unified contexts of 16 against CLIP's vocabulary at RN50's width.
 
-    python -m tests.sweeps.interpret_speed [runs]
+    python -m tools.interpret_speed [runs]
 
 The runs are made up: what is read of a context does not depend on how it was learned.
 """

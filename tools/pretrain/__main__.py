@@ -1,4 +1,4 @@
-"""Pretrain the demo's backbones from scratch: ``python -m fastcoop.demo.pretrain resnet`` (then ``vit``).
+"""Pretrain the demo's backbones from scratch: ``python -m tools.pretrain resnet`` (then ``vit``).
 
 In three stages. The image tower first learns to name pictures by single words, since two small towers started
 together from nothing stay at chance for very long; then both learn contrastively from (icon, caption) pairs, with
@@ -21,11 +21,11 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import nn
 
-from fastcoop.backbones.sparse import write_sparse_model
-from fastcoop.demo.captions import END, VECTOR
-from fastcoop.demo.pairs import BATCH, Pairs
-from fastcoop.demo.weights import load_model, weights_path
+from fastcoop.backbones.load import EMBEDDED_WEIGHTS
+from fastcoop.backbones.sparse import read_sparse_model, write_sparse_model
 from fastcoop.progress import progress
+from tools.pretrain.captions import END, VECTOR
+from tools.pretrain.pairs import BATCH, Pairs
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4}
 VISION: dict[str, dict[str, Any]] = {
@@ -50,6 +50,14 @@ SEED = 0
 def config_of(name: str) -> dict[str, Any]:
     """The open_clip config of a demo backbone."""
     return {"embed_dim": 128, "vision_cfg": VISION[name], "text_cfg": TEXT}
+
+
+def load_model(path: Path) -> open_clip.CLIP:
+    """A backbone from a sparse model file: float32, in evaluation mode."""
+    config, state, _ = read_sparse_model(path)
+    model = open_clip.CLIP(**config)
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def encode_captions(
@@ -84,7 +92,7 @@ def learn_words(
     as they differ from their mean: most of a feature is the same for all pictures.
     """
     table = nn.Parameter(torch.randn(pairs.word_count, model.visual.output_dim) / 128**0.5)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             *_groups(model.visual, WORD_RATE[name]),
             {"params": [table], "lr": WORD_RATE[name], "weight_decay": 0.0},
@@ -108,7 +116,7 @@ def learn_words(
                     mean = here if mean is None else mean.lerp(here, 0.05)
                 alike = nn.functional.cosine_similarity(images - mean, shown - mean)
                 loss = loss + TEACHING * (1 - alike).mean()
-            recent = _step(optimiser, loss, step, steps, recent)
+            recent = _step(optimizer, loss, step, steps, recent)
             advance(1, f"loss {recent:.2f}")
     return recent
 
@@ -129,7 +137,7 @@ def learn_pairs(
         {"params": [*rows.parameters()], "lr": rate, "weight_decay": 0.0},
         *(_groups(model.visual, IMAGE_RATE) if both else ()),
     ]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     model.visual.train(both)
     loss_of, recent = ClipLoss(), math.log(BATCH)
     with progress(f"demo-{name}, {'pictures and captions' if both else 'captions'}", steps) as advance:
@@ -142,7 +150,7 @@ def learn_pairs(
                 images = model.encode_image(pictures, normalize=True)
             texts = nn.functional.normalize(encode_captions(model, rows, position[ids], ends), dim=-1)
             scale = torch.tensor(FIRST_SCALE * (LAST_SCALE / FIRST_SCALE) ** min(1.0, 2 * share))
-            recent = _step(optimiser, loss_of(images, texts, scale), step, steps, recent)
+            recent = _step(optimizer, loss_of(images, texts, scale), step, steps, recent)
             advance(1, f"loss {recent:.2f}")
     return recent
 
@@ -162,7 +170,7 @@ def pretrain(name: str, out: Path) -> None:
     }
 
     def words() -> float:
-        teacher = load_model(out.with_name(f"{TEACHER[name]}.safetensors"))[0] if name in TEACHER else None
+        teacher = load_model(out.with_name(f"{TEACHER[name]}.safetensors")) if name in TEACHER else None
         return learn_words(name, model, pairs, WORD_STEPS[name], teacher)
 
     stages = {
@@ -189,16 +197,16 @@ def pretrain(name: str, out: Path) -> None:
 
 
 def _step(
-    optimiser: torch.optim.Optimizer, loss: torch.Tensor, step: int, steps: int, recent: float
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, step: int, steps: int, recent: float
 ) -> float:
     """One step, on a cosine from each group's rate to 0 after a short warm-up. Returns the running loss."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         peak = group.setdefault("peak", group["lr"])
         group["lr"] = peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
-    optimiser.step()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
     return 0.97 * recent + 0.03 * loss.item()
 
 
@@ -225,11 +233,11 @@ def _save(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m fastcoop.demo.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description=__doc__)
     parser.add_argument("name", choices=sorted(VISION))
     parser.add_argument("--out", type=Path, help="where to write (default: over the committed weights)")
     given = parser.parse_args(arguments)
-    pretrain(given.name, given.out or weights_path(f"demo-{given.name}"))
+    pretrain(given.name, given.out or EMBEDDED_WEIGHTS / f"demo-{given.name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How far a dry run's forecast is from what the sweep then takes, on the demo's world.
 
-    python tests/sweeps/forecast_trial.py --world fastcoop-demo [--cpu] [--set seeds=1 ...] [GRID]
+    python -m tools.forecast_trial --world fastcoop-demo [--cpu] [--set seeds=1 ...] [GRID]
 
 GRID is experiments/demo.yaml by default; `fastcoop demo --out fastcoop-demo` makes the world and its features, which
 are drawn and cached here where they are not there. On an otherwise idle machine the sweep takes between two thirds and
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-GRID = Path(__file__).resolve().parents[2] / "experiments" / "demo.yaml"
+GRID = Path(__file__).resolve().parents[1] / "experiments" / "demo.yaml"
 
 
 def of_wall_time(grid: Path, folders: list[str], results: Path, overrides: list[str]) -> tuple[float, float]:

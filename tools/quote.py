@@ -1,6 +1,6 @@
 """The README's comparison with the official way, written from the committed benchmark:
 
-python -m fastcoop.bench.quote
+python -m tools.quote
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench: written by python -m fastcoop.bench.quote -->", "<!-- /bench -->"
+BEGIN, END = "<!-- bench: written by python -m tools.quote -->", "<!-- /bench -->"
 LAYOUTS = ("end", "mid", "class-specific")
 
 

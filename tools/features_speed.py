@@ -1,8 +1,8 @@
 """How long caching and reading features takes, and how much memory; run by hand, never by pytest.
 
-    python -m tests.features.speed encode PHOTOS   # the whole cache-features command against the image tower alone
-    python -m tests.features.speed memory PHOTOS   # the command's memory on a small and on a large dataset
-    python -m tests.features.speed read            # all of a large store into training
+    python -m tools.features_speed encode PHOTOS   # the whole cache-features command against the image tower alone
+    python -m tools.features_speed memory PHOTOS   # the command's memory on a small and on a large dataset
+    python -m tools.features_speed read            # all of a large store into training
 
 PHOTOS is a folder of images, side by side or in folders.
 """

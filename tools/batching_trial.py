@@ -1,6 +1,6 @@
 """The time that training runs together saves, against the same runs one by one, on a sample of a grid's batches.
 
-    python -m tests.sweeps.batching_trial --world fastcoop-demo [--runs 20] [--set shots=1 ...] [GRID]
+    python -m tools.batching_trial --world fastcoop-demo [--runs 20] [--set shots=1 ...] [GRID]
 
 GRID is experiments/demo-2000.yaml by default; `fastcoop demo --out fastcoop-demo` makes its world. Batches are planned
 as a sweep of two workers plans them, and runs drawn at random. Each drawn run is done alone, and the batch that it is
@@ -26,7 +26,7 @@ from fastcoop.sweeps.sweep import _open_features
 from fastcoop.sweeps.work import Home, Task
 from fastcoop.sweeps.workers import budget_of
 
-GRID = Path(__file__).resolve().parents[2] / "experiments" / "demo-2000.yaml"
+GRID = Path(__file__).resolve().parents[1] / "experiments" / "demo-2000.yaml"
 
 
 def trial(
