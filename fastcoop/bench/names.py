@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastcoop.backbones import Backbone, load_backbone
+from fastcoop.datasets.class_names import paper_class_names
 from fastcoop.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
 
+IMAGENET = {"imagenet-10": 10, "imagenet-100": 100, "imagenet": None}  # names of its first classes
 DTYPES = ("float32", "bfloat16")
 
 
 def class_lists(folder: Path | None = None, only: str | None = None) -> dict[str, list[str]]:
     """Return class names by dataset, smallest first.
 
-    From ``folder``'s JSON lists, one file per dataset; without one, ImageNet's names as open_clip has them: all, and
-    the first 10 and 100. ``only``: names separated by commas.
+    From ``folder``'s JSON lists, one file per dataset; without one, those of the paper's eleven datasets. ``only``:
+    names separated by commas; without it all of a folder's, or ImageNet's, the first 10, the first 100 and all.
 
     Raises UserError for a missing folder, a file that is no list of names, or an unknown name.
     """
-    lists = _imagenet() if folder is None else _read(folder)
+    lists = _of_the_paper() if folder is None else _read(folder)
+    only = ",".join(IMAGENET) if only is None and folder is None else only
     if only is not None:
         for name in only.split(","):
             if name not in lists:
@@ -46,11 +49,9 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _imagenet() -> dict[str, list[str]]:
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-    names = list(IMAGENET_CLASSNAMES)
-    return {"imagenet-10": names[:10], "imagenet-100": names[:100], "imagenet": names}
+def _of_the_paper() -> dict[str, list[str]]:
+    lists = paper_class_names()
+    return lists | {name: lists["imagenet"][:count] for name, count in IMAGENET.items()}
 
 
 def _read(folder: Path) -> dict[str, list[str]]:

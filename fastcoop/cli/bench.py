@@ -23,7 +23,12 @@ def bench(
     class_names: Annotated[
         Path | None, typer.Option(help="Folder of JSON lists of class names, one per dataset.")
     ] = None,
-    datasets: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
+    datasets: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these, separated by commas: names of the paper's datasets, or files of --class-names."
+        ),
+    ] = None,
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
     repeats: Annotated[
         int,
@@ -53,7 +58,7 @@ def bench(
 
     All of the paper's eleven class lists take the better part of an hour on two quiet cores; what
     is measured is kept as it comes.
-    Without --class-names: ImageNet's names, all of them and the first 10 and 100.
+    Without --class-names and --datasets: ImageNet's names, all of them and the first 10 and 100.
 
     Example:  [bold]fastcoop bench --datasets imagenet-10 --repeats 5[/bold]
     """

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from fastcoop.datasets.class_names import paper_class_names
 from fastcoop.datasets.dataset import Item
 from fastcoop.datasets.files import class_folders, list_folders, reading, some
 from fastcoop.datasets.splits import SPLIT_SEED
@@ -81,7 +82,7 @@ def numbered_folders(home: Path) -> list[str]:
 def wordnet_names(home: Path) -> dict[str, str]:
     """ImageNet's class names by WordNet ID, in label order.
 
-    They come from ``classnames.txt`` in ``home`` or in ImageNet's own folder beside it, else from open_clip.
+    They come from ``classnames.txt`` in ``home`` or in ImageNet's own folder beside it, else from ``class_names.json``.
 
     Raises:
         UserError: a line of ``classnames.txt`` is not an ID and a name.
@@ -105,10 +106,9 @@ def wordnet_names(home: Path) -> dict[str, str]:
 
 @functools.cache
 def _packaged_names() -> dict[str, str]:
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
     from timm.data import ImageNetInfo
 
-    return dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
+    return dict(zip(ImageNetInfo().label_names(), paper_class_names()["imagenet"], strict=True))
 
 
 def _wordnet_folders(folder: Path, names: dict[str, str], prefix: str = "") -> list[Item]:

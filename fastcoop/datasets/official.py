@@ -11,7 +11,7 @@ from typing import Any
 from fastcoop.datasets import annotation_files, imagenet
 from fastcoop.datasets.dataset import Dataset, Item, make_dataset, make_splits, warn_once
 from fastcoop.datasets.files import FEWSHOT_FOLDER
-from fastcoop.datasets.splits import class_names, find_items, read_items
+from fastcoop.datasets.splits import find_items, names_by_label, read_items
 from fastcoop.errors import MissingFile
 
 PHOTO = "a photo of a {}."
@@ -372,9 +372,9 @@ def read_official(row: Official, home: Path) -> tuple[list[str], Items, Path | N
     split_file = home / row.split_file if row.split_file else None
     if split_file is not None and split_file.is_file():
         items = read_items(split_file, required=("train", "val", "test"))
-        return class_names(items, str(split_file)), items, split_file
+        return names_by_label(items, str(split_file)), items, split_file
     items = row.build(home)
-    return class_names(items, str(home)), items, None
+    return names_by_label(items, str(home)), items, None
 
 
 def load_official(row: Official, home: Path) -> Dataset:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastcoop import escape
-from fastcoop.datasets.class_notes import notes_on_absent_classes, notes_on_names
+from fastcoop.datasets.class_names import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import DatasetConfig, described_by, read_config
 from fastcoop.datasets.dataset import SPLITS, Dataset, Item, make_dataset, make_splits
 from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, find_images, normalized, reading, some
 from fastcoop.datasets.layout import FORMS, SPLIT_NAMES, class_level, find_layout, split_called
 from fastcoop.datasets.left_out import notes_on_left_out, notes_on_masks
 from fastcoop.datasets.overlap import notes_on_overlap
-from fastcoop.datasets.splits import class_names, find_items, read_items, split_by_class, split_train_val
+from fastcoop.datasets.splits import find_items, names_by_label, read_items, split_by_class, split_train_val
 from fastcoop.errors import UserError, nearest
 
 WORDNET_ID = re.compile(r"n\d{8}")  # as ImageNet's class folders are called
@@ -52,7 +52,7 @@ def load_folder(folder: Path, default_name: str | None = None) -> Dataset:
         if "test" not in items and "val" not in items:
             raise UserError(f'{split_file} has no "test" split, nor "val"; add one of them.')
         items = find_items(items, root, str(split_file))
-        return _finish(config, root, class_names(items, str(split_file)), items, folder / FEWSHOT_FOLDER)
+        return _finish(config, root, names_by_label(items, str(split_file)), items, folder / FEWSHOT_FOLDER)
     whole = Tree(folder)
     layout = find_layout(whole, DESCRIPTIONS)
     root = folder / layout.at

@@ -96,7 +96,7 @@ def find_items(items: Mapping[str, Sequence[Item]], root: Path, source: str) -> 
     return placed
 
 
-def class_names(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
+def names_by_label(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
     """The class names in label order, as items carry them."""
     names: dict[int, str] = {}
     for part in items.values():

@@ -13,7 +13,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, Split
-from fastcoop.datasets.class_notes import notes_on_absent_classes, notes_on_names
+from fastcoop.datasets.class_names import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.errors import MissingFile, UserError, nearest, writing

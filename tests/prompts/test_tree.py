@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import open_clip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastcoop.datasets.class_names import paper_class_names
 from fastcoop.prompts import PromptLayout, build_tree, class_prompts
 from fastcoop.prompts.layout import Slot
 
 TOKENIZER = open_clip.get_tokenizer("RN50")
-CLASS_NAMES = Path(__file__).resolve().parents[3] / "shared" / "data" / "classnames"
-NO_CLASS_NAMES = "the eleven datasets' class name lists are not beside this checkout"
+CLASS_NAMES = paper_class_names()
 
 SATELLITE = (
     "Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road", "Industrial Buildings",
@@ -60,10 +57,9 @@ def test_node_counts_counted_by_hand():
         assert build_tree(prompts).nodes == nodes
 
 
-@pytest.mark.skipif(not CLASS_NAMES.is_dir(), reason=NO_CLASS_NAMES)
 @pytest.mark.parametrize("dataset", TABLE)
 def test_node_counts_of_the_paper_s_datasets(dataset):
-    assert counts(json.loads((CLASS_NAMES / f"{dataset}.json").read_text())) == TABLE[dataset]
+    assert counts(CLASS_NAMES[dataset]) == TABLE[dataset]
 
 
 slots = st.builds(Slot, st.booleans(), st.integers(0, 2))

@@ -1,11 +1,19 @@
-"""What a dataset's classes may lack: names that prompts tell apart, and images in every split."""
+"""The class names of the paper's datasets, and warnings about class names and classes without images."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from fastcoop.datasets.dataset import Split
 from fastcoop.datasets.files import normalized, some
+
+
+def paper_class_names() -> dict[str, list[str]]:
+    """Return the class names of the paper's eleven datasets in label order, as prompts hold them."""
+    names: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return names
 
 
 def notes_on_names(
