@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.plan import load_grid, plan_runs
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import plan_batches
 from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.sweep import _open_features

@@ -21,6 +21,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.results.store import open_store
 from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps.records import record_outcome
 from tests.reference import tiny_model
 
 WIDTH, LENGTH = 512, 16
@@ -42,7 +43,7 @@ def main(runs: int) -> None:
                 contexts = rng.normal(scale=0.1, size=(LENGTH, WIDTH)).astype(np.float32)
                 key = f"{number:064x}"
                 planned = RunSpec.of("coop", settings, source, seed=number, backbone=backbone, key=key)
-                store.record(planned, Outcome({}, contexts=contexts))
+                record_outcome(store, planned, Outcome({}, contexts=contexts))
         start, worked = time.perf_counter(), time.process_time()
         written = interpret(folder, backbone)
         seconds, worked = time.perf_counter() - start, time.process_time() - worked

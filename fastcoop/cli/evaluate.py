@@ -42,7 +42,7 @@ def evaluate(
 
     Example:  [bold]fastcoop evaluate results/table1 --targets imagenetv2,imagenet_sketch[/bold]
     """
-    from fastcoop.methods.scores import percent
+    from fastcoop.results.read import percent
     from fastcoop.sweeps import evaluate as test_runs
 
     tested = test_runs(

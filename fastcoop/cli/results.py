@@ -59,7 +59,7 @@ def list_results(
     import pandas as pd
 
     from fastcoop.results.read import load_failures, load_results, load_untested
-    from fastcoop.results.select import select
+    from fastcoop.results.select import select_rows
 
     table = load_results(results)
     for status_of, others in (("untested", load_untested(results)), ("failed", load_failures(results))):
@@ -73,7 +73,7 @@ def list_results(
     for name, values in asked.items():
         if values:
             table = table[table[name].astype(str).isin([str(value) for value in values])]
-    table = select(table, where or ())
+    table = select_rows(table, where or ())
     columns = [name for name in [*SHOWN, "error"] if name in table]
     if as_json:
         say_json(json.loads(table[columns].to_json(orient="records")))
@@ -102,9 +102,9 @@ def show(
 
     Example:  [bold]fastcoop results show results/demo 3f2a[/bold]
     """
-    from fastcoop.results.read import find_run, load_run
+    from fastcoop.results.read import find_key, load_run
 
-    run = load_run(results, find_run(results, key))
+    run = load_run(results, find_key(results, key))
     if as_json:
         say_json(run)
         return
@@ -113,7 +113,7 @@ def show(
 
 
 def _lines(run: dict[str, Any]) -> Iterator[str]:
-    from fastcoop.methods.scores import percent
+    from fastcoop.results.read import percent
 
     tests, losses = run.pop("tests"), run.pop("losses")
     for name, value in run.items():
@@ -158,13 +158,13 @@ def compare(
     """
     from fastcoop.results.compare import pair_folders, pair_labels
     from fastcoop.results.read import load_results
-    from fastcoop.results.select import select
+    from fastcoop.results.select import select_rows
 
     if (other is None) == (labels is None):
         raise UserError("Give either a second results folder to compare with, or --labels FIRST SECOND.")
-    first = select(load_results(results), where or ())
+    first = select_rows(load_results(results), where or ())
     if other is not None:
-        pairs = pair_folders(first, select(load_results(other), where or ()))
+        pairs = pair_folders(first, select_rows(load_results(other), where or ()))
     else:
         assert labels is not None
         pairs = pair_labels(first, *labels, where=results)
@@ -239,13 +239,13 @@ def export_results(
     Example:  [bold]fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16[/bold]
     """
     from fastcoop.results.read import load_failures, load_results, load_untested
-    from fastcoop.results.select import select
+    from fastcoop.results.select import select_rows
 
     if to.suffix not in (".csv", ".parquet"):
         raise UserError(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
-    table = select(load_results(results), where or ())
+    table = select_rows(load_results(results), where or ())
     for name in table:
         if (
             table[name].dtype == "object" and table[name].dropna().map(type).nunique() > 1

@@ -158,10 +158,10 @@ def _say_summary(summary: Summary) -> None:
 
 def _report_stop(folder: Path) -> None:
     """Print how many runs an interrupted sweep leaves behind."""
-    from fastcoop.results.read import tested_runs
+    from fastcoop.results.read import load_score_inputs
 
     try:
-        done = len(tested_runs(folder))
+        done = len(load_score_inputs(folder))
     except UserError:  # stopped before there was a results folder
         done = 0
     say(f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.", err=True)

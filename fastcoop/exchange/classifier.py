@@ -10,10 +10,11 @@ import numpy as np
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.errors import UserError
-from fastcoop.exchange.runs import LearnedRun, named_backbone, write_whole
+from fastcoop.errors import UserError, writing
+from fastcoop.exchange.runs import LearnedRun, named_backbone
 from fastcoop.features.images import RECIPES
 from fastcoop.methods.text import unit
+from fastcoop.results.parameters import write_arrays
 
 FORMAT = "fastcoop classifier"
 FORMAT_VERSION = "1"
@@ -76,10 +77,8 @@ class Classifier:
     def save(self, path: str | Path) -> None:
         """Write tensors ``text_features`` and ``logit_scale``, the rest as JSON in the header, to one safetensors
         file. Raises UserError where the disk refuses."""
-        from safetensors.numpy import save
-
-        tensors = {
-            "text_features": np.ascontiguousarray(self.text_features, dtype=np.float32),
+        arrays = {
+            "text_features": self.text_features.astype(np.float32),
             "logit_scale": np.array(self.logit_scale, dtype=np.float32),
         }
         header = {
@@ -92,7 +91,8 @@ class Classifier:
             "origin": json.dumps(self.origin),
             "recipe": self.recipe,
         }
-        write_whole(Path(path), save(tensors, header))
+        with writing(Path(path)):
+            write_arrays(Path(path), arrays, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:

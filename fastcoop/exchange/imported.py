@@ -28,7 +28,9 @@ from fastcoop.methods import METHODS, Data, Outcome, RunSpec
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, context_length_of
 from fastcoop.methods.schedule import paper_epochs
-from fastcoop.results.store import contexts_path, open_store
+from fastcoop.results.parameters import parameters_path
+from fastcoop.results.store import open_store
+from fastcoop.sweeps.records import record_outcome
 
 TOLERANCE = 2e-3  # float16 embeddings against the same in float32
 
@@ -99,12 +101,12 @@ def import_coop(
     folder = Path(results)
     with open_store(folder) as store:
         for run, _ in runs:
-            write_contexts_file(contexts_path(folder, run.key), run)
+            write_contexts_file(parameters_path(folder, run.key), run)
             data = Data(dataset, None, recipe=recipe)
             spec = RunSpec.of(
                 "coop", run.settings, data, shots=run.shots, seed=run.seed, backbone=backbone, key=run.key
             )
-            store.record(spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
+            record_outcome(store, spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
     return [Imported(run.key, path, METHODS["coop"].label(run.settings)) for run, path in runs]
 
 

@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError, writing
 from fastcoop.features.images import RECIPES
-from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS
-from fastcoop.methods.base import read_settings
 from fastcoop.methods.coop import layout_of
 from fastcoop.prompts import PromptLayout
 from fastcoop.results import load_contexts, load_predictions
-from fastcoop.results.read import load_runs
-from fastcoop.results.store import contexts_path, digest_of_arrays
+from fastcoop.results.parameters import load_parameters, write_arrays
+from fastcoop.results.read import find_key, load_run
+from fastcoop.sweeps.records import read_settings
 
 FORMAT = "fastcoop contexts"
 FORMAT_VERSION = "1"
@@ -90,45 +88,40 @@ class LearnedRun:
 
 
 def find_run(results: str | Path, key: str) -> LearnedRun:
-    """The CoOp run whose key begins with ``key``.
+    """Return the CoOp run whose key begins with ``key``, with its contexts.
+
+    Args:
+        results: a results folder.
+        key: a run's key, or its beginning.
 
     Raises:
         UserError: no results, no such run or more than one, or a run that learned no contexts.
     """
     folder = Path(results)
-    frame = load_runs(folder)
-    found = frame[[known.startswith(key) for known in frame.key]]
-    if not len(found):
-        command = escape.shell_command("fastcoop", "results", "list", folder)
-        raise UserError(f"{folder} has no run {key}; `{command}` shows what it has.")
-    if len(found) > 1:
-        raise UserError(f"{len(found)} runs of {folder} begin with {key}; give more of the key.")
-    row = found.iloc[0]
-    if row.method != "coop":
+    run = load_run(folder, find_key(folder, key))
+    if run["method"] != "coop":
         raise UserError(
-            f"Run {row.key[:12]} is {row.label}, which has no learned contexts; choose a CoOp run."
+            f"Run {run['key'][:12]} is {run['label']}, which has no learned contexts; choose a CoOp run."
         )
-    contexts = load_contexts(folder, row.key)
+    contexts = load_contexts(folder, run["key"])
     if not np.isfinite(contexts).all():
         raise UserError(
-            f"Run {row.key[:12]} ({row.label}, seed {row.seed}) diverged: its contexts are not finite, so there is "
-            "nothing to use; choose another run."
+            f"Run {run['key'][:12]} ({run['label']}, seed {run['seed']}) diverged: its contexts are not finite; "
+            "choose another run."
         )
-    header = _header(contexts_path(folder, row.key))
-    names = json.loads(header["class_names"]) if header else load_predictions(folder, row.key).class_names
+    learned = load_parameters(folder, run["key"])
+    assert learned is not None
+    names = learned.class_names or load_predictions(folder, run["key"]).class_names
     return LearnedRun(
-        key=row.key,
-        backbone=row.backbone,
-        backbone_digest=row.backbone_digest,
-        dataset=row.dataset,
-        shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
-        seed=int(row.seed),
-        epochs=int(row.epochs),
-        settings=read_settings(METHODS["coop"], row.settings),
+        **{
+            name: run[name]
+            for name in ("key", "backbone", "backbone_digest", "dataset", "shots", "seed", "epochs")
+        },
+        settings=read_settings(METHODS["coop"], json.dumps(run["settings"])),
         contexts=contexts,
-        class_names=tuple(names),
-        learned_dtype=header.get("learned_dtype", "float32"),
-        recipe=recipe if (recipe := header.get("recipe")) in RECIPES else "current",
+        class_names=names,
+        learned_dtype=learned.header.get("learned_dtype", "float32"),
+        recipe=learned.recipe if learned.recipe in RECIPES else "current",
     )
 
 
@@ -149,29 +142,10 @@ def named_backbone(spec: str | None, name: str, whose: str, device: str = "cpu")
 
 
 def write_contexts_file(path: Path, run: LearnedRun) -> None:
-    """A run's contexts and what they are: one tensor called "contexts", and ``run.metadata()`` in the header."""
-    from safetensors.numpy import save
+    """Write a run's contexts as one tensor called "contexts", with ``run.metadata()`` in the header.
 
-    contexts = np.ascontiguousarray(run.contexts, dtype=np.float32)
-    arrays = {"contexts": contexts}
-    write_whole(path, save(arrays, run.metadata() | {"sha256": digest_of_arrays(arrays)}))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises UserError where the disk refuses."""
+    Raises:
+        UserError: the file cannot be written.
+    """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            part.write_bytes(content)
-
-
-def _header(path: Path) -> dict[str, str]:
-    """The header's metadata; {} in the files that sweeps write, whose class names are with their tests."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            header: dict[str, str] = file.metadata() or {}
-            return header
-    except (SafetensorError, OSError):
-        return {}  # load_contexts says what is wrong with it
+        write_arrays(path, {"contexts": run.contexts.astype(np.float32)}, run.metadata())

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,71 +24,6 @@ from fastcoop.methods.schedule import idle_settings
 log = logging.getLogger("fastcoop")
 
 RECIPE = 1  # raised when a change of the code changes what runs come to: older results are then not theirs
-
-
-class TestFacts(NamedTuple):
-    """What a test of a run depends on, beside the run: where any of it has changed, the run is tested again.
-
-    Attributes:
-        test: sha256 hex of the dataset: class names, paths and labels, and which test images were not read.
-        features: sha256 hex of the test features; None where they are not cached, or in results of version 1.
-        images: sha256 hex of the test images' files; None where no store knows them, or in results of version 1.
-        prompts: JSON list of the hand-written prompts that the score depends on; None in results of version 1.
-        train_files: sha256 hex of the image files that the run learned from; None where nothing is learned, or as
-            for ``images``. The run's key covers their features at the test-time crop only.
-    """
-
-    test: str
-    features: str | None
-    images: str | None
-    prompts: str | None
-    train_files: str | None = None
-
-
-def test_facts(run: RunSpec, data: Data) -> TestFacts:
-    """What a test of a run on ``data`` depends on."""
-    prompts = METHODS[run.method].prompts(run.settings, data)
-    return TestFacts(
-        data.test_digest,
-        data.test_features,
-        data.test_images,
-        json.dumps(prompts, ensure_ascii=False),
-        train_files(run),
-    )
-
-
-def train_files(run: RunSpec) -> str | None:
-    """sha256 hex of the image files that a run learns from, as in `TestFacts`."""
-    return run.data.train_files(run.subset) if run.subset else None
-
-
-def has_learned_from_others(run: RunSpec, tested: Mapping[str, TestFacts]) -> bool:
-    """Whether the image files that a run learned from have changed since."""
-    now, before = train_files(run), {facts.train_files for facts in tested.values()}
-    return now is not None and bool(before - {None, now})
-
-
-def lacking(run: RunSpec, tested: Mapping[str, TestFacts]) -> tuple[Data, ...]:
-    """Datasets that a run is to be tested on, and has not been as they are now; ``tested`` has the facts of its tests
-    by the dataset's name."""
-    if has_learned_from_others(run, tested):
-        return run.tests
-    return tuple(data for data in run.tests if not _is_tested(run, data, tested))
-
-
-def _is_tested(run: RunSpec, data: Data, tested: Mapping[str, TestFacts]) -> bool:
-    if data is run.data:  # by whatever name: it may have been renamed since
-        return any(_is_same_test(run, data, before) for before in tested.values())
-    return data.name in tested and _is_same_test(run, data, tested[data.name])
-
-
-def _is_same_test(run: RunSpec, data: Data, before: TestFacts) -> bool:
-    now = test_facts(run, data)
-    if before.test != now.test:
-        return False
-    if data is run.data and before.features is None:
-        return True  # of version 1: the run's key covers its own dataset's features and prompt
-    return before.prompts == now.prompts and now.features in (None, before.features)
 
 
 class LoadedGrid(FeatureBank):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
-from fastcoop.methods.data import DEFAULT_VIEWS, Data
+from fastcoop.methods.data import Data
 from fastcoop.methods.scores import Scores
 from fastcoop.methods.spec import RunSpec
 
@@ -58,9 +57,6 @@ class MethodSettings(BaseModel):
 
 
 S = TypeVar("S", bound=MethodSettings)
-
-DATASET_PROMPT = "dataset_prompt"  # in recorded settings
-FEATURE_FACTS = ("recipe", "feature_dtype", "views")  # in recorded settings, where they are not the defaults
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,40 +176,6 @@ class Method(ABC, Generic[S]):
 
         With no runs it only imports what it works with.
         """
-
-
-def recorded_settings(method: Method[S], run: RunSpec[S]) -> str:
-    """The settings of a run as results keep them: JSON, with the dataset's own prompt under ``dataset_prompt`` where
-    the run uses it, and what is unusual in the features that it learned from."""
-    own = run.data.dataset.template
-    given = run.settings.model_dump(mode="json")
-    facts = feature_facts(method, run.data)
-    if own in method.prompts(run.settings, run.data) and own not in given.values():
-        facts[DATASET_PROMPT] = own
-    if not facts:
-        return run.settings.model_dump_json()
-    return json.dumps(given | facts, separators=(",", ":"), ensure_ascii=False)
-
-
-def feature_facts(method: Method[Any], data: Data) -> dict[str, Any]:
-    """What tells the features of ``data`` from those of other runs of the same settings, where it is not the default:
-    the recipe of the images, the dtype that they are stored in, and how many views the method learns from."""
-    meta = data.store.meta if data.store else None
-    facts = {
-        "recipe": meta.recipe if meta else data.recipe,
-        "feature_dtype": meta.dtype if meta else "float16",
-        "views": method.views(data) if method.learns and method.augments else DEFAULT_VIEWS,
-    }
-    usual = {"recipe": ("current", "imported"), "feature_dtype": ("float16",), "views": (DEFAULT_VIEWS,)}
-    return {name: value for name, value in facts.items() if value not in usual[name]}
-
-
-def read_settings(method: Method[S], recorded: str) -> S:
-    """The settings that `recorded_settings` wrote. Raises UserError for what are none of the method's."""
-    given = json.loads(recorded)
-    for name in (DATASET_PROMPT, *FEATURE_FACTS):
-        given.pop(name, None)
-    return validate(method.Settings, given, f"a recorded run of {method.name}")
 
 
 def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]:

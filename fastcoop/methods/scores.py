@@ -71,8 +71,3 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     logits are not finite."""
     correct = 100 * (logits.argmax(axis=-1) == labels).mean(axis=-1)
     return np.where(has_scores(logits), correct, math.nan)
-
-
-def percent(accuracy: float | None, digits: int = 2) -> str:
-    """An accuracy as it is printed: "no accuracy" where a run has none."""
-    return "no accuracy" if accuracy is None or math.isnan(accuracy) else f"{accuracy:.{digits}f}%"

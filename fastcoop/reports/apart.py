@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastcoop.methods.base import DATASET_PROMPT
+from fastcoop.results.records import DATASET_PROMPT
 
 SHOWN = 8  # characters of a digest in a name
 # Settings that figures tell apart by columns of their own, or that are of no matter between runs of one series.

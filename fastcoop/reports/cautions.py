@@ -25,7 +25,7 @@ from fastcoop.reports.study import (
     targets_of,
 )
 from fastcoop.reports.style import look, name_of
-from fastcoop.results.collapsed import collapsed
+from fastcoop.results.collapsed import find_collapsed
 
 SISTERS = [
     "backbone",
@@ -94,7 +94,7 @@ def _diverged(runs: pd.DataFrame) -> list[str]:
 
 def _fallen(runs: pd.DataFrame) -> list[str]:
     """Runs that collapsed quietly beside the other seeds of their setting."""
-    low = collapsed(runs, SISTERS)
+    low = find_collapsed(runs, SISTERS)
     if low.empty:
         return []
     return [

@@ -1,23 +1,27 @@
-"""The results folder: written, read, selected from, compared and merged."""
+"""The results folder: its records, writing, reading, selecting, comparing and merging. Loads no torch."""
 
+from fastcoop.results.merge import merge_results
+from fastcoop.results.parameters import load_contexts
 from fastcoop.results.predictions import PairedTest, calibration_error, confusion_matrix, paired_test
 from fastcoop.results.read import (
-    load_contexts,
+    Predictions,
     load_failures,
     load_predictions,
     load_results,
+    load_runs,
     load_untested,
-    merge_results,
 )
 
 __all__ = [
     "PairedTest",
+    "Predictions",
     "calibration_error",
     "confusion_matrix",
     "load_contexts",
     "load_failures",
     "load_predictions",
     "load_results",
+    "load_runs",
     "load_untested",
     "merge_results",
     "paired_test",

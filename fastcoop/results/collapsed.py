@@ -1,4 +1,4 @@
-"""Runs that collapsed quietly: the loss is finite, and the accuracy far below that of the other seeds."""
+"""Runs that collapsed: their loss is finite, but their accuracy is far below that of the other seeds."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-FAR = 5.0  # percentage points below the sisters' median from which a run can count as collapsed
-LOST = 0.25  # and the share of what the sisters' median has above chance
-SISTERS = ("backbone", "dataset", "source", "method", "settings", "shots", "test")
+MIN_DROP = 5.0  # percentage points below the median of the seeds
+MIN_RELATIVE_DROP = (
+    0.25  # of the median's distance from chance; with few test images, accuracy has large steps
+)
+MIN_DEVIATIONS = 4.0  # scaled median absolute deviations
+GROUP_COLUMNS = ("backbone", "dataset", "source", "method", "settings", "shots", "test")
 
 
-def collapsed(runs: pd.DataFrame, sisters: Sequence[str] = SISTERS) -> pd.DataFrame:
-    """The rows of ``runs`` far below the other seeds of their setting: below the median by more than `FAR` points,
-    by more than `LOST` of what the median is above chance (few test images make big steps), and by more than four times
-    the scaled median absolute deviation.
+def find_collapsed(runs: pd.DataFrame, group_columns: Sequence[str] = GROUP_COLUMNS) -> pd.DataFrame:
+    """Return the rows of ``runs`` whose accuracy is below their group's median by more than each of the limits above.
 
-    ``sisters``: columns whose equal values make runs each other's seeds; at least three are compared.
+    Args:
+        runs: a results table.
+        group_columns: columns that are equal for runs that differ in their seed only. Groups of fewer than three are
+            left out.
     """
     import pandas as pd
 
-    groups = runs.groupby(list(sisters), sort=False, dropna=False).accuracy
+    columns = [runs[name] for name in group_columns]
+    groups = runs.groupby(list(group_columns), sort=False, dropna=False).accuracy
     median = groups.transform("median")
-    columns = [runs[name] for name in sisters]
-    deviation = 1.4826 * (runs.accuracy - median).abs().groupby(columns, sort=False, dropna=False).transform(
-        "median"
-    )
-    lost = LOST * (median - pd.to_numeric(runs.chance, errors="coerce").fillna(0.0))
-    far = runs.accuracy < median - np.maximum(np.maximum(4 * deviation, lost), FAR)
-    return runs[far & (groups.transform("count") >= 3)]
+    deviations = (runs.accuracy - median).abs().groupby(columns, sort=False, dropna=False)
+    deviation = 1.4826 * deviations.transform("median")
+    relative = MIN_RELATIVE_DROP * (median - pd.to_numeric(runs.chance, errors="coerce").fillna(0.0))
+    limit = np.maximum(np.maximum(MIN_DEVIATIONS * deviation, relative), MIN_DROP)
+    return runs[(runs.accuracy < median - limit) & (groups.transform("count") >= 3)]

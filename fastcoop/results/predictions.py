@@ -1,4 +1,4 @@
-"""What the kept predictions of runs tell without running anything again."""
+"""Confusion matrices, calibration and paired tests from stored predictions."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ import numpy as np
 from fastcoop.errors import UserError
 from fastcoop.results.read import Predictions
 
-BINS = 15  # of a calibration error, as is usual
+BINS = 15  # of the calibration error, the usual number
 
 
-def confusion_matrix(said: Predictions) -> np.ndarray:
-    """Counts int64 (classes, classes): rows are true classes, columns predicted ones.
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Return the confusion matrix, int64 (classes, classes): rows are true classes, columns predicted ones.
 
-    Raises UserError for a run that predicted nothing.
+    Raises:
+        UserError: the run diverged and predicted nothing.
     """
-    _refuse_none(said)
-    classes = len(said.class_names)
-    counts = np.bincount(classes * said.labels + said.predicted, minlength=classes * classes)
+    _refuse_diverged(predictions)
+    classes = len(predictions.class_names)
+    counts = np.bincount(classes * predictions.labels + predictions.predicted, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64)
 
 
-def calibration_error(said: Predictions, bins: int = BINS) -> float:
-    """The expected calibration error, in percentage points: how far confidence is from accuracy, on average.
+def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
+    """Return the expected calibration error: the mean distance between confidence and accuracy.
 
-    Predictions are sorted into ``bins`` of equal width by their confidence; each bin counts by its images.
-    Confidence is kept in float16, so a few predictions may lie in the bin beside theirs.
+    Confidence is stored in float16, so a few predictions may fall into a neighboring bin.
 
-    Raises UserError for a run that predicted nothing.
+    Args:
+        predictions: of a run.
+        bins: number of bins of equal width that predictions are sorted into by confidence. Each is weighted by its
+            number of images.
+
+    Returns:
+        The error in percentage points.
+
+    Raises:
+        UserError: the run diverged and predicted nothing.
     """
-    _refuse_none(said)
-    confidence = said.confidence.astype(np.float64)
-    correct = said.predicted == said.labels
-    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
-    gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
+    _refuse_diverged(predictions)
+    confidence = predictions.confidence.astype(np.float64)
+    correct = predictions.predicted == predictions.labels
+    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(100 * np.abs(gaps).sum() / len(confidence))
 
 
@@ -43,8 +52,8 @@ class PairedTest(NamedTuple):
     """McNemar's exact test of two runs on the same images.
 
     Attributes:
-        only_first, only_second: images that only the one run, or only the other, got right.
-        p: two-sided, of such a difference if both runs were equally good.
+        only_first, only_second: number of images that only the first run, or only the second, classified correctly.
+        p: two-sided p value of this difference, under the hypothesis that both runs are equally good.
     """
 
     only_first: int
@@ -53,15 +62,15 @@ class PairedTest(NamedTuple):
 
 
 def paired_test(first: Predictions, second: Predictions) -> PairedTest:
-    """Whether one run is better than another by more than chance, image by image.
+    """Test whether two runs differ by more than chance, with McNemar's exact test over the images.
 
     Raises:
-        UserError: the runs were tested on other images, or one predicted nothing.
+        UserError: the runs were tested on different images, or one diverged and predicted nothing.
     """
-    for said in (first, second):
-        _refuse_none(said)
     from scipy.stats import binomtest
 
+    for predictions in (first, second):
+        _refuse_diverged(predictions)
     if first.class_names != second.class_names or not np.array_equal(first.labels, second.labels):
         raise UserError("The two runs were tested on other images; compare runs tested on the same dataset.")
     one, other = first.predicted == first.labels, second.predicted == second.labels
@@ -71,8 +80,8 @@ def paired_test(first: Predictions, second: Predictions) -> PairedTest:
     return PairedTest(only_first, only_second, p)
 
 
-def _refuse_none(said: Predictions) -> None:
-    if (said.predicted < 0).any():
+def _refuse_diverged(predictions: Predictions) -> None:
+    if (predictions.predicted < 0).any():
         raise UserError(
             "The run diverged: its outputs are not finite, so it predicted nothing; choose another run."
         )

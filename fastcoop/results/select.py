@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
 
 
-def select(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+def select_rows(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     """The rows that meet all conditions.
 
     A condition is ``NAME=VALUE``, ``NAME!=VALUE``, both with one value or several separated by commas, or ``<``,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.base import Training
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
     from fastcoop.engine.trees import TreeKey

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ from typing import Any
 import psutil
 
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.errors import UserError
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.plan import load_grid, plan_runs, warn_of_idle_settings
-from fastcoop.results.batch import Batch
-from fastcoop.results.store import DATABASE, ResultsStore, advice
+from fastcoop.results.database import DATABASE
+from fastcoop.results.read import load_batches, load_failures
+from fastcoop.results.records import Batch
 from fastcoop.sweeps.caching import missing_crops
 from fastcoop.sweeps.forecast import Forecast, forecast
 from fastcoop.sweeps.sweep import (
@@ -101,14 +99,7 @@ def dry_run(
 
 def _work_of(folder: Path) -> tuple[list[Batch], dict[str, str]]:
     """Recorded batches and failures of a results folder, which is only read."""
-    path = folder / DATABASE
-    if not path.is_file():
+    if not (folder / DATABASE).is_file():
         return [], {}
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-            store = ResultsStore(folder, db)
-            batches = store.batches() if "batches" in tables else []
-            return batches, store.failures() if "failures" in tables else {}
-    except sqlite3.Error as error:
-        raise UserError(f"{path} cannot be read ({error}); {advice(error)}") from None
+    failed = load_failures(folder)
+    return load_batches(folder), {} if failed.empty else dict(zip(failed.key, failed.error, strict=True))

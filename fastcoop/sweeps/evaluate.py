@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,20 @@ from fastcoop.features import (
     store_path,
 )
 from fastcoop.features.images import RECIPES
-from fastcoop.grids.plan import TestFacts, lacking, refuse_long_prompts, refuse_shared_names
+from fastcoop.grids.plan import refuse_long_prompts, refuse_shared_names
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
-from fastcoop.methods.base import read_settings
 from fastcoop.progress import progress
-from fastcoop.results.about import add_datasets, grid_of
+from fastcoop.results.metadata import add_datasets, recorded_grid
+from fastcoop.results.parameters import Parameters, load_parameters
 from fastcoop.results.read import (
-    Learned,
-    load_learned,
     load_predictions,
     load_results,
     load_runs,
-    tested_runs,
+    load_score_inputs,
 )
+from fastcoop.results.records import ScoreInputs
 from fastcoop.results.store import open_store
+from fastcoop.sweeps.records import dataset_record, missing_tests, read_settings, record_outcome
 
 log = logging.getLogger("fastcoop")
 
@@ -119,7 +120,7 @@ def evaluate(
             with suppress(UserError):  # refused when it is needed
                 path = store_path(cache, backbone, data.dataset)
                 data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
-        tested = store.done()
+        tested = store.finished()
         swept = {row.key for row in rows if "imported_epoch" not in row.extra}
         _refuse_other_features(folder, planned, tested, swept)
         pending = _lacking(planned, tested)
@@ -134,8 +135,8 @@ def evaluate(
             data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)
         _refuse_other_features(folder, planned, tested, swept)
         pending = _lacking(planned, tested)
-        add_datasets(folder, datasets)
-        _test(pending, store.record)
+        add_datasets(folder, map(dataset_record, datasets))
+        _test(pending, partial(record_outcome, store))
     return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.targets})
 
 
@@ -158,14 +159,14 @@ def _chosen(folder: Path, runs: Sequence[str]) -> list[Any]:
 
 def _recipe(folder: Path, rows: Iterable[Any]) -> str:
     """The recipe of image transforms that the runs learned from, as far as they say. Raises UserError for several."""
-    learned = (load_learned(folder, row.key) for row in rows)
+    learned = (load_parameters(folder, row.key) for row in rows)
     said = {one.recipe for one in learned if one is not None and one.recipe in RECIPES}
     if len(said) > 1:
         raise UserError(
             f"The runs of {folder} learned by several recipes of images ({', '.join(sorted(map(str, said)))}); "
             "choose runs of one (--run), or say which to test by (--recipe)."
         )
-    return str(said.pop()) if said else grid_of(folder).get("recipe", "current")
+    return str(said.pop()) if said else recorded_grid(folder).get("recipe", "current")
 
 
 def _backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[str, Backbone]:
@@ -229,7 +230,7 @@ def _plan(
 def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache: str | Path) -> None:
     """Raise UserError for a target of the same name as another dataset that its run was tested on: a run keeps one test
     of a name, and the new one would take the other's place."""
-    tested = tested_runs(folder)
+    tested = load_score_inputs(folder)
     digests: dict[int, set[str]] = {}
     for run in planned:
         for data in run.targets:
@@ -252,7 +253,7 @@ def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache:
 def _refuse_other_features(
     folder: Path,
     planned: Sequence[RunSpec[Any]],
-    tested: Mapping[str, Mapping[str, TestFacts]],
+    tested: Mapping[str, Mapping[str, ScoreInputs]],
     swept: Collection[str],
 ) -> None:
     """Raise UserError for a test of a swept run on its own dataset over other features: the run's key stands for those
@@ -282,7 +283,7 @@ def _test_digests(data: Data, store: Path) -> set[str]:
 def _run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     """A run as it was, without images, with what it learned. Raises UserError where it kept nothing."""
     method = METHODS[row.method]
-    kept = load_learned(folder, row.key) if method.learns else Learned(None, {})
+    kept = load_parameters(folder, row.key) if method.learns else Parameters(None, {})
     if kept is None:
         raise UserError(
             f"Run {row.key[:12]} ({row.label}) keeps nothing that it could be tested by; name the targets in its grid "
@@ -310,12 +311,12 @@ def _run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
 
 
 def _lacking(
-    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, TestFacts]]
+    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]]
 ) -> list[RunSpec[Any]]:
     """The runs with those of their targets alone that they have not been tested on."""
     pending = []
     for run in planned:
-        if left := lacking(run, tested.get(run.key, {})):
+        if left := missing_tests(run, tested.get(run.key, {})):
             pending.append(run.with_targets(left))
     return pending
 

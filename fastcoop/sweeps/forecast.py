@@ -18,7 +18,7 @@ from fastcoop.methods.base import Training
 from fastcoop.methods.data import KEPT_BYTES
 from fastcoop.methods.schedule import ScheduleSettings
 from fastcoop.progress import duration
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.sweeps import measure
 from fastcoop.sweeps.batches import training_of
 from fastcoop.sweeps.schedule import form_batches

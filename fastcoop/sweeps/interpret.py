@@ -28,8 +28,9 @@ from fastcoop.prompts import (
     nearest_words,
 )
 from fastcoop.prompts.nearest import NOT_LATIN
-from fastcoop.results.read import load_contexts, load_learned, load_predictions, load_runs
-from fastcoop.results.store import NEAREST_WORDS, contexts_path
+from fastcoop.results import load_contexts, load_predictions, load_runs
+from fastcoop.results.parameters import load_parameters, parameters_path
+from fastcoop.results.store import NEAREST_WORDS
 
 log = logging.getLogger("fastcoop")
 
@@ -100,7 +101,7 @@ def interpret(
     of_backbone = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]
     rows: list[Any] = list(of_backbone.itertuples())
     rows = [row for row in rows if not runs or row.key.startswith(tuple(runs))]
-    rows = [row for row in rows if contexts_path(folder, row.key).is_file()]
+    rows = [row for row in rows if parameters_path(folder, row.key).is_file()]
     missing = [run for run in runs if not any(row.key.startswith(run) for row in rows)]
     if missing or not rows:
         command = escape.shell_command("fastcoop", "results", "list", folder)
@@ -138,7 +139,7 @@ def _load_context(folder: Path, row: Any) -> _Context:
     vectors = torch.from_numpy(load_contexts(folder, row.key))
     names: tuple[str, ...] = ()
     if vectors.ndim == 3:
-        learned = load_learned(folder, row.key)
+        learned = load_parameters(folder, row.key)
         names = (learned.class_names if learned else ()) or load_predictions(folder, row.key).class_names
     words = None if row.init in (None, "random") else str(row.init)
     return _Context(row.key, vectors, names, int(row.seed), words)

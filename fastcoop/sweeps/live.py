@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastcoop import escape
 from fastcoop.methods import METHODS, Outcome, RunSpec
 from fastcoop.progress import duration, is_shown, on_terminal, print_line
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
     from rich.table import Table

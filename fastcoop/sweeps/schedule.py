@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fastcoop.methods import Outcome, RunSpec
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.batches import in_order, plan_batches, reformed
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
 from fastcoop.sweeps.live import Live, Pace
+from fastcoop.sweeps.records import describe, record_outcome
 from fastcoop.sweeps.work import Begun, Ended, Event, Finished, Progressed, Task
 from fastcoop.sweeps.workers import Executor
 
@@ -70,7 +71,7 @@ class Schedule:
         self._queue: deque[Task] = deque()
         recorded = {batch.name: batch for batch in store.batches()}
         new = [batch for batch in batches if batch.trains and batch.name not in recorded]
-        done = store.done()
+        done = store.finished()
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
         store.replace_batches(over, new)
         remove_stale(store.folder, {batch.name for batch in store.batches()})
@@ -111,7 +112,7 @@ class Schedule:
         if key not in self.pending:
             return  # a companion, or a run that had ended before its batch was resumed
         run = self.pending[key]
-        self.store.record(run, outcome)
+        record_outcome(self.store, run, outcome)
         del self.pending[key]
         self.tally.finished += 1
         self.tally.diverged += outcome.status == "diverged"
@@ -147,7 +148,7 @@ class Schedule:
 
     def _failed(self, batch: Batch, keys: Sequence[str], error: str) -> None:
         for key in keys:
-            self.store.record_failure(self.pending.pop(key), error)
+            self.store.record_failure(describe(self.pending.pop(key)), error)
             self.tally.failed[key] = error
             self._live.fail()
         self._live.say(f"{len(keys)} {batch.method} run{'s' if len(keys) > 1 else ''} failed: {error}.")

@@ -18,20 +18,21 @@ from fastcoop.features import FeatureStore, open_current, open_if_there, store_p
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.plan import (
     LoadedGrid,
-    TestFacts,
-    has_learned_from_others,
-    lacking,
     load_grid,
     plan_runs,
     warn_of_idle_settings,
 )
 from fastcoop.methods import METHODS, Data, RunSpec
-from fastcoop.results.about import write_about
-from fastcoop.results.collapsed import collapsed
-from fastcoop.results.read import load_learned, load_results, tested_runs
-from fastcoop.results.store import DATABASE, open_store
+from fastcoop.results.collapsed import find_collapsed
+from fastcoop.results.database import DATABASE
+from fastcoop.results.metadata import add_datasets, write_grid
+from fastcoop.results.parameters import load_parameters
+from fastcoop.results.read import load_results, load_score_inputs
+from fastcoop.results.records import ScoreInputs
+from fastcoop.results.store import open_store
 from fastcoop.sweeps.caching import cache_world
 from fastcoop.sweeps.memory import PeakMemory
+from fastcoop.sweeps.records import complete_records, dataset_record, missing_tests, training_images_changed
 from fastcoop.sweeps.schedule import Schedule, form_batches
 from fastcoop.sweeps.work import Supplies
 from fastcoop.sweeps.workers import (
@@ -160,9 +161,10 @@ def sweep(
             pass
         if _open_features(world, Path(cache), open_current) != known:
             planned = plan_runs(world)
-        write_about(folder, read, world.datasets.values(), data_root, cache)
-        store.complete(planned)
-        tested, failures = store.done(), store.failures()
+        write_grid(folder, read.source, data_root, cache)
+        add_datasets(folder, map(dataset_record, world.datasets.values()))
+        complete_records(store, planned)
+        tested, failures = store.finished(), store.failures()
         counts = _count(planned, tested)
         by_key = {run.key: run for run in planned}
         pending = {run.key: run for run in _pending(planned, tested, folder)}
@@ -203,7 +205,7 @@ def sweep(
 
 def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, ...]:
     frame = load_results(folder)
-    frame = collapsed(frame[frame.key.isin(planned.keys())])
+    frame = find_collapsed(frame[frame.key.isin(planned.keys())])
     return tuple(
         f"{row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed}:"
         f" {row.accuracy:.1f}%"
@@ -248,25 +250,25 @@ def _open_features(
     return [data.store.meta.sha256 if data.store else None for data in world.features.values()]
 
 
-def _tested(folder: Path) -> dict[str, dict[str, TestFacts]]:
+def _tested(folder: Path) -> dict[str, dict[str, ScoreInputs]]:
     if not (folder / DATABASE).is_file():
         return {}
-    return tested_runs(folder)
+    return load_score_inputs(folder)
 
 
 def _count(
-    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, TestFacts]]
+    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]]
 ) -> tuple[Count, ...]:
     tally: dict[tuple[str, str, str], list[int]] = {}
     for run in planned:
         count = tally.setdefault((run.backbone, run.dataset, run.method), [0, 0])
         count[0] += 1
-        count[1] += run.key in tested and not lacking(run, tested[run.key])
+        count[1] += run.key in tested and not missing_tests(run, tested[run.key])
     return tuple(Count(*names, *count) for names, count in tally.items())
 
 
 def _pending(
-    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, TestFacts]], folder: Path
+    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]], folder: Path
 ) -> list[RunSpec[Any]]:
     """Runs not done, and done ones that lack a test, or whose test was of something that has changed: these with what
     they learned, where it is kept."""
@@ -274,21 +276,21 @@ def _pending(
     for run in planned:
         if run.key not in tested:
             pending.append(run)
-        elif targets := lacking(run, tested[run.key]):
+        elif targets := missing_tests(run, tested[run.key]):
             pending.append(_left(run, targets, tested[run.key], folder))
     return pending
 
 
 def _left(
-    run: RunSpec[Any], targets: tuple[Data, ...], tested: Mapping[str, TestFacts], folder: Path
+    run: RunSpec[Any], targets: tuple[Data, ...], tested: Mapping[str, ScoreInputs], folder: Path
 ) -> RunSpec[Any]:
     """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept, or where the
     images that it learned from have changed."""
     if not METHODS[run.method].learns:
         return replace(run.with_targets(targets), weights={})
-    if has_learned_from_others(run, tested):
+    if training_images_changed(run, tested):
         return run
-    learned = load_learned(folder, run.key)
+    learned = load_parameters(folder, run.key)
     if learned is None:
         return run
     return replace(run.with_targets(targets), contexts=learned.contexts, weights=learned.weights)

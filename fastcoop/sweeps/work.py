@@ -14,7 +14,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.grids.plan import LoadedGrid
 from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.sweeps.checkpoints import CheckpointFile
 
 if TYPE_CHECKING:

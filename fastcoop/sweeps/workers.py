@@ -25,7 +25,7 @@ from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.grids.plan import LoadedGrid
 from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.work import Event, Finished, Home, Supplies, Task, Tell, Workshop
 

@@ -179,7 +179,7 @@ def test_a_damaged_database_is_restored_or_moved(
 
 @follows("close the program that has it open")
 def test_the_program_that_locks_the_database_is_closed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcoop.results.read.READING_TIMEOUT", 0.1)
+    monkeypatch.setattr("fastcoop.results.database.READ_TIMEOUT", 0.1)
     with closing(sqlite3.connect(copy / "results.sqlite", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(UserError, match="close the program that has it open"):
@@ -187,7 +187,7 @@ def test_the_program_that_locks_the_database_is_closed(copy: Path, monkeypatch: 
     assert len(fc.load_results(copy))
 
 
-@follows("make room on its disk and run the same command again")
+@follows("free space on its disk and run the same command again")
 def test_a_merge_is_repeated_once_the_disk_has_room(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,27 +196,28 @@ def test_a_merge_is_repeated_once_the_disk_has_room(
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.copyfile", full)
-        with pytest.raises(UserError, match="make room on its disk and run the same command again"):
+        with pytest.raises(UserError, match="free space on its disk and run the same command again"):
             fc.merge_results([done], tmp_path / "all")
     assert fc.merge_results([done], tmp_path / "all") == 5
 
 
 @follows(
-    "its folder cannot be written to: name another one",
-    "was not written by this version of fastcoop; use another",
+    "choose another folder, or change this folder's permissions",
+    "not written by this version of fastcoop; use another",
 )
 @pytest.mark.parametrize(
-    ("name", "message"), [("lock.sqlite", "name another one"), ("results.sqlite", "use another folder")]
+    ("database", "message"),
+    [("folder", "choose another folder, or change"), ("foreign", "use another folder")],
 )
 def test_another_folder_is_used(
-    sweep: Callable[..., Summary], tmp_path: Path, name: str, message: str
+    sweep: Callable[..., Summary], tmp_path: Path, database: str, message: str
 ) -> None:
     folder = tmp_path / "taken"
     folder.mkdir()
-    if name == "lock.sqlite":
-        (folder / name).mkdir()
+    if database == "folder":
+        (folder / "results.sqlite").mkdir()
     else:
-        with closing(sqlite3.connect(folder / name)) as db:
+        with closing(sqlite3.connect(folder / "results.sqlite")) as db:
             db.execute("CREATE TABLE something (other TEXT)")
     with pytest.raises(UserError, match=message):
         zero_shot(sweep, folder)
@@ -237,7 +238,7 @@ def test_a_methods_own_column_is_renamed(
     assert (fc.load_results(tmp_path).own_seed == 0.5).all()
 
 
-@follows("runs recorded before are safe; make room or close what else uses the folder")
+@follows("Free space, or close other programs that use the folder, then")
 def test_a_sweep_is_repeated_once_the_disk_has_room(
     sweep: Callable[..., Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +247,7 @@ def test_a_sweep_is_repeated_once_the_disk_has_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(results_store.ResultsStore, "_put", full)
-        with pytest.raises(UserError, match="runs recorded before are safe; make room"):
+        with pytest.raises(UserError, match=r"earlier runs are kept\. Free space"):
             zero_shot(sweep, tmp_path)
     assert zero_shot(sweep, tmp_path) == 1
 

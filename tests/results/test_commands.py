@@ -15,7 +15,7 @@ import pytest
 from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.results import load_results, merge_results
-from fastcoop.results.select import select
+from fastcoop.results.select import select_rows
 from fastcoop.results.store import open_store
 from fastcoop.sweeps import sweep
 
@@ -136,7 +136,7 @@ TABLE = pd.DataFrame(
     ],
 )
 def test_conditions(conditions: list[str], left: list[int]) -> None:
-    assert select(TABLE, conditions).index.tolist() == left
+    assert select_rows(TABLE, conditions).index.tolist() == left
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_conditions(conditions: list[str], left: list[int]) -> None:
 )
 def test_what_is_no_condition_is_said(condition: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        select(TABLE, [condition])
+        select_rows(TABLE, [condition])
 
 
 def test_show_tells_all_of_a_run(folder: Path, call: Callable) -> None:

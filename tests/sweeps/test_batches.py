@@ -11,7 +11,7 @@ import pytest
 from fastcoop.grids import read_grid
 from fastcoop.grids.plan import load_grid, plan_runs
 from fastcoop.methods import METHODS, RunSpec
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.results.store import open_store
 from fastcoop.sweeps.batches import in_order, plan_batches, reformed, room_rows
 from fastcoop.sweeps.schedule import form_batches

@@ -38,8 +38,8 @@ def test_a_cluster_of_which_a_worker_is_killed_does_what_one_process_does(
     run(grid, results=tmp_path / "alone", memory_budget=1e-9)
     record, killed = ResultsStore.record, []
 
-    def kill_first(store: ResultsStore, planned: Any, outcome: Any) -> None:
-        record(store, planned, outcome)
+    def kill_first(store: ResultsStore, planned: Any, *rest: Any) -> None:
+        record(store, planned, *rest)
         if not killed and planned.method == "coop":
             with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
                 processing = client.processing()

@@ -18,9 +18,11 @@ from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.exchange import Classifier, export_run, find_run, make_classifier, predict
 from fastcoop.methods import score
-from fastcoop.methods.scores import NO_CLASS, accuracy, percent
+from fastcoop.methods.scores import NO_CLASS, accuracy
 from fastcoop.reports import report
 from fastcoop.results import confusion_matrix, load_predictions, load_results, merge_results, paired_test
+from fastcoop.results.read import percent
+from fastcoop.results.records import NO_CLASS as STORED_NO_CLASS
 from fastcoop.sweeps import evaluate, sweep
 from fastcoop.sweeps.interpret import interpret
 from tests.advice import follows
@@ -78,7 +80,7 @@ def test_logits_are_scored_if_they_are_finite(value: float) -> None:
     logits[1, 0] = value
     found = score(logits, np.array([0, 1]))
     assert np.isnan([found.accuracy, found.macro_accuracy, *found.per_class, *found.confidence]).all()
-    assert set(found.predictions) == {NO_CLASS}
+    assert set(found.predictions) == {NO_CLASS} == {STORED_NO_CLASS}
     both = np.stack([logits, np.eye(3)[:2]])
     assert np.array_equal(accuracy(both, np.array([0, 1])), [np.nan, 100], equal_nan=True)
     assert np.isnan(score(np.full((1, 2), -np.inf), np.array([0])).accuracy)

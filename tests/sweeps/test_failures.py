@@ -19,8 +19,8 @@ from fastcoop.errors import UserError
 from fastcoop.grids.plan import LoadedGrid
 from fastcoop.methods import RunSpec
 from fastcoop.results import load_contexts, load_results
-from fastcoop.results.batch import Batch
-from fastcoop.results.collapsed import collapsed
+from fastcoop.results.collapsed import find_collapsed
+from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps import Summary, checkpoints
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
@@ -232,9 +232,9 @@ def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
         for name, accuracies in settings.items()
         for seed, accuracy in enumerate(accuracies)
     ]
-    low = collapsed(pd.DataFrame(rows))
+    low = find_collapsed(pd.DataFrame(rows))
     assert [(row.settings, row.accuracy) for row in low.itertuples()] == [("one fell", 20)]
-    assert collapsed(pd.DataFrame(rows).iloc[:0]).empty
+    assert find_collapsed(pd.DataFrame(rows).iloc[:0]).empty
 
 
 def test_the_summary_names_collapsed_runs(

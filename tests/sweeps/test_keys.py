@@ -129,8 +129,8 @@ def test_a_backbone_that_was_renamed_goes_on_with_its_batches(
     run(small, results=tmp_path / "whole")
     record = ResultsStore.record
 
-    def interrupted(store: ResultsStore, planned: Any, outcome: Any) -> None:
-        record(store, planned, outcome)
+    def interrupted(store: ResultsStore, planned: Any, *rest: Any) -> None:
+        record(store, planned, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

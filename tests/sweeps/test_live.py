@@ -20,7 +20,7 @@ from rich.console import Console
 from fastcoop.grids import read_grid
 from fastcoop.grids.plan import load_grid, plan_runs
 from fastcoop.methods import Outcome, RunSpec, Scores
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps import live as live_module
 from fastcoop.sweeps.live import Live, Pace

@@ -16,6 +16,7 @@ import pytest
 from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.results import load_contexts, load_predictions, load_results, merge_results
+from fastcoop.results.records import RunDescription
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps import Summary
 
@@ -114,10 +115,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     record, recorded = ResultsStore.record, []
 
-    def interrupted(self: ResultsStore, planned: Any, outcome: Any) -> None:
+    def interrupted(self: ResultsStore, planned: Any, *rest: Any) -> None:
         if len(recorded) == stop_after:
             raise KeyboardInterrupt
-        record(self, planned, outcome)
+        record(self, planned, *rest)
         recorded.append(planned.key)
 
     with monkeypatch.context() as patch:
@@ -141,8 +142,8 @@ def test_the_command_ends_an_interrupted_sweep_with_one_line_and_code_130(
 ) -> None:
     record = ResultsStore.record
 
-    def interrupted(self: ResultsStore, planned: Any, outcome: Any) -> None:
-        record(self, planned, outcome)
+    def interrupted(self: ResultsStore, planned: Any, *rest: Any) -> None:
+        record(self, planned, *rest)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ResultsStore, "record", interrupted)
@@ -218,7 +219,7 @@ def test_a_full_disk_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastcoop.results.store.write_learned", full)
+        patch.setattr("fastcoop.results.store.write_parameters", full)
         with pytest.raises(UserError, match="No space left"):
             run(grid, results=tmp_path)
     assert set(load_results(tmp_path).method) == {"zero_shot"}
@@ -237,16 +238,16 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space"):
             run(grid, results=tmp_path / "about")
     error = sqlite3.OperationalError("database or disk is full")
-    monkeypatch.setattr("fastcoop.results.store._lock", lambda folder: (_ for _ in ()).throw(error))
-    with pytest.raises(UserError, match=r"disk is full\); make room"):
+    monkeypatch.setattr("fastcoop.results.database.create", lambda db: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match=r"disk is full\); free space"):
         run(grid, results=tmp_path / "lock")
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(
     run: Sweep, grid: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "lock.sqlite").mkdir()
-    with pytest.raises(UserError, match=r"unable to open database file.*its folder cannot be written to"):
+    (tmp_path / "results.lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\); .*choose another place"):
         run(grid, results=tmp_path)
 
 
@@ -254,7 +255,7 @@ def test_the_database_is_one_file_also_while_a_sweep_writes_it(done: Path, tmp_p
     """So a copy of it is whole, it can be read where nothing can be written, and machines can share its folder."""
     shutil.copytree(done, tmp_path / "there")
     with open_store(tmp_path / "there") as store:
-        store.record_failure(_planned_like(store), "none of its own")
+        store.record_failure(_described(store), "none of its own")
         (tmp_path / "copy").mkdir()
         shutil.copy(tmp_path / "there" / "results.sqlite", tmp_path / "copy")
         assert not list((tmp_path / "there").glob("results.sqlite-*"))
@@ -264,17 +265,12 @@ def test_the_database_is_one_file_also_while_a_sweep_writes_it(done: Path, tmp_p
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-def _planned_like(store: ResultsStore) -> Any:
-    """Enough of a run to note that it failed: one that is done."""
-    from types import SimpleNamespace
-
-    from fastcoop.methods import METHODS
-
-    data = SimpleNamespace(name="d", store=None, recipe="current", dataset=SimpleNamespace(template="a {}."))
-    return SimpleNamespace(
-        key=next(iter(store.done())), method="zero_shot", backbone="b", dataset="d", data=data,
-        settings=METHODS["zero_shot"].Settings(), shots=0, seed=0,
-    )  # fmt: skip
+def _described(store: ResultsStore) -> RunDescription:
+    """The description of a run that is done, to note that it failed."""
+    key = next(iter(store.finished()))
+    return RunDescription(
+        key=key, backbone="b", dataset="d", method="zero_shot", label="L", shots=0, seed=0, settings="{}"
+    )
 
 
 def test_a_merge_that_cannot_be_done_is_one_sentence_and_writes_nothing(
@@ -288,8 +284,8 @@ def test_a_merge_that_cannot_be_done_is_one_sentence_and_writes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastcoop.results.read.shutil.copyfile", full)
-        with pytest.raises(UserError, match=r"could not be merged into .*No space left.*make room"):
+        patch.setattr("shutil.copyfile", full)
+        with pytest.raises(UserError, match=r"could not be merged into .*No space left.*free space"):
             merge_results([done], tmp_path / "all")
     assert not (tmp_path / "all").exists()
     assert merge_results([done], tmp_path / "all") == 22
@@ -299,7 +295,7 @@ def test_a_run_that_failed_here_and_was_done_elsewhere_is_done_once_merged(
     done: Path, tmp_path: Path
 ) -> None:
     with open_store(tmp_path) as store, open_store_copy(done, tmp_path / "other") as other:
-        store.record_failure(_planned_like(other), "no room")
+        store.record_failure(_described(other), "no room")
     merge_results([done], tmp_path)
     with open_store(tmp_path) as store:
         assert store.failures() == {}

@@ -18,26 +18,26 @@ from typing import Any
 import pytest
 
 from fastcoop.errors import UserError
-from fastcoop.results import load_results, store
+from fastcoop.results import database, load_results
 from fastcoop.sweeps import Summary
 from tests.advice import follows
 
 Sweep = Callable[..., Summary]
 
 
-@follows("that has %s open; close it to go on")
+@follows("that has %s open; close it to continue")
 def test_a_program_that_reads_does_not_end_a_sweep(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """Another program has read, and keeps its transaction open for longer than SQLite waits."""
-    monkeypatch.setattr(store, "BUSY_TIMEOUT", 0.01)
-    monkeypatch.setattr(store, "NOTICE_AFTER", 0.1)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr(database, "NOTICE_AFTER", 0.1)
     run(grid, results=tmp_path, only=["zero_shot"])
     reader = sqlite3.connect(tmp_path / "results.sqlite", isolation_level=None, check_same_thread=False)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM runs").fetchone()
     waiting = threading.Event()
-    monkeypatch.setattr(store.log, "warning", lambda *said: (waiting.set(), caplog.records.append(said)))
+    monkeypatch.setattr(database.log, "warning", lambda *said: (waiting.set(), caplog.records.append(said)))
 
     def release() -> None:
         waiting.wait(60)
@@ -65,9 +65,9 @@ def test_our_readers_hold_no_lock_once_they_return(run: Sweep, grid: dict[str, A
     for read in (
         lambda: results.load_runs(tmp_path),
         lambda: results.load_failures(tmp_path),
-        lambda: results.find_run(tmp_path, key[:8]),
+        lambda: results.find_key(tmp_path, key[:8]),
         lambda: results.load_run(tmp_path, key),
-        lambda: results.tested_runs(tmp_path),
+        lambda: results.load_score_inputs(tmp_path),
         lambda: results.load_predictions(tmp_path, key),
     ):
         read()

@@ -19,7 +19,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import RunSpec
 from fastcoop.methods.coop import CoOpSettings
 from fastcoop.results import load_contexts, load_results
-from fastcoop.results.batch import Batch
+from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps.dry_run import dry_run
@@ -69,8 +69,8 @@ def test_two_workers_of_which_one_is_killed_do_what_one_process_does(
     run(grid, results=tmp_path / "alone", memory_budget=1e-9)
     record, killed = ResultsStore.record, []
 
-    def kill_first(store: ResultsStore, planned: Any, outcome: Any) -> None:
-        record(store, planned, outcome)
+    def kill_first(store: ResultsStore, planned: Any, *rest: Any) -> None:
+        record(store, planned, *rest)
         if not killed and planned.method == "coop":
             killed.extend(workers_of_this_process()[:1])
             os.kill(killed[0].pid, signal.SIGKILL)

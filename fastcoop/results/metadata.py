@@ -1,0 +1,69 @@
+"""Where a results folder comes from: ``grid.yaml``, its grid, and ``datasets.json``, its datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastcoop import escape
+from fastcoop.errors import UserError, writing
+from fastcoop.files import atomic_write
+from fastcoop.results.records import DatasetRecord
+
+GRID, DATASETS = "grid.yaml", "datasets.json"
+
+
+def write_grid(
+    folder: Path, grid: Mapping[str, Any], data_root: str | Path | None, cache: str | Path
+) -> None:
+    """Write a grid as plain values to ``grid.yaml``, below a comment with the command that runs it again."""
+    command = ["fastcoop", "sweep", folder / GRID, "--results", folder, "--cache", Path(cache)]
+    command += ["--data-root", Path(data_root)] if data_root is not None else []
+    text = yaml.safe_dump(dict(grid), sort_keys=False)
+    _write(folder / GRID, f"# {escape.shell_command(*command)}\n{text}")
+
+
+def recorded_grid(folder: str | Path) -> dict[str, Any]:
+    """Return the content of a results folder's ``grid.yaml``; {} where there is none."""
+    path = Path(folder) / GRID
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
+
+
+def add_datasets(folder: Path, datasets: Iterable[DatasetRecord]) -> None:
+    """Add datasets to ``datasets.json``, or replace those of the same names."""
+    records = {one.name: dataclasses.asdict(one) for one in datasets}
+    for record in records.values():
+        del record["name"]
+    _write(folder / DATASETS, json.dumps(recorded_datasets(folder) | records, indent=1))
+
+
+def recorded_datasets(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the content of a results folder's ``datasets.json``: by name, what `DatasetRecord` has; {} without one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / DATASETS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it, and a sweep writes it again.") from None
+
+
+def merge_metadata(folder: Path, target: Path) -> None:
+    """Add the datasets of ``folder`` to those of ``target``, and its grid where ``target`` has none."""
+    if found := recorded_datasets(folder):
+        _write(target / DATASETS, json.dumps(found | recorded_datasets(target), indent=1))
+    if (folder / GRID).is_file() and not (target / GRID).exists():
+        _write(target / GRID, (folder / GRID).read_text(encoding="utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path), atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -1,0 +1,148 @@
+"""The plain records that a results folder stores. `fastcoop.sweeps.records` makes them from finished runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NO_CLASS = 65535  # the stored prediction where a run's outputs are not finite
+# Names in a run's recorded settings that are no settings of its method: the prompt of its dataset, where the run uses
+# it, and properties of its features that are not the default.
+DATASET_PROMPT = "dataset_prompt"
+FEATURE_PROPERTIES = ("recipe", "feature_dtype", "views")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """What identifies a run.
+
+    Attributes:
+        key: sha256 hex of everything that determines the run's result.
+        settings: JSON object of the method's settings, with ``DATASET_PROMPT`` and ``FEATURE_PROPERTIES``.
+    """
+
+    key: str
+    backbone: str
+    dataset: str
+    method: str
+    label: str
+    shots: int | str
+    seed: int
+    settings: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunRecord(RunDescription):
+    """A finished run, without its tests and what it learned.
+
+    Attributes:
+        columns: the method's own columns, by name.
+        train_images: number of training images.
+        train_files: sha256 hex of the training images' files; None where nothing is learned or no store knows them.
+        status: "done" or "diverged".
+        losses: mean training loss of each epoch; None where nothing was trained by steps.
+        extra: further numbers, by name.
+    """
+
+    backbone_digest: str
+    columns: Mapping[str, Any]
+    train_images: int
+    train_files: str | None
+    status: str
+    seconds: float
+    losses: Sequence[float] | np.ndarray | None
+    extra: Mapping[str, Any]
+    device: str
+
+
+class ScoreInputs(NamedTuple):
+    """What a test of a run depends on, besides the run. A run is tested again where any of it has changed.
+
+    Attributes:
+        test: sha256 hex of the dataset: class names, paths, labels, and which test images were not read.
+        features: sha256 hex of the test features; None where they are not cached, or in results of version 1.
+        images: sha256 hex of the test images' files; None where no store knows them, or in results of version 1.
+        prompts: JSON list of the hand-written prompts that the score depends on; None in results of version 1.
+        train_files: as in `RunRecord`. The run's key only covers these images' features at the test-time crop.
+    """
+
+    test: str
+    features: str | None
+    images: str | None
+    prompts: str | None
+    train_files: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreRecord:
+    """One test of a run.
+
+    Attributes:
+        dataset: the tested dataset.
+        class_names: in label order.
+        labels: int (images,), the true labels.
+        accuracy, macro_accuracy: in percent; NaN where the run's outputs are not finite.
+        per_class: float (classes,), accuracies in percent.
+        predictions: uint16 (images,), predicted labels, or ``NO_CLASS``.
+        confidence: float16 (images,), the softmax probability of each prediction.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    inputs: ScoreInputs
+    accuracy: float
+    macro_accuracy: float
+    per_class: np.ndarray
+    predictions: np.ndarray
+    confidence: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """A dataset: its number of classes and of images per split (None: no such split), its digest, and its prompt with
+    ``[CLASS]`` for the class name."""
+
+    name: str
+    classes: int
+    train: int | None
+    val: int | None
+    test: int | None
+    digest: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs that one worker does together, in the order in which the engine receives them.
+
+    Attributes:
+        method, backbone: names.
+        keys: of the runs.
+        threads: number of threads of the worker.
+        budget: bytes that training may use at once; None for methods that do not train in the engine.
+        cost: estimated seconds of one core.
+        attempt: how often a batch of these runs has failed before.
+    """
+
+    method: str
+    backbone: str
+    keys: tuple[str, ...]
+    threads: int
+    budget: int | None = None
+    cost: float = 0.0
+    attempt: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its record and of its checkpoint."""
+        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:16]
+
+    @property
+    def trains(self) -> bool:
+        """Whether its runs train together in the engine."""
+        return self.budget is not None

@@ -1,0 +1,192 @@
+"""Make the records of the results folder from planned runs and their outcomes, and find what is left to test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from fastcoop.datasets import Dataset
+from fastcoop.methods import METHODS, Data, Method, Outcome, RunSpec, Scores
+from fastcoop.methods.base import validate
+from fastcoop.methods.data import DEFAULT_VIEWS
+from fastcoop.results.parameters import Parameters
+from fastcoop.results.records import (
+    DATASET_PROMPT,
+    FEATURE_PROPERTIES,
+    DatasetRecord,
+    RunDescription,
+    RunRecord,
+    ScoreInputs,
+    ScoreRecord,
+)
+from fastcoop.results.store import ResultsStore
+
+USUAL_PROPERTIES = {
+    "recipe": ("current", "imported"), "feature_dtype": ("float16",), "views": (DEFAULT_VIEWS,),
+}  # fmt: skip
+
+
+def record_outcome(store: ResultsStore, run: RunSpec, outcome: Outcome) -> None:
+    """Store the outcome of a run; of a run that was done before only its new tests."""
+    scores = [
+        _score_record(run, data, outcome.scores[data.name])
+        for data in run.tests
+        if data.name in outcome.scores
+    ]
+    if run.has_learned:
+        store.record_scores(run.key, scores)
+    else:
+        store.record(_run_record(run, outcome), scores, _parameters(run, outcome))
+
+
+def describe(run: RunSpec) -> RunDescription:
+    """Return what identifies a run."""
+    return RunDescription(**_description(run))
+
+
+def _description(run: RunSpec) -> dict[str, Any]:
+    method = METHODS[run.method]
+    return {
+        "key": run.key, "backbone": run.backbone, "dataset": run.dataset, "method": run.method,
+        "label": method.label(run.settings), "shots": run.shots, "seed": run.seed,
+        "settings": recorded_settings(method, run),
+    }  # fmt: skip
+
+
+def _run_record(run: RunSpec, outcome: Outcome) -> RunRecord:
+    return RunRecord(
+        **_description(run),
+        backbone_digest=run.model.digest,
+        columns=METHODS[run.method].columns(run, run.model),
+        train_images=len(run.data.readable("train", run.subset.train)) if run.subset else 0,
+        train_files=train_files(run),
+        status=outcome.status,
+        seconds=outcome.seconds,
+        losses=outcome.losses,
+        extra=outcome.extra,
+        device=str(run.model.device),
+    )
+
+
+def _score_record(run: RunSpec, data: Data, scores: Scores) -> ScoreRecord:
+    return ScoreRecord(
+        dataset=data.name,
+        class_names=data.class_names,
+        labels=data.test[1],
+        inputs=score_inputs(run, data),
+        **vars(scores),
+    )
+
+
+def _parameters(run: RunSpec, outcome: Outcome) -> Parameters | None:
+    if outcome.contexts is None and not outcome.weights:
+        return None
+    source, features = run.data.dataset, run.data.store
+    recipe = features.meta.recipe if features is not None else None
+    return Parameters(outcome.contexts, outcome.weights, source.class_names, source.class_ids, recipe)
+
+
+def dataset_record(dataset: Dataset) -> DatasetRecord:
+    """Return what a results folder stores of a dataset."""
+    counts = {
+        split: len(dataset.splits[split]) if split in dataset.splits else None
+        for split in ("train", "val", "test")
+    }
+    prompt = dataset.template.replace("{}", "[CLASS]")
+    return DatasetRecord(
+        name=dataset.name, classes=len(dataset.class_names), **counts, digest=dataset.digest, prompt=prompt
+    )
+
+
+def recorded_settings(method: Method[Any], run: RunSpec) -> str:
+    """Return a run's settings as JSON, with the prompt of its dataset, where the run uses it, and the properties of its
+    features that are not the default."""
+    given = run.settings.model_dump(mode="json")
+    store = run.data.store
+    properties = {
+        "recipe": store.meta.recipe if store else run.data.recipe,
+        "feature_dtype": store.meta.dtype if store else "float16",
+        "views": method.views(run.data) if method.learns and method.augments else DEFAULT_VIEWS,
+    }
+    added = {name: value for name, value in properties.items() if value not in USUAL_PROPERTIES[name]}
+    prompt = run.data.dataset.template
+    if prompt in method.prompts(run.settings, run.data) and prompt not in given.values():
+        added[DATASET_PROMPT] = prompt
+    if not added:
+        return str(run.settings.model_dump_json())
+    return json.dumps(given | added, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_settings(method: Method[Any], recorded: str) -> BaseModel:
+    """Return the settings that `recorded_settings` wrote.
+
+    Raises:
+        UserError: they are not settings of the method.
+    """
+    given = json.loads(recorded)
+    for name in (DATASET_PROMPT, *FEATURE_PROPERTIES):
+        given.pop(name, None)
+    return validate(method.Settings, given, f"a recorded run of {method.name}")
+
+
+def train_files(run: RunSpec) -> str | None:
+    """Return the sha256 hex of the files of the images that a run learns, as in `RunRecord`."""
+    return run.data.train_files(run.subset) if run.subset else None
+
+
+def score_inputs(run: RunSpec, data: Data) -> ScoreInputs:
+    """Return what a test of a run on ``data`` depends on."""
+    prompts = METHODS[run.method].prompts(run.settings, data)
+    return ScoreInputs(
+        data.test_digest,
+        data.test_features,
+        data.test_images,
+        json.dumps(prompts, ensure_ascii=False),
+        train_files(run),
+    )
+
+
+def training_images_changed(run: RunSpec, tested: Mapping[str, ScoreInputs]) -> bool:
+    """Whether the image files that a run learned have changed since."""
+    now, before = train_files(run), {inputs.train_files for inputs in tested.values()}
+    return now is not None and bool(before - {None, now})
+
+
+def missing_tests(run: RunSpec, tested: Mapping[str, ScoreInputs]) -> tuple[Data, ...]:
+    """Return the datasets that a run is to be tested on and has not been tested on as they are now.
+
+    Args:
+        run: the run.
+        tested: what its recorded tests depended on, by dataset.
+    """
+    if training_images_changed(run, tested):
+        return run.tests
+    return tuple(data for data in run.tests if not _is_tested(run, data, tested))
+
+
+def _is_tested(run: RunSpec, data: Data, tested: Mapping[str, ScoreInputs]) -> bool:
+    if data is run.data:  # by any name: it may have been renamed since
+        return any(_is_same_test(run, data, before) for before in tested.values())
+    return data.name in tested and _is_same_test(run, data, tested[data.name])
+
+
+def _is_same_test(run: RunSpec, data: Data, before: ScoreInputs) -> bool:
+    now = score_inputs(run, data)
+    if before.test != now.test:
+        return False
+    if data is run.data and before.features is None:
+        return True  # of version 1: the run's key covers its own dataset's features and prompt
+    return before.prompts == now.prompts and now.features in (None, before.features)
+
+
+def complete_records(store: ResultsStore, planned: list[RunSpec]) -> None:
+    """Add what databases of version 1 did not store of these runs and their tests on their own datasets."""
+    tested = store.finished()
+    for run in planned:
+        data = run.data
+        inputs, before = score_inputs(run, data), tested.get(run.key, {}).get(data.name)
+        if before is not None and before.features is None and before.test == inputs.test:
+            store.complete(run.key, data.name, inputs, recorded_settings(METHODS[run.method], run))
