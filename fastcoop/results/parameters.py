@@ -48,7 +48,7 @@ def write_parameters(folder: Path, key: str, learned: Parameters) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    arrays = dict(learned.weights or {})
+    arrays = {name: np.ascontiguousarray(array) for name, array in (learned.weights or {}).items()}
     if learned.contexts is not None:
         arrays["contexts"] = learned.contexts.astype(np.float32)
     header = {
@@ -69,7 +69,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[s
     """
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, part.open("wb") as file:
         file.write(save(arrays, {**header, "sha256": _digest(arrays)}))

@@ -126,11 +126,12 @@ def find_key(folder: str | Path, beginning: str) -> str:
     query = "SELECT key FROM runs WHERE substr(key, 1, ?) = ? LIMIT 2"
     with reading(Path(folder)) as db:
         found: list[str] = [key for (key,) in db.execute(query, (len(beginning), beginning.lower()))]
-    if len(found) != 1:
+    if not found:
         command = escape.shell_command("fastcoop", "results", "list", folder)
+        raise UserError(f"{folder} has no run whose key begins with {beginning}; `{command}` shows the keys.")
+    if len(found) > 1:
         raise UserError(
-            f"{folder} has {'more than one' if found else 'no'} run whose key begins with {beginning}; `{command}` "
-            "shows the keys."
+            f"{folder} has more than one run whose key begins with {beginning}; give more of the key."
         )
     return found[0]
 

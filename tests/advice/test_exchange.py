@@ -110,9 +110,9 @@ def test_words_are_exported_in_a_classifier(world: Path, keys: dict[str, str], t
 
 
 @follows(
-    "begin with {}; give more of the key",
+    "begins with {}; give more of the key",
     "no learned contexts; choose a CoOp run",
-    "nothing to use; choose another run",
+    "contexts are not finite; choose another run",
 )
 def test_a_coop_run_is_chosen_by_more_of_its_key(world: Path, keys: dict[str, str]) -> None:
     for key, message in (

@@ -136,7 +136,7 @@ def test_mistakes_are_said(world, key, tmp_path):
     results = world / "results"
     with pytest.raises(UserError, match="classifier"):
         export_run(results, key(), "clasifier", tmp_path / "x")
-    with pytest.raises(UserError, match="no run zzz"):
+    with pytest.raises(UserError, match="no run whose key begins with zzz"):
         find_run(results, "zzz")
     with pytest.raises(UserError, match="more of the key"):
         find_run(results, "")
