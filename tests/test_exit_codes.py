@@ -242,12 +242,12 @@ def test_ctrl_c_reaches_a_command(world):
 def test_a_reader_that_goes_away_is_no_fault(world):
     for command in ("results show results/grid KEY", "--help"):
         words = command.replace("KEY", (world / "key").read_text()).split()
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*FASTCOOP, *words], cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        process.stdout.close()
-        err = process.stderr.read().decode()
-        assert process.wait() in (0, 1)
+        ) as process:
+            process.stdout.close()
+            err = process.stderr.read().decode()
+        assert process.returncode in (0, 1)
         assert err == "", err
 
 

@@ -163,7 +163,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise MissingFile(f"There is no file {path}.")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            # NumPy leaves a damaged file open if it opened the file itself.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in KEYS if key in arrays}
         if path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -98,7 +98,8 @@ def test_worlds_are_equal_and_load_as_datasets(
         / "images"
         / json.loads((tmp_path / "a" / "badges" / "split.json").read_text())["train"][0][0]
     )
-    assert Image.open(first).size == (64, 64)
+    with Image.open(first) as picture:
+        assert picture.size == (64, 64)
 
 
 def test_what_is_written_is_kept_and_what_is_old_is_renewed(
