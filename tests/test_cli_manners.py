@@ -69,9 +69,9 @@ def test_a_file_that_the_system_does_not_let_us_use_is_one_sentence(capsys, monk
 
 @pytest.mark.parametrize("shots", ["²", "1,,2", "-1", "1.5", "some"])
 def test_numbers_that_are_none_are_one_sentence(shots):
-    with pytest.raises(UserError, match="--shots should be whole numbers"):
-        numbers(shots, "shots")
-    assert numbers("1, 2,all", "shots") == [1, 2, "all"]
+    with pytest.raises(UserError, match="Expected --shots to be whole numbers"):
+        numbers(shots, "--shots")
+    assert numbers("1, 2,all", "--shots", ["all"]) == [1, 2, "all"]
 
 
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch):
@@ -166,7 +166,7 @@ def test_help_fits_a_terminal_of_80_columns_and_torch_is_not_loaded_for_it():
     lines = done.stdout.splitlines()
     assert len(lines) > 100
     assert max(map(len, lines)) <= 80
-    paragraph = re.search(r"Caches what.*?needs\.", done.stdout, re.DOTALL)
+    paragraph = re.search(r"The store holds.*?itself\.", done.stdout, re.DOTALL)
     assert paragraph
     assert all(len(line.strip()) > 60 for line in paragraph[0].splitlines()[:-1])  # no line is broken early
 

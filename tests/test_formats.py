@@ -103,7 +103,7 @@ def test_an_exported_csv_reads_back_as_the_page_says(world: Path, tmp_path: Path
     import pandas as pd
 
     from fastcoop import escape
-    from fastcoop.cli.results import _csv_cell
+    from fastcoop.results.listing import _csv_cell
 
     names = ["=1+1", "'=1", "-1+2", "2020", "NA", "a\nb", "\tx", "plain", "café", " @x", "1e3", "-5"]
     frame = pd.DataFrame(dict.fromkeys(("key", "backbone", "dataset", "source", "method", "label"), names))

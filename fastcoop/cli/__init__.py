@@ -1,4 +1,4 @@
-"""The command line: one thin function per command. Logic lives in the rooms."""
+"""The command line: one function per command. Everything else is in the other rooms."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ from typing import Any
 
 import typer
 
-from fastcoop.cli import (  # noqa: F401  each adds its commands
-    bench,
-    datasets,
-    demo,
-    evaluate,
-    exchange,
-    features,
-    report,
-    results,
-    sweep,
-)
+from fastcoop.cli import bench, datasets, demo, exchange, features, report, results, sweep  # noqa: F401
 from fastcoop.cli.app import app, reflow_help
 from fastcoop.cli.output import flush, prepare_streams, say
-from fastcoop.errors import UserError
+from fastcoop.errors import FastcoopError
 
 reflow_help()
 
@@ -34,27 +24,27 @@ CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit with a code of docs/exit-codes.md.
 
-    Whatever cannot be used is one sentence on standard error and exit code 2.
+    Input that cannot be used is one sentence on standard error and exit code 2.
     """
-    # Read by torch's thread pool when it starts: on a shared machine, threads that spin while they wait for one that
-    # lost its core make training many times slower.
+    # Read by torch's thread pool when it starts. On a shared machine, threads that spin while they wait make
+    # training many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # open_clip downloads weights from a model hub. Send it no usage statistics.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     prepare_streams()
     try:
         with warnings.catch_warnings():
-            # Pillow's two lines about an image that is refused in one of ours.
+            # fastcoop refuses such an image in one line.
             warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
             code = app(arguments, prog_name="fastcoop", standalone_mode=False) or 0
     except CommandLineError as error:
         code = error.exit_code
         if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
-            say(f"fastcoop: {_usage_error(error)}", err=True)
-    except UserError as error:
+            _refuse(_usage_error(error))
+    except FastcoopError as error:
         code = _refuse(error)
     except UnicodeError as error:
-        code = _refuse(describe_encoding_error(error))
+        code = _refuse(_encoding_error(error))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
             code = _refuse(
@@ -80,8 +70,8 @@ def _usage_error(error: Any) -> str:
     return f"{sentence}; `{command} --help` shows what it takes."
 
 
-def describe_encoding_error(error: UnicodeError) -> str:
-    """Say what a text that cannot be written, or bytes that cannot be read, need."""
+def _encoding_error(error: UnicodeError) -> str:
+    """Return what to do about text that cannot be written, or bytes that are not text."""
     if isinstance(error, UnicodeEncodeError) and error.encoding.replace("_", "-").lower() != "utf-8":
         return (
             f"This system's locale has no way to write {error.object!r} ({error.encoding}); "

@@ -1,4 +1,4 @@
-"""The application that commands join."""
+"""The application that commands are added to."""
 
 from __future__ import annotations
 
@@ -17,52 +17,53 @@ from fastcoop.cli.output import say
 
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
-# As a study goes; commands that are not named come last.
+# As a study uses them; other commands follow.
 ORDER = (
-    "demo",
-    "datasets",
-    "cache-features",
-    "features",
-    "sweep",
-    "results",
-    "evaluate",
-    "report",
-    "interpret",
+    *(
+        "demo",
+        "datasets",
+        "cache-features",
+        "features",
+        "sweep",
+        "results",
+        "evaluate",
+        "report",
+        "interpret",
+    ),
 )
 
 
-class InOrder(TyperGroup):
+class StudyOrder(TyperGroup):
     """Lists its commands in the order in which a study uses them."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("Stopped. What was written is whole; the same command does what is left.", err=True)
+            say("Stopped. Finished work is kept; the same command continues it.", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
-        names = list(self.commands)
-        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 app = typer.Typer(
     name="fastcoop",
-    cls=InOrder,
-    help="Prompt learning for CLIP (CoOp): features once, then thousands of runs together.",
+    cls=StudyOrder,
+    help="Prompt learning for CLIP (CoOp): cache image features once, then train thousands of runs together.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-features_app = typer.Typer(help="Look into feature stores.", no_args_is_help=True)
+features_app = typer.Typer(help="Check and import feature stores.", no_args_is_help=True)
 datasets_app = typer.Typer()
-results_app = typer.Typer(help="Look into results folders.", no_args_is_help=True)
+results_app = typer.Typer(help="Look into results folders, export and merge them.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(results_app, name="results")
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         from fastcoop import __version__
 
@@ -71,34 +72,35 @@ def _version(asked: bool) -> None:
 
 
 @app.callback(
-    epilog="Exit codes: 0 done; 1 some runs failed, or a fault of fastcoop's own; 2 something given cannot be used, "
-    "and one sentence says what; 130 interrupted."
+    epilog="Exit codes: 0 done; 1 some runs failed, or fastcoop has a fault; 2 an argument or input cannot be used, "
+    "and one sentence names it; 130 interrupted."
 )
-def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+def _configure(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
+    handler.setFormatter(_LiteralText())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("fastcoop").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    # Libraries set their own loggers' levels when they are imported; this holds whatever they set.
+    # Libraries set the levels of their own loggers when they are imported.
     logging.disable(logging.WARNING if quiet else logging.NOTSET)
     if quiet:
         warnings.simplefilter("ignore")
-        os.environ["PYTHONWARNINGS"] = "ignore"  # of worker processes
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
 
 
-class _OneLine(logging.Formatter):
+class _LiteralText(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return escape.visible(super().format(record), keep="\n")
 
 
 def reflow_help() -> None:
-    """Let a terminal break the lines of every command's help; paragraphs stay."""
+    """Join the lines of each paragraph of every command's help; the terminal breaks them."""
     for command in _commands(app):
         text = inspect.getdoc(command.callback) if command.callback else None
         if text and not command.help:

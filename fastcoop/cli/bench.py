@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from fastcoop.cli.app import app
-from fastcoop.cli.options import AsJson, Device
-from fastcoop.cli.output import say, say_json
+from fastcoop.cli.options import AsJson, Device, comma_list
+from fastcoop.cli.output import show
 from fastcoop.errors import UserError
 
 log = logging.getLogger("fastcoop")
@@ -20,45 +20,26 @@ log = logging.getLogger("fastcoop")
 
 @app.command()
 def bench(
-    class_names: Annotated[
-        Path | None, typer.Option(help="Folder of JSON lists of class names, one per dataset.")
-    ] = None,
+    class_names: Annotated[Path | None, typer.Option(help="Folder of JSON lists, one per dataset.")] = None,
     datasets: Annotated[
-        str | None,
-        typer.Option(
-            help="Only these, separated by commas: names of the paper's datasets, or files of --class-names."
-        ),
+        list[str] | None, comma_list(help="Datasets of the paper, or files of that folder.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
-    repeats: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Measurements per contender at most; slow ones get fewer. Medians are shown."
-        ),
-    ] = 5,
-    dtype: Annotated[
-        str, typer.Option(help="Of weights and activations, both ways: float32 or bfloat16.")
-    ] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, fewer for slow contenders.")] = 5,
+    dtype: Annotated[str, typer.Option(help="Of both contenders: float32 or bfloat16.")] = "float32",
     precision: Annotated[
-        str | None,
-        typer.Option(
-            help="bfloat16: also measure its speed and error beside --dtype's, on machines that have it."
-        ),
+        str | None, typer.Option(help="bfloat16: also measure its speed and error beside --dtype's.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path(
-        "reports/bench"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, .md and .png.")] = Path("reports/bench"),
     device: Device = "cpu",
-    project: Annotated[
-        str | None, typer.Option(help='"fig3": what the paper\'s Figure 3 would take.')
-    ] = None,
+    project: Annotated[str | None, typer.Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure training steps the official way and fastcoop's, in turn, in one process per dataset.
 
-    All of the paper's eleven class lists take the better part of an hour on two quiet cores; what
-    is measured is kept as it comes.
-    Without --class-names and --datasets: ImageNet's names, all of them and the first 10 and 100.
+    All of the paper's eleven class lists take the better part of an hour on two quiet cores. Each dataset's result is
+    written when it is measured. Without --class-names and --datasets: ImageNet's names, all of them and the first 10
+    and 100.
 
     Example:  [bold]fastcoop bench --datasets imagenet-10 --repeats 5[/bold]
     """
@@ -68,7 +49,7 @@ def bench(
     from fastcoop.bench.show import markdown, precision_table, write_json
     from fastcoop.engine.precision import warn_of_slow_products
 
-    lists = class_lists(class_names, datasets)
+    lists = class_lists(class_names, ",".join(datasets) if datasets else None)
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
     if project and as_json:
@@ -77,7 +58,7 @@ def bench(
         raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
     rounded = None if precision is None else torch_dtype(precision)
     frozen = random_backbone(backbone, device, dtype)
-    try:  # what cannot be written is said now, not after an hour
+    try:  # before an hour of measuring
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
@@ -85,20 +66,13 @@ def bench(
         raise UserError(f"{out} cannot be written to ({error.strerror}); give another to --out.") from None
     warn_of_slow_products(frozen.dtype, frozen.device.type)
     if rounded is not None and warn_of_slow_products(rounded, frozen.device.type):
-        log.warning("It would take hours to measure; going on without --precision %s.", precision)
+        log.warning("Measuring it would take hours; going on without --precision %s.", precision)
         rounded = None
-    measured = run_bench(
-        frozen, lists, repeats, rounded,
-        on_dataset=lambda so_far: write_json(so_far, out),
-    )  # fmt: skip
+    measured = run_bench(frozen, lists, repeats, rounded, on_dataset=lambda so_far: write_json(so_far, out))
     written = write_bench(measured, out)
-    if as_json:
-        say_json(json.loads(written[0].read_text(encoding="utf-8")))
-        return
     lines = markdown(table(measured)).split("\n")
     if measured.precision:
         lines += ["", *markdown(precision_table(measured)).split("\n")]
     if project:
         lines += ["", ARITHMETIC, "", *markdown(projection(measured)).split("\n")]
-    for line in (*lines, *written):
-        say(line)
+    show(json.loads(written[0].read_text(encoding="utf-8")), [*lines, *map(str, written)], as_json)

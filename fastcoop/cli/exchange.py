@@ -8,32 +8,29 @@ from typing import Annotated
 import typer
 
 from fastcoop.cli.app import app
-from fastcoop.cli.options import AsJson, BackboneSpec, DataRoot, Device
-from fastcoop.cli.output import say, say_json
+from fastcoop.cli.options import AsJson, BackboneSpec, DataRoot, Device, Recipe
+from fastcoop.cli.output import say, show
 
+FOUND_BY_NAME = typer.Option(help="The backbone's folder or weights, if its name does not find it.")
 Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
 
 
 @app.command("import-coop")
 def import_coop(
-    place: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with some anywhere below it.")],
-    dataset: Annotated[str, typer.Option(help="The dataset they were learned on.")],
+    place: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with checkpoints below it.")],
+    dataset: Annotated[str, typer.Option(help="The dataset that they were trained on.")],
     backbone: BackboneSpec,
     data_root: DataRoot = Path("data"),
     results: Results = Path("results/imported"),
-    class_position: Annotated[
-        str | None, typer.Option(help="end, mid or front, where no folder name says.")
-    ] = None,
-    shots: Annotated[int | None, typer.Option(help="Images per class, where no folder name says.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed, where no folder name says.")] = None,
-    recipe: Annotated[
-        str, typer.Option(help='Image transforms they were trained with: "current" or "official-2021".')
-    ] = "current",
+    class_position: Annotated[str | None, typer.Option(help="end, mid or front, if no folder says.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Images per class, if no folder says.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, if no folder says.")] = None,
+    recipe: Recipe = "current",
     as_json: AsJson = False,
 ) -> None:
-    """Read checkpoints of the official CoOp code into a results folder. Nothing that they name is run.
+    """Import checkpoints of the official CoOp code into a results folder. No code in them is run.
 
-    Of each folder the last epoch is taken. Sizes, weights and class names are compared first.
+    The last epoch of each folder is used. Sizes, weights and class names are compared first.
 
     Example:  [bold]fastcoop import-coop output/imagenet --dataset imagenet --backbone RN50[/bold]
     """
@@ -45,13 +42,11 @@ def import_coop(
     found = import_all(
         place, model, data, results, class_position=class_position, shots=shots, seed=seed, recipe=recipe
     )
-    if as_json:
-        rows = [{"key": one.key, "path": str(one.path), "label": one.label} for one in found]
-        say_json(rows)
-        return
-    for one in found:
-        say(f"{one.key[:12]}  {one.label}  {one.path}")
-    say(f"{len(found)} runs: {results}")
+    show(
+        [{"key": one.key, "path": str(one.path), "label": one.label} for one in found],
+        [*(f"{one.key[:12]}  {one.label}  {one.path}" for one in found), f"{len(found)} runs: {results}"],
+        as_json,
+    )
 
 
 @app.command("export")
@@ -62,15 +57,13 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="File to write (exported/RUN.FORMAT.safetensors); for coop a folder.")
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Of the run, where its name alone does not find it.")
-    ] = None,
+    backbone: Annotated[str | None, FOUND_BY_NAME] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's learned prompt for others to use.
+    """Write a run's learned prompt for other programs.
 
-    As a checkpoint for the official code (coop), as its contexts with all that describes them (safetensors), or as
-    the finished classifier in one file (classifier), which needs nothing but open_clip.
+    The formats are a checkpoint for the official code (coop), the contexts with everything that describes them
+    (safetensors), and the finished classifier in one file (classifier), which needs only open_clip.
 
     Example:  [bold]fastcoop export 3f2a --results results/photographs --format classifier[/bold]
     """
@@ -79,10 +72,7 @@ def export(
     key = find_run(results, run).key
     default = Path("exported") if format == "coop" else Path("exported") / f"{key[:12]}.{format}.safetensors"
     written = export_run(results, key, format, out or default, backbone)
-    if as_json:
-        say_json({"key": key, "file": written})
-    else:
-        say(written)
+    show({"key": key, "file": written}, [written], as_json)
 
 
 @app.command("predict")
@@ -90,9 +80,7 @@ def predict(
     classifier: Annotated[Path, typer.Argument(help="A file of `fastcoop export --format classifier`.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Labels per image.")] = 3,
-    backbone: Annotated[
-        str | None, typer.Option(help="Of the classifier, where its name alone does not find it.")
-    ] = None,
+    backbone: Annotated[str | None, FOUND_BY_NAME] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -107,24 +95,21 @@ def predict(
     loaded, files = Classifier.load(classifier), image_files(images)
     model = loaded.load_backbone(backbone, device)
     found = []
-    with progress(f"Classifying by {loaded.backbone}", len(files)) as advance:
+    with progress(f"Classifying with {loaded.backbone}", len(files)) as advance:
         for prediction in classify(loaded, model, files):
             found.append(prediction)
             advance()
-    width = max(len(str(one.path)) for one in found)
-    rows = []
+    rows, lines, width = [], [], max(len(str(one.path)) for one in found)
     for one in found:
         if one.probabilities is None:
             say(f"{one.path}: {one.problem}", err=True)
             continue
         best = (-one.probabilities).argsort(kind="stable")[:k]
         labels = [(loaded.class_names[label], float(one.probabilities[label])) for label in best]
-        if not as_json:
-            say(f"{one.path!s:<{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in labels))
+        lines.append(f"{one.path!s:<{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in labels))
         rows.append(
             {"image": str(one.path), "labels": [{"label": name, "probability": p} for name, p in labels]}
         )
-    if as_json:
-        say_json(rows)
+    show(rows, lines, as_json)
     if len(rows) < len(found):
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""``cache-features``, and looking into feature stores."""
+"""``cache-features``, ``features check`` and ``features import``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from fastcoop.cli.options import (
     Cache,
     DataRoot,
     Device,
+    Recipe,
     SkipUnreadable,
+    given_options,
     numbers,
-    without_effect,
 )
-from fastcoop.cli.output import say, say_json
+from fastcoop.cli.output import show
 from fastcoop.errors import UserError
 
-# What a grid file states itself.
-GRID_SAYS = ("backbone", "shots", "seeds", "views", "recipe")
+IN_GRIDS = ("backbone", "shots", "seeds", "views", "recipe")  # what a grid file names itself
+
+Dtype = Annotated[str, typer.Option(help="float16 or float32.")]
 
 
 @app.command("cache-features")
@@ -38,17 +40,17 @@ def cache_features(
     shots: Annotated[str, typer.Option(help='Shots to cache for, or "all".')] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Seeds to cache for.")] = "1,2,3",
     views: Annotated[int, typer.Option(help="Augmented views per training image.")] = 8,
-    recipe: Annotated[str, typer.Option(help='Image transforms: "current" or "official-2021".')] = "current",
-    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    recipe: Recipe = "current",
+    dtype: Dtype = "float16",
     skip_unreadable: SkipUnreadable = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Compute image features once and keep them in HDF5.
 
-    Caches what the shots and seeds can draw from the training split, and all of validation and test; asking for
-    more later adds what is missing. Images that cannot be decoded are listed at the end, when all the rest is done.
-    A grid file (*.yaml) says itself which backbones, datasets, shots, seeds, views and recipe it needs.
+    The store holds the training images that these shots and seeds can draw, and all of validation and test. A later
+    call with more shots or seeds adds the missing images. Images that cannot be decoded are listed at the end, after
+    all others are stored. A grid file (*.yaml) names its backbones, datasets, shots, seeds, views and recipe itself.
 
     Example:  [bold]fastcoop cache-features oxford_pets --backbone RN50 --data-root data[/bold]
     """
@@ -57,30 +59,22 @@ def cache_features(
     from fastcoop.sweeps import cache_grid
 
     if any(name.endswith((".yaml", ".yml")) for name in datasets):
-        _refuse_beside_a_grid(context, datasets)
+        if extra := given_options(context, IN_GRIDS) or datasets[1:]:
+            raise UserError(
+                f"A grid file names what to cache itself, got {' '.join(extra)} too. Leave that out."
+            )
         paths = cache_grid(
             datasets[0], data_root=data_root, cache=cache, dtype=dtype, skip_unreadable=skip_unreadable,
             device=device,
         )  # fmt: skip
     else:
-        wanted_seeds = [int(seed) for seed in numbers(seeds, "seeds")]
-        wanted = [(find_dataset(name, data_root), numbers(shots, "shots"), wanted_seeds) for name in datasets]
+        draws = numbers(shots, "--shots", also=["all"]), [int(one) for one in numbers(seeds, "--seeds")]
+        wanted = [(find_dataset(name, data_root), *draws) for name in datasets]
         paths = cache_all(
             [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, recipe=recipe, dtype=dtype,
             skip_unreadable=skip_unreadable,
         )  # fmt: skip
-    if as_json:
-        say_json(list(paths))
-        return
-    for path in paths:
-        say(path)
-
-
-def _refuse_beside_a_grid(context: typer.Context, datasets: list[str]) -> None:
-    named = without_effect(context, GRID_SAYS)
-    if len(datasets) > 1 or named:
-        what = " ".join(named) if named else "another dataset or grid"
-        raise UserError(f"A grid file says itself what to cache; {what} beside it came. Leave that out.")
+    show(list(paths) if as_json else None, paths, as_json)
 
 
 @features_app.command("check")
@@ -94,7 +88,7 @@ def check_features(
 ) -> None:
     """Verify a store's digests and counts; with --backbone and --dataset, encode a sample again.
 
-    That tells how far features are from what they would be today, and how far float16 moves logits.
+    The sample shows how far the stored features are from today's, and how far float16 moves logits.
 
     Example:  [bold]fastcoop features check cache/RN50/oxford_pets.h5 --backbone RN50 --dataset oxford_pets[/bold]
     """
@@ -104,24 +98,20 @@ def check_features(
     model = backbone_from_spec(backbone) if backbone else None
     images = find_dataset(dataset, data_root) if dataset else None
     found = check_store(file, model, images, sample=sample)
-    if as_json:
-        say_json(asdict(found))
-    else:
-        for line in found.lines():
-            say(line)
+    show(asdict(found), found.lines(), as_json)
     if not found.ok:
         raise typer.Exit(2)
 
 
 @features_app.command("import")
 def import_store(
-    test: Annotated[Path, typer.Option(help=".npz or .pt of features, labels and names.")],
-    name: Annotated[str, typer.Option(help="What the dataset is called.")],
+    test: Annotated[Path, typer.Option(help=".npz or .pt of features, labels and class names.")],
+    name: Annotated[str, typer.Option(help="The dataset's name.")],
     backbone: BackboneSpec,
     train: Annotated[Path | None, typer.Option(help="The same for training images.")] = None,
     val: Annotated[Path | None, typer.Option(help="The same for validation images.")] = None,
     template: Annotated[str, typer.Option(help="The hand-written prompt.")] = "a photo of a {}.",
-    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    dtype: Dtype = "float16",
     cache: Cache = Path("cache"),
     as_json: AsJson = False,
 ) -> None:
@@ -130,14 +120,9 @@ def import_store(
     Example:  [bold]fastcoop features import --test test.npz --train train.npz --name birds --backbone RN50[/bold]
     """
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.features.imported import import_features
+    from fastcoop.features import import_features
 
-    files = {
-        split: path for split, path in (("train", train), ("val", val), ("test", test)) if path is not None
-    }
+    files = {split: path for split, path in (("train", train), ("val", val), ("test", test)) if path}
     model = backbone_from_spec(backbone)
     path = import_features(files, cache, model, name=name, template=template, dtype=dtype)
-    if as_json:
-        say_json(path)
-    else:
-        say(path)
+    show(path, [path], as_json)

@@ -1,17 +1,38 @@
-"""Options that several commands have."""
+"""Options that several commands share. An option with several values takes them separated by commas."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastcoop.errors import UserError
 
-DataRoot = Annotated[Path, typer.Option(help="Folder that holds the datasets.")]
-Cache = Annotated[Path, typer.Option(help="Folder of the feature stores.")]
+
+def comma_list(*names: str, help: str) -> Any:
+    """Return an option with several values, ``--name A,B``, that may also be repeated.
+
+    A value that has a comma itself stands in double quotes, as in a CSV file.
+    """
+    return typer.Option(*names, help=help, metavar="A,B,...", callback=_split)
+
+
+def _split(values: Sequence[str] | None) -> list[str]:
+    return [
+        one.strip() for row in csv.reader(values or (), skipinitialspace=True) for one in row if one.strip()
+    ]
+
+
+def numbers(text: str, option: str, also: Sequence[str] = ()) -> list[int | str]:
+    """Return ``"1,2"``, the value of ``option``, as whole numbers; pieces in ``also`` stay text."""
+    pieces = [piece.strip() for piece in text.split(",")]
+    for piece in pieces:
+        if not piece.isdecimal() and piece not in also:
+            raise UserError(f'Expected {option} to be whole numbers separated by commas, got "{piece}".')
+    return [piece if piece in also else int(piece) for piece in pieces]
 
 
 def _device(value: str) -> str:
@@ -23,10 +44,13 @@ def _device(value: str) -> str:
     return value
 
 
-Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
-SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded, and say which.")
-]
+def given_options(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Return those of the named options that are on the command line, as they are written there."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return [f"--{name.replace('_', '-')}" for name in given]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[
     str,
@@ -34,24 +58,19 @@ BackboneSpec = Annotated[
         "--backbone", help="RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
     ),
 ]
-
-
-def without_effect(context: typer.Context, names: Sequence[str]) -> list[str]:
-    """Which of these options were given on the command line, as one writes them."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
-    return [f"--{name.replace('_', '-')}" for name in given]
-
-
-def numbers(text: str, what: str) -> list[int | str]:
-    """``"1,2,all"`` as a list."""
-    values: list[int | str] = []
-    for piece in text.split(","):
-        piece = piece.strip()
-        if piece == "all" and what == "shots":
-            values.append("all")
-        elif piece.isdecimal():
-            values.append(int(piece))
-        else:
-            raise UserError(f'--{what} should be whole numbers separated by commas; "{piece}" came.')
-    return values
+Cache = Annotated[Path, typer.Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
+DataRoot = Annotated[Path, typer.Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]
+Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
+Recipe = Annotated[str, typer.Option(help='Image transforms: "current" or "official-2021".')]
+ResultsFolder = Annotated[Path, typer.Argument(help="A results folder.")]
+Runs = Annotated[list[str] | None, comma_list("--run", help="Only these runs: keys, or their beginnings.")]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded, with a warning.")
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold.",
+    ),
+]

@@ -1,4 +1,4 @@
-"""What commands print: lines that a terminal shows as they are, and JSON that any reader takes."""
+"""What commands print: lines that a terminal shows literally, or JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,11 +18,11 @@ from fastcoop.errors import UserError
 
 
 def prepare_streams() -> None:
-    """Make printing safe: closed streams go nowhere, and letters that a stream lacks show their codes."""
+    """Make printing safe: open closed streams to nowhere, and print the codes of letters that a stream lacks."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # or the next file that is opened would be taken for the stream
+        except OSError:  # the next file opened would become the stream
             os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -34,9 +34,13 @@ def say(text: object = "", err: bool = False) -> None:
     _print(escape.visible(text), err)
 
 
-def say_json(value: Any) -> None:
-    """Print ``value`` as JSON; numbers that are not finite, which JSON does not have, as null."""
-    _print(json.dumps(_plain(value), indent=1, allow_nan=False))
+def show(value: Any, lines: Iterable[object], as_json: bool) -> None:
+    """Print a command's result: ``value`` as JSON, in which numbers that are not finite are null, or else ``lines``."""
+    if as_json:
+        _print(json.dumps(_plain(value), indent=1, allow_nan=False))
+        return
+    for line in lines:
+        say(line)
 
 
 def _plain(value: Any) -> Any:
@@ -53,22 +57,21 @@ def _print(text: str, err: bool = False) -> None:
     try:
         typer.echo(text, err=err)
     except OSError as error:
-        _drop(sys.stderr if err else sys.stdout)
+        _redirect_to_nowhere(sys.stderr if err else sys.stdout)
         if not err and not isinstance(error, BrokenPipeError):
             raise UserError(f"Standard output cannot be written ({error.strerror}); free space.") from None
 
 
 def flush() -> None:
-    """Write out what is printed; where nobody reads it any more (``| head``), drop it."""
+    """Write buffered output, or drop it if its reader has ended (``| head``)."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
-            _drop(stream)
+            _redirect_to_nowhere(stream)
 
 
-def _drop(stream: TextIO) -> None:
-    """Let a stream go nowhere, also what it still holds."""
+def _redirect_to_nowhere(stream: TextIO) -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,85 +11,75 @@ from typing import Annotated, Any
 import typer
 
 from fastcoop.cli.app import app
-from fastcoop.cli.options import AsJson, BackboneSpec
-from fastcoop.cli.output import say, say_json
+from fastcoop.cli.options import AsJson, BackboneSpec, ResultsFolder, Runs
+from fastcoop.cli.output import show
 
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    results: ResultsFolder,
     out: Annotated[Path | None, typer.Option(help="Report folder (reports/<results name>).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the figures, the tables, the claims and one page of it all from a results folder.
+    """Make figures, tables, claims and one page of all of them from a results folder.
 
-    What the results do not suffice for is said, with the command that would supply it.
+    Where runs are missing for an item, the command that would supply them is printed.
 
     Example:  [bold]fastcoop report results/photographs[/bold]
     """
     from fastcoop.reports import report as make_report
 
     written = make_report(results, out or Path("reports") / results.name)
-    if as_json:
-        say_json(written)
-    else:
-        missing = next(path for path in written if path.name == "missing.txt")
-        for line in missing.read_text(encoding="utf-8").split("\n"):
-            say(line)
-        say(f"{len(written)} files: {written[0]}")
+    missing = next(path for path in written if path.name == "missing.txt").read_text(encoding="utf-8")
+    show(written, [*missing.split("\n"), f"{len(written)} files: {written[0]}"], as_json)
 
 
 @app.command()
 def interpret(
-    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    results: ResultsFolder,
     backbone: BackboneSpec,
-    runs: Annotated[list[str] | None, typer.Option("--run", help="A run's key or its beginning.")] = None,
+    runs: Runs = None,
     k: Annotated[int, typer.Option("-k", help="Nearest words per vector.")] = 5,
-    all_tokens: Annotated[bool, typer.Option(help="Also tokens the backbone never saw in training.")] = False,
+    all_tokens: Annotated[bool, typer.Option(help="Also use tokens that pretraining never trained.")] = False,
     cosine: Annotated[bool, typer.Option("--cosine", help="By 1 - cosine, not Euclidean distance.")] = False,
     latin_only: Annotated[bool, typer.Option("--latin-only", help="N/A for words in other scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which words the learned context vectors are nearest to (Table 4), and how near one would be by chance.
+    """Print the words nearest to the learned context vectors (Table 4), beside the distance expected by chance.
 
-    A hyphen ends a piece of a word. A class-specific context has a line per class, then what classes share.
+    A hyphen ends a piece of a word. A class-specific context has a line per class, and a line over all classes.
 
     Example:  [bold]fastcoop interpret results/photographs --backbone RN50 -k 3[/bold]
     """
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.sweeps.interpret import interpret as read_words
+    from fastcoop.sweeps.interpret import interpret as find_words
 
-    paths = read_words(
+    paths = find_words(
         results, backbone_from_spec(backbone), runs=runs or (), k=k, trained_only=not all_tokens,
         metric="cosine" if cosine else "euclidean", latin_only=latin_only, again=True,
     )  # fmt: skip
-    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    if as_json:
-        say_json(stored)
-        return
-    for key, words in stored.items():
-        say(
-            f"{key[:12]}  nearest words: a random context's are {words['by_chance']:.3g} away, those of the one it "
-            f"started from {words['initial']:.3g}"
+    words_by_run = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    show(words_by_run, _word_lines(words_by_run), as_json)
+
+
+def _word_lines(words_by_run: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    for key, words in words_by_run.items():
+        yield (
+            f"{key[:12]}  nearest words: mean distance {words['by_chance']:.3g} from a random context, "
+            f"{words['initial']:.3g} from the initial one"
         )
-        for line in _by_class(words) if "summary" in words else _by_position(words["vectors"]):
-            say(f"  {line}")
-
-
-def _by_position(vectors: list[dict[str, Any]]) -> Iterator[str]:
-    for vector in vectors:
-        pairs = zip(vector["words"], vector["distances"], strict=True)
-        near = ", ".join(f"{word} ({distance:.3g})" for word, distance in pairs)
-        yield f"{vector['position']:>2}  {near}  [by chance at its length {vector['chance']:.3g}]"
-
-
-def _by_class(words: dict[str, Any]) -> Iterator[str]:
-    for name, group in groupby(words["vectors"], key=lambda vector: vector["class"]):
-        near = ", ".join(f"{vector['words'][0]} ({vector['distances'][0]:.3g})" for vector in group)
-        yield f"{name}: {near}"
-    summary = words["summary"]
-    often = ", ".join(f"{word} ({count})" for word, count in summary["words"])
-    yield (
-        f"over {summary['classes']} classes: {summary['mean_distance']:.3g} on average, by chance at their lengths "
-        f"{summary['chance']:.3g}; most often {often}"
-    )
+        if "summary" not in words:
+            for vector in words["vectors"]:
+                pairs = zip(vector["words"], vector["distances"], strict=True)
+                near = ", ".join(f"{word} ({distance:.3g})" for word, distance in pairs)
+                yield f"  {vector['position']:>2}  {near}  [by chance at its length {vector['chance']:.3g}]"
+            continue
+        for name, group in groupby(words["vectors"], key=lambda vector: vector["class"]):
+            near = ", ".join(f"{vector['words'][0]} ({vector['distances'][0]:.3g})" for vector in group)
+            yield f"  {name}: {near}"
+        summary = words["summary"]
+        often = ", ".join(f"{word} ({count})" for word, count in summary["words"])
+        yield (
+            f"  over {summary['classes']} classes: {summary['mean_distance']:.3g} on average, by chance at their "
+            f"lengths {summary['chance']:.3g}; most often {often}"
+        )

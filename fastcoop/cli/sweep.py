@@ -1,9 +1,10 @@
-"""``sweep``."""
+"""``sweep`` and ``evaluate``."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,30 +13,47 @@ import typer
 import yaml
 
 from fastcoop.cli.app import INTERRUPTED, app
-from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, SkipUnreadable, without_effect
-from fastcoop.cli.output import say, say_json
+from fastcoop.cli.options import (
+    AsJson,
+    Cache,
+    DataRoot,
+    Device,
+    ResultsFolder,
+    Runs,
+    SkipUnreadable,
+    comma_list,
+    given_options,
+)
+from fastcoop.cli.output import say, show
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:
     from fastcoop.sweeps import Summary
     from fastcoop.sweeps.dry_run import DryRun
+    from fastcoop.sweeps.evaluate import Tested
 
 log = logging.getLogger("fastcoop")
 
-NAMED = 10  # so many runs are named, further ones counted
-# Options that only print, and those that have no effect beside them.
-IDLE = {
-    "show_grid": (
-        *("data_root", "cache", "results", "dry_run", "memory_budget", "device", "jobs", "retry_failed"),
-        *("skip_unreadable", "backend", "address"),
-    ),
-    "dry_run": ("skip_unreadable", "backend", "address"),
-}
-FAILED = 1  # the exit code where runs failed
+MAX_LISTED = 10  # failed or collapsed runs printed
+RUNS_FAILED = 1  # exit code
+RUN_ONLY = ["skip_unreadable", "backend", "address"]  # options that change nothing beside --dry-run
+PLAN_ONLY = [  # those that change nothing beside --show-grid
+    *(
+        "data_root",
+        "cache",
+        "results",
+        "dry_run",
+        "memory_budget",
+        "device",
+        "jobs",
+        "retry_failed",
+        *RUN_ONLY,
+    )
+]
 
 
 class Backend(str, Enum):
-    """Who does the work."""
+    """Where the work is done."""
 
     local = "local"
     dask = "dask"
@@ -49,37 +67,37 @@ def sweep(
     cache: Cache = Path("cache"),
     results: Annotated[Path | None, typer.Option(help="Results folder (results/<grid name>).")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value in place of the grid's.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replaces the grid's value. Repeatable."),
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this method, or block; may be given again.")
-    ] = None,
+    only: Annotated[list[str] | None, comma_list(help="Only these methods, or blocks of the grid.")] = None,
     show_grid: Annotated[
-        bool, typer.Option("--show-grid", help="Only print the grid as it is understood, with all defaults.")
+        bool, typer.Option("--show-grid", help="Only print the grid as it is read, with all defaults.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only say what would run, and what time and memory it will take."),
+        typer.Option("--dry-run", help="Only print what would run, and the time and memory it will take."),
     ] = False,
-    memory_budget: Annotated[float | None, typer.Option(help="GB that training may take at once.")] = None,
+    memory_budget: Annotated[float | None, typer.Option(help="Memory for training, in GB.")] = None,
     device: Device = "cpu",
     jobs: Annotated[
-        int,
-        typer.Option(help="Processes to work with; -1 is as many as are quickest, 1 none beside this one."),
+        int, typer.Option(help="Worker processes (-1: chosen automatically, 1: run in this process).")
     ] = -1,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also do runs that failed before.")
+    ] = False,
     skip_unreadable: SkipUnreadable = False,
     backend: Annotated[
-        Backend, typer.Option(help="Who does the work: this machine, or a Dask cluster (docs/cluster.md).")
+        Backend, typer.Option(help="Work on this machine, or on a Dask cluster (docs/cluster.md).")
     ] = Backend.local,
     address: Annotated[
-        str | None, typer.Option(help="Of the cluster's scheduler, as tcp://HOST:8786 or a scheduler file.")
+        str | None, typer.Option(help="The cluster's scheduler: tcp://HOST:8786, or a scheduler file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run every experiment of a grid file that is not done yet.
+    """Do every run of a grid file that is not done yet.
 
-    Features that are missing are cached first. Interrupt it when you like: the same command goes on.
+    Missing features are cached first. It can be interrupted at any time: the same command continues.
 
     A grid names backbones, datasets, shots, seeds and methods with their settings, and crosses them: docs/grids.md.
 
@@ -90,74 +108,83 @@ def sweep(
     from fastcoop.sweeps import sweep as run_sweep
     from fastcoop.sweeps.sweep import results_folder
 
-    asked = "show_grid" if show_grid else "dry_run" if dry_run else ""
-    if idle := without_effect(context, IDLE.get(asked, ())):
-        log.warning("Beside --%s these change nothing: %s.", asked.replace("_", "-"), ", ".join(idle))
+    overrides = overrides or []
+    mode, unused = ("show-grid", PLAN_ONLY) if show_grid else ("dry-run", RUN_ONLY if dry_run else [])
+    if given := given_options(context, unused):
+        log.warning("Beside --%s these change nothing: %s.", mode, ", ".join(given))
     if show_grid:
         from fastcoop.grids import read_grid
         from fastcoop.grids.shown import grid_text
 
-        text = grid_text(read_grid(grid, overrides or (), only or ()))
-        if as_json:
-            say_json(yaml.safe_load(text))
-            return
-        for line in text.split("\n"):
-            say(line)
+        text = grid_text(read_grid(grid, overrides, only or ()))
+        show(yaml.safe_load(text), text.split("\n"), as_json)
         return
     if dry_run:
         from fastcoop.sweeps.dry_run import dry_run as plan
 
-        _say_planned(
-            plan(
-                grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
-                memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed,
-            ),
-            as_json,
+        planned = plan(
+            grid, data_root=data_root, cache=cache, results=results, overrides=overrides, only=only or (),
+            memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed,
         )  # fmt: skip
+        show(planned.as_json() if as_json else None, _planned_lines(planned), as_json)
         return
     try:
         summary = run_sweep(
-            grid, data_root=data_root, cache=cache, results=results, overrides=overrides or (), only=only or (),
+            grid, data_root=data_root, cache=cache, results=results, overrides=overrides, only=only or (),
             memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed, backend=backend.value,
             address=address, skip_unreadable=skip_unreadable,
         )  # fmt: skip
     except KeyboardInterrupt:
-        _report_stop(results_folder(grid, results))
+        _print_stop(results_folder(grid, results))
         raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        say_json(summary.as_json())
-    else:
-        _say_summary(summary)
+    show(summary.as_json() if as_json else None, _summary_lines(summary), as_json)
     if summary.diverged:
         log.warning("%d runs diverged; they are marked in the results.", summary.diverged)
-    for line in _some(summary.collapsed):
+    for line in _first(summary.collapsed):
         log.warning("Far below the other seeds of its setting, though its loss is finite: %s", line)
-    for line in _some([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
+    for line in _first([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
         say(f"failed: {line}", err=True)
     if summary.failed:
         say(
             f"{len(summary.failed)} runs failed; --retry-failed tries them again, all others are done.",
             err=True,
         )
-        raise typer.Exit(FAILED)
+        raise typer.Exit(RUNS_FAILED)
 
 
-def _say_summary(summary: Summary) -> None:
-    _say_counts(summary)
-    say(
+def _count_lines(summary: Summary) -> Iterator[str]:
+    for count in summary.counts:
+        yield f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before"
+
+
+def _summary_lines(summary: Summary) -> Iterator[str]:
+    yield from _count_lines(summary)
+    yield (
         f"finished {summary.finished} of {summary.runs} runs; {summary.done_before} were done before: "
         f"{summary.results}"
     )
     if summary.finished:
-        say(
+        yield (
             f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
             f"{summary.engine_share:.0%} of their time in the engine's steps; "
             f"at most {summary.peak_memory / 1e9:.1f} GB of memory together"
         )
 
 
-def _report_stop(folder: Path) -> None:
-    """Print how many runs an interrupted sweep leaves behind."""
+def _planned_lines(planned: DryRun) -> Iterator[str]:
+    summary = planned.summary
+    yield from _count_lines(summary)
+    if planned.failed:
+        yield f"{planned.failed} runs failed before; --retry-failed tries them again"
+    yield from planned.forecast.lines() if planned.forecast else ()
+    yield (
+        f"would run {planned.left} of {summary.runs} runs; {summary.done_before} were done before: "
+        f"{summary.results}"
+    )
+
+
+def _print_stop(folder: Path) -> None:
+    """Print how many runs of an interrupted sweep are done."""
     from fastcoop.results.read import load_score_inputs
 
     try:
@@ -167,27 +194,58 @@ def _report_stop(folder: Path) -> None:
     say(f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.", err=True)
 
 
-def _say_counts(summary: Summary) -> None:
-    for count in summary.counts:
-        say(f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before")
+def _first(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - MAX_LISTED
+    return [*lines[:MAX_LISTED], *([f"and {more} more"] if more > 0 else [])]
 
 
-def _say_planned(planned: DryRun, as_json: bool) -> None:
-    summary = planned.summary
-    if as_json:
-        say_json(planned.as_json())
-        return
-    _say_counts(summary)
-    if planned.failed:
-        say(f"{planned.failed} runs failed before; --retry-failed tries them again")
-    for line in planned.forecast.lines() if planned.forecast else ():
-        say(line)
-    say(
-        f"would run {planned.left} of {summary.runs} runs; {summary.done_before} were done before: "
-        f"{summary.results}"
-    )
+@app.command()
+def evaluate(
+    results: ResultsFolder,
+    targets: Annotated[list[str], comma_list(help="Datasets to test on.")],
+    runs: Runs = None,
+    backbones: Annotated[
+        list[str] | None,
+        comma_list("--backbone", help="The runs' backbones, where their names do not find them."),
+    ] = None,
+    data_root: DataRoot = Path("data"),
+    cache: Cache = Path("cache"),
+    recipe: Annotated[
+        str | None,
+        typer.Option(help='Image transforms: "current" or "official-2021" (those of the runs\' training).'),
+    ] = None,
+    device: Device = "cpu",
+    skip_unreadable: SkipUnreadable = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test runs on other datasets, with these datasets' own class names. Nothing is trained.
+
+    Unified contexts, text transforms and biases and zero-shot prompts work with any class names. Class-specific
+    contexts and linear probes predict among those of their own classes that the target has, found by WordNet ID or
+    name. Runs of import-coop are tested on their own dataset in the same way. The scores join those of the runs in
+    the results folder.
+
+    Example:  [bold]fastcoop evaluate results/table1 --targets imagenetv2,imagenet_sketch[/bold]
+    """
+    from fastcoop.results.read import percent
+    from fastcoop.sweeps import evaluate as test_runs
+
+    tested = test_runs(
+        results, targets, runs=runs or (), backbones=backbones or (), data_root=data_root, cache=cache,
+        recipe=recipe, device=device, skip_unreadable=skip_unreadable,
+    )  # fmt: skip
+    widths = [max(len(name) for name in names) for names in zip(*map(_tested_names, tested), strict=True)]
+    lines = []
+    for one in tested:
+        names = "  ".join(f"{name:<{width}}" for name, width in zip(_tested_names(one), widths, strict=True))
+        shots = f"{one.shots} shot{'s' * (str(one.shots) != '1')}"
+        before = "" if one.new else "  (tested before)"
+        lines.append(
+            f"{one.key[:12]}  {names}  {shots:>9}  seed {one.seed}  {percent(one.accuracy):>7}{before}"
+        )
+    lines.append(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")
+    show([dataclasses.asdict(one) for one in tested], lines, as_json)
 
 
-def _some(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - NAMED
-    return [*lines[:NAMED], *([f"and {more} more"] if more > 0 else [])]
+def _tested_names(tested: Tested) -> tuple[str, ...]:
+    return tested.label, tested.source, tested.dataset

@@ -318,7 +318,7 @@ def test_imported_runs_are_listed_and_said_to_be_untested(
     folder = tmp_path / "some results"
     (run,) = import_coop(path, backbone, dataset, folder)
     with pytest.raises(SystemExit):
-        main(["results", "list", str(folder), "--status", "untested"])
+        main(["results", "list", str(folder), "--where", "status=untested"])
     assert run.key[:12] in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["results", "export", str(folder), str(tmp_path / "runs.csv")])

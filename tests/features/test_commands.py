@@ -119,7 +119,7 @@ def test_a_grid_file_caches_all_that_its_sweep_reads(run, backbone, tmp_path, mo
     for extra in (["--shots", "2"], ["source"]):
         code, _, err = run("cache-features", grid, *extra)
         assert code == 2
-        assert "A grid file says itself" in err
+        assert "A grid file names what to cache itself" in err
 
 
 def write_npz(path: Path, labels: np.ndarray, names: list[str], seed: int) -> Path:

@@ -57,38 +57,33 @@ def rows(said: tuple[int, str, str]) -> list[dict[str, Any]]:
     return json.loads(said[1])
 
 
+def conditions(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--where", text)]
+
+
 def test_list_shows_what_is_asked_for(folder: Path, call: Callable) -> None:
     assert len(rows(call("list", folder, "--json"))) == 2 * (1 + 2 + 8)
-    asked = ["--method", "coop", "--dataset", "shifted", "--shots", "all", "--seed", "1", "--json"]
-    found = rows(call("list", folder, *asked))
+    found = rows(
+        call("list", folder, *conditions("method=coop", "dataset=shifted", "shots=all", "seed=1"), "--json")
+    )
     assert {(row["label"], row["source"], row["seed"]) for row in found} == {
         ("CoOp (M=2, end)", "colours", 1), ("CoOp (M=2, mid)", "colours", 1),
     }  # fmt: skip
-    two = [
-        "--method",
-        "zero_shot",
-        "--method",
-        "linear_probe",
-        "--status",
-        "done",
-        "--backbone",
-        "tiny",
-        "--json",
-    ]
+    two = [*conditions("method=zero_shot,linear_probe", "status=done", "backbone=tiny"), "--json"]
     assert {row["label"] for row in rows(call("list", folder, *two))} == {
         "Zero-shot CLIP",
         "Linear probe CLIP",
     }
-    code, out, _ = call("list", folder, "--label", "CoOp (M=2, mid)", "--where", "dataset=colours")
+    code, out, _ = call("list", folder, *conditions("label=CoOp (M=2, mid)", "dataset=colours"))
     assert code == 0
     said, header, *runs = out.splitlines()
     assert said == "backbone tiny, dataset colours, status done"
     assert header.split() == ["key", "label", "shots", "seed", "accuracy", "seconds"]
     assert len(runs) == 4
     assert max(map(len, out.splitlines())) <= 80
-    code, out, _ = call("list", folder, "--seed", "9")
+    code, out, _ = call("list", folder, "--where", "seed=9")
     assert (code, out) == (0, "No run meets this.\n")
-    assert rows(call("list", folder, "--seed", "9", "--json")) == []
+    assert rows(call("list", folder, "--where", "seed=9", "--json")) == []
 
 
 def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -> None:
@@ -98,7 +93,7 @@ def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -
             "INSERT INTO failures VALUES ('f1', 'tiny', 'colours', 'coop', 'L', 4, 3, '{}', 'no room', 'now')"
         )
     try:
-        (row,) = rows(call("list", folder, "--status", "failed", "--json"))
+        (row,) = rows(call("list", folder, "--where", "status=failed", "--json"))
         assert (row["key"], row["error"], row["accuracy"]) == ("f1", "no room", None)
     finally:
         with sqlite3.connect(folder / "results.sqlite") as db:

@@ -173,7 +173,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 def test_commands_print_them_as_none_and_json_stays_json(lost: Path, tmp_path: Path, call: Any) -> None:
     key = a_lost_run(lost)
-    rows = call("results", "list", lost, "--status", "diverged", "--json")
+    rows = call("results", "list", lost, "--where", "status=diverged", "--json")
     assert [row["accuracy"] for row in rows].count(None) == 16
     assert call("results", "list", lost)
     assert call("results", "show", lost, key, "--json")["tests"]["colours"]["accuracy"] is None

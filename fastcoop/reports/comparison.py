@@ -1,0 +1,94 @@
+"""Two results folders, or two labels of one, compared run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcoop.errors import UserError
+from fastcoop.reports.paired import FEWEST_DATASETS, paired_test
+from fastcoop.results.compare import pair_folders, pair_labels
+from fastcoop.results.read import load_results
+from fastcoop.results.select import select_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare_results(
+    folder: str | Path,
+    other: str | Path | None = None,
+    labels: tuple[str, str] | None = None,
+    conditions: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Compare the runs of two folders, or of two labels within one.
+
+    Args:
+        folder: A results folder.
+        other: The folder to compare with.
+        labels: Or the two labels to compare, the second against the first.
+        conditions: Only rows that meet all of them (see `fastcoop.results.select.select_rows`).
+
+    Returns:
+        A group per label, backbone and shots: differences in percentage points by dataset and in all, and their
+        two-sided p-value.
+
+    Raises:
+        UserError: Neither or both of ``other`` and ``labels`` are given, or there are no pairs of runs.
+    """
+    if (other is None) == (labels is None):
+        raise UserError("Give either a second results folder to compare with, or --labels FIRST SECOND.")
+    first = select_rows(load_results(folder), conditions)
+    if other is not None:
+        pairs = pair_folders(first, select_rows(load_results(other), conditions))
+    else:
+        assert labels is not None
+        pairs = pair_labels(first, *labels, where=folder)
+    groups = [_compared(frame) for _, frame in pairs.groupby(["label", "backbone", "shots"], sort=False)]
+    return sorted(
+        groups,
+        key=lambda group: (
+            group["label"],
+            group["backbone"],
+            float(str(group["shots"]).replace("all", "inf")),
+        ),
+    )
+
+
+def _compared(pairs: pd.DataFrame) -> dict[str, Any]:
+    pairs = pairs.assign(
+        difference=pairs["second"] - pairs["first"],
+        place=[d if d == s else f"{s} > {d}" for s, d in zip(pairs.source, pairs.dataset, strict=True)],
+    )
+    differences = pairs.groupby(["place", "seed"], sort=False).difference.mean()
+    more, less = paired_test(differences), paired_test(-differences)
+    p = min(1.0, 2 * min(more.p, less.p))
+    datasets = [
+        {
+            "dataset": str(place), "runs": len(frame), "first": float(frame["first"].mean()),
+            "second": float(frame["second"].mean()), "difference": float(frame.difference.mean()),
+        }
+        for place, frame in pairs.groupby("place", sort=False)
+    ]  # fmt: skip
+    shots = pairs.shots.iloc[0]
+    return {
+        "label": str(pairs.label.iloc[0]), "backbone": str(pairs.backbone.iloc[0]),
+        "shots": shots if isinstance(shots, str) else int(shots), "difference": more.mean, "pairs": more.pairs,
+        "p": None if p != p else p, "over": "datasets" if more.datasets >= FEWEST_DATASETS else "seeds",
+        "datasets": datasets,
+    }  # fmt: skip
+
+
+def comparison_lines(groups: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines that show groups of `compare_results`."""
+    for group in groups:
+        yield f"{group['label']}, {group['backbone']}, {group['shots']} shot{'s' * (str(group['shots']) != '1')}"
+        width = max(len(row["dataset"]) for row in group["datasets"])
+        for row in group["datasets"]:
+            yield (
+                f"  {row['dataset']:<{width}} {row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}  "
+                f"({row['runs']} runs)"
+            )
+        p = "too few runs for a test" if group["p"] is None else f"p = {group['p']:.3g} over {group['over']}"
+        yield f"  {'mean':<{width}} {'':8} {'':8} {group['difference']:+8.2f}  ({p})"
