@@ -1,7 +1,7 @@
-"""How fast training is: the official way and fastcoop's, side by side in one process per dataset."""
+"""Time of a training step, by the official code's method and by fastcoop, measured side by side."""
 
-from fastcoop.bench.names import class_lists
-from fastcoop.bench.run import Bench, run_bench
+from fastcoop.bench.benchmark import Bench, run_bench
+from fastcoop.bench.inputs import class_lists
 from fastcoop.bench.show import projection, table, write_bench
 
 __all__ = ["Bench", "class_lists", "projection", "run_bench", "table", "write_bench"]

@@ -1,23 +1,19 @@
-"""A dataset's contenders: the official way, in parts, and fastcoop with 1, 8 and as many runs as fit."""
+"""Measure a dataset's steps in turn: the official method's parts, and fastcoop with 1, 8 and as many runs as fit."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.bench.beside import BesideProducts
 from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
-from fastcoop.bench.timing import matmul, matmul_flops, measure, share_of, warm_ups
-from fastcoop.engine.batch import Active, Batch
-from fastcoop.engine.buffers import Buffers
-from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training
-from fastcoop.engine.graph import WORTH_IT
-from fastcoop.engine.run import BATCH_SIZE, Run
+from fastcoop.engine import Run, RunShape, TrainingPlan, encode_prompts, plan_training, train
+from fastcoop.engine.run import BATCH_SIZE
 from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
 
@@ -27,170 +23,248 @@ LAYOUTS = {
     "mid": PromptLayout(CONTEXT_LENGTH, "mid"),
     "class-specific": PromptLayout(CONTEXT_LENGTH, "end", class_specific=True),
 }
-GROWTH_RUNS = (1, 2, 4, 8, 16, 32, 64)
+MAX_SECONDS = 10.0  # that a contender may take beyond its warm-up and two measurements
+STEPS = {
+    "cpu": 2,
+    "cuda": 20,
+}  # of a training whose last step is timed; a GPU's steps are recorded after a few
+MATMUL_ROWS = {"cpu": 2048, "cuda": 65536}  # enough for full speed
 
 
-def measure_dataset(backbone: Backbone, name: str, classes: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row per layout of everything measured on these class names, ready for JSON."""
-    trees = Trees(backbone)
-    # Where memory does not take them all, the official way is measured on some, scaled, and marked so.
-    part = classes[: classes_that_fit(trees.tower, backbone.text.context_length)]
-    scale = len(classes) / len(part)
+class Matmuls:
+    """The matrix products of one text block, forward and backward, on random inputs."""
+
+    def __init__(self, backbone: Backbone):
+        text, rows = backbone.text, MATMUL_ROWS[backbone.device.type]
+        hidden = text.blocks[0].fc.weight.shape[0]
+        shapes = [(text.width, 3 * text.width), (text.width, text.width), (text.width, hidden)]
+        shapes += [(out, into) for into, out in shapes] + [(hidden, text.width), (text.width, hidden)]
+        self.flops = sum(2.0 * rows * into * out for into, out in shapes)
+        options: dict[str, Any] = {"dtype": text.dtype, "device": backbone.device}
+        self._products = [
+            (torch.randn(rows, into, **options), torch.randn(into, out, **options)) for into, out in shapes
+        ]
+        self._outputs = [torch.empty(rows, out, **options) for _, out in shapes]
+
+    def __call__(self) -> None:
+        for (x, weight), out in zip(self._products, self._outputs, strict=True):
+            torch.mm(x, weight, out=out)
+
+
+class FastcoopStep:
+    """Times one step of ``runs`` equal runs that train together, and right after it as many operations of ``matmuls``.
+
+    A shared machine's speed changes within seconds; timing the two next to each other makes their ratio reliable.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        layout: PromptLayout,
+        runs: int,
+        *,
+        precision: torch.dtype | None = None,
+        matmuls: Matmuls | None = None,
+    ):
+        self.backbone, self.precision, self.matmuls = backbone, precision, matmuls
+        self.plan = plan_runs(backbone, class_names, layout, runs, precision)
+        self.repeats = max(1, round(self.flops / matmuls.flops)) if matmuls else 0
+        self.matmul_seconds: list[float] = []  # one entry per call
+        self.runs = []
+        for seed in range(runs):
+            draw = torch.Generator().manual_seed(seed)
+            contexts = 0.02 * torch.randn(layout.shape(len(class_names), backbone.text.width), generator=draw)
+            features = torch.randn(BATCH_SIZE, 1, backbone.text.dim, generator=draw)
+            labels = torch.randint(len(class_names), (BATCH_SIZE,), generator=draw)
+            steps = STEPS[backbone.device.type]  # the training set is one batch, so an epoch is one step
+            self.runs.append(Run(class_names, layout, contexts, features, labels, steps, seed))
+
+    @property
+    def flops(self) -> float:
+        """Operations of one step of all runs."""
+        return sum(run.tree.flops for run in self.plan.runs)
+
+    def __call__(self) -> float:
+        """Return the seconds of the last step of a short training."""
+        ends: list[float] = []
+
+        def on_step(get_state: Callable[[], object]) -> None:
+            wait(self.backbone.device)
+            ends.append(time.perf_counter())
+
+        memory = self.plan.memory_bytes
+        train(self.backbone, self.runs, memory_budget=memory, precision=self.precision, on_step=on_step)
+        if self.matmuls is not None:
+            self.matmul_seconds.append(timed(self._multiply, self.backbone.device))
+        return ends[-1] - ends[-2]
+
+    def _multiply(self) -> None:
+        assert self.matmuls is not None
+        for _ in range(self.repeats):
+            self.matmuls()
+
+
+def measure_dataset(
+    backbone: Backbone, name: str, class_names: list[str], repeats: int
+) -> list[dict[str, Any]]:
+    """Return a row per layout of everything measured on these class names, ready for JSON."""
+    text, device = backbone.text, backbone.device
+    # If memory does not hold all classes in one official step, it is measured on some of them and scaled to all.
+    part = class_names[: classes_that_fit(text, text.context_length)]
+    scale = len(class_names) / len(part)
     images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size)
-    images = images.to(backbone.device, backbone.dtype)
-    labels = torch.arange(BATCH_SIZE, device=backbone.device) % len(part)
-    longest = longest_prompt(backbone, classes, CONTEXT_LENGTH)
-    whole = OfficialStep(backbone, part, CONTEXT_LENGTH, backbone.text.context_length)
+    images = images.to(device, backbone.dtype)
+    labels = torch.arange(BATCH_SIZE, device=device) % len(part)
+    longest = longest_prompt(backbone, class_names, CONTEXT_LENGTH)
+    whole = OfficialStep(backbone, part, CONTEXT_LENGTH, text.context_length)
     cut = OfficialStep(backbone, part, CONTEXT_LENGTH, longest)
     features = whole.encode_images(images)
 
-    contenders: dict[Any, Callable[[], Any]] = {
-        "image": lambda: whole.encode_images(images),
-        "text": lambda: whole.learn(features, labels),
-        "cut": lambda: cut.learn(features, labels),
+    matmuls = Matmuls(backbone)
+    ours = {
+        (layout, runs): FastcoopStep(backbone, class_names, settings, runs, matmuls=matmuls)
+        for layout, settings in LAYOUTS.items()
+        for runs in run_counts(backbone, class_names, settings)
     }
-    buffers = Buffers(trees.tower.dtype, trees.tower.device)  # one after another, they share their memory
-    held: dict[tuple[str, int], int] = {}
-    flops: dict[tuple[str, int], float] = {}
-    beside: dict[tuple[str, int], BesideProducts] = {}
-    multiply = matmul(trees)
-    for layout in LAYOUTS:
-        for runs in run_counts(backbone, classes, LAYOUTS[layout]):
-            key = (layout, runs)
-            batch = equal_runs(backbone, trees, classes, LAYOUTS[layout], runs, repeats, buffers)
-            flops[key] = runs * plan_of(backbone, classes, LAYOUTS[layout]).runs[0].tree.flops
-            count = max(1, round(flops[key] / matmul_flops(trees)))  # as much work as the step
-            beside[key] = BesideProducts(batch, multiply, count)
-            contenders[key] = _counting(beside[key], held, key)
-    times = measure(contenders, repeats, backbone.device)
-    warm = warm_ups(backbone.device)
-
-    tower = trees.tower
-    shape = (tower.width, tower.hidden, len(tower.blocks), tower.dim)
-    products = {key: both.products[warm:] for key, both in beside.items()}
-    product_flops = {key: both.count * matmul_flops(trees) for key, both in beside.items()}
-    times |= {key: both.steps[warm:] for key, both in beside.items()}
+    contenders: dict[Any, Callable[[], float]] = {
+        "image": lambda: timed(lambda: whole.encode_images(images), device),
+        "text": lambda: timed(lambda: whole.learn(features, labels), device),
+        "cut": lambda: timed(lambda: cut.learn(features, labels), device),
+        **ours,
+    }
+    times = measure(contenders, repeats)
     median = {key: statistics.median(values) for key, values in times.items()}
-    share = {key: share_of(flops[key], times[key], product_flops[key], products[key]) for key in beside}
+    rates, shares = {}, {}
+    for key, step in ours.items():
+        rates[key] = [step.repeats * matmuls.flops / seconds for seconds in step.matmul_seconds[1:]]
+        pairs = zip(times[key], rates[key], strict=True)
+        shares[key] = statistics.median(step.flops / seconds / rate for seconds, rate in pairs)
     rows = []
-    for layout, settings in LAYOUTS.items():
-        plan = plan_of(backbone, classes, settings)
-        counts = [runs for key, runs in beside if key == layout]
+    for layout in LAYOUTS:
+        counts = [runs for key, runs in ours if key == layout]
         per_run = {runs: median[layout, runs] / runs for runs in counts}
-        # The least time per run, told by the share: the minutes' speed, which changes, is in both its parts.
-        best = max(counts, key=lambda runs: share[layout, runs])
-        rows.append(
-            {
-                "dataset": name,
-                "classes": len(classes),
-                "layout": layout,
-                "nodes": plan.runs[0].tree.nodes,
-                "official_tokens": len(classes) * backbone.text.context_length,
-                "official_image_s": median["image"],
-                "official_text_s": median["text"] * scale,
-                "official_cut_s": median["cut"] * scale,
-                "official_tokens_cut": longest,
-                "official_measured_classes": len(part),
-                "official_text_flops": official_text_flops(
-                    len(classes), backbone.text.context_length, *shape
-                ),
-                "run_step_s": per_run,
-                "best_runs": best,
-                "best_run_step_s": per_run[best],
-                "flops_per_run": flops[layout, best] / best,
-                "flops_per_s": flops[layout, best] / median[layout, best],
-                "matmul_flops_per_s": product_flops[layout, best] / statistics.median(products[layout, best]),
-                "matmul_share": {runs: share[layout, runs] for runs in counts},
-                "bytes_held": {runs: held[layout, runs] for runs in counts},
-                "bytes_estimated": {
-                    runs: plan.scratch_bytes + runs * plan.runs[0].tree.activation_bytes for runs in counts
-                },
-                "measurements": {runs: len(times[layout, runs]) for runs in counts},
-            }
-        )
+        # Chosen by the share of matrix products, which the changing speed of the machine affects less than the time.
+        best = max(counts, key=lambda runs: shares[layout, runs])
+        step = ours[layout, best]
+        rows.append({
+            "dataset": name,
+            "classes": len(class_names),
+            "layout": layout,
+            "nodes": step.plan.runs[0].tree.nodes,
+            "official_tokens": len(class_names) * text.context_length,
+            "official_image_s": median["image"],
+            "official_text_s": median["text"] * scale,
+            "official_cut_s": median["cut"] * scale,
+            "official_tokens_cut": longest,
+            "official_measured_classes": len(part),
+            "official_text_flops": official_text_flops(text, len(class_names), text.context_length),
+            "run_step_s": per_run,
+            "best_runs": best,
+            "best_run_step_s": per_run[best],
+            "flops_per_run": step.flops / best,
+            "flops_per_s": step.flops / median[layout, best],
+            "matmul_flops_per_s": statistics.median(rates[layout, best]),
+            "matmul_share": {runs: shares[layout, runs] for runs in counts},
+            "bytes_planned": {runs: ours[layout, runs].plan.bytes_of(range(runs)) for runs in counts},
+            "measurements": {runs: len(times[layout, runs]) for runs in counts},
+        })  # fmt: skip
     return rows
 
 
-def plan_of(backbone: Backbone, classes: Sequence[str], layout: PromptLayout) -> TrainingPlan:
-    """What a run of these class names and this layout takes."""
-    return plan_training(backbone, [RunShape(tuple(classes), layout, 1)])
+def compare_precision(
+    backbone: Backbone, precision: torch.dtype, name: str, class_names: list[str], repeats: int
+) -> dict[str, Any]:
+    """Compare steps in the backbone's precision and in ``precision``: as many runs as fit, layout end.
+
+    Errors are relative, in norm, of one run's class features and context gradients at random contexts.
+    """
+    layout = LAYOUTS["end"]
+    runs = max(run_counts(backbone, class_names, layout))
+    contenders = {
+        one: FastcoopStep(backbone, class_names, layout, runs, precision=one) for one in (None, precision)
+    }
+    times = measure(contenders, repeats)
+    (features, grads), (rough_features, rough_grads) = (
+        _features_and_gradients(backbone, class_names, one) for one in (None, precision)
+    )
+    return {
+        "dataset": name,
+        "layout": "end",
+        "runs": runs,
+        "precision": str(precision).removeprefix("torch."),
+        "exact_run_step_s": statistics.median(times[None]) / runs,
+        "run_step_s": statistics.median(times[precision]) / runs,
+        "feature_error": _relative_error(rough_features, features),
+        "gradient_error": _relative_error(rough_grads, grads),
+    }
 
 
-def run_counts(backbone: Backbone, classes: Sequence[str], layout: PromptLayout) -> list[int]:
-    """1, 8 and as many runs as a batch takes; 8 only where it does not mean minutes."""
-    plan = plan_of(backbone, classes, layout)
+def plan_runs(
+    backbone: Backbone,
+    class_names: Sequence[str],
+    layout: PromptLayout,
+    runs: int,
+    precision: torch.dtype | None = None,
+) -> TrainingPlan:
+    """Return the plan of equal runs."""
+    shape = RunShape(tuple(class_names), layout, steps=1, images=BATCH_SIZE, batch_size=BATCH_SIZE)
+    return plan_training(backbone, [shape] * runs, precision=precision)
+
+
+def run_counts(backbone: Backbone, class_names: Sequence[str], layout: PromptLayout) -> list[int]:
+    """Return 1, 8 and the number of runs that fit a batch, without 8 where fewer fit."""
+    plan = plan_runs(backbone, class_names, layout, 1)
     budget = plan.budget()
     while budget.try_add(plan.runs[0]):
         pass
-    few = {1, budget.runs} | ({8} if plan.runs[0].tree.rows * 8 <= 2 * plan.max_rows else set())
-    return sorted(few)
+    return sorted({1, min(8, budget.runs), budget.runs})
 
 
-def equal_runs(
-    backbone: Backbone,
-    trees: Trees,
-    classes: Sequence[str],
-    layout: PromptLayout,
-    runs: int,
-    repeats: int,
-    buffers: Buffers | None = None,
-) -> Batch:
-    """A batch of equal runs with random features, good for warming up and ``repeats`` steps."""
-    tower = trees.tower
-    steps = max(warm_ups(tower.device) + repeats + 1, WORTH_IT)  # fewer would not be recorded on a GPU
-    active = []
-    for seed in range(runs):
-        draw = torch.Generator().manual_seed(seed)
-        contexts = 0.02 * torch.randn(layout.shape(len(classes), tower.width), generator=draw)
-        features = torch.randn(BATCH_SIZE, 1, tower.dim, generator=draw)
-        labels = torch.randint(len(classes), (BATCH_SIZE,), generator=draw)
-        run = Run(classes, layout, contexts, features, labels, steps, seed)
-        active.append(Active.start(seed, run, torch.float32, tower.device))
-    return Batch(trees, active, backbone.logit_scale, buffers)
+def measure(contenders: Mapping[Any, Callable[[], float]], repeats: int) -> dict[Any, list[float]]:
+    """Call each contender once to warm up, then all in turn; return the seconds that the later calls returned.
+
+    Args:
+        contenders: Functions that return the seconds of one measurement.
+        repeats: Measurements of each at most; slow contenders get fewer, but at least two.
+    """
+    counts = {key: min(repeats, 2 + int(MAX_SECONDS / one())) for key, one in contenders.items()}
+    times: dict[Any, list[float]] = {key: [] for key in contenders}
+    for turn in range(repeats):
+        for key, contender in contenders.items():
+            if turn < counts[key]:
+                times[key].append(contender())
+    return times
 
 
-def _counting(beside: BesideProducts, held: dict[Any, int], key: Any) -> Callable[[], None]:
-    """A step; the first one notes the bytes it holds."""
-    forest_pass = beside.batch.forest_pass
-
-    def step() -> None:
-        if key in held:
-            return beside()
-        forest_pass.buffer.begin()
-        beside()
-        held[key] = forest_pass.nbytes
-
-    return step
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a call takes."""
+    wait(device)
+    start = time.perf_counter()
+    function()
+    wait(device)
+    return time.perf_counter() - start
 
 
-def growth_counts(backbone: Backbone, classes: Sequence[str], layout: PromptLayout) -> list[int]:
-    """1 to 64 runs, as far as these batches fit in memory side by side."""
-    plan = plan_of(backbone, classes, layout)
-    held = itertools.accumulate(runs * plan.runs[0].tree.activation_bytes for runs in GROWTH_RUNS)
-    fit = zip(GROWTH_RUNS, held, strict=True)
-    return [runs for runs, size in fit if runs == 1 or size <= plan.memory_bytes]
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def measure_growth(backbone: Backbone, name: str, classes: list[str], repeats: int) -> list[dict[str, Any]]:
-    """Steps of more and more runs, layout end."""
-    trees, layout = Trees(backbone), LAYOUTS["end"]
-    buffers = Buffers(trees.tower.dtype, trees.tower.device)
-    counts = growth_counts(backbone, classes, layout)
-    batches = {runs: equal_runs(backbone, trees, classes, layout, runs, repeats, buffers) for runs in counts}
-    times = {
-        runs: statistics.median(values)
-        for runs, values in measure(
-            {runs: batch.step for runs, batch in batches.items()}, repeats, backbone.device
-        ).items()
-    }
-    return [
-        {
-            "dataset": name,
-            "layout": "end",
-            "runs": runs,
-            "nodes": batches[runs].forest.nodes,
-            "step_s": times[runs],
-            "per_run_s": times[runs] / runs,
-        }
-        for runs in counts
-    ]
+def _features_and_gradients(
+    backbone: Backbone, class_names: Sequence[str], precision: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Return class features and context gradients at contexts and upstream gradients drawn from a fixed seed."""
+    draw = torch.Generator().manual_seed(0)
+    contexts = 0.02 * torch.randn(CONTEXT_LENGTH, backbone.text.width, generator=draw)
+    contexts = contexts.to(backbone.device).requires_grad_()
+    item = (class_names, LAYOUTS["end"], contexts)
+    (features,) = encode_prompts(backbone, [item], Trees(backbone, precision))
+    upstream = torch.randn(features.shape, generator=draw).to(features)
+    (gradients,) = torch.autograd.grad(features, contexts, upstream)
+    return features.detach(), gradients
+
+
+def _relative_error(value: Tensor, reference: Tensor) -> float:
+    return float((value.double() - reference.double()).norm() / reference.double().norm())

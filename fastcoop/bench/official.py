@@ -1,4 +1,4 @@
-"""A training step the official way: images through the image tower, every prompt at 77 tokens, one run."""
+"""A training step by the official code's method: images encoded in every step, all prompts at 77 tokens, one run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.text_tower import TextTower
 from fastcoop.engine.fit import free_bytes
-from fastcoop.engine.weights import FoldedTower
 from fastcoop.prompts.layout import PLACEHOLDER, tokenize
 
-# Of the free memory, for what autograd keeps; the process grows by half as much again, and our forests need some, too.
+# Share of the free memory for what autograd keeps. The process grows by half as much again, and fastcoop's own steps
+# need memory, too.
 KEPT_SHARE = 0.3
 
 
 class OfficialStep:
     """One CoOp step by plain PyTorch on the model's own modules, class token at the end, unified context.
 
-    ``tokens`` cuts the text tower's input (77, or the longest prompt's length: exact, the tower being causal).
+    Args:
+        backbone: Its open_clip model is used.
+        class_names: Names of the classes.
+        context_length: Number of context vectors.
+        tokens: Length that prompts are cut to: 77, or that of the longest prompt (exact, since the tower is causal).
     """
 
     def __init__(self, backbone: Backbone, class_names: Sequence[str], context_length: int, tokens: int):
@@ -43,11 +48,11 @@ class OfficialStep:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """The image part: (batch, 3, size, size) to normalised features."""
+        """The image part: pictures (batch, 3, size, size) to normalized features (batch, dim)."""
         return F.normalize(self.model.encode_image(images), dim=-1)
 
     def learn(self, image_features: Tensor, labels: Tensor) -> float:
-        """The text part: forward, loss, backward, optimiser step. Returns the loss."""
+        """The text part: forward, loss, backward, optimizer step. Returns the loss."""
         text = self.text
         contexts = self.contexts.expand(len(self.start), -1, -1)
         x = torch.cat([self.start, contexts, self.tail], 1) + text.positional_embedding[: self.tokens]
@@ -63,10 +68,10 @@ class OfficialStep:
 
 
 def _sequence_first(transformer: Any) -> Any:
-    """open_clip's transformer with positions before prompts, as the official code runs it, on the same weights.
+    """Copy open_clip's transformer, sharing its weights, with positions before prompts as in the official code.
 
-    The other order, open_clip's own, makes one small product per prompt of the projection to queries, keys and values,
-    and would flatter what is compared with it.
+    In open_clip's own order the projection to queries, keys and values is one small product per prompt, which is slower
+    and would make the comparison unfair.
     """
     weights: dict[int, Any] = {id(weight): weight for weight in transformer.parameters()}
     copy = deepcopy(transformer, weights)
@@ -77,33 +82,33 @@ def _sequence_first(transformer: Any) -> Any:
 
 
 def longest_prompt(backbone: Backbone, class_names: Sequence[str], context_length: int) -> int:
-    """Tokens of the longest prompt, start and end included."""
+    """Return the number of tokens of the longest prompt, start and end included."""
     filler = " ".join([PLACEHOLDER] * context_length)
     texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
     return max(map(len, tokenize(backbone.tokenizer, texts, backbone.text.context_length)))
 
 
-def class_bytes(tower: FoldedTower, tokens: int) -> int:
-    """Bytes that autograd keeps for one prompt of ``tokens`` positions.
+def class_bytes(text: TextTower, tokens: int) -> int:
+    """Return the bytes that autograd keeps for one prompt of ``tokens`` positions.
 
-    Per layer and position: the residual stream twice, queries, keys, values and what they attend to, and what goes
-    into the activation (QuickGELU keeps its sigmoid, too).
+    Per layer and position: the residual stream twice, queries, keys, values and the attention's output, and the input
+    of the activation (QuickGELU also keeps its sigmoid).
     """
-    hidden = (2 if tower.activation == "silu" else 1) * tower.hidden
-    numbers = tokens * len(tower.blocks) * (6 * tower.width + hidden)
-    return numbers * torch.finfo(tower.dtype).bits // 8
+    hidden = (2 if text.activation == "quick_gelu" else 1) * text.blocks[0].fc.weight.shape[0]
+    return tokens * len(text.blocks) * (6 * text.width + hidden) * text.dtype.itemsize
 
 
-def classes_that_fit(tower: FoldedTower, tokens: int) -> int:
-    """How many prompts of ``tokens`` positions the official way can learn from at once in the memory now free."""
-    return max(1, int(KEPT_SHARE * free_bytes(tower.device) / class_bytes(tower, tokens)))
+def classes_that_fit(text: TextTower, tokens: int) -> int:
+    """Return how many prompts of ``tokens`` positions fit the free memory in one official step."""
+    return max(1, int(KEPT_SHARE * free_bytes(text.device) / class_bytes(text, tokens)))
 
 
-def official_text_flops(classes: int, tokens: int, width: int, hidden: int, layers: int, dim: int) -> float:
-    """Operations of the plain way: ``classes`` prompts of ``tokens`` positions, weights frozen, forward and backward.
+def official_text_flops(text: TextTower, classes: int, tokens: int) -> float:
+    """Return the operations of the text part: ``classes`` prompts of ``tokens`` positions, forward and backward.
 
-    Backward goes through every product once, for the gradient of its input; attention's four products twice.
+    With frozen weights, backward repeats every product once, for the gradient of its input; attention's products twice.
     """
+    width, hidden = text.width, text.blocks[0].fc.weight.shape[0]
     dense = 2 * 2 * (4 * width * width + 2 * width * hidden)
     attention = 12 * width * tokens
-    return classes * (tokens * layers * (dense + attention) + 2 * 2 * width * dim)
+    return classes * (tokens * len(text.blocks) * (dense + attention) + 2 * 2 * width * text.dim)

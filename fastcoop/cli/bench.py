@@ -30,7 +30,7 @@ def bench(
     precision: Annotated[
         str | None, typer.Option(help="bfloat16: also measure its speed and error beside --dtype's.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, .md and .png.")] = Path("reports/bench"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md.")] = Path("reports/bench"),
     device: Device = "cpu",
     project: Annotated[str | None, typer.Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
@@ -44,7 +44,7 @@ def bench(
     Example:  [bold]fastcoop bench --datasets imagenet-10 --repeats 5[/bold]
     """
     from fastcoop.bench import class_lists, projection, run_bench, table, write_bench
-    from fastcoop.bench.names import random_backbone, torch_dtype
+    from fastcoop.bench.inputs import random_backbone, torch_dtype
     from fastcoop.bench.project import ARITHMETIC
     from fastcoop.bench.show import markdown, precision_table, write_json
     from fastcoop.engine.precision import warn_of_slow_products

@@ -1,4 +1,4 @@
-"""The whole benchmark: every dataset, growth with the number of runs, and where it was measured."""
+"""The whole benchmark: every list of class names, and the machine that it ran on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import torch
 
 import fastcoop
 from fastcoop.backbones import Backbone
-from fastcoop.bench.apart import apart
-from fastcoop.bench.measure import CONTEXT_LENGTH, measure_dataset, measure_growth
-from fastcoop.bench.precision import compare_precision
+from fastcoop.bench.fresh_process import run_in_fresh_process
+from fastcoop.bench.measure import CONTEXT_LENGTH, compare_precision, measure_dataset
 from fastcoop.progress import progress
 
 
 @dataclass
 class Bench:
-    """What was measured, ready for JSON: ``machine``, ``rows`` (a dict per dataset and layout), ``growth``, and
-    ``precision`` (a dict per dataset, where a second precision was asked for)."""
+    """Measurements, ready for JSON.
+
+    Attributes:
+        machine: Device, threads, versions and settings.
+        rows: One entry per dataset and layout.
+        precision: One entry per dataset, if a second precision was measured.
+    """
 
     machine: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    growth: list[dict[str, Any]] = field(default_factory=list)
     precision: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -36,28 +39,29 @@ def run_bench(
     precision: torch.dtype | None = None,
     on_dataset: Callable[[Bench], None] | None = None,
 ) -> Bench:
-    """Measure training steps on each list of class names, each list in a process of its own.
+    """Measure training steps on each list of class names, each list in a fresh process.
 
-    Times are medians of up to ``repeats`` (at least two; fewer the longer a step takes) after one warm-up, the
-    contenders of a dataset in turn within each repeat, matrix products between a step's layers: the official way's
-    image part and text part, the text part cut to the longest prompt, and fastcoop's whole step (its images are
-    features already) for 1, 8 and as many runs as fit, in three layouts. ``precision``: also compare steps in
-    it with the backbone's own. ``on_dataset`` is given what was measured so far, after each list.
+    Times are medians of up to ``repeats`` calls after one warm-up. All contenders of a dataset run in turn within each
+    repeat: the image part and the text part of an official step, its text part cut to the longest prompt, and a whole
+    step of fastcoop (whose image features are cached) with 1, 8 and as many runs as fit, in three layouts.
+
+    Args:
+        backbone: Its weights may be random.
+        class_lists: Class names by dataset.
+        repeats: Measurements of each contender at most.
+        precision: If given, also compare fastcoop's steps in it and in the backbone's own precision.
+        on_dataset: Called with the measurements so far after each list.
     """
     bench = Bench(_machine(backbone))
-    with progress("Measuring", len(class_lists) + 1) as advance:
-        for name, classes in class_lists.items():
-            bench.rows += apart(measure_dataset, backbone, name, list(classes), repeats)
+    with progress("Measuring", len(class_lists)) as advance:
+        for name, names in class_lists.items():
+            bench.rows += run_in_fresh_process(measure_dataset, backbone, name, list(names), repeats)
             if precision is not None:
-                bench.precision.append(
-                    apart(compare_precision, backbone, precision, name, list(classes), repeats)
-                )
+                arguments = (backbone, precision, name, list(names), repeats)
+                bench.precision.append(run_in_fresh_process(compare_precision, *arguments))
             if on_dataset is not None:
                 on_dataset(bench)
             advance(1, name)
-        smallest = min(class_lists, key=lambda name: len(class_lists[name]))
-        bench.growth = apart(measure_growth, backbone, smallest, list(class_lists[smallest]), repeats)
-        advance(1, "growth")
     return bench
 
 
