@@ -21,9 +21,9 @@ from fastcoop.grids.grid import read_grid
 from fastcoop.grids.plan import load_grid, plan_runs
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import plan_batches
-from fastcoop.sweeps.caching import cache_world
-from fastcoop.sweeps.sweep import _open_features
-from fastcoop.sweeps.work import Home, Task
+from fastcoop.sweeps.caching import cache_loaded
+from fastcoop.sweeps.sweep import open_features
+from fastcoop.sweeps.tasks import Task, run_task
 from fastcoop.sweeps.workers import budget_of
 
 GRID = Path(__file__).resolve().parents[1] / "experiments" / "demo-2000.yaml"
@@ -35,18 +35,17 @@ def trial(
     """Seconds of each drawn run, alone and as its part of its batch; and how many of the grid's runs train."""
     read = read_grid(grid, overrides)
     loaded = load_grid(read, world / "data", "cpu")
-    for _ in cache_world(loaded, world / "cache", retry_skipped=False):
+    for _ in cache_loaded(loaded, world / "cache", retry_skipped=False):
         pass
-    _open_features(loaded, world / "cache")
+    open_features(loaded, world / "cache")
     planned = {run.key: run for run in plan_runs(loaded)}
     batches = plan_batches(list(planned.values()), threads=1, budget=budget_of("cpu", None, 2))
     drawn_from = [(batch, key) for batch in batches if batch.trains for key in batch.keys]
-    home = Home(loaded)
 
     def seconds(batch: Batch) -> float:
         start = time.monotonic()
         told: list[object] = []
-        home.do(Task(batch, tuple(planned[key].unbound() for key in batch.keys)), told.append)
+        run_task(Task(batch, tuple(planned[key].unbound() for key in batch.keys)), loaded, told.append)
         error = getattr(told[-1], "error", None)
         assert error is None, error
         return time.monotonic() - start

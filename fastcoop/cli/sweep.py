@@ -29,8 +29,8 @@ from fastcoop.errors import UserError
 
 if TYPE_CHECKING:
     from fastcoop.sweeps import Summary
-    from fastcoop.sweeps.dry_run import DryRun
     from fastcoop.sweeps.evaluate import Tested
+    from fastcoop.sweeps.forecast import DryRun
 
 log = logging.getLogger("fastcoop")
 
@@ -120,7 +120,7 @@ def sweep(
         show(yaml.safe_load(text), text.split("\n"), as_json)
         return
     if dry_run:
-        from fastcoop.sweeps.dry_run import dry_run as plan
+        from fastcoop.sweeps.forecast import dry_run as plan
 
         planned = plan(
             grid, data_root=data_root, cache=cache, results=results, overrides=overrides, only=only or (),

@@ -1,89 +1,112 @@
-"""Batches: which runs train together, and in which order the work of a grid is done.
+"""Batches: which runs train together, and in which order batches are run.
 
-A run comes to the same bits only beside the same companions, so batches are planned from the whole grid and
-recorded; a resumed sweep forms the recorded ones again. Methods that do not train in the engine need no companions.
+A batch is recorded, and a resumed sweep restores it, so that its runs train beside the same others and, from a
+checkpoint, reach the same bits. Methods that do not train in the engine have batches of single runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.base import Training
 from fastcoop.results.records import Batch
 
-if TYPE_CHECKING:
-    from fastcoop.engine.trees import TreeKey
-
-SHARES = (
-    16  # a batch takes at most this fraction of the work, so that workers end together whatever their number
-)
-ROOMS = 4  # a batch holds at most so many rooms full of rows, of which the engine trains one at a time
-FEW = 8  # a batch of less than this fraction of a room is slow, so it takes in the next tree's runs
-FLOPS = 3e10  # a second of a core: only the proportions matter, and whether a sweep is worth workers
+# "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
+MAX_BATCH_FRACTION = (
+    1 / 16
+)  # of all training work in one batch, so that workers finish at about the same time
+MAX_BATCH_FILLS = 4  # rows in one batch, in fills; the engine trains one fill at a time
+MIN_BATCH_FILLS = 1 / 8  # batches with fewer rows are slow, so they also take runs of the next tree
+CORE_FLOPS = 3e10  # per second; only decides whether a sweep is worth starting workers
 
 
-def training_of(run: RunSpec) -> Training | None:
-    """What a run asks of the engine; nothing if it has learned already and is only to be tested."""
-    return None if run.has_learned else METHODS[run.method].training(run, run.model)
+def form_batches(
+    planned: Mapping[str, RunSpec],
+    pending: Mapping[str, RunSpec],
+    recorded: Sequence[Batch],
+    *,
+    threads: int,
+    budget: int,
+) -> list[Batch]:
+    """Return the batches of all pending runs, in order: recorded ones as they were, and new ones for the other runs.
+
+    Args:
+        planned: All runs of the grid, by key.
+        pending: The runs to do, by key.
+        recorded: Batches of an earlier sweep.
+        threads: Threads of each new batch.
+        budget: Memory for the training of each new batch, in bytes.
+
+    Raises:
+        UserError: A prompt does not fit the text tower.
+    """
+    to_train = {key for key, run in pending.items() if not run.has_learned}
+    restored = restore_recorded_batches(recorded, planned, to_train)
+    taken = {key for batch in restored for key in batch.keys}
+    rest = [run for key, run in pending.items() if key not in taken]
+    return in_order([*restored, *plan_batches(rest, threads=threads, budget=budget)])
 
 
-def reformed(recorded: Sequence[Batch], runs: Mapping[str, RunSpec], pending: Container[str]) -> list[Batch]:
-    """Those of the recorded batches whose runs the grid has all, and of which any is still to be done."""
+def restore_recorded_batches(
+    recorded: Sequence[Batch], planned: Mapping[str, RunSpec], pending: Container[str]
+) -> list[Batch]:
+    """Return the recorded batches whose runs are all in the grid, and of which some are pending."""
     batches: list[Batch] = []
     taken: set[str] = set()
     for batch in recorded:
-        known = all(key in runs and key not in taken for key in batch.keys)
-        if known and any(key in pending for key in batch.keys):
-            # Keys know weights, not names: a backbone's folder may have been renamed since.
-            batches.append(replace(batch, backbone=runs[batch.keys[0]].backbone))
+        complete = all(key in planned and key not in taken for key in batch.keys)
+        if complete and any(key in pending for key in batch.keys):
+            # Keys contain digests of weights, not names: the backbone may have been renamed.
+            batches.append(replace(batch, backbone=planned[batch.keys[0]].backbone))
             taken.update(batch.keys)
     return batches
 
 
 def plan_batches(runs: Iterable[RunSpec], *, threads: int, budget: int) -> list[Batch]:
-    """Batches of all ``runs``, backbone by backbone; ``threads`` and ``budget`` (bytes) are those of each batch.
-
-    Raises UserError for a prompt that does not fit the text tower.
-    """
+    """Return new batches of ``runs``, backbone by backbone. Arguments and exceptions are those of `form_batches`."""
     by_backbone: dict[Backbone, list[RunSpec]] = {}
     for run in runs:
         by_backbone.setdefault(run.model, []).append(run)
     batches: list[Batch] = []
-    for backbone, mine in by_backbone.items():
-        asked = {run.key: training_of(run) for run in mine}
-        batches += _plain([run for run in mine if asked[run.key] is None], threads)
-        training = {key: wanted for key, wanted in asked.items() if wanted is not None}
-        batches += _cut(backbone, [run for run in mine if run.key in training], training, threads, budget)
+    for backbone, group in by_backbone.items():
+        trainings = {run.key: training_of(run) for run in group}
+        batches += _plain_batches([run for run in group if trainings[run.key] is None], threads)
+        training = {key: found for key, found in trainings.items() if found is not None}
+        batches += _training_batches(
+            backbone, [run for run in group if run.key in training], training, threads, budget
+        )
     return batches
 
 
+def training_of(run: RunSpec) -> Training | None:
+    """Return what a run asks of the engine; None if it does not train there, or has learned already."""
+    return None if run.has_learned else METHODS[run.method].training(run, run.model)
+
+
 def in_order(batches: Iterable[Batch]) -> list[Batch]:
-    """Batches in the order to begin them: a backbone at a time; first what learns nothing, then other plain runs,
-    whose length nobody knows, then training, the longest first, so that short ones even out the end."""
+    """Return batches in the order to start them.
+
+    One backbone after the other; first methods that learn nothing, then others outside the engine, whose time is
+    unknown, then training, longest first, so that short batches even out the end.
+    """
     methods = list(METHODS)
-    backbones: dict[str, int] = {}
     batches = list(batches)
-    for batch in batches:
-        backbones.setdefault(batch.backbone, len(backbones))
+    backbones = list(dict.fromkeys(batch.backbone for batch in batches))
 
     def place(batch: Batch) -> tuple[Any, ...]:
         kind = 2 if batch.trains else int(METHODS[batch.method].learns)
-        return (
-            backbones[batch.backbone],
-            kind,
-            0 if batch.trains else methods.index(batch.method),
-            -batch.cost,
-        )
+        method = 0 if batch.trains else methods.index(batch.method)
+        return backbones.index(batch.backbone), kind, method, -batch.cost
 
     return sorted(batches, key=place)
 
 
-def _plain(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
-    """Runs that learn nothing dataset by dataset, since each takes no time; all others one by one."""
+def _plain_batches(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
+    """Return a batch per dataset for methods that learn nothing, whose runs are short, and per run for others."""
     groups: dict[tuple[str, ...], list[RunSpec]] = {}
     for run in runs:
         alone = (run.key,) if METHODS[run.method].learns else ()
@@ -97,25 +120,26 @@ def _plain(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
     return batches
 
 
-def _cut(
+def _training_batches(
     backbone: Backbone,
     runs: Sequence[RunSpec],
     training: Mapping[str, Training],
     threads: int,
     budget: int,
 ) -> list[Batch]:
-    """Runs side by side with those of their tree, the longest first, cut into batches."""
+    """Sort runs by tree, longest first, and cut the list into batches."""
+    from fastcoop.engine import RunShape, plan_training
     from fastcoop.engine.trees import tree_key
 
     if not runs:
         return []
     trees = {key: tree_key(wanted.class_names, wanted.layout) for key, wanted in training.items()}
-    rows = tree_rows(backbone, set(trees.values()))
+    plan = plan_training(backbone, [RunShape(*wanted) for wanted in training.values()], memory_budget=budget)
+    rows = {tree: cost.rows for tree, cost in plan.trees.items()}
     place = {tree: number for number, tree in enumerate(sorted(rows, key=repr))}
-    text = backbone.text
-    row_seconds = 4 * 12 * text.width**2 * len(text.blocks) / FLOPS
+    row_seconds = 4 * 12 * backbone.text.width**2 * len(backbone.text.blocks) / CORE_FLOPS
     costs = {key: rows[trees[key]] * wanted.steps * row_seconds for key, wanted in training.items()}
-    room, share = room_rows(backbone, budget), sum(costs.values()) / SHARES
+    fill, max_cost = plan.rows_estimate, sum(costs.values()) * MAX_BATCH_FRACTION
     batches: list[Batch] = []
     keys: list[str] = []
     method, tree, held, cost = "", None, 0, 0.0
@@ -127,11 +151,10 @@ def _cut(
     for run in sorted(
         runs, key=lambda r: (r.method, place[trees[r.key]], -training[r.key].steps, r.seed, r.key)
     ):
-        key = run.key
-        enough = held * FEW >= room
-        more = held + rows[trees[key]]
-        ends = enough and (trees[key] != tree or cost + costs[key] > share or more > ROOMS * room)
-        if run.method != method or ends:
+        key, more = run.key, held + rows[trees[run.key]]
+        too_large = cost + costs[key] > max_cost or more > MAX_BATCH_FILLS * fill
+        is_full = held >= MIN_BATCH_FILLS * fill and (trees[key] != tree or too_large)
+        if run.method != method or is_full:
             close()
             keys, held, cost = [], 0, 0.0
         method, tree = run.method, trees[key]
@@ -139,28 +162,3 @@ def _cut(
         held, cost = held + rows[tree], cost + costs[key]
     close()
     return batches
-
-
-def tree_rows(backbone: Backbone, trees: Iterable[TreeKey]) -> dict[TreeKey, int]:
-    """Rows that a run of each tree takes in the engine."""
-    from fastcoop.prompts.layout import class_prompts
-    from fastcoop.prompts.tree import build_tree
-
-    rows = {}
-    for tree in trees:
-        names, layout = tree
-        prompts = class_prompts(backbone.tokenizer, names, layout, backbone.text.context_length)
-        rows[tree] = int(build_tree(prompts).live.sum())
-    return rows
-
-
-def room_rows(backbone: Backbone, budget: int) -> int:
-    """About how many rows the engine trains at once in ``budget`` bytes."""
-    from fastcoop.engine.fit import CPU_ROWS
-
-    text = backbone.text
-    kept = (
-        len(text.blocks) * 12 * text.width * 4
-    )  # a layer's residuals, q, k, v, hidden and scores, as float32
-    fit = max(1, budget // kept)
-    return min(CPU_ROWS, fit) if backbone.device.type == "cpu" else fit

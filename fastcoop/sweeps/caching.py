@@ -1,4 +1,4 @@
-"""The features that a grid needs: cached before its runs, or by themselves."""
+"""Cache the features that a grid needs."""
 
 from __future__ import annotations
 
@@ -22,46 +22,55 @@ def cache_grid(
     skip_unreadable: bool = False,
     device: str = "cpu",
 ) -> Iterator[Path]:
-    """Cache what the runs of a grid file can draw, yielding each store's path as it is done.
+    """Cache the features of all images that the runs of a grid file can draw.
 
-    Raises UserError as ``sweep`` and ``cache_features`` do; for unreadable images only when all the rest is
-    stored.
+    Args:
+        grid, data_root, cache, skip_unreadable, device: As `sweep` takes them.
+        dtype: Of the stored features: "float16" or "float32".
+
+    Yields:
+        The path of each feature store when it is complete.
+
+    Raises:
+        UserError: As `sweep` and `cache_features` do; for unreadable images only after everything else is stored.
     """
-    world = load_grid(read_grid(grid), Path(data_root) if data_root is not None else None, device)
-    yield from cache_world(world, Path(cache), dtype=dtype, skip_unreadable=skip_unreadable)
+    loaded = load_grid(read_grid(grid), Path(data_root) if data_root is not None else None, device)
+    yield from cache_loaded(loaded, Path(cache), dtype=dtype, skip_unreadable=skip_unreadable)
 
 
-def cache_world(
-    world: LoadedGrid,
+def cache_loaded(
+    loaded: LoadedGrid,
     cache: Path,
     *,
     dtype: str = "float16",
     skip_unreadable: bool = False,
     retry_skipped: bool = True,
 ) -> Iterator[Path]:
-    """The same for a grid that is loaded. Training images are cached of datasets that a method learns from."""
-    grid = world.grid
-    wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in world.datasets.items()]
+    """As `cache_grid`, for a loaded grid. Training images are cached only for datasets that a method learns from."""
+    grid = loaded.grid
+    wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in loaded.datasets.items()]
     return cache_all(
-        world.backbones, wanted, cache, views=grid.views, recipe=grid.recipe, dtype=dtype,
+        loaded.backbones, wanted, cache, views=grid.views, recipe=grid.recipe, dtype=dtype,
         skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip
 
 
-def missing_crops(world: LoadedGrid) -> dict[tuple[str, str], int]:
-    """Images and views that ``cache_world`` has to encode, by names of backbone and dataset; those of none left out."""
+def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
+    """Return how many crops (images times views) `cache_loaded` would encode, by names of backbone and dataset."""
     missing: dict[tuple[str, str], int] = {}
-    settings = Settings(world.grid.recipe, 0, world.grid.views, "float16", 1)
-    for backbone in world.backbones:
-        for spec, dataset in world.datasets.items():
-            data = world.data(backbone.name, dataset.name)
+    grid = loaded.grid
+    settings = Settings(grid.recipe, 0, grid.views, "float16", 1)
+    for backbone in loaded.backbones:
+        for spec, dataset in loaded.datasets.items():
+            if dataset.store is not None:  # imported features
+                continue
+            data = loaded.data(backbone.name, dataset.name)
             wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
             if "train" in wanted:
-                shots, seeds = world.grid.drawn(spec)
+                shots, seeds = grid.drawn(spec)
                 drawn = [data.subset(number, seed).train for number in shots for seed in seeds]
                 wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *drawn]))
-            if dataset.store is None:
-                plan = make_plan(backbone, dataset, wanted, settings, data.store, True)
-                crops = sum(len(part.rows) * len(part.views) for part in plan.parts)
-                missing |= {(backbone.name, dataset.name): crops} if crops else {}
+            plan = make_plan(backbone, dataset, wanted, settings, data.store, True)
+            if crops := sum(len(part.rows) * len(part.views) for part in plan.parts):
+                missing[backbone.name, dataset.name] = crops
     return missing

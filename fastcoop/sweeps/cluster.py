@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from fastcoop.errors import UserError
-from fastcoop.sweeps.work import Event, Finished, Supplies, Task, Tell, Workshop
+from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBank, WorkerSpec, run_task
 
 MAX_LOST_RESULTS = 8  # results lost on their way to this process before the cluster counts as unusable
 CONNECT_TIMEOUT_S = 20.0  # for the scheduler, and for a first worker
@@ -29,7 +29,7 @@ class ClusterPayload:
     """Sent to every worker once: the spec, and the content of feature stores that workers cannot see as files."""
 
     name: str
-    spec: Supplies
+    spec: WorkerSpec
     stores: dict[tuple[str, str], bytes]
 
 
@@ -45,7 +45,7 @@ class ClusterExecutor:
         UserError: There is no such cluster, or it has no workers.
     """
 
-    def __init__(self, spec: Supplies, address: str | None, folder: Path):
+    def __init__(self, spec: WorkerSpec, address: str | None, folder: Path):
         self._client = _connect(address)
         try:
             self.size = len(self._client.nthreads())
@@ -59,16 +59,16 @@ class ClusterExecutor:
         self._payload = ClusterPayload(uuid4().hex, spec, stores)
         self._lost = 0
 
-    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+    def run(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
         try:
             while tasks:
                 self._round(tasks, on_event, on_tick)
         finally:
             with suppress(Exception):  # a scheduler or worker that is gone has nothing to free
-                self._client.run(_free_runners, self._payload.name)
+                self._client.run(_free_banks, self._payload.name)
             self._client.close()
 
-    def _round(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+    def _round(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
         """Run the present tasks; those that ``on_event`` appends wait for the next round."""
         from distributed import KilledWorker
         from joblib import Parallel, delayed, parallel_config
@@ -83,7 +83,7 @@ class ClusterExecutor:
                 )
                 for events in parallel(calls):
                     for event in events:
-                        if isinstance(event, Finished):
+                        if isinstance(event, BatchFinished):
                             del pending[event.batch.name]
                         on_event(event)
                     on_tick()
@@ -92,7 +92,9 @@ class ClusterExecutor:
             if fatal is None:
                 raise
             batch = pending.pop(fatal).batch
-            on_event(Finished(batch, error=f"{error.allowed_failures + 1} workers died of it", died=True))
+            on_event(
+                BatchFinished(batch, error=f"{error.allowed_failures + 1} workers died of it", died=True)
+            )
         except (OSError, CancelledError, TimeoutError):  # a result was lost with the worker that held it
             self._lost += 1
             if self._lost > MAX_LOST_RESULTS:
@@ -125,7 +127,7 @@ def _sees(paths: list[str]) -> bool:
     return all(Path(path).exists() for path in paths)
 
 
-_runners: dict[str, tuple[Workshop, tempfile.TemporaryDirectory[str]]] = {}  # of this worker, by payload name
+_banks: dict[str, tuple[WorkerBank, tempfile.TemporaryDirectory[str]]] = {}  # of this worker, by payload name
 _one_task = threading.Lock()  # a Dask worker may have several threads, but trains one batch at a time
 
 
@@ -141,24 +143,24 @@ class _TaskCall:
         events: list[Event] = []
         # Otherwise scikit-learn's joblib calls would go to the cluster and wait for the worker that waits for them.
         with _one_task, joblib.parallel_config("sequential"):
-            _runner(payload).do(task, events.append)
+            run_task(task, _bank(payload), events.append)
         return events
 
 
-def _runner(payload: ClusterPayload) -> Workshop:
-    """Return this worker's runner for the payload; feature stores that came with it are written to files."""
-    if payload.name not in _runners:
-        _free_runners()
+def _bank(payload: ClusterPayload) -> WorkerBank:
+    """Return this worker's bank for the payload; feature stores that came with it are written to files."""
+    if payload.name not in _banks:
+        _free_banks()
         stores, folder = dict(payload.spec.stores), tempfile.TemporaryDirectory(prefix="fastcoop-")
         for number, (names, content) in enumerate(payload.stores.items()):
             stores[names] = Path(folder.name) / f"{number}.h5"
             stores[names].write_bytes(content)
-        _runners[payload.name] = Workshop(replace(payload.spec, stores=stores)), folder
-    return _runners[payload.name][0]
+        _banks[payload.name] = WorkerBank(replace(payload.spec, stores=stores)), folder
+    return _banks[payload.name][0]
 
 
-def _free_runners(name: str | None = None) -> None:
+def _free_banks(name: str | None = None) -> None:
     """Free what a sweep (None: every sweep) loaded on this worker, and the feature stores that came with it."""
-    for one in list(_runners) if name is None else [name]:
-        if one in _runners:
-            _runners.pop(one)[1].cleanup()
+    for one in list(_banks) if name is None else [name]:
+        if one in _banks:
+            _banks.pop(one)[1].cleanup()

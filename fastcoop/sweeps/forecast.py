@@ -1,54 +1,67 @@
-"""What a sweep will take, before it is begun: its batches, nodes and operations, its time and memory."""
+"""``--dry-run``: what a sweep would do, and its expected time and memory.
+
+Counts, operations and bytes come from the engine's plan. Times come from earlier runs in the results folder, or else
+from about two seconds of measurement: a few small training steps per backbone and method, and one or two runs of each
+method outside the engine.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 
-from fastcoop.grids.plan import LoadedGrid
-from fastcoop.methods import METHODS, Data, RunSpec
-from fastcoop.methods.base import Training
-from fastcoop.methods.data import KEPT_BYTES
-from fastcoop.methods.schedule import ScheduleSettings
+from fastcoop.backbones.precision import fresh_state
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.plan import LoadedGrid, load_grid, plan_runs, warn_of_idle_settings
+from fastcoop.methods import METHODS, RunContext, RunSpec
+from fastcoop.methods.schedule import ScheduleSettings, epochs_of
 from fastcoop.progress import duration
+from fastcoop.results.database import DATABASE
+from fastcoop.results.read import load_batches, load_failures, load_runs
 from fastcoop.results.records import Batch
-from fastcoop.sweeps import measure
 from fastcoop.sweeps.batches import training_of
-from fastcoop.sweeps.schedule import form_batches
-from fastcoop.sweeps.shapes import Shapes, course
-from fastcoop.sweeps.workers import ExecutorConfig, budget_of, choose_team, max_workers
+from fastcoop.sweeps.caching import missing_crops
+from fastcoop.sweeps.sweep import (
+    Summary,
+    count_runs,
+    open_features,
+    open_unchanged,
+    plan_execution,
+    results_folder,
+    select_pending,
+    tests_in,
+)
+from fastcoop.sweeps.workers import ExecutorConfig, check_limits
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
+    from fastcoop.datasets import Dataset
+    from fastcoop.engine import TrainingPlan
 
-TREES = 5  # of a backbone, the ones with the most work, whose steps are timed
-JOBS = 3  # of a method, of different sizes, that are timed
-PATIENCE = 8.0  # seconds that the jobs of a method may take of the measurement
+MAX_STEP_FLOPS = 3e10  # of a timed step: about a second of a core
+MAX_RUN_SECONDS = 2.0  # of a second timed run of a method outside the engine
+TIMED_CROPS = 8
+MAX_STARTUP = 10.0  # seconds of importing the libraries, however old this process is
 
 
 @dataclass(frozen=True)
 class Part:
-    """Batches of one method over one backbone.
-
-    Attributes:
-        batches, runs: how many.
-        largest: runs of the largest batch.
-        seconds: of one worker, for all of them; None where nothing was measured.
-    """
+    """Batches of one method with one backbone: their number, runs, runs of the largest, and seconds on one worker (None
+    if unknown)."""
 
     backbone: str
     method: str
     batches: int
     runs: int
     largest: int
-    seconds: float | None = None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -56,14 +69,14 @@ class Forecast:
     """What is left of a sweep.
 
     Attributes:
-        parts: its batches, by backbone and method.
-        nodes: distinct token prefixes that training computes, each once per step and run.
-        flops: floating-point operations of those, forward and backward.
-        crops: images and views that are encoded first.
-        workers, threads: processes, and threads of each.
-        seconds: wall time of the whole command; None where nothing was measured.
-        memory: bytes of all processes at their largest.
-        measured: seconds that the measurement took.
+        parts: Its batches, by backbone and method.
+        nodes: Distinct token prefixes that training computes, counted once per step and run.
+        flops: Floating-point operations of training, forward and backward.
+        crops: Images and views that are encoded first.
+        workers, threads: Processes, and threads of each.
+        seconds: Expected wall time of the command; None if the time of a part is unknown.
+        memory: Expected bytes of all processes.
+        measured: Seconds that the measurement took.
     """
 
     parts: tuple[Part, ...]
@@ -76,300 +89,279 @@ class Forecast:
     memory: float
     measured: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
-        return dataclasses.asdict(self)
-
     def lines(self) -> Iterator[str]:
-        """The same for people."""
+        """Yield the forecast as lines of text."""
         if self.crops:
-            yield f"features of {self.crops:,} images and views are missing and cached first"
+            yield f"features of {self.crops:,} images and views are missing and are cached first"
         for part in self.parts:
-            many = "batch" if part.batches == 1 else "batches"
-            took = "" if part.seconds is None else f", {duration(part.seconds)} of a worker"
-            yield (
-                f"{part.backbone}  {part.method}: {part.runs:,} runs in {part.batches:,} {many} of up to "
-                f"{part.largest}{took}"
-            )
+            batches = f"{part.batches:,} batch{'es' * (part.batches > 1)} of up to {part.largest}"
+            took = "time unknown" if part.seconds is None else f"{duration(part.seconds)} of a worker"
+            yield f"{part.backbone}  {part.method}: {part.runs:,} runs in {batches}, {took}"
         if self.nodes:
             yield f"training computes {self.nodes:.3g} nodes, {self.flops:.3g} floating-point operations"
-        if self.seconds is not None:
-            many = "process" if self.workers == 1 else "processes"
-            threads = "a thread" if self.threads == 1 else f"{self.threads} threads"
-            yield (
-                f"expected: {duration(self.seconds)} and {self.memory / 1e9:.1f} GB, by {self.workers} {many} of "
-                f"{threads} (measured for {duration(self.measured)} on this machine, otherwise idle)"
-            )
+        took = "unknown time" if self.seconds is None else duration(self.seconds)
+        workers = f"{self.workers} process{'es' * (self.workers > 1)} (threads of each: {self.threads})"
+        yield f"expected: {took} and {self.memory / 1e9:.1f} GB, by {workers}"
+        if self.seconds is None:
+            yield "times of methods outside the engine are known once the features are cached"
 
 
-def forecast(
-    world: LoadedGrid,
-    planned: Mapping[str, RunSpec],
-    pending: Mapping[str, RunSpec],
-    recorded: Sequence[Batch] = (),
+@dataclass(frozen=True)
+class DryRun:
+    """What a sweep would do: the grid's runs, a forecast (None if all are done), and how many failed before."""
+
+    summary: Summary
+    forecast: Forecast | None
+    failed: int = 0
+
+    @property
+    def left(self) -> int:
+        """Runs that would be done."""
+        return self.summary.runs - self.summary.done_before - self.failed
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        forecast = dataclasses.asdict(self.forecast) if self.forecast else None
+        return self.summary.as_json() | {"would_run": self.left, "failed": self.failed, "forecast": forecast}
+
+
+@fresh_state()
+def dry_run(
+    grid: str | Path | Mapping[str, Any],
     *,
+    data_root: str | Path | None = "data",
+    cache: str | Path = "cache",
+    results: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    memory_budget: float | None = None,
     device: str = "cpu",
     jobs: int = -1,
-    memory_budget: float | None = None,
-    missing: Mapping[tuple[str, str], int] | None = None,
-    startup: float = 0.0,
-) -> Forecast:
-    """Plan the batches of ``pending`` as a sweep does, and time the beginnings of some.
+    retry_failed: bool = False,
+) -> DryRun:
+    """Plan a sweep and forecast its time and memory. Arguments are those of `sweep`. Nothing is written.
 
-    Args:
-        planned: all of the grid's runs by key; ``pending`` those to be done.
-        recorded: batches of an earlier sweep into the same folder.
-        device, jobs, memory_budget: as ``sweep`` takes them.
-        missing: crops to be encoded first, by names of backbone and dataset.
-        startup: seconds that it took to come here, which a sweep and each of its workers take too.
+    Raises:
+        UserError: The grid, or something that it names, cannot be used.
     """
-    began = time.perf_counter()
-    resident = psutil.Process().memory_info().rss
-    budget = budget_of(device, memory_budget, max_workers(jobs, device))
-    batches = form_batches(planned, pending, recorded, threads=1, budget=budget)
-    team = choose_team(jobs, device, batches)
-    names = {batch.name for batch in recorded}
-    batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
-    seconds: dict[str, float] = {}
-    nodes = flops = 0.0
-    worker = float(resident)
-    missing = missing or {}
-    encoding = 0.0
-    for backbone in world.backbones:
-        mine = [batch for batch in batches if batch.backbone == backbone.name]
-        data = {
-            dataset.name: measure.with_features(
-                world.data(backbone.name, dataset.name),
-                backbone.embed_dim,
-                missing.get((backbone.name, dataset.name), 0),
-            )
-            for dataset in world.datasets.values()
-        }
-        for dataset in world.datasets.values():
-            if crops := missing.get((backbone.name, dataset.name)):
-                encoding += crops * measure.time_encoding(backbone, dataset, world.grid.recipe)
-        ledger = _Ledger(backbone, planned, pending, data)
-        with measure.as_one_of(team.size, team.threads):
-            seconds |= ledger.plain([batch for batch in mine if not batch.trains])
-            seconds |= ledger.training([batch for batch in mine if batch.trains])
-        nodes, flops = nodes + ledger.nodes, flops + ledger.flops
-        worker = max(worker, ledger.resident + _features(mine, planned))
-    measured = time.perf_counter() - began
-    wall = startup + encoding + _makespan([seconds[batch.name] for batch in batches], team)
-    if team.size > 1:
-        wall += startup  # a worker loads what this process has loaded
-    memory = worker if team.size == 1 else resident + team.size * worker
-    parts = _parts(batches, seconds)
-    return Forecast(
-        parts, nodes, flops, sum(missing.values()), team.size, team.threads, wall, memory, measured
+    start, startup = (
+        time.monotonic(),
+        min(max(0.0, time.time() - psutil.Process().create_time()), MAX_STARTUP),
+    )
+    check_limits(jobs, memory_budget, device)
+    folder = results_folder(grid, results)
+    loaded = load_grid(
+        read_grid(grid, overrides, only), Path(data_root) if data_root is not None else None, device
+    )
+    open_features(loaded, Path(cache), open_unchanged)
+    planned = plan_runs(loaded)
+    warn_of_idle_settings(planned)
+    tested = tests_in(folder)
+    summary = Summary(folder, count_runs(planned, tested))
+    exists = (folder / DATABASE).is_file()
+    failed: Any = load_failures(folder) if exists else []
+    failures = dict(zip(failed.key, failed.error, strict=True)) if len(failed) else {}
+    pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
+    if not pending:
+        return DryRun(summary, None, len(skipped))
+    by_key = {run.key: run for run in planned}
+    recorded = load_batches(folder) if exists else []
+    batches, config = plan_execution(by_key, pending, recorded, jobs, device, memory_budget)
+    runs = {key: by_key[key] if batch.trains else pending[key] for batch in batches for key in batch.keys}
+    startup += time.monotonic() - start
+    return DryRun(
+        summary, _forecast(loaded, runs, batches, config, folder if exists else None, startup), len(skipped)
     )
 
 
-class _Ledger:
-    """Times the work over one backbone, and adds it up."""
+def _forecast(
+    loaded: LoadedGrid,
+    runs: Mapping[str, RunSpec[Any]],
+    batches: Sequence[Batch],
+    config: ExecutorConfig,
+    folder: Path | None,
+    startup: float,
+) -> Forecast:
+    import torch
+    from threadpoolctl import threadpool_limits
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        planned: Mapping[str, RunSpec],
-        pending: Mapping[str, RunSpec],
-        data: Mapping[str, Data],
-    ):
-        self.backbone, self.planned, self.pending, self.data = backbone, planned, pending, data
-        self.nodes = self.flops = 0.0
-        self.resident = psutil.Process().memory_info().rss
-        self._shapes = Shapes(backbone)
-
-    def ready(self, run: RunSpec) -> RunSpec:
-        """Return the run on features that are there."""
-        targets = tuple(self.data[name] for name in run.target_names)
-        return replace(run, inputs=run.loaded._replace(data=self.data[run.dataset], targets=targets))
-
-    def plain(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Seconds of batches that do not train in the engine, by name."""
-        seconds = {}
-        for method in dict.fromkeys(batch.method for batch in batches):
-            mine = [batch for batch in batches if batch.method == method]
-            sizes = {key: _size(method, self.pending[key]) for batch in mine for key in batch.keys}
-            took = self._curve(method, sizes)
-            for batch in mine:
-                seconds[batch.name] = sum(took(sizes[key]) for key in batch.keys)
-            self.resident = max(self.resident, psutil.Process().memory_info().rss)
-        return seconds
-
-    def _curve(self, method: str, sizes: Mapping[str, float]) -> _Curve:
-        """Seconds of a run of a method by its size, from a few jobs, the smallest first."""
-        ordered = sorted(sizes, key=lambda key: sizes[key])
-        places = sorted({round(n * (len(ordered) - 1) / (JOBS - 1)) for n in range(JOBS)})
-        points: list[tuple[float, float]] = []
-        last = spent = 0.0
-        for place in places:
-            key = ordered[place]
-            if points and (
-                sizes[key] == points[-1][0] or spent + last * sizes[key] / points[-1][0] > PATIENCE
-            ):
-                continue
-            start = time.perf_counter()
-            points.append(self._timed(method, self.ready(self.pending[key]), sizes[key]))
-            last = time.perf_counter() - start
-            spent += last
-        return _Curve(points)
-
-    def _timed(self, method: str, run: RunSpec, size: float) -> tuple[float, float]:
-        if not isinstance(run.settings, ScheduleSettings) or run.has_learned:
-            return size, measure.time_run(method, run, self.backbone)
-        # Two short schedules tell what a step takes, and what all the rest does.
-        per_epoch = size / _epochs(run)
-        took = [
-            measure.time_run(
-                method,
-                replace(run, settings=run.settings.model_copy(update={"epochs": epochs})),
-                self.backbone,
-            )
-            for epochs in (1, 1, 3)
-        ]
-        step = max(0.0, (took[2] - took[1]) / (2 * per_epoch))
-        return size, max(took[1] - step * per_epoch, 0.0) + step * size
-
-    def training(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Seconds of batches that train in the engine, by name."""
-        if not batches:
-            return {}
-        wanted = {key: training_of(self.planned[key]) for batch in batches for key in batch.keys}
-        asked = {key: one for key, one in wanted.items() if one is not None}
-        work: dict[Any, float] = {}
-        for _key, one in asked.items():
-            shape = self._shapes.of(one)
-            self.nodes += shape.nodes * one.steps
-            self.flops += shape.flops * one.steps
-            work[shape.key] = work.get(shape.key, 0.0) + shape.flops * one.steps
-        speeds, setup, ending = self._speeds(batches, asked, work)
-        seconds = {}
-        for batch in batches:
-            steps = [(self._shapes.of(asked[key]), asked[key].steps) for key in batch.keys]
-            trained = sum(n * speeds(rows) for n, rows in course(steps, batch.budget or 0, self._shapes.room))
-            seconds[batch.name] = setup + trained + ending * len(batch.keys)
-        return seconds
-
-    def _speeds(
-        self, batches: Sequence[Batch], asked: Mapping[str, Training], work: Mapping[Any, float]
-    ) -> tuple[Any, float, float]:
-        """(seconds of a step by the shapes in it, seconds before a batch's first step, and after a run's last)."""
-        import torch
-
-        from fastcoop.methods.coop import engine_run
-
-        known: dict[Any, tuple[float, float]] = {}  # seconds per step, and per row of it
-        setups, endings, grown = [], [], 0
-        for tree in sorted(work, key=lambda tree: -work[tree])[:TREES]:
-            batch = next(b for b in batches if any(self._shapes.of(asked[k]).key == tree for k in b.keys))
-            keys = [key for key in batch.keys if self._shapes.of(asked[key]).key == tree]
-            shape = self._shapes.of(asked[keys[0]])
-            costs = [float(shape.rows * asked[key].steps) for key in keys]
-            runs = [self.ready(self.planned[key]) for key in keys]
-            found = measure.time_training(batch.method, runs, costs, self.backbone, batch.budget or 0)
-            rows, step = found.step
-            fixed, slope = 0.0, step / rows
-            if rows > shape.rows:
-                alone = measure.time_training(
-                    batch.method, runs[:1], costs[:1], self.backbone, batch.budget or 0, enough=0.2
-                )
-                one_row, one_step = alone.step
-                slope = max((step - one_step) / (rows - one_row), 0.0)
-                fixed = max(step - slope * rows, 0.0)
-            known[tree] = fixed, slope
-            setups.append(found.setup)
-            grown = max(grown, found.resident)
-            run = runs[0]
-            contexts = engine_run(run, self.backbone).contexts.detach().to(torch.float32).numpy()
-            endings.append(measure.time_ending(batch.method, run, contexts, self.backbone))
-        self.resident = max(self.resident, grown)
-
-        def of_step(rows: Mapping[Any, int]) -> float:
-            """Seconds of a step of ``rows`` by shape."""
-            fixed = max(known[self._nearest(shape, known)][0] for shape in rows)
-            return fixed + sum(n * known[self._nearest(shape, known)][1] for shape, n in rows.items())
-
-        return of_step, float(np.mean(setups)), float(np.mean(endings))
-
-    def _nearest(self, shape: Any, known: Mapping[Any, Any]) -> Any:
-        """The timed tree that is most like one."""
-        if shape.key in known:
-            return shape.key
-        return min(known, key=lambda tree: abs(math.log(self._shapes.known[tree].per_row / shape.per_row)))
-
-
-class _Curve:
-    """Seconds by size, between and beyond points by straight lines of their logarithms."""
-
-    def __init__(self, points: Sequence[tuple[float, float]]):
-        self.points = [(math.log(max(size, 1e-9)), math.log(max(took, 1e-6))) for size, took in points]
-
-    def __call__(self, size: float) -> float:
-        at = math.log(max(size, 1e-9))
-        if len(self.points) == 1:
-            (one,) = self.points
-            return math.exp(one[1] + at - one[0])
-        after = next((n for n, point in enumerate(self.points) if point[0] >= at and n), len(self.points) - 1)
-        (x0, y0), (x1, y1) = self.points[after - 1], self.points[after]
-        return math.exp(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
-
-
-def _size(method: str, run: RunSpec) -> float:
-    """What a run's time grows with."""
-    classes = len(run.data.class_names)
-    if not METHODS[method].learns or run.has_learned:
-        return float(classes)
-    assert run.subset is not None
-    if isinstance(run.settings, ScheduleSettings):
-        return float(_epochs(run) * max(1, len(run.subset.train) // run.settings.batch_size))
-    return float(len(run.subset.train) * classes)
-
-
-def _epochs(run: RunSpec) -> int:
-    from fastcoop.methods.schedule import epochs_of
-
-    return epochs_of(run)
-
-
-def _makespan(seconds: Sequence[float], team: ExecutorConfig) -> float:
-    """Seconds until all is done, each worker taking the next batch when it is free."""
-    free = [0.0] * team.size
-    for took in seconds:
-        worker = free.index(min(free))
-        free[worker] += took
-    return max(free)
-
-
-def _features(batches: Sequence[Batch], runs: Mapping[str, RunSpec]) -> float:
-    """Bytes of features that a worker may come to hold: its datasets' test images, and training images up to what is
-    kept of them."""
-    test: dict[str, float] = {}
-    train: dict[Any, float] = {}
-    for batch in batches:
-        for key in batch.keys:
-            run = runs[key]
-            dim = run.model.embed_dim
-            for data in (run.data, *run.targets):
-                test[data.name] = 2 * 4 * dim * len(data.dataset.splits["test"])
-            if run.subset is not None:
-                size = 4 * dim * len(run.subset.train) * (1 + run.data.views)
-                train[run.dataset, run.shots, run.seed] = size
-    return sum(test.values()) + min(sum(train.values()), KEPT_BYTES)
-
-
-def _parts(batches: Sequence[Batch], seconds: Mapping[str, float]) -> tuple[Part, ...]:
+    start, threads = time.monotonic(), torch.get_num_threads()
+    plans = {batch.name: _training_plan(batch, runs) for batch in batches if batch.trains}
+    recorded = _recorded_seconds(folder) if folder else {}
     groups: dict[tuple[str, str], list[Batch]] = {}
     for batch in batches:
         groups.setdefault((batch.backbone, batch.method), []).append(batch)
-    return tuple(
-        Part(
-            backbone,
-            method,
-            len(group),
-            sum(len(batch.keys) for batch in group),
-            max(len(batch.keys) for batch in group),
-            sum(seconds[batch.name] for batch in group),
-        )
-        for (backbone, method), group in groups.items()
+    missing = missing_crops(loaded)
+    seconds: dict[str, float | None] = {}
+    torch.set_num_threads(config.threads)
+    try:
+        with threadpool_limits(config.threads):
+            for group in groups.values():
+                seconds |= _batch_seconds(group, runs, plans, recorded)
+    finally:
+        torch.set_num_threads(threads)
+    wall = startup * (2 if config.size > 1 else 1)  # workers load what this process has loaded
+    for (backbone, dataset), crops in missing.items():
+        model, images = loaded.backbone(backbone), loaded.features[backbone, dataset].dataset
+        wall += crops * _seconds_per_crop(model, images, loaded.grid.recipe)
+    known = [took for took in seconds.values() if took is not None]
+    wall += max(max(known, default=0.0), sum(known) / config.size)
+    parts = []
+    for names, group in groups.items():
+        sizes = [len(batch.keys) for batch in group]
+        took = [seconds[batch.name] for batch in group]
+        total = None if None in took else sum(one or 0.0 for one in took)
+        parts.append(Part(*names, len(group), sum(sizes), max(sizes), total))
+    costs = [cost for plan in plans.values() for cost in plan.runs]
+    training_bytes = max((plan.bytes_of(next(plan.stages()).runs) for plan in plans.values()), default=0)
+    worker_bytes = psutil.Process().memory_info().rss + training_bytes
+    return Forecast(
+        parts=tuple(parts),
+        nodes=float(sum(cost.tree.nodes * cost.shape.steps for cost in costs)),
+        flops=sum(cost.flops for cost in costs),
+        crops=sum(missing.values()),
+        workers=config.size,
+        threads=config.threads,
+        seconds=wall if len(known) == len(batches) else None,
+        memory=float(worker_bytes * (config.size + (config.size > 1))),
+        measured=time.monotonic() - start,
     )
+
+
+def _training_plan(batch: Batch, runs: Mapping[str, RunSpec[Any]]) -> TrainingPlan:
+    from fastcoop.engine import RunShape, plan_training
+
+    shapes = []
+    for run in (runs[key] for key in batch.keys):
+        training, images = training_of(run), len(run.subset.train) if run.subset else 0
+        assert training is not None
+        same_features = run.dataset, run.shots, run.seed
+        shapes.append(
+            RunShape(*training, images=images, views=max(1, run.data.views), features=same_features)
+        )
+    return plan_training(runs[batch.keys[0]].model, shapes, memory_budget=batch.budget)
+
+
+def _recorded_seconds(folder: Path) -> dict[Any, float]:
+    """Return the median seconds of the runs in the results folder, by what they do."""
+    groups = load_runs(folder).groupby(["backbone_digest", "method", "label", "dataset", "shots", "device"])
+    return {facts: float(seconds) for facts, seconds in groups.seconds.median().items() if seconds > 0}
+
+
+def _batch_seconds(
+    batches: Sequence[Batch],
+    runs: Mapping[str, RunSpec[Any]],
+    plans: Mapping[str, TrainingPlan],
+    recorded: Mapping[Any, float],
+) -> dict[str, float | None]:
+    """Return the expected seconds of the batches of one method and backbone, by batch name."""
+    mine = [runs[key] for batch in batches for key in batch.keys]
+    model, method = mine[0].model, METHODS[mine[0].method]
+    known = {
+        run.key: recorded.get(
+            (model.digest, method.name, method.label(run.settings), run.dataset, run.shots, str(model.device))
+        )
+        for run in mine
+    }
+    if all(known.values()):
+        return {batch.name: sum(known[key] or 0.0 for key in batch.keys) for batch in batches}
+    cached = all(data.store is not None for run in mine for data in (run.data, *run.targets))
+    if batches[0].trains:
+        setup, per_flop = _time_step(
+            max((plans[batch.name] for batch in batches), key=lambda p: p.flops), model
+        )
+        per_test = _time_test(mine[0]) if cached else 0.0
+        return {b.name: setup + plans[b.name].flops * per_flop + per_test * len(b.keys) for b in batches}
+    if not cached:
+        return dict.fromkeys((batch.name for batch in batches), None)
+    seconds_of = _time_runs(mine)
+    return {batch.name: sum(seconds_of(_size(runs[key])) for key in batch.keys) for batch in batches}
+
+
+def _time_step(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float]:
+    """Time steps of some runs of a plan on random features; return the seconds before the first step, and seconds per
+    floating-point operation."""
+    import torch
+
+    from fastcoop.engine import Run, train
+    from fastcoop.prompts import initial_contexts
+
+    chosen: list[Run] = []
+    flops = 0.0
+    for cost in (plan.runs[index] for index in next(plan.stages()).runs):
+        if not chosen or flops + cost.tree.flops <= MAX_STEP_FLOPS:
+            names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
+            contexts = initial_contexts(backbone, layout, len(names), 0)
+            features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
+            chosen.append(Run(names, layout, contexts, features, labels, epochs=4, seed=0, batch_size=size))
+            flops += cost.tree.flops
+    ends: list[float] = []
+    train(backbone, [replace(chosen[0], epochs=1)])  # what each process does once
+    start = time.perf_counter()
+    train(backbone, chosen, on_step=lambda get_state: ends.append(time.perf_counter()))
+    step = min(end - begin for begin, end in pairwise(ends))
+    return max(0.0, ends[0] - start - step), step / flops
+
+
+def _time_test(run: RunSpec[Any]) -> float:
+    """Return the seconds of testing a trained run."""
+    from fastcoop.prompts import initial_contexts
+
+    layout = METHODS[run.method].layout(run.settings, run.model)
+    assert layout is not None
+    contexts = initial_contexts(run.model, layout, len(run.data.class_names), run.seed)
+    return _time(replace(run, contexts=contexts.detach().float().cpu().numpy()).with_targets(run.tests))
+
+
+def _time(run: RunSpec[Any]) -> float:
+    """Return the seconds of a run outside the engine, once its method is imported and its features are read."""
+    method, context = METHODS[run.method], RunContext(1)
+    method.run(run.model, [], lambda index, outcome: None, context)
+    read = [data.test for data in run.tests], run.subset and run.data.train(run.subset)
+    start = time.perf_counter()
+    method.run(run.model, [run], lambda index, outcome: None, context)
+    del read
+    return time.perf_counter() - start
+
+
+def _time_runs(runs: Sequence[RunSpec[Any]]) -> Callable[[float], float]:
+    """Time the smallest run and, unless that takes long, one of median size; return seconds by size, a line."""
+    ordered = sorted(runs, key=_size)
+    small, median = ordered[0], ordered[len(ordered) // 2]
+    if (
+        isinstance(small.settings, ScheduleSettings) and not small.has_learned
+    ):  # a few steps tell the time of one
+        small, median = (
+            replace(small, settings=small.settings.model_copy(update={"epochs": n})) for n in (1, 3)
+        )
+    first, first_size, slope = _time(small), _size(small), 0.0
+    if _size(median) > first_size:
+        if first * _size(median) / first_size > MAX_RUN_SECONDS:
+            return lambda size: first * size / first_size
+        slope = max(0.0, (_time(median) - first) / (_size(median) - first_size))
+    return lambda size: first + slope * (size - first_size)
+
+
+def _size(run: RunSpec[Any]) -> float:
+    """Return what the time of a run outside the engine grows with: steps, or images and classes."""
+    if run.has_learned or run.subset is None:
+        return 1.0
+    images = len(run.subset.train)
+    if isinstance(run.settings, ScheduleSettings):
+        return float(epochs_of(run) * max(1, images // run.settings.batch_size))
+    return float(images * len(run.data.class_names))
+
+
+def _seconds_per_crop(backbone: Backbone, dataset: Dataset, recipe: str) -> float:
+    """Return the seconds of encoding an image, from a few test images; reading goes on beside it."""
+    from fastcoop.features import encode, plan
+
+    rows = tuple(range(min(TIMED_CROPS, len(dataset.splits["test"]))))
+    part, settings = (
+        plan.Part("test", rows, range(1), ""),
+        plan.Settings(recipe, 0, 0, "float32", TIMED_CROPS),
+    )
+    images = [encode.read_crops(dataset, part, row, backbone, settings) for row in rows]
+    start = time.perf_counter()
+    encode.encode(backbone, dataset, part, images, settings)
+    return (time.perf_counter() - start) / len(rows)

@@ -1,4 +1,4 @@
-"""A sweep: everything a grid asks for that is not done yet."""
+"""A sweep: runs everything of a grid that is not done yet."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from fastcoop.results.database import DATABASE
 from fastcoop.results.metadata import add_datasets, write_grid
 from fastcoop.results.parameters import load_parameters
 from fastcoop.results.read import load_results, load_score_inputs
-from fastcoop.results.records import ScoreInputs
+from fastcoop.results.records import Batch, ScoreInputs
 from fastcoop.results.store import open_store
-from fastcoop.sweeps.caching import cache_world
+from fastcoop.sweeps.batches import form_batches
+from fastcoop.sweeps.caching import cache_loaded
+from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.records import complete_records, dataset_record, missing_tests, training_images_changed
-from fastcoop.sweeps.schedule import Schedule, form_batches
-from fastcoop.sweeps.work import Supplies
+from fastcoop.sweeps.tasks import WorkerSpec
 from fastcoop.sweeps.workers import (
     Executor,
+    ExecutorConfig,
     ProcessExecutor,
     SerialExecutor,
     budget_of,
@@ -47,13 +49,14 @@ from fastcoop.sweeps.workers import (
 )
 
 Backend = Literal["local", "dask"]
+OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
 
 log = logging.getLogger("fastcoop")
 
 
 @dataclass(frozen=True)
 class Count:
-    """Runs of one method on one dataset by one backbone: how many the grid has, how many are done."""
+    """Numbers of runs of one method on one dataset with one backbone: in the grid, and done before."""
 
     backbone: str
     dataset: str
@@ -67,16 +70,16 @@ class Summary:
     """What a sweep did, or would do.
 
     Attributes:
-        results: the results folder.
-        counts: what the grid has and what of it was done before, by backbone, dataset and method.
-        finished: runs that this sweep did.
-        diverged: how many of those lost their way (a loss that is not finite, or far above its start).
-        failed: errors of runs that failed, by key: in this sweep, or before and not tried again.
-        collapsed: runs of the grid whose accuracy is far below their sister seeds', in words.
-        engine_share: of the time of all workers, that spent in training steps of the engine.
-        workers: processes that did the work.
-        peak_memory: the largest sum of resident sizes, in bytes, of this process and its workers on this machine.
-        seconds: wall time.
+        results: The results folder.
+        counts: Runs in the grid, and how many were done before, by backbone, dataset and method.
+        finished: Runs that this sweep did.
+        diverged: How many of those diverged: their loss became infinite, NaN or far larger than at the start.
+        failed: Errors of failed runs, by key: of this sweep, or of an earlier one and not tried again.
+        collapsed: Runs whose accuracy is far below that of their other seeds, as text.
+        engine_share: Share of all workers' time that was spent in training steps of the engine.
+        workers: Processes that ran tasks.
+        peak_memory: Largest sum of the resident sizes of this process and its workers on this machine, in bytes.
+        seconds: Wall time.
     """
 
     results: Path
@@ -92,14 +95,16 @@ class Summary:
 
     @property
     def runs(self) -> int:
+        """Runs in the grid."""
         return sum(count.runs for count in self.counts)
 
     @property
     def done_before(self) -> int:
+        """Runs that were done before."""
         return sum(count.done for count in self.counts)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
+        """Return all attributes as JSON types."""
         plain = dataclasses.asdict(self) | {"results": str(self.results)}
         return plain | {"runs": self.runs, "done_before": self.done_before}
 
@@ -122,85 +127,143 @@ def sweep(
     backend: Backend = "local",
     address: str | None = None,
 ) -> Summary:
-    """Do the runs of a grid that are not done, caching the features that they need first.
+    """Run everything of a grid that is not done yet. Missing features are cached first.
 
     Args:
-        grid: a YAML file, or a mapping of what one would hold.
-        data_root: where datasets named in the grid lie.
-        cache: where feature stores lie.
-        results: the results folder; by default ``results/<name of the grid file>``.
-        overrides: ``key=value`` each, in place of what the grid says.
-        only: methods to run; none is all.
-        dry_run: only count.
-        memory_budget: GB that training may take at once.
-        device: of the towers.
-        jobs: processes to work with; -1 is as many as are quickest, 1 this process alone.
-        retry_failed: try runs again that failed before.
-        skip_unreadable: leave images out that cannot be decoded, and say which, instead of raising.
-        backend: "local", or "dask" for the workers of a Dask cluster, whose scheduler is at ``address``.
+        grid: A YAML file, or a mapping with its content.
+        data_root: Folder of the datasets that the grid names.
+        cache: Folder of the feature stores.
+        results: The results folder; by default ``results/<name of the grid file>``.
+        overrides: ``key=value`` each, in place of the grid's values.
+        only: Names of methods to run; empty: all.
+        dry_run: Only count the runs.
+        memory_budget: Memory for training, in GB; by default a share of the free memory.
+        device: Device of the backbones: "cpu", "cuda" or "cuda:<index>".
+        jobs: Worker processes (-1: chosen automatically, 1: run in this process).
+        retry_failed: Also try runs that failed before.
+        skip_unreadable: Leave out images that cannot be decoded, with a warning, in place of raising.
+        backend: "local" for this machine, or "dask" for the workers of a Dask cluster.
+        address: Of the Dask cluster's scheduler.
+
+    Returns:
+        What was done.
 
     Raises:
-        UserError: the grid, or something it names, cannot be used. Nothing has been run then.
-        KeyboardInterrupt: on Ctrl-C, after all worker processes have ended. Runs that were done are kept, and the same
-            call goes on from there.
+        UserError: The grid, or something that it names, cannot be used. Nothing has been run then.
+        KeyboardInterrupt: On Ctrl-C, after all worker processes have ended. Finished runs are kept, and the same call
+            resumes.
     """
     start = time.monotonic()
     check_limits(jobs, memory_budget, device)
     check_backend(backend, address, jobs)
-    read = read_grid(grid, overrides, only)
-    folder = results_folder(grid, results)
-    world = load_grid(read, Path(data_root) if data_root is not None else None, device)
-    known = _open_features(world, Path(cache), open_unchanged if dry_run else open_if_there)
-    planned = plan_runs(world)  # finds what is wrong before any work
+    folder, cache = results_folder(grid, results), Path(cache)
+    loaded = load_grid(
+        read_grid(grid, overrides, only), Path(data_root) if data_root is not None else None, device
+    )
+    digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
+    planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work
     warn_of_idle_settings(planned)
     if dry_run:
-        return Summary(folder, _count(planned, _tested(folder)), seconds=time.monotonic() - start)
+        return Summary(folder, count_runs(planned, tests_in(folder)), seconds=time.monotonic() - start)
 
     with open_store(folder) as store:
-        for _ in cache_world(world, Path(cache), skip_unreadable=skip_unreadable, retry_skipped=False):
+        for _ in cache_loaded(loaded, cache, skip_unreadable=skip_unreadable, retry_skipped=False):
             pass
-        if _open_features(world, Path(cache), open_current) != known:
-            planned = plan_runs(world)
-        write_grid(folder, read.source, data_root, cache)
-        add_datasets(folder, map(dataset_record, world.datasets.values()))
+        if open_features(loaded, cache, open_current) != digests:
+            planned = plan_runs(loaded)
+        write_grid(folder, loaded.grid.source, data_root, cache)
+        add_datasets(folder, map(dataset_record, loaded.datasets.values()))
         complete_records(store, planned)
         tested, failures = store.finished(), store.failures()
-        counts = _count(planned, tested)
+        counts = count_runs(planned, tested)
+        pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
         by_key = {run.key: run for run in planned}
-        pending = {run.key: run for run in _pending(planned, tested, folder)}
-        skipped = {key: failures[key] for key in pending if key in failures and not retry_failed}
-        for key in skipped:
-            del pending[key]
+        executor: Executor = SerialExecutor(loaded)
+        if backend == "dask":
+            budget = budget_of(device, memory_budget, 1)
+            batches = form_batches(by_key, pending, store.batches(), threads=1, budget=budget)
+            if batches:
+                from fastcoop.sweeps.cluster import ClusterExecutor
 
-        sharers = 1 if backend == "dask" else max_workers(jobs, device)
-        budget = budget_of(device, memory_budget, sharers)
-        recorded = store.batches()
-        batches = form_batches(by_key, pending, recorded, threads=1, budget=budget)
-        executor: Executor
-        if backend == "dask" and batches:
-            from fastcoop.sweeps.cluster import ClusterExecutor
-
-            executor = ClusterExecutor(Supplies.of(world, device), address, folder)
+                executor = ClusterExecutor(WorkerSpec.of(loaded, device), address, folder)
         else:
-            team = choose_team(jobs, device, batches)
-            names = {batch.name for batch in recorded}
-            batches = [b if b.name in names else replace(b, threads=team.threads) for b in batches]
-            executor = (
-                SerialExecutor(world) if team.size == 1 else ProcessExecutor(Supplies.of(world, device), team)
-            )
-        log.debug(
-            "%d runs left, in %d batches, for %d process(es) with %.1f GB for the training of each.",
-            len(pending), len(batches), executor.size, budget / 1e9,
-        )  # fmt: skip
-        schedule = Schedule(store, by_key, pending, batches, executor.keeps_checkpoints)
+            batches, config = plan_execution(by_key, pending, store.batches(), jobs, device, memory_budget)
+            if config.size > 1:
+                executor = ProcessExecutor(WorkerSpec.of(loaded, device), config)
+        log.debug("%d runs in %d batches for %d process(es).", len(pending), len(batches), executor.size)
+        loop = RunLoop(store, by_key, pending, batches, executor.keeps_checkpoints)
         with PeakMemory() as memory:
-            schedule.work(executor)
-    tally = schedule.tally
+            loop.run(executor)
+    stats = loop.stats
     return Summary(
-        folder, counts, tally.finished, tally.diverged, skipped | tally.failed, _collapsed(folder, by_key),
-        tally.engine_seconds / max(tally.worker_seconds, 1e-9), executor.size, memory.peak,
+        folder,
+        counts,
+        stats.finished,
+        stats.diverged,
+        skipped | stats.failed,
+        _collapsed(folder, by_key),
+        stats.engine_seconds / max(stats.worker_seconds, 1e-9),
+        executor.size,
+        memory.peak,
         time.monotonic() - start,
-    )  # fmt: skip
+    )
+
+
+def plan_execution(
+    planned: Mapping[str, RunSpec[Any]],
+    pending: Mapping[str, RunSpec[Any]],
+    recorded: Sequence[Batch],
+    jobs: int,
+    device: str,
+    memory_budget: float | None,
+) -> tuple[list[Batch], ExecutorConfig]:
+    """Return the batches of all pending runs, in order, and the processes on this machine that run them.
+
+    Args:
+        planned, pending: Runs of the grid, and those to do, by key.
+        recorded: Batches of an earlier sweep into the same results folder.
+        jobs, device, memory_budget: As `sweep` takes them.
+    """
+    budget = budget_of(device, memory_budget, max_workers(jobs, device))
+    batches = form_batches(planned, pending, recorded, threads=1, budget=budget)
+    config = choose_team(jobs, device, batches)
+    known = {batch.name for batch in recorded}
+    return [b if b.name in known else replace(b, threads=config.threads) for b in batches], config
+
+
+def select_pending(
+    planned: Sequence[RunSpec[Any]],
+    tested: Mapping[str, Mapping[str, ScoreInputs]],
+    folder: Path,
+    failures: Mapping[str, str],
+) -> tuple[dict[str, RunSpec[Any]], dict[str, str]]:
+    """Return the runs to do by key, and the errors of those that ``failures`` leaves out.
+
+    Runs that are done but lack a test, or whose test was of something that has changed, are returned with what they
+    learned, where it is kept.
+    """
+    pending, skipped = {}, {}
+    for run in planned:
+        left = run if run.key not in tested else _untested_part(run, tested[run.key], folder)
+        if left is not None and run.key in failures:
+            skipped[run.key] = failures[run.key]
+        elif left is not None:
+            pending[run.key] = left
+    return pending, skipped
+
+
+def _untested_part(run: RunSpec[Any], tested: Mapping[str, ScoreInputs], folder: Path) -> RunSpec[Any] | None:
+    """Return what is left to do of a finished run, or None: its missing tests, or all of it if nothing that it learned
+    is kept or its training images have changed."""
+    targets: tuple[Data, ...] = missing_tests(run, tested)
+    if not targets:
+        return None
+    if not METHODS[run.method].learns:
+        return replace(run.with_targets(targets), weights={})
+    learned = None if training_images_changed(run, tested) else load_parameters(folder, run.key)
+    if learned is None:
+        return run
+    return replace(run.with_targets(targets), contexts=learned.contexts, weights=learned.weights)
 
 
 def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, ...]:
@@ -214,9 +277,10 @@ def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, 
 
 
 def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | None) -> Path:
-    """Where a grid's results go: ``results``, or ``results/<name of the grid file>``.
+    """Return the results folder of a grid: ``results``, or ``results/<name of the grid file>``.
 
-    Raises UserError for a grid that is not a file, where no folder is given.
+    Raises:
+        UserError: The grid is not a file, and no folder is given.
     """
     if results is not None:
         return Path(results)
@@ -226,7 +290,7 @@ def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | N
 
 
 def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
-    """Open a store, if it is there, without images whose files have changed, and warn of those."""
+    """Open a store, if it exists, without images whose files have changed, and warn about those."""
     store = open_if_there(path, backbone, dataset, only_unchanged=True)
     if store is not None and store.compared.count:
         log.warning(
@@ -236,61 +300,29 @@ def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureS
     return store
 
 
-def _open_features(
-    world: LoadedGrid,
-    cache: Path,
-    open_one: Callable[[Path, Backbone, Dataset], FeatureStore | None] = open_if_there,
+def open_features(
+    loaded: LoadedGrid, cache: Path, open_one: OpenStore = open_if_there
 ) -> list[Mapping[str, str] | None]:
-    """Open all feature stores that are there; returns the digests of their splits, None for those that are not."""
-    for backbone in world.backbones:
-        for dataset in world.datasets.values():
-            world.add_features(
-                backbone, dataset, open_one(store_path(cache, backbone, dataset), backbone, dataset)
-            )
-    return [data.store.meta.sha256 if data.store else None for data in world.features.values()]
+    """Open all feature stores that exist; return the digests of their splits, None for those that do not exist."""
+    for backbone in loaded.backbones:
+        for dataset in loaded.datasets.values():
+            path = store_path(cache, backbone, dataset)
+            loaded.add_features(backbone, dataset, open_one(path, backbone, dataset))
+    return [data.store.meta.sha256 if data.store else None for data in loaded.features.values()]
 
 
-def _tested(folder: Path) -> dict[str, dict[str, ScoreInputs]]:
-    if not (folder / DATABASE).is_file():
-        return {}
-    return load_score_inputs(folder)
+def tests_in(folder: Path) -> dict[str, dict[str, ScoreInputs]]:
+    """Return the facts of all tests in a results folder, which need not exist, by run and dataset."""
+    return load_score_inputs(folder) if (folder / DATABASE).is_file() else {}
 
 
-def _count(
+def count_runs(
     planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]]
 ) -> tuple[Count, ...]:
-    tally: dict[tuple[str, str, str], list[int]] = {}
+    """Count all runs and finished runs by backbone, dataset and method."""
+    counts: dict[tuple[str, str, str], list[int]] = {}
     for run in planned:
-        count = tally.setdefault((run.backbone, run.dataset, run.method), [0, 0])
+        count = counts.setdefault((run.backbone, run.dataset, run.method), [0, 0])
         count[0] += 1
         count[1] += run.key in tested and not missing_tests(run, tested[run.key])
-    return tuple(Count(*names, *count) for names, count in tally.items())
-
-
-def _pending(
-    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]], folder: Path
-) -> list[RunSpec[Any]]:
-    """Runs not done, and done ones that lack a test, or whose test was of something that has changed: these with what
-    they learned, where it is kept."""
-    pending = []
-    for run in planned:
-        if run.key not in tested:
-            pending.append(run)
-        elif targets := missing_tests(run, tested[run.key]):
-            pending.append(_left(run, targets, tested[run.key], folder))
-    return pending
-
-
-def _left(
-    run: RunSpec[Any], targets: tuple[Data, ...], tested: Mapping[str, ScoreInputs], folder: Path
-) -> RunSpec[Any]:
-    """Of a run that is done the tests it lacks; all of it again where nothing that it learned is kept, or where the
-    images that it learned from have changed."""
-    if not METHODS[run.method].learns:
-        return replace(run.with_targets(targets), weights={})
-    if training_images_changed(run, tested):
-        return run
-    learned = load_parameters(folder, run.key)
-    if learned is None:
-        return run
-    return replace(run.with_targets(targets), contexts=learned.contexts, weights=learned.weights)
+    return tuple(Count(*names, *count) for names, count in counts.items())

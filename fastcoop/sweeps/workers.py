@@ -23,11 +23,11 @@ from fastcoop.backbones.load import check_device
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
-from fastcoop.grids.plan import LoadedGrid
+from fastcoop.methods import FeatureBank
 from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
 from fastcoop.results.records import Batch
 from fastcoop.sweeps import checkpoints
-from fastcoop.sweeps.work import Event, Finished, Home, Supplies, Task, Tell, Workshop
+from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBank, WorkerSpec, run_task
 
 SMALL_SWEEP = 20.0  # expected seconds of one core; starting a worker takes about 6
 WORKER_BYTES = 700e6  # a worker with its libraries and a small backbone, without what training takes
@@ -47,7 +47,7 @@ class Executor(Protocol):
     size: int
     keeps_checkpoints: bool
 
-    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+    def run(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
         """Run ``tasks``, started in order, until there are none.
 
         ``on_event`` may append tasks. It is called in the calling thread, which also calls ``on_tick`` every now and
@@ -145,16 +145,16 @@ class SerialExecutor:
     size = 1
     keeps_checkpoints = True
 
-    def __init__(self, world: LoadedGrid):
-        self._home = Home(world)
+    def __init__(self, bank: FeatureBank):
+        self._bank = bank
 
-    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
-        def tell(event: Event) -> None:
+    def run(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
+        def report(event: Event) -> None:
             on_event(event)
             on_tick()
 
         while tasks:
-            self._home.do(tasks.popleft(), tell)
+            run_task(tasks.popleft(), self._bank, report)
 
 
 class ProcessExecutor:
@@ -162,11 +162,11 @@ class ProcessExecutor:
 
     keeps_checkpoints = True
 
-    def __init__(self, spec: Supplies, config: ExecutorConfig):
+    def __init__(self, spec: WorkerSpec, config: ExecutorConfig):
         self.size = config.size
         self._spec, self._config = spec, config
 
-    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+    def run(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
         workers: dict[int, _Worker] = {}
         try:
             while True:
@@ -183,7 +183,7 @@ class ProcessExecutor:
                     if worker.connection not in ready and not worker.has_died:
                         continue
                     event = worker.next_event()
-                    if isinstance(event, Finished) and event.died:
+                    if isinstance(event, BatchFinished) and event.died:
                         del workers[number]
                     if event is not None:
                         on_event(event)
@@ -206,7 +206,7 @@ class _Worker:
     sending more than a pipe's buffer to a worker that died while starting would block forever.
     """
 
-    def __init__(self, spec: Supplies, device: str, threads: int):
+    def __init__(self, spec: WorkerSpec, device: str, threads: int):
         self.task: Task | None = None
         self._is_ready = False
         self.connection, self._worker_end = Pipe()
@@ -248,12 +248,12 @@ class _Worker:
             batch, self.task = self.task.batch, None
             cause = _cause(self._call.exception())
             self.kill()
-            return Finished(batch, error=cause, died=True)
+            return BatchFinished(batch, error=cause, died=True)
         if event is None:
             self._worker_end.close()  # from now on the worker's death ends every send and receive here
             self._is_ready = True
             self._send()
-        if isinstance(event, Finished):
+        if isinstance(event, BatchFinished):
             self.task = None
         return event
 
@@ -264,7 +264,7 @@ class _Worker:
 
 
 def _serve(
-    connection: Connection, spec: Supplies, parent: int, checkpoint_every: float, log_level: int
+    connection: Connection, spec: WorkerSpec, parent: int, checkpoint_every: float, log_level: int
 ) -> None:
     """Run tasks that arrive through ``connection`` and send their events back, until the parent closes it."""
     logging.disable(log_level)
@@ -273,10 +273,10 @@ def _serve(
     logging.getLogger("fastcoop.datasets").setLevel(logging.ERROR)  # the parent has logged these warnings
     checkpoints.EVERY = checkpoint_every
     connection.send(None)
-    runner = Workshop(spec)
+    bank = WorkerBank(spec)
     with suppress(EOFError, OSError):
         while True:
-            runner.do(connection.recv(), connection.send)
+            run_task(connection.recv(), bank, connection.send)
 
 
 def _cause(error: BaseException | None) -> str:

@@ -292,7 +292,7 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from fastcoop.sweeps import sweep
-    from fastcoop.sweeps.dry_run import dry_run
+    from fastcoop.sweeps.forecast import dry_run
     from tests.small_world import write_backbone, write_dataset
 
     write_dataset(tmp_path / "data" / "colours")

@@ -130,8 +130,8 @@ def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -
     from fastcoop.datasets import load_dataset
     from fastcoop.grids.grid import read_grid
     from fastcoop.grids.plan import load_grid
-    from fastcoop.sweeps.sweep import _open_features
-    from fastcoop.sweeps.work import Supplies, Workshop
+    from fastcoop.sweeps.sweep import open_features
+    from fastcoop.sweeps.tasks import WorkerBank, WorkerSpec
     from tests.small_world import write_backbone, write_dataset
 
     dataset = load_dataset(write_dataset(tmp_path / "colours"))
@@ -147,11 +147,11 @@ def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -
     backbone = backbone_from_spec(spec)
     path = cache_features(backbone, dataset, shots=[1], **ask)
     world = load_grid(read_grid(grid), None, "cpu")
-    _open_features(world, tmp_path / "cache")
+    open_features(world, tmp_path / "cache")
     planned = world.data("tiny", "colours")
-    supplies = pickle.loads(pickle.dumps(Supplies.of(world, "cpu")))
+    supplies = pickle.loads(pickle.dumps(WorkerSpec.of(world, "cpu")))
     cache_features(backbone, dataset, shots=["all"], **ask)
-    there = Workshop(supplies).data("tiny", "colours")
+    there = WorkerBank(supplies).data("tiny", "colours")
     drawn = planned.subset(1, 1)
     assert planned.store is not None
     assert there.store is not None
@@ -162,5 +162,5 @@ def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -
         Image.new("RGB", (9, 9), "red").save(picture)
     cache_features(backbone, dataset, shots=["all"], **ask)
     with pytest.raises(UserError, match="Another process has written other features"):
-        Workshop(supplies).data("tiny", "colours")
+        WorkerBank(supplies).data("tiny", "colours")
     assert np.array_equal(planned.test[0], planned.store.split("test")[0])

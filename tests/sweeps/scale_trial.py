@@ -107,8 +107,8 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
     from fastcoop.grids.grid import read_grid
     from fastcoop.grids.plan import load_grid, plan_runs
     from fastcoop.sweeps import cache_grid
-    from fastcoop.sweeps.dry_run import dry_run
-    from fastcoop.sweeps.sweep import _open_features
+    from fastcoop.sweeps.forecast import dry_run
+    from fastcoop.sweeps.sweep import open_features
 
     grid = grid_of(runs, folder)
     path = folder / "grid.json"  # JSON is YAML
@@ -121,7 +121,7 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
         read = read_grid(path)
     with clock.step("world loaded"):
         world = load_grid(read, folder / "data", "cpu")
-        _open_features(world, folder / "cache")
+        open_features(world, folder / "cache")
     with clock.step("runs planned, their subsets drawn for the first time"):
         planned = plan_runs(world)
     fill(folder / "results", planned[: int(share * len(planned))], len(planned) - int(share * len(planned)))

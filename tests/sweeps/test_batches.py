@@ -13,8 +13,7 @@ from fastcoop.grids.plan import load_grid, plan_runs
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.results.store import open_store
-from fastcoop.sweeps.batches import in_order, plan_batches, reformed, room_rows
-from fastcoop.sweeps.schedule import form_batches
+from fastcoop.sweeps.batches import form_batches, in_order, plan_batches, restore_recorded_batches
 
 BUDGET = 1 << 30
 
@@ -52,14 +51,11 @@ def test_the_plan_is_the_same_each_time_and_whatever_the_order(planned: dict[str
 
 
 def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, RunSpec]) -> None:
-    backbone = next(iter(planned.values())).model
-    few = room_rows(backbone, BUDGET)
     whole = [batch for batch in plan_batches(planned.values(), threads=1, budget=BUDGET) if batch.trains]
     assert len(whole) == 1, "small trees share a batch"
     # Where the room is small, so are batches: with room for a single row every tree's runs are cut.
     cut = [batch for batch in plan_batches(planned.values(), threads=1, budget=1) if batch.trains]
     assert len(cut) > len(whole)
-    assert room_rows(backbone, 1) == 1 < few
     assert sum(batch.cost for batch in cut) == pytest.approx(sum(batch.cost for batch in whole))
 
 
@@ -86,7 +82,7 @@ def test_recorded_batches_are_formed_again_with_their_done_runs(
     narrowed = {key: run for key, run in planned.items() if key != first[0].keys[0]}
     (anew,) = form_batches(narrowed, left, recorded, threads=1, budget=BUDGET)
     assert anew.keys == tuple(left)
-    assert reformed([first[0], first[0]], planned, planned) == [first[0]]
+    assert restore_recorded_batches([first[0], first[0]], planned, planned) == [first[0]]
 
 
 def test_batches_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

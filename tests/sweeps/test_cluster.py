@@ -64,11 +64,11 @@ def test_what_a_worker_does_is_not_sent_on_to_others(monkeypatch: pytest.MonkeyP
 
     from fastcoop.sweeps import cluster as cluster_module
 
-    class Workshop:
-        def do(self, task: Any, tell: Callable[[Any], None]) -> None:
-            tell(type(get_active_backend()[0]).__name__)
+    def run_task(task: Any, bank: Any, on_event: Callable[[Any], None]) -> None:
+        on_event(type(get_active_backend()[0]).__name__)
 
-    monkeypatch.setattr(cluster_module, "_runner", lambda payload: Workshop())
+    monkeypatch.setattr(cluster_module, "run_task", run_task)
+    monkeypatch.setattr(cluster_module, "_bank", lambda payload: None)
     task: Any = None
     with joblib.parallel_config("threading", n_jobs=2):
         assert cluster_module._TaskCall("one")(task, task) == ["SequentialBackend"]
@@ -93,7 +93,7 @@ def test_features_travel_along_where_workers_do_not_see_them(
 def held() -> int:
     from fastcoop.sweeps import cluster as cluster_module
 
-    return len(cluster_module._runners)
+    return len(cluster_module._banks)
 
 
 def blind(paths: list[str]) -> bool:

@@ -24,8 +24,8 @@ from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps import Summary, checkpoints
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
-from fastcoop.sweeps.schedule import Schedule
-from fastcoop.sweeps.work import Finished, Task, Tell
+from fastcoop.sweeps.loop import RunLoop
+from fastcoop.sweeps.tasks import BatchFinished, OnEvent, Task
 from fastcoop.sweeps.workers import SerialExecutor
 
 Sweep = Callable[..., Summary]
@@ -108,12 +108,12 @@ class DyingExecutor(SerialExecutor):
     times: int = 10**6
     deaths: list[Batch]
 
-    def run(self, tasks: deque[Task], on_event: Tell, on_tick: Callable[[], None]) -> None:
+    def run(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
         while tasks:
             task = tasks[0]
             if self.fatal & {run.key for run in task.runs} and len(self.deaths) < self.times:
                 self.deaths.append(tasks.popleft().batch)
-                on_event(Finished(task.batch, error="killed", died=True))
+                on_event(BatchFinished(task.batch, error="killed", died=True))
             else:
                 super().run(deque([tasks.popleft()]), on_event, on_tick)
 
@@ -168,9 +168,9 @@ def test_the_halves_of_a_batch_go_on_from_its_checkpoint(
             run(grid, results=tmp_path, only=["coop"])
     with open_store(tmp_path) as store:
         (batch,) = store.batches()
-        schedule = Schedule(store, {}, {}, [])
+        loop = RunLoop(store, {}, {}, [])
         half = Batch("coop", batch.backbone, batch.keys[8:], 1, batch.budget)
-        schedule._hand_over(batch, [half])
+        loop._split_checkpoint(batch, [half])
     before, after = (read_state(checkpoint_path(tmp_path, name)) for name in (batch.name, half.name))
     assert before is not None
     assert after is not None

@@ -1,4 +1,4 @@
-"""Forecasts: what they count is what the engine does. How long it takes is a machine's business, and no test's."""
+"""Dry runs: what they count. How close their times are is measured by forecast_trial.py, not by a test."""
 
 from __future__ import annotations
 
@@ -12,40 +12,9 @@ import pytest
 from fastcoop.cli import main
 from fastcoop.grids import read_grid
 from fastcoop.grids.shown import grid_text
-from fastcoop.sweeps import Summary, cache_grid, measure
-from fastcoop.sweeps.dry_run import dry_run
-from fastcoop.sweeps.forecast import _Curve, _makespan
-from fastcoop.sweeps.workers import ExecutorConfig
-
-NAMES = ("dark red", "green", "grey", "sky blue")
-
-
-def test_imports_of_a_method_are_not_timed_as_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """scikit-learn takes seconds to import; as the time of the smallest probe that made sweeps seem hours long."""
-    now = [0.0]
-
-    class Method:
-        imported = False
-
-        def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
-            now[0] += (not self.imported) * 100 + len(runs)
-            self.imported = True
-
-    monkeypatch.setattr(measure, "clock", lambda: now[0])
-    monkeypatch.setitem(measure.METHODS, "slow", Method())
-    anything: Any = None
-    assert measure.time_run("slow", anything, anything) == 1
-
-
-def test_workers_take_the_next_batch_when_they_are_free() -> None:
-    assert _makespan([4, 3, 2, 2], ExecutorConfig(("cpu",), 2)) == 11
-    assert _makespan([4, 3, 2, 2], ExecutorConfig(("cpu", "cpu"), 1)) == 6
-
-
-def test_seconds_follow_sizes_through_what_was_timed() -> None:
-    assert _Curve([(10, 2.0)])(20) == pytest.approx(4)
-    curve = _Curve([(10, 1.0), (100, 100.0), (1000, 1000.0)])
-    assert [curve(size) for size in (10, 20, 100, 400, 10_000)] == pytest.approx([1, 4, 100, 400, 10_000])
+from fastcoop.results.read import load_runs
+from fastcoop.sweeps import Summary, cache_grid, forecast
+from fastcoop.sweeps.forecast import dry_run
 
 
 def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
@@ -72,11 +41,30 @@ def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
     assert (again.left, again.summary.done_before) == (27 - 10, 10)
     assert again.forecast is not None
     assert again.forecast.nodes == found.nodes / 2
+    coop = next(part for part in again.forecast.parts if part.method == "coop")
+    assert coop.seconds is not None
+    assert 0 < coop.seconds < 60
     assert json.loads(json.dumps(again.as_json()))["would_run"] == 17
     assert dry_run(grid, results=tmp_path / "done", only=["zero_shot"], **folders).forecast is None
 
 
-def test_features_that_are_missing_are_counted_and_stood_in_for(
+def test_times_are_those_of_the_runs_that_are_done(
+    run: Callable[..., Summary],
+    world: Path,
+    grid: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(grid, results=tmp_path, overrides=["seeds=1"])
+    seconds = load_runs(tmp_path).query("method != 'zero_shot'").groupby("method").seconds.sum()
+    monkeypatch.setattr(forecast, "_time", lambda run: pytest.fail("measured"))
+    monkeypatch.setattr(forecast, "_time_step", lambda plan, backbone: pytest.fail("measured"))
+    found = dry_run(grid, results=tmp_path, data_root=world / "data", cache=world / "cache", jobs=1).forecast
+    assert found is not None
+    assert {part.method: part.seconds for part in found.parts} == pytest.approx(seconds.to_dict())
+
+
+def test_missing_features_are_counted_and_only_training_is_timed(
     world: Path, grid: dict[str, Any], tmp_path: Path
 ) -> None:
     found = dry_run(
@@ -85,6 +73,8 @@ def test_features_that_are_missing_are_counted_and_stood_in_for(
     assert found is not None
     drawn = 16  # all of the training images, or fewer
     assert 8 + 20 + 2 * 8 <= found.crops <= 8 + 20 + 2 * drawn
+    assert {part.method for part in found.parts if part.seconds is None} == {"linear_probe", "zero_shot"}
+    assert found.seconds is None
     assert list(tmp_path.iterdir()) == []
 
 

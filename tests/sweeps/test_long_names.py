@@ -17,8 +17,8 @@ from fastcoop.methods import Data
 from fastcoop.methods.text import check_class_names, check_prompts
 from fastcoop.results import load_results
 from fastcoop.sweeps import sweep
-from fastcoop.sweeps.dry_run import dry_run
 from fastcoop.sweeps.evaluate import evaluate
+from fastcoop.sweeps.forecast import dry_run
 
 METHODS: list[Any] = [
     "zero_shot",

@@ -22,8 +22,8 @@ from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary
-from fastcoop.sweeps.dry_run import dry_run
-from fastcoop.sweeps.work import Supplies, Task
+from fastcoop.sweeps.forecast import dry_run
+from fastcoop.sweeps.tasks import Task, WorkerSpec
 from fastcoop.sweeps.workers import (
     ExecutorConfig,
     ProcessExecutor,
@@ -99,7 +99,7 @@ def test_a_worker_that_dies_while_it_starts_ends_its_runs_whatever_its_task_hold
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     batch = Batch("coop", "none", ("a",), 1)
     large = RunSpec("coop", CoOpSettings(), "none", "d", contexts=np.zeros((1 << 20,), np.float32))
-    workers = ProcessExecutor(Supplies({}, {}, {}, {}, 0, "cpu"), ExecutorConfig(("cpu",), 1))
+    workers = ProcessExecutor(WorkerSpec({}, {}, {}, {}, 0, "cpu"), ExecutorConfig(("cpu",), 1))
     events: list[Any] = []
     workers.run(deque([Task(batch, (large,))]), events.append, lambda: None)
     (event,) = events
@@ -233,10 +233,10 @@ def test_a_worker_sees_the_gpu_that_is_its_own(
         def __init__(self, workers: int, env: dict[str, str]):
             made.update(env)
 
-        def submit(self, function: Any, connection: Any, supplies: Supplies, *rest: Any) -> None:
+        def submit(self, function: Any, connection: Any, supplies: WorkerSpec, *rest: Any) -> None:
             made["device"] = supplies.device
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("fastcoop.sweeps.workers.ProcessPoolExecutor", Executor)
-    _Worker(Supplies({}, {}, {}, {}, 0, device), device, 1)
+    _Worker(WorkerSpec({}, {}, {}, {}, 0, device), device, 1)
     assert (made["CUDA_VISIBLE_DEVICES"], made["device"]) == (expected, "cuda")

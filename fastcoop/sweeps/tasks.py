@@ -1,0 +1,237 @@
+"""A batch of runs as a task: what a worker gets, how the task is run, and the events it reports."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastcoop.datasets import Dataset
+from fastcoop.errors import UserError
+from fastcoop.grids.plan import LoadedGrid
+from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
+from fastcoop.results.records import Batch
+from fastcoop.sweeps.checkpoints import CheckpointFile
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
+    from fastcoop.engine.state import State
+    from fastcoop.features import StoreVersion
+
+PROGRESS_EVERY = 0.5  # seconds between events of progress
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A batch with its runs, unbound. ``checkpoint``: the file of its training state, None for none."""
+
+    batch: Batch
+    runs: tuple[RunSpec, ...]
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class BatchStarted:
+    """A task has been started."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, eq=False)
+class RunFinished:
+    """A run has an outcome. A resumed task reports the runs again that had finished before."""
+
+    key: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """Work done since the last such event, as a number of ``runs``; fractional while long runs are under way."""
+
+    batch: Batch
+    runs: float
+
+
+@dataclass(frozen=True)
+class BatchFinished:
+    """A task has ended.
+
+    Attributes:
+        batch: Its batch.
+        seconds: Time that it took.
+        engine_seconds: Share of it in training steps of the engine.
+        error: Why some runs have no outcome; None if all have one.
+        died: Whether the process died, so that the run at fault is unknown.
+        warning: A problem that does not affect the outcomes.
+    """
+
+    batch: Batch
+    seconds: float = 0.0
+    engine_seconds: float = 0.0
+    error: str | None = None
+    died: bool = False
+    warning: str | None = None
+
+
+Event = BatchStarted | RunFinished | BatchProgress | BatchFinished
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerSpec:
+    """Where a worker process finds what runs need.
+
+    Attributes:
+        backbones: By name, as ``fastcoop.backbone_from_spec`` takes them.
+        datasets: By name.
+        stores: Paths of feature stores, by names of backbone and dataset.
+        versions: What these stores held when the runs were planned.
+        views: Views of training features.
+        device: Of the towers.
+    """
+
+    backbones: dict[str, str]
+    datasets: dict[str, Dataset]
+    stores: dict[tuple[str, str], Path]
+    versions: dict[tuple[str, str], StoreVersion]
+    views: int
+    device: str
+
+    @classmethod
+    def of(cls, loaded: LoadedGrid, device: str) -> WorkerSpec:
+        """Return the spec of a grid."""
+        from fastcoop.backbones.load import is_model_path
+
+        specs = {
+            backbone.name: str(path.resolve()) if is_model_path(path := Path(spec).expanduser()) else spec
+            for spec, backbone in loaded.named.items()
+        }
+        opened = {names: data.store for names, data in loaded.features.items() if data.store is not None}
+        stores = {names: store.path.resolve() for names, store in opened.items()}
+        versions = {names: store.version for names, store in opened.items()}
+        datasets = {dataset.name: dataset for dataset in loaded.datasets.values()}
+        return cls(specs, datasets, stores, versions, loaded.grid.views, device)
+
+
+class WorkerBank(FeatureBank):
+    """Loads what runs need when it is first used, and keeps it for one backbone at a time."""
+
+    def __init__(self, spec: WorkerSpec):
+        self.spec = spec
+        self._backbone: Backbone | None = None
+        self._data: dict[str, Data] = {}
+
+    def backbone(self, name: str) -> Backbone:
+        from fastcoop.backbones import backbone_from_spec
+
+        if self._backbone is None or self._backbone.name != name:
+            self._data.clear()
+            self._backbone = backbone_from_spec(self.spec.backbones[name], device=self.spec.device)
+        return self._backbone
+
+    def data(self, backbone: str, dataset: str) -> Data:
+        from fastcoop.features import FeatureStore
+
+        model = self.backbone(backbone)
+        if dataset not in self._data:
+            described, names = self.spec.datasets[dataset], (backbone, dataset)
+            store = FeatureStore.open(self.spec.stores[names], model, described, self.spec.versions[names])
+            self._data[dataset] = Data(described, store, self.spec.views)
+        return self._data[dataset]
+
+
+def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
+    """Run a task and report its events. Errors of the task are reported; those of ``on_event`` are raised."""
+    start = time.monotonic()
+    listener_errors: list[Exception] = []
+
+    def report(event: Event) -> None:
+        try:
+            on_event(event)
+        except Exception as error:  # such as a full disk: no fault of the task
+            listener_errors.append(error)
+            raise
+
+    report(BatchStarted(task.batch))
+    watch = _Watch(task.batch, report)
+    try:
+        _run_batch(task, bank, watch)
+        warning = watch.checkpoint.problem if watch.checkpoint else None
+        report(BatchFinished(task.batch, time.monotonic() - start, watch.engine_seconds, warning=warning))
+    except Exception as error:
+        if listener_errors:
+            raise listener_errors[0] from None
+        report(BatchFinished(task.batch, time.monotonic() - start, error=describe(error)))
+
+
+def _run_batch(task: Task, bank: FeatureBank, watch: _Watch) -> None:
+    import torch
+
+    batch, backbone = task.batch, bank.backbone(task.batch.backbone)
+    runs = [bank.bind(run) for run in task.runs]
+    if task.checkpoint:
+        files = [run.data.train_files(run.subset) if run.subset else None for run in runs]
+        watch.checkpoint = CheckpointFile(task.checkpoint, files)
+
+    def done(index: int, outcome: Outcome) -> None:
+        if any(math.isnan(scores.accuracy) for scores in outcome.scores.values()):
+            outcome = replace(outcome, status="diverged")  # in the last step, after the last loss
+        watch.report(RunFinished(batch.keys[index], outcome))
+
+    context = RunContext(1, batch.budget, watch.on_progress, watch if batch.trains else None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(batch.threads)
+    try:
+        METHODS[batch.method].run(backbone, runs, done, context)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line, with where it was raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (at {Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+class _Watch:
+    """A batch's `methods.base.Checkpoint`, which also reports progress and measures the time in the engine's steps.
+
+    The engine reports a step's work at once, and offers its state when everything else of the step is done (checks for
+    divergence, scores of finished runs). The time from an offer to the next report is the engine's.
+    """
+
+    def __init__(self, batch: Batch, report: OnEvent):
+        self.batch, self.report = batch, report
+        self.checkpoint: CheckpointFile | None = None
+        self.engine_seconds = 0.0
+        self._step_start: float | None = None
+        self._runs = 0.0
+        self._reported = time.monotonic()
+
+    def load(self) -> State | None:
+        state = self.checkpoint.load() if self.checkpoint else None
+        self._step_start = time.monotonic()
+        return state
+
+    def offer(self, get_state: Callable[[], State]) -> None:
+        if self.checkpoint:
+            self.checkpoint.offer(get_state)
+        self._step_start = time.monotonic()
+
+    def on_progress(self, runs: float) -> None:
+        now = time.monotonic()
+        if self._step_start is not None:
+            self.engine_seconds += now - self._step_start
+            self._step_start = None
+        self._runs += runs
+        if now - self._reported >= PROGRESS_EVERY:
+            self.report(BatchProgress(self.batch, self._runs))
+            self._runs, self._reported = 0.0, now
