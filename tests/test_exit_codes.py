@@ -159,7 +159,7 @@ def test_a_sweep_whose_runs_failed_ends_with_1(world, monkeypatch, capsys, more)
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("fastcoop.methods.coop.CoOp.run", fail)
+    monkeypatch.setattr("fastcoop.methods.coop.CoOpMethod.run", fail)
     for again in ([], ["--retry-failed"]):  # failed now, and failed before
         where = ["--results", f"failed{len(more)}", *again, *more]
         assert code_of("sweep", "grid.yaml", "--jobs", "1", *where) == 1

@@ -13,7 +13,7 @@ from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError, writing
 from fastcoop.exchange.runs import LearnedRun, named_backbone
 from fastcoop.features.images import RECIPES
-from fastcoop.methods.text import unit
+from fastcoop.methods import unit
 from fastcoop.results.parameters import write_arrays
 
 FORMAT = "fastcoop classifier"

@@ -6,16 +6,16 @@ from typing import Any
 
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.base import Method, MethodSettings, Outcome, RunContext, expand
-from fastcoop.methods.coop import CoOp
+from fastcoop.methods.coop import CoOpMethod
 from fastcoop.methods.data import Data
-from fastcoop.methods.ensemble import Ensemble
-from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoder
-from fastcoop.methods.linear_probe import LinearProbe
-from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.ensemble import EnsembleMethod
+from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoderMethod
+from fastcoop.methods.linear_probe import LinearProbeMethod
+from fastcoop.methods.scores import LinearClassifier, Scores, score, unit
 from fastcoop.methods.spec import FeatureBank, RunSpec
-from fastcoop.methods.text_bias import TextBias
-from fastcoop.methods.text_transform import TextTransform
-from fastcoop.methods.zero_shot import ZeroShot
+from fastcoop.methods.text_bias import TextBiasMethod
+from fastcoop.methods.text_transform import TextTransformMethod
+from fastcoop.methods.zero_shot import ZeroShotMethod
 from fastcoop.plugins import Registry
 
 
@@ -30,7 +30,10 @@ def _prepare(name: str, given: Any) -> Method[Any]:
 
 
 # In the order in which a sweep runs them: the fastest first, then those of installed packages.
-_OWN = (ZeroShot(), Ensemble(), LinearProbe(), TextTransform(), TextBias(), CoOp(), FinetuneImageEncoder())
+_OWN: tuple[Method[Any], ...] = (
+    *(ZeroShotMethod(), EnsembleMethod(), LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
+    *(CoOpMethod(), FinetuneImageEncoderMethod()),
+)
 METHODS = Registry[Method[Any]](
     "fastcoop.methods", "method", {method.name: method for method in _OWN}, _prepare
 )
@@ -45,19 +48,17 @@ def get_method(name: str) -> Method:
 
 __all__ = [
     "METHODS",
-    "CoOp",
     "Data",
-    "Ensemble",
     "FeatureBank",
-    "LinearProbe",
+    "LinearClassifier",
     "Method",
     "MethodSettings",
     "Outcome",
     "RunContext",
     "RunSpec",
     "Scores",
-    "ZeroShot",
     "expand",
     "get_method",
     "score",
+    "unit",
 ]

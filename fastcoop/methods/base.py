@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -13,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
-from fastcoop.methods.data import Data
-from fastcoop.methods.scores import Scores
+from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.scores import LinearClassifier, Scores, score
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:  # workers import this room without torch
@@ -123,59 +124,108 @@ class Training(NamedTuple):
 class Method(ABC, Generic[S]):
     """A method that grid files can name.
 
-    Class attributes:
-        name: in grid files and results.
-        Settings: the pydantic model of a run's settings.
-        learns: whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
-        augments: whether they learn from augmented views of its images.
+    A method that learns something in `learn` and classifies by it in `classifier` needs nothing else. Methods whose
+    runs train together, or whose classifier is not linear, override `run`.
+
+    Attributes:
+        name: In grid files and results.
+        Settings: The pydantic model of a run's settings.
+        learns: Whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
+        augments: Whether they learn from augmented views of its images.
+        needs_backbone: Whether runs use the backbone for more than text features of hand-written prompts.
     """
 
     name: ClassVar[str]
     Settings: type[S]
     learns: ClassVar[bool] = True
     augments: ClassVar[bool] = True
+    needs_backbone: ClassVar[bool] = True
 
     @abstractmethod
     def label(self, settings: S) -> str:
-        """The name of a curve of such runs."""
+        """Return the name of such runs in tables and figures."""
+
+    def learn(self, backbone: Backbone, run: RunSpec[S]) -> Outcome:
+        """Learn from ``run.subset``. Return an outcome without scores."""
+        raise NotImplementedError
+
+    def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> LinearClassifier:
+        """Return the classifier of ``data``'s classes by ``run.contexts`` or ``run.weights``."""
+        raise NotImplementedError
+
+    def run(self, backbone: Backbone, runs: Sequence[RunSpec[S]], done: Done, context: RunContext) -> None:
+        """Do runs that share a backbone, and call ``done(index, outcome)`` as each finishes.
+
+        An empty list only imports what the method needs.
+        """
+        for index, run in enumerate(runs):
+            start = time.perf_counter()
+            learned = self.learn(backbone, run) if self.learns and not run.has_learned else Outcome({})
+            scores = self.scores(backbone, run, run if run.has_learned else learned)
+            seconds = 0.0 if self.learns and run.has_learned else time.perf_counter() - start
+            done(index, replace(learned, scores=scores, seconds=seconds))
+            context.on_progress(1.0)
+
+    def scores(self, backbone: Backbone, run: RunSpec[S], learned: RunSpec[S] | Outcome) -> dict[str, Scores]:
+        """Test what a run learned on each of ``run.tests``."""
+        known = replace(run, contexts=learned.contexts, weights=learned.weights)
+        scores = {}
+        for data in run.tests:
+            classifier = self.classifier(backbone, known, data)
+            images = data.unit_test if classifier.unit_length else data.test[0]
+            scores[data.name] = score(classifier.logits(images), data.test[1])
+        return scores
 
     def check(self, run: RunSpec[S]) -> None:
-        """Raise UserError where a run cannot be done. Asked of every run before the first one runs."""
-        return
+        """Raise UserError for a run that cannot be done. Called for every run before the first one starts."""
+        choice = None if run.has_learned else self.validation_choice(run.settings)
+        if choice and (run.subset is None or not len(run.subset.val)):
+            what, instead = choice
+            raise UserError(
+                f"{run.data.name} has no validation images, which choose {what}; give it a val split, or {instead}."
+            )
+        if self.is_class_specific(run.settings):
+            for target in run.targets:
+                matching_classes(run.data, target)
+
+    def validation_choice(self, settings: S) -> tuple[str, str] | None:
+        """Return what such runs choose on validation images, and what to do without any; None if nothing."""
+        return None
+
+    def is_class_specific(self, settings: S) -> bool:
+        """Return whether what such runs learn belongs to the classes that they learned from."""
+        return False
 
     def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        """What of the settings determines this run's result, resolved: the part of the run's key that is the
-        method's. Differently written settings that make the same run give the same, and so do runs that differ only
-        in their seed and which images it drew."""
+        """Return the settings that affect the result, with defaults resolved; hashed into the run key.
+
+        Settings that are written differently but make the same run are equal here. Seed and few-shot subset are not
+        part of them.
+        """
         return run.settings.model_dump(mode="json")
 
     def prompts(self, settings: S, data: Data) -> tuple[str, ...]:
-        """Hand-written prompts, with "{}" for the class name, that the score of such a run on ``data`` depends on. They
-        are recorded with the score, and where they have changed the run is tested again."""
+        """Return the hand-written prompts, with "{}" for the class name, that the scores on ``data`` depend on.
+
+        They are recorded with the scores. A run is tested again if they have changed.
+        """
         return ()
 
     def views(self, data: Data) -> int:
-        """How many augmented views of an image a run learns from, where ``augments``."""
+        """Return the number of augmented views per image that a run learns from, if the method ``augments``."""
         return data.views
 
     def layout(self, settings: S, backbone: Backbone) -> PromptLayout | None:
-        """The layout of prompts with learned vectors that class names go into; None where a run has none."""
+        """Return the layout of learned prompts; None if such runs have none."""
         return None
 
     def columns(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        """Columns of the results table, beyond those that every run has: by name, what JSON can hold."""
+        """Return additional columns of the results table: names, and values that JSON can hold."""
         return {}
 
     def training(self, run: RunSpec[S], backbone: Backbone) -> Training | None:
-        """What a run asks of the engine; None for methods whose runs do not train together there."""
+        """Return what a run needs of the engine; None if runs of the method do not train together there."""
         return None
-
-    @abstractmethod
-    def run(self, backbone: Backbone, runs: Sequence[RunSpec[S]], done: Done, context: RunContext) -> None:
-        """Do all runs of one backbone; ``done(index, outcome)`` is called as each finishes.
-
-        With no runs it only imports what it works with.
-        """
 
 
 def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]:

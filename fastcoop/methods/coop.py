@@ -14,9 +14,8 @@ from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Method, Outcome, RunContext, Training
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, schedule_of
-from fastcoop.methods.scores import Scores, accuracy
+from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
-from fastcoop.methods.text import score_texts, unit
 from fastcoop.remember import remember
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class CoOpSettings(ScheduleSettings):
         return unused
 
 
-class CoOp(Method[CoOpSettings]):
+class CoOpMethod(Method[CoOpSettings]):
     """Runs train together in the engine; each as if alone."""
 
     name = "coop"
@@ -106,20 +105,21 @@ class CoOp(Method[CoOpSettings]):
         rough = ["bfloat16"] if settings.precision == "bfloat16" else []
         return f"CoOp ({', '.join([*length, *start, where, *specific, *best, *rough])})"
 
+    def validation_choice(self, settings: CoOpSettings) -> tuple[str, str] | None:
+        if settings.select == "last" and not settings.val_accuracy:
+            return None
+        return "what select: best_val and val_accuracy of coop report", "leave these settings out"
+
+    def is_class_specific(self, settings: CoOpSettings) -> bool:
+        return settings.class_specific
+
     def check(self, run: RunSpec[CoOpSettings]) -> None:
-        if run.contexts is None and (run.settings.select == "best_val" or run.settings.val_accuracy):
-            run.data.require_validation(
-                run.subset,
-                "what select: best_val and val_accuracy of coop report",
-                "leave these settings out",
-            )
-        if run.contexts is None and (run.settings.val_every or 0) > epochs_of(run):
+        super().check(run)
+        if not run.has_learned and (run.settings.val_every or 0) > epochs_of(run):
             raise UserError(
                 f"val_every of coop is {run.settings.val_every}, but a run has {epochs_of(run)} epochs, so that only "
                 "the last is looked at; give a smaller number."
             )
-        for target in run.targets if run.settings.class_specific else ():
-            matching_classes(run.data, target)
 
     def key_settings(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         settings = run.settings
@@ -169,7 +169,7 @@ class CoOp(Method[CoOpSettings]):
         by_precision: dict[str, list[int]] = {}
         for index, run in enumerate(runs):
             if run.contexts is not None:
-                done(index, _outcome(backbone, run, np.asarray(run.contexts)))
+                done(index, Outcome(self.scores(backbone, run, run), contexts=np.asarray(run.contexts)))
                 context.on_progress(1.0)
             else:
                 by_precision.setdefault(run.settings.precision, []).append(index)
@@ -178,8 +178,15 @@ class CoOp(Method[CoOpSettings]):
         for order in by_precision.values():
             self._train(backbone, runs, order, done, context)
 
-    @staticmethod
+    def classifier(self, backbone: Backbone, run: RunSpec[CoOpSettings], data: Data) -> LinearClassifier:
+        contexts = np.asarray(run.contexts)
+        if data is not run.data and run.settings.class_specific:
+            contexts = contexts[matching_classes(run.data, data)]
+        texts = _encode(backbone, run, data, contexts)
+        return LinearClassifier.of_texts(texts, backbone.logit_scale)
+
     def _train(
+        self,
         backbone: Backbone,
         runs: Sequence[RunSpec[CoOpSettings]],
         order: Sequence[int],
@@ -210,8 +217,8 @@ class CoOp(Method[CoOpSettings]):
             # Nothing is known of what a run took that had ended before its training was resumed.
             seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
             losses = np.asarray(trained.losses, dtype=np.float32)
-            outcome = _outcome(backbone, run, contexts, losses, trained.status, seconds, extra)
-            done(order[number], outcome)
+            learned = Outcome({}, losses, contexts, status=trained.status, seconds=seconds, extra=extra)
+            done(order[number], replace(learned, scores=self.scores(backbone, run, learned)))
 
         checkpoint = context.checkpoint
         bfloat16 = runs[order[0]].settings.precision == "bfloat16"
@@ -281,21 +288,26 @@ def select(
 
 def _on_validation(backbone: Backbone, run: RunSpec[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
     """Accuracy in percent, (n,), of contexts (n, ...) on the run's validation images; NaN of those that diverged."""
+    assert run.subset is not None
+    features, labels = run.data.validation(run.subset)
+    at_once = max(1, PROMPTS_AT_ONCE // len(run.data.class_names))
+    found = []
+    for start in range(0, len(contexts), at_once):
+        texts = _encode(backbone, run, run.data, contexts[start : start + at_once])
+        found.append(accuracy(unit(features) @ unit(texts).swapaxes(1, 2), labels))
+    return np.concatenate(found)
+
+
+def _encode(backbone: Backbone, run: RunSpec[CoOpSettings], data: Data, contexts: np.ndarray) -> np.ndarray:
+    """Return text features float32 (..., classes, dim) of ``data``'s classes behind contexts (..., M, width)."""
     import torch
 
     from fastcoop.engine import encode_prompts
 
-    assert run.subset is not None
-    features, labels = run.data.validation(run.subset)
-    names, layout = run.data.class_names, layout_of(run.settings, backbone)
-    at_once = max(1, PROMPTS_AT_ONCE // len(run.data.class_names))
-    found = []
-    for start in range(0, len(contexts), at_once):
-        with torch.no_grad():
-            item = names, layout, torch.from_numpy(contexts[start : start + at_once])
-            texts = encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy()
-        found.append(accuracy(unit(features) @ unit(texts).swapaxes(1, 2), labels))
-    return np.concatenate(found)
+    item = data.class_names, layout_of(run.settings, backbone), torch.from_numpy(contexts)
+    with torch.no_grad():
+        texts: np.ndarray = encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy()
+    return texts
 
 
 @remember(1)
@@ -346,30 +358,3 @@ def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
             f'"{settings.prompt}" has {layout.context_length} vectors; give it {words}.'
         )
     return layout
-
-
-def _outcome(
-    backbone: Backbone,
-    run: RunSpec[CoOpSettings],
-    contexts: np.ndarray,
-    losses: np.ndarray | None = None,
-    status: str = "done",
-    seconds: float = 0.0,
-    extra: dict[str, float] | None = None,
-) -> Outcome:
-    scores = {data.name: _score(backbone, run, data, contexts) for data in run.tests}
-    return Outcome(scores, losses, contexts, status=status, seconds=seconds, extra=extra or {})
-
-
-def _score(backbone: Backbone, run: RunSpec[CoOpSettings], data: Data, contexts: np.ndarray) -> Scores:
-    """Test contexts on a dataset: a class-specific context on the classes of the same names."""
-    import torch
-
-    from fastcoop.engine import encode_prompts
-
-    if data is not run.data and run.settings.class_specific:
-        contexts = contexts[matching_classes(run.data, data)]
-    item = (data.class_names, layout_of(run.settings, backbone), torch.from_numpy(contexts))
-    with torch.no_grad():
-        texts = encode_prompts(backbone, [item], _trees(backbone))[0]
-    return score_texts(backbone, data, texts.float().cpu().numpy())

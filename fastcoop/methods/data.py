@@ -12,6 +12,7 @@ import numpy as np
 
 from fastcoop.datasets.files import normalized
 from fastcoop.errors import UserError
+from fastcoop.methods.scores import unit
 
 if TYPE_CHECKING:
     from fastcoop.datasets import Dataset, FewShot
@@ -30,12 +31,14 @@ class Data:
         store: the features; None where runs are only planned.
         views: augmented views per training image, beside the test-time crop, that learning may use.
         recipe: of the image transforms that were learned by, where there is no store to tell it.
+        text_features: float32 (classes, dim), of length 1, in place of those of hand-written prompts; None otherwise.
     """
 
     dataset: Dataset
     store: FeatureStore | None
     views: int = DEFAULT_VIEWS
     recipe: str = "current"
+    text_features: np.ndarray | None = None
     _subsets: dict[tuple[int | str, int], FewShot] = field(default_factory=dict, repr=False)
     _train: OrderedDict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=OrderedDict, repr=False)
 
@@ -107,14 +110,6 @@ class Data:
         skipped = self.store.meta.skipped.get(split, ()) if self.store else ()
         return rows[~np.isin(rows, np.asarray(skipped, dtype=np.int64))]
 
-    def require_validation(self, subset: FewShot | None, what: str, instead: str) -> None:
-        """Raises UserError where a subset has no validation images, for which ``what`` is chosen; ``instead`` says
-        what else can be done."""
-        if subset is None or not len(subset.val):
-            raise UserError(
-                f"{self.name} has no validation images, which choose {what}; give it a val split, or {instead}."
-            )
-
     def validation(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
         """Features float32 (n, dim) and labels (n,) of a subset's validation images."""
         assert self.store is not None
@@ -131,8 +126,7 @@ class Data:
     @cached_property
     def unit_test(self) -> np.ndarray:
         """Test features float32 (n, dim), of length 1."""
-        features = self.test[0]
-        return features / np.linalg.norm(features, axis=1, keepdims=True)
+        return unit(self.test[0])
 
     def _split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         assert self.store is not None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.data import Data
+from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
-from fastcoop.methods.text import prompt_features, score_texts
+from fastcoop.methods.text import class_texts
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -20,18 +19,19 @@ if TYPE_CHECKING:
 class EnsembleSettings(MethodSettings):
     """``templates``: CLIP's "selected" seven ImageNet templates, or "all" eighty.
 
-    The dataset's own prompt is added, except on ImageNet, as the official code does: on ImageNet's variants it is.
+    As in the official code, the dataset's own prompt is one more, except on ImageNet (not on its variants).
     """
 
     templates: Literal["selected", "all"] = "selected"
 
 
-class Ensemble(Method[EnsembleSettings]):
-    """Normalised text features averaged over prompts, then normalised."""
+class EnsembleMethod(Method[EnsembleSettings]):
+    """Normalized text features averaged over prompts, then normalized."""
 
     name = "ensemble"
     Settings = EnsembleSettings
     learns = False
+    needs_backbone = False
 
     def label(self, settings: EnsembleSettings) -> str:
         return f"Prompt ensemble ({'7' if settings.templates == 'selected' else '80'})"
@@ -42,22 +42,9 @@ class Ensemble(Method[EnsembleSettings]):
     def prompts(self, settings: EnsembleSettings, data: Data) -> tuple[str, ...]:
         return tuple(ensemble_prompts(data, settings.templates))
 
-    def run(
-        self,
-        backbone: Backbone,
-        runs: Sequence[RunSpec[EnsembleSettings]],
-        done: Done,
-        context: RunContext,
-    ) -> None:
-        for index, run in enumerate(runs):
-            start = time.perf_counter()
-            scores = {}
-            for data in run.tests:
-                prompts = self.prompts(run.settings, data)
-                features = [prompt_features(backbone, data.class_names, prompt) for prompt in prompts]
-                scores[data.name] = score_texts(backbone, data, np.mean(features, axis=0))
-            done(index, Outcome(scores, seconds=time.perf_counter() - start))
-            context.on_progress(1.0)
+    def classifier(self, backbone: Backbone, run: RunSpec[EnsembleSettings], data: Data) -> LinearClassifier:
+        texts = [class_texts(backbone, data, prompt) for prompt in self.prompts(run.settings, data)]
+        return LinearClassifier.of_texts(np.mean(texts, axis=0), backbone.logit_scale)
 
 
 def ensemble_prompts(data: Data, templates: str) -> list[str]:

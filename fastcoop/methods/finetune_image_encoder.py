@@ -15,9 +15,9 @@ from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Method, Outcome, RunContext
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
-from fastcoop.methods.scores import accuracy, score
+from fastcoop.methods.scores import accuracy, score, unit
 from fastcoop.methods.spec import RunSpec
-from fastcoop.methods.text import prompt_features, unit
+from fastcoop.methods.text import prompt_features
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ class FinetuneSettings(ScheduleSettings):
     learning_rate: LearningRate = 1e-5
 
 
-class FinetuneImageEncoder(Method[FinetuneSettings]):
+class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
     """The image tower trained on a run's few images; the dataset's own prompts are its fixed classifier.
 
     The paper gives no settings. Chosen here: CoOp's SGD, batches and epochs, a new random crop of each image in

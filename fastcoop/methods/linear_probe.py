@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
-from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
-from fastcoop.methods.data import matching_classes
-from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.base import Method, MethodSettings, Outcome
+from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ STEPS = 8
 MAX_ITERATIONS = 1000
 
 Labelled = tuple[np.ndarray, np.ndarray]  # features (n, dim), labels (n,)
-Weights = Mapping[str, np.ndarray]
 
 
 class LinearProbeSettings(MethodSettings):
@@ -40,8 +37,8 @@ class LinearProbeSettings(MethodSettings):
 OFFICIAL = LinearProbeSettings()
 
 
-class LinearProbe(Method[LinearProbeSettings]):
-    """L-BFGS logistic regression on unnormalised features of the test-time crop.
+class LinearProbeMethod(Method[LinearProbeSettings]):
+    """L-BFGS logistic regression on unnormalized features of the test-time crop.
 
     It learns from the same subset as the prompt learners; the official code draws one of its own. Its weights are
     kept as float32, and scored as they are kept.
@@ -50,6 +47,7 @@ class LinearProbe(Method[LinearProbeSettings]):
     name = "linear_probe"
     Settings = LinearProbeSettings
     augments = False
+    needs_backbone = False
 
     def label(self, settings: LinearProbeSettings) -> str:
         if settings == OFFICIAL:
@@ -57,31 +55,36 @@ class LinearProbe(Method[LinearProbeSettings]):
         fits, steps = settings.iterations, settings.search_steps
         return f"Linear probe CLIP ({fits} iteration{'s' * (fits != 1)}, {steps} search step{'s' * (steps != 1)})"
 
-    def check(self, run: RunSpec[LinearProbeSettings]) -> None:
-        if run.weights is None:
-            run.data.require_validation(run.subset, "the probe's C", "leave the linear probe out")
-        for target in run.targets:
-            matching_classes(run.data, target)
+    def validation_choice(self, settings: LinearProbeSettings) -> tuple[str, str]:
+        return "the probe's C", "leave the linear probe out"
 
-    def run(
-        self,
-        backbone: Backbone,
-        runs: Sequence[RunSpec[LinearProbeSettings]],
-        done: Done,
-        context: RunContext,
-    ) -> None:
-        import sklearn.linear_model  # noqa: F401  (the first import takes seconds that are not a run's)
+    def is_class_specific(self, settings: LinearProbeSettings) -> bool:
+        return True
 
-        for index, run in enumerate(runs):
-            if run.weights is not None:
-                done(index, Outcome(_scores(run, run.weights)))
-            else:
-                start = time.perf_counter()
-                weights, extra = _learn(run.settings, *_inputs(run))
-                scores = _scores(run, weights)
-                seconds = time.perf_counter() - start
-                done(index, Outcome(scores, weights=dict(weights), seconds=seconds, extra=extra))
-            context.on_progress(1.0)
+    def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
+        import sklearn.linear_model  # noqa: F401  (its first import takes seconds, which are not a run's)
+
+        super().run(backbone, runs, done, context)
+
+    def learn(self, backbone: Backbone, run: RunSpec[LinearProbeSettings]) -> Outcome:
+        from threadpoolctl import threadpool_limits
+
+        train, val = _inputs(run)
+        with threadpool_limits(1, user_api="blas"):  # small fits; and sums are equal on any number of cores
+            log_c, model = choose_c(train, val, run.settings)
+        extra = {"c": 10.0**log_c, "val_accuracy": 100 * float((model.predict(val[0]) == val[1]).mean())}
+        return Outcome({}, weights=weights_of(model), extra=extra)
+
+    def classifier(
+        self, backbone: Backbone, run: RunSpec[LinearProbeSettings], data: Data
+    ) -> LinearClassifier:
+        assert run.weights is not None
+        labels = run.weights["labels"]
+        rows = np.full(len(run.data.class_names), -1)
+        rows[labels] = np.arange(len(labels))
+        if data is not run.data:
+            rows = rows[matching_classes(run.data, data)]
+        return LinearClassifier(run.weights["coef"].astype(np.float64), run.weights["intercept"], rows=rows)
 
 
 def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL) -> tuple[float, Any]:
@@ -119,9 +122,11 @@ def fit(train: Labelled, log_c: float, iterations: int = MAX_ITERATIONS) -> Any:
         return model.fit(train[0], train[1])
 
 
-def weights_of(model: Any) -> Weights:
-    """What a fitted model answers by, as it is kept: "coef" float32 (classes seen, dim), "intercept" float32 and
-    "labels" int64 (classes seen,); classes without a training image have no row."""
+def weights_of(model: Any) -> dict[str, np.ndarray]:
+    """Return "coef" float32 (classes seen, dim), "intercept" float32 and "labels" int64 (classes seen,).
+
+    Classes without a training image have no row.
+    """
     coef, intercept = model.coef_, model.intercept_
     if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
         coef, intercept = (np.concatenate([np.zeros_like(one), one]) for one in (coef, intercept))
@@ -132,36 +137,9 @@ def weights_of(model: Any) -> Weights:
     }
 
 
-def class_logits(weights: Weights, features: np.ndarray, classes: int) -> np.ndarray:
-    """Log-odds float64 (n, classes) of features (n, dim); -inf for classes that had no training image."""
-    logits = np.full((len(features), classes), -np.inf)
-    logits[:, weights["labels"]] = features.astype(np.float64) @ weights["coef"].T + weights["intercept"]
-    return logits
-
-
 def _inputs(run: RunSpec[LinearProbeSettings]) -> tuple[Labelled, Labelled]:
     """Training and validation images, as float64 like the official code's."""
     assert run.subset is not None
     features, labels = run.data.train(run.subset)
     val_features, val_labels = run.data.validation(run.subset)
     return (features[:, 0].astype(np.float64), labels), (val_features.astype(np.float64), val_labels)
-
-
-def _learn(settings: LinearProbeSettings, train: Labelled, val: Labelled) -> tuple[Weights, dict[str, float]]:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):  # fits are small; and sums come out the same on any machine
-        log_c, model = choose_c(train, val, settings)
-    extra = {"c": 10.0**log_c, "val_accuracy": 100 * float((model.predict(val[0]) == val[1]).mean())}
-    return weights_of(model), extra
-
-
-def _scores(run: RunSpec[LinearProbeSettings], weights: Weights) -> dict[str, Scores]:
-    """Each test set scored among its own classes alone."""
-    scores = {}
-    for data in run.tests:
-        logits = class_logits(weights, data.test[0], len(run.data.class_names))
-        if data is not run.data:
-            logits = logits[:, matching_classes(run.data, data)]
-        scores[data.name] = score(logits, data.test[1])
-    return scores

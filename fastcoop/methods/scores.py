@@ -11,8 +11,52 @@ NO_CLASS = 65535  # the predicted label of outputs that are not finite
 
 
 @dataclass(frozen=True, eq=False)
+class LinearClassifier:
+    """A linear function from image features to the logits of classes.
+
+    Attributes:
+        weights: float (rows, dim).
+        bias: float (rows,), or None.
+        scale: Factor on the products, before the bias.
+        unit_length: Whether image features are scaled to length 1 first.
+        rows: int (classes,), the row of each class, -1 for classes without one, whose logit is -inf. None: a row per
+            class, in order.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray | None = None
+    scale: float = 1.0
+    unit_length: bool = False
+    rows: np.ndarray | None = None
+
+    @classmethod
+    def of_texts(cls, texts: np.ndarray, scale: float) -> LinearClassifier:
+        """Return the classifier by cosine similarity to text features (classes, dim) of any length."""
+        return cls(unit(texts.astype(np.float32)), scale=scale, unit_length=True)
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Return logits (images, classes) of features (images, dim), which are of length 1 if ``unit_length``."""
+        logits = self.scale * (features.astype(self.weights.dtype, copy=False) @ self.weights.T)
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.rows is None:
+            return logits
+        known = self.rows >= 0
+        spread = np.full((len(features), len(self.rows)), -np.inf)
+        spread[:, known] = logits[:, self.rows[known]]
+        return spread
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Return features scaled to length 1 along the last axis; NaN for those of length 0."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # `score` refuses what is not finite
+        scaled: np.ndarray = features / np.linalg.norm(features, axis=-1, keepdims=True)
+        return scaled
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """How a classifier did on one test set. All is NaN, and no class predicted, where its outputs are not finite.
+    """A classifier's result on one test set. If its outputs are not finite, all is NaN and no class is predicted.
 
     Attributes:
         accuracy: top-1, in percent.

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastcoop.errors import UserError
 from fastcoop.methods.data import Data
-from fastcoop.methods.scores import Scores, score
+from fastcoop.methods.scores import unit
 from fastcoop.remember import remember
 
 if TYPE_CHECKING:
@@ -82,13 +82,8 @@ def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: 
     return features
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    """Features scaled to length 1 along the last axis."""
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # `score` refuses what is not finite
-        return features / np.linalg.norm(features, axis=-1, keepdims=True)
-
-
-def score_texts(backbone: Backbone, data: Data, texts: np.ndarray) -> Scores:
-    """Score text features (classes, dim), of any length, as a classifier of ``data``'s test images."""
-    logits = backbone.logit_scale * (data.unit_test @ unit(texts.astype(np.float32)).T)
-    return score(logits, data.test[1])
+def class_texts(backbone: Backbone, data: Data, template: str) -> np.ndarray:
+    """Return text features float32 (classes, dim), of length 1, of the dataset's classes in a template."""
+    if data.text_features is not None:
+        return data.text_features
+    return prompt_features(backbone, data.class_names, template)

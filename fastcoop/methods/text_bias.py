@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TextBias(TextLearner):
+class TextBiasMethod(TextLearner):
     """Each class's text feature t becomes t + b, with b learned (dim,), the same for all classes."""
 
     name = "text_bias"

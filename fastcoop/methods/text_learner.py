@@ -7,19 +7,18 @@ SGD, batches and epochs; and the learning rate by accuracy on the run's own vali
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.methods.base import Done, Method, Outcome, RunContext
+from fastcoop.methods.base import Method, Outcome
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
-from fastcoop.methods.scores import Scores, accuracy
+from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
-from fastcoop.methods.text import prompt_features, score_texts, unit
+from fastcoop.methods.text import class_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +40,7 @@ class TextLearner(Method[TextLearnerSettings]):
     """An offset learned on text features. Subclasses say its shape and what it does to them."""
 
     Settings = TextLearnerSettings
+    needs_backbone = False
     kept: str  # the offset's name in ``Outcome.weights``
 
     @abstractmethod
@@ -51,13 +51,10 @@ class TextLearner(Method[TextLearnerSettings]):
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
         """Offsets (runs, *shape) on texts (classes, dim): (runs, classes, dim), of any length."""
 
-    def check(self, run: RunSpec[TextLearnerSettings]) -> None:
-        if run.settings.learning_rate == "validation" and run.weights is None:
-            run.data.require_validation(
-                run.subset,
-                f"the learning rate of {self.name}",
-                f"set learning_rate of {self.name} to a number",
-            )
+    def validation_choice(self, settings: TextLearnerSettings) -> tuple[str, str] | None:
+        if settings.learning_rate != "validation":
+            return None
+        return f"the learning rate of {self.name}", f"set learning_rate of {self.name} to a number"
 
     def key_settings(self, run: RunSpec[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
         resolved = {"epochs": epochs_of(run), "views": run.data.views, "prompt": run.data.dataset.template}
@@ -69,23 +66,7 @@ class TextLearner(Method[TextLearnerSettings]):
     def columns(self, run: RunSpec[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
         return {"epochs": epochs_of(run), "schedule": schedule_of(run.settings)}
 
-    def run(
-        self,
-        backbone: Backbone,
-        runs: Sequence[RunSpec[TextLearnerSettings]],
-        done: Done,
-        context: RunContext,
-    ) -> None:
-        for index, run in enumerate(runs):
-            start = time.perf_counter()
-            if run.weights is not None:
-                outcome = Outcome(self._scores(backbone, run, run.weights[self.kept]))
-            else:
-                outcome = self._learn(backbone, run, start)
-            done(index, outcome)
-            context.on_progress(1.0)
-
-    def _learn(self, backbone: Backbone, run: RunSpec[TextLearnerSettings], start: float) -> Outcome:
+    def learn(self, backbone: Backbone, run: RunSpec[TextLearnerSettings]) -> Outcome:
         import torch
 
         from fastcoop.backbones.precision import fresh_state
@@ -100,16 +81,29 @@ class TextLearner(Method[TextLearnerSettings]):
             if np.isfinite(on_validation):
                 extra["val_accuracy"] = on_validation
         extra["learning_rate"] = rates[best]
-        offset = offsets[best].float().cpu().numpy()
         finite = bool(np.isfinite(losses[best]).all()) and bool(torch.isfinite(offsets[best]).all())
         return Outcome(
-            self._scores(backbone, run, offset),
+            {},
             losses[best],
-            weights={self.kept: offset},
+            weights={self.kept: offsets[best].float().cpu().numpy()},
             status="done" if finite else "diverged",
-            seconds=time.perf_counter() - start,
             extra=extra,
         )
+
+    def classifier(
+        self, backbone: Backbone, run: RunSpec[TextLearnerSettings], data: Data
+    ) -> LinearClassifier:
+        import torch
+
+        assert run.weights is not None
+        offset, texts = (
+            torch.from_numpy(run.weights[self.kept]),
+            torch.from_numpy(self._texts(backbone, data)),
+        )
+        return LinearClassifier.of_texts(self.apply(offset[None], texts)[0].numpy(), backbone.logit_scale)
+
+    def _texts(self, backbone: Backbone, data: Data) -> np.ndarray:
+        return class_texts(backbone, data, data.dataset.template)
 
     def _train(
         self, backbone: Backbone, run: RunSpec[TextLearnerSettings], rates: Sequence[float]
@@ -124,7 +118,7 @@ class TextLearner(Method[TextLearnerSettings]):
         features, labels = run.data.train(run.subset)
         images = torch.from_numpy(unit(features[:, 1:] if features.shape[1] > 1 else features))
         images, targets = images.to(backbone.device), torch.from_numpy(labels).to(backbone.device)
-        texts = torch.from_numpy(_texts(backbone, run.data)).to(backbone.device)
+        texts = torch.from_numpy(self._texts(backbone, run.data)).to(backbone.device)
         epochs = epochs_of(run)
         schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])
         shape = self.shape(texts.shape[1])
@@ -158,7 +152,7 @@ class TextLearner(Method[TextLearnerSettings]):
 
         assert run.subset is not None
         features, labels = run.data.validation(run.subset)
-        texts = torch.from_numpy(_texts(backbone, run.data)).to(backbone.device)
+        texts = torch.from_numpy(self._texts(backbone, run.data)).to(backbone.device)
         weights = unit(self.apply(offsets, texts).cpu().numpy())
         logits = backbone.logit_scale * unit(features) @ weights.swapaxes(1, 2)
         probabilities = torch.log_softmax(torch.from_numpy(logits).double(), -1)
@@ -168,20 +162,7 @@ class TextLearner(Method[TextLearnerSettings]):
         order = np.lexsort((np.where(lost, np.inf, loss), np.where(lost, np.inf, -found)))
         return int(order[0]), float(np.where(lost, np.nan, found)[order[0]])
 
-    def _scores(self, backbone: Backbone, run: RunSpec[Any], offset: np.ndarray) -> dict[str, Scores]:
-        import torch
-
-        scores = {}
-        for data in run.tests:
-            texts = self.apply(torch.from_numpy(offset)[None], torch.from_numpy(_texts(backbone, data)))
-            scores[data.name] = score_texts(backbone, data, texts[0].numpy())
-        return scores
-
 
 def rates_of(settings: TextLearnerSettings) -> tuple[float, ...]:
     """The learning rates that a run tries."""
     return RATES if settings.learning_rate == "validation" else (settings.learning_rate,)
-
-
-def _texts(backbone: Backbone, data: Data) -> np.ndarray:
-    return prompt_features(backbone, data.class_names, data.dataset.template)

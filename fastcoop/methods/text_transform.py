@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TextTransform(TextLearner):
+class TextTransformMethod(TextLearner):
     """Each class's text feature t becomes t + A t, with A learned (dim, dim) and zero at the start."""
 
     name = "text_transform"

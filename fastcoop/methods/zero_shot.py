@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, Field, field_validator
 
-from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.data import Data
+from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
-from fastcoop.methods.text import prompt_features, score_texts
+from fastcoop.methods.text import class_texts
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -30,12 +29,13 @@ class ZeroShotSettings(MethodSettings):
         return prompt
 
 
-class ZeroShot(Method[ZeroShotSettings]):
+class ZeroShotMethod(Method[ZeroShotSettings]):
     """Cosine similarity to the text features of one prompt per class."""
 
     name = "zero_shot"
     Settings = ZeroShotSettings
     learns = False
+    needs_backbone = False
 
     def label(self, settings: ZeroShotSettings) -> str:
         return "Zero-shot CLIP" if settings.prompt is None else f'Zero-shot CLIP ("{settings.prompt}")'
@@ -44,23 +44,9 @@ class ZeroShot(Method[ZeroShotSettings]):
         return {"prompt": self.prompts(run.settings, run.data)[0]}
 
     def prompts(self, settings: ZeroShotSettings, data: Data) -> tuple[str, ...]:
-        # On targets too, "the dataset's own" is the prompt of the dataset that is tested.
+        # None is the prompt of the dataset that is tested, also on targets.
         return (settings.prompt or data.dataset.template,)
 
-    def run(
-        self,
-        backbone: Backbone,
-        runs: Sequence[RunSpec[ZeroShotSettings]],
-        done: Done,
-        context: RunContext,
-    ) -> None:
-        for index, run in enumerate(runs):
-            start = time.perf_counter()
-            scores = {}
-            for data in run.tests:
-                (template,) = self.prompts(run.settings, data)
-                scores[data.name] = score_texts(
-                    backbone, data, prompt_features(backbone, data.class_names, template)
-                )
-            done(index, Outcome(scores, seconds=time.perf_counter() - start))
-            context.on_progress(1.0)
+    def classifier(self, backbone: Backbone, run: RunSpec[ZeroShotSettings], data: Data) -> LinearClassifier:
+        (template,) = self.prompts(run.settings, data)
+        return LinearClassifier.of_texts(class_texts(backbone, data, template), backbone.logit_scale)

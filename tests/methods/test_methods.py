@@ -14,7 +14,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec, expand, get_method, score
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.ensemble import ensemble_prompts
-from fastcoop.methods.linear_probe import choose_c, class_logits
+from fastcoop.methods.linear_probe import choose_c
 from fastcoop.methods.schedule import epochs_of, schedule_of
 from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features, reference_mixed_features
@@ -132,7 +132,8 @@ def test_a_probe_of_two_classes_is_kept_as_it_was_fitted(backbone: Backbone) -> 
     subset = data.subset(4, 1)
     features = data.store.train(subset.train)[:, 0].double().numpy()
     model = LogisticRegression(C=outcome.extra["c"], max_iter=1000).fit(features, data.train(subset)[1])
-    logits = class_logits(outcome.weights, data.test[0], 2)
+    one = dataclasses.replace(job(data, "linear_probe", shots=4), weights=outcome.weights)
+    logits = get_method("linear_probe").classifier(backbone, one, data).logits(data.test[0])
     np.testing.assert_allclose(logits[:, 1], model.decision_function(data.test[0]), rtol=1e-4, atol=1e-5)
     probability = model.predict_proba(data.test[0]).max(1)
     np.testing.assert_allclose(outcome.scores["animals"].confidence, probability, atol=2e-3)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +10,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine import PromptEncoder
-from fastcoop.methods import METHODS, Data, Method, MethodSettings, Outcome, RunContext, RunSpec, score
-from fastcoop.methods.text import score_texts, unit
+from fastcoop.methods import METHODS, Data, LinearClassifier, Method, MethodSettings, Outcome, RunSpec, unit
 from fastcoop.prompts import PromptLayout
 from fastcoop.reports import report
 from fastcoop.results import load_results
@@ -36,11 +33,11 @@ class NearestMean(Method[NearestMeanSettings]):
     def label(self, settings: NearestMeanSettings) -> str:
         return f"Nearest mean (shrink {settings.shrink:g})"
 
-    def run(self, backbone: Backbone, runs: Sequence[RunSpec], done: Any, context: RunContext) -> None:
-        for index, one in enumerate(runs):
-            means = self.means(one) if one.weights is None else one.weights["means"]
-            scores = {data.name: score(100 * data.unit_test @ means.T, data.test[1]) for data in one.tests}
-            done(index, Outcome(scores, weights={"means": means}))
+    def learn(self, backbone: Backbone, one: RunSpec) -> Outcome:
+        return Outcome({}, weights={"means": self.means(one)})
+
+    def classifier(self, backbone: Backbone, one: RunSpec, data: Data) -> LinearClassifier:
+        return LinearClassifier(one.weights["means"], scale=100.0, unit_length=True)
 
     @staticmethod
     def means(one: RunSpec) -> np.ndarray:
@@ -97,22 +94,19 @@ class SeveralPrompts(Method[SeveralSettings]):
     def label(self, settings: SeveralSettings) -> str:
         return f"{settings.prompts} prompts"
 
-    def run(self, backbone: Backbone, runs: Sequence[RunSpec], done: Any, context: RunContext) -> None:
-        for index, one in enumerate(runs):
-            contexts, losses = self.learn(backbone, one)
-            encoder = PromptEncoder(backbone, one.data.class_names, self.layout)
-            with torch.no_grad():
-                texts = self.classifier(encoder(contexts))[0].numpy()
-            scores = {data.name: score_texts(backbone, data, texts) for data in one.tests}
-            done(index, Outcome(scores, losses, weights={"prompts": contexts.numpy()}))
+    def classifier(self, backbone: Backbone, one: RunSpec, data: Data) -> LinearClassifier:
+        encoder = PromptEncoder(backbone, data.class_names, self.layout)
+        with torch.no_grad():
+            texts = self.mean_features(encoder(torch.from_numpy(one.weights["prompts"])))[0].numpy()
+        return LinearClassifier.of_texts(texts, backbone.logit_scale)
 
     @staticmethod
-    def classifier(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def mean_features(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class features (classes, dim) and how alike the prompts' are, of features (prompts, classes, dim)."""
         units = torch.nn.functional.normalize(features, dim=-1)
         return torch.nn.functional.normalize(units.mean(0), dim=-1), (units.mean(0) ** 2).sum(-1).mean()
 
-    def learn(self, backbone: Backbone, one: RunSpec) -> tuple[torch.Tensor, np.ndarray]:
+    def learn(self, backbone: Backbone, one: RunSpec) -> Outcome:
         features, labels = one.data.train(one.subset)
         images, targets = torch.from_numpy(unit(features[:, 0])), torch.from_numpy(labels)
         draw = torch.Generator().manual_seed(one.seed)
@@ -121,14 +115,14 @@ class SeveralPrompts(Method[SeveralSettings]):
         optimiser = torch.optim.SGD([contexts], lr=0.05)
         encoder, losses = PromptEncoder(backbone, one.data.class_names, self.layout), []
         for _ in range(12):
-            weights, alike = self.classifier(encoder(contexts))
+            weights, alike = self.mean_features(encoder(contexts))
             loss = torch.nn.functional.cross_entropy(10 * images @ weights.T, targets)
             loss = loss + one.settings.apart * alike
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-        return contexts.detach(), np.array(losses, np.float32)
+        return Outcome({}, np.array(losses, np.float32), weights={"prompts": contexts.detach().numpy()})
 
 
 @pytest.mark.parametrize("apart", [0.0, 2.0])
@@ -143,5 +137,5 @@ def test_several_prompts_and_an_added_loss_need_the_encoder_alone(
         reference_features(backbone.model, backbone.tokenizer, data.class_names, torch.from_numpy(c), "end")
         for c in outcome.weights["prompts"]
     ]
-    texts = SeveralPrompts.classifier(torch.stack(plain))[0].numpy()
+    texts = SeveralPrompts.mean_features(torch.stack(plain))[0].numpy()
     assert (outcome.scores["animals"].predictions == (data.unit_test @ texts.T).argmax(1)).all()
