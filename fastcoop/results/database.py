@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.results.schema import VERSION, WORK, create, show_as_current, statements, upgrade, version_of
+from fastcoop.results.schema import VERSION, create, show_as_current, upgrade, version_of
 
 DATABASE = "results.sqlite"
 BUSY_TIMEOUT = 1.0  # seconds that SQLite waits for a lock by itself; Ctrl-C is handled after each
@@ -30,18 +30,16 @@ def explained(problem: str, *kinds: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except errors as error:
-        cause = error.__cause__ or error  # pandas wraps SQLite's errors
-        raise UserError(f"{problem} ({cause}); {_remedy(str(cause))}") from None
-
-
-def _remedy(error: str) -> str:
-    if "locked" in error:
-        return "close the program that has it open."
-    if "full" in error or "No space" in error or "disk I/O" in error:
-        return "free space on its disk and run the same command again."
-    if "readonly" in error or "unable to open" in error:
-        return "choose another folder, or change this folder's permissions."
-    return "restore it from a copy, or move it away and run the sweep again."
+        cause = str(error.__cause__ or error)  # pandas wraps SQLite's errors
+        if "locked" in cause:
+            remedy = "close the program that has it open."
+        elif "full" in cause or "No space" in cause or "disk I/O" in cause:
+            remedy = "free space on its disk and run the same command again."
+        elif "readonly" in cause or "unable to open" in cause:
+            remedy = "choose another folder, or change this folder's permissions."
+        else:
+            remedy = "restore it from a copy, or move it away and run the sweep again."
+        raise UserError(f"{problem} ({cause}); {remedy}") from None
 
 
 def execute_when_unlocked(db: sqlite3.Connection, statement: str, timeout_s: float = math.inf) -> None:
@@ -67,9 +65,7 @@ def execute_when_unlocked(db: sqlite3.Connection, statement: str, timeout_s: flo
 
 @contextmanager
 def reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Give a snapshot of a results database, of any version but with the current version's columns.
-
-    A sweep cannot write while the block lasts.
+    """Give a snapshot of a results database of any version, with the current columns. It blocks writers.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
@@ -77,7 +73,7 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / DATABASE
     if not path.is_file():
         raise MissingFile(f"{folder} holds no results (no {DATABASE}); run `fastcoop sweep` into it first.")
-    with explained(f"{path} cannot be read", OSError), closing(_connect(path)) as db:
+    with explained(f"{path} cannot be read", OSError), closing(connect(path)) as db:
         db.execute("BEGIN")
         execute_when_unlocked(db, "SELECT 1 FROM sqlite_master", READ_TIMEOUT)
         version = version_of(db)
@@ -96,24 +92,23 @@ def writing_database(path: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         UserError: the database is damaged, or not one of fastcoop's.
     """
-    with explained(f"{path} cannot be used as a results store"), closing(_connect(path)) as db:
+    with explained(f"{path} cannot be used as a results store"), closing(connect(path)) as db:
         # No write-ahead log: it does not work between machines that share a folder, needs a writable folder for
         # reading, and would be left out where someone copies the one file.
         db.execute("PRAGMA journal_mode = DELETE")
         db.execute("PRAGMA cache_spill = OFF")  # or a large row would need the lock before the commit
         execute_when_unlocked(db, "BEGIN IMMEDIATE")
         version = version_of(db)
+        is_empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version == 1:
             upgrade(db)
-        elif version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            create(db)
-        elif version != VERSION:
+        elif version != VERSION and not (version == 0 and is_empty):
             raise UserError(f"{path} was not written by this version of fastcoop; use another folder.")
-        for statement in statements(WORK):
-            db.execute(statement)
+        create(db)
         execute_when_unlocked(db, "COMMIT")
         yield db
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a database, with transactions as the caller begins them."""
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)

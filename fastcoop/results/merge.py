@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sqlite3
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,11 +13,11 @@ from fastcoop import escape
 from fastcoop.checks import several
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
-from fastcoop.results.database import BUSY_TIMEOUT, DATABASE, execute_when_unlocked, explained, reading
+from fastcoop.results.database import DATABASE, connect, execute_when_unlocked, explained, reading
 from fastcoop.results.metadata import merge_metadata
 from fastcoop.results.parameters import CONTEXTS, parameters_path
 from fastcoop.results.read import load_failures, percent
-from fastcoop.results.schema import RUN_COLUMNS, SCORE_COLUMNS, TEST_COLUMNS, show_as_current
+from fastcoop.results.schema import COLUMNS, show_as_current
 from fastcoop.results.store import NEAREST_WORDS, open_store
 
 log = logging.getLogger("fastcoop")
@@ -59,9 +58,11 @@ def merge_results(folders: Sequence[str | Path] | str | Path, into: str | Path) 
 
 
 def _merge_one(folder: Path, target: Path) -> int:
-    connection = sqlite3.connect(target / DATABASE, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
-        with explained(f"{folder} could not be merged into {target}", OSError), closing(connection) as db:
+        with (
+            explained(f"{folder} could not be merged into {target}", OSError),
+            closing(connect(target / DATABASE)) as db,
+        ):
             db.execute("ATTACH ? AS other", (str(folder / DATABASE),))
             show_as_current(db, "other", "other_")
             execute_when_unlocked(db, "BEGIN IMMEDIATE")
@@ -72,7 +73,7 @@ def _merge_one(folder: Path, target: Path) -> int:
             ).fetchall()
             for (key,) in new:
                 _copy(parameters_path(folder, key), parameters_path(target, key))
-            for table, columns in (("runs", RUN_COLUMNS), ("tests", TEST_COLUMNS), ("scores", SCORE_COLUMNS)):
+            for table, columns in COLUMNS.items():
                 names = ", ".join(columns)
                 db.execute(f"INSERT OR IGNORE INTO main.{table} ({names}) SELECT {names} FROM other_{table}")
             db.execute("DELETE FROM main.failures WHERE key IN (SELECT key FROM main.scores)")

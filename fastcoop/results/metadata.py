@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import yaml
 from fastcoop import escape
 from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
-from fastcoop.results.records import DatasetRecord
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
 
@@ -35,16 +33,19 @@ def recorded_grid(folder: str | Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def add_datasets(folder: Path, datasets: Iterable[DatasetRecord]) -> None:
-    """Add datasets to ``datasets.json``, or replace those of the same names."""
-    records = {one.name: dataclasses.asdict(one) for one in datasets}
-    for record in records.values():
-        del record["name"]
-    _write(folder / DATASETS, json.dumps(recorded_datasets(folder) | records, indent=1))
+def add_datasets(folder: Path, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add datasets to ``datasets.json``, or replace those of the same names.
+
+    Args:
+        folder: a results folder.
+        datasets: by name ``classes``, their number; ``train``, ``val`` and ``test``, numbers of images, or None;
+            ``digest``; and ``prompt``, with ``[CLASS]`` for the class name.
+    """
+    _write(folder / DATASETS, json.dumps({**recorded_datasets(folder), **datasets}, indent=1))
 
 
 def recorded_datasets(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the content of a results folder's ``datasets.json``: by name, what `DatasetRecord` has; {} without one.
+    """Return the content of a results folder's ``datasets.json``: as `add_datasets` takes it; {} without one.
 
     Raises:
         UserError: the file is damaged.

@@ -18,7 +18,7 @@ from fastcoop.errors import UserError
 from fastcoop.results.database import reading
 from fastcoop.results.parameters import parameters_path
 from fastcoop.results.records import NO_CLASS, Batch, ScoreInputs
-from fastcoop.results.schema import VIEW_COLUMNS
+from fastcoop.results.schema import RESULTS
 from fastcoop.results.store import inputs_by_run, recorded_batches
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the folder holds no results, or they cannot be read.
     """
-    query = f"SELECT {', '.join(VIEW_COLUMNS)} FROM scores JOIN runs USING (key) ORDER BY finished, key"
-    frame = _with_own_columns(_frame(folder, query))
+    frame = _table(folder, f"{RESULTS} ORDER BY finished, key")
     frame["class_specific"] = frame.class_specific.fillna(0).astype(bool)
     for name in ("accuracy", "macro_accuracy"):
         frame[name] = frame[name].astype(float)
@@ -55,7 +54,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the folder holds no results, or they cannot be read.
     """
-    return _with_own_columns(_frame(folder, "SELECT * FROM runs ORDER BY finished, key"))
+    return _table(folder, "SELECT * FROM runs ORDER BY finished, key")
 
 
 def load_untested(folder: str | Path) -> pd.DataFrame:
@@ -64,8 +63,9 @@ def load_untested(folder: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the folder holds no results, or they cannot be read.
     """
-    query = "SELECT * FROM runs WHERE key NOT IN (SELECT key FROM scores) ORDER BY finished, key"
-    return _with_own_columns(_frame(folder, query))
+    return _table(
+        folder, "SELECT * FROM runs WHERE key NOT IN (SELECT key FROM scores) ORDER BY finished, key"
+    )
 
 
 def load_failures(folder: str | Path) -> pd.DataFrame:
@@ -74,24 +74,16 @@ def load_failures(folder: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the folder holds no results, or they cannot be read.
     """
+    return _table(folder, "SELECT * FROM failures ORDER BY failed, key")
+
+
+def _table(folder: str | Path, query: str) -> pd.DataFrame:
+    """Return a table, with the JSON column ``columns`` replaced by a column for each of its names."""
     import pandas as pd
 
     with reading(Path(folder)) as db:
-        if not _has_table(db, "failures"):
-            return pd.DataFrame()
-        return pd.read_sql_query("SELECT * FROM failures ORDER BY failed, key", db)
-
-
-def _frame(folder: str | Path, query: str) -> pd.DataFrame:
-    import pandas as pd
-
-    with reading(Path(folder)) as db:
-        return pd.read_sql_query(query, db)
-
-
-def _with_own_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace the JSON column ``columns`` by a column for each of its names."""
-    own = [json.loads(text) for text in frame.pop("columns")]
+        frame = pd.read_sql_query(query, db)
+    own = [json.loads(text) for text in frame.pop("columns")] if "columns" in frame else []
     for name in dict.fromkeys(name for row in own for name in row):
         frame[name] = [row.get(name) for row in own]
     return frame
@@ -104,7 +96,7 @@ def load_batches(folder: str | Path) -> list[Batch]:
         UserError: the folder holds no results, or they cannot be read.
     """
     with reading(Path(folder)) as db:
-        return recorded_batches(db) if _has_table(db, "batches") else []
+        return recorded_batches(db)
 
 
 def load_score_inputs(folder: str | Path) -> dict[str, dict[str, ScoreInputs]]:
@@ -226,7 +218,3 @@ def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -
 def percent(accuracy: float | None) -> str:
     """Return an accuracy in percent as it is printed, or "no accuracy"."""
     return "no accuracy" if accuracy is None or math.isnan(accuracy) else f"{accuracy:.2f}%"
-
-
-def _has_table(db: sqlite3.Connection, name: str) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None

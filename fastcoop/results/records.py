@@ -102,20 +102,6 @@ class ScoreRecord:
     confidence: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetRecord:
-    """A dataset: its number of classes and of images per split (None: no such split), its digest, and its prompt with
-    ``[CLASS]`` for the class name."""
-
-    name: str
-    classes: int
-    train: int | None
-    val: int | None
-    test: int | None
-    digest: str
-    prompt: str
-
-
 @dataclass(frozen=True)
 class Batch:
     """Runs that one worker does together, in the order in which the engine receives them.

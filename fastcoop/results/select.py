@@ -1,9 +1,10 @@
-"""Choosing rows of a results table: ``shots=16``, ``accuracy>=50``, ``dataset=dtd,eurosat``, ``init!=random``."""
+"""Select rows of a results table: ``shots=16``, ``accuracy>=50``, ``dataset=dtd,eurosat``, ``init!=random``."""
 
 from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
+ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 def select_rows(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """The rows that meet all conditions.
+    """Return the rows of a results table that meet all conditions.
 
-    A condition is ``NAME=VALUE``, ``NAME!=VALUE``, both with one value or several separated by commas, or ``<``,
-    ``<=``, ``>``, ``>=`` with a number. NAME is a column, or a setting of the runs' methods. A value with commas of
-    its own, such as a label, is met as it stands.
+    Args:
+        table: a results table.
+        conditions: ``NAME=VALUE`` or ``NAME!=VALUE``, with one value or several separated by commas; or ``<``, ``<=``,
+            ``>``, ``>=`` with a number. NAME is a column or a setting of the methods. A value that contains commas,
+            such as a label, is also compared as a whole.
 
     Raises:
-        UserError: no condition, an unknown name (with the nearest one), or no number where one is needed.
+        UserError: a condition of another form, an unknown name, or a value that must be a number and is not.
     """
     for condition in conditions:
         match = CONDITION.fullmatch(condition)
@@ -33,8 +37,18 @@ def select_rows(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
                 f'"{condition}" should be NAME=VALUE, such as shots=16, dataset!=dtd or accuracy<20.'
             )
         name, sign, text = match[1], match[2], match[3].strip()
-        met = [_meets(value, sign, text, condition) for value in _column(table, name)]
-        table = table[met]
+        values = _column(table, name)
+        if sign in ORDER:
+            limit = _number(text)
+            if math.isnan(limit):
+                raise UserError(
+                    f'"{condition}" compares with "{text}", which is not a number; give one, or use = or !=.'
+                )
+            selected = [ORDER[sign](_number(value), limit) for value in values]
+        else:
+            accepted = [text, *(piece.strip() for piece in text.split(","))]
+            selected = [any(_equal(value, one) for one in accepted) == (sign == "=") for value in values]
+        table = table[selected]
     return table
 
 
@@ -48,18 +62,6 @@ def _column(table: pd.DataFrame, name: str) -> list[Any]:
     return [one.get(name) for one in settings]
 
 
-def _meets(value: Any, sign: str, text: str, condition: str) -> bool:
-    if sign in ("=", "!="):
-        wanted = [text, *(piece.strip() for piece in text.split(","))]
-        return any(_equal(value, one) for one in wanted) == (sign == "=")
-    number, limit = _number(value), _number(text)
-    if math.isnan(limit):
-        raise UserError(
-            f'"{condition}" compares with "{text}", which is not a number; give one, or use = or !=.'
-        )
-    return {"<": number < limit, "<=": number <= limit, ">": number > limit, ">=": number >= limit}[sign]
-
-
 def _equal(value: Any, text: str) -> bool:
     if value is None or value != value:
         return text.lower() in ("", "none")
@@ -69,10 +71,8 @@ def _equal(value: Any, text: str) -> bool:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is none; "all" shots are more than any number."""
-    if value == "all":
-        return math.inf
+    """Return a value as a float: NaN for other than numbers, infinity for "all" shots."""
     try:
-        return float(value)
+        return math.inf if value == "all" else float(value)
     except (TypeError, ValueError):
         return math.nan

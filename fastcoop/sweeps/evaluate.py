@@ -41,7 +41,7 @@ from fastcoop.results.read import (
 )
 from fastcoop.results.records import ScoreInputs
 from fastcoop.results.store import open_store
-from fastcoop.sweeps.records import dataset_record, missing_tests, read_settings, record_outcome
+from fastcoop.sweeps.records import describe_datasets, missing_tests, read_settings, record_outcome
 
 log = logging.getLogger("fastcoop")
 
@@ -135,7 +135,7 @@ def evaluate(
             data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)
         _refuse_other_features(folder, planned, tested, swept)
         pending = _lacking(planned, tested)
-        add_datasets(folder, map(dataset_record, datasets))
+        add_datasets(folder, describe_datasets(datasets))
         _test(pending, partial(record_outcome, store))
     return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.targets})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,7 +16,6 @@ from fastcoop.results.parameters import Parameters
 from fastcoop.results.records import (
     DATASET_PROMPT,
     FEATURE_PROPERTIES,
-    DatasetRecord,
     RunDescription,
     RunRecord,
     ScoreInputs,
@@ -24,6 +23,7 @@ from fastcoop.results.records import (
 )
 from fastcoop.results.store import ResultsStore
 
+SPLITS = ("train", "val", "test")
 USUAL_PROPERTIES = {
     "recipe": ("current", "imported"), "feature_dtype": ("float16",), "views": (DEFAULT_VIEWS,),
 }  # fmt: skip
@@ -89,16 +89,17 @@ def _parameters(run: RunSpec, outcome: Outcome) -> Parameters | None:
     return Parameters(outcome.contexts, outcome.weights, source.class_names, source.class_ids, recipe)
 
 
-def dataset_record(dataset: Dataset) -> DatasetRecord:
-    """Return what a results folder stores of a dataset."""
-    counts = {
-        split: len(dataset.splits[split]) if split in dataset.splits else None
-        for split in ("train", "val", "test")
+def describe_datasets(datasets: Iterable[Dataset]) -> dict[str, dict[str, Any]]:
+    """Return what a results folder stores of datasets, by name."""
+    return {
+        dataset.name: {
+            "classes": len(dataset.class_names),
+            **{split: len(dataset.splits[split]) if split in dataset.splits else None for split in SPLITS},
+            "digest": dataset.digest,
+            "prompt": dataset.template.replace("{}", "[CLASS]"),
+        }
+        for dataset in datasets
     }
-    prompt = dataset.template.replace("{}", "[CLASS]")
-    return DatasetRecord(
-        name=dataset.name, classes=len(dataset.class_names), **counts, digest=dataset.digest, prompt=prompt
-    )
 
 
 def recorded_settings(method: Method[Any], run: RunSpec) -> str:

@@ -34,7 +34,12 @@ from fastcoop.sweeps.batches import form_batches
 from fastcoop.sweeps.caching import cache_loaded
 from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.memory import PeakMemory
-from fastcoop.sweeps.records import complete_records, dataset_record, missing_tests, training_images_changed
+from fastcoop.sweeps.records import (
+    complete_records,
+    describe_datasets,
+    missing_tests,
+    training_images_changed,
+)
 from fastcoop.sweeps.tasks import WorkerSpec
 from fastcoop.sweeps.workers import (
     Executor,
@@ -172,7 +177,7 @@ def sweep(
         if open_features(loaded, cache, open_current) != digests:
             planned = plan_runs(loaded)
         write_grid(folder, loaded.grid.source, data_root, cache)
-        add_datasets(folder, map(dataset_record, loaded.datasets.values()))
+        add_datasets(folder, describe_datasets(loaded.datasets.values()))
         complete_records(store, planned)
         tested, failures = store.finished(), store.failures()
         counts = count_runs(planned, tested)

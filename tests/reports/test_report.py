@@ -155,14 +155,14 @@ def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
 
 
 def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):
-    from fastcoop.results.schema import SCHEMA, VERSION
-    from fastcoop.results.store import DATABASE
+    from fastcoop.results.database import DATABASE
+    from fastcoop.results.schema import create
 
     frame = results(datasets=("objects",), shots=(16,)).astype({"shots": object})
     folder = tmp_path / "results"
     folder.mkdir()
     db = sqlite3.connect(folder / DATABASE)
-    db.executescript(f"{SCHEMA} PRAGMA user_version = {VERSION};")
+    create(db)
     for run in frame.astype(object).where(frame.notna(), None).to_dict("records"):
         trained, specific = run["method"] == "coop", run["class_specific"]
         run |= {"versions": '{"fastcoop": "9.9"}', "schedule": "paper" if trained else None}

@@ -207,7 +207,7 @@ def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_p
     with sqlite3.connect(tmp_path / "other" / "results.sqlite") as db:
         db.execute("UPDATE runs SET label = 'else'")
     code, _, err = call("compare", folder, tmp_path / "other")
-    assert (code, "no runs that are alike" in err) == (2, True)
+    assert (code, "No run of one folder has the label" in err) == (2, True)
 
 
 def test_pandas_reads_exports_and_the_store_with_nothing_of_ours(

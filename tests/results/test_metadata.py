@@ -7,7 +7,7 @@ import json
 from fastcoop.datasets import load_dataset
 from fastcoop.grids import read_grid
 from fastcoop.results.metadata import add_datasets, write_grid
-from fastcoop.sweeps.records import dataset_record
+from fastcoop.sweeps.records import describe_datasets
 
 
 def test_the_grid_reads_back_and_datasets_add_up(world, grid, tmp_path):
@@ -15,7 +15,7 @@ def test_the_grid_reads_back_and_datasets_add_up(world, grid, tmp_path):
     colours, other = (load_dataset(world / "data" / name, None) for name in ("colours", "other"))
     for dataset, data_root in ((colours, "data here"), (other, None)):
         write_grid(tmp_path, read.source, data_root, "cache")
-        add_datasets(tmp_path, [dataset_record(dataset)])
+        add_datasets(tmp_path, describe_datasets([dataset]))
     assert (tmp_path / "grid.yaml").read_text().startswith(f"# fastcoop sweep {tmp_path}/grid.yaml --results")
     assert read_grid(tmp_path / "grid.yaml") == read
     stored = json.loads((tmp_path / "datasets.json").read_text())
