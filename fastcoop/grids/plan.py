@@ -76,9 +76,9 @@ def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
     }
     refuse_shared_names("datasets", datasets)
     _warn_of_imported_features(grid, datasets.values())
-    for cross in grid.crosses:
-        learns = [name for name, _ in cross.methods if METHODS[name].learns]
-        untaught = [spec for spec in cross.datasets if "train" not in datasets[spec].splits]
+    for block in grid.blocks:
+        learns = [name for name, _ in block.methods if METHODS[name].learns]
+        untaught = [spec for spec in block.datasets if "train" not in datasets[spec].splits]
         if learns and untaught:
             raise UserError(
                 f'The dataset "{untaught[0]}" has only test images, so {learns[0]} cannot learn from it; name it '

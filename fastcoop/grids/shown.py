@@ -1,4 +1,4 @@
-"""A grid as it is understood: every default written out."""
+"""A grid as YAML with every default written out."""
 
 from __future__ import annotations
 
@@ -8,48 +8,38 @@ from typing import Any
 import yaml
 
 from fastcoop import escape
-from fastcoop.grids.grid import Cross, Grid
-from fastcoop.methods import METHODS, MethodSettings
+from fastcoop.grids.grid import Block, Grid
+from fastcoop.methods import MethodSettings
 
 
 def grid_text(grid: Grid) -> str:
-    """YAML of what is crossed with what, with the number of runs of each cross. It reads back to the same runs, except
-    that settings which were crossed are lists of them."""
-    crosses = [(cross, sum(1 for b in cross.backbones for m, _ in cross.methods for _ in cross.runs(b, m)))
-               for cross in grid.crosses]  # fmt: skip
+    """Return the YAML of a grid, with the number of runs of each block. It reads back to the same runs, except that
+    settings which were crossed are lists of them."""
     parts = [f"views: {grid.views}", f"recipe: {grid.recipe}"]
-    if len(crosses) == 1 and crosses[0][0].block is None:
-        parts.append(_comment(crosses[0][1]) + _yaml(_plain(crosses[0][0])))
-        return "\n".join(parts)
+    texts = [_comment(block) + _yaml(_plain(block)) for block in grid.blocks]
+    if grid.blocks[0].name is None:
+        return "\n".join([*parts, *texts])
     parts.append("blocks:")
-    names: dict[str, int] = {}
-    for cross, runs in crosses:
-        name = cross.block or "grid"
-        names[name] = names.get(name, 0) + 1
-        name = name if names[name] == 1 else f"{name}-{names[name]}"
-        body = _comment(runs) + _yaml(_plain(cross))
-        parts.append(
-            f"  {escape.yaml_scalar(name)}:\n" + "\n".join(f"    {line}" for line in body.splitlines())
-        )
+    for block, text in zip(grid.blocks, texts, strict=True):
+        indented = "\n".join(f"    {line}" for line in text.splitlines())
+        parts.append(f"  {escape.yaml_scalar(str(block.name))}:\n{indented}")
     return "\n".join(parts)
 
 
-def _plain(cross: Cross) -> dict[str, Any]:
-    plain: dict[str, Any] = {"backbones": list(cross.backbones), "datasets": list(cross.datasets)}
-    if any(METHODS[name].learns for name, _ in cross.methods):
-        plain |= {"shots": list(cross.shots), "seeds": list(cross.seeds)}
-    if cross.targets:
-        plain["targets"] = {name: list(targets) for name, targets in cross.targets.items()}
+def _plain(block: Block) -> dict[str, Any]:
+    plain: dict[str, Any] = {"backbones": list(block.backbones), "datasets": list(block.datasets)}
+    if block.learns:
+        plain |= {"shots": list(block.shots), "seeds": list(block.seeds)}
+    if block.targets:
+        plain["targets"] = {name: list(targets) for name, targets in block.targets.items()}
     plain["methods"] = [
-        {name: _crossed(alike)} for name, settings in cross.methods for alike in _of_equal_use(settings)
+        {name: _crossed(group)} for name, settings in block.methods for group in _by_unused(settings)
     ]
-    if cross.exclude:
-        plain["exclude"] = [rule.model_dump(mode="json", exclude_unset=True) for rule in cross.exclude]
     return plain
 
 
-def _of_equal_use(settings: Sequence[MethodSettings]) -> list[list[MethodSettings]]:
-    """Settings by which of them are left out."""
+def _by_unused(settings: Sequence[MethodSettings]) -> list[list[MethodSettings]]:
+    """Return the settings in groups of those that leave out the same ones."""
     groups: dict[frozenset[str], list[MethodSettings]] = {}
     for one in settings:
         groups.setdefault(frozenset(_left_out(one)), []).append(one)
@@ -57,13 +47,13 @@ def _of_equal_use(settings: Sequence[MethodSettings]) -> list[list[MethodSetting
 
 
 def _left_out(settings: MethodSettings) -> set[str]:
-    """What changes nothing, and would be refused where it is given."""
+    """Return the settings that change nothing, which a grid must not give."""
     given = settings.model_fields_set
     return {name for name, reason in settings.unused().items() if reason is not None or name not in given}
 
 
 def _crossed(settings: Sequence[MethodSettings]) -> dict[str, Any]:
-    """All settings of a method's cross, with defaults: a value where all have the same, otherwise a list."""
+    """Return every setting with its value, or with the list of its values where there are several."""
     dumps = [one.model_dump(exclude=_left_out(one)) for one in settings]
     found = {}
     for name in dumps[0]:
@@ -73,12 +63,13 @@ def _crossed(settings: Sequence[MethodSettings]) -> dict[str, Any]:
     return found
 
 
-def _comment(runs: int) -> str:
+def _comment(block: Block) -> str:
+    runs = sum(1 for b in block.backbones for m in dict(block.methods) for _ in block.runs(b, m))
     return f"# {runs:,} run{'s' * (runs != 1)}\n"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Escapes control characters, line separators among them, which would be folded or lost as they are."""
+    """Escapes control characters and line separators, which YAML would fold or drop."""
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:

@@ -1,0 +1,143 @@
+"""The options ``--set key=value`` and ``--only NAME``, applied to a grid file's content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastcoop.errors import UserError, nearest
+from fastcoop.grids.lines import Lines, read_yaml
+from fastcoop.grids.values import as_list
+from fastcoop.methods import METHODS
+
+Scope = tuple[tuple[str, ...], dict[str, Any]]  # the path of a block, or () for the top, and its keys
+
+
+def scopes_of(given: dict[str, Any]) -> Iterator[Scope]:
+    """Yield the top of a grid and its blocks, each with its path."""
+    yield (), given
+    blocks = given.get("blocks")
+    for name, block in blocks.items() if isinstance(blocks, dict) else ():
+        if isinstance(block, dict):
+            yield ("blocks", name), block
+
+
+def methods_of(methods: Any) -> list[tuple[str, Any]]:
+    """Return (name, settings) of a name, a mapping of names to settings, or a list of either."""
+    pairs: list[tuple[str, Any]] = []
+    for entry in as_list(methods) if methods else ():
+        if isinstance(entry, dict):
+            pairs += [(str(name), {} if settings is None else settings) for name, settings in entry.items()]
+        else:
+            pairs.append((str(entry), {}))
+    return pairs
+
+
+def override(given: dict[str, Any], option: str, lines: Lines) -> None:
+    """Replace a value of the grid, in every block that gives it; ``blocks.NAME.key=value`` changes one block.
+
+    Raises:
+        UserError: the option is not ``key=value``, or reaches into something that has no keys.
+    """
+    path, equals, text = option.partition("=")
+    if not equals or not path:
+        raise UserError(f'"{option}" should be KEY=VALUE, such as shots=1,2 or methods.coop.epochs=20.')
+    keys = path.split(".")
+    value = _value(keys, text, option)
+    scopes = list(scopes_of(given))
+    if keys[0] == "blocks" and len(keys) > 2:
+        scopes = [scope for scope in scopes if scope[0] == ("blocks", keys[1])]
+        if not scopes:
+            raise UserError(
+                f'The grid has no block "{keys[1]}".{nearest(keys[1], given.get("blocks") or ())}'
+            )
+        keys = keys[2:]
+    if keys[0] == "methods" and len(keys) > 2:
+        _override_method(given, scopes, keys[1:], value, option, lines)
+        return
+    for place, scope in scopes:
+        if place == () or keys[0] in scope:
+            _set(scope, keys, value, option)
+            lines.set((*place, *keys), f"--set {option}")
+        if keys == ["datasets"] and isinstance(scope.get("targets"), dict):
+            kept = {*map(str, as_list(value)), "*"}
+            scope["targets"] = {name: named for name, named in scope["targets"].items() if name in kept}
+
+
+def _value(keys: Sequence[str], text: str, option: str) -> Any:
+    """Return the value of ``--set a.b=text``; commas make a list. Names are text, as in a file."""
+    text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text
+    nested = [" " * n + json.dumps(key) + ":" for n, key in enumerate(keys)]
+    nested += [" " * len(keys) + line for line in text.splitlines()]
+    try:
+        value, _ = read_yaml("\n".join(nested), option)
+        for key in keys:
+            value = value[key]
+    except (UserError, KeyError):
+        raise UserError(f'The value in "{option}" is not YAML; quote it.') from None
+    return value
+
+
+def _override_method(
+    given: dict[str, Any], scopes: Sequence[Scope], keys: Sequence[str], value: Any, option: str, lines: Lines
+) -> None:
+    """Change a setting of a method wherever the method is; a grid without blocks gains the method."""
+    found = False
+    for place, scope in scopes:
+        pairs = methods_of(scope.get("methods"))
+        if keys[0] in (name for name, _ in pairs):
+            scope["methods"] = [{name: settings} for name, settings in pairs]
+        for index, (name, settings) in enumerate(pairs):
+            if name == keys[0]:
+                _set(settings, keys[1:], value, option)
+                lines.set((*place, "methods", index, *keys), f"--set {option}")
+                found = True
+    if not found and "blocks" in given:
+        raise UserError(f'"{option}" sets {keys[0]}, which no block runs.')
+    if not found:
+        new: dict[str, Any] = {}
+        _set(new, keys[1:], value, option)
+        given["methods"] = [*({name: own} for name, own in methods_of(given.get("methods"))), {keys[0]: new}]
+        lines.set(("methods", len(given["methods"]) - 1), f"--set {option}")
+
+
+def _set(place: dict[str, Any], keys: Sequence[str], value: Any, option: str) -> None:
+    *parents, last = keys
+    for parent in parents:
+        place[parent] = place.get(parent) or {}
+        if not isinstance(place[parent], dict):
+            raise UserError(f'"{option}" reaches into {parent}, which has no keys of its own.')
+        place = place[parent]
+    place[last] = value
+
+
+def keep_only(given: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
+    """Return the grid with these methods only, or these blocks only; with both, these methods of these blocks.
+
+    Raises:
+        UserError: the grid has none of them.
+    """
+    blocks = given.get("blocks") or {}
+    unknown = [name for name in only if name not in METHODS and name not in blocks]
+    if unknown:
+        kind = "method or block" if blocks else "method"
+        raise UserError(f'There is no {kind} "{unknown[0]}".{nearest(unknown[0], [*METHODS, *blocks])}')
+    methods = [name for name in only if name in METHODS] or list(METHODS)
+    named = [name for name in only if name in blocks] or list(blocks)
+
+    def kept(scope: dict[str, Any]) -> list[dict[str, Any]]:
+        own = scope.get("methods", given.get("methods"))
+        return [{name: settings} for name, settings in methods_of(own) if name in methods]
+
+    if blocks:
+        left = {name: blocks[name] | {"methods": kept(blocks[name])} for name in named if kept(blocks[name])}
+        rest = {key: value for key, value in given.items() if key != "methods"} | {"blocks": left}
+    else:
+        left = rest = given | {"methods": kept(given)}
+    if not left or (not blocks and not rest["methods"]):
+        found = sorted(
+            {name for _, scope in scopes_of(given) for name, _ in methods_of(scope.get("methods"))}
+        )
+        raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(found)}.")
+    return rest

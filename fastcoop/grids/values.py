@@ -1,0 +1,108 @@
+"""Values of a grid: what stands for a list, numbers and names, and values of other libraries as plain ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Set
+from datetime import date
+from enum import Enum
+from numbers import Number
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from fastcoop.checks import LARGEST, MOST_VIEWS, shortened
+from fastcoop.errors import UserError
+
+SCALARS = (str, int, float, bool, type(None))
+
+
+def as_list(value: Any) -> Any:
+    """Return a list as it is, and a single value as a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _whole(value: Any, least: int, expected: str, most: int = LARGEST) -> int:
+    """Return a whole number, also one that is written as text. Yes and no are not numbers."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"expected {expected}")
+    return value
+
+
+def _shots(value: Any) -> int | str:
+    return "all" if value == "all" else _whole(value, 1, 'whole numbers from 1 on, or "all"')
+
+
+def _seed(value: Any) -> int:
+    return _whole(value, 0, f"whole numbers from 0 to {LARGEST}")
+
+
+def _views(value: Any) -> int:
+    return _whole(value, 0, f"a whole number from 0 to {MOST_VIEWS}", MOST_VIEWS)
+
+
+def _name(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise ValueError(f"it lists {shortened(twice[0])} twice")
+    return values
+
+
+_T = TypeVar("_T")
+_List = Annotated[tuple[_T, ...], BeforeValidator(as_list), Field(min_length=1), AfterValidator(_once)]
+Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
+Names = _List[Name]
+Shots = _List[Annotated[int | Literal["all"], BeforeValidator(_shots)]]
+Seeds = _List[Annotated[int, BeforeValidator(_seed)]]
+Views = Annotated[int, BeforeValidator(_views)]
+
+
+def plain(value: Any) -> Any:
+    """Return a copy of a grid's values as plain lists, dictionaries, numbers and text.
+
+    NumPy's, pandas' and torch's numbers and arrays become numbers and lists, other collections lists (sets in order),
+    paths and dates text, enumerations their values, exact fractions floats.
+
+    Raises:
+        UserError: anything else, such as bytes and generators.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in SCALARS:
+        return value
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(one) for key, one in value.items()}
+    if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
+        return _plain(value.tolist())
+    for kind, made in ((str, str), (int, int), (Number, float), (PurePath | date, str)):
+        if isinstance(value, kind):
+            return made(value)
+    if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
+        items = [_plain(one) for one in value]
+        return sorted(items, key=lambda one: (str(type(one)), one)) if isinstance(value, Set) else items
+    raise UserError(
+        "Expected text, numbers, yes or no, and lists and mappings of these in a grid, got "
+        f"{shortened(value)} of type {type(value).__name__}; convert it to a list or to text."
+    )
+
+
+def _key(key: Any) -> Any:
+    made = _plain(key)
+    if type(made) not in SCALARS:
+        raise UserError(
+            f"Expected text or a number as a key of a mapping in a grid, got {shortened(key)}; change the key."
+        )
+    return made
