@@ -91,12 +91,10 @@ def test_every_grid_of_the_page_is_one() -> None:
     text = blocks("grids.md", "yaml")
     first = yaml.safe_load(text[0])
     assert sum(1 for _ in read_grid(first).runs()) == 3 + 45 + 180
-    rules = yaml.safe_load(text[1])
-    read_grid(first | {"datasets": ["imagenet", "dtd"]} | rules)
-    assert {cross.block for cross in read_grid(yaml.safe_load(text[2])).crosses} == {
+    assert {block.name for block in read_grid(yaml.safe_load(text[1])).blocks} == {
         "unified", "specific", "probes",
     }  # fmt: skip
-    read_grid(first | {"datasets": ["imagenet", "dtd"]} | yaml.safe_load(text[3]))
+    read_grid(first | {"datasets": ["imagenet", "dtd"]} | yaml.safe_load(text[2]))
 
 
 def test_an_exported_csv_reads_back_as_the_page_says(world: Path, tmp_path: Path, monkeypatch) -> None:

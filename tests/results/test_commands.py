@@ -32,8 +32,11 @@ def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     coop = {"context_length": 2, "class_position": ["end", "mid"], "epochs": 2}
     grid = {
         "backbones": str(world / "tiny"), "datasets": "colours", "shots": [1, "all"], "seeds": [1, 2], "views": 1,
-        "targets": {"colours": "shifted"}, "methods": {"coop": coop, "linear_probe": None, "zero_shot": None},
-        "exclude": {"method": "linear_probe", "seed": 2},
+        "targets": {"colours": "shifted"},
+        "blocks": {
+            "one": {"methods": {"coop": coop, "zero_shot": None}},
+            "two": {"methods": "linear_probe", "seeds": 1},
+        },
     }  # fmt: skip
     sweep(grid, data_root=world / "data", cache=world / "cache", results=results, jobs=1)
     return results

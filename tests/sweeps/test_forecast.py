@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from fastcoop.cli import main
-from fastcoop.grids import read_grid
-from fastcoop.grids.shown import grid_text
 from fastcoop.results.read import load_runs
 from fastcoop.sweeps import Summary, cache_grid, forecast
 from fastcoop.sweeps.forecast import dry_run
@@ -98,24 +96,3 @@ def test_options_that_change_nothing_are_said(
         main(["sweep", str(file), *options])
     assert said in caplog.text
     assert bool(said) == bool(caplog.records)
-
-
-def test_the_grid_is_shown_with_every_default(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "grid.yaml"
-    file.write_text(
-        "backbones: a\ndatasets: [b, c]\nseeds: 1\nexclude: {dataset: c, shots: 1}\nblocks:\n"
-        "  one: {methods: {coop: {context_length: [4, 8], epochs: {1: 5, 16: 20 steps}}}, shots: [1, 16]}\n"
-        "  two: {methods: zero_shot, include: {method: linear_probe, shots: 2}}\n"
-    )
-    with pytest.raises(SystemExit):
-        main(["sweep", str(file), "--show-grid"])
-    shown = capsys.readouterr().out
-    for default in ("views: 8", "learning_rate: 0.002", "batch_size: 32", "iterations: 1000", "# 6 runs"):
-        assert default in shown
-    file.write_text(shown)
-    read = read_grid(file)
-    file.write_text(grid_text(read))
-    assert sorted(read_grid(file).runs(), key=str) == sorted(read.runs(), key=str)
-    assert sum(1 for _ in read.runs()) == 6 + 2 + 2

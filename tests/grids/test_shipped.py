@@ -27,5 +27,5 @@ def test_a_file_of_ones_own_comes_first_and_others_are_not_guessed(tmp_path, mon
     assert read_grid("fig3.yaml").datasets == ("b",)
     for wrong in ("elsewhere/fig3.yaml", "fig33", "fig3.yml"):
         assert shipped_grid(wrong) is None
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="There is no grid file"):
             read_grid(wrong)
