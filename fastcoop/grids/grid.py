@@ -262,10 +262,6 @@ class _Reader:
         self, content: dict[str, Any], known: Sequence[str], what: str, path: tuple[Any, ...]
     ) -> None:
         for key in content:
-            if key in ("exclude", "include"):
-                self.lines.refuse(
-                    (*path, key), f'"{key}" is no longer a key; write blocks of the runs instead.'
-                )
             if key not in known:
                 self.lines.refuse(
                     (*path, key), f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}'

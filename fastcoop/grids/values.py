@@ -16,6 +16,7 @@ from fastcoop.checks import LARGEST, MOST_VIEWS, shortened
 from fastcoop.errors import UserError
 
 SCALARS = (str, int, float, bool, type(None))
+KINDS: tuple[tuple[Any, Any], ...] = ((str, str), (int, int), (Number, float), ((PurePath, date), str))
 
 
 def as_list(value: Any) -> Any:
@@ -87,7 +88,7 @@ def _plain(value: Any) -> Any:
         return {_key(key): _plain(one) for key, one in value.items()}
     if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
         return _plain(value.tolist())
-    for kind, made in ((str, str), (int, int), (Number, float), (PurePath | date, str)):
+    for kind, made in KINDS:
         if isinstance(value, kind):
             return made(value)
     if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):

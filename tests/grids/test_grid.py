@@ -102,7 +102,7 @@ def test_a_mapping_is_not_changed_by_overrides() -> None:
         ("  - zero_shot", "  - zero_shot: {prompt: a photo}", r'Line 8: .* needs one "{}"'),
         ("shots: [1, all]", "shots: 1\nseeds: 1\nshots: 2", r'Line 5: "shots" was given before, in line 3'),
         ("datasets: dtd", "datasets: &a [*a]", "cannot be read|not YAML"),
-        ("shots", "exclude: {dataset: dtd}\nshots", "Line 3: .*no longer a key; write blocks"),
+        ("shots", "exclude: {dataset: dtd}\nshots", r'Line 3: Unknown setting "exclude"'),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(file: Path, old: str, new: str, message: str) -> None:
@@ -204,7 +204,11 @@ def test_the_command_line_narrows_every_block(
         ("seeds", "targets: {dtt: dtd}\nseeds", r'Line 3: .*targets for "dtt"'),
         ("    shots: [2", "    targets: {eurosat: dtd}\n    shots: [2", r'Line 11: .*targets for "eurosat"'),
         ("backbones: RN50", "", r'"backbones" of block "unified" of .* is missing'),
-        ("methods: [linear_probe, coop]", "include: {}", "Line 12: .*no longer a key; write blocks"),
+        (
+            "methods: [linear_probe, coop]",
+            "include: {}",
+            r'Line 12: Unknown setting "include" of block "probes"',
+        ),
     ],
 )
 def test_what_is_wrong_with_a_block_is_said(file: Path, old: str, new: str, message: str) -> None:

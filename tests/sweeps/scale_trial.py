@@ -58,20 +58,22 @@ def fill(folder: Path, planned: list[Any], others: int = 0) -> None:
 
     from fastcoop.methods import Outcome, Scores
     from fastcoop.results import store
+    from fastcoop.sweeps.records import _run_record
 
     made = Scores(50.0, 50.0, np.full(4, 50.0), np.zeros(1000, np.uint16), np.zeros(1000, np.float16))
     with store.open_store(folder):
         pass
     with sqlite3.connect(folder / store.DATABASE) as db:
         db.execute("PRAGMA synchronous = OFF")
-        versions, store.versions = store.versions(), lambda: versions
+        versions = store._versions()
+        store._versions = lambda: versions
         outcome = Outcome({}, np.linspace(2, 1, 100, dtype=np.float32))
         row: dict[str, Any] = {}
         score: dict[str, Any] = {}
         for number in range(len(planned) + others):
             run = planned[min(number, len(planned) - 1)]
             if number < len(planned) or not row:
-                row = store._run_row(run, outcome)
+                row = store._run_row(_run_record(run, outcome))
                 score = {
                     "key": run.key, "dataset": run.dataset, "test": run.data.dataset.digest,
                     "accuracy": made.accuracy, "macro_accuracy": made.macro_accuracy, "chance": 25.0,
