@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone, backbone_from_spec, load_backbone
     from fastcoop.datasets import Dataset, few_shot, load_dataset
-    from fastcoop.engine import PromptEncoder, Run, encode_prompts, train
+    from fastcoop.engine import PromptEncoder, PromptLearner, Run, Trained, encode_prompts, train
     from fastcoop.errors import UserError
     from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier
     from fastcoop.exchange.predict import predict
@@ -35,7 +35,7 @@ _HOME = {
     "datasets": ("Dataset", "few_shot", "load_dataset"),
     "features": ("FeatureStore", "cache_features", "check_store", "import_features"),
     "prompts": ("PromptLayout", "initial_contexts", "nearest_words"),
-    "engine": ("PromptEncoder", "Run", "encode_prompts", "train"),
+    "engine": ("PromptEncoder", "PromptLearner", "Run", "Trained", "encode_prompts", "train"),
     "results": ("load_contexts", "load_predictions", "load_results", "merge_results", "paired_test"),
     "sweeps": ("evaluate", "sweep"),
     "sweeps.interpret": ("interpret",),
@@ -52,7 +52,9 @@ __all__ = [
     "FeatureStore",
     "PromptEncoder",
     "PromptLayout",
+    "PromptLearner",
     "Run",
+    "Trained",
     "UserError",
     "backbone_from_spec",
     "cache_features",

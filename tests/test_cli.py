@@ -250,7 +250,7 @@ def test_a_precision_that_would_take_hours_to_measure_is_left_out_and_said(
     monkeypatch.setattr("fastcoop.bench.run_bench", run_bench)
     for slow in (True, False):
         monkeypatch.setattr(
-            "fastcoop.engine.precision.warn_of_slow_products",
+            "fastcoop.engine.weights.warn_if_dtype_is_slow",
             lambda dtype, _, slow=slow: weighed.append(dtype) or slow,
         )
         caplog.clear()

@@ -16,7 +16,7 @@ import torch
 import fastcoop
 import fastcoop as fc
 from fastcoop.datasets import FewShot, Split
-from fastcoop.engine.run import Trained
+from fastcoop.engine.runs import Trained
 from fastcoop.grids import read_grid
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.scores import Scores, score

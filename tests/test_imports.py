@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 import fastcoop
 import fastcoop as fc
 from fastcoop.engine.attention import softmax_backward
-from fastcoop.engine.precision import warn_of_slow_products
+from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.methods import METHODS
 from tests.methods.conftest import job, make_data, run
 from tests.small_world import write_backbone, write_dataset
@@ -156,7 +156,7 @@ def test_without_torchs_private_functions(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(plain, fused, rtol=1e-6, atol=1e-7)
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     assert (
-        warn_of_slow_products.__wrapped__(torch.bfloat16, "cpu") is not torch.backends.mkldnn.is_available()
+        warn_if_dtype_is_slow.__wrapped__(torch.bfloat16, "cpu") is not torch.backends.mkldnn.is_available()
     )
 
 

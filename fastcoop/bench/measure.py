@@ -13,8 +13,8 @@ from torch import Tensor
 from fastcoop.backbones import Backbone
 from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
 from fastcoop.engine import Run, RunShape, TrainingPlan, encode_prompts, plan_training, train
-from fastcoop.engine.run import BATCH_SIZE
-from fastcoop.engine.trees import Trees
+from fastcoop.engine.forest import Trees
+from fastcoop.engine.runs import BATCH_SIZE
 from fastcoop.prompts import PromptLayout
 
 CONTEXT_LENGTH = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastcoop.bench.benchmark import Bench
-from fastcoop.engine.run import BATCH_SIZE
+from fastcoop.engine.runs import BATCH_SIZE
 
 SEEDS = 3
 EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots

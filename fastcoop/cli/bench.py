@@ -47,7 +47,7 @@ def bench(
     from fastcoop.bench.inputs import random_backbone, torch_dtype
     from fastcoop.bench.project import ARITHMETIC
     from fastcoop.bench.show import markdown, precision_table, write_json
-    from fastcoop.engine.precision import warn_of_slow_products
+    from fastcoop.engine.weights import warn_if_dtype_is_slow
 
     lists = class_lists(class_names, ",".join(datasets) if datasets else None)
     if project not in (None, "fig3"):
@@ -64,8 +64,8 @@ def bench(
             pass
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); give another to --out.") from None
-    warn_of_slow_products(frozen.dtype, frozen.device.type)
-    if rounded is not None and warn_of_slow_products(rounded, frozen.device.type):
+    warn_if_dtype_is_slow(frozen.dtype, frozen.device.type)
+    if rounded is not None and warn_if_dtype_is_slow(rounded, frozen.device.type):
         log.warning("Measuring it would take hours; going on without --precision %s.", precision)
         rounded = None
     measured = run_bench(frozen, lists, repeats, rounded, on_dataset=lambda so_far: write_json(so_far, out))

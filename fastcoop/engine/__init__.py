@@ -1,10 +1,11 @@
-"""The token forest through the frozen text tower, and many-run training. Sees tensors, never datasets."""
+"""The token forest through the frozen text tower, and training of many runs. Sees tensors, never datasets."""
 
-from fastcoop.engine.encoder import PromptEncoder, encode_prompts
+from fastcoop.engine.encoder import PromptEncoder, PromptLearner, encode_prompts
 from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training
-from fastcoop.engine.run import Run, Trained
+from fastcoop.engine.runs import Run, Trained
 from fastcoop.engine.training import train
 
 __all__ = [
-    "PromptEncoder", "Run", "RunShape", "Trained", "TrainingPlan", "encode_prompts", "plan_training", "train",
+    "PromptEncoder", "PromptLearner", "Run", "RunShape", "Trained", "TrainingPlan", "encode_prompts", "plan_training",
+    "train",
 ]  # fmt: skip

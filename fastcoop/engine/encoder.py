@@ -2,81 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.forest import plant
-from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.trees import Trees, tree_key
+from fastcoop.engine.attention import ForestRoutes
+from fastcoop.engine.forest import Forest, Trees
+from fastcoop.engine.tower import ForestPass, row_chunk
+from fastcoop.engine.tree_layout import tree_key
 from fastcoop.errors import UserError
+from fastcoop.prompts.initial import initial_contexts
 from fastcoop.prompts.layout import PromptLayout
+
+FORESTS = 4  # numbers of runs whose forests an encoder keeps
 
 Item = tuple[Sequence[str], PromptLayout, Tensor]
 
 
-class PromptEncoder:
-    """The class features of one class list and layout, for any number of runs.
+class PromptEncoder(nn.Module):
+    """The class features of one list of classes and one layout, for any number of runs.
 
         encoder = PromptEncoder(backbone, ["cat", "dog"], PromptLayout(16, "end"))
-        weights = encoder(contexts)     # (runs, M, width) -> (runs, classes, dim)
+        features = encoder(contexts)     # (runs, M, width) -> (runs, classes, dim)
 
-    It keeps the text tower as it is now: after changing the model's weights, dtype or device, make another.
+    The module has no parameters: the frozen text tower, as it is now, is kept outside of ``state_dict`` and moves with
+    ``to``. Under ``torch.no_grad`` nothing is kept for backward.
 
-    Raises UserError, naming the class and its token count, where a prompt does not fit the text tower.
+    Args:
+        backbone: Its text tower and tokenizer are used.
+        class_names: Names of the classes.
+        layout: The prompt layout.
+
+    Raises:
+        UserError: For a prompt that does not fit the text tower, with its class and token count.
     """
 
     def __init__(self, backbone: Backbone, class_names: Sequence[str], layout: PromptLayout):
+        super().__init__()
         self._trees = Trees(backbone)
         self.class_names, self.layout = key = tree_key(class_names, layout)
-        _ = self._trees[key]  # what does not fit is said now
+        self._forests: OrderedDict[int, tuple[Forest, ForestRoutes]] = OrderedDict()
+        _ = self._trees[key]  # raises if a prompt does not fit
 
-    def __call__(self, contexts: Tensor) -> Tensor:
-        """Return features (runs, classes, dim) as the tower projects them, not normalised.
+    def forward(self, contexts: Tensor) -> Tensor:
+        """Return class features (runs, classes, dim) as the tower projects them, not normalized.
 
-        ``contexts``: (runs, M, width), or (runs, classes, M, width) if class-specific; gradients flow to them.
-        They may lie on another device than the tower.
-        The result has the model's dtype and device, under autocast too.
+        Args:
+            contexts: (runs, M, width), or (runs, classes, M, width) if class-specific, of any float dtype and device.
+                Gradients flow to them. The runs dimension may be left out, in the result too.
+
+        Returns:
+            Features in the tower's dtype and on its device, under autocast too.
         """
-        return _encode(self._trees, [(self.class_names, self.layout, contexts)])[0]
+        runs, is_single = _by_run(self._trees, (self.class_names, self.layout, contexts))
+        forest, routes = self._forest(len(runs))
+        (features,) = _apply_forest(forest, routes, [runs])
+        return features[0] if is_single else features
+
+    def _forest(self, runs: int) -> tuple[Forest, ForestRoutes]:
+        known = self._forests.get(runs)
+        if known is None:
+            layout, constants = self._trees[self.class_names, self.layout]
+            forest = Forest(self._trees.tower, [(layout, constants, runs)])
+            known = self._forests[runs] = forest, ForestRoutes(forest, row_chunk(forest.tower.device))
+            if len(self._forests) > FORESTS:
+                self._forests.popitem(last=False)
+        return known
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptEncoder:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._trees.replace_tower(self._trees.tower.map(fn))
+        self._forests.clear()
+        return self
+
+
+class PromptLearner(nn.Module):
+    """Context vectors as parameters, for any training loop and optimizer.
+
+        learner = PromptLearner(backbone, ["cat", "dog"], PromptLayout(16, "end"))
+        optimizer = torch.optim.SGD(learner.parameters(), lr=0.002, momentum=0.9, weight_decay=5e-4)
+        weights = torch.nn.functional.normalize(learner(), dim=-1)
+        logits = backbone.logit_scale * image_features @ weights.t()     # image features are normalized
+
+    Attributes:
+        contexts: The only parameter, (M, width), or (classes, M, width) if class-specific.
+        encoder: The `PromptEncoder` behind it.
+
+    Args:
+        backbone: Its text tower and tokenizer are used.
+        class_names: Names of the classes.
+        layout: The prompt layout.
+        seed: Draws the first contexts.
+        words: Words to start from instead, with one token per context vector.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        layout: PromptLayout,
+        *,
+        seed: int = 0,
+        words: str | None = None,
+    ):
+        super().__init__()
+        self.encoder = PromptEncoder(backbone, class_names, layout)
+        first = initial_contexts(backbone, layout, len(self.encoder.class_names), seed, words)
+        dtype = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+        self.contexts = nn.Parameter(first.to(backbone.device, dtype))
+
+    def forward(self) -> Tensor:
+        """Return the class weights (classes, dim), not normalized."""
+        features: Tensor = self.encoder(self.contexts)
+        return features
 
 
 def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | None = None) -> list[Tensor]:
-    """Encode a mixed list of (class names, layout, contexts) in one forest.
+    """Encode a mixed list of prompts in one forest, differentiably.
 
-    Each item's contexts are those of one run, (M, width) or (classes, M, width) if class-specific, or of several
-    with a leading runs dimension. Returns per item (classes, dim) or (runs, classes, dim), differentiable.
-    ``trees``: of this backbone, to be used again from call to call while its weights stay as they are.
+    Args:
+        backbone: Its text tower and tokenizer are used.
+        items: Each (class names, layout, contexts), with contexts as `PromptEncoder` takes them.
+        trees: Of this backbone, to be reused from call to call while its weights stay as they are.
+
+    Returns:
+        For each item (runs, classes, dim), or (classes, dim) for contexts of one run without a runs dimension.
     """
-    return _encode(trees or Trees(backbone), items)
-
-
-def _encode(trees: Trees, items: Sequence[Item]) -> list[Tensor]:
     if not items:
         return []
-    planned, flat, single = [], [], []
-    for class_names, layout, contexts in items:
-        key = tree_key(class_names, layout)
-        shape = layout.shape(len(class_names), trees.tower.width)
-        runs_first = contexts.ndim == len(shape) + 1 and len(contexts) > 0
-        if contexts.shape[-len(shape) :] != shape or not (runs_first or contexts.ndim == len(shape)):
-            raise UserError(
-                f"Contexts of shape {shape}, or (runs, *{shape}), were expected for {len(class_names)} classes and "
-                f"{layout}; {tuple(contexts.shape)} came."
-            )
-        single.append(not runs_first)
-        runs = contexts.reshape(-1, shape[-2] * (shape[0] if len(shape) == 3 else 1), shape[-1])
-        flat.append(runs.to(trees.tower.device))
-        planned.append((*trees[key], len(runs)))
-    forest_pass = ForestPass(plant(trees.tower, planned))
-    outputs = _Forest.apply(forest_pass, *flat)
-    return [out[0] if one else out for out, one in zip(outputs, single, strict=True)]
+    trees = trees or Trees(backbone)
+    given = [_by_run(trees, item) for item in items]
+    planned = [(*trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
+    forest = Forest(trees.tower, planned)
+    routes = ForestRoutes(forest, row_chunk(forest.tower.device))
+    features = _apply_forest(forest, routes, [runs for runs, _ in given])
+    return [out[0] if is_single else out for out, (_, is_single) in zip(features, given, strict=True)]
 
 
-class _Forest(torch.autograd.Function):
+def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
+    """Return an item's contexts as (runs, slots, width) on the tower's device, and whether they are one run's."""
+    class_names, layout, contexts = item
+    names, _ = tree_key(class_names, layout)
+    shape = layout.shape(len(names), trees.tower.width)
+    is_single = contexts.ndim == len(shape)
+    has_runs = contexts.ndim == len(shape) + 1 and len(contexts) > 0
+    if contexts.shape[-len(shape) :] != shape or not (is_single or has_runs):
+        raise UserError(
+            f"Expected contexts of shape {shape} or (runs, *{shape}) for {len(names)} classes and {layout}, got "
+            f"{tuple(contexts.shape)}."
+        )
+    return contexts.reshape(-1, shape[0] * shape[1] if len(shape) == 3 else shape[0], shape[-1]).to(
+        trees.tower.device
+    ), is_single
+
+
+def _apply_forest(forest: Forest, routes: ForestRoutes, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return each group's class features; a graph is kept only where a gradient may be asked for."""
+    keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
+    forest_pass = ForestPass(forest, routes=routes, keep=keep)
+    if not keep:
+        return tuple(forest_pass.forward(contexts))
+    features: tuple[Tensor, ...] = _ForestFunction.apply(forest_pass, *contexts)
+    return features
+
+
+class _ForestFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, forest_pass: ForestPass, *contexts: Tensor) -> tuple[Tensor, ...]:
         ctx.forest_pass = forest_pass
@@ -87,9 +181,9 @@ class _Forest(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if (
             torch.is_grad_enabled()
-        ):  # what follows is not recorded: a gradient's gradient would silently be zero
+        ):  # what follows is not recorded: a second derivative would silently be zero
             raise UserError(
-                "Class features can be differentiated once; a graph of their gradient was asked for."
+                "Class features can be differentiated once, but a graph of their gradient was requested."
             )
         contexts = ctx.forest_pass.backward(grads)
         return None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))

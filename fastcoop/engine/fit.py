@@ -12,9 +12,8 @@ import psutil
 import torch
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.plan import TreeLayout, lay_out
-from fastcoop.engine.rows import CPU_CHUNK
-from fastcoop.engine.trees import TreeKey, tree_key, tree_of
+from fastcoop.engine.tree_layout import Packing, TreeKey, pack_tree, tree_key, tree_of
+from fastcoop.engine.weights import CPU_CHUNK
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.tree import Tree
 from fastcoop.remember import remember
@@ -22,7 +21,7 @@ from fastcoop.remember import remember
 FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
 CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows only take memory
 GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
-SPARE_ROWS = 144  # rows that fill up CPU products (`rows.py`); measured in training, typical here
+SPARE_ROWS = 144  # rows that fill up CPU products (`RowRule`); measured in training, typical here
 STATE_COPIES = 5  # of the contexts: themselves, momentum, gradient, and the next step's momentum and change
 FEATURE_COPIES = 2  # the run's features on the device, and the batch's table of all runs' features
 
@@ -316,19 +315,19 @@ def _tree_cost(
         nodes=tree.nodes,
         rows=rows,
         flops=_flops(tree, rows, sizes),
-        activation_bytes=_activation_bytes(rows, len(names), lay_out(tree), sizes),
+        activation_bytes=_activation_bytes(rows, len(names), pack_tree(tree), sizes),
     )
 
 
-def _activation_bytes(rows: int, classes: int, layout: TreeLayout, sizes: _TowerSizes) -> int:
+def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _TowerSizes) -> int:
     """Bytes that one run adds to a batch: what layers keep for backward, and scratch memory."""
     width, heads = sizes.width, sizes.heads
-    shared, positions, scores = len(layout.constants), 0, 0
-    for number, part in enumerate(layout.parts):
-        before, length = layout.lengths(part)
-        positions += len(part) * length
-        scores += len(part) * length * (shared + before + length)
-        shared += length if number == 0 and layout.has_trunk else 0
+    shared, positions, scores = len(packing.constants), 0, 0
+    for number, pack in enumerate(packing.packs):
+        before, length = (max(len(nodes) for nodes in kind) for kind in zip(*pack, strict=True))
+        positions += len(pack) * length
+        scores += len(pack) * length * (shared + before + length)
+        shared += length if number == 0 and packing.has_trunk else 0
     kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
     scratch = rows * 8 * width + heads * 3 * scores + classes * 4 * sizes.dim
     if not sizes.on_cpu:  # a GPU takes all rows as one chunk

@@ -1,151 +1,141 @@
-"""The forest that one step works on: trees side by side, each for several runs, and the constants they read.
+"""The forest: the trees of all runs that train together, side by side, and what one step of them needs.
 
-Runs with equal class names, layout and M have the same tree, so they are a batch dimension over one tree: a
-``Group``. The rows of all groups lie one after another; the dense products see only (rows, width).
+Runs with equal class names and layout have the same tree, so they are a batch dimension over one tree: a `Group`.
+The rows of all groups follow one another; the dense products see only (rows, width). A forest holds indices and
+constants, which never change; the memory that a step writes is in a `Workspace`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcoop.engine.plan import TreePlan
-from fastcoop.engine.precision import own_precision
-from fastcoop.engine.rows import ANY, RowRule
-from fastcoop.engine.weights import FoldedTower
+from fastcoop.backbones import Backbone
+from fastcoop.engine.tree_layout import TreeKey, TreeLayout, tree_of
+from fastcoop.engine.weights import ANY_ROWS, FoldedTower, RowRule, disable_autocast, fold
 
 
 @dataclass(frozen=True, eq=False)
 class Constants:
-    """Keys and values of a tree's constant nodes, per layer.
+    """What never changes while a tree trains: keys and values of its constant nodes, and the input of its tokens."""
 
-    ``shared``: per layer (2, H, S, d), the constants above every path. ``parts``: per layer, per part,
-    (2, H, P, B, d) or None. ``first_qkv`` (frozen rows, 3 width): the first layer's queries, keys and values of
-    frozen tokens, which no context reaches before that layer's attention. ``first_input`` (frozen rows, width).
+    shared: list[Tensor]  # per layer (2, H, S, d): keys and values of the constants above every path
+    packs: list[list[Tensor | None]]  # per layer and pack (2, H, bundles, before, d)
+    first_qkv: Tensor  # (frozen rows, 3 width): the first layer's queries, keys and values of tokens
+    first_input: Tensor  # (frozen rows, width)
+
+
+class Trees:
+    """The trees of one tower's runs: ``trees[class_names, layout]`` is a layout and its constants, made once.
+
+    Raises UserError, on first use of a key, where a prompt does not fit the text tower.
     """
 
-    shared: list[Tensor]
-    parts: list[list[Tensor | None]]
-    first_qkv: Tensor
-    first_input: Tensor
+    def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
+        self.tower = fold(backbone.text, dtype)
+        self._tokenizer = backbone.tokenizer
+        self._context_length, self._end_id = backbone.text.context_length, backbone.text.end_id
+        self._known: dict[TreeKey, tuple[TreeLayout, Constants]] = {}
+
+    def __getitem__(self, key: TreeKey) -> tuple[TreeLayout, Constants]:
+        if key not in self._known:
+            tree = tree_of(self._tokenizer, *key, self._context_length, self._end_id)
+            layout = TreeLayout(tree, self.tower.device, self.tower.dtype)
+            self._known[key] = layout, constants_of(self.tower, layout)
+        return self._known[key]
+
+    def replace_tower(self, tower: FoldedTower) -> None:
+        """Use ``tower``, on another device or in another precision, from now on."""
+        self.tower = tower
+        self._known.clear()
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """``runs`` runs over one tree; its rows in the forest are ``rows``, run by run, its leaves ``leaves``."""
+    """``runs`` runs of one tree, and their places among the forest's rows and leaves, run by run."""
 
-    plan: TreePlan
+    layout: TreeLayout
     constants: Constants
     runs: int
     rows: slice
     leaves: slice
 
+    def chunks(self, chunk: int) -> Iterator[slice]:
+        """Cut the runs so that attention works on about ``chunk`` positions at a time."""
+        step = max(1, chunk // self.layout.positions)
+        return (slice(i, min(i + step, self.runs)) for i in range(0, self.runs, step))
 
-@dataclass(frozen=True, eq=False)
+
 class Forest:
-    """Groups with their places in the forest's rows and leaves, and the index tensors over all of them.
+    """Groups side by side. Behind their rows and leaves stand spare ones, as many as ``rule`` asks for.
 
-    Behind the groups' rows and leaves stand spare ones, as many as ``rule`` asks for.
+    Args:
+        tower: The folded tower.
+        trees: For each group its layout, constants and number of runs.
+        rule: Numbers of rows that products may have.
     """
 
-    groups: tuple[Group, ...]
-    tower: FoldedTower = field(repr=False)
-    rule: RowRule = ANY
-
-    @property
-    def live_rows(self) -> int:
-        return self.groups[-1].rows.stop
-
-    @property
-    def live_leaves(self) -> int:
-        return self.groups[-1].leaves.stop
-
-    @cached_property
-    def rows(self) -> int:
-        """Rows of the dense products, spare ones too."""
-        return self.rule.padded(self.live_rows)
-
-    @property
-    def leaves(self) -> int:
-        """Rows of the last layer's products, spare ones too."""
-        return len(self.leaf_rows)
+    def __init__(
+        self,
+        tower: FoldedTower,
+        trees: Sequence[tuple[TreeLayout, Constants, int]],
+        rule: RowRule = ANY_ROWS,
+    ):
+        self.tower, self.rule = tower, rule
+        row_starts, leaf_starts = [0], [0]
+        for layout, _, runs in trees:
+            row_starts.append(row_starts[-1] + runs * layout.rows)
+            leaf_starts.append(leaf_starts[-1] + runs * layout.leaves)
+        places = zip(trees, pairwise(row_starts), pairwise(leaf_starts), strict=True)
+        self.groups = tuple(Group(*tree, slice(*rows), slice(*leaves)) for tree, rows, leaves in places)
+        self.live_rows, self.live_leaves = row_starts[-1], leaf_starts[-1]
+        self.rows = rule.padded(self.live_rows)  # spare rows included
+        self.learned_rows = self._per_run("learned_rows")  # rows with a context vector
+        self.frozen_rows = self._per_run("frozen_rows")  # rows with a token
+        self.first_rows = self._padded(self.learned_rows)  # rows that the first layer computes
+        self.leaf_rows = self._padded(self._per_run("leaf_rows"))  # (leaves,) rows of end tokens
+        self.leaves = len(self.leaf_rows)  # spare leaves included
+        position, groups = tower.positional_embedding, self.groups
+        self.learned_positions = torch.cat(  # (learned rows, width): positional embeddings
+            [position[g.layout.depth[g.layout.learned_rows]].repeat(g.runs, 1) for g in groups]
+        ).to(tower.dtype)
+        self.frozen_qkv = torch.cat([g.constants.first_qkv.repeat(g.runs, 1) for g in groups])
+        self.frozen_input = torch.cat([g.constants.first_input.repeat(g.runs, 1) for g in groups])
 
     @property
     def nodes(self) -> int:
-        """Distinct nodes as the design counts them: every tree's, once per run."""
-        return sum(group.plan.tree.nodes * group.runs for group in self.groups)
-
-    @cached_property
-    def leaf_rows(self) -> Tensor:
-        """(leaves,) rows of the end tokens; the first one's at spare leaves."""
-        return self._padded(self._per_run("leaf_rows"))
-
-    @cached_property
-    def learned_rows(self) -> Tensor:
-        """Rows that hold a context vector, group by group, run by run."""
-        return self._per_run("learned_rows")
-
-    @cached_property
-    def first_rows(self) -> Tensor:
-        """``learned_rows``, and the first one's again up to a number of rows that the rule allows."""
-        return self._padded(self.learned_rows)
-
-    @cached_property
-    def frozen_rows(self) -> Tensor:
-        return self._per_run("frozen_rows")
-
-    @cached_property
-    def learned_positions(self) -> Tensor:
-        """(learned rows, width): the positional embeddings at the learned rows."""
-        return torch.cat(
-            [
-                self.tower.positional_embedding[g.plan.depth[g.plan.learned_rows]].repeat(g.runs, 1)
-                for g in self.groups
-            ]
-        ).to(self.tower.dtype)
-
-    def frozen(self, name: str) -> Tensor:
-        """The constants ``first_qkv`` or ``first_input``, repeated for every run."""
-        return torch.cat([getattr(g.constants, name).repeat(g.runs, 1) for g in self.groups])
+        """Distinct nodes of every tree, once per run, constants included."""
+        return sum(group.layout.tree.nodes * group.runs for group in self.groups)
 
     def _padded(self, index: Tensor) -> Tensor:
+        """Repeat the first entry up to an allowed number of rows."""
         return torch.cat([index, index[:1].expand(self.rule.padded(len(index)) - len(index))])
 
     def _per_run(self, name: str) -> Tensor:
         indices = []
         for g in self.groups:
-            starts = g.rows.start + g.plan.rows * torch.arange(g.runs, device=self.tower.device)
-            indices.append((starts[:, None] + getattr(g.plan, name)[None, :]).reshape(-1))
+            starts = g.rows.start + g.layout.rows * torch.arange(g.runs, device=self.tower.device)
+            indices.append((starts[:, None] + getattr(g.layout, name)[None, :]).reshape(-1))
         return torch.cat(indices)
 
 
-def plant(
-    tower: FoldedTower, trees: Sequence[tuple[TreePlan, Constants, int]], rule: RowRule = ANY
-) -> Forest:
-    """Put trees side by side: each (plan, constants, runs) becomes a group."""
-    groups, row, leaf = [], 0, 0
-    for plan, constants, runs in trees:
-        rows, leaves = runs * plan.rows, runs * plan.leaves
-        groups.append(Group(plan, constants, runs, slice(row, row + rows), slice(leaf, leaf + leaves)))
-        row, leaf = row + rows, leaf + leaves
-    return Forest(tuple(groups), tower, rule)
-
-
 @torch.no_grad()
-@own_precision
-def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
-    """Compute what never changes while a tree trains, once.
+@disable_autocast
+def constants_of(tower: FoldedTower, layout: TreeLayout) -> Constants:
+    """Compute the constants of a tree.
 
-    The constant nodes form paths of their own (the start token; with the class in front, the class names): a
-    plain causal pass over those paths gives their keys and values in every layer.
+    Constant nodes form paths of their own (the start token; with the class in front, the class names). A plain causal
+    pass over these paths gives their keys and values in every layer.
     """
-    tree, heads = plan.tree, tower.heads
-    paths = [[node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in plan.tree.leaf]
+    tree, heads = layout.tree, tower.heads
+    paths = [[node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in tree.leaf]
     longest = max(len(path) for path in paths)
     nodes = torch.tensor([path + [path[-1]] * (longest - len(path)) for path in paths])
     tokens = torch.as_tensor(tree.index)[nodes].to(tower.device)
@@ -154,37 +144,126 @@ def constants_of(tower: FoldedTower, plan: TreePlan) -> Constants:
     where = torch.zeros(tree.nodes, dtype=torch.long)  # a (path, position) that holds each constant node
     where[nodes.flip(1).reshape(-1)] = torch.arange(nodes.numel()).view_as(nodes).flip(1).reshape(-1)
     where = where.to(tower.device)
-    shared_at = where[torch.as_tensor(plan.shared_constants)]
-    part_at = [
-        None if part.constants is None else where[torch.as_tensor(part.constants)] for part in plan.parts
-    ]
+    shared_at = where[torch.as_tensor(layout.shared_constants)]
+    packs_at = [None if p.constants is None else where[torch.as_tensor(p.constants)] for p in layout.packs]
 
     shared: list[Tensor] = []
-    parts: list[list[Tensor | None]] = []
+    packs: list[list[Tensor | None]] = []
     for block in tower.blocks:
         normal = tower.layer_norm(x, block.eps_1)[0]
-        q, k, v = (
-            t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (normal @ block.qkv).chunk(3, dim=-1)
-        )
+        qkv = (normal @ block.qkv).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in qkv)
         kv = torch.stack([k, v]).transpose(1, 2).flatten(2, 3)  # (2, H, paths * positions, d)
         shared.append(kv[:, :, shared_at].contiguous())
-        parts.append([None if at is None else kv[:, :, at].contiguous() for at in part_at])
+        packs.append([None if at is None else kv[:, :, at].contiguous() for at in packs_at])
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
         x = x + out.transpose(1, 2).flatten(2) @ block.out + block.out_bias
         hidden = tower.layer_norm(x, block.eps_2)[0] @ block.fc
-        x = x + activate(hidden, tower.activation) @ block.proj + block.proj_bias
+        if tower.activation == "silu":
+            active = F.silu(hidden)
+        else:
+            active = F.gelu(hidden, approximate="tanh" if tower.activation == "gelu_tanh" else "none")
+        x = x + active @ block.proj + block.proj_bias
 
-    first = (
-        tower.token_embedding[plan.frozen_tokens] + tower.positional_embedding[plan.depth[plan.frozen_rows]]
-    )
-    first = first.to(tower.dtype)
+    positions = tower.positional_embedding[layout.depth[layout.frozen_rows]]
+    first = (tower.token_embedding[layout.frozen_tokens] + positions).to(tower.dtype)
     block = tower.blocks[0]
-    first_qkv = tower.layer_norm(first, block.eps_1)[0] @ block.qkv
-    return Constants(shared, parts, first_qkv, first)
+    return Constants(shared, packs, tower.layer_norm(first, block.eps_1)[0] @ block.qkv, first)
 
 
-def activate(x: Tensor, activation: str) -> Tensor:
-    """Apply a folded tower's activation."""
-    if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+class Buffer:
+    """Memory of one tensor, allocated once and replaced where a larger view of it is asked for."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.memory = torch.empty(0, dtype=dtype, device=device)
+        self.used_bytes = 0
+        self._views: dict[tuple[int, ...], Tensor] = {}  # a step needs the same few views, thousands of times
+
+    def __call__(self, *shape: int) -> Tensor:
+        """Return a view of this shape; its content is whatever was written last."""
+        view = self._views.get(shape)
+        if view is None:
+            size = math.prod(shape)
+            if self.memory.numel() < size:
+                self.memory = self.memory.new_empty(size)
+                self._views.clear()
+            self.used_bytes = max(self.used_bytes, size * self.memory.element_size())
+            view = self._views[shape] = self.memory[:size].view(shape)
+        return view
+
+
+PackKey = tuple[int, int, int, int]  # layer, group, first run of the chunk, pack
+
+
+class Workspace:
+    """The memory that a step writes, allocated once: no step allocates (and page-faults) a large tensor.
+
+    Fields that backward reads exist once per layer, the others once. Names starting with ``grad`` are gradients.
+    """
+
+    residual: dict[
+        float, Buffer
+    ]  # (rows, width): before a layer's attention, and (layer + 0.5) before its MLP
+    hidden: dict[int, Buffer]  # (rows, hidden): the MLP before its activation
+    norm_stats: dict[
+        tuple[int, int], Buffer
+    ]  # (2, rows, 1): mean and reciprocal deviation, by layer and branch
+    slices: dict[
+        tuple[int, int, int], Buffer
+    ]  # (slices, d): q, k, v by layer, group and first run of a chunk
+    probabilities: dict[PackKey, Buffer]  # (R, H, bundles, queries, keys): of attention
+
+    qkv: Buffer  # (rows, 3 width): the current layer's queries, keys and values
+    grad_qkv: Buffer  # the same memory as qkv, of which backward reads only the slices
+    attended: Buffer  # (rows, width): attention's output
+    grad_attended: Buffer  # the same memory as attended, which backward does not read
+    grad_slices: Buffer  # (slices, d)
+    attended_slices: Buffer  # (queries, d): attention's output by pack, or its gradient
+    scores_shared: Buffer  # (R H, bundles queries, shared keys): scores, or gradients of probabilities
+    scores_own: Buffer  # (R H bundles, queries, own keys)
+    scores: Buffer  # (R, H, bundles, queries, keys): both side by side
+    grad_scores: Buffer
+    activation: Buffer  # (rows of a chunk, hidden): the MLP behind its activation, or the gradient there
+    grad_learned: Buffer  # (rows, width): the gradient that the first or the last layer returns
+
+    def __init__(self, tower: FoldedTower):
+        # For a bfloat16 row a GPU returns the mean and deviation in float32, and wants them back in it.
+        stats_dtype = tower.layer_norm(tower.gain, 1e-5)[1].dtype
+        buffers = self._buffers = list[
+            Buffer
+        ]()  # closures must not refer to self: a cycle would delay freeing
+
+        def buffer(dtype: torch.dtype = tower.dtype) -> Buffer:
+            buffers.append(Buffer(dtype, tower.device))
+            return buffers[-1]
+
+        self.residual, self.hidden = defaultdict(buffer), defaultdict(buffer)
+        self.norm_stats = defaultdict(lambda: buffer(stats_dtype))
+        self.slices, self.probabilities = defaultdict(buffer), defaultdict(buffer)
+        self.qkv = self.grad_qkv = buffer()
+        self.attended = self.grad_attended = buffer()
+        self.grad_slices, self.attended_slices = buffer(), buffer()
+        self.scores_shared, self.scores_own, self.scores, self.grad_scores = (buffer() for _ in range(4))
+        self.activation, self.grad_learned = buffer(), buffer()
+
+    def begin(self) -> None:
+        """Count what the next forest uses from zero."""
+        for buffer in self._buffers:
+            buffer.used_bytes = 0
+            buffer._views.clear()
+
+    def trim(self) -> None:
+        """Free memory that no forest has used since ``begin``."""
+        for buffer in self._buffers:
+            if not buffer.used_bytes:
+                buffer.memory = buffer.memory.new_empty(0)
+
+    @property
+    def pointers(self) -> set[int]:
+        """Where each buffer's memory starts."""
+        return {buffer.memory.untyped_storage().data_ptr() for buffer in self._buffers}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes used since ``begin``."""
+        return sum(buffer.used_bytes for buffer in self._buffers)

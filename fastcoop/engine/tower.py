@@ -1,11 +1,11 @@
 """The forest through the frozen tower, forward and backward, written out.
 
-Autograd would keep every intermediate and compute what nobody reads. Here a layer keeps five things per row
-(the residual stream before each branch, q, k, v and the attention probabilities, the MLP's pre-activation), no weight
-has a gradient, and
-- the first layer computes queries, keys and values, and their gradients, only where a context vector stands;
+Autograd would keep every intermediate and compute gradients that nothing reads. Here a layer keeps five things per
+row (the residual stream before each branch, q, k, v and the attention probabilities, the MLP before its activation),
+no weight has a gradient, and
+- the first layer computes queries, keys and values, and their gradients, only for rows with a context vector;
 - the last layer computes queries, outputs and the MLP only at end tokens.
-Per-row work goes in chunks of rows that stay in cache; buffers are made once and used for every step.
+Work per row is done in chunks of rows that stay in cache, in memory that every step reuses.
 """
 
 from __future__ import annotations
@@ -16,88 +16,100 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastcoop.engine.buffers import Buffers
-from fastcoop.engine.forest import Forest
-from fastcoop.engine.precision import own_precision
-from fastcoop.engine.rows import CPU_CHUNK, even_pieces
-from fastcoop.engine.tree_attention import TreeAttention
-from fastcoop.engine.weights import FoldedBlock
+from fastcoop.engine.attention import ForestAttention, ForestRoutes
+from fastcoop.engine.forest import Forest, Workspace
+from fastcoop.engine.weights import CPU_CHUNK, FoldedBlock, disable_autocast, even_slices
+
+
+def row_chunk(device: torch.device) -> int:
+    """Return how many rows are worked on at a time. A GPU has no cache to stay in: one large product each."""
+    return CPU_CHUNK if device.type == "cpu" else sys.maxsize
 
 
 class ForestPass:
-    """Forward and backward of one forest; keeps what backward needs in its own buffers.
+    """Forward and backward of one forest: ``forward``, then ``backward`` any number of times.
 
-    ``forward`` then ``backward`` any number of times; a second forward overwrites what the first one kept.
+    Args:
+        forest: The forest.
+        memory: Written by every pass; what an earlier forest left in it is reused.
+        routes: Of this forest, where they are known already.
+        keep: Whether to keep what ``backward`` reads; without, the memory of all layers is shared.
     """
 
-    def __init__(self, forest: Forest, buffers: Buffers | None = None):
-        self.forest, self.tower = forest, forest.tower
-        self.buffer = buffers or Buffers(self.tower.dtype, self.tower.device)
-        self.buffer.begin()
-        # A GPU has no cache to stay in: one large product each.
-        self.chunk = CPU_CHUNK if self.tower.device.type == "cpu" else sys.maxsize
-        # Of a bfloat16 row a GPU gives mean and deviation in float32, and wants them back so.
-        self.stats_dtype = self.tower.layer_norm(self.tower.gain, 1e-5)[1].dtype
+    def __init__(
+        self,
+        forest: Forest,
+        memory: Workspace | None = None,
+        routes: ForestRoutes | None = None,
+        keep: bool = True,
+    ):
+        self.forest, self.tower, self.keep = forest, forest.tower, keep
+        self.memory = memory or Workspace(self.tower)
+        self.memory.begin()
+        self.chunk = row_chunk(self.tower.device)
         self.last = len(self.tower.blocks) - 1
-        self.frozen_qkv, self.frozen_input = forest.frozen("first_qkv"), forest.frozen("first_input")
-        self.attention = TreeAttention(forest, self.buffer, self.chunk)
+        self.attention = ForestAttention(
+            forest, routes or ForestRoutes(forest, self.chunk), self.memory, keep
+        )
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the pass holds between forward and backward, scratch memory included."""
+        """Bytes held between forward and backward, scratch memory included."""
         kept: dict[int, int] = {}
         for saved in self.attention.saved.values():
             for tensor in vars(saved).values():
                 storage = tensor.untyped_storage()
                 kept[storage.data_ptr()] = storage.nbytes()
-        for memory in self.buffer.storages:
-            kept.pop(memory, None)
-        return self.buffer.nbytes + sum(kept.values())
+        for pointer in self.memory.pointers:
+            kept.pop(pointer, None)
+        return self.memory.nbytes + sum(kept.values())
 
     @torch.no_grad()
-    @own_precision
+    @disable_autocast
     def forward(self, contexts: Sequence[Tensor]) -> list[Tensor]:
-        """Return each group's class features (runs, classes, dim), projected and not normalised.
+        """Return each group's class features (runs, classes, dim), projected and not normalized.
 
-        ``contexts``: per group, (runs, slots, width), any float dtype.
+        Args:
+            contexts: Per group, (runs, slots, width), any float dtype.
         """
         forest, tower = self.forest, self.tower
-        vectors = [
-            c[:, g.plan.slots].reshape(-1, tower.width) for c, g in zip(contexts, forest.groups, strict=True)
-        ]
+        groups = zip(contexts, forest.groups, strict=True)
+        vectors = torch.cat([c[:, g.layout.slots].reshape(-1, tower.width) for c, g in groups])
         x = self._residual(0)
         x[forest.live_rows :].zero_()
-        x.index_copy_(0, forest.frozen_rows, self.frozen_input)
-        x.index_copy_(0, forest.learned_rows, (torch.cat(vectors) + forest.learned_positions).to(tower.dtype))
+        x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
+        x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
         for layer, block in enumerate(tower.blocks):
             x = self._block(layer, block, x)
         normal, *self.final_stats = tower.layer_norm(x, tower.eps_final)
         self.final_input = x
         features = forest.rule.mm(normal, tower.projection)
         return [
-            features[g.leaves].view(g.runs, g.plan.leaves, -1)[:, g.plan.class_leaf] for g in forest.groups
+            features[g.leaves].view(g.runs, g.layout.leaves, -1)[:, g.layout.class_leaf]
+            for g in forest.groups
         ]
 
     @torch.no_grad()
-    @own_precision
+    @disable_autocast
     def backward(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients of the contexts, per group (runs, slots, width) in the tower's dtype.
 
-        ``grads``: per group, (runs, classes, dim).
+        Args:
+            grads: Per group, of the class features (runs, classes, dim).
         """
         forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
-        for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts add up
-            leaves[g.leaves] = g.plan.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
+        for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
+            leaves[g.leaves] = g.layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
         normal = forest.rule.mm(leaves, tower.projection.t())
         grad = _layer_norm_backward(normal, self.final_input, *self.final_stats)
         for layer in range(self.last, -1, -1):
             grad = self._block_backward(layer, tower.blocks[layer], grad)
         result, start = [], 0
         for g in forest.groups:
-            rows = len(g.plan.slots)
-            part = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
-            result.append(g.plan.sum_slots(part))
+            rows = len(g.layout.slots)
+            of_group = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
+            result.append(g.layout.sum_slots(of_group))
             start += g.runs * rows
         return result
 
@@ -106,16 +118,18 @@ class ForestPass:
     def _block(self, layer: int, block: FoldedBlock, x: Tensor) -> Tensor:
         forest, tower, width, rule = self.forest, self.tower, self.tower.width, self.forest.rule
         ends = layer == self.last
-        qkv = self.buffer("qkv", forest.rows, 3 * width)
+        qkv = self.memory.qkv(forest.rows, 3 * width)
         if layer == 0 and not ends:
-            qkv.index_copy_(0, forest.frozen_rows, self.frozen_qkv)
+            qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
             mean, rstd = self._stats(layer, 1, len(forest.first_rows))
             for c in self._chunks(len(forest.first_rows)):
                 rows = forest.first_rows[c]
                 normal, mean[c], rstd[c] = tower.layer_norm(x.index_select(0, rows), block.eps_1)
                 qkv.index_copy_(0, rows, rule.mm(normal, block.qkv))
         else:
-            used = slice(width, None) if ends else slice(None)  # the last layer asks at the leaves only
+            used = (
+                slice(width, None) if ends else slice(None)
+            )  # the last layer has queries at end tokens only
             mean, rstd = self._stats(layer, 1, forest.rows)
             for c in self._chunks(forest.rows):
                 normal, mean[c], rstd[c] = tower.layer_norm(x[c], block.eps_1)
@@ -126,7 +140,7 @@ class ForestPass:
             qkv[at, :width] = rule.mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
         attended = self.attention.forward(layer, qkv, ends)
         middle, out = self._residual(layer + 0.5, len(x)), self._residual(layer + 1, len(x))
-        hidden = self.buffer(("hidden", layer), len(x), tower.hidden)
+        hidden = self._hidden(layer, len(x))
         mean, rstd = self._stats(layer, 2, len(x))
         for c in self._chunks(len(x)):
             residual = torch.add(x[c], block.out_bias, out=middle[c])
@@ -141,64 +155,68 @@ class ForestPass:
     def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
         forest, width, rule = self.forest, self.tower.width, self.forest.rule
         ends = layer == self.last
-        middle, hidden = (
-            self._residual(layer + 0.5, len(grad)),
-            self.buffer(("hidden", layer), len(grad), self.tower.hidden),
-        )
+        middle, hidden = self._residual(layer + 0.5, len(grad)), self._hidden(layer, len(grad))
         mean, rstd = self._stats(layer, 2, len(grad))
-        attended = self.buffer("attended", len(grad), width)
+        grad_attended = self.memory.grad_attended(len(grad), width)
         for c in self._chunks(len(grad)):
-            scratch = self.buffer("mlp", len(grad[c]), self.tower.hidden)
+            scratch = self.memory.activation(len(grad[c]), self.tower.hidden)
             rule.mm(grad[c], block.proj.t(), scratch)
             self._activate_backward(scratch, hidden[c])
             normal = rule.mm(scratch, block.fc.t())
             grad[c] += _layer_norm_backward(normal, middle[c], mean[c], rstd[c])
-            rule.mm(grad[c], block.out.t(), attended[c])
-        dqkv = self.attention.backward(layer, attended, ends)
+            rule.mm(grad[c], block.out.t(), grad_attended[c])
+        grad_qkv = self.attention.backward(layer, grad_attended, ends)
 
         x = self._residual(layer)
-        if layer == 0 and not ends:  # nothing reads the gradient of a frozen token's embedding
-            learned = self.buffer("gradient", len(forest.first_rows), width)
+        if layer == 0 and not ends:  # nothing reads the gradient of a token's embedding
+            learned = self.memory.grad_learned(len(forest.first_rows), width)
             mean, rstd = self._stats(layer, 1, len(learned))
             for c in self._chunks(len(learned)):
                 rows = forest.first_rows[c]
-                normal = rule.mm(dqkv.index_select(0, rows), block.qkv.t())
+                normal = rule.mm(grad_qkv.index_select(0, rows), block.qkv.t())
                 through = _layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
                 torch.add(through, grad.index_select(0, rows), out=learned[c])
             return learned
         mean, rstd = self._stats(layer, 1, forest.rows)
         if not ends:
             for c in self._chunks(forest.rows):
-                normal = rule.mm(dqkv[c], block.qkv.t())
+                normal = rule.mm(grad_qkv[c], block.qkv.t())
                 grad[c] += _layer_norm_backward(normal, x[c], mean[c], rstd[c])
             return grad
-        at, total = forest.leaf_rows, self.buffer("gradient", forest.rows, width)
+        at, total = forest.leaf_rows, self.memory.grad_learned(forest.rows, width)
         for c in self._chunks(forest.rows):
-            rule.mm(dqkv[c, width:], block.qkv[:, width:].t(), total[c])
+            rule.mm(grad_qkv[c, width:], block.qkv[:, width:].t(), total[c])
         live = at[: forest.live_leaves]
-        total[live] += rule.mm(dqkv[at, :width], block.qkv[:, :width].t())[: len(live)]
+        total[live] += rule.mm(grad_qkv[at, :width], block.qkv[:, :width].t())[: len(live)]
         for c in self._chunks(forest.rows):
             total[c] = _layer_norm_backward(total[c], x[c], mean[c], rstd[c])
         total[live] += grad[: len(live)]
         return total[forest.learned_rows] if layer == 0 else total
 
-    # Small things.
+    # The memory of a layer. Without ``keep``, layers take turns in two.
+
+    def _turn(self, layer: int) -> int:
+        return layer if self.keep else layer % 2
 
     def _residual(self, layer: float, rows: int | None = None) -> Tensor:
-        return self.buffer(("residual", layer), self.forest.rows if rows is None else rows, self.tower.width)
+        key = self._turn(int(layer)) + layer % 1
+        return self.memory.residual[key](self.forest.rows if rows is None else rows, self.tower.width)
 
-    def _stats(self, layer: int, which: int, rows: int) -> tuple[Tensor, Tensor]:
-        mean, rstd = self.buffer(("stats", layer, which), 2, rows, 1, dtype=self.stats_dtype)
+    def _hidden(self, layer: int, rows: int) -> Tensor:
+        return self.memory.hidden[self._turn(layer)](rows, self.tower.hidden)
+
+    def _stats(self, layer: int, branch: int, rows: int) -> tuple[Tensor, Tensor]:
+        mean, rstd = self.memory.norm_stats[self._turn(layer), branch](2, rows, 1)
         return mean, rstd
 
     def _chunks(self, rows: int) -> Iterator[slice]:
         return (slice(i, min(i + self.chunk, rows)) for i in range(0, rows, self.chunk))
 
     def _activate(self, hidden: Tensor) -> Tensor:
-        """The activation of ``hidden``, in scratch memory."""
-        scratch, aten = self.buffer("mlp", *hidden.shape), torch.ops.aten
+        """Return the activation of ``hidden``, in scratch memory."""
+        scratch, aten = self.memory.activation(*hidden.shape), torch.ops.aten
         approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        for c in even_pieces(hidden):
+        for c in even_slices(hidden):
             if self.tower.activation == "silu":
                 aten.silu.out(hidden[c], out=scratch[c])
             else:
@@ -209,7 +227,7 @@ class ForestPass:
         """Multiply ``grad`` by the activation's derivative at ``hidden``, in place."""
         aten = torch.ops.aten
         approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        for c in even_pieces(hidden):
+        for c in even_slices(hidden):
             if self.tower.activation == "silu":
                 aten.silu_backward.grad_input(grad[c], hidden[c], grad_input=grad[c])
             else:
@@ -217,7 +235,7 @@ class ForestPass:
 
 
 def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Gradient of x through a layer norm without affine; ``mean`` and ``rstd`` (rows, 1)."""
+    """Return the gradient of x through a layer norm without affine; ``mean`` and ``rstd`` are (rows, 1)."""
     return torch.ops.aten.native_layer_norm_backward(
         grad, x, (x.shape[-1],), mean, rstd, None, None, (True, False, False)
     )[0]

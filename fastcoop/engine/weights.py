@@ -1,40 +1,54 @@
-"""The frozen tower's weights, with everything foldable folded into its matrices.
+"""The frozen tower's weights, folded, and matrix products whose rows do not depend on the rows beside them.
 
-Exact rewritings, so that a step does less per node:
-- a layer norm's affine goes into the matrix behind it: (x * g + b) W' = x (g W)' + b W';
-- the attention's 1 / sqrt(d) goes into the query rows;
-- QuickGELU(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702, the factors going into the matrices around it;
-- LayerScale goes into the matrix before it;
-- the bias behind a layer norm goes into its matrix too (``_absorb``): a product alone is cheaper than one onto a bias.
-Matrices are stored (in, out), so that forward is ``x @ w`` and backward ``g @ w.T``, both as they lie.
+Folding is exact: each identity moves work from every row and step into the weights, once.
+- A layer norm's affine goes into the next matrix: (x * g + b) W = x (g W) + b W.
+- The attention's 1 / sqrt(d) goes into the query columns.
+- QuickGELU(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factors go into the matrices around it.
+- LayerScale goes into the matrix before it.
+- The bias behind a layer norm goes into the matrix too (``_absorb``): a product alone is faster than one with a bias.
+Matrices are stored (in, out), so that forward is ``x @ w`` and backward is ``g @ w.T``, both without a copy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastcoop.backbones.text_tower import Block, TextTower
-from fastcoop.engine.precision import own_precision
 
-QUICK = 1.702
-LIFT = 0.25  # added to every number of a normal row; small beside them, for bfloat16's sake
+QUICK_GELU = 1.702
+LN_OFFSET = (
+    0.25  # constant added to every layer-norm output; small beside them, so that bfloat16 keeps precision
+)
+
+log = logging.getLogger("fastcoop")
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def disable_autocast(function: Function) -> Function:
+    """Run ``function`` without the caller's autocast, which would round single products."""
+    for device_type in ("cpu", "cuda"):
+        function = torch.autocast(device_type, enabled=False)(function)
+    return function
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedBlock:
-    """``qkv`` (width, 3 width), ``out`` (width, width), ``fc`` (width, hidden), ``proj`` (hidden, width).
+    """One residual block. ``qkv`` and ``fc`` contain the layer norm before them and their bias."""
 
-    ``qkv`` and ``fc`` have the layer norm before them and their bias folded in, the other two have their biases beside.
-    """
-
-    qkv: Tensor
-    out: Tensor
+    qkv: Tensor  # (width, 3 width)
+    out: Tensor  # (width, width)
     out_bias: Tensor
-    fc: Tensor
-    proj: Tensor
+    fc: Tensor  # (width, hidden)
+    proj: Tensor  # (hidden, width)
     proj_bias: Tensor
     eps_1: float
     eps_2: float
@@ -42,17 +56,14 @@ class FoldedBlock:
 
 @dataclass(frozen=True, eq=False)
 class FoldedTower:
-    """A text tower ready for the engine; ``projection`` (width, dim) has the final layer norm and its bias folded in.
-
-    ``gain`` and ``shift`` (width,) are all that is left of every layer norm's affine: ones and LIFT.
-    """
+    """A text tower ready for the engine."""
 
     blocks: tuple[FoldedBlock, ...]
-    token_embedding: Tensor
-    positional_embedding: Tensor
-    projection: Tensor
-    gain: Tensor
-    shift: Tensor
+    token_embedding: Tensor  # (vocabulary, width)
+    positional_embedding: Tensor  # (context length, width)
+    projection: Tensor  # (width, dim), with the final layer norm and the bias
+    gain: Tensor  # (width,) ones: with a gain, a CPU's layer norm is vectorized
+    shift: Tensor  # (width,) LN_OFFSET
     eps_final: float
     heads: int
     activation: str  # "silu", "gelu" or "gelu_tanh"
@@ -78,17 +89,23 @@ class FoldedTower:
         return self.projection.device
 
     def layer_norm(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Normal rows of ``x`` (..., width), lifted; their means and reciprocal deviations (..., 1).
-
-        Only with a gain, even of ones, is a CPU's layer norm vectorised.
-        """
+        """Return the normalized ``x`` (..., width) plus LN_OFFSET, means and reciprocal deviations (..., 1)."""
         return torch.native_layer_norm(x, x.shape[-1:], self.gain, self.shift, eps)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> FoldedTower:
+        """Return the tower with ``function`` applied to every tensor."""
+
+        def mapped(thing: Any) -> Any:
+            values = {field.name: getattr(thing, field.name) for field in fields(thing)}
+            return replace(thing, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+        return replace(mapped(self), blocks=tuple(map(mapped, self.blocks)))
 
 
 @torch.no_grad()
-@own_precision
+@disable_autocast
 def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
-    """Fold ``tower`` for the engine. Folding is done in float64 and rounded once, to ``dtype`` (the tower's own)."""
+    """Fold ``tower`` in float64 and round once, to ``dtype`` (by default the tower's own)."""
     to = dtype or tower.dtype
     quick = tower.activation == "quick_gelu"
     identity = torch.eye(tower.width, device=tower.device, dtype=torch.float64)
@@ -103,7 +120,7 @@ def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
         positional_embedding=tower.positional_embedding.detach().to(to),
         projection=_absorb(gain[:, None] * projection, bias).to(to).contiguous(),
         gain=torch.ones(tower.width, dtype=to, device=tower.device),
-        shift=torch.full((tower.width,), LIFT, dtype=to, device=tower.device),
+        shift=torch.full((tower.width,), LN_OFFSET, dtype=to, device=tower.device),
         eps_final=tower.ln_final.eps,
         heads=tower.heads,
         activation="silu" if quick else tower.activation,
@@ -126,7 +143,7 @@ def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> Folde
     fc_bias = fc_bias + block.ln_2.bias.double() @ fc
     fc = block.ln_2.weight.double()[:, None] * fc
     if quick:
-        fc, fc_bias, proj = fc * QUICK, fc_bias * QUICK, proj / QUICK
+        fc, fc_bias, proj = fc * QUICK_GELU, fc_bias * QUICK_GELU, proj / QUICK_GELU
     if block.scale_1 is not None:
         out, out_bias = out * block.scale_1.double(), out_bias * block.scale_1.double()
     if block.scale_2 is not None:
@@ -148,9 +165,158 @@ def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> Folde
 
 
 def _absorb(matrix: Tensor, bias: Tensor) -> Tensor:
-    """The matrix that gives ``x @ matrix + bias`` for a lifted normal row: ``(x + LIFT) @ result``.
+    """Return the matrix W' with (x + LN_OFFSET) @ W' = x @ matrix + bias for layer-norm outputs x.
 
-    A normal row sums to zero, so what all entries of a column have in common does nothing to it. What they had is taken
-    away, so that LIFT adds nothing; what they are given instead makes LIFT add the bias.
+    Each x has mean zero, so subtracting each column's mean leaves x @ W unchanged; adding b / (c n) to every entry of
+    an n-row column makes the offset c contribute exactly b.
     """
-    return matrix - matrix.mean(0) + bias / (LIFT * len(matrix))
+    return matrix - matrix.mean(0) + bias / (LN_OFFSET * len(matrix))
+
+
+@functools.cache
+def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
+    """Return whether matrix products in ``dtype`` lack fast kernels here; log a warning once per process if so."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if device_type != "cpu" or dtype not in supported:
+        return False
+    is_supported = getattr(torch.ops.mkldnn, supported[dtype], lambda: True)  # private to torch
+    if torch.backends.mkldnn.is_available() and is_supported():
+        return False
+    name = str(dtype).removeprefix("torch.")
+    log.warning(
+        "This CPU has no instructions for %s, so torch is many times slower in it than in float32.", name
+    )
+    return True
+
+
+# A BLAS chooses its kernel by the number of rows, and another kernel sums in another order. So that a run gives the
+# same bits alone and among others, CPU products get numbers of rows that this machine's BLAS treats alike (spare rows
+# fill up), and few rows are summed in the pieces in which the BLAS sums many. Both are measured once per process.
+
+CPU_CHUNK = (
+    1920  # most rows of a product: 512-wide towers' MLP activations (15 MB) stay in the last-level cache
+)
+FEW_ROWS = CPU_CHUNK // 2  # below this many rows, a BLAS may sum in other pieces
+WHOLE_SUM = 512  # shorter sums are never cut into pieces
+THREAD_GRAIN = 32768  # torch uses one thread for element-wise operations on fewer numbers
+
+
+class RowRule(NamedTuple):
+    """Numbers of rows that a BLAS treats alike: ``least`` or more, in multiples of ``step``.
+
+    With fewer than FEW_ROWS rows, sums are cut into pieces of ``terms`` (None: they are not cut).
+    """
+
+    least: int
+    step: int
+    terms: int | None = None
+
+    def mm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return ``a @ b`` of (rows, n) and (n, m)."""
+        terms = self._piece(a)
+        if terms == a.shape[1]:
+            return torch.mm(a, b, out=out)
+        return self.addmm_(torch.mm(a[:, :terms], b[:terms], out=out), a[:, terms:], b[terms:])
+
+    def addmm_(self, onto: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Add ``a @ b`` to ``onto``, in place."""
+        terms = self._piece(a)
+        for start in range(0, a.shape[1], terms):
+            part = slice(start, start + terms)
+            torch.addmm(onto, a[:, part], b[part], out=onto)
+        return onto
+
+    def _piece(self, a: Tensor) -> int:
+        rows, terms = a.shape
+        return terms if self.terms is None or rows >= FEW_ROWS or terms <= WHOLE_SUM else self.terms
+
+    def padded(self, rows: int) -> int:
+        """Return the next allowed number of rows; products take CPU_CHUNK rows at a time, a multiple of ``step``."""
+        full, rest = divmod(rows, CPU_CHUNK)
+        rest = max(self.least, -(-rest // self.step) * self.step) if rest else 0
+        return full * CPU_CHUNK + rest
+
+
+ANY_ROWS = RowRule(1, 1)
+# The first rule that holds is used: it wastes least. BLAS kernels work on 4 to 48 rows, MKL's on 384 terms.
+RULES = (
+    RowRule(16, 1),
+    RowRule(16, 1, 384),
+    *(RowRule(least, 48, terms) for least in (48, 96, 192, 384, 576) for terms in (None, 384)),
+)
+
+
+def row_rule(tower: FoldedTower) -> RowRule:
+    """Return the rule for training with the current number of threads; ANY_ROWS on a GPU.
+
+    A GPU's libraries choose by rows, too, in ways that are slow to measure: there runs agree to rounding.
+    """
+    if tower.device.type != "cpu":
+        return ANY_ROWS
+    return _measure_rule(tower.width, tower.hidden, tower.dim, tower.dtype, torch.get_num_threads())
+
+
+@lru_cache(maxsize=32)
+def _measure_rule(width: int, hidden: int, dim: int, dtype: torch.dtype, threads: int) -> RowRule:
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float32).to(dtype)
+
+    shapes = ((hidden, width), (width, 3 * width), (width, width), (width, dim))
+    forward = [random(*shape) for shape in shapes]
+    products = []
+    for matrix in [*forward, *(matrix.t() for matrix in forward)]:
+        rows = random(CPU_CHUNK, len(matrix))
+        products.append((rows, matrix, rows @ matrix))
+    return next((rule for rule in RULES if all(_holds(rule, *product) for product in products)), ANY_ROWS)
+
+
+def _holds(rule: RowRule, rows: Tensor, matrix: Tensor, whole: Tensor) -> bool:
+    """Return whether products of some ``rows``, as many as the rule allows, equal those rows of the whole product."""
+    sizes = [rule.least + step * rule.step for step in (0, 1, 2, 3, 5, 8, 21, 55, 144)]
+    for number, size in enumerate([*(size for size in sizes if size < FEW_ROWS), FEW_ROWS]):
+        start = rule.step * (number % 3)
+        part = slice(start, start + size)
+        if not torch.equal(rule.mm(rows[part], matrix), whole[part]):
+            return False
+    return True
+
+
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``torch.bmm``, with at least as many products as threads: fewer would each be split among threads."""
+    missing = torch.get_num_threads() - len(a) if a.device.type == "cpu" else 0
+    if missing <= 0:
+        return torch.bmm(a, b)
+    a, b = (torch.cat([x, x[:1].expand(missing, -1, -1)]) for x in (a, b))
+    return torch.bmm(a, b)[:-missing]
+
+
+@contextmanager
+def limit_threads(number: int) -> Iterator[None]:
+    """Use at most ``number`` threads: the products in the smallest batch of them, an attention's heads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def even_slices(numbers: Tensor) -> Iterator[slice]:
+    """Cut ``numbers`` (rows, width) so that an element-wise operation rounds each alike, whatever the rows beside it.
+
+    Torch gives every thread an equal share. With three or more threads a share may end within a vector, whose
+    numbers are then rounded by other instructions; where it ends depends on the number of rows.
+    """
+    rows, width = numbers.shape
+    threads = torch.get_num_threads() if numbers.device.type == "cpu" else 1
+    if threads < 3:
+        yield slice(0, rows)
+        return
+    share = -(-THREAD_GRAIN // width)  # rows of each thread
+    even = rows // (share * threads) * share * threads
+    if even:
+        yield slice(0, even)
+    alone = max(1, (THREAD_GRAIN - 1) // width)
+    yield from (slice(at, min(at + alone, rows)) for at in range(even, rows, alone))

@@ -20,7 +20,7 @@ from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:  # workers import this room without torch
     from fastcoop.backbones import Backbone
-    from fastcoop.engine.state import State
+    from fastcoop.engine.training import State
     from fastcoop.prompts import PromptLayout
 
 

@@ -313,7 +313,7 @@ def _encode(backbone: Backbone, run: RunSpec[CoOpSettings], data: Data, contexts
 @remember(1)
 def _trees(backbone: Backbone) -> Any:
     """The engine's view of a frozen tower, which takes longer to make than a run takes to test."""
-    from fastcoop.engine.trees import Trees
+    from fastcoop.engine.forest import Trees
 
     return Trees(backbone)
 

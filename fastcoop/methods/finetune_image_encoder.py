@@ -129,7 +129,7 @@ def _train(
     """A tuned copy of the image tower, and its mean loss per epoch, float32 (epochs,)."""
     import torch
 
-    from fastcoop.engine.run import learning_rates
+    from fastcoop.engine.runs import learning_rates
 
     assert run.subset is not None
     settings, rows = run.settings, _readable(run.data, "train", run.subset.train)

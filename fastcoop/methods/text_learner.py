@@ -112,7 +112,7 @@ class TextLearner(Method[TextLearnerSettings]):
         import torch
         from torch.nn.functional import normalize
 
-        from fastcoop.engine.run import learning_rates
+        from fastcoop.engine.runs import learning_rates
 
         assert run.subset is not None
         features, labels = run.data.train(run.subset)

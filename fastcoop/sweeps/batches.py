@@ -129,7 +129,7 @@ def _training_batches(
 ) -> list[Batch]:
     """Sort runs by tree, longest first, and cut the list into batches."""
     from fastcoop.engine import RunShape, plan_training
-    from fastcoop.engine.trees import tree_key
+    from fastcoop.engine.tree_layout import tree_key
 
     if not runs:
         return []

@@ -19,7 +19,7 @@ from fastcoop.sweeps.checkpoints import CheckpointFile
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
-    from fastcoop.engine.state import State
+    from fastcoop.engine.training import State
     from fastcoop.features import StoreVersion
 
 PROGRESS_EVERY = 0.5  # seconds between events of progress

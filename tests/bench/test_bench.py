@@ -15,10 +15,9 @@ from fastcoop.bench.fresh_process import run_in_fresh_process
 from fastcoop.bench.measure import STEPS, FastcoopStep, Matmuls, measure, plan_runs
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.cli import main
-from fastcoop.engine.forest import plant
-from fastcoop.engine.graph import WORTH_IT
+from fastcoop.engine.forest import Forest, Trees
 from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.trees import Trees
+from fastcoop.engine.training import WORTH_RECORDING
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import tiny_backbone
@@ -32,7 +31,7 @@ def test_counted_operations_are_those_that_run_less_what_attention_masks_away(po
     backbone = tiny_backbone(width=64)
     trees = Trees(backbone)
     plan, constants = trees[tuple(NAMES), PromptLayout(8, position)]
-    forest = plant(trees.tower, [(plan, constants, 3)])
+    forest = Forest(trees.tower, [(plan, constants, 3)])
     forest_pass = ForestPass(forest)
     contexts, grads = torch.zeros(3, plan.slot_count, 64), torch.zeros(3, len(NAMES), 24)
     in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
@@ -176,7 +175,7 @@ def test_the_last_step_of_a_training_is_timed(device, monkeypatch):
 
 
 def test_steps_on_a_gpu_are_enough_to_be_recorded():
-    assert STEPS["cuda"] >= WORTH_IT
+    assert STEPS["cuda"] >= WORTH_RECORDING
 
 
 def test_the_projection_is_steps_times_seconds(tmp_path):

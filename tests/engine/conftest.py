@@ -9,7 +9,7 @@ import torch
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.engine import Run
-from fastcoop.engine.run import LEARNING_RATE
+from fastcoop.engine.runs import LEARNING_RATE
 from fastcoop.prompts import PromptLayout
 from tests.reference import tiny_model
 

@@ -11,10 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcoop.engine import Run, train
-from fastcoop.engine.batch import Active, Batch
-from fastcoop.engine.graph import WARM_UP, Replayed
+from fastcoop.engine.forest import Trees
 from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.trees import Trees
+from fastcoop.engine.training import WARM_UP, ActiveRun, Batch, RecordedStep
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import NAMES
 from tests.engine.test_training import distance, various_runs
@@ -37,14 +36,14 @@ class HostWatch(TorchDispatchMode):
 def test_nothing_in_a_step_waits_for_the_host(backbone32, make_run):
     trees = Trees(backbone32)
     runs = [*various_runs(make_run, 6), make_run(names=(*NAMES, "cat"), seed=7)]
-    active = [Active.start(n, run, torch.float32, trees.tower.device) for n, run in enumerate(runs)]
+    active = [ActiveRun.start(n, run, torch.float32, trees.tower.device) for n, run in enumerate(runs)]
     batch = Batch(trees, active, backbone32.logit_scale)
     with HostWatch() as watch:
         batch.step()
         batch.step()
     assert not watch.seen
     with HostWatch() as watch:
-        batch.settle()
+        batch.sync()
         torch.ones(1).item()
     assert watch.seen  # the watch can see
     assert [a.step for a in batch.active] == [2] * len(runs)
@@ -54,7 +53,9 @@ def test_runs_that_share_features_share_them_on_the_device(backbone32, make_run)
     run = make_run(epochs=4)
     mid = Run(NAMES, PromptLayout(4, "mid"), run.contexts, run.features, run.labels, 4, 5)
     known = {}
-    active = [Active.start(n, r, torch.float32, torch.device("cpu"), known) for n, r in enumerate([run, mid])]
+    active = [
+        ActiveRun.start(n, r, torch.float32, torch.device("cpu"), known) for n, r in enumerate([run, mid])
+    ]
     assert active[0].images is active[1].images
     batch = Batch(Trees(backbone32), active, backbone32.logit_scale)
     assert batch.images.data_ptr() == active[0].images.data_ptr()
@@ -88,7 +89,7 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
-    replayed = Replayed(40, torch.device("cuda", 1))
+    replayed = RecordedStep(40, torch.device("cuda", 1))
     for _ in range(10):
         replayed(lambda: calls.append(1))
     assert (len(calls), len(replays)) == (WARM_UP + 1, 10 - WARM_UP)
@@ -110,21 +111,21 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
     calls.clear()
     recording.clear()
     monkeypatch.setattr(torch.cuda, "graph", refused)
-    replayed = Replayed(40, torch.device("cuda"))
+    replayed = RecordedStep(40, torch.device("cuda"))
     for _ in range(10):
         replayed(refuse)
     assert len(calls) == 10
 
 
 def test_a_replay_that_does_nothing_is_noticed(backbone32, make_run, monkeypatch):
-    monkeypatch.setattr(Replayed, "__call__", lambda self, step: None)
-    with pytest.raises(RuntimeError, match="1 steps were asked of the device, but it did 0"):
+    monkeypatch.setattr(RecordedStep, "__call__", lambda self, step: None)
+    with pytest.raises(RuntimeError, match="device did 0 of 1 steps"):
         train(backbone32, [make_run(epochs=1)])
 
 
 def test_a_batch_nobody_needs_is_freed_at_once(backbone32, make_run):
     trees = Trees(backbone32)
-    batch = Batch(trees, [Active.start(0, make_run(), torch.float32, trees.tower.device)], 100.0)
+    batch = Batch(trees, [ActiveRun.start(0, make_run(), torch.float32, trees.tower.device)], 100.0)
     batch.step()
     gone = weakref.ref(batch)
     gc.disable()  # no cycle may hold it, and with it a forest's memory
@@ -137,13 +138,13 @@ def test_a_batch_nobody_needs_is_freed_at_once(backbone32, make_run):
 
 @pytest.mark.parametrize("images", [20, 640])
 def test_the_device_is_waited_for_no_more_than_once_an_epoch(backbone32, make_run, monkeypatch, images):
-    looks, settle = [], Batch.settle
+    looks, settle = [], Batch.sync
 
     def look(self):
         looks.append(self.done)
         settle(self)
 
-    monkeypatch.setattr(Batch, "settle", look)
+    monkeypatch.setattr(Batch, "sync", look)
     run = make_run(images=images, epochs=3)
     train(backbone32, [run])
     assert looks == ([3] if images == 20 else [20, 40, 60])
@@ -188,7 +189,7 @@ def test_a_step_that_runs_out_of_memory_anywhere_is_done_again_from_its_start(ba
     trees = Trees(backbone)
 
     def batch_of():
-        active = [Active.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]
+        active = [ActiveRun.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]
         batch = Batch(trees, active, backbone.logit_scale)
         batch.step()
         return batch
@@ -233,7 +234,7 @@ def test_a_step_of_many_runs_makes_as_many_calls_as_one_of_few(backbone32, make_
     calls = []
     for runs in (2, 24):
         active = [
-            Active.start(n, make_run(seed=n, learning_rate=0.001 * n), torch.float32, trees.tower.device)
+            ActiveRun.start(n, make_run(seed=n, learning_rate=0.001 * n), torch.float32, trees.tower.device)
             for n in range(runs)
         ]
         batch = Batch(trees, active, 100.0)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fastcoop.engine import Run, train
-from fastcoop.engine.rows import ANY, CPU_CHUNK, RULES, RowRule, bmm, even_pieces, row_rule
-from fastcoop.engine.weights import fold
+from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, RULES, RowRule, bmm, even_slices, fold, row_rule
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import tiny_backbone
 
@@ -49,7 +48,7 @@ def company():
 
 
 def test_a_run_comes_to_the_same_bits_alone_and_in_company(wide, threads):
-    if row_rule(fold(wide.text)) == ANY:
+    if row_rule(fold(wide.text)) == ANY_ROWS:
         pytest.skip("this machine's BLAS treats no numbers of rows alike")
     runs = company()
     together = train(wide, runs)
@@ -90,7 +89,7 @@ def test_spare_rows_are_as_few_as_the_rule_allows():
     rule = RowRule(96, 48)
     assert [rule.padded(rows) for rows in (1, 96, 97, 144)] == [96, 96, 144, 144]
     assert [rule.padded(CPU_CHUNK + rows) - CPU_CHUNK for rows in (0, 1, 100)] == [0, 96, 144]
-    assert [ANY.padded(rows) for rows in (1, 77, CPU_CHUNK, CPU_CHUNK + 1)] == [
+    assert [ANY_ROWS.padded(rows) for rows in (1, 77, CPU_CHUNK, CPU_CHUNK + 1)] == [
         1,
         77,
         CPU_CHUNK,
@@ -111,5 +110,5 @@ def test_products_of_batches_are_the_plain_ones(threads):
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 512), (700, 512), (1919, 3072), (3, 70000)])
 def test_pieces_cover_all_rows_once(threads, rows, width):
-    pieces = list(even_pieces(torch.empty(rows, width)))
+    pieces = list(even_slices(torch.empty(rows, width)))
     assert [row for piece in pieces for row in range(piece.start, piece.stop)] == list(range(rows))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fastcoop.engine import PromptEncoder, encode_prompts, train
+from fastcoop.engine import PromptEncoder, PromptLearner, encode_prompts, train
+from fastcoop.engine.runs import learning_rates
+from fastcoop.engine.tower import ForestPass
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
 
@@ -82,8 +85,67 @@ def test_a_gradient_s_gradient_is_refused_not_silently_zero(backbone):
 
 
 def test_what_is_no_list_of_names_or_no_run_is_refused(backbone):
-    with pytest.raises(UserError, match='the single name "cat" came'):
+    with pytest.raises(UserError, match='got the single name "cat"'):
         PromptEncoder(backbone, "cat", LAYOUT)
-    with pytest.raises(UserError, match=r"\(0, 3, 32\) came"):
+    with pytest.raises(UserError, match=r"got \(0, 3, 32\)"):
         PromptEncoder(backbone, NAMES, LAYOUT)(torch.zeros(0, 3, 32))
     assert encode_prompts(backbone, []) == []
+
+
+def test_a_prompt_learner_in_one_s_own_loop_trains_as_train_does(backbone, make_run):
+    layout, epochs = PromptLayout(4, "mid"), 6
+    learner = PromptLearner(backbone, NAMES, layout, seed=3)
+    assert [name for name, _ in learner.named_parameters()] == ["contexts"]
+    assert list(learner.state_dict()) == ["contexts"]
+    run = make_run(layout, NAMES, epochs=epochs, views=1)
+    run = replace(run, contexts=learner.contexts.detach().clone())
+    (trained,) = train(backbone, [run])
+    images = torch.nn.functional.normalize(run.features[:, 0].double(), dim=-1)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    for rate in learning_rates(epochs):
+        optimizer.param_groups[0]["lr"] = rate
+        weights = torch.nn.functional.normalize(learner(), dim=-1)
+        loss = torch.nn.functional.cross_entropy(backbone.logit_scale * images @ weights.t(), run.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert not torch.equal(learner.contexts, run.contexts)
+    torch.testing.assert_close(learner.contexts.detach(), trained.contexts, rtol=1e-9, atol=1e-12)
+    other = PromptLearner(backbone, NAMES, layout, words="a photo of a")
+    other.load_state_dict(learner.state_dict())
+    assert torch.equal(other(), learner())
+    assert learner().shape == (len(NAMES), 24)
+
+
+def test_an_encoder_moves_as_a_module_does(backbone32):
+    contexts = torch.randn(2, 3, 32)
+    expected = PromptEncoder(backbone32, NAMES, LAYOUT)(contexts)
+    model = torch.nn.Sequential(PromptEncoder(backbone32, NAMES, LAYOUT))
+    assert not model.state_dict()
+    assert torch.equal(model(contexts), expected)
+    model.double()
+    assert model(contexts).dtype == torch.float64
+    torch.testing.assert_close(model(contexts).float(), expected, rtol=1e-4, atol=1e-5)
+    assert model.to("meta")[0]._trees.tower.device.type == "meta"
+
+
+def test_without_a_gradient_nothing_is_kept_for_backward(backbone32, monkeypatch):
+    passes = []
+    init = ForestPass.__init__
+    monkeypatch.setattr(
+        ForestPass, "__init__", lambda self, *a, **k: passes.append(self) or init(self, *a, **k)
+    )
+    encoder = PromptEncoder(backbone32, NAMES, LAYOUT)
+    learned, plain = torch.randn(2, 3, 32, requires_grad=True), torch.randn(2, 3, 32)
+    features = [encoder(learned)]
+    features.append(encoder(plain))
+    with torch.inference_mode():
+        features.append(encoder(learned))
+    with torch.no_grad():
+        features.append(encoder(learned))
+    assert [f.requires_grad for f in features] == [True, False, False, False]
+    assert torch.equal(features[0], features[3])
+    assert [bool(one.attention.saved) for one in passes] == [True, False, False, False]
+    assert passes[3].nbytes < 0.8 * passes[0].nbytes
+    assert len({id(one.forest) for one in passes}) == 1  # indices are built once
+    features_and_gradient(encoder, plain)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcoop.engine import PromptEncoder, bundles, encode_prompts
+from fastcoop.engine import PromptEncoder, encode_prompts, tree_layout
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.prompts.layout import tokenize
@@ -145,7 +145,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_its_class_and_count(backbone
 
 
 def test_contexts_of_another_shape_are_refused(backbone):
-    with pytest.raises(UserError, match=r"\(4, 32\).*came"):
+    with pytest.raises(UserError, match=r"Expected contexts of shape \(4, 32\).* got \(1, 5, 32\)"):
         PromptEncoder(backbone, ["cat", "dog"], PromptLayout(4))(torch.zeros(1, 5, 32))
 
 
@@ -162,13 +162,13 @@ layouts = st.builds(
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     items=st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4),
-    position=st.sampled_from([0, bundles.POSITION, 10_000]),
-    part=st.sampled_from([0, bundles.PART, 1_000_000]),
+    position=st.sampled_from([0, tree_layout.POSITION_COST, 10_000]),
+    pack=st.sampled_from([0, tree_layout.PACK_COST, 1_000_000]),
 )
-def test_random_forests_match_the_reference_however_their_paths_are_bundled(backbone, items, position, part):
+def test_random_forests_match_the_reference_however_their_paths_are_bundled(backbone, items, position, pack):
     torch.manual_seed(0)
     built = [(names, layout, contexts_for(layout, names, runs, backbone)) for names, layout, runs in items]
-    with patch.multiple(bundles, POSITION=position, PART=part):
+    with patch.multiple(tree_layout, POSITION_COST=position, PACK_COST=pack):
         features, gradients = compare(backbone, built)
     assert features < FEATURES
     assert gradients < GRADIENTS

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from fastcoop.engine import train
-from fastcoop.engine.buffers import Buffers
 from fastcoop.engine.fit import BatchBudget, RunShape, plan_training
-from fastcoop.engine.forest import plant
+from fastcoop.engine.forest import Buffer, Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.trees import Trees
 from fastcoop.prompts import PromptLayout
 
 NAMES = tuple(
@@ -23,7 +21,7 @@ NAMES = tuple(
 def test_the_estimate_covers_what_a_pass_holds(backbone, position, class_specific):
     plan, constants = Trees(backbone)[NAMES, PromptLayout(16, position, class_specific)]
     runs = 8
-    forest_pass = ForestPass(plant(Trees(backbone).tower, [(plan, constants, runs)]))
+    forest_pass = ForestPass(Forest(Trees(backbone).tower, [(plan, constants, runs)]))
     forest_pass.forward([torch.zeros(runs, plan.slot_count, 32)])
     forest_pass.backward([torch.zeros(runs, len(NAMES), 24)])
     cost = plan_training(backbone, [RunShape(NAMES, PromptLayout(16, position, class_specific), 1)]).runs[0]
@@ -46,29 +44,27 @@ def test_training_says_so_where_the_estimate_was_off(backbone32, make_run, monke
 
 def test_buffers_of_an_earlier_forest_are_freed(backbone):
     trees = Trees(backbone)
-    buffers = Buffers(trees.tower.dtype, trees.tower.device)
+    memory = Workspace(trees.tower)
     held = []
     for names in (NAMES, NAMES[:2]):
         plan, constants = trees[names, PromptLayout(4, "mid", names is NAMES)]
-        forest_pass = ForestPass(plant(trees.tower, [(plan, constants, 2)] * len(names)), buffers)
+        forest_pass = ForestPass(Forest(trees.tower, [(plan, constants, 2)] * len(names)), memory)
         forest_pass.forward([torch.zeros(2, plan.slot_count, 32)] * len(names))
         forest_pass.backward([torch.zeros(2, len(names), 24)] * len(names))
-        buffers.trim()
-        held.append((forest_pass.nbytes, len(buffers.storages)))
+        memory.trim()
+        held.append((forest_pass.nbytes, len(memory.pointers)))
     assert held[1] < held[0]
     assert held[1][1] < held[0][1]
 
 
-def test_a_buffer_of_one_name_is_one_memory_also_after_it_grew():
-    buffers = Buffers(torch.float32, torch.device("cpu"))
-    small = buffers("scores", 2, 3)
-    assert buffers("scores", 2, 3).data_ptr() == small.data_ptr() != buffers("other", 2, 3).data_ptr()
-    large = buffers("scores", 4, 3)
-    assert buffers("scores", 2, 3).data_ptr() == large.data_ptr() != small.data_ptr()
-    assert buffers.nbytes == (12 + 6) * 4
-    buffers.begin()
-    buffers("scores", 2, 3)
-    assert buffers.nbytes == 6 * 4
+def test_a_buffer_is_one_memory_also_after_it_grew():
+    buffer = Buffer(torch.float32, torch.device("cpu"))
+    small = buffer(2, 3)
+    assert buffer(2, 3).data_ptr() == small.data_ptr()
+    assert buffer.used_bytes == 6 * 4
+    large = buffer(4, 3)
+    assert buffer(2, 3).data_ptr() == large.data_ptr() != small.data_ptr()
+    assert buffer.used_bytes == 12 * 4
 
 
 def shapes(*, images: int = 0, features: object = None) -> list[RunShape]:

@@ -10,11 +10,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastcoop.engine import encode_prompts, fit
-from fastcoop.engine.batch import Active, Batch
-from fastcoop.engine.forest import constants_of
-from fastcoop.engine.plan import plan_tree
-from fastcoop.engine.run import Run, draw_batches
-from fastcoop.engine.trees import Trees, tree_key
+from fastcoop.engine.forest import Trees, constants_of
+from fastcoop.engine.runs import Run, draw_batches
+from fastcoop.engine.training import ActiveRun, Batch
+from fastcoop.engine.tree_layout import TreeLayout, tree_key
 from fastcoop.prompts import PromptLayout
 
 LAYOUTS = (
@@ -60,23 +59,23 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
     with FakeTensorMode(allow_non_fake_inputs=False):
         trees.tower = tower = fake(trees.tower)
         for key, tree in laid_out.items():
-            plan = plan_tree(tree, tower.device, tower.dtype)
-            trees._known[key] = plan, constants_of(tower, plan)
+            layout = TreeLayout(tree, tower.device, tower.dtype)
+            trees._known[key] = layout, constants_of(tower, layout)
         active = []
         for n, (run, rows) in enumerate(zip(runs, batches, strict=True)):
             started = _without_checks(run, rows)
-            active.append(Active.start(n, started, torch.float32, tower.device))
+            active.append(ActiveRun.start(n, started, torch.float32, tower.device))
         batch = Batch(trees, active, scale)
         batch._step()
         batch._step()
-        held = (batch.vectors, batch.momentum, batch.losses, batch.lost, batch.limit, batch.at)
+        held = (batch.vectors, batch.momentum, batch.losses, batch.diverged_at, batch.limit, batch.counter)
         assert {tensor.device.type for tensor in held} == {"cuda"}
         assert batch.vectors.dtype == batch.momentum.dtype == batch.losses.dtype == torch.float32
         assert (
-            batch.forest_pass.stats_dtype == torch.float32
+            batch.forest_pass.memory.norm_stats[0, 1].memory.dtype == torch.float32
         )  # in bfloat16 too: only so does backward take them
         with pytest.raises(DataDependentOutputException):  # a fake does notice
-            batch.settle()
+            batch.sync()
         with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
             batch.vectors + torch.ones(batch.vectors.shape)
 
@@ -91,8 +90,8 @@ def test_contexts_on_the_cpu_are_encoded_on_the_gpu(backbone32):
     tree = trees[tree_key(names, layout)][0].tree
     with FakeTensorMode(allow_non_fake_inputs=False):
         trees.tower = tower = fake(trees.tower)
-        plan = plan_tree(tree, tower.device, tower.dtype)
-        trees._known[tree_key(names, layout)] = plan, constants_of(tower, plan)
+        laid_out = TreeLayout(tree, tower.device, tower.dtype)
+        trees._known[tree_key(names, layout)] = laid_out, constants_of(tower, laid_out)
         contexts = torch.empty(3, 4, tower.width)
         (features,) = encode_prompts(backbone32, [(names, layout, contexts)], trees)
         assert features.device.type == "cuda"

@@ -8,7 +8,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine import encode_prompts, train
-from fastcoop.engine.graph import WARM_UP, WORTH_IT
+from fastcoop.engine.training import WARM_UP, WORTH_RECORDING
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import tiny_backbone
 from tests.engine.test_exact import FEATURES, GRADIENTS, NAMES, relative
@@ -49,7 +49,7 @@ def test_features_and_gradients_are_the_cpu_s(backbone, device):
 
 
 def test_recorded_training_ends_where_the_cpu_s_ends_and_again_in_the_same_bits(backbone, device, make_run):
-    epochs = 4 * WORTH_IT
+    epochs = 4 * WORTH_RECORDING
     assert epochs > WARM_UP
     runs = [
         make_run(layout, seed=seed, epochs=epochs - seed, snapshots=(1, epochs // 2))
@@ -68,7 +68,7 @@ def test_recorded_training_ends_where_the_cpu_s_ends_and_again_in_the_same_bits(
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_lower_precision_is_close(backbone32, device, make_run, precision):
-    runs = [make_run(layout, seed=seed, epochs=2 * WORTH_IT) for seed, layout in enumerate(LAYOUTS)]
+    runs = [make_run(layout, seed=seed, epochs=2 * WORTH_RECORDING) for seed, layout in enumerate(LAYOUTS)]
     rounded = train(on(device, torch.float32), runs, precision=precision)
     for ours, theirs in zip(rounded, train(backbone32, runs), strict=True):
         assert ours.contexts.dtype == torch.float32

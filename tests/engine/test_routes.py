@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcoop.engine.plan import TreePlan, plan_tree
-from fastcoop.engine.routes import Routes
+from fastcoop.engine.attention import Routes
+from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.prompts.layout import Slot
 from fastcoop.prompts.tree import build_tree
 
@@ -18,8 +18,8 @@ trees = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=
 both = pytest.mark.parametrize("ends", [False, True])
 
 
-def plan_of(names: list[list[int]]) -> TreePlan:
-    return plan_tree(
+def layout_of(names: list[list[int]]) -> TreeLayout:
+    return TreeLayout(
         build_tree([(START, CONTEXT, *(Slot(False, token) for token in name), END) for name in names])
     )
 
@@ -27,47 +27,47 @@ def plan_of(names: list[list[int]]) -> TreePlan:
 @both
 @given(trees, st.integers(1, 3))
 def test_parts_get_the_rows_of_their_positions_head_by_head(ends, names, runs):
-    plan = plan_of(names)
-    routes = Routes(plan, HEADS, runs, ends)
-    rows = torch.randn(runs, plan.rows, 3, HEADS, D)
-    q, k, v = rows[:, torch.as_tensor(plan.gather)].permute(2, 0, 3, 1, 4)  # (R, H, padded, d)
-    blocks = routes.qkv(rows.view(-1, D)[routes.read])
-    for part, (part_q, part_k, part_v), mask in zip(plan.parts, blocks, routes.masks, strict=True):
-        shape = (runs, HEADS, part.bundles, part.length, D)
-        assert torch.equal(part_k, k[:, :, part.positions].view(shape))
-        assert torch.equal(part_v, v[:, :, part.positions].view(shape))
-        asked, masked = q[:, :, part.positions].view(shape), part.mask
+    layout = layout_of(names)
+    routes = Routes(layout, HEADS, runs, ends)
+    rows = torch.randn(runs, layout.rows, 3, HEADS, D)
+    q, k, v = rows[:, torch.as_tensor(layout.gather)].permute(2, 0, 3, 1, 4)  # (R, H, padded, d)
+    blocks = routes.qkv(rows.view(-1, D)[routes.rows_to_packs])
+    for pack, (pack_q, pack_k, pack_v), mask in zip(layout.packs, blocks, routes.masks, strict=True):
+        shape = (runs, HEADS, pack.bundles, pack.length, D)
+        assert torch.equal(pack_k, k[:, :, pack.positions].view(shape))
+        assert torch.equal(pack_v, v[:, :, pack.positions].view(shape))
+        asked, masked = q[:, :, pack.positions].view(shape), pack.mask
         if ends:
-            at = torch.as_tensor(part.ends)
+            at = torch.as_tensor(pack.ends)
             asked = asked.take_along_dim(at[None, None, :, :, None], 3)
             masked = masked.take_along_dim(at[..., None], 1)
-        assert torch.equal(part_q, asked)
+        assert torch.equal(pack_q, asked)
         assert torch.equal(mask, masked)
 
 
 @both
 @given(trees, st.integers(1, 3))
 def test_rows_get_back_what_the_position_that_owns_them_has(ends, names, runs):
-    plan = plan_of(names)
-    routes = Routes(plan, HEADS, runs, ends)
-    rows = torch.randn(runs, plan.rows, 3, HEADS, D)
-    slices = rows.view(-1, D)[routes.read]
-    back = slices[routes.write].view(rows.shape)
-    asking = plan.leaf_rows if ends else slice(None)
+    layout = layout_of(names)
+    routes = Routes(layout, HEADS, runs, ends)
+    rows = torch.randn(runs, layout.rows, 3, HEADS, D)
+    slices = rows.view(-1, D)[routes.rows_to_packs]
+    back = slices[routes.packs_to_rows].view(rows.shape)
+    asking = layout.leaf_rows if ends else slice(None)
     assert torch.equal(back[:, :, 1:], rows[:, :, 1:])
     assert torch.equal(back[:, asking, 0], rows[:, asking, 0])
-    copies = slices[routes.copies].view(runs, len(plan.copies), 2, HEADS, D)
-    assert torch.equal(copies, rows[:, torch.as_tensor(plan.gather[plan.copies]), 1:])
+    copies = slices[routes.copies].view(runs, len(layout.copies), 2, HEADS, D)
+    assert torch.equal(copies, rows[:, torch.as_tensor(layout.gather[layout.copies]), 1:])
 
 
 @both
 @given(trees, st.integers(1, 3))
 def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(ends, names, runs):
-    plan = plan_of(names)
-    routes = Routes(plan, HEADS, runs, ends)
-    askers = len(plan.leaf_rows) if ends else plan.rows
+    layout = layout_of(names)
+    routes = Routes(layout, HEADS, runs, ends)
+    askers = len(layout.leaf_rows) if ends else layout.rows
     wanted = torch.randn(runs * askers * HEADS, D)
-    queries = wanted[routes.ask]
-    queries[routes.silent] = torch.nan
-    assert torch.equal(queries[routes.answer], wanted)
-    assert len(routes.answer) + len(routes.silent) == len(queries)
+    queries = wanted[routes.query_index]
+    queries[routes.unused_queries] = torch.nan
+    assert torch.equal(queries[routes.output_index], wanted)
+    assert len(routes.output_index) + len(routes.unused_queries) == len(queries)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from fastcoop.engine import Run, plan_training, train
 from fastcoop.engine.fit import BatchBudget
-from fastcoop.engine.loss import cross_entropy
-from fastcoop.engine.precision import warn_of_slow_products
-from fastcoop.engine.run import draw_batches, learning_rates
+from fastcoop.engine.runs import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.training import cross_entropy
+from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
 from tests.reference import reference_features
@@ -246,10 +246,10 @@ def test_a_run_seen_late_to_have_diverged_ends_where_it_did(backbone32, make_run
         make_run(epochs=40, seed=2, learning_rate=math.inf, snapshots=(1, 2, 3, 30)),
         make_run(epochs=40, seed=3, learning_rate=-30.0),
     ]
-    monkeypatch.setattr("fastcoop.engine.batch.DIVERGED", 1.2)
+    monkeypatch.setattr("fastcoop.engine.training.DIVERGED", 1.2)
     outcomes = []
     for every in (1, 16, 1000):
-        monkeypatch.setattr("fastcoop.engine.training.LOOK_EVERY", every)
+        monkeypatch.setattr("fastcoop.engine.training.SYNC_EVERY", every)
         outcomes.append(train(backbone32, runs))
     at_once = outcomes[0]
     assert [trained.status for trained in at_once] == ["done", "diverged", "diverged"]
@@ -282,18 +282,18 @@ def test_progress_adds_up_and_each_run_is_reported_once(backbone, make_run):
 
 def test_unusable_runs_are_refused(make_run):
     good = make_run()
-    with pytest.raises(UserError, match="labels should lie in 0 to 3"):
+    with pytest.raises(UserError, match="Expected labels from 0 to 3, got 4 to 7"):
         Run(good.class_names, good.layout, good.contexts, good.features, good.labels + 4, 1, 0)
     for labels in (good.labels[:, None], good.labels.float(), good.labels[:-1]):
         with pytest.raises(UserError, match="integer label per image"):
             replace(good, labels=labels)
     with pytest.raises(UserError, match="batch_size of a run to be a whole number from 1 to 65536, got 0"):
         replace(good, batch_size=0)
-    with pytest.raises(UserError, match=r"epochs 1 to 6 of this run; \[0, 7\]"):
+    with pytest.raises(UserError, match=r"epochs 1 to 6, got \[0, 7\]"):
         replace(good, snapshots=(7, 0))
     with pytest.raises(UserError, match="at least one image"):
         Run(good.class_names, good.layout, good.contexts, good.features[:0], good.labels[:0], 1, 0)
-    with pytest.raises(UserError, match=r"should be \(4, 32\)"):
+    with pytest.raises(UserError, match=r"contexts of shape \(4, 32\), got \(2, 32\)"):
         Run(good.class_names, good.layout, good.contexts[:2], good.features, good.labels, 1, 0)
 
 
@@ -301,7 +301,7 @@ def test_given_batches_that_are_not_the_run_s_are_refused(make_run):
     good = make_run()
     order = draw_batches(good)
     for batches in (order[:-1], order[0], order + 0.5):
-        with pytest.raises(UserError, match=r"should be integers \(6 steps, batch size\)"):
+        with pytest.raises(UserError, match=r"batches as integers \(6 steps, batch size\)"):
             replace(good, batches=batches)
     for batches in (order + 60, order - 1, np.full_like(order, -1)):
         with pytest.raises(UserError, match="so 0 to 59, or -1 to pad"):
@@ -311,7 +311,7 @@ def test_given_batches_that_are_not_the_run_s_are_refused(make_run):
 def test_runs_of_another_backbone_s_sizes_are_refused(backbone, make_run):
     good = make_run()
     for change in ({"features": torch.randn(20, 3, 25)}, {"contexts": torch.randn(4, 33)}):
-        with pytest.raises(UserError, match="have 32 numbers and its features 24"):
+        with pytest.raises(UserError, match="vectors of 32 numbers and features of 24"):
             train(backbone, [good, replace(good, **change)])
 
 
@@ -321,12 +321,12 @@ def test_a_half_precision_without_instructions_for_it_is_spoken_of_once(
 ):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    warn_of_slow_products.cache_clear()
+    warn_if_dtype_is_slow.cache_clear()
     for precision in (None, torch.bfloat16, torch.bfloat16):
         train(backbone32, [make_run(epochs=1)], precision=precision)
     assert caplog.text.count("no instructions for bfloat16") == (not supported)
-    assert not warn_of_slow_products(torch.bfloat16, "cuda")
-    warn_of_slow_products.cache_clear()
+    assert not warn_if_dtype_is_slow(torch.bfloat16, "cuda")
+    warn_if_dtype_is_slow.cache_clear()
 
 
 def test_bfloat16_is_close_and_keeps_contexts_in_float32(backbone32, make_run):

@@ -11,7 +11,7 @@ import pytest
 
 from fastcoop.backbones import Backbone
 from fastcoop.checks import LARGEST_BATCH, LONGEST
-from fastcoop.engine.run import WARMUP_RATE
+from fastcoop.engine.runs import WARMUP_RATE
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method

@@ -1,4 +1,4 @@
-"""Which paths stand together: every path whole in one bundle, every bundle in one part, no way of parting cheaper."""
+"""Which paths stand together: every path whole in one bundle, every bundle in one pack, no way of parting cheaper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcoop.engine.bundles import PART, PART_POSITIONS, POSITION, Bundle, bundle_paths, into_parts
+from fastcoop.engine.tree_layout import (
+    PACK_COST,
+    PACK_POSITIONS,
+    POSITION_COST,
+    Bundle,
+    bundle_paths,
+    into_packs,
+)
 from fastcoop.prompts.layout import Slot
 from fastcoop.prompts.tree import Tree, build_tree
 
@@ -32,7 +39,7 @@ def bundled(names: list[list[int]]) -> list[Bundle]:
 
 
 def cost(bundles: int, length: int) -> int:
-    return bundles * length * (POSITION + SHARED + length)
+    return bundles * length * (POSITION_COST + SHARED + length)
 
 
 @given(st.lists(suffixes, min_size=1, max_size=12))
@@ -59,18 +66,18 @@ def test_names_that_share_much_are_bundled_and_strangers_are_not():
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40))
 def test_no_way_of_parting_the_sizes_is_cheaper(lengths):
-    parts = into_parts([Bundle([], list(range(n))) for n in lengths], SHARED)
-    assert sorted(len(bundle.live) for part in parts for bundle in part) == sorted(lengths)
+    packs = into_packs([Bundle([], list(range(n))) for n in lengths], SHARED)
+    assert sorted(len(bundle.live) for pack in packs for bundle in pack) == sorted(lengths)
 
     sizes = sorted(set(lengths), reverse=True)
     counts = [lengths.count(size) for size in sizes]
     ways = []
     for cuts in product([False, True], repeat=len(sizes) - 1):
         starts = [0, *(i for i, cut in enumerate(cuts, start=1) if cut), len(sizes)]
-        ways.append(sum(PART + cost(sum(counts[a:b]), sizes[a]) for a, b in pairwise(starts)))
-    assert sum(PART + cost(len(part), len(part[0].live)) for part in parts) == min(ways)
+        ways.append(sum(PACK_COST + cost(sum(counts[a:b]), sizes[a]) for a, b in pairwise(starts)))
+    assert sum(PACK_COST + cost(len(pack), len(pack[0].live)) for pack in packs) == min(ways)
 
 
 def test_a_part_is_cut_where_its_scores_would_leave_the_cache():
-    parts = into_parts([Bundle([], list(range(8)))] * PART_POSITIONS, SHARED)
-    assert {len(part) * 8 for part in parts} == {PART_POSITIONS}
+    packs = into_packs([Bundle([], list(range(8)))] * PACK_POSITIONS, SHARED)
+    assert {len(pack) * 8 for pack in packs} == {PACK_POSITIONS}

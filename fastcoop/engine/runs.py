@@ -1,0 +1,168 @@
+"""What one training needs, as tensors: its schedule, its batches, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
+from fastcoop.engine.fit import RunShape
+from fastcoop.errors import UserError
+from fastcoop.prompts.layout import PromptLayout
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+LEARNING_RATE = 0.002
+WARMUP_RATE = 1e-5
+BATCH_SIZE = 32
+MIN_RATE, MAX_RATE = 1e-38, 1e38  # limits of float32
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training of context vectors: its prompts, its first contexts, its images' features and its schedule.
+
+    Args:
+        class_names: Names of the classes.
+        layout: The prompt layout.
+        contexts: First contexts, (M, width), or (classes, M, width) if class-specific.
+        features: Raw image features, (images, views, dim).
+        labels: Class of each image, (images,), integers.
+        epochs: Passes over the images.
+        seed: Draws the order of the images and their views.
+        batch_size: Images of a step.
+        learning_rate: Of the second epoch; the first has 1e-5, and a cosine follows (section 4.1).
+        weight_decay: Times the contexts, added to the gradient.
+        momentum: Of SGD.
+        batches: int64 (steps, batch size), in place of the order drawn from ``seed``. Entries are
+            ``image * views + view``; -1 pads a short batch.
+        snapshots: Epochs, counted from 1, after which the contexts are kept.
+
+    Raises:
+        UserError: For a shape or a value that does not fit the others.
+    """
+
+    class_names: Sequence[str]
+    layout: PromptLayout
+    contexts: Tensor
+    features: Tensor
+    labels: Tensor
+    epochs: int
+    seed: int
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
+    weight_decay: float = WEIGHT_DECAY
+    momentum: float = MOMENTUM
+    batches: np.ndarray | None = None
+    snapshots: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.layout.shape(len(self.class_names), self.contexts.shape[-1])
+        _expect(tuple(self.contexts.shape) == shape, f"contexts of shape {shape}", tuple(self.contexts.shape))
+        images, labels = tuple(self.features.shape), tuple(self.labels.shape)
+        fit = len(images) == 3 and labels == images[:1] and 0 not in images
+        _expect(
+            fit and not self.labels.is_floating_point(),
+            "features (images, views, dim) and an integer label per image, at least one image",
+            f"features {images} and labels {labels} of {self.labels.dtype}",
+        )
+        low, high, classes = int(self.labels.min()), int(self.labels.max()), len(self.class_names)
+        _expect(low >= 0 and high < classes, f"labels from 0 to {classes - 1}", f"{low} to {high}")
+        whole_number(self.epochs, "the epochs of a run", 1, LONGEST)
+        whole_number(self.batch_size, "the batch_size of a run", 1, LARGEST_BATCH)
+        whole_number(self.seed, "the seed of a run")
+        rate = amount(self.learning_rate, "the learning_rate of a run")
+        _expect(
+            MIN_RATE <= rate <= MAX_RATE, f"a learning_rate from {MIN_RATE:g} to {MAX_RATE:g}", f"{rate:g}"
+        )
+        for name, most in (("weight_decay", 1e38), ("momentum", 1.0)):
+            value = float(getattr(self, name))
+            _expect(0 <= value < most, f"a {name} from 0 to below {most:g}", value)
+        in_range = all(1 <= epoch <= self.epochs for epoch in self.snapshots)
+        _expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
+        if self.batches is not None:
+            self._check_batches(np.asarray(self.batches))
+
+    def _check_batches(self, batches: np.ndarray) -> None:
+        rows = self.features.shape[0] * self.features.shape[1]
+        fit = batches.ndim == 2 and len(batches) == self.steps and np.issubdtype(batches.dtype, np.integer)
+        _expect(
+            fit, f"batches as integers ({self.steps} steps, batch size)", f"{batches.dtype} {batches.shape}"
+        )
+        low, high = batches.min(), batches.max()
+        _expect(
+            low >= -1 and high < rows and (batches.max(1) >= 0).all(),
+            f"batches of image * views + view, so 0 to {rows - 1}, or -1 to pad, and at least one image each",
+            f"{low} to {high}",
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """A training set smaller than a batch is one batch; otherwise the last short batch is dropped."""
+        return max(1, len(self.labels) // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def shape(self) -> RunShape:
+        """The run's sizes, for `plan_training`."""
+        images, views = self.features.shape[:2]
+        size = self.batch_size if self.batches is None else np.shape(self.batches)[1]
+        return RunShape(self.class_names, self.layout, self.steps, images, views, size, id(self.features))
+
+
+def _expect(fits: bool, expected: str, got: object) -> None:
+    if not fits:
+        raise UserError(f"Expected {expected}, got {got}.")
+
+
+@dataclass(eq=False)
+class Trained:
+    """What a training returns.
+
+    Attributes:
+        contexts: After the last step, shaped as the run's, on the CPU: float32, or float64 in a float64 tower.
+        losses: (epochs,) mean loss of each epoch.
+        status: "done" or "diverged".
+        diverged_at: The step (from 0) whose loss was not finite, or far above those of the first epoch.
+        snapshots: Contexts by epoch.
+    """
+
+    contexts: Tensor
+    losses: np.ndarray
+    status: str = "done"
+    diverged_at: int | None = None
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
+
+
+def learning_rates(epochs: int, base: float = LEARNING_RATE) -> np.ndarray:
+    """Return the learning rate of each epoch, float64 (epochs,): 1e-5 in the first, then section 4.1's cosine.
+
+    For e >= 1: ``base * (1 + cos(pi * (e - 1) / epochs)) / 2``. The official scheduler starts its cosine one epoch
+    late, after the warm-up, so it ends above zero.
+    """
+    epoch = np.arange(epochs)
+    rates = base * (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
+    rates[0] = WARMUP_RATE
+    return rates
+
+
+def draw_batches(run: Run) -> np.ndarray:
+    """Return the run's batches, int64 (steps, batch size): ``image * views + view``, -1 where a batch is short."""
+    if run.batches is not None:
+        return np.asarray(run.batches, np.int64)
+    images, views = run.features.shape[:2]
+    rng = np.random.default_rng(run.seed)
+    take = run.steps_per_epoch * min(run.batch_size, images)
+    rows = np.stack(
+        [
+            rng.permutation(images)[:take] * views + rng.integers(views, size=images)[:take]
+            for _ in range(run.epochs)
+        ]
+    ).reshape(run.steps, -1)
+    return np.pad(rows, ((0, 0), (0, run.batch_size - rows.shape[1])), constant_values=-1)
