@@ -193,13 +193,13 @@ def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]
 def _refuse_copy(known: RunSpec, run: RunSpec) -> None:
     if known.model is not run.model:
         raise UserError(
-            f"The backbones {known.backbone} and {run.backbone} have the same weights, and so come to the same "
-            "runs; name one of them."
+            f"The backbones {known.backbone} and {run.backbone} have the same weights, so their runs would be the "
+            "same; use one of them."
         )
     if known.data is not run.data:
         raise UserError(
-            f"The datasets {known.dataset} and {run.dataset} hold the same images and class names, and so come to "
-            "the same runs; name one of them."
+            f"The datasets {known.dataset} and {run.dataset} hold the same images and class names, so their runs would "
+            "be the same; use one of them."
         )
 
 

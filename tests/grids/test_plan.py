@@ -15,6 +15,7 @@ from fastcoop.grids.plan import load_grid, plan_runs, run_key
 from fastcoop.methods import RunSpec
 from fastcoop.results import load_results
 from fastcoop.sweeps import Summary
+from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
 from tests.sweeps.scale_trial import trial
 
@@ -51,6 +52,7 @@ def test_blocks_share_runs_and_add_up_their_targets(world: Path, grid: dict[str,
     assert {(run.dataset, *run.target_names) for run in first} == {("colours", "shifted", "other")}
 
 
+@follows("hold the same images and class names, so their runs would be the same; use one of them")
 def test_datasets_alike_but_for_their_pictures_are_two_and_copies_are_refused(
     run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -64,6 +66,7 @@ def test_datasets_alike_but_for_their_pictures_are_two_and_copies_are_refused(
     shutil.copytree(tmp_path / "data" / "first", tmp_path / "data" / "third")
     with pytest.raises(UserError, match="first and third hold the same images"):
         run(grid | {"datasets": ["first", "third"]}, **folders)
+    assert run(grid | {"datasets": "third"}, **folders).done_before == 7
 
 
 def test_many_runs_are_planned_and_found_done(tmp_path: Path) -> None:
