@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import load_grid, plan_runs
+from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import plan_batches
 from fastcoop.sweeps.caching import cache_loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -13,8 +12,7 @@ from fastcoop.methods import MethodSettings
 
 
 def grid_text(grid: Grid) -> str:
-    """Return the YAML of a grid, with the number of runs of each block. It reads back to the same runs, except that
-    settings which were crossed are lists of them."""
+    """Return the YAML of a grid, with the number of runs of each block. It reads back to the same runs."""
     parts = [f"views: {grid.views}", f"recipe: {grid.recipe}"]
     texts = [_comment(block) + _yaml(_plain(block)) for block in grid.blocks]
     if grid.blocks[0].name is None:
@@ -32,35 +30,15 @@ def _plain(block: Block) -> dict[str, Any]:
         plain |= {"shots": list(block.shots), "seeds": list(block.seeds)}
     if block.targets:
         plain["targets"] = {name: list(targets) for name, targets in block.targets.items()}
-    plain["methods"] = [
-        {name: _crossed(group)} for name, settings in block.methods for group in _by_unused(settings)
-    ]
+    plain["methods"] = [{name: _with_defaults(one)} for name, settings in block.methods for one in settings]
     return plain
 
 
-def _by_unused(settings: Sequence[MethodSettings]) -> list[list[MethodSettings]]:
-    """Return the settings in groups of those that leave out the same ones."""
-    groups: dict[frozenset[str], list[MethodSettings]] = {}
-    for one in settings:
-        groups.setdefault(frozenset(_left_out(one)), []).append(one)
-    return list(groups.values())
-
-
-def _left_out(settings: MethodSettings) -> set[str]:
-    """Return the settings that change nothing, which a grid must not give."""
+def _with_defaults(settings: MethodSettings) -> dict[str, Any]:
+    """Return every setting but those that have no effect, which a grid must not give."""
     given = settings.model_fields_set
-    return {name for name, reason in settings.unused().items() if reason is not None or name not in given}
-
-
-def _crossed(settings: Sequence[MethodSettings]) -> dict[str, Any]:
-    """Return every setting with its value, or with the list of its values where there are several."""
-    dumps = [one.model_dump(exclude=_left_out(one)) for one in settings]
-    found = {}
-    for name in dumps[0]:
-        every = [dump[name] for dump in dumps]
-        values = [value for n, value in enumerate(every) if value not in every[:n]]
-        found[name] = values[0] if len(values) == 1 else values
-    return found
+    unused = {name for name, reason in settings.unused().items() if reason is not None or name not in given}
+    return dict(settings.model_dump(exclude=unused))
 
 
 def _comment(block: Block) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from fastcoop.features import cache_all
 from fastcoop.features.plan import Settings, make_plan
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import LoadedGrid, load_grid
+from fastcoop.grids.planning import LoadedGrid, load_grid
 
 
 def cache_grid(

@@ -28,7 +28,7 @@ from fastcoop.features import (
     store_path,
 )
 from fastcoop.features.images import RECIPES
-from fastcoop.grids.plan import refuse_long_prompts, refuse_shared_names
+from fastcoop.grids.planning import refuse_long_prompts, refuse_shared_names
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.progress import progress
 from fastcoop.results.metadata import add_datasets, recorded_grid

@@ -19,7 +19,7 @@ import psutil
 
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import LoadedGrid, load_grid, plan_runs, warn_of_idle_settings
+from fastcoop.grids.planning import LoadedGrid, load_grid, plan_runs, warn_of_idle_settings
 from fastcoop.methods import METHODS, RunContext, RunSpec
 from fastcoop.methods.schedule import ScheduleSettings, epochs_of
 from fastcoop.progress import duration

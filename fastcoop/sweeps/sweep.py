@@ -16,7 +16,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, open_current, open_if_there, store_path
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.plan import (
+from fastcoop.grids.planning import (
     LoadedGrid,
     load_grid,
     plan_runs,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.grids.plan import LoadedGrid
+from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.checkpoints import CheckpointFile

@@ -10,7 +10,7 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import load_grid, plan_runs
+from fastcoop.grids.planning import load_grid, plan_runs
 from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
 

@@ -11,7 +11,8 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import load_grid, plan_runs, run_key
+from fastcoop.grids.keys import RunKeys
+from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import RunSpec
 from fastcoop.results import load_results
 from fastcoop.sweeps import Summary
@@ -29,12 +30,12 @@ def planned(grid: dict[str, Any], world: Path) -> list[RunSpec]:
     return plan_runs(loaded)
 
 
-def test_keys_are_those_of_each_run_by_itself(world: Path, grid: dict[str, Any]) -> None:
+def test_keys_do_not_depend_on_the_other_runs(world: Path, grid: dict[str, Any]) -> None:
     methods = grid["methods"] | {"ensemble": None, "text_bias": {"learning_rate": 0.1}}
     runs = planned(grid | {"methods": methods, "datasets": ["colours"], "shots": [1, 2, "all"]}, world)
     assert len({run.key for run in runs}) == len(runs) == 3 + 6 + 6 + 24
     for run in runs:
-        assert run.key == run_key(run)
+        assert run.key == RunKeys().of(run)
 
 
 def test_blocks_share_runs_and_add_up_their_targets(world: Path, grid: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
     import torch  # noqa: F401  its import is no step of a dry run's own
 
     from fastcoop.grids.grid import read_grid
-    from fastcoop.grids.plan import load_grid, plan_runs
+    from fastcoop.grids.planning import load_grid, plan_runs
     from fastcoop.sweeps import cache_grid
     from fastcoop.sweeps.forecast import dry_run
     from fastcoop.sweeps.sweep import open_features

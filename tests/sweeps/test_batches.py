@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import load_grid, plan_runs
+from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.results.store import open_store

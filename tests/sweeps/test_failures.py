@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import fastcoop.methods.coop as coop
 from fastcoop.errors import UserError
-from fastcoop.grids.plan import LoadedGrid
+from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import RunSpec
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.collapsed import find_collapsed

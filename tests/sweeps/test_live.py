@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from fastcoop.grids import read_grid
-from fastcoop.grids.plan import load_grid, plan_runs
+from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import Outcome, RunSpec, Scores
 from fastcoop.results.records import Batch
 from fastcoop.sweeps import Summary

@@ -1,9 +1,7 @@
-"""Which runs a grid stands for, and the key that says whether two runs are the same."""
+"""From a grid to its distinct runs, with everything that they name loaded and checked."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -11,19 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset, FewShot
+from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, find_dataset
 from fastcoop.grids.grid import Grid
+from fastcoop.grids.keys import RunKeys
 from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
 from fastcoop.methods.schedule import idle_settings
 
 log = logging.getLogger("fastcoop")
-
-RECIPE = 1  # raised when a change of the code changes what runs come to: older results are then not theirs
 
 
 class LoadedGrid(FeatureBank):
@@ -64,24 +59,23 @@ class LoadedGrid(FeatureBank):
 
 
 def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
-    """Load all that a grid names.
+    """Load the backbones and datasets of a grid.
 
     Raises:
-        UserError: something of it does not exist or cannot be used, or two of it share a name.
+        UserError: one of them does not exist or cannot be used, or two of them share a name.
     """
     from fastcoop.backbones import backbone_from_spec
 
-    datasets = {
-        spec: find_dataset(spec, data_root) for spec in dict.fromkeys((*grid.datasets, *grid.targets))
-    }
+    specs = dict.fromkeys((*grid.datasets, *grid.targets))
+    datasets = {spec: find_dataset(spec, data_root) for spec in specs}
     refuse_shared_names("datasets", datasets)
     _warn_of_imported_features(grid, datasets.values())
     for block in grid.blocks:
         learns = [name for name, _ in block.methods if METHODS[name].learns]
-        untaught = [spec for spec in block.datasets if "train" not in datasets[spec].splits]
-        if learns and untaught:
+        without_train = [spec for spec in block.datasets if "train" not in datasets[spec].splits]
+        if learns and without_train:
             raise UserError(
-                f'The dataset "{untaught[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
+                f'The dataset "{without_train[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
                 "under targets instead."
             )
     backbones = {spec: backbone_from_spec(spec, device=device) for spec in grid.backbones}
@@ -90,23 +84,31 @@ def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
 
 
 def _warn_of_imported_features(grid: Grid, datasets: Iterable[Dataset]) -> None:
-    """Say which keys of the grid change nothing for datasets of imported features, which are as they were given."""
+    """Warn of keys of the grid that have no effect on imported features."""
     for dataset in datasets:
         if dataset.store is None:
             continue
         views = FeatureStore.open(dataset.store).meta.views
-        idle = ["views"] * ("views" in grid.source and grid.views > views)
-        idle += ["recipe"] * ("recipe" in grid.source)
-        if idle:
+        unused = ["views"] * ("views" in grid.source and grid.views > views)
+        unused += ["recipe"] * ("recipe" in grid.source)
+        if unused:
             log.warning(
                 "%s holds imported features with %d augmented views; %s of the grid changes nothing for it.",
-                *(dataset.name, views, " and ".join(idle)),
+                *(dataset.name, views, " and ".join(unused)),
             )
 
 
 def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, Backbone]) -> None:
-    """Raise UserError for two backbones, or two datasets, by how they were given, that files and results could not tell
-    apart: of one name, but for the case or the composition of its letters; or halves of two datasets of one name."""
+    """Refuse backbones or datasets that files and results could not tell apart.
+
+    Args:
+        kind: "backbones" or "datasets", for the message.
+        found: what the grid names, by the grid's names.
+
+    Raises:
+        UserError: two names are equal, or differ only in the case or the composition of their letters; or two halves
+            are of two datasets with one name.
+    """
     by_name: dict[str, str] = {}
     wholes: dict[str, tuple[str, Dataset]] = {}
     for spec, one in found.items():
@@ -126,26 +128,26 @@ def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, B
 
 
 def _folded(name: str) -> str:
-    """A name as the least exact of file systems compares it."""
+    """Return a name as file systems that ignore case and composition compare it."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
-    """Every distinct run of the grid, method by method, then dataset by dataset.
+    """Return every distinct run of a grid with its key, method by method, then dataset by dataset.
 
-    Settings that come to the same run (an epoch number written out, say) make one.
+    Runs of the same key are one run, such as those of equal epochs given as a number and as "paper".
 
     Raises:
-        UserError: a run that cannot be done.
+        UserError: a run cannot be done.
     """
-    keys = Keys()
+    keys = RunKeys()
     planned: dict[str, RunSpec] = {}
     for named in loaded.grid.runs():
         run = loaded.resolve(named)
         METHODS[run.method].check(run)
         run = replace(run, key=keys.of(run))
         known = planned.get(run.key)
-        if known is not None:  # named again, maybe to be tested on more
+        if known is not None:  # it has the targets of both
             _refuse_copy(known, run)
             targets = tuple(dict.fromkeys((*known.targets, *run.targets)))
             run = known if targets == known.targets else known.with_targets(targets)
@@ -155,7 +157,7 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
 
 
 def warn_of_idle_settings(planned: Iterable[RunSpec]) -> None:
-    """Say which settings change nothing in some of the runs."""
+    """Warn of settings that have no effect in some of the runs."""
     by_method: dict[str, list[RunSpec]] = {}
     for run in planned:
         by_method.setdefault(run.method, []).append(run)
@@ -165,10 +167,14 @@ def warn_of_idle_settings(planned: Iterable[RunSpec]) -> None:
 
 
 def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]] | None = None) -> None:
-    """Raise UserError, before hours go into features, for class names of a run's dataset or targets that are too long
-    for its prompts.
+    """Refuse class names that are too long for the prompts of a run, before features are computed.
 
-    checked: what was found to be right before; more is added.
+    Args:
+        planned: the runs, with their datasets and targets.
+        checked: prompts that are known to fit; those of these runs are added.
+
+    Raises:
+        UserError: a prompt with a class name is longer than the text tower takes.
     """
     from fastcoop.methods.text import check_class_names, check_prompts
     from fastcoop.prompts.layout import class_prompts
@@ -201,79 +207,3 @@ def _refuse_copy(known: RunSpec, run: RunSpec) -> None:
             f"The datasets {known.dataset} and {run.dataset} hold the same images and class names, so their runs would "
             "be the same; use one of them."
         )
-
-
-def run_key(run: RunSpec) -> str:
-    """sha256 hex of all that determines what a run comes to. Targets are not part of it: they are further
-    tests of the same run.
-
-    Before the features that a run needs are cached its key is a provisional one.
-    """
-    facts: dict[str, Any] = {
-        "recipe": RECIPE,
-        "method": run.method,
-        "settings": METHODS[run.method].key_settings(run, run.model),
-        "backbone": run.model.digest,
-        "dataset": run.data.dataset.digest,
-        "features": run.data.store.digest if run.data.store else [run.data.name],
-        "shots": run.shots,
-        "seed": run.seed,
-        "subset": run.subset and _subset_digests(run.data, run.subset),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-class Keys:
-    """``run_key`` for many runs: what they have in common is worked out once.
-
-    ``key_settings`` is asked once for runs that differ in nothing but their seed, and in which images it drew.
-    """
-
-    def __init__(self) -> None:
-        self._settings: dict[tuple[Any, ...], str] = {}
-        self._subsets: dict[tuple[int, int], tuple[Data, FewShot, str]] = {}
-        self._data: dict[tuple[int, int], tuple[Data, str]] = {}
-
-    def of(self, run: RunSpec) -> str:
-        """The run's key. Its facts stand in the order of their names, as ``json.dumps`` sorts them."""
-        text = (
-            f'{{{self._of_data(run.data, run.model)}, "method": "{run.method}", "recipe": {RECIPE}, '
-            f'"seed": {run.seed}, "settings": {self._of_settings(run)}, "shots": {json.dumps(run.shots)}, '
-            f'"subset": {self._of_subset(run.data, run.subset)}}}'
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _of_data(self, data: Data, backbone: Backbone) -> str:
-        known = self._data.get((id(data), id(backbone)))
-        if known is None:
-            features = data.store.digest if data.store else [data.name]
-            facts = {"backbone": backbone.digest, "dataset": data.dataset.digest, "features": features}
-            known = self._data[id(data), id(backbone)] = data, json.dumps(facts)[1:-1]
-        return known[1]
-
-    def _of_settings(self, run: RunSpec) -> str:
-        sizes = (len(run.subset.train), len(run.subset.val)) if run.subset else None
-        alike = id(run.settings), run.method, id(run.data), id(run.model), run.shots, sizes
-        if alike not in self._settings:
-            settings = METHODS[run.method].key_settings(run, run.model)
-            self._settings[alike] = json.dumps(settings, sort_keys=True)
-        return self._settings[alike]
-
-    def _of_subset(self, data: Data, subset: FewShot | None) -> str:
-        if subset is None:
-            return "null"
-        both = id(data), id(subset)
-        if both not in self._subsets:
-            text = json.dumps(_subset_digests(data, subset))
-            self._subsets[both] = data, subset, text  # kept, or their ids might be others'
-        return self._subsets[both][2]
-
-
-def _subset_digests(data: Data, subset: FewShot) -> list[str | None]:
-    """Which images are drawn, and the features that are learned from; None in place of those not cached yet."""
-    features = data.store.train_digest(subset.train) if data.store else None
-    return [_digest(subset.train), _digest(subset.val), features]
-
-
-def _digest(indices: np.ndarray) -> str:
-    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
