@@ -15,7 +15,7 @@ import fastcoop as fc
 from fastcoop.features import FeatureStore
 from fastcoop.methods import METHODS, Data
 from fastcoop.methods.data import matching_classes
-from fastcoop.prompts import chance_at_lengths, distance_by_chance
+from fastcoop.prompts import mean_initial_distance, random_distances
 from fastcoop.remember import remember
 from tests.methods.conftest import job, make_data, run
 from tests.small_world import write_backbone, write_dataset
@@ -61,8 +61,8 @@ def test_methods_keep_neither_backbone_nor_data(tmp_path: Path) -> None:
     assert matching_classes(data, target) == [0, 2, 1]
     assert matching_classes(target, data) == [0, 2, 1]
     nearest = fc.nearest_words(backbone, torch.zeros(1, 16))
-    distance_by_chance(backbone, 4)
-    chance_at_lengths(backbone, torch.ones(2))
+    mean_initial_distance(backbone)
+    random_distances(backbone, torch.ones(2))
     encoder = fc.PromptEncoder(backbone, data.class_names, fc.PromptLayout(2))
     encoder(torch.zeros(1, 2, 16))
     held = [weakref.ref(one) for one in (backbone, backbone.model, data, target)]

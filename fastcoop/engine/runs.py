@@ -80,7 +80,7 @@ class Run:
         )
         for name, most in (("weight_decay", 1e38), ("momentum", 1.0)):
             value = float(getattr(self, name))
-            _expect(0 <= value < most, f"a {name} from 0 to below {most:g}", value)
+            _expect(0 <= value < most, f"the {name} of a run to be from 0 to below {most:g}", value)
         in_range = all(1 <= epoch <= self.epochs for epoch in self.snapshots)
         _expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
         if self.batches is not None:

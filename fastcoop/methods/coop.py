@@ -62,11 +62,11 @@ class CoOpSettings(ScheduleSettings):
     @field_validator("prompt")
     @classmethod
     def _is_pattern(cls, prompt: str | None) -> str | None:
-        from fastcoop.prompts.pattern import parse
+        from fastcoop.prompts.layout import parse_prompt
 
         try:
             if prompt is not None:
-                parse(prompt)
+                parse_prompt(prompt)
         except UserError as error:
             raise ValueError(str(error).rstrip(".")) from None
         return prompt

@@ -1,4 +1,4 @@
-"""Where context vectors start: Gaussian noise, or the embeddings of given words."""
+"""First contexts: Gaussian noise, or the embeddings of given words."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ STANDARD_DEVIATION = 0.02
 def initial_contexts(
     backbone: Backbone, layout: PromptLayout, classes: int, seed: int, words: str | None = None
 ) -> Tensor:
-    """Return a run's starting contexts, float32 on the CPU: (M, width), or (classes, M, width) if class-specific.
+    """Return a run's first contexts (section 4.1; with words, section 4.3, "Initialization").
 
-    Without ``words``: N(0, 0.02^2) drawn from ``seed`` (section 4.1). With words: one embedding per token of them,
-    copied for each class if class-specific (section 4.3, "Initialization").
+    Args:
+        backbone: Its text tower and tokenizer are used.
+        layout: The prompt layout.
+        classes: Number of classes.
+        seed: Draws N(0, 0.02^2), where there are no words.
+        words: Their token embeddings are the contexts, the same for each class.
 
-    Raises UserError where the words' token count is not the layout's M.
+    Returns:
+        float32 on the CPU, (M, width), or (classes, M, width) if class-specific.
+
+    Raises:
+        UserError: If the words are not M tokens, or the tower reads fewer than M.
     """
     classes, seed = whole_number(classes, "the number of classes", 1), whole_number(seed, "the seed")
     if layout.context_length > backbone.text.context_length:
@@ -44,10 +52,13 @@ def initial_contexts(
 
 
 def word_tokens(backbone: Backbone, words: str) -> list[int]:
-    """Return the token ids of ``words``, without start and end; their number is the context length they give."""
+    """Return the token ids of ``words``, without start and end: one context vector each.
+
+    Raises UserError for words without a token.
+    """
     tokens = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)[0][1:-1]
     if not tokens:
         raise UserError(
-            "The words to start a context from are empty; give some, or leave them out for random ones."
+            "Expected words to start the context from, got none; give some, or leave them out for random vectors."
         )
     return tokens

@@ -1,9 +1,12 @@
-"""Prompt layouts, and the prompts they make: sequences of frozen tokens and learned vectors."""
+"""Prompt layouts, and their prompts: sequences of frozen tokens and learned vectors."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from string import punctuation
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,24 +14,67 @@ from torch import Tensor
 
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError, nearest
-from fastcoop.prompts.pattern import CLASS, Pattern, parse
 
 ClassPosition = Literal["end", "mid", "front"]
 Tokenizer = Callable[..., Tensor]
 
-PLACEHOLDER = "X"  # one token in every vocabulary; stands where a context vector goes
+CLASS = "[CLASS]"
+VECTORS = re.compile(r"\s*\[V\](?:x(\d+))?\s*")
+PLACEHOLDER = "X"  # one token in every vocabulary; stands for a context vector
+UNLIMITED = 4096  # tokens, where the tower's own limit is checked later
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A prompt such as "[V]x4 [CLASS], a type of pet." in parts."""
+
+    words: str  # without its vectors: "[CLASS], a type of pet."
+    groups: tuple[tuple[str, int], ...]  # for each group of vectors the words before it, and their number
+
+    @property
+    def vectors(self) -> int:
+        """M, the vectors of all groups."""
+        return sum(count for _, count in self.groups)
+
+
+@lru_cache(maxsize=1024)
+def parse_prompt(prompt: str) -> Pattern:
+    """Parse a prompt: "[V]" is a context vector, "[V]x4" are four, "[CLASS]" is the class name.
+
+    Raises UserError unless there is one [CLASS] and at least one vector.
+    """
+    words, groups, at = "", [], 0
+    for match in VECTORS.finditer(prompt):
+        if len(match[1] or "") > 6:
+            raise UserError(f"Expected at most 6 digits after [V]x, got {len(match[1])}.")
+        words += prompt[at : match.start()]
+        groups.append((words.strip(), int(match[1] or 1)))
+        at = match.end()
+        # Punctuation stays with the word before the vectors, so that both are tokenized together.
+        if at < len(prompt) and (prompt[at] not in punctuation or prompt.startswith("[", at)):
+            words += " "
+    pattern = Pattern((words + prompt[at:]).strip(), tuple(group for group in groups if group[1]))
+    if prompt.count(CLASS) != 1 or not pattern.vectors or "[v" in pattern.words.lower():
+        raise UserError(
+            f'A prompt to learn needs one {CLASS} and at least one vector, such as "[V]x4 {CLASS}, a type of pet."; '
+            f'got "{prompt}".'
+        )
+    return pattern
 
 
 @dataclass(frozen=True)
 class PromptLayout:
     """Where the class name stands among the context vectors, and whether classes share them (section 3.2).
 
-    ``context_length`` is M. ``class_position`` is "end" (equation 2), "mid" (equation 4: M // 2 vectors before
-    the name, the rest after it) or "front". With ``class_specific`` every class has M vectors of its own.
-    ``prompt``: a prompt of another form, words and vectors mixed, in place of ``class_position``
-    (``PromptLayout.written``).
+    Args:
+        context_length: M, the number of context vectors.
+        class_position: "end" (equation 2), "mid" (equation 4: M // 2 vectors before the name, the others after it) or
+            "front".
+        class_specific: Whether every class has M vectors of its own.
+        prompt: A prompt of words and vectors in place of ``class_position``; see `PromptLayout.written`.
 
-    Raises UserError for a length below 1 or an unknown position.
+    Raises:
+        UserError: For a length below 1 or an unknown position.
     """
 
     context_length: int = 16
@@ -38,11 +84,11 @@ class PromptLayout:
 
     @classmethod
     def written(cls, prompt: str, class_specific: bool = False) -> PromptLayout:
-        """The layout of a prompt as one writes it, such as "[V]x4 [CLASS], a type of pet.".
+        """Return the layout of a written prompt, such as "[V]x4 [CLASS], a type of pet.".
 
         Raises UserError unless it has one [CLASS] and at least one [V].
         """
-        pattern = parse(prompt)
+        pattern = parse_prompt(prompt)
         for position in get_args(ClassPosition):
             named = cls(pattern.vectors, position, class_specific)
             if named.pattern == pattern:
@@ -61,10 +107,9 @@ class PromptLayout:
         if self.class_position not in positions:
             hint = nearest(str(self.class_position), positions)
             raise UserError(f'The class token position "{self.class_position}" is unknown.{hint}')
-
         if self.prompt is not None and self.class_position != "end":
             raise UserError(
-                f"A prompt says itself where its vectors stand; leave out class_position={self.class_position}."
+                f"A written prompt places its own vectors; leave out class_position={self.class_position}."
             )
         if self.prompt is not None and self.pattern.vectors != self.context_length:
             raise UserError(
@@ -74,23 +119,23 @@ class PromptLayout:
 
     @property
     def pattern(self) -> Pattern:
-        """The prompt, as written, taken apart. The three positions are cases of it."""
+        """The prompt in parts; the three positions are written prompts, too."""
         if self.prompt is not None:
-            return parse(self.prompt)
+            return parse_prompt(self.prompt)
         m = self.context_length
         before = {"end": m, "mid": m // 2, "front": 0}[self.class_position]
-        return parse(f"[V]x{before} {CLASS} [V]x{m - before}.")
+        return parse_prompt(f"[V]x{before} {CLASS} [V]x{m - before}.")
 
     def shape(self, classes: int, width: int) -> tuple[int, ...]:
-        """Shape of one run's contexts: (M, width), or (classes, M, width) if class-specific."""
+        """Return the shape of one run's contexts: (M, width), or (classes, M, width) if class-specific."""
         unified = (self.context_length, width)
         return (classes, *unified) if self.class_specific else unified
 
 
 class Slot(NamedTuple):
-    """One position of a prompt: a frozen token of the vocabulary, or learned vector ``number`` of the run.
+    """One position of a prompt: a frozen token of the vocabulary, or a learned vector of the run.
 
-    Learned vectors are counted through a run's contexts flattened to (-1, width): vector m of class k is
+    Learned vectors are numbered through a run's contexts flattened to (-1, width): vector m of class k is
     ``k * M + m`` if class-specific, else ``m``.
     """
 
@@ -104,12 +149,11 @@ Prompt = tuple[Slot, ...]
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
     """Return each text's token ids from the start token to the end token, without padding.
 
-    The tokenizer cuts silently at its context length, so it is asked for more than the tower has.
-
-    Raises UserError for a text that does not fit ``context_length``, naming it and its token count.
+    Raises UserError for a text of more than ``context_length`` tokens.
     """
-    roomy = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
-    rows = tokenizer(list(texts), context_length=roomy).tolist()
+    # The tokenizer cuts silently at its length, so it gets a longer one than the tower has.
+    long = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
+    rows = tokenizer(list(texts), context_length=long).tolist()
     end = end_token(tokenizer)
     sequences = [row[: row.index(end) + 1] for row in rows]
     for text, sequence in zip(texts, sequences, strict=True):
@@ -122,14 +166,14 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 7
 
 
 def end_token(tokenizer: Tokenizer) -> int:
-    """Return the id the tokenizer puts at the end of a text (CLIP's 49407).
+    """Return the id of the token at the end of a text (CLIP's 49407).
 
-    Raises UserError for a tokenizer that puts none at the start, where a prompt's vectors would follow.
+    Raises UserError for a tokenizer without a start token, after which a prompt's vectors follow.
     """
     row, other = tokenizer([PLACEHOLDER, "a"], context_length=3).tolist()
     if row[0] != other[0]:
         raise UserError(
-            "This backbone's tokenizer puts no start token before a text, as prompt learning needs it to; choose a "
+            "This backbone's tokenizer puts no start token before a text, which prompt learning needs; choose a "
             "backbone with CLIP's own tokenizer, such as RN50 or ViT-B-16."
         )
     return int(row[2])
@@ -140,22 +184,21 @@ def class_prompts(
 ) -> list[Prompt]:
     """Return one prompt per class: start, context vectors and class name as laid out, ".", end.
 
-    Underscores in names read as spaces. A prompt's words are tokenised whole, so a name's last character may merge
+    Underscores in names read as spaces. A prompt's words are tokenized whole, so a name's last character may merge
     with the full stop (not across a space that ends the name); vectors stand after as many tokens as the words before
     them have by themselves.
 
-    Raises UserError where there is no class, a name is empty, or a prompt does not fit ``context_length``
-    (naming the class and its token count).
+    Raises UserError for no class, an empty name, or a prompt of more than ``context_length`` tokens.
     """
     if not class_names:
-        raise UserError("A prompt needs at least one class name, but none was given.")
+        raise UserError("Expected at least one class name, got none.")
     names = [name.replace("_", " ") for name in class_names]
     empty = [k for k, name in enumerate(names) if not name.strip()]
     if empty:
-        raise UserError(f"Class {empty[0]} has an empty name; every class needs a name to be prompted by.")
-    pattern, roomy = layout.pattern, 4096
-    whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], roomy)
-    places = [_lengths(tokenizer, before, names, roomy) for before, _ in pattern.groups]
+        raise UserError(f"Expected a name for every class, got an empty name of class {empty[0]}.")
+    pattern = layout.pattern
+    whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
+    places = [_lengths(tokenizer, before, names) for before, _ in pattern.groups]
     prompts = []
     for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):
         length = len(tokens) + layout.context_length
@@ -176,8 +219,8 @@ def class_prompts(
     return prompts
 
 
-def _lengths(tokenizer: Tokenizer, words: str, names: Sequence[str], roomy: int) -> list[int]:
-    """How many tokens the words before some vectors have in each class's prompt."""
+def _lengths(tokenizer: Tokenizer, words: str, names: Sequence[str]) -> list[int]:
+    """Return how many tokens ``words``, which stand before some vectors, have in each class's prompt."""
     texts = [words.replace(CLASS, name) for name in (names if CLASS in words else names[:1])]
-    lengths = [len(tokens) - 2 for tokens in tokenize(tokenizer, texts, roomy)]
+    lengths = [len(tokens) - 2 for tokens in tokenize(tokenizer, texts, UNLIMITED)]
     return lengths if CLASS in words else lengths * len(names)

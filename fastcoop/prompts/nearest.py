@@ -19,21 +19,17 @@ Metric = Literal["euclidean", "cosine"]
 VECTORS_AT_ONCE = 2048  # rows of the distance matrix held at a time: 2048 x 49,408 float32 is 400 MB
 WORD_END = "</w>"  # CLIP's byte-pair encoding marks whole words and word ends by it
 NOT_LATIN = "N/A"  # as the paper prints non-Latin characters
-# What chance is measured on: random directions, and lengths to interpolate between.
-DIRECTIONS, LENGTHS = 64, 33
+INITIAL_VECTORS = 256  # of `mean_initial_distance`
+DIRECTIONS, LENGTHS = 64, 33  # random directions, and lengths that are interpolated, of `random_distances`
 
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """For each of n vectors its k nearest tokens.
+    """The k nearest tokens of each of n vectors, nearest first."""
 
-    ``tokens`` int64 (n, k), ``distances`` float32 (n, k), nearest first; ``words`` the tokens as text, a trailing
-    "-" marking a piece that only occurs inside or at the start of words.
-    """
-
-    tokens: Tensor
-    distances: Tensor
-    words: list[list[str]]
+    tokens: Tensor  # int64 (n, k)
+    distances: Tensor  # float32 (n, k)
+    words: list[list[str]]  # the tokens as text; a trailing "-" marks a piece that does not end a word
 
 
 def nearest_words(
@@ -44,13 +40,18 @@ def nearest_words(
     metric: Metric = "euclidean",
     latin_only: bool = False,
 ) -> Nearest:
-    """Return the vocabulary's ``k`` nearest tokens to each of ``vectors`` (n, width).
+    """Return the nearest tokens of the vocabulary to each vector. Special tokens are left out.
 
-    One matrix product over all vectors, in pieces that fit memory. Special tokens are left out, and where fewer than
-    ``k`` others are left, there are so many columns less. With
-    ``trained_only``, so are tokens the backbone never saw in training, where it knows (``trained_tokens``). A
-    "cosine" distance is 1 minus the cosine. With ``latin_only``, words beyond Latin letters, signs and digits read
-    "N/A".
+    Args:
+        backbone: Its token embeddings are searched.
+        vectors: (n, width), finite.
+        k: Tokens per vector; fewer where the vocabulary has fewer.
+        trained_only: Leave out tokens that never occurred in the backbone's training, where they are known.
+        metric: "euclidean", or "cosine" for 1 minus the cosine.
+        latin_only: Print words with other characters than Latin letters, signs and digits as "N/A".
+
+    Raises:
+        UserError: For vectors of another width or with numbers that are not finite.
     """
     k = whole_number(k, "the number of nearest words", 1)
     if metric not in get_args(Metric):
@@ -68,13 +69,9 @@ def nearest_words(
     excluded = _excluded(backbone, trained_only)
     k = min(k, int((~excluded).sum()))
     squared = (embeddings**2).sum(1).masked_fill(excluded, torch.inf)
-    tokens = []
-    for piece in vectors.split(VECTORS_AT_ONCE):
-        tokens.append(
-            torch.topk(torch.addmm(squared, piece, embeddings.t(), alpha=-2), k, largest=False).indices
-        )
-    found = torch.cat(tokens)
-    # The distances themselves without cancellation, and the order by them.
+    scores = (torch.addmm(squared, v, embeddings.t(), alpha=-2) for v in vectors.split(VECTORS_AT_ONCE))
+    found = torch.cat([torch.topk(score, k, largest=False).indices for score in scores])
+    # Distances without cancellation, and the order by them.
     gaps = torch.stack([(embeddings[column] - vectors).norm(dim=-1) for column in found.unbind(1)], dim=1)
     distances, order = (gaps**2 / 2 if metric == "cosine" else gaps).sort(-1)
     found = found.gather(-1, order).cpu()
@@ -83,14 +80,12 @@ def nearest_words(
 
 
 def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
-    """bool (vocabulary,): special tokens, and on request those that training never touched."""
+    """Return bool (vocabulary,): special tokens, rows without a token and, on request, untrained tokens."""
     table = backbone.text.token_embedding
     excluded = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-    tokenizer: Any = getattr(
-        backbone.tokenizer, "tokenizer", backbone.tokenizer
-    )  # open_clip wraps transformers'
+    tokenizer = _tokenizer(backbone)
     excluded[tokenizer.all_special_ids] = True
-    excluded[_vocabulary(tokenizer) :] = True  # rows that no token has
+    excluded[len(tokenizer.decoder) if hasattr(tokenizer, "decoder") else len(tokenizer) :] = True
     if trained_only and backbone.trained_tokens is not None:
         excluded |= ~backbone.trained_tokens.to(table.device)
     return excluded
@@ -98,7 +93,7 @@ def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
 
 def token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
     """Return a token as text; a piece that does not end a word ends in "-"."""
-    tokenizer: Any = getattr(backbone.tokenizer, "tokenizer", backbone.tokenizer)
+    tokenizer = _tokenizer(backbone)
     text = tokenizer.decode([token])
     if latin_only and not all(_is_latin(char) for char in text):
         return NOT_LATIN
@@ -107,8 +102,8 @@ def token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
     return text.strip() if tokenizer.decoder[token].endswith(WORD_END) else f"{text}-"
 
 
-def _vocabulary(tokenizer: Any) -> int:
-    return len(tokenizer.decoder) if hasattr(tokenizer, "decoder") else len(tokenizer)
+def _tokenizer(backbone: Backbone) -> Any:
+    return getattr(backbone.tokenizer, "tokenizer", backbone.tokenizer)  # open_clip wraps transformers'
 
 
 def _is_latin(char: str) -> bool:
@@ -116,38 +111,29 @@ def _is_latin(char: str) -> bool:
     return ord(char) < 0x250 or 0x2000 <= ord(char) < 0x20D0
 
 
-def distance_by_chance(
-    backbone: Backbone,
-    vectors: int = 256,
-    seed: int = 0,
-    trained_only: bool = True,
-    metric: Metric = "euclidean",
+def mean_initial_distance(
+    backbone: Backbone, trained_only: bool = True, metric: Metric = "euclidean"
 ) -> float:
-    """Return the mean distance from a random initial context vector to its nearest token."""
-    generator, shape = torch.Generator().manual_seed(seed), (vectors, backbone.text.width)
+    """Return the mean distance from random initial context vectors to their nearest tokens."""
+    generator, shape = torch.Generator().manual_seed(0), (INITIAL_VECTORS, backbone.text.width)
     noise = STANDARD_DEVIATION * torch.randn(shape, generator=generator, dtype=torch.float32)
     return float(nearest_words(backbone, noise, 1, trained_only, metric).distances[:, 0].mean())
 
 
-def chance_at_lengths(
-    backbone: Backbone,
-    lengths: Tensor,
-    seed: int = 0,
-    trained_only: bool = True,
-    metric: Metric = "euclidean",
+def random_distances(
+    backbone: Backbone, lengths: Tensor, trained_only: bool = True, metric: Metric = "euclidean"
 ) -> Tensor:
-    """Return, for each of ``lengths`` (n,), the mean distance to the nearest token of vectors of this length in random
-    directions, float32 (n,).
+    """Return the mean distance to the nearest token of vectors of each of ``lengths`` (n,) in random directions.
 
-    Learned vectors are longer than those they started from, and so farther from every token: this is what to
-    compare their distances with. Measured at a few lengths, and interpolated linearly between them.
+    Learned vectors are longer than initial ones, so farther from every token: their distances compare with these.
+    Measured at a few lengths and interpolated linearly, float32 (n,).
     """
     lengths = lengths.detach().to("cpu", torch.float32)
     low, high = float(lengths.min()), float(lengths.max())
     grid = lengths[:1]
     if metric == "euclidean" and high > low:
         grid = torch.linspace(low, high, LENGTHS, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(DIRECTIONS, backbone.text.width, generator=generator, dtype=torch.float32)
     directions = normalize(drawn, dim=-1)
     probes = (grid[:, None, None] * directions).flatten(0, 1)

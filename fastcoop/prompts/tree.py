@@ -1,11 +1,10 @@
 """The token tree: every distinct prefix of a set of prompts, once.
 
-CLIP's text tower is causal, so what a position computes depends on the slots before it and nothing else. Two
-prompts that share a prefix share it in every layer: one node each is enough. A tree holds one run's prompts;
-the trees of all the runs that train together are the forest.
+CLIP's text tower is causal: what a position computes depends on the slots up to it alone. Prompts that share a prefix
+share its activations in every layer, so one node for each distinct prefix is enough:
 
-        start -- v1 -- v2 -+- cat -- . -- end          5 prompts of 6 slots would be 30 positions;
-                           +- dog -+- . -- end         the tree has 3 + 3 + 3 + ...
+        start -- v1 -- v2 -+- cat -- . -- end
+                           +- dog -+- . -- end
                                    +- house -- . -- end
 """
 
@@ -21,24 +20,19 @@ from fastcoop.prompts.layout import Prompt, Slot
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Nodes in depth-first order; node ``k`` is ``q`` or an ancestor of it iff ``k <= q < subtree_end[k]``.
+    """Nodes in depth-first order: node k is q or an ancestor of q if and only if ``k <= q < subtree_end[k]``."""
 
-    All arrays are int64 or bool of shape (nodes,) unless said otherwise:
-    ``parent`` (-1 at the root), ``depth`` (the position in the prompt), ``subtree_end``; ``learned`` and ``index``
-    are the node's slot; ``live`` marks nodes with a learned vector at or above them. The others are constants
-    of the frozen tower. ``leaf`` (classes,) is the node of each class's end token.
-    """
-
-    parent: np.ndarray
-    depth: np.ndarray
-    subtree_end: np.ndarray
-    learned: np.ndarray
-    index: np.ndarray
-    live: np.ndarray
-    leaf: np.ndarray
+    parent: np.ndarray  # (nodes,) int64; -1 at the root
+    depth: np.ndarray  # (nodes,) int64, the position in the prompt
+    subtree_end: np.ndarray  # (nodes,) int64
+    learned: np.ndarray  # (nodes,) bool: the slot is a learned vector
+    index: np.ndarray  # (nodes,) int64: the token or vector
+    live: np.ndarray  # (nodes,) bool: a learned vector is at or above the node; other nodes are constants
+    leaf: np.ndarray  # (classes,) int64: the node of each class's end token
 
     @property
     def nodes(self) -> int:
+        """Number of nodes."""
         return len(self.parent)
 
     def path(self, node: int) -> list[int]:
@@ -48,17 +42,9 @@ class Tree:
             path.append(int(self.parent[path[-1]]))
         return path[::-1]
 
-    def attends(self) -> np.ndarray:
-        """Return the tree's attention mask, bool (nodes, nodes): query q reads key k where it is true.
-
-        The plain statement of the mask, for references and tests; quadratic in the nodes.
-        """
-        key, query = np.arange(self.nodes)[None, :], np.arange(self.nodes)[:, None]
-        return (key <= query) & (query < self.subtree_end[None, :])
-
 
 def build_tree(prompts: Sequence[Prompt]) -> Tree:
-    """Return the tree of ``prompts`` (one per class; equal prompts share a leaf)."""
+    """Return the tree of ``prompts``, one per class; equal prompts share a leaf."""
     children: list[dict[Slot, int]] = [{}]  # entry 0 is above the root
     slots: list[Slot] = []
     ends = []
@@ -85,22 +71,12 @@ def build_tree(prompts: Sequence[Prompt]) -> Tree:
         depth.append(level)
         stack.extend((child, here, level + 1) for child in reversed(children[node].values()))
 
-    parents = np.array(parent, np.int64)
     learned = np.array([slots[node - 1].learned for node in order])
-    subtree_end = np.arange(1, len(order) + 1)
-    live = learned.copy()
+    subtree_end, live = np.arange(1, len(order) + 1), learned.copy()
     for node in range(len(order) - 1, 0, -1):
-        above = parents[node]
-        if above >= 0:
-            subtree_end[above] = max(subtree_end[above], subtree_end[node])
-    for node in range(len(order)):
-        live[node] |= parents[node] >= 0 and live[parents[node]]
-    return Tree(
-        parent=parents,
-        depth=np.array(depth, np.int64),
-        subtree_end=subtree_end,
-        learned=learned,
-        index=np.array([slots[node - 1].number for node in order], np.int64),
-        live=live,
-        leaf=place[ends],
-    )
+        if parent[node] >= 0:
+            subtree_end[parent[node]] = max(subtree_end[parent[node]], subtree_end[node])
+    for node, above in enumerate(parent):
+        live[node] |= above >= 0 and live[above]
+    index = np.array([slots[node - 1].number for node in order], np.int64)
+    return Tree(np.array(parent), np.array(depth), subtree_end, learned, index, live, place[ends])

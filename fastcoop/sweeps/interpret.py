@@ -22,10 +22,10 @@ from fastcoop.files import atomic_write
 from fastcoop.prompts import (
     Metric,
     PromptLayout,
-    chance_at_lengths,
-    distance_by_chance,
     initial_contexts,
+    mean_initial_distance,
     nearest_words,
+    random_distances,
 )
 from fastcoop.prompts.nearest import NOT_LATIN
 from fastcoop.results import load_contexts, load_predictions, load_runs
@@ -159,7 +159,7 @@ class _Writer:
             "latin_only": latin_only,
         }
         self._chance_options: dict[str, Any] = {"trained_only": trained_only, "metric": metric}
-        self._by_chance = distance_by_chance(backbone, **self._chance_options)
+        self._by_chance = mean_initial_distance(backbone, **self._chance_options)
         self._starts: dict[tuple[Any, ...], tuple[float, list[str]]] = {}  # mean distance, nearest words
 
     def path(self, key: str) -> Path:
@@ -178,7 +178,7 @@ class _Writer:
             return
         flat = [context.vectors.flatten(0, -2) for context in contexts]
         found = nearest_words(self.backbone, torch.cat(flat), **self._options)
-        chance = chance_at_lengths(self.backbone, torch.cat(flat).norm(dim=-1), **self._chance_options)
+        chance = random_distances(self.backbone, torch.cat(flat).norm(dim=-1), **self._chance_options)
         self._search_starts(contexts)
         end = 0
         for context, vectors in zip(contexts, flat, strict=True):

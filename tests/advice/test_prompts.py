@@ -58,7 +58,7 @@ def test_the_words_own_context_length(backbone):
     initial_contexts(backbone, PromptLayout(4), 2, seed=1, words="a photo of a")
 
 
-@follows("give some, or leave them out for random ones")
+@follows("give some, or leave them out for random vectors")
 def test_some_words_or_none(backbone):
     with pytest.raises(UserError, match="give some, or leave them out"):
         initial_contexts(backbone, PromptLayout(1), 2, seed=1, words=" ")

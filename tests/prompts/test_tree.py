@@ -74,7 +74,8 @@ def test_a_tree_is_its_prompts(bodies):
     tree = build_tree(prompts)
     prefixes = {prompt[:n] for prompt in prompts for n in range(1, len(prompt) + 1)}
     assert tree.nodes == len(prefixes)
-    attends = tree.attends()
+    nodes = np.arange(tree.nodes)
+    attends = (nodes <= nodes[:, None]) & (nodes[:, None] < tree.subtree_end)
     for prompt, leaf in zip(prompts, tree.leaf, strict=True):
         path = tree.path(leaf)
         assert [Slot(bool(tree.learned[n]), int(tree.index[n])) for n in path] == list(prompt)

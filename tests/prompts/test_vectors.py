@@ -29,7 +29,7 @@ def test_words_become_their_embeddings_one_vector_per_token(backbone):
         assert torch.equal(contexts[k], backbone.model.token_embedding.weight[tokens])
     with pytest.raises(UserError, match="are 4 tokens, but the context length is 16; set"):
         initial_contexts(backbone, PromptLayout(16), 3, 0, "a photo of a")
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="Expected words to start the context from, got none"):
         word_tokens(backbone, " ")
 
 
