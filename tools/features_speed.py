@@ -90,8 +90,9 @@ def memory(photos: Path, images: int) -> None:
 
 def read(images: int, views: int, dim: int) -> None:
     """All training features of a store into memory as training takes them."""
+    from fastcoop.features.cache import package_versions
+
     from fastcoop.datasets.dataset import Split, make_dataset
-    from fastcoop.features.assemble import package_versions
     from fastcoop.features.store import FeatureStore, Meta
     from fastcoop.features.write import SplitContent, write_store
     from fastcoop.methods.data import Data

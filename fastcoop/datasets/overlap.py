@@ -9,45 +9,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastcoop.datasets.dataset import Item
-from fastcoop.datasets.files import some
 
-COMPARED = 500  # files of one name, class and size that are compared at most for two splits
+MOST_COMPARED = 500  # files of equal name, class and size that are compared byte by byte for two splits
+OVERLAPS = {  # what images in two splits mean
+    ("train", "test"): "runs are tested on images that they learn from",
+    ("train", "val"): "what is chosen on the validation images is chosen on images that runs learn from",
+    ("val", "test"): "what is chosen on the validation images is chosen on the test set",
+}
 
 Pair = tuple[str, str]
+File = tuple[str, int, int, int, int]  # path, label, device, inode, size
 
 
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
-    """Sentences on what train, val and test share."""
+    """Yield sentences about the images that train, val and test share."""
     files = {split: _files(root, part) for split, part in items.items()}
-
-    def shared(first: str, second: str) -> tuple[list[Pair], list[Pair]]:
-        """Pairs of one path, and pairs of two paths of the same picture."""
+    for (first, second), effect in OVERLAPS.items():
         pairs = _shared(root, files.get(first, []), files.get(second, []))
-        return [pair for pair in pairs if pair[0] == pair[1]], [pair for pair in pairs if pair[0] != pair[1]]
-
-    same, copies = shared("train", "test")
-    if same or copies:
-        yield f"{name} tests on {len(same + copies)} of its own training images, such as {_example(same + copies)}."
-    same, copies = shared("train", "val")
-    if same:
-        yield (
-            f"{name} has {len(same)} images in both train and val, such as {_example(same)}: "
-            "they validate and are not learned from."
-        )
-    if copies:
-        yield (
-            f"{name} validates on {len(copies)} copies of its training images, such as {_example(copies)}: what is "
-            "chosen on the validation images is chosen on what was learned from."
-        )
-    same, copies = shared("val", "test")
-    if same or copies:
-        yield (
-            f"{name} validates on {len(same + copies)} of its test images, such as {_example(same + copies)}: what is "
-            "chosen on the validation images is chosen on the test set."
-        )
-
-
-File = tuple[str, int, int, int, int]  # path, label, device, inode, size
+        if second == "val":  # images listed in both validate and are not drawn for training
+            if same := [pair for pair in pairs if pair[0] == pair[1]]:
+                yield (
+                    f"{name} has {len(same)} images in both train and val, such as {_example(same)}: "
+                    "they validate and are not learned from."
+                )
+            pairs = [pair for pair in pairs if pair[0] != pair[1]]
+        if pairs:
+            yield f"{name} has {len(pairs)} images of {first} in {second}, such as {_example(pairs)}: {effect}."
 
 
 def _files(root: Path, part: Sequence[Item]) -> list[File]:
@@ -55,7 +42,7 @@ def _files(root: Path, part: Sequence[Item]) -> list[File]:
     for path, label, _ in part:
         try:
             stat = os.stat(root / path)
-        except (OSError, ValueError):  # it is named when features are cached
+        except (OSError, ValueError):  # reported when features are cached
             continue
         files.append((path, label, stat.st_dev, stat.st_ino, stat.st_size))
     return files
@@ -74,7 +61,7 @@ def _shared(root: Path, first: Sequence[File], second: Sequence[File]) -> list[P
             found.append((by_place[device, inode], path))
         elif twin := by_name.get((posixpath.basename(path), label, size)):
             candidates.append((twin, path))
-    step = -(-len(candidates) // COMPARED) or 1
+    step = -(-len(candidates) // MOST_COMPARED) or 1
     return found + [pair for pair in candidates[::step] if _equal(root / pair[0], root / pair[1])]
 
 
@@ -87,6 +74,5 @@ def _equal(first: Path, second: Path) -> bool:
 
 def _example(pairs: Sequence[Pair]) -> str:
     first, second = min(pairs)
-    if first == second:
-        return some(sorted({pair[1] for pair in pairs if pair[0] == pair[1]}), 1)
-    return f"{second} (the same as {first})"
+    more = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+    return f"{second}{more}" if first == second else f"{second} (the same as {first}){more}"

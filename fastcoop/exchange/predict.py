@@ -15,7 +15,7 @@ from fastcoop.datasets.files import Tree
 from fastcoop.datasets.left_out import notes_on_unknown_endings
 from fastcoop.errors import UserError
 from fastcoop.exchange.classifier import Classifier
-from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
+from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb
 
 AT_ONCE = 32  # images
 
@@ -79,7 +79,7 @@ def _batch(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -
             problems[path] = str(error)
     rows: Iterator[np.ndarray] = iter(())
     if pixels:
-        batch = normalised(np.concatenate(pixels), classifier.preprocess, backbone.device)
+        batch = normalize(np.concatenate(pixels), classifier.preprocess, backbone.device)
         rows = iter(classifier.probabilities(backbone.encode_images(batch).float().cpu().numpy()))
     for path in images:
         if path in problems:

@@ -1,10 +1,11 @@
-"""``cache_features``: encode what is missing of a dataset, in pieces that survive being killed."""
+"""``cache_features``: encode the images that a dataset's store lacks, in chunks that survive a kill."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,32 @@ from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.files import some
 from fastcoop.errors import UserError, nearest, writing
-from fastcoop.features.assemble import Failures, assemble
-from fastcoop.features.encode import encode_parts
+from fastcoop.features.chunks import (
+    Chunk,
+    Encoded,
+    EncodingPlan,
+    EncodingSettings,
+    chunks_folder,
+    discard_chunks,
+    dtype_name,
+    plan_encoding,
+    read_chunk,
+)
+from fastcoop.features.encode import encode_chunks
+from fastcoop.features.image_files import FILE
 from fastcoop.features.images import RECIPES
-from fastcoop.features.parts import discard_parts, parts_folder
-from fastcoop.features.plan import Plan, Settings, make_plan
 from fastcoop.features.store import FeatureStore, open_if_there, store_path
+from fastcoop.features.store_file import ROWS_AT_ONCE, Meta
+from fastcoop.features.write import Block, SplitContent, write_store
 from fastcoop.files import lock
 
 LISTED = 50  # unreadable images named in one message
+PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")
+
+log = logging.getLogger("fastcoop")
 
 Wanted = tuple[Dataset, Sequence[int | str], Sequence[int]]  # a dataset with the shots and seeds to cache for
+Failures = dict[tuple[str, int], str]  # (split, index) -> why the image could not be read
 
 
 class UnreadableImages(UserError):
@@ -43,9 +59,10 @@ def cache_all(
     skip_unreadable: bool = False,
     retry_skipped: bool = True,
 ) -> Iterator[Path]:
-    """``cache_features`` for each backbone and dataset in turn, yielding each store's path as it is done.
+    """Call `cache_features` for each backbone and dataset, yielding each store's path as it is done.
 
-    Raises UserError as ``cache_features`` does; for unreadable images only when all the rest is stored.
+    Raises:
+        UserError: As `cache_features`; for unreadable images only when all the rest is stored.
     """
     unreadable = []
     for backbone in backbones:
@@ -76,78 +93,83 @@ def cache_features(
     skip_unreadable: bool = False,
     retry_skipped: bool = True,
 ) -> Path:
-    """Make sure the store holds what runs with these shots and seeds can draw, and return its path.
+    """Make sure that a store holds the images that runs with these shots and seeds use, and return its path.
 
-    Stored are the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
-    test-time crop) and ``views`` augmented views, and all of the validation and test images with view 0. What
-    an existing store holds is kept, unless an image file holds other bytes than when it was encoded; only what is
-    missing is computed. Killed at any instant, the next call
-    goes on where the last one was and ends with the same contents. A second process on the same store waits,
-    unless all that it asks for is there: then nothing is written, and the store may lie in a read-only folder.
+    The store holds the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
+    test-time crop) and ``views`` augmented views, and all validation and test images with view 0. Features of an
+    existing store are kept unless the image file has changed; only missing ones are computed. If the process is
+    killed, the next call continues where it stopped and ends with the same contents. A second process on the same
+    store waits; if everything is there already, nothing is written, and the store may be in a read-only folder.
 
     Args:
-        dataset: where it is half of another's classes, that one's images are stored, all of them.
-        shots: images per class, or "all".
-        recipe: "current" or "official-2021", for every view.
-        dtype: "float16" or "float32"; a store that is float32 already stays so.
-        batch_size: crops encoded at once.
-        view_seed: of the augmentations.
-        skip_unreadable: leave images out that cannot be decoded, and say so, instead of raising at the end.
-        retry_skipped: try those again that were left out earlier; never done with ``skip_unreadable``.
+        backbone: Frozen CLIP to encode with.
+        dataset: Dataset to encode. Of half of a dataset's classes, the whole dataset is stored.
+        cache_root: Folder of feature stores.
+        shots: Images per class, or "all".
+        seeds: Seeds of the few-shot subsets.
+        views: Augmented views per training image.
+        recipe: "current" or "official-2021", the image preprocessing of every view.
+        dtype: "float16" or "float32"; an existing float32 store stays one.
+        batch_size: Crops encoded at once.
+        view_seed: Seed of the augmentations.
+        skip_unreadable: Leave out images that cannot be decoded, with a warning, instead of raising at the end.
+        retry_skipped: Try images again that were left out earlier; ignored with ``skip_unreadable``.
 
     Raises:
-        UserError: unknown recipe or dtype; a store made with other weights, images or settings; a disk that
+        UserError: An unknown recipe or dtype, a store made with other weights, images or settings, a disk that
             cannot be written; and, after everything else is stored, images that could not be decoded
-            (``UnreadableImages``), or not one test image that could.
+            (``UnreadableImages``), or no test image that could be.
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
     check_dtype(dtype)
-    views = whole_number(views, "views", 0, MOST_VIEWS)
-    batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
-    view_seed = whole_number(view_seed, "view_seed")
+    settings = EncodingSettings(
+        recipe,
+        whole_number(view_seed, "view_seed"),
+        whole_number(views, "views", 0, MOST_VIEWS),
+        dtype,
+        whole_number(batch_size, "batch_size", 1, LARGEST_BATCH),
+    )
     shots, seeds = several(shots), several(seeds)
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
-    if dataset.store is not None:
-        FeatureStore.open(path, backbone, dataset)  # it holds all there is
+    if dataset.store is not None:  # imported features are complete
+        FeatureStore.open(path, backbone, dataset)
         return path
     wanted = _wanted(dataset, shots, seeds)
     failures: Failures = {}
-    settings = Settings(recipe, view_seed, views, dtype, batch_size)
 
-    def compared() -> tuple[FeatureStore | None, Plan]:
+    def compare() -> tuple[FeatureStore | None, EncodingPlan]:
         store = open_if_there(path, backbone, dataset, only_unchanged=True)
         leave_skipped = skip_unreadable or not retry_skipped
-        return store, make_plan(backbone, dataset, wanted, settings, store, leave_skipped)
+        return store, plan_encoding(backbone, dataset, wanted, settings, store, leave_skipped)
 
     with writing(path):
-        store, plan = compared()
-        if plan.parts or parts_folder(path).exists():
-            with locked(path):
-                store, plan = compared()
-                if plan.parts:
+        store, plan = compare()
+        if plan.chunks or chunks_folder(path).exists():
+            with store_lock(path):
+                store, plan = compare()
+                if plan.chunks:
                     _warn_of_changes(dataset, store, plan)
-                    encode_parts(backbone, dataset, plan, path)
+                    encode_chunks(backbone, dataset, plan, path)
                     failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
-                discard_parts(path)
+                discard_chunks(path)
         elif store is not None and store.compared.renewed:
-            with (
-                suppress(OSError),  # TimeoutError included
-                lock(path.with_name(f"{path.name}.lock"), timeout_s=0),
-            ):  # only saves reading them again
-                store, plan = compared()
-                if not plan.parts:
+            # New times of unchanged files are recorded where possible: the next call need not hash them again.
+            with suppress(OSError), lock(lock_path(path), timeout_s=0):
+                store, plan = compare()
+                if not plan.chunks:
                     assemble(backbone, dataset, plan, store, path, skip_unreadable)
     _report(dataset, failures, skip_unreadable)
-    _look_at_what_is_left(dataset, FeatureStore.open(path), shots, seeds)
+    _check_coverage(dataset, FeatureStore.open(path), shots, seeds)
     return path
 
 
 def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore:
     """Open a store whose features have just been cached.
 
-    Raises UserError if an image file holds other bytes than when it was encoded, or as ``FeatureStore.open`` does.
+    Raises:
+        UserError: An image file has changed since it was encoded, or as `FeatureStore.open`.
     """
     store = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
     if store.compared.count:
@@ -159,13 +181,127 @@ def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureSto
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse what features are not stored as."""
+    """Raise UserError unless features can be stored in ``dtype``."""
     if dtype not in ("float16", "float32"):
         raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that features depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def lock_path(store: Path) -> Path:
+    """Return the lock file of a store."""
+    return store.with_name(f"{store.name}.lock")
+
+
+@contextmanager
+def store_lock(path: Path) -> Iterator[None]:
+    """Hold a store's lock; wait, with a warning, while another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(lock_path(path), timeout_s=0))
+        except TimeoutError:
+            log.warning(f"Another process is working on {path}; waiting for it.")
+            stack.enter_context(lock(lock_path(path)))
+        yield
+
+
+def assemble(
+    backbone: Backbone,
+    dataset: Dataset,
+    plan: EncodingPlan,
+    store: FeatureStore | None,
+    path: Path,
+    skip_unreadable: bool,
+) -> Failures:
+    """Write the store of ``plan`` from its chunks and the present store, and return the images not read.
+
+    Those are left out; with ``skip_unreadable`` the store records that they were. An existing store stays as it is if
+    no image of the plan could be read and none is to be recorded.
+    """
+    failures: Failures = {}
+    records: dict[tuple[str, int], np.ndarray] = {}
+    if store is not None:
+        for split in store.splits:
+            rows = store.indices(split).tolist()
+            records |= zip(((split, row) for row in rows), store.files(split), strict=True)
+    for chunk in plan.chunks:
+        encoded = _read(path, chunk)
+        failures |= {(chunk.split, chunk.rows[at]): reason for at, reason in encoded.failures.items()}
+        if 0 in chunk.views:  # further views do not say which bytes view 0 was made of
+            records |= {(chunk.split, row): one for row, one in zip(chunk.rows, encoded.files, strict=True)}
+    planned = {(chunk.split, row) for chunk in plan.chunks for row in chunk.rows}
+    if store is not None and planned and failures.keys() == planned and not skip_unreadable:
+        return failures
+    contents, all_skipped = {}, {}
+    for split, rows in plan.index.items():
+        failed = np.array([row for name, row in failures if name == split], np.int64)
+        index = np.setdiff1d(rows, failed)
+        skipped = np.union1d(plan.skipped[split], failed) if skip_unreadable else plan.skipped[split]
+        all_skipped[split] = skipped.tolist()
+        source = dataset.splits[split]
+        contents[split] = SplitContent(
+            index=index,
+            labels=source.labels[index],
+            paths=[source.paths[row] for row in index],
+            views=1 + plan.settings.views if split == "train" else 1,
+            files=np.array([records[split, row] for row in index.tolist()], FILE),
+            blocks=_blocks(plan, split, index, store, path),
+        )
+    meta = Meta(
+        backbone=backbone.name,
+        backbone_digest=backbone.digest,
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+        dim=backbone.embed_dim,
+        recipe=plan.settings.recipe,
+        view_seed=plan.settings.view_seed,
+        views=plan.settings.views,
+        dtype=plan.settings.dtype,
+        class_names=dataset.class_names,
+        template=dataset.template,
+        expected={split: len(dataset.splits[split]) for split in contents},
+        skipped=all_skipped,
+        sha256={},
+        versions=package_versions(),
+        compute_dtype=dtype_name(backbone),
+    )
+    write_store(path, meta, contents)
+    return failures
+
+
+def _blocks(
+    plan: EncodingPlan, split: str, index: np.ndarray, store: FeatureStore | None, path: Path
+) -> Iterator[Block]:
+    """Yield the features of a split's ``index``, first those of the present store."""
+    if store is not None and split in store.splits:
+        old = store.indices(split)
+        for start in range(0, len(old), ROWS_AT_ONCE):
+            rows = old[start : start + ROWS_AT_ONCE]
+            features = store.raw(split, slice(start, start + ROWS_AT_ONCE))
+            keep = np.isin(rows, index)
+            yield np.searchsorted(index, rows[keep]), slice(0, features.shape[1]), features[keep]
+    for chunk in plan.chunks:
+        if chunk.split == split:
+            keep = np.isin(chunk.rows, index)
+            views = slice(chunk.views.start, chunk.views.stop)
+            yield np.searchsorted(index, np.array(chunk.rows)[keep]), views, _read(path, chunk).features[keep]
+
+
+def _read(store: Path, chunk: Chunk) -> Encoded:
+    encoded = read_chunk(store, chunk)
+    if encoded is None:
+        raise UserError(
+            f"A part of {store} was removed while the store was being made; run the command again."
+        )
+    return encoded
+
+
 def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """For each split of the dataset the ascending indices to store."""
+    """Return for each split of the dataset the ascending indices to store."""
     wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
     if "train" in wanted:
         drawn = [few_shot(dataset, number, seed).train for number in shots for seed in seeds]
@@ -173,51 +309,38 @@ def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) 
     return wanted
 
 
-def _warn_of_changes(dataset: Dataset, store: FeatureStore | None, plan: Plan) -> None:
+def _warn_of_changes(dataset: Dataset, store: FeatureStore | None, plan: EncodingPlan) -> None:
     changed = store.compared.changed if store is not None else {}
     count = sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items())
     if count:
-        logging.getLogger("fastcoop").warning(
+        log.warning(
             f"{count} image file(s) of {dataset.name} have changed since they were encoded; encoding them again."
         )
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the store's lock, which the system frees if the process dies; wait for another process's work."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = path.with_name(f"{path.name}.lock")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lock(lock_path, timeout_s=0))
-        except TimeoutError:
-            logging.getLogger("fastcoop").warning(f"Another process is working on {path}; waiting for it.")
-            stack.enter_context(lock(lock_path))
-        yield
-
-
 def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None:
+    """Name the images that could not be read, in a warning or an error."""
     if not failures:
         return
     listed = [
         f"\n  {dataset.root / dataset.splits[split].paths[row]}: {reason}"
         for (split, row), reason in list(failures.items())[:LISTED]
     ]
-    more = f"\n  and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
+    if len(failures) > LISTED:
+        listed.append(f"\n  and {len(failures) - LISTED} more")
     count = f"{len(failures)} image(s) of {dataset.name} could not be read"
-    if skip_unreadable:
-        logging.getLogger("fastcoop").warning(f"{count} and were left out:{''.join(listed)}{more}")
-        return
-    raise UnreadableImages(
-        f"{count}; the others are stored. Repair these, or leave them out with --skip-unreadable "
-        f"(skip_unreadable=True in Python):{''.join(listed)}{more}"
-    )
+    if not skip_unreadable:
+        raise UnreadableImages(
+            f"{count}; the others are stored. Repair these, or leave them out with --skip-unreadable "
+            f"(skip_unreadable=True in Python):{''.join(listed)}"
+        )
+    log.warning(f"{count} and were left out:{''.join(listed)}")
 
 
-def _look_at_what_is_left(
+def _check_coverage(
     dataset: Dataset, store: FeatureStore, shots: Sequence[int | str], seeds: Sequence[int]
 ) -> None:
-    """Refuse a store whose test images were all left out; say where a subset has lost all images of a class."""
+    """Refuse a store without test images; warn of subsets without a readable image of some class."""
     if not len(store.indices("test")):
         raise UnreadableImages(
             f"Not one test image of {dataset.name} could be read, so no accuracy could be measured on it."
@@ -226,9 +349,9 @@ def _look_at_what_is_left(
     for number, seed in ((number, seed) for number in shots for seed in seeds if skipped):
         drawn = few_shot(dataset, number, seed).train
         left = set(dataset.splits["train"].labels[drawn[~np.isin(drawn, skipped)]].tolist())
-        lost = [name for label, name in enumerate(dataset.class_names) if label not in left]
-        if lost:
+        absent = [name for label, name in enumerate(dataset.class_names) if label not in left]
+        if absent:
             warn_once(
-                f"{dataset.name}: none of the training images of {some(lost)} that {number} shots and seed {seed} "
+                f"{dataset.name}: none of the training images of {some(absent)} that {number} shots and seed {seed} "
                 "draw could be read; runs on them do not learn that class."
             )

@@ -1,4 +1,4 @@
-"""``fastcoop features check``: is a store what it says it is, and would it come out the same today?"""
+"""``fastcoop features check``: whether a store is intact, and whether its images give the same features today."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import numpy as np
 from fastcoop.backbones import Backbone
 from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
+from fastcoop.features.chunks import Chunk, EncodingSettings
 from fastcoop.features.encode import encode, read_crops
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.images import UnreadableImage
-from fastcoop.features.plan import Part, Settings
 from fastcoop.features.store import FeatureStore
 from fastcoop.features.store_file import IMPORTED, Meta
 
-CLASSES = 100  # prompts encoded at most, to see what storing in half precision does to logits
+MOST_CLASSES = 100  # whose prompts are encoded to measure what float16 does to logits
 TOLERANCE = 0.01  # of a feature's length; float16 storage and other hardware stay well below
 
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """What rounding features to float16 does to the logits of the hand-written prompts, temperature included.
+    """What rounding features to float16 does to the logits of the hand-written prompts.
 
     Attributes:
-        largest, mean: difference of a logit, absolute.
-        changed: predictions that become another class, of ``predictions``.
+        largest, mean: Absolute difference of a logit, temperature included.
+        changed: Predictions that become another class, of ``predictions``.
+        predictions: Predictions compared.
     """
 
     largest: float
@@ -38,17 +39,18 @@ class HalfPrecision:
 
 @dataclass
 class StoreReport:
-    """What ``check_store`` found.
+    """The findings of `check_store`.
 
     Attributes:
-        path, meta: of the store.
-        counts: split -> images stored.
-        problems: one sentence each; empty if all is well.
-        reencoded: images encoded again.
-        largest_difference: between a stored and a new feature, relative to the stored one's length; None if
-            nothing was encoded.
-        half_precision: the float16 error of the new features' logits; None if nothing was encoded.
-        notes: what was not looked at, and why; one sentence each.
+        path: Path of the store.
+        meta: Description of the store.
+        counts: Split -> images stored.
+        problems: One sentence each; empty if the store is intact.
+        reencoded: Images encoded again.
+        largest_difference: Between a stored and a new feature, relative to the stored one's length; None if nothing
+            was encoded again.
+        half_precision: Error of float16 in the logits of the new features; None if nothing was encoded again.
+        notes: What was not checked, and why; one sentence each.
     """
 
     path: Path
@@ -62,10 +64,11 @@ class StoreReport:
 
     @property
     def ok(self) -> bool:
+        """Whether no problems were found."""
         return not self.problems
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         meta = self.meta
         counts = ", ".join(f"{n} of {meta.expected[split]} {split}" for split, n in self.counts.items())
         lines = [
@@ -73,16 +76,13 @@ class StoreReport:
             f"images: {counts}; {meta.views} augmented views of each training image; dim {meta.dim}",
             f"weights {meta.backbone_digest[:12]}, dataset {meta.dataset_digest[:12]}",
         ]
-        if self.largest_difference is not None:
-            lines.append(
-                f"{self.reencoded} images encoded again: largest difference {self.largest_difference:.2e} "
-                "of a feature's length"
-            )
         if (half := self.half_precision) is not None:
-            lines.append(
+            lines += [
+                f"{self.reencoded} images encoded again: largest difference {self.largest_difference:.2e} of a "
+                "feature's length",
                 f"float16 moves their logits by {half.largest:.1e} at most, {half.mean:.1e} on average, and "
-                f"{half.changed} of {half.predictions} predictions"
-            )
+                f"{half.changed} of {half.predictions} predictions",
+            ]
         return lines + (self.problems or ["no problems found"]) + self.notes
 
 
@@ -94,9 +94,17 @@ def check_store(
     sample: int = 32,
     seed: int = 0,
 ) -> StoreReport:
-    """Verify a store's digests and counts; with both ``backbone`` and ``dataset``, encode some images anew.
+    """Verify a store's digests and counts, and, given ``backbone`` and ``dataset``, encode some images again.
 
-    Raises UserError if the file cannot be opened at all, or was made from other weights or images.
+    Args:
+        path: Path of the store.
+        backbone: Backbone that made the store.
+        dataset: Dataset of its images, whose files are compared with those that were encoded.
+        sample: Images to encode again.
+        seed: Seed that draws them.
+
+    Raises:
+        UserError: The file cannot be opened, or was made from other weights or images.
     """
     sample = whole_number(sample, "the number of images to encode again", 1)
     dataset = dataset and (dataset.whole or dataset)
@@ -146,28 +154,26 @@ def _reencode(
     report: StoreReport,
 ) -> None:
     meta, worst, encoded = store.meta, 0.0, []
-    settings = Settings(meta.recipe, meta.view_seed, meta.views, "float32", batch_size=64)
+    settings = EncodingSettings(meta.recipe, meta.view_seed, meta.views, "float32", batch_size=64)
     everything = [(split, row) for split in store.splits for row in range(len(store.indices(split)))]
     for at in rng.permutation(len(everything))[:sample]:
         split, row = everything[at]
         index = int(store.indices(split)[row])
-        views = range(1 + meta.views) if split == "train" else range(1)
-        part = Part(split, (index,), views, key="")
-        image = read_crops(dataset, part, index, backbone, settings)
+        chunk = Chunk(split, (index,), range(1 + meta.views) if split == "train" else range(1), key="")
+        image = read_crops(dataset, chunk, index, backbone, settings)
         if isinstance(image.crops, UnreadableImage):
-            report.problems.append(
-                f"{dataset.splits[split].paths[index]} cannot be read any more: {image.crops}."
-            )
+            path = dataset.splits[split].paths[index]
+            report.problems.append(f"{path} can no longer be read: {image.crops}.")
             continue
-        new = encode(backbone, dataset, part, [image], settings).features[0]
+        new = encode(backbone, dataset, chunk, [image], settings).features[0]
         old = store.raw(split, slice(row, row + 1))[0].astype(np.float32)
         length = np.maximum(np.linalg.norm(old, axis=-1), np.finfo(np.float32).tiny)
         worst = max(worst, float((np.linalg.norm(new - old, axis=-1) / length).max()))
-        report.reencoded += 1
         encoded.append(new)
     if not encoded:
         return
-    report.half_precision = half_precision(backbone, dataset, np.concatenate(encoded))
+    report.reencoded = len(encoded)
+    report.half_precision = _half_precision(backbone, dataset, np.concatenate(encoded))
     report.largest_difference = worst
     if worst > TOLERANCE:
         report.problems.append(
@@ -175,12 +181,16 @@ def _reencode(
         )
 
 
-def half_precision(backbone: Backbone, dataset: Dataset, features: np.ndarray) -> HalfPrecision:
-    """Measure it on raw float32 features (n, dim), over the dataset's first ``CLASSES`` classes."""
-    names = [name.replace("_", " ") for name in dataset.class_names[:CLASSES]]
-    prompts = unit(
-        backbone.encode_text([dataset.template.format(name) for name in names]).double().cpu().numpy()
-    )
+def _half_precision(backbone: Backbone, dataset: Dataset, features: np.ndarray) -> HalfPrecision:
+    """Compare logits of float32 features (n, dim) and of the same features in float16."""
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        scaled: np.ndarray = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+        return scaled
+
+    names = [name.replace("_", " ") for name in dataset.class_names[:MOST_CLASSES]]
+    texts = backbone.encode_text([dataset.template.format(name) for name in names])
+    prompts = unit(texts.double().cpu().numpy())
     exact, rounded = (
         backbone.logit_scale * unit(stored.astype(np.float64)) @ prompts.T
         for stored in (features, features.astype(np.float16))
@@ -188,9 +198,3 @@ def half_precision(backbone: Backbone, dataset: Dataset, features: np.ndarray) -
     moved = np.abs(exact - rounded)
     changed = int((exact.argmax(1) != rounded.argmax(1)).sum())
     return HalfPrecision(float(moved.max()), float(moved.mean()), changed, len(features))
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1."""
-    scaled: np.ndarray = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-    return scaled

@@ -123,7 +123,7 @@ def crops(
     return out
 
 
-def normalised(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> Tensor:
+def normalize(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> Tensor:
     """float32 (b, 3, size, size) on ``device``: uint8 images (b, size, size, 3) scaled and standardised."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
     mean, std = (

@@ -1,4 +1,4 @@
-"""Features computed elsewhere, taken in as a store."""
+"""Features computed elsewhere, imported as a store."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 import torch
 
 from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset, Split
+from fastcoop.datasets import Split
 from fastcoop.datasets.class_names import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
+from fastcoop.datasets.overlap import OVERLAPS
 from fastcoop.errors import MissingFile, UserError, nearest, writing
-from fastcoop.features.assemble import package_versions
-from fastcoop.features.cache import check_dtype, locked
-from fastcoop.features.image_files import ImageFiles
+from fastcoop.features.cache import check_dtype, package_versions, store_lock
+from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
 from fastcoop.features.store_file import IMPORTED, Meta, unusable_rows
 from fastcoop.features.write import SplitContent, write_store
 
-log = logging.getLogger("fastcoop")
-
 KEYS = ("features", "labels", "names")
+
+log = logging.getLogger("fastcoop")
 
 
 def import_features(
@@ -38,17 +38,24 @@ def import_features(
     template: str = "a photo of a {}.",
     dtype: str = "float16",
 ) -> Path:
-    """Make the store of dataset ``name`` from files of features, and return its path.
+    """Make the store of a dataset from files of features, and return its path.
 
-    sources: split ("train", "val", "test"; "test" is needed) -> a ``.npz`` or ``.pt`` of ``features``,
-    floating (n, dim) or (n, views, dim) with the test-time crop first, raw as ``backbone`` gives them;
-    ``labels``, integer (n,); ``names``, the class names in label order, the same in every file. Val and test
-    keep the first view.
+    ``FeatureStore.open(path).as_dataset()`` is the dataset that belongs to it.
 
-    ``FeatureStore.open(path).as_dataset()`` is the dataset to go with it.
+    Args:
+        sources: Split ("train", "val", "test"; "test" is needed) -> a ``.npz`` or ``.pt`` of ``features``, floating
+            (n, dim) or (n, views, dim) with the test-time crop first, raw as ``backbone`` gives them; ``labels``,
+            integer (n,); ``names``, the class names in label order, the same in every file. Of "val" and "test"
+            the first view is stored.
+        cache_root: Folder of feature stores.
+        backbone: Backbone that computed the features.
+        name: Name of the dataset.
+        template: Hand-written prompt with one ``{}`` for the class name.
+        dtype: "float16" or "float32".
 
-    Raises UserError for files that are not so, for a name that cannot name a file or a template without one {},
-    or if there is a store of that name already.
+    Raises:
+        UserError: Files of other contents, a name that cannot name a file, a template without one ``{}``, or a store
+            of that name that exists already.
     """
     check_name_and_template(name, template)
     check_dtype(dtype)
@@ -71,38 +78,37 @@ def import_features(
         split: Split(tuple(f"{split}/{row:07d}" for row in range(len(file.labels))), file.labels)
         for split, file in files.items()
     }
-    _warn_of_shared_images(name, files)
     dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
+    _warn_of_shared_images(name, files)
     for note in (
         *notes_on_names(name, first.names, "in the files"),
         *notes_on_absent_classes(name, first.names, splits),
     ):
         log.warning(note)
+    meta = Meta(
+        backbone=backbone.name,
+        backbone_digest=backbone.digest,
+        dataset=name,
+        dataset_digest=dataset.digest,
+        dim=backbone.embed_dim,
+        recipe=IMPORTED,
+        view_seed=0,
+        views=files["train"].features.shape[1] - 1 if "train" in files else 0,
+        dtype=dtype,
+        class_names=dataset.class_names,
+        template=template,
+        expected={split: len(images) for split, images in dataset.splits.items()},
+        skipped={},
+        sha256={},
+        versions=package_versions(),
+    )
     path = store_path(cache_root, backbone, dataset)
-    _refuse_if_there(path)
-    with writing(path), locked(path):
-        _refuse_if_there(path)
-        write_store(path, _meta(backbone, dataset, files, dtype), _contents(dataset, files, dtype))
+    _refuse_existing(path)
+    with writing(path), store_lock(path):
+        _refuse_existing(path)
+        write_store(path, meta, {split: _content(files[split], split, dtype) for split in dataset.splits})
     FeatureStore.open(path, backbone, dataset)
     return path
-
-
-def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
-    """Say where two splits hold the same features, and so the same images."""
-    rows = {split: {row.tobytes() for row in file.features[:, 0]} for split, file in files.items()}
-    for first, second, what in (
-        ("train", "test", "it is tested on what was learned from"),
-        ("train", "val", "what is chosen on the validation images is chosen on what was learned from"),
-        ("val", "test", "what is chosen on the validation images is chosen on the test set"),
-    ):
-        shared = len(rows.get(first, set()) & rows.get(second, set()))
-        if shared:
-            log.warning(f"{name} has {shared} images of equal features in {first} and {second}: {what}.")
-
-
-def _refuse_if_there(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"{path} exists already; move it away or choose another name.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +119,29 @@ class _File:
     names: tuple[str, ...]
 
 
+def _content(file: _File, split: str, dtype: str) -> SplitContent:
+    features = file.features.astype(dtype)
+    count, views = features.shape[:2]
+    rows = np.arange(count)
+    paths = [f"{split}/{row:07d}" for row in rows]
+    blocks = [(rows, slice(0, views), features)]
+    return SplitContent(rows, file.labels, paths, views, unknown_files(count), blocks)
+
+
+def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
+    """Warn where two splits hold the same features, and so the same images."""
+    rows = {split: {row.tobytes() for row in file.features[:, 0]} for split, file in files.items()}
+    for (first, second), effect in OVERLAPS.items():
+        shared = len(rows.get(first, set()) & rows.get(second, set()))
+        if shared:
+            log.warning(f"{name} has {shared} images of equal features in {first} and {second}: {effect}.")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists already; move it away or choose another name.")
+
+
 def _read(path: Path, split: str, dtype: str) -> _File:
     content = _load(path)
     missing = [key for key in KEYS if key not in content]
@@ -120,18 +149,16 @@ def _read(path: Path, split: str, dtype: str) -> _File:
         raise UserError(f"{path} should hold {', '.join(KEYS)}; it lacks {', '.join(missing)}.")
     features, labels, names = (content[key] for key in KEYS)
     features = features[:, None] if features.ndim == 2 else features
+
+    def expected(what: str, found: np.ndarray) -> UserError:
+        return UserError(f"{path} should hold {what}, not {found.dtype} {found.shape}.")
+
     if features.ndim != 3 or not np.issubdtype(features.dtype, np.floating) or not features.shape[1]:
-        raise UserError(
-            f"{path} should hold floating features (n, dim) or (n, views, dim), "
-            f"not {features.dtype} {features.shape}."
-        )
+        raise expected("floating features (n, dim) or (n, views, dim)", features)
     if names.ndim != 1 or names.dtype.kind != "U" or not all(name.strip() for name in names):
-        raise UserError(f"{path} should hold a list of class names, not {names.dtype} {names.shape}.")
+        raise expected("a list of class names", names)
     if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"{path} should hold one integer label for each of its {len(features)} features, "
-            f"not {labels.dtype} {labels.shape}."
-        )
+        raise expected(f"one integer label for each of its {len(features)} features", labels)
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise UserError(f"{path} has labels from {labels.min()} to {labels.max()} for {len(names)} names.")
     _refuse_unless_storable(path, features, dtype)
@@ -158,7 +185,7 @@ def _refuse_unless_storable(path: Path, features: np.ndarray, dtype: str) -> Non
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, by means that run nothing it holds."""
+    """Return the arrays of a file, without running anything that it contains."""
     if not path.is_file():
         raise MissingFile(f"There is no file {path}.")
     try:
@@ -172,7 +199,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
                 return {key: _array(content[key]) for key in KEYS if key in content}
     except (
         Exception
-    ) as error:  # a damaged file raises anything, and some messages tell how to run what it holds
+    ) as error:  # damaged files may raise anything, and torch's messages tell how to run their contents
         reason = isinstance(error, OSError) and error.strerror
         raise UserError(
             f"{path} was not loaded: {reason or 'it is damaged, or holds other things than plain arrays'}."
@@ -184,35 +211,3 @@ def _array(value: Any) -> np.ndarray:
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
     return (value.float() if value.is_floating_point() else value).detach().numpy()
-
-
-def _meta(backbone: Backbone, dataset: Dataset, files: Mapping[str, _File], dtype: str) -> Meta:
-    return Meta(
-        backbone=backbone.name,
-        backbone_digest=backbone.digest,
-        dataset=dataset.name,
-        dataset_digest=dataset.digest,
-        dim=backbone.embed_dim,
-        recipe=IMPORTED,
-        view_seed=0,
-        views=files["train"].features.shape[1] - 1 if "train" in files else 0,
-        dtype=dtype,
-        class_names=dataset.class_names,
-        template=dataset.template,
-        expected={split: len(images) for split, images in dataset.splits.items()},
-        skipped={},
-        sha256={},
-        versions=package_versions(),
-    )
-
-
-def _contents(dataset: Dataset, files: Mapping[str, _File], dtype: str) -> dict[str, SplitContent]:
-    contents = {}
-    for split, images in dataset.splits.items():
-        features = files[split].features.astype(dtype)
-        rows = np.arange(len(features))
-        blocks = [(rows, slice(0, features.shape[1]), features)]
-        contents[split] = SplitContent(
-            rows, images.labels, images.paths, features.shape[1], ImageFiles.unknown(len(rows)), blocks
-        )
-    return contents

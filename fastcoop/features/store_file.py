@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.features.image_files import ImageFiles
+from fastcoop.features.image_files import FILE, unknown_files
 
 if sys.platform != "win32":
     import fcntl
@@ -31,33 +31,29 @@ META_SHA256 = "meta_sha256"
 FILES_SHA256 = "files_sha256"
 HASHED = ("index", "labels", "features")
 FILE_FIELDS = ("file_size", "file_mtime_ns", "file_sha256")
-ROWS_AT_ONCE = 256  # where all of a file is gone through
+ROWS_AT_ONCE = 256  # where all of a file is read
 IMPORTED = "imported"  # the recipe of features computed elsewhere
 
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
 
 
-class MissingStore(MissingFile):
-    """There is no file at the path."""
-
-
 @dataclass(frozen=True)
 class Meta:
-    """What a store's features came from. Two stores with equal fields hold equal features, row by row.
+    """What a store's features were made from. Two stores of equal fields hold equal features, row by row.
 
     Attributes:
-        backbone, backbone_digest, dataset, dataset_digest: names and content digests.
-        dim: feature size.
+        backbone, backbone_digest, dataset, dataset_digest: Names and content digests.
+        dim: Feature size.
         recipe: "current" or "official-2021"; "imported" for features computed elsewhere.
-        view_seed: of the augmentations.
-        views: augmented views per training image, beside view 0.
+        view_seed: Seed of the augmentations.
+        views: Augmented views per training image, in addition to view 0.
         dtype: "float16" or "float32", in which features are stored.
-        class_names, template: of the dataset.
-        expected: images in each split of the dataset; all of "val" and "test", part of "train", are stored.
-        skipped: for each split the indices left out because the image could not be read.
-        sha256: for each split, of its rows' indices, labels and features.
-        versions: of the packages that made the features.
-        compute_dtype: the backbone's dtype when it computed them.
+        class_names, template: Those of the dataset.
+        expected: Images in each split of the dataset; all of "val" and "test", part of "train", are stored.
+        skipped: Split -> indices left out because the image could not be read.
+        sha256: Split -> digest of its rows' indices, labels and features.
+        versions: Versions of the packages that made the features.
+        compute_dtype: The backbone's dtype when it computed them.
     """
 
     backbone: str
@@ -79,20 +75,25 @@ class Meta:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredSplit:
-    """One split of a file.
+class SplitRows:
+    """The stored images of one split, or some of them.
 
     Attributes:
         index: int64 (n,), ascending: which of the split's images are stored.
         labels: int64 (n,).
-        features: (n, views, dim) in the store's dtype, mapped from the file.
-        files: the n image files as they were when they were encoded.
+        files: `FILE` records (n,) of the image files when they were encoded.
+        rows: int64 (n,), their rows in the file's features; None: all.
     """
 
     index: np.ndarray
     labels: np.ndarray
-    features: np.ndarray
-    files: ImageFiles
+    files: np.ndarray
+    rows: np.ndarray | None = None
+
+    def take(self, chosen: np.ndarray) -> SplitRows:
+        """Return the rows ``chosen``, ascending."""
+        rows = chosen if self.rows is None else self.rows[chosen]
+        return SplitRows(self.index[chosen], self.labels[chosen], self.files[chosen], rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +101,9 @@ class StoreVersion:
     """What a store held when it was opened; a process that opens it later compares.
 
     Attributes:
-        sha256: of each split's contents.
-        index: of each split's stored images.
-        views: of each training image, beside view 0.
+        sha256: Split -> digest of its contents.
+        index: Split -> its stored images.
+        views: Augmented views per training image.
     """
 
     sha256: Mapping[str, str]
@@ -110,38 +111,46 @@ class StoreVersion:
     views: int
 
 
+@dataclass(frozen=True, eq=False)
 class StoreFile:
-    """A store's file as it was when it was opened: another file at its path changes nothing."""
+    """A store's file as it was when it was opened: another file at its path changes nothing.
 
-    def __init__(
-        self,
-        path: Path,
-        meta: Meta,
-        splits: Mapping[str, StoredSplit],
-        content: bytes | mmap.mmap,
-        identity: tuple[int, ...],
-    ):
-        self.path = path
-        self.meta = meta
-        self.splits = splits
-        self._content = content
-        self._identity = identity
-        self._verified: set[str] = set()
+    Attributes:
+        path: Where it was opened.
+        meta: Its description.
+        splits: Split -> all of its stored images.
+        features: Split -> (n, views, dim) in the store's dtype, mapped from the file and not verified.
+        content: The file's bytes, mapped.
+        identity: Device, inode, size and times of the file.
+    """
+
+    path: Path
+    meta: Meta
+    splits: Mapping[str, SplitRows]
+    features: Mapping[str, np.ndarray]
+    content: bytes | mmap.mmap
+    identity: tuple[int, ...]
 
     @classmethod
     def open(cls, path: Path) -> StoreFile:
-        """Map a file and read all but its features and paths.
+        """Map a file and read everything but its features and paths.
 
-        Raises UserError for no file (``MissingStore``), one that cannot be read, is damaged or of a newer format.
+        Raises:
+            MissingFile: There is no file.
+            UserError: The file cannot be read, is damaged or of a newer format.
         """
         with reading(path), path.open("rb") as file:
             now = os.fstat(file.fileno())
             identity = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
             with _read_lock(file):
-                content = _mapped(file)
+                content = _map(file)
                 with h5py.File(_seekable(content), "r") as store:
-                    meta, splits = _parse(path, store, content)
-        return cls(path, meta, splits, content, identity)
+                    meta, version = _read_meta(path, store)
+                    read = {
+                        name: _read_split(store[name], name, meta, version, content) for name in meta.expected
+                    }
+        splits = {name: split for name, (split, _) in read.items()}
+        return cls(path, meta, splits, {name: one for name, (_, one) in read.items()}, content, identity)
 
     @property
     def version(self) -> StoreVersion:
@@ -153,26 +162,25 @@ class StoreFile:
         return _reopen, (self.path, self.version)
 
     def as_version(self, version: StoreVersion) -> StoreFile:
-        """This file, or what ``version`` held if this one holds more.
+        """Return this file, or the part of it that ``version`` held.
 
-        Raises UserError if images that ``version`` held are not here, or have other features.
+        Raises:
+            UserError: Images that ``version`` held are not in this file, or have other features.
         """
         if self.meta.sha256 == version.sha256:
             return self
-        splits = {}
+        splits, features = {}, {}
         for name, index in version.index.items():
             here = self.splits.get(name)
             if here is None or not np.isin(index, here.index).all():
                 raise self._replaced()
             rows = np.searchsorted(here.index, index)
-            views = 1 + version.views if name == "train" else 1
-            splits[name] = StoredSplit(
-                index, here.labels[rows], here.features[rows, :views], here.files.take(rows)
-            )
-            if content_sha256(vars(splits[name])) != version.sha256[name]:
+            splits[name] = replace(here.take(rows), rows=None)
+            features[name] = self.features[name][rows, : 1 + version.views if name == "train" else 1]
+            if _split_sha256(splits[name], features[name]) != version.sha256[name]:
                 raise self._replaced()
         meta = replace(self.meta, sha256=version.sha256, views=version.views)
-        return StoreFile(self.path, meta, splits, self._content, self._identity)
+        return replace(self, meta=meta, splits=splits, features=features)
 
     def _replaced(self) -> UserError:
         return UserError(
@@ -181,35 +189,34 @@ class StoreFile:
         )
 
     def problems(self, split: str) -> list[str]:
-        """What is wrong with a split's contents, in sentences: one digest, and no feature that is none."""
-        stored, found = self.splits[split], []
-        if content_sha256(vars(stored)) != self.meta.sha256.get(split):
+        """Return what is wrong with a split's contents, in sentences: its digest, and features that are no numbers."""
+        features, found = self.features[split], []
+        if _split_sha256(self.splits[split], features) != self.meta.sha256.get(split):
             found.append(f"The {split} features have changed since they were written: digests differ.")
         unusable = sum(
-            unusable_rows(stored.features[start : start + ROWS_AT_ONCE]).sum()
-            for start in range(0, len(stored.index), ROWS_AT_ONCE)
+            unusable_rows(features[start : start + ROWS_AT_ONCE]).sum()
+            for start in range(0, len(features), ROWS_AT_ONCE)
         )
         if unusable:
             found.append(f"The {split} features of {unusable} images are not finite, or all zeros.")
         return found
 
-    def verify(self, split: str) -> None:
-        """Refuse a split whose contents are not those that were written. Costs one pass, once per process and file.
+    def verified(self, split: str) -> np.ndarray:
+        """Return a split's features (n, views, dim), after one pass that compares their digest, once per process.
 
-        Raises UserError.
+        Raises:
+            UserError: The contents are not those that were written.
         """
-        if split in self._verified:
-            return
-        known = (*self._identity, split, self.meta.sha256.get(split))
+        known = (*self.identity, split, self.meta.sha256.get(split))
         if known not in _verified:
             if found := self.problems(split):
                 raise damaged(self.path, " ".join(found))
             _verified.add(known)
-        self._verified.add(split)
+        return self.features[split]
 
     def paths(self, split: str) -> np.ndarray:
-        """The paths of a split's images, text (n,), as the file holds them."""
-        with reading(self.path), h5py.File(_seekable(self._content), "r") as file:
+        """Return the paths of a split's images, text (n,), as the file holds them."""
+        with reading(self.path), h5py.File(_seekable(self.content), "r") as file:
             paths: np.ndarray = file[split]["paths"].asstr("utf-8", "surrogateescape")[:]
             if len(paths) != file[split]["index"].size:
                 raise ValueError(f"it does not have one path for each of its {split} images")
@@ -221,7 +228,7 @@ def _reopen(path: Path, version: StoreVersion) -> StoreFile:
 
 
 def content_sha256(split: Mapping[str, Any], fields: Sequence[str] = HASHED) -> str:
-    """sha256 hex over a split's indices, labels and features, or other fields, in arrays or an HDF5 group."""
+    """Return the sha256 hex of a split's indices, labels and features, or of other fields."""
     digest = hashlib.sha256()
     for field in fields:
         data = split[field]
@@ -231,20 +238,24 @@ def content_sha256(split: Mapping[str, Any], fields: Sequence[str] = HASHED) -> 
     return digest.hexdigest()
 
 
+def _split_sha256(split: SplitRows, features: np.ndarray) -> str:
+    return content_sha256({"index": split.index, "labels": split.labels, "features": features})
+
+
 def unusable_rows(features: np.ndarray) -> np.ndarray:
-    """bool (n,): which of features (n, views, dim) have a view that is not finite or all zeros."""
+    """Return, for features (n, views, dim), bool (n,): which have a view that is not finite or all zeros."""
     return ~(np.isfinite(features).all(axis=2) & features.any(axis=2)).all(axis=1)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a store is read into a UserError that says what it is."""
+    """Turn errors of reading a store into a UserError that names the reason."""
     try:
         yield
     except (UserError, UnicodeEncodeError):  # the latter of a path that the locale cannot write
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingStore(
+        raise MissingFile(
             f"There is no feature store {path}; make it with `fastcoop cache-features`."
         ) from error
     except BlockingIOError as error:
@@ -256,7 +267,7 @@ def reading(path: Path) -> Iterator[None]:
             raise UserError(
                 f"Expected a feature store at {path}, got a folder; move it away or use another cache folder."
             ) from error
-        if error.errno is None:  # HDF5's own complaint about the contents
+        if error.errno is None:  # raised by HDF5 for the contents
             raise damaged(path, error) from error
         raise UserError(
             f"{path} cannot be read ({os.strerror(error.errno)}); {_advice(error.errno)}."
@@ -266,7 +277,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, reason: object) -> UserError:
-    """The error for a store whose contents are not those that were written."""
+    """Return the error for a store whose contents are not those that were written."""
     return UserError(
         f"{path} should be a feature store but is damaged or cut short ({reason}); move it away and make it again with "
         "`fastcoop cache-features`, or with `fastcoop features import` where its features were imported."
@@ -283,9 +294,10 @@ def _advice(code: int) -> str:
 
 @contextmanager
 def _read_lock(file: BinaryIO) -> Iterator[None]:
-    """Hold HDF5's own lock for readers, which no program that writes to the file lets go.
+    """Hold HDF5's own lock for readers, which excludes programs that write to the file.
 
-    Raises BlockingIOError.
+    Raises:
+        BlockingIOError: Such a program holds the file.
     """
     if sys.platform == "win32":
         yield
@@ -303,8 +315,8 @@ def _read_lock(file: BinaryIO) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)  # the mapping keeps the file open, and the lock with it
 
 
-def _mapped(file: BinaryIO) -> bytes | mmap.mmap:
-    """The file's bytes. On Windows a mapped file cannot be replaced, so that they are read there."""
+def _map(file: BinaryIO) -> bytes | mmap.mmap:
+    """Map the file. On Windows a mapped file cannot be replaced, so its bytes are read."""
     if sys.platform == "win32":
         return file.read()
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -314,7 +326,7 @@ def _seekable(content: bytes | mmap.mmap) -> Any:
     return io.BytesIO(content) if isinstance(content, bytes) else content
 
 
-def _parse(path: Path, file: h5py.File, content: bytes | mmap.mmap) -> tuple[Meta, dict[str, StoredSplit]]:
+def _read_meta(path: Path, file: h5py.File) -> tuple[Meta, int]:
     if file.attrs.get("format") != FORMAT:
         raise UserError(f"{path} is an HDF5 file but not a feature store of fastcoop.")
     version = int(file.attrs["format_version"])
@@ -328,13 +340,13 @@ def _parse(path: Path, file: h5py.File, content: bytes | mmap.mmap) -> tuple[Met
         raise ValueError("its description has changed since it was written")
     fields: dict[str, Any] = json.loads(text)
     fields["class_names"] = tuple(fields["class_names"])
-    meta = Meta(**fields)
-    return meta, {name: _parse_split(file[name], name, meta, version, content) for name in meta.expected}
+    return Meta(**fields), version
 
 
-def _parse_split(
+def _read_split(
     group: h5py.Group, name: str, meta: Meta, version: int, content: bytes | mmap.mmap
-) -> StoredSplit:
+) -> tuple[SplitRows, np.ndarray]:
+    """Check a split's tables, and return them and its features, mapped."""
     features, index, labels = group["features"], group["index"][:], group["labels"][:]
     shape = (len(index), 1 + meta.views if name == "train" else 1, meta.dim)
     if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
@@ -345,15 +357,17 @@ def _parse_split(
         raise ValueError(f"the numbers of its {name} images do not ascend within the split")
     if len(labels) != len(index) or ((labels < 0) | (labels >= len(meta.class_names))).any():
         raise ValueError(f"it does not have one label that names a class for each of its {name} images")
-    files = ImageFiles.unknown(len(index))
+    files = unknown_files(len(index))
     if version > 1:
         if content_sha256(group, FILE_FIELDS) != group.attrs[FILES_SHA256]:
             raise ValueError(f"its records of {name} image files have changed since they were written")
-        files = ImageFiles(*(group[field][:] for field in FILE_FIELDS))
+        for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
+            files[field] = group[column][:]
+    split = SplitRows(index, labels, files)
     if not features.size:
-        return StoredSplit(index, labels, np.zeros(shape, features.dtype), files)
+        return split, np.zeros(shape, features.dtype)
     offset = features.id.get_offset()
     if offset is None or offset + features.nbytes > len(content):
         raise ValueError(f"its {name} features do not lie in it in one piece")
     flat = np.frombuffer(content, features.dtype, features.size, offset)
-    return StoredSplit(index, labels, flat.reshape(shape), files)
+    return split, flat.reshape(shape)

@@ -10,12 +10,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 import h5py
 import numpy as np
 
-from fastcoop.features.image_files import ImageFiles
+from fastcoop.features.image_files import FILE
 from fastcoop.features.store_file import (
     FILE_FIELDS,
     FILES_SHA256,
@@ -26,6 +25,7 @@ from fastcoop.features.store_file import (
     Meta,
     content_sha256,
 )
+from fastcoop.files import PART, atomic_write
 
 Block = tuple[np.ndarray, slice, np.ndarray]
 
@@ -37,9 +37,9 @@ class SplitContent:
     Attributes:
         index: int64 (n,), ascending.
         labels: int64 (n,).
-        paths: (n,).
-        views: features stored of each image.
-        files: of the n images when they were encoded.
+        paths: The n images' paths.
+        views: Features stored of each image.
+        files: `FILE` records (n,) of the image files when they were encoded.
         blocks: (rows (k,) ascending, views, features (k, views, dim)); together they cover (n, views, dim).
     """
 
@@ -47,42 +47,40 @@ class SplitContent:
     labels: np.ndarray
     paths: Sequence[str]
     views: int
-    files: ImageFiles
+    files: np.ndarray
     blocks: Iterable[Block]
 
 
 def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) -> None:
     """Write a store with ``meta`` (its ``sha256`` is filled in here) at ``path``, whole or not at all.
 
-    The caller holds the store's lock: temporary files that killed processes left are removed.
+    The caller holds the store's lock: temporary files of killed processes are removed.
 
-    Raises OSError where the disk refuses; what was at ``path`` before is then untouched.
+    Raises:
+        OSError: The disk refuses; the file at ``path`` is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*tmp"):
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PART}"):
         left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
-        _reserve(temporary, _most_bytes(meta, contents))
-        with h5py.File(temporary, "w") as file:
-            for split, content in contents.items():
-                _write_split(file.create_group(split), content, meta)
-            meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
-            text = json.dumps(asdict(meta))
-            file.create_dataset(META, data=text, dtype=h5py.string_dtype())
-            file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except RuntimeError as error:  # h5py's, for a disk that fills up all the same
+        with atomic_write(path) as temporary:
+            _reserve(temporary, _most_bytes(meta, contents))
+            with h5py.File(temporary, "w") as file:
+                for split, content in contents.items():
+                    _write_split(file.create_group(split), content, meta)
+                meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
+                text = json.dumps(asdict(meta))
+                file.create_dataset(META, data=text, dtype=h5py.string_dtype())
+                file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
+                file.attrs["format"] = FORMAT
+                file.attrs["format_version"] = FORMAT_VERSION
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+    except RuntimeError as error:  # raised by h5py where the disk fills up in spite of the reservation
         raise OSError(f"HDF5 broke off: {str(error).splitlines()[0]}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def as_bytes(path: str) -> bytes:
+def _as_bytes(path: str) -> bytes:
     """A path as the disk has it, in UTF-8 or not."""
     return path.encode("utf-8", "surrogateescape")
 
@@ -90,13 +88,13 @@ def as_bytes(path: str) -> bytes:
 def _most_bytes(meta: Meta, contents: Mapping[str, SplitContent]) -> int:
     """More than the file will take."""
     features = sum(len(part.index) * part.views for part in contents.values()) * meta.dim
-    rows = [path for part in contents.values() for path in part.paths]
-    tables = sum(len(as_bytes(path)) for path in rows) + 112 * len(rows)
+    paths = [path for part in contents.values() for path in part.paths]
+    tables = sum(len(_as_bytes(path)) for path in paths) + 112 * len(paths)
     return features * np.dtype(meta.dtype).itemsize + tables + 2 * len(json.dumps(asdict(meta))) + (1 << 14)
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Let a disk without ``size`` free bytes refuse now: HDF5 would break off in the middle, and noisily."""
+    """Let a disk without ``size`` free bytes refuse now: HDF5 would break off in the middle and print errors."""
     if not hasattr(os, "posix_fallocate"):
         return
     with path.open("wb") as file:
@@ -110,10 +108,10 @@ def _reserve(path: Path, size: int) -> None:
 def _write_split(group: h5py.Group, content: SplitContent, meta: Meta) -> None:
     group["index"] = content.index.astype("<i8")
     group["labels"] = content.labels.astype("<i8")
-    for field in FILE_FIELDS:
-        group[field] = getattr(content.files, field.removeprefix("file_"))
+    for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
+        group[column] = content.files[field]
     group.attrs[FILES_SHA256] = content_sha256(group, FILE_FIELDS)
-    paths = [as_bytes(path) for path in content.paths]
+    paths = [_as_bytes(path) for path in content.paths]
     group.create_dataset("paths", data=paths, dtype=h5py.string_dtype())
     shape = (len(content.index), content.views, meta.dim)
     features = group.create_dataset("features", shape, np.dtype(meta.dtype).newbyteorder("<"))

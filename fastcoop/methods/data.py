@@ -75,14 +75,17 @@ class Data:
 
     def _files_digest(self, split: str, images: np.ndarray | None = None) -> str | None:
         """sha256 hex of the digests of a split's image files, or of those of some images (ascending or not)."""
+        from fastcoop.features.image_files import UNKNOWN
+
         if self.store is None or split not in self.store.splits:
             return None
         files, index = self.store.files(split), self.store.indices(split)
         if images is not None:
             if not np.isin(images, index).all():
                 return None
-            files = files.take(np.searchsorted(index, images))
-        return hashlib.sha256(files.sha256.tobytes()).hexdigest() if files.known.all() else None
+            files = files[np.searchsorted(index, images)]
+        known = (files["size"] != UNKNOWN).all()
+        return hashlib.sha256(files["sha256"].tobytes()).hexdigest() if known else None
 
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """The few-shot subset that all methods share."""

@@ -175,7 +175,7 @@ def _batches(
     backbone: Backbone, data: Data, split: str, batches: Sequence[np.ndarray], view: int = 0, seed: int = 0
 ) -> Iterator[Tensor]:
     """float32 (batch, 3, size, size) of each batch of the split's images, at one view of ``features.images``."""
-    from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
+    from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb
 
     meta = getattr(data.store, "meta", None)
     recipe = meta.recipe if meta is not None else "current"
@@ -194,7 +194,7 @@ def _batches(
     with ThreadPoolExecutor() as pool:
         for batch in batches:
             pixels = np.concatenate(list(pool.map(crop, batch.tolist())))
-            yield normalised(pixels, backbone.preprocess, backbone.device)
+            yield normalize(pixels, backbone.preprocess, backbone.device)
 
 
 def _texts(backbone: Backbone, data: Data) -> np.ndarray:

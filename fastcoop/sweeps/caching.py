@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcoop.features import cache_all
-from fastcoop.features.plan import Settings, make_plan
+from fastcoop.features.chunks import EncodingSettings, plan_encoding
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
 
@@ -59,7 +59,7 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
     """Return how many crops (images times views) `cache_loaded` would encode, by names of backbone and dataset."""
     missing: dict[tuple[str, str], int] = {}
     grid = loaded.grid
-    settings = Settings(grid.recipe, 0, grid.views, "float16", 1)
+    settings = EncodingSettings(grid.recipe, 0, grid.views, "float16", 1)
     for backbone in loaded.backbones:
         for spec, dataset in loaded.datasets.items():
             if dataset.store is not None:  # imported features
@@ -70,7 +70,7 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
                 shots, seeds = grid.drawn(spec)
                 drawn = [data.subset(number, seed).train for number in shots for seed in seeds]
                 wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *drawn]))
-            plan = make_plan(backbone, dataset, wanted, settings, data.store, True)
-            if crops := sum(len(part.rows) * len(part.views) for part in plan.parts):
-                missing[backbone.name, dataset.name] = crops
+            plan = plan_encoding(backbone, dataset, wanted, settings, data.store, True)
+            if plan.crops:
+                missing[backbone.name, dataset.name] = plan.crops
     return missing

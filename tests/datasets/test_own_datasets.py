@@ -143,7 +143,7 @@ def test_training_images_among_the_test_images_are_warned_of(tmp_path, put, capl
     rows = ["a/00.jpg,a,train", "b/00.jpg,b,train", "a/00.jpg,a,test", "b/01.jpg,b,test"]
     (tmp_path / "mine.csv").write_text("\n".join(["path,class,split", *rows]))
     load_dataset(tmp_path / "mine.csv")
-    assert "mine tests on 1 of its own training images, such as a/00.jpg." in caplog.text
+    assert "mine has 1 images of train in test, such as a/00.jpg: runs are tested on images" in caplog.text
 
 
 def test_a_path_needs_no_data_root(tmp_path, put, monkeypatch):

@@ -16,7 +16,7 @@ from fastcoop.errors import UserError
 from fastcoop.exchange import Classifier, export_run, find_run, import_coop, predict
 from fastcoop.exchange.official import official_path, path_facts, read_official
 from fastcoop.exchange.unpickle import Checkpoint
-from fastcoop.features.images import crops, normalised, read_rgb
+from fastcoop.features.images import crops, normalize, read_rgb
 from fastcoop.prompts import PromptLayout
 from fastcoop.results import load_contexts
 from fastcoop.results.read import load_runs
@@ -129,7 +129,7 @@ def test_runs_on_the_transforms_of_2021_are_predicted_by_them(
     picture = next((world / "data/colours/test/green").iterdir())
     (found,) = predict(classifier, backbone, [picture])
     pixels = crops(read_rgb(picture), picture.name, [0], backbone.preprocess, "official-2021", 0)
-    features = backbone.encode_images(normalised(pixels, backbone.preprocess, backbone.device))
+    features = backbone.encode_images(normalize(pixels, backbone.preprocess, backbone.device))
     np.testing.assert_array_equal(found.probabilities, classifier.probabilities(features.numpy())[0])
     (other,) = predict(replace(classifier, recipe="current"), backbone, [picture])
     assert (other.probabilities != found.probabilities).any()

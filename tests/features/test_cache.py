@@ -16,8 +16,8 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot, load_dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, check_store, plan, store_path
-from fastcoop.features.images import crops, normalised, read_rgb
+from fastcoop.features import FeatureStore, cache_features, check_store, chunks, store_path
+from fastcoop.features.images import crops, normalize, read_rgb
 from tests.advice import follows
 from tests.features.small import contents, make_backbone
 
@@ -29,7 +29,7 @@ def reference(backbone: Backbone, dataset: Dataset, split: str, row: int, views:
     rows = []
     for view in views:
         crop = crops(image, name, [view], backbone.preprocess, "current", 0)
-        rows.append(backbone.encode_images(normalised(crop, backbone.preprocess, torch.device("cpu")))[0])
+        rows.append(backbone.encode_images(normalize(crop, backbone.preprocess, torch.device("cpu")))[0])
     return torch.stack(rows)
 
 
@@ -110,7 +110,7 @@ def test_float32_holds_features_exactly_and_float16_within_its_precision(
     assert torch.equal(fine.half().float(), coarse)
     assert not torch.equal(fine, coarse)
     assert stores[0].digest != stores[1].digest
-    with pytest.raises(UserError, match="float16 features and float32"):
+    with pytest.raises(UserError, match="made with features in float16 and float32"):
         cache_features(
             backbone, dataset, tmp_path / "float16", shots=[1], seeds=[1], views=0, dtype="float32"
         )
@@ -267,7 +267,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(plan, "CROPS_PER_PART", 8)
+    monkeypatch.setattr(chunks, "CROPS_PER_CHUNK", 8)
     ask = {"shots": ["all"], "seeds": [1], "views": 1}
     expected = contents(cache_features(backbone, dataset, tmp_path / "whole", **ask))
     everything = count_encoded()

@@ -17,7 +17,7 @@ import pytest
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, parts, plan, write
+from fastcoop.features import FeatureStore, cache_features, chunks, write
 from tests.advice import follows
 from tests.features.small import contents
 
@@ -45,14 +45,14 @@ def failing_at(call: int, original: Callable[..., Any], code: int = errno.ENOSPC
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (parts.np, "savez", 1),
-        (parts.np, "savez", 2),
+        (chunks.np, "savez", 1),
+        (chunks.np, "savez", 2),
         (os, "fsync", 2),  # of a part
         (os, "posix_fallocate", 1),
         (h5py.Group, "create_dataset", 2),
         (h5py.Dataset, "__setitem__", 2),
         (write, "content_sha256", 2),
-        (Path, "replace", 2),
+        (os, "replace", 2),
     ],
 )
 def test_wherever_the_disk_fills_up_nothing_is_lost_and_the_rerun_ends_the_same(
@@ -61,7 +61,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost_and_the_rerun_ends_the_same(
 ) -> None:  # fmt: skip
     if not hasattr(module, name):
         pytest.skip(f"this system has no {name}")
-    monkeypatch.setattr(plan, "CROPS_PER_PART", 16)
+    monkeypatch.setattr(chunks, "CROPS_PER_CHUNK", 16)
     few, more = ({"shots": shots, "seeds": [1], "views": 1} for shots in ([1], ["all"]))
     cache_features(backbone, dataset, tmp_path / "whole", **few)
     expected = contents(cache_features(backbone, dataset, tmp_path / "whole", **more))
@@ -73,7 +73,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost_and_the_rerun_ends_the_same(
             cache_features(backbone, dataset, tmp_path / "full", **more)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
-    assert not list(path.parent.glob("**/*.tmp"))
+    assert not list(path.parent.glob("**/*.part"))
     assert contents(cache_features(backbone, dataset, tmp_path / "full", **more)) == expected
 
 
@@ -145,7 +145,7 @@ def test_a_limit_on_file_size_is_a_clear_error_and_loses_nothing(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert path.read_bytes() == before
-        assert not list(path.parent.glob("**/*.tmp"))
+        assert not list(path.parent.glob("**/*.part"))
     cache_features(backbone, dataset, tmp_path, shots=["all"], seeds=[1], views=1)
     assert len(FeatureStore.open(path, backbone, dataset).indices("train")) == 18
 

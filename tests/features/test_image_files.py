@@ -22,11 +22,11 @@ from fastcoop.features import (
     FeatureStore,
     cache_features,
     check_store,
+    chunks,
     encode,
     open_current,
-    plan,
 )
-from fastcoop.features.image_files import ImageFiles, find_changes, read_file
+from fastcoop.features.image_files import UNKNOWN, find_changes, read_file, unknown_files
 from fastcoop.features.store_file import FILE_FIELDS, FILES_SHA256, META, META_SHA256
 from tests.advice import follows
 from tests.features.small import contents, make_folder
@@ -62,10 +62,7 @@ def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> No
     paths = [tmp_path / str(number) for number in range(6)]
     for path in paths:
         path.write_bytes(b"content of " + path.name.encode())
-    recorded = ImageFiles.of([*(read_file(path)[1] for path in paths[:5])])
-    recorded = ImageFiles(*(np.concatenate([a, b]) for a, b in zip(
-        vars(recorded).values(), vars(ImageFiles.unknown(1)).values(), strict=True
-    )))  # fmt: skip
+    recorded = np.append(np.stack([read_file(path)[1] for path in paths[:5]]), unknown_files(1))
     paths[1].write_bytes(b"another size")
     time = paths[2].stat().st_mtime_ns
     paths[2].write_bytes(b"CONTENT of 2")
@@ -75,7 +72,7 @@ def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> No
     paths[5].write_bytes(b"nothing is recorded of it")
     changed, renewed = find_changes(paths, recorded, "")
     assert changed.tolist() == [False, True, True, False, False, False]
-    assert renewed.mtime_ns[3] == paths[3].stat().st_mtime_ns
+    assert renewed["mtime_ns"][3] == paths[3].stat().st_mtime_ns
     os.utime(paths[2], ns=(time, time))
     assert find_changes(paths, recorded, "")[0].tolist() == [False, True, False, False, False, False]
     assert find_changes(paths, recorded, "", hash_all=True)[0].tolist() == changed.tolist()
@@ -212,7 +209,7 @@ def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
 def test_parts_of_an_interrupted_run_are_not_taken_up_for_other_pictures(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "CROPS_PER_PART", 8)
+    monkeypatch.setattr(chunks, "CROPS_PER_CHUNK", 8)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -256,15 +253,19 @@ def test_stores_of_version_1_are_used_and_said_to_be_unknown_until_encoded_again
     )  # written in version 2 now, with records of what is new
     assert count_encoded() == 2 * 15
     store = FeatureStore.open(path)
-    assert [int(store.files(split).known.sum()) for split in ("train", "val", "test")] == [15, 0, 0]
+    assert [int((store.files(split)["size"] != UNKNOWN).sum()) for split in ("train", "val", "test")] == [
+        15,
+        0,
+        0,
+    ]
     assert store.digest == digest
     cache_features(
         backbone, dataset, tmp_path, **few | {"views": 2}
     )  # says nothing of the first views' bytes
-    assert FeatureStore.open(path).files("train").known.sum() == 15
+    assert (FeatureStore.open(path).files("train")["size"] != UNKNOWN).sum() == 15
     path.unlink()
     cache_features(backbone, dataset, tmp_path, **few)
-    assert FeatureStore.open(path).files("test").known.all()
+    assert (FeatureStore.open(path).files("test")["size"] != UNKNOWN).all()
 
 
 @follows(

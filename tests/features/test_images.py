@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 
 from fastcoop.backbones import Preprocess
 from fastcoop.features import images
-from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb
+from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb
 
 RGB = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 37, 3), dtype=np.uint8))
 BICUBIC = InterpolationMode.BICUBIC
@@ -33,7 +33,7 @@ def test_view_zero_equals_open_clips_preprocessing(mode: str, interpolation: str
         24, mean=MEAN, std=STD, interpolation=interpolation, resize_mode=mode
     )
     theirs = open_clip.transform.image_transform_v2(config, is_train=False)(RGB)
-    ours = normalised(crops(RGB, "x", [0], facts, "current", 0), facts, torch.device("cpu"))
+    ours = normalize(crops(RGB, "x", [0], facts, "current", 0), facts, torch.device("cpu"))
     assert torch.equal(ours[0], theirs)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from fastcoop.datasets import load_dataset
-from fastcoop.features import cache_features, plan
+from fastcoop.features import cache_features, chunks
 from tests.features.small import make_backbone
 
 
 def main(folder: str, cache: str, gate: Path) -> None:
     torch.set_num_threads(1)
-    plan.CROPS_PER_PART = 8  # type: ignore[misc]
+    chunks.CROPS_PER_CHUNK = 8  # type: ignore[misc]
     backbone, encoded = make_backbone(), [0]
     original = backbone.model.encode_image
 
