@@ -37,7 +37,7 @@ def encode(photos: Path, images: int, model: str) -> None:
 
     from fastcoop.backbones import load_backbone
     from fastcoop.datasets import load_dataset
-    from fastcoop.features.images import crops, normalised, read_rgb
+    from fastcoop.features.images import crops, normalize, read_rgb
 
     with tempfile.TemporaryDirectory() as folder:
         table = write_table(Path(folder) / "photos.csv", photos, images)
@@ -50,7 +50,7 @@ def encode(photos: Path, images: int, model: str) -> None:
         pixels = np.concatenate(
             [crops(read_rgb(path), str(path), range(8), facts, "current", 0) for path in some]
         )
-        batch = normalised(pixels, facts, torch.device("cpu"))
+        batch = normalize(pixels, facts, torch.device("cpu"))
         half = max(1, round(total / len(batch) / 4))  # a quarter of the work before, a quarter after
 
         def tower() -> np.ndarray:
@@ -90,9 +90,9 @@ def memory(photos: Path, images: int) -> None:
 
 def read(images: int, views: int, dim: int) -> None:
     """All training features of a store into memory as training takes them."""
-    from fastcoop.features.cache import package_versions
-
     from fastcoop.datasets.dataset import Split, make_dataset
+    from fastcoop.features.cache import package_versions
+    from fastcoop.features.image_files import unknown_files
     from fastcoop.features.store import FeatureStore, Meta
     from fastcoop.features.write import SplitContent, write_store
     from fastcoop.methods.data import Data
@@ -117,7 +117,9 @@ def read(images: int, views: int, dim: int) -> None:
                 (np.arange(start, min(start + 200, len(part))), slice(0, stored), block[: len(part) - start])
                 for start in range(0, len(part), 200)
             )
-            contents[split] = SplitContent(np.arange(len(part)), part.labels, part.paths, stored, blocks)
+            contents[split] = SplitContent(
+                np.arange(len(part)), part.labels, part.paths, stored, unknown_files(len(part)), blocks
+            )
         path = Path(folder) / "made-up.h5"
         write_store(path, meta, contents)
         shape = (

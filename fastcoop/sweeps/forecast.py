@@ -354,14 +354,15 @@ def _size(run: RunSpec[Any]) -> float:
 
 def _seconds_per_crop(backbone: Backbone, dataset: Dataset, recipe: str) -> float:
     """Return the seconds of encoding an image, from a few test images; reading goes on beside it."""
-    from fastcoop.features import encode, plan
+    from fastcoop.features.chunks import Chunk, EncodingSettings
+    from fastcoop.features.encode import encode, read_crops
 
     rows = tuple(range(min(TIMED_CROPS, len(dataset.splits["test"]))))
-    part, settings = (
-        plan.Part("test", rows, range(1), ""),
-        plan.Settings(recipe, 0, 0, "float32", TIMED_CROPS),
+    chunk, settings = (
+        Chunk("test", rows, range(1), ""),
+        EncodingSettings(recipe, 0, 0, "float32", TIMED_CROPS),
     )
-    images = [encode.read_crops(dataset, part, row, backbone, settings) for row in rows]
+    images = [read_crops(dataset, chunk, row, backbone, settings) for row in rows]
     start = time.perf_counter()
-    encode.encode(backbone, dataset, part, images, settings)
+    encode(backbone, dataset, chunk, images, settings)
     return (time.perf_counter() - start) / len(rows)
