@@ -34,7 +34,7 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
                 )
             pairs = [pair for pair in pairs if pair[0] != pair[1]]
         if pairs:
-            yield f"{name} has {len(pairs)} images of {first} in {second}, such as {_example(pairs)}: {effect}."
+            yield f"{name} has {len(pairs)} images in both {first} and {second}, such as {_example(pairs)}: {effect}."
 
 
 def _files(root: Path, part: Sequence[Item]) -> list[File]:

@@ -348,7 +348,7 @@ def test_val_and_test_of_the_same_images_are_told(tmp_path, put, caplog):
         f"{i}.jpg,{'ab'[i % 2]},{s}" for i in range(12) for s in (["train"] if i < 8 else ["val", "test"])
     ]
     (note,) = write_csv(tmp_path, rows).notes
-    assert "has 4 images of val in test, such as 10.jpg and 3 more: what is chosen" in note
+    assert "has 4 images in both val and test, such as 10.jpg and 3 more: what is chosen" in note
     assert note.endswith("is chosen on the test set.")
     assert caplog.text.count(note) == 1
     assert check_dataset(tmp_path / "list.csv").notes == (note,)
@@ -358,9 +358,9 @@ def test_val_and_test_of_the_same_images_are_told(tmp_path, put, caplog):
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        ("val", "test", "has 2 images of val in test"),
-        ("train", "test", "has 2 images of train in test"),
-        ("train", "val", "has 2 images of train in val"),
+        ("val", "test", "has 2 images in both val and test"),
+        ("train", "test", "has 2 images in both train and test"),
+        ("train", "val", "has 2 images in both train and val"),
     ],
 )
 def test_links_and_copies_are_the_same_images(tmp_path, how, first, second, expected):
