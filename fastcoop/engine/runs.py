@@ -21,6 +21,11 @@ BATCH_SIZE = 32
 MIN_RATE, MAX_RATE = 1e-38, 1e38  # limits of float32
 
 
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the optimizer steps of an epoch: the last, short batch is dropped unless it is the only one."""
+    return max(1, images // batch_size)
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One training of context vectors: its prompts, its first contexts, its images' features and its schedule.
@@ -101,8 +106,8 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """A training set smaller than a batch is one batch; otherwise the last short batch is dropped."""
-        return max(1, len(self.labels) // self.batch_size)
+        """Optimizer steps of an epoch."""
+        return steps_per_epoch(len(self.labels), self.batch_size)
 
     @property
     def steps(self) -> int:

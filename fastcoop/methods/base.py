@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
@@ -20,6 +20,7 @@ from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:  # workers import this room without torch
     from fastcoop.backbones import Backbone
+    from fastcoop.engine import RunShape
     from fastcoop.engine.training import State
     from fastcoop.prompts import PromptLayout
 
@@ -111,14 +112,6 @@ class RunContext:
     memory_budget: int | None = None
     on_progress: Callable[[float], None] = lambda runs: None
     checkpoint: Checkpoint | None = None
-
-
-class Training(NamedTuple):
-    """What a run asks of the engine: its prompts and its optimiser steps."""
-
-    class_names: tuple[str, ...]
-    layout: PromptLayout
-    steps: int
 
 
 class Method(ABC, Generic[S]):
@@ -223,8 +216,8 @@ class Method(ABC, Generic[S]):
         """Return additional columns of the results table: names, and values that JSON can hold."""
         return {}
 
-    def training(self, run: RunSpec[S], backbone: Backbone) -> Training | None:
-        """Return what a run needs of the engine; None if runs of the method do not train together there."""
+    def run_shape(self, run: RunSpec[S], backbone: Backbone) -> RunShape | None:
+        """Return the sizes of a run that trains in the engine, beside others; None for methods that do not."""
         return None
 
 

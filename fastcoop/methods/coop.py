@@ -11,16 +11,23 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Method, Outcome, RunContext, Training
+from fastcoop.methods.base import Done, Method, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
-from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, schedule_of
+from fastcoop.methods.schedule import (
+    LearningRate,
+    Positive,
+    ScheduleSettings,
+    epochs_of,
+    schedule_of,
+    steps_per_epoch,
+)
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
-    from fastcoop.engine import Trained
+    from fastcoop.engine import RunShape, Trained
     from fastcoop.prompts import PromptLayout
 
 LOOKS = 20  # at the validation images, evenly over a schedule
@@ -154,10 +161,19 @@ class CoOpMethod(Method[CoOpSettings]):
             "schedule": schedule_of(settings),
         }
 
-    def training(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> Training:
+    def run_shape(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> RunShape:
+        from fastcoop.engine import RunShape
+
         assert run.subset is not None
-        per_epoch = max(1, len(run.subset.train) // run.settings.batch_size)
-        return Training(run.data.class_names, layout_of(run.settings, backbone), epochs_of(run) * per_epoch)
+        return RunShape(
+            run.data.class_names,
+            layout_of(run.settings, backbone),
+            epochs_of(run) * steps_per_epoch(run),
+            images=len(run.subset.train),
+            views=max(1, run.data.views),
+            batch_size=run.settings.batch_size,
+            features=(run.dataset, run.shots, run.seed),
+        )
 
     def run(
         self,

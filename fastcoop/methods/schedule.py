@@ -77,6 +77,14 @@ def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[
     return [order[at : at + batch_size] for at in range(0, max(images - batch_size, 0) + 1, batch_size)]
 
 
+def steps_per_epoch(run: RunSpec[Any]) -> int:
+    """Return the optimizer steps of one epoch of a run, as the engine counts them."""
+    from fastcoop.engine.runs import steps_per_epoch
+
+    assert run.subset is not None
+    return steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+
+
 def epochs_of(run: RunSpec[Any]) -> int:
     """Epochs that a run's schedule stands for.
 
@@ -94,7 +102,7 @@ def epochs_of(run: RunSpec[Any]) -> int:
     if epochs == "paper":
         return paper_epochs(run.data.name, shots)
     assert run.subset is not None
-    per_epoch = max(1, len(run.subset.train) // run.settings.batch_size)
+    per_epoch = steps_per_epoch(run)
     return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, RunSpec
-from fastcoop.methods.base import Training
 from fastcoop.results.records import Batch
+
+if TYPE_CHECKING:
+    from fastcoop.engine import RunShape
 
 # "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
 MAX_BATCH_FRACTION = (
@@ -73,18 +75,17 @@ def plan_batches(runs: Iterable[RunSpec], *, threads: int, budget: int) -> list[
         by_backbone.setdefault(run.model, []).append(run)
     batches: list[Batch] = []
     for backbone, group in by_backbone.items():
-        trainings = {run.key: training_of(run) for run in group}
-        batches += _plain_batches([run for run in group if trainings[run.key] is None], threads)
-        training = {key: found for key, found in trainings.items() if found is not None}
-        batches += _training_batches(
-            backbone, [run for run in group if run.key in training], training, threads, budget
-        )
+        found = {run.key: shape_of(run) for run in group}
+        batches += _plain_batches([run for run in group if found[run.key] is None], threads)
+        shapes = {key: shape for key, shape in found.items() if shape is not None}
+        training = [run for run in group if run.key in shapes]
+        batches += _training_batches(backbone, training, shapes, threads, budget)
     return batches
 
 
-def training_of(run: RunSpec) -> Training | None:
-    """Return what a run asks of the engine; None if it does not train there, or has learned already."""
-    return None if run.has_learned else METHODS[run.method].training(run, run.model)
+def shape_of(run: RunSpec) -> RunShape | None:
+    """Return the sizes of a run that is to train in the engine; None for other runs."""
+    return None if run.has_learned else METHODS[run.method].run_shape(run, run.model)
 
 
 def in_order(batches: Iterable[Batch]) -> list[Batch]:
@@ -123,22 +124,22 @@ def _plain_batches(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
 def _training_batches(
     backbone: Backbone,
     runs: Sequence[RunSpec],
-    training: Mapping[str, Training],
+    shapes: Mapping[str, RunShape],
     threads: int,
     budget: int,
 ) -> list[Batch]:
     """Sort runs by tree, longest first, and cut the list into batches."""
-    from fastcoop.engine import RunShape, plan_training
+    from fastcoop.engine import plan_training
     from fastcoop.engine.tree_layout import tree_key
 
     if not runs:
         return []
-    trees = {key: tree_key(wanted.class_names, wanted.layout) for key, wanted in training.items()}
-    plan = plan_training(backbone, [RunShape(*wanted) for wanted in training.values()], memory_budget=budget)
+    trees = {key: tree_key(shape.class_names, shape.layout) for key, shape in shapes.items()}
+    plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
     rows = {tree: cost.rows for tree, cost in plan.trees.items()}
     place = {tree: number for number, tree in enumerate(sorted(rows, key=repr))}
     row_seconds = 4 * 12 * backbone.text.width**2 * len(backbone.text.blocks) / CORE_FLOPS
-    costs = {key: rows[trees[key]] * wanted.steps * row_seconds for key, wanted in training.items()}
+    costs = {key: rows[trees[key]] * shape.steps * row_seconds for key, shape in shapes.items()}
     fill, max_cost = plan.rows_estimate, sum(costs.values()) * MAX_BATCH_FRACTION
     batches: list[Batch] = []
     keys: list[str] = []
@@ -149,7 +150,7 @@ def _training_batches(
             batches.append(Batch(method, backbone.name, tuple(keys), threads, budget, cost))
 
     for run in sorted(
-        runs, key=lambda r: (r.method, place[trees[r.key]], -training[r.key].steps, r.seed, r.key)
+        runs, key=lambda r: (r.method, place[trees[r.key]], -shapes[r.key].steps, r.seed, r.key)
     ):
         key, more = run.key, held + rows[trees[run.key]]
         too_large = cost + costs[key] > max_cost or more > MAX_BATCH_FILLS * fill

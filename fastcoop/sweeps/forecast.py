@@ -21,12 +21,12 @@ from fastcoop.backbones.precision import fresh_state
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid, plan_runs, warn_of_idle_settings
 from fastcoop.methods import METHODS, RunContext, RunSpec
-from fastcoop.methods.schedule import ScheduleSettings, epochs_of
+from fastcoop.methods.schedule import ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.progress import duration
 from fastcoop.results.database import DATABASE
 from fastcoop.results.read import load_batches, load_failures, load_runs
 from fastcoop.results.records import Batch
-from fastcoop.sweeps.batches import training_of
+from fastcoop.sweeps.batches import shape_of
 from fastcoop.sweeps.caching import missing_crops
 from fastcoop.sweeps.sweep import (
     Summary,
@@ -229,16 +229,9 @@ def _forecast(
 
 
 def _training_plan(batch: Batch, runs: Mapping[str, RunSpec[Any]]) -> TrainingPlan:
-    from fastcoop.engine import RunShape, plan_training
+    from fastcoop.engine import plan_training
 
-    shapes = []
-    for run in (runs[key] for key in batch.keys):
-        training, images = training_of(run), len(run.subset.train) if run.subset else 0
-        assert training is not None
-        same_features = run.dataset, run.shots, run.seed
-        shapes.append(
-            RunShape(*training, images=images, views=max(1, run.data.views), features=same_features)
-        )
+    shapes = [shape for key in batch.keys if (shape := shape_of(runs[key]))]
     return plan_training(runs[batch.keys[0]].model, shapes, memory_budget=batch.budget)
 
 
@@ -348,7 +341,7 @@ def _size(run: RunSpec[Any]) -> float:
         return 1.0
     images = len(run.subset.train)
     if isinstance(run.settings, ScheduleSettings):
-        return float(epochs_of(run) * max(1, images // run.settings.batch_size))
+        return float(epochs_of(run) * steps_per_epoch(run))
     return float(images * len(run.data.class_names))
 
 

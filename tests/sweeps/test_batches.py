@@ -37,7 +37,7 @@ def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[st
             assert len(batch.keys) == 1
         if batch.trains:
             layouts = [
-                repr(METHODS["coop"].training(planned[key], planned[key].model)[1]) for key in batch.keys
+                repr(METHODS["coop"].run_shape(planned[key], planned[key].model).layout) for key in batch.keys
             ]
             changes = sum(a != b for a, b in pairwise(layouts))
             assert changes == len(set(layouts)) - 1, "a tree's runs lie side by side"
