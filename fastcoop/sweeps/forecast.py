@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -292,7 +293,7 @@ def _time_step(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float]:
     train(backbone, [replace(chosen[0], epochs=1)])  # what each process does once
     start = time.perf_counter()
     train(backbone, chosen, on_step=lambda get_state: ends.append(time.perf_counter()))
-    step = min(end - begin for begin, end in pairwise(ends))
+    step = median(end - begin for begin, end in pairwise(ends))
     return max(0.0, ends[0] - start - step), step / flops
 
 
@@ -320,18 +321,18 @@ def _time(run: RunSpec[Any]) -> float:
 def _time_runs(runs: Sequence[RunSpec[Any]]) -> Callable[[float], float]:
     """Time the smallest run and, unless that takes long, one of median size; return seconds by size, a line."""
     ordered = sorted(runs, key=_size)
-    small, median = ordered[0], ordered[len(ordered) // 2]
+    small, middle = ordered[0], ordered[len(ordered) // 2]
     if (
         isinstance(small.settings, ScheduleSettings) and not small.has_learned
     ):  # a few steps tell the time of one
-        small, median = (
+        small, middle = (
             replace(small, settings=small.settings.model_copy(update={"epochs": n})) for n in (1, 3)
         )
     first, first_size, slope = _time(small), _size(small), 0.0
-    if _size(median) > first_size:
-        if first * _size(median) / first_size > MAX_RUN_SECONDS:
+    if _size(middle) > first_size:
+        if first * _size(middle) / first_size > MAX_RUN_SECONDS:
             return lambda size: first * size / first_size
-        slope = max(0.0, (_time(median) - first) / (_size(median) - first_size))
+        slope = max(0.0, (_time(middle) - first) / (_size(middle) - first_size))
     return lambda size: first + slope * (size - first_size)
 
 

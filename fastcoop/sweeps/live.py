@@ -1,12 +1,13 @@
-"""What a sweep shows while it runs: results as they come, throughput and time left."""
+"""What a sweep shows while it runs: new results, throughput and time left."""
 
 from __future__ import annotations
 
 import statistics
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -20,88 +21,98 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # results on a terminal at once
 LINE_EVERY = 5.0  # seconds between plain lines
-NUMBERS = {
-    "shots": 5,
-    "seed": 4,
-    "accuracy": 14,
-    "seconds": 7,
-}  # columns, and what they need ("62.5% diverged")
+COLUMN_WIDTHS = {"shots": 5, "seed": 4, "accuracy": 14, "seconds": 7}  # "62.5% diverged" fits
+
+
+@dataclass
+class _Work:
+    """Costs of the work of one method with one backbone, in `Batch.cost`, and the seconds spent."""
+
+    left: float = 0.0
+    done: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Seconds per unit of cost; 0 if unknown."""
+        return self.seconds / self.done if self.done else 0.0
+
+
+@dataclass
+class _Running:
+    batch: Batch
+    start: float
+    done: float = 0.0
 
 
 class Pace:
-    """How fast work goes: what is left of each kind (a method, by backbone) at the rate seen so far.
-
-    Safe to read from another thread than the one that changes it.
-    """
+    """Estimates the time left from the pace of each method with each backbone so far. Safe to use from two threads."""
 
     def __init__(self, batches: Iterable[Batch], workers: int):
         self.workers = max(1, workers)
-        self._left: dict[tuple[str, str], float] = {}
-        self._done: dict[tuple[str, str], float] = {}
-        self._spent: dict[tuple[str, str], float] = {}
-        self._begun: dict[str, tuple[Batch, float, float]] = {}  # batch, when, cost done
+        self._work: defaultdict[tuple[str, str], _Work] = defaultdict(_Work)
+        self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         for batch in batches:
             self.add(batch)
 
     def add(self, batch: Batch) -> None:
-        kind = batch.method, batch.backbone
+        """Add a batch to the work left."""
         with self._lock:
-            self._left[kind] = self._left.get(kind, 0.0) + batch.cost
+            self._work[batch.method, batch.backbone].left += batch.cost
 
     def begin(self, batch: Batch) -> None:
+        """Note that a batch has been started."""
         with self._lock:
-            self._begun[batch.name] = batch, time.monotonic(), 0.0
+            self._running[batch.name] = _Running(batch, time.monotonic())
 
     def progress(self, batch: Batch, runs: float) -> None:
+        """Note that a number of runs of a batch, maybe fractional, were done."""
         with self._lock:
-            if batch.name in self._begun:
-                _, when, done = self._begun[batch.name]
-                done = min(batch.cost, done + runs * batch.cost / len(batch.keys))
-                self._begun[batch.name] = batch, when, done
+            if running := self._running.get(batch.name):
+                running.done = min(batch.cost, running.done + runs * batch.cost / len(batch.keys))
 
     def finish(self, batch: Batch, seconds: float) -> None:
-        kind = batch.method, batch.backbone
+        """Note that a batch has ended after ``seconds``."""
         with self._lock:
-            self._begun.pop(batch.name, None)
-            self._left[kind] -= batch.cost
-            self._done[kind] = self._done.get(kind, 0.0) + batch.cost
-            self._spent[kind] = self._spent.get(kind, 0.0) + seconds
+            self._running.pop(batch.name, None)
+            _add(self._work[batch.method, batch.backbone], batch.cost, seconds)
 
     def seconds_left(self) -> float:
-        """Expected seconds until all is done, if no worker is ever idle."""
+        """Return the expected seconds until everything is done, if no worker is idle."""
         now = time.monotonic()
         with self._lock:
-            done, spent, left = dict(self._done), dict(self._spent), dict(self._left)
-            begun = list(self._begun.values())
-        for batch, when, cost in begun:
-            kind = batch.method, batch.backbone
-            if cost:
-                done[kind] = done.get(kind, 0.0) + cost
-                spent[kind] = spent.get(kind, 0.0) + now - when
-                left[kind] -= cost
-        rates = {kind: spent[kind] / done[kind] for kind in done if done[kind]}
-        return sum(max(cost, 0.0) * _rate(kind, rates) for kind, cost in left.items()) / self.workers
+            work = {kind: replace(one) for kind, one in self._work.items()}
+            running = list(self._running.values())
+        for one in running:
+            if one.done:
+                _add(work[one.batch.method, one.batch.backbone], one.done, now - one.start)
+
+        def rate(method: str, backbone: str) -> float:
+            # An unknown pace is that of the method with other backbones, or else the median of all: a method that is
+            # far slower than planned says nothing about others.
+            known = [one.rate for one in work.values() if one.rate] or [1.0]
+            same = [one.rate for kind, one in work.items() if kind[0] == method and one.rate]
+            return work[method, backbone].rate or statistics.median(same or known)
+
+        return sum(max(one.left, 0.0) * rate(*kind) for kind, one in work.items()) / self.workers
 
 
-def _rate(kind: tuple[str, str], rates: Mapping[tuple[str, str], float]) -> float:
-    """Seconds per cost of a kind of work, as seen of that kind, else of its method on other backbones, else of the
-    kind in the middle, since one that is far slower than thought says nothing of the others."""
-    alike = [rate for other, rate in rates.items() if other[0] == kind[0]]
-    return rates.get(kind) or statistics.median(alike or rates.values() or [1.0])
+def _add(work: _Work, cost: float, seconds: float) -> None:
+    work.left, work.done, work.seconds = work.left - cost, work.done + cost, work.seconds + seconds
 
 
 class Live:
-    """A table that is drawn anew on a terminal; plain lines, a few seconds apart, elsewhere. On standard error.
+    """A live table on a terminal, or else plain lines a few seconds apart, on standard error.
 
-    rich draws the table from a thread of its own; results come from the sweep's. Nothing is shown where the "fastcoop"
-    logger passes errors only.
+    rich draws the table from its own thread, while results arrive in another. Nothing is shown if the "fastcoop" logger
+    only passes errors.
     """
 
     def __init__(self, runs: int, pace: Pace):
         self.runs, self.pace = runs, pace
         self.ended = self.failed = self.diverged = 0
-        self._start = self._said = time.monotonic()
+        self._start = self._printed = time.monotonic()
         self._line = ""
         self._last: deque[tuple[RunSpec, Outcome]] = deque(maxlen=SHOWN)
         self._lock = threading.Lock()
@@ -110,8 +121,9 @@ class Live:
             from rich.console import Console
             from rich.live import Live as RichLive
 
+            console = Console(stderr=True)
             self._live = RichLive(
-                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=4, transient=True
+                console=console, get_renderable=self._table, refresh_per_second=4, transient=True
             )
 
     def __enter__(self) -> Live:
@@ -126,46 +138,44 @@ class Live:
             self._live.stop()
 
     def result(self, run: RunSpec, outcome: Outcome) -> None:
-        """A run has ended."""
+        """Show that a run has finished."""
         with self._lock:
             self.ended += 1
             self.diverged += outcome.status != "done"
             self._last.append((run, outcome))
 
     def fail(self) -> None:
-        """A run has failed for good."""
+        """Count a failed run."""
         with self._lock:
             self.failed += 1
 
     def tick(self) -> None:
-        """Called now and then; says something where it is time to."""
+        """Print a line, if the last one is old enough and something has changed. To be called every now and then."""
         now = time.monotonic()
-        if self._live is None and is_shown() and now - self._said >= LINE_EVERY:
-            self._said = now
-            last = f"; {_words(*self._last[-1])}" if self._last else ""
+        if self._live is None and is_shown() and now - self._printed >= LINE_EVERY:
+            self._printed = now
+            last = f"; {_sentence(*self._last[-1])}" if self._last else ""
             if (line := self.state() + last) != self._line:
                 print_line(line)
             self._line = line
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._live:
             self._live.console.print(escape.visible(text), markup=False, highlight=False)
         elif is_shown():
             print_line(text)
 
     def state(self) -> str:
-        """How far the sweep is, in a line."""
+        """Return the sweep's progress as one line."""
         minutes = (time.monotonic() - self._start) / 60
         with self._lock:
             ended, failed, diverged = self.ended, self.failed, self.diverged
         parts = [f"{ended} of {self.runs} runs"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{diverged} diverged"] if diverged else []
-        if ended:
-            parts.append(f"{ended / max(minutes, 1e-9):.0f} a minute")
-        parts.append(f"{duration(self.pace.seconds_left())} left")
-        return ", ".join(parts)
+        parts += [f"{ended / max(minutes, 1e-9):.0f} a minute"] if ended else []
+        return ", ".join([*parts, f"{duration(self.pace.seconds_left())} left"])
 
     def _table(self) -> Table:
         from rich.table import Table
@@ -173,8 +183,8 @@ class Live:
 
         table = Table(title=Text(self.state(), "bold"), title_justify="left", box=None, pad_edge=False)
         for name in ("dataset", "method"):
-            table.add_column(name)  # what is too long goes on in the next line; numbers stay whole
-        for name, width in NUMBERS.items():
+            table.add_column(name)  # long names wrap; numbers stay whole
+        for name, width in COLUMN_WIDTHS.items():
             table.add_column(name, justify="right", no_wrap=True, min_width=width)
         with self._lock:
             last = list(self._last)
@@ -185,19 +195,17 @@ class Live:
 
 
 def _numbers(run: RunSpec, outcome: Outcome) -> tuple[str, str, str]:
-    accuracy = next(
-        (f"{one.accuracy:.1f}%" for one in outcome.scores.values() if one.accuracy == one.accuracy), ""
-    )
+    accuracies = [scores.accuracy for scores in outcome.scores.values()]
+    accuracy = next((f"{one:.1f}%" for one in accuracies if one == one), "")  # not NaN
     if outcome.status != "done":
         accuracy = f"{accuracy} {outcome.status}".lstrip()
-    learned = run.subset is not None
-    return (str(run.shots), str(run.seed), accuracy) if learned else ("", "", accuracy)
+    return (str(run.shots), str(run.seed), accuracy) if run.shots else ("", "", accuracy)
 
 
-def _words(run: RunSpec, outcome: Outcome) -> str:
+def _sentence(run: RunSpec, outcome: Outcome) -> str:
     shots, seed, accuracy = _numbers(run, outcome)
-    where = f", {shots} shot{'s' * (shots != '1')}, seed {seed}" if shots else ""
-    return f"{_label(run)} on {run.dataset}{where}: {accuracy}"
+    few_shot = f", {shots} shot{'s' * (shots != '1')}, seed {seed}" if shots else ""
+    return f"{_label(run)} on {run.dataset}{few_shot}: {accuracy}"
 
 
 def _label(run: RunSpec) -> str:
