@@ -1,12 +1,11 @@
-"""What was learned on one dataset, tested on others: no training, and the tests join the run in its results folder."""
+"""Test runs of a results folder on further datasets, without training."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,14 @@ from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.progress import progress
 from fastcoop.results.metadata import add_datasets, recorded_grid
 from fastcoop.results.parameters import Parameters, load_parameters
-from fastcoop.results.read import (
-    load_predictions,
-    load_results,
-    load_runs,
-    load_score_inputs,
-)
+from fastcoop.results.read import load_predictions, load_results, load_runs, load_score_inputs
 from fastcoop.results.records import ScoreInputs
-from fastcoop.results.store import open_store
+from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps.records import describe_datasets, missing_tests, read_settings, record_outcome
 
 log = logging.getLogger("fastcoop")
+
+TestsByRun = Mapping[str, Mapping[str, ScoreInputs]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,13 @@ class Tested:
     """One test of one run.
 
     Attributes:
-        accuracy, macro_accuracy: in percent; NaN where the run's outputs are not finite.
-        new: whether the test was made now.
+        key: Key of the run.
+        label: Its method and settings, as figures name them.
+        source: The dataset that it was trained on.
+        shots, seed: Of its few-shot subset.
+        dataset: The dataset that it was tested on.
+        accuracy, macro_accuracy: In percent; NaN if the run's outputs are not finite.
+        new: Whether the test was made by this call.
     """
 
     key: str
@@ -79,27 +80,31 @@ def evaluate(
     device: str = "cpu",
     skip_unreadable: bool = False,
 ) -> list[Tested]:
-    """Test runs of a results folder on further datasets, with these datasets' own class lists.
+    """Test runs of a results folder on further datasets, with the class names of these datasets.
 
-    Contexts, text transforms and biases and zero-shot prompts meet the target's class names; class-specific contexts
-    and a linear probe answer with those of their classes that the target has, found by WordNet ID or by name. Runs
-    that `fastcoop import-coop` brought are tested on their own dataset in the same way. Test features of the targets
-    are cached first. What was tested before is not tested again.
+    Contexts, text transforms, text biases and zero-shot prompts are combined with the target's class names.
+    Class-specific contexts and linear probes are tested on those of their classes that the target has, found by WordNet
+    ID or by name. Runs of `fastcoop import-coop` are tested on their own dataset in the same way. Test features of the
+    targets are cached first. Tests that were made before are not repeated.
 
     Args:
-        results: a results folder.
-        targets: datasets as a grid names them.
-        runs: keys, or beginnings of keys; none is every run that can be tested on the targets. The others are
-            then left out with a warning.
-        backbones: of the runs, as a command line names them, where their names alone do not find them.
-        data_root, cache: where datasets and feature stores lie.
-        recipe: of the targets' image transforms; by default that of the features the runs learned from.
-        device: of the towers.
-        skip_unreadable: leave images out that cannot be decoded, and say which, instead of raising.
+        results: The results folder. The tests are added to it.
+        targets: Datasets, as a grid names them.
+        runs: Keys, or their first characters. Empty: all runs that can be tested on the targets; a warning counts the
+            tests left out.
+        backbones: Backbones of the runs, as a command line names them, if their names do not find them.
+        data_root: Folder of the datasets.
+        cache: Folder of the feature stores.
+        recipe: Image transforms for the targets; by default those that the runs were trained with.
+        device: Device of the backbones.
+        skip_unreadable: Leave out images that cannot be decoded, with a warning, in place of raising.
+
+    Returns:
+        All tests of the selected runs on the targets, new or not.
 
     Raises:
-        UserError: no results, no such run, target or backbone, or runs named that cannot be tested on a target.
-            Nothing has been recorded then.
+        UserError: There are no results, no such run, target or backbone, or a run of ``runs`` cannot be tested on a
+            target. Nothing has been recorded then.
     """
     folder, root = Path(results), Path(data_root) if data_root is not None else None
     targets, runs, backbones = several(targets), several(runs), several(backbones)
@@ -108,73 +113,79 @@ def evaluate(
     if recipe is not None and recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
     check_device(device)
-    rows = _chosen(folder, runs)
+    rows = _select(folder, runs)
     datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
     refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})
-    found = _backbones(rows, backbones, device)
+    found = _load_backbones(rows, backbones, device)
     recipe = recipe or _recipe(folder, rows)
     planned = _plan(folder, rows, datasets, found, strict=bool(runs))
     _refuse_other_datasets(folder, planned, cache)
     with open_store(folder) as store:
         for backbone, data in _targets(planned):
-            with suppress(UserError):  # refused when it is needed
+            with suppress(UserError):  # raised below if the store is needed
                 path = store_path(cache, backbone, data.dataset)
                 data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
         tested = store.finished()
         swept = {row.key for row in rows if "imported_epoch" not in row.extra}
         _refuse_other_features(folder, planned, tested, swept)
-        pending = _lacking(planned, tested)
+        pending = _pending(planned, tested)
         pending += [run for run in planned if any(data.store is None for data in run.targets)]
-        used = list({run.model.digest: run.model for run in pending}.values())
         for _ in cache_all(
-            used, [(data, (), ()) for data in datasets], cache, views=0, recipe=recipe,
-            skip_unreadable=skip_unreadable, retry_skipped=False,
-        ):  # fmt: skip
+            list({run.model.digest: run.model for run in pending}.values()),
+            [(dataset, (), ()) for dataset in datasets],
+            cache,
+            views=0,
+            recipe=recipe,
+            skip_unreadable=skip_unreadable,
+            retry_skipped=False,
+        ):
             pass
         for backbone, data in _targets(pending):
             data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)
         _refuse_other_features(folder, planned, tested, swept)
-        pending = _lacking(planned, tested)
+        pending = _pending(planned, tested)
         add_datasets(folder, describe_datasets(datasets))
-        _test(pending, partial(record_outcome, store))
-    return _report(folder, planned, {(run.key, data.name) for run in pending for data in run.targets})
+        _test(pending, store)
+    return _report(folder, planned, {(run.key, data.name) for run, data in _tests(pending)})
 
 
 def _targets(runs: Iterable[RunSpec[Any]]) -> Iterable[tuple[Backbone, Data]]:
-    """Every target of the runs once, with its backbone."""
-    return {id(data): (run.model, data) for run in runs for data in run.targets}.values()
+    """Return every distinct target of the runs, with its backbone."""
+    return {id(data): (run.model, data) for run, data in _tests(runs)}.values()
 
 
-def _chosen(folder: Path, runs: Sequence[str]) -> list[Any]:
-    """Rows of the runs' table, of all runs or those whose keys begin so."""
+def _tests(runs: Iterable[RunSpec[Any]]) -> Iterator[tuple[RunSpec[Any], Data]]:
+    return ((run, data) for run in runs for data in run.targets)
+
+
+def _select(folder: Path, runs: Sequence[str]) -> list[Any]:
+    """Return rows of the runs' table: those whose keys begin with one of ``runs``, or all."""
     rows: list[Any] = list(load_runs(folder).itertuples())
     for run in runs:
         if not any(row.key.startswith(run) for row in rows):
             command = escape.shell_command("fastcoop", "results", "list", folder)
-            raise UserError(f"{folder} has no run {run}; `{command}` shows what it has.")
+            raise UserError(f"{folder} has no run {run}; `{command}` shows its runs.")
     if not rows:
         raise UserError(f"{folder} holds no runs yet; run `fastcoop sweep` into it first.")
     return [row for row in rows if not runs or row.key.startswith(tuple(runs))]
 
 
 def _recipe(folder: Path, rows: Iterable[Any]) -> str:
-    """The recipe of image transforms that the runs learned from, as far as they say. Raises UserError for several."""
+    """Return the recipe of image transforms of the runs, as far as it is recorded. Raises UserError for several."""
     learned = (load_parameters(folder, row.key) for row in rows)
-    said = {one.recipe for one in learned if one is not None and one.recipe in RECIPES}
-    if len(said) > 1:
+    recipes = {one.recipe for one in learned if one is not None and one.recipe in RECIPES}
+    if len(recipes) > 1:
         raise UserError(
-            f"The runs of {folder} learned by several recipes of images ({', '.join(sorted(map(str, said)))}); "
-            "choose runs of one (--run), or say which to test by (--recipe)."
+            f"The runs of {folder} were trained with several recipes of images ({', '.join(sorted(map(str, recipes)))})"
+            "; choose runs of one (--run), or name the recipe for the targets (--recipe)."
         )
-    return str(said.pop()) if said else recorded_grid(folder).get("recipe", "current")
+    return str(recipes.pop()) if recipes else recorded_grid(folder).get("recipe", "current")
 
 
-def _backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[str, Backbone]:
-    """{digest: the backbone that runs learned over}. Raises UserError where one is not found, or has other weights."""
-    found = {}
-    for spec in specs:
-        backbone = backbone_from_spec(spec, device=device)
-        found[backbone.digest] = backbone
+def _load_backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[str, Backbone]:
+    """Return the backbones of the runs by digest. Raises UserError if one is not found or has other weights."""
+    given = [backbone_from_spec(spec, device=device) for spec in specs]
+    found = {backbone.digest: backbone for backbone in given}
     for name, digest in {(row.backbone, row.backbone_digest) for row in rows}:
         if digest in found:
             continue
@@ -186,8 +197,8 @@ def _backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[s
             ) from None
         if backbone.digest != digest:
             raise UserError(
-                f"The runs learned over {name} ({digest[:12]}), not over the {name} that is here "
-                f"({backbone.digest[:12]}); give the right one with --backbone."
+                f"The runs were trained with {name} of digest {digest[:12]}, but the {name} that is here has digest "
+                f"{backbone.digest[:12]}; give the right one with --backbone."
             )
         found[digest] = backbone
     return found
@@ -200,100 +211,47 @@ def _plan(
     backbones: dict[str, Backbone],
     strict: bool,
 ) -> list[RunSpec[Any]]:
-    """Each run with the targets it can be tested on. ``strict`` raises for what cannot be, else it is left out."""
+    """Return each run with the targets that it can be tested on. If ``strict``, raise for other targets."""
     data = {digest: [Data(dataset, None) for dataset in datasets] for digest in backbones}
-    planned, refused = [], []
+    planned, errors = [], []
     checked: set[tuple[Any, ...]] = set()
     for row in rows:
-        method, fitting, backbone = METHODS[row.method], [], backbones[row.backbone_digest]
+        fitting = []
         try:
-            run = _run(folder, row, backbone)
-            for target in data[row.backbone_digest]:
-                try:
-                    tested = run.with_targets((target,))
-                    method.check(tested)
-                    refuse_long_prompts([tested], checked)
-                    fitting.append(target)
-                except UserError as error:
-                    refused.append(error)
+            run = _restore_run(folder, row, backbones[row.backbone_digest])
         except UserError as error:
-            refused.append(error)
+            errors.append(error)
+            continue
+        for target in data[row.backbone_digest]:
+            try:
+                METHODS[row.method].check(run.with_targets((target,)))
+                refuse_long_prompts([run.with_targets((target,))], checked)
+                fitting.append(target)
+            except UserError as error:
+                errors.append(error)
         if fitting:
             planned.append(run.with_targets(tuple(fitting)))
-    if refused and (strict or not planned):
-        raise refused[0]
-    if refused:
-        log.warning("%d tests cannot be done and are left out; the first: %s", len(refused), refused[0])
+    if errors and (strict or not planned):
+        raise errors[0]
+    if errors:
+        log.warning("%d tests cannot be done and are left out; the first: %s", len(errors), errors[0])
     return planned
 
 
-def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache: str | Path) -> None:
-    """Raise UserError for a target of the same name as another dataset that its run was tested on: a run keeps one test
-    of a name, and the new one would take the other's place."""
-    tested = load_score_inputs(folder)
-    digests: dict[int, set[str]] = {}
-    for run in planned:
-        for data in run.targets:
-            before = tested.get(run.key, {}).get(data.name)
-            if before is None:
-                continue
-            if id(data) not in digests:
-                digests[id(data)] = _test_digests(data, store_path(cache, run.model, data.dataset))
-            if before.test in digests[id(data)]:
-                continue
-            known = load_predictions(folder, run.key, data.name)
-            raise UserError(
-                f"Run {run.key[:12]} of {folder} was tested on another dataset called {data.name} "
-                f"({len(known.class_names)} classes, {len(known.labels)} test images) than the one in "
-                f"{data.dataset.root} ({len(data.class_names)} classes, {len(data.dataset.splits['test'])} test "
-                "images), whose test would replace it; give this one another name, under name: of its YAML."
-            )
-
-
-def _refuse_other_features(
-    folder: Path,
-    planned: Sequence[RunSpec[Any]],
-    tested: Mapping[str, Mapping[str, ScoreInputs]],
-    swept: Collection[str],
-) -> None:
-    """Raise UserError for a test of a swept run on its own dataset over other features: the run's key stands for those
-    that it was tested on, and the new test would take that one's place. Features not cached yet are passed over."""
-    for run in (run for run in planned if run.key in swept):
-        for data in run.targets:
-            before = tested.get(run.key, {}).get(data.name)
-            if data.name != run.dataset or before is None or before.features is None:
-                continue
-            if data.test_features not in (None, before.features):
-                raise UserError(
-                    f"Run {run.key[:12]} of {folder} was tested on its own dataset {data.name} over other features "
-                    "than today's: the pictures, their recipe or how they were encoded changed. The new test would "
-                    f"replace that one; leave {data.name} out of the targets, and sweep again for runs over today's."
-                )
-
-
-def _test_digests(data: Data, store: Path) -> set[str]:
-    """What a test on ``data`` may be called: by all its test images, and without those that its store left out."""
-    digests = {data.test_digest}
-    if store.is_file():
-        with suppress(UserError):  # of another dataset: refused, or told of, later
-            digests.add(Data(data.dataset, FeatureStore.open(store, dataset=data.dataset)).test_digest)
-    return digests
-
-
-def _run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
-    """A run as it was, without images, with what it learned. Raises UserError where it kept nothing."""
+def _restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
+    """Return a recorded run with what it learned, without images. Raises UserError if nothing is kept of it."""
     method = METHODS[row.method]
     kept = load_parameters(folder, row.key) if method.learns else Parameters(None, {})
     if kept is None:
         raise UserError(
-            f"Run {row.key[:12]} ({row.label}) keeps nothing that it could be tested by; name the targets in its grid "
-            "and sweep it again."
+            f"Run {row.key[:12]} ({row.label}) keeps nothing that could be tested; name the targets in its grid and "
+            "sweep it again."
         )
     arrays = [kept.contexts] if kept.contexts is not None else list((kept.weights or {}).values())
     if not all(np.isfinite(array).all() for array in arrays):
         raise UserError(
-            f"Run {row.key[:12]} ({row.label}, seed {row.seed}) diverged: what it learned is not finite, so it cannot "
-            "be tested; choose other runs."
+            f"Run {row.key[:12]} ({row.label}, seed {row.seed}) diverged: what it learned is not finite and cannot be "
+            "tested; choose other runs."
         )
     names = kept.class_names or load_predictions(folder, row.key).class_names
     bare = Dataset(row.dataset, folder, names, "{}", {}, "", row.dataset, folder, class_ids=kept.class_ids)
@@ -310,18 +268,65 @@ def _run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     )
 
 
-def _lacking(
-    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]]
-) -> list[RunSpec[Any]]:
-    """The runs with those of their targets alone that they have not been tested on."""
-    pending = []
-    for run in planned:
-        if left := missing_tests(run, tested.get(run.key, {})):
-            pending.append(run.with_targets(left))
-    return pending
+def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache: str | Path) -> None:
+    """Raise UserError for a target with the name of another dataset that its run was tested on.
+
+    A run keeps one test per name, so the new one would replace the other.
+    """
+    tested = load_score_inputs(folder)
+    digests: dict[int, set[str]] = {}
+    for run, data in _tests(planned):
+        before = tested.get(run.key, {}).get(data.name)
+        if before is None:
+            continue
+        if id(data) not in digests:
+            digests[id(data)] = _test_digests(data, store_path(cache, run.model, data.dataset))
+        if before.test not in digests[id(data)]:
+            known = load_predictions(folder, run.key, data.name)
+            raise UserError(
+                f"Run {run.key[:12]} of {folder} was tested on another dataset called {data.name} "
+                f"({len(known.class_names)} classes, {len(known.labels)} test images) than the one in "
+                f"{data.dataset.root} ({len(data.class_names)} classes, {len(data.dataset.splits['test'])} test "
+                "images), whose test would replace it; give this one another name, under name: of its YAML."
+            )
 
 
-def _test(pending: Sequence[RunSpec[Any]], record: Callable[[RunSpec[Any], Outcome], None]) -> None:
+def _test_digests(data: Data, store: Path) -> set[str]:
+    """Return the digests that a test on ``data`` may have: of all test images, and without those its store left out."""
+    digests = {data.test_digest}
+    if store.is_file():
+        with suppress(UserError):  # a store of another dataset is refused later
+            digests.add(Data(data.dataset, FeatureStore.open(store, dataset=data.dataset)).test_digest)
+    return digests
+
+
+def _refuse_other_features(
+    folder: Path, planned: Sequence[RunSpec[Any]], tested: TestsByRun, swept: Collection[str]
+) -> None:
+    """Raise UserError for a test of a swept run on its own dataset with other features than before.
+
+    The run's key contains those features, and the new test would replace the one with them. Features that are not
+    cached are passed over.
+    """
+    for run, data in _tests(planned):
+        before = tested.get(run.key, {}).get(data.name)
+        if run.key not in swept or data.name != run.dataset or before is None or before.features is None:
+            continue
+        if data.test_features not in (None, before.features):
+            raise UserError(
+                f"Run {run.key[:12]} of {folder} was tested on its own dataset {data.name} with other features than "
+                "today's: the pictures, their recipe or how they were encoded changed. The new test would replace that "
+                f"one; leave {data.name} out of the targets, and sweep again for runs with today's features."
+            )
+
+
+def _pending(planned: Sequence[RunSpec[Any]], tested: TestsByRun) -> list[RunSpec[Any]]:
+    """Return the runs with those of their targets that they have not been tested on."""
+    missing = ((run, missing_tests(run, tested.get(run.key, {}))) for run in planned)
+    return [run.with_targets(targets) for run, targets in missing if targets]
+
+
+def _test(pending: Sequence[RunSpec[Any]], store: ResultsStore) -> None:
     groups: dict[tuple[str, str], list[RunSpec[Any]]] = {}
     for run in pending:
         groups.setdefault((run.method, run.model.digest), []).append(run)
@@ -330,7 +335,7 @@ def _test(pending: Sequence[RunSpec[Any]], record: Callable[[RunSpec[Any], Outco
         with progress(f"{backbone.name}: testing {len(runs)} {method} runs", len(runs)) as advance:
 
             def done(index: int, outcome: Outcome, runs: list[RunSpec[Any]] = runs) -> None:
-                record(runs[index], outcome)
+                record_outcome(store, runs[index], outcome)
 
             METHODS[method].run(backbone, runs, done, RunContext(on_progress=advance))
 
@@ -338,13 +343,10 @@ def _test(pending: Sequence[RunSpec[Any]], record: Callable[[RunSpec[Any], Outco
 def _report(folder: Path, planned: Sequence[RunSpec[Any]], new: Collection[tuple[str, str]]) -> list[Tested]:
     frame = load_results(folder).set_index(["key", "dataset"])
     tested = []
-    for run in planned:
-        for data in run.targets:
-            row: Any = frame.loc[(run.key, data.name)]
-            tested.append(
-                Tested(
-                    *(run.key, str(row.label), str(row.source), run.shots, run.seed, data.name),
-                    *(float(row.accuracy), float(row.macro_accuracy), (run.key, data.name) in new),
-                )
-            )
+    for run, data in _tests(planned):
+        row: Any = frame.loc[(run.key, data.name)]
+        names = run.key, str(row.label), str(row.source), run.shots, run.seed, data.name
+        tested.append(
+            Tested(*names, float(row.accuracy), float(row.macro_accuracy), new=(run.key, data.name) in new)
+        )
     return tested

@@ -57,23 +57,19 @@ class Pace:
             self.add(batch)
 
     def add(self, batch: Batch) -> None:
-        """Add a batch to the work left."""
         with self._lock:
             self._work[batch.method, batch.backbone].left += batch.cost
 
     def begin(self, batch: Batch) -> None:
-        """Note that a batch has been started."""
         with self._lock:
             self._running[batch.name] = _Running(batch, time.monotonic())
 
     def progress(self, batch: Batch, runs: float) -> None:
-        """Note that a number of runs of a batch, maybe fractional, were done."""
         with self._lock:
             if running := self._running.get(batch.name):
                 running.done = min(batch.cost, running.done + runs * batch.cost / len(batch.keys))
 
     def finish(self, batch: Batch, seconds: float) -> None:
-        """Note that a batch has ended after ``seconds``."""
         with self._lock:
             self._running.pop(batch.name, None)
             _add(self._work[batch.method, batch.backbone], batch.cost, seconds)
@@ -138,14 +134,12 @@ class Live:
             self._live.stop()
 
     def result(self, run: RunSpec, outcome: Outcome) -> None:
-        """Show that a run has finished."""
         with self._lock:
             self.ended += 1
             self.diverged += outcome.status != "done"
             self._last.append((run, outcome))
 
     def fail(self) -> None:
-        """Count a failed run."""
         with self._lock:
             self.failed += 1
 
@@ -160,7 +154,6 @@ class Live:
             self._line = line
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
         if self._live:
             self._live.console.print(escape.visible(text), markup=False, highlight=False)
         elif is_shown():

@@ -95,7 +95,7 @@ def test_something_to_test_and_to_test_on(run: Call, test_on: Call, tmp_path: Pa
     assert test_on("shifted") == [True, True]
 
 
-@follows("keeps nothing that it could be tested by; name the targets in its grid and sweep it again")
+@follows("keeps nothing that could be tested; name the targets in its grid and sweep it again")
 def test_targets_in_the_grid_of_a_run_that_keeps_nothing(
     run: Call, test_on: Call, grid: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def test_a_sweep_says_its_recipe_to_its_classifiers(world, backbone, dataset, ru
     assert np.abs(np.array(found) - classifier.probabilities(current.numpy())).max() > 0.01
 
 
-@follows("choose runs of one (--run), or say which to test by (--recipe)")
+@follows("choose runs of one (--run), or name the recipe for the targets (--recipe)")
 def test_evaluate_takes_the_runs_own_recipe(world, backbone, dataset, runs_of_2021, save_official, tmp_path):
     def test_store() -> str:
         (path,) = (tmp_path / "cache").rglob("*.h5")

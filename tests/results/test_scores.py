@@ -243,7 +243,7 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     assert len(load_predictions(place / "results", key).labels) == 20
 
 
-@follows("leave {} out of the targets, and sweep again for runs over today's")
+@follows("leave {} out of the targets, and sweep again for runs with today's features")
 def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
     run: Sweep, small: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
@@ -255,7 +255,7 @@ def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
     run(small, data_root=tmp_path / "a", cache=tmp_path / "cache", results=results)
     before = confidences(results, "colours")
     for cache in ("cache-b", "cache-b", "cache"):
-        with pytest.raises(UserError, match="tested on its own dataset colours over other features"):
+        with pytest.raises(UserError, match="tested on its own dataset colours with other features"):
             evaluate(
                 results,
                 ["colours"],

@@ -106,7 +106,7 @@ def test_reports_leave_them_out_and_count_them(lost: Path, tmp_path: Path) -> No
 
 @follows(
     "so it cannot tell classes apart: the run diverged; choose another run",
-    "so it cannot be tested; choose other runs",
+    "is not finite and cannot be tested; choose other runs",
     "have no nearest words; choose other runs (--run)",
 )
 def test_nothing_is_made_of_them(lost: Path, world: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_runs_that_keep_nothing_are_refused(results: Path, test_on: Any, tmp_pat
     path = results / "contexts" / f"{key}.safetensors"
     path.rename(tmp_path / "away")
     try:
-        with pytest.raises(UserError, match=r"\(Text bias\) keeps nothing that it could be tested by"):
+        with pytest.raises(UserError, match=r"\(Text bias\) keeps nothing that could be tested"):
             test_on(results, "sketch", runs=[key])
         path.write_bytes(b"damaged")
         with pytest.raises(UserError, match="is damaged"):
