@@ -290,10 +290,6 @@ class _Reader:
                         there,
                         f"Expected keys and values as the settings of {name}, got {shortened(settings)}.",
                     )
-                for key, values in settings.items():
-                    for n, value in enumerate(as_list(values)):
-                        with self.lines.at((*there, key, n)):
-                            validate(method.Settings, {key: value}, f"method {name}")
                 with self.lines.at(there):
                     found.append((name, tuple(expand(method, settings))))
         for n, (name, settings) in enumerate(found):

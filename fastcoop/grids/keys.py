@@ -11,7 +11,9 @@ import numpy as np
 
 from fastcoop.methods import METHODS, Data, RunSpec
 
-RESULTS_VERSION = 1  # increased when a change of the code changes results: runs of older versions are done again
+RESULTS_VERSION = (
+    1  # increased when a change of the code changes results: runs of older versions are done again
+)
 
 
 class RunKeys:
@@ -45,7 +47,10 @@ class RunKeys:
         """Return the JSON of what is made of some objects, which are the same if they are identical, and values."""
         key = *map(id, objects), *values
         if key not in self._known:
-            self._known[key] = objects, json.dumps(make(), sort_keys=True)  # kept, so that their ids stay theirs
+            self._known[key] = (
+                objects,
+                json.dumps(make(), sort_keys=True),
+            )  # kept, so that their ids stay theirs
         return self._known[key][1]
 
 

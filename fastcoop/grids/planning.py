@@ -16,7 +16,7 @@ from fastcoop.features import FeatureStore, find_dataset
 from fastcoop.grids.grid import Grid
 from fastcoop.grids.keys import RunKeys
 from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
-from fastcoop.methods.schedule import idle_settings
+from fastcoop.methods.schedule import unused_settings
 
 log = logging.getLogger("fastcoop")
 
@@ -156,13 +156,13 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
     return list(planned.values())
 
 
-def warn_of_idle_settings(planned: Iterable[RunSpec]) -> None:
+def warn_of_unused_settings(planned: Iterable[RunSpec]) -> None:
     """Warn of settings that have no effect in some of the runs."""
     by_method: dict[str, list[RunSpec]] = {}
     for run in planned:
         by_method.setdefault(run.method, []).append(run)
     for method, runs in by_method.items():
-        for sentence in idle_settings(method, runs):
+        for sentence in unused_settings(method, runs):
             log.warning(sentence)
 
 

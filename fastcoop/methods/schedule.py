@@ -106,7 +106,7 @@ def epochs_of(run: RunSpec[Any]) -> int:
     return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / per_epoch))
 
 
-def idle_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
+def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
     """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's runs."""
     given = [run for run in runs if isinstance(run.settings, ScheduleSettings) and run.subset is not None]
     small = [

@@ -20,7 +20,7 @@ import psutil
 
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import LoadedGrid, load_grid, plan_runs, warn_of_idle_settings
+from fastcoop.grids.planning import LoadedGrid, load_grid, plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, RunContext, RunSpec
 from fastcoop.methods.schedule import ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.progress import duration
@@ -156,7 +156,7 @@ def dry_run(
     )
     open_features(loaded, Path(cache), open_unchanged)
     planned = plan_runs(loaded)
-    warn_of_idle_settings(planned)
+    warn_of_unused_settings(planned)
     tested = tests_in(folder)
     summary = Summary(folder, count_runs(planned, tested))
     exists = (folder / DATABASE).is_file()

@@ -20,7 +20,7 @@ from fastcoop.grids.planning import (
     LoadedGrid,
     load_grid,
     plan_runs,
-    warn_of_idle_settings,
+    warn_of_unused_settings,
 )
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.results.collapsed import find_collapsed
@@ -167,7 +167,7 @@ def sweep(
     )
     digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
     planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work
-    warn_of_idle_settings(planned)
+    warn_of_unused_settings(planned)
     if dry_run:
         return Summary(folder, count_runs(planned, tests_in(folder)), seconds=time.monotonic() - start)
 

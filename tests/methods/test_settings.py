@@ -16,7 +16,7 @@ from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods import schedule as schedules
-from fastcoop.methods.schedule import idle_settings
+from fastcoop.methods.schedule import unused_settings
 from tests.methods.conftest import job
 
 NUMBERS = [
@@ -172,15 +172,15 @@ def test_looking_less_often_than_a_run_has_epochs_is_refused(data: Data) -> None
 def test_schedules_that_settings_do_not_reach_are_said(data: Data) -> None:
     """6 images are drawn; the first of all epochs has a rate of its own."""
     jobs = [job(data, "coop", batch_size=size, epochs=3) for size in (2, 6, 7)]
-    assert [*idle_settings("coop", jobs)] == [
+    assert [*unused_settings("coop", jobs)] == [
         "1 of 3 runs of coop have fewer images than their batch_size: each of their batches is all of their images."
     ]
     short = [job(data, "text_bias", learning_rate=rate, epochs=1) for rate in (0.1, 0.2)]
-    (sentence,) = idle_settings("text_bias", short)
+    (sentence,) = unused_settings("text_bias", short)
     assert sentence.startswith(
         "2 of 2 runs of text_bias train for one epoch, whose learning rate is the warm-up's 1e-05"
     )
-    assert not [*idle_settings("coop", [job(data, "coop", epochs=1)])]
+    assert not [*unused_settings("coop", [job(data, "coop", epochs=1)])]
     assert schedules.WARMUP_RATE == WARMUP_RATE
 
 
