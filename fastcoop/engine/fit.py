@@ -1,12 +1,13 @@
 """What fits: what a set of runs costs (rows, bytes, operations), and which of them train at once.
 
-`plan_training` works on sizes alone and makes no tensor. `train` fills its batches by the same rule, `BatchBudget`.
+`plan_training` works on sizes alone and folds no weights. `train` fills its batches by the same rule, `BatchBudget`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -30,7 +31,7 @@ FEATURE_COPIES = 2  # the run's features on the device, and the batch's table of
 class RunShape:
     """A run described by its sizes.
 
-    Attributes:
+    Args:
         class_names: Names of its classes.
         layout: Its prompt layout. Runs with equal names and layout share a tree.
         steps: Optimizer steps.
@@ -48,39 +49,29 @@ class RunShape:
     batch_size: int = 32
     features: Hashable = None
 
+    @property
+    def tree(self) -> TreeKey:
+        return tree_key(self.class_names, self.layout)
+
 
 @dataclass(frozen=True)
 class TreeCost:
-    """What one step of one run of a tree takes.
+    """What one step of one run of a tree takes."""
 
-    Attributes:
-        nodes: Distinct token prefixes, constants included.
-        rows: Nodes computed in every step.
-        flops: Floating-point operations, forward and backward: two per multiply-add of every matrix product.
-        activation_bytes: Memory for activations and scratch, in the tower's precision.
-    """
-
-    nodes: int
-    rows: int
-    flops: float
-    activation_bytes: int
+    nodes: int  # distinct token prefixes, constants included
+    rows: int  # nodes that every step computes
+    flops: float  # forward and backward: two operations per multiply-add of every matrix product
+    activation_bytes: int  # activations and scratch memory, in the tower's precision
 
 
 @dataclass(frozen=True, eq=False)
 class RunCost:
-    """What one run takes.
-
-    Attributes:
-        shape: The run.
-        tree: What one step of its tree takes.
-        state_bytes: Memory for its contexts, optimizer state, loss and tables.
-        feature_bytes: Memory for its training features, shared by runs of equal ``shape.features``.
-    """
+    """What one run takes."""
 
     shape: RunShape
     tree: TreeCost
-    state_bytes: int
-    feature_bytes: int
+    state_bytes: int  # contexts, optimizer state, loss and tables
+    feature_bytes: int  # training features, shared by runs of equal ``shape.features``
 
     @property
     def row_steps(self) -> float:
@@ -93,8 +84,7 @@ class RunCost:
         return self.tree.flops * self.shape.steps
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """``steps`` steps in which the same runs train together; ``runs`` are their places in the plan."""
 
     steps: int
@@ -102,7 +92,7 @@ class Stage:
 
 
 class BatchBudget:
-    """Decides which runs train at once: they fit if their bytes and rows do; a single run always does.
+    """Decides which runs train at once: a run is added if bytes and rows allow it; a single run always is.
 
     Args:
         scratch_bytes: Memory of a batch of any size.
@@ -118,7 +108,7 @@ class BatchBudget:
         """Start an empty batch."""
         self.runs = self.rows = self.other_bytes = 0
         self.activation_bytes = self.scratch_bytes
-        self._features: set[Hashable] = set()
+        self._features: set[Hashable] = {None}
 
     @property
     def bytes(self) -> int:
@@ -127,8 +117,8 @@ class BatchBudget:
 
     def try_add(self, cost: RunCost) -> bool:
         """Add a run to the batch if it fits; return whether it was added."""
-        shared = cost.shape.features is not None and cost.shape.features in self._features
-        other = cost.state_bytes + (0 if shared else cost.feature_bytes)
+        is_shared = cost.shape.features is not None and cost.shape.features in self._features
+        other = cost.state_bytes + (0 if is_shared else cost.feature_bytes)
         too_large = self.bytes + cost.tree.activation_bytes + other > self.memory_bytes
         if self.runs and (too_large or self.rows + cost.tree.rows > self.max_rows):
             return False
@@ -154,7 +144,7 @@ class TrainingPlan:
         scratch_bytes: Memory of a batch of any size, beside what its runs take.
         max_rows: Rows that train at once at most.
         rows_estimate: About how many rows fit ``memory_bytes``, by the tower's size alone. Sweeps cut their batches
-            by it, so that which runs stand in one batch stays what it was.
+            by it, so that the composition of batches stays what it was.
     """
 
     runs: tuple[RunCost, ...]
@@ -166,7 +156,7 @@ class TrainingPlan:
     @property
     def trees(self) -> dict[TreeKey, TreeCost]:
         """The cost of each distinct tree."""
-        return {tree_key(run.shape.class_names, run.shape.layout): run.tree for run in self.runs}
+        return {run.shape.tree: run.tree for run in self.runs}
 
     @property
     def flops(self) -> float:
@@ -174,31 +164,32 @@ class TrainingPlan:
         return sum(run.flops for run in self.runs)
 
     def budget(self) -> BatchBudget:
-        """An empty batch of this plan's limits."""
+        """Return an empty batch with this plan's limits."""
         return BatchBudget(self.scratch_bytes, self.memory_bytes, self.max_rows)
 
     def bytes_of(self, runs: Sequence[int]) -> int:
-        """Memory that these runs (places in the plan, repeats allowed) take when they train together."""
+        """Return the memory of these runs (places in the plan, repeats allowed) when they train together."""
         unlimited = BatchBudget(self.scratch_bytes, 2**63, 2**63)
         for run in runs:
             unlimited.try_add(self.runs[run])
         return unlimited.bytes
 
     def order(self) -> list[int]:
-        """The order in which runs start.
+        """Return the order in which runs start.
 
         Trees with the longest runs come first, so that few long runs remain at the end. Runs of one tree stand side
         by side: many runs of one tree cost less than as many of different trees.
         """
-        keys = [tree_key(run.shape.class_names, run.shape.layout) for run in self.runs]
+        shapes = [run.shape for run in self.runs]
         longest: dict[TreeKey, int] = {}
-        for key, run in zip(keys, self.runs, strict=True):
-            longest[key] = max(run.shape.steps, longest.get(key, 0))
+        for shape in shapes:
+            longest[shape.tree] = max(shape.steps, longest.get(shape.tree, 0))
 
         def place(n: int) -> tuple[object, ...]:
-            return -longest[keys[n]], repr(keys[n][1]), keys[n][0], -self.runs[n].shape.steps, n
+            names, layout = shapes[n].tree
+            return -longest[names, layout], repr(layout), names, -shapes[n].steps, n
 
-        return sorted(range(len(self.runs)), key=place)
+        return sorted(range(len(shapes)), key=place)
 
     def stages(self) -> Iterator[Stage]:
         """Yield which runs train together and for how many steps: runs that end leave, waiting ones join."""
@@ -226,7 +217,7 @@ def plan_training(
     memory_budget: int | None = None,
     precision: torch.dtype | None = None,
 ) -> TrainingPlan:
-    """Return what `train` would take for ``runs``, without training and without tensors.
+    """Return what `train` takes for ``runs``, without training.
 
     Args:
         backbone: Its text tower's sizes, precision and device, and its tokenizer, are used.
@@ -237,24 +228,27 @@ def plan_training(
     Raises:
         UserError: For a prompt that does not fit the text tower.
     """
-    sizes = _TowerSizes.of(backbone, precision)
-    costs = tuple(_run_cost(backbone, sizes, run) for run in runs)
-    on_cpu = backbone.device.type == "cpu"
+    text, on_cpu = backbone.text, backbone.device.type == "cpu"
+    sizes = _Sizes(
+        text.width, text.blocks[0].fc.weight.shape[0], len(text.blocks), text.heads, text.dim,
+        (precision or text.dtype).itemsize, on_cpu,
+    )  # fmt: skip
+    spare = SPARE_ROWS * sizes.layers * (2 * sizes.width + sizes.hidden + 4)
     memory = int(FREE_FRACTION * free_bytes(backbone.device)) if memory_budget is None else memory_budget
     # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
     fit = max(1, memory // (sizes.layers * 12 * sizes.width * 4))
     return TrainingPlan(
-        runs=costs,
+        runs=tuple(_run_cost(backbone, sizes, run) for run in runs),
         memory_bytes=memory,
-        scratch_bytes=sizes.scratch_bytes,
+        # A GPU takes all rows as one chunk, counted with them.
+        scratch_bytes=(CPU_CHUNK * sizes.per_chunk_row + spare) * sizes.item_bytes if on_cpu else 0,
         max_rows=CPU_ROWS if on_cpu else GPU_ROWS,
         rows_estimate=min(CPU_ROWS, fit) if on_cpu else fit,
     )
 
 
-@dataclass(frozen=True)
-class _TowerSizes:
-    """A text tower's sizes: all that costs depend on. ``item_bytes``: of a number in its precision."""
+class _Sizes(NamedTuple):
+    """All that costs depend on: the text tower's sizes, the bytes of a number, and whether it is on a CPU."""
 
     width: int
     hidden: int
@@ -264,62 +258,32 @@ class _TowerSizes:
     item_bytes: int
     on_cpu: bool
 
-    @classmethod
-    def of(cls, backbone: Backbone, precision: torch.dtype | None = None) -> _TowerSizes:
-        text = backbone.text
-        return cls(
-            width=text.width,
-            hidden=text.blocks[0].fc.weight.shape[0],
-            layers=len(text.blocks),
-            heads=text.heads,
-            dim=text.dim,
-            item_bytes=(precision or text.dtype).itemsize,
-            on_cpu=backbone.device.type == "cpu",
-        )
-
     @property
-    def scratch_bytes(self) -> int:
-        """Memory for a CPU's chunk of rows and for spare rows; a GPU's chunk is all rows, counted with them."""
-        if not self.on_cpu:
-            return 0
-        spare = SPARE_ROWS * self.layers * (2 * self.width + self.hidden + 4)
-        return (CPU_CHUNK * self.chunk_numbers + spare) * self.item_bytes
-
-    @property
-    def chunk_numbers(self) -> int:
+    def per_chunk_row(self) -> int:
         """Numbers of scratch memory per row of a chunk."""
         return 2 * self.hidden + 16 * self.width
 
 
-def _run_cost(backbone: Backbone, sizes: _TowerSizes, run: RunShape) -> RunCost:
-    names, layout = tree_key(run.class_names, run.layout)
+def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
+    names, layout = run.tree
     state = max(4, sizes.item_bytes)  # bytes of a number: contexts are float32 at least
     contexts = layout.context_length * sizes.width * (len(names) if layout.class_specific else 1)
     loss = run.batch_size * (4 * len(names) + 2 * sizes.dim)
     tables = run.steps * (4 * run.batch_size + 2 * state)
-    return RunCost(
-        run,
-        _tree_cost(backbone, names, layout, sizes),
-        (STATE_COPIES * contexts + loss) * state + tables,
-        FEATURE_COPIES * run.images * run.views * sizes.dim * state,
-    )
+    features = FEATURE_COPIES * run.images * run.views * sizes.dim * state
+    tree = _tree_cost(backbone, names, layout, sizes)
+    return RunCost(run, tree, (STATE_COPIES * contexts + loss) * state + tables, features)
 
 
 @remember(1024)
-def _tree_cost(
-    backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _TowerSizes
-) -> TreeCost:
+def _tree_cost(backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _Sizes) -> TreeCost:
     tree = tree_of(backbone.tokenizer, names, layout, backbone.text.context_length, backbone.text.end_id)
     rows = int(tree.live.sum())
-    return TreeCost(
-        nodes=tree.nodes,
-        rows=rows,
-        flops=_flops(tree, rows, sizes),
-        activation_bytes=_activation_bytes(rows, len(names), pack_tree(tree), sizes),
-    )
+    memory = _activation_bytes(rows, len(names), pack_tree(tree), sizes)
+    return TreeCost(tree.nodes, rows, _flops(tree, rows, sizes), memory)
 
 
-def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _TowerSizes) -> int:
+def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) -> int:
     """Bytes that one run adds to a batch: what layers keep for backward, and scratch memory."""
     width, heads = sizes.width, sizes.heads
     shared, positions, scores = len(packing.constants), 0, 0
@@ -330,12 +294,11 @@ def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _TowerSi
         shared += length if number == 0 and packing.has_trunk else 0
     kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
     scratch = rows * 8 * width + heads * 3 * scores + classes * 4 * sizes.dim
-    if not sizes.on_cpu:  # a GPU takes all rows as one chunk
-        scratch += rows * sizes.chunk_numbers
+    scratch += 0 if sizes.on_cpu else rows * sizes.per_chunk_row
     return (sizes.layers * kept + scratch) * sizes.item_bytes
 
 
-def _flops(tree: Tree, rows: int, sizes: _TowerSizes) -> float:
+def _flops(tree: Tree, rows: int, sizes: _Sizes) -> float:
     """Operations of one run's step, without the comparisons that attention's masks discard (a few percent)."""
     width, hidden, layers = sizes.width, sizes.hidden, sizes.layers
     leaves = sorted(set(tree.leaf.tolist()))
@@ -344,8 +307,7 @@ def _flops(tree: Tree, rows: int, sizes: _TowerSizes) -> float:
 
     both = 2 * 2  # a multiply and an add, forward and backward
     branch = width * width + 2 * width * hidden
-    learned = int(tree.learned.sum())
-    first = (learned * 3 * width * width + rows * branch) if layers > 1 else 0
+    first = (int(tree.learned.sum()) * 3 * width * width + rows * branch) if layers > 1 else 0
     middle = max(layers - 2, 0) * rows * (3 * width * width + branch)
     last = rows * 2 * width * width + len(leaves) * (width * width + branch)  # only end tokens have queries
     return attention + both * (first + middle + last + len(leaves) * width * sizes.dim)
