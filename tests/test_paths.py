@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastcoop as fc
-from fastcoop.exchange.official import frozen_embeddings, write_official
+from fastcoop.exchange.coop_files import frozen_embeddings, write_coop_file
 from tests.small_world import write_backbone, write_dataset
 
 As = Callable[[Path], Any]
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = fc.load_dataset("colours", root / "data")
     prefix, suffix = frozen_embeddings(backbone, dataset.class_names, 2)
     place = root / "output" / "CoOp" / "rn50_1shots" / "nctx2_cscFalse_ctpend" / "seed1" / "prompt_learner"
-    write_official(place / "model.pth.tar-9", torch.zeros(2, 16), prefix, suffix, 9)
+    write_coop_file(place / "model.pth.tar-9", torch.zeros(2, 16), prefix, suffix, 9)
     features = {
         "features": np.ones((2, 16), np.float32),
         "labels": np.arange(2),

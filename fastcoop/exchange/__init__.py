@@ -1,15 +1,14 @@
-"""In from the official code, and out: checkpoints, contexts, and finished classifiers that need no fastcoop."""
+"""Import checkpoints of the official code; export them, contexts, and classifiers that need no fastcoop."""
 
 from fastcoop.exchange.classifier import Classifier, make_classifier
-from fastcoop.exchange.exported import FORMATS, export_run
-from fastcoop.exchange.imported import Imported, import_coop
-from fastcoop.exchange.predict import Prediction, image_files, predict
-from fastcoop.exchange.runs import LearnedRun, find_run
+from fastcoop.exchange.imported import ImportedRun, import_coop
+from fastcoop.exchange.prediction import Prediction, image_files, predict
+from fastcoop.exchange.runs import FORMATS, LearnedRun, export_run, find_run
 
 __all__ = [
     "FORMATS",
     "Classifier",
-    "Imported",
+    "ImportedRun",
     "LearnedRun",
     "Prediction",
     "export_run",

@@ -1,36 +1,40 @@
-"""A finished classifier in one file: what a CLIP needs to tell these classes apart, and nothing of fastcoop."""
+"""A finished classifier in one file: all that a CLIP model needs to classify images, and nothing of fastcoop."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastcoop.backbones import Backbone, Preprocess
+from fastcoop.backbones import Backbone, Preprocess, backbone_from_spec
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.errors import UserError, writing
-from fastcoop.exchange.runs import LearnedRun, named_backbone
+from fastcoop.errors import MissingFile, UserError, writing
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import unit
 from fastcoop.results.parameters import write_arrays
 
-FORMAT = "fastcoop classifier"
-FORMAT_VERSION = "1"
+if TYPE_CHECKING:
+    from fastcoop.exchange.runs import LearnedRun
+
+FORMAT = {"format": "fastcoop classifier", "format_version": "1"}
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Attributes:
-    class_names: in label order.
-    text_features: float32 (classes, dim), of length 1.
-    logit_scale: the factor on cosine similarities, already exponentiated.
-    preprocess: how an image becomes what the image tower takes, by the recipe of its test-time crop.
-    recipe: "current", which ``preprocess`` is all of; or "official-2021", which squashes to ``size``, enlarges by an
-        eighth and crops the centre.
-    backbone, backbone_digest: whose image features these are to be compared with.
-    origin: where it comes from, by name: key, dataset, prompt settings.
+    """A classifier of image features by cosine similarity to class features.
+
+    Attributes:
+        class_names: in label order.
+        text_features: float32 (classes, dim), of length 1.
+        logit_scale: factor of the cosine similarities, already exponentiated.
+        preprocess: how images are prepared for the image tower.
+        backbone, backbone_digest: the model whose image features are classified.
+        origin: the run that it was made from, as text by name: key, dataset, settings.
+        recipe: "current", or "official-2021", whose test-time crop squashes images to ``preprocess.size``, enlarges
+            them by an eighth and crops the center.
     """
 
     class_names: tuple[str, ...]
@@ -45,45 +49,52 @@ class Classifier:
     def __post_init__(self) -> None:
         if not np.isfinite(self.text_features).all() or not np.isfinite(self.logit_scale):
             raise UserError(
-                "The classifier's text features or its scale are not finite numbers, so it cannot tell classes apart: "
-                "the run diverged; choose another run."
+                "The classifier's text features or its scale are not finite: the run diverged; choose another run."
             )
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Softmax probabilities float32 (images, classes) of image features (images, dim), of any length; NaN for
-        features that are not finite, or zero."""
+        """Return class probabilities.
+
+        Args:
+            features: image features (images, dim), of any length.
+
+        Returns:
+            float32 (images, classes); NaN for features that are zero or not finite.
+        """
         logits = self.logit_scale * unit(features.astype(np.float32)) @ self.text_features.T
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
 
     def load_backbone(self, spec: str | None = None, device: str = "cpu") -> Backbone:
-        """The backbone whose image features this classifies, by ``spec`` or else by its name.
+        """Load the backbone whose image features this classifies.
 
-        Raises UserError if there is none of this name, or its weights are others.
+        Args:
+            spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
+            device: of the towers.
+
+        Raises:
+            UserError: there is no such backbone, or its weights differ.
         """
         backbone = named_backbone(spec, self.backbone, "the classifier was made for", device)
         self.check(backbone)
         return backbone
 
     def check(self, backbone: Backbone) -> None:
-        """Raises UserError for a backbone other than the classifier's."""
-        if backbone.digest != self.backbone_digest:
-            raise UserError(
-                f"The classifier was made for {self.backbone} ({self.backbone_digest[:12]}), not for "
-                f"{backbone.name} ({backbone.digest[:12]}); name that backbone with --backbone."
-            )
+        """Raise UserError for a backbone other than the classifier's."""
+        check_backbone(backbone, self.backbone, self.backbone_digest, "The classifier was made for")
 
     def save(self, path: str | Path) -> None:
-        """Write tensors ``text_features`` and ``logit_scale``, the rest as JSON in the header, to one safetensors
-        file. Raises UserError where the disk refuses."""
+        """Write ``text_features`` and ``logit_scale`` to a safetensors file, with the rest as JSON in its header.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         arrays = {
             "text_features": self.text_features.astype(np.float32),
             "logit_scale": np.array(self.logit_scale, dtype=np.float32),
         }
-        header = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+        header = FORMAT | {
             "class_names": json.dumps(list(self.class_names)),
             "preprocess": json.dumps(asdict(self.preprocess)),
             "backbone": self.backbone,
@@ -96,30 +107,31 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
-        """Read what ``save`` wrote. Raises UserError if the file is missing, damaged, or something else."""
+        """Read a file that `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, or something else.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise UserError(f"There is no classifier {path}; make one with `fastcoop export`.")
+            raise MissingFile(f"There is no classifier {path}; make one with `fastcoop export`.")
         try:
             with safe_open(path, "np") as file:
                 header = file.metadata() or {}
-                if (header.get("format"), header.get("format_version")) != (FORMAT, FORMAT_VERSION):
-                    raise ValueError("its header does not say that it is one")
-                names, origin = json.loads(header["class_names"]), json.loads(header["origin"])
-                facts = json.loads(header["preprocess"])
-                facts |= {name: tuple(facts[name]) for name in ("mean", "std")}
-                texts = file.get_tensor("text_features")
-                if texts.ndim != 2 or len(texts) != len(names):
-                    raise ValueError(f"{len(names)} class names for text features {texts.shape}")
-                scale = float(file.get_tensor("logit_scale"))
-                recipe = header.get("recipe", "current")
-                if recipe not in RECIPES:
-                    raise ValueError(f'there is no recipe "{recipe}"')
-                return cls(
-                    tuple(names), texts, scale, Preprocess(**facts), header["backbone"], header["backbone_digest"],
-                    origin, recipe,
-                )  # fmt: skip
+                if not FORMAT.items() <= header.items():
+                    raise ValueError("its header names another format")
+                texts, scale = file.get_tensor("text_features"), float(file.get_tensor("logit_scale"))
+            names, preprocess = json.loads(header["class_names"]), json.loads(header["preprocess"])
+            if texts.ndim != 2 or len(texts) != len(names):
+                raise ValueError(f"{len(names)} class names for text features {texts.shape}")
+            if (recipe := header.get("recipe", "current")) not in RECIPES:
+                raise ValueError(f'there is no recipe "{recipe}"')
+            preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}
+            return cls(
+                tuple(names), texts, scale, Preprocess(**preprocess), header["backbone"], header["backbone_digest"],
+                json.loads(header["origin"]), recipe,
+            )  # fmt: skip
         except UserError:
             raise
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -130,7 +142,12 @@ class Classifier:
 
 @fresh_state()
 def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
-    """The classifier that a run's contexts make over the backbone that it learned over."""
+    """Return the classifier of a run's contexts.
+
+    Args:
+        run: a run of `find_run`.
+        backbone: the backbone that it learned over.
+    """
     import torch
 
     from fastcoop.engine import encode_prompts
@@ -139,7 +156,6 @@ def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
     with torch.no_grad():
         texts = encode_prompts(backbone, [item])[0].float().cpu().numpy()
     names = ("key", "dataset", "shots", "seed", "epochs", "settings")
-    origin = {name: value for name, value in run.metadata().items() if name in names}
     return Classifier(
         class_names=run.class_names,
         text_features=unit(texts),
@@ -147,6 +163,28 @@ def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
         preprocess=backbone.preprocess,
         backbone=run.backbone,
         backbone_digest=run.backbone_digest,
-        origin=origin,
+        origin={name: value for name, value in run.metadata().items() if name in names},
         recipe=run.recipe,
     )
+
+
+def named_backbone(spec: str | None, name: str, owner: str, device: str = "cpu") -> Backbone:
+    """Load the backbone ``spec``, else the one called ``name``, which ``owner`` introduces in the message."""
+    try:
+        return backbone_from_spec(name if spec is None else spec, device=device)
+    except UserError as error:
+        if spec is not None:
+            raise
+        raise UserError(
+            f"The backbone {name}, which {owner}, is not found by its name alone; pass its folder or weights with "
+            f"--backbone. ({error})"
+        ) from None
+
+
+def check_backbone(backbone: Backbone, name: str, digest: str, owner: str) -> None:
+    """Raise UserError for a backbone with other weights than ``digest``; the message begins with ``owner``."""
+    if backbone.digest != digest:
+        raise UserError(
+            f"{owner} {name} ({digest[:12]}), not {backbone.name} ({backbone.digest[:12]}); name that backbone with "
+            "--backbone."
+        )

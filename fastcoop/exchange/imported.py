@@ -1,4 +1,4 @@
-"""Official checkpoints into a results folder: contexts where `load_contexts` finds them, and a run row for each."""
+"""Import checkpoints of the official CoOp code into a results folder, as runs without tests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastcoop.backbones.precision import fresh_state
 from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError, nearest
-from fastcoop.exchange.official import (
-    Official,
-    find_checkpoints,
+from fastcoop.exchange.coop_files import (
+    CoOpFile,
+    find_coop_files,
     frozen_embeddings,
     path_facts,
-    read_official,
+    read_coop_file,
 )
-from fastcoop.exchange.runs import LearnedRun, write_contexts_file
+from fastcoop.exchange.runs import LearnedRun
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec
 from fastcoop.methods.base import validate
@@ -32,12 +32,12 @@ from fastcoop.results.parameters import parameters_path
 from fastcoop.results.store import open_store
 from fastcoop.sweeps.records import record_outcome
 
-TOLERANCE = 2e-3  # float16 embeddings against the same in float32
+TOLERANCE = 2e-3  # of embeddings in float16, against the same in float32
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A checkpoint that now is a run: its key, the file it came from, and its label."""
+class ImportedRun:
+    """A checkpoint that was imported: the key and label of its run, and its file."""
 
     key: str
     path: Path
@@ -55,155 +55,139 @@ def import_coop(
     shots: int | None = None,
     seed: int | None = None,
     recipe: str = "current",
-) -> list[Imported]:
-    """Read the official checkpoints under ``place`` into a results folder, all of them or none.
+) -> list[ImportedRun]:
+    """Import the official checkpoints under ``place`` into a results folder, all of them or none.
 
-    Each becomes a run without test scores: a row of the runs' table, and a contexts file whose header has the class
-    names that an untested run has nowhere else. Contexts learned in float16 keep their values, and are exported as
-    float16 again. The same checkpoint comes to the same key.
+    Each becomes a run without tests, with its class names in the header of its contexts file. Contexts in float16 keep
+    their values, and are exported in float16 again. Importing the same checkpoint again gives the same key.
 
     Args:
-        place: a checkpoint, or a folder that has some anywhere below it.
-        backbone, dataset: what they were learned over and on.
-        results: a results folder, made if it is not there.
-        class_position, shots, seed: where the official folder names do not say.
-        recipe: of the image transforms they were learned with, which nothing in them says: "official-2021" for
-            checkpoints trained before October 2021. Predictions and tests use it.
+        place: a checkpoint, or a folder with checkpoints anywhere below it.
+        backbone: the backbone that they were learned over.
+        dataset: the dataset that they were learned on.
+        results: a results folder, created if it is missing.
+        class_position: "end", "mid" or "front", where the official folder names do not contain it.
+        shots: training images per class, where the folder names do not contain it.
+        seed: the seed, where the folder names do not contain it.
+        recipe: of the image transforms they were trained with, which no file contains: "official-2021" for checkpoints
+            trained before October 2021. Predictions and tests use it.
 
     Raises:
-        UserError: no checkpoints, one that cannot be read or does not fit the backbone or the dataset, or facts that
-            neither path nor caller gives.
+        UserError: no checkpoints, one that cannot be read or does not fit the backbone or the dataset, or a property
+            that neither the path nor the caller gives.
     """
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
-    shots = None if shots is None else whole_number(shots, "shots", 1)
-    seed = None if seed is None else whole_number(seed, "the seed")
+    given = {
+        "class-position": class_position,
+        "shots": None if shots is None else whole_number(shots, "shots", 1),
+        "seed": None if seed is None else whole_number(seed, "the seed"),
+    }
     runs: list[tuple[LearnedRun, Path]] = []
-    for path in find_checkpoints(Path(place)):
-        official = read_official(path)
-        settings, run_shots, run_seed = _settled(official, backbone, dataset, class_position, shots, seed)
-        _check(official, settings, backbone, dataset)
+    for path in find_coop_files(Path(place)):
+        file = read_coop_file(path)
+        settings, run_shots, run_seed = _resolve_settings(file, backbone, dataset, given)
+        _check_fit(file, settings, backbone, dataset)
         run = LearnedRun(
-            key=_key(official, settings, backbone, dataset, run_shots, run_seed, recipe),
+            key=_key(file, settings, backbone, dataset, run_shots, run_seed, recipe),
             backbone=backbone.name,
             backbone_digest=backbone.digest,
             dataset=dataset.name,
             shots=run_shots,
             seed=run_seed,
-            epochs=official.epoch,
+            epochs=file.epoch,
             settings=settings,
-            contexts=official.ctx.astype(np.float32),
+            contexts=file.ctx.astype(np.float32),
             class_names=dataset.class_names,
-            learned_dtype=str(official.ctx.dtype),
+            learned_dtype=str(file.ctx.dtype),
             recipe=recipe,
         )
         runs.append((run, path))
-    folder = Path(results)
+    folder, data = Path(results), Data(dataset, None, recipe=recipe)
     with open_store(folder) as store:
         for run, _ in runs:
-            write_contexts_file(parameters_path(folder, run.key), run)
-            data = Data(dataset, None, recipe=recipe)
+            run.write_contexts(parameters_path(folder, run.key))
             spec = RunSpec.of(
                 "coop", run.settings, data, shots=run.shots, seed=run.seed, backbone=backbone, key=run.key
             )
             record_outcome(store, spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
-    return [Imported(run.key, path, METHODS["coop"].label(run.settings)) for run, path in runs]
+    return [ImportedRun(run.key, path, METHODS["coop"].label(run.settings)) for run, path in runs]
 
 
-def _settled(
-    official: Official,
-    backbone: Backbone,
-    dataset: Dataset,
-    class_position: str | None,
-    shots: int | None,
-    seed: int | None,
+def _resolve_settings(
+    file: CoOpFile, backbone: Backbone, dataset: Dataset, given: dict[str, str | int | None]
 ) -> tuple[CoOpSettings, int, int]:
-    """Settings, shots and seed, from the path and what is given beside it."""
-    path, facts = official.path, path_facts(official.path)
-    for name, told, asked in (
-        ("class-position", facts.class_position, class_position),
-        ("shots", facts.shots, shots),
-        ("seed", facts.seed, seed),
-    ):
-        if asked is not None and told not in (None, asked):
+    """Return settings, shots and seed, from the path and the caller."""
+    path, ctx, facts = file.path, file.ctx, path_facts(file.path)
+    found = {"class-position": facts.class_position, "shots": facts.shots, "seed": facts.seed}
+    for name, value in given.items():
+        if value is not None and found[name] not in (None, value):
             raise UserError(
-                f"The path {path} says that the run's {name} is {told}, but {asked} was given; leave out --{name}."
+                f"In the path {path}, the run's {name} is {found[name]}, but {value} was given; leave out --{name}."
             )
-    settled = {
-        "class-position": facts.class_position or class_position,
-        "shots": facts.shots if facts.shots is not None else shots,
-        "seed": facts.seed if facts.seed is not None else seed,
-    }
-    for name, value in settled.items():
-        if value is None:
+        if found[name] is None and value is None:
             raise UserError(
-                f"The path {path} does not say the run's {name} as the official folders do; pass --{name}."
+                f"The path {path} does not contain the run's {name} as the official folders do; pass --{name}."
             )
-    ctx = official.ctx
+    position, shots, seed = (found[name] if found[name] is not None else given[name] for name in found)
     if ctx.ndim not in (2, 3) or ctx.dtype == np.float64 or not np.isfinite(ctx).all():
         raise UserError(
             f"{path} should hold finite float16 or float32 contexts (M, width) or (classes, M, width); "
             f"it holds {ctx.dtype} {ctx.shape}, or numbers that are not finite."
         )
     length, specific = ctx.shape[-2], ctx.ndim == 3
-    said = (
-        facts.context_length or length,
-        specific if facts.class_specific is None else facts.class_specific,
-    )
-    # A context that starts from words has their number and is unified, whatever the scripts were given.
-    if said != (length, specific) and (facts.words is None or specific):
+    named = facts.context_length or length, specific if facts.class_specific is None else facts.class_specific
+    # A context that starts from words has one vector per word and is unified, whatever its folder is called.
+    if named != (length, specific) and (facts.words is None or specific):
         raise UserError(
-            f"{path} lies in a folder of M={said[0]}, class-specific {said[1]}, but its contexts are {ctx.shape}."
+            f"{path} is in a folder of M={named[0]}, class-specific {named[1]}, but its contexts are {ctx.shape}."
         )
-    number = int(settled["shots"] or 0)
-    as_paper = paper_epochs(dataset.name, number) == official.epoch
     words = facts.words or "random"
-    given = {
+    values = {
         "context_length": length,
-        "class_position": settled["class-position"],
+        "class_position": position,
         "class_specific": specific,
         "init": words,
-        "epochs": "paper" if as_paper else official.epoch,
+        "epochs": "paper" if paper_epochs(dataset.name, int(shots or 0)) == file.epoch else file.epoch,
     }
-    settings = validate(CoOpSettings, given, str(path))
+    settings = validate(CoOpSettings, values, str(path))
     if context_length_of(settings, backbone) != length:
         raise UserError(
-            f'{path} has {length} vectors where its config\'s words "{words}" have another number.'
+            f'{path} has {length} vectors, but its config\'s words "{words}" have another number.'
         )
-    return settings, number, int(settled["seed"] or 0)
+    return settings, int(shots or 0), int(seed or 0)
 
 
-def _check(official: Official, settings: CoOpSettings, backbone: Backbone, dataset: Dataset) -> None:
-    """Refuse contexts that do not fit; warn of prompts that are not those the contexts were learned in."""
-    path, ctx, classes = official.path, official.ctx, len(dataset.class_names)
+def _check_fit(file: CoOpFile, settings: CoOpSettings, backbone: Backbone, dataset: Dataset) -> None:
+    """Refuse contexts that do not fit; warn where they were learned with other class names."""
+    path, ctx, classes = file.path, file.ctx, len(dataset.class_names)
     if ctx.shape[-1] != backbone.text.width:
         raise UserError(
-            f"{path} has vectors of {ctx.shape[-1]} numbers and {backbone.name} takes {backbone.text.width}; "
+            f"{path} has vectors of {ctx.shape[-1]} numbers, but {backbone.name} takes {backbone.text.width}; "
             "name the backbone that it was learned over."
         )
-    length = ctx.shape[-2]
-    prefix, suffix = frozen_embeddings(backbone, dataset.class_names, length)
-    saved = {"token_prefix": (official.prefix, prefix), "token_suffix": (official.suffix, suffix)}
+    prefix, suffix = frozen_embeddings(backbone, dataset.class_names, ctx.shape[-2])
+    saved = {"token_prefix": (file.prefix, prefix), "token_suffix": (file.suffix, suffix)}
     counts = {len(array) for array, _ in saved.values() if array is not None}
     counts |= {len(ctx)} if settings.class_specific else set()
     if counts - {classes}:
         raise UserError(
-            f"{path} was learned on {max(counts - {classes})} classes and {dataset.name} has {classes}; name the "
+            f"{path} was learned on {max(counts - {classes})} classes, but {dataset.name} has {classes}; name the "
             "dataset that it was learned on."
         )
     for name, (array, ours) in saved.items():
         if array is not None and array.shape != ours.shape:
             raise UserError(
-                f"{path} has a {name} of {array.shape} where {backbone.name} has {tuple(ours.shape)}; name the "
+                f"{path} has a {name} of {array.shape}, but {backbone.name} has {tuple(ours.shape)}; name the "
                 "backbone that it was learned over."
             )
-    if official.prefix is not None and _differ(official.prefix, prefix.numpy()).any():
+    if file.prefix is not None and _differ(file.prefix, prefix.numpy()).any():
         raise UserError(
             f"{path} was learned over other weights than those of {backbone.name}: its start token differs."
         )
-    if official.suffix is None:
+    if file.suffix is None:
         return
-    other = np.flatnonzero(_differ(official.suffix, suffix.numpy()))
+    other = np.flatnonzero(_differ(file.suffix, suffix.numpy()))
     if len(other):
         message = (
             f"{path} was learned with other names for {len(other)} of {classes} classes, such as class {other[0]}, "
@@ -215,13 +199,13 @@ def _check(official: Official, settings: CoOpSettings, backbone: Backbone, datas
 
 
 def _differ(saved: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """bool (classes,): whose embeddings are not the same up to float16, or not finite."""
+    """Return bool (classes,): embeddings that differ by more than float16 does, or are not finite."""
     differs: np.ndarray = ~(np.abs(saved.astype(np.float32) - ours).max(axis=(1, 2)) <= TOLERANCE)
     return differs
 
 
 def _key(
-    official: Official,
+    file: CoOpFile,
     settings: CoOpSettings,
     backbone: Backbone,
     dataset: Dataset,
@@ -230,9 +214,9 @@ def _key(
     recipe: str,
 ) -> str:
     facts = {
-        "imported": hashlib.sha256(official.ctx.tobytes()).hexdigest(),
-        "dtype": str(official.ctx.dtype),
-        "epoch": official.epoch,
+        "imported": hashlib.sha256(file.ctx.tobytes()).hexdigest(),
+        "dtype": str(file.ctx.dtype),
+        "epoch": file.epoch,
         "settings": settings.model_dump(mode="json"),
         "backbone": backbone.digest,
         "dataset": dataset.digest,

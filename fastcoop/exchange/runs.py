@@ -1,4 +1,4 @@
-"""A run of a results folder with what it learned, found by its key."""
+"""CoOp runs of a results folder with their contexts, and their export for other programs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fastcoop.backbones import Backbone, backbone_from_spec
-from fastcoop.errors import UserError, writing
+from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import fresh_state
+from fastcoop.errors import UserError, nearest, writing
+from fastcoop.exchange.classifier import check_backbone, make_classifier, named_backbone
+from fastcoop.exchange.coop_files import coop_path, frozen_embeddings, write_coop_file
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS
 from fastcoop.methods.coop import layout_of
@@ -20,8 +23,9 @@ from fastcoop.results.parameters import load_parameters, write_arrays
 from fastcoop.results.read import find_key, load_run
 from fastcoop.sweeps.records import read_settings
 
-FORMAT = "fastcoop contexts"
-FORMAT_VERSION = "1"
+FORMATS = ("coop", "safetensors", "classifier")
+HEADER = {"format": "fastcoop contexts", "format_version": "1"}
+IN_RESULTS = ("key", "backbone", "backbone_digest", "dataset", "shots", "seed", "epochs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +33,11 @@ class LearnedRun:
     """A CoOp run.
 
     Attributes:
-        key, backbone, backbone_digest, dataset, shots, seed, epochs: as in the results.
-        settings: of the method, as in the results.
+        key, backbone, backbone_digest, dataset, shots, seed, epochs, settings: as in the results.
         contexts: float32 (M, width), or (classes, M, width) if class-specific.
         class_names: in label order.
-        learned_dtype: what the contexts were learned in, "float32", or "float16" of an import.
-        recipe: of the image transforms that its features were made by, "current" or "official-2021".
+        learned_dtype: dtype of the contexts in training, "float32", or "float16" of some imported runs.
+        recipe: of the image transforms behind the features, "current" or "official-2021".
     """
 
     key: str
@@ -51,40 +54,37 @@ class LearnedRun:
     recipe: str = "current"
 
     def load_backbone(self, spec: str | None = None) -> Backbone:
-        """The backbone that the contexts were learned over, by ``spec`` or else by its name.
+        """Load the backbone that the contexts were learned over.
 
-        Raises UserError if there is none of this name, or its weights are others.
+        Args:
+            spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
+
+        Raises:
+            UserError: there is no such backbone, or its weights differ.
         """
         backbone = named_backbone(spec, self.backbone, f"the run {self.key[:12]} learned over")
-        if backbone.digest != self.backbone_digest:
-            raise UserError(
-                f"Run {self.key[:12]} learned over {self.backbone} ({self.backbone_digest[:12]}), not over "
-                f"{backbone.name} ({backbone.digest[:12]}); name that backbone with --backbone."
-            )
+        check_backbone(backbone, self.backbone, self.backbone_digest, f"Run {self.key[:12]} learned over")
         return backbone
 
     def layout(self, backbone: Backbone) -> PromptLayout:
-        """The prompt layout."""
+        """Return the prompt layout."""
         layout: PromptLayout = layout_of(self.settings, backbone)
         return layout
 
     def metadata(self) -> dict[str, str]:
-        """All but the contexts themselves, as the header of a safetensors file takes it."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "key": self.key,
-            "backbone": self.backbone,
-            "backbone_digest": self.backbone_digest,
-            "dataset": self.dataset,
-            "class_names": json.dumps(list(self.class_names)),
-            "shots": str(self.shots),
-            "seed": str(self.seed),
-            "epochs": str(self.epochs),
-            "settings": self.settings.model_dump_json(),
-            "learned_dtype": self.learned_dtype,
-            "recipe": self.recipe,
-        }
+        """Return everything except the contexts, as text for the header of a safetensors file."""
+        facts = {name: str(getattr(self, name)) for name in (*IN_RESULTS, "learned_dtype", "recipe")}
+        names, settings = json.dumps(list(self.class_names)), self.settings.model_dump_json()
+        return HEADER | facts | {"class_names": names, "settings": settings}
+
+    def write_contexts(self, path: Path) -> None:
+        """Write the contexts as one tensor called "contexts", with `metadata` in the header.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        with writing(path):
+            write_arrays(path, {"contexts": self.contexts.astype(np.float32)}, self.metadata())
 
 
 def find_run(results: str | Path, key: str) -> LearnedRun:
@@ -99,53 +99,71 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
     """
     folder = Path(results)
     run = load_run(folder, find_key(folder, key))
+    key, name = run["key"], f"Run {run['key'][:12]}"
     if run["method"] != "coop":
-        raise UserError(
-            f"Run {run['key'][:12]} is {run['label']}, which has no learned contexts; choose a CoOp run."
-        )
-    contexts = load_contexts(folder, run["key"])
+        raise UserError(f"{name} is {run['label']}, which has no learned contexts; choose a CoOp run.")
+    contexts = load_contexts(folder, key)
     if not np.isfinite(contexts).all():
         raise UserError(
-            f"Run {run['key'][:12]} ({run['label']}, seed {run['seed']}) diverged: its contexts are not finite; "
-            "choose another run."
+            f"{name} ({run['label']}, seed {run['seed']}) diverged: its contexts are not finite; choose another run."
         )
-    learned = load_parameters(folder, run["key"])
+    learned = load_parameters(folder, key)
     assert learned is not None
-    names = learned.class_names or load_predictions(folder, run["key"]).class_names
     return LearnedRun(
-        **{
-            name: run[name]
-            for name in ("key", "backbone", "backbone_digest", "dataset", "shots", "seed", "epochs")
-        },
+        **{name: run[name] for name in IN_RESULTS},
         settings=read_settings(METHODS["coop"], json.dumps(run["settings"])),
         contexts=contexts,
-        class_names=names,
+        class_names=learned.class_names or load_predictions(folder, key).class_names,
         learned_dtype=learned.header.get("learned_dtype", "float32"),
         recipe=learned.recipe if learned.recipe in RECIPES else "current",
     )
 
 
-def named_backbone(spec: str | None, name: str, whose: str, device: str = "cpu") -> Backbone:
-    """The backbone ``spec``, else the one of this ``name``.
+@fresh_state()
+def export_run(
+    results: str | Path, key: str, format: str, out: str | Path, backbone: str | None = None
+) -> Path:
+    """Write a CoOp run's contexts for other programs.
 
-    Raises UserError where there is none; of a name alone, one that says ``whose`` backbone it is and how to give it.
-    """
-    if spec is not None:
-        return backbone_from_spec(spec, device=device)
-    try:
-        return backbone_from_spec(name, device=device)
-    except UserError as error:
-        raise UserError(
-            f"The backbone {name}, which {whose}, is not found by its name alone; pass its folder or weights with "
-            f"--backbone. ({error})"
-        ) from None
+    Args:
+        results: a results folder.
+        key: the run's key, or its beginning.
+        format: "coop", a checkpoint in the official folder layout under ``out``; "safetensors", the contexts with
+            their metadata; "classifier", a `Classifier`.
+        out: the file to write; for "coop" the folder.
+        backbone: the run's backbone: a tag, a folder or a weights file. None: the backbone of the recorded name.
 
-
-def write_contexts_file(path: Path, run: LearnedRun) -> None:
-    """Write a run's contexts as one tensor called "contexts", with ``run.metadata()`` in the header.
+    Returns:
+        The file that was written.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: no such run, format or backbone, or the file cannot be written.
     """
+    import torch
+
+    if format not in FORMATS:
+        raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
+    run, path = find_run(results, key), Path(out)
+    if format == "safetensors":
+        if backbone is not None:
+            run.load_backbone(backbone)
+        run.write_contexts(path)
+        return path
+    model = run.load_backbone(backbone)
+    if format == "classifier":
+        make_classifier(run, model).save(path)
+        return path
+    layout = run.layout(model)
+    if layout.prompt is not None:
+        raise UserError(
+            f'The official code has no place for the words of "{layout.prompt}"; export the classifier instead.'
+        )
+    path = coop_path(
+        path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, run.settings.init
+    )
+    contexts = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
     with writing(path):
-        write_arrays(path, {"contexts": run.contexts.astype(np.float32)}, run.metadata())
+        write_coop_file(
+            path, contexts, *frozen_embeddings(model, run.class_names, layout.context_length), run.epochs
+        )
+    return path

@@ -79,9 +79,8 @@ def write_tower(folder: Path, **text: int) -> Path:
 
 @follows(
     "There is no classifier {}; make one with `fastcoop export`",
-    "not for {} ({}); name that backbone with --backbone",
+    "{} {} ({}), not {} ({}); name that backbone with",
     "which {}, is not found by its name alone; pass its folder or weights with --backbone",
-    "not over {} ({}); name that backbone with --backbone",
 )
 def test_a_classifier_is_exported_and_used_with_its_backbone(
     world: Path, keys: dict[str, str], call: Callable[..., Any], tmp_path: Path
@@ -128,9 +127,9 @@ def test_a_coop_run_is_chosen_by_more_of_its_key(world: Path, keys: dict[str, st
 @follows(
     "but {} was given; leave out --{}",
     "as the official folders do; pass --{}",
-    "has vectors of {} numbers and {} takes {}; name the backbone",
-    "was learned on {} classes and {} has {}; name the dataset",
-    "has a {} of {} where {} has {}; name the backbone",
+    "has vectors of {} numbers, but {} takes {}; name the backbone",
+    "was learned on {} classes, but {} has {}; name the dataset",
+    "has a {} of {}, but {} has {}; name the backbone",
 )
 @pytest.mark.parametrize("wrong", ["told", "untold", "wide", "classes", "short"])
 def test_a_checkpoint_is_imported_with_what_it_was_learned_with(

@@ -12,7 +12,7 @@ import torch
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, load_dataset
-from fastcoop.exchange.official import frozen_embeddings
+from fastcoop.exchange.coop_files import frozen_embeddings
 from fastcoop.results import load_results
 from fastcoop.sweeps import sweep
 from tests.small_world import write_backbone, write_dataset

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from fastcoop.cli import main
-from fastcoop.exchange.predict import image_files
+from fastcoop.exchange import image_files
 
 
 def test_export_predict_and_import_from_the_command_line(world, key, tmp_path, monkeypatch, capsys):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from fastcoop.backbones.unpickle import TorchFile
 from fastcoop.errors import UserError
 from fastcoop.exchange import Classifier, export_run, find_run, import_coop, predict
-from fastcoop.exchange.official import official_path, path_facts, read_official
-from fastcoop.exchange.unpickle import Checkpoint
+from fastcoop.exchange.coop_files import coop_path, path_facts, read_coop_file
 from fastcoop.features.images import crops, normalize, read_rgb
 from fastcoop.prompts import PromptLayout
 from fastcoop.results import load_contexts
@@ -43,7 +43,7 @@ def test_round_trip_is_bit_identical(save_official, backbone, dataset, world, tm
     np.testing.assert_array_equal(load_contexts(tmp_path / "results", run.key), ctx.float())
     back = export_run(tmp_path / "results", run.key, "coop", tmp_path / "back", str(world / "tiny"))
     state = torch.load(back, weights_only=True)
-    original = read_official(path)
+    original = read_coop_file(path)
     assert state["epoch"] == 50
     assert state["state_dict"]["ctx"].dtype == dtype
     assert state["state_dict"]["ctx"].numpy().tobytes() == ctx.numpy().tobytes() == original.ctx.tobytes()
@@ -95,10 +95,10 @@ def test_words_decide_what_the_folder_only_asked_for(save_official, backbone, da
 )
 def test_folders_are_called_after_the_official_configs(backbone_name, epoch, words, config):
     layout = PromptLayout(4, "mid")
-    path = official_path(Path("output"), "imagenet", backbone_name, layout, 16, 3, epoch, words)
+    path = coop_path(Path("output"), "imagenet", backbone_name, layout, 16, 3, epoch, words)
     folder = f"output/imagenet/CoOp/{config}_16shots/nctx4_cscFalse_ctpmiddle/seed3"
     assert path.as_posix() == f"{folder}/prompt_learner/model.pth.tar-{epoch}"
-    half = official_path(Path("output"), "imagenet:base", backbone_name, layout, 16, 3, epoch, words)
+    half = coop_path(Path("output"), "imagenet:base", backbone_name, layout, 16, 3, epoch, words)
     assert half.as_posix() == path.as_posix().replace("imagenet", "imagenet-base")
 
 
@@ -171,7 +171,8 @@ def test_nothing_outside_is_ever_imported(tmp_path):
     path = tmp_path / "checkpoint"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", b"cbuiltins\neval\n(S'1/0'\ntR(lp0\n0.")
-    found = Checkpoint(path).content
+    with TorchFile(path) as file:
+        found = file.unpickled()
     assert (found.name, found.args) == ("builtins.eval", ("1/0",))
 
 
@@ -221,7 +222,7 @@ def test_sizes_weights_and_names_are_checked(save_official, backbone, dataset, t
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.datasets import load_dataset
 
-    with pytest.raises(UserError, match="learned on 4 classes and fewer has 2"):
+    with pytest.raises(UserError, match="learned on 4 classes, but fewer has 2"):
         import_coop(path, backbone, load_dataset(fewer), results)
     save_official(path, contexts(3, 8), state_dict={"ctx": contexts(3, 8)})
     with pytest.raises(UserError, match="vectors of 8"):

@@ -42,7 +42,7 @@ from fastcoop.datasets import load_dataset
 from fastcoop.engine import training
 from fastcoop.errors import UserError
 from fastcoop.exchange import import_coop
-from fastcoop.exchange.official import frozen_embeddings, write_official
+from fastcoop.exchange.coop_files import frozen_embeddings, write_coop_file
 from fastcoop.features import cache_all
 from fastcoop.reports import report
 from fastcoop.results import load_contexts, load_results, merge_results
@@ -169,7 +169,7 @@ def together(rounds: int, folder: Path) -> None:
     ctx = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     prefix, suffix = frozen_embeddings(backbone, dataset.class_names, 2)
     official = folder / "output" / "colours" / "CoOp" / "rn50_4shots" / "nctx2_cscFalse_ctpend" / "seed1"
-    write_official(official / "prompt_learner" / "model.pth.tar-9", ctx, prefix, suffix, 9)
+    write_coop_file(official / "prompt_learner" / "model.pth.tar-9", ctx, prefix, suffix, 9)
 
     def actions(place: Path) -> dict[str, Callable[[], object]]:
         where = {"data_root": folder / "data", "cache": place / "cache"}

@@ -105,7 +105,7 @@ def test_reports_leave_them_out_and_count_them(lost: Path, tmp_path: Path) -> No
 
 
 @follows(
-    "so it cannot tell classes apart: the run diverged; choose another run",
+    "or its scale are not finite: the run diverged; choose another run",
     "is not finite and cannot be tested; choose other runs",
     "have no nearest words; choose other runs (--run)",
 )

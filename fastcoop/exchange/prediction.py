@@ -1,4 +1,4 @@
-"""What a classifier says of images."""
+"""Classify image files with a `Classifier`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from fastcoop.backbones import Backbone
 from fastcoop.checks import several
 from fastcoop.datasets.files import Tree
 from fastcoop.datasets.left_out import notes_on_unknown_endings
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile, UserError
 from fastcoop.exchange.classifier import Classifier
 from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb
 
-AT_ONCE = 32  # images
+BATCH_SIZE = 32  # images
 
 log = logging.getLogger("fastcoop")
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """An image's probabilities, float32 (classes,) in label order; None where it cannot be read or its features are not
-    finite, with the reason."""
+    """The class probabilities of an image.
+
+    Attributes:
+        path: the image file.
+        probabilities: float32 (classes,), in label order; None where there are none.
+        problem: why there are none: the file is unreadable, or its features are not finite.
+    """
 
     path: Path
     probabilities: np.ndarray | None
@@ -33,60 +38,67 @@ class Prediction:
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
-    """The files given, and the images anywhere in the folders given, sorted in each. A warning counts the pictures
-    there that are left out because of how their names end.
+    """Return the files given, and all images in the folders given and below them, sorted within each.
 
-    Raises UserError for what does not exist, and where there is no image at all.
+    Pictures that are left out because of the endings of their names are counted in a warning.
+
+    Raises:
+        UserError: a place does not exist, or there is no image at all.
     """
     found: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
             tree = Tree(place)
-            images = [
+            found += sorted(
                 place / folder / name for folder in tree.below() for name in tree.listing(folder).images
-            ]
-            found += sorted(images)
+            )
             for note in notes_on_unknown_endings(str(place), tree):
                 log.warning(note)
         elif place.is_file():
             found.append(place)
         else:
-            raise UserError(f"There is no file or folder {place}.")
+            raise MissingFile(f"There is no file or folder {place}.")
     if not found:
         raise UserError(f"There are no images in {' or '.join(map(str, places))}.")
     return found
 
 
 def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | Path]) -> Iterator[Prediction]:
-    """Classify image files by the test-time crop of the classifier's recipe, in order.
+    """Classify image files, prepared by the test-time crop of the classifier's recipe.
+
+    Args:
+        classifier: the classifier.
+        backbone: the backbone that it was made for.
+        images: paths of image files.
+
+    Yields:
+        One prediction per image, in order. Of an unreadable image it says so.
 
     Raises:
-        UserError: the backbone is not the classifier's. An unreadable image is a Prediction that says so.
+        UserError: the backbone is not the classifier's.
     """
     classifier.check(backbone)
     paths = [Path(image) for image in several(images)]
-    for start in range(0, len(paths), AT_ONCE):
-        yield from _batch(classifier, backbone, paths[start : start + AT_ONCE])
+    for start in range(0, len(paths), BATCH_SIZE):
+        yield from _predict_batch(classifier, backbone, paths[start : start + BATCH_SIZE])
 
 
-def _batch(classifier: Classifier, backbone: Backbone, images: Sequence[Path]) -> Iterator[Prediction]:
+def _predict_batch(
+    classifier: Classifier, backbone: Backbone, images: Sequence[Path]
+) -> Iterator[Prediction]:
     pixels: list[np.ndarray] = []
-    problems: dict[Path, str] = {}
-    for path in images:
+    problems: dict[int, str] = {}
+    for index, path in enumerate(images):
         try:
             pixels.append(crops(read_rgb(path), path.name, [0], classifier.preprocess, classifier.recipe, 0))
         except UnreadableImage as error:
-            problems[path] = str(error)
+            problems[index] = str(error)
     rows: Iterator[np.ndarray] = iter(())
     if pixels:
         batch = normalize(np.concatenate(pixels), classifier.preprocess, backbone.device)
         rows = iter(classifier.probabilities(backbone.encode_images(batch).float().cpu().numpy()))
-    for path in images:
-        if path in problems:
-            yield Prediction(path, None, problems[path])
-            continue
-        probabilities = next(rows)
-        if np.isfinite(probabilities).all():
-            yield Prediction(path, probabilities)
-        else:
-            yield Prediction(path, None, f"{backbone.name} gives it features that are not finite numbers")
+    for index, path in enumerate(images):
+        probabilities = None if index in problems else next(rows)
+        if probabilities is not None and not np.isfinite(probabilities).all():
+            probabilities, problems[index] = None, f"{backbone.name} gives it features that are not finite"
+        yield Prediction(path, probabilities, problems.get(index))

@@ -1,0 +1,191 @@
+"""Checkpoint files of the official CoOp code: where they are, what their paths mean, reading and writing.
+
+    output/DATASET/CoOp/CONFIG_16shots/nctx16_cscFalse_ctpend/seed1/prompt_learner/model.pth.tar-50
+
+A file holds ``epoch`` and ``state_dict``: ``ctx`` (M, width), or (classes, M, width) if class-specific, and the frozen
+embeddings around it, ``token_prefix`` (classes, 1, width) of the start token and ``token_suffix``
+(classes, 77 - 1 - M, width) of everything after the context when the class name is at the end. Where the class name
+really is, only the path says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcoop.backbones import Backbone
+from fastcoop.backbones.unpickle import TorchFile
+from fastcoop.errors import UserError
+from fastcoop.files import atomic_write
+from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout
+
+MODEL_FOLDER = "prompt_learner"
+POSITIONS = {"end": "end", "middle": "mid", "front": "front"}
+WORDS = {"_ctxv1": "a photo of a"}  # of the official configs that start from words
+CONFIG_EPOCHS = (50, 100)  # in the names of official configs; those without a number have 200
+ARRAYS = ("ctx", "token_prefix", "token_suffix")
+
+
+@dataclass(frozen=True)
+class PathFacts:
+    """The properties of a run that the path of its checkpoint contains; None for those that it does not.
+
+    ``words`` are those that the context starts from.
+    """
+
+    class_position: str | None
+    class_specific: bool | None
+    context_length: int | None
+    shots: int | None
+    seed: int | None
+    words: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class CoOpFile:
+    """An official checkpoint. ``ctx`` has the dtype of the file."""
+
+    path: Path
+    epoch: int
+    ctx: np.ndarray
+    prefix: np.ndarray | None
+    suffix: np.ndarray | None
+
+
+def find_coop_files(place: Path) -> list[Path]:
+    """Return ``place`` if it is a file; else the last epoch's checkpoint of each folder below it.
+
+    The best one on validation (``model-best.pth.tar``) is used where there is no other.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if place.is_file():
+        return [place]
+    latest: dict[Path, tuple[int, Path]] = {}
+    for path in sorted(place.rglob("model*.pth.tar*")):
+        number = re.fullmatch(r"model\.pth\.tar-(\d+)", path.name)
+        if number or path.name == "model-best.pth.tar":
+            candidate = (int(number[1]) if number else -1, path)
+            latest[path.parent] = max(latest.get(path.parent, candidate), candidate)
+    if not latest:
+        raise UserError(
+            f"{place} holds no checkpoints of the official code; expected files such as "
+            f"{MODEL_FOLDER}/model.pth.tar-50 in it or below it."
+        )
+    return [path for _, path in latest.values()]
+
+
+def path_facts(path: Path) -> PathFacts:
+    """Return the properties of a run in a path that the official scripts wrote; "middle" is "mid"."""
+    text = path.as_posix()
+    layout = re.search(r"nctx(\d+)_csc(True|False)_ctp(end|middle|front)(?=/|$)", text)
+    config = re.search(r"([^/]*)_(\d+)shots(?=/|$)", text)
+    seed = re.search(r"seed(\d+)(?=/|$)", text)
+    return PathFacts(
+        class_position=POSITIONS[layout[3]] if layout else None,
+        class_specific=layout[2] == "True" if layout else None,
+        context_length=int(layout[1]) if layout else None,
+        shots=int(config[2]) if config else None,
+        seed=int(seed[1]) if seed else None,
+        words=next((words for end, words in WORDS.items() if config and config[1].endswith(end)), None),
+    )
+
+
+def coop_path(
+    out: Path,
+    dataset: str,
+    backbone: str,
+    layout: PromptLayout,
+    shots: int | str,
+    seed: int,
+    epoch: int,
+    words: str,
+) -> Path:
+    """Return the path under ``out`` where the official scripts look for this run's checkpoint.
+
+    The config's name has the backbone (``vit_b16``), the epochs where they are not 200 (``_ep50``), and the words that
+    contexts start from (``_ctxv1``). The ":" of half a dataset becomes "-": Windows allows no ":" in names.
+    """
+    position = next(name for name, ours in POSITIONS.items() if ours == layout.class_position)
+    config = re.sub(r"[^a-z0-9]+", "_", backbone.lower().replace("vit-b-", "vit-b")).strip("_")
+    config += f"_ep{epoch}" if epoch in CONFIG_EPOCHS else ""
+    config += next((end for end, given in WORDS.items() if given == words), "")
+    run = f"nctx{layout.context_length}_csc{layout.class_specific}_ctp{position}"
+    folder = out / dataset.replace(":", "-") / "CoOp" / f"{config}_{shots}shots" / run / f"seed{seed}"
+    return folder / MODEL_FOLDER / f"model.pth.tar-{epoch}"
+
+
+def read_coop_file(path: Path) -> CoOpFile:
+    """Read a checkpoint without running anything in it.
+
+    A genuine one pickles its scheduler, and with it an optimizer, so torch's safe loading refuses it.
+
+    Raises:
+        UserError: it is missing, damaged, or no checkpoint of CoOp.
+    """
+    try:
+        with TorchFile(path) as file:
+            content = file.unpickled()
+            state, epoch = (
+                content.get(name) if isinstance(content, dict) else None for name in ("state_dict", "epoch")
+            )
+            if not isinstance(state, dict) or not isinstance(epoch, int) or isinstance(epoch, bool):
+                raise UserError(
+                    f"{path} should hold a state_dict and an epoch, as the official code saves; it does not."
+                )
+            if "ctx" not in state:
+                raise UserError(f'{path} has no "ctx" in its state_dict; it is not a checkpoint of CoOp.')
+            if others := sorted(set(map(str, state)) - {*ARRAYS}):
+                raise UserError(
+                    f"{path} also holds {others[0]}, which CoOp does not have (CoCoOp does); only CoOp is supported."
+                )
+            arrays = [file.tensor(state[name]) if name in state else None for name in ARRAYS]
+        for array in arrays:
+            if array is not None and array.dtype.kind != "f":
+                raise ValueError(f"expected floating-point numbers, got {array.dtype}")
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except Exception as error:  # damaged pickles raise any exception
+        raise UserError(
+            f"{path} should be a checkpoint of torch.save, version 1.6 or later, but cannot be read as one ({error}); "
+            "if torch itself can load it, save it again there."
+        ) from None
+    ctx, prefix, suffix = arrays
+    assert ctx is not None
+    return CoOpFile(path, epoch, ctx, prefix, suffix)
+
+
+def frozen_embeddings(
+    backbone: Backbone, class_names: Sequence[str], context_length: int
+) -> tuple[Tensor, Tensor]:
+    """Return the official ``token_prefix`` and ``token_suffix`` of a class list, float32.
+
+    They are the embeddings of the prompts "X ... X NAME." at all 77 positions, before and after the M placeholders.
+
+    Raises:
+        UserError: a prompt does not fit the text tower.
+    """
+    filler = " ".join([PLACEHOLDER] * context_length)
+    ids = backbone.tokenize([f"{filler} {name.replace('_', ' ')}." for name in class_names])
+    embedded = backbone.text.token_embedding.detach().float().cpu()[ids]
+    return embedded[:, :1], embedded[:, 1 + context_length :]
+
+
+def write_coop_file(path: Path, ctx: Tensor, prefix: Tensor, suffix: Tensor, epoch: int) -> None:
+    """Write a checkpoint for the official ``load_model``, and the file ``checkpoint`` that names it."""
+    state = OrderedDict(ctx=ctx, token_prefix=prefix.to(ctx.dtype), token_suffix=suffix.to(ctx.dtype))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        torch.save({"state_dict": state, "epoch": epoch}, part)
+    with atomic_write(path.parent / "checkpoint") as part:
+        part.write_text(f"{path.name}\n", encoding="utf-8")
