@@ -1,7 +1,8 @@
-"""Which images exist, what their classes are called, how they are split, and which few are drawn."""
+"""Datasets: images, class names, splits and few-shot subsets."""
 
 from fastcoop.datasets.dataset import Dataset, Split
 from fastcoop.datasets.fewshot import FewShot, few_shot
 from fastcoop.datasets.load import load_dataset
+from fastcoop.datasets.official import Download, OfficialDataset
 
-__all__ = ["Dataset", "FewShot", "Split", "few_shot", "load_dataset"]
+__all__ = ["Dataset", "Download", "FewShot", "OfficialDataset", "Split", "few_shot", "load_dataset"]

@@ -1,7 +1,7 @@
 """Splits from the datasets' own annotation files, by the official rules, for users without the split file.
 
-Each function takes the dataset's folder and returns items by split, with paths relative to its image folder.
-Random splits are ours (``splits.SPLIT_SEED``): the official ones cannot be made again.
+Each reader takes the dataset's folder and returns items by split, with paths relative to its image folder.
+Random splits use fastcoop's own seed (``splits.SPLIT_SEED``): the official ones cannot be drawn again.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastcoop.datasets.dataset import Item
-from fastcoop.datasets.files import class_folders, list_folders, reading
+from fastcoop.datasets.files import class_folders, list_folder, reading
 from fastcoop.datasets.splits import read_json, split_by_class, split_train_val
 from fastcoop.errors import MissingFile, UserError
+
+T = TypeVar("T")
 
 CALTECH101_IGNORED = {"BACKGROUND_Google", "Faces_easy"}
 CALTECH101_NAMES = {
@@ -38,74 +40,62 @@ EUROSAT_NAMES = {
 }
 
 
-def caltech101(home: Path) -> dict[str, list[Item]]:
-    return _random_split(home / "101_ObjectCategories", CALTECH101_NAMES, CALTECH101_IGNORED)
+def random_split(
+    images: str, renamed: Mapping[str, str] = MappingProxyType({}), ignored: Collection[str] = ()
+) -> Callable[[Path], dict[str, list[Item]]]:
+    """Return a reader that splits the class folders of ``images`` at random: 50% train, 20% val, 30% test."""
+
+    def read(home: Path) -> dict[str, list[Item]]:
+        folders = [name for name in list_folder(home / images).folders if name not in ignored]
+        paths = class_folders(home / images, folders)
+        return split_by_class(
+            [(renamed.get(name, name), paths[name]) for name in folders], str(home / images)
+        )
+
+    return read
 
 
-def eurosat(home: Path) -> dict[str, list[Item]]:
-    return _random_split(home / "2750", EUROSAT_NAMES)
-
-
-def dtd(home: Path) -> dict[str, list[Item]]:
-    return _random_split(home / "images")
-
-
-def food101(home: Path) -> dict[str, list[Item]]:
-    return _random_split(home / "images")
-
-
-def _random_split(
-    images: Path, new_names: Mapping[str, str] = MappingProxyType({}), ignored: Collection[str] = ()
-) -> dict[str, list[Item]]:
-    folders = [name for name in list_folders(images) if name not in ignored]
-    paths = class_folders(images, folders)
-    return split_by_class([(new_names.get(name, name), paths[name]) for name in folders], str(images))
+caltech101 = random_split("101_ObjectCategories", CALTECH101_NAMES, CALTECH101_IGNORED)
+eurosat = random_split("2750", EUROSAT_NAMES)
+dtd = food101 = random_split("images")
 
 
 def oxford_flowers(home: Path) -> dict[str, list[Item]]:
-    labels = np.atleast_1d(_read_mat(home / "imagelabels.mat", "labels"))
+    labels = _read_mat(home / "imagelabels.mat", "labels", int)
     names_file = _required(home / "cat_to_name.json")
     names = read_json(names_file)
-    numbers = [str(number) for number in sorted({int(label) for label in labels})]
-    if not isinstance(names, dict) or not all(isinstance(names.get(number), str) for number in numbers):
+    paths: dict[str, list[str]] = {str(label): [] for label in sorted(set(labels))}
+    if not isinstance(names, dict) or not all(isinstance(names.get(number), str) for number in paths):
         raise UserError(f"{names_file} must map every class number in imagelabels.mat to a flower's name.")
-    paths: dict[str, list[str]] = {number: [] for number in numbers}
     for index, label in enumerate(labels, start=1):
-        paths[str(int(label))].append(f"image_{index:05d}.jpg")
-    return split_by_class([(names[number], paths[number]) for number in numbers], str(home))
+        paths[str(label)].append(f"image_{index:05d}.jpg")
+    return split_by_class([(names[number], paths[number]) for number in paths], str(home))
 
 
 def oxford_pets(home: Path) -> dict[str, list[Item]]:
-    def read(path: Path) -> list[Item]:
-        def parse(line: str) -> Item:
-            image, label, _species, _breed_number = line.split(" ")
-            return f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()
+    def parse(line: str) -> Item:
+        image, label, _species, _breed_number = line.split(" ")
+        return f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()
 
-        return _parsed(path, "image, class, species and breed number", parse)
-
+    lists = home / "annotations" / "trainval.txt", home / "annotations" / "test.txt"
     return _train_val_test(
-        read(home / "annotations" / "trainval.txt"), read(home / "annotations" / "test.txt")
+        *(_read_list(path, "image, class, species and breed number", parse) for path in lists)
     )
 
 
 def stanford_cars(home: Path) -> dict[str, list[Item]]:
-    meta = np.atleast_1d(_read_mat(home / "devkit" / "cars_meta.mat", "class_names"))
-    names = []
-    for model in meta:
-        words = str(model).split(" ")
-        names.append(" ".join([words[-1], *words[:-1]]))  # the year first
+    def year_first(model: str) -> str:
+        *words, year = str(model).split(" ")
+        return " ".join([year, *words])
+
+    names = _read_mat(home / "devkit" / "cars_meta.mat", "class_names", year_first)
 
     def read(path: Path, folder: str) -> list[Item]:
-        try:
-            rows = [
-                (str(row["fname"]), int(row["class"]) - 1)
-                for row in np.atleast_1d(_read_mat(path, "annotations"))
-            ]
-            return [(f"{folder}/{file}", label, names[label]) for file, label in rows]
-        except UserError:
-            raise
-        except (ValueError, IndexError, TypeError) as error:
-            raise _no_mat(path, "annotations of this dataset", error) from None
+        def parse(row: Any) -> Item:
+            label = int(row["class"]) - 1
+            return f"{folder}/{row['fname']}", label, names[label]
+
+        return _read_mat(path, "annotations", parse)
 
     return _train_val_test(
         read(home / "devkit" / "cars_train_annos.mat", "cars_train"),
@@ -121,7 +111,7 @@ def fgvc_aircraft(home: Path) -> dict[str, list[Item]]:
         return f"{image}.jpg", labels[variant], variant
 
     return {
-        key: _parsed(home / f"images_variant_{key}.txt", "an image and a variant of variants.txt", parse)
+        key: _read_list(home / f"images_variant_{key}.txt", "an image and a variant of variants.txt", parse)
         for key in ("train", "val", "test")
     }
 
@@ -132,34 +122,32 @@ def sun397(home: Path) -> dict[str, list[Item]]:
     def parse(line: str) -> Item:
         image = line[1:]
         scene = image.rpartition("/")[0]
-        # "a/apartment_building/outdoor" reads "outdoor apartment_building": without its letter, and backwards
+        # The class "a/apartment_building/outdoor" is called "outdoor apartment_building".
         return image, labels[scene], " ".join(reversed(scene.split("/")[1:]))
 
-    expected = "an image in a class of ClassName.txt"
+    lists = home / "Training_01.txt", home / "Testing_01.txt"
     return _train_val_test(
-        _parsed(home / "Training_01.txt", expected, parse), _parsed(home / "Testing_01.txt", expected, parse)
+        *(_read_list(path, "an image in a class of ClassName.txt", parse) for path in lists)
     )
 
 
 def ucf101(home: Path) -> dict[str, list[Item]]:
-    lists = home / "ucfTrainTestlist"
+    folder = home / "ucfTrainTestlist"
 
     def parse_class(line: str) -> tuple[str, int]:
         label, action = line.split(" ")
         return action, int(label) - 1
 
-    labels = dict(_parsed(lists / "classInd.txt", "a class number and an action", parse_class))
+    labels = dict(_read_list(folder / "classInd.txt", "a class number and an action", parse_class))
 
     def parse(line: str) -> Item:
         action, video = line.split(" ")[0].split("/")
         name = "_".join(re.findall("[A-Z][^A-Z]*", action))
         return f"{name}/{video.removesuffix('.avi')}.jpg", labels[action], name
 
+    lists = folder / "trainlist01.txt", folder / "testlist01.txt"
     expected = "Action/video.avi with an action of classInd.txt"
-    return _train_val_test(
-        _parsed(lists / "trainlist01.txt", expected, parse),
-        _parsed(lists / "testlist01.txt", expected, parse),
-    )
+    return _train_val_test(*(_read_list(path, expected, parse) for path in lists))
 
 
 def _train_val_test(trainval: list[Item], test: list[Item]) -> dict[str, list[Item]]:
@@ -177,6 +165,7 @@ def _required(path: Path) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty, with their numbers."""
     with reading(_required(path), "a list"):
         text = path.read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -184,7 +173,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _parsed(path: Path, expected: str, parse: Callable[[str], Any]) -> list[Any]:
+def _read_list(path: Path, expected: str, parse: Callable[[str], T]) -> list[T]:
     parsed = []
     for number, line in _lines(path):
         try:
@@ -194,17 +183,16 @@ def _parsed(path: Path, expected: str, parse: Callable[[str], Any]) -> list[Any]
     return parsed
 
 
-def _read_mat(path: Path, key: str) -> np.ndarray:
+def _read_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
     import scipy.io
 
     try:
         with reading(_required(path), "a MATLAB file"):
-            return scipy.io.loadmat(path, squeeze_me=True)[key]
+            rows = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)[key])
+            return [parse(row) for row in rows]
     except UserError:
         raise
     except Exception as error:  # damaged files may raise any exception
-        raise _no_mat(path, key, error) from None
-
-
-def _no_mat(path: Path, content: str, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read as a MATLAB file with {content} ({error}); download it again.")
+        raise UserError(
+            f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."
+        ) from None

@@ -1,4 +1,4 @@
-"""What a dataset is: which images exist, how they are split, and what their classes are called."""
+"""A dataset: its images, splits and class names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcoop.datasets.files import FEWSHOT_FOLDER, some
+from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate
 from fastcoop.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -24,7 +24,7 @@ Item = tuple[str, int, str]  # relative path, label, class name: an entry of the
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Log a warning the first time it comes up in this process: a sweep loads the same dataset many times."""
+    """Log a warning once per process: a sweep loads the same dataset many times."""
     log.warning(message)
 
 
@@ -33,7 +33,7 @@ class Split:
     """Images and labels.
 
     Attributes:
-        paths: posix paths relative to ``Dataset.root``.
+        paths: Posix paths relative to ``Dataset.root``.
         labels: int64 (len(paths),), indices into ``Dataset.class_names``.
     """
 
@@ -49,19 +49,19 @@ class Dataset:
     """A dataset on disk.
 
     Attributes:
-        name: short name, safe as a file name.
-        root: the folder that the paths of all splits are relative to.
-        class_names: in label order.
-        template: the hand-crafted prompt, with one ``{}`` for the class name (paper, Table 6).
-        splits: "train" and "val" (absent from datasets that only test) and "test".
-        digest: sha256 hex over the class names and the splits' paths and labels. Image bytes are not in it.
-        title: the name that tables and figures print.
-        fewshot_dir: where few-shot subsets that were drawn elsewhere are looked for.
-        store: the file of features that stands for images which are not on this machine; else None.
-        class_ids: WordNet IDs in label order, where the dataset's classes have them; else empty. They tell which
-            classes of two datasets are the same.
-        whole: the dataset that this is half the classes of; else None.
-        notes: a sentence each on what may not be as it was meant: images left out, images that two splits share.
+        name: Short name, safe as a file name.
+        root: The folder that the paths of all splits are relative to.
+        class_names: Class names in label order.
+        template: The hand-written prompt, with one ``{}`` for the class name (paper, Table 6).
+        splits: "train" and "val" (absent from datasets for testing only) and "test".
+        digest: sha256 hex of the class names and the splits' paths and labels. Image bytes are not included.
+        title: The name in tables and figures.
+        fewshot_dir: The folder of few-shot subsets that were drawn elsewhere.
+        store: The feature file that replaces images which are not on this machine; else None.
+        class_ids: WordNet IDs in label order, where the classes have them; else empty. They identify the classes that
+            two datasets share.
+        whole: The dataset that this is half the classes of; else None.
+        notes: Warnings, a sentence each, such as on images left out or shared by two splits.
     """
 
     name: str
@@ -90,11 +90,11 @@ def make_dataset(
     class_ids: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Put a dataset together, in the one place that refuses what cannot be trained or tested on.
+    """Make a dataset, after checking that it can be trained or tested on.
 
     Raises:
-        UserError: fewer than two classes, no test images, a class without a training image that is not a
-            validation image too, or with a name that no prompt can hold.
+        UserError: There are fewer than two classes, no test images, a class without a training image that is not a
+            validation image too, or a class name that no prompt can hold.
     """
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     if len(class_names) < 2:
@@ -102,20 +102,20 @@ def make_dataset(
             f"Dataset {name} in {root} has {len(class_names)} class(es) where at least two are needed; add images of "
             "others."
         )
-    for shown in class_names:
-        _check_class_name(name, shown)
+    for class_name in class_names:
+        _check_class_name(name, class_name)
     if "test" not in splits:
         raise UserError(
             f"Dataset {name} in {root} has no test images, so no accuracy could be measured on it."
         )
     if "train" in splits:
-        train, held_out = splits["train"], set(splits["val"].paths) if "val" in splits else set()
-        free = np.array([path not in held_out for path in train.paths])
-        counts = np.bincount(train.labels[free], minlength=len(class_names))
-        empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+        held_out = set(splits["val"].paths) if "val" in splits else set()
+        free = np.array([path not in held_out for path in splits["train"].paths])
+        counts = np.bincount(splits["train"].labels[free], minlength=len(class_names))
+        empty = [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]
         if empty:
             raise UserError(
-                f"Dataset {name} in {root} has no training image for {some(empty)}"
+                f"Dataset {name} in {root} has no training image for {abbreviate(empty)}"
                 f"{'' if free.all() else ' that is not in val too'}; add some, or take such classes out of the other "
                 "splits too."
             )
@@ -134,7 +134,7 @@ def make_dataset(
 
 
 def _check_class_name(dataset: str, name: str) -> None:
-    """Refuse a class name that no prompt can hold: nothing but space and underscores, or no text."""
+    """Refuse a class name that no prompt can hold."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -151,7 +151,7 @@ def _check_class_name(dataset: str, name: str) -> None:
 
 
 def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:
-    """Turn lists of (path, label, class name) into splits; the class names are dropped."""
+    """Turn items into splits; their class names are dropped."""
     return {
         key: Split(
             tuple(path for path, _, _ in part), np.array([label for _, label, _ in part], dtype=np.int64)
@@ -161,14 +161,14 @@ def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:
 
 
 def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:
-    """sha256 hex of the class names and of every split's paths and labels, in order."""
+    """Return the sha256 hex of the class names and of every split's paths and labels, in order."""
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for key in SPLITS:
         if key in splits:
             split = splits[key]
             digest.update(f"\n{key} {len(split)}\n".encode())
             digest.update("\n".join(split.paths).encode("utf-8", "surrogateescape"))
-            if any("\n" in path for path in split.paths):  # lists that differ must not join to one text
+            if any("\n" in path for path in split.paths):  # else different lists could have the same digest
                 digest.update(json.dumps(split.paths).encode())
             digest.update(split.labels.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -1,47 +1,53 @@
-"""The files that keep few-shot subsets, only read: the official code's pickles, and JSON of the same content."""
+"""Files of few-shot subsets, which are only read: the official code's pickles, and JSON of the same content."""
 
 from __future__ import annotations
 
 import io
 import pickle
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastcoop.datasets.dataset import Dataset, Item, warn_once
-from fastcoop.datasets.files import normalized, reading, some
+from fastcoop.datasets.files import abbreviate, normalized, reading
 from fastcoop.datasets.splits import read_items, read_json
 from fastcoop.errors import UserError
 
 DATUM = ("dassl.data.datasets.base_dataset", "Datum")
-Indices = dict[str, np.ndarray]  # "train" and, but for ImageNet's official ones, "val"
 
 
-def subset_path(dataset: Dataset, shots: int, seed: int, suffix: str) -> Path:
-    """Where the subset of ``shots`` and ``seed`` is kept, by the official code's naming."""
-    return dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.{suffix}"
+def read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
+    """Read the subset of ``shots`` and ``seed`` from the official code's pickle, else from JSON.
 
-
-def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
-    """The subset in the official code's pickle, as indices into the splits; None if there is no such file.
-
-    The pickle may build nothing but lists, dictionaries and the official code's ``Datum``.
+    Returns:
+        Indices into the splits "train" and "val" (the latter not in ImageNet's pickles); {} if there is neither file,
+        or only a JSON with the digest of another split.
 
     Raises:
-        UserError: it asks for anything else, is damaged, or names images that the split does not have.
+        UserError: The file is damaged, names images that the split does not have, or, a pickle, asks for anything but
+            lists, dictionaries and the official code's ``Datum``.
     """
-    path = subset_path(dataset, shots, seed, "pkl")
+    path = dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.pkl"
+    if path.is_file():
+        return _locate(dataset, _read_pickle(path), path)
+    path = path.with_suffix(".json")
     if not path.is_file():
-        return None
+        return {}
+    content = read_json(path)
+    if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
+        return {}
+    return _locate(dataset, read_items(path, required=("train",)), path)
+
+
+def _read_pickle(path: Path) -> dict[str, list[Item]]:
     try:
         with reading(path, "a pickle"):
             data = path.read_bytes()
         content = _DatumUnpickler(io.BytesIO(data)).load()
-        keys = ("train", "val") if "val" in content else ("train",)  # ImageNet's have no val
-        items = {key: [_item(datum) for datum in content[key]] for key in keys}
+        keys = ("train", "val") if "val" in content else ("train",)
+        return {key: [_item(datum) for datum in content[key]] for key in keys}
     except UserError:
         raise
     except _Forbidden as error:
@@ -49,44 +55,27 @@ def read_official(dataset: Dataset, shots: int, seed: int) -> Indices | None:
             f"{path} wants to load {error}, which no few-shot subset needs; it was not opened. "
             "Delete it if you do not know where it comes from."
         ) from None
-    except Exception as error:  # a damaged pickle raises whatever its next byte happens to mean
+    except Exception as error:  # a damaged pickle may raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} is not a few-shot subset of the official code ({reason}); delete it."
         ) from None
-    return _located(dataset, items, path)
 
 
-def read_saved(dataset: Dataset, shots: int, seed: int) -> Indices | None:
-    """The subset kept as JSON; None if there is none, or if its digest is another split's.
-
-    Raises:
-        UserError: it is malformed, or names images that the split does not have.
-    """
-    path = subset_path(dataset, shots, seed, "json")
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
-        return None
-    return _located(dataset, read_items(path, required=("train",)), path)
-
-
-def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> Indices:
-    """Find items by the ends of their paths, wherever the data root was when they were written.
-
-    Raises UserError for images that the split does not have, and where there is no training image.
-    """
+def _locate(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> dict[str, np.ndarray]:
+    """Find items by the ends of their paths, since the data root may have been another."""
     located = {}
     for key, part in items.items():
-        if key not in dataset.splits and not part:
-            continue
         if key not in dataset.splits:
-            raise UserError(f"{source} has {key} images, but {dataset.name} has no {key} split; delete it.")
+            if part:
+                raise UserError(
+                    f"{source} has {key} images, but {dataset.name} has no {key} split; delete it."
+                )
+            continue
         split = dataset.splits[key]
         index = {path: number for number, path in enumerate(split.paths)}
         forms = Counter(normalized(path) for path in index if not path.isascii())
-        # The file may have been written where letters are composed otherwise.
+        # The file may come from a system that composes letters differently.
         index |= {
             form: index[path] for path in index if forms[form := normalized(path)] == 1 and form not in index
         }
@@ -99,24 +88,22 @@ def _located(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> In
                 )
         located[key] = np.array(numbers, dtype=np.int64)
     drawn = set(dataset.splits["train"].labels[located["train"]].tolist())
-    absent = [name for label, name in enumerate(dataset.class_names) if label not in drawn]
     if not drawn:
         raise UserError(f"{source} has no training images; delete it, and a subset is drawn.")
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in drawn]
     if absent:
-        warn_once(f"{source} has no training image of {some(absent)}, which runs on it do not learn.")
+        warn_once(f"{source} has no training image of {abbreviate(absent)}, which runs on it do not learn.")
     return located
 
 
 def _find(path: str, index: dict[str, int]) -> int | None:
-    """The image of the split whose path ends ``path``: as it is written, else with backslashes as separators, else
-    with its letters composed."""
+    """Find the image whose path ``path`` ends with: as written, with backslashes as separators, or composed."""
     forms = (path, path.replace("\\", "/"))
-    for written in dict.fromkeys((*forms, *map(normalized, forms))):
-        parts: Sequence[str] = written.split("/")
-        candidates = ("/".join(parts[start:]) for start in range(len(parts)))
-        found = next((index[candidate] for candidate in candidates if candidate in index), None)
-        if found is not None:
-            return found
+    for form in dict.fromkeys((*forms, *map(normalized, forms))):
+        parts = form.split("/")
+        for start in range(len(parts)):
+            if (found := index.get("/".join(parts[start:]))) is not None:
+                return found
     return None
 
 
@@ -125,7 +112,7 @@ class _Forbidden(Exception):
 
 
 class _Datum:
-    """Stands in for the official code's class; takes plain attributes and does nothing."""
+    """Replaces the official code's class; takes plain attributes and does nothing."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.item = (state["_impath"], state["_label"], state["_classname"])

@@ -1,4 +1,4 @@
-"""Looking at folders: classes, images, and what is missing. Everything comes back sorted."""
+"""Folders of images: class folders, images, and what is missing. Everything is sorted."""
 
 from __future__ import annotations
 
@@ -18,26 +18,16 @@ IMAGE_SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
 }
 FEWSHOT_FOLDER = "split_fewshot"
-SYSTEM_NAMES = {  # left behind by macOS, Windows, Linux, Synology and QNAP, in lower case
+SYSTEM_NAMES = {  # made by macOS, Windows, Linux, Synology and QNAP, in lower case
     *("__macosx", "icon\r", "network trash folder", "temporary items", "__pycache__"),
     *("$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
     *("lost+found", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
 }
 
 
-def is_passed_over(name: str) -> bool:
-    """Whether a file or folder is hidden (``.DS_Store``, ``._1.jpg``) or one that systems leave behind."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is taken as an image, told by the ending of its name."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a file that cannot be read, or is not UTF-8 text, raises into a UserError. kind: what it should be."""
+    """Raise a UserError where ``path``, which should be ``kind``, cannot be read or is not UTF-8 text."""
     try:
         yield
     except OSError as error:
@@ -52,7 +42,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Listing:
-    """Names in one folder, sorted; without what ``is_passed_over``, and without few-shot subsets."""
+    """Names in one folder, sorted, without hidden files, ``SYSTEM_NAMES`` and few-shot subsets."""
 
     folders: tuple[str, ...]
     images: tuple[str, ...]
@@ -60,24 +50,26 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Names of the folders, images and other files in ``folder``; links count as what they lead to.
+    """List the folders, images and other files in ``folder``; links count as what they lead to.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The folder cannot be read.
     """
-    folders, images, others = [], [], []
+    folders: list[str] = []
+    images: list[str] = []
+    others: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if is_passed_over(entry.name):
+                name = entry.name
+                if name.startswith(".") or name.lower() in SYSTEM_NAMES:
                     continue
-                if _is_folder(entry):
-                    if not entry.name.endswith(FEWSHOT_FOLDER):
-                        folders.append(entry.name)
-                elif is_image(entry.name):
-                    images.append(entry.name)
+                is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+                if _is_folder(entry, follow_links=not is_image):
+                    if not name.endswith(FEWSHOT_FOLDER):
+                        folders.append(name)
                 else:
-                    others.append(entry.name)
+                    (images if is_image else others).append(name)
     except OSError as error:
         raise UserError(
             f"The folder {folder} cannot be read ({error.strerror or error}); check that it exists and that you "
@@ -86,20 +78,15 @@ def list_folder(folder: Path) -> Listing:
     return Listing(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(others)))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
     try:
-        return entry.is_dir(follow_symlinks=not is_image(entry.name))  # links to images need no look at these
+        return entry.is_dir(follow_symlinks=follow_links)
     except OSError:  # a link that leads to itself
         return False
 
 
-def list_folders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``; hidden ones, few-shot subsets and what systems leave are left out."""
-    return list(list_folder(folder).folders)
-
-
 class Tree:
-    """A folder and all below it. Each folder is read once, when it is first asked for.
+    """A folder and all below it. Each folder is read once, when it is first needed.
 
     Folders and images are named by posix paths relative to ``root``; "" is the root itself.
     """
@@ -109,13 +96,13 @@ class Tree:
         self._listings: dict[str, Listing] = {}
 
     def listing(self, folder: str = "") -> Listing:
-        """What lies directly in ``folder``."""
+        """Return the names in ``folder``."""
         if folder not in self._listings:
             self._listings[folder] = list_folder(self.root / folder)
         return self._listings[folder]
 
     def below(self, folder: str = "") -> Iterator[str]:
-        """``folder`` and every folder below it, those that links lead to included; each once."""
+        """Yield ``folder`` and every folder below it, through links too; each once."""
         seen, waiting = set(), [folder]
         while waiting:
             at = waiting.pop()
@@ -125,80 +112,83 @@ class Tree:
                 yield at
                 waiting += [posixpath.join(at, name) for name in reversed(self.listing(at).folders)]
 
-    def with_images(self, folder: str = "") -> list[str]:
-        """Names of the folders in ``folder`` that hold an image, directly or anywhere below."""
-        return [
-            name for name in self.listing(folder).folders if self.holds_images(posixpath.join(folder, name))
-        ]
+    def images(self, folder: str = "") -> Iterator[str]:
+        """Yield the paths of the images in ``folder`` and below."""
+        return (posixpath.join(at, name) for at in self.below(folder) for name in self.listing(at).images)
 
-    def holds_images(self, folder: str) -> bool:
-        """Whether there is an image in ``folder`` or anywhere below."""
-        return any(self.listing(one).images for one in self.below(folder))
+    def others(self, folder: str = "") -> Iterator[str]:
+        """Yield the paths of the other files in ``folder`` and below."""
+        return (posixpath.join(at, name) for at in self.below(folder) for name in self.listing(at).others)
+
+    def with_images(self, folder: str = "") -> list[str]:
+        """Return the names of the folders in ``folder`` with an image in them or below."""
+        names = self.listing(folder).folders
+        return [name for name in names if any(self.images(posixpath.join(folder, name)))]
 
     def image_folder(self, folder: str) -> str:
-        """Where the images of the class ``folder`` lie: in it, or in the only folder inside that holds any.
+        """Return where the images of the class ``folder`` are: in it, or in the only folder inside with any.
 
         Raises:
-            UserError: there are none, or they lie in several folders.
+            UserError: There are none, or they are in several folders.
         """
         at = folder
         while not self.listing(at).images:
             inside = self.with_images(at)
             if len(inside) != 1:
-                raise _no_images(self, folder, at, inside)
+                raise self._no_images(folder, at, inside)
             at = posixpath.join(at, inside[0])
         return at
 
-
-def _no_images(tree: Tree, folder: str, at: str, inside: Sequence[str]) -> UserError:
-    place = tree.root / folder
-    if inside:
-        return UserError(
-            f"The class folder {place} holds no images itself, but {some([f'{name}/' for name in inside])} in "
-            f"{tree.root / at} do; move the images up into {place}, or, if these folders are the classes, pass "
-            f"{tree.root / at}."
-        )
-    files = [posixpath.join(one, name) for one in tree.below(folder) for name in tree.listing(one).others]
-    if files:
-        return UserError(
-            f"Class folder {place} holds no images, only files such as {files[0]}; expected names that end in "
-            ".jpg, .png or another known ending. Convert or rename the images, or move the folder elsewhere."
-        )
-    return UserError(f"Class folder {place} holds no images; add some or remove the folder.")
+    def _no_images(self, folder: str, at: str, inside: Sequence[str]) -> UserError:
+        place = self.root / folder
+        if inside:
+            return UserError(
+                f"The class folder {place} holds no images itself, but {abbreviate([f'{name}/' for name in inside])} "
+                f"in {self.root / at} do; move the images up into {place}, or, if these folders are the classes, pass "
+                f"{self.root / at}."
+            )
+        if other := next(self.others(folder), None):
+            return UserError(
+                f"Class folder {place} holds no images, only files such as {other}; expected names that end in "
+                ".jpg, .png or another known ending. Convert or rename the images, or move the folder elsewhere."
+            )
+        return UserError(f"Class folder {place} holds no images; add some or remove the folder.")
 
 
 def class_folders(folder: Path, names: Sequence[str], prefix: str = "") -> dict[str, list[str]]:
-    """Paths ``{prefix}{name}/{file}`` of the images in each class folder.
+    """Return the paths ``{prefix}{name}/{file}`` of the images in each class folder.
 
     Raises:
-        UserError: a class folder without images.
+        UserError: A class folder has no images.
     """
     tree, images = Tree(folder), {}
     for name in names:
-        files = tree.listing(name).images
-        if not files:
-            raise _no_images(tree, name, name, tree.with_images(name))
-        images[name] = [f"{prefix}{name}/{file}" for file in files]
+        images[name] = [f"{prefix}{name}/{file}" for file in tree.listing(name).images]
+        if not images[name]:
+            raise tree._no_images(name, name, tree.with_images(name))
     return images
 
 
 def normalized(text: str) -> str:
-    """Unicode's composed form (NFC): macOS may write e and its accent as two characters, others as one."""
+    """Return Unicode's composed form (NFC): macOS may write e and its accent as two characters, others as one."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[str, str | None]:
-    """Where images lie, as posix paths relative to ``root``; None for those that do not exist.
+    """Find images: posix paths relative to ``root``, or None where they do not exist, by path.
 
-    A path is taken as it is written where that exists; else without space around it, with backslashes as
-    separators, or with its letters composed otherwise, if one file fits. Each folder is read once.
+    A path is used as it is written where that exists; else without space around it, with backslashes as separators,
+    or with its letters composed differently, if one file fits. Each folder is read once.
 
-    inside: whether a path that leaves ``root``, by its first or another part, counts as missing.
+    Args:
+        root: The folder that the paths are relative to.
+        paths: Paths as they are written.
+        inside: Whether a path that leaves ``root`` counts as missing.
     """
     listings: dict[str, dict[str, list[str]]] = {}
 
     def names_in(folder: str) -> dict[str, list[str]]:
-        """{name, and normalized name: names}"""
+        """Return the names in a folder by their normalized form."""
         if folder not in listings:
             found: dict[str, list[str]] = {}
             leaves = inside and (folder.startswith("/") or ".." in folder.split("/"))
@@ -215,7 +205,7 @@ def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[s
         folder, _, name = path.rpartition("/")
         return name in names_in(folder).get(normalized(name), ())
 
-    def composed_otherwise(path: str) -> str | None:
+    def composed_differently(path: str) -> str | None:
         at = "/" if path.startswith("/") else ""
         for part in path.strip("/").split("/"):
             fitting = names_in(at).get(normalized(part), []) if part != ".." else [part]
@@ -230,11 +220,11 @@ def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[s
         forms = [posixpath.normpath(form) for form in dict.fromkeys(forms)]
         found[path] = next((form for form in forms if exists(form)), None)
         if found[path] is None and not path.isascii():
-            found[path] = next(filter(None, map(composed_otherwise, forms)), None)
+            found[path] = next(filter(None, map(composed_differently, forms)), None)
     return found
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
-    """``a, b, c and 7 more``: enough of a list to act on."""
+def abbreviate(names: Sequence[str], most: int = 3) -> str:
+    """Return ``a, b, c and 7 more``, the beginning of a list."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

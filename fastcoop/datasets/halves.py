@@ -1,8 +1,7 @@
-"""Half of a dataset's classes: what base-to-new studies learn on, and what they have never seen."""
+"""Half of a dataset's classes, for base-to-new studies: runs are trained on one half and tested on both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,20 +13,20 @@ HALVES = ("base", "new")
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
-    """``"NAME:base"`` as ("NAME", "base"); a name without a half as it is, with None."""
+    """Return ``"NAME:base"`` as ("NAME", "base"), and a name without a half with None."""
     name, colon, half = spec.rpartition(":")
     return (name, half) if colon and half in HALVES else (spec, None)
 
 
 def half_of(dataset: Dataset, half: str) -> Dataset:
-    """The dataset "NAME:base", the first ceil(n / 2) of NAME's n classes, or "NAME:new", the others.
+    """Return the dataset "NAME:base", the first ceil(n / 2) of NAME's n classes, or "NAME:new", the others.
 
     The official rule (Zhou et al., "Conditional Prompt Learning for Vision-Language Models", 2022, section 4.1).
-    Labels are counted from 0 again. The few-shot subsets of a half are the whole dataset's, so far as their images
-    are of its classes, and its features are the whole dataset's too.
+    Labels start at 0. The few-shot subsets of a half are those of the whole dataset, restricted to images of its
+    classes; its features are the whole dataset's, too.
 
     Raises:
-        UserError: the half would have fewer than two classes, or no test images.
+        UserError: The half would have fewer than two classes, or no test images.
     """
     classes = len(dataset.class_names)
     cut = (classes + 1) // 2
@@ -38,7 +37,11 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
             f"{dataset.name} has {classes} in all."
         )
     names = dataset.class_names[first:stop]
-    splits = _kept(dataset.splits, first, stop)
+    splits = {}
+    for key, split in dataset.splits.items():
+        rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))
+        if len(rows):
+            splits[key] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
     if "test" not in splits:
         raise UserError(f"The half {dataset.name}:{half} has no test images, so nothing can be tested on it.")
     return replace(
@@ -53,17 +56,8 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
     )
 
 
-def _kept(splits: Mapping[str, Split], first: int, stop: int) -> dict[str, Split]:
-    kept = {}
-    for name, split in splits.items():
-        rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))
-        if len(rows):
-            kept[name] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
-    return kept
-
-
 def rows_in_whole(half: Dataset, split: str) -> np.ndarray:
-    """int64 (images of the half's split,), ascending: where its images stand in the whole dataset's split."""
+    """Return the positions of a half's images in the whole dataset's split, int64 (images,), ascending."""
     assert half.whole is not None
     of_half = set(half.splits[split].paths) if split in half.splits else set()
     return np.array(

@@ -1,4 +1,4 @@
-"""Where the class folders of a folder of pictures lie, and which folders are its splits."""
+"""The layout of a folder of pictures: where its class folders are, and which folders are its splits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastcoop.datasets.files import Tree, some
+from fastcoop.datasets.files import Tree, abbreviate
 from fastcoop.errors import UserError
 
 SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 FORMS = (
     "train/ and test/ (or val/) folders with a folder per class, or a folder per class, or a split.json "
     "in the official format"
@@ -22,42 +21,46 @@ FORMS = (
 
 
 def split_called(name: str) -> str | None:
-    """ "train", "val" or "test" for what people call them, in any case; None for other names."""
-    return _SPLIT_OF.get(name.strip().lower())
+    """Return "train", "val" or "test" for their usual names, in any case; None for other names."""
+    return SPLIT_NAMES.get(name.strip().lower())
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Attributes:
-    at: the folder, relative to the tree's root, that holds the class folders or those of the splits.
-    splits: split -> the name of its folder; {} for a folder per class.
+    """Where the classes of a folder are.
+
+    Attributes:
+        at: The folder that holds the class folders or those of the splits, relative to the tree's root.
+        splits: The name of each split's folder; {} for a folder per class.
     """
 
     at: str
     splits: Mapping[str, str]
 
 
-def find_layout(tree: Tree, is_described: Sequence[str]) -> Layout:
-    """The layout of a folder, through folders that hold nothing but one other folder with images.
+def find_layout(tree: Tree, descriptions: Sequence[str]) -> Layout:
+    """Find the layout of a folder, through folders that hold nothing but one other folder with images.
 
-    is_described: names of files that make a folder a dataset of its own; it is not looked further into then.
+    Args:
+        tree: The folder.
+        descriptions: Names of files that make a folder inside a dataset of its own, which is not searched further.
 
     Raises:
-        UserError: folders of splits beside other folders with images, or without class folders.
+        UserError: There are folders of splits beside other folders with images, or without class folders.
     """
     at = ""
     while True:
-        splits = _splits(tree, at)
+        splits = _find_splits(tree, at)
         inside = tree.with_images(at)
         if splits or len(inside) != 1 or tree.listing(posixpath.join(at, inside[0])).images:
             return Layout(at, splits)
         at = posixpath.join(at, inside[0])
-        if any(file in tree.listing(at).others for file in is_described):
+        if not set(descriptions).isdisjoint(tree.listing(at).others):
             return Layout(at, {})
 
 
 def class_level(tree: Tree, folder: str) -> str:
-    """The folder of a split's class folders: itself, or the only folder inside that holds any images."""
+    """Return the folder of a split's class folders: itself, or the only folder inside with images."""
     at = folder
     while len(inside := tree.with_images(at)) == 1 and not tree.listing(posixpath.join(at, inside[0])).images:
         deeper = posixpath.join(at, inside[0])
@@ -67,47 +70,41 @@ def class_level(tree: Tree, folder: str) -> str:
     return at
 
 
-def _has_classes(tree: Tree, folder: str, inside: Sequence[str]) -> bool:
+def _has_classes(tree: Tree, folder: str) -> bool:
     """Whether a folder beside others holds class folders rather than the images of one class."""
+    inside = tree.with_images(folder)
     deeper = sum(len(tree.listing(posixpath.join(folder, name)).images) for name in inside)
     return len(inside) > 1 and deeper > len(tree.listing(folder).images)
 
 
-def _splits(tree: Tree, at: str) -> dict[str, str]:
-    """Folders of ``at`` that are splits, told by their names and by the class folders inside."""
+def _find_splits(tree: Tree, at: str) -> dict[str, str]:
+    """Find the folders in ``at`` that are splits, by their names and the class folders inside."""
     inside = tree.with_images(at)
-    named = [name for name in inside if split_called(name)]
-    others = [name for name in inside if not split_called(name)]
-    classes = {name: tree.with_images(posixpath.join(at, name)) for name in named}
+    named = {name: split for name in inside if (split := split_called(name))}
+    others = [f"{name}/" for name in inside if name not in named]
     place = tree.root / at
-    if not named:
-        return {}
-    if others and not any(_has_classes(tree, posixpath.join(at, name), classes[name]) for name in named):
-        return {}  # classes, one of which is called train
+    if not named or (others and not any(_has_classes(tree, posixpath.join(at, name)) for name in named)):
+        return {}  # class folders, one of which may be called train
     if others:
         raise UserError(
-            f"{place} has a {named[0]}/ folder but also {some([f'{name}/' for name in others])} beside it, which "
+            f"{place} has a {next(iter(named))}/ folder but also {abbreviate(others)} beside it, which "
             f"hold images too; expected {FORMS}. Move what is no split elsewhere."
         )
-    flat = [name for name in named if not classes[name]]
-    if flat:
-        with_classes = [name for name in named if classes[name]]
+    with_classes = [name for name in named if tree.with_images(posixpath.join(at, name))]
+    flat = next((name for name in named if name not in with_classes), None)
+    if flat is not None:
         instead = (
             f", or pass {place / with_classes[0]}, which is split at random" if len(with_classes) == 1 else ""
         )
         raise UserError(
-            f"The folder {place / flat[0]} holds images but no class folders; sort them into a folder per class"
+            f"The folder {place / flat} holds images but no class folders; sort them into a folder per class"
             f"{instead}; for pictures that lie side by side write a .csv with the columns path, class, split."
         )
+    is_test = {name for name in named if name.lower() in ("test", "testing")}
     splits: dict[str, str] = {}
-    taken = {split_called(name) for name in named}
-    for name in named:
-        split = split_called(name)
-        assert split is not None
-        if name.lower() in ("eval", "evaluation") and any(
-            other.lower() in ("test", "testing") for other in named
-        ):
-            split = "val" if "val" not in taken else split
+    for name, split in named.items():
+        if split == "test" and is_test and name not in is_test and "val" not in named.values():
+            split = "val"  # eval/ beside test/
         if split in splits:
             raise UserError(
                 f"{place} has two folders for {split}, {splits[split]}/ and {name}/; put their images into one of "

@@ -1,4 +1,4 @@
-"""From what a user calls a dataset to the dataset."""
+"""Datasets by name or path."""
 
 from __future__ import annotations
 
@@ -10,71 +10,63 @@ from pathlib import Path
 
 from fastcoop.datasets.config import described_by, read_config
 from fastcoop.datasets.dataset import Dataset, warn_once
-from fastcoop.datasets.files import list_folder, list_folders, normalized
+from fastcoop.datasets.files import list_folder, normalized
 from fastcoop.datasets.halves import half_of, split_spec
-from fastcoop.datasets.official import OFFICIAL, Official, find_official, load_official
+from fastcoop.datasets.official import OFFICIAL, OfficialDataset, find_official, load_official
 from fastcoop.datasets.own import DESCRIPTIONS, load_csv, load_folder
 from fastcoop.errors import MissingFile, UserError, nearest
 
 
-def load_dataset(spec: str | Path, data_root: str | Path | None = None) -> Dataset:
+def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None) -> Dataset:
     """Load a dataset. Each of its notes is logged as a warning, once.
 
     Args:
-        spec: one of the paper's fifteen by name, whose official layout is expected under ``data_root``; or
-            the path of a folder or CSV of the user's own, itself or relative to ``data_root``. Either followed by
-            ":base" or ":new" is the first or second half of its classes.
-        data_root: the folder that holds the datasets; the current one if None.
+        spec: The name of one of the paper's fifteen or of an installed package's, whose official layout is expected
+            under ``data_root``; or the path of a folder or CSV of the user's own, itself or relative to ``data_root``.
+            Either followed by ":base" or ":new" is the first or second half of its classes. A dataset is returned as
+            it is.
+        data_root: The folder that holds the datasets; None: the current folder.
 
     Raises:
-        UserError: there is no such dataset (the nearest name is suggested), or its files cannot be used.
+        UserError: There is no such dataset (the message suggests the nearest name), or its files cannot be used.
     """
+    if isinstance(spec, Dataset):
+        return spec
     name, half = split_spec(str(spec))
     if half is not None:
         return half_of(load_dataset(name, data_root), half)
     place, row = locate(spec, data_root)
     if row is not None:
-        _refuse_own_folder(spec, data_root, place, row)
+        own = _expanded(data_root or "") / spec
+        if not (place / row.images).is_dir() and own.is_dir() and list_folder(own).folders:
+            raise UserError(
+                f"{row.missing(place)} If {own} is a dataset of your own, put a dataset.yaml into it, which may be "
+                "empty."
+            )
         return load_official(row, place)
     dataset = load_folder(place) if place.is_dir() else load_csv(place)
-    _refuse_misread_names(dataset)
+    encoding = sys.getfilesystemencoding().lower()
+    odd = next((name for name in (dataset.name, *dataset.class_names) if not name.isascii()), None)
+    if odd is not None and encoding != "utf-8":  # prompts would have other letters
+        raise UserError(
+            f"The name {odd!r} of {dataset.title} may be misread: this system's locale reads file names as {encoding}, "
+            "not as UTF-8; set PYTHONUTF8=1 and run the same command again."
+        )
     dataset = replace(dataset, notes=(*dataset.notes, *_notes_on_namesakes(dataset.name, place)))
     for note in dataset.notes:
         warn_once(note)
     return dataset
 
 
-def _refuse_misread_names(dataset: Dataset) -> None:
-    """Refuse names of folders that a locale without UTF-8 reads as other letters: prompts would say them."""
-    encoding = sys.getfilesystemencoding().lower()
-    odd = next((name for name in (dataset.name, *dataset.class_names) if not name.isascii()), None)
-    if odd is not None and encoding != "utf-8":
-        raise UserError(
-            f"The name {odd!r} of {dataset.title} may be misread: this system's locale reads file names as {encoding}, "
-            "not as UTF-8; set PYTHONUTF8=1 and run the same command again."
-        )
+def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, OfficialDataset | None]:
+    """Return a dataset's place, and its row if it is an official one; only then it may not exist.
 
-
-def _refuse_own_folder(spec: str | Path, data_root: str | Path | None, home: Path, row: Official) -> None:
-    """Say how a folder is the user's own that has the name of one of the fifteen, which is not there."""
-    own = _expanded(data_root if data_root is not None else "") / spec
-    if not (home / row.images).is_dir() and own.is_dir() and any(list_folder(own).folders):
-        todo = "; ".join(download.sentence(home.parent) for download in row.downloads)
-        raise UserError(
-            f"{row.title} is not in {home / row.images}; {todo}. If {own} is a dataset of your own, put a "
-            "dataset.yaml into it, which may be empty."
-        )
-
-
-def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Official | None]:
-    """Where the dataset lies, and its row if it is one of the fifteen; only then it need not exist.
-
-    A folder with a ``dataset.yaml`` or ``split.json`` is always the user's own, whatever it is called.
+    A folder with a ``dataset.yaml`` or ``split.json`` is always the user's own, whatever its name.
 
     Raises:
-        UserError: as ``load_dataset``.
+        UserError: As ``load_dataset``.
     """
-    root = _expanded(data_root) if data_root is not None else Path()
+    root = _expanded(data_root or "")
     if not os.path.exists(_expanded(spec)):
         check_data_root(root)
     row = find_official(str(spec))
@@ -88,12 +80,12 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
         if os.path.exists(place):
             return place, None
     own = own_datasets(root)
-    composed = [name for name in own if normalized(name) == normalized(str(spec))]
-    if len(composed) == 1:  # its letters are composed otherwise than they were typed
-        return root / composed[0], None
-    valid = [official.name for official in OFFICIAL] + own
+    same = [name for name in own if normalized(name) == normalized(str(spec))]
+    if len(same) == 1:  # the file system composes letters differently
+        return root / same[0], None
     raise MissingFile(
-        f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{nearest(str(spec), valid)}"
+        f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}."
+        f"{nearest(str(spec), [*OFFICIAL, *own])}"
     )
 
 
@@ -104,16 +96,17 @@ def check_data_root(root: Path) -> None:
 
 
 def own_datasets(root: Path) -> list[str]:
-    """Names under ``root`` of what may be datasets of the user's own: folders, and CSV files."""
-    official = {row.folder for row in OFFICIAL}
-    folders = [name for name in list_folders(root) if name not in official or _is_described(root / name)]
-    return folders + [name for name in list_folder(root).others if name.lower().endswith(".csv")]
+    """Return the names under ``root`` that may be datasets of the user's own: folders, and CSV files."""
+    listing = list_folder(root)
+    official = {row.folder for row in OFFICIAL.values()}
+    folders = [name for name in listing.folders if name not in official or _is_described(root / name)]
+    return folders + [name for name in listing.others if name.lower().endswith(".csv")]
 
 
 def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
-    """Sentences on what shares a dataset's name, and so the names of its features and results."""
+    """Report what has the same name, and so the same names of features and results."""
     rename = f"give another name under name: of {_yaml_of(place)}"
-    row = next((row for row in OFFICIAL if row.name == name), None)
+    row = OFFICIAL.get(name)
     if row is not None:
         yield f"{place} is called {name}, as the paper's {row.title} is; {rename}, unless it is that dataset."
     try:
@@ -122,7 +115,8 @@ def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
     except UserError:  # a folder that may be entered, but not listed
         return
     for other in others:
-        if _name_of(other) == name and not os.path.samefile(other, place) and _is_dataset(other):
+        is_dataset = not other.is_dir() or _is_described(other) or list_folder(other).folders
+        if _name_of(other) == name and not os.path.samefile(other, place) and is_dataset:
             yield (
                 f"{place} and {other} are both called {name}, so that their features and results would be mixed up; "
                 f"{rename}."
@@ -140,15 +134,10 @@ def _name_of(place: Path) -> str | None:
         return None
 
 
-def _is_dataset(place: Path) -> bool:
-    """Whether it is a CSV, or a folder that is described or holds folders."""
-    return not place.is_dir() or _is_described(place) or bool(list_folders(place))
-
-
 def _expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # "~name" of nobody here
+    except RuntimeError:  # "~name" of an unknown user
         return Path(path)
 
 

@@ -1,4 +1,4 @@
-"""What lies under a data root, and whether it is all there: the two `fastcoop datasets` commands as data."""
+"""What is under a data root, and whether it is complete: the results of the two `fastcoop datasets` commands."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcoop.datasets.dataset import Dataset
+from fastcoop.datasets.dataset import SPLITS
 from fastcoop.datasets.files import find_images
 from fastcoop.datasets.load import check_data_root, load_dataset, locate, own_datasets
-from fastcoop.datasets.official import OFFICIAL, Official, read_official
+from fastcoop.datasets.official import OFFICIAL, OfficialDataset, read_official
 from fastcoop.errors import UserError
 
 
 @dataclass(frozen=True)
 class Found:
-    """A line of the list: a dataset and what of it is under the data root."""
+    """A line of the list: a dataset, its folder of images, and whether it is there."""
 
     name: str
     title: str
@@ -26,41 +26,43 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """How a dataset on disk compares with Table 6.
+    """A comparison of a dataset on disk with Table 6.
 
     Attributes:
-        counts: "classes", "train", "val", "test" -> (found, expected); expected is None where nothing is
-            known (the user's own) or Table 6 says N/A.
-        problems: what is wrong, a sentence each; empty if all is there.
-        missing: class folders and images that should be there and are not, relative to ``images``.
-        advice: what to download and where to put it.
-        notes: of the user's own, what may not be as it was meant: see ``Dataset.notes``.
+        name: Name of the dataset.
+        title: Its name in tables and figures.
+        images: The folder of its images.
+        counts: "classes", "train", "val", "test" -> (found, expected); expected is None for the user's own datasets
+            and where Table 6 has N/A.
+        problems: What is wrong, a sentence each; empty if the dataset is complete.
+        missing: Missing class folders and images, relative to ``images``.
+        advice: What to download and where to put it.
+        notes: ``Dataset.notes`` of the user's own.
     """
 
     name: str
     title: str
     images: Path
     counts: Mapping[str, tuple[int, int | None]]
-    problems: tuple[str, ...]
-    missing: tuple[str, ...]
-    advice: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def survey(data_root: str | Path) -> list[Found]:
-    """The fifteen datasets and the user's own, by what is under ``data_root``; nothing is read yet.
+    """List the official datasets and the user's own under ``data_root``, without reading them.
 
     Raises:
         UserError: ``data_root`` is not a folder.
     """
     root = Path(data_root).expanduser()
     check_data_root(root)
-    found = [_official_line(row, root) for row in OFFICIAL]
-    found += [Found(name, name, root / name, True, "your own") for name in own_datasets(root)]
-    return found
+    found = [_find(row, root) for row in OFFICIAL.values()]
+    return found + [Found(name, name, root / name, True, "your own") for name in own_datasets(root)]
 
 
-def _official_line(row: Official, root: Path) -> Found:
+def _find(row: OfficialDataset, root: Path) -> Found:
     home = root / row.folder
     if not home.is_dir():
         status = "not found"
@@ -75,47 +77,35 @@ def _official_line(row: Official, root: Path) -> Found:
     return Found(row.name, row.title, home / row.images, status.startswith("found"), status)
 
 
-def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
-    """Compare a dataset's counts with Table 6, and find what is missing; for the user's own, count it.
+def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Check:
+    """Compare a dataset's counts with Table 6 and find what is missing; for the user's own, count its images.
 
     Raises:
-        UserError: there is no such dataset, or the user's own cannot be loaded.
+        UserError: There is no such dataset, or the user's own cannot be loaded.
     """
     home, row = locate(name, data_root)
     if row is None:
-        return _check_own(load_dataset(name, data_root))
+        own = load_dataset(name, data_root)
+        sizes = {"classes": len(own.class_names), **{key: len(own.splits.get(key, ())) for key in SPLITS}}
+        own_counts = {key: (size, None) for key, size in sizes.items()}
+        return Check(own.name, own.title, own.root, own_counts, notes=own.notes)
     images = home / row.images
-
-    def advice(everything: bool, counts_differ: bool = False) -> tuple[str, ...]:
-        """What to get: all where images are missing, but for an official split file with the right counts; else
-        what is not there yet."""
-        places = [(download, home.parent / download.makes) for download in row.downloads]
-        return tuple(
-            download.sentence(home.parent)
-            for download, place in places
-            if not place.exists() or (everything and (counts_differ or place.name != row.split_file))
-        )
-
-    def incomplete(problem: str) -> Check:
-        todo = advice(everything=not images.is_dir())
-        return Check(row.name, row.title, images, _counts(row, None), (problem,), (), todo)
-
-    if not images.is_dir():
-        return incomplete(f"{images} is not there.")
     try:
+        if not images.is_dir():
+            raise UserError(f"{images} is not there.")
         names, items, split_file = read_official(row, home)
     except UserError as error:
-        return incomplete(str(error))
-    sizes = {"classes": len(names), **{key: len(items.get(key, ())) for key in ("train", "val", "test")}}
-    counts = _counts(row, sizes)
+        advice = _advice(row, home, images_missing=not images.is_dir())
+        return Check(row.name, row.title, images, _counts(row, {}), (str(error),), advice=advice)
+    counts = _counts(row, {"classes": len(names)} | {key: len(part) for key, part in items.items()})
     problems = [
         f"{found:,} {key} where Table 6 has {expected:,}."
         for key, (found, expected) in counts.items()
         if expected is not None and found != expected
     ]
-    found = find_images(images, (path for part in items.values() for path, _, _ in part))
-    missing = [path for path, place in found.items() if place is None]
-    wrong = bool(problems)
+    counts_differ = bool(problems)
+    places = find_images(images, (path for part in items.values() for path, _, _ in part))
+    missing = [path for path, place in places.items() if place is None]
     if missing:
         problems.append(f"{len(missing):,} images that the split names are not there.")
     folders = row.class_folders(home) if row.class_folders else []
@@ -124,25 +114,22 @@ def check_dataset(name: str, data_root: str | Path | None = None) -> Check:
         problems.append(f"{len(absent):,} class folders are not there.")
     if row.split_file and split_file is None:
         problems.append(f"No {row.split_file}: the split made here is not the official one.")
-    return Check(
-        name=row.name,
-        title=row.title,
-        images=images,
-        counts=counts,
-        problems=tuple(problems),
-        missing=(*absent, *missing),
-        advice=advice(wrong or bool(missing or absent), counts_differ=wrong) if problems else (),
+    advice = _advice(row, home, counts_differ or bool(missing or absent), counts_differ) if problems else ()
+    return Check(row.name, row.title, images, counts, tuple(problems), (*absent, *missing), advice)
+
+
+def _advice(
+    row: OfficialDataset, home: Path, images_missing: bool, counts_differ: bool = False
+) -> tuple[str, ...]:
+    """Return what to download: what is not there, and where images are missing all but a split file that is right."""
+    places = [(download, home.parent / download.makes) for download in row.downloads]
+    return tuple(
+        download.sentence(home.parent)
+        for download, place in places
+        if not place.exists() or (images_missing and (counts_differ or place.name != row.split_file))
     )
 
 
-def _counts(row: Official, sizes: Mapping[str, int] | None) -> dict[str, tuple[int, int | None]]:
-    keys = ("classes", "train", "val", "test")
-    return {
-        key: (sizes[key] if sizes else 0, expected) for key, expected in zip(keys, row.counts, strict=True)
-    }
-
-
-def _check_own(dataset: Dataset) -> Check:
-    counts: dict[str, tuple[int, int | None]] = {"classes": (len(dataset.class_names), None)}
-    counts |= {key: (len(dataset.splits.get(key, ())), None) for key in ("train", "val", "test")}
-    return Check(dataset.name, dataset.title, dataset.root, counts, (), (), (), dataset.notes)
+def _counts(row: OfficialDataset, sizes: Mapping[str, int]) -> dict[str, tuple[int, int | None]]:
+    keys = ("classes", *SPLITS)
+    return {key: (sizes.get(key, 0), expected) for key, expected in zip(keys, row.counts, strict=True)}

@@ -12,7 +12,7 @@ import numpy as np
 from fastcoop.backbones import Backbone
 from fastcoop.checks import several
 from fastcoop.datasets.files import Tree
-from fastcoop.datasets.left_out import notes_on_unknown_endings
+from fastcoop.datasets.notes import notes_on_unknown_endings
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.exchange.classifier import Classifier
 from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb

@@ -14,7 +14,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
-from fastcoop.datasets.files import some
+from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.features.chunks import (
     Chunk,
@@ -352,6 +352,6 @@ def _check_coverage(
         absent = [name for label, name in enumerate(dataset.class_names) if label not in left]
         if absent:
             warn_once(
-                f"{dataset.name}: none of the training images of {some(absent)} that {number} shots and seed {seed} "
-                "draw could be read; runs on them do not learn that class."
+                f"{dataset.name}: none of the training images of {abbreviate(absent)} that {number} shots and seed "
+                f"{seed} draw could be read; runs on them do not learn that class."
             )

@@ -13,10 +13,9 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Split
-from fastcoop.datasets.class_names import notes_on_absent_classes, notes_on_names
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
-from fastcoop.datasets.overlap import OVERLAPS
+from fastcoop.datasets.notes import OVERLAPS, notes_on_absent_classes, notes_on_names
 from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.features.cache import check_dtype, package_versions, store_lock
 from fastcoop.features.image_files import unknown_files

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fastcoop.checks import several, shortened
-from fastcoop.datasets.files import some
+from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.grids.lines import Lines, read_yaml
 from fastcoop.grids.options import keep_only, methods_of, override, scopes_of
@@ -170,7 +170,7 @@ def read_grid(
         override(given, one, lines)
     dropped = before - _named_targets(given)
     if dropped and not any("targets" in key.split(".") for key in keys):
-        log.warning("--set datasets leaves out the targets of %s.", some(sorted(dropped)))
+        log.warning("--set datasets leaves out the targets of %s.", abbreviate(sorted(dropped)))
     grid = _Reader(given, lines, name).grid()
     if only:
         grid = _Reader(keep_only(given, only), Lines(), name).grid()

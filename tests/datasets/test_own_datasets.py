@@ -338,7 +338,10 @@ def test_training_images_that_are_all_validation_images_leave_nothing_to_learn_f
         "b/01.jpg",
         "a/02.jpg",
     ]
-    assert "has 2 images in both train and val, such as a/00.jpg and 1 more: they validate" in caplog.text
+    assert (
+        "has 2 images in both train and val, such as a/00.jpg and 1 more: they are used for validation only"
+        in caplog.text
+    )
 
 
 def test_a_label_of_any_size_is_refused_at_once(tmp_path, put):
@@ -395,8 +398,11 @@ def test_classes_without_images_in_a_split_are_told(tmp_path, put):
         shutil.rmtree(tmp_path / path)
     notes = "\n".join(load_dataset(tmp_path).notes)
     name = load_dataset(tmp_path).name
-    assert f"{name} has no validation images of a: what is chosen on the validation images is chosen" in notes
-    assert f"{name} has no test images of b, c: accuracies say nothing about them." in notes
+    assert (
+        f"{name} has no validation images of a: what is chosen on the validation images is chosen without them"
+        in notes
+    )
+    assert f"{name} has no test images of b, c: accuracies do not include them." in notes
 
 
 def test_a_column_named_twice(tmp_path, put):

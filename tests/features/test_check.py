@@ -266,4 +266,4 @@ def test_imported_classes_of_one_name_or_without_images_are_told(
         "odd have the same prompt, which cannot tell them apart; name them differently in the files"
         in caplog.text
     )
-    assert "odd has no test images of c: accuracies say nothing about them" in caplog.text
+    assert "odd has no test images of c: accuracies do not include them" in caplog.text
