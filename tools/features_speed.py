@@ -93,7 +93,8 @@ def read(images: int, views: int, dim: int) -> None:
     from fastcoop.datasets.dataset import Split, make_dataset
     from fastcoop.features.cache import package_versions
     from fastcoop.features.image_files import unknown_files
-    from fastcoop.features.store import FeatureStore, Meta
+    from fastcoop.features.store import FeatureStore
+    from fastcoop.features.store_file import Meta, SplitRows
     from fastcoop.features.write import SplitContent, write_store
     from fastcoop.methods.data import Data
 
@@ -117,9 +118,8 @@ def read(images: int, views: int, dim: int) -> None:
                 (np.arange(start, min(start + 200, len(part))), slice(0, stored), block[: len(part) - start])
                 for start in range(0, len(part), 200)
             )
-            contents[split] = SplitContent(
-                np.arange(len(part)), part.labels, part.paths, stored, unknown_files(len(part)), blocks
-            )
+            images_of = SplitRows(np.arange(len(part)), part.labels, unknown_files(len(part)))
+            contents[split] = SplitContent(images_of, part.paths, blocks)
         path = Path(folder) / "made-up.h5"
         write_store(path, meta, contents)
         shape = (

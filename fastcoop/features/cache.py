@@ -31,7 +31,7 @@ from fastcoop.features.encode import encode_chunks
 from fastcoop.features.image_files import FILE
 from fastcoop.features.images import RECIPES
 from fastcoop.features.store import FeatureStore, open_if_there, store_path
-from fastcoop.features.store_file import ROWS_AT_ONCE, Meta
+from fastcoop.features.store_file import ROWS_AT_ONCE, Meta, SplitRows
 from fastcoop.features.write import Block, SplitContent, write_store
 from fastcoop.files import lock
 
@@ -243,13 +243,11 @@ def assemble(
         skipped = np.union1d(plan.skipped[split], failed) if skip_unreadable else plan.skipped[split]
         all_skipped[split] = skipped.tolist()
         source = dataset.splits[split]
+        files = np.array([records[split, row] for row in index.tolist()], FILE)
         contents[split] = SplitContent(
-            index=index,
-            labels=source.labels[index],
-            paths=[source.paths[row] for row in index],
-            views=1 + plan.settings.views if split == "train" else 1,
-            files=np.array([records[split, row] for row in index.tolist()], FILE),
-            blocks=_blocks(plan, split, index, store, path),
+            SplitRows(index, source.labels[index], files),
+            [source.paths[row] for row in index],
+            _blocks(plan, split, index, store, path),
         )
     meta = Meta(
         backbone=backbone.name,

@@ -1,4 +1,4 @@
-"""From an image file to the crops the encoder sees: the test-time crop and seeded training augmentations."""
+"""From an image file to the crops that are encoded: the test-time crop and seeded training augmentations."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fastcoop.backbones import Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
 
 RECIPES = ("current", "official-2021")
-MAX_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb: a quarter of a gigabyte as RGB
-FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # of which Pillow may open 16-bit pictures in mode I
+MAX_PIXELS = 89_478_485  # above, Pillow warns of a decompression bomb; a quarter of a gigabyte as RGB
+FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # 16-bit images of these formats may open in mode I
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 CROP_SCALE = (0.08, 1.0)  # share of the area kept by the current recipe's random resized crop
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -32,8 +32,7 @@ TORCHVISION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMo
 
 @contextmanager
 def pillow_defaults() -> Iterator[None]:
-    """Undo, until the block ends, what a caller may have told Pillow: to fill up truncated files, or to refuse large
-    ones."""
+    """Use Pillow's default settings in the block: truncated files are errors, images up to `MAX_PIXELS` are not."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, MAX_PIXELS
     try:
@@ -47,14 +46,17 @@ class UnreadableImage(Exception):
 
 
 def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
-    """Decode ``path`` and convert it to 8-bit RGB: any mode, no EXIF rotation.
+    """Decode an image of any mode and convert it to 8-bit RGB, without EXIF rotation.
 
-    Pictures of 8 bits and fewer become what the official code makes of them. Pixels of more bits, and floats, are
-    scaled to 8 bits, where Pillow's own conversion would clip them to white or black.
+    Images of up to 8 bits are converted as by the official code. Pixels of more bits, and floats, are scaled to 8 bits;
+    Pillow's own conversion would clip them to white or black.
 
-    ``content`` are the file's bytes where they have been read already.
+    Args:
+        path: Path of the file.
+        content: The file's bytes, if they have been read already.
 
-    Raises UnreadableImage for a missing, damaged, truncated or implausibly large file.
+    Raises:
+        UnreadableImage: The file is missing, damaged, truncated or implausibly large.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
@@ -62,7 +64,7 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")
             if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-                del image.info["transparency"]  # RGB has none; Pillow would warn of dropping it
+                del image.info["transparency"]  # RGB has none, and Pillow would warn
             return (_to_8_bits(image) if image.mode == "F" or image.mode[0] == "I" else image).convert("RGB")
     except UnreadableImage:
         raise
@@ -72,21 +74,21 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
         if path.suffix.lower() in IMAGE_SUFFIXES - set(Image.registered_extensions()):
             raise UnreadableImage(f"this Pillow has no decoder for {path.suffix} files") from error
         raise UnreadableImage("no image, or its beginning is damaged") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:  # damaged files may raise any exception
         raise UnreadableImage(f"{type(error).__name__}: {error}".replace(f"{str(path)!r}", "it")) from error
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a picture of one wide channel (modes I, I;16 and F) to 8 bits.
+    """Scale an image of one wide channel (modes I, I;16 and F) to 8 bits.
 
-    16-bit formats are divided by 257, so that the picture is the one saved with 8 bits. Where the format does not say
-    the range (32-bit integers, floats), it is the first of 0..1 (floats), 0..255, 0..65535 that holds all pixels, else
-    0 or the least pixel to the largest. Pixels that are not finite are black.
+    16-bit pixels are divided by 257, as if the image had been saved with 8 bits. Where the format does not state the
+    range (32-bit integers, floats), it is the first of 0..1 (floats), 0..255, 0..65535 that holds all pixels, else
+    from 0 or the smallest pixel to the largest. Pixels that are not finite become black.
     """
     values = np.asarray(image).astype(np.float32)
     broken = ~np.isfinite(values)
     if broken.all():
-        raise UnreadableImage("not one of its pixels is a finite number")
+        raise UnreadableImage("none of its pixels is a finite number")
     low = min(0.0, float(values.min(where=~broken, initial=np.inf)))
     high = float(values.max(where=~broken, initial=-np.inf))
     if image.mode.startswith("I;16") or image.format in FORMATS_16_BIT:
@@ -97,34 +99,39 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         high = next((limit for limit in ranges if high <= limit), high)
     values[broken] = low
-    values -= low  # in place: pictures may be large, and many are decoded at once
+    values -= low  # in place: images may be large, and many are decoded at once
     values *= 255 / ((high - low) or 1.0)
     scaled = np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8)
     if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
-        scaled = 255 - scaled  # white is stored as zero, which Pillow undoes for 8 bits alone
+        scaled = 255 - scaled  # white is stored as zero; Pillow inverts 8-bit images only
     return Image.fromarray(scaled)
 
 
 def crops(
     image: Image.Image, name: str, views: Sequence[int], preprocess: Preprocess, recipe: str, seed: int
 ) -> np.ndarray:
-    """The asked views of an RGB image, uint8 (len(views), size, size, 3).
+    """Return views of an RGB image, uint8 (len(views), size, size, 3).
 
-    View 0 is the test-time crop. Any other is an augmentation drawn from (seed, name, view) alone, so that it
-    comes out the same whatever else is computed with it.
+    View 0 is the test-time crop. Any other is an augmentation that depends on (seed, name, view) only.
+
+    Args:
+        image: The image.
+        name: Path of the image in its dataset.
+        views: View numbers.
+        preprocess: Preprocessing of the backbone.
+        recipe: One of `RECIPES`.
+        seed: Seed of the augmentations.
     """
     test, train = {"current": (_test, _train), "official-2021": (_test_2021, _train_2021)}[recipe]
     out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
     for row, view in zip(out, views, strict=True):
-        rng = random.Random(
-            f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape")
-        )  # as of the text itself
+        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape"))
         row[:] = np.asarray(train(image, preprocess, rng) if view else test(image, preprocess))
     return out
 
 
 def normalize(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> Tensor:
-    """float32 (b, 3, size, size) on ``device``: uint8 images (b, size, size, 3) scaled and standardised."""
+    """Scale and standardize uint8 images (b, size, size, 3) to float32 (b, 3, size, size) on ``device``."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
     mean, std = (
         torch.tensor(x, dtype=torch.float32, device=device).view(3, 1, 1)
@@ -162,23 +169,23 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 
 
 def _test_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    return _centre_2021(_squash(image, preprocess.size, preprocess.interpolation), preprocess)
+    return _center_2021(_squash(image, preprocess.size, preprocess.interpolation), preprocess)
 
 
 def _train_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random) -> Image.Image:
-    """Squash, flip, translate, then as at test time.
+    """Squash, flip, translate, then crop as at test time.
 
-    A translation (p = 0.5) enlarges by an eighth and crops at random; it was bilinear whatever the rest was.
+    A translation (p = 0.5) enlarges by an eighth and crops at random, always with bilinear interpolation.
     """
     size, enlarged = preprocess.size, round(preprocess.size * ENLARGE)
     out = _flipped(_squash(image, size, preprocess.interpolation), rng)
     if rng.random() < 0.5:
         left, top = (round(rng.uniform(0, enlarged - size)) for _ in range(2))
         out = _squash(out, enlarged, "bilinear").crop((left, top, left + size, top + size))
-    return _centre_2021(out, preprocess)
+    return _center_2021(out, preprocess)
 
 
-def _centre_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def _center_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     enlarged = _squash(image, int(preprocess.size * ENLARGE), preprocess.interpolation)
     return F.center_crop(enlarged, [preprocess.size, preprocess.size])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.features.cache import check_dtype, package_versions, store_lock
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
-from fastcoop.features.store_file import IMPORTED, Meta, unusable_rows
+from fastcoop.features.store_file import IMPORTED, Meta, SplitRows, unusable_rows
 from fastcoop.features.write import SplitContent, write_store
 
 KEYS = ("features", "labels", "names")
@@ -101,11 +101,12 @@ def import_features(
         sha256={},
         versions=package_versions(),
     )
+    contents = {split: _content(files[split], one.paths, dtype) for split, one in dataset.splits.items()}
     path = store_path(cache_root, backbone, dataset)
     _refuse_existing(path)
     with writing(path), store_lock(path):
         _refuse_existing(path)
-        write_store(path, meta, {split: _content(files[split], split, dtype) for split in dataset.splits})
+        write_store(path, meta, contents)
     FeatureStore.open(path, backbone, dataset)
     return path
 
@@ -118,13 +119,11 @@ class _File:
     names: tuple[str, ...]
 
 
-def _content(file: _File, split: str, dtype: str) -> SplitContent:
+def _content(file: _File, paths: Sequence[str], dtype: str) -> SplitContent:
     features = file.features.astype(dtype)
-    count, views = features.shape[:2]
-    rows = np.arange(count)
-    paths = [f"{split}/{row:07d}" for row in rows]
-    blocks = [(rows, slice(0, views), features)]
-    return SplitContent(rows, file.labels, paths, views, unknown_files(count), blocks)
+    rows = np.arange(len(features))
+    images = SplitRows(rows, file.labels, unknown_files(len(rows)))
+    return SplitContent(images, paths, [(rows, slice(0, features.shape[1]), features)])
 
 
 def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:

@@ -73,6 +73,10 @@ class Meta:
     versions: Mapping[str, str]
     compute_dtype: str = "float32"
 
+    def views_of(self, split: str) -> int:
+        """Return the features stored of each image: only training images have augmented views."""
+        return 1 + self.views if split == "train" else 1
+
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
@@ -169,6 +173,7 @@ class StoreFile:
         """
         if self.meta.sha256 == version.sha256:
             return self
+        meta = replace(self.meta, sha256=version.sha256, views=version.views)
         splits, features = {}, {}
         for name, index in version.index.items():
             here = self.splits.get(name)
@@ -176,10 +181,9 @@ class StoreFile:
                 raise self._replaced()
             rows = np.searchsorted(here.index, index)
             splits[name] = replace(here.take(rows), rows=None)
-            features[name] = self.features[name][rows, : 1 + version.views if name == "train" else 1]
+            features[name] = self.features[name][rows, : meta.views_of(name)]
             if _split_sha256(splits[name], features[name]) != version.sha256[name]:
                 raise self._replaced()
-        meta = replace(self.meta, sha256=version.sha256, views=version.views)
         return replace(self, meta=meta, splits=splits, features=features)
 
     def _replaced(self) -> UserError:
@@ -348,7 +352,7 @@ def _read_split(
 ) -> tuple[SplitRows, np.ndarray]:
     """Check a split's tables, and return them and its features, mapped."""
     features, index, labels = group["features"], group["index"][:], group["labels"][:]
-    shape = (len(index), 1 + meta.views if name == "train" else 1, meta.dim)
+    shape = (len(index), meta.views_of(name), meta.dim)
     if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
         raise ValueError(
             f"its {name} features are {features.dtype} {features.shape}, not {meta.dtype} {shape}"

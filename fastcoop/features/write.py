@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -23,31 +24,19 @@ from fastcoop.features.store_file import (
     META,
     META_SHA256,
     Meta,
+    SplitRows,
     content_sha256,
 )
 from fastcoop.files import PART, atomic_write
 
-Block = tuple[np.ndarray, slice, np.ndarray]
+Block = tuple[np.ndarray, slice, np.ndarray]  # rows (k,) ascending, views, features (k, views, dim)
 
 
-@dataclass(frozen=True, eq=False)
-class SplitContent:
-    """One split to be written.
+class SplitContent(NamedTuple):
+    """One split to be written: its images, their paths, and blocks that together cover their features."""
 
-    Attributes:
-        index: int64 (n,), ascending.
-        labels: int64 (n,).
-        paths: The n images' paths.
-        views: Features stored of each image.
-        files: `FILE` records (n,) of the image files when they were encoded.
-        blocks: (rows (k,) ascending, views, features (k, views, dim)); together they cover (n, views, dim).
-    """
-
-    index: np.ndarray
-    labels: np.ndarray
+    images: SplitRows
     paths: Sequence[str]
-    views: int
-    files: np.ndarray
     blocks: Iterable[Block]
 
 
@@ -67,7 +56,7 @@ def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) ->
             _reserve(temporary, _most_bytes(meta, contents))
             with h5py.File(temporary, "w") as file:
                 for split, content in contents.items():
-                    _write_split(file.create_group(split), content, meta)
+                    _write_split(file.create_group(split), split, content, meta)
                 meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
                 text = json.dumps(asdict(meta))
                 file.create_dataset(META, data=text, dtype=h5py.string_dtype())
@@ -86,10 +75,9 @@ def _as_bytes(path: str) -> bytes:
 
 
 def _most_bytes(meta: Meta, contents: Mapping[str, SplitContent]) -> int:
-    """More than the file will take."""
-    features = sum(len(part.index) * part.views for part in contents.values()) * meta.dim
-    paths = [path for part in contents.values() for path in part.paths]
-    tables = sum(len(_as_bytes(path)) for path in paths) + 112 * len(paths)
+    """Return more bytes than the file will take."""
+    features = sum(len(one.paths) * meta.views_of(split) for split, one in contents.items()) * meta.dim
+    tables = sum(112 + len(_as_bytes(path)) for one in contents.values() for path in one.paths)
     return features * np.dtype(meta.dtype).itemsize + tables + 2 * len(json.dumps(asdict(meta))) + (1 << 14)
 
 
@@ -105,15 +93,16 @@ def _reserve(path: Path, size: int) -> None:
                 raise
 
 
-def _write_split(group: h5py.Group, content: SplitContent, meta: Meta) -> None:
-    group["index"] = content.index.astype("<i8")
-    group["labels"] = content.labels.astype("<i8")
+def _write_split(group: h5py.Group, split: str, content: SplitContent, meta: Meta) -> None:
+    images = content.images
+    group["index"] = images.index.astype("<i8")
+    group["labels"] = images.labels.astype("<i8")
     for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
-        group[column] = content.files[field]
+        group[column] = images.files[field]
     group.attrs[FILES_SHA256] = content_sha256(group, FILE_FIELDS)
     paths = [_as_bytes(path) for path in content.paths]
     group.create_dataset("paths", data=paths, dtype=h5py.string_dtype())
-    shape = (len(content.index), content.views, meta.dim)
+    shape = (len(images.index), meta.views_of(split), meta.dim)
     features = group.create_dataset("features", shape, np.dtype(meta.dtype).newbyteorder("<"))
     for rows, views, block in content.blocks:
         if len(rows):
