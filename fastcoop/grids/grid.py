@@ -13,7 +13,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fastcoop.checks import several, shortened
-from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.grids.lines import Lines, read_yaml
 from fastcoop.grids.options import keep_only, methods_of, override, scopes_of
@@ -165,12 +164,10 @@ def read_grid(
     keys = [one.partition("=")[0] for one in overrides]
     if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
         raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
-    before = _named_targets(given)
-    for one in overrides:
+    for one in sorted(
+        overrides, key=lambda one: "datasets=" in one
+    ):  # last: they drop targets that are not set
         override(given, one, lines)
-    dropped = before - _named_targets(given)
-    if dropped and not any("targets" in key.split(".") for key in keys):
-        log.warning("--set datasets leaves out the targets of %s.", abbreviate(sorted(dropped)))
     grid = _Reader(given, lines, name).grid()
     if only:
         grid = _Reader(keep_only(given, only), Lines(), name).grid()
@@ -196,9 +193,7 @@ def _content(source: Any) -> tuple[dict[str, Any], Lines, str]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; a grid is a YAML file.") from None
     except FileNotFoundError:
-        raise MissingFile(
-            f"There is no grid file {path}, and none of this name comes with fastcoop."
-        ) from None
+        raise MissingFile(f"There is no grid file {path}, here or among fastcoop's own.") from None
     except OSError as error:
         raise UserError(f"The grid file {path} cannot be read: {error.strerror}.") from None
     given, lines = read_yaml(text, str(source))
@@ -221,7 +216,7 @@ class _Reader:
         else:
             if not isinstance(blocks, dict) or not blocks:
                 self.lines.refuse(
-                    ("blocks",), f'"blocks" of {self.name} should name blocks with keys of their own.'
+                    ("blocks",), f'"blocks" of {self.name} should be names with keys of their own.'
                 )
             made = [self._block(name, content, ("blocks", name)) for name, content in blocks.items()]
         self._refuse_targets_without_dataset([block for block, _ in made])
@@ -263,9 +258,8 @@ class _Reader:
     ) -> None:
         for key in content:
             if key not in known:
-                self.lines.refuse(
-                    (*path, key), f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}'
-                )
+                hint = nearest(str(key), known)
+                self.lines.refuse((*path, key), f'Unknown setting "{key}" of {what}.{hint}')
 
     def _refuse_targets_without_dataset(self, blocks: Sequence[Block]) -> None:
         for path, content in scopes_of(self.given):
@@ -286,17 +280,14 @@ class _Reader:
                 with self.lines.at(there):
                     method = get_method(name)
                 if not isinstance(settings, dict):
-                    self.lines.refuse(
-                        there,
-                        f"Expected keys and values as the settings of {name}, got {shortened(settings)}.",
-                    )
+                    message = f"Expected keys and values as settings of {name}, got {shortened(settings)}."
+                    self.lines.refuse(there, message)
                 with self.lines.at(there):
                     found.append((name, tuple(expand(method, settings))))
-        for n, (name, settings) in enumerate(found):
-            if (name, settings) in found[:n]:
-                self.lines.refuse(
-                    path, f"The method {name} is listed twice with the same settings; leave one."
-                )
+        for n, one in enumerate(found):
+            if one in found[:n]:
+                message = f"The method {one[0]} is listed twice with the same settings; leave one."
+                self.lines.refuse(path, message)
         order = list(METHODS)
         return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
 
@@ -313,12 +304,6 @@ def _resolved_targets(keys: _Keys) -> dict[str, tuple[str, ...]]:
         if others := tuple(name for name in every if name != dataset):
             targets[dataset] = others
     return targets
-
-
-def _named_targets(given: dict[str, Any]) -> set[str]:
-    """Datasets that a grid or its blocks give targets for."""
-    targets = [scope.get("targets") for _, scope in scopes_of(given)]
-    return {str(name) for one in targets if isinstance(one, dict) for name in one}
 
 
 def _users(grid: Grid, keys: Sequence[str], inherited: bool = True) -> list[Block]:

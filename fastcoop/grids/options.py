@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, nearest
 from fastcoop.grids.lines import Lines, read_yaml
 from fastcoop.grids.values import as_list
 from fastcoop.methods import METHODS
+
+log = logging.getLogger("fastcoop")
 
 Scope = tuple[tuple[str, ...], dict[str, Any]]  # the path of a block, or () for the top, and its keys
 
@@ -61,8 +65,10 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
             _set(scope, keys, value, option)
             lines.set((*place, *keys), f"--set {option}")
         if keys == ["datasets"] and isinstance(scope.get("targets"), dict):
-            kept = {*map(str, as_list(value)), "*"}
-            scope["targets"] = {name: named for name, named in scope["targets"].items() if name in kept}
+            kept, targets = {*map(str, as_list(value)), "*"}, scope["targets"]
+            scope["targets"] = {name: named for name, named in targets.items() if str(name) in kept}
+            if dropped := [str(name) for name in targets if str(name) not in kept]:
+                log.warning("--set datasets leaves out the targets of %s.", abbreviate(dropped))
 
 
 def _value(keys: Sequence[str], text: str, option: str) -> Any:

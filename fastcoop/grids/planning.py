@@ -158,11 +158,9 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
 
 def warn_of_unused_settings(planned: Iterable[RunSpec]) -> None:
     """Warn of settings that have no effect in some of the runs."""
-    by_method: dict[str, list[RunSpec]] = {}
-    for run in planned:
-        by_method.setdefault(run.method, []).append(run)
-    for method, runs in by_method.items():
-        for sentence in unused_settings(method, runs):
+    planned = list(planned)
+    for method in dict.fromkeys(run.method for run in planned):
+        for sentence in unused_settings(method, [run for run in planned if run.method == method]):
             log.warning(sentence)
 
 
