@@ -50,9 +50,9 @@ def check_device(device: str | torch.device) -> None:
 
 
 def backbone_from_spec(
-    spec: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    spec: str | Path | Backbone, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Backbone:
-    """Load what a grid file or a command line calls a backbone.
+    """Load what a grid file or a command line calls a backbone. A `Backbone` is returned as it is.
 
     spec: one of the paper's four ("RN50", "RN101", "ViT-B/32", "ViT-B/16", meaning OpenAI's weights), an
     embedded one ("demo-resnet", "demo-vit"), "MODEL:TAG" or "MODEL:FILE", or the path of a model folder or of
@@ -60,7 +60,9 @@ def backbone_from_spec(
 
     Raises UserError if there is no such thing, with the nearest name.
     """
-    path = Path(spec).expanduser()
+    if isinstance(spec, Backbone):
+        return spec
+    spec, path = str(spec), Path(spec).expanduser()
     if is_model_path(path):
         return load_backbone(
             path.stem if path.is_file() else path.resolve().name, path, device=device, dtype=dtype

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
@@ -30,7 +30,7 @@ from fastcoop.features.chunks import (
 from fastcoop.features.encode import encode_chunks
 from fastcoop.features.image_files import FILE
 from fastcoop.features.images import RECIPES
-from fastcoop.features.store import FeatureStore, open_if_there, store_path
+from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
 from fastcoop.features.store_file import ROWS_AT_ONCE, Meta, SplitRows
 from fastcoop.features.write import Block, SplitContent, write_store
 from fastcoop.files import lock
@@ -40,7 +40,9 @@ PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")
 
 log = logging.getLogger("fastcoop")
 
-Wanted = tuple[Dataset, Sequence[int | str], Sequence[int]]  # a dataset with the shots and seeds to cache for
+Wanted = tuple[
+    str | Path | Dataset, Sequence[int | str], Sequence[int]
+]  # a dataset with the shots and seeds to cache for
 Failures = dict[tuple[str, int], str]  # (split, index) -> why the image could not be read
 
 
@@ -49,7 +51,7 @@ class UnreadableImages(UserError):
 
 
 def cache_all(
-    backbones: Iterable[Backbone],
+    backbones: Iterable[str | Path | Backbone],
     wanted: Sequence[Wanted],
     cache_root: str | Path,
     *,
@@ -79,8 +81,8 @@ def cache_all(
 
 
 def cache_features(
-    backbone: Backbone,
-    dataset: Dataset,
+    backbone: str | Path | Backbone,
+    dataset: str | Path | Dataset,
     cache_root: str | Path,
     *,
     shots: Sequence[int | str],
@@ -102,8 +104,8 @@ def cache_features(
     store waits; if everything is there already, nothing is written, and the store may be in a read-only folder.
 
     Args:
-        backbone: Frozen CLIP to encode with.
-        dataset: Dataset to encode. Of half of a dataset's classes, the whole dataset is stored.
+        backbone: Backbone to encode with, as `backbone_from_spec` takes it.
+        dataset: Dataset to encode, as `find_dataset` takes it. Of half of a dataset's classes, the whole is stored.
         cache_root: Folder of feature stores.
         shots: Images per class, or "all".
         seeds: Seeds of the few-shot subsets.
@@ -131,6 +133,7 @@ def cache_features(
         whole_number(batch_size, "batch_size", 1, LARGEST_BATCH),
     )
     shots, seeds = several(shots), several(seeds)
+    backbone, dataset = backbone_from_spec(backbone), find_dataset(dataset)
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
     if dataset.store is not None:  # imported features are complete

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.features.chunks import Chunk, EncodingSettings
 from fastcoop.features.encode import encode, read_crops
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.images import UnreadableImage
-from fastcoop.features.store import FeatureStore
+from fastcoop.features.store import FeatureStore, find_dataset
 from fastcoop.features.store_file import IMPORTED, Meta
 
 MOST_CLASSES = 100  # whose prompts are encoded to measure what float16 does to logits
@@ -88,8 +88,8 @@ class StoreReport:
 
 def check_store(
     path: str | Path,
-    backbone: Backbone | None = None,
-    dataset: Dataset | None = None,
+    backbone: str | Path | Backbone | None = None,
+    dataset: str | Path | Dataset | None = None,
     *,
     sample: int = 32,
     seed: int = 0,
@@ -98,8 +98,8 @@ def check_store(
 
     Args:
         path: Path of the store.
-        backbone: Backbone that made the store.
-        dataset: Dataset of its images, whose files are compared with those that were encoded.
+        backbone: Backbone that made the store, as `backbone_from_spec` takes it.
+        dataset: Dataset of its images, as `find_dataset` takes it; its files are compared with those encoded.
         sample: Images to encode again.
         seed: Seed that draws them.
 
@@ -107,6 +107,8 @@ def check_store(
         UserError: The file cannot be opened, or was made from other weights or images.
     """
     sample = whole_number(sample, "the number of images to encode again", 1)
+    backbone = None if backbone is None else backbone_from_spec(backbone)
+    dataset = None if dataset is None else find_dataset(dataset)
     dataset = dataset and (dataset.whole or dataset)
     store = FeatureStore.open(path, backbone, dataset)
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})

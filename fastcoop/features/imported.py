@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Split
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
@@ -31,7 +31,7 @@ log = logging.getLogger("fastcoop")
 def import_features(
     sources: Mapping[str, str | Path],
     cache_root: str | Path,
-    backbone: Backbone,
+    backbone: str | Path | Backbone,
     *,
     name: str,
     template: str = "a photo of a {}.",
@@ -47,7 +47,7 @@ def import_features(
             integer (n,); ``names``, the class names in label order, the same in every file. Of "val" and "test"
             the first view is stored.
         cache_root: Folder of feature stores.
-        backbone: Backbone that computed the features.
+        backbone: Backbone that computed the features, as `backbone_from_spec` takes it.
         name: Name of the dataset.
         template: Hand-written prompt with one ``{}`` for the class name.
         dtype: "float16" or "float32".
@@ -58,6 +58,7 @@ def import_features(
     """
     check_name_and_template(name, template)
     check_dtype(dtype)
+    backbone = backbone_from_spec(backbone)
     unknown = [split for split in sources if split not in SPLITS]
     if unknown:
         raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split, load_dataset
 from fastcoop.datasets.dataset import content_digest, warn_once
 from fastcoop.datasets.halves import half_of, rows_in_whole, split_spec
@@ -41,16 +41,19 @@ def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> 
     return Path(cache_root) / backbone.name / f"{dataset.name}.h5"
 
 
-def find_dataset(spec: str | Path, data_root: str | Path | None = None) -> Dataset:
+def find_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None) -> Dataset:
     """Load a dataset as `load_dataset`, or from its imported features.
 
     Args:
-        spec: What `load_dataset` takes, or the path of a store (``*.h5``), itself or relative to ``data_root``.
+        spec: What `load_dataset` takes; the path of a store (``*.h5``), itself or relative to ``data_root``; or a
+            `Dataset`, which is returned as it is.
         data_root: Folder of datasets; the current one if None.
 
     Raises:
         UserError: As `load_dataset` and `FeatureStore.open`.
     """
+    if isinstance(spec, Dataset):
+        return spec
     name, half = split_spec(str(spec))
     if half is not None:
         return half_of(find_dataset(name, data_root), half)
@@ -100,8 +103,8 @@ class FeatureStore:
     def open(
         cls,
         path: str | Path,
-        backbone: Backbone | None = None,
-        dataset: Dataset | None = None,
+        backbone: str | Path | Backbone | None = None,
+        dataset: str | Path | Dataset | None = None,
         version: StoreVersion | None = None,
         only_unchanged: bool = False,
     ) -> FeatureStore:
@@ -112,8 +115,9 @@ class FeatureStore:
 
         Args:
             path: Path of the store.
-            backbone: Backbone it must be made by; None: any.
-            dataset: Dataset it must be made of; None: any. The store's template is then the dataset's.
+            backbone: Backbone it must be made by, as `backbone_from_spec` takes it; None: any.
+            dataset: Dataset it must be made of, as `find_dataset` takes it, whose template is then the store's; None:
+                any.
             version: What the store must hold: ``FeatureStore.version`` of one opened earlier.
             only_unchanged: Leave out images of ``dataset`` whose files have changed since they were encoded. By
                 default files are not looked at; `cache_features` does that.
@@ -129,15 +133,18 @@ class FeatureStore:
             file = file.as_version(version)
         meta, splits, compared = file.meta, file.splits, Comparison({}, False)
         if backbone is not None:
-            _refuse_unless_equal(path, "weights", meta.backbone, meta.backbone_digest, backbone)
+            asked = backbone_from_spec(backbone)
+            _refuse_unless_equal(path, "weights", meta.backbone, meta.backbone_digest, asked)
+        template = meta.template
         if dataset is not None:
-            whole = dataset.whole or dataset
+            dataset = find_dataset(dataset)
+            template, whole = dataset.template, dataset.whole or dataset
             _refuse_unless_equal(path, "images", meta.dataset, meta.dataset_digest, whole)
             if only_unchanged and whole.store is None:
                 meta, splits, compared = _unchanged(path, meta, splits, whole)
             if dataset.whole is not None:
                 meta, splits = _half(meta, splits, dataset)
-        return cls(file, meta, splits, meta.template if dataset is None else dataset.template, compared)
+        return cls(file, meta, splits, template, compared)
 
     @property
     def version(self) -> StoreVersion:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset, few_shot
+from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.datasets import Dataset, few_shot, load_dataset
 from fastcoop.datasets.halves import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, import_features
 from tests.advice import follows
+from tests.small_world import write_backbone, write_dataset
 
 
 @pytest.fixture
@@ -267,3 +268,20 @@ def test_imported_classes_of_one_name_or_without_images_are_told(
         in caplog.text
     )
     assert "odd has no test images of c: accuracies do not include them" in caplog.text
+
+
+def test_names_folders_and_objects_are_taken_alike(tmp_path: Path) -> None:
+    folder, colors = (
+        write_backbone(tmp_path / "tiny"),
+        write_dataset(tmp_path / "colors", train=1, val=1, test=1),
+    )
+    ask = {"shots": [1], "seeds": [1], "views": 0}
+    objects = backbone_from_spec(folder), load_dataset(colors)
+    path = cache_features(*objects, tmp_path / "cache", **ask)
+    for backbone, dataset in (objects, (folder, colors), (str(folder), str(colors))):
+        assert cache_features(backbone, dataset, str(tmp_path / "cache"), **ask) == path
+        assert FeatureStore.open(str(path), backbone, dataset).digest == FeatureStore.open(path).digest
+        assert check_store(path, backbone, dataset, sample=1).ok
+        name = f"imported-{type(backbone).__name__}"
+        np.savez(tmp_path / "test.npz", features=np.eye(2, 16), labels=[0, 1], names=["a", "b"])
+        import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name=name)
