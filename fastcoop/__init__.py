@@ -2,15 +2,17 @@
 
 import fastcoop as fc
 backbone = fc.load_backbone("RN50", pretrained="openai")
+classifier = fc.CoOpClassifier(backbone, context_length=16).fit(features, labels, class_names=["cat", "dog"])
 encoder = fc.PromptEncoder(backbone, ["cat", "dog"], fc.PromptLayout(16, "end"))
 weights = encoder(contexts)   # (runs, M, width) -> (runs, classes, dim), differentiable
 
-Everything that the commands do is here by the same names: ``cache_features``, ``sweep``, ``load_results``,
-``evaluate``, ``report``, ``interpret``, ``import_coop``, ``export_run``, ``predict``.
+Functions have the names of the commands: ``cache_features``, ``sweep``, ``evaluate``, ``report``, ``interpret``,
+``import_coop``, ``export_run``, ``predict``.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -19,78 +21,53 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone, backbone_from_spec, load_backbone
     from fastcoop.datasets import Dataset, few_shot, load_dataset
     from fastcoop.engine import PromptEncoder, PromptLearner, Run, Trained, encode_prompts, train
-    from fastcoop.errors import UserError
-    from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier
-    from fastcoop.exchange.prediction import predict
+    from fastcoop.errors import FastcoopError, MissingFile, UserError
+    from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
+    from fastcoop.methods.estimators import CoOpClassifier, LinearProbe, PromptEnsemble, TextBias
+    from fastcoop.methods.estimators import TextTransform, ZeroShot
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
-    from fastcoop.reports.report import report
+    from fastcoop.reports import report
     from fastcoop.results import load_contexts, load_predictions, load_results, merge_results, paired_test
-    from fastcoop.sweeps.evaluate import evaluate
+    from fastcoop.sweeps import evaluate, sweep
     from fastcoop.sweeps.interpret import interpret
-    from fastcoop.sweeps.sweep import sweep
 
-_HOME = {
-    "backbones": ("Backbone", "backbone_from_spec", "load_backbone"),
-    "datasets": ("Dataset", "few_shot", "load_dataset"),
-    "features": ("FeatureStore", "cache_features", "check_store", "import_features"),
-    "prompts": ("PromptLayout", "initial_contexts", "nearest_words"),
-    "engine": ("PromptEncoder", "PromptLearner", "Run", "Trained", "encode_prompts", "train"),
-    "results": ("load_contexts", "load_predictions", "load_results", "merge_results", "paired_test"),
-    "sweeps": ("evaluate", "sweep"),
-    "sweeps.interpret": ("interpret",),
-    "exchange": ("Classifier", "export_run", "find_run", "import_coop", "make_classifier", "predict"),
-    "reports": ("report",),
-    "errors": ("UserError",),
+_MODULES = {
+    "backbones": "Backbone backbone_from_spec load_backbone",
+    "datasets": "Dataset few_shot load_dataset",
+    "engine": "PromptEncoder PromptLearner Run Trained encode_prompts train",
+    "errors": "FastcoopError MissingFile UserError",
+    "exchange": "Classifier export_run find_run import_coop make_classifier predict",
+    "features": "FeatureStore cache_features check_store import_features",
+    "methods.estimators": "CoOpClassifier LinearProbe PromptEnsemble TextBias TextTransform ZeroShot",
+    "prompts": "PromptLayout initial_contexts nearest_words",
+    "reports": "report",
+    "results": "load_contexts load_predictions load_results merge_results paired_test",
+    "sweeps": "evaluate sweep",
+    "sweeps.interpret": "interpret",
 }
-_ROOM = {name: room for room, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
-    "Backbone",
-    "Classifier",
-    "Dataset",
-    "FeatureStore",
-    "PromptEncoder",
-    "PromptLayout",
-    "PromptLearner",
-    "Run",
-    "Trained",
-    "UserError",
-    "backbone_from_spec",
-    "cache_features",
-    "check_store",
-    "encode_prompts",
-    "evaluate",
-    "export_run",
-    "few_shot",
-    "find_run",
-    "import_coop",
-    "import_features",
-    "initial_contexts",
-    "interpret",
-    "load_backbone",
-    "load_contexts",
-    "load_dataset",
-    "load_predictions",
-    "load_results",
-    "make_classifier",
-    "merge_results",
-    "nearest_words",
-    "paired_test",
-    "predict",
-    "report",
-    "sweep",
+    "Backbone", "Classifier", "CoOpClassifier", "Dataset", "FastcoopError", "FeatureStore", "LinearProbe",
+    "MissingFile", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner", "Run", "TextBias",
+    "TextTransform", "Trained", "UserError", "ZeroShot", "backbone_from_spec", "cache_features", "check_store",
+    "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
+    "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
+    "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report", "sweep",
     "train",
-]
+]  # fmt: skip
+
+logging.getLogger("fastcoop").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that ``fastcoop --help`` need not load torch."""
-    if name not in _ROOM:
+    """Import a public name when it is first used, so that ``fastcoop --help`` does not load torch."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastcoop' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"fastcoop.{_ROOM[name]}"), name)
+    return getattr(import_module(f"fastcoop.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -40,7 +40,10 @@ def state():
         "environment": dict(os.environ),
         "warnings": [str(one) for one in warnings.filters],
         "locale": locale.setlocale(locale.LC_ALL),
-        "handlers": [str(h) for h in logging.root.handlers] + [str(h) for h in logging.getLogger("fastcoop").handlers],
+        "handlers": [
+            str(one) for one in logging.root.handlers + logging.getLogger("fastcoop").handlers
+            if not isinstance(one, logging.NullHandler)
+        ],
         "levels": [logging.root.level, logging.getLogger("fastcoop").level],
         "rcParams": {k: str(v) for k, v in matplotlib.rcParams.items()},
         "random": hash(random.getstate()), "numpy": str(numpy.random.get_state()), "errors": numpy.geterr(),

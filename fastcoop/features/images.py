@@ -63,9 +63,7 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")
-            if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-                del image.info["transparency"]  # RGB has none, and Pillow would warn
-            return (_to_8_bits(image) if image.mode == "F" or image.mode[0] == "I" else image).convert("RGB")
+            return to_rgb(image)
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
@@ -76,6 +74,13 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
         raise UnreadableImage("no image, or its beginning is damaged") from error
     except Exception as error:  # damaged files may raise any exception
         raise UnreadableImage(f"{type(error).__name__}: {error}".replace(f"{str(path)!r}", "it")) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, as `read_rgb` does."""
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        del image.info["transparency"]  # RGB has none; Pillow would warn of dropping it
+    return (_to_8_bits(image) if image.mode == "F" or image.mode[0] == "I" else image).convert("RGB")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -236,11 +236,11 @@ def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]
             raise UserError(
                 f"The setting {name} of method {method.name} lists {shortened(twice[0])} twice; leave one."
             )
-    return [_with_effect(method, dict(zip(given, row, strict=True))) for row in itertools.product(*values)]
+    return [make_settings(method, dict(zip(given, row, strict=True))) for row in itertools.product(*values)]
 
 
-def _with_effect(method: Method[S], given: Mapping[str, Any]) -> S:
-    """Settings that were given, each of which has an effect."""
+def make_settings(method: Method[S], given: Mapping[str, Any]) -> S:
+    """Return settings of a method. Raises UserError for a given one that has no effect beside the others."""
     settings = validate(method.Settings, given, f"method {method.name}")
     for name, reason in settings.unused().items():
         if name in settings.model_fields_set and reason is not None:

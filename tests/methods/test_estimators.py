@@ -1,0 +1,348 @@
+"""The estimators: the numbers of a sweep's runs, and what scikit-learn expects of a classifier."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import fastcoop as fc
+from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.errors import MissingFile, UserError
+from fastcoop.methods import METHODS, Data
+from fastcoop.methods.estimators import MethodClassifier
+from fastcoop.methods.text import prompt_features
+from tests.advice import follows
+from tests.methods.conftest import DIM, job, run
+from tests.small_world import COLOURS, write_backbone, write_dataset
+
+ESTIMATORS = {
+    "zero_shot": fc.ZeroShot,
+    "ensemble": fc.PromptEnsemble,
+    "linear_probe": fc.LinearProbe,
+    "text_transform": fc.TextTransform,
+    "text_bias": fc.TextBias,
+    "coop": fc.CoOpClassifier,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "text_transform": {"epochs": 3},
+    "text_bias": {"epochs": 3, "learning_rate": 0.1},
+    "coop": {"context_length": 2, "epochs": 4, "learning_rate": 0.3, "select": "best_val"},
+    "zero_shot": {"prompt": "a drawing of {}."},
+}
+NAMES = ("cat", "sea lion", "old dog")
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_gives_a_sweeps_numbers_bit_for_bit(backbone: Backbone, data: Data, name: str) -> None:
+    settings = SETTINGS.get(name, {})
+    one = job(data, name, shots=4, seed=2, **settings)
+    (outcome,) = run(backbone, name, [one])
+    expected = METHODS[name].classifier(
+        backbone, replace(one, contexts=outcome.contexts, weights=outcome.weights), data
+    )
+    images = data.unit_test if expected.unit_length else data.test[0]
+
+    seed = {"seed": 2} if METHODS[name].learns else {}
+    estimator = ESTIMATORS[name](backbone, **settings, **seed)
+    if METHODS[name].learns:
+        subset = data.subset(4, 2)
+        (X, y), (X_val, y_val) = data.train(subset), data.validation(subset)
+        estimator.fit(torch.from_numpy(X), y, class_names=NAMES, X_val=X_val, y_val=y_val)
+        for learned, attribute in ((outcome.contexts, "contexts_"), (outcome.losses, "losses_")):
+            if learned is not None:
+                assert (getattr(estimator, attribute) == learned).all()
+    else:
+        estimator.fit(None, None, class_names=NAMES)
+    X_test, y_test = data.test
+    assert (estimator.decision_function(X_test) == expected.logits(images)).all()
+    assert (estimator.predict(X_test) == outcome.scores["animals"].predictions).all()
+    assert estimator.score(X_test, y_test) == pytest.approx(outcome.scores["animals"].accuracy / 100)
+    assert estimator.coef_.shape == (3, DIM)
+    confidence = estimator.predict_proba(X_test).max(1).astype(np.float16)
+    np.testing.assert_allclose(confidence, outcome.scores["animals"].confidence, atol=1e-3)
+    features = X_test / np.linalg.norm(X_test, axis=1, keepdims=True) if expected.unit_length else X_test
+    linear = estimator.logit_scale_ * features @ estimator.coef_.T + estimator.intercept_
+    np.testing.assert_allclose(estimator.decision_function(X_test), linear, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "coop"])
+def test_text_features_stand_for_a_backbone_to_rounding(backbone: Backbone, data: Data, name: str) -> None:
+    texts = prompt_features(backbone, NAMES, "a photo of a {}.")
+    (X, y), (X_val, y_val) = data.train(data.subset(4, 1)), data.validation(data.subset(4, 1))
+    settings = SETTINGS.get(name, {}) if METHODS[name].learns else {}
+    fits = []
+    for given, more in (
+        (backbone, {}),
+        (None, {"text_features": 3 * texts, "logit_scale": backbone.logit_scale}),
+    ):
+        fits.append(
+            ESTIMATORS[name](given, **settings).fit(X, y, class_names=NAMES, X_val=X_val, y_val=y_val, **more)
+        )
+    if name != "ensemble":  # its other prompts give other features
+        np.testing.assert_allclose(fits[0].coef_, fits[1].coef_, rtol=1e-3, atol=1e-5)
+    assert fits[1].classes_.tolist() == [0, 1, 2]
+
+
+def test_zero_shot_of_given_text_features() -> None:
+    W = np.random.default_rng(0).normal(size=(4, 8))
+    zero_shot = fc.ZeroShot().fit(None, None, text_features=torch.from_numpy(W))
+    X = np.random.default_rng(1).normal(size=(5, 8))
+    expected = 100 * X @ W.T / np.linalg.norm(W, axis=1) / np.linalg.norm(X, axis=1, keepdims=True)
+    np.testing.assert_allclose(zero_shot.decision_function(X), expected, rtol=1e-4, atol=1e-4)
+    assert (zero_shot.predict(X) == expected.argmax(1)).all()
+    two = fc.ZeroShot().fit(None, None, text_features=W[:2])
+    np.testing.assert_allclose(
+        two.decision_function(X), expected[:, 1] - expected[:, 0], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_names_in_y_are_classes(backbone: Backbone, data: Data) -> None:
+    X, y = data.train(data.subset(4, 1))
+    names = np.array(NAMES)
+    by_name = fc.CoOpClassifier(backbone, epochs=2, context_length=2).fit(X, names[y])
+    assert by_name.class_names_ == tuple(sorted(NAMES))
+    assert set(by_name.predict(data.test[0])) <= set(NAMES)
+    in_order = fc.CoOpClassifier(backbone, epochs=2, context_length=2).fit(X, names[y], class_names=NAMES)
+    indices = fc.CoOpClassifier(backbone, epochs=2, context_length=2).fit(X, y, class_names=NAMES)
+    assert in_order.classes_.tolist() == list(NAMES)
+    assert (in_order.coef_ == indices.coef_).all()
+    assert (names[indices.predict(data.test[0])] == in_order.predict(data.test[0])).all()
+
+
+def test_images_are_encoded_by_the_backbone(backbone: Backbone, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "colours", classes=("dark red", "green"), train=3, val=0, test=2)
+    paths = sorted((folder / "train").rglob("*.png"))
+    names = [path.parent.name for path in paths]
+    test = sorted(map(str, (folder / "test").rglob("*.png")))
+    for X, X_test in (
+        (paths, test),
+        ([Image.open(path) for path in paths], [Image.open(path) for path in test]),
+    ):
+        probe = fc.LinearProbe(backbone).fit(X, names)
+        assert probe.predict(X_test).tolist() == ["dark red"] * 2 + ["green"] * 2
+    with pytest.raises(UserError, match="needs a backbone to encode images"):
+        fc.LinearProbe().fit(paths, names)
+    with pytest.raises(MissingFile, match="no such file"):
+        probe.predict([tmp_path / "absent.png"])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png cannot be read"):
+        probe.predict([tmp_path / "broken.png"])
+
+
+@follows("than those found by that name ({}); pass the backbone by set_params(backbone=...)")
+def test_a_pickle_has_no_weights_and_finds_its_backbone(data: Data, tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "tiny")
+    backbone = backbone_from_spec(str(folder))
+    X, y = data.train(data.subset(4, 1))
+    fitted = fc.CoOpClassifier(backbone, epochs=1, context_length=2).fit(X, y, class_names=NAMES)
+    pickled = pickle.dumps(fitted)
+    assert len(pickled) < 20_000
+    again = pickle.loads(pickled)
+    assert (again.predict(data.test[0]) == fitted.predict(data.test[0])).all()
+    assert again.backbone == "tiny"
+    image = Image.new("RGB", (16, 16), COLOURS["green"])
+    with pytest.raises(UserError, match='no backbone "tiny"'):
+        again.predict([image])
+    again.backbone = "demo-vit"
+    with pytest.raises(UserError, match="pass the backbone by set_params"):
+        again.predict([image])
+    for given in (backbone, str(folder)):
+        assert (again.set_params(backbone=given).predict([image]) == fitted.predict([image])).all()
+
+
+def test_clones_share_the_backbone_and_models_are_selected(backbone: Backbone, data: Data) -> None:
+    X, y = data.train(data.subset("all", 1))
+    estimator = fc.CoOpClassifier(backbone, epochs=2, context_length=2)
+    assert clone(estimator).backbone is backbone
+    assert clone(estimator).get_params() == estimator.get_params()
+    probe = make_pipeline(StandardScaler(), fc.LinearProbe(search_steps=2))
+    search = GridSearchCV(probe, {"linearprobe__iterations": np.array([5, 50])}, cv=2)
+    assert search.fit(X[:, 0], y).score(*data.test) > 0.6
+    grid = {"learning_rate": [0.002, 0.3], "class_specific": [True, False]}
+    names = np.array(NAMES)[y]
+    assert GridSearchCV(estimator, grid, cv=2).fit(X[:, 0], names).best_score_ > 0.2
+
+
+def test_defaults_are_the_methods_settings() -> None:
+    for name, estimator in ESTIMATORS.items():
+        defaults = {key: value.default for key, value in inspect.signature(estimator).parameters.items()}
+        assert defaults.pop("backbone") is None
+        assert defaults.pop("seed", 1) == 1
+        assert defaults == METHODS[name].Settings().model_dump()
+        assert estimator().get_params() == {
+            **inspect.signature(estimator).bind().kwargs,
+            **estimator().get_params(),
+        }
+
+
+@follows(
+    "pass a backbone in place of text_features",
+    "pass a backbone, or text_features to fit",
+    "logit_scale belongs to text_features; leave it out, or pass both",
+    "needs a backbone to encode images; pass it, or pass features",
+    "needs the names of the classes, in order; pass class_names to fit",
+    "diverged; pass a smaller learning_rate",
+    "have no direction; remove these images",
+    "to hold out for validation; pass X_val and y_val to fit",
+)
+def test_what_cannot_be_used_is_one_sentence_that_helps(backbone: Backbone, data: Data) -> None:
+    X, y = data.train(data.subset(4, 1))
+    texts, names = np.eye(3, DIM), np.array(NAMES)[y]
+    coop, bias = fc.CoOpClassifier(backbone, epochs=1, context_length=2), fc.TextBias(epochs=2)
+    image = [Image.new("RGB", (16, 16))] * 6
+    for wrong, message, right in (
+        (
+            lambda: clone(coop).set_params(backbone=None).fit(X, names),
+            "pass a backbone",
+            lambda: coop.fit(X, names),
+        ),
+        (lambda: bias.fit(X, names), "text_features", lambda: bias.fit(X, y, text_features=texts)),
+        (
+            lambda: bias.fit(X, y, logit_scale=9.0),
+            "pass both",
+            lambda: bias.fit(X, y, logit_scale=9.0, text_features=texts),
+        ),
+        (
+            lambda: fc.LinearProbe().fit(image, list("ababab")),
+            "encode images",
+            lambda: fc.LinearProbe(backbone).fit(image, list("ababab")),
+        ),
+        (lambda: coop.fit(X, y), "pass class_names", lambda: coop.fit(X, y, class_names=NAMES)),
+        (
+            lambda: fc.TextBias(learning_rate=1e38, epochs=9).fit(X, y, text_features=texts),
+            "smaller learning_rate",
+            lambda: fc.TextBias(learning_rate=0.1, epochs=9).fit(X, y, text_features=texts),
+        ),
+        (
+            lambda: fc.ZeroShot().fit(None, text_features=texts).predict(np.zeros((1, DIM))),
+            "no direction",
+            lambda: fc.ZeroShot().fit(None, text_features=texts).predict(np.ones((1, DIM))),
+        ),
+        (
+            lambda: fc.LinearProbe().fit(np.eye(2), [0, 1]),
+            "X_val and y_val",
+            lambda: fc.LinearProbe().fit(np.eye(2), [0, 1], X_val=np.eye(2), y_val=[0, 1]),
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            wrong()
+        right()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"text_features": np.eye(2, DIM), "class_names": NAMES},
+            r"text_features of shape \(3, dim\).*\(2, 16\)",
+        ),
+        ({"text_features": np.eye(3, 8)}, r"Expected X of shape \(images, 8\).* got \(images, 16\)"),
+        (
+            {"text_features": np.eye(3, DIM), "y": [0, 1]},
+            r"y of shape \(12,\), a label per image, got \(2,\)",
+        ),
+        (
+            {"class_names": NAMES[:2], "text_features": np.eye(2, DIM)},
+            "class names or indices into class_names, got 2",
+        ),
+    ],
+)
+def test_shapes_are_named_as_expected_and_got(data: Data, arguments: dict[str, Any], message: str) -> None:
+    X, y = data.train(data.subset(4, 1))
+    with pytest.raises(ValueError, match=message):
+        fc.TextBias(epochs=1).fit(**({"X": X, "y": y} | arguments))
+
+
+def test_settings_are_checked_as_a_grids(data: Data) -> None:
+    X, y = data.train(data.subset(4, 1))
+    with pytest.raises(UserError, match='The setting "iterations" of method linear_probe cannot be 0'):
+        fc.LinearProbe(iterations=0).fit(X, y)
+
+
+class Padded:
+    """Features of any width, padded to the tiny backbone's, and labels as class names: scikit-learn's checks give what
+    they like."""
+
+    width = 16
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        if y is None:
+            return super().fit(X, y)  # type: ignore[misc]
+        from sklearn.utils.multiclass import check_classification_targets
+        from sklearn.utils.validation import assert_all_finite, column_or_1d
+
+        y = column_or_1d(y, warn=True)
+        assert_all_finite(y)
+        check_classification_targets(y)
+        values, labels = np.unique(y, return_inverse=True)
+        texts = np.random.default_rng(0).normal(size=(len(values), self.width))
+        names = {"text_features": texts} if self.backbone is None else {}  # type: ignore[attr-defined]
+        super().fit(X, labels, class_names=[f"class {value}" for value in values], **names)  # type: ignore[misc]
+        self.classes_ = values
+        return self
+
+    def _read_features(self, X: Any, backbone: Any, reset: bool) -> np.ndarray:
+        features = super()._read_features(X, backbone, reset)  # type: ignore[misc]
+        self.width_ = features.shape[-1]
+        padded = np.zeros((*features.shape[:2], self.width), np.float32)
+        padded[..., : self.width_] = features[..., : self.width]
+        return padded
+
+    def _keep(self, classifier: Any, outcome: Any) -> None:
+        super()._keep(classifier, outcome)  # type: ignore[misc]
+        self.n_features_in_ = self.width_
+
+
+@cache
+def demo_backbone() -> Backbone:
+    return backbone_from_spec("demo-vit")
+
+
+class PaddedCoOp(Padded, MethodClassifier, method="coop"):
+    width = 128
+
+    def _load_backbone(self) -> Backbone:
+        return demo_backbone()
+
+
+class PaddedBias(Padded, MethodClassifier, method="text_bias"):
+    pass
+
+
+DIRECTIONS = {
+    "check_estimators_dtypes": "it has an image with features of length 0, which have no direction",
+    "check_classifiers_train": "its clusters differ in length, which cosine similarity does not see",
+    "check_methods_subset_invariance": "products in float32, as a sweep's, round differently in smaller batches",
+    "check_methods_sample_order_invariance": "the same",
+}
+
+
+def failing(estimator: Any) -> dict[str, str]:
+    """The checks that methods fail which compare directions of images with texts, and why."""
+    return {} if isinstance(estimator, fc.LinearProbe) else DIRECTIONS
+
+
+@parametrize_with_checks(
+    [
+        fc.LinearProbe(iterations=20, search_steps=2),
+        PaddedBias(epochs=5, learning_rate=0.1),
+        PaddedCoOp("demo-vit", epochs=1, context_length=1),
+    ],
+    expected_failed_checks=failing,
+)
+def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
