@@ -22,15 +22,23 @@ if TYPE_CHECKING:
     from fastcoop.datasets import Dataset, few_shot, load_dataset
     from fastcoop.engine import PromptEncoder, PromptLearner, Run, Trained, encode_prompts, train
     from fastcoop.errors import FastcoopError, MissingFile, UserError
-    from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
+    from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier
+    from fastcoop.exchange.predict import predict
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
-    from fastcoop.methods.estimators import CoOpClassifier, LinearProbe, PromptEnsemble, TextBias
-    from fastcoop.methods.estimators import TextTransform, ZeroShot
+    from fastcoop.methods.estimators import (
+        CoOpClassifier,
+        LinearProbe,
+        PromptEnsemble,
+        TextBias,
+        TextTransform,
+        ZeroShot,
+    )
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
-    from fastcoop.reports import report
+    from fastcoop.reports.report import report
     from fastcoop.results import load_contexts, load_predictions, load_results, merge_results, paired_test
-    from fastcoop.sweeps import evaluate, sweep
+    from fastcoop.sweeps.evaluate import evaluate
     from fastcoop.sweeps.interpret import interpret
+    from fastcoop.sweeps.sweep import sweep
 
 _MODULES = {
     "backbones": "Backbone backbone_from_spec load_backbone",

@@ -90,7 +90,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         super().__init_subclass__(**others)
         if method is not None:
             cls.method = method
-            cls.__init__ = _make_init(METHODS[method])
+            cls.__init__ = _make_init(METHODS[method])  # type: ignore[method-assign]
 
     def fit(
         self,
@@ -350,7 +350,7 @@ def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:
     Raises:
         UserError: An image cannot be decoded; `MissingFile` if it is not there.
     """
-    from fastcoop.features.images import UnreadableImage, crops, normalised, read_rgb, to_rgb
+    from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb, to_rgb
 
     found = []
     for start in range(0, len(images), IMAGES_AT_ONCE):
@@ -362,7 +362,7 @@ def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:
                 kind = UserError if Path(image).exists() else MissingFile
                 raise kind(f"The image {image} cannot be read: {error}.") from None
             pixels.append(crops(rgb, "", [0], backbone.preprocess, "current", 0))
-        batch = normalised(np.concatenate(pixels), backbone.preprocess, backbone.device)
+        batch = normalize(np.concatenate(pixels), backbone.preprocess, backbone.device)
         found.append(backbone.encode_images(batch).float().cpu().numpy())
     return np.concatenate(found)
 
