@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from fastcoop.datasets import Dataset, few_shot, load_dataset
     from fastcoop.engine import PromptEncoder, PromptLearner, Run, Trained, encode_prompts, train
     from fastcoop.errors import FastcoopError, MissingFile, UserError
-    from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier
-    from fastcoop.exchange.predict import predict
+    from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
     from fastcoop.methods.estimators import (
         CoOpClassifier,

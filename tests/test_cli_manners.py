@@ -132,7 +132,7 @@ def test_verbose_says_what_is_loaded_cached_and_run(tmp_path, monkeypatch, caplo
     for expected in (
         r"tiny: weights [0-9a-f]{12}, GELU, images of 16",
         r"colours.h5: 8 crops to encode",
-        "1 runs left",
+        "1 runs in 1 batches",
     ):
         assert re.search(expected, said), said
 
