@@ -76,13 +76,13 @@ class Classifier:
         Raises:
             UserError: there is no such backbone, or its weights differ.
         """
-        backbone = named_backbone(spec, self.backbone, "the classifier was made for", device)
-        self.check(backbone)
-        return backbone
+        return load_recorded_backbone(
+            spec, self.backbone, self.backbone_digest, "the classifier was made for", device
+        )
 
     def check(self, backbone: Backbone) -> None:
         """Raise UserError for a backbone other than the classifier's."""
-        check_backbone(backbone, self.backbone, self.backbone_digest, "The classifier was made for")
+        _check_backbone(backbone, self.backbone, self.backbone_digest, "the classifier was made for")
 
     def save(self, path: str | Path) -> None:
         """Write ``text_features`` and ``logit_scale`` to a safetensors file, with the rest as JSON in its header.
@@ -168,10 +168,16 @@ def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
     )
 
 
-def named_backbone(spec: str | None, name: str, owner: str, device: str = "cpu") -> Backbone:
-    """Load the backbone ``spec``, else the one called ``name``, which ``owner`` introduces in the message."""
+def load_recorded_backbone(
+    spec: str | None, name: str, digest: str, owner: str, device: str = "cpu"
+) -> Backbone:
+    """Load the backbone ``spec``, else the one called ``name``; ``owner`` introduces it in messages.
+
+    Raises:
+        UserError: there is none, or its digest is another.
+    """
     try:
-        return backbone_from_spec(name if spec is None else spec, device=device)
+        backbone = backbone_from_spec(name if spec is None else spec, device=device)
     except UserError as error:
         if spec is not None:
             raise
@@ -179,12 +185,13 @@ def named_backbone(spec: str | None, name: str, owner: str, device: str = "cpu")
             f"The backbone {name}, which {owner}, is not found by its name alone; pass its folder or weights with "
             f"--backbone. ({error})"
         ) from None
+    _check_backbone(backbone, name, digest, owner)
+    return backbone
 
 
-def check_backbone(backbone: Backbone, name: str, digest: str, owner: str) -> None:
-    """Raise UserError for a backbone with other weights than ``digest``; the message begins with ``owner``."""
+def _check_backbone(backbone: Backbone, name: str, digest: str, owner: str) -> None:
     if backbone.digest != digest:
         raise UserError(
-            f"{owner} {name} ({digest[:12]}), not {backbone.name} ({backbone.digest[:12]}); name that backbone with "
-            "--backbone."
+            f"The backbone {backbone.name} ({backbone.digest[:12]}) is not {name} ({digest[:12]}), which {owner}; name "
+            "that backbone with --backbone."
         )

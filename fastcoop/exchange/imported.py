@@ -160,26 +160,19 @@ def _resolve_settings(
 
 def _check_fit(file: CoOpFile, settings: CoOpSettings, backbone: Backbone, dataset: Dataset) -> None:
     """Refuse contexts that do not fit; warn where they were learned with other class names."""
-    path, ctx, classes = file.path, file.ctx, len(dataset.class_names)
-    if ctx.shape[-1] != backbone.text.width:
-        raise UserError(
-            f"{path} has vectors of {ctx.shape[-1]} numbers, but {backbone.name} takes {backbone.text.width}; "
-            "name the backbone that it was learned over."
-        )
-    prefix, suffix = frozen_embeddings(backbone, dataset.class_names, ctx.shape[-2])
-    saved = {"token_prefix": (file.prefix, prefix), "token_suffix": (file.suffix, suffix)}
-    counts = {len(array) for array, _ in saved.values() if array is not None}
-    counts |= {len(ctx)} if settings.class_specific else set()
-    if counts - {classes}:
-        raise UserError(
-            f"{path} was learned on {max(counts - {classes})} classes, but {dataset.name} has {classes}; name the "
-            "dataset that it was learned on."
-        )
-    for name, (array, ours) in saved.items():
-        if array is not None and array.shape != ours.shape:
+    path, classes, length = file.path, len(dataset.class_names), file.ctx.shape[-2]
+    prefix, suffix = frozen_embeddings(backbone, dataset.class_names, length)
+    width = backbone.text.width
+    ctx_shape = (classes, length, width) if settings.class_specific else (length, width)
+    for name, array, shape in (
+        ("ctx", file.ctx, ctx_shape),
+        ("token_prefix", file.prefix, tuple(prefix.shape)),
+        ("token_suffix", file.suffix, tuple(suffix.shape)),
+    ):
+        if array is not None and array.shape != shape:
             raise UserError(
-                f"{path} has a {name} of {array.shape}, but {backbone.name} has {tuple(ours.shape)}; name the "
-                "backbone that it was learned over."
+                f"Expected {name} of shape {shape} for {backbone.name} and the {classes} classes of {dataset.name}, "
+                f"got {array.shape} in {path}; name the backbone and the dataset that it was learned with."
             )
     if file.prefix is not None and _differ(file.prefix, prefix.numpy()).any():
         raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError, nearest, writing
-from fastcoop.exchange.classifier import check_backbone, make_classifier, named_backbone
+from fastcoop.exchange.classifier import load_recorded_backbone, make_classifier
 from fastcoop.exchange.coop_files import coop_path, frozen_embeddings, write_coop_file
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS
@@ -62,9 +62,8 @@ class LearnedRun:
         Raises:
             UserError: there is no such backbone, or its weights differ.
         """
-        backbone = named_backbone(spec, self.backbone, f"the run {self.key[:12]} learned over")
-        check_backbone(backbone, self.backbone, self.backbone_digest, f"Run {self.key[:12]} learned over")
-        return backbone
+        owner = f"the run {self.key[:12]} learned over"
+        return load_recorded_backbone(spec, self.backbone, self.backbone_digest, owner)
 
     def layout(self, backbone: Backbone) -> PromptLayout:
         """Return the prompt layout."""

@@ -16,20 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    *(
-        "key",
-        "backbone",
-        "dataset",
-        "source",
-        "label",
-        "shots",
-        "seed",
-        "accuracy",
-        "status",
-        "seconds",
-        "error",
-    ),
-)
+    "key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds", "error",
+)  # fmt: skip
 SAID_ONCE = ("backbone", "dataset", "status")  # above the table if all rows agree, so that it fits 80 columns
 
 

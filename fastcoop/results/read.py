@@ -1,4 +1,7 @@
-"""Read a results folder: tables of runs and tests, single runs, predictions."""
+"""Read a results folder: tables of runs and tests, single runs, predictions.
+
+Every function raises UserError where the folder holds no results or they cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -49,31 +52,19 @@ def load_results(folder: str | Path) -> pd.DataFrame:
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:
-    """Return one row per run, tested or not (imported runs are not tested at first).
-
-    Raises:
-        UserError: the folder holds no results, or they cannot be read.
-    """
+    """Return one row per run, tested or not (imported runs are not tested at first)."""
     return _table(folder, "SELECT * FROM runs ORDER BY finished, key")
 
 
 def load_untested(folder: str | Path) -> pd.DataFrame:
-    """Return one row per run that has no test.
-
-    Raises:
-        UserError: the folder holds no results, or they cannot be read.
-    """
+    """Return one row per run that has no test."""
     return _table(
         folder, "SELECT * FROM runs WHERE key NOT IN (SELECT key FROM scores) ORDER BY finished, key"
     )
 
 
 def load_failures(folder: str | Path) -> pd.DataFrame:
-    """Return one row per run that failed and was not finished since, with its ``error``.
-
-    Raises:
-        UserError: the folder holds no results, or they cannot be read.
-    """
+    """Return one row per run that failed and was not finished since, with its ``error``."""
     return _table(folder, "SELECT * FROM failures ORDER BY failed, key")
 
 
@@ -90,21 +81,13 @@ def _table(folder: str | Path, query: str) -> pd.DataFrame:
 
 
 def load_batches(folder: str | Path) -> list[Batch]:
-    """Return the recorded batches of training runs that a sweep has not finished.
-
-    Raises:
-        UserError: the folder holds no results, or they cannot be read.
-    """
+    """Return the recorded batches of training runs that a sweep has not finished."""
     with reading(Path(folder)) as db:
         return recorded_batches(db)
 
 
 def load_score_inputs(folder: str | Path) -> dict[str, dict[str, ScoreInputs]]:
-    """Return, by key and tested dataset, what all tests in a results folder depended on.
-
-    Raises:
-        UserError: the folder holds no results, or they cannot be read.
-    """
+    """Return, by key and tested dataset, what all tests in a results folder depended on."""
     with reading(Path(folder)) as db:
         return inputs_by_run(db)
 

@@ -18,12 +18,7 @@ FEATURE_PROPERTIES = ("recipe", "feature_dtype", "views")
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """What identifies a run.
-
-    Attributes:
-        key: sha256 hex of everything that determines the run's result.
-        settings: JSON object of the method's settings, with ``DATASET_PROMPT`` and ``FEATURE_PROPERTIES``.
-    """
+    """What identifies a run. ``settings`` is JSON, with ``DATASET_PROMPT`` and ``FEATURE_PROPERTIES``."""
 
     key: str
     backbone: str
@@ -41,9 +36,7 @@ class RunRecord(RunDescription):
 
     Attributes:
         columns: the method's own columns, by name.
-        train_images: number of training images.
         train_files: sha256 hex of the training images' files; None where nothing is learned or no store knows them.
-        status: "done" or "diverged".
         losses: mean training loss of each epoch; None where nothing was trained by steps.
         extra: further numbers, by name.
     """
@@ -79,14 +72,12 @@ class ScoreInputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreRecord:
-    """One test of a run.
+    """A test of a run on ``dataset``. Accuracies are in percent, NaN where the run's outputs are not finite.
 
     Attributes:
-        dataset: the tested dataset.
         class_names: in label order.
         labels: int (images,), the true labels.
-        accuracy, macro_accuracy: in percent; NaN where the run's outputs are not finite.
-        per_class: float (classes,), accuracies in percent.
+        per_class: float (classes,), accuracies.
         predictions: uint16 (images,), predicted labels, or ``NO_CLASS``.
         confidence: float16 (images,), the softmax probability of each prediction.
     """

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from fastcoop.results.database import DATABASE, execute_when_unlocked, writing_d
 from fastcoop.results.metadata import DATASETS, GRID
 from fastcoop.results.parameters import CONTEXTS, Parameters, write_parameters
 from fastcoop.results.records import Batch, RunDescription, RunRecord, ScoreInputs, ScoreRecord
-from fastcoop.results.schema import METHOD_COLUMNS, RESERVED_COLUMNS
+from fastcoop.results.schema import METHOD_COLUMNS, RESERVED_COLUMNS, WORK_TABLES
 
 LOCK = "results.lock"
+PACKAGES = ("fastcoop", "torch", "open_clip_torch", "scikit-learn", "numpy")  # that results may depend on
 NEAREST_WORDS = "nearest_words"  # folder that `interpret` writes
 
 
 class ResultsStore:
-    """The runs of a results folder, and the only way to add to them. Each run is one transaction."""
+    """The runs of a results folder, and the only way to add to them. Each call that writes is one transaction.
+
+    These calls raise UserError where the disk is full or cannot be written to. Earlier runs are kept.
+    """
 
     def __init__(self, folder: Path, connection: sqlite3.Connection):
         self.folder = folder
@@ -41,13 +46,7 @@ class ResultsStore:
     def record(
         self, run: RunRecord, scores: Sequence[ScoreRecord] = (), learned: Parameters | None = None
     ) -> None:
-        """Store a run, its tests and what it learned.
-
-        Tests of an earlier run of this key over other training images are deleted.
-
-        Raises:
-            UserError: the disk is full or cannot be written to. What was recorded before is kept.
-        """
+        """Store a run, its tests and what it learned. Tests of its key over other training images are deleted."""
         row = _run_row(run)
         with self._transaction() as db:
             if learned is not None:  # first: a row refers to a file that exists
@@ -60,26 +59,28 @@ class ResultsStore:
             self._put_scores(run.key, scores)
 
     def record_scores(self, key: str, scores: Sequence[ScoreRecord]) -> None:
-        """Store further tests of a recorded run, in place of earlier ones on the same datasets.
-
-        Raises:
-            UserError: as for `record`.
-        """
+        """Store further tests of a recorded run, in place of earlier ones on the same datasets."""
         with self._transaction():
             self._put_scores(key, scores)
 
     def _put_scores(self, key: str, scores: Sequence[ScoreRecord]) -> None:
         for score in scores:
-            self._put("tests", _test_row(score))
+            names, labels = (
+                json.dumps(list(score.class_names)),
+                np.asarray(score.labels).astype("<u2").tobytes(),
+            )
+            test = {
+                "digest": score.inputs.test,
+                "dataset": score.dataset,
+                "class_names": names,
+                "labels": labels,
+            }
+            self._put("tests", test)
             self._put("scores", _score_row(key, score))
         self._db.execute("DELETE FROM failures WHERE key = ?", (key,))
 
     def complete(self, key: str, dataset: str, inputs: ScoreInputs, settings: str) -> None:
-        """Add what databases of version 1 did not store of a run and its test on ``dataset``.
-
-        Raises:
-            UserError: as for `record`.
-        """
+        """Add what databases of version 1 did not store of a run and its test on ``dataset``."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE scores SET features = ?, images = ?, prompts = ? WHERE key = ? AND dataset = ?",
@@ -92,11 +93,7 @@ class ResultsStore:
         return recorded_batches(self._db)
 
     def replace_batches(self, removed: Iterable[Batch], added: Iterable[Batch]) -> None:
-        """Delete some batches and record others, in one transaction.
-
-        Raises:
-            UserError: as for `record`.
-        """
+        """Delete some batches and record others, in one transaction."""
         with self._transaction() as db:
             db.executemany("DELETE FROM batches WHERE name = ?", [(batch.name,) for batch in removed])
             for batch in added:
@@ -108,11 +105,7 @@ class ResultsStore:
         return dict(self._db.execute("SELECT key, error FROM failures"))
 
     def record_failure(self, run: RunDescription, error: str) -> None:
-        """Store that a run failed, and why.
-
-        Raises:
-            UserError: as for `record`.
-        """
+        """Store that a run failed, and why."""
         with self._transaction():
             self._put("failures", dataclasses.asdict(run) | {"error": error, "failed": _now()})
 
@@ -176,7 +169,10 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
             try:
                 yield ResultsStore(folder, connection)
             except UserError:
-                if _is_empty(connection):
+                begun = (
+                    connection.execute(f"SELECT 1 FROM {name} LIMIT 1") for name in ("runs", *WORK_TABLES)
+                )
+                if not any(rows.fetchone() for rows in begun):
                     connection.close()
                     with suppress(OSError):
                         for path in new_files:
@@ -202,11 +198,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    tables = ("runs", "batches", "failures")
-    return not any(connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in tables)
-
-
 def _run_row(run: RunRecord) -> dict[str, Any]:
     columns = {name: _json_value(value) for name, value in run.columns.items()}
     own = {name: value for name, value in columns.items() if name not in METHOD_COLUMNS}
@@ -220,17 +211,8 @@ def _run_row(run: RunRecord) -> dict[str, Any]:
         "losses": None if run.losses is None else json.dumps([_seven_digits(loss) for loss in run.losses]),
         "extra": json.dumps({name: _json_value(value) for name, value in run.extra.items()}, allow_nan=False),
         "finished": _now(),
-        "versions": _versions(),
+        "versions": json.dumps({"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}),
     }  # fmt: skip
-
-
-def _test_row(score: ScoreRecord) -> dict[str, Any]:
-    return {
-        "digest": score.inputs.test,
-        "dataset": score.dataset,
-        "class_names": json.dumps(list(score.class_names)),
-        "labels": np.asarray(score.labels).astype("<u2").tobytes(),
-    }
 
 
 def _score_row(key: str, score: ScoreRecord) -> dict[str, Any]:
@@ -262,11 +244,3 @@ def _json_value(value: Any) -> Any:
 
 def _seven_digits(value: float) -> float | None:
     return float(f"{value:.7g}") if np.isfinite(value) else None
-
-
-def _versions() -> str:
-    """Return JSON of the versions that a result may depend on."""
-    from importlib.metadata import version
-
-    packages = ("fastcoop", "torch", "open_clip_torch", "scikit-learn", "numpy")
-    return json.dumps({"python": sys.version.split()[0]} | {name: version(name) for name in packages})

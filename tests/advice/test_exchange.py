@@ -79,7 +79,7 @@ def write_tower(folder: Path, **text: int) -> Path:
 
 @follows(
     "There is no classifier {}; make one with `fastcoop export`",
-    "{} {} ({}), not {} ({}); name that backbone with",
+    "is not {} ({}), which {}; name that backbone with --backbone",
     "which {}, is not found by its name alone; pass its folder or weights with --backbone",
 )
 def test_a_classifier_is_exported_and_used_with_its_backbone(
@@ -91,7 +91,7 @@ def test_a_classifier_is_exported_and_used_with_its_backbone(
     predict = ["predict", file, world / "data" / "colours" / "test" / "green" / "0.png"]
     assert "make one with `fastcoop export`" in call(*predict)[1]
     assert "learned over, is not found by its name alone; pass its folder" in call(*export)[1]
-    assert "learned over tiny" in (said := call(*export, "--backbone", other)[1])
+    assert "is not tiny" in (said := call(*export, "--backbone", other)[1])
     assert "name that backbone with --backbone" in said
     assert call(*export, "--backbone", tiny)[0] == 0
     assert "was made for, is not found by its name alone; pass its folder" in call(*predict)[1]
@@ -127,9 +127,7 @@ def test_a_coop_run_is_chosen_by_more_of_its_key(world: Path, keys: dict[str, st
 @follows(
     "but {} was given; leave out --{}",
     "as the official folders do; pass --{}",
-    "has vectors of {} numbers, but {} takes {}; name the backbone",
-    "was learned on {} classes, but {} has {}; name the dataset",
-    "has a {} of {}, but {} has {}; name the backbone",
+    "got {} in {}; name the backbone and the dataset that it was learned with",
 )
 @pytest.mark.parametrize("wrong", ["told", "untold", "wide", "classes", "short"])
 def test_a_checkpoint_is_imported_with_what_it_was_learned_with(
@@ -144,13 +142,13 @@ def test_a_checkpoint_is_imported_with_what_it_was_learned_with(
     if wrong in towers:
         write_tower(tmp_path / wrong, **towers[wrong])
     write_dataset(tmp_path / "fewer", ("grey", "green"), train=1, val=1, test=1)
-    over, on = "name the backbone that it was learned over", "name the dataset that it was learned on"
+    fits = "name the backbone and the dataset that it was learned with"
     options, message = {
         "told": (right | {"--seed": "9"}, "leave out --seed"),
         "untold": ({name: right[name] for name in right if name != "--shots"}, "pass --shots"),
-        "wide": (right | {"--backbone": tmp_path / "wide"}, over),
-        "classes": (right | {"--dataset": tmp_path / "fewer"}, on),
-        "short": (right | {"--backbone": tmp_path / "short"}, over),
+        "wide": (right | {"--backbone": tmp_path / "wide"}, fits),
+        "classes": (right | {"--dataset": tmp_path / "fewer"}, fits),
+        "short": (right | {"--backbone": tmp_path / "short"}, fits),
     }[wrong]
 
     def bring(options: dict[str, Any]) -> tuple[int, str]:
