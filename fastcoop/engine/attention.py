@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastcoop.engine.forest import Forest, PackKey, Workspace
-from fastcoop.engine.tree_layout import TreeLayout
+from fastcoop.engine.tree_layout import Routes
 
 
 @dataclass(eq=False)
@@ -111,128 +110,14 @@ def _side_by_side(shared: Tensor, own: Tensor, out: Tensor) -> Tensor:
     return torch.cat(pieces, -1, out=out)
 
 
-class Routes:
-    """Where each slice of a row stands in the packs, for ``runs`` (R) runs of one tree at once.
-
-    A row's query, key and value are 3 H slices of d numbers, one of each per head. Dense products have the slices row
-    by row; attention wants them pack by pack, each pack as queries, keys and values (R, H, P, T, d). With every slice
-    numbered, gathering positions and transposing heads is one ``index_select`` instead of two passes over memory.
-
-    Example: R = H = 1, the classes "cat" and "dog" behind one vector, so five live nodes: v, cat, end, dog, end. Row
-    r has the slices 3r (query), 3r + 1 (key), 3r + 2 (value). The trunk [v] is the first pack; the bundles
-    [cat, end] and [dog, end] are the second::
-
-        slices in the packs    0 1 2 | 3 4 5 6 | 7 8 9 10 | 11 12 13 14
-        their content          q k v | queries | keys     | values
-        of the rows            0 0 0 | 1 2 3 4 | 1 2 3 4  | 1 2 3 4
-        rows_to_packs          0 1 2 | 3 6 9 12| 4 7 10 13| 5 8 11 14     pack slice -> row slice
-        packs_to_rows          0 1 2, 3 7 11, 4 8 12, 5 9 13, 6 10 14     row slice -> pack slice
-
-    Outputs are numbered like the queries alone, 0 to 4, so query_index and output_index are 0 1 2 3 4. With
-    ``ends``, only the end tokens (rows 2 and 4) have queries, as in the last layer: both are [0, 1].
-    """
-
-    rows_to_packs: Tensor  # (slices,) the row slice at each pack slice
-    packs_to_rows: Tensor  # (R rows 3 H,) the pack slice of each row slice; any, where a row has no query
-    query_index: (
-        Tensor  # (queries,) for each query of the packs, the row (R queried rows H,) that its output goes to
-    )
-    output_index: Tensor  # (R queried rows H,) the query that computes each row's output
-    unused_queries: Tensor  # queries of padding and of copies: no row reads their output
-    copies: Tensor  # (R copies 2 H,) pack slices of copied keys and values
-    masks: list[Tensor]  # of each pack, for the queries that it has
-
-    def __init__(self, layout: TreeLayout, heads: int, runs: int, ends: bool):
-        device, R, H = layout.copied_rows.device, runs, heads
-        queried = layout.leaf_owner if ends else layout.owner
-        qkv = np.full((R, layout.positions, 3, H), -1)  # the pack slices of each position
-        outputs = np.full((R, layout.positions, H), -1)  # the query of each position
-        self.masks = []
-        self._shapes: list[tuple[int, int, int]] = []  # bundles, queries and positions of each pack
-        self.slices = self.queries = 0
-        for pack in layout.packs:
-            P, T = pack.bundles, pack.length
-            positions = pack.positions.start + np.arange(P * T).reshape(P, T)
-            with_query = np.take_along_axis(positions, pack.ends, 1) if ends else positions
-            for kind, at in enumerate((with_query, positions, positions)):
-                numbers = np.arange(R * H * at.size).reshape(R, H, *at.shape).transpose(0, 2, 3, 1)
-                qkv[:, at, kind] = self.slices + numbers
-                self.slices += numbers.size
-                if kind == 0:
-                    outputs[:, at] = self.queries + numbers
-                    self.queries += numbers.size
-            self._shapes.append((P, with_query.shape[1], T))
-            at_ends = torch.as_tensor(pack.ends, device=device)[..., None]
-            self.masks.append(pack.mask.take_along_dim(at_ends, 1) if ends else pack.mask)
-
-        run = np.arange(R)[:, None]
-        row_slices = ((run * layout.rows + layout.gather)[..., None] * 3 * H + np.arange(3 * H)).reshape(
-            qkv.shape
-        )
-        number = np.zeros(layout.positions, np.int64)
-        number[queried] = np.arange(len(queried))
-        row_outputs = (run * len(queried) + number)[..., None] * H + np.arange(H)
-
-        def tensor(numbers: np.ndarray) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(numbers.ravel()), device=device)
-
-        self._runs, self._heads = R, H
-        self.rows_to_packs = tensor(_inverse(qkv, row_slices, self.slices))
-        self.packs_to_rows = tensor(np.maximum(qkv[:, layout.owner], 0))
-        self.query_index = tensor(_inverse(outputs, row_outputs, self.queries))
-        self.output_index = tensor(outputs[:, queried])
-        self.unused_queries = tensor(np.setdiff1d(np.arange(self.queries), outputs[:, queried]))
-        self.copies = tensor(qkv[:, layout.copies, 1:])
-
-    def qkv(self, slices: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return each pack's queries, keys and values (R, H, P, positions, d), views of ``slices`` (slices, d)."""
-        blocks = iter(self._split(slices, [n for P, Q, T in self._shapes for n in ((P, Q), (P, T), (P, T))]))
-        return list(zip(blocks, blocks, blocks, strict=True))
-
-    def outputs(self, queries: Tensor) -> list[Tensor]:
-        """Return each pack's outputs (R, H, P, queries, d), views of ``queries`` (queries, d)."""
-        return self._split(queries, [(P, Q) for P, Q, _ in self._shapes])
-
-    def _split(self, slices: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-        blocks = slices.split([self._runs * self._heads * P * T for P, T in shapes])
-        return [
-            block.view(self._runs, self._heads, *shape, slices.shape[1])
-            for block, shape in zip(blocks, shapes, strict=True)
-        ]
-
-
-def _inverse(numbers: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """Return the value at each number below ``size``, all of which occur; -1 is no number."""
-    known = numbers >= 0
-    inverse = np.empty(size, np.int64)
-    inverse[numbers[known]] = values[known]
-    return inverse
-
-
-class ForestRoutes:
-    """The routes of a forest, whose runs are attended in chunks of about ``chunk`` positions."""
-
-    def __init__(self, forest: Forest, chunk: int):
-        self.chunk = chunk
-        self._routes = {
-            (i, runs, ends): Routes(group.layout, forest.tower.heads, runs, ends)
-            for i, group in enumerate(forest.groups)
-            for runs in {runs.stop - runs.start for runs in group.chunks(chunk)}
-            for ends in (False, True)
-        }
-
-    def __call__(self, group: int, runs: slice, ends: bool) -> Routes:
-        return self._routes[group, runs.stop - runs.start, ends]
-
-
 class ForestAttention:
     """Attention of every layer of a forest, group by group and in chunks of runs, so that scores stay in cache.
 
     With ``ends``, only end tokens have queries, as in the last layer. With ``keep``, what backward reads is kept.
     """
 
-    def __init__(self, forest: Forest, routes: ForestRoutes, memory: Workspace, keep: bool):
-        self.forest, self.routes, self.memory, self.keep = forest, routes, memory, keep
+    def __init__(self, forest: Forest, memory: Workspace, keep: bool):
+        self.forest, self.memory, self.keep = forest, memory, keep
         self.saved: dict[PackKey, Saved] = {}
 
     def forward(self, layer: int, qkv: Tensor, ends: bool) -> Tensor:
@@ -243,8 +128,8 @@ class ForestAttention:
         for i, g in enumerate(forest.groups):
             rows = qkv[g.rows].view(g.runs, -1, d)
             queried = result[g.leaves if ends else g.rows].view(g.runs, -1, d)
-            for runs in g.chunks(self.routes.chunk):
-                routes = self.routes(i, runs, ends)
+            for runs in forest.chunks(g):
+                routes = forest.routes[i, runs.stop - runs.start, ends]
                 key = (layer, i, runs.start) if self.keep else (0, 0, 0)
                 slices = memory.slices[key](routes.slices, d)
                 torch.index_select(rows[runs].view(-1, d), 0, routes.rows_to_packs, out=slices)
@@ -265,8 +150,8 @@ class ForestAttention:
         for i, g in enumerate(forest.groups):
             rows = result[g.rows].view(g.runs, -1, d)
             queried = grad[g.leaves if ends else g.rows].view(g.runs, -1, d)
-            for runs in g.chunks(self.routes.chunk):
-                routes = self.routes(i, runs, ends)
+            for runs in forest.chunks(g):
+                routes = forest.routes[i, runs.stop - runs.start, ends]
                 outputs = memory.attended_slices(routes.queries, d)
                 torch.index_select(queried[runs].view(-1, d), 0, routes.query_index, out=outputs)
                 outputs.index_fill_(0, routes.unused_queries, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.attention import ForestRoutes
 from fastcoop.engine.forest import Forest, Trees
-from fastcoop.engine.tower import ForestPass, row_chunk
+from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.errors import UserError
 from fastcoop.prompts.initial import initial_contexts
@@ -45,7 +45,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self._trees = Trees(backbone)
         self.class_names, self.layout = key = tree_key(class_names, layout)
-        self._forests: OrderedDict[int, tuple[Forest, ForestRoutes]] = OrderedDict()
+        self._forests: OrderedDict[int, Forest] = OrderedDict()
         _ = self._trees[key]  # raises if a prompt does not fit
 
     def forward(self, contexts: Tensor) -> Tensor:
@@ -59,19 +59,17 @@ class PromptEncoder(nn.Module):
             Features in the tower's dtype and on its device, under autocast too.
         """
         runs, is_single = _by_run(self._trees, (self.class_names, self.layout, contexts))
-        forest, routes = self._forest(len(runs))
-        (features,) = _apply_forest(forest, routes, [runs])
+        (features,) = _apply_forest(self._forest(len(runs)), [runs])
         return features[0] if is_single else features
 
-    def _forest(self, runs: int) -> tuple[Forest, ForestRoutes]:
-        known = self._forests.get(runs)
-        if known is None:
-            layout, constants = self._trees[self.class_names, self.layout]
-            forest = Forest(self._trees.tower, [(layout, constants, runs)])
-            known = self._forests[runs] = forest, ForestRoutes(forest, row_chunk(forest.tower.device))
+    def _forest(self, runs: int) -> Forest:
+        forest = self._forests.get(runs)
+        if forest is None:
+            forest = Forest(self._trees.tower, [(*self._trees[self.class_names, self.layout], runs)])
+            self._forests[runs] = forest
             if len(self._forests) > FORESTS:
                 self._forests.popitem(last=False)
-        return known
+        return forest
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptEncoder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -137,9 +135,7 @@ def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | Non
     trees = trees or Trees(backbone)
     given = [_by_run(trees, item) for item in items]
     planned = [(*trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
-    forest = Forest(trees.tower, planned)
-    routes = ForestRoutes(forest, row_chunk(forest.tower.device))
-    features = _apply_forest(forest, routes, [runs for runs, _ in given])
+    features = _apply_forest(Forest(trees.tower, planned), [runs for runs, _ in given])
     return [out[0] if is_single else out for out, (_, is_single) in zip(features, given, strict=True)]
 
 
@@ -155,15 +151,14 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
             f"Expected contexts of shape {shape} or (runs, *{shape}) for {len(names)} classes and {layout}, got "
             f"{tuple(contexts.shape)}."
         )
-    return contexts.reshape(-1, shape[0] * shape[1] if len(shape) == 3 else shape[0], shape[-1]).to(
-        trees.tower.device
-    ), is_single
+    by_run = contexts.reshape(-1, math.prod(shape[:-1]), shape[-1])
+    return by_run.to(trees.tower.device), is_single
 
 
-def _apply_forest(forest: Forest, routes: ForestRoutes, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _apply_forest(forest: Forest, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return each group's class features; a graph is kept only where a gradient may be asked for."""
     keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
-    forest_pass = ForestPass(forest, routes=routes, keep=keep)
+    forest_pass = ForestPass(forest, keep=keep)
     if not keep:
         return tuple(forest_pass.forward(contexts))
     features: tuple[Tensor, ...] = _ForestFunction.apply(forest_pass, *contexts)

@@ -8,6 +8,7 @@ constants, which never change; the memory that a step writes is in a `Workspace`
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.tree_layout import TreeKey, TreeLayout, tree_of
-from fastcoop.engine.weights import ANY_ROWS, FoldedTower, RowRule, disable_autocast, fold
+from fastcoop.engine.tree_layout import Routes, TreeKey, TreeLayout, tree_of
+from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, disable_autocast, fold
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +68,6 @@ class Group:
     rows: slice
     leaves: slice
 
-    def chunks(self, chunk: int) -> Iterator[slice]:
-        """Cut the runs so that attention works on about ``chunk`` positions at a time."""
-        step = max(1, chunk // self.layout.positions)
-        return (slice(i, min(i + step, self.runs)) for i in range(0, self.runs, step))
-
 
 class Forest:
     """Groups side by side. Behind their rows and leaves stand spare ones, as many as ``rule`` asks for.
@@ -109,10 +105,19 @@ class Forest:
         self.frozen_qkv = torch.cat([g.constants.first_qkv.repeat(g.runs, 1) for g in groups])
         self.frozen_input = torch.cat([g.constants.first_input.repeat(g.runs, 1) for g in groups])
 
-    @property
-    def nodes(self) -> int:
-        """Distinct nodes of every tree, once per run, constants included."""
-        return sum(group.layout.tree.nodes * group.runs for group in self.groups)
+        # Rows that are worked on at a time. A GPU has no cache to stay in: one large product each.
+        self.chunk = CPU_CHUNK if tower.device.type == "cpu" else sys.maxsize
+        self.routes = {  # by group, runs of a chunk, and whether only end tokens have queries
+            (i, runs, ends): Routes(group.layout, tower.heads, runs, ends)
+            for i, group in enumerate(groups)
+            for runs in {runs.stop - runs.start for runs in self.chunks(group)}
+            for ends in (False, True)
+        }
+
+    def chunks(self, group: Group) -> Iterator[slice]:
+        """Cut a group's runs so that attention works on about ``chunk`` positions at a time."""
+        step = max(1, self.chunk // group.layout.positions)
+        return (slice(i, min(i + step, group.runs)) for i in range(0, group.runs, step))
 
     def _padded(self, index: Tensor) -> Tensor:
         """Repeat the first entry up to an allowed number of rows."""

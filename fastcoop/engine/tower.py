@@ -10,20 +10,14 @@ Work per row is done in chunks of rows that stay in cache, in memory that every 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from fastcoop.engine.attention import ForestAttention, ForestRoutes
+from fastcoop.engine.attention import ForestAttention
 from fastcoop.engine.forest import Forest, Workspace
-from fastcoop.engine.weights import CPU_CHUNK, FoldedBlock, disable_autocast, even_slices
-
-
-def row_chunk(device: torch.device) -> int:
-    """Return how many rows are worked on at a time. A GPU has no cache to stay in: one large product each."""
-    return CPU_CHUNK if device.type == "cpu" else sys.maxsize
+from fastcoop.engine.weights import FoldedBlock, disable_autocast, even_slices
 
 
 class ForestPass:
@@ -32,25 +26,15 @@ class ForestPass:
     Args:
         forest: The forest.
         memory: Written by every pass; what an earlier forest left in it is reused.
-        routes: Of this forest, where they are known already.
-        keep: Whether to keep what ``backward`` reads; without, the memory of all layers is shared.
+        keep: Whether to keep what ``backward`` reads; without, layers share their memory.
     """
 
-    def __init__(
-        self,
-        forest: Forest,
-        memory: Workspace | None = None,
-        routes: ForestRoutes | None = None,
-        keep: bool = True,
-    ):
+    def __init__(self, forest: Forest, memory: Workspace | None = None, keep: bool = True):
         self.forest, self.tower, self.keep = forest, forest.tower, keep
         self.memory = memory or Workspace(self.tower)
         self.memory.begin()
-        self.chunk = row_chunk(self.tower.device)
         self.last = len(self.tower.blocks) - 1
-        self.attention = ForestAttention(
-            forest, routes or ForestRoutes(forest, self.chunk), self.memory, keep
-        )
+        self.attention = ForestAttention(forest, self.memory, keep)
 
     @property
     def nbytes(self) -> int:
@@ -210,7 +194,8 @@ class ForestPass:
         return mean, rstd
 
     def _chunks(self, rows: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.chunk, rows)) for i in range(0, rows, self.chunk))
+        chunk = self.forest.chunk
+        return (slice(i, min(i + chunk, rows)) for i in range(0, rows, chunk))
 
     def _activate(self, hidden: Tensor) -> Tensor:
         """Return the activation of ``hidden``, in scratch memory."""

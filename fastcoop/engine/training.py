@@ -93,8 +93,8 @@ def train(
     budget, memory = plan.budget(), Workspace(tower)
     state = state or {}
     results = _ended_runs(state, runs)
-    # Runs not started, by place, and runs set aside because memory ran out.
-    waiting: deque[int | ActiveRun] = deque(n for n in plan.order() if n not in results)
+    waiting = deque(n for n in plan.order() if n not in results)  # some started before memory ran out
+    started: dict[int, ActiveRun] = {}
     active: list[ActiveRun] = []
     batch: Batch | None = None
     on_device: OnDevice = WeakValueDictionary()
@@ -102,17 +102,14 @@ def train(
     def fill() -> None:
         """Fill the batch with the runs in training, then with waiting ones."""
         budget.clear()
-        waiting.extendleft(reversed(active))
+        waiting.extendleft(a.index for a in reversed(active))
         active.clear()
-        while waiting:
-            head = waiting[0]
-            if not budget.try_add(plan.runs[head.index if isinstance(head, ActiveRun) else head]):
-                break
-            waiting.popleft()
-            if not isinstance(head, ActiveRun):
-                head = ActiveRun.start(head, runs[head], dtype, tower.device, on_device)
-                _restore_run(head, state)
-            active.append(head)
+        while waiting and budget.try_add(plan.runs[waiting[0]]):
+            n = waiting.popleft()
+            if n not in started:
+                started[n] = ActiveRun.start(n, runs[n], dtype, tower.device, on_device)
+                _restore_run(started[n], state)
+            active.append(started[n])
 
     def sync() -> None:
         """Read from the device where the runs stand; runs that ended leave, and the batch is dropped."""
@@ -123,7 +120,7 @@ def train(
         ended = [a for a in active if a.ended]
         for a in ended:
             results[a.index] = a.result()
-            active.remove(a)
+            active.remove(started.pop(a.index))
             batch = None
         for a in ended:
             if on_done is not None:
@@ -131,7 +128,7 @@ def train(
 
     def current_state() -> State:
         sync()
-        return _state_of([*active, *(a for a in waiting if isinstance(a, ActiveRun))], results)
+        return _state_of(started.values(), results)
 
     if on_done is not None:
         for index, trained in results.items():

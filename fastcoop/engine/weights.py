@@ -44,14 +44,14 @@ def disable_autocast(function: Function) -> Function:
 class FoldedBlock:
     """One residual block. ``qkv`` and ``fc`` contain the layer norm before them and their bias."""
 
+    eps_1: float
+    eps_2: float
     qkv: Tensor  # (width, 3 width)
     out: Tensor  # (width, width)
     out_bias: Tensor
     fc: Tensor  # (width, hidden)
     proj: Tensor  # (hidden, width)
     proj_bias: Tensor
-    eps_1: float
-    eps_2: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,20 +148,8 @@ def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> Folde
         out, out_bias = out * block.scale_1.double(), out_bias * block.scale_1.double()
     if block.scale_2 is not None:
         proj, proj_bias = proj * block.scale_2.double(), proj_bias * block.scale_2.double()
-
-    def rounded(tensor: Tensor) -> Tensor:
-        return tensor.to(to).contiguous()
-
-    return FoldedBlock(
-        qkv=rounded(_absorb(qkv, qkv_bias)),
-        out=rounded(out),
-        out_bias=rounded(out_bias),
-        fc=rounded(_absorb(fc, fc_bias)),
-        proj=rounded(proj),
-        proj_bias=rounded(proj_bias),
-        eps_1=block.ln_1.eps,
-        eps_2=block.ln_2.eps,
-    )
+    folded = (_absorb(qkv, qkv_bias), out, out_bias, _absorb(fc, fc_bias), proj, proj_bias)
+    return FoldedBlock(block.ln_1.eps, block.ln_2.eps, *(matrix.to(to).contiguous() for matrix in folded))
 
 
 def _absorb(matrix: Tensor, bias: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def test_mixed_runs_in_one_forest_match_the_reference(backbone):
 
 
 def test_small_chunks_change_nothing(backbone, monkeypatch):
-    monkeypatch.setattr("fastcoop.engine.tower.CPU_CHUNK", 7)
+    monkeypatch.setattr("fastcoop.engine.forest.CPU_CHUNK", 7)
     layout = PromptLayout(4, "mid")
     features, gradients = compare(backbone, [(NAMES, layout, contexts_for(layout, NAMES, 5, backbone))])
     assert features < FEATURES

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcoop.engine.attention import Routes
-from fastcoop.engine.tree_layout import TreeLayout
+from fastcoop.engine.tree_layout import Routes, TreeLayout
 from fastcoop.prompts.layout import Slot
 from fastcoop.prompts.tree import build_tree
 
@@ -71,3 +70,13 @@ def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(ends, 
     queries[routes.unused_queries] = torch.nan
     assert torch.equal(queries[routes.output_index], wanted)
     assert len(routes.output_index) + len(routes.unused_queries) == len(queries)
+
+
+def test_the_worked_example_of_the_docstring():
+    layout = layout_of([[1], [2]])
+    routes = Routes(layout, heads=1, runs=1, ends=False)
+    assert routes.rows_to_packs.tolist() == [0, 1, 2, 3, 6, 9, 12, 4, 7, 10, 13, 5, 8, 11, 14]
+    assert routes.packs_to_rows.tolist() == [0, 1, 2, 3, 7, 11, 4, 8, 12, 5, 9, 13, 6, 10, 14]
+    assert routes.query_index.tolist() == routes.output_index.tolist() == [0, 1, 2, 3, 4]
+    ends = Routes(layout, heads=1, runs=1, ends=True)
+    assert ends.query_index.tolist() == ends.output_index.tolist() == [0, 1]
