@@ -1,4 +1,4 @@
-"""Checks of values that a caller gives: whole numbers and amounts, neither yes nor no, neither text; one or several."""
+"""Checks of numbers that a caller passes. Booleans and text are no numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from fastcoop.errors import UserError
 
-LARGEST = 2**32 - 1  # seed that every library's random numbers take
+LARGEST = 2**32 - 1  # the largest seed that every library accepts
 
-LONGEST = 1_000_000  # epochs or steps of a schedule; its tables grow with both
-LARGEST_BATCH = 65_536  # images; a batch is laid out whole, also where there are fewer
+LONGEST = 1_000_000  # epochs or steps of a schedule, whose tables grow with both
+LARGEST_BATCH = 65_536  # images; memory for a whole batch is allocated even if there are fewer
 MOST_VIEWS = 1000  # augmented views of an image
 
 _short = reprlib.Repr()
@@ -22,15 +22,19 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 
 def shortened(value: Any) -> str:
-    """``repr(value)``, cut in the middle where it is long."""
+    """Return ``repr(value)``, cut in the middle if it is long."""
     try:
         return _short.repr(value)
-    except ValueError:  # an int of more digits than Python writes
+    except ValueError:  # an int of more digits than Python converts
         return "a number of thousands of digits"
 
 
 def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> int:
-    """Return ``value`` as an int. Raises UserError unless it is a whole number from ``least`` to ``most``."""
+    """Return ``value`` as an int.
+
+    Raises:
+        UserError: It is not a whole number from ``least`` to ``most``.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -43,7 +47,11 @@ def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> 
 
 
 def amount(value: Any, name: str) -> float:
-    """Return ``value`` as a float. Raises UserError unless it is a finite number above 0."""
+    """Return ``value`` as a float.
+
+    Raises:
+        UserError: It is not a finite number above 0.
+    """
     try:
         number = math.nan if isinstance(value, bool | str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -54,8 +62,8 @@ def amount(value: Any, name: str) -> float:
 
 
 def several(value: Any) -> list[Any]:
-    """Return one value or several as a list. Text, paths and arrays without a dimension are one; what can be read only
-    once is read here."""
+    """Return one value or several as a list. Text, paths and zero-dimensional arrays are one value; iterators are
+    consumed."""
     if callable(getattr(value, "tolist", None)):  # of NumPy, pandas or torch
         value = value.tolist()
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):

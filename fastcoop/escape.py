@@ -1,6 +1,6 @@
-"""Text from outside (names, prompts, paths) made literal, one function per format that it is written to.
+"""Escaping of names, prompts and paths, one function per output format.
 
-Names may hold anything: formulas, markup, line breaks, terminal codes. Every output passes them through here.
+Such text may contain anything: formulas, markup, line breaks, terminal codes. Every output passes it through here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import PurePath
 
 import yaml
 
-# Format characters that change what stands beside them: text direction, and invisible separators.
+# Format characters that change the text around them: text direction, and invisible separators.
 HIDDEN = {
     "\u061c",
     "\ufeff",
     *map(chr, (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A))),
 }
-FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")  # as OWASP lists them for spreadsheets
+FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")  # the list of OWASP for spreadsheets
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-YAML_PLAIN = re.compile(r"[\w./]([\w./:-]*[\w./-])?", re.ASCII)  # needs no quotes, if it is text
+YAML_PLAIN = re.compile(r"[\w./]([\w./:-]*[\w./-])?", re.ASCII)  # needs no quotes if YAML reads it as text
 FILE_NAME_LENGTH = 40
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -35,9 +35,9 @@ LATEX = {
 
 
 def visible(text: object, keep: str = "") -> str:
-    r"""Return ``text`` on one line, with control characters as their codes (``\n``, ``\x1b``, ``\u202e``).
+    r"""Return ``text`` on one line for terminals, plain text and figures.
 
-    For terminals, plain text and figures. ``keep`` lists control characters that stay.
+    Control characters become their codes (``\n``, ``\x1b``, ``\u202e``), except those in ``keep``.
     """
     return "".join(
         char if char in keep or not _is_control(char) else char.encode("unicode_escape").decode()
@@ -46,16 +46,15 @@ def visible(text: object, keep: str = "") -> str:
 
 
 def _is_control(char: str) -> bool:
-    # Cs: half of a surrogate pair, which stands for a byte of a file name and cannot be encoded.
+    # Cs: surrogates, which stand for bytes of file names and cannot be encoded.
     return char in HIDDEN or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def csv_cell(text: object) -> str:
     r"""Return ``text`` as a CSV cell that no spreadsheet runs as a formula.
 
-    A text that begins like a formula gets an apostrophe in front; numbers, negative ones too, stay numbers. To read
-    the text back, drop an apostrophe before `FORMULA`. Control characters other than tab and line feed become
-    their codes.
+    Text that begins like a formula gets an apostrophe in front; numbers, including negative ones, stay numbers. To read
+    the text back, remove an apostrophe before `FORMULA`. Other control characters than tab and line feed become codes.
     """
     text = str(text)
     if FORMULA.match(text) and not NUMBER.fullmatch(text):
@@ -64,32 +63,32 @@ def csv_cell(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Return ``text`` as Markdown that shows it literally, on one line, also inside a table cell."""
+    """Return ``text`` as Markdown that displays it literally, on one line, also in a table cell."""
     text = re.sub(r"([\\`*|~$])", r"\\\1", visible(text))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is a letter
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is literal
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
     text = text.replace("](", r"]\(")
     return re.sub(r"^([-+#=]+|\d+(?=[.)]))(?=\s|[.)]\s|$)", _escape_first, text)
 
 
 def _escape_first(found: re.Match[str]) -> str:
-    """Escape what would begin a heading, a list or a rule."""
+    """Escape a mark that would begin a heading, a list or a rule."""
     mark = found[1]
     return f"{mark}\\" if mark[0].isdigit() else f"\\{mark}"
 
 
 def html(text: object, keep: str = "") -> str:
-    """Return ``text`` for HTML, as content or inside a quoted attribute. ``keep``: as `visible`'s."""
+    """Return ``text`` for HTML, as content or in a quoted attribute. ``keep``: see `visible`."""
     return html_library.escape(visible(text, keep))
 
 
 def latex(text: object) -> str:
-    """Return ``text`` for LaTeX, with everything that LaTeX would act on escaped."""
+    """Return ``text`` for LaTeX, with all special characters escaped."""
     return "".join(LATEX.get(char, char) for char in visible(text))
 
 
 def yaml_scalar(text: str) -> str:
-    """Return ``text`` as YAML that reads back as it, on one line: quoted where it would be something else."""
+    """Return ``text`` as a YAML scalar on one line, quoted if YAML would read it as something else."""
     is_plain = YAML_PLAIN.fullmatch(text) and yaml.safe_load(text) == text
     return text if is_plain else visible(json.dumps(text, ensure_ascii=False))
 
@@ -105,7 +104,7 @@ def shell_word(text: object) -> str:
 
 
 def shell_command(*words: object) -> str:
-    """Return a command line for a POSIX shell. A `Path` that begins with a dash is not taken for an option."""
+    """Return a command line for a POSIX shell. A `Path` that begins with a dash gets ``./`` in front."""
     return " ".join(
         shell_word(f"./{word}" if isinstance(word, PurePath) and str(word).startswith("-") else word)
         for word in words

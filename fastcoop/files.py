@@ -13,15 +13,15 @@ from filelock import FileLock, Timeout
 
 from fastcoop.errors import UserError
 
-PART = ".part"  # the ending of files that are being written
+PART = ".part"  # suffix of temporary files
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file beside ``path``, which replaces ``path`` when the block ends.
+    """Yield the path of a temporary file beside ``path``, and rename it to ``path`` when the block ends.
 
-    Its name is the process's and the call's own, so that several may write the same file at once. It is removed where
-    the block raises.
+    Its name is unique to the call, so several processes may write the same file at once. It is removed if the block
+    raises.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:

@@ -1,4 +1,4 @@
-"""Results that are kept for as long as the object they were worked out from, and no longer."""
+"""A cache of function results that lives as long as the object they were computed from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def remember(most: int) -> Callable[[Function], Function]:
-    """Keep a function's last ``most`` results for each object that it was given first.
+    """Cache a function's last ``most`` results for each object passed as its first argument.
 
     Results and further arguments must not refer to the object, or it would never be freed.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,6 @@ from fastcoop.features.write import Block, SplitContent, write_store
 from fastcoop.files import lock
 
 LISTED = 50  # unreadable images named in one message
-PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")
 
 log = logging.getLogger("fastcoop")
 
@@ -189,11 +187,6 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that features depend on."""
-    return {name: version(name) for name in PACKAGES}
-
-
 def lock_path(store: Path) -> Path:
     """Return the lock file of a store."""
     return store.with_name(f"{store.name}.lock")
@@ -252,22 +245,14 @@ def assemble(
             [source.paths[row] for row in index],
             _blocks(plan, split, index, store, path),
         )
-    meta = Meta(
-        backbone=backbone.name,
-        backbone_digest=backbone.digest,
-        dataset=dataset.name,
-        dataset_digest=dataset.digest,
-        dim=backbone.embed_dim,
+    meta = Meta.of(
+        backbone,
+        dataset,
         recipe=plan.settings.recipe,
         view_seed=plan.settings.view_seed,
         views=plan.settings.views,
         dtype=plan.settings.dtype,
-        class_names=dataset.class_names,
-        template=dataset.template,
-        expected={split: len(dataset.splits[split]) for split in contents},
         skipped=all_skipped,
-        sha256={},
-        versions=package_versions(),
         compute_dtype=dtype_name(backbone),
     )
     write_store(path, meta, contents)

@@ -23,17 +23,11 @@ TOLERANCE = 0.01  # of a feature's length; float16 storage and other hardware st
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """What rounding features to float16 does to the logits of the hand-written prompts.
+    """What rounding features to float16 does to the logits of the hand-written prompts, temperature included."""
 
-    Attributes:
-        largest, mean: Absolute difference of a logit, temperature included.
-        changed: Predictions that become another class, of ``predictions``.
-        predictions: Predictions compared.
-    """
-
-    largest: float
+    largest: float  # absolute difference of a logit
     mean: float
-    changed: int
+    changed: int  # predictions that become another class
     predictions: int
 
 

@@ -40,19 +40,12 @@ class EncodingSettings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images of one split, and the views of them to encode.
-
-    Attributes:
-        split: "train", "val" or "test".
-        rows: Ascending indices into the split.
-        views: Consecutive view numbers.
-        key: Name of the chunk's file, equal for equal work only.
-    """
+    """Some images of one split, and the views of them to encode."""
 
     split: str
-    rows: tuple[int, ...]
-    views: range
-    key: str
+    rows: tuple[int, ...]  # ascending indices into the split
+    views: range  # consecutive view numbers
+    key: str  # name of the chunk's file, equal for equal work only
 
     @property
     def crops(self) -> int:
@@ -62,34 +55,21 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """The features of a chunk.
+    """The features of a chunk."""
 
-    Attributes:
-        features: (rows, views, dim) in the store's dtype; zeros for unreadable images.
-        files: `FILE` records (rows,) of the images as they were read.
-        failures: Position in the chunk -> why that image could not be read.
-    """
-
-    features: np.ndarray
-    files: np.ndarray
-    failures: dict[int, str]
+    features: np.ndarray  # (rows, views, dim) in the store's dtype; zeros for unreadable images
+    files: np.ndarray  # `FILE` records (rows,) of the images as they were read
+    failures: dict[int, str]  # position in the chunk -> why that image could not be read
 
 
 @dataclass(frozen=True, eq=False)
 class EncodingPlan:
-    """What to encode for a store.
+    """What to encode for a store."""
 
-    Attributes:
-        settings: Settings with the views and dtype of the finished store.
-        chunks: Everything to encode.
-        index: Split -> ascending indices of the images in the finished store if all can be read.
-        skipped: Split -> indices left out earlier.
-    """
-
-    settings: EncodingSettings
+    settings: EncodingSettings  # with the views and dtype of the finished store
     chunks: tuple[Chunk, ...]
-    index: Mapping[str, np.ndarray]
-    skipped: Mapping[str, np.ndarray]
+    index: Mapping[str, np.ndarray]  # split -> ascending indices in the finished store if all can be read
+    skipped: Mapping[str, np.ndarray]  # split -> indices left out earlier
 
     @property
     def crops(self) -> int:

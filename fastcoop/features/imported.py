@@ -17,7 +17,7 @@ from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.datasets.notes import OVERLAPS, notes_on_absent_classes, notes_on_names
 from fastcoop.errors import MissingFile, UserError, nearest, writing
-from fastcoop.features.cache import check_dtype, package_versions, store_lock
+from fastcoop.features.cache import check_dtype, store_lock
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
 from fastcoop.features.store_file import IMPORTED, Meta, SplitRows, unusable_rows
@@ -85,23 +85,8 @@ def import_features(
         *notes_on_absent_classes(name, first.names, splits),
     ):
         log.warning(note)
-    meta = Meta(
-        backbone=backbone.name,
-        backbone_digest=backbone.digest,
-        dataset=name,
-        dataset_digest=dataset.digest,
-        dim=backbone.embed_dim,
-        recipe=IMPORTED,
-        view_seed=0,
-        views=files["train"].features.shape[1] - 1 if "train" in files else 0,
-        dtype=dtype,
-        class_names=dataset.class_names,
-        template=template,
-        expected={split: len(images) for split, images in dataset.splits.items()},
-        skipped={},
-        sha256={},
-        versions=package_versions(),
-    )
+    views = files["train"].features.shape[1] - 1 if "train" in files else 0
+    meta = Meta.of(backbone, dataset, recipe=IMPORTED, view_seed=0, views=views, dtype=dtype, skipped={})
     contents = {split: _content(files[split], one.paths, dtype) for split, one in dataset.splits.items()}
     path = store_path(cache_root, backbone, dataset)
     _refuse_existing(path)

@@ -65,15 +65,12 @@ def find_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A store compared with its image files.
+    """A store compared with its image files."""
 
-    Attributes:
-        changed: Split -> indices, in the whole dataset, of images whose files have changed since they were encoded.
-        renewed: Whether files have another time and the same bytes.
-    """
-
-    changed: Mapping[str, np.ndarray]
-    renewed: bool
+    changed: Mapping[
+        str, np.ndarray
+    ]  # split -> indices, in the whole dataset, of images whose files have changed
+    renewed: bool  # whether files have another time and the same bytes
 
     @property
     def count(self) -> int:

@@ -12,12 +12,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import FILE, unknown_files
 
@@ -32,6 +35,7 @@ FILES_SHA256 = "files_sha256"
 HASHED = ("index", "labels", "features")
 FILE_FIELDS = ("file_size", "file_mtime_ns", "file_sha256")
 ROWS_AT_ONCE = 256  # where all of a file is read
+PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")  # that features depend on
 IMPORTED = "imported"  # the recipe of features computed elsewhere
 
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
@@ -39,39 +43,41 @@ _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process ha
 
 @dataclass(frozen=True)
 class Meta:
-    """What a store's features were made from. Two stores of equal fields hold equal features, row by row.
-
-    Attributes:
-        backbone, backbone_digest, dataset, dataset_digest: Names and content digests.
-        dim: Feature size.
-        recipe: "current" or "official-2021"; "imported" for features computed elsewhere.
-        view_seed: Seed of the augmentations.
-        views: Augmented views per training image, in addition to view 0.
-        dtype: "float16" or "float32", in which features are stored.
-        class_names, template: Those of the dataset.
-        expected: Images in each split of the dataset; all of "val" and "test", part of "train", are stored.
-        skipped: Split -> indices left out because the image could not be read.
-        sha256: Split -> digest of its rows' indices, labels and features.
-        versions: Versions of the packages that made the features.
-        compute_dtype: The backbone's dtype when it computed them.
-    """
+    """What a store's features were made from. Two stores of equal fields hold equal features, row by row."""
 
     backbone: str
     backbone_digest: str
     dataset: str
     dataset_digest: str
-    dim: int
-    recipe: str
-    view_seed: int
-    views: int
-    dtype: str
+    dim: int  # feature size
+    recipe: str  # "current" or "official-2021"; "imported" for features computed elsewhere
+    view_seed: int  # seed of the augmentations
+    views: int  # augmented views per training image, in addition to view 0
+    dtype: str  # "float16" or "float32", in which features are stored
     class_names: tuple[str, ...]
     template: str
-    expected: Mapping[str, int]
-    skipped: Mapping[str, Sequence[int]]
-    sha256: Mapping[str, str]
-    versions: Mapping[str, str]
-    compute_dtype: str = "float32"
+    expected: Mapping[str, int]  # images in each split; all of "val" and "test", part of "train", are stored
+    skipped: Mapping[str, Sequence[int]]  # split -> indices left out because the image could not be read
+    sha256: Mapping[str, str]  # split -> digest of its rows' indices, labels and features
+    versions: Mapping[str, str]  # of the packages that made the features
+    compute_dtype: str = "float32"  # the backbone's dtype when it computed them
+
+    @classmethod
+    def of(cls, backbone: Backbone, dataset: Dataset, **facts: Any) -> Meta:
+        """Describe features of ``dataset`` by ``backbone`` that are about to be written; ``facts``: other fields."""
+        return cls(
+            backbone=backbone.name,
+            backbone_digest=backbone.digest,
+            dataset=dataset.name,
+            dataset_digest=dataset.digest,
+            dim=backbone.embed_dim,
+            class_names=dataset.class_names,
+            template=dataset.template,
+            expected={split: len(images) for split, images in dataset.splits.items()},
+            sha256={},
+            versions={name: metadata.version(name) for name in PACKAGES},
+            **facts,
+        )
 
     def views_of(self, split: str) -> int:
         """Return the features stored of each image: only training images have augmented views."""
@@ -80,19 +86,12 @@ class Meta:
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """The stored images of one split, or some of them.
+    """The stored images of one split, or some of them."""
 
-    Attributes:
-        index: int64 (n,), ascending: which of the split's images are stored.
-        labels: int64 (n,).
-        files: `FILE` records (n,) of the image files when they were encoded.
-        rows: int64 (n,), their rows in the file's features; None: all.
-    """
-
-    index: np.ndarray
-    labels: np.ndarray
-    files: np.ndarray
-    rows: np.ndarray | None = None
+    index: np.ndarray  # int64 (n,), ascending: which of the split's images are stored
+    labels: np.ndarray  # int64 (n,)
+    files: np.ndarray  # `FILE` records (n,) of the image files when they were encoded
+    rows: np.ndarray | None = None  # int64 (n,), their rows in the file's features; None: all
 
     def take(self, chosen: np.ndarray) -> SplitRows:
         """Return the rows ``chosen``, ascending."""
@@ -102,38 +101,23 @@ class SplitRows:
 
 @dataclass(frozen=True, eq=False)
 class StoreVersion:
-    """What a store held when it was opened; a process that opens it later compares.
+    """What a store held when it was opened; a process that opens it later compares."""
 
-    Attributes:
-        sha256: Split -> digest of its contents.
-        index: Split -> its stored images.
-        views: Augmented views per training image.
-    """
-
-    sha256: Mapping[str, str]
-    index: Mapping[str, np.ndarray]
-    views: int
+    sha256: Mapping[str, str]  # split -> digest of its contents
+    index: Mapping[str, np.ndarray]  # split -> its stored images
+    views: int  # augmented views per training image
 
 
 @dataclass(frozen=True, eq=False)
 class StoreFile:
-    """A store's file as it was when it was opened: another file at its path changes nothing.
-
-    Attributes:
-        path: Where it was opened.
-        meta: Its description.
-        splits: Split -> all of its stored images.
-        features: Split -> (n, views, dim) in the store's dtype, mapped from the file and not verified.
-        content: The file's bytes, mapped.
-        identity: Device, inode, size and times of the file.
-    """
+    """A store's file as it was when it was opened: another file at its path changes nothing."""
 
     path: Path
     meta: Meta
-    splits: Mapping[str, SplitRows]
-    features: Mapping[str, np.ndarray]
+    splits: Mapping[str, SplitRows]  # all stored images
+    features: Mapping[str, np.ndarray]  # split -> (n, views, dim), mapped from the file and not verified
     content: bytes | mmap.mmap
-    identity: tuple[int, ...]
+    identity: tuple[int, ...]  # device, inode, size and times
 
     @classmethod
     def open(cls, path: Path) -> StoreFile:
