@@ -32,6 +32,10 @@ NO_ADVICE: dict[str, str] = {
     "Try runs again that failed.": "help of --retry-failed",
     "folders with a folder per class, or a folder per class, or a split.json": "a list of layouts",
     "expected train, val or test": "a list of values",
+    "Prompt learning for CLIP (CoOp): cache": "help of fastcoop",
+    "Check and import feature stores.": "help of features",
+    "Look into results folders, export": "help of results",
+    "Worker processes (-1: chosen": "help of --jobs",
 }
 # Advice that a test cannot follow, and why.
 CANNOT_FOLLOW: dict[str, str] = {}
@@ -78,7 +82,7 @@ def advising() -> list[Sentence]:
             seen.update(ast.walk(node))
             text = _text(node)
             known = SQL.match(text) or any(part in text for part in NO_ADVICE)
-            if " " in text.strip() and IMPERATIVE.search(text) and not known:
+            if len(text.split()) > 2 and IMPERATIVE.search(text) and not known:
                 found.append(Sentence(str(path.relative_to(ROOT)), node.lineno, text))
     return found
 
