@@ -12,16 +12,10 @@ from fastcoop.methods import MethodSettings
 
 
 def grid_text(grid: Grid) -> str:
-    """Return the YAML of a grid, with the number of runs of each block. It reads back to the same runs."""
-    parts = [f"views: {grid.views}", f"recipe: {grid.recipe}"]
-    texts = [_comment(block) + _yaml(_plain(block)) for block in grid.blocks]
-    if grid.blocks[0].name is None:
-        return "\n".join([*parts, *texts])
-    parts.append("blocks:")
-    for block, text in zip(grid.blocks, texts, strict=True):
-        indented = "\n".join(f"    {line}" for line in text.splitlines())
-        parts.append(f"  {escape.yaml_scalar(str(block.name))}:\n{indented}")
-    return "\n".join(parts)
+    """Return the YAML of a grid below the number of runs of each block. It reads back to the same runs."""
+    blocks = {block.name: _plain(block) for block in grid.blocks}
+    content = {"views": grid.views, "recipe": grid.recipe} | blocks.get(None, {"blocks": blocks})
+    return "\n".join([*map(_comment, grid.blocks), _yaml(content)])
 
 
 def _plain(block: Block) -> dict[str, Any]:
@@ -43,22 +37,15 @@ def _with_defaults(settings: MethodSettings) -> dict[str, Any]:
 
 def _comment(block: Block) -> str:
     runs = sum(1 for b in block.backbones for m in dict(block.methods) for _ in block.runs(b, m))
-    return f"# {runs:,} run{'s' * (runs != 1)}\n"
+    name = f"{escape.visible(block.name)}: " if block.name else ""
+    return f"# {name}{runs:,} run{'s' * (runs != 1)}"
 
 
-class _Dumper(yaml.SafeDumper):
-    """Escapes control characters and line separators, which YAML would fold or drop."""
-
-
-def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = None if escape.visible(text) == text else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def _yaml(plain: dict[str, Any]) -> str:
-    return yaml.dump(
-        plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
-    ).rstrip()
+def _yaml(content: dict[str, Any]) -> str:
+    style: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 110}
+    text: str = yaml.safe_dump(content, allow_unicode=True, **style)
+    if (
+        escape.visible(line := text.replace("\n", "")) != line
+    ):  # YAML folds or drops characters that are not escaped
+        text = yaml.safe_dump(content, **style)
+    return text.rstrip()

@@ -24,29 +24,19 @@ def as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _whole(value: Any, least: int, expected: str, most: int = LARGEST) -> int:
-    """Return a whole number, also one that is written as text. Yes and no are not numbers."""
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"expected {expected}")
-    return value
+def _whole(expected: str, least: int, most: int = LARGEST, word: str = "") -> BeforeValidator:
+    """Return a check for whole numbers, also written as text, or one word. Yes and no are not numbers."""
 
+    def check(value: Any) -> int | str:
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+            value = int(value)
+        if word and value == word:
+            return word
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"expected {expected}")
+        return value
 
-def _shots(value: Any) -> int | str:
-    return "all" if value == "all" else _whole(value, 1, 'whole numbers from 1 on, or "all"')
-
-
-def _seed(value: Any) -> int:
-    return _whole(value, 0, f"whole numbers from 0 to {LARGEST}")
-
-
-def _views(value: Any) -> int:
-    return _whole(value, 0, f"a whole number from 0 to {MOST_VIEWS}", MOST_VIEWS)
-
-
-def _name(value: Any) -> Any:
-    return str(value) if type(value) is int else value
+    return BeforeValidator(check)
 
 
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -57,11 +47,13 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 _T = TypeVar("_T")
 _List = Annotated[tuple[_T, ...], BeforeValidator(as_list), Field(min_length=1), AfterValidator(_once)]
-Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
+Name = Annotated[
+    str, BeforeValidator(lambda name: str(name) if type(name) is int else name), Field(min_length=1)
+]
 Names = _List[Name]
-Shots = _List[Annotated[int | Literal["all"], BeforeValidator(_shots)]]
-Seeds = _List[Annotated[int, BeforeValidator(_seed)]]
-Views = Annotated[int, BeforeValidator(_views)]
+Shots = _List[Annotated[int | Literal["all"], _whole('whole numbers from 1 on, or "all"', 1, word="all")]]
+Seeds = _List[Annotated[int, _whole(f"whole numbers from 0 to {LARGEST}", 0)]]
+Views = Annotated[int, _whole(f"a whole number from 0 to {MOST_VIEWS}", 0, MOST_VIEWS)]
 
 
 def plain(value: Any) -> Any:
