@@ -43,30 +43,18 @@ def parameters_path(folder: Path, key: str) -> Path:
 
 
 def write_parameters(folder: Path, key: str, learned: Parameters) -> None:
-    """Write what a run learned. The file appears whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write what a run learned. Raises OSError where the disk is full or cannot be written to."""
     arrays = {name: np.ascontiguousarray(array) for name, array in (learned.weights or {}).items()}
     if learned.contexts is not None:
         arrays["contexts"] = learned.contexts.astype(np.float32)
-    header = {
-        "class_names": json.dumps(learned.class_names),
-        "class_ids": json.dumps(learned.class_ids),
-        "key": key,
-    }
-    if learned.recipe is not None:
-        header["recipe"] = learned.recipe
+    names, ids = json.dumps(learned.class_names), json.dumps(learned.class_ids)
+    header = {"class_names": names, "class_ids": ids, "key": key}
+    header |= {} if learned.recipe is None else {"recipe": learned.recipe}
     write_arrays(parameters_path(folder, key), arrays, header)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
-    """Write arrays to a safetensors file, with their digest added to the header. It appears whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write arrays to a safetensors file, with their digest added to the header. Raises OSError as above."""
     from safetensors.numpy import save
 
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}

@@ -65,17 +65,9 @@ class ResultsStore:
 
     def _put_scores(self, key: str, scores: Sequence[ScoreRecord]) -> None:
         for score in scores:
-            names, labels = (
-                json.dumps(list(score.class_names)),
-                np.asarray(score.labels).astype("<u2").tobytes(),
-            )
-            test = {
-                "digest": score.inputs.test,
-                "dataset": score.dataset,
-                "class_names": names,
-                "labels": labels,
-            }
-            self._put("tests", test)
+            names, labels = json.dumps(score.class_names), score.labels.astype("<u2").tobytes()
+            test = {"digest": score.inputs.test, "dataset": score.dataset}
+            self._put("tests", test | {"class_names": names, "labels": labels})
             self._put("scores", _score_row(key, score))
         self._db.execute("DELETE FROM failures WHERE key = ?", (key,))
 
