@@ -300,3 +300,22 @@ def test_scripts_read_json(run, world, tmp_path):
     code, out, _ = run("export", row["key"], *wanted)
     assert code == 0
     assert Path(json.loads(out)["file"]).is_file()
+
+
+def test_folders_have_defaults_in_the_environment_and_lists_have_commas(run, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTCOOP_DATA_ROOT", str(world / "data"))
+    monkeypatch.setenv("FASTCOOP_CACHE", str(tmp_path / "elsewhere"))
+    grid = write_grid(tmp_path / "small.yaml", world, shots=1)
+    code, out, _ = run("sweep", grid, "--only", "zero_shot,linear_probe")
+    assert (code, "finished 2 of 2 runs" in out) == (0, True)
+    assert (tmp_path / "elsewhere" / "tiny" / "colours.h5").is_file()
+    rows = json.loads(run("results", "list", "results/small", "--json")[1])
+    keys = [row["key"] for row in rows]
+    write_dataset(tmp_path / "shades", train=0, val=0, seed=1)
+    write_dataset(tmp_path / "with, comma", train=0, val=0, seed=2)
+    targets = f'{tmp_path / "shades"},"{tmp_path / "with, comma"}"'
+    backbone = ["--backbone", world / "tiny"]
+    for runs in (["--run", ",".join(keys)], ["--run", keys[0], "--run", keys[1]]):
+        code, out, err = run("evaluate", "results/small", "--targets", targets, *runs, *backbone, "--json")
+        assert code == 0, err
+        assert len(json.loads(out)) == 4

@@ -490,7 +490,13 @@ def test_the_grid_is_shown_with_every_default(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["sweep", str(file), "--show-grid"])
     shown = capsys.readouterr().out
-    for default in ("views: 8", "learning_rate: 0.002", "batch_size: 32", "iterations: 1000", "# one: 8 runs"):
+    for default in (
+        "views: 8",
+        "learning_rate: 0.002",
+        "batch_size: 32",
+        "iterations: 1000",
+        "# one: 8 runs",
+    ):
         assert default in shown
     file.write_text(shown)
     read = read_grid(file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.engine import PromptEncoder
 from fastcoop.methods import METHODS, Data, LinearClassifier, Method, MethodSettings, Outcome, RunSpec, unit
+from fastcoop.methods.estimators import MethodClassifier
 from fastcoop.prompts import PromptLayout
 from fastcoop.reports import report
 from fastcoop.results import load_results
@@ -20,36 +23,37 @@ from tests.reference import reference_features
 from tests.small_world import write_backbone, write_dataset
 
 
-class NearestMeanSettings(MethodSettings):
-    shrink: float = 0.0
+def nearest_mean() -> dict[str, Any]:
+    """The names in the example of CONTRIBUTING.md."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"__name__": "nearest_mean"}
+    exec(compile(code, "nearest_mean.py", "exec"), names)
+    return names
 
 
-class NearestMean(Method[NearestMeanSettings]):
-    """The class whose mean training feature is the nearest by cosine."""
+def test_the_example_is_the_nearest_mean_and_an_estimator(
+    backbone: Backbone, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "nearest_mean", nearest_mean()["NearestMeanMethod"]())
+    (outcome,) = run(backbone, "nearest_mean", [job(data, "nearest_mean", shots=4)])
+    features, labels = data.train(data.subset(4, 1))
+    images = features[:, 0] / np.linalg.norm(features[:, 0], axis=1, keepdims=True)
+    means = np.stack([images[labels == label].mean(0) for label in range(3)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    expected = (data.unit_test @ means.T).argmax(1)
+    assert (outcome.scores["animals"].predictions == expected).all()
 
-    name = "nearest_mean"
-    Settings = NearestMeanSettings
+    class NearestMean(MethodClassifier, method="nearest_mean"):
+        pass
 
-    def label(self, settings: NearestMeanSettings) -> str:
-        return f"Nearest mean (shrink {settings.shrink:g})"
-
-    def learn(self, backbone: Backbone, one: RunSpec) -> Outcome:
-        return Outcome({}, weights={"means": self.means(one)})
-
-    def classifier(self, backbone: Backbone, one: RunSpec, data: Data) -> LinearClassifier:
-        return LinearClassifier(one.weights["means"], scale=100.0, unit_length=True)
-
-    @staticmethod
-    def means(one: RunSpec) -> np.ndarray:
-        features, labels = one.data.train(one.subset)
-        images = unit(features[:, 0])
-        classes = range(len(one.data.class_names))
-        means = np.stack([images[labels == k].mean(0) for k in classes])
-        return unit((1 - one.settings.shrink) * means + one.settings.shrink * images.mean(0))
+    fitted = NearestMean(shrink=0.0).fit(features, labels)
+    assert (fitted.predict(data.test[0]) == expected).all()
+    assert NearestMean().get_params() == {"backbone": None, "shrink": 0.0, "seed": 1}
 
 
 def test_a_new_method_goes_through_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "nearest_mean", NearestMean())
+    monkeypatch.setitem(METHODS, "nearest_mean", nearest_mean()["NearestMeanMethod"]())
     write_dataset(tmp_path / "data" / "colours")
     write_dataset(tmp_path / "data" / "again", train=0, val=0, seed=1)
     places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache"}
