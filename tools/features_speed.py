@@ -93,7 +93,7 @@ def read(images: int, views: int, dim: int) -> None:
     from fastcoop.datasets.dataset import Split, make_dataset
     from fastcoop.features.image_files import unknown_files
     from fastcoop.features.store import FeatureStore
-    from fastcoop.features.store_file import Meta, SplitRows
+    from fastcoop.features.store_file import SplitRows, StoreMeta
     from fastcoop.features.write import SplitContent, write_store
     from fastcoop.methods.data import Data
 
@@ -102,7 +102,7 @@ def read(images: int, views: int, dim: int) -> None:
         names = tuple(f"train/{row:07d}" for row in range(images))
         splits = {"train": Split(names, labels), "test": Split(names[:10], labels[:10])}
         dataset = make_dataset("made-up", Path(folder), [f"class {k}" for k in range(10)], "a {}.", splits)
-        meta = Meta(
+        meta = StoreMeta(
             backbone="none", backbone_digest="", dataset=dataset.name, dataset_digest=dataset.digest, dim=dim,
             recipe="current", view_seed=0, views=views, dtype="float16", class_names=dataset.class_names,
             template=dataset.template, expected={"train": images, "test": 10}, skipped={}, sha256={},

@@ -25,12 +25,13 @@ from fastcoop.features.chunks import (
     dtype_name,
     plan_encoding,
     read_chunk,
+    wanted_images,
 )
 from fastcoop.features.encode import encode_chunks
 from fastcoop.features.image_files import FILE
 from fastcoop.features.images import RECIPES
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
-from fastcoop.features.store_file import ROWS_AT_ONCE, Meta, SplitRows
+from fastcoop.features.store_file import ROWS_AT_ONCE, SplitRows, StoreMeta
 from fastcoop.features.write import Block, SplitContent, write_store
 from fastcoop.files import lock
 
@@ -137,7 +138,8 @@ def cache_features(
     if dataset.store is not None:  # imported features are complete
         FeatureStore.open(path, backbone, dataset)
         return path
-    wanted = _wanted(dataset, shots, seeds)
+    subsets = (few_shot(dataset, number, seed).train for number in shots for seed in seeds)
+    wanted = wanted_images(dataset, subsets)
     failures: Failures = {}
 
     def compare() -> tuple[FeatureStore | None, EncodingPlan]:
@@ -245,7 +247,7 @@ def assemble(
             [source.paths[row] for row in index],
             _blocks(plan, split, index, store, path),
         )
-    meta = Meta.of(
+    meta = StoreMeta.of(
         backbone,
         dataset,
         recipe=plan.settings.recipe,
@@ -286,15 +288,6 @@ def _read(store: Path, chunk: Chunk) -> Encoded:
     return encoded
 
 
-def _wanted(dataset: Dataset, shots: Sequence[int | str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """Return for each split of the dataset the ascending indices to store."""
-    wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
-    if "train" in wanted:
-        drawn = [few_shot(dataset, number, seed).train for number in shots for seed in seeds]
-        wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *drawn]))
-    return wanted
-
-
 def _warn_of_changes(dataset: Dataset, store: FeatureStore | None, plan: EncodingPlan) -> None:
     changed = store.compared.changed if store is not None else {}
     count = sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items())
@@ -329,7 +322,7 @@ def _check_coverage(
     """Refuse a store without test images; warn of subsets without a readable image of some class."""
     if not len(store.indices("test")):
         raise UnreadableImages(
-            f"Not one test image of {dataset.name} could be read, so no accuracy could be measured on it."
+            f"None of the test images of {dataset.name} could be read, so no accuracy can be measured on it."
         )
     skipped = store.meta.skipped.get("train", ())
     for number, seed in ((number, seed) for number in shots for seed in seeds if skipped):

@@ -15,7 +15,7 @@ from fastcoop.features.encode import encode, read_crops
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.images import UnreadableImage
 from fastcoop.features.store import FeatureStore, find_dataset
-from fastcoop.features.store_file import IMPORTED, Meta
+from fastcoop.features.store_file import IMPORTED, StoreMeta
 
 MOST_CLASSES = 100  # whose prompts are encoded to measure what float16 does to logits
 TOLERANCE = 0.01  # of a feature's length; float16 storage and other hardware stay well below
@@ -48,7 +48,7 @@ class StoreReport:
     """
 
     path: Path
-    meta: Meta
+    meta: StoreMeta
     counts: dict[str, int]
     problems: list[str] = field(default_factory=list)
     reencoded: int = 0

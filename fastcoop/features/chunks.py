@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +75,14 @@ class EncodingPlan:
     def crops(self) -> int:
         """Crops to encode."""
         return sum(chunk.crops for chunk in self.chunks)
+
+
+def wanted_images(dataset: Dataset, subsets: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return for each split the ascending indices to store: of train those in ``subsets``, of the others all."""
+    wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
+    if "train" in wanted:
+        wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *subsets]))
+    return wanted
 
 
 def plan_encoding(

@@ -20,7 +20,7 @@ from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.features.cache import check_dtype, store_lock
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
-from fastcoop.features.store_file import IMPORTED, Meta, SplitRows, unusable_rows
+from fastcoop.features.store_file import IMPORTED, SplitRows, StoreMeta, unusable_rows
 from fastcoop.features.write import SplitContent, write_store
 
 KEYS = ("features", "labels", "names")
@@ -86,7 +86,7 @@ def import_features(
     ):
         log.warning(note)
     views = files["train"].features.shape[1] - 1 if "train" in files else 0
-    meta = Meta.of(backbone, dataset, recipe=IMPORTED, view_seed=0, views=views, dtype=dtype, skipped={})
+    meta = StoreMeta.of(backbone, dataset, recipe=IMPORTED, view_seed=0, views=views, dtype=dtype, skipped={})
     contents = {split: _content(files[split], one.paths, dtype) for split, one in dataset.splits.items()}
     path = store_path(cache_root, backbone, dataset)
     _refuse_existing(path)

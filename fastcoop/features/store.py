@@ -22,9 +22,9 @@ from fastcoop.features.image_files import UNKNOWN, find_changes
 from fastcoop.features.store_file import (
     IMPORTED,
     ROWS_AT_ONCE,
-    Meta,
     SplitRows,
     StoreFile,
+    StoreMeta,
     StoreVersion,
     damaged,
 )
@@ -84,7 +84,7 @@ class FeatureStore:
     def __init__(
         self,
         file: StoreFile,
-        meta: Meta,
+        meta: StoreMeta,
         splits: Mapping[str, SplitRows],
         template: str,
         compared: Comparison,
@@ -333,8 +333,8 @@ def _refuse_unless_equal(path: Path, what: str, name: str, digest: str, asked: B
 
 
 def _unchanged(
-    path: Path, meta: Meta, splits: Mapping[str, SplitRows], dataset: Dataset
-) -> tuple[Meta, dict[str, SplitRows], Comparison]:
+    path: Path, meta: StoreMeta, splits: Mapping[str, SplitRows], dataset: Dataset
+) -> tuple[StoreMeta, dict[str, SplitRows], Comparison]:
     """Leave out images whose files have changed, and note the present times of files whose bytes are equal.
 
     The digests of splits that lack images differ from those of the file.
@@ -358,7 +358,9 @@ def _unchanged(
     return replace(meta, sha256=sha256), kept, Comparison(changed, renewed)
 
 
-def _half(meta: Meta, splits: Mapping[str, SplitRows], half: Dataset) -> tuple[Meta, dict[str, SplitRows]]:
+def _half(
+    meta: StoreMeta, splits: Mapping[str, SplitRows], half: Dataset
+) -> tuple[StoreMeta, dict[str, SplitRows]]:
     """Return the part of a store that half of its dataset's classes make up."""
     kept, expected, skipped = {}, {}, {}
     for name in (name for name in splits if name in half.splits):

@@ -42,7 +42,7 @@ _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process ha
 
 
 @dataclass(frozen=True)
-class Meta:
+class StoreMeta:
     """What a store's features were made from. Two stores of equal fields hold equal features, row by row."""
 
     backbone: str
@@ -63,7 +63,7 @@ class Meta:
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
 
     @classmethod
-    def of(cls, backbone: Backbone, dataset: Dataset, **facts: Any) -> Meta:
+    def of(cls, backbone: Backbone, dataset: Dataset, **facts: Any) -> StoreMeta:
         """Describe features of ``dataset`` by ``backbone`` that are about to be written; ``facts``: other fields."""
         return cls(
             backbone=backbone.name,
@@ -113,7 +113,7 @@ class StoreFile:
     """A store's file as it was when it was opened: another file at its path changes nothing."""
 
     path: Path
-    meta: Meta
+    meta: StoreMeta
     splits: Mapping[str, SplitRows]  # all stored images
     features: Mapping[str, np.ndarray]  # split -> (n, views, dim), mapped from the file and not verified
     content: bytes | mmap.mmap
@@ -314,7 +314,7 @@ def _seekable(content: bytes | mmap.mmap) -> Any:
     return io.BytesIO(content) if isinstance(content, bytes) else content
 
 
-def _read_meta(path: Path, file: h5py.File) -> tuple[Meta, int]:
+def _read_meta(path: Path, file: h5py.File) -> tuple[StoreMeta, int]:
     if file.attrs.get("format") != FORMAT:
         raise UserError(f"{path} is an HDF5 file but not a feature store of fastcoop.")
     version = int(file.attrs["format_version"])
@@ -328,11 +328,11 @@ def _read_meta(path: Path, file: h5py.File) -> tuple[Meta, int]:
         raise ValueError("its description has changed since it was written")
     fields: dict[str, Any] = json.loads(text)
     fields["class_names"] = tuple(fields["class_names"])
-    return Meta(**fields), version
+    return StoreMeta(**fields), version
 
 
 def _read_split(
-    group: h5py.Group, name: str, meta: Meta, version: int, content: bytes | mmap.mmap
+    group: h5py.Group, name: str, meta: StoreMeta, version: int, content: bytes | mmap.mmap
 ) -> tuple[SplitRows, np.ndarray]:
     """Check a split's tables, and return them and its features, mapped."""
     features, index, labels = group["features"], group["index"][:], group["labels"][:]

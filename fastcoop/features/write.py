@@ -23,8 +23,8 @@ from fastcoop.features.store_file import (
     FORMAT_VERSION,
     META,
     META_SHA256,
-    Meta,
     SplitRows,
+    StoreMeta,
     content_sha256,
 )
 from fastcoop.files import PART, atomic_write
@@ -40,7 +40,7 @@ class SplitContent(NamedTuple):
     blocks: Iterable[Block]
 
 
-def write_store(path: Path, meta: Meta, contents: Mapping[str, SplitContent]) -> None:
+def write_store(path: Path, meta: StoreMeta, contents: Mapping[str, SplitContent]) -> None:
     """Write a store with ``meta`` (its ``sha256`` is filled in here) at ``path``, whole or not at all.
 
     The caller holds the store's lock: temporary files of killed processes are removed.
@@ -74,7 +74,7 @@ def _as_bytes(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def _most_bytes(meta: Meta, contents: Mapping[str, SplitContent]) -> int:
+def _most_bytes(meta: StoreMeta, contents: Mapping[str, SplitContent]) -> int:
     """Return more bytes than the file will take."""
     features = sum(len(one.paths) * meta.views_of(split) for split, one in contents.items()) * meta.dim
     tables = sum(112 + len(_as_bytes(path)) for one in contents.values() for path in one.paths)
@@ -93,7 +93,7 @@ def _reserve(path: Path, size: int) -> None:
                 raise
 
 
-def _write_split(group: h5py.Group, split: str, content: SplitContent, meta: Meta) -> None:
+def _write_split(group: h5py.Group, split: str, content: SplitContent, meta: StoreMeta) -> None:
     images = content.images
     group["index"] = images.index.astype("<i8")
     group["labels"] = images.labels.astype("<i8")

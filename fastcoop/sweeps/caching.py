@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from fastcoop.features import cache_all
-from fastcoop.features.chunks import EncodingSettings, plan_encoding
+from fastcoop.features.chunks import EncodingSettings, plan_encoding, wanted_images
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
 
@@ -65,11 +63,9 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
             if dataset.store is not None:  # imported features
                 continue
             data = loaded.data(backbone.name, dataset.name)
-            wanted = {split: np.arange(len(images)) for split, images in dataset.splits.items()}
-            if "train" in wanted:
-                shots, seeds = grid.drawn(spec)
-                drawn = [data.subset(number, seed).train for number in shots for seed in seeds]
-                wanted["train"] = np.unique(np.concatenate([np.zeros(0, np.int64), *drawn]))
+            shots, seeds = grid.drawn(spec)
+            subsets = (data.subset(number, seed).train for number in shots for seed in seeds)
+            wanted = wanted_images(dataset, subsets)
             plan = plan_encoding(backbone, dataset, wanted, settings, data.store, True)
             if plan.crops:
                 missing[backbone.name, dataset.name] = plan.crops

@@ -186,7 +186,7 @@ def test_where_no_test_image_is_left_or_no_image_of_a_drawn_class_it_is_said(
     for path in (dataset.root / "test").rglob("*.png"):
         path.write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(UserError, match="Not one test image of animals could be read"):
+        with pytest.raises(UserError, match="None of the test images of animals could be read"):
             cache_features(backbone, dataset, tmp_path / "other", **ask)
 
 
