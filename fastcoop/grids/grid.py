@@ -50,12 +50,12 @@ class Block:
     number of shots and every seed.
 
     Attributes:
-        name: in the grid file; None for a file without blocks.
-        backbones: as ``fastcoop.backbone_from_spec`` takes them.
-        datasets: names under the data root, or paths of folders, CSV files or stores of imported features.
-        shots, seeds: of the few-shot subsets.
+        name: Name in the grid file; None for a file without blocks.
+        backbones: As ``fastcoop.backbone_from_spec`` takes them.
+        datasets: Names under the data root, or paths of folders, CSV files or stores of imported features.
+        shots, seeds: Images per class, and seeds, of the few-shot subsets.
         methods: (name, all its settings), the fastest first.
-        targets: for a dataset, further datasets to test its runs on.
+        targets: For a dataset, further datasets to test its runs on.
     """
 
     name: str | None
@@ -95,10 +95,10 @@ class Grid:
     """The runs of a sweep.
 
     Attributes:
-        blocks: the blocks of the file, or one for a file without blocks.
-        views: augmented views per training image.
-        recipe: of the image transforms, "current" or "official-2021".
-        source: the content of the file, changed by command-line options.
+        blocks: The blocks of the file, or one for a file without blocks.
+        views: Augmented views per training image.
+        recipe: Recipe of the image transforms, "current" or "official-2021".
+        source: The content of the file, changed by command-line options.
     """
 
     blocks: tuple[Block, ...]
@@ -147,13 +147,13 @@ def read_grid(
     """Read and check a grid.
 
     Args:
-        source: a YAML file, or a mapping of its content. A file that is not there may be one that comes with fastcoop.
+        source: A YAML file, or a mapping of its content. A file that is not there may be one that comes with fastcoop.
         overrides: ``key=value`` each; dots reach inside (``methods.coop.epochs=20``), commas make lists. They hold in
             every block; ``blocks.NAME.key=value`` in one.
-        only: methods, or blocks, to keep.
+        only: Methods, or blocks, to keep.
 
     Raises:
-        UserError: no such file, no YAML, an unknown key (with the nearest one and its line), or a value that its key
+        UserError: No such file, no YAML, an unknown key (with the nearest one and its line), or a value that its key
             cannot have.
     """
     overrides, only = several(overrides), several(only)

@@ -55,7 +55,7 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
     """Return the values of a YAML text, built by safe means only, and their lines.
 
     Raises:
-        UserError: it is not YAML, gives a key of a mapping twice, or its aliases stand for too many values.
+        UserError: It is not YAML, gives a key of a mapping twice, or its aliases stand for too many values.
     """
     lines = Lines()
     try:

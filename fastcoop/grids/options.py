@@ -42,7 +42,7 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
     """Replace a value of the grid, in every block that gives it; ``blocks.NAME.key=value`` changes one block.
 
     Raises:
-        UserError: the option is not ``key=value``, or reaches into something that has no keys.
+        UserError: The option is not ``key=value``, or reaches into something that has no keys.
     """
     path, equals, text = option.partition("=")
     if not equals or not path:
@@ -58,7 +58,7 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
             )
         keys = keys[2:]
     if keys[0] == "methods" and len(keys) > 2:
-        _override_method(given, scopes, keys[1:], value, option, lines)
+        _override_method(scopes, keys[1:], value, option, lines)
         return
     for place, scope in scopes:
         if place == () or keys[0] in scope:
@@ -86,9 +86,9 @@ def _value(keys: Sequence[str], text: str, option: str) -> Any:
 
 
 def _override_method(
-    given: dict[str, Any], scopes: Sequence[Scope], keys: Sequence[str], value: Any, option: str, lines: Lines
+    scopes: Sequence[Scope], keys: Sequence[str], value: Any, option: str, lines: Lines
 ) -> None:
-    """Change a setting of a method wherever the method is; a grid without blocks gains the method."""
+    """Change a setting of a method in every block that runs it."""
     found = False
     for place, scope in scopes:
         pairs = methods_of(scope.get("methods"))
@@ -99,13 +99,8 @@ def _override_method(
                 _set(settings, keys[1:], value, option)
                 lines.set((*place, "methods", index, *keys), f"--set {option}")
                 found = True
-    if not found and "blocks" in given:
-        raise UserError(f'"{option}" sets {keys[0]}, which no block runs.')
     if not found:
-        new: dict[str, Any] = {}
-        _set(new, keys[1:], value, option)
-        given["methods"] = [*({name: own} for name, own in methods_of(given.get("methods"))), {keys[0]: new}]
-        lines.set(("methods", len(given["methods"]) - 1), f"--set {option}")
+        raise UserError(f'"{option}" sets {keys[0]}, which the grid does not run.')
 
 
 def _set(place: dict[str, Any], keys: Sequence[str], value: Any, option: str) -> None:
@@ -122,7 +117,7 @@ def keep_only(given: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
     """Return the grid with these methods only, or these blocks only; with both, these methods of these blocks.
 
     Raises:
-        UserError: the grid has none of them.
+        UserError: The grid has none of them.
     """
     blocks = given.get("blocks") or {}
     unknown = [name for name in only if name not in METHODS and name not in blocks]
@@ -132,18 +127,15 @@ def keep_only(given: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
     methods = [name for name in only if name in METHODS] or list(METHODS)
     named = [name for name in only if name in blocks] or list(blocks)
 
-    def kept(scope: dict[str, Any]) -> list[dict[str, Any]]:
-        own = scope.get("methods", given.get("methods"))
-        return [{name: settings} for name, settings in methods_of(own) if name in methods]
+    def kept(scope: dict[str, Any]) -> dict[str, Any]:
+        every = methods_of(scope.get("methods", given.get("methods")))
+        return scope | {"methods": [{name: own} for name, own in every if name in methods]}
 
+    rest = kept(given)
     if blocks:
-        left = {name: blocks[name] | {"methods": kept(blocks[name])} for name in named if kept(blocks[name])}
+        left = {name: block for name in named if (block := kept(blocks[name]))["methods"]}
         rest = {key: value for key, value in given.items() if key != "methods"} | {"blocks": left}
-    else:
-        left = rest = given | {"methods": kept(given)}
-    if not left or (not blocks and not rest["methods"]):
-        found = sorted(
-            {name for _, scope in scopes_of(given) for name, _ in methods_of(scope.get("methods"))}
-        )
-        raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(found)}.")
+    if not rest["blocks" if blocks else "methods"]:
+        found = {name for _, scope in scopes_of(given) for name, _ in methods_of(scope.get("methods"))}
+        raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(sorted(found))}.")
     return rest

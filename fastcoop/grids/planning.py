@@ -25,10 +25,10 @@ class LoadedGrid(FeatureBank):
     """A grid with the backbones and datasets that it names.
 
     Attributes:
-        grid: the grid.
-        named: backbones by the grid's names for them.
-        datasets: datasets by the grid's names for them.
-        features: datasets with their features, by names of backbone and dataset.
+        grid: The grid.
+        named: Backbones by the grid's names for them.
+        datasets: Datasets by the grid's names for them.
+        features: Datasets with their features, by names of backbone and dataset.
     """
 
     def __init__(self, grid: Grid, named: dict[str, Backbone], datasets: dict[str, Dataset]):
@@ -62,7 +62,7 @@ def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
     """Load the backbones and datasets of a grid.
 
     Raises:
-        UserError: one of them does not exist or cannot be used, or two of them share a name.
+        UserError: One of them does not exist or cannot be used, or two of them share a name.
     """
     from fastcoop.backbones import backbone_from_spec
 
@@ -103,10 +103,10 @@ def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, B
 
     Args:
         kind: "backbones" or "datasets", for the message.
-        found: what the grid names, by the grid's names.
+        found: What the grid names, by the grid's names.
 
     Raises:
-        UserError: two names are equal, or differ only in the case or the composition of their letters; or two halves
+        UserError: Two names are equal, or differ only in the case or the composition of their letters; or two halves
             are of two datasets with one name.
     """
     by_name: dict[str, str] = {}
@@ -138,7 +138,7 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
     Runs of the same key are one run, such as those of equal epochs given as a number and as "paper".
 
     Raises:
-        UserError: a run cannot be done.
+        UserError: A run cannot be done.
     """
     keys = RunKeys()
     planned: dict[str, RunSpec] = {}
@@ -168,11 +168,11 @@ def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]
     """Refuse class names that are too long for the prompts of a run, before features are computed.
 
     Args:
-        planned: the runs, with their datasets and targets.
-        checked: prompts that are known to fit; those of these runs are added.
+        planned: The runs, with their datasets and targets.
+        checked: Prompts that are known to fit; those of these runs are added.
 
     Raises:
-        UserError: a prompt with a class name is longer than the text tower takes.
+        UserError: A prompt with a class name is longer than the text tower takes.
     """
     from fastcoop.methods.text import check_class_names, check_prompts
     from fastcoop.prompts.layout import class_prompts

@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
     paths and dates text, enumerations their values, exact fractions floats.
 
     Raises:
-        UserError: anything else, such as bytes and generators.
+        UserError: Anything else, such as bytes and generators.
     """
     try:
         return _plain(value)

@@ -22,10 +22,10 @@ class Inputs(NamedTuple):
     """The objects that a run's names stand for.
 
     Attributes:
-        backbone: the frozen CLIP; None for methods that need none.
-        data: the dataset and its features.
-        subset: the few-shot subset to learn from; None for runs that learn from none.
-        targets: further datasets to test on.
+        backbone: The frozen CLIP; None for methods that need none.
+        data: The dataset and its features.
+        subset: The few-shot subset to learn from; None for runs that learn from none.
+        targets: Further datasets to test on.
     """
 
     backbone: Backbone | None
@@ -36,19 +36,19 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class RunSpec(Generic[S]):
-    """One run. A grid makes it of names; `FeatureBank.bind` adds the objects that these stand for.
+    """One run. A grid creates it with names; `FeatureBank.bind` adds the objects that the names stand for.
 
     Attributes:
-        method: name of the method.
-        settings: of the method, as the grid gave them.
-        backbone, dataset: names; before planning, as the grid file has them.
-        shots: training images per class, or "all"; 0 for runs that learn from no subset.
-        seed: of the few-shot subset and of everything else that is random; 0 for runs that learn from no subset.
-        target_names: further datasets to test on.
-        key: sha256 hex of everything that determines the result; "" before planning.
-        contexts: what the run has learned already, where only tests are left; None otherwise.
-        weights: the same of methods that learn other arrays (see ``Outcome``); {} for methods that learn nothing.
-        inputs: the objects behind the names; None before they are loaded, and on the way to a worker process.
+        method: Name of the method.
+        settings: Settings of the method, as the grid gave them.
+        backbone, dataset: Names; before planning, as the grid file has them.
+        shots: Training images per class, or "all"; 0 for runs that learn from no subset.
+        seed: Seed of the few-shot subset and of everything else that is random; 0 for runs that learn from no subset.
+        target_names: Names of further datasets to test on.
+        key: SHA-256 hex digest of everything that determines the result; "" before planning.
+        contexts: What the run has learned already, where only tests are left; None otherwise.
+        weights: The same for methods that learn other arrays (see ``Outcome``); {} for methods that learn nothing.
+        inputs: The objects behind the names; None before they are loaded, and on the way to a worker process.
     """
 
     method: str
@@ -77,7 +77,7 @@ class RunSpec(Generic[S]):
         backbone: Backbone | None = None,
         **others: Any,
     ) -> RunSpec[S]:
-        """Return a run of objects that are loaded; ``others`` are further fields, such as ``key``."""
+        """Return a run bound to objects; ``others`` are further fields, such as ``key``."""
         name = backbone.name if backbone else ""
         inputs = Inputs(backbone, data, subset)
         run = cls(method, settings, name, data.name, shots, seed, inputs=inputs, **others)
