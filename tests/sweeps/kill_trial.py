@@ -75,7 +75,7 @@ class Steps:
 
     def count(self) -> None:
         """Count from now on, in this process."""
-        step, write_state, begin = training.Batch.step, checkpoints.write_state, checkpoints.Checkpoint.load
+        step, write_state, begin = training.Batch.step, checkpoints.write_state, checkpoints.CheckpointFile.load
 
         def counted(batch: training.Batch) -> None:
             start = time.monotonic()
@@ -89,13 +89,13 @@ class Steps:
             write_state(*args)
             self.forget_unsaved()
 
-        def begun(checkpoint: checkpoints.Checkpoint) -> Any:
+        def begun(checkpoint: checkpoints.CheckpointFile) -> Any:
             self.forget_unsaved()
             return begin(checkpoint)
 
         training.Batch.step = counted  # type: ignore[method-assign]
         checkpoints.write_state = saved
-        checkpoints.Checkpoint.load = begun  # type: ignore[method-assign]
+        checkpoints.CheckpointFile.load = begun  # type: ignore[method-assign]
 
     def forget_unsaved(self) -> None:
         self.write(self.read()[0], 0)
