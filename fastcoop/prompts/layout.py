@@ -149,12 +149,17 @@ Prompt = tuple[Slot, ...]
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
     """Return each text's token ids from the start token to the end token, without padding.
 
-    Raises UserError for a text of more than ``context_length`` tokens.
+    Raises UserError for a text of more than ``context_length`` tokens, or a tokenizer without a start token.
     """
+    (start, _, end), (other, *_) = tokenizer([PLACEHOLDER, "a"], context_length=3).tolist()
+    if start != other:
+        raise UserError(
+            "This backbone's tokenizer puts no start token before a text, which prompt learning needs; choose a "
+            "backbone with CLIP's own tokenizer, such as RN50 or ViT-B-16."
+        )
     # The tokenizer cuts silently at its length, so it gets a longer one than the tower has.
     long = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
     rows = tokenizer(list(texts), context_length=long).tolist()
-    end = end_token(tokenizer)
     sequences = [row[: row.index(end) + 1] for row in rows]
     for text, sequence in zip(texts, sequences, strict=True):
         if len(sequence) > context_length:
@@ -163,20 +168,6 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 7
                 f"reads at most {context_length}; shorten it."
             )
     return sequences
-
-
-def end_token(tokenizer: Tokenizer) -> int:
-    """Return the id of the token at the end of a text (CLIP's 49407).
-
-    Raises UserError for a tokenizer without a start token, after which a prompt's vectors follow.
-    """
-    row, other = tokenizer([PLACEHOLDER, "a"], context_length=3).tolist()
-    if row[0] != other[0]:
-        raise UserError(
-            "This backbone's tokenizer puts no start token before a text, which prompt learning needs; choose a "
-            "backbone with CLIP's own tokenizer, such as RN50 or ViT-B-16."
-        )
-    return int(row[2])
 
 
 def class_prompts(

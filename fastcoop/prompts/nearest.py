@@ -33,13 +33,9 @@ class Nearest:
 
 
 def nearest_words(
-    backbone: Backbone,
-    vectors: Tensor,
-    k: int = 1,
-    trained_only: bool = True,
-    metric: Metric = "euclidean",
-    latin_only: bool = False,
-) -> Nearest:
+    backbone: Backbone, vectors: Tensor, k: int = 1, trained_only: bool = True,
+    metric: Metric = "euclidean", latin_only: bool = False,
+) -> Nearest:  # fmt: skip
     """Return the nearest tokens of the vocabulary to each vector. Special tokens are left out.
 
     Args:
@@ -75,7 +71,7 @@ def nearest_words(
     gaps = torch.stack([(embeddings[column] - vectors).norm(dim=-1) for column in found.unbind(1)], dim=1)
     distances, order = (gaps**2 / 2 if metric == "cosine" else gaps).sort(-1)
     found = found.gather(-1, order).cpu()
-    texts = {token: token_text(backbone, token, latin_only) for token in found.unique().tolist()}
+    texts = {token: _token_text(backbone, token, latin_only) for token in found.unique().tolist()}
     return Nearest(found, distances.cpu(), [[texts[token] for token in row] for row in found.tolist()])
 
 
@@ -91,11 +87,12 @@ def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
     return excluded
 
 
-def token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
+def _token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
     """Return a token as text; a piece that does not end a word ends in "-"."""
     tokenizer = _tokenizer(backbone)
     text = tokenizer.decode([token])
-    if latin_only and not all(_is_latin(char) for char in text):
+    # Latin: up to Unicode's Latin Extended-B, or general punctuation and currency signs.
+    if latin_only and not all(ord(char) < 0x250 or 0x2000 <= ord(char) < 0x20D0 for char in text):
         return NOT_LATIN
     if not hasattr(tokenizer, "decoder"):
         return text.strip() or str(tokenizer.convert_ids_to_tokens(token))
@@ -104,11 +101,6 @@ def token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str:
 
 def _tokenizer(backbone: Backbone) -> Any:
     return getattr(backbone.tokenizer, "tokenizer", backbone.tokenizer)  # open_clip wraps transformers'
-
-
-def _is_latin(char: str) -> bool:
-    """Up to Unicode's Latin Extended-B, or general punctuation and currency signs."""
-    return ord(char) < 0x250 or 0x2000 <= ord(char) < 0x20D0
 
 
 def mean_initial_distance(

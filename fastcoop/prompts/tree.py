@@ -45,38 +45,32 @@ class Tree:
 
 def build_tree(prompts: Sequence[Prompt]) -> Tree:
     """Return the tree of ``prompts``, one per class; equal prompts share a leaf."""
-    children: list[dict[Slot, int]] = [{}]  # entry 0 is above the root
     slots: list[Slot] = []
-    ends = []
-    for prompt in prompts:
-        at = 0
-        for slot in prompt:
-            if slot not in children[at]:
-                children.append({})
-                slots.append(slot)
-                children[at][slot] = len(slots)
-            at = children[at][slot]
-        ends.append(at)
-
-    order: list[int] = []
     parent: list[int] = []
     depth: list[int] = []
-    place = np.zeros(len(slots) + 1, np.int64)
-    stack = [(child, -1, 0) for child in reversed(children[0].values())]
-    while stack:
-        node, above, level = stack.pop()
-        here = place[node] = len(order)
-        order.append(node)
-        parent.append(above)
-        depth.append(level)
-        stack.extend((child, here, level + 1) for child in reversed(children[node].values()))
+    subtree_end: list[int] = []
+    live: list[bool] = []
+    leaf = np.zeros(len(prompts), np.int64)
 
-    learned = np.array([slots[node - 1].learned for node in order])
-    subtree_end, live = np.arange(1, len(order) + 1), learned.copy()
-    for node in range(len(order) - 1, 0, -1):
-        if parent[node] >= 0:
-            subtree_end[parent[node]] = max(subtree_end[parent[node]], subtree_end[node])
-    for node, above in enumerate(parent):
-        live[node] |= above >= 0 and live[above]
-    index = np.array([slots[node - 1].number for node in order], np.int64)
-    return Tree(np.array(parent), np.array(depth), subtree_end, learned, index, live, place[ends])
+    def add(group: Sequence[int], above: int, level: int) -> None:
+        """Add the nodes below ``above``, at this level and deeper, of the prompts in ``group``."""
+        members: dict[Slot, list[int]] = {}
+        for k in group:
+            if level == len(prompts[k]):
+                leaf[k] = above
+            else:
+                members.setdefault(prompts[k][level], []).append(k)
+        for slot, below in members.items():
+            node = len(slots)
+            slots.append(slot)
+            parent.append(above)
+            depth.append(level)
+            live.append(slot.learned or (above >= 0 and live[above]))
+            subtree_end.append(node)
+            add(below, node, level + 1)
+            subtree_end[node] = len(slots)
+
+    add(range(len(prompts)), -1, 0)
+    learned, index = (np.array(column) for column in zip(*slots, strict=True))
+    ends, is_live = np.array(subtree_end), np.array(live)
+    return Tree(np.array(parent), np.array(depth), ends, learned, index, is_live, leaf)
