@@ -75,7 +75,11 @@ class Steps:
 
     def count(self) -> None:
         """Count from now on, in this process."""
-        step, write_state, begin = training.Batch.step, checkpoints.write_state, checkpoints.CheckpointFile.load
+        step, write_state, begin = (
+            training.Batch.step,
+            checkpoints.write_state,
+            checkpoints.CheckpointFile.load,
+        )
 
         def counted(batch: training.Batch) -> None:
             start = time.monotonic()

@@ -13,17 +13,21 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fastcoop.engine.fit import FREE_FRACTION
 from fastcoop.errors import UserError
+from fastcoop.grids import read_grid
+from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import RunSpec
 from fastcoop.methods.coop import CoOpSettings
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
-from fastcoop.sweeps import Summary
+from fastcoop.sweeps import Summary, cache_grid
 from fastcoop.sweeps.forecast import dry_run
-from fastcoop.sweeps.tasks import Task, WorkerSpec
+from fastcoop.sweeps.sweep import open_features
+from fastcoop.sweeps.tasks import Task, WorkerBank, WorkerSpec
 from fastcoop.sweeps.workers import (
     ExecutorConfig,
     ProcessExecutor,
@@ -33,6 +37,7 @@ from fastcoop.sweeps.workers import (
     choose_team,
     max_workers,
 )
+from tests.small_world import write_backbone
 
 Sweep = Callable[..., Summary]
 
@@ -82,6 +87,23 @@ def test_two_workers_of_which_one_is_killed_do_what_one_process_does(
     same_results(tmp_path / "alone", tmp_path / "both")
     psutil.wait_procs(workers_of_this_process(), timeout=30)
     assert workers_of_this_process() == []
+
+
+def test_a_worker_reads_the_features_of_each_runs_own_backbone(world: Path, tmp_path: Path) -> None:
+    weights = write_backbone(tmp_path / "other") / "open_clip_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    grid = {
+        "backbones": [str(world / "tiny"), str(tmp_path / "other")], "datasets": "colours", "methods": "zero_shot",
+    }  # fmt: skip
+    list(cache_grid(grid, data_root=world / "data", cache=tmp_path / "cache"))
+    loaded = load_grid(read_grid(grid), world / "data", "cpu")
+    open_features(loaded, tmp_path / "cache")
+    bank = WorkerBank(WorkerSpec.of(loaded, "cpu"))
+    for run in plan_runs(loaded):
+        bound = bank.bind(run.unbound())
+        assert bound.model.digest == run.model.digest
+        assert bound.data.store is not None
+        assert bound.data.store.path == tmp_path / "cache" / run.backbone / "colours.h5"
 
 
 DIES_AT_START = """import os, sys
