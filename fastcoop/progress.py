@@ -1,4 +1,4 @@
-"""A progress bar with an estimate on a terminal; a plain line every few seconds elsewhere; nothing with ``-q``."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing with ``-q``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PLAIN_LINE_EVERY = 5.0  # seconds
 
 
 def is_shown() -> bool:
-    """Whether progress is shown at all; not where the "fastcoop" logger passes errors only."""
+    """Return whether progress is shown: not if the "fastcoop" logger only passes errors."""
     return logging.getLogger("fastcoop").isEnabledFor(logging.WARNING)
 
 
 def on_terminal() -> bool:
-    """Whether standard error is a terminal; it may also be closed."""
+    """Return whether standard error is a terminal; it may also be closed."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def print_line(text: str) -> None:
-    """Print a line to standard error; work does not end because nobody reads it any more."""
+    """Print a line to standard error. A closed stream is no error: the work continues without it."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             print(escape.visible(text), file=sys.stderr, flush=True)
@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
 
 
 class Advance(Protocol):
-    """Report ``n`` more units done, and optionally what is being worked on."""
+    """Report ``n`` more units done, and optionally a note on the current one."""
 
     def __call__(self, n: float = 1, note: str | None = None) -> None: ...
 
@@ -48,9 +48,15 @@ class Advance(Protocol):
 def progress(title: str, total: float) -> Iterator[Advance]:
     """Show progress of ``total`` units on standard error while the block runs.
 
-    Yields a function ``advance(n=1, note=None)``. NO_COLOR is respected (by rich); on anything but a terminal
-    a plain line with the share done and the time left is printed at most every few seconds. Where the "fastcoop"
-    logger is told to pass only errors, nothing is shown.
+    On a terminal it is a bar (rich respects NO_COLOR), elsewhere a line every few seconds with the share done and the
+    time left. Nothing is shown if the "fastcoop" logger only passes errors.
+
+    Args:
+        title: Shown before the bar.
+        total: Number of units.
+
+    Yields:
+        A function ``advance(n=1, note=None)``.
     """
     if not is_shown():
         yield lambda n=1, note=None: None

@@ -145,10 +145,8 @@ def dry_run(
     Raises:
         UserError: The grid, or something that it names, cannot be used.
     """
-    start, startup = (
-        time.monotonic(),
-        min(max(0.0, time.time() - psutil.Process().create_time()), MAX_STARTUP),
-    )
+    start = time.monotonic()
+    startup = min(max(0.0, time.time() - psutil.Process().create_time()), MAX_STARTUP)
     check_limits(jobs, memory_budget, device)
     folder = results_folder(grid, results)
     loaded = load_grid(
@@ -170,9 +168,8 @@ def dry_run(
     batches, config = plan_execution(by_key, pending, recorded, jobs, device, memory_budget)
     runs = {key: by_key[key] if batch.trains else pending[key] for batch in batches for key in batch.keys}
     startup += time.monotonic() - start
-    return DryRun(
-        summary, _forecast(loaded, runs, batches, config, folder if exists else None, startup), len(skipped)
-    )
+    found = _forecast(loaded, runs, batches, config, folder if exists else None, startup)
+    return DryRun(summary, found, len(skipped))
 
 
 def _forecast(
@@ -261,9 +258,8 @@ def _batch_seconds(
         return {batch.name: sum(known[key] or 0.0 for key in batch.keys) for batch in batches}
     cached = all(data.store is not None for run in mine for data in (run.data, *run.targets))
     if batches[0].trains:
-        setup, per_flop = _time_step(
-            max((plans[batch.name] for batch in batches), key=lambda p: p.flops), model
-        )
+        largest = max((plans[batch.name] for batch in batches), key=lambda plan: plan.flops)
+        setup, per_flop = _time_step(largest, model)
         per_test = _time_test(mine[0]) if cached else 0.0
         return {b.name: setup + plans[b.name].flops * per_flop + per_test * len(b.keys) for b in batches}
     if not cached:
@@ -322,12 +318,9 @@ def _time_runs(runs: Sequence[RunSpec[Any]]) -> Callable[[float], float]:
     """Time the smallest run and, unless that takes long, one of median size; return seconds by size, a line."""
     ordered = sorted(runs, key=_size)
     small, middle = ordered[0], ordered[len(ordered) // 2]
-    if (
-        isinstance(small.settings, ScheduleSettings) and not small.has_learned
-    ):  # a few steps tell the time of one
-        small, middle = (
-            replace(small, settings=small.settings.model_copy(update={"epochs": n})) for n in (1, 3)
-        )
+    if isinstance(small.settings, ScheduleSettings) and not small.has_learned:
+        settings = [small.settings.model_copy(update={"epochs": epochs}) for epochs in (1, 3)]
+        small, middle = (replace(small, settings=short) for short in settings)
     first, first_size, slope = _time(small), _size(small), 0.0
     if _size(middle) > first_size:
         if first * _size(middle) / first_size > MAX_RUN_SECONDS:
@@ -352,10 +345,8 @@ def _seconds_per_crop(backbone: Backbone, dataset: Dataset, recipe: str) -> floa
     from fastcoop.features.encode import encode, read_crops
 
     rows = tuple(range(min(TIMED_CROPS, len(dataset.splits["test"]))))
-    chunk, settings = (
-        Chunk("test", rows, range(1), ""),
-        EncodingSettings(recipe, 0, 0, "float32", TIMED_CROPS),
-    )
+    chunk = Chunk("test", rows, range(1), "")
+    settings = EncodingSettings(recipe, 0, 0, "float32", TIMED_CROPS)
     images = [read_crops(dataset, chunk, row, backbone, settings) for row in rows]
     start = time.perf_counter()
     encode(backbone, dataset, chunk, images, settings)
