@@ -1,5 +1,4 @@
-"""Reports: the paper's figures and tables, its claims as checks, and one standalone page, from a results
-folder."""
+"""Reports: the paper's figures and tables, its claims as tests, and one page, from a results folder. Loads no torch."""
 
 from fastcoop.reports.report import report
 

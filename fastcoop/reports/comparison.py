@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.errors import UserError
-from fastcoop.reports.paired import FEWEST_DATASETS, paired_test
+from fastcoop.reports.paired import FEWEST_DATASETS, compare_pairs
 from fastcoop.results.compare import pair_folders, pair_labels
 from fastcoop.results.read import load_results
 from fastcoop.results.select import select_rows
@@ -62,7 +62,7 @@ def _compared(pairs: pd.DataFrame) -> dict[str, Any]:
         place=[d if d == s else f"{s} > {d}" for s, d in zip(pairs.source, pairs.dataset, strict=True)],
     )
     differences = pairs.groupby(["place", "seed"], sort=False).difference.mean()
-    more, less = paired_test(differences), paired_test(-differences)
+    more, less = compare_pairs(differences), compare_pairs(-differences)
     p = min(1.0, 2 * min(more.p, less.p))
     datasets = [
         {

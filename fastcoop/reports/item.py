@@ -1,31 +1,35 @@
-"""What a figure or table of the report is: a name, a question, and a function from the study to its parts."""
+"""What a figure or table of the report is: a name, a caption, a function that makes it, and the command it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
+import fastcoop
 from fastcoop import escape
-from fastcoop.grids.grid import read_grid
-from fastcoop.reports.study import Study, read_datasets
+from fastcoop.reports.frames import Missing
+from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 ADD = (
-    "Each command adds the runs to these results; what has been run is kept. Run it in the folder that the sweep ran"
-    " in, and fill in what is in capitals."
+    "Each command adds runs to these results and keeps the finished ones. Run it in the folder that the sweep ran in,"
+    " and replace the words in capitals."
 )
-UNCHOSEN_RATE = 0.001  # learning rate of text learners where no validation images can choose one
+LEARNING_RATE = 0.001  # of text learners without validation images to choose it
 Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
 
 @dataclass
-class Part:
-    """A drawing, a table, or both, made from one slice of the results. Files are named ``<item><suffix>``."""
+class Exhibit:
+    """A figure, a table, or both, made from one slice of the results. Its files are named ``<item><suffix>``."""
 
     suffix: str
     subtitle: str
@@ -35,29 +39,58 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One figure or table. ``make`` raises `Missing` where the results lack what it needs; ``command`` gives the
-    command line that supplies it; words in capitals are for the user to fill in."""
+    """A figure or table of the report.
+
+    Attributes:
+        name: Begins the names of its files.
+        title: Its heading on the page.
+        caption: One or two sentences below the heading.
+        make: Makes it, possibly in several parts. Raises `Missing` if the results lack runs that it needs.
+        command: Returns the command that adds these runs; words in capitals are for the user to replace.
+    """
 
     name: str
     title: str
     caption: str
-    make: Callable[[Study], list[Part]]
+    make: Callable[[Study], list[Exhibit]]
     command: Callable[[Study], str]
 
 
-def sweep_of(
+def per_slice(make: Callable[[Study, Slice], list[Exhibit]]) -> Callable[[Study], list[Exhibit]]:
+    """Return a function that calls ``make`` for each slice; it raises Missing where no slice has what is needed."""
+
+    def make_all(study: Study) -> list[Exhibit]:
+        exhibits: list[Exhibit] = []
+        reasons: dict[str, list[str]] = {}
+        for piece in study.slices():
+            try:
+                exhibits += make(study, piece)
+            except Missing as missing:
+                reasons.setdefault(str(missing), []).append(piece.backbone)
+        if not exhibits and len(reasons) > 1:
+            raise Missing("; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
+        if not exhibits:
+            raise Missing("; ".join(reasons))
+        return exhibits
+
+    return make_all
+
+
+def sweep_command(
     grid: str, settings: Callable[[Study], Mapping[str, Value]] = lambda study: {}
 ) -> Callable[[Study], str]:
-    """Return the command of an item whose runs a grid file under ``experiments`` names.
+    """Return the command of an item whose runs are those of ``experiments/<grid>.yaml``.
 
-    ``settings`` gives those of the grid to set beside the study's own backbones and datasets, or in place of them.
+    Args:
+        grid: Name of the grid file.
+        settings: Returns settings of the grid, beside the study's backbones and datasets or in their place.
     """
 
     def command(study: Study) -> str:
         given = {"backbones": study.backbones, "datasets": study.datasets, **settings(study)}
-        options = [("--set", f"{name}={_yaml(value)}") for name, value in given.items()]
-        options += _options_for_methods(f"experiments/{grid}.yaml", study)
-        words = [word for option in [*study.places, *options] for word in option]
+        options = [*study.places, *(("--set", f"{name}={_yaml(value)}") for name, value in given.items())]
+        options += _method_options(grid, study)
+        words = [word for option in options for word in option]
         return escape.shell_command(
             "fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder, *words
         )
@@ -65,22 +98,39 @@ def sweep_of(
     return command
 
 
-def _options_for_methods(grid: str, study: Study) -> list[tuple[str, str]]:
-    """Options that leave out what a grid's methods cannot do on the study's datasets: choose by validation images that
-    are not there, or read images behind imported features."""
-    methods, known = read_grid(grid).methods, read_datasets(study.folder)
-    unchosen = any(known.get(name, {}).get("val", 1) is None for name in study.runs.source)
-    barred = ["linear_probe"] * unchosen
-    barred += ["finetune_image_encoder"] * any(spec.endswith(".h5") for spec in study.datasets)
+def _method_options(grid: str, study: Study) -> list[tuple[str, str]]:
+    """Return options that leave out the methods of a grid that the study's datasets do not allow.
+
+    Without validation images nothing chooses the linear probe's C or a learning rate; behind imported features there
+    are no images for fine-tuning.
+    """
+    methods = _methods_of(grid)
+    without_validation = any(study.known.get(name, {}).get("val", 1) is None for name in study.runs.source)
+    excluded = {"linear_probe"} if without_validation else set()
+    if any(name.endswith(".h5") for name in study.datasets):
+        excluded.add("finetune_image_encoder")
     options = []
-    if set(barred) & set(methods):
-        options = [("--only", name) for name in methods if name not in barred]
-    rated = [name for name in ("text_transform", "text_bias") if unchosen and name in methods]
-    return options + [("--set", f"methods.{name}.learning_rate={UNCHOSEN_RATE}") for name in rated]
+    if excluded & set(methods):
+        options = [("--only", name) for name in methods if name not in excluded]
+    if without_validation:
+        learners = [name for name in ("text_transform", "text_bias") if name in methods]
+        options += [("--set", f"methods.{name}.learning_rate={LEARNING_RATE}") for name in learners]
+    return options
+
+
+@cache
+def _methods_of(grid: str) -> list[str]:
+    """Return the names of the methods in a grid file that is installed with the package, or beside it in a checkout."""
+    package = Path(fastcoop.__path__[0])
+    paths = (folder / "experiments" / f"{grid}.yaml" for folder in (package, package.parent))
+    path = next(path for path in paths if path.is_file())
+    methods = yaml.safe_load(path.read_text(encoding="utf-8"))["methods"]
+    entries = methods if isinstance(methods, list) else [methods]  # names, or mappings by name
+    return [name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)]
 
 
 def _yaml(value: Value) -> str:
-    """A value as ``--set`` takes it."""
+    """Return a value as ``--set`` takes it."""
     if isinstance(value, Mapping):
         pairs = (f"{escape.yaml_scalar(name)}: [{_yaml(values)}]" for name, values in value.items())
         return "{" + ", ".join(pairs) + "}"

@@ -1,20 +1,21 @@
-"""The numbers the paper prints, to show beside one's own: never averaged, ranked or tested with them.
+"""The numbers that the paper prints, shown beside the results; they are never averaged, ranked or tested with them.
 
-Zhou, Yang, Loy and Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134:
-Figure 1 and Tables 1, 2, 3 and 5 are in ``paper_numbers.csv`` as printed (ResNet-101's zero-shot differs
-between Tables 1 and 2 there), Table 6 in ``paper_datasets.csv``. The curves of Figures 3 to 5 are not
-printed as numbers."""
+Zhou, Yang, Loy and Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134. Figure 1 and
+Tables 1, 2, 3 and 5 are in ``paper_numbers.csv`` as printed (ResNet-101's zero-shot differs between Tables 1 and 2
+there), Table 6 in ``paper_datasets.csv``. The curves of Figures 3 to 5 are not printed as numbers.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from fastcoop.reports.table import Cell
+from fastcoop.reports.table import Cell, Table
 
-UNTRAINED = ("zero_shot", "ensemble")  # what learns from no images
+WITHOUT_IMAGES = ("zero_shot", "ensemble")  # methods that learn nothing
 HERE = Path(__file__).parent
 ALIASES = {
     "flowers102": "oxfordflowers",
@@ -33,7 +34,7 @@ def _read(name: str) -> tuple[dict[str, str], ...]:
 
 
 def plain(name: str) -> str:
-    """A backbone's or dataset's name without case and punctuation, to match spellings."""
+    """Return a backbone's or dataset's name without case and punctuation, to match spellings."""
     bare = re.sub(r"[^a-z0-9]", "", name.lower())
     return ALIASES.get(bare, bare)
 
@@ -49,12 +50,13 @@ def printed(
     prompt: str = "",
     shots: float = 16,
 ) -> Cell | None:
-    """The number printed in ``item`` for the same backbone, dataset and method, None where the paper has
-    none.
+    """Return the number printed in ``item`` for a backbone, dataset and method, None if there is none.
 
-    For "coop", ``length`` and ``init`` must agree where the paper gives them; for Figure 1's prompts, ``prompt``.
-    What learns has learned from 16 ``shots`` in all that the paper prints."""
-    if shots != 16 and method not in UNTRAINED:
+    For "coop", ``length`` and ``init`` must be the paper's; for Figure 1's prompts, ``prompt``. All printed numbers of
+    methods that learn are at 16 shots. ``method`` may be a series, such as "coop end".
+    """
+    method = method.split()[0]
+    if shots != 16 and method not in WITHOUT_IMAGES:
         return None
     for row in _read("paper_numbers.csv"):
         if (row["item"], row["method"]) != (item, method):
@@ -63,12 +65,19 @@ def printed(
             continue
         if method == "coop" and (length, init) != (float(row["context_length"]), row["init"]):
             continue
-        if row["prompt"] and row["prompt"] != prompt:
-            continue
-        return Cell(float(row["accuracy"]), runs=0)
+        if not row["prompt"] or row["prompt"] == prompt:
+            return Cell(float(row["accuracy"]), runs=0)
     return None
 
 
+def add_printed(table: Table, names: tuple[str, ...], numbers: Mapping[str, Cell | None]) -> None:
+    """Add a row of printed numbers by column, if there are any, and the note on them."""
+    cells: dict[str, Cell | str] = {column: number for column, number in numbers.items() if number}
+    if cells:
+        table.add((*names[:-1], f"{names[-1]}, {AS_PRINTED}"), cells)
+        table.notes += [NOTE] * (NOTE not in table.notes)
+
+
 def printed_dataset(name: str) -> dict[str, str] | None:
-    """Table 6's row of a dataset: classes, train, val, test, prompt."""
+    """Return Table 6's row of a dataset: classes, train, val, test, prompt."""
     return next((row for row in _read("paper_datasets.csv") if plain(row["dataset"]) == plain(name)), None)

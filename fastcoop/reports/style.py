@@ -1,5 +1,4 @@
-"""One look for every figure: a colour, marker and line per method, sizes for a two-column paper, PNG and
-PDF."""
+"""One look for every figure: a color, marker and line per method, sizes for a two-column paper, PNG and PDF."""
 
 from __future__ import annotations
 
@@ -16,31 +15,39 @@ from fastcoop import escape
 from fastcoop.files import atomic_write
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 PNG_DOTS_PER_INCH = 220
-CHARACTERS_PER_INCH = 15  # of text, at the narrowest
-WIDE = 13.5  # characters per inch of a title, from which on its letters count as wider than usual
+CHARACTERS_PER_INCH = 15  # of text with narrow letters
+WIDE = 13.5  # characters per inch of a title below which its letters count as wider than usual
 LEGEND_HEIGHT = 0.5  # inches that figures reserve
-MARGIN = 0.04  # inches around what would not fit
+MARGIN = 0.04  # inches around text that does not fit
 RC: dict[str, Any] = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 8, "figure.titlesize": 8, "axes.spines.top": False,
     "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
-    "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "legend.frameon": False,
-    "lines.linewidth": 1.2, "lines.markersize": 3.4, "pdf.fonttype": 42, "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a $ in a name is a $
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6,
+    "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 3.4, "pdf.fonttype": 42,
+    "hatch.linewidth": 0.6, "text.parse_math": False,  # names may contain a $
+}  # fmt: skip
+# Background of a number that a grid line would cross.
+ON_GRID: dict[str, Any] = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"}
+PAPER_MARK: dict[str, Any] = {
+    "marker": "D", "facecolor": "white", "edgecolor": "#333333", "linewidth": 0.9, "s": 22, "zorder": 5,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is named and drawn. ``line`` is a matplotlib line style; ``weight`` scales line and
-    marker: where two series coincide, as end and mid do, the lighter one is drawn over the heavier and both
-    are seen."""
+    """How a series is named and drawn.
+
+    ``line`` is a matplotlib line style. ``weight`` scales line and marker: where two series coincide, as end and mid
+    do, the lighter one is drawn over the heavier one and both are visible.
+    """
 
     label: str
     color: str
@@ -49,8 +56,8 @@ class Look:
     weight: float = 1.0
 
 
-# Okabe and Ito's palette for what Figure 3 draws, Tol's muted one beyond. The class at the end is warm, in
-# the middle cool; unified contexts are solid lines, class-specific ones dashed: colour never stands alone.
+# Okabe and Ito's palette for Figure 3, Tol's muted one for the others. The class at the end is warm, in the middle
+# cool; unified contexts are solid lines, class-specific ones dashed, so that color is never the only difference.
 LOOKS = {
     "zero_shot": Look("Zero-shot CLIP", "#2B2B2B", "*", "None"),
     "ensemble": Look("Prompt ensembling", "#009E73", "h", "None"),
@@ -66,50 +73,53 @@ LOOKS = {
     "text_bias": Look("Text bias", "#999933", ">", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
-OVER_GRID: dict[str, Any] = {
-    "boxstyle": "square,pad=0.05",
-    "facecolor": "white",
-    "edgecolor": "none",
-}  # behind a number that a grid line would cross
-PAPER_MARK: dict[str, Any] = {
-    "marker": "D",
-    "facecolor": "white",
-    "edgecolor": "#333333",
-    "linewidth": 0.9,
-    "s": 22,
-    "zorder": 5,
-}
 
 
 def look(series: str) -> Look:
-    """The look of a series; a method this file does not know is drawn in grey under its own name."""
-    return LOOKS.get(series, Look(series.replace("_", " "), "#999999", "d", "-."))
+    """Return the look of a series; other methods, and series with unusual settings, are gray."""
+    if series in LOOKS:
+        return LOOKS[series]
+    base, _, settings = series.partition(" (")
+    label = f"{LOOKS[base].label}, {settings[:-1]}" if base in LOOKS else series.replace("_", " ")
+    return Look(label, "#999999", "d", "-.")
 
 
-def name_of(series: str, length: float) -> str:
-    """A series' name in legends and tables, with the context length for CoOp."""
+def name_of(series: str, length: float = 0) -> str:
+    """Return a series' name in legends and tables, with CoOp's context length if it is given."""
     name = look(series).label
-    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if series.startswith("coop") else name
+    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if length else name
 
 
 def rank(series: str) -> int:
-    """Where a series stands in legends and tables."""
-    order = list(LOOKS)
-    return order.index(series) if series in LOOKS else len(order)
+    """Return the place of a series in legends and tables; one with unusual settings is beside the plain one."""
+    order, base = list(LOOKS), series.partition(" (")[0]
+    return order.index(base) if base in LOOKS else len(order)
 
 
 def signed(number: float) -> str:
-    """A difference to one decimal, with its sign as axes write it."""
+    """Return a difference to one decimal, with its sign as axes show it."""
     return f"{number:+.1f}".replace("-", "−")
 
 
 def columns_of(entries: int, most: int) -> int:
-    """Columns of a legend, at most ``most``, that fill its lines evenly."""
+    """Return the columns of a legend, at most ``most``, that fill its lines evenly."""
     return math.ceil(entries / math.ceil(entries / most))
 
 
+def draw_curve(axis: Axes, x: Sequence[float], points: pd.DataFrame, series: str, **more: Any) -> None:
+    """Draw the means of a summary as a line and their standard deviations as a band, or as a bar at a single point."""
+    style, mean, std = look(series), points["mean"], points["std"].fillna(0.0)
+    axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
+    if len(points) == 1:
+        axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
+    axis.plot(
+        x, mean, style.line, marker=style.marker, color=style.color, zorder=4 - style.weight / 2,
+        linewidth=1.2 * style.weight, markersize=3.4 * style.weight, **more,
+    )  # fmt: skip
+
+
 def new_figure(width: float, height: float, subtitle: str) -> Figure:
-    """An empty figure (inches) that says ``subtitle`` above everything. Draw inside ``with drawing():``."""
+    """Return an empty figure (inches) below a subtitle. Draw inside ``with drawing():``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -119,15 +129,14 @@ def new_figure(width: float, height: float, subtitle: str) -> Figure:
 
 
 def fitted(text: str, inches: float, lines: int = 2) -> str:
-    """``text`` on as few lines as a width holds, all about equally long; at most ``lines``, the rest cut from its
-    middle."""
+    """Break a text into lines of about equal length, at most ``lines``; a longer text loses its middle."""
     widest = int(inches * CHARACTERS_PER_INCH)
     text = shortened(text, int(0.85 * lines * widest))  # lines are never quite full
     return balanced(text, _as_many(text, widest))
 
 
 def _as_many(text: str, usual: int) -> int:
-    """How many letters as wide as those of ``text`` take the room of ``usual`` ones: fewer capitals, say."""
+    """Return how many letters as wide as those of ``text`` fit in the space of ``usual`` ones."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -138,14 +147,14 @@ def _as_many(text: str, usual: int) -> int:
 
 
 def shortened(text: str, most: int) -> str:
-    """``text`` without control characters, and where it is longer than ``most`` usual letters without its middle."""
+    """Return a text without control characters, and without its middle if it is wider than ``most`` usual letters."""
     text = escape.visible(text)
     most = _as_many(text, most)
     return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def balanced(text: str, widest: int) -> str:
-    """``text`` on as few lines of at most ``widest`` characters as hold it, all about equally long."""
+    """Break a text into as few lines of at most ``widest`` characters as possible, of about equal length."""
     lines = len(textwrap.wrap(text, widest))
     longest = min(widest, max(map(len, text.split()), default=1))  # no word is broken that fits in a line
     fits = (width for width in range(longest, widest) if len(textwrap.wrap(text, width)) <= lines)
@@ -155,8 +164,7 @@ def balanced(text: str, widest: int) -> str:
 def add_legend(
     figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **more: Any
 ) -> None:
-    """A legend below the axes of at most ``most`` columns, and of fewer where they are wider than the figure, which
-    grows by what a long one needs."""
+    """Add a legend below the axes, of at most ``most`` columns that fit the figure, whose height grows with it."""
     widest = int(figure.get_figwidth() * CHARACTERS_PER_INCH) - 6  # beside the handle
     texts = [shortened(label, widest) for label in labels]
     for columns in range(columns_of(len(texts), most), 0, -1):
@@ -170,28 +178,27 @@ def add_legend(
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The context in which figures are made and saved: this project's sizes and lines, whatever the user's
-    own."""
+    """Make and save figures inside this context: it sets the sizes and lines, independent of the user's settings."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)  # type: ignore[arg-type]
-        # A letter that the font lacks is drawn as a box; tables and page have it.
+        # The font draws a box for a letter that it lacks; tables and page show the letter.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         yield
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.pdf`` (vector, fonts embedded), the same bytes for the same figure."""
+    """Write ``stem.png`` and ``stem.pdf`` (vector, fonts embedded); the same figure gives the same bytes."""
     from matplotlib.transforms import Bbox
 
     figure.set_dpi(PNG_DOTS_PER_INCH)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the places are found; finding them is most of the time
+    figure.set_layout_engine("none")  # found above; finding the layout takes most of the time
     page, ink = Bbox.from_bounds(0, 0, *figure.get_size_inches()), figure.get_tightbbox()
     inside = page.x0 <= ink.x0 and page.y0 <= ink.y0 and ink.x1 <= page.x1 and ink.y1 <= page.y1
-    # What does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
+    # Text that does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
     box = None if inside else Bbox.union([page, ink.padded(MARGIN)])
     written = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):

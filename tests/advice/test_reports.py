@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -125,7 +126,11 @@ def test_results_without_coop(study: Study) -> None:
     assert "figure4" in files
 
 
-@follows("run `fastcoop interpret`", "run `fastcoop interpret` again", "delete it and interpret again")
+@follows(
+    "run `fastcoop interpret`",
+    "run `fastcoop interpret` again",
+    "delete it and run `fastcoop interpret` again",
+)
 def test_nearest_words(study: Study) -> None:
     results = study({"methods": {"coop": COOP | {"init": "a photo"}}})
     words = results / "nearest_words"
@@ -136,7 +141,7 @@ def test_nearest_words(study: Study) -> None:
     run_command(f"fastcoop interpret {shlex.quote(str(results))} --backbone tiny")
     _, files = reported(results)
     assert "table4" in files
-    assert "vectors are nearest to the word they started from" in claims.read_text()
+    assert "vectors are nearest to the word that they were initialized with" in claims.read_text()
 
     for path in words.iterdir():  # as versions wrote them that did not store the words
         stored = json.loads(path.read_text())
@@ -146,11 +151,11 @@ def test_nearest_words(study: Study) -> None:
     assert "run `fastcoop interpret` again" in claims.read_text()
     run_command(f"fastcoop interpret {shlex.quote(str(results))} --backbone tiny")
     reported(results)
-    assert "vectors are nearest to the word they started from" in claims.read_text()
+    assert "vectors are nearest to the word that they were initialized with" in claims.read_text()
 
     damaged = next(words.iterdir())
     damaged.write_text("{")
-    with pytest.raises(UserError, match="delete it and interpret again"):
+    with pytest.raises(UserError, match="delete it and run `fastcoop interpret` again"):
         reported(results)
     damaged.unlink()
     run_command(f"fastcoop interpret {shlex.quote(str(results))} --backbone tiny")
@@ -168,23 +173,38 @@ def test_no_datasets_json(study: Study) -> None:
     assert "table6" in reported(results)[1]
 
 
-@follows("is not a list of datasets as a sweep writes it")
+@follows("delete it, and a sweep writes it again")
 def test_damaged_datasets_json(study: Study) -> None:
     results = study()
     (results / "datasets.json").write_text("[1]")
-    with pytest.raises(UserError, match="delete it and run the sweep again"):
+    with pytest.raises(UserError, match="delete it, and a sweep writes it again"):
         reported(results)
     (results / "datasets.json").unlink()
     study({})
     assert "table6" in reported(results)[1]
 
 
-@follows("was tested yet; `{}`")
+@follows("was tested yet; run `{}`", "To test them, run `{}`")
 def test_results_of_untested_runs(study: Study) -> None:
     results = study()
-    with sqlite3.connect(results / "results.sqlite") as db:
-        db.execute("DELETE FROM scores")
-        db.execute("DELETE FROM runs WHERE method != 'coop'")  # as `fastcoop import-coop` leaves a folder
+    page = results.with_name("report") / "index.html"
+
+    def untest() -> None:
+        with sqlite3.connect(results / "results.sqlite") as db:
+            db.execute("DELETE FROM scores WHERE key IN (SELECT key FROM runs WHERE method = 'coop')")
+
+    untest()
+    reported(results)
+    found = re.search("To test them, run `(.*?)`", html.unescape(page.read_text(encoding="utf-8")))
+    assert found is not None
+    run_command(found[1])
+    reported(results)
+    assert "not tested yet" not in page.read_text(encoding="utf-8")
+
+    untest()
+    with sqlite3.connect(results / "results.sqlite") as db:  # as `fastcoop import-coop` leaves a folder
+        for table in ("scores", "runs"):
+            db.execute(f"DELETE FROM {table} WHERE key NOT IN (SELECT key FROM runs WHERE method = 'coop')")
     with pytest.raises(UserError, match="was tested yet") as refused:
         reported(results)
     (command,) = re.findall("`(.*?)`", str(refused.value))
@@ -209,7 +229,7 @@ def test_results_of_failed_and_diverged_runs(study: Study) -> None:
     assert "figure4" in reported(results)[1]
 
 
-@follows("Each command adds the runs to these results")
+@follows("Each command adds runs to these results")
 def test_the_commands_of_a_report(study: Study) -> None:
     results = study()
     missing, _ = reported(results)

@@ -3,8 +3,6 @@ written."""
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +14,8 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A function from a results table to a folder that `report` reads as holding it."""
 
     def make(frame: pd.DataFrame) -> Path:
-        results = types.ModuleType("fastcoop.results")
-        results.load_results = lambda folder: frame
-        results.load_failures = lambda folder: pd.DataFrame()
-        results.load_untested = lambda folder: pd.DataFrame()
-        monkeypatch.setitem(sys.modules, "fastcoop.results", results)
+        for name, table in (("results", frame), ("failures", pd.DataFrame()), ("untested", pd.DataFrame())):
+            monkeypatch.setattr(f"fastcoop.results.load_{name}", lambda folder, table=table: table)
         folder = tmp_path / "results"
         folder.mkdir()
         return folder

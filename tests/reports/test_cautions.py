@@ -46,7 +46,7 @@ def test_a_gain_within_its_spread_is_named():
     frame = calm()
     where = (frame.class_position == "end") & (frame.shots == 1)
     frame.loc[where, "accuracy"] = [49.0, 51.0, 50.5]
-    assert "spread over seeds is larger than the gain" in warned(frame)
+    assert "deviation over seeds exceeds the gain" in warned(frame)
     assert "CoOp (M=16, end) on objects at 1 (+0.2 ± 1.0)" in warned(frame)
 
 
@@ -79,16 +79,16 @@ def test_of_the_same_run_done_twice_the_last_counts():
     twin = frame[frame.index == frame.index[-1]].assign(key="other", accuracy=60.0)
     study = study_of(pd.concat([frame, twin]), "results")
     assert (len(study.runs), study.runs.accuracy.iloc[-1]) == (len(frame), 60.0)
-    assert "1 run left out, done again later" in warned(pd.concat([frame, twin]))
+    assert "Left out: 1 run repeated later" in warned(pd.concat([frame, twin]))
 
 
 def test_runs_without_an_accuracy_are_left_out_and_counted_at_every_figure():
     frame = calm()
     frame.loc[frame.index[-1], ["accuracy", "status"]] = [float("nan"), "diverged"]
     study = study_of(frame, "results")
-    assert (len(study.runs), len(study.lost)) == (len(frame) - 1, 1)
+    assert (len(study.runs), len(study.diverged)) == (len(frame) - 1, 1)
     assert all("1 diverged run left out" in piece.subtitle for piece in study.slices())
-    assert "1 test of runs that diverged have no accuracy" in warned(frame)
+    assert "1 test of diverged runs without an accuracy" in warned(frame)
     assert "nan" not in warned(frame)
     with pytest.raises(UserError, match=r"All .* runs .* diverged"):
         study_of(frame.assign(accuracy=float("nan")), "results")
@@ -103,13 +103,13 @@ def test_a_single_seed_and_a_short_schedule_are_said():
 def test_no_better_than_guessing_is_named():
     frame = calm()
     frame.loc[0, ["accuracy", "chance"]] = [9.9, 10.0]
-    assert "1 run no better than guessing: Zero-shot CLIP on objects" in warned(frame)
+    assert "1 run not better than chance: Zero-shot CLIP on objects" in warned(frame)
 
 
 def test_a_dataset_that_is_not_the_same_for_all_runs_is_named():
     frame = calm()
     frame["test"] = [8 * "a"] * (len(frame) - 2) + [8 * "b"] * 2
-    text = "objects stands for 2 different sets of classes, images or splits, which are shown apart"
+    text = "objects is the name of 2 different sets of classes, images or splits, which are shown separately"
     assert text in warned(frame)
     names = study_of(frame, "results").runs.dataset
     assert names.tolist() == ["objects (aaaaaaaa)"] * (len(frame) - 2) + ["objects"] * 2
@@ -129,7 +129,7 @@ def test_fewer_training_images_than_shots_are_said():
     frame["train_images"] = 2 * frame.shots
     assert warned(frame) == ""
     frame.loc[frame.shots == 16, "train_images"] = 30
-    assert "objects has classes with fewer training images than asked, at 16 shots" in warned(frame)
+    assert "objects has classes with fewer training images than requested, at 16 shots" in warned(frame)
 
 
 def test_seeds_that_share_all_their_images_are_said(tmp_path):
@@ -138,7 +138,7 @@ def test_seeds_that_share_all_their_images_are_said(tmp_path):
     frame["train_images"] = 10 * frame.shots.where(frame.shots > 0)
     (found,) = cautions(study_of(frame, tmp_path))
     assert found.startswith(
-        "Every seed learned from the same images, since there are no others: objects at 16 shots."
+        "All seeds train on the same images, because there are no others: objects at 16 shots."
     )
     (tmp_path / "datasets.json").write_text('{"objects": {"train": 161}}')
     assert cautions(study_of(frame, tmp_path)) == []
@@ -146,7 +146,7 @@ def test_seeds_that_share_all_their_images_are_said(tmp_path):
 
 def test_two_schedules_are_said_to_be_drawn_apart():
     frame = pd.concat([calm(), results(datasets=("objects",), schedule="quick: 5 epochs")])
-    assert "runs of 2 schedules" in warned(frame.drop_duplicates("key"))
+    assert "The runs have 2 schedules" in warned(frame.drop_duplicates("key"))
 
 
 def test_failed_runs_are_named_with_their_error():

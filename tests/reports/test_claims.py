@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp, wilcoxon
 
-from fastcoop.reports.checks import Finding
-from fastcoop.reports.claims import CLAIMS, _check, claims_table, judge
+from fastcoop.reports.claims import Finding, claims_table, judge
 from fastcoop.reports.paired import DATASETS, FAILS, HOLDS, SEEDS, UNKNOWN
+from fastcoop.reports.paper_claims import PAPER_CLAIMS as CLAIMS
 from fastcoop.reports.study import study_of
 from tests.reports.made_up_results import coop, results, run, store_words, whole_study
 
@@ -25,7 +25,7 @@ def verdicts(frame: pd.DataFrame, folder) -> dict[str, str]:
 
 
 def findings(frame: pd.DataFrame, folder) -> dict[str, Finding]:
-    judged = judge(study_of(frame, folder))
+    judged = judge(study_of(frame, folder), CLAIMS)
     assert {one.claim for one in judged} == set(CLAIMS)
     return {one.claim.check.__name__: one.finding for one in judged}
 
@@ -157,7 +157,7 @@ def found(make, effect: Effect, folder, **which) -> Finding:
 def finding_on(make, frame: pd.DataFrame, folder) -> Finding:
     study = study_of(frame, folder)
     (claim,) = [claim for claim in CLAIMS if claim.check.__name__ == make.__name__]
-    return _check(claim, study.slices()[0], study)
+    return claim.check(study.slices()[0], study)
 
 
 @pytest.mark.parametrize("make", WORLDS)
@@ -172,7 +172,7 @@ def test_true_false_and_untold(make, tmp_path):
 
 def test_every_claim_on_accuracies_has_its_world():
     assert {make.__name__ for make in WORLDS} == {
-        claim.check.__name__ for claim in CLAIMS if claim.check.__module__.endswith(".checks")
+        claim.check.__name__ for claim in CLAIMS if not claim.check.__name__.startswith("words_")
     }
 
 
@@ -230,7 +230,7 @@ def test_that_some_dataset_gains_is_corrected_for_the_number_of_datasets(tmp_pat
     assert finding.test.p == pytest.approx(6 * alone)
     assert alone < 0.05 < 6 * alone
     assert finding.verdict == UNKNOWN
-    assert finding.numbers.endswith("beyond chance on none; the test is that on a, its p times 6")
+    assert finding.numbers.endswith("significant on none; the test is that on a, its p times 6")
 
 
 def test_the_two_ensembles_are_not_mixed(tmp_path):
@@ -317,7 +317,7 @@ def test_words_much_nearer_than_by_chance_do_say_something(tmp_path, chance, ver
     store_words(tmp_path, frame, chance=chance)
     finding = findings(frame, tmp_path)["words_say_little"]
     assert finding.verdict == verdict
-    assert finding.numbers == f"mean distance {100 * 0.915 / chance:.1f}% of what chance gives"
+    assert finding.numbers == f"mean distance {100 * 0.915 / chance:.1f}% of that of random vectors"
 
 
 def test_vectors_of_one_run_are_no_runs(tmp_path):
@@ -325,12 +325,12 @@ def test_vectors_of_one_run_are_no_runs(tmp_path):
     frame = frame[frame.dataset == "a"]
     store_words(tmp_path, frame, ("a", "photo", "of", "a"))
     finding = findings(frame, tmp_path)["words_stay"]
-    assert finding.numbers == "4 of 4 vectors are nearest to the word they started from"
+    assert finding.numbers == "4 of 4 vectors are nearest to the word that they were initialized with"
     assert finding.verdict == UNKNOWN
 
 
 def test_numbers_tests_and_intervals_are_shown(tmp_path):
-    judged = judge(study_of(results(), tmp_path))
+    judged = judge(study_of(results(), tmp_path), CLAIMS)
     text = claims_table(judged).to_csv()
     assert "+16.4 at 16 shots" in text
     assert "not enough runs" in text

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import ITEMS, figure1, figure3, figure4, figure5b
-from fastcoop.reports.study import Missing, study_of
+from fastcoop.reports.study import study_of
 from fastcoop.reports.style import columns_of, drawing, fitted, save_figure, shortened
 from tests.reports.made_up_results import coop, results, run, whole_study
 
@@ -33,7 +34,7 @@ def study(backbones):
 
 def test_the_numbers_of_figure_4_stand_inside_its_axes():
     with drawing():
-        (part,) = figure4.make(study(["b"]))
+        (part,) = figure4.ITEM.make(study(["b"]))
         part.figure.draw_without_rendering()
     (axis,) = part.figure.axes
     assert [text.get_text() for text in axis.texts] == ["+21.2", "+4.2", "−0.8", "−8.8"]
@@ -49,7 +50,7 @@ def test_the_numbers_of_figure_4_stand_inside_its_axes():
 )  # fmt: skip
 def test_neither_names_nor_numbers_of_figure_5b_run_into_each_other(names):
     with drawing():
-        (part,) = figure5b.make(study(names))
+        (part,) = figure5b.ITEM.make(study(names))
         part.figure.draw_without_rendering()
     (axis,) = part.figure.axes
     numbers = [text.get_window_extent() for text in axis.texts]
@@ -70,7 +71,7 @@ def test_a_legend_fills_its_lines():
 def test_a_lone_point_of_figure_3_shows_its_spread_as_a_bar(shots, bars):
     common = {"backbone": "b", "dataset": "pets"}
     rows = [coop(**common, shots=n, seed=s, accuracy=60.0 + s) for n in shots for s in (1, 2, 3)]
-    (part,) = figure3.make(study_of(pd.DataFrame(rows), Path("results")))
+    (part,) = figure3.ITEM.make(study_of(pd.DataFrame(rows), Path("results")))
     (axis,) = part.figure.axes
     assert [len(drawn.get_segments()) for drawn in axis.collections if hasattr(drawn, "get_segments")] == [
         1
@@ -131,7 +132,7 @@ def test_nothing_runs_out_of_a_picture(frame, tmp_path):
     with warnings.catch_warnings(), drawing():
         warnings.simplefilter("error", UserWarning)  # a layout that found no room
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        for item in ITEMS:
+        for item in ITEMS.values():
             with suppress(Missing):
                 for part in item.make(made)[:1]:
                     if part.figure is None:
@@ -158,7 +159,7 @@ def test_titles_of_wide_letters_do_not_run_into_each_other(letter):
     names = {name: (letter * 70)[:69] + str(n) for n, name in enumerate(frame.dataset.unique())}
     frame = renamed(frame, "dataset", names)
     with drawing():
-        for item in (figure1, figure3):
+        for item in (figure1.ITEM, figure3.ITEM):
             for part in item.make(study_of(frame, Path("results"))):
                 part.figure.draw_without_rendering()
                 boxes = [axis.title.get_window_extent() for axis in part.figure.axes if axis.get_title()]
@@ -170,7 +171,7 @@ def test_wide_names_leave_the_bars_of_figure_4_their_room():
     frame = whole_study(seeds=(1, 2))
     frame = renamed(frame, "dataset", {n: f"{'W' * 60}{k}" for k, n in enumerate(frame.dataset.unique())})
     with drawing():
-        for part in figure4.make(study_of(frame, Path("results"))):
+        for part in figure4.ITEM.make(study_of(frame, Path("results"))):
             part.figure.draw_without_rendering()
             (axis,) = part.figure.axes
             assert axis.bbox.width > 0.4 * part.figure.bbox.width

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from fastcoop.grids import read_grid
+from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import ITEMS, base_to_new, cross_dataset, figure1, figure3, table3, table4, table5
-from fastcoop.reports.study import Missing, Study, study_of
+from fastcoop.reports.study import Study, study_of
 from fastcoop.reports.table import Table
 from tests.reports.made_up_results import coop, results, run, store_words
 
@@ -45,7 +46,7 @@ def halves(families=("pets", "cars"), seeds=(1, 2)) -> pd.DataFrame:
 
 
 def test_base_to_new_has_both_halves_and_their_harmonic_mean(tmp_path):
-    (part,) = base_to_new.make(study_of(halves(), tmp_path))
+    (part,) = base_to_new.ITEM.make(study_of(halves(), tmp_path))
     found = cells(part.table)
     own = found["pets", "CoOp (M=16, end)"]
     assert (own["base"].mean, own["new"].mean) == (81.5, 48.5)
@@ -63,15 +64,15 @@ def test_base_to_new_has_both_halves_and_their_harmonic_mean(tmp_path):
 
 def test_base_to_new_is_no_few_shot_result(tmp_path):
     study = study_of(pd.concat([results(datasets=("pets",)), halves(("pets",))]), tmp_path)
-    (part,) = figure3.make(study)
+    (part,) = figure3.ITEM.make(study)
     assert {names[0] for names, _ in part.table.rows} == {"pets"}
-    assert len(base_to_new.make(study)) == 1
+    assert len(base_to_new.ITEM.make(study)) == 1
 
 
 def test_one_half_alone_is_no_base_to_new(tmp_path):
     frame = halves()
     with pytest.raises(Missing, match="tested on both halves"):
-        base_to_new.make(study_of(frame[frame.dataset.str.endswith(":base")], tmp_path))
+        base_to_new.ITEM.make(study_of(frame[frame.dataset.str.endswith(":base")], tmp_path))
 
 
 def moved() -> Study:
@@ -94,7 +95,7 @@ def moved() -> Study:
 
 
 def test_transfer_has_a_row_per_source_and_method_and_the_mean_of_its_targets(tmp_path):
-    (part,) = cross_dataset.make(moved())
+    (part,) = cross_dataset.ITEM.make(moved())
     assert part.table.columns == ("on the source", "weather", "digits", "mean of targets")
     found = cells(part.table)
     row = found["objects", "CoOp (M=16, end)"]
@@ -119,7 +120,7 @@ def test_what_was_not_tested_elsewhere_has_no_row_among_transfers():
     )
     runs = pd.concat([study.runs, pd.DataFrame([probe, shifted])])
     names = {"objects": ["cat", "dog"], "sketch": ["cat"], "weather": ["sun"], "digits": ["one"]}
-    (part,) = cross_dataset.make(study_of(runs, Path("results"), names))
+    (part,) = cross_dataset.ITEM.make(study_of(runs, Path("results"), names))
     assert [method for _, method in cells(part.table)] == [
         "Zero-shot CLIP",
         "CoOp (M=16, end)",
@@ -135,7 +136,7 @@ def test_a_whisker_of_figure_1_ends_inside_its_panel():
     rows += [
         coop(backbone="b", dataset="pets", shots=16, seed=seed, accuracy=20.0 * seed) for seed in (1, 2, 3)
     ]
-    (part,) = figure1.make(study_of(pd.DataFrame(rows), Path("results")))
+    (part,) = figure1.ITEM.make(study_of(pd.DataFrame(rows), Path("results")))
     (axis,) = part.figure.axes
     assert axis.get_xlim()[1] > 40 + 20  # mean and standard deviation
 
@@ -143,8 +144,8 @@ def test_a_whisker_of_figure_1_ends_inside_its_panel():
 def test_random_and_word_starts_are_rivals_side_by_side():
     rows = [coop(backbone="b", dataset="pets", shots=1, seed=seed, context_length=4, init=init, accuracy=mean + seed)
             for init, mean in (("random", 60.0), ("a photo of a", 61.0)) for seed in (1, 2)]  # fmt: skip
-    (part,) = table3.make(study_of(pd.DataFrame(rows), Path("results")))
-    assert part.table.title.startswith("Random and word initialisation at 1 shot (")
+    (part,) = table3.ITEM.make(study_of(pd.DataFrame(rows), Path("results")))
+    assert part.table.title.startswith("Random and word initialization at 1 shot (")
     ((_, row),) = part.table.rows
     assert (row["random"].best, row["“a photo of a”"].best) == (False, True)
 
@@ -152,7 +153,7 @@ def test_random_and_word_starts_are_rivals_side_by_side():
 def test_each_nearest_word_stands_beside_its_chance_and_what_is_nearer_is_marked(tmp_path):
     frame = results(datasets=("pets",), shots=(16,), seeds=(1,))
     store_words(tmp_path, frame, chance=1.01)
-    unified, summary, classes = table4.make(study_of(frame, tmp_path))
+    unified, summary, classes = table4.ITEM.make(study_of(frame, tmp_path))
     rows = cells(unified.table)
     assert rows[("1",)]["pets"] == "cat (0.900 / 1.010) *"  # 0.9 is below 90% of 1.01
     assert rows[("3",)]["pets"] == "of (0.920 / 1.010)"
@@ -162,7 +163,7 @@ def test_each_nearest_word_stands_beside_its_chance_and_what_is_nearer_is_marked
     assert (summary.suffix, classes.suffix) == ("-csc", "-csc-classes")
     row = cells(summary.table)[("pets",)]
     assert (row["classes"], row["chance"], row["initial context"]) == ("2", "1.010", "0.700")
-    assert row["met most often"] == "cat (12), hu- (10), of (10)"  # of 16 vectors of two classes
+    assert row["most frequent"] == "cat (12), hu- (10), of (10)"  # of 16 vectors of two classes
     row = cells(classes.table)["pets", "boxer"]
     assert row["nearest words"].startswith("cat*, hu-, of, cat")
     assert row["mean distance"] == "0.975"
@@ -173,14 +174,14 @@ def test_words_by_cosine_are_said_to_be(tmp_path):
     store_words(tmp_path, frame)
     for path in (tmp_path / "nearest_words").iterdir():
         path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": "cosine"}))
-    assert all("1 - cosine" in part.table.notes[0] for part in table4.make(study_of(frame, tmp_path)))
+    assert all("1 - cosine" in part.table.notes[0] for part in table4.ITEM.make(study_of(frame, tmp_path)))
 
 
 def test_a_probe_of_less_effort_is_named_so(tmp_path):
     frame = results(datasets=("pets",))
     label = "Linear probe CLIP (100 iterations, 2 search steps)"
     frame.loc[frame.method == "linear_probe", "label"] = label
-    (part,) = figure3.make(study_of(frame, tmp_path))
+    (part,) = figure3.ITEM.make(study_of(frame, tmp_path))
     name = "Linear probe (100 iterations, 2 search steps)"
     assert name in {names[1] for names, _ in part.table.rows}
     assert name in [text.get_text() for text in part.figure.legends[0].get_texts()]
@@ -191,12 +192,12 @@ def test_the_papers_numbers_are_not_shown_for_other_shots(tmp_path):
     for shots, printed in ((16, 62.95), (4, None)):
         rows = [coop(**common, shots=shots, accuracy=60.0)]
         rows.append(run(**common, shots=shots, method="text_bias", accuracy=59.0))
-        (part,) = table5.make(study_of(pd.DataFrame(rows), tmp_path))
+        (part,) = table5.ITEM.make(study_of(pd.DataFrame(rows), tmp_path))
         shown = cells(part.table).get(("imagenet", "CoOp (M=16, end), as printed in the paper"))
         assert (shown and shown["accuracy"].mean) == printed
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+@pytest.mark.parametrize("item", ITEMS.values(), ids=lambda item: item.name)
 def test_what_would_supply_an_item_is_a_command_that_runs(item, tmp_path):
     (tmp_path / "datasets.json").write_text('{"my pets": {"classes": 3}, "b": {"classes": 4}}')
     study = study_of(results(datasets=("my pets", "b")), tmp_path)
@@ -215,18 +216,18 @@ def test_what_would_supply_an_item_is_a_command_that_runs(item, tmp_path):
 def test_the_commands_name_backbones_as_the_grid_did(tmp_path):
     (tmp_path / "grid.yaml").write_text("backbones: [path/to/clip]\ndatasets: data/pets\n")
     study = study_of(results(datasets=("pets",), backbone="clip"), tmp_path)
-    command = next(item.command(study) for item in ITEMS if item.name == "figure3")
+    command = next(item.command(study) for item in ITEMS.values() if item.name == "figure3")
     assert "backbones=path/to/clip" in command
     assert "datasets=data/pets" in command
 
 
 def test_a_command_for_halves_names_a_dataset_that_has_them(tmp_path):
-    study = study_of(results(datasets=("few", "many")), tmp_path)
-    item = next(item for item in ITEMS if item.name == "base_to_new")
+    item = next(item for item in ITEMS.values() if item.name == "base_to_new")
     for classes, named in ((4, "many"), (3, "DATASET")):
         (tmp_path / "datasets.json").write_text(
             json.dumps({"few": {"classes": 2}, "many": {"classes": classes}})
         )
+        study = study_of(results(datasets=("few", "many")), tmp_path)
         words = shlex.split(item.command(study))
         assert f"datasets={named}:base" in words
         assert f"targets={{{named}:base: [{named}:new]}}" in words
@@ -238,7 +239,7 @@ def test_a_command_for_halves_names_a_dataset_that_has_them(tmp_path):
 @pytest.mark.parametrize("folder", ["my $(touch x) results", "it's", "-dash", '"', "a;b&c", "line\nbreak"])
 def test_commands_are_safe_to_paste(names, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for item in ITEMS:
+    for item in ITEMS.values():
         command = item.command(study_of(results(datasets=names), Path(folder)))
         assert "\n" not in command
         shown = ["bash", "-c", f"fastcoop() {{ printf '%s\\0' \"$@\"; }}; {command.partition(' && ')[0]}"]
@@ -252,7 +253,7 @@ def test_commands_are_safe_to_paste(names, folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+@pytest.mark.parametrize("item", ITEMS.values(), ids=lambda item: item.name)
 def test_commands_leave_out_what_the_datasets_have_nothing_for(item, tmp_path):
     """Neither validation images, that choose a probe's C, nor images behind imported features."""
     (tmp_path / "datasets.json").write_text('{"pets": {"classes": 4, "train": 9, "val": null, "test": 9}}')

@@ -84,10 +84,10 @@ def test_a_shorter_schedule_is_named_on_what_is_drawn_and_in_tables(folder_of, t
     from fastcoop.reports.study import study_of
 
     frame = results(datasets=("objects",), schedule="quick: 30 epochs instead of 200")
-    (part,) = figure3.make(study_of(frame, tmp_path))
+    (part,) = figure3.ITEM.make(study_of(frame, tmp_path))
     assert "quick schedule: 30 epochs instead of 200" in part.figure.get_suptitle().replace("\n", " ")
     assert "quick schedule: 30 epochs instead of 200" in part.table.to_latex()
-    (part,) = figure3.make(study_of(results(datasets=("objects",)), tmp_path))
+    (part,) = figure3.ITEM.make(study_of(results(datasets=("objects",)), tmp_path))
     assert "schedule" not in part.figure.get_suptitle()
 
 
@@ -132,7 +132,7 @@ def test_a_broken_words_file_is_named(folder_of, tmp_path):
     store_words(folder, frame)
     for path in (folder / "nearest_words").iterdir():
         path.write_text('{"vectors": [{"position": 1}]}')
-    with pytest.raises(UserError, match="not a nearest-words file"):
+    with pytest.raises(UserError, match="is damaged or of another version"):
         report(folder, tmp_path / "out")
 
 

@@ -6,8 +6,9 @@ import json
 
 import pandas as pd
 
+from fastcoop.reports.frames import own_prompt
 from fastcoop.reports.items.table1 import shifted
-from fastcoop.reports.study import own_prompt, study_of
+from fastcoop.reports.study import study_of
 from tests.reports.made_up_results import coop, results, run
 
 

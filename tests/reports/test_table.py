@@ -104,10 +104,10 @@ def test_the_papers_numbers_stand_in_rows_of_their_own(tmp_path):
     rows.append(run(**common, dataset="imagenet", method="text_bias", shots=16, seed=1, accuracy=59.0))
     rows.append(coop(**common, dataset="imagenet", shots=16, seed=1, context_length=8, accuracy=61.0))
     study = study_of(pd.DataFrame(rows), tmp_path)
-    (part,) = table1.make(study)
+    (part,) = table1.ITEM.make(study)
     found = {names[0]: cells for names, cells in part.table.rows}
     assert found["CoOp (M=16, end)"]["imagenet_a"].mean == 21.5
     assert not any("M=8" in name for name in found)  # of no target
     assert found[f"CoOp (M=16, end), {AS_PRINTED}"]["imagenet_a"].mean == 22.12
-    (part,) = table5.make(study)
+    (part,) = table5.ITEM.make(study)
     assert part.table.to_markdown().count(AS_PRINTED) >= 3

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from fastcoop.reports.item import Item, Part, sweep_of
-from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
-from fastcoop.reports.study import (
-    Missing,
-    Study,
-    in_shots,
-    lost_note,
-    main_runs,
-    main_setting,
-    most_shots,
-    panels,
-    schedule_note,
-)
+from fastcoop.reports import frames
+from fastcoop.reports.item import Exhibit, Item, sweep_command
+from fastcoop.reports.items.figure5b import suffix_of
+from fastcoop.reports.paper import add_printed, printed
+from fastcoop.reports.study import Study, diverged_note, joined, schedule_note
 from fastcoop.reports.style import name_of
-from fastcoop.reports.table import Cell, Table, cell_of
+from fastcoop.reports.table import Table
 
 NAMES = {
     "zero_shot": "Prompt engineering",
@@ -26,58 +18,48 @@ NAMES = {
 }
 
 
-def make(study: Study) -> list[Part]:
+def make(study: Study) -> list[Exhibit]:
     if not (study.runs.method == "ensemble").any():
-        raise Missing("there is no run of ensemble; add the method to the grid")
-    shots = most_shots(study.runs)
+        raise frames.Missing("there is no run of ensemble; add the method to the grid")
+    shots = frames.most_shots(study.runs)
     schedules = list(dict.fromkeys(piece.schedule for piece in study.slices()))
-    parts = []
+    exhibits = []
     for schedule in schedules:
-        slices = [
-            piece
-            for piece in study.slices()
-            if piece.schedule == schedule and (piece.runs.method == "coop").any()
-        ]
+        slices = [piece for piece in study.slices() if piece.schedule == schedule]
+        slices = [piece for piece in slices if (piece.runs.method == "coop").any()]
         found = {}
         for piece in slices:
-            runs = main_runs(piece.runs)
+            runs = frames.main_runs(piece.runs)
             runs = runs[runs.series.isin(NAMES) & runs.shots.isin((0.0, shots))]
-            found[piece.backbone] = panels(runs, ["series"])
+            found[piece.backbone] = frames.panels(runs, ["series"])
         if not found:
             continue
-        length, init = main_setting(slices[0].runs)
-        title = ", ".join(
-            filter(
-                None,
-                (f"Ensembling and CoOp at {in_shots(shots)}", schedule_note(schedule), lost_note(study.lost)),
-            )
-        )
+        length, init = frames.main_setting(slices[0].runs)
+        notes = schedule_note(schedule), diverged_note(study.diverged)
+        title = joined(f"Ensembling and CoOp at {frames.in_shots(shots)}", *notes)
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
         table.notes = [f"{backbone}: {note}" for backbone, (_, notes) in found.items() for note in notes]
         for dataset in dict.fromkeys(name for summaries, _ in found.values() for name in summaries):
             for series, name in NAMES.items():
-                cells: dict[str, Cell | str] = {
-                    b: cell_of(summaries[dataset], series=series)
-                    for b, (summaries, _) in found.items()
+                cells = {
+                    backbone: frames.cell_of(summaries[dataset], series=series)
+                    for backbone, (summaries, _) in found.items()
                     if dataset in summaries
                 }
                 if not any(cells.values()):
                     continue
-                name = name or name_of(series, length)
-                table.add((dataset, name), cells)
+                names = (dataset, name or name_of(series, length))
+                table.add(names, cells)
                 numbers = {
-                    b: printed("table2", b, dataset, series.split()[0], length=length, init=init, shots=shots)
-                    for b in found
-                }
-                if any(numbers.values()):
-                    table.add(
-                        (dataset, f"{name}, {AS_PRINTED}"), {b: number or "" for b, number in numbers.items()}
+                    backbone: printed(
+                        "table2", backbone, dataset, series, length=length, init=init, shots=shots
                     )
-                    table.notes = list(dict.fromkeys([*table.notes, NOTE]))
+                    for backbone in found
+                }
+                add_printed(table, names, numbers)
         table.mark_best()
-        suffix = "" if len(schedules) == 1 else "-paper" if schedule == "paper" else "-quick"
-        parts.append(Part(suffix, schedule_note(schedule), None, table))
-    return parts
+        exhibits.append(Exhibit(suffix_of(schedule, len(schedules)), schedule_note(schedule), None, table))
+    return exhibits
 
 
 ITEM = Item(
@@ -85,5 +67,5 @@ ITEM = Item(
     "Table 2. Prompt engineering and ensembling",
     "One hand-written prompt, an ensemble of prompts, and CoOp.",
     make,
-    sweep_of("table2"),
+    sweep_command("table2"),
 )

@@ -1,35 +1,38 @@
-"""Table 4: the nearest words of learned contexts: a column per dataset for unified ones; for class-specific ones a
-row per dataset that sums up its classes, and a row per class."""
+"""Table 4: the nearest words of learned contexts.
+
+Unified contexts have a column per dataset; class-specific ones a row per dataset, which summarizes its classes, and in
+another table a row per class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 
 from fastcoop import escape
-from fastcoop.reports.item import Item, Part, sweep_of
-from fastcoop.reports.study import Missing, Slice, Study, in_shots
+from fastcoop.reports import frames
+from fastcoop.reports.item import Exhibit, Item, sweep_command
+from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Cell, Table
-from fastcoop.reports.words import NEAR, Readings, most_often, read_words
+from fastcoop.reports.words import NEAR, Readings, most_frequent, read_words
 
-Chosen = dict[str, tuple[pd.Series, Readings]]  # by dataset: the run shown, and its readings
-MOST_OFTEN = 5  # words of a summary over classes
+Chosen = dict[str, tuple[pd.Series, Readings]]  # by dataset: the run shown, and its nearest words
+NUMBER_OF_WORDS = 5  # of a summary over classes
 CHANCE = (
-    "chance: the mean nearest distance of random vectors of the same length. A * marks what is nearer than"
-    f" {NEAR:.0%} of that; a word without one says no more than the word nearest to a random vector would. A hyphen"
-    " ends a piece of a word."
+    "chance: the mean distance of random vectors of the same length to their nearest token. A * marks a distance below"
+    f" {NEAR:.0%} of that; other words are as near as to random vectors. A hyphen ends a piece of a word."
 )
 
 
-def make(study: Study) -> list[Part]:
-    parts = [part for piece in study.slices() for part in _parts(study, piece)]
-    if not parts:
-        raise Missing("no nearest words are stored for a CoOp context with the class at the end")
-    return parts
+def make(study: Study) -> list[Exhibit]:
+    exhibits = [one for piece in study.slices() for one in _of_slice(study, piece)]
+    if not exhibits:
+        raise frames.Missing("no nearest words are stored for a CoOp context with the class at the end")
+    return exhibits
 
 
-def _parts(study: Study, piece: Slice) -> Iterator[Part]:
+def _of_slice(study: Study, piece: Slice) -> Iterator[Exhibit]:
     coop = piece.runs[(piece.runs.method == "coop") & (piece.runs.class_position == "end")]
     coop = coop.assign(init=coop.init.fillna("random"))
     inits = [init for init in coop.init.unique() if init != "random"]
@@ -42,14 +45,14 @@ def _parts(study: Study, piece: Slice) -> Iterator[Part]:
         if init != "random":
             suffix += "-words" + (f"{inits.index(init) + 1}" if len(inits) > 1 else "")
         if specific:
-            yield _part(piece, f"{suffix}-csc", str(init), chosen, _summary(chosen))
-            yield _part(piece, f"{suffix}-csc-classes", str(init), chosen, _by_class(chosen))
+            yield _exhibit(piece, f"{suffix}-csc", str(init), chosen, _summary(chosen))
+            yield _exhibit(piece, f"{suffix}-csc-classes", str(init), chosen, _by_class(chosen))
         else:
-            yield _part(piece, suffix, str(init), chosen, _unified(chosen, length))
+            yield _exhibit(piece, suffix, str(init), chosen, _unified(chosen, length))
 
 
 def _one_run_per_dataset(study: Study, frame: pd.DataFrame) -> Chosen:
-    """Per dataset the run of most shots and the first seed that has readings."""
+    """Return each dataset's run with the most shots and the first seed that has nearest words."""
     found: Chosen = {}
     for _, run in frame.sort_values(["shots", "seed"], ascending=[False, True]).iterrows():
         if run.dataset not in found and (readings := read_words(study.folder, run.key)):
@@ -62,86 +65,83 @@ def _unified(chosen: Chosen, length: int) -> Table:
     for place in range(1, length + 1):
         cells: dict[str, Cell | str] = {}
         for name, (_, found) in chosen.items():
-            vector = next((v for v in found.vectors if v.position == place), None)
+            vector = next((vector for vector in found.vectors if vector.position == place), None)
             if vector:
-                beside = "" if vector.chance is None else f" / {vector.chance:.3f}"
-                mark = " *" if vector.near else ""
-                cells[name] = f"{vector.word} ({vector.distances[0]:.3f}{beside}){mark}"
+                chance = "" if vector.chance is None else f" / {vector.chance:.3f}"
+                cells[name] = (
+                    f"{vector.word} ({vector.distances[0]:.3f}{chance}){' *' if vector.near else ''}"
+                )
         table.add((place,), cells)
-    for title, value in _means():
-        table.add((title,), {name: value(found) for name, (_, found) in chosen.items()})
+    for title, text in MEANS.items():
+        table.add((title,), {name: text(found) for name, (_, found) in chosen.items()})
     return table
 
 
 def _summary(chosen: Chosen) -> Table:
-    columns = ("classes", *(title for title, _ in _means()), "met most often")
+    columns = ("classes", *MEANS, "most frequent")
     table = Table(
         "Nearest words of class-specific contexts, over all classes", ("dataset",), columns, unit=""
     )
     for name, (_, found) in chosen.items():
-        cells: dict[str, Cell | str] = {title: value(found) for title, value in _means()}
+        cells: dict[str, Cell | str] = {title: text(found) for title, text in MEANS.items()}
         cells["classes"] = str(len(found.of_classes()))
-        cells["met most often"] = most_often(found.vectors, MOST_OFTEN)
+        cells["most frequent"] = most_frequent(found.vectors, NUMBER_OF_WORDS)
         table.add((name,), cells)
     return table
 
 
 def _by_class(chosen: Chosen) -> Table:
     columns = ("nearest words", "mean distance", "chance", "nearer than chance (%)")
-    table = Table(
-        "Nearest words of class-specific contexts, by class", ("dataset", "class"), columns, unit=""
-    )
+    title = "Nearest words of class-specific contexts, by class"
+    table = Table(title, ("dataset", "class"), columns, unit="")
     for name, (_, found) in chosen.items():
         for class_name, readings in found.of_classes().items():
-            words = ", ".join(f"{v.word}{'*' if v.near else ''}" for v in readings.vectors)
-            table.add((name, class_name), {
-                "nearest words": words,
-                "mean distance": _number(readings.mean_distance),
-                "chance": _number(readings.mean_chance),
-                "nearer than chance (%)": f"{readings.near:.0f}",
-            })  # fmt: skip
+            words = ", ".join(f"{vector.word}{'*' if vector.near else ''}" for vector in readings.vectors)
+            distances = _number(readings.mean_distance), _number(readings.mean_chance)
+            texts = (words, *distances, f"{readings.near:.0f}")
+            table.add((name, class_name), dict(zip(columns, texts, strict=True)))
     return table
-
-
-def _means():  # type: ignore[no-untyped-def]
-    """(title, how a run's readings come to it) of the lines that say how near all vectors are."""
-    return (
-        ("mean distance", lambda found: _number(found.mean_distance)),
-        ("chance", lambda found: _number(found.mean_chance)),
-        ("initial context", lambda found: _number(found.initial)),
-        ("random initial context", lambda found: _number(found.by_chance)),
-        (f"nearer than {NEAR:.0%} of chance (% of vectors)", lambda found: f"{found.near:.0f}"),
-    )
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _part(piece: Slice, suffix: str, init: str, chosen: Chosen, table: Table) -> Part:
-    start = "started at random" if init == "random" else f"started from the words “{init}”"
+MEANS: dict[str, Callable[[Readings], str]] = {  # summaries over the vectors of a run
+    "mean distance": lambda found: _number(found.mean_distance),
+    "chance": lambda found: _number(found.mean_chance),
+    "initial context": lambda found: _number(found.initial),
+    "random initial context": lambda found: _number(found.by_chance),
+    f"nearer than {NEAR:.0%} of chance (% of vectors)": lambda found: f"{found.near:.0f}",
+}
+
+
+def _exhibit(piece: Slice, suffix: str, init: str, chosen: Chosen, table: Table) -> Exhibit:
+    start = "random initialization" if init == "random" else f"initialized with the words “{init}”"
     table.title = f"{table.title}, {start} ({piece.subtitle})"
     metrics = {found.metric for _, found in chosen.values()}
     kind = "Euclidean distance" if metrics == {"euclidean"} else "Distance (1 - cosine)"
-    runs = (f"{name}: {in_shots(run.shots)}, seed {run.seed}" for name, (run, _) in chosen.items())
-    table.notes = [f"{kind} to the nearest token of the vocabulary / {CHANCE}",
-                   "“Initial context” is what the runs started from, “random initial context” what one drawn at"
-                   " random gives.",
-                   f"Runs shown: {'; '.join(runs)}."]  # fmt: skip
-    return Part(suffix, piece.subtitle, None, table)
+    runs = (f"{name}: {frames.in_shots(run.shots)}, seed {run.seed}" for name, (run, _) in chosen.items())
+    table.notes = [
+        f"{kind} to the nearest token of the vocabulary / {CHANCE}",
+        "“Initial context”: distance before training; “random initial context”: distance of a random context.",
+        f"Runs shown: {'; '.join(runs)}.",
+    ]
+    return Exhibit(suffix, piece.subtitle, None, table)
 
 
 def _interpret(study: Study) -> str:
-    """Read the contexts that there are; where there are none, run them first."""
-    read = escape.shell_command("fastcoop", "interpret", study.folder, "--backbone", study.backbones[0])
+    """Return the command that finds nearest words, after a sweep if there is no context to interpret."""
+    words = ("fastcoop", "interpret", study.folder, "--backbone", study.backbones[0])
+    interpret = escape.shell_command(*words)
     end = study.runs[(study.runs.method == "coop") & (study.runs.class_position == "end")]
-    return read if len(end) else f"{sweep_of('table4')(study)} && {read}"
+    return interpret if len(end) else f"{sweep_command('table4')(study)} && {interpret}"
 
 
 ITEM = Item(
     "table4",
     "Table 4. Nearest words",
-    "What the learned context vectors are closest to in the vocabulary, and how close chance would bring them.",
+    "The words of the vocabulary that are nearest to the learned context vectors, and how near random vectors are.",
     make,
     _interpret,
 )

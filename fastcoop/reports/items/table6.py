@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from fastcoop import escape
-from fastcoop.reports.item import Item, Part
+from fastcoop.reports.frames import Missing
+from fastcoop.reports.item import Exhibit, Item
 from fastcoop.reports.paper import AS_PRINTED, printed_dataset
-from fastcoop.reports.study import Missing, Study, read_datasets
+from fastcoop.reports.study import Study
 from fastcoop.reports.table import Table
 
 COLUMNS = ("classes", "train", "val", "test", "prompt")
 
 
-def make(study: Study) -> list[Part]:
-    known = read_datasets(study.folder)
-    used = [name for name in dict.fromkeys(study.runs.dataset) if name in known]
+def make(study: Study) -> list[Exhibit]:
+    used = [name for name in dict.fromkeys(study.runs.dataset) if name in study.known]
     if not used:
         raise Missing(
             "the results folder has no datasets.json, which newer sweeps write; run the sweep again"
         )
     table = Table("Datasets", ("dataset",), COLUMNS, "statistic", unit="")
     for name in used:
-        table.add((name,), {column: _text(known[name].get(column)) for column in COLUMNS})
+        table.add((name,), {column: _text(study.known[name].get(column)) for column in COLUMNS})
         if printed := printed_dataset(name):
             table.add((f"{name}, {AS_PRINTED}",), {column: printed[column] for column in COLUMNS})
-    return [Part("", "", None, table)]
+    return [Exhibit("", "", None, table)]
 
 
 def _text(value: object) -> str:
@@ -35,9 +35,8 @@ def _text(value: object) -> str:
 def _sweep_again(study: Study) -> str:
     grid = study.folder / "grid.yaml"
     places = (word for option in study.places for word in option)
-    return escape.shell_command(
-        "fastcoop", "sweep", grid if grid.is_file() else "GRID.yaml", "--results", study.folder, *places
-    )
+    words = (grid if grid.is_file() else "GRID.yaml", "--results", study.folder, *places)
+    return escape.shell_command("fastcoop", "sweep", *words)
 
 
 ITEM = Item(

@@ -1,0 +1,111 @@
+"""Give runs that differ in more than their seed different names of datasets, backbones or series.
+
+Only runs that are equal in everything but their seed, and the images it selects, may be averaged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from fastcoop.results.records import DATASET_PROMPT
+
+DIGEST_LENGTH = 8  # characters of a digest in a name
+# Settings that have columns of their own in figures, or that do not matter between runs of one series.
+NAMED_SETTINGS = {
+    "context_length", "class_position", "class_specific", "init", "epochs", "prompt", "templates", DATASET_PROMPT,
+}  # fmt: skip
+# Runs with equal values in these columns are averaged over seeds.
+GROUP_COLUMNS = [
+    "backbone", "dataset", "source", "classes", "method", "series", "context_length", "init", "schedule", "shots",
+    "prompt",
+]  # fmt: skip
+Known = Mapping[str, Mapping[str, Any]]  # the content of datasets.json
+
+
+def rename_datasets(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
+    """Give datasets with one name that differ in their classes, splits or images names of their own.
+
+    The one that ``known`` describes keeps its name, else the one tested last. The others get the beginning of a digest:
+    ``photos (3f2a91bc)``, and halves of them ``photos (3f2a91bc):base``.
+    """
+    # Databases of version 1 have no digest of the images.
+    images = runs.images.fillna(runs.groupby(["dataset", "test"]).images.transform("last"))
+    digest = images.fillna(runs.test)
+    renamed: dict[tuple[str, str], str] = {}
+    for dataset, frame in runs.dropna(subset=["test"]).groupby("dataset", sort=False):
+        digests = digest[frame.index]
+        current = frame.test == known.get(str(dataset), {}).get("digest")
+        kept = digests[current if current.any() else frame.index].iloc[-1]
+        name, colon, half = str(dataset).partition(":")
+        for other in set(digests) - {kept}:
+            renamed[str(dataset), other] = f"{name} ({other[:DIGEST_LENGTH]}){colon}{half}"
+    if not renamed:
+        return runs
+    names = [renamed.get(pair, pair[0]) for pair in zip(runs.dataset, digest, strict=True)]
+    own = runs.source == runs.dataset
+    sources = dict(zip(runs.key[own], pd.Series(names, runs.index)[own], strict=True))
+    sources_of_runs = [sources.get(key, source) for key, source in zip(runs.key, runs.source, strict=True)]
+    return runs.assign(source=sources_of_runs, dataset=names)
+
+
+def rename_backbones(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give backbones with one name and different weights names of their own, such as ``RN50 (3f2a91bc)``.
+
+    That of the latest run keeps its name.
+    """
+    latest = runs.groupby("backbone").backbone_digest.transform("last")
+    other = runs.backbone_digest.notna() & (runs.backbone_digest != latest)
+    renamed = runs.backbone + " (" + runs.backbone_digest.fillna("").str[:DIGEST_LENGTH] + ")"
+    return runs.assign(backbone=runs.backbone.where(~other, renamed))
+
+
+def plain_dataset(name: str) -> str:
+    """Return the name of a dataset before `rename_datasets`."""
+    return re.sub(rf" \([0-9a-f]{{{DIGEST_LENGTH}}}\)(?=$|:)", "", name)
+
+
+def rename_series(runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known: Known) -> list[str]:
+    """Return the series of each run, with its unusual settings where runs of one series differ in these.
+
+    The most frequent settings of a method keep the series' plain name; others
+    get series of their own, such as ``coop end (learning_rate 0.01)``.
+    """
+    rows = zip(runs.itertuples(), settings, strict=True)
+    facts = pd.Series([json.dumps(_other_settings(*row, known), sort_keys=True) for row in rows], runs.index)
+    series = runs.series.copy()
+    for _, frame in runs.groupby("method", sort=False):
+        own = facts[frame.index]
+        if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
+            counts = own.value_counts()
+            usual = json.loads(min(counts.index, key=lambda text: (-counts[text], text)))
+            names = zip(frame.series, own, strict=True)
+            series[frame.index] = [_with_settings(name, json.loads(text), usual) for name, text in names]
+    return series.tolist()
+
+
+def latest_of_each(runs: pd.DataFrame) -> pd.Series:
+    """Return whether each run is the last one finished among runs with equal settings and seed.
+
+    Earlier ones were repeated because their features were computed again.
+    """
+    return ~runs.duplicated([*GROUP_COLUMNS, "seed"], keep="last")
+
+
+def _other_settings(row: Any, given: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """Return the settings of a run without a column, and its dataset's prompt if it is not the recorded one."""
+    other = {name: value for name, value in given.items() if name not in NAMED_SETTINGS}
+    prompt, current = given.get(DATASET_PROMPT), known.get(row.source, {}).get("prompt")
+    is_known = prompt is not None and current is not None
+    if row.method != "zero_shot" and is_known and str(prompt).replace("{}", "[CLASS]") != current:
+        other["prompt"] = prompt
+    return other
+
+
+def _with_settings(series: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    names = [name for name in {**usual, **given} if given.get(name) != usual.get(name)]
+    return f"{series} ({', '.join(f'{name} {given.get(name)}' for name in names)})" if names else series
