@@ -1,4 +1,4 @@
-"""A frozen CLIP: the open_clip model, what it eats, and a fingerprint of what determines its features."""
+"""A frozen CLIP: the open_clip model, its preprocessing, and a content hash."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Preprocess:
     """How an image becomes the (3, size, size) tensor that the image tower was trained on.
 
     Attributes:
-        size: height and width in pixels.
-        mean, std: per RGB channel, of values in [0, 1].
+        size: Height and width in pixels.
+        mean: Per RGB channel, of values in [0, 1].
+        std: Per RGB channel, of values in [0, 1].
         interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" (shorter side to ``size``, centre crop) or "squash" (both sides to ``size``).
+        resize_mode: "shortest" (shorter side to ``size``, center crop) or "squash" (both sides to ``size``).
     """
 
     size: int
@@ -43,14 +44,14 @@ class Backbone:
     """A frozen CLIP.
 
     Attributes:
-        name: short and safe as a folder name, e.g. "RN50" or "demo-resnet".
-        model: the open_clip model, in eval mode, without gradients.
+        name: Short and safe as a folder name, such as "RN50" or "demo-resnet".
+        model: The open_clip model, in eval mode, without gradients.
         digest: sha256 hex of weights, activation and preprocessing: equal digests, equal features.
-        tokenizer: open_clip's; list of n strings -> int64 (n, context_length). It truncates silently.
-        preprocess: the image facts of the weights.
-        embed_dim: size of an image or text feature.
-        quick_gelu: whether the towers use OpenAI's QuickGELU.
-        trained_tokens: bool (vocabulary,), which token embeddings pretraining touched; None if all count.
+        tokenizer: open_clip's; list of n strings -> int64 (n, context_length). It truncates without warning.
+        preprocess: The image preprocessing of the weights.
+        embed_dim: Size of an image or text feature.
+        quick_gelu: Whether the towers use OpenAI's QuickGELU.
+        trained_tokens: bool (vocabulary,), the token embeddings that were trained; None: all.
     """
 
     name: str
@@ -66,17 +67,9 @@ class Backbone:
     def image_size(self) -> int:
         return self.preprocess.size
 
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        return self.preprocess.mean
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        return self.preprocess.std
-
     @cached_property
     def logit_scale(self) -> float:
-        """The factor on cosine similarities, already exponentiated: about 100 for CLIP."""
+        """The factor on cosine similarities, exponentiated: about 100 for CLIP."""
         scale = self.model.logit_scale
         return float(scale.to(torch.promote_types(scale.dtype, torch.float32)).exp())
 
@@ -96,24 +89,37 @@ class Backbone:
     @torch_defaults()
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Raw image features (b, embed_dim) of images (b, 3, image_size, image_size) in [0, 1], normalised by
-        ``mean`` and ``std``; in the model's dtype and on its device, not of unit length."""
+        """Encode images, preprocessed and normalized by ``preprocess``.
+
+        Args:
+            images: (b, 3, size, size).
+
+        Returns:
+            Features (b, embed_dim), not normalized, in the model's dtype and on its device.
+        """
         features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
         return features
 
     @torch_defaults()
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Raw text features (n, embed_dim) of n prompts, all positions computed: the plain path.
+        """Encode n prompts by open_clip's own code, at all positions.
 
-        Raises UserError for a prompt that does not fit the context length.
+        Returns:
+            Features (n, embed_dim), not normalized.
+
+        Raises:
+            UserError: A prompt does not fit the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        parts = [self.model.encode_text(part) for part in ids.split(TEXT_BATCH)]
-        return torch.cat(parts)
+        return torch.cat([self.model.encode_text(part) for part in ids.split(TEXT_BATCH)])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64 (n, context_length); raises UserError where open_clip would cut a text short."""
+        """Return token ids, int64 (n, context_length).
+
+        Raises:
+            UserError: A text does not fit the context length; open_clip would truncate it.
+        """
         context_length = self.text.context_length
         ids = self.tokenizer(list(texts), context_length=context_length)
         longer = self.tokenizer(list(texts), context_length=context_length + 1)
@@ -132,10 +138,13 @@ def fingerprint(
     preprocess: Preprocess,
     unusual: Mapping[str, Any] | None = None,
 ) -> str:
-    """sha256 hex over the tensors (as float32 where floating, sorted by name) and the other facts.
+    """Return the sha256 hex of what determines features.
 
-    ``unusual``: further settings of the model that change its features. Half-precision and full-precision files of the
-    same values agree.
+    Args:
+        state: State dict; floating-point tensors are hashed as float32, so that files of other dtypes agree.
+        quick_gelu: Whether the activation is QuickGELU.
+        preprocess: The image preprocessing.
+        unusual: Other settings of the model that change its features.
     """
     facts: dict[str, Any] = {"quick_gelu": quick_gelu, "preprocess": asdict(preprocess)}
     if unusual:

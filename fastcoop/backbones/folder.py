@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastcoop.errors import UserError
 
@@ -15,9 +14,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 PREFERRED_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 
 
-@dataclass(frozen=True)
-class FolderConfig:
-    """A model's open_clip config, its preprocessing facts ({} where the config states none) and its file."""
+class FolderConfig(NamedTuple):
+    """A model's open_clip config, its preprocessing settings ({} where it states none), and the config's file."""
 
     model: dict[str, Any]
     preprocess: dict[str, Any]
@@ -25,24 +23,24 @@ class FolderConfig:
 
 
 def read_folder_config(folder: Path) -> FolderConfig:
-    """The config in ``folder``: ``open_clip_config.json``, else the one ``*.json`` that is a model config.
+    """Read the config in ``folder``: ``open_clip_config.json``, else the one ``*.json`` that is a model config.
 
-    Raises UserError where there is none, or more than one.
+    Raises:
+        UserError: There is none, or more than one.
     """
     hub = folder / HUB_CONFIG
     candidates = [hub] if hub.is_file() else sorted(folder.glob("*.json"))
     found = [config for path in candidates if (config := _read_config(path)) is not None]
     if len(found) != 1:
-        what = "no" if not found else "more than one"
         raise UserError(
-            f"{folder} holds {what} open_clip model config; expected {HUB_CONFIG}, or one .json file "
-            f"with {', '.join(CONFIG_KEYS)}."
+            f"{folder} holds {'more than one' if found else 'no'} open_clip model config; expected {HUB_CONFIG}, or "
+            f"one .json file with {', '.join(CONFIG_KEYS)}."
         )
     return found[0]
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether ``path`` is a folder with a weights file and a .json file, so that a model can lie in it."""
+    """Return whether ``path`` is a folder with a weights file and a .json file."""
     try:
         suffixes = {file.suffix for file in path.iterdir()}
     except OSError:
@@ -51,12 +49,15 @@ def is_model_folder(path: Path) -> bool:
 
 
 def find_weights(folder: Path) -> Path:
-    """The weights file in ``folder``: one of open_clip's usual names, else the only one there is."""
+    """Return the weights file in ``folder``: one of open_clip's usual names, else the only one.
+
+    Raises:
+        UserError: There is none, or several of other names.
+    """
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    for stem in PREFERRED_STEMS:
-        for suffix in WEIGHT_SUFFIXES:
-            if folder / (stem + suffix) in files:
-                return folder / (stem + suffix)
+    for name in (stem + suffix for stem in PREFERRED_STEMS for suffix in WEIGHT_SUFFIXES):
+        if folder / name in files:
+            return folder / name
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "none"
         raise UserError(
@@ -71,14 +72,12 @@ def _read_config(path: Path) -> FolderConfig | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        return None
-    model = content.get("model_cfg", content)
+    model = content.get("model_cfg", content) if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(key in model for key in CONFIG_KEYS):
         return None
     for key in CONFIG_KEYS[1:]:
         if not isinstance(model[key], dict):
             raise UserError(
-                f"{path}: {key} should hold keys and values, as in open_clip's configs; {model[key]!r} came."
+                f"{path}: {key} should hold keys and values, as in open_clip's configs; got {model[key]!r}."
             )
     return FolderConfig(model, content.get("preprocess_cfg") or {}, path)

@@ -1,4 +1,4 @@
-"""Compute in the precision of the model, whatever the caller has told torch."""
+"""Compute in the precision of the model, whatever settings of torch the caller has changed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ PRECISIONS = {"mkldnn.matmul": "ieee", "mkldnn.conv": "ieee", "cuda.matmul": "ie
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Undo, until the block ends, what a caller may have set: autocast, the default dtype and device, and lower
-    precisions for products of float32."""
+    """Reset autocast, the default dtype and device, and the precision of float32 products to torch's defaults."""
     dtype = torch.get_default_dtype()
     before = {name: backend.fp32_precision for name in PRECISIONS if (backend := _backend(name))}
     matmul = None if before else torch.get_float32_matmul_precision()  # torch before 2.9
     cuda = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
-    # Entered only where it is needed: as long as it is, every call of torch takes longer.
+    # Entered only where needed, since it slows down every call of torch.
     device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
         torch.set_default_dtype(torch.float32)
@@ -41,16 +40,17 @@ def torch_defaults() -> Iterator[None]:
 
 @contextmanager
 def fresh_state() -> Iterator[None]:
-    """Compute, until the block ends, as a process does that has just started: `torch_defaults`, gradients, no inference
-    mode, and NumPy's own reactions to floating-point errors. So a sweep comes to the same numbers in this process as in
-    worker processes."""
+    """Reset the settings of torch and NumPy to those of a new process, so that results equal those of workers.
+
+    These are `torch_defaults`, gradients on, inference mode off, and NumPy's handling of floating-point errors.
+    """
     reactions = np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")
     with torch_defaults(), torch.inference_mode(False), torch.enable_grad(), reactions:
         yield
 
 
 def _backend(name: str) -> Any:
-    """The part of ``torch.backends`` that states a precision; None where torch is too old to have it."""
+    """Return the part of ``torch.backends`` with a precision; None in older versions of torch."""
     backend: Any = torch.backends
     for part in name.split("."):
         backend = getattr(backend, part, None)

@@ -1,4 +1,4 @@
-"""What a CLIP text tower consists of, read off an open_clip model, or the reason why it cannot be used."""
+"""The parts of a CLIP text tower, read from an open_clip model, or the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ END_POOLS = ("argmax", "eos")
 CLS_TOKEN = "its output is read at an appended class token, not at the end token"
 NOT_CAUSAL = "its attention is not causal"
 NOT_OPEN_CLIPS = "it is not one of open_clip's own text transformers"
+READ_ELSEWHERE = 'its output is read at "{}", not at the end token'
 # Options of open_clip's text_cfg that make its blocks another kind, which the engine does not compute.
 OTHER_BLOCKS = (
     *("block_type", "qk_norm", "scaled_cosine_attn"),
@@ -28,8 +29,8 @@ OTHER_BLOCKS = (
 class Block:
     """One pre-norm residual block: ``x + out(attend(qkv(ln_1 x)))``, then ``x + proj(act(fc(ln_2 x)))``.
 
-    Weights are as ``torch.nn.Linear`` keeps them, (out, in); ``scale_1`` and ``scale_2`` (width,) multiply
-    the two branches where the tower has LayerScale, else they are None.
+    Weights are (out, in), as in ``torch.nn.Linear``; ``scale_1`` and ``scale_2`` (width,) multiply the two branches
+    where the tower has LayerScale, else they are None.
     """
 
     ln_1: nn.LayerNorm
@@ -47,10 +48,18 @@ class Block:
 class TextTower:
     """A frozen causal text transformer whose output is read at the end token.
 
-    ``token_embedding`` (vocabulary, width), ``positional_embedding`` (context_length, width), ``projection``
-    (width, dim) or None, ``projection_bias`` (dim,) or None. All tensors are the model's own, in its dtype
-    and on its device. ``activation`` is "gelu", "gelu_tanh" or "quick_gelu". ``end_id``: the token that the
-    output is read at; None for the largest of a text.
+    All tensors are the model's own, in its dtype and on its device.
+
+    Attributes:
+        token_embedding: (vocabulary, width).
+        positional_embedding: (context_length, width).
+        blocks: The residual blocks.
+        ln_final: The last layer norm.
+        projection: (width, dim) or None.
+        projection_bias: (dim,) or None.
+        heads: Attention heads of a block.
+        activation: "gelu", "gelu_tanh" or "quick_gelu".
+        end_id: The token that the output is read at; None for the largest of a text.
     """
 
     token_embedding: Tensor
@@ -90,46 +99,43 @@ class TextTower:
     def from_model(cls, model: nn.Module) -> TextTower:
         """Read the tower of an open_clip ``CLIP`` (tower on the model) or ``CustomTextCLIP`` (under ``.text``).
 
-        Raises UserError, with the reason, for a tower that prompt learning cannot go through exactly: one that
-        is not causal, is not read at the end token, or is built from other blocks.
+        Raises:
+            UserError: Prompt learning cannot compute the tower exactly: it is not causal, is not read at the end
+                token, or is built from other blocks.
         """
         text: Any = getattr(model, "text", model)
         if not hasattr(text, "token_embedding") or not hasattr(text, "transformer"):
             raise _refused(NOT_OPEN_CLIPS)
-        pool = str(getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax"))
-        if pool not in END_POOLS:
-            raise _refused(_read_elsewhere(pool))
-        if getattr(text, "cls_emb", None) is not None:
-            raise _refused(CLS_TOKEN)
-        if not _is_causal(getattr(text, "attn_mask", None)):
-            raise _refused(NOT_CAUSAL)
-
         blocks = text.transformer.resblocks
-        if not len(blocks):
-            raise _refused("it has no layers")
+        pool = str(getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax"))
         norms = [text.ln_final, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
-        if any(norm.weight is None or norm.bias is None for norm in norms):
-            raise _refused("its layer norms have no weight or no bias")
+        _refuse(
+            (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
+            (getattr(text, "cls_emb", None) is not None, CLS_TOKEN),
+            (not _is_causal(getattr(text, "attn_mask", None)), NOT_CAUSAL),
+            (not len(blocks), "it has no layers"),
+            (
+                any(norm.weight is None or norm.bias is None for norm in norms),
+                "its layer norms have no weight or no bias",
+            ),
+        )
         for block in blocks:
             if type(block) is not ResidualAttentionBlock or block.attn.in_proj_weight is None:
                 raise _refused(
                     f"its blocks are {type(block).__name__}, not open_clip's ResidualAttentionBlock"
                 )
-
         projection: Any = text.text_projection
-        projection_bias: Tensor | None = None
-        if isinstance(projection, nn.Linear):
-            projection, projection_bias = projection.weight.t(), projection.bias
+        is_linear = isinstance(projection, nn.Linear)
         return cls(
             token_embedding=text.token_embedding.weight,
             positional_embedding=text.positional_embedding,
             blocks=tuple(_block(block) for block in blocks),
             ln_final=text.ln_final,
-            projection=projection,
-            projection_bias=projection_bias,
+            projection=projection.weight.t() if is_linear else projection,
+            projection_bias=projection.bias if is_linear else None,
             heads=blocks[0].attn.num_heads,
             activation=_activation(blocks[0].mlp.gelu),
-            end_id=int(text.eos_id if hasattr(text, "eos_id") else text.text_eos_id)
+            end_id=int(getattr(text, "eos_id" if hasattr(text, "eos_id") else "text_eos_id"))
             if pool == "eos"
             else None,
         )
@@ -138,26 +144,27 @@ class TextTower:
 def refuse_config(config: Mapping[str, Any]) -> None:
     """Refuse an open_clip model config whose text tower cannot be used, before anything large is built.
 
-    Raises UserError with the reason, as ``TextTower.from_model`` does for the tower itself.
+    Raises:
+        UserError: As ``TextTower.from_model`` raises for the tower itself.
     """
     text = config["text_cfg"]
-    if text.get("hf_model_name"):
-        raise _refused(f"{NOT_OPEN_CLIPS} but {text['hf_model_name']}")
-    if text.get("embed_cls"):
-        raise _refused(CLS_TOKEN)
-    if config.get("multimodal_cfg"):
-        raise _refused("it belongs to a model that also writes captions (CoCa)")
-    if text.get("no_causal_mask"):
-        raise _refused(NOT_CAUSAL)
-    if text.get("pool_type", "argmax") not in END_POOLS:
-        raise _refused(_read_elsewhere(text["pool_type"]))
-    others = [option for option in OTHER_BLOCKS if text.get(option)]
-    if others and text.get("block_type") != "default":
-        raise _refused(f"its blocks are not the standard ones ({others[0]})")
+    pool = text.get("pool_type", "argmax")
+    other = next((option for option in OTHER_BLOCKS if text.get(option)), None)
+    _refuse(
+        (text.get("hf_model_name"), f"{NOT_OPEN_CLIPS} but {text.get('hf_model_name')}"),
+        (text.get("embed_cls"), CLS_TOKEN),
+        (config.get("multimodal_cfg"), "it belongs to a model that also writes captions (CoCa)"),
+        (text.get("no_causal_mask"), NOT_CAUSAL),
+        (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
+        (other and text.get("block_type") != "default", f"its blocks are not the standard ones ({other})"),
+    )
 
 
-def _read_elsewhere(pool: str) -> str:
-    return f'its output is read at "{pool}", not at the end token'
+def _refuse(*cases: tuple[Any, str]) -> None:
+    """Raise the reason of the first case whose condition holds."""
+    for condition, reason in cases:
+        if condition:
+            raise _refused(reason)
 
 
 def _refused(reason: str) -> UserError:

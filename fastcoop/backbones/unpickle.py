@@ -1,9 +1,8 @@
-"""Reading what torch wrote, a checkpoint or a TorchScript archive, without running anything that it names.
+"""Read files that torch wrote, checkpoints or TorchScript archives, without running code that they name.
 
-A pickle can name any function of any module and ask for it to be called, and a TorchScript archive brings code of its
-own that runs while it is loaded. Here nothing named is ever imported: every name but ``OrderedDict`` becomes a stand-in
-that keeps what it is given and does nothing, and the tensors that are wanted are read from the file afterwards, by what
-their stand-ins were given.
+A pickle can name any function of any module to be called, and a TorchScript archive contains code that runs while it is
+loaded. Here nothing named is imported: every name but ``OrderedDict`` becomes a stand-in that keeps its arguments and
+does nothing; tensors are read from the file afterwards, by the arguments of their stand-ins.
 """
 
 from __future__ import annotations
@@ -18,22 +17,21 @@ from typing import Any
 import numpy as np
 
 DTYPES = {
-    **{"HalfStorage": "f2", "FloatStorage": "f4", "DoubleStorage": "f8"},
     **{
+        "HalfStorage": "f2",
+        "FloatStorage": "f4",
+        "DoubleStorage": "f8",
+        "BoolStorage": "?",
         "ByteStorage": "u1",
-        "CharStorage": "i1",
-        "ShortStorage": "i2",
-        "IntStorage": "i4",
-        "LongStorage": "i8",
     },
-    "BoolStorage": "?",
+    **{"CharStorage": "i1", "ShortStorage": "i2", "IntStorage": "i4", "LongStorage": "i8"},
 }
 REBUILD = "torch._utils._rebuild_tensor_v2"
-MOST_CODE = 1 << 26  # bytes, far more than any CLIP's; compressed, a few could unfold to any number
+MAX_CODE_BYTES = 1 << 26  # far more than any CLIP's; a few compressed bytes may unpack to any number
 
 
 class StandIn:
-    """Instead of whatever a pickle names: keeps the arguments of its call and its state, takes items, does nothing."""
+    """Replaces what a pickle names: keeps the arguments of its call and its state, accepts items, does nothing."""
 
     name = ""
     args: tuple[Any, ...]
@@ -60,7 +58,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        # A class of its own for each, so that nothing a pickle does to one outlives the reading.
+        # A new class for each, so that a pickle's changes of a class do not outlive the reading.
         return type("StandIn", (StandIn,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
@@ -68,13 +66,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 class TorchFile:
-    """A file of ``torch.save`` since torch 1.6, or of ``torch.jit.save``. Use it in a ``with`` statement.
+    """A file of ``torch.save`` since torch 1.6, or of ``torch.jit.save``, for a ``with`` statement.
 
-    Whatever a damaged file makes of the reading comes out as it is: any exception, of any type.
+    Damaged files may raise any exception.
     """
 
     def __init__(self, path: Path):
-        """Raises OSError if the file is missing, zipfile.BadZipFile or ValueError if it is no such file."""
         self._archive = zipfile.ZipFile(path)
         (pickled,) = (entry for entry in self._archive.namelist() if entry.endswith("/data.pkl"))
         self._root = pickled.removesuffix("data.pkl")
@@ -91,13 +88,14 @@ class TorchFile:
         return self._root + entry in self._archive.namelist()
 
     def unpickled(self, entry: str = "data.pkl") -> Any:
-        """What ``entry`` pickles, with stand-ins for all that it names."""
+        """Return what ``entry`` pickles, with stand-ins for all that it names."""
         return _Unpickler(io.BytesIO(self.read(entry))).load()
 
     def tensor(self, stand_in: Any, folder: str = "data") -> np.ndarray:
-        """The array, in its own dtype, behind a tensor's stand-in; ``folder`` holds its numbers.
+        """Return a tensor's array, in its own dtype, by its stand-in; ``folder`` holds its numbers.
 
-        Raises ValueError if it is no stand-in of a tensor, of a dtype not known here, or reaches outside its storage.
+        Raises:
+            ValueError: It is no stand-in of a tensor, its dtype is unknown, or it reaches outside its storage.
         """
         if not isinstance(stand_in, StandIn) or stand_in.name != REBUILD:
             raise ValueError("a tensor was expected where there is none")
@@ -114,18 +112,18 @@ class TorchFile:
         return view.astype(kind)
 
     def read(self, entry: str) -> bytes:
-        """The bytes of an entry that is stored as it is."""
+        """Return the bytes of an entry that is not compressed."""
         if self._archive.getinfo(self._root + entry).compress_type != zipfile.ZIP_STORED:
             raise ValueError("its entries are compressed, which those of torch.save never are")
         return self._archive.read(self._root + entry)
 
     def code(self) -> str:
-        """The text of a TorchScript archive's code, "" in a file of ``torch.save``."""
+        """Return the text of a TorchScript archive's code, "" in a file of ``torch.save``."""
         entries = [
             entry
             for entry in self._archive.infolist()
             if entry.filename.startswith(self._root + "code/") and entry.filename.endswith(".py")
         ]
-        if sum(entry.file_size for entry in entries) > MOST_CODE:
-            raise ValueError(f"its code is longer than {MOST_CODE} bytes")
+        if sum(entry.file_size for entry in entries) > MAX_CODE_BYTES:
+            raise ValueError(f"its code is longer than {MAX_CODE_BYTES} bytes")
         return "\n".join(self._archive.read(entry).decode() for entry in entries)

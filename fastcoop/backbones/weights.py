@@ -1,12 +1,14 @@
-"""State dicts out of files of every format that CLIP weights come in, by means that run no foreign code."""
+"""State dicts from files of every format that CLIP weights come in, read without running code of the files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained
@@ -14,16 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastcoop.backbones.sparse import SEEN_IDS
 from fastcoop.backbones.unpickle import REBUILD, StandIn, TorchFile
 from fastcoop.errors import MissingFile, UserError
 
 OPENAI_INTEGERS = ("input_resolution", "context_length", "vocab_size")
+TOKEN_TABLE = "token_embedding.weight"
+SEEN_IDS = "token_embedding.seen_ids"
+SEEN_ROWS = "token_embedding.seen_rows"
+UNSEEN_STD = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A state dict, and the activation if the file itself tells it (None where it does not)."""
+    """A state dict, and whether its activation is QuickGELU if the file itself states it (else None)."""
 
     state: dict[str, Tensor]
     quick_gelu: bool | None = None
@@ -32,7 +37,8 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Read OpenAI's TorchScript archive, a plain state dict, a training checkpoint or safetensors.
 
-    Raises UserError if the file is missing, damaged, or none of these.
+    Raises:
+        UserError: The file is missing, damaged, or none of these.
     """
     if not path.is_file():
         raise MissingFile(f"There is no weights file {path}.")
@@ -44,10 +50,10 @@ def read_weights(path: Path) -> Weights:
         return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
     except UserError:
         raise
-    except Exception as error:  # a damaged file raises whatever its next byte happens to mean
+    except Exception as error:  # damaged files may raise any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not isinstance(error, (OSError, RuntimeError, ValueError, EOFError, SafetensorError)):
-            # torch's own message of what it will not unpickle tells how to run that
+            # torch's own message explains how to run what it does not unpickle
             reason = "it is damaged, or holds things other than tensors"
         raise UserError(
             f"{path} should hold CLIP weights (an OpenAI .pt archive, a state dict or safetensors) "
@@ -56,7 +62,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def is_sparse_model(path: Path) -> bool:
-    """Whether ``path`` is a file of ``write_sparse_model``, which carries its own config."""
+    """Return whether ``path`` is a file for `read_sparse_model`."""
     if path.suffix != ".safetensors":
         return False
     try:
@@ -66,11 +72,42 @@ def is_sparse_model(path: Path) -> bool:
         return False
 
 
-def known_activation(path: Path) -> bool | None:
-    """QuickGELU or not, where the file is one that open_clip knows by its sha256; else None.
+def read_sparse_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+    """Read a small CLIP whose file leaves out the token embeddings that were never trained.
 
-    OpenAI's and open_clip's own releases carry their digest in their address, whole or in part.
+    Those are most of a small CLIP; they are drawn from N(0, 0.02^2) with the file's seed.
+
+    Returns:
+        The open_clip config; the complete state dict, float32; and bool (vocab,), which tokens were trained.
+
+    Raises:
+        UserError: ``path`` is not such a file.
     """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} should be a safetensors file of model weights, but cannot be read: {error}."
+        ) from error
+    missing = {"config", "vocab_size", "seed"} - metadata.keys() | {SEEN_IDS, SEEN_ROWS} - state.keys()
+    if missing:
+        raise UserError(f"{path} is not a sparse model file: it lacks {', '.join(sorted(missing))}.")
+    ids = state.pop(SEEN_IDS).long()
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    rows = state.pop(SEEN_ROWS)
+    generator = torch.Generator().manual_seed(int(metadata["seed"]))
+    shape = int(metadata["vocab_size"]), rows.shape[1]
+    table = torch.randn(shape, generator=generator, dtype=torch.float32) * UNSEEN_STD
+    table[ids] = rows
+    trained = torch.zeros(len(table), dtype=torch.bool)
+    trained[ids] = True
+    return json.loads(metadata["config"]), state | {TOKEN_TABLE: table}, trained
+
+
+def known_activation(path: Path) -> bool | None:
+    """Return whether a file that open_clip knows by its sha256 uses QuickGELU; None for other files."""
     digest = file_sha256(path)
     for model, tag in list_pretrained():
         config = get_pretrained_cfg(model, tag)
@@ -81,7 +118,7 @@ def known_activation(path: Path) -> bool | None:
 
 
 def expected_sha256(url: str) -> str:
-    """The digest that an address of OpenAI or open_clip promises; "" for others."""
+    """Return the digest, whole or its beginning, in an address of OpenAI or open_clip; "" for others."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     if "mlfoundations" in url:
@@ -90,7 +127,7 @@ def expected_sha256(url: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 hex of a file's bytes."""
+    """Return the sha256 hex of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -106,7 +143,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_archive(path: Path) -> Weights:
-    """Read without ``torch.jit.load``, which runs what the archive's own code does on loading."""
+    """Read without ``torch.jit.load``, which runs code of the archive."""
     with TorchFile(path) as file:
         found = dict(_tensors(file.unpickled(), ""))
         state = {name: torch.from_numpy(file.tensor(stand_in)) for name, stand_in in found.items()}
@@ -116,12 +153,12 @@ def _read_archive(path: Path) -> Weights:
         elif "torch.gelu(" in file.code():
             quick_gelu = False
         elif all(key in state for key in OPENAI_INTEGERS):
-            quick_gelu = True  # only OpenAI's own releases carry these three, and all of them use it
+            quick_gelu = True  # only OpenAI's own releases have these three, and all of them use it
     return Weights(_cleaned(state), quick_gelu)
 
 
 def _tensors(module: object, prefix: str) -> Iterator[tuple[str, StandIn]]:
-    """Names, as a state dict has them, and stand-ins of a TorchScript module's tensors."""
+    """Yield the stand-ins of a TorchScript module's tensors, with their names in a state dict."""
     attributes = module.state if isinstance(module, StandIn) else None
     for name, value in attributes.items() if isinstance(attributes, dict) else ():
         if isinstance(value, StandIn) and value.name == REBUILD:
@@ -131,7 +168,7 @@ def _tensors(module: object, prefix: str) -> Iterator[tuple[str, StandIn]]:
 
 
 def _multiplies_by_1702(file: TorchFile) -> bool:
-    """Whether QuickGELU's factor is in the code, or among the constants where tracing puts it."""
+    """Whether QuickGELU's factor is in the code, or among the constants, where tracing puts it."""
     if "1.702" in file.code():
         return True
     constants = file.unpickled("constants.pkl") if file.has("constants.pkl") else ()

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from fastcoop.backbones import Backbone, backbone_from_spec, fetch, load, load_backbone
 from fastcoop.backbones.backbone import fingerprint
-from fastcoop.backbones.sparse import write_sparse_model
-from fastcoop.backbones.weights import OPENAI_INTEGERS
+from fastcoop.backbones.weights import OPENAI_INTEGERS, Weights
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.backbones.openai_archive import published, write_archive
+from tools.pretrain.sparse import write_sparse_model
 
 TRACING = ("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -136,13 +136,13 @@ def test_a_config_that_does_not_speak_of_the_activation_is_taken_at_its_word_alo
 ) -> None:
     for _ in range(2):
         assert not backbone_from_spec(str(tiny_folder)).quick_gelu
-    assert caplog.text.count("tiny.json does not speak of the activation, which means GELU") == 1
+    assert caplog.text.count("tiny.json does not state the activation, which means GELU") == 1
     assert load_backbone("tiny", tiny_folder, force_quick_gelu=True).quick_gelu
     (tiny_folder / "tiny.json").write_text(
         json.dumps(json.loads((tiny_folder / "tiny.json").read_text()) | {"quick_gelu": False})
     )
     caplog.clear()
-    load._say_that_it_means_gelu.cache_clear()
+    load._warn_defaulting_to_gelu.cache_clear()
     assert not backbone_from_spec(str(tiny_folder)).quick_gelu
     (tiny_folder / "tiny.json").write_text(
         json.dumps(json.loads((tiny_folder / "tiny.json").read_text()) | {"quick_gelu": True})
@@ -171,7 +171,7 @@ def test_a_tag_tells_activation_and_preprocessing(
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"released": tag})
     backbone = backbone_from_spec("tiny-clip:released")
     assert backbone.quick_gelu
-    assert backbone.mean == (0.5, 0.5, 0.5)
+    assert backbone.preprocess.mean == (0.5, 0.5, 0.5)
     assert backbone.preprocess.resize_mode == "squash"
     assert backbone.name == "tiny-clip-released"
     with pytest.raises(UserError, match='Did you mean "released"'):
@@ -185,17 +185,19 @@ def test_the_papers_four_mean_openais_weights_with_quickgelu(
     built: list[tuple[dict[str, Any], bool]] = []
     fetched: list[tuple[str, str]] = []
 
-    def build(config: dict[str, Any], quick_gelu: bool) -> None:
-        built.append((config, quick_gelu))
-
     def fetch_weights(model: str, tag: str, known: dict[str, Any]) -> Path:
         fetched.append((model, tag))
         assert known["url"].startswith("https://openaipublic.azureedge.net/clip/models/")
-        raise UserError("the weights would be read now")
+        return Path("weights.pt")
 
-    monkeypatch.setattr(load, "_build", build)
+    def build(config: dict[str, Any], quick_gelu: bool, *_: Any) -> None:
+        built.append((config, quick_gelu))
+        raise UserError("the weights would be loaded now")
+
     monkeypatch.setattr(load, "fetch_weights", fetch_weights)
-    with pytest.raises(UserError, match="would be read now"):
+    monkeypatch.setattr(load, "read_weights", lambda _: Weights({}))
+    monkeypatch.setattr(load, "_build", build)
+    with pytest.raises(UserError, match="would be loaded now"):
         backbone_from_spec(spec)
     name = spec.removesuffix(":openai").replace("/", "-")
     assert fetched == [(name, "openai")]

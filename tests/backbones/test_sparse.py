@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastcoop.backbones.sparse import read_facts, read_sparse_model, write_sparse_model
+from fastcoop.backbones.weights import read_sparse_model
 from fastcoop.errors import UserError
+from tools.pretrain.sparse import write_sparse_model
 
 CONFIG = {
     "embed_dim": 16,
@@ -27,7 +30,8 @@ def test_round_trip_keeps_trained_rows_and_redraws_the_others_alike(tmp_path: Pa
     again = read_sparse_model(path)[1]
 
     assert config == CONFIG
-    assert read_facts(path) == {"steps": 9}
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["facts"]) == {"steps": 9}
     assert trained.nonzero().flatten().tolist() == [3, 7, 499]
     assert state.keys() == model.state_dict().keys()
     for key, value in model.state_dict().items():

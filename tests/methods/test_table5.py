@@ -138,7 +138,7 @@ def tensors(backbone: Backbone, data: Data, split: str, rows: np.ndarray) -> tor
 
     prepare = transforms.Compose([
         transforms.Resize(16, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(16),
-        transforms.ToTensor(), transforms.Normalize(backbone.mean, backbone.std),
+        transforms.ToTensor(), transforms.Normalize(backbone.preprocess.mean, backbone.preprocess.std),
     ])  # fmt: skip
     paths = [data.dataset.root / data.dataset.splits[split].paths[row] for row in rows]
     return torch.stack([prepare(Image.open(path).convert("RGB")) for path in paths])

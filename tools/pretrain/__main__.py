@@ -22,10 +22,11 @@ from open_clip.loss import ClipLoss
 from torch import nn
 
 from fastcoop.backbones.load import EMBEDDED_WEIGHTS
-from fastcoop.backbones.sparse import read_sparse_model, write_sparse_model
+from fastcoop.backbones.weights import read_sparse_model
 from fastcoop.progress import progress
 from tools.pretrain.captions import END, VECTOR
 from tools.pretrain.pairs import BATCH, Pairs
+from tools.pretrain.sparse import write_sparse_model
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4}
 VISION: dict[str, dict[str, Any]] = {
