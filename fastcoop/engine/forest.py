@@ -197,6 +197,8 @@ class Buffer:
         return view
 
 
+StatsKey = tuple[int, int]  # layer, branch
+ChunkKey = tuple[int, int, int]  # layer, group, first run of the chunk
 PackKey = tuple[int, int, int, int]  # layer, group, first run of the chunk, pack
 
 
@@ -206,16 +208,10 @@ class Workspace:
     Fields that backward reads exist once per layer, the others once. Names starting with ``grad`` are gradients.
     """
 
-    residual: dict[
-        float, Buffer
-    ]  # (rows, width): before a layer's attention, and (layer + 0.5) before its MLP
+    residual: dict[float, Buffer]  # (rows, width): before a layer's attention; at layer + 0.5, before its MLP
     hidden: dict[int, Buffer]  # (rows, hidden): the MLP before its activation
-    norm_stats: dict[
-        tuple[int, int], Buffer
-    ]  # (2, rows, 1): mean and reciprocal deviation, by layer and branch
-    slices: dict[
-        tuple[int, int, int], Buffer
-    ]  # (slices, d): q, k, v by layer, group and first run of a chunk
+    norm_stats: dict[StatsKey, Buffer]  # (2, rows, 1): means and reciprocal deviations
+    slices: dict[ChunkKey, Buffer]  # (slices, d): queries, keys and values by pack
     probabilities: dict[PackKey, Buffer]  # (R, H, bundles, queries, keys): of attention
 
     qkv: Buffer  # (rows, 3 width): the current layer's queries, keys and values
@@ -234,9 +230,8 @@ class Workspace:
     def __init__(self, tower: FoldedTower):
         # For a bfloat16 row a GPU returns the mean and deviation in float32, and wants them back in it.
         stats_dtype = tower.layer_norm(tower.gain, 1e-5)[1].dtype
-        buffers = self._buffers = list[
-            Buffer
-        ]()  # closures must not refer to self: a cycle would delay freeing
+        buffers: list[Buffer] = []  # closures must not refer to self: a cycle would delay freeing
+        self._buffers = buffers
 
         def buffer(dtype: torch.dtype = tower.dtype) -> Buffer:
             buffers.append(Buffer(dtype, tower.device))

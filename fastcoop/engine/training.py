@@ -170,12 +170,8 @@ def _check_estimate(budget: BatchBudget, used: int) -> None:
     estimate = budget.activation_bytes
     log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", budget.runs, used / 1e9, estimate / 1e9)
     if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
-        log.warning(
-            "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer.",
-            budget.runs,
-            used / 1e9,
-            100 * (used / estimate - 1),
-        )
+        message = "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer."
+        log.warning(message, budget.runs, used / 1e9, 100 * (used / estimate - 1))
 
 
 @dataclass(eq=False)
@@ -238,9 +234,8 @@ class Batch:
     ):
         self.logit_scale = logit_scale
         groups: dict[object, list[ActiveRun]] = {}
-        for (
-            a
-        ) in active:  # by batch size, too: a longer batch beside it would change the order of a run's sums
+        for a in active:
+            # By batch size, too: a longer batch beside it would change the order of a run's sums.
             key = tree_key(a.run.class_names, a.run.layout), a.batches.shape[1]
             groups.setdefault(key, []).append(a)
         self.groups = list(groups.values())
@@ -290,9 +285,8 @@ class Batch:
         for group, class_features in zip(self.groups, features, strict=True):
             part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
             start += len(group)
-            loss, grad = cross_entropy(
-                class_features.to(images.dtype), images[part], labels[part], self.logit_scale
-            )
+            class_features = class_features.to(images.dtype)
+            loss, grad = cross_entropy(class_features, images[part], labels[part], self.logit_scale)
             losses.append(loss)
             grads.append(grad)
         self._check_divergence(torch.cat(losses))
@@ -462,13 +456,10 @@ def _ended_runs(state: State, runs: Sequence[Run]) -> dict[int, Trained]:
     for index, run in enumerate(runs):
         if f"ended.{index}" in state:
             at = int(state[f"ended.{index}"])
-            ended[index] = Trained(
-                state[f"contexts.{index}"].view(run.contexts.shape),
-                state[f"losses.{index}"].numpy(),
-                "done" if at < 0 else "diverged",
-                None if at < 0 else at,
-                _snapshots(state, index),
-            )
+            status, diverged_at = ("done", None) if at < 0 else ("diverged", at)
+            contexts = state[f"contexts.{index}"].view(run.contexts.shape)
+            losses, snapshots = state[f"losses.{index}"].numpy(), _snapshots(state, index)
+            ended[index] = Trained(contexts, losses, status, diverged_at, snapshots)
     return ended
 
 

@@ -49,19 +49,16 @@ def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
 
 @remember(64)
 def tree_of(
-    tokenizer: Tokenizer,
-    names: tuple[str, ...],
-    layout: PromptLayout,
-    context_length: int,
-    end_id: int | None,
+    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int, end_id: int | None
 ) -> Tree:
     """Return the tree of a run's prompts.
 
-    ``end_id`` is the token that the tower reads its output at; None for the largest of a prompt.
+    ``length`` is the number of the tower's positions. ``end_id`` is the token that the tower reads its output at; None
+    for the largest of a prompt.
 
     Raises UserError for a prompt that does not fit the tower, or that the tower reads elsewhere than at its end.
     """
-    prompts = class_prompts(tokenizer, names, layout, context_length)
+    prompts = class_prompts(tokenizer, names, layout, length)
     for prompt in prompts:
         tokens = [slot.number for slot in prompt if not slot.learned]
         read = max(tokens) if end_id is None else end_id
