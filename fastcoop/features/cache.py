@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,14 +54,9 @@ def cache_all(
     backbones: Iterable[str | Path | Backbone],
     wanted: Sequence[Wanted],
     cache_root: str | Path,
-    *,
-    views: int = 8,
-    recipe: str = "current",
-    dtype: str = "float16",
-    skip_unreadable: bool = False,
-    retry_skipped: bool = True,
+    **options: Any,
 ) -> Iterator[Path]:
-    """Call `cache_features` for each backbone and dataset, yielding each store's path as it is done.
+    """Call `cache_features` with ``options`` for each backbone and dataset, yielding each store's path as it is done.
 
     Raises:
         UserError: As `cache_features`; for unreadable images only when all the rest is stored.
@@ -69,10 +65,7 @@ def cache_all(
     for backbone in backbones:
         for dataset, shots, seeds in wanted:
             try:
-                yield cache_features(
-                    backbone, dataset, cache_root, shots=shots, seeds=seeds, views=views, recipe=recipe,
-                    dtype=dtype, skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
-                )  # fmt: skip
+                yield cache_features(backbone, dataset, cache_root, shots=shots, seeds=seeds, **options)
             except UnreadableImages as error:
                 unreadable.append(str(error))
     if unreadable:

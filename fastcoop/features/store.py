@@ -149,11 +149,6 @@ class FeatureStore:
         return self._file.version
 
     @property
-    def dim(self) -> int:
-        """Feature size."""
-        return self.meta.dim
-
-    @property
     def views(self) -> int:
         """Augmented views per training image, in addition to view 0."""
         return self.meta.views
