@@ -26,7 +26,7 @@ from fastcoop.exchange.runs import LearnedRun
 from fastcoop.features.images import RECIPES
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec
 from fastcoop.methods.base import validate
-from fastcoop.methods.coop import CoOpSettings, context_length_of
+from fastcoop.methods.coop import CoOpSettings, layout_of
 from fastcoop.methods.schedule import paper_epochs
 from fastcoop.results.parameters import parameters_path
 from fastcoop.results.store import open_store
@@ -151,7 +151,7 @@ def _resolve_settings(
         "epochs": "paper" if paper_epochs(dataset.name, int(shots or 0)) == file.epoch else file.epoch,
     }
     settings = validate(CoOpSettings, values, str(path))
-    if context_length_of(settings, backbone) != length:
+    if layout_of(settings, backbone).context_length != length:
         raise UserError(
             f'{path} has {length} vectors, but its config\'s words "{words}" have another number.'
         )

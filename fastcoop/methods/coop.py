@@ -30,29 +30,29 @@ if TYPE_CHECKING:
     from fastcoop.engine import RunShape, Trained
     from fastcoop.prompts import PromptLayout
 
-LOOKS = 20  # at the validation images, evenly over a schedule
+N_VALIDATIONS = 20  # evenly over a schedule
 PROMPTS_AT_ONCE = 4096  # encoded without gradients
-LATER = {
-    "prompt",
-    "select",
-    "val_every",
-    "val_accuracy",
-    "precision",
-}  # settings in keys where they are used alone
+NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision"}  # in keys only if they are used
 
 
 class CoOpSettings(ScheduleSettings):
     """Settings of a CoOp run.
 
-    ``init``: "random", or words, whose token count then replaces ``context_length``.
-    ``prompt``: words and vectors mixed, such as "[V]x4 [CLASS], a type of pet.", in place of ``context_length`` and
-    ``class_position``.
-    ``select``: which contexts a run keeps: the last step's, or "best_val", the first best on its validation images
-    (as in the official code's first version). ``val_every``: epochs between looks at those; None is a twentieth of
-    the schedule, at least 1, and the last epoch is always looked at.
-    ``val_accuracy``: note the kept contexts' accuracy on the validation images. "best_val" always does.
-    ``precision``: of the frozen text tower in training. "bfloat16" is not exact; contexts, loss, momentum and all
-    tests stay in float32.
+    Attributes:
+        context_length: Number of context vectors, M.
+        class_position: Where the class name stands among them.
+        class_specific: Whether each class has context vectors of its own.
+        prompt: Words and vectors mixed, such as "[V]x4 [CLASS], a type of pet.", in place of ``context_length`` and
+            ``class_position``.
+        init: "random", or words whose token embeddings the vectors start from. M is their number of tokens.
+        learning_rate: Of the first epoch after the warm-up.
+        select: Contexts to keep: the last step's, or "best_val", the first best on the validation images (as in the
+            first version of the official code).
+        val_every: Epochs between validations for "best_val". None is a twentieth of the schedule, at least 1. The last
+            epoch is always validated.
+        val_accuracy: Record the validation accuracy of the kept contexts. "best_val" always does.
+        precision: Of the frozen text tower in training. "bfloat16" is not exact; contexts, loss, momentum and all tests
+            stay in float32.
     """
 
     context_length: Positive = 16
@@ -81,36 +81,36 @@ class CoOpSettings(ScheduleSettings):
     def unused(self) -> Mapping[str, str | None]:
         unused: dict[str, str | None] = {}
         if self.init != "random":
-            unused["context_length"] = None  # of use where it is the words' number of tokens
+            unused["context_length"] = None  # it may be the words' number of tokens
         if self.prompt is not None:
-            reason = (
-                "a prompt says itself where its vectors stand; leave out context_length and class_position"
-            )
+            reason = "a prompt has its own vectors and order; leave out context_length and class_position"
             unused |= {"context_length": reason, "class_position": reason}
         if self.select == "best_val":
-            unused["val_accuracy"] = "best_val always notes the validation accuracy; leave out val_accuracy"
+            unused["val_accuracy"] = "best_val always records the validation accuracy; leave out val_accuracy"
         elif self.val_every is not None:
             unused["val_every"] = (
-                "val_every is for select: best_val alone; leave it out, or give that an entry of its own"
+                "val_every needs select: best_val; leave it out, or give that an entry of its own"
             )
         return unused
 
 
 class CoOpMethod(Method[CoOpSettings]):
-    """Runs train together in the engine; each as if alone."""
+    """Context Optimization. Runs train together in the engine, each with the result that it has alone."""
 
     name = "coop"
     Settings = CoOpSettings
 
     def label(self, settings: CoOpSettings) -> str:
-        start = [] if settings.init == "random" else [f'"{settings.init}"']
-        counted = settings.init == "random" and settings.prompt is None
-        length = [f"M={settings.context_length}"] if counted else []
-        where = settings.class_position if settings.prompt is None else f'"{settings.prompt}"'
-        specific = ["CSC"] if settings.class_specific else []
-        best = ["best on validation"] if settings.select == "best_val" else []
-        rough = ["bfloat16"] if settings.precision == "bfloat16" else []
-        return f"CoOp ({', '.join([*length, *start, where, *specific, *best, *rough])})"
+        random, prompt = settings.init == "random", settings.prompt
+        parts = (
+            f"M={settings.context_length}" if random and prompt is None else "",
+            "" if random else f'"{settings.init}"',
+            settings.class_position if prompt is None else f'"{prompt}"',
+            "CSC" if settings.class_specific else "",
+            "best on validation" if settings.select == "best_val" else "",
+            "bfloat16" if settings.precision == "bfloat16" else "",
+        )
+        return f"CoOp ({', '.join(filter(None, parts))})"
 
     def validation_choice(self, settings: CoOpSettings) -> tuple[str, str] | None:
         if settings.select == "last" and not settings.val_accuracy:
@@ -129,26 +129,27 @@ class CoOpMethod(Method[CoOpSettings]):
             )
 
     def key_settings(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
-        settings = run.settings
-        resolved: dict[str, Any] = {"epochs": epochs_of(run)}
-        layout = layout_of(settings, backbone)
-        _refuse_idle_length(run, layout.context_length)
-        resolved |= {"context_length": layout.context_length, "class_position": layout.class_position}
-        # Settings that came later are named where they are used alone: runs from before them keep their keys.
+        settings, layout = run.settings, layout_of(run.settings, backbone)
+        _refuse_unused_length(run, layout.context_length)
+        resolved: dict[str, Any] = {
+            "epochs": epochs_of(run),
+            "context_length": layout.context_length,
+            "class_position": layout.class_position,
+            "views": run.data.views,
+        }
+        # Runs from before a setting existed keep their keys.
         if layout.prompt is not None:
-            resolved |= {"prompt": layout.prompt}
+            resolved["prompt"] = layout.prompt
         if settings.precision != "float32":
-            resolved |= {"precision": settings.precision}
+            resolved["precision"] = settings.precision
         if settings.select == "best_val":
-            resolved |= {"looked_at": epochs_looked_at(run), "select": settings.select}
+            resolved |= {"looked_at": validation_epochs(run), "select": settings.select}
         elif settings.val_accuracy:
-            resolved |= {"val_accuracy": True}
-        dump = settings.model_dump(mode="json", exclude=LATER)
-        return dump | resolved | {"views": run.data.views}
+            resolved["val_accuracy"] = True
+        return settings.model_dump(mode="json", exclude=NEWER) | resolved
 
     def layout(self, settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
-        layout: PromptLayout = layout_of(settings, backbone)
-        return layout
+        return layout_of(settings, backbone)
 
     def columns(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
@@ -176,11 +177,7 @@ class CoOpMethod(Method[CoOpSettings]):
         )
 
     def run(
-        self,
-        backbone: Backbone,
-        runs: Sequence[RunSpec[CoOpSettings]],
-        done: Done,
-        context: RunContext,
+        self, backbone: Backbone, runs: Sequence[RunSpec[CoOpSettings]], done: Done, context: RunContext
     ) -> None:
         by_precision: dict[str, list[int]] = {}
         for index, run in enumerate(runs):
@@ -189,7 +186,7 @@ class CoOpMethod(Method[CoOpSettings]):
                 context.on_progress(1.0)
             else:
                 by_precision.setdefault(run.settings.precision, []).append(index)
-        if len(by_precision) > 1:  # each trains by itself, and one checkpoint cannot hold both
+        if len(by_precision) > 1:  # they train separately, and a checkpoint holds one training
             context = replace(context, checkpoint=None)
         for order in by_precision.values():
             self._train(backbone, runs, order, done, context)
@@ -198,8 +195,7 @@ class CoOpMethod(Method[CoOpSettings]):
         contexts = np.asarray(run.contexts)
         if data is not run.data and run.settings.class_specific:
             contexts = contexts[matching_classes(run.data, data)]
-        texts = _encode(backbone, run, data, contexts)
-        return LinearClassifier.of_texts(texts, backbone.logit_scale)
+        return LinearClassifier.of_texts(_encode(backbone, run, data, contexts), backbone.logit_scale)
 
     def _train(
         self,
@@ -226,11 +222,12 @@ class CoOpMethod(Method[CoOpSettings]):
 
         def on_done(number: int, trained: Trained) -> None:
             run = runs[order[number]]
-            contexts, extra = select(backbone, run, trained)
-            # The engine keeps what it returns until all runs have ended; a resumed training tells of a run again.
-            kept = extra.get("epoch")
-            trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
-            # Nothing is known of what a run took that had ended before its training was resumed.
+            contexts, extra = select_contexts(backbone, run, trained)
+            # The engine holds these objects until all runs end. A resumed training reports a run again.
+            trained.snapshots = {
+                e: taken for e, taken in trained.snapshots.items() if e == extra.get("epoch")
+            }
+            # A run that ended before the training was resumed has no known time.
             seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
             losses = np.asarray(trained.losses, dtype=np.float32)
             learned = Outcome({}, losses, contexts, status=trained.status, seconds=seconds, extra=extra)
@@ -246,64 +243,61 @@ class CoOpMethod(Method[CoOpSettings]):
 
 
 def engine_run(run: RunSpec[CoOpSettings], backbone: Backbone) -> Any:
-    """The engine's form of a run. Its images are the augmented views, as in the official code; the test-time
-    crop only where there are no others."""
+    """Return the engine's form of a run.
+
+    Its images are the augmented views, as in the official code, or the test-time crop if there are no others.
+    """
     import torch
 
     from fastcoop.engine import Run
     from fastcoop.prompts import initial_contexts
 
     assert run.subset is not None
-    settings, layout = run.settings, layout_of(run.settings, backbone)
+    settings, layout, names = run.settings, layout_of(run.settings, backbone), run.data.class_names
     features, labels = run.data.train(run.subset)
-    views = features[:, 1:] if features.shape[1] > 1 else features
     words = None if settings.init == "random" else settings.init
     return Run(
-        class_names=run.data.class_names,
+        class_names=names,
         layout=layout,
-        contexts=initial_contexts(backbone, layout, len(run.data.class_names), run.seed, words),
-        features=torch.from_numpy(views),
+        contexts=initial_contexts(backbone, layout, len(names), run.seed, words),
+        features=torch.from_numpy(features[:, 1:] if features.shape[1] > 1 else features),
         labels=torch.from_numpy(labels),
         epochs=epochs_of(run),
         seed=run.seed,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        snapshots=epochs_looked_at(run),
+        snapshots=validation_epochs(run),
     )
 
 
-def epochs_looked_at(run: RunSpec[CoOpSettings]) -> list[int]:
-    """Epochs, counted from 1, after which a run is tried on its validation images; none if it keeps the last."""
+def validation_epochs(run: RunSpec[CoOpSettings]) -> list[int]:
+    """Return the epochs, counted from 1, after which contexts are validated; none if a run keeps the last step's."""
     if run.settings.select == "last":
         return []
     epochs = epochs_of(run)
-    every = run.settings.val_every or max(1, epochs // LOOKS)
+    every = run.settings.val_every or max(1, epochs // N_VALIDATIONS)
     return sorted({*range(every, epochs + 1, every), epochs})
 
 
-def select(
+def select_contexts(
     backbone: Backbone, run: RunSpec[CoOpSettings], trained: Trained
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """The contexts that a run keeps, float32 on the CPU, and what it notes of them."""
+    """Return the contexts that a run keeps, float32 on the CPU, and what it records about them."""
     last = trained.contexts.float().cpu().numpy()
     if run.settings.select == "last":
-        if not run.settings.val_accuracy:
-            return last, {}
-        on_validation = float(_on_validation(backbone, run, last[None])[0])
-        return last, {"val_accuracy": on_validation} if np.isfinite(on_validation) else {}
-    if not trained.snapshots:  # it diverged before the first look
-        return last, {}
-    epochs = sorted(trained.snapshots)
-    seen = np.stack([trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs])
-    found = _on_validation(backbone, run, seen)
+        score = float(_on_validation(backbone, run, last[None])[0]) if run.settings.val_accuracy else np.nan
+        return last, {"val_accuracy": score} if np.isfinite(score) else {}
+    epochs = sorted(trained.snapshots)  # none if it diverged before the first validation
+    kept = [trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs]
+    found = _on_validation(backbone, run, np.stack(kept)) if kept else np.full(1, np.nan)
     if np.isnan(found).all():
         return last, {}
     best = int(np.nanargmax(found))
-    return seen[best], {"val_accuracy": float(found[best]), "epoch": float(epochs[best])}
+    return kept[best], {"val_accuracy": float(found[best]), "epoch": float(epochs[best])}
 
 
 def _on_validation(backbone: Backbone, run: RunSpec[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
-    """Accuracy in percent, (n,), of contexts (n, ...) on the run's validation images; NaN of those that diverged."""
+    """Return accuracy in percent (n,) of contexts (n, ...) on the validation images, NaN for diverged ones."""
     assert run.subset is not None
     features, labels = run.data.validation(run.subset)
     at_once = max(1, PROMPTS_AT_ONCE // len(run.data.class_names))
@@ -328,28 +322,22 @@ def _encode(backbone: Backbone, run: RunSpec[CoOpSettings], data: Data, contexts
 
 @remember(1)
 def _trees(backbone: Backbone) -> Any:
-    """The engine's view of a frozen tower, which takes longer to make than a run takes to test."""
+    """Return the engine's view of a frozen tower. Making it takes longer than testing a run."""
     from fastcoop.engine.forest import Trees
 
     return Trees(backbone)
 
 
-def _refuse_idle_length(run: RunSpec[CoOpSettings], length: int) -> None:
+def _refuse_unused_length(run: RunSpec[CoOpSettings], length: int) -> None:
     """Refuse a context length beside words of another token count, which replaces it."""
     settings = run.settings
     given = "context_length" in settings.model_fields_set and not run.has_learned
     if given and settings.prompt is None and settings.context_length != length:
         raise UserError(
             f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
-            f"context_length of {settings.context_length} is not used: leave it out, or give the "
-            "words an entry of coop of their own."
+            f"context_length of {settings.context_length} is not used: leave it out, or give the words an entry of "
+            "coop of their own."
         )
-
-
-def context_length_of(settings: CoOpSettings, backbone: Backbone) -> int:
-    """M: as set, as the prompt has vectors, or the token count of the words that the context starts from."""
-    length: int = layout_of(settings, backbone).context_length
-    return length
 
 
 @remember(256)
@@ -359,8 +347,8 @@ def _words_length(backbone: Backbone, words: str) -> int:
     return len(word_tokens(backbone, words))
 
 
-def layout_of(settings: CoOpSettings, backbone: Backbone) -> Any:
-    """The prompt layout of a run. Raises UserError where a prompt has not one vector per token of ``init``."""
+def layout_of(settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
+    """Return the prompt layout of a run. Raises UserError for a prompt without one vector per token of ``init``."""
     from fastcoop.prompts import PromptLayout
 
     words = None if settings.init == "random" else _words_length(backbone, settings.init)

@@ -27,7 +27,7 @@ from tests.small_world import write_backbone, write_dataset
     "are the same setting; leave one of them",
     "leave out context_length and class_position",
     "leave out val_accuracy",
-    "val_every is for select: best_val alone; leave it out, or give that an entry of its own",
+    "val_every needs select: best_val; leave it out, or give that an entry of its own",
 )
 @pytest.mark.parametrize(
     ("method", "wrong", "message", "right"),
@@ -41,7 +41,7 @@ from tests.small_world import write_backbone, write_dataset
             "context_length",
             [{"prompt": "[V] [CLASS]"}],
         ),
-        ("coop", {"select": "best_val", "val_accuracy": True}, "always notes", [{"select": "best_val"}]),
+        ("coop", {"select": "best_val", "val_accuracy": True}, "always records", [{"select": "best_val"}]),
         (
             "coop",
             {"select": ["last", "best_val"], "val_every": 2},

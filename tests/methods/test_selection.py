@@ -11,7 +11,7 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, expand, get_method
-from fastcoop.methods.coop import epochs_looked_at
+from fastcoop.methods.coop import validation_epochs
 from fastcoop.prompts import PromptLayout, initial_contexts
 from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features
@@ -69,10 +69,10 @@ def test_the_last_step_is_kept_unless_asked_and_its_accuracy_noted_on_request(
         (9, 9, [9]),
     ],
 )
-def test_epochs_looked_at(data: Data, epochs: int, every: int | None, expected: list[int]) -> None:
+def test_validation_epochs(data: Data, epochs: int, every: int | None, expected: list[int]) -> None:
     settings = {"epochs": epochs} | ({"val_every": every} if every else {})
-    assert epochs_looked_at(job(data, "coop", select="best_val", **settings)) == expected
-    assert epochs_looked_at(job(data, "coop", epochs=epochs)) == []
+    assert validation_epochs(job(data, "coop", select="best_val", **settings)) == expected
+    assert validation_epochs(job(data, "coop", epochs=epochs)) == []
 
 
 def test_selection_needs_validation_images(backbone: Backbone, data: Data) -> None:

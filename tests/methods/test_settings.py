@@ -151,7 +151,7 @@ def test_no_setting_is_given_in_vain_beside_another(
 
 
 def test_the_accuracy_that_best_val_always_notes_is_not_asked_for(data: Data) -> None:
-    with pytest.raises(UserError, match=r"best_val always notes .* leave out val_accuracy"):
+    with pytest.raises(UserError, match=r"best_val always records .* leave out val_accuracy"):
         job(data, "coop", select="best_val", val_accuracy=False)
 
 
