@@ -119,7 +119,7 @@ def by_shots(differences: pd.Series) -> str:
 
 
 @claim(
-    "CoOp beats hand-crafted prompts with as few as two shots, and from there on",
+    "CoOp is better than hand-crafted prompts with two shots or more",
     "Section 4.1",
     "the gain is significant at 2 shots, and at each larger number of shots too",
 )
@@ -378,7 +378,7 @@ def init_does_not_matter(piece: Slice, study: Study) -> Finding:
 @claim(
     "Fine-tuning the image encoder < linear probe < zero-shot < text transform < text bias < CoOp",
     "Section 4.3, Table 5",
-    "each neighbouring difference is significant; the p shown is the weakest",
+    "each difference between neighbors is significant; the p shown is the weakest",
 )
 def table5_order(piece: Slice, study: Study) -> Finding:
     runs = main_runs(piece.runs)
@@ -432,9 +432,9 @@ def _by_run(found: list[tuple[tuple[str, int], float]]) -> pd.Series:
 
 
 @claim(
-    "Nearest words of learned contexts say little",
+    "Nearest words of learned contexts are hardly interpretable",
     "Section 4.3, Table 4",
-    f"the mean distance to the nearest word is significantly above {NEAR:.0%} of that of random vectors as long",
+    f"their mean distance is significantly above {NEAR:.0%} of that of random vectors of the same length",
 )
 def words_say_little(piece: Slice, study: Study) -> Finding:
     shares = [
@@ -449,9 +449,9 @@ def words_say_little(piece: Slice, study: Study) -> Finding:
 
 
 @claim(
-    "Contexts started from words stay nearest to these words",
+    "Contexts that were initialized with words stay nearest to these words",
     "Section 4.3",
-    "significantly more than half of a context's vectors do",
+    "significantly more than half of the vectors of a context do",
 )
 def words_stay(piece: Slice, study: Study) -> Finding:
     shares, stayed, total = [], 0, 0

@@ -15,8 +15,20 @@ import pandas as pd
 import pytest
 
 from fastcoop.grids import read_grid
+from fastcoop.plugins import Registry
 from fastcoop.reports.frames import Missing
-from fastcoop.reports.items import ITEMS, base_to_new, cross_dataset, figure1, figure3, table3, table4, table5
+from fastcoop.reports.items import (
+    ITEMS,
+    OWN,
+    base_to_new,
+    cross_dataset,
+    figure1,
+    figure3,
+    table1,
+    table3,
+    table4,
+    table5,
+)
 from fastcoop.reports.study import Study, study_of
 from fastcoop.reports.table import Table
 from tests.reports.made_up_results import coop, results, run, store_words
@@ -265,3 +277,40 @@ def test_commands_leave_out_what_the_datasets_have_nothing_for(item, tmp_path):
     grid = read_grid(ROOT / words[2], options["--set"], options["--only"])
     assert not {"linear_probe", "finetune_image_encoder"} & set(grid.methods)
     assert all(getattr(one.settings, "learning_rate", 0.1) != "validation" for one in grid.runs())
+
+
+PACKAGE = """
+from fastcoop.reports.item import Exhibit, Item
+from fastcoop.reports.table import Table
+
+def make(study):
+    table = Table("Seeds", ("dataset",), ("seeds",), unit="")
+    for name, runs in study.runs.groupby("dataset"):
+        table.add((name,), {"seeds": str(runs.seed.nunique())})
+    return [Exhibit("", "", None, table)]
+
+ITEM = Item("seeds", "Seeds", "Number of seeds.", make, lambda study: "fastcoop sweep GRID.yaml")
+"""
+
+
+def test_a_package_adds_items(tmp_path, monkeypatch):
+    info = tmp_path / "seeds_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seeds-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fastcoop.report_items]\nseeds = seeds_package:ITEM\n")
+    (tmp_path / "seeds_package.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = Registry(ITEMS.group, ITEMS.kind, OWN, ITEMS._prepare)
+    assert list(found) == [*OWN, "seeds"]
+    (exhibit,) = found["seeds"].make(study_of(results(datasets=("pets",)), tmp_path))
+    assert exhibit.table.rows == [(("pets",), {"seeds": "4"})]
+
+
+def test_shifted_targets_of_zero_shot_runs_with_other_settings(tmp_path):
+    rows = []
+    for dataset, settings in (("pets", "{}"), ("sketch", '{"views": 8}'), ("sketch", "{}")):
+        tested = {"backbone": "b", "dataset": dataset, "settings": settings}
+        rows.append(run(**tested, method="zero_shot", shots=0, seed=0, accuracy=50.0))
+        rows.append(coop(**tested, source="pets", shots=16, seed=1, accuracy=60.0))
+    (exhibit,) = table1.ITEM.make(study_of(pd.DataFrame(rows), tmp_path))
+    assert {names[0] for names, _ in exhibit.table.rows} == {"Zero-shot CLIP", "CoOp (M=16, end)"}
