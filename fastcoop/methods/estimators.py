@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -27,8 +27,6 @@ from fastcoop.methods.scores import LinearClassifier, unit
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from fastcoop.backbones import Backbone
 
 TEMPLATE = "a photo of a {}."
@@ -139,7 +137,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"Expected text_features of shape {expected}, got {texts.shape}.")
         if features is not None and labels is not None and len(features) != len(labels):
             raise UserError(f"Expected y of shape ({len(features)},), a label per image, got {labels.shape}.")
-        data = _ArrayData.of(self.class_names_, features, labels, texts)
+        dataset = Dataset("images", Path(), self.class_names_, TEMPLATE, {}, "", "images", Path())
+        views = 0 if features is None else features.shape[1] - 1
+        data = _ArrayData(dataset, None, views, text_features=texts)
+        if features is not None and labels is not None:
+            data = replace(data, features=features, labels=labels)
         if method.needs_backbone or method.prompts(settings, data):
             if backbone is None and texts is None:
                 raise UserError(
@@ -385,36 +387,19 @@ class _GivenTexts:
 
     logit_scale: float
     name: str = "text_features"
-
-    @property
-    def device(self) -> torch.device:
-        import torch
-
-        return torch.device("cpu")
+    device: str = "cpu"
 
 
 @dataclass(eq=False)
 class _ArrayData(Data):
     """Features and labels given as arrays, in place of a dataset and its feature store."""
 
-    features: np.ndarray = None  # type: ignore[assignment]
-    labels: np.ndarray = None  # type: ignore[assignment]
-    val: Labelled = None  # type: ignore[assignment]
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    val: Labelled = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        class_names: tuple[str, ...],
-        features: np.ndarray | None,
-        labels: np.ndarray | None,
-        texts: np.ndarray | None,
-    ) -> _ArrayData:
-        dataset = Dataset("images", Path(), class_names, TEMPLATE, {}, "", "images", Path())
-        features = np.zeros((0, 1, 1), np.float32) if features is None else features
-        labels = np.zeros(0, np.int64) if labels is None else labels
-        made = cls(dataset, None, features.shape[1] - 1, text_features=texts)
-        made.features, made.labels, made.val = features, labels, (features[:0, 0], labels[:0])
-        return made
+    def __post_init__(self) -> None:
+        self.val = self.features[:0, 0], self.labels[:0]
 
     def train(self, subset: FewShot) -> Labelled:
         return self.features, self.labels

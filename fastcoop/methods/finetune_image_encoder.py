@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastcoop.errors import UserError
+from fastcoop.errors import MissingFile, UserError
 from fastcoop.methods.base import Done, Method, Outcome, RunContext
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
@@ -111,7 +111,7 @@ def _require_images(data: Data) -> None:
     meta = getattr(data.store, "meta", None)
     path = data.dataset.root / data.dataset.splits["test"].paths[0]
     if (meta is not None and meta.recipe == "imported") or not path.is_file():
-        raise UserError(
+        raise MissingFile(
             f"finetune_image_encoder needs the images of {data.name}, but {path} is not there; "
             "features alone are not enough for this method. Leave it out, or put the images back."
         )
