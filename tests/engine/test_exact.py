@@ -120,7 +120,7 @@ def test_small_chunks_change_nothing(backbone, monkeypatch):
     assert gradients < GRADIENTS
 
 
-def test_word_initialised_contexts_equal_the_written_prompt(backbone):
+def test_word_initialized_contexts_equal_the_written_prompt(backbone):
     layout = PromptLayout(4)
     start = initial_contexts(backbone, layout, len(NAMES), 0, "a photo of a")
     ours = PromptEncoder(backbone, NAMES, layout)(start[None].double())[0]

@@ -174,16 +174,16 @@ def test_the_same_batch_again_is_bit_identical(backbone32, make_run):
 
 def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_run):
     runs = [*various_runs(make_run, 6), make_run(epochs=8, seed=9, learning_rate=math.inf)]
-    states, told = [], []
+    states, ended = [], []
     whole = train(backbone32, runs, on_step=lambda state: states.append(state()))
     assert len(states) == 6  # the longest, but for what diverged
     for state in states:
-        resumed = train(backbone32, runs, state=state, on_done=lambda n, trained: told.append(n))
+        resumed = train(backbone32, runs, state=state, on_done=lambda n, trained: ended.append(n))
         for ours, theirs in zip(resumed, whole, strict=True):
             assert ours.contexts.numpy().tobytes() == theirs.contexts.numpy().tobytes()
             np.testing.assert_array_equal(ours.losses, theirs.losses)
             assert (ours.status, ours.diverged_at) == (theirs.status, theirs.diverged_at)
-    assert sorted(told) == sorted([*range(5)] * 6)
+    assert sorted(ended) == sorted([*range(5)] * 6)
 
 
 def test_given_batches_are_followed_and_snapshots_kept(backbone, make_run):

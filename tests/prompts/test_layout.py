@@ -75,7 +75,7 @@ def test_words_and_vectors_mix(prompt, expected, class_specific):
 
 
 def officially(name, layout):
-    """The official code's prompt: tokenised behind placeholders, cut after as many tokens as the bare name has."""
+    """The official code's prompt: tokenized behind placeholders, cut after as many tokens as the bare name has."""
     m = layout.context_length
     tail = tokenize(TOKENIZER, [f"{' '.join(['X'] * m)} {name}."])[0][1 + m :]
     bare = len(tokenize(TOKENIZER, [name])[0]) - 2
