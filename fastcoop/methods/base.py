@@ -63,7 +63,7 @@ S = TypeVar("S", bound=MethodSettings)
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one run came to.
+    """The result of a run.
 
     Attributes:
         scores: by name of the dataset, of all that ``RunSpec.tests`` has.

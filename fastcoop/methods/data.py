@@ -1,4 +1,4 @@
-"""One dataset as methods see it: its names, its few-shot subsets and its cached features."""
+"""A dataset as methods read it: class names, few-shot subsets and cached features."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ KEPT_BYTES = 1 << 30  # of training features, kept because runs of equal shots a
 
 @dataclass(eq=False)
 class Data:
-    """A dataset and the features of its images by one backbone. Everything is read when first asked for.
+    """A dataset, and the features of its images by one backbone. Everything is read when it is first used.
 
     Attributes:
-        dataset: names, template and splits.
-        store: the features; None where runs are only planned.
-        views: augmented views per training image, beside the test-time crop, that learning may use.
-        recipe: of the image transforms that were learned by, where there is no store to tell it.
+        dataset: Class names, template and splits.
+        store: The features; None if runs are only planned.
+        views: Augmented views per training image, besides the test-time crop, that runs may learn from.
+        recipe: Name of the image transforms, if there is no store that has it.
         text_features: float32 (classes, dim), of length 1, in place of those of hand-written prompts; None otherwise.
     """
 
@@ -52,7 +52,7 @@ class Data:
 
     @property
     def test_digest(self) -> str:
-        """sha256 hex of what is tested on: the dataset's, unless some test images could not be read."""
+        """sha256 hex of the test images: the dataset's digest, unless some images could not be read."""
         skipped = self.store.meta.skipped.get("test", ()) if self.store else ()
         if not len(skipped):
             return self.dataset.digest
@@ -60,21 +60,23 @@ class Data:
 
     @property
     def test_features(self) -> str | None:
-        """sha256 hex of the features that are tested on; None where they are not cached."""
+        """sha256 hex of the test features; None if they are not cached."""
         return self.store.meta.sha256.get("test") if self.store else None
 
     @property
     def test_images(self) -> str | None:
-        """sha256 hex of the bytes of the image files that are tested on, by their digests; None where no store knows
-        them all. Unlike features, it is the same on every machine."""
+        """sha256 hex over the digests of the test images' files; None if the store does not have them all.
+
+        Unlike the features, files are the same on every machine.
+        """
         return self._files_digest("test")
 
     def train_files(self, subset: FewShot) -> str | None:
-        """The same of the image files of a few-shot subset's training images."""
+        """Return the same for the training images of a few-shot subset."""
         return self._files_digest("train", self.readable("train", subset.train))
 
     def _files_digest(self, split: str, images: np.ndarray | None = None) -> str | None:
-        """sha256 hex of the digests of a split's image files, or of those of some images (ascending or not)."""
+        """Return sha256 hex over the digests of the files of a split, or of some of its images in any order."""
         from fastcoop.features.image_files import UNKNOWN
 
         if self.store is None or split not in self.store.splits:
@@ -88,7 +90,7 @@ class Data:
         return hashlib.sha256(files["sha256"].tobytes()).hexdigest() if known else None
 
     def subset(self, shots: int | str, seed: int) -> FewShot:
-        """The few-shot subset that all methods share."""
+        """Return the few-shot subset, which is the same for all methods."""
         from fastcoop.datasets import few_shot
 
         if (shots, seed) not in self._subsets:
@@ -109,7 +111,7 @@ class Data:
         return self._train[key]
 
     def readable(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Of a split's images those that were not left out as unreadable: they are what is learned from."""
+        """Return those of a split's images that were not skipped as unreadable."""
         skipped = self.store.meta.skipped.get(split, ()) if self.store else ()
         return rows[~np.isin(rows, np.asarray(skipped, dtype=np.int64))]
 
@@ -117,7 +119,7 @@ class Data:
         """Features float32 (n, dim) and labels (n,) of a subset's validation images."""
         assert self.store is not None
         features, labels = self._split("val")
-        # Rows are the split's images but for those skipped as unreadable.
+        # Rows are the split's images without those skipped as unreadable.
         drawn = np.isin(self.store.indices("val"), subset.val)
         return features[drawn], labels[drawn]
 
@@ -138,13 +140,13 @@ class Data:
 
 
 def matching_classes(source: Data, target: Data) -> list[int]:
-    """For each class of ``target``, the label of the same class in ``source``: of the same WordNet ID where both
-    datasets know theirs, else of the same name.
+    """Return, for each class of ``target``, the label of the same class in ``source``.
 
-    Names are compared without regard to case, underscores and surrounding space.
+    Classes are the same if their WordNet IDs are, where both datasets have them, or else their names, without regard
+    to case, underscores and surrounding space.
 
     Raises:
-        UserError: a class of the target is none of the source's, or a name there stands for several classes.
+        UserError: A class of the target is not among the source's, or several classes share a name.
     """
     ids = source.dataset.class_ids, target.dataset.class_ids
     here, there = ids if all(ids) else (source.class_names, target.class_names)
@@ -186,5 +188,5 @@ def _matching(
 
 
 def plain_name(name: str) -> str:
-    """A class name as names are compared: in lower case and NFC, underscores as spaces, no space around it."""
+    """Return a class name for comparisons: lower case, NFC, underscores as spaces, no surrounding space."""
     return " ".join(normalized(name).replace("_", " ").lower().split())

@@ -1,4 +1,4 @@
-"""Fine-tuning CLIP's image encoder against the frozen prompts (paper, Table 5): it needs images, not features."""
+"""Fine-tuning of CLIP's image encoder against frozen prompts (paper, Table 5). It needs images, not features."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ log = logging.getLogger("fastcoop")
 
 
 class FinetuneSettings(ScheduleSettings):
-    """``learning_rate``: small, since every weight of the tower moves; a list in a grid runs several, whose
-    ``val_accuracy`` in the results tells which to take."""
+    """``learning_rate``: small, since every weight of the tower is trained. Compare ``val_accuracy`` of several."""
 
     learning_rate: LearningRate = 1e-5
 
 
 class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
-    """The image tower trained on a run's few images; the dataset's own prompts are its fixed classifier.
+    """Train the image tower on a few images, with the dataset's own prompts as the fixed classifier.
 
-    The paper gives no settings. Chosen here: CoOp's SGD, batches and epochs, a new random crop of each image in
-    each epoch (the test-time crop where the grid has ``views: 0``), and batch normalisation at its frozen
-    statistics. The tuned tower is not kept: a run can be tested on targets only while it runs.
+    The paper gives no settings. Chosen here: CoOp's SGD, batches and epochs, a new random crop of each image in each
+    epoch (the test-time crop if the grid has ``views: 0``), and batch normalization with frozen statistics. The tuned
+    tower is not kept, so a run can be tested on targets only while it runs.
     """
 
     name = "finetune_image_encoder"
@@ -56,7 +55,7 @@ class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
             _require_images(data)
 
     def views(self, data: Data) -> int:
-        return DEFAULT_VIEWS if data.views else 0  # a view of its own for each epoch, whatever their number
+        return DEFAULT_VIEWS if data.views else 0  # each epoch has a view of its own
 
     def key_settings(self, run: RunSpec[FinetuneSettings], backbone: Backbone) -> dict[str, Any]:
         resolved = {"epochs": epochs_of(run), "views": run.data.views > 0}
@@ -82,8 +81,8 @@ class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
         trained = sum(len(run.subset.train) * epochs_of(run) for run in runs if run.subset)
         tested = sum(len(data.test[1]) for run in runs for data in run.tests)
         log.warning(
-            "%s works on images, not on cached features: %d runs take %d images forwards and backwards through the "
-            "image tower and %d forwards, one run after the other; CoOp's training takes none.",
+            "%s works on images, not on cached features: %d runs take %d images forward and backward through the "
+            "image tower and %d forward, one run after the other; CoOp's training takes none.",
             *(self.name, len(runs), trained, tested),
         )
         for index, run in enumerate(runs):
@@ -118,7 +117,7 @@ def _require_images(data: Data) -> None:
 
 
 def _readable(data: Data, split: str, rows: np.ndarray) -> np.ndarray:
-    """Those of the split's images that caching did not skip."""
+    """Return those of the split's images that caching did not skip."""
     assert data.store is not None
     return rows[np.isin(rows, data.store.indices(split))]
 
@@ -126,7 +125,7 @@ def _readable(data: Data, split: str, rows: np.ndarray) -> np.ndarray:
 def _train(
     backbone: Backbone, run: RunSpec[FinetuneSettings], context: RunContext
 ) -> tuple[nn.Module, np.ndarray]:
-    """A tuned copy of the image tower, and its mean loss per epoch, float32 (epochs,)."""
+    """Return a tuned copy of the image tower, and its mean loss per epoch, float32 (epochs,)."""
     import torch
 
     from fastcoop.engine.runs import learning_rates
@@ -136,7 +135,7 @@ def _train(
     labels = torch.from_numpy(run.data.dataset.splits["train"].labels[rows]).to(backbone.device)
     texts = torch.from_numpy(_texts(backbone, run.data)).to(backbone.device)
     tower: nn.Module = deepcopy(backbone.model.visual).to(torch.float32).eval().requires_grad_(True)
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         tower.parameters(), lr=settings.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
     epochs = epochs_of(run)
@@ -144,7 +143,7 @@ def _train(
     rng = np.random.default_rng(run.seed)
     losses = np.zeros(epochs, np.float32)
     for epoch in range(epochs):
-        optimiser.param_groups[0]["lr"] = float(rates[epoch])
+        optimizer.param_groups[0]["lr"] = float(rates[epoch])
         steps = epoch_order(len(rows), settings.batch_size, rng)
         view = 1 + epoch if run.data.views else 0
         batches = _batches(backbone, run.data, "train", [rows[step] for step in steps], view, run.seed)
@@ -153,16 +152,16 @@ def _train(
             loss = torch.nn.functional.cross_entropy(
                 backbone.logit_scale * features @ texts.T, labels[torch.from_numpy(step)]
             )
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses[epoch] += loss.item() / len(steps)
         context.on_progress(1 / epochs)
     return tower.requires_grad_(False), losses
 
 
 def _logits(backbone: Backbone, tower: nn.Module, data: Data, split: str, rows: np.ndarray) -> np.ndarray:
-    """Logits float32 (rows, classes) of a split's images at the test-time crop."""
+    """Return logits float32 (rows, classes) of a split's images at the test-time crop."""
     import torch
 
     cuts = [rows[at : at + TESTED_AT_ONCE] for at in range(0, len(rows), TESTED_AT_ONCE)]

@@ -1,4 +1,4 @@
-"""How long training goes on: the paper's epochs, or others, which every figure then names (section 4.1)."""
+"""The length of a training: the paper's epochs (section 4.1), or others, which figures then state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEPS = re.compile(r"[1-9][0-9]{0,6} steps")
 
 
 class ScheduleSettings(MethodSettings):
-    """Settings of whatever trains by steps.
+    """Settings of methods that train by steps.
 
     ``epochs``: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number,
     "N steps" (the epochs closest to N optimiser steps, at least 4), or a mapping from shots to either of these.
@@ -86,11 +86,7 @@ def steps_per_epoch(run: RunSpec[Any]) -> int:
 
 
 def epochs_of(run: RunSpec[Any]) -> int:
-    """Epochs that a run's schedule stands for.
-
-    Raises:
-        UserError: a schedule by shots does not name the run's.
-    """
+    """Return the epochs of a run's schedule. Raises UserError if a schedule by shots does not have the run's."""
     epochs, shots = run.settings.epochs, run.shots
     if isinstance(epochs, dict):
         if shots not in epochs:
@@ -130,7 +126,7 @@ def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
 
 
 def paper_epochs(dataset: str, shots: int | str) -> int:
-    """The official number of epochs. Shots that the paper does not have take those of its next number."""
+    """Return the official number of epochs. Shots that the paper does not have use those of its next number."""
     if dataset.partition(":")[0] == "imagenet":
         return PAPER_EPOCHS_IMAGENET
     enough = [known for known in PAPER_EPOCHS if shots != "all" and known >= int(shots)]
@@ -138,7 +134,7 @@ def paper_epochs(dataset: str, shots: int | str) -> int:
 
 
 def schedule_of(settings: ScheduleSettings) -> str:
-    """ "paper", or what the schedule is instead, to be printed on all that is drawn from such runs."""
+    """Return "paper", or a description of another schedule, to be printed in figures of such runs."""
     epochs = settings.epochs
     if isinstance(epochs, dict):
         if all(isinstance(n, str) for n in epochs.values()):

@@ -21,10 +21,10 @@ AT_ONCE = 256  # prompts
 
 
 def fill(template: str, class_names: Sequence[str]) -> list[str]:
-    """The prompts of a template with one "{}" for the class name. Underscores in names read as spaces.
+    """Return the prompts of a template with one "{}" for the class name. Underscores in names become spaces.
 
     Raises:
-        UserError: the template has no "{}", or more than one.
+        UserError: The template has no "{}", or more than one.
     """
     if template.count("{}") != 1:
         raise UserError(
@@ -34,11 +34,7 @@ def fill(template: str, class_names: Sequence[str]) -> list[str]:
 
 
 def check_prompts(backbone: Backbone, data: Data, template: str) -> None:
-    """Refuse class names that make prompts longer than the text tower reads.
-
-    Raises:
-        UserError: with the class, its number of tokens and the limit.
-    """
+    """Raise UserError for a class whose prompt is longer than the text tower reads."""
     limit = backbone.text.context_length
     for name, prompt in zip(data.class_names, fill(template, data.class_names), strict=True):
         if prompt.isascii() and len(prompt) + 4 <= limit:  # a character is one token at most
@@ -67,7 +63,7 @@ def check_class_names(backbone: Backbone, data: Data) -> None:
 
 @remember(512)
 def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
-    """Text features float32 (classes, dim), of length 1, of the classes in a template."""
+    """Return text features float32 (classes, dim), of length 1, of class names in a template."""
     import torch
 
     prompts = fill(template, class_names)

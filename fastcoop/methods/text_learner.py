@@ -30,14 +30,14 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 class TextLearnerSettings(ScheduleSettings):
-    """``learning_rate``: a number, or "validation": the best of five decades on the run's validation images (by
-    accuracy, then by loss; of equals the smallest)."""
+    """``learning_rate``: a number, or "validation": the best of five decades on the validation images, by accuracy,
+    then by loss, then the smallest."""
 
     learning_rate: LearningRate | Literal["validation"] = "validation"
 
 
 class TextLearner(Method[TextLearnerSettings]):
-    """An offset learned on text features. Subclasses say its shape and what it does to them."""
+    """An offset learned on text features. Subclasses define its shape and how it is applied."""
 
     Settings = TextLearnerSettings
     needs_backbone = False
@@ -45,11 +45,11 @@ class TextLearner(Method[TextLearnerSettings]):
 
     @abstractmethod
     def shape(self, dim: int) -> tuple[int, ...]:
-        """Shape of the offset for features of size ``dim``."""
+        """Return the shape of the offset for features of size ``dim``."""
 
     @abstractmethod
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
-        """Offsets (runs, *shape) on texts (classes, dim): (runs, classes, dim), of any length."""
+        """Apply offsets (runs, *shape) to texts (classes, dim). Return (runs, classes, dim), of any length."""
 
     def validation_choice(self, settings: TextLearnerSettings) -> tuple[str, str] | None:
         if settings.learning_rate != "validation":
@@ -108,7 +108,7 @@ class TextLearner(Method[TextLearnerSettings]):
     def _train(
         self, backbone: Backbone, run: RunSpec[TextLearnerSettings], rates: Sequence[float]
     ) -> tuple[Tensor, np.ndarray]:
-        """Offsets (rates, *shape) and their losses (rates, epochs), trained side by side on the same batches."""
+        """Train an offset per rate on the same batches. Return offsets (rates, *shape), losses (rates, epochs)."""
         import torch
         from torch.nn.functional import normalize
 
@@ -146,8 +146,7 @@ class TextLearner(Method[TextLearnerSettings]):
     def _choose(
         self, backbone: Backbone, run: RunSpec[TextLearnerSettings], offsets: Tensor
     ) -> tuple[int, float]:
-        """Which offset does best on the validation images, and its accuracy on them in percent; NaN where all
-        diverged."""
+        """Return the index of the best offset on the validation images, and its accuracy there in percent, or NaN."""
         import torch
 
         assert run.subset is not None
@@ -164,5 +163,5 @@ class TextLearner(Method[TextLearnerSettings]):
 
 
 def rates_of(settings: TextLearnerSettings) -> tuple[float, ...]:
-    """The learning rates that a run tries."""
+    """Return the learning rates that a run tries."""
     return RATES if settings.learning_rate == "validation" else (settings.learning_rate,)
