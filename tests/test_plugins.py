@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastcoop.datasets import load_dataset, official
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS
 from fastcoop.plugins import Registry
@@ -40,12 +41,14 @@ class Constant(Method[Settings]):
 '''
 
 
-def install(folder: Path, package: str, entries: str, code: str = "") -> None:
+def install(
+    folder: Path, package: str, entries: str, code: str = "", group: str = "fastcoop.methods"
+) -> None:
     """Lay out a package as pip does."""
     info = folder / f"{package}-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[fastcoop.methods]\n{entries}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entries}\n")
     (folder / f"{package}.py").write_text(code)
 
 
@@ -125,3 +128,44 @@ def test_a_name_of_two_packages_is_one_sentence_until_one_is_gone(
     assert "is not used: fastcoop has its own" in caplog.text
     (tmp_path / "first_package" / "first_package-1.0.dist-info" / "entry_points.txt").unlink()
     assert registry()["constant"].name == "constant"
+
+
+DATASET = """
+from fastcoop.datasets import Download, OfficialDataset
+
+def read(home):
+    items = [(f"{name}{i}.jpg", label, name) for label, name in enumerate(("crow", "wren")) for i in range(2)]
+    return {"train": items[::2], "test": items[1::2]}
+
+BIRDS = OfficialDataset(
+    name="birds", title="Birds", folder="birds-1.0", images="jpg", template="a photo of a {}, a bird.",
+    counts=(2, 2, None, 2), read=read, downloads=(Download("birds.zip from the authors", "birds-1.0/jpg"),),
+)
+"""
+
+
+def test_a_packages_dataset_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(
+        tmp_path,
+        "birds_package",
+        "birds = birds_package:BIRDS\nother = birds_package:read",
+        DATASET,
+        "fastcoop.datasets",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {name: official.OFFICIAL[name] for name in ("dtd", "eurosat")}
+    monkeypatch.setattr(official, "OFFICIAL", Registry("fastcoop.datasets", "dataset", own, official._check))
+    with pytest.raises(
+        UserError, match=r"Birds is not in .*get birds\.zip from the authors and extract it in"
+    ):
+        load_dataset("birds", tmp_path)
+    (tmp_path / "birds-1.0" / "jpg").mkdir(parents=True)
+    for name in ("crow0", "crow1", "wren0", "wren1"):
+        (tmp_path / "birds-1.0" / "jpg" / f"{name}.jpg").touch()
+    birds = load_dataset("birds", tmp_path)
+    assert (birds.class_names, birds.title) == (("crow", "wren"), "Birds")
+    assert birds.splits["test"].paths == ("crow1.jpg", "wren1.jpg")
+    with pytest.raises(
+        UserError, match=r'"other" of the package birds_package cannot be used .*OfficialDataset'
+    ):
+        load_dataset("other", tmp_path)

@@ -1,6 +1,7 @@
 """Splits from the datasets' own annotation files, by the official rules, for users without the split file.
 
-Each reader takes the dataset's folder and returns items by split, with paths relative to its image folder.
+Each reader has the name of its dataset; it takes the dataset's folder and returns items by split, with paths relative
+to the folder of its images.
 Random splits use fastcoop's own seed (``splits.SPLIT_SEED``): the official ones cannot be drawn again.
 """
 

@@ -1,21 +1,29 @@
-"""Few-shot subsets by the official rule: drawn, or read from the files of an earlier draw."""
+"""Few-shot subsets by the official rule: drawn, or read from the files of an earlier draw.
+
+Files are only read: the official code's pickles, and JSON of the same content.
+"""
 
 from __future__ import annotations
 
+import io
+import pickle
 import random
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastcoop.checks import whole_number
-from fastcoop.datasets.dataset import Dataset, Split, warn_once
-from fastcoop.datasets.fewshot_files import read_subset
-from fastcoop.datasets.files import abbreviate
+from fastcoop.datasets.dataset import Dataset, Item, Split, warn_once
+from fastcoop.datasets.files import abbreviate, normalized, reading
 from fastcoop.datasets.halves import rows_in_whole
-from fastcoop.datasets.splits import by_class
+from fastcoop.datasets.splits import by_class, read_items, read_json
 from fastcoop.errors import UserError
 
 MAX_VAL_SHOTS = 4
+DATUM = ("dassl.data.datasets.base_dataset", "Datum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +72,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         return FewShot(free, np.arange(len(val), dtype=np.int64))
     assert isinstance(shots, int)
     _warn_about_small_classes(dataset, train.labels[free], shots)
-    subset = read_subset(dataset, shots, seed)
+    subset = _read_subset(dataset, shots, seed)
     if "val" in subset:
         return FewShot(subset["train"], subset["val"])
     rng = random.Random(seed)
@@ -103,3 +111,111 @@ def _warn_about_small_classes(dataset: Dataset, labels: np.ndarray, shots: int) 
         warn_once(
             f"{dataset.name} has classes with fewer than {shots} training images, all used: {abbreviate(small, 5)}."
         )
+
+
+def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
+    """Read the indices of a subset from the official code's pickle, else from JSON; {} where there is neither.
+
+    Pickles of ImageNet have no "val". A JSON with the digest of another split is ignored.
+    """
+    path = dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.pkl"
+    if path.is_file():
+        return _locate(dataset, _read_pickle(path), path)
+    path = path.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
+        return {}
+    return _locate(dataset, read_items(path, required=("train",)), path)
+
+
+def _read_pickle(path: Path) -> dict[str, list[Item]]:
+    try:
+        with reading(path, "a pickle"):
+            data = path.read_bytes()
+        content = _DatumUnpickler(io.BytesIO(data)).load()
+        keys = ("train", "val") if "val" in content else ("train",)
+        return {key: [_item(datum) for datum in content[key]] for key in keys}
+    except UserError:
+        raise
+    except _Forbidden as error:
+        raise UserError(
+            f"{path} wants to load {error}, which no few-shot subset needs; it was not opened. "
+            "Delete it if you do not know where it comes from."
+        ) from None
+    except Exception as error:  # a damaged pickle may raise any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path} is not a few-shot subset of the official code ({reason}); delete it."
+        ) from None
+
+
+def _locate(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> dict[str, np.ndarray]:
+    """Find items by the ends of their paths, since the data root may have been another."""
+    located = {}
+    for key, part in items.items():
+        if key not in dataset.splits:
+            if part:
+                raise UserError(
+                    f"{source} has {key} images, but {dataset.name} has no {key} split; delete it."
+                )
+            continue
+        split = dataset.splits[key]
+        index = {path: number for number, path in enumerate(split.paths)}
+        forms = Counter(normalized(path) for path in index if not path.isascii())
+        # The file may come from a system that composes letters differently.
+        index |= {
+            form: index[path] for path in index if forms[form := normalized(path)] == 1 and form not in index
+        }
+        numbers = [_find(path, index) for path, _, _ in part]
+        for number, (path, label, _) in zip(numbers, part, strict=True):
+            if number is None or split.labels[number] != label:
+                raise UserError(
+                    f"{source} was drawn from another split: {path} with label {label} is not in the "
+                    f"{key} split of {dataset.name}; delete it, or use the split file that it was drawn from."
+                )
+        located[key] = np.array(numbers, dtype=np.int64)
+    drawn = set(dataset.splits["train"].labels[located["train"]].tolist())
+    if not drawn:
+        raise UserError(f"{source} has no training images; delete it, and a subset is drawn.")
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in drawn]
+    if absent:
+        warn_once(f"{source} has no training image of {abbreviate(absent)}, which runs on it do not learn.")
+    return located
+
+
+def _find(path: str, index: dict[str, int]) -> int | None:
+    """Find the image whose path ``path`` ends with: as written, with backslashes as separators, or composed."""
+    forms = (path, path.replace("\\", "/"))
+    for form in dict.fromkeys((*forms, *map(normalized, forms))):
+        parts = form.split("/")
+        for start in range(len(parts)):
+            if (found := index.get("/".join(parts[start:]))) is not None:
+                return found
+    return None
+
+
+class _Forbidden(Exception):
+    """The pickle asked for this global."""
+
+
+class _Datum:
+    """Replaces the official code's class; takes plain attributes and does nothing."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.item = (state["_impath"], state["_label"], state["_classname"])
+
+
+class _DatumUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) != DATUM:
+            raise _Forbidden(f"{module}.{name}")
+        return _Datum
+
+
+def _item(datum: _Datum) -> Item:
+    path, label, name = datum.item
+    if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
+        raise TypeError("an entry is not a path, a label and a class name")
+    return path, label, name

@@ -64,6 +64,13 @@ def class_ids(home: Path, items: dict[str, list[Item]]) -> tuple[str, ...]:
     return tuple(ids[int(folder)] if folder.isdecimal() else folder for folder in ordered)
 
 
+READERS: dict[str, Reader] = {
+    "imagenet": train_and_val,
+    "imagenetv2": numbered("imagenetv2-matched-frequency-format-val"),
+    "imagenet_sketch": shifted("images"),
+    "imagenet_a": shifted("imagenet-a"),
+    "imagenet_r": shifted("imagenet-r"),
+}
 # The class folders of a complete copy, given the dataset's folder.
 CLASS_FOLDERS: dict[str, Callable[[Path], list[str]]] = {
     "imagenet": lambda home: [

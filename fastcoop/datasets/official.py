@@ -19,23 +19,6 @@ from fastcoop.errors import MissingFile
 from fastcoop.plugins import Registry
 
 Items = dict[str, list[Item]]
-READERS: dict[str, Callable[[Path], Items]] = {
-    "imagenet": imagenet.train_and_val,
-    "caltech101": annotation_files.caltech101,
-    "oxford_pets": annotation_files.oxford_pets,
-    "stanford_cars": annotation_files.stanford_cars,
-    "oxford_flowers": annotation_files.oxford_flowers,
-    "food101": annotation_files.food101,
-    "fgvc_aircraft": annotation_files.fgvc_aircraft,
-    "sun397": annotation_files.sun397,
-    "dtd": annotation_files.dtd,
-    "eurosat": annotation_files.eurosat,
-    "ucf101": annotation_files.ucf101,
-    "imagenetv2": imagenet.numbered("imagenetv2-matched-frequency-format-val"),
-    "imagenet_sketch": imagenet.shifted("images"),
-    "imagenet_a": imagenet.shifted("imagenet-a"),
-    "imagenet_r": imagenet.shifted("imagenet-r"),
-}
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,7 @@ def _paper_datasets() -> Iterator[OfficialDataset]:
         yield OfficialDataset(
             name=name,
             folder=folder,
-            read=READERS[name],
+            read=imagenet.READERS.get(name) or getattr(annotation_files, name),
             class_folders=imagenet.CLASS_FOLDERS.get(name),
             class_ids=imagenet.class_ids if name.startswith("imagenet") else None,
             **row,
