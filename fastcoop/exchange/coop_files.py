@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,21 +32,6 @@ POSITIONS = {"end": "end", "middle": "mid", "front": "front"}
 WORDS = {"_ctxv1": "a photo of a"}  # of the official configs that start from words
 CONFIG_EPOCHS = (50, 100)  # in the names of official configs; those without a number have 200
 ARRAYS = ("ctx", "token_prefix", "token_suffix")
-
-
-@dataclass(frozen=True)
-class PathFacts:
-    """The properties of a run that the path of its checkpoint contains; None for those that it does not.
-
-    ``words`` are those that the context starts from.
-    """
-
-    class_position: str | None
-    class_specific: bool | None
-    context_length: int | None
-    shots: int | None
-    seed: int | None
-    words: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +69,23 @@ def find_coop_files(place: Path) -> list[Path]:
     return [path for _, path in latest.values()]
 
 
-def path_facts(path: Path) -> PathFacts:
-    """Return the properties of a run in a path that the official scripts wrote; "middle" is "mid"."""
-    text = path.as_posix()
-    layout = re.search(r"nctx(\d+)_csc(True|False)_ctp(end|middle|front)(?=/|$)", text)
-    config = re.search(r"([^/]*)_(\d+)shots(?=/|$)", text)
-    seed = re.search(r"seed(\d+)(?=/|$)", text)
-    return PathFacts(
-        class_position=POSITIONS[layout[3]] if layout else None,
-        class_specific=layout[2] == "True" if layout else None,
-        context_length=int(layout[1]) if layout else None,
-        shots=int(config[2]) if config else None,
-        seed=int(seed[1]) if seed else None,
-        words=next((words for end, words in WORDS.items() if config and config[1].endswith(end)), None),
-    )
+def path_facts(path: Path) -> dict[str, Any]:
+    """Return the properties of a run in a path of the official scripts: ``class_position``, ``class_specific``,
+    ``context_length``, ``shots``, ``seed``, and ``words`` that the context starts from. Those not in the path are left
+    out."""
+    text, facts = path.as_posix(), {}
+    if layout := re.search(r"nctx(\d+)_csc(True|False)_ctp(end|middle|front)(?=/|$)", text):
+        facts["context_length"] = int(layout[1])
+        facts["class_specific"] = layout[2] == "True"
+        facts["class_position"] = POSITIONS[layout[3]]
+    if config := re.search(r"([^/]*)_(\d+)shots(?=/|$)", text):
+        facts["shots"] = int(config[2])
+        for ending in WORDS:
+            if config[1].endswith(ending):
+                facts["words"] = WORDS[ending]
+    if seed := re.search(r"seed(\d+)(?=/|$)", text):
+        facts["seed"] = int(seed[1])
+    return facts
 
 
 def coop_path(

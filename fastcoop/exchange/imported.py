@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,91 +80,95 @@ def import_coop(
     if recipe not in RECIPES:
         raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
     given = {
-        "class-position": class_position,
+        "class_position": class_position,
         "shots": None if shots is None else whole_number(shots, "shots", 1),
         "seed": None if seed is None else whole_number(seed, "the seed"),
     }
-    runs: list[tuple[LearnedRun, Path]] = []
-    for path in find_coop_files(Path(place)):
-        file = read_coop_file(path)
-        settings, run_shots, run_seed = _resolve_settings(file, backbone, dataset, given)
-        _check_fit(file, settings, backbone, dataset)
-        run = LearnedRun(
-            key=_key(file, settings, backbone, dataset, run_shots, run_seed, recipe),
-            backbone=backbone.name,
-            backbone_digest=backbone.digest,
-            dataset=dataset.name,
-            shots=run_shots,
-            seed=run_seed,
-            epochs=file.epoch,
-            settings=settings,
-            contexts=file.ctx.astype(np.float32),
-            class_names=dataset.class_names,
-            learned_dtype=str(file.ctx.dtype),
-            recipe=recipe,
-        )
-        runs.append((run, path))
+    files = [read_coop_file(path) for path in find_coop_files(Path(place))]
+    runs = [_as_run(file, backbone, dataset, given, recipe) for file in files]
     folder, data = Path(results), Data(dataset, None, recipe=recipe)
     with open_store(folder) as store:
-        for run, _ in runs:
+        for run in runs:
             run.write_contexts(parameters_path(folder, run.key))
             spec = RunSpec.of(
                 "coop", run.settings, data, shots=run.shots, seed=run.seed, backbone=backbone, key=run.key
             )
             record_outcome(store, spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
-    return [ImportedRun(run.key, path, METHODS["coop"].label(run.settings)) for run, path in runs]
+    return [
+        ImportedRun(run.key, file.path, METHODS["coop"].label(run.settings))
+        for run, file in zip(runs, files, strict=True)
+    ]
 
 
-def _resolve_settings(
-    file: CoOpFile, backbone: Backbone, dataset: Dataset, given: dict[str, str | int | None]
-) -> tuple[CoOpSettings, int, int]:
-    """Return settings, shots and seed, from the path and the caller."""
+def _as_run(
+    file: CoOpFile, backbone: Backbone, dataset: Dataset, given: dict[str, Any], recipe: str
+) -> LearnedRun:
+    """Return a checkpoint as a run, its properties from the path and the caller."""
     path, ctx, facts = file.path, file.ctx, path_facts(file.path)
-    found = {"class-position": facts.class_position, "shots": facts.shots, "seed": facts.seed}
     for name, value in given.items():
-        if value is not None and found[name] not in (None, value):
+        option = name.replace("_", "-")
+        if value is not None and facts.setdefault(name, value) != value:
             raise UserError(
-                f"In the path {path}, the run's {name} is {found[name]}, but {value} was given; leave out --{name}."
+                f"In the path {path}, the run's {option} is {facts[name]}, but {value} was given; leave out --{option}."
             )
-        if found[name] is None and value is None:
+        if name not in facts:
             raise UserError(
-                f"The path {path} does not contain the run's {name} as the official folders do; pass --{name}."
+                f"The path {path} does not contain the run's {option} as the official folders do; pass --{option}."
             )
-    position, shots, seed = (found[name] if found[name] is not None else given[name] for name in found)
     if ctx.ndim not in (2, 3) or ctx.dtype == np.float64 or not np.isfinite(ctx).all():
         raise UserError(
             f"{path} should hold finite float16 or float32 contexts (M, width) or (classes, M, width); "
             f"it holds {ctx.dtype} {ctx.shape}, or numbers that are not finite."
         )
     length, specific = ctx.shape[-2], ctx.ndim == 3
-    named = facts.context_length or length, specific if facts.class_specific is None else facts.class_specific
+    named = facts.get("context_length", length), facts.get("class_specific", specific)
     # A context that starts from words has one vector per word and is unified, whatever its folder is called.
-    if named != (length, specific) and (facts.words is None or specific):
+    if named != (length, specific) and ("words" not in facts or specific):
         raise UserError(
             f"{path} is in a folder of M={named[0]}, class-specific {named[1]}, but its contexts are {ctx.shape}."
         )
-    words = facts.words or "random"
-    values = {
-        "context_length": length,
-        "class_position": position,
-        "class_specific": specific,
-        "init": words,
-        "epochs": "paper" if paper_epochs(dataset.name, int(shots or 0)) == file.epoch else file.epoch,
-    }
-    settings = validate(CoOpSettings, values, str(path))
+    words, shots, seed = facts.get("words", "random"), facts["shots"], facts["seed"]
+    epochs = "paper" if paper_epochs(dataset.name, shots) == file.epoch else file.epoch
+    values = {"context_length": length, "class_position": facts["class_position"], "class_specific": specific}
+    settings = validate(CoOpSettings, values | {"init": words, "epochs": epochs}, str(path))
     if layout_of(settings, backbone).context_length != length:
         raise UserError(
             f'{path} has {length} vectors, but its config\'s words "{words}" have another number.'
         )
-    return settings, int(shots or 0), int(seed or 0)
+    _check_fit(file, specific, backbone, dataset)
+    identity = {
+        "imported": hashlib.sha256(ctx.tobytes()).hexdigest(),
+        "dtype": str(ctx.dtype),
+        "epoch": file.epoch,
+        "settings": settings.model_dump(mode="json"),
+        "backbone": backbone.digest,
+        "dataset": dataset.digest,
+        "shots": shots,
+        "seed": seed,
+        "recipe": recipe,
+    }
+    return LearnedRun(
+        key=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        backbone=backbone.name,
+        backbone_digest=backbone.digest,
+        dataset=dataset.name,
+        shots=shots,
+        seed=seed,
+        epochs=file.epoch,
+        settings=settings,
+        contexts=ctx.astype(np.float32),
+        class_names=dataset.class_names,
+        learned_dtype=str(ctx.dtype),
+        recipe=recipe,
+    )
 
 
-def _check_fit(file: CoOpFile, settings: CoOpSettings, backbone: Backbone, dataset: Dataset) -> None:
+def _check_fit(file: CoOpFile, specific: bool, backbone: Backbone, dataset: Dataset) -> None:
     """Refuse contexts that do not fit; warn where they were learned with other class names."""
     path, classes, length = file.path, len(dataset.class_names), file.ctx.shape[-2]
     prefix, suffix = frozen_embeddings(backbone, dataset.class_names, length)
     width = backbone.text.width
-    ctx_shape = (classes, length, width) if settings.class_specific else (length, width)
+    ctx_shape = (classes, length, width) if specific else (length, width)
     for name, array, shape in (
         ("ctx", file.ctx, ctx_shape),
         ("token_prefix", file.prefix, tuple(prefix.shape)),
@@ -186,7 +191,7 @@ def _check_fit(file: CoOpFile, settings: CoOpSettings, backbone: Backbone, datas
             f"{path} was learned with other names for {len(other)} of {classes} classes, such as class {other[0]}, "
             f'"{dataset.class_names[other[0]]}" in {dataset.name}'
         )
-        if settings.class_specific:
+        if specific:
             raise UserError(f"{message}; class-specific contexts need the same names in the same order.")
         logging.getLogger("fastcoop").warning(f"{message}; it is imported with the dataset's names.")
 
@@ -195,26 +200,3 @@ def _differ(saved: np.ndarray, ours: np.ndarray) -> np.ndarray:
     """Return bool (classes,): embeddings that differ by more than float16 does, or are not finite."""
     differs: np.ndarray = ~(np.abs(saved.astype(np.float32) - ours).max(axis=(1, 2)) <= TOLERANCE)
     return differs
-
-
-def _key(
-    file: CoOpFile,
-    settings: CoOpSettings,
-    backbone: Backbone,
-    dataset: Dataset,
-    shots: int,
-    seed: int,
-    recipe: str,
-) -> str:
-    facts = {
-        "imported": hashlib.sha256(file.ctx.tobytes()).hexdigest(),
-        "dtype": str(file.ctx.dtype),
-        "epoch": file.epoch,
-        "settings": settings.model_dump(mode="json"),
-        "backbone": backbone.digest,
-        "dataset": dataset.digest,
-        "shots": shots,
-        "seed": seed,
-        "recipe": recipe,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

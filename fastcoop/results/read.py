@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,8 +134,11 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
         )
         tests = {}
         for test in map(dict, db.execute(query, (key,))):
-            names = _numbered(json.loads(test.pop("class_names")))
-            test["per_class"] = dict(zip(names, json.loads(test["per_class"]), strict=True))
+            names = json.loads(test.pop("class_names"))
+            unique = [
+                name if names.count(name) == 1 else f"{name} (class {i})" for i, name in enumerate(names)
+            ]
+            test["per_class"] = dict(zip(unique, json.loads(test["per_class"]), strict=True))
             tests[test.pop("dataset")] = test
     run = dict(row)
     for name in ("settings", "losses", "extra", "versions"):
@@ -145,16 +146,6 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
     run |= json.loads(run.pop("columns"))
     path = parameters_path(Path(folder), key)
     return run | {"contexts": str(path) if path.is_file() else None, "tests": tests}
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Number equal class names: "crane", "crane (2)"."""
-    counts: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        counts[name] += 1
-        numbered.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    return numbered
 
 
 @dataclass(frozen=True, eq=False)

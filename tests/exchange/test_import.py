@@ -64,7 +64,7 @@ def test_the_path_says_the_rest(save_official, backbone, dataset, tmp_path):
     assert (row.shots, row.seed, row.class_position, row.epochs, row.schedule) == (1, 2, "mid", 50, "paper")
     assert find_run(tmp_path / "results", run.key[:8]).class_names == dataset.class_names
     words = path_facts(Path("imagenet/CoOp/rn50_ep50_ctxv1_16shots/nctx16_cscFalse_ctpend/seed1/x"))
-    assert (words.words, words.shots) == ("a photo of a", 16)
+    assert (words["words"], words["shots"]) == ("a photo of a", 16)
 
 
 def test_words_decide_what_the_folder_only_asked_for(save_official, backbone, dataset, world, tmp_path):
