@@ -73,7 +73,7 @@ def path_facts(path: Path) -> dict[str, Any]:
     """Return the properties of a run in a path of the official scripts: ``class_position``, ``class_specific``,
     ``context_length``, ``shots``, ``seed``, and ``words`` that the context starts from. Those not in the path are left
     out."""
-    text, facts = path.as_posix(), {}
+    text, facts = path.as_posix(), dict[str, Any]()
     if layout := re.search(r"nctx(\d+)_csc(True|False)_ctp(end|middle|front)(?=/|$)", text):
         facts["context_length"] = int(layout[1])
         facts["class_specific"] = layout[2] == "True"

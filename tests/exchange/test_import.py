@@ -329,7 +329,7 @@ def test_imported_runs_are_listed_and_said_to_be_untested(
     assert "1 run(s) that failed or were tested on nothing have no rows" in caplog.text
     merge_results([folder, world / "results"], tmp_path / "merged")
     (page, *_) = report(tmp_path / "merged", tmp_path / "report")
-    assert "Left out, because they were tested on nothing yet: CoOp (M=3, end) on colours" in page.read_text()
+    assert "Left out, because they were not tested yet: CoOp (M=3, end) on colours" in page.read_text()
     with pytest.raises(UserError, match=r"None of the 1 runs .* was tested yet") as refused:
         report(folder, tmp_path / "none")
     command = shlex.split(str(refused.value).split("`")[1])
