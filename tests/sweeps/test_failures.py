@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 import fastcoop.methods.coop as coop
 from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
-from fastcoop.methods import RunSpec
+from fastcoop.methods import Method, RunSpec
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.collapsed import find_collapsed
 from fastcoop.results.records import Batch
@@ -240,14 +241,14 @@ def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
 def test_the_summary_names_collapsed_runs(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = coop._score
+    test = Method.scores
 
-    def low(backbone: Any, run: RunSpec, data: Any, contexts: np.ndarray) -> Any:
-        scores = score(backbone, run, data, contexts)
+    def low(self: Method[Any], backbone: Any, run: RunSpec, learned: Any) -> Any:
         fallen = (run.seed, run.shots) == (3, 1)
-        return scores if fallen else type(scores)(**(vars(scores) | {"accuracy": 90.0}))
+        scores = test(self, backbone, run, learned)
+        return scores if fallen else {name: replace(one, accuracy=90.0) for name, one in scores.items()}
 
-    monkeypatch.setattr(coop, "_score", low)
+    monkeypatch.setattr(Method, "scores", low)
     grid["methods"] = {"coop": {"context_length": 2, "epochs": 2}}
     summary = run(grid | {"seeds": [1, 2, 3], "shots": 1}, results=tmp_path)
     assert len(summary.collapsed) == 1
