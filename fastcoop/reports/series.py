@@ -72,7 +72,7 @@ def plain_dataset(name: str) -> str:
 def rename_series(runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known: Known) -> list[str]:
     """Return the series of each run, with its unusual settings where runs of one series differ in these.
 
-    The most frequent settings of a method keep the series' plain name; others
+    The most frequent settings of a method, the earliest of equally frequent ones, keep the series' plain name; others
     get series of their own, such as ``coop end (learning_rate 0.01)``.
     """
     rows = zip(runs.itertuples(), settings, strict=True)
@@ -82,7 +82,7 @@ def rename_series(runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known:
         own = facts[frame.index]
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
             counts = own.value_counts()
-            usual = json.loads(min(counts.index, key=lambda text: (-counts[text], text)))
+            usual = json.loads(min(dict.fromkeys(own), key=lambda text: -counts[text]))
             names = zip(frame.series, own, strict=True)
             series[frame.index] = [_with_settings(name, json.loads(text), usual) for name, text in names]
     return series.tolist()

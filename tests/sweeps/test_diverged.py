@@ -101,7 +101,7 @@ def test_reports_leave_them_out_and_count_them(lost: Path, tmp_path: Path) -> No
     assert "8 diverged runs left out" in (tmp_path / "figure3.md").read_text(encoding="utf-8")
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "nan%" not in page
-    assert "16 tests of runs that diverged have no accuracy" in page
+    assert "16 tests of diverged runs without an accuracy" in page
 
 
 @follows(
