@@ -194,6 +194,23 @@ def _batches(
         for batch in batches:
             pixels = np.concatenate(list(pool.map(crop, batch.tolist())))
             yield normalize(pixels, backbone.preprocess, backbone.device)
+    _refuse_changes(data, split, batches)
+
+
+def _refuse_changes(data: Data, split: str, batches: Sequence[np.ndarray]) -> None:
+    """Raise UserError if image files that were read are no longer those of the run's key."""
+    from fastcoop.features.image_files import find_changes
+
+    assert data.store is not None
+    rows = np.unique(np.concatenate(batches))
+    paths = [data.dataset.root / data.dataset.splits[split].paths[row] for row in rows]
+    recorded = data.store.files(split)[np.searchsorted(data.store.indices(split), rows)]
+    changed, _ = find_changes(paths, recorded, f"Reading image files of {data.name}")
+    if changed.any():
+        raise UserError(
+            f"{changed.sum()} image file(s) of {data.name} changed after their features were computed; run the same "
+            "command again."
+        )
 
 
 def _texts(backbone: Backbone, data: Data) -> np.ndarray:
