@@ -162,6 +162,9 @@ def load_backbone(
         _fill(model, source.state, source.weights_file)
     preprocess = _preprocess(model, source.preprocess)
     digest = fingerprint(model.state_dict(), source.quick_gelu, preprocess, _unusual(source.config))
+    activation = "QuickGELU" if source.quick_gelu else "GELU"
+    facts = source.name, digest[:12], activation, preprocess.size
+    logging.getLogger("fastcoop").debug("%s: weights %s, %s, images of %d pixels.", *facts)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(source.config["text_cfg"], source.tokenizer_folder)
     _check_tokenizer(tokenizer, TextTower.from_model(model))
