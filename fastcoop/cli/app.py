@@ -17,24 +17,12 @@ from fastcoop.cli.output import say
 
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
-# As a study uses them; other commands follow.
-ORDER = (
-    *(
-        "demo",
-        "datasets",
-        "cache-features",
-        "features",
-        "sweep",
-        "results",
-        "evaluate",
-        "report",
-        "interpret",
-    ),
-)
+# The order in which a study uses them; other commands follow.
+ORDER = "demo datasets cache-features features sweep results evaluate report interpret".split()
 
 
 class StudyOrder(TyperGroup):
-    """Lists its commands in the order in which a study uses them."""
+    """A group whose help lists commands in the order in which a study uses them."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -57,7 +45,7 @@ app = typer.Typer(
 )
 features_app = typer.Typer(help="Check and import feature stores.", no_args_is_help=True)
 datasets_app = typer.Typer()
-results_app = typer.Typer(help="Look into results folders, export and merge them.", no_args_is_help=True)
+results_app = typer.Typer(help="List, compare, export and merge results.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(results_app, name="results")

@@ -35,7 +35,7 @@ def bench(
     project: Annotated[str | None, typer.Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure training steps the official way and fastcoop's, in turn, in one process per dataset.
+    """Time training steps of the official code and of fastcoop, alternately, in one process per dataset.
 
     All of the paper's eleven class lists take the better part of an hour on two quiet cores. Each dataset's result is
     written when it is measured. Without --class-names and --datasets: ImageNet's names, all of them and the first 10

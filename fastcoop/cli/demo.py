@@ -21,7 +21,7 @@ def demo(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job on the small world that ships with fastcoop: from pictures to Figure 3.
+    """Run a small study on the demo datasets, from pictures to Figure 3.
 
     It needs no network, no GPU and no data. A second call finds everything done.
 

@@ -18,7 +18,7 @@ log = logging.getLogger("fastcoop")
 
 @results_app.command("list")
 def list_results(results: ResultsFolder, where: Where = None, as_json: AsJson = False) -> None:
-    """List runs: what each was, its accuracy on each dataset, and the beginning of its key.
+    """List runs: label, accuracy on each dataset, and the first characters of the key.
 
     Example:  [bold]fastcoop results list results/demo --where method=coop,zero_shot --where "accuracy<20"[/bold]
 
@@ -36,7 +36,7 @@ def show_run(
     key: Annotated[str, typer.Argument(help="A run's key, or its beginning.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show everything kept of one run: settings, accuracy by dataset and class, losses, times, versions.
+    """Show one run: settings, accuracy by dataset and class, losses, times, versions.
 
     Example:  [bold]fastcoop results show results/demo 3f2a[/bold]
     """

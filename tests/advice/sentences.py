@@ -34,7 +34,7 @@ NO_ADVICE: dict[str, str] = {
     "expected train, val or test": "a list of values",
     "Prompt learning for CLIP (CoOp): cache": "help of fastcoop",
     "Check and import feature stores.": "help of features",
-    "Look into results folders, export": "help of results",
+    "List, compare, export": "help of results",
     "Worker processes (-1: chosen": "help of --jobs",
 }
 # Advice that a test cannot follow, and why.
