@@ -18,7 +18,17 @@ from fastcoop.cli.output import say
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 # The order in which a study uses them; other commands follow.
-ORDER = "demo datasets cache-features features sweep results evaluate report interpret".split()
+ORDER = (
+    "demo",
+    "datasets",
+    "cache-features",
+    "features",
+    "sweep",
+    "results",
+    "evaluate",
+    "report",
+    "interpret",
+)
 
 
 class StudyOrder(TyperGroup):
