@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond its settings: the demo's figure from the reports, and a navigation of what is there."""
+"""Hooks of mkdocs: copy the demo's figure from the reports, and leave absent pages out of the navigation."""
 
 from __future__ import annotations
 

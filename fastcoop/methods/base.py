@@ -104,7 +104,7 @@ class RunContext:
     Attributes:
         jobs: processes to use at once; -1 for one per core.
         memory_budget: bytes that training may take at once; None for the engine's own choice.
-        on_progress: told of work as it is done, in runs; fractions while long runs are under way.
+        on_progress: Called with the number of runs done since the last call; fractions during long runs.
         checkpoint: of runs that train together.
     """
 
