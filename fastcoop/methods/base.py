@@ -193,9 +193,10 @@ class Method(ABC, Generic[S]):
         """Return the settings that affect the result, with defaults resolved; hashed into the run key.
 
         Settings that are written differently but make the same run are equal here. Seed and few-shot subset are not
-        part of them.
+        part of them. Hand-written prompts are, since what a run learns may depend on them.
         """
-        return run.settings.model_dump(mode="json")
+        prompts = self.prompts(run.settings, run.data)
+        return run.settings.model_dump(mode="json") | ({"prompts": list(prompts)} if prompts else {})
 
     def prompts(self, settings: S, data: Data) -> tuple[str, ...]:
         """Return the hand-written prompts, with "{}" for the class name, that the scores on ``data`` depend on.

@@ -124,10 +124,12 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         settings = make_settings(method, self._given_settings(method))
         backbone = self._load_backbone()
         texts = None if text_features is None else unit(np.asarray(_as_array(text_features), np.float32))
-        if method.needs_backbone and (backbone is None or texts is not None):
+        if method.needs_backbone and texts is not None:
             raise UserError(
                 f"{title} passes prompts through the text tower; pass a backbone in place of text_features."
             )
+        if method.needs_backbone and backbone is None:
+            raise UserError(f'{title} needs a backbone; pass it or its name, such as {title}("RN50").')
         if logit_scale is not None and texts is None:
             raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
         features = None if X is None and not method.learns else self._read_features(X, backbone, reset=True)
@@ -142,6 +144,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         data = _ArrayData(dataset, None, views, text_features=texts)
         if features is not None and labels is not None:
             data = replace(data, features=features, labels=labels)
+        if texts is not None and method.prompts(settings, data) != method.prompts(
+            make_settings(method, {}), data
+        ):
+            raise UserError(f"{title} takes text_features in place of its prompts; leave one of them out.")
         if method.needs_backbone or method.prompts(settings, data):
             if backbone is None and texts is None:
                 raise UserError(
@@ -170,7 +176,9 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         known = replace(run, contexts=outcome.contexts, weights=outcome.weights)
         classifier = method.classifier(reader, known, data)
         if outcome.status != "done" or not np.isfinite(classifier.weights).all():
-            raise UserError(f"The training of {title} diverged; pass a smaller learning_rate.")
+            if "learning_rate" in method.Settings.model_fields:
+                raise UserError(f"The training of {title} diverged; pass a smaller learning_rate.")
+            raise UserError(f"{title} learned weights that are not finite.")
         self._keep(classifier, outcome)
         return self
 
@@ -239,6 +247,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
 
     def _read_features(self, X: Any, backbone: Backbone | None, reset: bool) -> np.ndarray:
         """Return features float32 (images, views, dim)."""
+        if isinstance(X, str | os.PathLike):
+            raise UserError(f"Expected features or a list of images, got one path; pass [{str(X)!r}].")
+        if hasattr(X, "to_numpy") and X.ndim == 1:  # a pandas Series
+            X = X.to_numpy()
         if _are_images(X):
             backbone = backbone or self._load_backbone()
             if backbone is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -191,7 +192,10 @@ def test_defaults_are_the_methods_settings() -> None:
 
 @follows(
     "pass a backbone in place of text_features",
+    "needs a backbone; pass it or its name",
     "pass a backbone, or text_features to fit",
+    "takes text_features in place of its prompts; leave one of them out",
+    "got one path; pass [{}]",
     "logit_scale belongs to text_features; leave it out, or pass both",
     "needs a backbone to encode images; pass it, or pass features",
     "needs the names of the classes, in order; pass class_names to fit",
@@ -199,17 +203,33 @@ def test_defaults_are_the_methods_settings() -> None:
     "have no direction; remove these images",
     "to hold out for validation; pass X_val and y_val to fit",
 )
-def test_what_cannot_be_used_is_one_sentence_that_helps(backbone: Backbone, data: Data) -> None:
+def test_what_cannot_be_used_is_one_sentence_that_helps(
+    backbone: Backbone, data: Data, tmp_path: Path
+) -> None:
     X, y = data.train(data.subset(4, 1))
     texts, names = np.eye(3, DIM), np.array(NAMES)[y]
     coop, bias = fc.CoOpClassifier(backbone, epochs=1, context_length=2), fc.TextBias(epochs=2)
     image = [Image.new("RGB", (16, 16))] * 6
+    path = str(tmp_path / "image.png")
+    image[0].save(path)
+    fitted = fc.ZeroShot(backbone).fit(None, class_names=NAMES)
     for wrong, message, right in (
         (
             lambda: clone(coop).set_params(backbone=None).fit(X, names),
-            "pass a backbone",
+            "pass it or its name",
             lambda: coop.fit(X, names),
         ),
+        (
+            lambda: coop.fit(X, names, text_features=texts),
+            "pass a backbone in place",
+            lambda: coop.fit(X, names),
+        ),
+        (
+            lambda: fc.ZeroShot(prompt="a {}").fit(None, text_features=texts),
+            "leave one of them out",
+            lambda: fc.ZeroShot().fit(None, text_features=texts),
+        ),
+        (lambda: fitted.predict(path), "got one path", lambda: fitted.predict([path])),
         (lambda: bias.fit(X, names), "text_features", lambda: bias.fit(X, y, text_features=texts)),
         (
             lambda: bias.fit(X, y, logit_scale=9.0),
@@ -346,3 +366,12 @@ def failing(estimator: Any) -> dict[str, str]:
 )
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+def test_a_pandas_series_of_paths_is_a_list_of_images(backbone: Backbone, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        Image.new("RGB", (16, 16), (80 * index, 9, 9)).save(path)
+    zero_shot = fc.ZeroShot(backbone).fit(None, class_names=NAMES)
+    expected = zero_shot.decision_function(paths)
+    assert (zero_shot.decision_function(pd.Series(paths)) == expected).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_several_prompts_and_an_added_loss_need_the_encoder_alone(
     ]
     texts = SeveralPrompts.mean_features(torch.stack(plain))[0].numpy()
     assert (outcome.scores["animals"].predictions == (data.unit_test @ texts.T).argmax(1)).all()
+
+
+def test_prompts_that_an_added_method_may_learn_from_are_in_its_key(backbone: Backbone) -> None:
+    class Prompted(nearest_mean()["NearestMeanMethod"]):  # type: ignore[misc]
+        def prompts(self, settings: MethodSettings, data: Data) -> tuple[str, ...]:
+            return (data.dataset.template,)
+
+    data, method = make_data(), Prompted()
+    other = replace(data, dataset=replace(data.dataset, template="a drawing of a {}."))
+    keys = [method.key_settings(job(one, "linear_probe"), backbone) for one in (data, other)]
+    assert keys[0] != keys[1]
+    plain = METHODS["linear_probe"].key_settings(job(data, "linear_probe"), backbone)
+    assert plain == job(data, "linear_probe").settings.model_dump(mode="json")
