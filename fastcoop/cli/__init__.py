@@ -1,4 +1,4 @@
-"""The command line: one function per command. Everything else is in the other rooms."""
+"""The command line: one function per command. Everything else is in the other packages."""
 
 from __future__ import annotations
 

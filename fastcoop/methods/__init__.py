@@ -1,4 +1,4 @@
-"""What can be run on a dataset's features. Adding a method is one file, and one line in METHODS below."""
+"""Methods that can be run on a dataset's features. To add one, write a file and add the method to `_OWN` below."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.scores import LinearClassifier, Scores, score
 from fastcoop.methods.spec import RunSpec
 
-if TYPE_CHECKING:  # workers import this room without torch
+if TYPE_CHECKING:  # workers import this package without torch
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
     from fastcoop.engine.training import State

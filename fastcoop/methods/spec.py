@@ -11,7 +11,7 @@ import numpy as np
 
 from fastcoop.methods.data import Data
 
-if TYPE_CHECKING:  # workers import this room without torch
+if TYPE_CHECKING:  # workers import this package without torch
     from fastcoop.backbones import Backbone
     from fastcoop.datasets import FewShot
 

@@ -1,4 +1,4 @@
-"""Advice of the backbones room, followed."""
+"""Advice of the backbones package, followed."""
 
 from __future__ import annotations
 

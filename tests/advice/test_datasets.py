@@ -1,4 +1,4 @@
-"""Advice of the datasets room, followed."""
+"""Advice of the datasets package, followed."""
 
 from __future__ import annotations
 

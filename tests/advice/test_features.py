@@ -1,4 +1,4 @@
-"""Advice of the features room, followed."""
+"""Advice of the features package, followed."""
 
 from __future__ import annotations
 

@@ -51,6 +51,9 @@ def test_the_example_is_the_nearest_mean_and_an_estimator(
     fitted = NearestMean(shrink=0.0).fit(features, labels)
     assert (fitted.predict(data.test[0]) == expected).all()
     assert NearestMean().get_params() == {"backbone": None, "shrink": 0.0, "seed": 1}
+    seen = labels > 0
+    fitted = NearestMean().fit(features[seen], labels[seen], class_names=data.class_names)
+    assert set(fitted.predict(data.test[0])) == {1, 2}  # never a class without images
 
 
 def test_a_new_method_goes_through_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
