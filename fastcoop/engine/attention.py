@@ -1,10 +1,12 @@
 """Attention over the forest: rows gathered into the packs of each tree, the packs attended, and back.
 
 A position's keys are of two kinds: those that all bundles share (constants and trunk) and those of its own bundle.
-Scores against both go into one softmax, so nothing is approximated and nothing is merged afterwards.
+Scores against both go into one softmax, so nothing is approximated and, unlike in flash-attention,
+no partial softmaxes are merged afterwards.
 
-Shapes: R runs, H heads, d = width / H, P bundles of T positions, of which Tq have queries, S shared keys, K own keys
-(the constants before the bundle, and its T positions). Queries arrive scaled (the weights are folded).
+Shapes: R runs, H heads, d = width / H, P bundles of T positions, of which Tq have queries, S shared keys
+(constants; below the trunk, the trunk's positions too), K own keys (the constants before the bundle, and its T
+positions). Queries arrive scaled (the weights are folded).
 """
 
 from __future__ import annotations
@@ -113,65 +115,68 @@ def _side_by_side(shared: Tensor, own: Tensor, out: Tensor) -> Tensor:
 class ForestAttention:
     """Attention of every layer of a forest, group by group and in chunks of runs, so that scores stay in cache.
 
-    With ``ends``, only end tokens have queries, as in the last layer. With ``keep``, what backward reads is kept.
+    With ``leaves_only``, only end tokens have queries, as in the last layer. With ``keep``, what backward reads is
+    kept.
     """
 
     def __init__(self, forest: Forest, memory: Workspace, keep: bool):
         self.forest, self.memory, self.keep = forest, memory, keep
         self.saved: dict[PackKey, Saved] = {}
 
-    def forward(self, layer: int, qkv: Tensor, ends: bool) -> Tensor:
-        """Return the outputs (rows, width) for ``qkv`` (rows, 3 width); (leaves, width) with ``ends``."""
+    def forward(self, layer: int, qkv: Tensor, leaves_only: bool) -> Tensor:
+        """Return the outputs (rows, width) for ``qkv`` (rows, 3 width); (leaves, width) with ``leaves_only``."""
         forest, memory, width = self.forest, self.memory, self.forest.tower.width
         d = width // forest.tower.heads
-        result = memory.attended(forest.leaves if ends else forest.rows, width)
+        result = memory.attended(forest.leaves if leaves_only else forest.rows, width)
         for i, g in enumerate(forest.groups):
             rows = qkv[g.rows].view(g.runs, -1, d)
-            queried = result[g.leaves if ends else g.rows].view(g.runs, -1, d)
+            queried = result[g.leaves if leaves_only else g.rows].view(g.runs, -1, d)
             for runs in forest.chunks(g):
-                routes = forest.routes[i, runs.stop - runs.start, ends]
+                routes = forest.routes[i, runs.stop - runs.start, leaves_only]
                 key = (layer, i, runs.start) if self.keep else (0, 0, 0)
                 slices = memory.slices[key](routes.slices, d)
                 torch.index_select(rows[runs].view(-1, d), 0, routes.rows_to_packs, out=slices)
                 outputs = memory.attended_slices(routes.queries, d)
                 self._packs_forward(layer, i, runs, routes, slices, outputs)
                 torch.index_select(outputs, 0, routes.output_index, out=queried[runs].view(-1, d))
-        result[forest.live_leaves if ends else forest.live_rows :].zero_()
+        result[forest.used_leaves if leaves_only else forest.used_rows :].zero_()
         return result
 
-    def backward(self, layer: int, grad: Tensor, ends: bool) -> Tensor:
+    def backward(self, layer: int, grad: Tensor, leaves_only: bool) -> Tensor:
         """Return the gradient of ``qkv`` (rows, 3 width) from that of the outputs.
 
-        With ``ends``, the queries' gradient is defined at the leaves only.
+        With ``leaves_only``, the queries' gradient is defined at the leaves only.
         """
         forest, memory, width = self.forest, self.memory, self.forest.tower.width
         d = width // forest.tower.heads
         result = memory.grad_qkv(forest.rows, 3 * width)
         for i, g in enumerate(forest.groups):
             rows = result[g.rows].view(g.runs, -1, d)
-            queried = grad[g.leaves if ends else g.rows].view(g.runs, -1, d)
+            queried = grad[g.leaves if leaves_only else g.rows].view(g.runs, -1, d)
             for runs in forest.chunks(g):
-                routes = forest.routes[i, runs.stop - runs.start, ends]
+                routes = forest.routes[i, runs.stop - runs.start, leaves_only]
                 outputs = memory.attended_slices(routes.queries, d)
                 torch.index_select(queried[runs].view(-1, d), 0, routes.query_index, out=outputs)
                 outputs.index_fill_(0, routes.unused_queries, 0.0)
                 slices = memory.grad_slices(routes.slices, d)
                 self._packs_backward(layer, i, runs, routes, outputs, slices)
                 torch.index_select(slices, 0, routes.packs_to_rows, out=rows[runs].view(-1, d))
-                if len(g.layout.copies):
-                    copies = slices.index_select(0, routes.copies).view(-1, len(g.layout.copies), 2 * width)
-                    whole = rows[runs].view(-1, g.layout.rows, 3 * width)
-                    whole[:, g.layout.copied_rows, width:] += g.layout.sum_copies(copies)
-        result[forest.live_rows :].zero_()
+                if len(g.tree_layout.copies):
+                    copies = slices.index_select(0, routes.copies).view(
+                        -1, len(g.tree_layout.copies), 2 * width
+                    )
+                    whole = rows[runs].view(-1, g.tree_layout.rows, 3 * width)
+                    whole[:, g.tree_layout.copied_rows, width:] += g.tree_layout.sum_copies(copies)
+        result[forest.used_rows :].zero_()
         return result
 
     def _packs_forward(
         self, layer: int, i: int, runs: slice, routes: Routes, slices: Tensor, outputs: Tensor
     ) -> None:
         """Write the outputs of all queries in ``slices``; the trunk comes first, since all others read its keys."""
-        layout, constants = self.forest.groups[i].layout, self.forest.groups[i].constants
+        tree_layout, constants = self.forest.groups[i].tree_layout, self.forest.groups[i].constants
         shared_k, shared_v = constants.shared[layer].expand(runs.stop - runs.start, -1, -1, -1, -1).unbind(1)
-        packs = zip(layout.packs, routes.qkv(slices), routes.outputs(outputs), strict=True)
+        packs = zip(tree_layout.packs, routes.qkv(slices), routes.outputs(outputs), strict=True)
         for p, (pack, (q, k, v), out) in enumerate(packs):
             before = constants.packs[layer][p]
             if before is not None:
@@ -184,7 +189,7 @@ class ForestAttention:
                 attend(saved, routes.masks[p], self.memory, out)
                 if self.keep:
                     self.saved[key] = saved
-            if pack is layout.trunk:
+            if pack is tree_layout.trunk:  # from here on all packs read the trunk, too: S grows by its length
                 shared_k = torch.cat([shared_k, k[:, :, 0]], 2)
                 shared_v = torch.cat([shared_v, v[:, :, 0]], 2)
 
@@ -192,14 +197,18 @@ class ForestAttention:
         self, layer: int, i: int, runs: slice, routes: Routes, grad: Tensor, into: Tensor
     ) -> None:
         """Write the gradients of all slices ``into`` place from the outputs' ``grad``; the trunk comes last."""
-        layout, constants = self.forest.groups[i].layout, self.forest.groups[i].constants.shared[layer]
-        R, (_, H, S, d) = runs.stop - runs.start, constants.shape
-        trunk = layout.trunk.length if layout.trunk else 0
-        shared = grad.new_zeros(2, R, H, S + trunk, d)
+        tree_layout, constants = (
+            self.forest.groups[i].tree_layout,
+            self.forest.groups[i].constants.shared[layer],
+        )
+        R, (_, H, C, d) = runs.stop - runs.start, constants.shape  # C constants
+        trunk = tree_layout.trunk.length if tree_layout.trunk else 0
+        # Gradients of the shared keys and values: the constants', then the trunk's.
+        shared = grad.new_zeros(2, R, H, C + trunk, d)
         below = shared if trunk else None  # constants have no gradient
         grads, blocks = routes.outputs(grad), routes.qkv(into)
-        for p in reversed(range(len(layout.packs))):
-            is_trunk, (_, grad_k, grad_v) = layout.packs[p] is layout.trunk, blocks[p]
+        for p in reversed(range(len(tree_layout.packs))):
+            is_trunk, (_, grad_k, grad_v) = tree_layout.packs[p] is tree_layout.trunk, blocks[p]
             saved = self.saved.get((layer, i, runs.start, p))
             if saved is None:  # the pack had no queries
                 grad_k.zero_()
@@ -207,5 +216,5 @@ class ForestAttention:
             else:
                 attend_backward(grads[p], saved, self.memory, blocks[p], None if is_trunk else below)
             if is_trunk:
-                grad_k[:, :, 0] += shared[0, :, :, S:]
-                grad_v[:, :, 0] += shared[1, :, :, S:]
+                grad_k[:, :, 0] += shared[0, :, :, C:]
+                grad_v[:, :, 0] += shared[1, :, :, C:]

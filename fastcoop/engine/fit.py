@@ -192,7 +192,10 @@ class TrainingPlan:
         return sorted(range(len(shapes)), key=place)
 
     def stages(self) -> Iterator[Stage]:
-        """Yield which runs train together and for how many steps: runs that end leave, waiting ones join."""
+        """Yield which runs train together and for how many steps: runs that end leave, waiting ones join.
+
+        A forecast: `train` fills its batches as it goes, in the same order.
+        """
         waiting = self.order()[::-1]
         steps_left = [run.shape.steps for run in self.runs]
         active: list[int] = []
@@ -292,7 +295,11 @@ def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) 
         positions += len(pack) * length
         scores += len(pack) * length * (shared + before + length)
         shared += length if number == 0 and packing.has_trunk else 0
+    # Per layer: two residual streams, the MLP's hidden row, two means and two deviations; by pack q, k and v, and the
+    # attention probabilities.
     kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
+    # Once: about 8 widths (qkv 3, its gradient by pack 3, attended 1, grad_input 1); scores by kind, joined, and their
+    # gradient (3); class features, leaf features and their gradients (about 4).
     scratch = rows * 8 * width + heads * 3 * scores + classes * 4 * sizes.dim
     scratch += 0 if sizes.on_cpu else rows * sizes.per_chunk_row
     return (sizes.layers * kept + scratch) * sizes.item_bytes

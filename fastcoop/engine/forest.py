@@ -1,8 +1,8 @@
 """The forest: the trees of all runs that train together, side by side, and what one step of them needs.
 
-Runs with equal class names and layout have the same tree, so they are a batch dimension over one tree: a `Group`.
-The rows of all groups follow one another; the dense products see only (rows, width). A forest holds indices and
-constants, which never change; the memory that a step writes is in a `Workspace`.
+Runs with equal class names and prompt layout have the same tree, so they are a batch dimension over one tree: a
+`Group`. The rows of all groups follow one another; the dense products see only (rows, width). A forest holds indices
+and constants, which never change; the memory that a step writes is in a `Workspace`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Constants:
 
 
 class Trees:
-    """The trees of one tower's runs: ``trees[class_names, layout]`` is a layout and its constants, made once.
+    """The trees of one tower's runs.
+
+    ``trees[class_names, prompt_layout]`` is a `TreeLayout` and its constants, made once.
 
     Raises UserError, on first use of a key, where a prompt does not fit the text tower.
     """
@@ -48,8 +50,8 @@ class Trees:
     def __getitem__(self, key: TreeKey) -> tuple[TreeLayout, Constants]:
         if key not in self._known:
             tree = tree_of(self._tokenizer, *key, self._context_length, self._end_id)
-            layout = TreeLayout(tree, self.tower.device, self.tower.dtype)
-            self._known[key] = layout, constants_of(self.tower, layout)
+            tree_layout = TreeLayout(tree, self.tower.device, self.tower.dtype)
+            self._known[key] = tree_layout, constants_of(self.tower, tree_layout)
         return self._known[key]
 
     def replace_tower(self, tower: FoldedTower) -> None:
@@ -62,7 +64,7 @@ class Trees:
 class Group:
     """``runs`` runs of one tree, and their places among the forest's rows and leaves, run by run."""
 
-    layout: TreeLayout
+    tree_layout: TreeLayout
     constants: Constants
     runs: int
     rows: slice
@@ -70,11 +72,11 @@ class Group:
 
 
 class Forest:
-    """Groups side by side. Behind their rows and leaves stand spare ones, as many as ``rule`` asks for.
+    """Groups side by side. Rows and leaves are padded at the end with spare ones, to numbers that ``rule`` allows.
 
     Args:
         tower: The folded tower.
-        trees: For each group its layout, constants and number of runs.
+        trees: For each group its tree layout, constants and number of runs.
         rule: Numbers of rows that products may have.
     """
 
@@ -86,13 +88,14 @@ class Forest:
     ):
         self.tower, self.rule = tower, rule
         row_starts, leaf_starts = [0], [0]
-        for layout, _, runs in trees:
-            row_starts.append(row_starts[-1] + runs * layout.rows)
-            leaf_starts.append(leaf_starts[-1] + runs * layout.leaves)
+        for tree_layout, _, runs in trees:
+            row_starts.append(row_starts[-1] + runs * tree_layout.rows)
+            leaf_starts.append(leaf_starts[-1] + runs * tree_layout.leaves)
         places = zip(trees, pairwise(row_starts), pairwise(leaf_starts), strict=True)
         self.groups = tuple(Group(*tree, slice(*rows), slice(*leaves)) for tree, rows, leaves in places)
-        self.live_rows, self.live_leaves = row_starts[-1], leaf_starts[-1]
-        self.rows = rule.padded(self.live_rows)  # spare rows included
+        self.used_rows, self.used_leaves = row_starts[-1], leaf_starts[-1]
+        # Spare rows only bring a product to an allowed number of rows. A run's rows do not read them.
+        self.rows = rule.padded(self.used_rows)  # spare rows included
         self.learned_rows = self._per_run("learned_rows")  # rows with a context vector
         self.frozen_rows = self._per_run("frozen_rows")  # rows with a token
         self.first_rows = self._padded(self.learned_rows)  # rows that the first layer computes
@@ -100,7 +103,7 @@ class Forest:
         self.leaves = len(self.leaf_rows)  # spare leaves included
         position, groups = tower.positional_embedding, self.groups
         self.learned_positions = torch.cat(  # (learned rows, width): positional embeddings
-            [position[g.layout.depth[g.layout.learned_rows]].repeat(g.runs, 1) for g in groups]
+            [position[g.tree_layout.depth[g.tree_layout.learned_rows]].repeat(g.runs, 1) for g in groups]
         ).to(tower.dtype)
         self.frozen_qkv = torch.cat([g.constants.first_qkv.repeat(g.runs, 1) for g in groups])
         self.frozen_input = torch.cat([g.constants.first_input.repeat(g.runs, 1) for g in groups])
@@ -108,15 +111,15 @@ class Forest:
         # Rows that are worked on at a time. A GPU has no cache to stay in: one large product each.
         self.chunk = CPU_CHUNK if tower.device.type == "cpu" else sys.maxsize
         self.routes = {  # by group, runs of a chunk, and whether only end tokens have queries
-            (i, runs, ends): Routes(group.layout, tower.heads, runs, ends)
+            (i, runs, leaves_only): Routes(group.tree_layout, tower.heads, runs, leaves_only)
             for i, group in enumerate(groups)
             for runs in {runs.stop - runs.start for runs in self.chunks(group)}
-            for ends in (False, True)
+            for leaves_only in (False, True)
         }
 
     def chunks(self, group: Group) -> Iterator[slice]:
         """Cut a group's runs so that attention works on about ``chunk`` positions at a time."""
-        step = max(1, self.chunk // group.layout.positions)
+        step = max(1, self.chunk // group.tree_layout.positions)
         return (slice(i, min(i + step, group.runs)) for i in range(0, group.runs, step))
 
     def _padded(self, index: Tensor) -> Tensor:
@@ -126,20 +129,20 @@ class Forest:
     def _per_run(self, name: str) -> Tensor:
         indices = []
         for g in self.groups:
-            starts = g.rows.start + g.layout.rows * torch.arange(g.runs, device=self.tower.device)
-            indices.append((starts[:, None] + getattr(g.layout, name)[None, :]).reshape(-1))
+            starts = g.rows.start + g.tree_layout.rows * torch.arange(g.runs, device=self.tower.device)
+            indices.append((starts[:, None] + getattr(g.tree_layout, name)[None, :]).reshape(-1))
         return torch.cat(indices)
 
 
 @torch.no_grad()
 @disable_autocast
-def constants_of(tower: FoldedTower, layout: TreeLayout) -> Constants:
+def constants_of(tower: FoldedTower, tree_layout: TreeLayout) -> Constants:
     """Compute the constants of a tree.
 
     Constant nodes form paths of their own (the start token; with the class in front, the class names). A plain causal
     pass over these paths gives their keys and values in every layer.
     """
-    tree, heads = layout.tree, tower.heads
+    tree, heads = tree_layout.tree, tower.heads
     paths = [[node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in tree.leaf]
     longest = max(len(path) for path in paths)
     nodes = torch.tensor([path + [path[-1]] * (longest - len(path)) for path in paths])
@@ -147,10 +150,14 @@ def constants_of(tower: FoldedTower, layout: TreeLayout) -> Constants:
     x = (tower.token_embedding[tokens] + tower.positional_embedding[:longest]).to(tower.dtype)
 
     where = torch.zeros(tree.nodes, dtype=torch.long)  # a (path, position) that holds each constant node
+    # Padding repeats a path's last node at later, wrong positions. Flipped, a node's first position is written last
+    # and is the one that stays. Several paths may hold a node; its position is the same in all of them.
     where[nodes.flip(1).reshape(-1)] = torch.arange(nodes.numel()).view_as(nodes).flip(1).reshape(-1)
     where = where.to(tower.device)
-    shared_at = where[torch.as_tensor(layout.shared_constants)]
-    packs_at = [None if p.constants is None else where[torch.as_tensor(p.constants)] for p in layout.packs]
+    shared_at = where[torch.as_tensor(tree_layout.shared_constants)]
+    packs_at = [
+        None if p.constants is None else where[torch.as_tensor(p.constants)] for p in tree_layout.packs
+    ]
 
     shared: list[Tensor] = []
     packs: list[list[Tensor | None]] = []
@@ -170,8 +177,8 @@ def constants_of(tower: FoldedTower, layout: TreeLayout) -> Constants:
             active = F.gelu(hidden, approximate="tanh" if tower.activation == "gelu_tanh" else "none")
         x = x + active @ block.proj + block.proj_bias
 
-    positions = tower.positional_embedding[layout.depth[layout.frozen_rows]]
-    first = (tower.token_embedding[layout.frozen_tokens] + positions).to(tower.dtype)
+    positions = tower.positional_embedding[tree_layout.depth[tree_layout.frozen_rows]]
+    first = (tower.token_embedding[tree_layout.frozen_tokens] + positions).to(tower.dtype)
     block = tower.blocks[0]
     return Constants(shared, packs, tower.layer_norm(first, block.eps_1)[0] @ block.qkv, first)
 
@@ -197,7 +204,8 @@ class Buffer:
         return view
 
 
-StatsKey = tuple[int, int]  # layer, branch
+ATTENTION, MLP = 1, 2  # the two branches of a layer
+BranchKey = tuple[int, int]  # layer, branch
 ChunkKey = tuple[int, int, int]  # layer, group, first run of the chunk
 PackKey = tuple[int, int, int, int]  # layer, group, first run of the chunk, pack
 
@@ -208,9 +216,9 @@ class Workspace:
     Fields that backward reads exist once per layer, the others once. Names starting with ``grad`` are gradients.
     """
 
-    residual: dict[float, Buffer]  # (rows, width): before a layer's attention; at layer + 0.5, before its MLP
+    residual: dict[BranchKey, Buffer]  # (rows, width): the residual stream before a branch
     hidden: dict[int, Buffer]  # (rows, hidden): the MLP before its activation
-    norm_stats: dict[StatsKey, Buffer]  # (2, rows, 1): means and reciprocal deviations
+    norm_stats: dict[BranchKey, Buffer]  # (2, rows, 1): means and reciprocal deviations before a branch
     slices: dict[ChunkKey, Buffer]  # (slices, d): queries, keys and values by pack
     probabilities: dict[PackKey, Buffer]  # (R, H, bundles, queries, keys): of attention
 
@@ -225,7 +233,7 @@ class Workspace:
     scores: Buffer  # (R, H, bundles, queries, keys): both side by side
     grad_scores: Buffer
     activation: Buffer  # (rows of a chunk, hidden): the MLP behind its activation, or the gradient there
-    grad_learned: Buffer  # (rows, width): the gradient that the first or the last layer returns
+    grad_input: Buffer  # (rows, width): the gradient of the first or last layer's input
 
     def __init__(self, tower: FoldedTower):
         # For a bfloat16 row a GPU returns the mean and deviation in float32, and wants them back in it.
@@ -244,7 +252,7 @@ class Workspace:
         self.attended = self.grad_attended = buffer()
         self.grad_slices, self.attended_slices = buffer(), buffer()
         self.scores_shared, self.scores_own, self.scores, self.grad_scores = (buffer() for _ in range(4))
-        self.activation, self.grad_learned = buffer(), buffer()
+        self.activation, self.grad_input = buffer(), buffer()
 
     def begin(self) -> None:
         """Count what the next forest uses from zero."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.engine.attention import ForestAttention
-from fastcoop.engine.forest import Forest, Workspace
+from fastcoop.engine.forest import ATTENTION, MLP, Forest, Workspace
 from fastcoop.engine.weights import FoldedBlock, disable_autocast, even_slices
 
 
@@ -58,9 +58,9 @@ class ForestPass:
         """
         forest, tower = self.forest, self.tower
         groups = zip(contexts, forest.groups, strict=True)
-        vectors = torch.cat([c[:, g.layout.slots].reshape(-1, tower.width) for c, g in groups])
-        x = self._residual(0)
-        x[forest.live_rows :].zero_()
+        vectors = torch.cat([c[:, g.tree_layout.slots].reshape(-1, tower.width) for c, g in groups])
+        x = self._residual(0, ATTENTION)
+        x[forest.used_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
         x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
         for layer, block in enumerate(tower.blocks):
@@ -69,7 +69,7 @@ class ForestPass:
         self.final_input = x
         features = forest.rule.mm(normal, tower.projection)
         return [
-            features[g.leaves].view(g.runs, g.layout.leaves, -1)[:, g.layout.class_leaf]
+            features[g.leaves].view(g.runs, g.tree_layout.leaves, -1)[:, g.tree_layout.class_leaf]
             for g in forest.groups
         ]
 
@@ -84,16 +84,16 @@ class ForestPass:
         forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
         for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
-            leaves[g.leaves] = g.layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
+            leaves[g.leaves] = g.tree_layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
         normal = forest.rule.mm(leaves, tower.projection.t())
         grad = _layer_norm_backward(normal, self.final_input, *self.final_stats)
         for layer in range(self.last, -1, -1):
             grad = self._block_backward(layer, tower.blocks[layer], grad)
         result, start = [], 0
         for g in forest.groups:
-            rows = len(g.layout.slots)
+            rows = len(g.tree_layout.slots)
             of_group = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
-            result.append(g.layout.sum_slots(of_group))
+            result.append(g.tree_layout.sum_slots(of_group))
             start += g.runs * rows
         return result
 
@@ -101,31 +101,31 @@ class ForestPass:
 
     def _block(self, layer: int, block: FoldedBlock, x: Tensor) -> Tensor:
         forest, tower, width, rule = self.forest, self.tower, self.tower.width, self.forest.rule
-        ends = layer == self.last
+        leaves_only = layer == self.last
         qkv = self.memory.qkv(forest.rows, 3 * width)
-        if layer == 0 and not ends:
+        if layer == 0 and not leaves_only:
             qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
-            mean, rstd = self._stats(layer, 1, len(forest.first_rows))
+            mean, rstd = self._stats(layer, ATTENTION, len(forest.first_rows))
             for c in self._chunks(len(forest.first_rows)):
                 rows = forest.first_rows[c]
                 normal, mean[c], rstd[c] = tower.layer_norm(x.index_select(0, rows), block.eps_1)
                 qkv.index_copy_(0, rows, rule.mm(normal, block.qkv))
         else:
             used = (
-                slice(width, None) if ends else slice(None)
+                slice(width, None) if leaves_only else slice(None)
             )  # the last layer has queries at end tokens only
-            mean, rstd = self._stats(layer, 1, forest.rows)
+            mean, rstd = self._stats(layer, ATTENTION, forest.rows)
             for c in self._chunks(forest.rows):
                 normal, mean[c], rstd[c] = tower.layer_norm(x[c], block.eps_1)
                 rule.mm(normal, block.qkv[:, used], qkv[c, used])
-        if ends:
+        if leaves_only:
             at = forest.leaf_rows
             x = x[at]
             qkv[at, :width] = rule.mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
-        attended = self.attention.forward(layer, qkv, ends)
-        middle, out = self._residual(layer + 0.5, len(x)), self._residual(layer + 1, len(x))
+        attended = self.attention.forward(layer, qkv, leaves_only)
+        middle, out = self._residual(layer, MLP, len(x)), self._residual(layer + 1, ATTENTION, len(x))
         hidden = self._hidden(layer, len(x))
-        mean, rstd = self._stats(layer, 2, len(x))
+        mean, rstd = self._stats(layer, MLP, len(x))
         for c in self._chunks(len(x)):
             residual = torch.add(x[c], block.out_bias, out=middle[c])
             rule.addmm_(residual, attended[c], block.out)
@@ -138,9 +138,9 @@ class ForestPass:
 
     def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
         forest, width, rule = self.forest, self.tower.width, self.forest.rule
-        ends = layer == self.last
-        middle, hidden = self._residual(layer + 0.5, len(grad)), self._hidden(layer, len(grad))
-        mean, rstd = self._stats(layer, 2, len(grad))
+        leaves_only = layer == self.last
+        middle, hidden = self._residual(layer, MLP, len(grad)), self._hidden(layer, len(grad))
+        mean, rstd = self._stats(layer, MLP, len(grad))
         grad_attended = self.memory.grad_attended(len(grad), width)
         for c in self._chunks(len(grad)):
             scratch = self.memory.activation(len(grad[c]), self.tower.hidden)
@@ -149,42 +149,45 @@ class ForestPass:
             normal = rule.mm(scratch, block.fc.t())
             grad[c] += _layer_norm_backward(normal, middle[c], mean[c], rstd[c])
             rule.mm(grad[c], block.out.t(), grad_attended[c])
-        grad_qkv = self.attention.backward(layer, grad_attended, ends)
+        grad_qkv = self.attention.backward(layer, grad_attended, leaves_only)
 
-        x = self._residual(layer)
-        if layer == 0 and not ends:  # nothing reads the gradient of a token's embedding
-            learned = self.memory.grad_learned(len(forest.first_rows), width)
-            mean, rstd = self._stats(layer, 1, len(learned))
-            for c in self._chunks(len(learned)):
+        x = self._residual(layer, ATTENTION)
+        # The first layer, unless it is also the last. Nothing reads the gradient of a token's embedding.
+        if layer == 0 and not leaves_only:
+            grad_learned = self.memory.grad_input(len(forest.first_rows), width)
+            mean, rstd = self._stats(layer, ATTENTION, len(grad_learned))
+            for c in self._chunks(len(grad_learned)):
                 rows = forest.first_rows[c]
                 normal = rule.mm(grad_qkv.index_select(0, rows), block.qkv.t())
                 through = _layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
-                torch.add(through, grad.index_select(0, rows), out=learned[c])
-            return learned
-        mean, rstd = self._stats(layer, 1, forest.rows)
-        if not ends:
+                torch.add(through, grad.index_select(0, rows), out=grad_learned[c])
+            return grad_learned
+        mean, rstd = self._stats(layer, ATTENTION, forest.rows)
+        if not leaves_only:  # a middle layer: ``grad`` becomes the gradient of its input, in place
             for c in self._chunks(forest.rows):
                 normal = rule.mm(grad_qkv[c], block.qkv.t())
                 grad[c] += _layer_norm_backward(normal, x[c], mean[c], rstd[c])
             return grad
-        at, total = forest.leaf_rows, self.memory.grad_learned(forest.rows, width)
+        # The last layer: all rows have keys and values, only leaves have queries and a residual stream.
+        at, grad_input = forest.leaf_rows, self.memory.grad_input(forest.rows, width)
         for c in self._chunks(forest.rows):
-            rule.mm(grad_qkv[c, width:], block.qkv[:, width:].t(), total[c])
-        live = at[: forest.live_leaves]
-        total[live] += rule.mm(grad_qkv[at, :width], block.qkv[:, :width].t())[: len(live)]
+            rule.mm(grad_qkv[c, width:], block.qkv[:, width:].t(), grad_input[c])
+        used_leaf_rows = at[: forest.used_leaves]
+        through_queries = rule.mm(grad_qkv[at, :width], block.qkv[:, :width].t())
+        grad_input[used_leaf_rows] += through_queries[: len(used_leaf_rows)]
         for c in self._chunks(forest.rows):
-            total[c] = _layer_norm_backward(total[c], x[c], mean[c], rstd[c])
-        total[live] += grad[: len(live)]
-        return total[forest.learned_rows] if layer == 0 else total
+            grad_input[c] = _layer_norm_backward(grad_input[c], x[c], mean[c], rstd[c])
+        grad_input[used_leaf_rows] += grad[: len(used_leaf_rows)]
+        return grad_input[forest.learned_rows] if layer == 0 else grad_input
 
-    # The memory of a layer. Without ``keep``, layers take turns in two.
+    # The memory of a layer. Without ``keep`` there are two sets, one for even and one for odd layers.
 
     def _turn(self, layer: int) -> int:
         return layer if self.keep else layer % 2
 
-    def _residual(self, layer: float, rows: int | None = None) -> Tensor:
-        key = self._turn(int(layer)) + layer % 1
-        return self.memory.residual[key](self.forest.rows if rows is None else rows, self.tower.width)
+    def _residual(self, layer: int, branch: int, rows: int | None = None) -> Tensor:
+        memory = self.memory.residual[self._turn(layer), branch]
+        return memory(self.forest.rows if rows is None else rows, self.tower.width)
 
     def _hidden(self, layer: int, rows: int) -> Tensor:
         return self.memory.hidden[self._turn(layer)](rows, self.tower.hidden)

@@ -1,4 +1,4 @@
-"""Train many runs together: one step of all of them, which runs are in it, and where each run stands.
+"""Train many runs together: one step of all of them, which runs are in it, and the progress of each.
 
 A step reads and writes device memory only: each run's next images and learning rates, its losses and whether it
 diverged are tables there, read at a step counter that is on the device too. So nothing in a step waits for the host,
@@ -37,7 +37,7 @@ WORTH_RECORDING = 16  # steps; recording costs about as much as one or two
 MAX_ESTIMATE_ERROR = 0.25  # a batch that takes this share more than estimated is warned of
 
 log = logging.getLogger("fastcoop")
-State = dict[str, Tensor]  # where a training stands, as named tensors on the CPU
+State = dict[str, Tensor]  # the progress of a training, as named tensors on the CPU
 OnDevice = MutableMapping[int, Tensor]  # features and labels by the id of their source; runs share them
 
 
@@ -112,7 +112,7 @@ def train(
             active.append(started[n])
 
     def sync() -> None:
-        """Read from the device where the runs stand; runs that ended leave, and the batch is dropped."""
+        """Read the runs' progress from the device. If runs ended, remove them and drop the batch."""
         nonlocal batch
         if batch is None:
             return
@@ -294,8 +294,9 @@ class Batch:
         grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads)]).to(self.vectors.dtype)
         grad += self.weight_decay * self.vectors
         momentum = (self.momentum_coef * self.momentum).add_(grad)
-        change = rate[self.owner, None] * momentum
-        change.masked_fill_((self.diverged_at >= 0)[self.owner, None], 0.0)  # diverged runs are frozen
+        change = rate[self.run_of_vector, None] * momentum
+        is_frozen = self.diverged_at >= 0
+        change.masked_fill_(is_frozen[self.run_of_vector, None], 0.0)  # diverged runs are frozen
         # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
         self.momentum.copy_(momentum)
         self.vectors -= change
@@ -348,13 +349,14 @@ class Batch:
         # The whole first epoch, which hardly moves a run, sets its limit: one batch of few images may be far easier
         # than the next.
         left = [a.run.steps_per_epoch - a.step for a in active]
-        self.first_epoch_left = torch.tensor(left, device=device)
+        self.first_epoch_left = torch.tensor(left, device=device)  # negative after it: no step is below it
+        # log(classes) is the loss of equal logits; the + 1 keeps it above zero for a single class.
         untrained = torch.tensor([float(np.log(len(a.run.class_names) + 1)) for a in active], dtype=dtype)
         self.untrained_loss = untrained.to(device)
         first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
         self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
 
-        self.owner = torch.as_tensor(np.repeat(np.arange(len(active)), self.sizes)).to(
+        self.run_of_vector = torch.as_tensor(np.repeat(np.arange(len(active)), self.sizes)).to(
             device
         )  # each vector's run
         self.weight_decay = self._per_vector([a.run.weight_decay for a in active])
@@ -366,7 +368,9 @@ class Batch:
         return [part.view(len(group), -1, vectors.shape[-1]) for part, group in groups]
 
     def _per_vector(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=self.vectors.dtype, device=self.vectors.device)[self.owner, None]
+        return torch.tensor(values, dtype=self.vectors.dtype, device=self.vectors.device)[
+            self.run_of_vector, None
+        ]
 
 
 def cross_entropy(

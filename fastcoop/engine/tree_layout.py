@@ -105,7 +105,7 @@ def bundle_paths(tree: Tree, paths: Sequence[Sequence[int]], shared: int) -> lis
     """
     bundles: list[Bundle] = []
     for path in paths:
-        constants, live = ([node for node in path if tree.live[node] == alive] for alive in (False, True))
+        constants, live = ([node for node in path if tree.live[node] == is_live] for is_live in (False, True))
         if bundles:
             last = bundles[-1]
             new = sorted(set(live).difference(last.live))
@@ -154,7 +154,7 @@ class Pack:
     positions: slice  # among the positions of all packs
     mask: Tensor  # (bundles or 1, length, before + length): 0 where a position reads a key of its bundle, else -inf
     constants: np.ndarray | None  # (bundles, before) constant nodes read before the bundle's own keys
-    ends: np.ndarray  # (bundles, most end tokens of one): places of end tokens, filled up with other places
+    leaf_places: np.ndarray  # (bundles, most leaves of one): places of leaves, filled up with other places
 
     @property
     def before(self) -> int:
@@ -203,12 +203,12 @@ class TreeLayout:
                 row[: len(bundle.constants)] = bundle.constants
                 row[before : before + len(bundle.live)] = bundle.live
             constants, nodes = np.split(keys, [before], axis=1)
-            is_end = np.isin(nodes, tree.leaf)
-            ends = np.argsort(~is_end, axis=1, kind="stable")[:, : is_end.sum(1).max()]
+            is_leaf = np.isin(nodes, tree.leaf)
+            leaf_places = np.argsort(~is_leaf, axis=1, kind="stable")[:, : is_leaf.sum(1).max()]
             mask = _mask(tree, nodes, keys, dtype).to(device)
             filled = np.where(constants == NONE, 0, constants) if before else None
             positions = slice(start, start := start + nodes.size)
-            packs.append(Pack(len(bundles), length, positions, mask, filled, ends))
+            packs.append(Pack(len(bundles), length, positions, mask, filled, leaf_places))
             order.append(nodes.ravel())
         self.packs = tuple(packs)
         self.trunk = packs[0] if packing.has_trunk else None
@@ -224,9 +224,9 @@ class TreeLayout:
             padding, 0, row_of[nodes]
         )  # (positions,) the row at each position; row 0 as padding
         distinct, first = np.unique(nodes, return_index=True)
-        self.owner = first[distinct != NONE]  # (rows,) the position where each row is a query
-        is_owner = np.isin(np.arange(len(nodes)), self.owner)
-        self.copies = np.flatnonzero(~is_owner & ~padding)  # positions that hold further copies of a row
+        self.query_positions = first[distinct != NONE]  # (rows,) the position where each row is a query
+        is_query = np.isin(np.arange(len(nodes)), self.query_positions)
+        self.copies = np.flatnonzero(~is_query & ~padding)  # positions that hold further copies of a row
         copied_rows, copied = np.unique(self.gather[self.copies], return_inverse=True)
         self.copied_rows = tensor(copied_rows)
         self.sum_copies = OrderedSum(copied, device, dtype)  # from copies to copied_rows
@@ -234,7 +234,7 @@ class TreeLayout:
         leaves, class_leaf = np.unique(tree.leaf, return_inverse=True)
         self.leaves = len(leaves)  # distinct end tokens of one run
         self.leaf_rows = tensor(row_of[leaves])  # (leaves,)
-        self.leaf_owner = self.owner[row_of[leaves]]  # (leaves,)
+        self.leaf_query_positions = self.query_positions[row_of[leaves]]  # (leaves,)
         self.class_leaf = tensor(class_leaf)  # (classes,) each class's leaf
         self.sum_classes = OrderedSum(class_leaf, device, dtype)  # from classes to leaves
 
@@ -259,11 +259,11 @@ def _mask(tree: Tree, queries: np.ndarray, keys: np.ndarray, dtype: torch.dtype)
 
 
 class Routes:
-    """Where each slice of a row stands in the packs, for ``runs`` (R) runs of one tree at once.
+    """Where each slice of a row is in the packs, for ``runs`` (R) runs of one tree at once.
 
-    A row's query, key and value are 3 H slices of d numbers, one of each per head. Dense products have the slices row
-    by row; attention wants them pack by pack, each pack as queries, keys and values (R, H, P, T, d). With every slice
-    numbered, gathering positions and transposing heads is one ``index_select`` instead of two passes over memory.
+    A slice is one head's part, d numbers, of a row's query, key or value: a row has 3 H. Dense products have the slices
+    row by row; attention wants them pack by pack, each pack as queries, keys and values (R, H, P, T, d). With every
+    slice numbered, gathering positions and transposing heads is one ``index_select`` instead of two passes over memory.
 
     Example: R = H = 1, the classes "cat" and "dog" behind one vector, so five live nodes: v, cat, end, dog, end. Row
     r has the slices 3r (query), 3r + 1 (key), 3r + 2 (value). The trunk [v] is the first pack; the bundles
@@ -275,8 +275,12 @@ class Routes:
         rows_to_packs          0 1 2 | 3 6 9 12| 4 7 10 13| 5 8 11 14     pack slice -> row slice
         packs_to_rows          0 1 2, 3 7 11, 4 8 12, 5 9 13, 6 10 14     row slice -> pack slice
 
+    With H = 2, row r has the slices 6r (query of head 0), 6r + 1 (query of head 1), 6r + 2 (key of head 0) to 6r + 5,
+    and each part of a pack holds head 0's positions, then head 1's: the queries of the second pack are the row
+    slices 6 12 18 24, 7 13 19 25.
+
     Outputs are numbered like the queries alone, 0 to 4, so query_index and output_index are 0 1 2 3 4. With
-    ``ends``, only the end tokens (rows 2 and 4) have queries, as in the last layer: both are [0, 1].
+    ``leaves_only``, only the end tokens (rows 2 and 4) have queries, as in the last layer: both are [0, 1].
     """
 
     rows_to_packs: Tensor  # (slices,) the row slice at each pack slice
@@ -287,18 +291,18 @@ class Routes:
     copies: Tensor  # (R copies 2 H,) pack slices of copied keys and values
     masks: list[Tensor]  # of each pack, for the queries that it has
 
-    def __init__(self, layout: TreeLayout, heads: int, runs: int, ends: bool):
-        device, R, H = layout.copied_rows.device, runs, heads
-        queried = layout.leaf_owner if ends else layout.owner
-        qkv = np.full((R, layout.positions, 3, H), -1)  # the pack slices of each position
-        outputs = np.full((R, layout.positions, H), -1)  # the query of each position
+    def __init__(self, tree_layout: TreeLayout, heads: int, runs: int, leaves_only: bool):
+        device, R, H = tree_layout.copied_rows.device, runs, heads
+        queried = tree_layout.leaf_query_positions if leaves_only else tree_layout.query_positions
+        qkv = np.full((R, tree_layout.positions, 3, H), -1)  # the pack slices of each position
+        outputs = np.full((R, tree_layout.positions, H), -1)  # the query of each position
         self.masks = []
         self._shapes: list[tuple[int, int, int]] = []  # bundles, queries and positions of each pack
         self.slices = self.queries = 0
-        for pack in layout.packs:
+        for pack in tree_layout.packs:
             P, T = pack.bundles, pack.length
             positions = pack.positions.start + np.arange(P * T).reshape(P, T)
-            with_query = np.take_along_axis(positions, pack.ends, 1) if ends else positions
+            with_query = np.take_along_axis(positions, pack.leaf_places, 1) if leaves_only else positions
             for kind, at in enumerate((with_query, positions, positions)):
                 numbers = np.arange(R * H * at.size).reshape(R, H, *at.shape).transpose(0, 2, 3, 1)
                 qkv[:, at, kind] = self.slices + numbers
@@ -307,14 +311,14 @@ class Routes:
                     outputs[:, at] = self.queries + numbers
                     self.queries += numbers.size
             self._shapes.append((P, with_query.shape[1], T))
-            at_ends = torch.as_tensor(pack.ends, device=device)[..., None]
-            self.masks.append(pack.mask.take_along_dim(at_ends, 1) if ends else pack.mask)
+            at_leaves = torch.as_tensor(pack.leaf_places, device=device)[..., None]
+            self.masks.append(pack.mask.take_along_dim(at_leaves, 1) if leaves_only else pack.mask)
 
         run = np.arange(R)[:, None]
-        row_slices = ((run * layout.rows + layout.gather)[..., None] * 3 * H + np.arange(3 * H)).reshape(
-            qkv.shape
-        )
-        number = np.zeros(layout.positions, np.int64)
+        row_slices = (
+            (run * tree_layout.rows + tree_layout.gather)[..., None] * 3 * H + np.arange(3 * H)
+        ).reshape(qkv.shape)
+        number = np.zeros(tree_layout.positions, np.int64)
         number[queried] = np.arange(len(queried))
         row_outputs = (run * len(queried) + number)[..., None] * H + np.arange(H)
 
@@ -323,11 +327,11 @@ class Routes:
 
         self._runs, self._heads = R, H
         self.rows_to_packs = tensor(_inverse(qkv, row_slices, self.slices))
-        self.packs_to_rows = tensor(np.maximum(qkv[:, layout.owner], 0))
+        self.packs_to_rows = tensor(np.maximum(qkv[:, tree_layout.query_positions], 0))
         self.query_index = tensor(_inverse(outputs, row_outputs, self.queries))
         self.output_index = tensor(outputs[:, queried])
         self.unused_queries = tensor(np.setdiff1d(np.arange(self.queries), outputs[:, queried]))
-        self.copies = tensor(qkv[:, layout.copies, 1:])
+        self.copies = tensor(qkv[:, tree_layout.copies, 1:])
 
     def qkv(self, slices: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return each pack's queries, keys and values (R, H, P, positions, d), views of ``slices`` (slices, d)."""

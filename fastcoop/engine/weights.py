@@ -25,9 +25,9 @@ from torch import Tensor
 from fastcoop.backbones.text_tower import Block, TextTower
 
 QUICK_GELU = 1.702
-LN_OFFSET = (
-    0.25  # constant added to every layer-norm output; small beside them, so that bfloat16 keeps precision
-)
+# Constant added to every layer-norm output; small against the outputs' deviation of 1, so that bfloat16 keeps
+# precision.
+LN_OFFSET = 0.25
 
 log = logging.getLogger("fastcoop")
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -178,8 +178,9 @@ def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
 
 
 # A BLAS chooses its kernel by the number of rows, and another kernel sums in another order. So that a run gives the
-# same bits alone and among others, CPU products get numbers of rows that this machine's BLAS treats alike (spare rows
-# fill up), and few rows are summed in the pieces in which the BLAS sums many. Both are measured once per process.
+# same bits alone and among others, CPU products get numbers of rows for which this machine's BLAS sums in one order
+# (spare rows fill up the number), and few rows are summed in the pieces in which the BLAS sums many. Both are
+# measured once per process.
 
 CPU_CHUNK = (
     1920  # most rows of a product: 512-wide towers' MLP activations (15 MB) stay in the last-level cache
@@ -190,7 +191,7 @@ THREAD_GRAIN = 32768  # torch uses one thread for element-wise operations on few
 
 
 class RowRule(NamedTuple):
-    """Numbers of rows that a BLAS treats alike: ``least`` or more, in multiples of ``step``.
+    """Numbers of rows for which a BLAS sums a row in one order: ``least`` or more, in multiples of ``step``.
 
     With fewer than FEW_ROWS rows, sums are cut into pieces of ``terms`` (None: they are not cut).
     """
@@ -261,7 +262,9 @@ def _measure_rule(width: int, hidden: int, dim: int, dtype: torch.dtype, threads
 
 
 def _holds(rule: RowRule, rows: Tensor, matrix: Tensor, whole: Tensor) -> bool:
-    """Return whether products of some ``rows``, as many as the rule allows, equal those rows of the whole product."""
+    """Return whether products of parts of ``rows`` have the same bits as these rows of the ``whole`` product."""
+    # Kernels change mostly at small numbers of rows, so the sizes are dense there (Fibonacci numbers of steps) and
+    # sparse above. Parts begin at three places, since a row's place in a block of rows may matter as well.
     sizes = [rule.least + step * rule.step for step in (0, 1, 2, 3, 5, 8, 21, 55, 144)]
     for number, size in enumerate([*(size for size in sizes if size < FEW_ROWS), FEW_ROWS]):
         start = rule.step * (number % 3)
@@ -282,7 +285,7 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def limit_threads(number: int) -> Iterator[None]:
-    """Use at most ``number`` threads: the products in the smallest batch of them, an attention's heads."""
+    """Use at most ``number`` threads, as many as attention has heads: its smallest batched product has one per head."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, number))
     try:

@@ -1,4 +1,4 @@
-"""A run comes to the same bits alone and beside any others, with any number of threads that a process may have."""
+"""A run has the same bits alone and in the company of other runs, for any number of threads."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from fastcoop.prompts.tree import build_tree
 HEADS, D = 2, 3
 START, CONTEXT, END = Slot(False, 0), Slot(True, 0), Slot(False, 99)
 trees = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=1, max_size=12)
-both = pytest.mark.parametrize("ends", [False, True])
+both = pytest.mark.parametrize("leaves_only", [False, True])
 
 
 def layout_of(names: list[list[int]]) -> TreeLayout:
@@ -25,9 +25,9 @@ def layout_of(names: list[list[int]]) -> TreeLayout:
 
 @both
 @given(trees, st.integers(1, 3))
-def test_parts_get_the_rows_of_their_positions_head_by_head(ends, names, runs):
+def test_parts_get_the_rows_of_their_positions_head_by_head(leaves_only, names, runs):
     layout = layout_of(names)
-    routes = Routes(layout, HEADS, runs, ends)
+    routes = Routes(layout, HEADS, runs, leaves_only)
     rows = torch.randn(runs, layout.rows, 3, HEADS, D)
     q, k, v = rows[:, torch.as_tensor(layout.gather)].permute(2, 0, 3, 1, 4)  # (R, H, padded, d)
     blocks = routes.qkv(rows.view(-1, D)[routes.rows_to_packs])
@@ -36,8 +36,8 @@ def test_parts_get_the_rows_of_their_positions_head_by_head(ends, names, runs):
         assert torch.equal(pack_k, k[:, :, pack.positions].view(shape))
         assert torch.equal(pack_v, v[:, :, pack.positions].view(shape))
         asked, masked = q[:, :, pack.positions].view(shape), pack.mask
-        if ends:
-            at = torch.as_tensor(pack.ends)
+        if leaves_only:
+            at = torch.as_tensor(pack.leaf_places)
             asked = asked.take_along_dim(at[None, None, :, :, None], 3)
             masked = masked.take_along_dim(at[..., None], 1)
         assert torch.equal(pack_q, asked)
@@ -46,13 +46,13 @@ def test_parts_get_the_rows_of_their_positions_head_by_head(ends, names, runs):
 
 @both
 @given(trees, st.integers(1, 3))
-def test_rows_get_back_what_the_position_that_owns_them_has(ends, names, runs):
+def test_rows_get_back_what_the_position_that_owns_them_has(leaves_only, names, runs):
     layout = layout_of(names)
-    routes = Routes(layout, HEADS, runs, ends)
+    routes = Routes(layout, HEADS, runs, leaves_only)
     rows = torch.randn(runs, layout.rows, 3, HEADS, D)
     slices = rows.view(-1, D)[routes.rows_to_packs]
     back = slices[routes.packs_to_rows].view(rows.shape)
-    asking = layout.leaf_rows if ends else slice(None)
+    asking = layout.leaf_rows if leaves_only else slice(None)
     assert torch.equal(back[:, :, 1:], rows[:, :, 1:])
     assert torch.equal(back[:, asking, 0], rows[:, asking, 0])
     copies = slices[routes.copies].view(runs, len(layout.copies), 2, HEADS, D)
@@ -61,10 +61,10 @@ def test_rows_get_back_what_the_position_that_owns_them_has(ends, names, runs):
 
 @both
 @given(trees, st.integers(1, 3))
-def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(ends, names, runs):
+def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(leaves_only, names, runs):
     layout = layout_of(names)
-    routes = Routes(layout, HEADS, runs, ends)
-    askers = len(layout.leaf_rows) if ends else layout.rows
+    routes = Routes(layout, HEADS, runs, leaves_only)
+    askers = len(layout.leaf_rows) if leaves_only else layout.rows
     wanted = torch.randn(runs * askers * HEADS, D)
     queries = wanted[routes.query_index]
     queries[routes.unused_queries] = torch.nan
@@ -74,9 +74,11 @@ def test_every_row_that_asks_gets_one_answer_and_other_queries_are_silent(ends, 
 
 def test_the_worked_example_of_the_docstring():
     layout = layout_of([[1], [2]])
-    routes = Routes(layout, heads=1, runs=1, ends=False)
+    routes = Routes(layout, heads=1, runs=1, leaves_only=False)
     assert routes.rows_to_packs.tolist() == [0, 1, 2, 3, 6, 9, 12, 4, 7, 10, 13, 5, 8, 11, 14]
     assert routes.packs_to_rows.tolist() == [0, 1, 2, 3, 7, 11, 4, 8, 12, 5, 9, 13, 6, 10, 14]
     assert routes.query_index.tolist() == routes.output_index.tolist() == [0, 1, 2, 3, 4]
-    ends = Routes(layout, heads=1, runs=1, ends=True)
-    assert ends.query_index.tolist() == ends.output_index.tolist() == [0, 1]
+    two_heads = Routes(layout, heads=2, runs=1, leaves_only=False)
+    assert two_heads.rows_to_packs[6:14].tolist() == [6, 12, 18, 24, 7, 13, 19, 25]
+    last = Routes(layout, heads=1, runs=1, leaves_only=True)
+    assert last.query_index.tolist() == last.output_index.tolist() == [0, 1]
