@@ -7,6 +7,7 @@ Each batch waits until the file GATE exists; the first batch writes GATE.started
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.features.small import make_backbone
 
 
 def main(folder: str, cache: str, gate: Path) -> None:
+    logging.basicConfig(format="%(message)s")
     torch.set_num_threads(1)
     chunks.CROPS_PER_CHUNK = 8  # type: ignore[misc]
     backbone, encoded = make_backbone(), [0]
