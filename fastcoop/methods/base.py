@@ -136,7 +136,10 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def label(self, settings: S) -> str:
-        """Return the name of such runs in tables and figures."""
+        """Return the name of such runs in lists and progress lines.
+
+        Figures and tables use ``name`` and the settings that differ from the most frequent ones.
+        """
 
     def learn(self, backbone: Backbone, run: RunSpec[S]) -> Outcome:
         """Learn from ``run.subset``. Return an outcome without scores."""

@@ -44,7 +44,7 @@ def _write(study: Study, out: Path) -> list[Path]:
     written: list[Path] = []
     made: list[tuple[Item, list[Exhibit]]] = []
     missing: list[tuple[Item, str]] = []
-    with progress("Report", len(ITEMS)) as advance, drawing():
+    with progress("Report", len(ITEMS)) as advance, drawing(study.runs.series):
         for item in ITEMS.values():
             try:
                 exhibits = item.make(study)
@@ -73,6 +73,6 @@ def save_exhibit(item: Item, exhibit: Exhibit, out: Path) -> list[Path]:
 def missing_text(study: Study, missing: list[tuple[Item, str]]) -> str:
     """Return what the results lack: per item the reason, and the command that adds the runs."""
     if not missing:
-        return f"Nothing is missing: {study.name} holds runs for every figure and table.\n"
+        return f"Nothing is missing: the folder {study.folder} holds runs for every figure and table.\n"
     lines = [f"- {item.title}: {why}.\n    {item.command(study)}" for item, why in missing]
-    return "\n".join([f"{study.name} lacks runs for the following. {ADD}", "", *lines, ""])
+    return "\n".join([f"The folder {study.folder} lacks runs for the following. {ADD}", "", *lines, ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +73,27 @@ LOOKS = {
     "text_bias": Look("Text bias", "#999933", ">", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
+# Looks of other methods and of series with unusual settings. The lengths have no common factor, so that combinations of
+# color, marker and line repeat only after 8 * 7 * 3 series.
+OTHER_COLORS = ("#999999", "#8C564B", "#C2185B", "#6A3D9A", "#1B9E9E", "#7A9A01", "#B8860B", "#1F3A93")
+OTHER_MARKERS = ("d", "8", "^", "s", "p", "v", "o")
+OTHER_LINES = ("-.", "--", ":")
+_places: dict[str, int] = {}  # of the series without a look of their own in the report that is drawn
 
 
 def look(series: str) -> Look:
-    """Return the look of a series; other methods, and series with unusual settings, are gray."""
+    """Return the look of a series.
+
+    Other methods, and series with unusual settings, get different looks inside ``with drawing(series)``; elsewhere they
+    are gray.
+    """
     if series in LOOKS:
         return LOOKS[series]
     base, _, settings = series.partition(" (")
     label = f"{LOOKS[base].label}, {settings[:-1]}" if base in LOOKS else series.replace("_", " ")
-    return Look(label, "#999999", "d", "-.")
+    place = _places.get(series, 0)
+    color, marker, line = (looks[place % len(looks)] for looks in (OTHER_COLORS, OTHER_MARKERS, OTHER_LINES))
+    return Look(label, color, marker, line)
 
 
 def name_of(series: str, length: float = 0) -> str:
@@ -90,10 +102,13 @@ def name_of(series: str, length: float = 0) -> str:
     return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if length else name
 
 
-def rank(series: str) -> int:
-    """Return the place of a series in legends and tables; one with unusual settings is beside the plain one."""
+def rank(series: str) -> tuple[int, str]:
+    """Return the sort key of a series in legends and tables.
+
+    A series with unusual settings follows the plain one; other methods come last, by name.
+    """
     order, base = list(LOOKS), series.partition(" (")[0]
-    return order.index(base) if base in LOOKS else len(order)
+    return order.index(base) if base in LOOKS else len(order), series
 
 
 def signed(number: float) -> str:
@@ -177,11 +192,28 @@ def add_legend(
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Make and save figures inside this context: it sets the sizes and lines, independent of the user's settings."""
+def _placed(others: Sequence[str]) -> Iterator[None]:
+    before = dict(_places)
+    _places.clear()
+    _places.update({name: place for place, name in enumerate(others)})
+    try:
+        yield
+    finally:
+        _places.clear()
+        _places.update(before)
+
+
+@contextmanager
+def drawing(series: Iterable[str] = ()) -> Iterator[None]:
+    """Make and save figures inside this context: it sets the sizes and lines, independent of the user's settings.
+
+    Args:
+        series: The series of all figures; those without a look of their own get different ones.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    others = sorted(set(series) - set(LOOKS), key=rank)
+    with _placed(others), matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)  # type: ignore[arg-type]
         # The font draws a box for a letter that it lacks; tables and page show the letter.

@@ -15,7 +15,7 @@ from PIL import Image
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import ITEMS, figure1, figure3, figure4, figure5b
 from fastcoop.reports.study import study_of
-from fastcoop.reports.style import columns_of, drawing, fitted, save_figure, shortened
+from fastcoop.reports.style import LOOKS, columns_of, drawing, fitted, look, rank, save_figure, shortened
 from tests.reports.made_up_results import coop, results, run, whole_study
 
 GAINS = (21.0, 4.0, -1.0, -9.0)  # of datasets
@@ -30,6 +30,19 @@ def study(backbones):
             rows.append(run(**common, method="zero_shot", shots=0, seed=0, accuracy=zero))
             rows += [coop(**common, shots=16, seed=s, accuracy=zero + gain + 0.1 * s) for s in (1, 2, 3)]
     return study_of(pd.DataFrame(rows), Path("results"))
+
+
+def test_unknown_series_have_different_looks():
+    others = [*(f"added_{number}" for number in range(8)), "coop end (learning_rate 0.01)"]
+    with drawing(["coop end", *others]):
+        looks = {(one.color, one.marker, one.line) for one in map(look, others)}
+        assert len({one.color for one in map(look, others)}) == 8
+        assert look("coop end") == LOOKS["coop end"]
+    assert len(looks) == len(others)
+    assert sorted([*reversed(others), "coop end", "zero_shot"], key=rank) == [
+        *("zero_shot", "coop end", others[-1]), *others[:-1]
+    ]  # fmt: skip
+    assert look("added_7").color == look("added_1").color  # outside a report
 
 
 def test_the_numbers_of_figure_4_stand_inside_its_axes():

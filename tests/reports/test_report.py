@@ -108,8 +108,10 @@ def test_two_schedules_are_never_averaged(folder_of, tmp_path):
 
 def test_what_is_missing_is_said(folder_of, tmp_path):
     frame = results(datasets=("objects",))
-    report(folder_of(frame[frame.method != "coop"]), tmp_path / "out")
+    folder = folder_of(frame[frame.method != "coop"])
+    report(folder, tmp_path / "out")
     text = (tmp_path / "out" / "missing.txt").read_text()
+    assert text.startswith(f"The folder {folder} lacks runs for the following.")
     assert "Figure 3" in text
     assert "no run of coop" in text
 
