@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 COLUMNS = (
     "key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds", "error",
 )  # fmt: skip
+SORTED_BY = ("backbone", "dataset", "method", "label", "shots", "seed")
 SAID_ONCE = ("backbone", "dataset", "status")  # above the table if all rows agree, so that it fits 80 columns
 
 
 def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFrame:
     """Return the runs that meet all conditions (see `select_rows`), with those that failed or were tested on nothing.
 
-    A row per run and dataset that it was tested on; columns as ``COLUMNS``.
+    A row per run and dataset that it was tested on, sorted by ``SORTED_BY``; columns as ``COLUMNS``.
     """
     import pandas as pd
 
@@ -34,7 +35,18 @@ def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFram
             others = others.assign(status=status, source=others.dataset)
             table = pd.concat([table, others], ignore_index=True) if len(table) else others
     table = select_rows(table, conditions)
+    by = [name for name in SORTED_BY if name in table]
+    table = table.sort_values(by, key=_sort_key, kind="stable", ignore_index=True)
     return table[[name for name in COLUMNS if name in table]]
+
+
+def _sort_key(column: pd.Series) -> pd.Series:
+    """Return numbers for shots and seeds ("all" shots come last), text for other columns."""
+    import pandas as pd
+
+    if column.name in ("shots", "seed"):
+        return pd.to_numeric(column, errors="coerce")
+    return column.astype(str)
 
 
 def list_lines(table: pd.DataFrame) -> Iterator[str]:

@@ -89,6 +89,18 @@ def test_list_shows_what_is_asked_for(folder: Path, call: Callable) -> None:
     assert rows(call("list", folder, "--where", "seed=9", "--json")) == []
 
 
+def test_list_is_sorted(folder: Path, call: Callable) -> None:
+    found = rows(call("list", folder, "--where", "dataset=colours", "--json"))
+    assert [(row["label"], row["shots"], row["seed"]) for row in found] == [
+        *((f"CoOp (M=2, {where})", shots, seed) for where in ("end", "mid") for shots in (1, "all") for seed in (1, 2)),
+        *((row["label"], shots, 1) for row, shots in zip(found[8:], (1, "all"), strict=False)),
+        ("Zero-shot CLIP", 0, 0),
+    ]  # fmt: skip
+    assert [row["dataset"] for row in rows(call("list", folder, "--json"))] == ["colours"] * 11 + [
+        "shifted"
+    ] * 11
+
+
 def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -> None:
     with sqlite3.connect(folder / "results.sqlite") as db:
         db.execute(FAILURES)
