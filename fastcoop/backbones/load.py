@@ -268,6 +268,10 @@ def _open_clip_model(name: str) -> tuple[str, bool | None] | None:
 def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[str, Any], bool | None]:
     """Return open_clip's name of a model, its config, and the activation if caller or name state it."""
     found = _open_clip_model(name)
+    if found is None and (EMBEDDED_WEIGHTS / f"{name}.safetensors").is_file():
+        raise UserError(
+            f'"{name}" is a backbone included in fastcoop, not an open_clip model; use backbone_from_spec("{name}").'
+        )
     if found is None:
         raise UserError(f'open_clip has no model "{name}".{nearest(_clean(name), open_clip.list_models())}')
     model, by_name = found

@@ -33,6 +33,13 @@ def test_a_seed_beside_weights(tmp_path: Path) -> None:
     load_backbone("tiny", folder)
 
 
+@follows('"{}" is a backbone included in fastcoop, not an open_clip model; use backbone_from_spec("{}")')
+def test_an_included_backbone() -> None:
+    with pytest.raises(UserError, match=r'use backbone_from_spec\("demo-resnet"\)'):
+        load_backbone("demo-resnet")
+    assert backbone_from_spec("demo-resnet").name == "demo-resnet"
+
+
 @follows('The device "{}" cannot be used on this machine; use {}')
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UserError, match="use cpu"):
