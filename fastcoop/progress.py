@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 run" or "2,000 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Advance(Protocol):
     """Report ``n`` more units done, and optionally a note on the current one."""
 

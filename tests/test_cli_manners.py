@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import os
 import re
@@ -12,12 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from rich.text import Text
 
 import fastcoop
 from fastcoop.cli import app, main
 from fastcoop.cli.options import numbers
 from fastcoop.errors import UserError
-from fastcoop.progress import progress
+from fastcoop.progress import counted, progress
 from tests.small_world import write_backbone, write_dataset
 
 REPOSITORY = Path(__file__).parents[1]
@@ -169,6 +172,30 @@ def test_help_fits_a_terminal_of_80_columns_and_torch_is_not_loaded_for_it():
     paragraph = re.search(r"The store holds.*?itself\.", done.stdout, re.DOTALL)
     assert paragraph
     assert all(len(line.strip()) > 60 for line in paragraph[0].splitlines()[:-1])  # no line is broken early
+
+
+def test_help_keeps_brackets_and_flags_have_no_value():
+    groups = [app, *(group.typer_instance for group in app.registered_groups)]
+    for command in (command for group in groups for command in group.registered_commands):
+        written = re.sub(r"\[/?bold\]", "", inspect.getdoc(command.callback))
+        assert Text.from_markup(command.help).plain.split() == written.split(), command.callback
+
+    def options(command):
+        yield from command.params
+        for inner in getattr(command, "commands", {}).values():
+            yield from options(inner)
+
+    helps = [
+        text for option in options(typer.main.get_command(app)) if (text := getattr(option, "help", None))
+    ]
+    assert len(helps) > 50
+    assert [Text.from_markup(text).plain for text in helps] == helps
+    assert 'pip install "fastcoop[parquet]"' in help_of("results", "export")
+    assert "<bool>" not in help_of("sweep") + help_of("results") + help_of("results", "list") + help_of()
+
+
+def test_numbers_with_their_noun():
+    assert [counted(number, "run") for number in (0, 1, 2000)] == ["0 runs", "1 run", "2,000 runs"]
 
 
 def test_colours_only_where_they_are_wanted():

@@ -164,7 +164,7 @@ def test_a_sweep_whose_runs_failed_ends_with_1(world, monkeypatch, capsys, more)
         where = ["--results", f"failed{len(more)}", *again, *more]
         assert code_of("sweep", "grid.yaml", "--jobs", "1", *where) == 1
         said = capsys.readouterr()
-        assert "1 runs failed; --retry-failed tries them again" in said.err
+        assert "1 run failed; --retry-failed tries them again" in said.err
         if more:
             assert len(json.loads(said.out)["failed"]) == 1
 
@@ -235,7 +235,7 @@ def test_ctrl_c_reaches_a_command(world):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1].startswith("Stopped. 1 runs are done")
+    assert err.splitlines()[-1].startswith("Stopped. 1 run is done")
     assert "Traceback" not in err
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import typer
 
 from fastcoop.cli import bench, datasets, demo, exchange, features, report, results, sweep  # noqa: F401
-from fastcoop.cli.app import app, reflow_help
+from fastcoop.cli.app import app, prepare_help
 from fastcoop.cli.output import flush, prepare_streams, say
 from fastcoop.errors import FastcoopError
 
-reflow_help()
+prepare_help()
 
 # click's, which some versions of typer bundle.
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fastcoop import escape
 from fastcoop.cli.output import say
 
+NO_MARKUP = re.compile(r"\[(?!/?bold\])")  # brackets that Rich would read as a tag and drop
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 # The order in which a study uses them; other commands follow.
@@ -31,7 +33,28 @@ ORDER = (
 )
 
 
-class StudyOrder(TyperGroup):
+class Command(TyperCommand):
+    """A command whose help shows no value after a flag, which takes none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_flag_values(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group whose help shows no value after a flag, which takes none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_flag_values(super().get_params(ctx))
+
+
+def _without_flag_values(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class StudyOrder(Group):
     """A group whose help lists commands in the order in which a study uses them."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -53,9 +76,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-features_app = typer.Typer(help="Check and import feature stores.", no_args_is_help=True)
-datasets_app = typer.Typer()
-results_app = typer.Typer(help="List, compare, export and merge results.", no_args_is_help=True)
+features_app = typer.Typer(cls=Group, help="Check and import feature stores.", no_args_is_help=True)
+datasets_app = typer.Typer(cls=Group)
+results_app = typer.Typer(cls=Group, help="List, compare, export and merge results.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(results_app, name="results")
@@ -97,12 +120,15 @@ class _LiteralText(logging.Formatter):
         return escape.visible(super().format(record), keep="\n")
 
 
-def reflow_help() -> None:
-    """Join the lines of each paragraph of every command's help; the terminal breaks them."""
+def prepare_help() -> None:
+    """Join the lines of each paragraph of every command's help, which the terminal breaks, and escape its brackets."""
     for command in _commands(app):
+        if command.cls is TyperCommand:
+            command.cls = Command
         text = inspect.getdoc(command.callback) if command.callback else None
         if text and not command.help:
-            command.help = "\n\n".join(" ".join(part.split("\n")) for part in text.split("\n\n"))
+            text = "\n\n".join(" ".join(part.split("\n")) for part in text.split("\n\n"))
+            command.help = NO_MARKUP.sub(r"\\[", text)
 
 
 def _commands(group: typer.Typer) -> Iterator[Any]:

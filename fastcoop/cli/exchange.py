@@ -10,6 +10,7 @@ import typer
 from fastcoop.cli.app import app
 from fastcoop.cli.options import AsJson, BackboneSpec, DataRoot, Device, Recipe
 from fastcoop.cli.output import say, show
+from fastcoop.progress import counted
 
 FOUND_BY_NAME = typer.Option(help="The backbone's folder or weights, if its name does not find it.")
 Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
@@ -44,7 +45,10 @@ def import_coop(
     )
     show(
         [{"key": one.key, "path": str(one.path), "label": one.label} for one in found],
-        [*(f"{one.key[:12]}  {one.label}  {one.path}" for one in found), f"{len(found)} runs: {results}"],
+        [
+            *(f"{one.key[:12]}  {one.label}  {one.path}" for one in found),
+            f"{counted(len(found), 'run')}: {results}",
+        ],
         as_json,
     )
 

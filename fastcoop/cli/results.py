@@ -12,6 +12,7 @@ import typer
 from fastcoop.cli.app import results_app
 from fastcoop.cli.options import AsJson, ResultsFolder, Where
 from fastcoop.cli.output import show
+from fastcoop.progress import counted
 
 log = logging.getLogger("fastcoop")
 
@@ -111,4 +112,4 @@ def merge(
     from fastcoop.results import merge_results
 
     added = merge_results(folders, into)
-    show({"added": added, "into": into}, [f"{added} runs added to {into}"], as_json)
+    show({"added": added, "into": into}, [f"{counted(added, 'run')} added to {into}"], as_json)

@@ -26,6 +26,7 @@ from fastcoop.cli.options import (
 )
 from fastcoop.cli.output import say, show
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 
 if TYPE_CHECKING:
     from fastcoop.sweeps import Summary
@@ -139,14 +140,14 @@ def sweep(
         raise typer.Exit(INTERRUPTED) from None
     show(summary.as_json() if as_json else None, _summary_lines(summary), as_json)
     if summary.diverged:
-        log.warning("%d runs diverged; they are marked in the results.", summary.diverged)
+        log.warning("%s diverged; the results mark diverged runs.", counted(summary.diverged, "run"))
     for line in _first(summary.collapsed):
         log.warning("Far below the other seeds of its setting, though its loss is finite: %s", line)
     for line in _first([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
         say(f"failed: {line}", err=True)
     if summary.failed:
         say(
-            f"{len(summary.failed)} runs failed; --retry-failed tries them again, all others are done.",
+            f"{counted(len(summary.failed), 'run')} failed; --retry-failed tries them again, all others are done.",
             err=True,
         )
         raise typer.Exit(RUNS_FAILED)
@@ -154,13 +155,14 @@ def sweep(
 
 def _count_lines(summary: Summary) -> Iterator[str]:
     for count in summary.counts:
-        yield f"{count.backbone}  {count.dataset}  {count.method}: {count.runs} runs, {count.done} done before"
+        runs = f"{counted(count.runs, 'run')}, {count.done} done before"
+        yield f"{count.backbone}  {count.dataset}  {count.method}: {runs}"
 
 
 def _summary_lines(summary: Summary) -> Iterator[str]:
     yield from _count_lines(summary)
     yield (
-        f"finished {summary.finished} of {summary.runs} runs; {summary.done_before} were done before: "
+        f"finished {summary.finished} of {counted(summary.runs, 'run')}; {summary.done_before} were done before: "
         f"{summary.results}"
     )
     if summary.finished:
@@ -175,10 +177,10 @@ def _planned_lines(planned: DryRun) -> Iterator[str]:
     summary = planned.summary
     yield from _count_lines(summary)
     if planned.failed:
-        yield f"{planned.failed} runs failed before; --retry-failed tries them again"
+        yield f"{counted(planned.failed, 'run')} failed before; --retry-failed tries them again"
     yield from planned.forecast.lines() if planned.forecast else ()
     yield (
-        f"would run {planned.left} of {summary.runs} runs; {summary.done_before} were done before: "
+        f"would run {planned.left} of {counted(summary.runs, 'run')}; {summary.done_before} were done before: "
         f"{summary.results}"
     )
 
@@ -191,7 +193,8 @@ def _print_stop(folder: Path) -> None:
         done = len(load_score_inputs(folder))
     except UserError:  # stopped before there was a results folder
         done = 0
-    say(f"Stopped. {done} runs are done and kept in {folder}; the same command goes on from there.", err=True)
+    runs = f"{counted(done, 'run')} {'is' if done == 1 else 'are'}"
+    say(f"Stopped. {runs} done and kept in {folder}; the same command goes on from there.", err=True)
 
 
 def _first(lines: Sequence[str]) -> list[str]:

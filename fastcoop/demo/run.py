@@ -10,6 +10,7 @@ from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
 from fastcoop.errors import writing
 from fastcoop.grids import read_grid
+from fastcoop.progress import counted
 from fastcoop.reports import report
 from fastcoop.results import load_results
 from fastcoop.sweeps import sweep
@@ -56,7 +57,7 @@ class DemoSummary:
             *lines,
             "",
             f"features  {self.features}",
-            f"results   {self.results}  ({self.runs} runs, {self.finished} finished by this call)",
+            f"results   {self.results}  ({counted(self.runs, 'run')}, {self.finished} finished by this call)",
             *(f"figure 3  {path}" for path in self.figures),
             *(f"words     {path}" for path in self.words),
             f"page      {self.page}",

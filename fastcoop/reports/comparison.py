@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 from fastcoop.reports.paired import FEWEST_DATASETS, compare_pairs
 from fastcoop.results.compare import pair_folders, pair_labels
 from fastcoop.results.read import load_results
@@ -88,7 +89,7 @@ def comparison_lines(groups: Sequence[dict[str, Any]]) -> Iterator[str]:
         for row in group["datasets"]:
             yield (
                 f"  {row['dataset']:<{width}} {row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}  "
-                f"({row['runs']} runs)"
+                f"({counted(row['runs'], 'run')})"
             )
         p = "too few runs for a test" if group["p"] is None else f"p = {group['p']:.3g} over {group['over']}"
         yield f"  {'mean':<{width}} {'':8} {'':8} {group['difference']:+8.2f}  ({p})"

@@ -12,6 +12,7 @@ from string import Template
 import pandas as pd
 
 from fastcoop import escape
+from fastcoop.progress import counted
 from fastcoop.reports.claims import NOTES, Judged, texts_of
 from fastcoop.reports.frames import rows_of, shots_text
 from fastcoop.reports.item import ADD, Exhibit, Item
@@ -63,7 +64,7 @@ def _pre(text: str) -> str:
 def _lead(study: Study) -> str:
     runs = study.runs
     backbones, datasets = (", ".join(dict.fromkeys(column)) for column in (runs.backbone, runs.dataset))
-    lead = f"{runs.key.nunique()} runs; backbones: {backbones}; datasets: {datasets}."
+    lead = f"{counted(runs.key.nunique(), 'run')}; backbones: {backbones}; datasets: {datasets}."
     quick = sorted({schedule_note(schedule) for schedule in runs.schedule if schedule not in ("", "paper")})
     return lead + (f" Not trained by the paper's schedule: {'; '.join(quick)}." if quick else "")
 

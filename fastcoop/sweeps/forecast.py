@@ -23,7 +23,7 @@ from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid, plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, RunContext, RunSpec
 from fastcoop.methods.schedule import ScheduleSettings, epochs_of, steps_per_epoch
-from fastcoop.progress import duration
+from fastcoop.progress import counted, duration
 from fastcoop.results.database import DATABASE
 from fastcoop.results.read import load_batches, load_failures, load_runs
 from fastcoop.results.records import Batch
@@ -97,7 +97,7 @@ class Forecast:
         for part in self.parts:
             batches = f"{part.batches:,} batch{'es' * (part.batches > 1)} of up to {part.largest}"
             took = "time unknown" if part.seconds is None else f"{duration(part.seconds)} of a worker"
-            yield f"{part.backbone}  {part.method}: {part.runs:,} runs in {batches}, {took}"
+            yield f"{part.backbone}  {part.method}: {counted(part.runs, 'run')} in {batches}, {took}"
         if self.nodes:
             yield f"training computes {self.nodes:.3g} nodes, {self.flops:.3g} floating-point operations"
         took = "unknown time" if self.seconds is None else duration(self.seconds)

@@ -51,7 +51,7 @@ def test_export_predict_and_import_from_the_command_line(world, key, tmp_path, m
     assert code == 0
     code, out, _ = call("import-coop", "output", "--dataset", "colours", "--data-root", world / "data", *tiny)
     assert code == 0
-    assert out.endswith("1 runs: results/imported\n")
+    assert out.endswith("1 run: results/imported\n")
 
 
 def test_images_in_folders_to_predict(tmp_path, caplog):

@@ -111,7 +111,7 @@ def test_a_grid_file_caches_all_that_its_sweep_reads(run, backbone, tmp_path, mo
     before = [Path(path).stat().st_mtime_ns for path in out.split()]
     code, out, _ = run("sweep", grid)
     assert code == 0
-    assert "finished 1 of 1 runs" in out
+    assert "finished 1 of 1 run;" in out
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("cache/tiny/*.h5"))] == before
     code, _, err = run("sweep", grid, "--set", "recipe=current")
     assert code == 2

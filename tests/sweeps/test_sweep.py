@@ -125,7 +125,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         patch.setattr(ResultsStore, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(grid, results=tmp_path)
-    assert "runs are done" not in capsys.readouterr().err, "only the command line prints"
+    assert "Stopped" not in capsys.readouterr().err, "only the command line prints"
     assert set(load_results(tmp_path).key) == set(recorded)
     assert run(grid, results=tmp_path).done_before == stop_after
     pd.testing.assert_frame_equal(comparable(tmp_path), comparable(done), check_exact=True)
@@ -152,7 +152,7 @@ def test_the_command_ends_an_interrupted_sweep_with_one_line_and_code_130(
     with pytest.raises(SystemExit) as stopped:
         main(["sweep", *map(str, [tmp_path / "grid.yaml", *places, "--jobs", 1])])
     assert stopped.value.code == 130
-    assert "Stopped. 1 runs are done and kept in" in capsys.readouterr().err
+    assert "Stopped. 1 run is done and kept in" in capsys.readouterr().err
 
 
 def test_new_targets_are_tested_without_learning_again(
