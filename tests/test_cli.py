@@ -171,7 +171,7 @@ def test_files_that_are_no_pictures_and_odd_names_do_no_harm(run, world, tmp_pat
     ("options", "said"),
     [
         (["--cache", "taken"], "cannot be written"),
-        (["--results", "taken"], "cannot be made"),
+        (["--results", "taken"], "cannot be written"),
         (["--data-root", "taken"], "is not a folder"),
         (["--memory-budget", "0"], "in GB to be a finite number above 0, got 0.0"),
         (["--memory-budget", "nan"], "in GB to be a finite number above 0, got nan"),
