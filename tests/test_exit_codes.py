@@ -193,7 +193,7 @@ def test_a_command_line_that_is_wrong_is_one_sentence(capsys):
         ("interpret results/grid --backbone tiny", "fastcoop.sweeps.interpret.interpret"),
         ("predict c.safetensors broken.png", "fastcoop.exchange.predict"),
         ("report results/grid --out other", "fastcoop.reports.report"),
-        ("results list results/grid", "fastcoop.results.read.load_results"),
+        ("results list results/grid", "fastcoop.results.listing.load_results"),
         ("demo --out other", "fastcoop.demo.run.build_world"),
         ("bench --datasets imagenet-10 --out other", "fastcoop.bench.run_bench"),
     ],
