@@ -46,7 +46,7 @@ WITHOUT_WEIGHTS = {
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Source:
     """What a backbone is made from; without a state dict the weights are random."""
 

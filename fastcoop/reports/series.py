@@ -72,8 +72,8 @@ def plain_dataset(name: str) -> str:
 def rename_series(runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known: Known) -> list[str]:
     """Return the series of each run, with its unusual settings where runs of one series differ in these.
 
-    The most frequent settings of a method, the earliest of equally frequent ones, keep the series' plain name; others
-    get series of their own, such as ``coop end (learning_rate 0.01)``.
+    The most frequent settings of a method keep the series' plain name; of equally frequent ones, those with the fewest
+    recorded settings, then the earliest. Others get series of their own, such as ``coop end (learning_rate 0.01)``.
     """
     rows = zip(runs.itertuples(), settings, strict=True)
     facts = pd.Series([json.dumps(_other_settings(*row, known), sort_keys=True) for row in rows], runs.index)
@@ -82,7 +82,10 @@ def rename_series(runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known:
         own = facts[frame.index]
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
             counts = own.value_counts()
-            usual = json.loads(min(dict.fromkeys(own), key=lambda text: -counts[text]))
+            by_fewest = sorted(
+                dict.fromkeys(own), key=lambda text: len(json.loads(text))
+            )  # defaults are not recorded
+            usual = json.loads(min(by_fewest, key=lambda text: -counts[text]))
             names = zip(frame.series, own, strict=True)
             series[frame.index] = [_with_settings(name, json.loads(text), usual) for name, text in names]
     return series.tolist()
@@ -108,4 +111,5 @@ def _other_settings(row: Any, given: Mapping[str, Any], known: Known) -> dict[st
 
 def _with_settings(series: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     names = [name for name in {**usual, **given} if given.get(name) != usual.get(name)]
-    return f"{series} ({', '.join(f'{name} {given.get(name)}' for name in names)})" if names else series
+    values = ", ".join(f"{name} {given.get(name, 'default')}" for name in names)
+    return f"{series} ({values})" if names else series

@@ -164,10 +164,10 @@ def test_a_file_is_converted(call: Call, world: Path) -> None:
     grid = world / "results" / "grid" / "grid.yaml"
     content = grid.read_bytes()
     grid.write_bytes("# café\n".encode("latin1") + content)
-    code, _, err = call("report", "results/grid")
+    code, _, err = call("results", "merge", "results/grid", "--into", "merged")
     assert (code, "rename or convert it" in err) == (2, True), err
     grid.write_bytes("# café\n".encode() + content)
-    assert call("report", "results/grid")[0] == 0
+    assert call("results", "merge", "results/grid", "--into", "merged")[0] == 0
 
 
 @follows("{} cannot be written ({}); free space or choose another place")
