@@ -142,7 +142,11 @@ def _make(
     shown, splits = config.rename(names), make_splits(items)
     notes += notes_on_names(config.name, shown)
     notes += notes_on_absent_classes(config.name, shown, splits)
-    ids = names if all(WORDNET_ID.fullmatch(name) for name in names) else []
+    # IDs choose among the classes of a target, so they must be in the digest: as class names or in the paths.
+    recorded = shown == names or all(
+        f"/{name}/" in f"/{path}" for part in items.values() for path, _, name in part
+    )
+    ids = names if recorded and all(WORDNET_ID.fullmatch(name) for name in names) else []
     return make_dataset(
         config.name, root, shown, config.template, splits, fewshot_dir=fewshot_dir, class_ids=ids, notes=notes,
     )  # fmt: skip

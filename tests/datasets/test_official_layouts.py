@@ -442,6 +442,17 @@ def test_imagenet_s_family_knows_its_wordnet_ids(tmp_path, put):
     own = load_dataset("own", tmp_path)
     assert own.class_ids == (first, third)
     assert own.class_names == ("a fish", third)
+    for name, folders in (("listed", (first, third)), ("elsewhere", ("a", "b"))):
+        paths = [f"{folder}/{index}.jpg" for folder in folders for index in (1, 2)]
+        put(tmp_path / name, paths)
+        rows = [f"{path},{one},test" for path, one in zip(paths, (first, first, third, third), strict=True)]
+        write(tmp_path / name / f"{name}.csv", "\n".join(["path,class,split", *rows, ""]))
+        plain = load_dataset(tmp_path / name / f"{name}.csv", None)
+        assert plain.class_ids == (first, third)
+        write(tmp_path / name / f"{name}.yaml", f"class_names: {{{first}: a fish}}\n")
+        renamed = load_dataset(tmp_path / name / f"{name}.csv", None)
+        assert renamed.class_names == ("a fish", third)
+        assert renamed.class_ids == ((first, third) if name == "listed" else ())
     put(tmp_path / "pets" / "test", numbered("cat", first, n=2))
     assert load_dataset("pets", tmp_path).class_ids == ()
 
