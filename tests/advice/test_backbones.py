@@ -17,12 +17,12 @@ from tests.backbones.test_kinds import write_model
 
 @follows("found: {}; pass the file itself")
 def test_a_folder_of_two_weights_files(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "tiny")
+    folder = write_model(tmp_path / "two-files")
     weights = (folder / "open_clip_model.safetensors").rename(folder / "one.safetensors")
     (folder / "two.safetensors").write_bytes(weights.read_bytes())
     with pytest.raises(UserError, match="pass the file itself"):
         backbone_from_spec(str(folder))
-    load_backbone("tiny", weights)
+    load_backbone("two-files", weights)
 
 
 @follows("A seed draws random weights, and these are given (pretrained); leave it out")

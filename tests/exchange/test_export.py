@@ -90,6 +90,7 @@ def test_three_lines_of_plain_open_clip(world, backbone, key, tmp_path, monkeypa
     assert f"```python\n{code}```" in (PAGE.parents[2] / "README.md").read_text(encoding="utf-8")
     lines = [line for line in code.splitlines() if line and not re.match(r"import |from |#", line)]
     assert len(lines) == 3
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
     open_clip.add_model_config(world / "tiny" / "tiny.json")
     weights = world / "tiny" / "open_clip_model.safetensors"
     code = code.replace('"RN50-quickgelu", pretrained="openai"', f'"tiny", pretrained={str(weights)!r}')
