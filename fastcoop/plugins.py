@@ -32,7 +32,7 @@ class Registry(MutableMapping[str, T]):
         kind: What its objects are called in messages, such as "method".
         own: fastcoop's own objects by name, in order.
         prepare: Called with a name and the object loaded for it; returns the object to use, or raises an exception
-            that says what is wrong with it.
+            whose message names the problem.
     """
 
     def __init__(self, group: str, kind: str, own: Mapping[str, T], prepare: Callable[[str, Any], T]):

@@ -23,9 +23,11 @@ def import_coop(
     backbone: BackboneSpec,
     data_root: DataRoot = Path("data"),
     results: Results = Path("results/imported"),
-    class_position: Annotated[str | None, typer.Option(help="end, mid or front, if no folder says.")] = None,
-    shots: Annotated[int | None, typer.Option(help="Images per class, if no folder says.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed, if no folder says.")] = None,
+    class_position: Annotated[
+        str | None, typer.Option(help="end, mid or front, if not in the folder names.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Images per class, if not in the folder names.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, if not in the folder names.")] = None,
     recipe: Recipe = "current",
     as_json: AsJson = False,
 ) -> None:

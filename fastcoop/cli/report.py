@@ -45,9 +45,9 @@ def interpret(
     latin_only: Annotated[bool, typer.Option("--latin-only", help="N/A for words in other scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the words nearest to the learned context vectors (Table 4), beside the distance expected by chance.
+    """Print the words nearest to the learned context vectors (Table 4), and how near random vectors come to a word.
 
-    A hyphen ends a piece of a word. A class-specific context has a line per class, and a line over all classes.
+    A hyphen at the end marks part of a longer word. A class-specific context has one line per class and one for all.
 
     Example:  [bold]fastcoop interpret results/photographs --backbone RN50 -k 3[/bold]
     """
@@ -72,7 +72,7 @@ def _word_lines(words_by_run: Mapping[str, dict[str, Any]]) -> Iterator[str]:
             for vector in words["vectors"]:
                 pairs = zip(vector["words"], vector["distances"], strict=True)
                 near = ", ".join(f"{word} ({distance:.3g})" for word, distance in pairs)
-                yield f"  {vector['position']:>2}  {near}  [by chance at its length {vector['chance']:.3g}]"
+                yield f"  {vector['position']:>2}  {near}  [random vectors of this length: {vector['chance']:.3g}]"
             continue
         for name, group in groupby(words["vectors"], key=lambda vector: vector["class"]):
             near = ", ".join(f"{vector['words'][0]} ({vector['distances'][0]:.3g})" for vector in group)
@@ -80,6 +80,6 @@ def _word_lines(words_by_run: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         summary = words["summary"]
         often = ", ".join(f"{word} ({count})" for word, count in summary["words"])
         yield (
-            f"  over {summary['classes']} classes: {summary['mean_distance']:.3g} on average, by chance at their "
-            f"lengths {summary['chance']:.3g}; most often {often}"
+            f"  {summary['classes']} classes: mean distance {summary['mean_distance']:.3g} (random vectors of the same "
+            f"lengths: {summary['chance']:.3g}); most frequent words: {often}"
         )

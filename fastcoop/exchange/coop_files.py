@@ -4,8 +4,8 @@
 
 A file holds ``epoch`` and ``state_dict``: ``ctx`` (M, width), or (classes, M, width) if class-specific, and the frozen
 embeddings around it, ``token_prefix`` (classes, 1, width) of the start token and ``token_suffix``
-(classes, 77 - 1 - M, width) of everything after the context when the class name is at the end. Where the class name
-really is, only the path says.
+(classes, 77 - 1 - M, width) of everything after the context when the class name is at the end. A checkpoint
+does not contain the class token position; it is part of the path.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | P
         images: paths of image files.
 
     Yields:
-        One prediction per image, in order. Of an unreadable image it says so.
+        One prediction per image, in order; for an unreadable image it holds the reason.
 
     Raises:
         UserError: the backbone is not the classifier's.

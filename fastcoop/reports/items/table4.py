@@ -21,7 +21,8 @@ Chosen = dict[str, tuple[pd.Series, Readings]]  # by dataset: the run shown, and
 NUMBER_OF_WORDS = 5  # of a summary over classes
 CHANCE = (
     "chance: the mean distance of random vectors of the same length to their nearest token. A * marks a distance below"
-    f" {NEAR:.0%} of that; other words are as near as to random vectors. A hyphen ends a piece of a word."
+    f" {NEAR:.0%} of that; other words are as near as to random vectors. A hyphen at the end marks part of a longer"
+    " word."
 )
 
 
