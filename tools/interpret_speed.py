@@ -42,7 +42,7 @@ def main(runs: int) -> None:
             for number in range(runs):
                 contexts = rng.normal(scale=0.1, size=(LENGTH, WIDTH)).astype(np.float32)
                 key = f"{number:064x}"
-                planned = RunSpec.of("coop", settings, source, seed=number, backbone=backbone, key=key)
+                planned = RunSpec.of("coop", settings, source, backbone, seed=number, key=key)
                 record_outcome(store, planned, Outcome({}, contexts=contexts))
         start, worked = time.perf_counter(), time.process_time()
         written = interpret(folder, backbone)

@@ -91,7 +91,7 @@ def import_coop(
         for run in runs:
             run.write_contexts(parameters_path(folder, run.key))
             spec = RunSpec.of(
-                "coop", run.settings, data, shots=run.shots, seed=run.seed, backbone=backbone, key=run.key
+                "coop", run.settings, data, backbone, shots=run.shots, seed=run.seed, key=run.key
             )
             record_outcome(store, spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
     return [

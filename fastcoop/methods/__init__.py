@@ -8,14 +8,12 @@ from fastcoop.errors import UserError, nearest
 from fastcoop.methods.base import Method, MethodSettings, Outcome, RunContext, expand
 from fastcoop.methods.coop import CoOpMethod
 from fastcoop.methods.data import Data
-from fastcoop.methods.ensemble import EnsembleMethod
 from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoderMethod
 from fastcoop.methods.linear_probe import LinearProbeMethod
 from fastcoop.methods.scores import LinearClassifier, Scores, score, unit
 from fastcoop.methods.spec import FeatureBank, RunSpec
-from fastcoop.methods.text_bias import TextBiasMethod
-from fastcoop.methods.text_transform import TextTransformMethod
-from fastcoop.methods.zero_shot import ZeroShotMethod
+from fastcoop.methods.text_learner import TextBiasMethod, TextTransformMethod
+from fastcoop.methods.zero_shot import EnsembleMethod, ZeroShotMethod
 from fastcoop.plugins import Registry
 
 

@@ -66,6 +66,11 @@ class CoOpSettings(ScheduleSettings):
     val_accuracy: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    @property
+    def words(self) -> str | None:
+        """The words that contexts start from; None if they start from random vectors."""
+        return None if self.init == "random" else self.init
+
     @field_validator("prompt")
     @classmethod
     def _is_pattern(cls, prompt: str | None) -> str | None:
@@ -80,7 +85,7 @@ class CoOpSettings(ScheduleSettings):
 
     def unused(self) -> Mapping[str, str | None]:
         unused: dict[str, str | None] = {}
-        if self.init != "random":
+        if self.words:
             unused["context_length"] = None  # it may be the words' number of tokens
         if self.prompt is not None:
             reason = "a prompt has its own vectors and order; leave out context_length and class_position"
@@ -88,24 +93,29 @@ class CoOpSettings(ScheduleSettings):
         if self.select == "best_val":
             unused["val_accuracy"] = "best_val always records the validation accuracy; leave out val_accuracy"
         elif self.val_every is not None:
-            unused["val_every"] = (
-                "val_every needs select: best_val; leave it out, or give that an entry of its own"
-            )
+            reason = "val_every needs select: best_val; leave it out, or give that an entry of its own"
+            unused["val_every"] = reason
         return unused
 
 
+Run = RunSpec[CoOpSettings]
+
+
 class CoOpMethod(Method[CoOpSettings]):
-    """Context Optimization. Runs train together in the engine, each with the result that it has alone."""
+    """Context Optimization. Runs train together in the engine; each has the result that it has alone."""
 
     name = "coop"
     Settings = CoOpSettings
 
     def label(self, settings: CoOpSettings) -> str:
-        random, prompt = settings.init == "random", settings.prompt
+        pattern = [f'"{settings.prompt}"'] if settings.prompt else [settings.class_position]
         parts = (
-            f"M={settings.context_length}" if random and prompt is None else "",
-            "" if random else f'"{settings.init}"',
-            settings.class_position if prompt is None else f'"{prompt}"',
+            f'"{settings.words}"'
+            if settings.words
+            else ""
+            if settings.prompt
+            else f"M={settings.context_length}",
+            *pattern,
             "CSC" if settings.class_specific else "",
             "best on validation" if settings.select == "best_val" else "",
             "bfloat16" if settings.precision == "bfloat16" else "",
@@ -120,15 +130,15 @@ class CoOpMethod(Method[CoOpSettings]):
     def is_class_specific(self, settings: CoOpSettings) -> bool:
         return settings.class_specific
 
-    def check(self, run: RunSpec[CoOpSettings]) -> None:
+    def check(self, run: Run) -> None:
         super().check(run)
         if not run.has_learned and (run.settings.val_every or 0) > epochs_of(run):
             raise UserError(
                 f"val_every of coop is {run.settings.val_every}, but a run has {epochs_of(run)} epochs, so that only "
-                "the last is looked at; give a smaller number."
+                "the last is validated; give a smaller number."
             )
 
-    def key_settings(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
+    def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
         _refuse_unused_length(run, layout.context_length)
         resolved: dict[str, Any] = {
@@ -151,7 +161,7 @@ class CoOpMethod(Method[CoOpSettings]):
     def layout(self, settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
         return layout_of(settings, backbone)
 
-    def columns(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> dict[str, Any]:
+    def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
         return {
             "context_length": layout.context_length,
@@ -162,10 +172,9 @@ class CoOpMethod(Method[CoOpSettings]):
             "schedule": schedule_of(settings),
         }
 
-    def run_shape(self, run: RunSpec[CoOpSettings], backbone: Backbone) -> RunShape:
+    def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
         from fastcoop.engine import RunShape
 
-        assert run.subset is not None
         return RunShape(
             run.data.class_names,
             layout_of(run.settings, backbone),
@@ -176,13 +185,19 @@ class CoOpMethod(Method[CoOpSettings]):
             features=(run.dataset, run.shots, run.seed),
         )
 
-    def run(
-        self, backbone: Backbone, runs: Sequence[RunSpec[CoOpSettings]], done: Done, context: RunContext
-    ) -> None:
+    def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
+        contexts = np.asarray(run.contexts)
+        if run.settings.class_specific:
+            contexts = contexts[matching_classes(run.data, data)]
+        return LinearClassifier.of_texts(_encode(backbone, run, data, contexts), backbone.logit_scale)
+
+    def run(self, backbone: Backbone, runs: Sequence[Run], done: Done, context: RunContext) -> None:
         by_precision: dict[str, list[int]] = {}
         for index, run in enumerate(runs):
-            if run.contexts is not None:
-                done(index, Outcome(self.scores(backbone, run, run), contexts=np.asarray(run.contexts)))
+            if run.has_learned:
+                done(
+                    index, Outcome(self.scores(backbone, run, Outcome({})), contexts=np.asarray(run.contexts))
+                )
                 context.on_progress(1.0)
             else:
                 by_precision.setdefault(run.settings.precision, []).append(index)
@@ -191,19 +206,8 @@ class CoOpMethod(Method[CoOpSettings]):
         for order in by_precision.values():
             self._train(backbone, runs, order, done, context)
 
-    def classifier(self, backbone: Backbone, run: RunSpec[CoOpSettings], data: Data) -> LinearClassifier:
-        contexts = np.asarray(run.contexts)
-        if data is not run.data and run.settings.class_specific:
-            contexts = contexts[matching_classes(run.data, data)]
-        return LinearClassifier.of_texts(_encode(backbone, run, data, contexts), backbone.logit_scale)
-
     def _train(
-        self,
-        backbone: Backbone,
-        runs: Sequence[RunSpec[CoOpSettings]],
-        order: Sequence[int],
-        done: Done,
-        context: RunContext,
+        self, backbone: Backbone, runs: Sequence[Run], order: Sequence[int], done: Done, context: RunContext
     ) -> None:
         """Train the runs of these indices, all of one precision, together."""
         import torch
@@ -211,8 +215,7 @@ class CoOpMethod(Method[CoOpSettings]):
         from fastcoop.engine import plan_training, train
 
         trainings = [engine_run(runs[index], backbone) for index in order]
-        plan = plan_training(backbone, [training.shape for training in trainings])
-        costs = [cost.row_steps for cost in plan.runs]
+        costs = [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
         worked, start = 0.0, time.perf_counter()
 
         def on_progress(cost: float) -> None:
@@ -224,9 +227,8 @@ class CoOpMethod(Method[CoOpSettings]):
             run = runs[order[number]]
             contexts, extra = select_contexts(backbone, run, trained)
             # The engine holds these objects until all runs end. A resumed training reports a run again.
-            trained.snapshots = {
-                e: taken for e, taken in trained.snapshots.items() if e == extra.get("epoch")
-            }
+            kept = extra.get("epoch")
+            trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
             # A run that ended before the training was resumed has no known time.
             seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
             losses = np.asarray(trained.losses, dtype=np.float32)
@@ -242,25 +244,20 @@ class CoOpMethod(Method[CoOpSettings]):
         )  # fmt: skip
 
 
-def engine_run(run: RunSpec[CoOpSettings], backbone: Backbone) -> Any:
-    """Return the engine's form of a run.
-
-    Its images are the augmented views, as in the official code, or the test-time crop if there are no others.
-    """
+def engine_run(run: Run, backbone: Backbone) -> Any:
+    """Return the engine's form of a run, which learns from `Data.train_views`."""
     import torch
 
     from fastcoop.engine import Run
     from fastcoop.prompts import initial_contexts
 
-    assert run.subset is not None
     settings, layout, names = run.settings, layout_of(run.settings, backbone), run.data.class_names
-    features, labels = run.data.train(run.subset)
-    words = None if settings.init == "random" else settings.init
+    features, labels = run.data.train_views(run.subset)
     return Run(
         class_names=names,
         layout=layout,
-        contexts=initial_contexts(backbone, layout, len(names), run.seed, words),
-        features=torch.from_numpy(features[:, 1:] if features.shape[1] > 1 else features),
+        contexts=initial_contexts(backbone, layout, len(names), run.seed, settings.words),
+        features=torch.from_numpy(features),
         labels=torch.from_numpy(labels),
         epochs=epochs_of(run),
         seed=run.seed,
@@ -270,7 +267,7 @@ def engine_run(run: RunSpec[CoOpSettings], backbone: Backbone) -> Any:
     )
 
 
-def validation_epochs(run: RunSpec[CoOpSettings]) -> list[int]:
+def validation_epochs(run: Run) -> list[int]:
     """Return the epochs, counted from 1, after which contexts are validated; none if a run keeps the last step's."""
     if run.settings.select == "last":
         return []
@@ -279,9 +276,7 @@ def validation_epochs(run: RunSpec[CoOpSettings]) -> list[int]:
     return sorted({*range(every, epochs + 1, every), epochs})
 
 
-def select_contexts(
-    backbone: Backbone, run: RunSpec[CoOpSettings], trained: Trained
-) -> tuple[np.ndarray, dict[str, float]]:
+def select_contexts(backbone: Backbone, run: Run, trained: Trained) -> tuple[np.ndarray, dict[str, float]]:
     """Return the contexts that a run keeps, float32 on the CPU, and what it records about them."""
     last = trained.contexts.float().cpu().numpy()
     if run.settings.select == "last":
@@ -296,9 +291,8 @@ def select_contexts(
     return kept[best], {"val_accuracy": float(found[best]), "epoch": float(epochs[best])}
 
 
-def _on_validation(backbone: Backbone, run: RunSpec[CoOpSettings], contexts: np.ndarray) -> np.ndarray:
+def _on_validation(backbone: Backbone, run: Run, contexts: np.ndarray) -> np.ndarray:
     """Return accuracy in percent (n,) of contexts (n, ...) on the validation images, NaN for diverged ones."""
-    assert run.subset is not None
     features, labels = run.data.validation(run.subset)
     at_once = max(1, PROMPTS_AT_ONCE // len(run.data.class_names))
     found = []
@@ -308,16 +302,15 @@ def _on_validation(backbone: Backbone, run: RunSpec[CoOpSettings], contexts: np.
     return np.concatenate(found)
 
 
-def _encode(backbone: Backbone, run: RunSpec[CoOpSettings], data: Data, contexts: np.ndarray) -> np.ndarray:
-    """Return text features float32 (..., classes, dim) of ``data``'s classes behind contexts (..., M, width)."""
+def _encode(backbone: Backbone, run: Run, data: Data, contexts: np.ndarray) -> np.ndarray:
+    """Return text features float32 (..., classes, dim) of ``data``'s classes in contexts (..., M, width)."""
     import torch
 
     from fastcoop.engine import encode_prompts
 
     item = data.class_names, layout_of(run.settings, backbone), torch.from_numpy(contexts)
     with torch.no_grad():
-        texts: np.ndarray = encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy()
-    return texts
+        return np.asarray(encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy())
 
 
 @remember(1)
@@ -328,7 +321,14 @@ def _trees(backbone: Backbone) -> Any:
     return Trees(backbone)
 
 
-def _refuse_unused_length(run: RunSpec[CoOpSettings], length: int) -> None:
+@remember(256)
+def _words_length(backbone: Backbone, words: str) -> int:
+    from fastcoop.prompts.initial import word_tokens
+
+    return len(word_tokens(backbone, words))
+
+
+def _refuse_unused_length(run: Run, length: int) -> None:
     """Refuse a context length beside words of another token count, which replaces it."""
     settings = run.settings
     given = "context_length" in settings.model_fields_set and not run.has_learned
@@ -340,25 +340,18 @@ def _refuse_unused_length(run: RunSpec[CoOpSettings], length: int) -> None:
         )
 
 
-@remember(256)
-def _words_length(backbone: Backbone, words: str) -> int:
-    from fastcoop.prompts.initial import word_tokens
-
-    return len(word_tokens(backbone, words))
-
-
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
     """Return the prompt layout of a run. Raises UserError for a prompt without one vector per token of ``init``."""
     from fastcoop.prompts import PromptLayout
 
-    words = None if settings.init == "random" else _words_length(backbone, settings.init)
+    length = _words_length(backbone, settings.words) if settings.words else None
     if settings.prompt is None:
-        length = words or settings.context_length
-        return PromptLayout(length, settings.class_position, settings.class_specific)
+        vectors = length or settings.context_length
+        return PromptLayout(vectors, settings.class_position, settings.class_specific)
     layout = PromptLayout.written(settings.prompt, settings.class_specific)
-    if words not in (None, layout.context_length):
+    if length not in (None, layout.context_length):
         raise UserError(
-            f'The words "{settings.init}" that contexts start from are {words} tokens, but the prompt '
-            f'"{settings.prompt}" has {layout.context_length} vectors; give it {words}.'
+            f'The words "{settings.init}" that contexts start from are {length} tokens, but the prompt '
+            f'"{settings.prompt}" has {layout.context_length} vectors; give it {length}.'
         )
     return layout

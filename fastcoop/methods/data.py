@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from fastcoop.features import FeatureStore
 
 DEFAULT_VIEWS = 8  # augmented views per training image
-KEPT_BYTES = 1 << 30  # of training features, kept because runs of equal shots and seed share them
+KEPT_BYTES = 1 << 30  # of training features, which runs of equal shots and seed share
+
+Labelled = tuple[np.ndarray, np.ndarray]  # features (n, dim) or (n, views, dim), and labels (n,)
 
 
 @dataclass(eq=False)
@@ -40,7 +43,7 @@ class Data:
     recipe: str = "current"
     text_features: np.ndarray | None = None
     _subsets: dict[tuple[int | str, int], FewShot] = field(default_factory=dict, repr=False)
-    _train: OrderedDict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=OrderedDict, repr=False)
+    _train: OrderedDict[bytes, Labelled] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def name(self) -> str:
@@ -52,20 +55,20 @@ class Data:
 
     @property
     def test_digest(self) -> str:
-        """sha256 hex of the test images: the dataset's digest, unless some images could not be read."""
-        skipped = self.store.meta.skipped.get("test", ()) if self.store else ()
-        if not len(skipped):
+        """SHA-256 hex digest of the test images: the dataset's digest, unless some images could not be read."""
+        skipped = self._skipped("test")
+        if not skipped:
             return self.dataset.digest
-        return hashlib.sha256(f"{self.dataset.digest} without {list(skipped)}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.dataset.digest} without {skipped}".encode()).hexdigest()
 
     @property
     def test_features(self) -> str | None:
-        """sha256 hex of the test features; None if they are not cached."""
+        """SHA-256 hex digest of the test features; None if they are not cached."""
         return self.store.meta.sha256.get("test") if self.store else None
 
     @property
     def test_images(self) -> str | None:
-        """sha256 hex over the digests of the test images' files; None if the store does not have them all.
+        """SHA-256 hex digest over the digests of the test images' files; None if the store does not have them all.
 
         Unlike the features, files are the same on every machine.
         """
@@ -76,7 +79,7 @@ class Data:
         return self._files_digest("train", self.readable("train", subset.train))
 
     def _files_digest(self, split: str, images: np.ndarray | None = None) -> str | None:
-        """Return sha256 hex over the digests of the files of a split, or of some of its images in any order."""
+        """Return the digest over the files of a split, or of some of its images in any order."""
         from fastcoop.features.image_files import UNKNOWN
 
         if self.store is None or split not in self.store.splits:
@@ -89,6 +92,14 @@ class Data:
         known = (files["size"] != UNKNOWN).all()
         return hashlib.sha256(files["sha256"].tobytes()).hexdigest() if known else None
 
+    def _skipped(self, split: str) -> list[int]:
+        """Return the images of a split that could not be read when its features were cached."""
+        return list(self.store.meta.skipped.get(split, ())) if self.store else []
+
+    def readable(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Return those of a split's images that could be read when its features were cached."""
+        return rows[~np.isin(rows, np.array(self._skipped(split), dtype=np.int64))]
+
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """Return the few-shot subset, which is the same for all methods."""
         from fastcoop.datasets import few_shot
@@ -97,34 +108,33 @@ class Data:
             self._subsets[shots, seed] = few_shot(self.dataset, shots, seed)
         return self._subsets[shots, seed]
 
-    def train(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
-        """Features float32 (n, 1 + views, dim), view 0 the test-time crop, and labels int64 (n,)."""
+    def train(self, subset: FewShot) -> Labelled:
+        """Return features float32 (n, 1 + views, dim), where view 0 is the test-time crop, and labels int64 (n,)."""
         key = subset.train.tobytes()
         if key not in self._train:
             assert self.store is not None
             features = np.asarray(self.store.train(subset.train, views=True), dtype=np.float32)
-            features = features[:, : 1 + self.views]
-            self._train[key] = (features, np.asarray(self.store.train_labels(subset.train)))
+            labels = np.asarray(self.store.train_labels(subset.train))
+            self._train[key] = features[:, : 1 + self.views], labels
             while len(self._train) > 1 and sum(f.nbytes for f, _ in self._train.values()) > KEPT_BYTES:
                 self._train.popitem(last=False)
         self._train.move_to_end(key)
         return self._train[key]
 
-    def readable(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Return those of a split's images that were not skipped as unreadable."""
-        skipped = self.store.meta.skipped.get(split, ()) if self.store else ()
-        return rows[~np.isin(rows, np.asarray(skipped, dtype=np.int64))]
+    def train_views(self, subset: FewShot) -> Labelled:
+        """Return the same with the views that the official code learns from: the augmented ones, if there are any."""
+        features, labels = self.train(subset)
+        return features[:, 1:] if features.shape[1] > 1 else features, labels
 
-    def validation(self, subset: FewShot) -> tuple[np.ndarray, np.ndarray]:
-        """Features float32 (n, dim) and labels (n,) of a subset's validation images."""
+    def validation(self, subset: FewShot) -> Labelled:
+        """Return features float32 (n, dim) and labels (n,) of a subset's validation images."""
         assert self.store is not None
         features, labels = self._split("val")
-        # Rows are the split's images without those skipped as unreadable.
-        drawn = np.isin(self.store.indices("val"), subset.val)
+        drawn = np.isin(self.store.indices("val"), subset.val)  # images skipped as unreadable have no row
         return features[drawn], labels[drawn]
 
     @cached_property
-    def test(self) -> tuple[np.ndarray, np.ndarray]:
+    def test(self) -> Labelled:
         """Features float32 (n, dim) and labels int64 (n,) of all test images."""
         return self._split("test")
 
@@ -133,10 +143,25 @@ class Data:
         """Test features float32 (n, dim), of length 1."""
         return unit(self.test[0])
 
-    def _split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, name: str) -> Labelled:
         assert self.store is not None
         features, labels = self.store.split(name)
         return np.asarray(features, dtype=np.float32), np.asarray(labels)
+
+
+def class_rows(labels: Sequence[int] | np.ndarray, source: Data, target: Data) -> np.ndarray:
+    """Return the row of each class of ``target``, int (classes,), among rows learned on ``source``; -1 for none.
+
+    Args:
+        labels: int (rows,), the label in ``source`` that each row belongs to.
+        source, target: The datasets.
+
+    Raises:
+        UserError: The classes do not match; see `matching_classes`.
+    """
+    rows = np.full(len(source.class_names), -1)
+    rows[labels] = np.arange(len(labels))
+    return rows[matching_classes(source, target)]
 
 
 def matching_classes(source: Data, target: Data) -> list[int]:
@@ -148,45 +173,36 @@ def matching_classes(source: Data, target: Data) -> list[int]:
     Raises:
         UserError: A class of the target is not among the source's, or several classes share a name.
     """
-    ids = source.dataset.class_ids, target.dataset.class_ids
-    here, there = ids if all(ids) else (source.class_names, target.class_names)
-    return list(_matching(here, there, target.class_names, not all(ids), source.name, target.name))
+    here, there = source.dataset.class_ids, target.dataset.class_ids
+    if not (here and there):
+        here, there = _plain_names(source.class_names), _plain_names(target.class_names)
+    return list(_matching(here, there, target.class_names, source.name, target.name))
 
 
 @lru_cache(maxsize=256)
 def _matching(
-    here: tuple[str, ...],
-    there: tuple[str, ...],
-    names: tuple[str, ...],
-    by_name: bool,
-    source: str,
-    target: str,
+    here: tuple[str, ...], there: tuple[str, ...], names: tuple[str, ...], source: str, target: str
 ) -> tuple[int, ...]:
-    """The place in ``here`` of each of ``there``, whose classes are called ``names``."""
-    if by_name:
-        here, there = (tuple(map(plain_name, one)) for one in (here, there))
+    """Return the place in ``here`` of each of ``there``, whose classes are called ``names``."""
     if here == there:
         return tuple(range(len(there)))
     labels = {one: label for label, one in enumerate(here)}
     for one, name in zip(there, names, strict=True):
+        problem = ""
+        for place, classes in ((source, here), (target, there)):
+            if classes.count(one) > 1:
+                count = classes.count(one)
+                problem = f'{place} has {count} classes called "{name}"; give its classes names of their own'
         if one not in labels:
-            raise UserError(
-                f"What was learned on {source} cannot be tested on {target}: its class "
-                f'"{name}" is not among {source}\'s; only unified contexts and zero-shot carry over.'
+            problem = (
+                f'its class "{name}" is not among {source}\'s; only unified contexts and zero-shot carry over'
             )
-        if there.count(one) > 1:
-            raise UserError(
-                f"What was learned on {source} cannot be tested on {target}: {target} has "
-                f'{there.count(one)} classes called "{name}"; give its classes names of their own.'
-            )
-        if here.count(one) > 1:
-            raise UserError(
-                f"What was learned on {source} cannot be tested on {target}: {source} has "
-                f'{here.count(one)} classes called "{name}"; give its classes names of their own.'
-            )
+        if problem:
+            raise UserError(f"What was learned on {source} cannot be tested on {target}: {problem}.")
     return tuple(labels[one] for one in there)
 
 
-def plain_name(name: str) -> str:
-    """Return a class name for comparisons: lower case, NFC, underscores as spaces, no surrounding space."""
-    return " ".join(normalized(name).replace("_", " ").lower().split())
+@lru_cache(maxsize=256)
+def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return class names for comparisons: lower case, NFC, underscores as spaces, no surrounding space."""
+    return tuple(" ".join(normalized(name).replace("_", " ").lower().split()) for name in names)

@@ -6,14 +6,14 @@ and features.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
@@ -22,7 +22,7 @@ from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import Method, Outcome, RunContext, make_settings
-from fastcoop.methods.data import Data
+from fastcoop.methods.data import Data, Labelled
 from fastcoop.methods.scores import LinearClassifier, unit
 from fastcoop.methods.spec import RunSpec
 
@@ -33,31 +33,8 @@ TEMPLATE = "a photo of a {}."
 LOGIT_SCALE = 100.0  # CLIP's
 IMAGES_AT_ONCE = 32
 HELD_OUT_EVERY = 5  # images of a class, where no validation images are given
+NO_IMAGES = np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int64)
 NO_DIRECTION = "X has features of length 0, which have no direction; remove these images."
-
-Labelled = tuple[np.ndarray, np.ndarray]
-
-
-def _make_init(method: Method[Any]) -> Callable[..., None]:
-    """Return an ``__init__`` that only stores its arguments: a backbone, the method's settings and a seed."""
-    named = inspect.Parameter.KEYWORD_ONLY
-    defaults = {name: field.get_default() for name, field in method.Settings.model_fields.items()}
-    defaults |= {"seed": 1} if method.learns else {}
-    signature = inspect.Signature(
-        [
-            inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-            inspect.Parameter("backbone", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
-            *(inspect.Parameter(name, named, default=value) for name, value in defaults.items()),
-        ]
-    )
-
-    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
-        bound = signature.bind(self, *arguments, **options)
-        bound.apply_defaults()
-        vars(self).update({name: value for name, value in bound.arguments.items() if name != "self"})
-
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    return __init__
 
 
 class MethodClassifier(ClassifierMixin, BaseEstimator):
@@ -86,9 +63,17 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
 
     def __init_subclass__(cls, *, method: str | None = None, **others: Any):
         super().__init_subclass__(**others)
-        if method is not None:
-            cls.method = method
-            cls.__init__ = _make_init(METHODS[method])  # type: ignore[method-assign]
+        if method is None:
+            return
+        cls.method = method
+        defaults = {name: one.get_default() for name, one in METHODS[method].Settings.model_fields.items()}
+        if METHODS[method].learns:
+            defaults["seed"] = 1
+        cls.__annotations__ = dict.fromkeys(["backbone", *defaults], Any)
+        cls.backbone = None
+        for name, default in defaults.items():
+            setattr(cls, name, field(default=default, kw_only=True))
+        dataclass(eq=False, repr=False)(cls)  # its __init__ stores the parameters, as scikit-learn expects
 
     def fit(
         self,
@@ -121,8 +106,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             UserError: An argument or a parameter cannot be used, or the training diverged. It is a ValueError.
         """
         method, title = METHODS[self.method], type(self).__name__
-        settings = make_settings(method, self._given_settings(method))
-        backbone = self._load_backbone()
+        settings, backbone = make_settings(method, self._given_settings(method)), self._load_backbone()
         texts = None if text_features is None else unit(np.asarray(_as_array(text_features), np.float32))
         if method.needs_backbone and texts is not None:
             raise UserError(
@@ -134,44 +118,24 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
         features = None if X is None and not method.learns else self._read_features(X, backbone, reset=True)
         labels = self._read_classes(y, class_names, None if texts is None else len(texts), method)
-        if texts is not None and texts.shape != (len(self.class_names_), texts.shape[-1]):
-            expected = f"({len(self.class_names_)}, dim), a row per class"
-            raise UserError(f"Expected text_features of shape {expected}, got {texts.shape}.")
-        if features is not None and labels is not None and len(features) != len(labels):
-            raise UserError(f"Expected y of shape ({len(features)},), a label per image, got {labels.shape}.")
+
         dataset = Dataset("images", Path(), self.class_names_, TEMPLATE, {}, "", "images", Path())
-        views = 0 if features is None else features.shape[1] - 1
-        data = _ArrayData(dataset, None, views, text_features=texts)
-        if features is not None and labels is not None:
-            data = replace(data, features=features, labels=labels)
-        if texts is not None and method.prompts(settings, data) != method.prompts(
-            make_settings(method, {}), data
-        ):
-            raise UserError(f"{title} takes text_features in place of its prompts; leave one of them out.")
-        if method.needs_backbone or method.prompts(settings, data):
-            if backbone is None and texts is None:
-                raise UserError(
-                    f"{title} compares images with texts; pass a backbone, or text_features to fit."
-                )
-            dim = cast("Backbone", backbone).embed_dim if texts is None else texts.shape[1]
-            if features is not None and features.shape[-1] != dim:
-                expected = f"(images, {dim}), as wide as text features"
-                raise UserError(f"Expected X of shape {expected}, got (images, {features.shape[-1]}).")
-            if features is not None and not features.any(axis=-1).all():
-                raise UserError(NO_DIRECTION)
+        data = _ArrayData(
+            dataset, None, 0 if features is None else features.shape[1] - 1, text_features=texts
+        )
+        self._check_shapes(method, settings, data, features, labels, backbone)
         scale = logit_scale or (backbone.logit_scale if backbone else LOGIT_SCALE)
         reader = backbone if backbone and texts is None else cast("Backbone", _GivenTexts(scale))
         outcome, run = Outcome({}), RunSpec.of(method.name, settings, data)
         if method.learns:
-            data.val = self._validation(
-                data, method.validation_choice(settings) is not None, X_val, y_val, backbone
-            )
-            subset = FewShot(np.arange(len(data.labels)), np.arange(len(data.val[1])))
-            shots = int(np.bincount(data.labels).max())
-            run = RunSpec.of(method.name, settings, data, subset, shots, self.seed)
+            data.images = cast(Labelled, (features, labels))
+            self._set_validation(data, method.validation_choice(settings) is not None, X_val, y_val, backbone)
+            subset = FewShot(*(np.arange(len(part[1])) for part in (data.images, data.val)))
+            shots = int(np.bincount(data.images[1]).max())
+            run = replace(run, shots=shots, seed=self.seed, subset=subset)
             method.check(run)
             outcomes: list[Outcome] = []
-            method.run(reader, [run], lambda _, one: outcomes.append(one), RunContext(jobs=1))
+            method.run(reader, [run], lambda _, one: outcomes.append(one), RunContext())
             (outcome,) = outcomes
         known = replace(run, contexts=outcome.contexts, weights=outcome.weights)
         classifier = method.classifier(reader, known, data)
@@ -192,9 +156,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities (images, classes)."""
-        logits = self._logits(X).astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+        return np.asarray(softmax(self._logits(X).astype(np.float64), axis=1))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class of each image, (images,), a value of ``classes_``."""
@@ -222,18 +184,17 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             self.losses_ = outcome.losses
 
     def _given_settings(self, method: Method[Any]) -> dict[str, Any]:
-        """Return the parameters that differ from the method's defaults."""
-        fields = method.Settings.model_fields.items()
-        values = {
-            name: getattr(self, name) for name, field in fields if getattr(self, name) != field.get_default()
-        }
+        """Return the parameters that differ from the method's defaults, NumPy's numbers as Python's."""
+        values = {name: (getattr(self, name), one) for name, one in method.Settings.model_fields.items()}
         return {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, (value, one) in values.items()
+            if value != one.get_default()
         }
 
-    def _load_backbone(self) -> Backbone | None:
+    def _load_backbone(self) -> Any:
         if not isinstance(self.backbone, str | os.PathLike):
-            return cast("Backbone | None", self.backbone)
+            return self.backbone
         from fastcoop.backbones import backbone_from_spec
 
         backbone = backbone_from_spec(str(self.backbone))
@@ -245,7 +206,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             )
         return backbone
 
-    def _read_features(self, X: Any, backbone: Backbone | None, reset: bool) -> np.ndarray:
+    def _read_features(self, X: Any, backbone: Any, reset: bool) -> np.ndarray:
         """Return features float32 (images, views, dim)."""
         if isinstance(X, str | os.PathLike):
             raise UserError(f"Expected features or a list of images, got one path; pass [{str(X)!r}].")
@@ -259,33 +220,30 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
                 )
             X = encode_images(backbone, X)
         X = _as_array(X)
-        views = X.shape[1] if getattr(X, "ndim", 0) == 3 else 1
+        views = 1
         if getattr(X, "ndim", 0) == 3:
-            X = X.reshape(-1, X.shape[-1])
+            views, X = X.shape[1], X.reshape(-1, X.shape[-1])
         features = np.asarray(validate_data(self, X, dtype=np.float32, reset=reset))
         return features.reshape(-1, views, features.shape[-1])
 
     def _read_classes(
         self, y: Any, class_names: Sequence[str] | None, rows: int | None, method: Method[Any]
     ) -> np.ndarray | None:
-        """Set the classes, and return the labels of images, int64 (images,)."""
+        """Set the classes, and return the labels of images, int64 (images,). ``rows``: of text features, if given."""
+        title, named = type(self).__name__, False
         if y is None and method.learns:
-            raise UserError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        named = False
+            raise UserError(f"{title} requires y to be passed, but the target y is None.")
         if y is not None:
             y = column_or_1d(_as_array(y), warn=True)
             assert_all_finite(y, input_name="y")
             check_classification_targets(y)
             named = all(isinstance(one, str) for one in y.tolist())
         if class_names is not None:
-            names = [str(name) for name in class_names]
-            self.classes_ = np.array(names) if named else np.arange(len(names))
+            self.classes_ = np.array([*map(str, class_names)]) if named else np.arange(len(class_names))
         elif rows is not None and not named:
             self.classes_ = np.arange(rows)
         elif y is None or rows is not None or (method.needs_backbone and not named):
-            raise UserError(
-                f"{type(self).__name__} needs the names of the classes, in order; pass class_names to fit."
-            )
+            raise UserError(f"{title} needs the names of the classes, in order; pass class_names to fit.")
         else:
             self.classes_ = np.unique(y)
         self.class_names_ = tuple(map(str, self.classes_ if class_names is None else class_names))
@@ -304,25 +262,51 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
                 )
         return np.array([known[value] for value in values], dtype=np.int64)
 
-    def _validation(
-        self, data: _ArrayData, wanted: bool, X: Any, y: Any, backbone: Backbone | None
-    ) -> Labelled:
-        """Return validation features (images, dim) and labels (images,); hold training images out if need be."""
+    def _check_shapes(
+        self,
+        method: Method[Any],
+        settings: Any,
+        data: Data,
+        features: np.ndarray | None,
+        labels: np.ndarray | None,
+        backbone: Any,
+    ) -> None:
+        """Raise UserError if features, labels, text features or the backbone do not fit each other."""
+        title, texts, prompts = type(self).__name__, data.text_features, method.prompts(settings, data)
+        if texts is not None and texts.shape != (len(self.class_names_), texts.shape[-1]):
+            expected = f"({len(self.class_names_)}, dim), a row per class"
+            raise UserError(f"Expected text_features of shape {expected}, got {texts.shape}.")
+        if features is not None and labels is not None and len(features) != len(labels):
+            raise UserError(f"Expected y of shape ({len(features)},), a label per image, got {labels.shape}.")
+        if texts is not None and prompts != method.prompts(method.Settings(), data):
+            raise UserError(f"{title} takes text_features in place of its prompts; leave one of them out.")
+        if not (method.needs_backbone or prompts):
+            return
+        if backbone is None and texts is None:
+            raise UserError(f"{title} compares images with texts; pass a backbone, or text_features to fit.")
+        dim = backbone.embed_dim if texts is None else texts.shape[1]
+        if features is not None and features.shape[-1] != dim:
+            expected = f"(images, {dim}), as wide as text features"
+            raise UserError(f"Expected X of shape {expected}, got (images, {features.shape[-1]}).")
+        if features is not None and not features.any(axis=-1).all():
+            raise UserError(NO_DIRECTION)
+
+    def _set_validation(self, data: _ArrayData, wanted: bool, X: Any, y: Any, backbone: Any) -> None:
+        """Set the validation images: those given, or else training images held out if ``wanted``."""
         if X is not None:
-            return self._read_features(X, backbone, reset=False)[:, 0], self._label_indices(y)
-        if not wanted:
-            return data.val
-        rows = [np.flatnonzero(data.labels == label) for label in np.unique(data.labels)]
-        held = [
-            row[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] if len(row) >= HELD_OUT_EVERY else row[1:][-1:]
-            for row in rows
-        ]
-        out = np.concatenate(held)
-        if not len(out):
-            raise UserError("No class has an image to hold out for validation; pass X_val and y_val to fit.")
-        val = data.features[out, 0], data.labels[out]
-        data.features, data.labels = np.delete(data.features, out, axis=0), np.delete(data.labels, out)
-        return val
+            data.val = self._read_features(X, backbone, reset=False)[:, 0], self._label_indices(y)
+        elif wanted:
+            features, labels = data.images
+            rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+            every = HELD_OUT_EVERY
+            held = [row[every - 1 :: every] if len(row) >= every else row[1:][-1:] for row in rows]
+            out = np.concatenate(held)
+            if not len(out):
+                raise UserError(
+                    "No class has an image to hold out for validation; pass X_val and y_val to fit."
+                )
+            data.val = features[out, 0], labels[out]
+            data.images = np.delete(features, out, axis=0), np.delete(labels, out)
 
     def __sklearn_clone__(self) -> MethodClassifier:
         return type(self)(**self.get_params(deep=False))
@@ -366,26 +350,26 @@ def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:
     """
     from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb, to_rgb
 
+    def crop(image: Any) -> np.ndarray:
+        is_path = isinstance(image, str | os.PathLike)
+        try:
+            rgb = read_rgb(Path(image)) if is_path else to_rgb(image)
+        except UnreadableImage as error:
+            kind = MissingFile if is_path and not Path(image).exists() else UserError
+            raise kind(f"The image {image} cannot be read: {error}.") from None
+        return crops(rgb, "", [0], backbone.preprocess, "current", 0)
+
     found = []
     for start in range(0, len(images), IMAGES_AT_ONCE):
-        pixels = []
-        for image in images[start : start + IMAGES_AT_ONCE]:
-            try:
-                rgb = read_rgb(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
-            except UnreadableImage as error:
-                kind = UserError if Path(image).exists() else MissingFile
-                raise kind(f"The image {image} cannot be read: {error}.") from None
-            pixels.append(crops(rgb, "", [0], backbone.preprocess, "current", 0))
-        batch = normalize(np.concatenate(pixels), backbone.preprocess, backbone.device)
+        pixels = np.concatenate([crop(image) for image in images[start : start + IMAGES_AT_ONCE]])
+        batch = normalize(pixels, backbone.preprocess, backbone.device)
         found.append(backbone.encode_images(batch).float().cpu().numpy())
     return np.concatenate(found)
 
 
 def _are_images(X: Any) -> bool:
-    first = X[0] if isinstance(X, list | tuple) and len(X) else None
-    if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind in "OU" and len(X):
-        first = X[0]
-    return isinstance(first, str | os.PathLike) or (hasattr(first, "convert") and hasattr(first, "mode"))
+    listed = isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.ndim == 1)
+    return listed and len(X) > 0 and (isinstance(X[0], str | os.PathLike) or hasattr(X[0], "convert"))
 
 
 def _as_array(values: Any) -> Any:
@@ -404,20 +388,16 @@ class _GivenTexts:
 
 @dataclass(eq=False)
 class _ArrayData(Data):
-    """Features and labels given as arrays, in place of a dataset and its feature store."""
+    """Arrays in place of a dataset and its feature store. Attributes: training and validation images."""
 
-    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    val: Labelled = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.val = self.features[:0, 0], self.labels[:0]
+    images: Labelled = NO_IMAGES
+    val: Labelled = NO_IMAGES[0][:, 0], NO_IMAGES[1]
 
     def train(self, subset: FewShot) -> Labelled:
-        return self.features, self.labels
+        return self.images
 
     def validation(self, subset: FewShot) -> Labelled:
         return self.val
 
     def _split(self, name: str) -> Labelled:
-        return self.features[:, 0], self.labels
+        return self.images[0][:, 0], self.images[1]

@@ -1,4 +1,4 @@
-"""Linear probe CLIP: logistic regression on image features, C chosen on validation images (section 4.1)."""
+"""Linear probe CLIP: logistic regression on image features, with C chosen on validation images (section 4.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.base import Method, MethodSettings, Outcome
-from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.data import Data, Labelled, class_rows
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
@@ -18,20 +18,18 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
-STEPS = 8
-MAX_ITERATIONS = 1000
-
-Labelled = tuple[np.ndarray, np.ndarray]  # features (n, dim), labels (n,)
 
 
 class LinearProbeSettings(MethodSettings):
-    """The effort of the official procedure; less of either is quicker, and named in the run's label.
+    """Settings of a linear probe. The defaults are the official procedure; others are in the run's label.
 
-    ``iterations``: of L-BFGS, at most. ``search_steps``: halvings of the bracket around the best of seven C.
+    Attributes:
+        iterations: Largest number of iterations of L-BFGS.
+        search_steps: Halvings of the bracket around the best of seven C.
     """
 
-    iterations: int = Field(default=MAX_ITERATIONS, ge=1, le=1_000_000)
-    search_steps: int = Field(default=STEPS, ge=1, le=50)  # beyond, the bracket is below float64
+    iterations: int = Field(default=1000, ge=1, le=1_000_000)
+    search_steps: int = Field(default=8, ge=1, le=50)  # with more, the bracket is below float64
 
 
 OFFICIAL = LinearProbeSettings()
@@ -41,7 +39,7 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
     """L-BFGS logistic regression on unnormalized features of the test-time crop.
 
     It learns from the same subset as the prompt learners; the official code draws one of its own. Its weights are
-    kept as float32, and scored as they are kept.
+    stored as float32, and scored as they are stored.
     """
 
     name = "linear_probe"
@@ -53,7 +51,9 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         if settings == OFFICIAL:
             return "Linear probe CLIP"
         fits, steps = settings.iterations, settings.search_steps
-        return f"Linear probe CLIP ({fits} iteration{'s' * (fits != 1)}, {steps} search step{'s' * (steps != 1)})"
+        return (
+            f"Linear probe CLIP ({fits} iteration{'s' * (fits > 1)}, {steps} search step{'s' * (steps > 1)})"
+        )
 
     def validation_choice(self, settings: LinearProbeSettings) -> tuple[str, str]:
         return "the probe's C", "leave the linear probe out"
@@ -61,44 +61,44 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
     def is_class_specific(self, settings: LinearProbeSettings) -> bool:
         return True
 
-    def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
+    def run(self, *arguments: Any) -> None:
         import sklearn.linear_model  # noqa: F401  (its first import takes seconds, which are not a run's)
 
-        super().run(backbone, runs, done, context)
+        super().run(*arguments)
 
     def learn(self, backbone: Backbone, run: RunSpec[LinearProbeSettings]) -> Outcome:
         from threadpoolctl import threadpool_limits
 
-        train, val = _inputs(run)
+        features, labels = run.data.train(run.subset)
+        train = features[:, 0].astype(np.float64), labels  # as in the official code
+        val_features, val_labels = run.data.validation(run.subset)
+        val = val_features.astype(np.float64), val_labels
         with threadpool_limits(1, user_api="blas"):  # small fits; and sums are equal on any number of cores
             log_c, model = choose_c(train, val, run.settings)
-        extra = {"c": 10.0**log_c, "val_accuracy": 100 * float((model.predict(val[0]) == val[1]).mean())}
-        return Outcome({}, weights=weights_of(model), extra=extra)
+        return Outcome(
+            {}, weights=weights_of(model), extra={"c": 10.0**log_c, "val_accuracy": 100 * hits(model, val)}
+        )
 
     def classifier(
         self, backbone: Backbone, run: RunSpec[LinearProbeSettings], data: Data
     ) -> LinearClassifier:
-        assert run.weights is not None
-        labels = run.weights["labels"]
-        rows = np.full(len(run.data.class_names), -1)
-        rows[labels] = np.arange(len(labels))
-        if data is not run.data:
-            rows = rows[matching_classes(run.data, data)]
-        return LinearClassifier(run.weights["coef"].astype(np.float64), run.weights["intercept"], rows=rows)
+        learned = run.weights
+        rows = class_rows(learned["labels"], run.data, data)
+        return LinearClassifier(learned["coef"].astype(np.float64), learned["intercept"], rows=rows)
 
 
 def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL) -> tuple[float, Any]:
-    """log10 of the official search's C, and the model fitted with it.
+    """Return log10 of the official search's C, and the model fitted with it.
 
-    First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times (8) a fit at
-    both ends of a bracket that starts a decade either side and halves towards the better end (ties: the smaller
-    C). The better end of the last step is the choice.
+    First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times a fit at both ends
+    of a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The better
+    end of the last step is the choice.
     """
 
     @cache
     def fitted(log_c: float) -> tuple[float, Any]:
         model = fit(train, log_c, settings.iterations)
-        return float((model.predict(val[0]) == val[1]).mean()), model
+        return hits(model, val), model
 
     best = max(START, key=lambda log_c: fitted(log_c)[0])  # max keeps the first of equals
     low, high = best - 1.0, best + 1.0
@@ -111,8 +111,13 @@ def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFF
     return chosen, fitted(chosen)[1]
 
 
-def fit(train: Labelled, log_c: float, iterations: int = MAX_ITERATIONS) -> Any:
-    """scikit-learn's multinomial logistic regression at C = 10 ** log_c."""
+def hits(model: Any, images: Labelled) -> float:
+    """Return the share of images whose label the model predicts."""
+    return float((model.predict(images[0]) == images[1]).mean())
+
+
+def fit(train: Labelled, log_c: float, iterations: int) -> Any:
+    """Return scikit-learn's multinomial logistic regression at C = 10 ** log_c."""
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
@@ -135,11 +140,3 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
         "intercept": intercept.astype(np.float32),
         "labels": model.classes_.astype(np.int64),
     }
-
-
-def _inputs(run: RunSpec[LinearProbeSettings]) -> tuple[Labelled, Labelled]:
-    """Training and validation images, as float64 like the official code's."""
-    assert run.subset is not None
-    features, labels = run.data.train(run.subset)
-    val_features, val_labels = run.data.validation(run.subset)
-    return (features[:, 0].astype(np.float64), labels), (val_features.astype(np.float64), val_labels)

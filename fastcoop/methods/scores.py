@@ -42,21 +42,20 @@ class LinearClassifier:
         if self.rows is None:
             return logits
         known = self.rows >= 0
-        spread = np.full((len(features), len(self.rows)), -np.inf)
-        spread[:, known] = logits[:, self.rows[known]]
-        return spread
+        by_class = np.full((len(features), len(self.rows)), -np.inf)
+        by_class[:, known] = logits[:, self.rows[known]]
+        return by_class
 
 
 def unit(features: np.ndarray) -> np.ndarray:
     """Return features scaled to length 1 along the last axis; NaN for those of length 0."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # `score` refuses what is not finite
-        scaled: np.ndarray = features / np.linalg.norm(features, axis=-1, keepdims=True)
-        return scaled
+        return np.asarray(features / np.linalg.norm(features, axis=-1, keepdims=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """A classifier's result on one test set. If its outputs are not finite, all is NaN and no class is predicted.
+    """A classifier's result on one test set. If its outputs are not finite, all is NaN and predictions are `NO_CLASS`.
 
     Attributes:
         accuracy: top-1, in percent.
@@ -78,40 +77,31 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
     A logit of -inf stands for a class of probability 0; any other that is not finite leaves no score.
     """
-    classes = logits.shape[1]
+    images, classes = logits.shape
     if not has_scores(logits):
-        return Scores(
-            accuracy=math.nan,
-            macro_accuracy=math.nan,
-            per_class=np.full(classes, math.nan),
-            predictions=np.full(len(labels), NO_CLASS, np.uint16),
-            confidence=np.full(len(labels), math.nan, np.float16),
-        )
+        none = np.full(images, NO_CLASS, np.uint16), np.full(images, math.nan, np.float16)
+        return Scores(math.nan, math.nan, np.full(classes, math.nan), *none)
     predictions = logits.argmax(axis=1)
     highest = logits.max(axis=1, keepdims=True)
     confidence = 1 / np.exp(logits - highest).sum(axis=1)
     correct = predictions == labels
-    images = np.bincount(labels, minlength=classes)
     with np.errstate(invalid="ignore"):
-        per_class = 100 * np.bincount(labels, weights=correct, minlength=classes) / images
-    return Scores(
-        accuracy=float(100 * correct.mean()),
-        macro_accuracy=float(np.nanmean(per_class)),
-        per_class=per_class,
-        predictions=predictions.astype(np.uint16),
-        confidence=confidence.astype(np.float16),
-    )
+        right = np.bincount(labels, weights=correct, minlength=classes)
+        per_class = 100 * right / np.bincount(labels, minlength=classes)
+    found = predictions.astype(np.uint16), confidence.astype(np.float16)
+    return Scores(float(100 * correct.mean()), float(np.nanmean(per_class)), per_class, *found)
 
 
 def has_scores(logits: np.ndarray) -> np.ndarray:
-    """Whether logits (..., images, classes) can be scored, bool (...): all finite, or -inf beside finite ones."""
+    """Return whether logits (..., images, classes) can be scored, bool (...): finite, or -inf beside finite ones."""
     highest = logits.max(axis=-1)
-    scored: np.ndarray = (np.isfinite(highest) & ~np.isnan(logits).any(axis=-1)).all(axis=-1)
-    return scored
+    return np.asarray((np.isfinite(highest) & ~np.isnan(logits).any(axis=-1)).all(axis=-1))
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Accuracy in percent, float64 (...), of logits (..., images, classes) against labels (images,); NaN where the
-    logits are not finite."""
+    """Return the accuracy in percent, float64 (...), of logits (..., images, classes) against labels (images,).
+
+    It is NaN where the logits are not finite.
+    """
     correct = 100 * (logits.argmax(axis=-1) == labels).mean(axis=-1)
     return np.where(has_scores(logits), correct, math.nan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,20 +18,9 @@ if TYPE_CHECKING:  # workers import this package without torch
 S = TypeVar("S")
 
 
-class Inputs(NamedTuple):
-    """The objects that a run's names stand for.
-
-    Attributes:
-        backbone: The frozen CLIP; None for methods that need none.
-        data: The dataset and its features.
-        subset: The few-shot subset to learn from; None for runs that learn from none.
-        targets: Further datasets to test on.
-    """
-
-    backbone: Backbone | None
-    data: Data
-    subset: FewShot | None = None
-    targets: tuple[Data, ...] = ()
+# ruff: noqa: RUF009 (the call returns a field)
+def _not_compared(default: Any = None) -> Any:
+    return field(default=default, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,10 @@ class RunSpec(Generic[S]):
         key: SHA-256 hex digest of everything that determines the result; "" before planning.
         contexts: What the run has learned already, where only tests are left; None otherwise.
         weights: The same for methods that learn other arrays (see ``Outcome``); {} for methods that learn nothing.
-        inputs: The objects behind the names; None before they are loaded, and on the way to a worker process.
+        model: The backbone. It and the objects below are None before binding, and on the way to a worker process.
+        data: The dataset that the run learns from, and its features.
+        subset: The few-shot subset to learn from; None for runs that learn from none.
+        targets: Further datasets to test on, and their features.
     """
 
     method: str
@@ -59,57 +51,18 @@ class RunSpec(Generic[S]):
     seed: int = 0
     target_names: tuple[str, ...] = ()
     key: str = ""
-    contexts: np.ndarray | None = field(default=None, compare=False)
-    weights: Mapping[str, np.ndarray] | None = field(default=None, compare=False)
-    inputs: Inputs | None = field(default=None, compare=False, repr=False)
+    contexts: np.ndarray | None = _not_compared()
+    weights: Mapping[str, np.ndarray] = _not_compared()
+    model: Backbone = _not_compared()
+    data: Data = _not_compared()
+    subset: FewShot = _not_compared()
+    targets: tuple[Data, ...] = _not_compared(())
 
     @classmethod
-    def of(
-        cls,
-        method: str,
-        settings: S,
-        data: Data,
-        subset: FewShot | None = None,
-        shots: int | str = 0,
-        seed: int = 0,
-        targets: tuple[Data, ...] = (),
-        *,
-        backbone: Backbone | None = None,
-        **others: Any,
-    ) -> RunSpec[S]:
-        """Return a run bound to objects; ``others`` are further fields, such as ``key``."""
-        name = backbone.name if backbone else ""
-        inputs = Inputs(backbone, data, subset)
-        run = cls(method, settings, name, data.name, shots, seed, inputs=inputs, **others)
-        return run.with_targets(targets)
-
-    @property
-    def loaded(self) -> Inputs:
-        """The objects behind the names."""
-        assert self.inputs is not None, "a run is bound to its inputs before it is worked on"
-        return self.inputs
-
-    @property
-    def model(self) -> Backbone:
-        """The backbone itself."""
-        backbone = self.loaded.backbone
-        assert backbone is not None
-        return backbone
-
-    @property
-    def data(self) -> Data:
-        """The dataset that the run learns from, and its features."""
-        return self.loaded.data
-
-    @property
-    def subset(self) -> FewShot | None:
-        """The few-shot subset that the run learns from; None for runs that learn from none."""
-        return self.loaded.subset
-
-    @property
-    def targets(self) -> tuple[Data, ...]:
-        """Further datasets to test on."""
-        return self.loaded.targets
+    def of(cls, method: str, settings: S, data: Data, model: Any = None, **others: Any) -> RunSpec[S]:
+        """Return a run bound to objects; ``others`` are further fields, such as ``subset`` or ``key``."""
+        run = cls(method, settings, model.name if model else "", data.name, model=model, data=data, **others)
+        return run.with_targets(run.targets)
 
     @property
     def has_learned(self) -> bool:
@@ -123,12 +76,12 @@ class RunSpec(Generic[S]):
 
     def with_targets(self, targets: tuple[Data, ...]) -> RunSpec[S]:
         """Return the run with other datasets to test on."""
-        names = tuple(data.name for data in targets)
-        return replace(self, target_names=names, inputs=self.loaded._replace(targets=targets))
+        return replace(self, target_names=tuple(data.name for data in targets), targets=targets)
 
     def unbound(self) -> RunSpec[S]:
         """Return the run by names only, small enough to send to another process."""
-        return replace(self, inputs=None)
+        nothing: Any = None
+        return replace(self, model=nothing, data=nothing, subset=nothing, targets=())
 
 
 class FeatureBank(ABC):
@@ -140,15 +93,15 @@ class FeatureBank(ABC):
 
     @abstractmethod
     def backbone(self, name: str) -> Backbone:
-        """The backbone of this name."""
+        """Return the backbone of this name."""
 
     @abstractmethod
     def data(self, backbone: str, dataset: str) -> Data:
-        """The dataset of this name, with its features by this backbone."""
+        """Return the dataset of this name, with its features by this backbone."""
 
     def bind(self, run: RunSpec[S]) -> RunSpec[S]:
         """Return the run with the objects that its names stand for."""
         data = self.data(run.backbone, run.dataset)
-        subset = data.subset(run.shots, run.seed) if run.shots else None
         targets = tuple(self.data(run.backbone, name) for name in run.target_names)
-        return replace(run, inputs=Inputs(self.backbone(run.backbone), data, subset, targets))
+        subset: Any = data.subset(run.shots, run.seed) if run.shots else None
+        return replace(run, model=self.backbone(run.backbone), data=data, subset=subset, targets=targets)

@@ -1,4 +1,4 @@
-"""Classifying by text features: cosine similarity, scaled, between an image and each class's text."""
+"""Text features of hand-written prompts, and checks of such prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcoop.remember import remember
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
-AT_ONCE = 256  # prompts
+AT_ONCE = 256  # prompts encoded
 
 
 def fill(template: str, class_names: Sequence[str]) -> list[str]:
@@ -51,9 +51,10 @@ def check_prompts(backbone: Backbone, data: Data, template: str) -> None:
 
 def check_class_names(backbone: Backbone, data: Data) -> None:
     """Raise UserError for a class name that the backbone's tokenizer reads as nothing."""
-    odd = [name for name in data.class_names if not re.search("[A-Za-z0-9]", name)]
     nothing = backbone.tokenizer([""], context_length=8)
-    for name in odd:
+    for name in data.class_names:
+        if re.search("[A-Za-z0-9]", name):
+            continue
         if bool((backbone.tokenizer([name.replace("_", " ")], context_length=8) == nothing).all()):
             raise UserError(
                 f"The class name {name!r} of {data.name} reads as nothing in a prompt of {backbone.name}; give the "
@@ -78,8 +79,8 @@ def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: 
     return features
 
 
-def class_texts(backbone: Backbone, data: Data, template: str) -> np.ndarray:
-    """Return text features float32 (classes, dim), of length 1, of the dataset's classes in a template."""
+def class_texts(backbone: Backbone, data: Data, template: str | None = None) -> np.ndarray:
+    """Return text features float32 (classes, dim), of length 1, of the classes in a template or the dataset's own."""
     if data.text_features is not None:
         return data.text_features
-    return prompt_features(backbone, data.class_names, template)
+    return prompt_features(backbone, data.class_names, template or data.dataset.template)

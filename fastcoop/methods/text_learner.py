@@ -1,8 +1,8 @@
-"""What Table 5's methods on the text encoder's output share: a few learned numbers on top of frozen features.
+"""Table 5's methods on the text encoder's output: a linear layer, or a bias, learned on frozen text features.
 
-The paper gives neither code nor settings for them. Chosen here: the zero-shot prompts' features at length 1, the
-learned offset zero at the start, so that training begins at zero-shot CLIP and weight decay pulls towards it; CoOp's
-SGD, batches and epochs; and the learning rate by accuracy on the run's own validation images.
+The paper gives neither code nor settings for them. Chosen here: the text features of the dataset's own prompt at length
+1; a learned offset that is zero at the start, so that training begins at zero-shot CLIP and weight decay pulls towards
+it; and CoOp's SGD, batches and epochs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,27 @@ if TYPE_CHECKING:
 
     from fastcoop.backbones import Backbone
 
-RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried at once, as a batch of runs
+RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # trained at once
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 class TextLearnerSettings(ScheduleSettings):
-    """``learning_rate``: a number, or "validation": the best of five decades on the validation images, by accuracy,
-    then by loss, then the smallest."""
+    """Settings of the methods on text features.
+
+    Attributes:
+        learning_rate: A number, or "validation": the best of five powers of ten on the run's validation images, by
+            accuracy, then by loss, then the smallest.
+    """
 
     learning_rate: LearningRate | Literal["validation"] = "validation"
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that a run tries."""
+        return RATES if self.learning_rate == "validation" else (self.learning_rate,)
+
+
+Run = RunSpec[TextLearnerSettings]
 
 
 class TextLearner(Method[TextLearnerSettings]):
@@ -41,7 +53,7 @@ class TextLearner(Method[TextLearnerSettings]):
 
     Settings = TextLearnerSettings
     needs_backbone = False
-    kept: str  # the offset's name in ``Outcome.weights``
+    weight_name: str  # the offset's name in ``Outcome.weights``
 
     @abstractmethod
     def shape(self, dim: int) -> tuple[int, ...]:
@@ -51,28 +63,30 @@ class TextLearner(Method[TextLearnerSettings]):
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
         """Apply offsets (runs, *shape) to texts (classes, dim). Return (runs, classes, dim), of any length."""
 
+    def label(self, settings: TextLearnerSettings) -> str:
+        return self.name.replace("_", " ").capitalize()
+
     def validation_choice(self, settings: TextLearnerSettings) -> tuple[str, str] | None:
         if settings.learning_rate != "validation":
             return None
         return f"the learning rate of {self.name}", f"set learning_rate of {self.name} to a number"
 
-    def key_settings(self, run: RunSpec[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
+    def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         resolved = {"epochs": epochs_of(run), "views": run.data.views, "prompt": run.data.dataset.template}
-        return run.settings.model_dump(mode="json") | resolved | {"rates": rates_of(run.settings)}
+        return run.settings.model_dump(mode="json") | resolved | {"rates": run.settings.rates}
 
     def prompts(self, settings: TextLearnerSettings, data: Data) -> tuple[str, ...]:
         return (data.dataset.template,)
 
-    def columns(self, run: RunSpec[TextLearnerSettings], backbone: Backbone) -> dict[str, Any]:
+    def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         return {"epochs": epochs_of(run), "schedule": schedule_of(run.settings)}
 
-    def learn(self, backbone: Backbone, run: RunSpec[TextLearnerSettings]) -> Outcome:
+    def learn(self, backbone: Backbone, run: Run) -> Outcome:
         import torch
 
         from fastcoop.backbones.precision import fresh_state
 
-        assert run.subset is not None
-        rates = rates_of(run.settings)
+        rates = run.settings.rates
         with fresh_state():
             offsets, losses = self._train(backbone, run, rates)
         best, extra = 0, dict[str, float]()
@@ -82,46 +96,30 @@ class TextLearner(Method[TextLearnerSettings]):
                 extra["val_accuracy"] = on_validation
         extra["learning_rate"] = rates[best]
         finite = bool(np.isfinite(losses[best]).all()) and bool(torch.isfinite(offsets[best]).all())
+        weights = {self.weight_name: offsets[best].float().cpu().numpy()}
         return Outcome(
-            {},
-            losses[best],
-            weights={self.kept: offsets[best].float().cpu().numpy()},
-            status="done" if finite else "diverged",
-            extra=extra,
+            {}, losses[best], weights=weights, status="done" if finite else "diverged", extra=extra
         )
 
-    def classifier(
-        self, backbone: Backbone, run: RunSpec[TextLearnerSettings], data: Data
-    ) -> LinearClassifier:
+    def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         import torch
 
-        assert run.weights is not None
-        offset, texts = (
-            torch.from_numpy(run.weights[self.kept]),
-            torch.from_numpy(self._texts(backbone, data)),
-        )
-        return LinearClassifier.of_texts(self.apply(offset[None], texts)[0].numpy(), backbone.logit_scale)
+        offset = torch.from_numpy(run.weights[self.weight_name])[None]
+        texts = self.apply(offset, torch.from_numpy(class_texts(backbone, data)))[0].numpy()
+        return LinearClassifier.of_texts(texts, backbone.logit_scale)
 
-    def _texts(self, backbone: Backbone, data: Data) -> np.ndarray:
-        return class_texts(backbone, data, data.dataset.template)
-
-    def _train(
-        self, backbone: Backbone, run: RunSpec[TextLearnerSettings], rates: Sequence[float]
-    ) -> tuple[Tensor, np.ndarray]:
+    def _train(self, backbone: Backbone, run: Run, rates: Sequence[float]) -> tuple[Tensor, np.ndarray]:
         """Train an offset per rate on the same batches. Return offsets (rates, *shape), losses (rates, epochs)."""
         import torch
         from torch.nn.functional import normalize
 
         from fastcoop.engine.runs import learning_rates
 
-        assert run.subset is not None
-        features, labels = run.data.train(run.subset)
-        images = torch.from_numpy(unit(features[:, 1:] if features.shape[1] > 1 else features))
-        images, targets = images.to(backbone.device), torch.from_numpy(labels).to(backbone.device)
-        texts = torch.from_numpy(self._texts(backbone, run.data)).to(backbone.device)
-        epochs = epochs_of(run)
+        features, labels = run.data.train_views(run.subset)
+        given = unit(features), labels, class_texts(backbone, run.data)
+        images, targets, texts = (torch.from_numpy(array).to(backbone.device) for array in given)
+        epochs, shape = epochs_of(run), self.shape(texts.shape[1])
         schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])
-        shape = self.shape(texts.shape[1])
         offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
         offsets.requires_grad_()
         momentum = torch.zeros_like(offsets)
@@ -143,25 +141,44 @@ class TextLearner(Method[TextLearnerSettings]):
                 losses[:, epoch] += loss.detach().cpu().numpy() / len(steps)
         return offsets.detach(), losses
 
-    def _choose(
-        self, backbone: Backbone, run: RunSpec[TextLearnerSettings], offsets: Tensor
-    ) -> tuple[int, float]:
+    def _choose(self, backbone: Backbone, run: Run, offsets: Tensor) -> tuple[int, float]:
         """Return the index of the best offset on the validation images, and its accuracy there in percent, or NaN."""
         import torch
 
-        assert run.subset is not None
         features, labels = run.data.validation(run.subset)
-        texts = torch.from_numpy(self._texts(backbone, run.data)).to(backbone.device)
+        texts = torch.from_numpy(class_texts(backbone, run.data)).to(backbone.device)
         weights = unit(self.apply(offsets, texts).cpu().numpy())
         logits = backbone.logit_scale * unit(features) @ weights.swapaxes(1, 2)
         probabilities = torch.log_softmax(torch.from_numpy(logits).double(), -1)
         loss = -probabilities[:, np.arange(len(labels)), labels].mean(1).numpy()
         found = accuracy(logits, labels)
-        lost = ~np.isfinite(loss) | ~np.isfinite(found)
-        order = np.lexsort((np.where(lost, np.inf, loss), np.where(lost, np.inf, -found)))
-        return int(order[0]), float(np.where(lost, np.nan, found)[order[0]])
+        diverged = ~np.isfinite(loss + found)
+        loss[diverged] = found[diverged] = np.nan
+        best = int(np.lexsort((loss, -found))[0])  # NaN sorts last
+        return best, float(found[best])
 
 
-def rates_of(settings: TextLearnerSettings) -> tuple[float, ...]:
-    """Return the learning rates that a run tries."""
-    return RATES if settings.learning_rate == "validation" else (settings.learning_rate,)
+class TextTransformMethod(TextLearner):
+    """Each class's text feature t becomes t + A t, with A learned (dim, dim) and zero at the start."""
+
+    name = "text_transform"
+    weight_name = "transform"
+
+    def shape(self, dim: int) -> tuple[int, ...]:
+        return dim, dim
+
+    def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
+        return texts + texts @ offset.mT
+
+
+class TextBiasMethod(TextLearner):
+    """Each class's text feature t becomes t + b, with b learned (dim,), the same for all classes."""
+
+    name = "text_bias"
+    weight_name = "bias"
+
+    def shape(self, dim: int) -> tuple[int, ...]:
+        return (dim,)
+
+    def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
+        return texts + offset[:, None]

@@ -1,10 +1,12 @@
-"""Zero-shot CLIP: a hand-written prompt per class (paper, section 3.1 and Table 6)."""
+"""Methods that learn nothing: zero-shot CLIP (paper, section 3.1) and prompt ensembles (section 4.2, Table 2)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, Field, field_validator
+import numpy as np
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.data import Data
@@ -15,11 +17,35 @@ from fastcoop.methods.text import class_texts
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
+S = TypeVar("S", bound=MethodSettings)
+
+
+class PromptMethod(Method[S]):
+    """Cosine similarity to text features of length 1, averaged over the prompts of `prompts`."""
+
+    learns = False
+    needs_backbone = False
+
+    def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> LinearClassifier:
+        texts = [class_texts(backbone, data, prompt) for prompt in self.prompts(run.settings, data)]
+        return LinearClassifier.of_texts(np.mean(texts, axis=0), backbone.logit_scale)
+
 
 class ZeroShotSettings(MethodSettings):
-    """``prompt`` (or ``prompts``, a list): with one "{}" for the class name; None is the dataset's own."""
+    """Settings of zero-shot CLIP.
+
+    Attributes:
+        prompt: Text with one "{}" for the class name, also called ``prompts``. None: the prompt of each dataset.
+    """
 
     prompt: str | None = Field(None, validation_alias=AliasChoices("prompt", "prompts"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_given_once(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and {"prompt", "prompts"} <= given.keys():
+            raise ValueError("prompt and prompts are the same setting; leave one of them")
+        return given
 
     @field_validator("prompt")
     @classmethod
@@ -29,13 +55,11 @@ class ZeroShotSettings(MethodSettings):
         return prompt
 
 
-class ZeroShotMethod(Method[ZeroShotSettings]):
-    """Cosine similarity to the text features of one prompt per class."""
+class ZeroShotMethod(PromptMethod[ZeroShotSettings]):
+    """One prompt per class."""
 
     name = "zero_shot"
     Settings = ZeroShotSettings
-    learns = False
-    needs_backbone = False
 
     def label(self, settings: ZeroShotSettings) -> str:
         return "Zero-shot CLIP" if settings.prompt is None else f'Zero-shot CLIP ("{settings.prompt}")'
@@ -44,9 +68,37 @@ class ZeroShotMethod(Method[ZeroShotSettings]):
         return {"prompt": self.prompts(run.settings, run.data)[0]}
 
     def prompts(self, settings: ZeroShotSettings, data: Data) -> tuple[str, ...]:
-        # None is the prompt of the dataset that is tested, also on targets.
         return (settings.prompt or data.dataset.template,)
 
-    def classifier(self, backbone: Backbone, run: RunSpec[ZeroShotSettings], data: Data) -> LinearClassifier:
-        (template,) = self.prompts(run.settings, data)
-        return LinearClassifier.of_texts(class_texts(backbone, data, template), backbone.logit_scale)
+
+class EnsembleSettings(MethodSettings):
+    """Settings of a prompt ensemble.
+
+    Attributes:
+        templates: CLIP's "selected" seven ImageNet templates, or "all" eighty.
+    """
+
+    templates: Literal["selected", "all"] = "selected"
+
+
+class EnsembleMethod(PromptMethod[EnsembleSettings]):
+    """CLIP's templates for ImageNet.
+
+    As in the official code, the dataset's own prompt is one more, except on ImageNet (not on its variants).
+    """
+
+    name = "ensemble"
+    Settings = EnsembleSettings
+
+    def label(self, settings: EnsembleSettings) -> str:
+        return f"Prompt ensemble ({'7' if settings.templates == 'selected' else '80'})"
+
+    def key_settings(self, run: RunSpec[EnsembleSettings], backbone: Backbone) -> dict[str, Any]:
+        return {"prompts": list(self.prompts(run.settings, run.data))}
+
+    def prompts(self, settings: EnsembleSettings, data: Data) -> tuple[str, ...]:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+        chosen = SIMPLE_IMAGENET_TEMPLATES if settings.templates == "selected" else OPENAI_IMAGENET_TEMPLATES
+        own = () if data.name.partition(":")[0] == "imagenet" else (data.dataset.template,)
+        return (*(template("{}") for template in chosen), *own)

@@ -259,11 +259,11 @@ def _restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
         row.method,
         read_settings(method, row.settings),
         Data(bare, None),
+        backbone,
         shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
         seed=int(row.seed),
         contexts=kept.contexts,
         weights=kept.weights,
-        backbone=backbone,
         key=row.key,
     )
 

@@ -305,7 +305,7 @@ def _time_test(run: RunSpec[Any]) -> float:
 
 def _time(run: RunSpec[Any]) -> float:
     """Return the seconds of a run outside the engine, once its method is imported and its features are read."""
-    method, context = METHODS[run.method], RunContext(1)
+    method, context = METHODS[run.method], RunContext()
     method.run(run.model, [], lambda index, outcome: None, context)
     read = [data.test for data in run.tests], run.subset and run.data.train(run.subset)
     start = time.perf_counter()

@@ -268,7 +268,7 @@ def _untested_part(run: RunSpec[Any], tested: Mapping[str, ScoreInputs], folder:
     learned = None if training_images_changed(run, tested) else load_parameters(folder, run.key)
     if learned is None:
         return run
-    return replace(run.with_targets(targets), contexts=learned.contexts, weights=learned.weights)
+    return replace(run.with_targets(targets), contexts=learned.contexts, weights=learned.weights or {})
 
 
 def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, ...]:

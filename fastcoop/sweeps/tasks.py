@@ -183,7 +183,7 @@ def _run_batch(task: Task, bank: FeatureBank, watch: _Watch) -> None:
             outcome = replace(outcome, status="diverged")  # in the last step, after the last loss
         watch.report(RunFinished(batch.keys[index], outcome))
 
-    context = RunContext(1, batch.budget, watch.on_progress, watch if batch.trains else None)
+    context = RunContext(batch.budget, watch.on_progress, watch if batch.trains else None)
     threads = torch.get_num_threads()
     torch.set_num_threads(batch.threads)
     try:

@@ -86,7 +86,6 @@ def test_settings_that_change_nothing_in_some_runs_are_said_once(
     run(grid | {"methods": {"coop": settings}, "shots": 1, "seeds": 1}, results=tmp_path, dry_run=True)
     said = [record.message for record in caplog.records if "runs of coop" in record.message]
     assert [sentence.partition(":")[0] for sentence in said] == [
-        "2 of 2 runs of coop have fewer images than their batch_size",
-        "2 of 2 runs of coop train for one epoch, whose learning rate is the warm-up's 1e-05 whatever learning_rate "
-        "says.",
+        "In 2 of 2 runs of coop, batch_size is larger than the number of images",
+        "In 2 of 2 runs of coop, learning_rate has no effect",
     ]

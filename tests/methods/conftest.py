@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, expand
 from tests.small_world import write_backbone
 
 DIM = 16
-ALONE = RunContext(jobs=1)
+ALONE = RunContext()
 NOT_KEPT = Path(os.devnull) / "fewshot"  # a place for subsets that cannot be written to
 
 
@@ -23,6 +24,7 @@ class ArrayStore:
     """As much of a feature store as methods use, over arrays drawn from a seed."""
 
     digest = "0" * 64
+    meta = SimpleNamespace(recipe="current", skipped={}, sha256={})
 
     def __init__(self, dataset: Dataset, views: int, seed: int):
         rng = np.random.default_rng(seed)
@@ -75,7 +77,8 @@ def job(
     (one,) = expand(get_method(method), settings)
     if not METHODS[method].learns:
         return RunSpec.of(method, one, data, targets=targets)
-    return RunSpec.of(method, one, data, data.subset(shots, seed), shots, seed, targets)
+    subset = data.subset(shots, seed)
+    return RunSpec.of(method, one, data, subset=subset, shots=shots, seed=seed, targets=targets)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_what_needs_validation_images_gets_them_or_goes(
     get_method(instead[0]).check(job(bare, instead[0], **instead[1]))
 
 
-@follows("so that only the last is looked at; give a smaller number", "shots, not for {}; add them")
+@follows("so that only the last is validated; give a smaller number", "shots, not for {}; add them")
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [

@@ -13,7 +13,6 @@ from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec, expand, get_method, score
 from fastcoop.methods.data import matching_classes
-from fastcoop.methods.ensemble import ensemble_prompts
 from fastcoop.methods.linear_probe import choose_c
 from fastcoop.methods.schedule import epochs_of, schedule_of
 from tests.methods.conftest import job, make_data, run
@@ -68,7 +67,8 @@ def test_ensemble_averages_unit_features(backbone: Backbone, data: Data, templat
 )
 def test_only_imagenet_itself_goes_without_its_own_prompt(data: Data, name: str, prompts: int) -> None:
     named = Data(dataclasses.replace(data.dataset, name=name), None)
-    assert len(ensemble_prompts(named, "selected")) == prompts
+    method = get_method("ensemble")
+    assert len(method.prompts(method.Settings(), named)) == prompts
 
 
 def official_search(train: tuple, val: tuple) -> float:
@@ -266,15 +266,19 @@ def test_known_contexts_are_only_tested(backbone: Backbone, data: Data) -> None:
 def test_schedules(epochs: object, shots: int | str, dataset: str, expected: int) -> None:
     data = make_data(name=dataset)
     (settings,) = expand(get_method("coop"), {"epochs": epochs})
-    assert epochs_of(RunSpec.of("coop", settings, data, data.subset(shots, 1), shots, 1)) == expected
+    assert (
+        epochs_of(RunSpec.of("coop", settings, data, shots=shots, subset=data.subset(shots, 1))) == expected
+    )
     assert (schedule_of(settings) == "paper") == (epochs == "paper")
 
 
 def test_a_schedule_in_steps_counts_batches(data: Data) -> None:
     (settings,) = expand(get_method("coop"), {"epochs": "50 steps", "batch_size": 4})
-    assert epochs_of(RunSpec.of("coop", settings, data, data.subset(4, 1), 4, 1)) == 17  # 3 steps an epoch
+    assert (
+        epochs_of(RunSpec.of("coop", settings, data, shots=4, subset=data.subset(4, 1))) == 17
+    )  # 3 steps an epoch
     (settings,) = expand(get_method("coop"), {"epochs": "5 steps", "batch_size": 4})
-    assert epochs_of(RunSpec.of("coop", settings, data, data.subset(4, 1), 4, 1)) == 4  # the fewest
+    assert epochs_of(RunSpec.of("coop", settings, data, shots=4, subset=data.subset(4, 1))) == 4  # the fewest
 
 
 def test_lists_are_crossed() -> None:

@@ -173,12 +173,12 @@ def test_schedules_that_settings_do_not_reach_are_said(data: Data) -> None:
     """6 images are drawn; the first of all epochs has a rate of its own."""
     jobs = [job(data, "coop", batch_size=size, epochs=3) for size in (2, 6, 7)]
     assert [*unused_settings("coop", jobs)] == [
-        "1 of 3 runs of coop have fewer images than their batch_size: each of their batches is all of their images."
+        "In 1 of 3 runs of coop, batch_size is larger than the number of images: each batch has all images."
     ]
     short = [job(data, "text_bias", learning_rate=rate, epochs=1) for rate in (0.1, 0.2)]
     (sentence,) = unused_settings("text_bias", short)
     assert sentence.startswith(
-        "2 of 2 runs of text_bias train for one epoch, whose learning rate is the warm-up's 1e-05"
+        "In 2 of 2 runs of text_bias, learning_rate has no effect: the only epoch is the"
     )
     assert not [*unused_settings("coop", [job(data, "coop", epochs=1)])]
     assert schedules.WARMUP_RATE == WARMUP_RATE

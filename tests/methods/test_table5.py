@@ -151,7 +151,7 @@ def test_fine_tuning_is_plain_training_of_the_image_tower(
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     with caplog.at_level(logging.WARNING, "fastcoop"):
         (outcome,) = run(backbone, "finetune_image_encoder", [one])
-    assert "1 runs take 96 images forward and backward through the image tower" in caplog.text
+    assert "1 run, one after the other, with 96 images forward and backward" in caplog.text
     assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
 
     subset, splits = photographs.subset(2, 1), photographs.dataset.splits
