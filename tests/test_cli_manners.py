@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import logging
 import os
 import re
@@ -13,11 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
-from rich.text import Text
 
 import fastcoop
-from fastcoop.cli import app, main
+from fastcoop.cli import main
+from fastcoop.cli.app import app
 from fastcoop.cli.options import numbers
 from fastcoop.errors import UserError
 from fastcoop.progress import counted, progress
@@ -175,34 +173,14 @@ def test_help_fits_a_terminal_of_80_columns_and_torch_is_not_loaded_for_it():
 
 
 def test_help_keeps_brackets_and_flags_have_no_value():
-    groups = [app, *(group.typer_instance for group in app.registered_groups)]
-    for command in (command for group in groups for command in group.registered_commands):
-        written = re.sub(r"\[/?bold\]", "", inspect.getdoc(command.callback))
-        assert Text.from_markup(command.help).plain.split() == written.split(), command.callback
-
-    def options(command):
-        yield from command.params
-        for inner in getattr(command, "commands", {}).values():
-            yield from options(inner)
-
-    helps = [
-        text for option in options(typer.main.get_command(app)) if (text := getattr(option, "help", None))
-    ]
-    assert len(helps) > 50
-    assert [Text.from_markup(text).plain for text in helps] == helps
     assert 'pip install "fastcoop[parquet]"' in help_of("results", "export")
+    assert "results/<grid name>" in help_of("sweep")
     assert "<bool>" not in help_of("sweep") + help_of("results") + help_of("results", "list") + help_of()
+    assert "..." not in help_of().replace("[ARGS]...", ""), "no summary of a command is cut"
 
 
 def test_numbers_with_their_noun():
     assert [counted(number, "run") for number in (0, 1, 2000)] == ["0 runs", "1 run", "2,000 runs"]
-
-
-def test_colours_only_where_they_are_wanted():
-    assert "\x1b[" not in help_of("sweep")  # no terminal
-    coloured = re.compile(r"\x1b\[[\d;]*3[0-7]m")
-    assert coloured.search(help_of("sweep", FORCE_COLOR="1", TERM="xterm"))
-    assert not coloured.search(help_of("sweep", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1"))
 
 
 def test_a_console_that_lacks_a_letter_shows_its_code(tmp_path):

@@ -171,7 +171,7 @@ def test_a_sweep_whose_runs_failed_ends_with_1(world, monkeypatch, capsys, more)
 
 def test_a_command_line_that_is_wrong_is_one_sentence(capsys):
     for arguments in (["swep"], ["sweep"], ["sweep", "g.yaml", "--jobs", "x"], ["sweep", "g.yaml", "--jobs"],
-                      ["report", "r", "--dry-rum"], ["sweep", "g.yaml", "--backend", "[red]"]):  # fmt: skip
+                      ["report", "r", "--dry-rum"], ["sweep", "g.yaml", "--[red]"]):  # fmt: skip
         assert code_of(*arguments) == 2
         said = capsys.readouterr()
         assert said.out == ""
@@ -247,7 +247,7 @@ def test_a_reader_that_goes_away_is_no_fault(world):
         ) as process:
             process.stdout.close()
             err = process.stderr.read().decode()
-        assert process.returncode in (0, 1)
+        assert process.returncode == 0
         assert err == "", err
 
 

@@ -1,7 +1,6 @@
 """Time of a training step, by the official code's method and by fastcoop, measured side by side."""
 
-from fastcoop.bench.benchmark import Bench, run_bench
-from fastcoop.bench.inputs import class_lists
-from fastcoop.bench.show import projection, table, write_bench
+from fastcoop.bench.benchmark import class_lists, random_backbone, run_bench
+from fastcoop.bench.tables import Bench, projection, table, write_bench
 
-__all__ = ["Bench", "class_lists", "projection", "run_bench", "table", "write_bench"]
+__all__ = ["Bench", "class_lists", "projection", "random_backbone", "run_bench", "table", "write_bench"]

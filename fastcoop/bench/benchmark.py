@@ -1,35 +1,66 @@
-"""The whole benchmark: every list of class names, and the machine that it ran on."""
+"""The whole benchmark: its inputs, every list of class names in a fresh process, and the machine that it ran on."""
 
 from __future__ import annotations
 
+import logging
+import os
+import pickle
 import platform
+import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
 import fastcoop
-from fastcoop.backbones import Backbone
-from fastcoop.bench.fresh_process import run_in_fresh_process
+from fastcoop.backbones import Backbone, load_backbone
 from fastcoop.bench.measure import CONTEXT_LENGTH, compare_precision, measure_dataset
+from fastcoop.bench.tables import Bench, write_bench
+from fastcoop.datasets.class_names import paper_class_names
+from fastcoop.engine.weights import warn_if_dtype_is_slow
+from fastcoop.errors import UserError, nearest, writing
+from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
 from fastcoop.progress import progress
 
+IMAGENET = {"imagenet-10": 10, "imagenet-100": 100, "imagenet": None}  # the first classes, None: all
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-@dataclass
-class Bench:
-    """Measurements, ready for JSON.
+Result = TypeVar("Result")
 
-    Attributes:
-        machine: Device, threads, versions and settings.
-        rows: One entry per dataset and layout.
-        precision: One entry per dataset, if a second precision was measured.
+log = logging.getLogger("fastcoop")
+
+
+def class_lists(only: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return class names by dataset, the shortest list first.
+
+    Args:
+        only: Datasets of the paper, or "imagenet-10" and "imagenet-100", ImageNet's first classes; none of them for
+            ImageNet's three lists.
+
+    Raises:
+        UserError: There is no list of that name.
     """
+    lists = paper_class_names()
+    lists |= {name: lists["imagenet"][:count] for name, count in IMAGENET.items()}
+    for name in only:
+        if name not in lists:
+            raise UserError(f'There is no list of class names "{name}".{nearest(name, lists)}')
+    return dict(sorted(((name, lists[name]) for name in only or IMAGENET), key=lambda item: len(item[1])))
 
-    machine: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    precision: list[dict[str, Any]] = field(default_factory=list)
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return a precision by name. Raises UserError for one that the benchmark does not offer."""
+    if name not in DTYPES:
+        raise UserError(f'Expected a precision among {", ".join(DTYPES)}, got "{name}".')
+    return DTYPES[name]
+
+
+def random_backbone(name: str, device: str = "cpu", dtype: str = "float32") -> Backbone:
+    """Return a backbone of real sizes with random weights. Raises UserError for an unknown model or precision."""
+    return load_backbone(name, None, device=device, dtype=torch_dtype(dtype), force_quick_gelu=True)
 
 
 def run_bench(
@@ -37,7 +68,7 @@ def run_bench(
     class_lists: Mapping[str, Sequence[str]],
     repeats: int = 5,
     precision: torch.dtype | None = None,
-    on_dataset: Callable[[Bench], None] | None = None,
+    out: Path | None = None,
 ) -> Bench:
     """Measure training steps on each list of class names, each list in a fresh process.
 
@@ -49,9 +80,21 @@ def run_bench(
         backbone: Its weights may be random.
         class_lists: Class names by dataset.
         repeats: Measurements of each contender at most.
-        precision: If given, also compare fastcoop's steps in it and in the backbone's own precision.
-        on_dataset: Called with the measurements so far after each list.
+        precision: If given, also compare fastcoop's steps in it and in the backbone's own precision. One that is far
+            slower on this device is left out with a warning.
+        out: Folder that the measurements are written to after each list (see `write_bench`).
+
+    Raises:
+        UserError: ``out`` cannot be written to, or memory ran out.
     """
+    if out is not None:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+    warn_if_dtype_is_slow(backbone.dtype, backbone.device.type)
+    if precision is not None and warn_if_dtype_is_slow(precision, backbone.device.type):
+        name = str(precision).removeprefix("torch.")
+        log.warning("Measuring it would take hours; going on without --precision %s.", name)
+        precision = None
     bench = Bench(_machine(backbone))
     with progress("Measuring", len(class_lists)) as advance:
         for name, names in class_lists.items():
@@ -59,8 +102,8 @@ def run_bench(
             if precision is not None:
                 arguments = (backbone, precision, name, list(names), repeats)
                 bench.precision.append(run_in_fresh_process(compare_precision, *arguments))
-            if on_dataset is not None:
-                on_dataset(bench)
+            if out is not None:
+                write_bench(bench, out)
             advance(1, name)
     return bench
 
@@ -69,16 +112,11 @@ def _machine(backbone: Backbone) -> dict[str, Any]:
     on_gpu = backbone.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(backbone.device) if on_gpu else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fastcoop": fastcoop.__version__,
-        "backbone": backbone.name,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "context_length": CONTEXT_LENGTH,
-    }
+        "threads": torch.get_num_threads(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__,
+        "fastcoop": fastcoop.__version__, "backbone": backbone.name,
+        "dtype": str(backbone.dtype).removeprefix("torch."), "context_length": CONTEXT_LENGTH,
+    }  # fmt: skip
 
 
 def _cpu_name() -> str:
@@ -87,3 +125,36 @@ def _cpu_name() -> str:
             return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def run_in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
+    """Return ``function(*args)``, computed in a new process with as many threads as this one.
+
+    A process that has measured other datasets for an hour holds gigabytes of freed memory in fragments. In such a
+    process the official method was faster, fastcoop slower, and fewer classes fitted than in a fresh one.
+
+    Raises:
+        UserError: the system ended the process, as it does when memory runs out.
+    """
+    pool = ProcessPoolExecutor(1)
+    try:
+        # Pickled here, because tensors sent between processes use shared memory, which may be small.
+        call = pickle.dumps((function, args))
+        threads, log_level = torch.get_num_threads(), logging.root.manager.disable
+        return pool.submit(_call, os.getpid(), threads, log_level, call).result()
+    except BrokenExecutor:
+        raise UserError(
+            "The system ended the process that measured, as it does when memory runs out; "
+            "measure fewer or smaller lists of class names (--datasets)."
+        ) from None
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def _call(parent: int, threads: int, log_level: int, pickled: bytes) -> Any:
+    logging.disable(log_level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    exit_with_parent(parent)
+    torch.set_num_threads(threads)
+    function, args = pickle.loads(pickled)
+    return function(*args)

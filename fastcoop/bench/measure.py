@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,10 +24,7 @@ LAYOUTS = {
     "class-specific": PromptLayout(CONTEXT_LENGTH, "end", class_specific=True),
 }
 MAX_SECONDS = 10.0  # that a contender may take beyond its warm-up and two measurements
-STEPS = {
-    "cpu": 2,
-    "cuda": 20,
-}  # of a training whose last step is timed; a GPU's steps are recorded after a few
+STEPS = {"cpu": 2, "cuda": 20}  # of a training whose last step is timed; a GPU records them after a few
 MATMUL_ROWS = {"cpu": 2048, "cuda": 65536}  # enough for full speed
 
 
@@ -68,7 +65,8 @@ class FastcoopStep:
         matmuls: Matmuls | None = None,
     ):
         self.backbone, self.precision, self.matmuls = backbone, precision, matmuls
-        self.plan = plan_runs(backbone, class_names, layout, runs, precision)
+        self.plan = plan_equal_runs(backbone, class_names, layout, runs, precision)
+        self.flops = sum(run.tree.flops for run in self.plan.runs)  # of one step of all runs
         self.repeats = max(1, round(self.flops / matmuls.flops)) if matmuls else 0
         self.matmul_seconds: list[float] = []  # one entry per call
         self.runs = []
@@ -80,11 +78,6 @@ class FastcoopStep:
             steps = STEPS[backbone.device.type]  # the training set is one batch, so an epoch is one step
             self.runs.append(Run(class_names, layout, contexts, features, labels, steps, seed))
 
-    @property
-    def flops(self) -> float:
-        """Operations of one step of all runs."""
-        return sum(run.tree.flops for run in self.plan.runs)
-
     def __call__(self) -> float:
         """Return the seconds of the last step of a short training."""
         ends: list[float] = []
@@ -95,14 +88,10 @@ class FastcoopStep:
 
         memory = self.plan.memory_bytes
         train(self.backbone, self.runs, memory_budget=memory, precision=self.precision, on_step=on_step)
-        if self.matmuls is not None:
-            self.matmul_seconds.append(timed(self._multiply, self.backbone.device))
+        if (matmuls := self.matmuls) is not None:
+            seconds = timed(lambda: [matmuls() for _ in range(self.repeats)], self.backbone.device)
+            self.matmul_seconds.append(seconds)
         return ends[-1] - ends[-2]
-
-    def _multiply(self) -> None:
-        assert self.matmuls is not None
-        for _ in range(self.repeats):
-            self.matmuls()
 
 
 def measure_dataset(
@@ -113,16 +102,13 @@ def measure_dataset(
     # If memory does not hold all classes in one official step, it is measured on some of them and scaled to all.
     part = class_names[: classes_that_fit(text, text.context_length)]
     scale = len(class_names) / len(part)
-    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size)
-    images = images.to(device, backbone.dtype)
+    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(device, backbone.dtype)
     labels = torch.arange(BATCH_SIZE, device=device) % len(part)
-    longest = longest_prompt(backbone, class_names, CONTEXT_LENGTH)
     whole = OfficialStep(backbone, part, CONTEXT_LENGTH, text.context_length)
-    cut = OfficialStep(backbone, part, CONTEXT_LENGTH, longest)
+    cut = OfficialStep(backbone, part, CONTEXT_LENGTH, longest_prompt(backbone, class_names, CONTEXT_LENGTH))
     features = whole.encode_images(images)
-
     matmuls = Matmuls(backbone)
-    ours = {
+    steps = {
         (layout, runs): FastcoopStep(backbone, class_names, settings, runs, matmuls=matmuls)
         for layout, settings in LAYOUTS.items()
         for runs in run_counts(backbone, class_names, settings)
@@ -131,42 +117,31 @@ def measure_dataset(
         "image": lambda: timed(lambda: whole.encode_images(images), device),
         "text": lambda: timed(lambda: whole.learn(features, labels), device),
         "cut": lambda: timed(lambda: cut.learn(features, labels), device),
-        **ours,
+        **steps,
     }
     times = measure(contenders, repeats)
-    median = {key: statistics.median(values) for key, values in times.items()}
-    rates, shares = {}, {}
-    for key, step in ours.items():
-        rates[key] = [step.repeats * matmuls.flops / seconds for seconds in step.matmul_seconds[1:]]
-        pairs = zip(times[key], rates[key], strict=True)
-        shares[key] = statistics.median(step.flops / seconds / rate for seconds, rate in pairs)
+    seconds = {key: median(values) for key, values in times.items()}
+    shares = {}  # of the rate of matrix products
+    for key, step in steps.items():
+        rates = [step.repeats * matmuls.flops / one for one in step.matmul_seconds[1:]]
+        shares[key] = median(step.flops / one / rate for one, rate in zip(times[key], rates, strict=True))
     rows = []
     for layout in LAYOUTS:
-        counts = [runs for key, runs in ours if key == layout]
-        per_run = {runs: median[layout, runs] / runs for runs in counts}
+        counts = [runs for key, runs in steps if key == layout]
+        per_run = {runs: seconds[layout, runs] / runs for runs in counts}
         # Chosen by the share of matrix products, which the changing speed of the machine affects less than the time.
         best = max(counts, key=lambda runs: shares[layout, runs])
-        step = ours[layout, best]
+        step = steps[layout, best]
         rows.append({
-            "dataset": name,
-            "classes": len(class_names),
-            "layout": layout,
-            "nodes": step.plan.runs[0].tree.nodes,
-            "official_tokens": len(class_names) * text.context_length,
-            "official_image_s": median["image"],
-            "official_text_s": median["text"] * scale,
-            "official_cut_s": median["cut"] * scale,
-            "official_tokens_cut": longest,
+            "dataset": name, "classes": len(class_names), "layout": layout, "nodes": step.plan.runs[0].tree.nodes,
+            "official_tokens": len(class_names) * text.context_length, "official_image_s": seconds["image"],
+            "official_text_s": seconds["text"] * scale, "official_cut_s": seconds["cut"] * scale,
             "official_measured_classes": len(part),
             "official_text_flops": official_text_flops(text, len(class_names), text.context_length),
-            "run_step_s": per_run,
-            "best_runs": best,
-            "best_run_step_s": per_run[best],
-            "flops_per_run": step.flops / best,
-            "flops_per_s": step.flops / median[layout, best],
-            "matmul_flops_per_s": statistics.median(rates[layout, best]),
+            "run_step_s": per_run, "best_runs": best, "best_run_step_s": per_run[best],
+            "flops_per_run": step.flops / best, "flops_per_s": step.flops / seconds[layout, best],
             "matmul_share": {runs: shares[layout, runs] for runs in counts},
-            "bytes_planned": {runs: ours[layout, runs].plan.bytes_of(range(runs)) for runs in counts},
+            "bytes_planned": {runs: steps[layout, runs].plan.bytes_of(range(runs)) for runs in counts},
             "measurements": {runs: len(times[layout, runs]) for runs in counts},
         })  # fmt: skip
     return rows
@@ -179,42 +154,52 @@ def compare_precision(
 
     Errors are relative, in norm, of one run's class features and context gradients at random contexts.
     """
-    layout = LAYOUTS["end"]
+    layout, both = LAYOUTS["end"], (None, precision)
     runs = max(run_counts(backbone, class_names, layout))
-    contenders = {
-        one: FastcoopStep(backbone, class_names, layout, runs, precision=one) for one in (None, precision)
-    }
-    times = measure(contenders, repeats)
-    (features, grads), (rough_features, rough_grads) = (
-        _features_and_gradients(backbone, class_names, one) for one in (None, precision)
+    steps = {one: FastcoopStep(backbone, class_names, layout, runs, precision=one) for one in both}
+    times = measure(steps, repeats)
+    exact, rough = (_features_and_gradients(backbone, class_names, one) for one in both)
+    feature_error, gradient_error = (
+        float((value.double() - reference.double()).norm() / reference.double().norm())
+        for value, reference in zip(rough, exact, strict=True)
     )
+    exact_s, rough_s = (median(times[one]) / runs for one in both)
     return {
-        "dataset": name,
-        "layout": "end",
-        "runs": runs,
-        "precision": str(precision).removeprefix("torch."),
-        "exact_run_step_s": statistics.median(times[None]) / runs,
-        "run_step_s": statistics.median(times[precision]) / runs,
-        "feature_error": _relative_error(rough_features, features),
-        "gradient_error": _relative_error(rough_grads, grads),
-    }
+        "dataset": name, "layout": "end", "runs": runs, "precision": str(precision).removeprefix("torch."),
+        "exact_run_step_s": exact_s, "run_step_s": rough_s, "faster": exact_s / rough_s,
+        "feature_error": feature_error, "gradient_error": gradient_error,
+    }  # fmt: skip
 
 
-def plan_runs(
+def _features_and_gradients(
+    backbone: Backbone, class_names: Sequence[str], precision: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Return class features and context gradients at contexts and upstream gradients drawn from a fixed seed."""
+    draw = torch.Generator().manual_seed(0)
+    contexts = 0.02 * torch.randn(CONTEXT_LENGTH, backbone.text.width, generator=draw)
+    contexts = contexts.to(backbone.device).requires_grad_()
+    item = (class_names, LAYOUTS["end"], contexts)
+    (features,) = encode_prompts(backbone, [item], Trees(backbone, precision))
+    upstream = torch.randn(features.shape, generator=draw).to(features)
+    (gradients,) = torch.autograd.grad(features, contexts, upstream)
+    return features.detach(), gradients
+
+
+def plan_equal_runs(
     backbone: Backbone,
     class_names: Sequence[str],
     layout: PromptLayout,
     runs: int,
     precision: torch.dtype | None = None,
 ) -> TrainingPlan:
-    """Return the plan of equal runs."""
+    """Return the plan of ``runs`` equal runs."""
     shape = RunShape(tuple(class_names), layout, steps=1, images=BATCH_SIZE, batch_size=BATCH_SIZE)
     return plan_training(backbone, [shape] * runs, precision=precision)
 
 
 def run_counts(backbone: Backbone, class_names: Sequence[str], layout: PromptLayout) -> list[int]:
     """Return 1, 8 and the number of runs that fit a batch, without 8 where fewer fit."""
-    plan = plan_runs(backbone, class_names, layout, 1)
+    plan = plan_equal_runs(backbone, class_names, layout, 1)
     budget = plan.budget()
     while budget.try_add(plan.runs[0]):
         pass
@@ -250,21 +235,3 @@ def wait(device: torch.device) -> None:
     """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _features_and_gradients(
-    backbone: Backbone, class_names: Sequence[str], precision: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
-    """Return class features and context gradients at contexts and upstream gradients drawn from a fixed seed."""
-    draw = torch.Generator().manual_seed(0)
-    contexts = 0.02 * torch.randn(CONTEXT_LENGTH, backbone.text.width, generator=draw)
-    contexts = contexts.to(backbone.device).requires_grad_()
-    item = (class_names, LAYOUTS["end"], contexts)
-    (features,) = encode_prompts(backbone, [item], Trees(backbone, precision))
-    upstream = torch.randn(features.shape, generator=draw).to(features)
-    (gradients,) = torch.autograd.grad(features, contexts, upstream)
-    return features.detach(), gradients
-
-
-def _relative_error(value: Tensor, reference: Tensor) -> float:
-    return float((value.double() - reference.double()).norm() / reference.double().norm())

@@ -33,9 +33,7 @@ class OfficialStep:
     def __init__(self, backbone: Backbone, class_names: Sequence[str], context_length: int, tokens: int):
         self.model: Any = backbone.model
         self.scale, self.tokens = backbone.logit_scale, tokens
-        filler = " ".join([PLACEHOLDER] * context_length)
-        texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
-        ids = backbone.tokenizer(texts)[:, :tokens].to(backbone.device)
+        ids = backbone.tokenizer(_prompts(class_names, context_length))[:, :tokens].to(backbone.device)
         self.ends = ids.argmax(-1)
         self.text = text = getattr(self.model, "text", self.model)
         self.transformer = _sequence_first(text.transformer)
@@ -83,9 +81,13 @@ def _sequence_first(transformer: Any) -> Any:
 
 def longest_prompt(backbone: Backbone, class_names: Sequence[str], context_length: int) -> int:
     """Return the number of tokens of the longest prompt, start and end included."""
+    prompts = _prompts(class_names, context_length)
+    return max(map(len, tokenize(backbone.tokenizer, prompts, backbone.text.context_length)))
+
+
+def _prompts(class_names: Sequence[str], context_length: int) -> list[str]:
     filler = " ".join([PLACEHOLDER] * context_length)
-    texts = [f"{filler} {name.replace('_', ' ')}." for name in class_names]
-    return max(map(len, tokenize(backbone.tokenizer, texts, backbone.text.context_length)))
+    return [f"{filler} {name.replace('_', ' ')}." for name in class_names]
 
 
 def class_bytes(text: TextTower, tokens: int) -> int:

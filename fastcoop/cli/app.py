@@ -1,138 +1,69 @@
-"""The application that commands are added to."""
+"""The application with all commands, and its errors as one sentence and an exit code."""
 
 from __future__ import annotations
 
-import inspect
-import logging
+import errno
 import os
-import re
 import warnings
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from fastcoop import escape
-from fastcoop.cli.output import say
+from fastcoop.cli import bench, data, exchange, results, study, sweep  # noqa: F401
+from fastcoop.cli.groups import app
+from fastcoop.cli.output import flush, prepare_streams, say
+from fastcoop.errors import FastcoopError
 
-NO_MARKUP = re.compile(r"\[(?!/?bold\])")  # brackets that Rich would read as a tag and drop
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
-
-# The order in which a study uses them; other commands follow.
-ORDER = (
-    "demo",
-    "datasets",
-    "cache-features",
-    "features",
-    "sweep",
-    "results",
-    "evaluate",
-    "report",
-    "interpret",
-)
+# click's, which some versions of typer bundle.
+CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-class Command(TyperCommand):
-    """A command whose help shows no value after a flag, which takes none."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _without_flag_values(super().get_params(ctx))
-
-
-class Group(TyperGroup):
-    """A group whose help shows no value after a flag, which takes none."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _without_flag_values(super().get_params(ctx))
-
-
-def _without_flag_values(params: list[Any]) -> list[Any]:
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
-
-
-class StudyOrder(Group):
-    """A group whose help lists commands in the order in which a study uses them."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("Stopped. Finished work is kept; the same command continues it.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-
-
-app = typer.Typer(
-    name="fastcoop",
-    cls=StudyOrder,
-    help="Prompt learning for CLIP (CoOp): cache image features once, then train thousands of runs together.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-features_app = typer.Typer(cls=Group, help="Check and import feature stores.", no_args_is_help=True)
-datasets_app = typer.Typer(cls=Group)
-results_app = typer.Typer(cls=Group, help="List, compare, export and merge results.", no_args_is_help=True)
-app.add_typer(features_app, name="features")
-app.add_typer(datasets_app, name="datasets")
-app.add_typer(results_app, name="results")
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line. Input that cannot be used is one sentence on standard error and exit code 2."""
+    # Read by torch's thread pool when it starts. On a shared machine, threads that spin while they wait make
+    # training many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # open_clip downloads weights from a model hub. Send it no usage statistics.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    prepare_streams()
+    code, problem = 2, ""
+    try:
+        with warnings.catch_warnings():
+            # fastcoop refuses such an image in one line.
+            warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+            code = app(arguments, prog_name="fastcoop", standalone_mode=False) or 0
+    except SystemExit:  # click, when the reader of its help has ended (`| head`)
+        code = 0
+    except CommandLineError as error:
+        code = error.exit_code
+        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+            command = error.ctx.command_path if getattr(error, "ctx", None) else "fastcoop"
+            sentence = " ".join(error.format_message().split()).removesuffix(".")
+            problem = f"{sentence}; `{command} --help` shows what it takes."
+    except FastcoopError as error:
+        problem = str(error)
+    except UnicodeError as error:
+        problem = _encoding_problem(error)
+    except OSError as error:
+        if error.filename is not None and error.strerror is not None:
+            problem = f"{error.filename!r} cannot be used: {error.strerror}."
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = (
+                f"There is no room to write to ({error.strerror}); free space and run the command again."
+            )
+        else:
+            raise
+    for number, line in enumerate(problem.split("\n") if problem else ()):
+        say(line if number else f"fastcoop: {line}", err=True)
+    flush()
+    return code
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        from fastcoop import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback(
-    epilog="Exit codes: 0 done; 1 some runs failed, or fastcoop has a fault; 2 an argument or input cannot be used, "
-    "and one sentence names it; 130 interrupted."
-)
-def _configure(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
-    ] = False,
-) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LiteralText())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("fastcoop").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    # Libraries set the levels of their own loggers when they are imported.
-    logging.disable(logging.WARNING if quiet else logging.NOTSET)
-    if quiet:
-        warnings.simplefilter("ignore")
-        os.environ["PYTHONWARNINGS"] = "ignore"  # for worker processes
-
-
-class _LiteralText(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return escape.visible(super().format(record), keep="\n")
-
-
-def prepare_help() -> None:
-    """Join the lines of each paragraph of every command's help, which the terminal breaks, and escape its brackets."""
-    for command in _commands(app):
-        if command.cls is TyperCommand:
-            command.cls = Command
-        text = inspect.getdoc(command.callback) if command.callback else None
-        if text and not command.help:
-            text = "\n\n".join(" ".join(part.split("\n")) for part in text.split("\n\n"))
-            command.help = NO_MARKUP.sub(r"\\[", text)
-
-
-def _commands(group: typer.Typer) -> Iterator[Any]:
-    yield from group.registered_commands
-    for inner in group.registered_groups:
-        if inner.typer_instance is not None:
-            yield from _commands(inner.typer_instance)
+def _encoding_problem(error: UnicodeError) -> str:
+    """Return what to do about text that cannot be written, or bytes that are not text."""
+    if isinstance(error, UnicodeEncodeError) and error.encoding.replace("_", "-").lower() != "utf-8":
+        return (
+            f"This system's locale has no way to write {error.object!r} ({error.encoding}); "
+            "set PYTHONUTF8=1, or a locale of UTF-8, and run the same command again."
+        )
+    return f"A name or a file is not UTF-8 ({error}); rename or convert it."

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastcoop.cli.app import app
+from fastcoop.cli.groups import app
 from fastcoop.cli.options import AsJson, Device, comma_list
 from fastcoop.cli.output import show
 from fastcoop.errors import UserError
 
-log = logging.getLogger("fastcoop")
-
 
 @app.command()
 def bench(
-    class_names: Annotated[Path | None, typer.Option(help="Folder of JSON lists, one per dataset.")] = None,
     datasets: Annotated[
-        list[str] | None, comma_list(help="Datasets of the paper, or files of that folder.")
+        list[str] | None, comma_list(help="Datasets of the paper, imagenet-10 or imagenet-100.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, fewer for slow contenders.")] = 5,
@@ -35,44 +30,29 @@ def bench(
     project: Annotated[str | None, typer.Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps of the official code and of fastcoop, alternately, in one process per dataset.
+    """Time training steps beside the official code.
 
-    All of the paper's eleven class lists take the better part of an hour on two quiet cores. Each dataset's result is
-    written when it is measured. Without --class-names and --datasets: ImageNet's names, all of them and the first 10
-    and 100.
+    The official code's step and fastcoop's are measured alternately, in one process per dataset. All of the paper's
+    eleven class lists take about an hour on two quiet cores. The results are written after each dataset. Without
+    --datasets: ImageNet's names, all of them and the first 10 and 100.
 
-    Example:  [bold]fastcoop bench --datasets imagenet-10 --repeats 5[/bold]
+    Example:  fastcoop bench --datasets imagenet-10 --repeats 5
     """
-    from fastcoop.bench import class_lists, projection, run_bench, table, write_bench
-    from fastcoop.bench.inputs import random_backbone, torch_dtype
-    from fastcoop.bench.project import ARITHMETIC
-    from fastcoop.bench.show import markdown, precision_table, write_json
-    from fastcoop.engine.weights import warn_if_dtype_is_slow
+    import pandas as pd
 
-    lists = class_lists(class_names, ",".join(datasets) if datasets else None)
+    from fastcoop.bench import class_lists, projection, random_backbone, run_bench, table
+    from fastcoop.bench.benchmark import torch_dtype
+    from fastcoop.bench.tables import ARITHMETIC, markdown
+
+    lists = class_lists(datasets or ())
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
-    if project and as_json:
-        raise UserError("A projection is printed as text; give --project without --json.")
     if precision == dtype:
         raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
-    rounded = None if precision is None else torch_dtype(precision)
-    frozen = random_backbone(backbone, device, dtype)
-    try:  # before an hour of measuring
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to ({error.strerror}); give another to --out.") from None
-    warn_if_dtype_is_slow(frozen.dtype, frozen.device.type)
-    if rounded is not None and warn_if_dtype_is_slow(rounded, frozen.device.type):
-        log.warning("Measuring it would take hours; going on without --precision %s.", precision)
-        rounded = None
-    measured = run_bench(frozen, lists, repeats, rounded, on_dataset=lambda so_far: write_json(so_far, out))
-    written = write_bench(measured, out)
-    lines = markdown(table(measured)).split("\n")
-    if measured.precision:
-        lines += ["", *markdown(precision_table(measured)).split("\n")]
-    if project:
-        lines += ["", ARITHMETIC, "", *markdown(projection(measured)).split("\n")]
-    show(json.loads(written[0].read_text(encoding="utf-8")), [*lines, *map(str, written)], as_json)
+    second = None if precision is None else torch_dtype(precision)
+    measured = run_bench(random_backbone(backbone, device, dtype), lists, repeats, second, out)
+    parts = [markdown(table(measured))]
+    parts += [markdown(pd.DataFrame(measured.precision))] if measured.precision else []
+    parts += [ARITHMETIC, markdown(projection(measured))] if project else []
+    value = asdict(measured) | ({"projection": projection(measured).to_dict("records")} if project else {})
+    show(value, [*"\n\n".join(parts).split("\n"), out / "bench.json", out / "bench.md"], as_json)

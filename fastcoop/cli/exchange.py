@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fastcoop.cli.app import app
-from fastcoop.cli.options import AsJson, BackboneSpec, DataRoot, Device, Recipe
+from fastcoop.cli.groups import app
+from fastcoop.cli.options import (
+    FOUND_BY_NAME,
+    AsJson,
+    BackboneSpec,
+    DataRoot,
+    Device,
+    Recipe,
+    Results,
+    RunKey,
+)
 from fastcoop.cli.output import say, show
-from fastcoop.progress import counted
-
-FOUND_BY_NAME = typer.Option(help="The backbone's folder or weights, if its name does not find it.")
-Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
+from fastcoop.progress import counted, progress
 
 
 @app.command("import-coop")
@@ -31,11 +37,12 @@ def import_coop(
     recipe: Recipe = "current",
     as_json: AsJson = False,
 ) -> None:
-    """Import checkpoints of the official CoOp code into a results folder. No code in them is run.
+    """Import checkpoints of the official CoOp code.
 
-    The last epoch of each folder is used. Sizes, weights and class names are compared first.
+    They become runs of a results folder. No code in them is run. The last epoch of each folder is used. Sizes, weights
+    and class names are compared first.
 
-    Example:  [bold]fastcoop import-coop output/imagenet --dataset imagenet --backbone RN50[/bold]
+    Example:  fastcoop import-coop output/imagenet --dataset imagenet --backbone RN50
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.datasets import load_dataset
@@ -45,19 +52,14 @@ def import_coop(
     found = import_all(
         place, model, data, results, class_position=class_position, shots=shots, seed=seed, recipe=recipe
     )
-    show(
-        [{"key": one.key, "path": str(one.path), "label": one.label} for one in found],
-        [
-            *(f"{one.key[:12]}  {one.label}  {one.path}" for one in found),
-            f"{counted(len(found), 'run')}: {results}",
-        ],
-        as_json,
-    )
+    lines = [f"{one.key[:12]}  {one.label}  {one.path}" for one in found]
+    rows = [{"key": one.key, "path": one.path, "label": one.label} for one in found]
+    show(rows, [*lines, f"{counted(len(found), 'run')}: {results}"], as_json)
 
 
 @app.command("export")
 def export(
-    run: Annotated[str, typer.Argument(help="A run's key, or its beginning.")],
+    run: RunKey,
     results: Results,
     format: Annotated[str, typer.Option("--format", help="coop, safetensors or classifier.")] = "classifier",
     out: Annotated[
@@ -71,13 +73,13 @@ def export(
     The formats are a checkpoint for the official code (coop), the contexts with everything that describes them
     (safetensors), and the finished classifier in one file (classifier), which needs only open_clip.
 
-    Example:  [bold]fastcoop export 3f2a --results results/photographs --format classifier[/bold]
+    Example:  fastcoop export 3f2a --results results/photographs --format classifier
     """
     from fastcoop.exchange import export_run, find_run
 
     key = find_run(results, run).key
-    default = Path("exported") if format == "coop" else Path("exported") / f"{key[:12]}.{format}.safetensors"
-    written = export_run(results, key, format, out or default, backbone)
+    name = "" if format == "coop" else f"{key[:12]}.{format}.safetensors"
+    written = export_run(results, key, format, out or Path("exported", name), backbone)
     show({"key": key, "file": written}, [written], as_json)
 
 
@@ -92,11 +94,10 @@ def predict(
 ) -> None:
     """Label images, with probabilities.
 
-    Example:  [bold]fastcoop predict exported/3f2a.classifier.safetensors cat.jpg holidays -k 1[/bold]
+    Example:  fastcoop predict exported/3f2a.classifier.safetensors cat.jpg holidays -k 1
     """
     from fastcoop.exchange import Classifier, image_files
     from fastcoop.exchange import predict as classify
-    from fastcoop.progress import progress
 
     loaded, files = Classifier.load(classifier), image_files(images)
     model = loaded.load_backbone(backbone, device)
@@ -113,9 +114,7 @@ def predict(
         best = (-one.probabilities).argsort(kind="stable")[:k]
         labels = [(loaded.class_names[label], float(one.probabilities[label])) for label in best]
         lines.append(f"{one.path!s:<{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in labels))
-        rows.append(
-            {"image": str(one.path), "labels": [{"label": name, "probability": p} for name, p in labels]}
-        )
+        rows.append({"image": one.path, "labels": [{"label": name, "probability": p} for name, p in labels]})
     show(rows, lines, as_json)
     if len(rows) < len(found):
         raise typer.Exit(2)

@@ -21,9 +21,8 @@ def comma_list(*names: str, help: str) -> Any:
 
 
 def _split(values: Sequence[str] | None) -> list[str]:
-    return [
-        one.strip() for row in csv.reader(values or (), skipinitialspace=True) for one in row if one.strip()
-    ]
+    rows = csv.reader(values or (), skipinitialspace=True)
+    return [one.strip() for row in rows for one in row if one.strip()]
 
 
 def numbers(text: str, option: str, also: Sequence[str] = ()) -> list[int | str]:
@@ -51,26 +50,24 @@ def given_options(context: typer.Context, names: Sequence[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in given]
 
 
+FOUND_BY_NAME = typer.Option(help="The backbone's folder or weights, if its name does not find it.")
+BACKBONE = "RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
+CONDITION = (
+    "Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold."
+)
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-BackboneSpec = Annotated[
-    str,
-    typer.Option(
-        "--backbone", help="RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
-    ),
-]
+BackboneSpec = Annotated[str, typer.Option("--backbone", help=BACKBONE)]
 Cache = Annotated[Path, typer.Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
 DataRoot = Annotated[Path, typer.Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]
 Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
+Dtype = Annotated[str, typer.Option(help="float16 or float32.")]
 Recipe = Annotated[str, typer.Option(help='Image transforms: "current" or "official-2021".')]
+Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
 ResultsFolder = Annotated[Path, typer.Argument(help="A results folder.")]
+RunKey = Annotated[str, typer.Argument(help="A run's key, or its beginning.")]
 Runs = Annotated[list[str] | None, comma_list("--run", help="Only these runs: keys, or their beginnings.")]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded, with a warning.")
 ]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="CONDITION",
-        help="Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold.",
-    ),
-]
+Where = Annotated[list[str] | None, typer.Option(metavar="CONDITION", help=CONDITION)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 import typer
@@ -37,20 +36,16 @@ def say(text: object = "", err: bool = False) -> None:
 def show(value: Any, lines: Iterable[object], as_json: bool) -> None:
     """Print a command's result: ``value`` as JSON, in which numbers that are not finite are null, or else ``lines``."""
     if as_json:
-        _print(json.dumps(_plain(value), indent=1, allow_nan=False))
+        text = json.dumps(value, default=_json_value)
+        _print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1))
         return
     for line in lines:
         say(line)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+def _json_value(value: Any) -> Any:
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_record else str(value)
 
 
 def _print(text: str, err: bool = False) -> None:

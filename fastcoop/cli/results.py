@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastcoop.cli.app import results_app
-from fastcoop.cli.options import AsJson, ResultsFolder, Where
+from fastcoop.cli.groups import results_app
+from fastcoop.cli.options import AsJson, ResultsFolder, RunKey, Where
 from fastcoop.cli.output import show
 from fastcoop.progress import counted
 
@@ -21,25 +20,21 @@ log = logging.getLogger("fastcoop")
 def list_results(results: ResultsFolder, where: Where = None, as_json: AsJson = False) -> None:
     """List runs: label, accuracy on each dataset, and the first characters of the key.
 
-    Example:  [bold]fastcoop results list results/demo --where method=coop,zero_shot --where "accuracy<20"[/bold]
+    Example:  fastcoop results list results/demo --where method=coop,zero_shot --where "accuracy<20"
 
-    Example:  [bold]fastcoop results list results/demo --where status=failed --json[/bold]
+    Example:  fastcoop results list results/demo --where status=failed --json
     """
     from fastcoop.results.listing import list_lines, list_runs
 
     table = list_runs(results, where or ())
-    show(json.loads(table.to_json(orient="records")) if as_json else None, list_lines(table), as_json)
+    show(table.to_dict("records"), list_lines(table), as_json)
 
 
 @results_app.command("show")
-def show_run(
-    results: ResultsFolder,
-    key: Annotated[str, typer.Argument(help="A run's key, or its beginning.")],
-    as_json: AsJson = False,
-) -> None:
+def show_run(results: ResultsFolder, key: RunKey, as_json: AsJson = False) -> None:
     """Show one run: settings, accuracy by dataset and class, losses, times, versions.
 
-    Example:  [bold]fastcoop results show results/demo 3f2a[/bold]
+    Example:  fastcoop results show results/demo 3f2a
     """
     from fastcoop.results.listing import run_lines
     from fastcoop.results.read import find_key, load_run
@@ -65,9 +60,9 @@ def compare(
     minus the first, in percentage points. p is two-sided: over datasets by Wilcoxon's signed-rank test where there
     are five or more, otherwise over seeds by a paired t test.
 
-    Example:  [bold]fastcoop results compare results/before results/after --where method=coop[/bold]
+    Example:  fastcoop results compare results/before results/after --where method=coop
 
-    Example:  [bold]fastcoop results compare results/demo --labels "CoOp (M=16, end)" "CoOp (M=16, mid)"[/bold]
+    Example:  fastcoop results compare results/demo --labels "CoOp (M=16, end)" "CoOp (M=16, mid)"
     """
     from fastcoop.reports.comparison import compare_results, comparison_lines
 
@@ -84,11 +79,11 @@ def export_results(
 ) -> None:
     """Write the results table as tidy CSV or Parquet: a row per run and dataset that it was tested on.
 
-    Parquet needs pyarrow: [bold]pip install "fastcoop[parquet]"[/bold].
+    Parquet needs pyarrow: pip install "fastcoop[parquet]".
 
-    Example:  [bold]fastcoop results export results/demo demo.csv[/bold]
+    Example:  fastcoop results export results/demo demo.csv
 
-    Example:  [bold]fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16[/bold]
+    Example:  fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16
     """
     from fastcoop.results.listing import export_results as export
     from fastcoop.results.read import load_failures, load_untested
@@ -107,7 +102,7 @@ def merge(
 ) -> None:
     """Add the runs of several results folders to one, by key. Runs that differ between two are named.
 
-    Example:  [bold]fastcoop results merge results/machine-a results/machine-b --into results/all[/bold]
+    Example:  fastcoop results merge results/machine-a results/machine-b --into results/all
     """
     from fastcoop.results import merge_results
 

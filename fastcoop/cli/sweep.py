@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from fastcoop.cli.app import INTERRUPTED, app
-from fastcoop.cli.options import (
-    AsJson,
-    Cache,
-    DataRoot,
-    Device,
-    ResultsFolder,
-    Runs,
-    SkipUnreadable,
-    comma_list,
-    given_options,
-)
+from fastcoop.cli import options
+from fastcoop.cli.groups import INTERRUPTED, app
+from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, ResultsFolder, Runs, SkipUnreadable
 from fastcoop.cli.output import say, show
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 
 if TYPE_CHECKING:
     from fastcoop.sweeps import Summary
-    from fastcoop.sweeps.evaluate import Tested
     from fastcoop.sweeps.forecast import DryRun
 
 log = logging.getLogger("fastcoop")
 
 MAX_LISTED = 10  # failed or collapsed runs printed
 RUNS_FAILED = 1  # exit code
-RUN_ONLY = ["skip_unreadable", "backend", "address"]  # options that change nothing beside --dry-run
-PLAN_ONLY = [  # those that change nothing beside --show-grid
-    *(
-        "data_root",
-        "cache",
-        "results",
-        "dry_run",
-        "memory_budget",
-        "device",
-        "jobs",
-        "retry_failed",
-        *RUN_ONLY,
-    )
-]
-
-
-class Backend(str, Enum):
-    """Where the work is done."""
-
-    local = "local"
-    dask = "dask"
+RUN_ONLY = ("skip_unreadable", "backend", "address")  # options that change nothing beside --dry-run
+GRID_ONLY = ("grid", "overrides", "only", "show_grid", "as_json")  # the only ones that change --show-grid
 
 
 @app.command()
@@ -71,7 +40,9 @@ def sweep(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replaces the grid's value. Repeatable."),
     ] = None,
-    only: Annotated[list[str] | None, comma_list(help="Only these methods, or blocks of the grid.")] = None,
+    only: Annotated[
+        list[str] | None, options.comma_list(help="Only these methods, or blocks of the grid.")
+    ] = None,
     show_grid: Annotated[
         bool, typer.Option("--show-grid", help="Only print the grid as it is read, with all defaults.")
     ] = False,
@@ -89,8 +60,8 @@ def sweep(
     ] = False,
     skip_unreadable: SkipUnreadable = False,
     backend: Annotated[
-        Backend, typer.Option(help="Work on this machine, or on a Dask cluster (docs/cluster.md).")
-    ] = Backend.local,
+        str, typer.Option(help="local: this machine; dask: a Dask cluster (docs/cluster.md).")
+    ] = "local",
     address: Annotated[
         str | None, typer.Option(help="The cluster's scheduler: tcp://HOST:8786, or a scheduler file.")
     ] = None,
@@ -102,43 +73,43 @@ def sweep(
 
     A grid names backbones, datasets, shots, seeds and methods with their settings, and crosses them: docs/grids.md.
 
-    Example:  [bold]fastcoop sweep experiments/photographs.yaml --set shots=1,16[/bold]
+    Example:  fastcoop sweep experiments/photographs.yaml --set shots=1,16
 
-    Example:  [bold]fastcoop sweep experiments/fig3.yaml --only coop --set methods.coop.epochs=20 --dry-run[/bold]
+    Example:  fastcoop sweep experiments/fig3.yaml --only coop --set methods.coop.epochs=20 --dry-run
     """
     from fastcoop.sweeps import sweep as run_sweep
     from fastcoop.sweeps.sweep import results_folder
 
-    overrides = overrides or []
-    mode, unused = ("show-grid", PLAN_ONLY) if show_grid else ("dry-run", RUN_ONLY if dry_run else [])
-    if given := given_options(context, unused):
+    read = {"overrides": overrides or (), "only": only or ()}
+    names = [str(param.name) for param in context.command.params]
+    unused = [name for name in names if name not in GRID_ONLY] if show_grid else RUN_ONLY
+    if (show_grid or dry_run) and (given := options.given_options(context, unused)):
+        mode = "show-grid" if show_grid else "dry-run"
         log.warning("Beside --%s these change nothing: %s.", mode, ", ".join(given))
     if show_grid:
         from fastcoop.grids import read_grid
         from fastcoop.grids.shown import grid_text
 
-        text = grid_text(read_grid(grid, overrides, only or ()))
+        text = grid_text(read_grid(grid, **read))
         show(yaml.safe_load(text), text.split("\n"), as_json)
         return
+    plan: dict[str, Any] = read | {
+        "data_root": data_root, "cache": cache, "results": results, "memory_budget": memory_budget, "device": device,
+        "jobs": jobs, "retry_failed": retry_failed,
+    }  # fmt: skip
+    run: dict[str, Any] = {"skip_unreadable": skip_unreadable, "backend": backend, "address": address}
     if dry_run:
-        from fastcoop.sweeps.forecast import dry_run as plan
+        from fastcoop.sweeps.forecast import dry_run as plan_sweep
 
-        planned = plan(
-            grid, data_root=data_root, cache=cache, results=results, overrides=overrides, only=only or (),
-            memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed,
-        )  # fmt: skip
-        show(planned.as_json() if as_json else None, _planned_lines(planned), as_json)
+        planned = plan_sweep(grid, **plan)
+        show(planned.as_json(), _planned_lines(planned), as_json)
         return
     try:
-        summary = run_sweep(
-            grid, data_root=data_root, cache=cache, results=results, overrides=overrides, only=only or (),
-            memory_budget=memory_budget, device=device, jobs=jobs, retry_failed=retry_failed, backend=backend.value,
-            address=address, skip_unreadable=skip_unreadable,
-        )  # fmt: skip
+        summary = run_sweep(grid, **plan, **run)
     except KeyboardInterrupt:
         _print_stop(results_folder(grid, results))
         raise typer.Exit(INTERRUPTED) from None
-    show(summary.as_json() if as_json else None, _summary_lines(summary), as_json)
+    show(summary.as_json(), _summary_lines(summary), as_json)
     if summary.diverged:
         log.warning("%s diverged; the results mark diverged runs.", counted(summary.diverged, "run"))
     for line in _first(summary.collapsed):
@@ -146,25 +117,18 @@ def sweep(
     for line in _first([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
         say(f"failed: {line}", err=True)
     if summary.failed:
-        say(
-            f"{counted(len(summary.failed), 'run')} failed; --retry-failed tries them again, all others are done.",
-            err=True,
-        )
+        failed = counted(len(summary.failed), "run")
+        say(f"{failed} failed; --retry-failed tries them again, all others are done.", err=True)
         raise typer.Exit(RUNS_FAILED)
 
 
-def _count_lines(summary: Summary) -> Iterator[str]:
+def _summary_lines(summary: Summary, verb: str = "finished", number: int | None = None) -> Iterator[str]:
     for count in summary.counts:
         runs = f"{counted(count.runs, 'run')}, {count.done} done before"
         yield f"{count.backbone}  {count.dataset}  {count.method}: {runs}"
-
-
-def _summary_lines(summary: Summary) -> Iterator[str]:
-    yield from _count_lines(summary)
-    yield (
-        f"finished {summary.finished} of {counted(summary.runs, 'run')}; {summary.done_before} were done before: "
-        f"{summary.results}"
-    )
+    number = summary.finished if number is None else number
+    total = counted(summary.runs, "run")
+    yield f"{verb} {number} of {total}; {summary.done_before} were done before: {summary.results}"
     if summary.finished:
         yield (
             f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
@@ -174,15 +138,12 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
 
 
 def _planned_lines(planned: DryRun) -> Iterator[str]:
-    summary = planned.summary
-    yield from _count_lines(summary)
+    *counts, total = _summary_lines(planned.summary, "would run", planned.left)
+    yield from counts
     if planned.failed:
         yield f"{counted(planned.failed, 'run')} failed before; --retry-failed tries them again"
     yield from planned.forecast.lines() if planned.forecast else ()
-    yield (
-        f"would run {planned.left} of {counted(summary.runs, 'run')}; {summary.done_before} were done before: "
-        f"{summary.results}"
-    )
+    yield total
 
 
 def _print_stop(folder: Path) -> None:
@@ -205,11 +166,11 @@ def _first(lines: Sequence[str]) -> list[str]:
 @app.command()
 def evaluate(
     results: ResultsFolder,
-    targets: Annotated[list[str], comma_list(help="Datasets to test on.")],
+    targets: Annotated[list[str], options.comma_list(help="Datasets to test on.")],
     runs: Runs = None,
     backbones: Annotated[
         list[str] | None,
-        comma_list("--backbone", help="The runs' backbones, where their names do not find them."),
+        options.comma_list("--backbone", help="The runs' backbones, where their names do not find them."),
     ] = None,
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
@@ -221,14 +182,14 @@ def evaluate(
     skip_unreadable: SkipUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
-    """Test runs on other datasets, with these datasets' own class names. Nothing is trained.
+    """Test runs on other datasets, without training.
 
-    Unified contexts, text transforms and biases and zero-shot prompts work with any class names. Class-specific
-    contexts and linear probes predict among those of their own classes that the target has, found by WordNet ID or
-    name. Runs of import-coop are tested on their own dataset in the same way. The scores join those of the runs in
-    the results folder.
+    Unified contexts, text transforms and biases and zero-shot prompts work with the class names of any dataset.
+    Class-specific contexts and linear probes predict among those of their own classes that the target has, found by
+    WordNet ID or name. Runs of import-coop are tested on their own dataset in the same way. The scores join those of
+    the runs in the results folder.
 
-    Example:  [bold]fastcoop evaluate results/table1 --targets imagenetv2,imagenet_sketch[/bold]
+    Example:  fastcoop evaluate results/table1 --targets imagenetv2,imagenet_sketch
     """
     from fastcoop.results.read import percent
     from fastcoop.sweeps import evaluate as test_runs
@@ -237,18 +198,13 @@ def evaluate(
         results, targets, runs=runs or (), backbones=backbones or (), data_root=data_root, cache=cache,
         recipe=recipe, device=device, skip_unreadable=skip_unreadable,
     )  # fmt: skip
-    widths = [max(len(name) for name in names) for names in zip(*map(_tested_names, tested), strict=True)]
+    names = [(one.label, one.source, one.dataset) for one in tested]
+    widths = [max(map(len, column)) for column in zip(*names, strict=True)]
     lines = []
-    for one in tested:
-        names = "  ".join(f"{name:<{width}}" for name, width in zip(_tested_names(one), widths, strict=True))
+    for one, row in zip(tested, names, strict=True):
+        padded = "  ".join(f"{name:<{width}}" for name, width in zip(row, widths, strict=True))
         shots = f"{one.shots} shot{'s' * (str(one.shots) != '1')}"
-        before = "" if one.new else "  (tested before)"
-        lines.append(
-            f"{one.key[:12]}  {names}  {shots:>9}  seed {one.seed}  {percent(one.accuracy):>7}{before}"
-        )
+        run = f"{shots:>9}  seed {one.seed}  {percent(one.accuracy):>7}"
+        lines.append(f"{one.key[:12]}  {padded}  {run}{'' if one.new else '  (tested before)'}")
     lines.append(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")
-    show([dataclasses.asdict(one) for one in tested], lines, as_json)
-
-
-def _tested_names(tested: Tested) -> tuple[str, ...]:
-    return tested.label, tested.source, tested.dataset
+    show(tested, lines, as_json)

@@ -17,7 +17,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import fastcoop as fc
-from fastcoop.bench import class_lists
 from fastcoop.cli import main
 from fastcoop.demo import glyphs
 from fastcoop.errors import UserError
@@ -255,11 +254,3 @@ def test_the_fonts_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     extras = [re.sub("['\"]", "", one) for one in requires("fastcoop") or ()]
     assert "qtawesome==1.4.2; extra == demo" in extras
     assert glyphs.find_glyphs(["remix"])
-
-
-@follows("put one list of class names per dataset there")
-def test_class_names_for_the_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="put one list of class names per dataset there"):
-        class_lists(tmp_path)
-    (tmp_path / "pets.json").write_text('["cat", "dog"]')
-    assert class_lists(tmp_path) == {"pets": ["cat", "dog"]}

@@ -11,8 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcoop.bench import Bench, class_lists, projection, run_bench, table, write_bench
-from fastcoop.bench.fresh_process import run_in_fresh_process
-from fastcoop.bench.measure import STEPS, FastcoopStep, Matmuls, measure, plan_runs
+from fastcoop.bench.benchmark import run_in_fresh_process
+from fastcoop.bench.measure import STEPS, FastcoopStep, Matmuls, measure, plan_equal_runs
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.cli import main
 from fastcoop.engine.forest import Forest, Trees
@@ -38,9 +38,8 @@ def test_counted_operations_are_those_that_run_less_what_attention_masks_away(po
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         forest_pass.forward([contexts])
         forest_pass.backward([grads])
-    assert (
-        1 < counter.get_total_flops() / plan_runs(backbone, NAMES, PromptLayout(8, position), 3).flops < 1.05
-    )
+    planned = plan_equal_runs(backbone, NAMES, PromptLayout(8, position), 3).flops
+    assert 1 < counter.get_total_flops() / planned < 1.05
 
 
 def test_the_official_step_is_the_plain_step_and_may_be_cut(monkeypatch):
@@ -104,7 +103,7 @@ def test_a_fresh_process_has_as_many_threads_and_raises_what_the_function_raises
     assert run_in_fresh_process(os.getpid) != os.getpid()
     assert run_in_fresh_process(torch.get_num_threads) == torch.get_num_threads()
     with pytest.raises(UserError, match='no list of class names "nothing here"'):
-        run_in_fresh_process(class_lists, None, "nothing here")
+        run_in_fresh_process(class_lists, ["nothing here"])
     with pytest.raises(UserError, match="The system ended the process"):
         run_in_fresh_process(os.abort)
 
@@ -124,11 +123,12 @@ def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatc
 def test_a_bench_writes_its_table_json_and_picture(tmp_path, monkeypatch):
     monkeypatch.setattr("fastcoop.engine.fit.CPU_ROWS", 400)  # as many as fit are not many here
     lists = {"small": NAMES[:2], "large": NAMES}
+    monkeypatch.setattr("fastcoop.bench.benchmark.warn_if_dtype_is_slow", lambda *_: False)
     seen: list[int] = []
-    bench = run_bench(
-        tiny_backbone(torch.float32), lists, 2, torch.bfloat16, lambda so_far: seen.append(len(so_far.rows))
-    )
-    assert seen == [3 * n for n in range(1, len(lists) + 1)]  # told after each list, three layouts each
+    write = "fastcoop.bench.benchmark.write_bench"
+    monkeypatch.setattr(write, lambda so_far, out: seen.append(len(so_far.rows)))
+    bench = run_bench(tiny_backbone(torch.float32), lists, 2, torch.bfloat16, tmp_path)
+    assert seen == [3 * n for n in range(1, len(lists) + 1)]  # after each list, three layouts each
     lines = table(bench)
     assert list(lines["layout"]) == ["end", "mid", "class-specific"] * 2
     assert (lines[["(a) s", "(b) s", "(b)/(c)", "of matmul"]] > 0).all().all()
@@ -192,29 +192,35 @@ def test_the_projection_is_steps_times_seconds(tmp_path):
     assert line["fastcoop_hours"] == pytest.approx(steps * (0.1 + 0.2 + 0.3 + 0.3) / 3600)
 
 
-def test_class_lists_come_from_imagenet_or_a_folder(tmp_path):
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.usefixtures("in_this_process")
+def test_a_precision_that_would_take_hours_to_measure_is_left_out(slow, monkeypatch, caplog):
+    weighed = []
+    monkeypatch.setattr("fastcoop.bench.benchmark.measure_dataset", lambda *_: [])
+    monkeypatch.setattr(
+        "fastcoop.bench.benchmark.compare_precision", lambda _, precision, *__: {"of": precision}
+    )
+    monkeypatch.setattr(
+        "fastcoop.bench.benchmark.warn_if_dtype_is_slow", lambda dtype, _: weighed.append(dtype) or slow
+    )
+    bench = run_bench(tiny_backbone(torch.float32), {"small": NAMES}, 2, torch.bfloat16)
+    assert ("going on without --precision bfloat16" in caplog.text) == slow
+    assert bench.precision == ([] if slow else [{"of": torch.bfloat16}])
+    assert weighed == [torch.float32, torch.bfloat16]
+
+
+def test_class_lists_are_the_papers():
     assert {name: len(names) for name, names in class_lists().items()} == {
         "imagenet-10": 10, "imagenet-100": 100, "imagenet": 1000,
     }  # fmt: skip
-    (tmp_path / "pets.json").write_text('["cat", "dog"]')
-    assert class_lists(tmp_path) == {"pets": ["cat", "dog"]}
-    with pytest.raises(UserError, match='Did you mean "pets"'):
-        class_lists(tmp_path, "pet")
-    (tmp_path / "bad.json").write_text('{"cat": 1}')
-    with pytest.raises(UserError, match="to be a list of class names"):
-        class_lists(tmp_path)
+    assert list(class_lists(["oxford_pets", "eurosat"])) == ["eurosat", "oxford_pets"]
+    with pytest.raises(UserError, match='Did you mean "oxford_pets"'):
+        class_lists(["oxford_pet"])
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--project", "fig3", "--json"], "give --project without --json"),
-        (["--precision", "float32"], "both are float32; leave one out"),
-    ],
-)
-def test_options_of_bench_that_contradict_are_refused_before_any_work(options, said, tmp_path, capsys):
+def test_contradicting_options_of_bench_are_refused_before_any_work(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "--out", str(tmp_path / "out"), *options])
+        main(["bench", "--out", str(tmp_path / "out"), "--precision", "float32"])
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert "both are float32; leave one out" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

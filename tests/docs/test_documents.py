@@ -17,7 +17,8 @@ import typer
 import yaml
 
 import fastcoop
-from fastcoop.cli import app, main
+from fastcoop.cli import main
+from fastcoop.cli.app import app
 from tests.small_world import write_backbone, write_dataset
 from tools.quote import quote, requote
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fastcoop.cli import app
+from fastcoop.cli.app import app
 from fastcoop.errors import UserError
 from fastcoop.results import load_predictions, load_results
 from fastcoop.sweeps import Summary, evaluate, sweep

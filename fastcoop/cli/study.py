@@ -1,4 +1,4 @@
-"""``report`` and ``interpret``."""
+"""``demo``, ``report`` and ``interpret``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,29 @@ from typing import Annotated, Any
 
 import typer
 
-from fastcoop.cli.app import app
+from fastcoop.cli.groups import app
 from fastcoop.cli.options import AsJson, BackboneSpec, ResultsFolder, Runs
 from fastcoop.cli.output import show
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("fastcoop-demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="All figures, both backbones, the paper's schedule: 1 to 2 hours.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a small study, from pictures to Figure 3.
+
+    It draws its own datasets and needs no network, no GPU and no data. A second call finds everything done.
+
+    Example:  fastcoop demo
+    """
+    from fastcoop.demo.run import run_demo
+
+    shown = run_demo(out, full)
+    show(shown, str(shown).split("\n"), as_json)
 
 
 @app.command()
@@ -21,11 +41,12 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Report folder (reports/<results name>).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make figures, tables, claims and one page of all of them from a results folder.
+    """Make figures, tables and a page from results.
 
-    Where runs are missing for an item, the command that would supply them is printed.
+    The page also checks the claims of the paper. Where runs are missing for an item, the command that would supply
+    them is printed.
 
-    Example:  [bold]fastcoop report results/photographs[/bold]
+    Example:  fastcoop report results/photographs
     """
     from fastcoop.reports import report as make_report
 
@@ -45,11 +66,12 @@ def interpret(
     latin_only: Annotated[bool, typer.Option("--latin-only", help="N/A for words in other scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the words nearest to the learned context vectors (Table 4), and how near random vectors come to a word.
+    """Print the words nearest to learned contexts.
 
-    A hyphen at the end marks part of a longer word. A class-specific context has one line per class and one for all.
+    These are the distances of Table 4, with those of random vectors beside them. A hyphen at the end marks part of a
+    longer word. A class-specific context has one line per class and one for all.
 
-    Example:  [bold]fastcoop interpret results/photographs --backbone RN50 -k 3[/bold]
+    Example:  fastcoop interpret results/photographs --backbone RN50 -k 3
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.sweeps.interpret import interpret as find_words

@@ -1,31 +1,73 @@
-"""``cache-features``, ``features check`` and ``features import``."""
+"""``datasets``, ``cache-features`` and ``features``: what runs read."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastcoop.cli.app import app, features_app
-from fastcoop.cli.options import (
-    AsJson,
-    BackboneSpec,
-    Cache,
-    DataRoot,
-    Device,
-    Recipe,
-    SkipUnreadable,
-    given_options,
-    numbers,
-)
+from fastcoop.cli import options
+from fastcoop.cli.groups import app, datasets_app, features_app
+from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, Dtype, Recipe, SkipUnreadable
 from fastcoop.cli.output import show
 from fastcoop.errors import UserError
 
+if TYPE_CHECKING:
+    from fastcoop.datasets.survey import Check
+
+MAX_LISTED = 20  # missing files printed
 IN_GRIDS = ("backbone", "shots", "seeds", "views", "recipe")  # what a grid file names itself
 
-Dtype = Annotated[str, typer.Option(help="float16 or float32.")]
+
+@datasets_app.callback(invoke_without_command=True)
+def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json: AsJson = False) -> None:
+    """List datasets and whether they are complete.
+
+    Example:  fastcoop datasets --data-root data
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from fastcoop.datasets.survey import survey
+
+    rows = [(one.name, one.status, str(one.place)) for one in survey(data_root)]
+    name, status, _ = (max(map(len, column), default=0) for column in zip(*rows, strict=True))
+    lines = (f"{row[0]:<{name}}  {row[1]:<{status}}  {row[2]}" for row in rows)
+    show([{"name": row[0], "place": row[2], "status": row[1]} for row in rows], lines, as_json)
+
+
+@datasets_app.command("check")
+def check(
+    name: Annotated[str, typer.Argument(help="A dataset's name, or a folder.")],
+    data_root: DataRoot = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare a dataset with Table 6, and print what is missing and where to download it.
+
+    Example:  fastcoop datasets check oxford_pets --data-root data
+    """
+    from fastcoop.datasets.survey import check_dataset
+
+    found = check_dataset(name, data_root)
+    show(found, _check_lines(found), as_json)
+    if found.problems:
+        raise typer.Exit(2)
+
+
+def _check_lines(found: Check) -> Iterator[str]:
+    yield f"{found.title}  {found.images}"
+    for key, (have, expected) in found.counts.items():
+        if have or expected:
+            yield f"  {key}: {have:,}" + ("" if expected is None else f" of {expected:,}")
+    yield from (f"  {problem}" for problem in found.problems)
+    yield from (f"  missing: {path}" for path in found.missing[:MAX_LISTED])
+    if (more := len(found.missing) - MAX_LISTED) > 0:
+        yield f"  missing: {more:,} more (--json lists them all)"
+    yield from (f"  to do: {line}" for line in found.advice)
+    if not found.problems:
+        notes = f"; {len(found.notes)} note(s) on standard error, and with --json"
+        yield f"  all there{notes if found.notes else ''}"
 
 
 @app.command("cache-features")
@@ -52,14 +94,14 @@ def cache_features(
     call with more shots or seeds adds the missing images. Images that cannot be decoded are listed at the end, after
     all others are stored. A grid file (*.yaml) names its backbones, datasets, shots, seeds, views and recipe itself.
 
-    Example:  [bold]fastcoop cache-features oxford_pets --backbone RN50 --data-root data[/bold]
+    Example:  fastcoop cache-features oxford_pets --backbone RN50 --data-root data
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.features import cache_all, find_dataset
     from fastcoop.sweeps import cache_grid
 
     if any(name.endswith((".yaml", ".yml")) for name in datasets):
-        if extra := given_options(context, IN_GRIDS) or datasets[1:]:
+        if extra := options.given_options(context, IN_GRIDS) or datasets[1:]:
             raise UserError(
                 f"A grid file names what to cache itself, got {' '.join(extra)} too. Leave that out."
             )
@@ -68,7 +110,10 @@ def cache_features(
             device=device,
         )  # fmt: skip
     else:
-        draws = numbers(shots, "--shots", also=["all"]), [int(one) for one in numbers(seeds, "--seeds")]
+        draws = (
+            options.numbers(shots, "--shots", also=["all"]),
+            [int(one) for one in options.numbers(seeds, "--seeds")],
+        )
         wanted = [(find_dataset(name, data_root), *draws) for name in datasets]
         paths = cache_all(
             [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, recipe=recipe, dtype=dtype,
@@ -90,7 +135,7 @@ def check_features(
 
     The sample shows how far the stored features are from today's, and how far float16 moves logits.
 
-    Example:  [bold]fastcoop features check cache/RN50/oxford_pets.h5 --backbone RN50 --dataset oxford_pets[/bold]
+    Example:  fastcoop features check cache/RN50/oxford_pets.h5 --backbone RN50 --dataset oxford_pets
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.features import check_store, find_dataset
@@ -98,7 +143,7 @@ def check_features(
     model = backbone_from_spec(backbone) if backbone else None
     images = find_dataset(dataset, data_root) if dataset else None
     found = check_store(file, model, images, sample=sample)
-    show(asdict(found), found.lines(), as_json)
+    show(found, found.lines(), as_json)
     if not found.ok:
         raise typer.Exit(2)
 
@@ -117,7 +162,7 @@ def import_store(
 ) -> None:
     """Make a store of features that were computed elsewhere.
 
-    Example:  [bold]fastcoop features import --test test.npz --train train.npz --name birds --backbone RN50[/bold]
+    Example:  fastcoop features import --test test.npz --train train.npz --name birds --backbone RN50
     """
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.features import import_features

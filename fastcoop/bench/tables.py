@@ -1,0 +1,118 @@
+"""The benchmark as JSON and as tables, with an estimate of what the paper's Figure 3 takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fastcoop import escape
+from fastcoop.engine.runs import BATCH_SIZE
+from fastcoop.files import atomic_write
+
+LEGEND = (
+    "Seconds per run and step: (a) the official method, 32 images and prompts of 77 tokens; (b) its text part alone; "
+    "(b') its text part with prompts cut to the longest one; (c) fastcoop, with 1 run alone, 8 together, and as many "
+    "as fit. `of matmul`: floating-point rate as a share of that of matrix products of the text tower's sizes, "
+    "measured right after the step. `runs`: the number of runs with the largest share; the ratios are for it. "
+    "`GFLOP`: operations per run and step. `GB`: planned memory of the batch. `scaled`: not all classes fit in memory "
+    "in an official step; (a) and (b) were measured on this many of them and scaled to all."
+)
+SEEDS = 3
+EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots
+IMAGENET_EPOCHS = 50
+# The class in the middle with class-specific contexts has at most one node less than at the end, and counts the same.
+VARIANTS = {"end": "end", "mid": "mid", "end+CSC": "class-specific", "mid+CSC": "class-specific"}
+ARITHMETIC = (
+    "hours = runs x steps per run x seconds per step / 3600. Steps per run = epochs x max(1, images // 32), with 50, "
+    "100, 100, 200, 200 epochs at 1, 2, 4, 8, 16 shots (always 50 on ImageNet) and images = shots x classes. There are "
+    "4 variants (end, mid, each unified and class-specific) of 5 shots x 3 seeds. Official: image part + text part at "
+    "77 tokens, (a). fastcoop: (c) at the best number of runs, averaged over the variants. A dataset's hours are "
+    "4 x steps_per_variant x s_per_step / 3600."
+)
+
+
+@dataclass
+class Bench:
+    """Measurements, ready for JSON.
+
+    Attributes:
+        machine: Device, threads, versions and settings.
+        rows: One entry per dataset and layout.
+        precision: One entry per dataset, if a second precision was measured.
+    """
+
+    machine: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    precision: list[dict[str, Any]] = field(default_factory=list)
+
+
+def table(bench: Bench) -> pd.DataFrame:
+    """Return one line per dataset and layout, with the columns that ``LEGEND`` explains."""
+    lines = []
+    for row in bench.rows:
+        ours, per_run, best = row["best_run_step_s"], row["run_step_s"], row["best_runs"]
+        text, measured = row["official_text_s"], row["official_measured_classes"]
+        whole = row["official_image_s"] + text
+        lines.append({
+            "dataset": row["dataset"], "layout": row["layout"], "nodes": row["nodes"],
+            "fewer tokens": row["official_tokens"] / row["nodes"], "(a) s": whole, "(b) s": text,
+            "(b') s": row["official_cut_s"], "(c) 1 s": per_run[1], "(c) 8 s": per_run.get(8, float("nan")),
+            "(c) most s": per_run[max(per_run)], "runs": best, "(b)/(c)": text / ours,
+            "(b')/(c)": row["official_cut_s"] / ours, "(a)/(c)": whole / ours, "of matmul": row["matmul_share"][best],
+            "official GFLOP": row["official_text_flops"] / 1e9, "GFLOP": row["flops_per_run"] / 1e9,
+            "GFLOP/s": row["flops_per_s"] / 1e9, "GB": row["bytes_planned"][best] / 1e9,
+            "scaled": f"from {measured:,}" if measured < row["classes"] else "",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def projection(bench: Bench) -> pd.DataFrame:
+    """Return the estimated hours of Figure 3's trainings: a line per dataset, and the sum of their runs and hours."""
+    lines = []
+    for dataset in dict.fromkeys(row["dataset"] for row in bench.rows):
+        layouts = {row["layout"]: row for row in bench.rows if row["dataset"] == dataset}
+        end = layouts["end"]
+        epochs = dict.fromkeys(EPOCHS, IMAGENET_EPOCHS) if dataset == "imagenet" else EPOCHS
+        steps = SEEDS * sum(epochs[n] * max(1, n * end["classes"] // BATCH_SIZE) for n in EPOCHS)  # n shots
+        official = end["official_image_s"] + end["official_text_s"]
+        ours = sum(layouts[layout]["best_run_step_s"] for layout in VARIANTS.values())
+        lines.append({
+            "dataset": dataset, "runs": len(EPOCHS) * SEEDS * len(VARIANTS), "steps_per_variant": steps,
+            "official_s_per_step": official, "fastcoop_s_per_step": ours / len(VARIANTS),
+            "official_hours": steps * len(VARIANTS) * official / 3600, "fastcoop_hours": steps * ours / 3600,
+        })  # fmt: skip
+    frame = pd.DataFrame(lines)
+    total = frame[["runs", "official_hours", "fastcoop_hours"]].sum().to_frame().T
+    return pd.concat([frame, total.assign(dataset="all")], ignore_index=True)
+
+
+def write_bench(bench: Bench, folder: Path) -> list[Path]:
+    """Write bench.json and bench.md into ``folder``; return their paths."""
+    machine = ", ".join(f"{key}: {value}" for key, value in bench.machine.items())
+    text = ["# Training steps, measured", machine, LEGEND, markdown(table(bench))]
+    text += ["## Figure 3 of the paper, projected", ARITHMETIC, markdown(projection(bench))]
+    if bench.precision:
+        text += ["## A lower precision", markdown(pd.DataFrame(bench.precision))]
+    content = {"bench.json": json.dumps(asdict(bench), indent=1), "bench.md": "\n\n".join(text) + "\n"}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part_text in content.items():
+        with atomic_write(folder / name) as part:
+            part.write_text(part_text, encoding="utf-8")
+    return [folder / name for name in content]
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return a table in Markdown, numbers to three digits, empty where there is none."""
+    lines = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
+    lines += [[escape.markdown(_shown(value)) for value in row] for row in frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
