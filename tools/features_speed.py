@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,10 +92,10 @@ def memory(photos: Path, images: int) -> None:
 def read(images: int, views: int, dim: int) -> None:
     """All training features of a store into memory as training takes them."""
     from fastcoop.datasets.dataset import Split, make_dataset
+    from fastcoop.features.encode import Encoding
     from fastcoop.features.image_files import unknown_files
     from fastcoop.features.store import FeatureStore
-    from fastcoop.features.store_file import SplitRows, StoreMeta
-    from fastcoop.features.write import SplitContent, write_store
+    from fastcoop.features.store_file import SplitContent, write_store
     from fastcoop.methods.data import Data
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,12 +103,7 @@ def read(images: int, views: int, dim: int) -> None:
         names = tuple(f"train/{row:07d}" for row in range(images))
         splits = {"train": Split(names, labels), "test": Split(names[:10], labels[:10])}
         dataset = make_dataset("made-up", Path(folder), [f"class {k}" for k in range(10)], "a {}.", splits)
-        meta = StoreMeta(
-            backbone="none", backbone_digest="", dataset=dataset.name, dataset_digest=dataset.digest, dim=dim,
-            recipe="current", view_seed=0, views=views, dtype="float16", class_names=dataset.class_names,
-            template=dataset.template, expected={"train": images, "test": 10}, skipped={}, sha256={},
-            versions={},
-        )  # fmt: skip
+        backbone: Any = SimpleNamespace(name="none", digest="", embed_dim=dim, dtype="float32")
         rng = np.random.default_rng(0)
         contents = {}
         for split, part in splits.items():
@@ -117,10 +113,9 @@ def read(images: int, views: int, dim: int) -> None:
                 (np.arange(start, min(start + 200, len(part))), slice(0, stored), block[: len(part) - start])
                 for start in range(0, len(part), 200)
             )
-            images_of = SplitRows(np.arange(len(part)), part.labels, unknown_files(len(part)))
-            contents[split] = SplitContent(images_of, part.paths, blocks)
+            contents[split] = SplitContent(np.arange(len(part)), unknown_files(len(part)), blocks)
         path = Path(folder) / "made-up.h5"
-        write_store(path, meta, contents)
+        write_store(path, Encoding(backbone, dataset, views=views).meta({}), dataset.splits, contents)
         shape = (
             f"{images} images, {1 + views} features each of {dim}, float16, {path.stat().st_size >> 20} MiB"
         )

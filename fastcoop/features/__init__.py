@@ -1,9 +1,9 @@
 """The feature store: images through the frozen image tower once, kept in one HDF5 file, read many times."""
 
-from fastcoop.features.cache import UnreadableImages, cache_all, cache_features, open_current
+from fastcoop.features.cache import UnreadableImages, cache_all, cache_features
 from fastcoop.features.check import HalfPrecision, StoreReport, check_store
 from fastcoop.features.imported import import_features
-from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
+from fastcoop.features.store import FeatureStore, find_dataset, open_current, open_if_there, store_path
 from fastcoop.features.store_file import StoreMeta, StoreVersion
 
 __all__ = [

@@ -1,10 +1,12 @@
-"""``cache_features``: encode the images that a dataset's store lacks, in chunks that survive a kill."""
+"""``cache_features``: compare a store with the images asked for, encode those it lacks, and write it again."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,22 @@ import numpy as np
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
-from fastcoop.datasets.dataset import warn_once
+from fastcoop.datasets.dataset import SPLITS, warn_once
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import UserError, nearest, writing
-from fastcoop.features.chunks import (
+from fastcoop.errors import UserError, writing
+from fastcoop.features.encode import (
     Chunk,
     Encoded,
-    EncodingPlan,
-    EncodingSettings,
+    Encoding,
     chunks_folder,
-    discard_chunks,
-    dtype_name,
-    plan_encoding,
+    cut_chunks,
+    encode_missing,
     read_chunk,
-    wanted_images,
 )
-from fastcoop.features.encode import encode_chunks
-from fastcoop.features.image_files import FILE
-from fastcoop.features.images import RECIPES
+from fastcoop.features.image_files import unknown_files
+from fastcoop.features.images import check_recipe
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
-from fastcoop.features.store_file import ROWS_AT_ONCE, SplitRows, StoreMeta
-from fastcoop.features.write import Block, SplitContent, write_store
+from fastcoop.features.store_file import ROWS_AT_ONCE, Block, SplitContent, write_store
 from fastcoop.files import lock
 
 LISTED = 50  # unreadable images named in one message
@@ -114,16 +111,11 @@ def cache_features(
             cannot be written; and, after everything else is stored, images that could not be decoded
             (``UnreadableImages``), or no test image that could be.
     """
-    if recipe not in RECIPES:
-        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+    check_recipe(recipe)
     check_dtype(dtype)
-    settings = EncodingSettings(
-        recipe,
-        whole_number(view_seed, "view_seed"),
-        whole_number(views, "views", 0, MOST_VIEWS),
-        dtype,
-        whole_number(batch_size, "batch_size", 1, LARGEST_BATCH),
-    )
+    view_seed = whole_number(view_seed, "view_seed")
+    views = whole_number(views, "views", 0, MOST_VIEWS)
+    batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
     shots, seeds = several(shots), several(seeds)
     backbone, dataset = backbone_from_spec(backbone), find_dataset(dataset)
     dataset = dataset.whole or dataset
@@ -131,14 +123,13 @@ def cache_features(
     if dataset.store is not None:  # imported features are complete
         FeatureStore.open(path, backbone, dataset)
         return path
-    subsets = (few_shot(dataset, number, seed).train for number in shots for seed in seeds)
-    wanted = wanted_images(dataset, subsets)
+    encoding = Encoding(backbone, dataset, recipe, view_seed, views, dtype, batch_size)
+    subsets = [few_shot(dataset, number, seed).train for number in shots for seed in seeds]
     failures: Failures = {}
 
     def compare() -> tuple[FeatureStore | None, EncodingPlan]:
         store = open_if_there(path, backbone, dataset, only_unchanged=True)
-        leave_skipped = skip_unreadable or not retry_skipped
-        return store, plan_encoding(backbone, dataset, wanted, settings, store, leave_skipped)
+        return store, plan_encoding(encoding, subsets, store, skip_unreadable or not retry_skipped)
 
     with writing(path):
         store, plan = compare()
@@ -146,34 +137,87 @@ def cache_features(
             with store_lock(path):
                 store, plan = compare()
                 if plan.chunks:
-                    _warn_of_changes(dataset, store, plan)
-                    encode_chunks(backbone, dataset, plan, path)
-                    failures = assemble(backbone, dataset, plan, store, path, skip_unreadable)
-                discard_chunks(path)
-        elif store is not None and store.compared.renewed:
+                    _warn_of_changes(store, plan)
+                    encode_missing(plan.encoding, plan.chunks, path)
+                    failures = assemble(plan, store, path, skip_unreadable)
+                shutil.rmtree(chunks_folder(path), ignore_errors=True)
+        elif store is not None and store.has_new_times:
             # New times of unchanged files are recorded where possible: the next call need not hash them again.
-            with suppress(OSError), lock(lock_path(path), timeout_s=0):
+            with suppress(OSError), lock(_lock_path(path), timeout_s=0):
                 store, plan = compare()
                 if not plan.chunks:
-                    assemble(backbone, dataset, plan, store, path, skip_unreadable)
+                    assemble(plan, store, path, skip_unreadable)
     _report(dataset, failures, skip_unreadable)
     _check_coverage(dataset, FeatureStore.open(path), shots, seeds)
     return path
 
 
-def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore:
-    """Open a store whose features have just been cached.
+@dataclass(frozen=True, eq=False)
+class EncodingPlan:
+    """What to encode for a store."""
+
+    encoding: Encoding  # with the views and dtype of the finished store
+    chunks: list[Chunk]
+    index: dict[str, np.ndarray]  # split -> ascending indices in the finished store if all can be read
+    skipped: dict[str, np.ndarray]  # split -> indices left out earlier
+
+
+def plan_encoding(
+    encoding: Encoding, subsets: Iterable[np.ndarray], store: FeatureStore | None, leave_skipped: bool
+) -> EncodingPlan:
+    """Return what a store lacks: of the training images those in ``subsets``, of the other splits all images.
+
+    If more views are asked for than the store has, they are added to every training image; views are never removed.
+
+    Args:
+        encoding: How to encode.
+        subsets: Indices into the training split, one array for each few-shot subset.
+        store: The present store, if there is one.
+        leave_skipped: Whether images that could not be read earlier are not tried again.
 
     Raises:
-        UserError: An image file has changed since it was encoded, or as `FeatureStore.open`.
+        UserError: The store was made with settings that cannot be mixed with these.
     """
-    store = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
-    if store.compared.count:
-        raise UserError(
-            f"{store.compared.count} image file(s) of {dataset.name} changed while features were computed; run the "
-            "same command again."
-        )
-    return store
+    if store is not None:
+        encoding = _reconcile(store, encoding)
+    plan = EncodingPlan(encoding, [], {}, {})
+    for split in (name for name in SPLITS if name in encoding.dataset.splits):
+        wanted, views = np.arange(len(encoding.dataset.splits[split])), range(1)
+        if split == "train":
+            wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *subsets]))
+            views = range(1 + encoding.views)
+        have = skipped = np.zeros(0, np.int64)
+        if store is not None and split in store.splits:
+            have = store.indices(split)
+            if leave_skipped:
+                skipped = np.array(store.meta.skipped.get(split, ()), np.int64)
+            if more_views := views[store.meta.views_of(split) :]:
+                plan.chunks.extend(cut_chunks(split, have, more_views))
+        new = np.setdiff1d(wanted, np.union1d(have, skipped))
+        plan.chunks.extend(cut_chunks(split, new, views))
+        plan.index[split], plan.skipped[split] = np.union1d(have, new), skipped
+    return plan
+
+
+def _reconcile(store: FeatureStore, asked: Encoding) -> Encoding:
+    """Return how to encode more for a store."""
+    meta = store.meta
+    for what, stored, value in (
+        ("recipe", meta.recipe, asked.recipe),
+        ("view seed", meta.view_seed, asked.view_seed),
+        ("a backbone in", meta.compute_dtype, asked.compute_dtype),
+        (
+            "features in",
+            meta.dtype,
+            "float32" if meta.dtype == "float32" else asked.dtype,
+        ),  # float32 serves both
+    ):
+        if stored != value:
+            raise UserError(
+                f"{store.path} was made with {what} {stored} and {value} was asked for; "
+                "use another cache folder or move the file away."
+            )
+    return replace(asked, dtype=meta.dtype, views=max(meta.views, asked.views))
 
 
 def check_dtype(dtype: str) -> None:
@@ -182,8 +226,7 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
 
 
-def lock_path(store: Path) -> Path:
-    """Return the lock file of a store."""
+def _lock_path(store: Path) -> Path:
     return store.with_name(f"{store.name}.lock")
 
 
@@ -193,64 +236,39 @@ def store_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock(lock_path(path), timeout_s=0))
+            stack.enter_context(lock(_lock_path(path), timeout_s=0))
         except TimeoutError:
             log.warning(f"Another process is working on {path}; waiting for it.")
-            stack.enter_context(lock(lock_path(path)))
+            stack.enter_context(lock(_lock_path(path)))
         yield
 
 
-def assemble(
-    backbone: Backbone,
-    dataset: Dataset,
-    plan: EncodingPlan,
-    store: FeatureStore | None,
-    path: Path,
-    skip_unreadable: bool,
-) -> Failures:
+def assemble(plan: EncodingPlan, store: FeatureStore | None, path: Path, skip_unreadable: bool) -> Failures:
     """Write the store of ``plan`` from its chunks and the present store, and return the images not read.
 
     Those are left out; with ``skip_unreadable`` the store records that they were. An existing store stays as it is if
     no image of the plan could be read and none is to be recorded.
     """
     failures: Failures = {}
-    records: dict[tuple[str, int], np.ndarray] = {}
-    if store is not None:
-        for split in store.splits:
-            rows = store.indices(split).tolist()
-            records |= zip(((split, row) for row in rows), store.files(split), strict=True)
-    for chunk in plan.chunks:
-        encoded = _read(path, chunk)
-        failures |= {(chunk.split, chunk.rows[at]): reason for at, reason in encoded.failures.items()}
-        if 0 in chunk.views:  # further views do not say which bytes view 0 was made of
-            records |= {(chunk.split, row): one for row, one in zip(chunk.rows, encoded.files, strict=True)}
-    planned = {(chunk.split, row) for chunk in plan.chunks for row in chunk.rows}
-    if store is not None and planned and failures.keys() == planned and not skip_unreadable:
-        return failures
-    contents, all_skipped = {}, {}
+    contents, skipped = {}, {}
     for split, rows in plan.index.items():
-        failed = np.array([row for name, row in failures if name == split], np.int64)
-        index = np.setdiff1d(rows, failed)
-        skipped = np.union1d(plan.skipped[split], failed) if skip_unreadable else plan.skipped[split]
-        all_skipped[split] = skipped.tolist()
-        source = dataset.splits[split]
-        files = np.array([records[split, row] for row in index.tolist()], FILE)
-        contents[split] = SplitContent(
-            SplitRows(index, source.labels[index], files),
-            [source.paths[row] for row in index],
-            _blocks(plan, split, index, store, path),
-        )
-    meta = StoreMeta.of(
-        backbone,
-        dataset,
-        recipe=plan.settings.recipe,
-        view_seed=plan.settings.view_seed,
-        views=plan.settings.views,
-        dtype=plan.settings.dtype,
-        skipped=all_skipped,
-        compute_dtype=dtype_name(backbone),
-    )
-    write_store(path, meta, contents)
+        files, readable = unknown_files(len(rows)), np.ones(len(rows), bool)
+        if store is not None and split in store.splits:
+            files[np.searchsorted(rows, store.indices(split))] = store.files(split)
+        for chunk in (chunk for chunk in plan.chunks if chunk.split == split):
+            encoded, at = _read(path, plan, chunk), np.searchsorted(rows, chunk.rows)
+            problems = dict(zip(chunk.rows, encoded.problems.tolist(), strict=True))
+            failures |= {(split, row): problem for row, problem in problems.items() if problem}
+            readable[at] &= encoded.problems == ""
+            if 0 in chunk.views:  # other views do not determine which bytes view 0 was made of
+                files[at] = encoded.files
+        unread = [plan.skipped[split], rows[~readable]] if skip_unreadable else [plan.skipped[split]]
+        skipped[split] = np.unique(np.concatenate(unread)).tolist()
+        index = rows[readable]
+        contents[split] = SplitContent(index, files[readable], _blocks(plan, split, index, store, path))
+    planned = {(chunk.split, row) for chunk in plan.chunks for row in chunk.rows}
+    if store is None or not planned or failures.keys() != planned or skip_unreadable:
+        write_store(path, plan.encoding.meta(skipped), plan.encoding.dataset.splits, contents)
     return failures
 
 
@@ -267,13 +285,13 @@ def _blocks(
             yield np.searchsorted(index, rows[keep]), slice(0, features.shape[1]), features[keep]
     for chunk in plan.chunks:
         if chunk.split == split:
-            keep = np.isin(chunk.rows, index)
-            views = slice(chunk.views.start, chunk.views.stop)
-            yield np.searchsorted(index, np.array(chunk.rows)[keep]), views, _read(path, chunk).features[keep]
+            keep, views = np.isin(chunk.rows, index), slice(chunk.views.start, chunk.views.stop)
+            features = _read(path, plan, chunk).features[keep]
+            yield np.searchsorted(index, np.array(chunk.rows)[keep]), views, features
 
 
-def _read(store: Path, chunk: Chunk) -> Encoded:
-    encoded = read_chunk(store, chunk)
+def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:
+    encoded = read_chunk(store, plan.encoding, chunk)
     if encoded is None:
         raise UserError(
             f"A part of {store} was removed while the store was being made; run the command again."
@@ -281,12 +299,13 @@ def _read(store: Path, chunk: Chunk) -> Encoded:
     return encoded
 
 
-def _warn_of_changes(dataset: Dataset, store: FeatureStore | None, plan: EncodingPlan) -> None:
-    changed = store.compared.changed if store is not None else {}
+def _warn_of_changes(store: FeatureStore | None, plan: EncodingPlan) -> None:
+    changed = store.changed if store is not None else {}
     count = sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items())
     if count:
         log.warning(
-            f"{count} image file(s) of {dataset.name} have changed since they were encoded; encoding them again."
+            f"{count} image file(s) of {plan.encoding.dataset.name} have changed since they were encoded; encoding "
+            "them again."
         )
 
 

@@ -10,10 +10,8 @@ import numpy as np
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
-from fastcoop.features.chunks import Chunk, EncodingSettings
-from fastcoop.features.encode import encode, read_crops
+from fastcoop.features.encode import Chunk, Encoding, cut_chunks, encode_chunks
 from fastcoop.features.image_files import find_changes
-from fastcoop.features.images import UnreadableImage
 from fastcoop.features.store import FeatureStore, find_dataset
 from fastcoop.features.store_file import IMPORTED, StoreMeta
 
@@ -106,17 +104,19 @@ def check_store(
     dataset = dataset and (dataset.whole or dataset)
     store = FeatureStore.open(path, backbone, dataset)
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
-    damage = {split: store.problems(split) for split in store.splits}
+    damaged = False
     for split in store.splits:
-        report.problems += damage[split] + _split_problems(store, split, None if damage[split] else dataset)
+        damage = store.file.problems(split)
+        report.problems += damage + _split_problems(store, split, None if damage else dataset)
+        damaged |= bool(damage)
     if backbone is None or dataset is None:
         report.notes.append("No image was encoded again: that takes both --backbone and --dataset.")
     elif store.meta.recipe == IMPORTED:
         report.notes.append("No image was encoded again: the features were imported, without images.")
-    elif any(damage.values()):
+    elif damaged:
         report.notes.append("No image was encoded again, because the store is damaged.")
     else:
-        _reencode(store, backbone, dataset, np.random.default_rng(seed), sample, report)
+        _encode_again(store, backbone, dataset, np.random.default_rng(seed), sample, report)
     return report
 
 
@@ -141,7 +141,7 @@ def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) ->
     return problems
 
 
-def _reencode(
+def _encode_again(
     store: FeatureStore,
     backbone: Backbone,
     dataset: Dataset,
@@ -149,28 +149,32 @@ def _reencode(
     sample: int,
     report: StoreReport,
 ) -> None:
-    meta, worst, encoded = store.meta, 0.0, []
-    settings = EncodingSettings(meta.recipe, meta.view_seed, meta.views, "float32", batch_size=64)
-    everything = [(split, row) for split in store.splits for row in range(len(store.indices(split)))]
-    for at in rng.permutation(len(everything))[:sample]:
-        split, row = everything[at]
-        index = int(store.indices(split)[row])
-        chunk = Chunk(split, (index,), range(1 + meta.views) if split == "train" else range(1), key="")
-        image = read_crops(dataset, chunk, index, backbone, settings)
-        if isinstance(image.crops, UnreadableImage):
-            path = dataset.splits[split].paths[index]
-            report.problems.append(f"{path} can no longer be read: {image.crops}.")
-            continue
-        new = encode(backbone, dataset, chunk, [image], settings).features[0]
-        old = store.raw(split, slice(row, row + 1))[0].astype(np.float32)
+    """Encode a sample of the stored images again, and add to the report how far they are from the stored features."""
+    encoding = Encoding(backbone, dataset, store.meta.recipe, store.meta.view_seed, dtype="float32")
+    counts = [len(store.indices(split)) for split in store.splits]
+    drawn = rng.permutation(sum(counts))[:sample]
+    chunks: list[Chunk] = []
+    for split, start, count in zip(store.splits, np.cumsum([0, *counts]), counts, strict=False):
+        rows = np.sort(drawn[(start <= drawn) & (drawn < start + count)]) - start
+        chunks += cut_chunks(split, store.indices(split)[rows], range(store.meta.views_of(split)))
+    worst, encoded = 0.0, []
+    for chunk, found in encode_chunks(encoding, chunks):
+        readable = found.problems == ""
+        report.problems += [
+            f"{dataset.splits[chunk.split].paths[row]} can no longer be read: {problem}."
+            for row, problem in zip(chunk.rows, found.problems.tolist(), strict=True)
+            if problem
+        ]
+        new = found.features[readable]
+        rows = np.searchsorted(store.indices(chunk.split), np.array(chunk.rows)[readable])
+        old = store.raw(chunk.split, rows).astype(np.float32)
         length = np.maximum(np.linalg.norm(old, axis=-1), np.finfo(np.float32).tiny)
-        worst = max(worst, float((np.linalg.norm(new - old, axis=-1) / length).max()))
-        encoded.append(new)
-    if not encoded:
-        return
-    report.reencoded = len(encoded)
-    report.half_precision = _half_precision(backbone, dataset, np.concatenate(encoded))
-    report.largest_difference = worst
+        worst = max(worst, float((np.linalg.norm(new - old, axis=-1) / length).max(initial=0)))
+        encoded.append(new.reshape(-1, new.shape[-1]))
+        report.reencoded += len(new)
+    if report.reencoded:
+        report.half_precision = _half_precision(backbone, dataset, np.concatenate(encoded))
+        report.largest_difference = worst
     if worst > TOLERANCE:
         report.problems.append(
             f"Features encoded again differ by {worst:.1%} of their length: the images or the weights changed."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from torchvision.transforms import functional as F
 
 from fastcoop.backbones import Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
+from fastcoop.errors import UserError, nearest
 
-RECIPES = ("current", "official-2021")
 MAX_PIXELS = 89_478_485  # above, Pillow warns of a decompression bomb; a quarter of a gigabyte as RGB
 FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # 16-bit images of these formats may open in mode I
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
@@ -32,7 +32,7 @@ TORCHVISION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMo
 
 @contextmanager
 def pillow_defaults() -> Iterator[None]:
-    """Use Pillow's default settings in the block: truncated files are errors, images up to `MAX_PIXELS` are not."""
+    """Use Pillow's default settings in the block: truncated files are errors, images up to `MAX_PIXELS` are none."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, MAX_PIXELS
     try:
@@ -112,6 +112,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
+def check_recipe(recipe: str) -> str:
+    """Return ``recipe`` if it is one of `RECIPES`, else raise a UserError."""
+    if recipe not in RECIPES:
+        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+    return recipe
+
+
 def crops(
     image: Image.Image, name: str, views: Sequence[int], preprocess: Preprocess, recipe: str, seed: int
 ) -> np.ndarray:
@@ -127,11 +134,10 @@ def crops(
         recipe: One of `RECIPES`.
         seed: Seed of the augmentations.
     """
-    test, train = {"current": (_test, _train), "official-2021": (_test_2021, _train_2021)}[recipe]
     out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
     for row, view in zip(out, views, strict=True):
-        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape"))
-        row[:] = np.asarray(train(image, preprocess, rng) if view else test(image, preprocess))
+        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape")) if view else None
+        row[:] = np.asarray(RECIPES[recipe](image, preprocess, rng))
     return out
 
 
@@ -145,18 +151,37 @@ def normalize(images: np.ndarray, preprocess: Preprocess, device: torch.device) 
     return pixels.sub_(mean).div_(std)
 
 
-def _test(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    size, mode = preprocess.size, TORCHVISION[preprocess.interpolation]
+def _current(image: Image.Image, preprocess: Preprocess, rng: random.Random | None) -> Image.Image:
+    """Resize and crop the center; an augmentation is a random resized crop (scale 0.08 to 1, ratio 3/4 to 4/3) and
+    flip."""
+    size, interpolation = preprocess.size, preprocess.interpolation
+    if rng is not None:
+        return _flip(_resize(image.crop(_random_box(*image.size, rng)), size, interpolation), rng)
     if preprocess.resize_mode == "squash":
-        return F.resize(image, [size, size], mode)
-    return F.center_crop(F.resize(image, [size], mode), [size, size])
+        return F.resize(image, [size, size], TORCHVISION[interpolation])
+    return F.center_crop(F.resize(image, [size], TORCHVISION[interpolation]), [size, size])
 
 
-def _train(image: Image.Image, preprocess: Preprocess, rng: random.Random) -> Image.Image:
-    """Random resized crop (scale 0.08 to 1, ratio 3/4 to 4/3) and flip."""
-    box = _random_box(*image.size, rng)
-    out = image.crop(box).resize((preprocess.size,) * 2, PILLOW[preprocess.interpolation])
-    return _flipped(out, rng)
+def _official_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random | None) -> Image.Image:
+    """Squash, enlarge by an eighth and crop the center; an augmentation is flipped and translated before that.
+
+    A translation (p = 0.5) enlarges by an eighth and crops at random, always with bilinear interpolation.
+    """
+    size, interpolation = preprocess.size, preprocess.interpolation
+    out = _resize(image, size, interpolation)
+    if rng is not None:
+        out, enlarged = _flip(out, rng), round(size * ENLARGE)
+        if rng.random() < 0.5:
+            left, top = (round(rng.uniform(0, enlarged - size)) for _ in range(2))
+            out = _resize(out, enlarged, "bilinear").crop((left, top, left + size, top + size))
+    return F.center_crop(_resize(out, int(size * ENLARGE), interpolation), [size, size])
+
+
+# The image transforms of views by name. A recipe gets no generator for view 0, the test-time crop.
+RECIPES: dict[str, Callable[[Image.Image, Preprocess, random.Random | None], Image.Image]] = {
+    "current": _current,
+    "official-2021": _official_2021,
+}
 
 
 def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
@@ -173,31 +198,9 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
     return left, top, left + w, top + h
 
 
-def _test_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    return _center_2021(_squash(image, preprocess.size, preprocess.interpolation), preprocess)
-
-
-def _train_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random) -> Image.Image:
-    """Squash, flip, translate, then crop as at test time.
-
-    A translation (p = 0.5) enlarges by an eighth and crops at random, always with bilinear interpolation.
-    """
-    size, enlarged = preprocess.size, round(preprocess.size * ENLARGE)
-    out = _flipped(_squash(image, size, preprocess.interpolation), rng)
-    if rng.random() < 0.5:
-        left, top = (round(rng.uniform(0, enlarged - size)) for _ in range(2))
-        out = _squash(out, enlarged, "bilinear").crop((left, top, left + size, top + size))
-    return _center_2021(out, preprocess)
-
-
-def _center_2021(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    enlarged = _squash(image, int(preprocess.size * ENLARGE), preprocess.interpolation)
-    return F.center_crop(enlarged, [preprocess.size, preprocess.size])
-
-
-def _squash(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+def _resize(image: Image.Image, size: int, interpolation: str) -> Image.Image:
     return image.resize((size, size), PILLOW[interpolation])
 
 
-def _flipped(image: Image.Image, rng: random.Random) -> Image.Image:
+def _flip(image: Image.Image, rng: random.Random) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image

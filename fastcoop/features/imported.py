@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +17,11 @@ from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.datasets.notes import OVERLAPS, notes_on_absent_classes, notes_on_names
 from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.features.cache import check_dtype, store_lock
+from fastcoop.features.encode import Encoding
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
-from fastcoop.features.store_file import IMPORTED, SplitRows, StoreMeta, unusable_rows
-from fastcoop.features.write import SplitContent, write_store
+from fastcoop.features.store_file import IMPORTED, SplitContent, unusable_rows, write_store
+from fastcoop.progress import counted
 
 KEYS = ("features", "labels", "names")
 
@@ -85,31 +85,28 @@ def import_features(
         *notes_on_absent_classes(name, first.names, splits),
     ):
         log.warning(note)
+    contents = {}
+    for split in dataset.splits:
+        features = files[split].features.astype(dtype)
+        rows = np.arange(len(features))
+        block = (rows, slice(0, features.shape[1]), features)
+        contents[split] = SplitContent(rows, unknown_files(len(rows)), [block])
     views = files["train"].features.shape[1] - 1 if "train" in files else 0
-    meta = StoreMeta.of(backbone, dataset, recipe=IMPORTED, view_seed=0, views=views, dtype=dtype, skipped={})
-    contents = {split: _content(files[split], one.paths, dtype) for split, one in dataset.splits.items()}
     path = store_path(cache_root, backbone, dataset)
-    _refuse_existing(path)
     with writing(path), store_lock(path):
-        _refuse_existing(path)
-        write_store(path, meta, contents)
+        if path.exists():
+            raise UserError(f"{path} exists already; move it away or choose another name.")
+        encoding = Encoding(backbone, dataset, IMPORTED, views=views, dtype=dtype)
+        write_store(path, encoding.meta({}), dataset.splits, contents)
     FeatureStore.open(path, backbone, dataset)
     return path
 
 
-@dataclass(frozen=True, eq=False)
-class _File:
+class _File(NamedTuple):
     path: Path
     features: np.ndarray  # (n, views, dim)
     labels: np.ndarray
     names: tuple[str, ...]
-
-
-def _content(file: _File, paths: Sequence[str], dtype: str) -> SplitContent:
-    features = file.features.astype(dtype)
-    rows = np.arange(len(features))
-    images = SplitRows(rows, file.labels, unknown_files(len(rows)))
-    return SplitContent(images, paths, [(rows, slice(0, features.shape[1]), features)])
 
 
 def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
@@ -118,12 +115,9 @@ def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
     for (first, second), effect in OVERLAPS.items():
         shared = len(rows.get(first, set()) & rows.get(second, set()))
         if shared:
-            log.warning(f"{name} has {shared} images of equal features in {first} and {second}: {effect}.")
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"{path} exists already; move it away or choose another name.")
+            log.warning(
+                f"{name} has {counted(shared, 'image')} of equal features in {first} and {second}: {effect}."
+            )
 
 
 def _read(path: Path, split: str, dtype: str) -> _File:
@@ -145,12 +139,6 @@ def _read(path: Path, split: str, dtype: str) -> _File:
         raise expected(f"one integer label for each of its {len(features)} features", labels)
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise UserError(f"{path} has labels from {labels.min()} to {labels.max()} for {len(names)} names.")
-    _refuse_unless_storable(path, features, dtype)
-    features = features if split == "train" else features[:, :1]
-    return _File(path, features, labels.astype(np.int64), tuple(names.tolist()))
-
-
-def _refuse_unless_storable(path: Path, features: np.ndarray, dtype: str) -> None:
     for what, rows in (
         ("not finite numbers", ~np.isfinite(features).all(axis=(1, 2))),
         ("all zeros", (features == 0).all(axis=2).any(axis=1)),
@@ -161,11 +149,12 @@ def _refuse_unless_storable(path: Path, features: np.ndarray, dtype: str) -> Non
                 "again."
             )
     with np.errstate(over="ignore"):
-        stored = features.astype(dtype)
-    if unusable_rows(stored).any():
-        raise UserError(
-            f"{path} holds features that {dtype} makes infinite or all zeros; scale them, or use --dtype float32."
-        )
+        if unusable_rows(features.astype(dtype)).any():
+            raise UserError(
+                f"{path} holds features that {dtype} makes infinite or all zeros; scale them, or use --dtype float32."
+            )
+    features = features if split == "train" else features[:, :1]
+    return _File(path, features, labels.astype(np.int64), tuple(names.tolist()))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from fastcoop.features.image_files import UNKNOWN, find_changes
 from fastcoop.features.store_file import (
     IMPORTED,
     ROWS_AT_ONCE,
-    SplitRows,
+    StoredSplit,
     StoreFile,
     StoreMeta,
     StoreVersion,
     damaged,
 )
+from fastcoop.progress import counted
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
@@ -63,38 +64,24 @@ def find_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
     return FeatureStore.open(under_root if under_root.is_file() else Path(spec).expanduser()).as_dataset()
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """A store compared with its image files."""
-
-    changed: Mapping[
-        str, np.ndarray
-    ]  # split -> indices, in the whole dataset, of images whose files have changed
-    renewed: bool  # whether files have another time and the same bytes
-
-    @property
-    def count(self) -> int:
-        """Images whose files have changed."""
-        return sum(len(indices) for indices in self.changed.values())
-
-
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureStore:
-    """Raw image features of one dataset by one backbone. Open it with `FeatureStore.open`."""
+    """Raw image features of one dataset by one backbone. Open it with `FeatureStore.open`.
 
-    def __init__(
-        self,
-        file: StoreFile,
-        meta: StoreMeta,
-        splits: Mapping[str, SplitRows],
-        template: str,
-        compared: Comparison,
-    ):
-        self.path = file.path
-        self.compared = compared
-        self.meta = meta
-        self.template = template
-        self._file = file
-        self._splits = splits
+    Attributes:
+        file: The file.
+        meta: What the features were made from.
+        template: Hand-written prompt of the dataset, with one ``{}`` for the class name.
+        changed: Split -> indices, in the whole dataset, of images left out because their files have changed.
+        has_new_times: Whether image files with the same bytes have other times now than are stored.
+    """
+
+    file: StoreFile
+    meta: StoreMeta
+    _splits: Mapping[str, StoredSplit]
+    template: str
+    changed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    has_new_times: bool = False
 
     @classmethod
     def open(
@@ -115,7 +102,7 @@ class FeatureStore:
             backbone: Backbone it must be made by, as `backbone_from_spec` takes it; None: any.
             dataset: Dataset it must be made of, as `find_dataset` takes it, whose template is then the store's; None:
                 any.
-            version: What the store must hold: ``FeatureStore.version`` of one opened earlier.
+            version: What the store must hold: ``store.file.version`` of one opened earlier.
             only_unchanged: Leave out images of ``dataset`` whose files have changed since they were encoded. By
                 default files are not looked at; `cache_features` does that.
 
@@ -124,39 +111,33 @@ class FeatureStore:
             UserError: The file is damaged, of a newer format, made with other weights or another version of the
                 dataset (both digests are named), or lacks what ``version`` held.
         """
-        path = Path(path)
-        file = StoreFile.open(path)
+        file = StoreFile.open(Path(path))
         if version is not None:
             file = file.as_version(version)
-        meta, splits, compared = file.meta, file.splits, Comparison({}, False)
+        store = cls(file, file.meta, file.splits, file.meta.template)
         if backbone is not None:
             asked = backbone_from_spec(backbone)
-            _refuse_unless_equal(path, "weights", meta.backbone, meta.backbone_digest, asked)
-        template = meta.template
+            _refuse_unless_equal(path, "weights", store.meta.backbone, store.meta.backbone_digest, asked)
         if dataset is not None:
             dataset = find_dataset(dataset)
-            template, whole = dataset.template, dataset.whole or dataset
-            _refuse_unless_equal(path, "images", meta.dataset, meta.dataset_digest, whole)
+            whole = dataset.whole or dataset
+            _refuse_unless_equal(path, "images", store.meta.dataset, store.meta.dataset_digest, whole)
+            store = replace(store, template=dataset.template)
             if only_unchanged and whole.store is None:
-                meta, splits, compared = _unchanged(path, meta, splits, whole)
+                store = store._without_changed_images(whole)
             if dataset.whole is not None:
-                meta, splits = _half(meta, splits, dataset)
-        return cls(file, meta, splits, template, compared)
+                store = store._half(dataset)
+        return store
 
     @property
-    def version(self) -> StoreVersion:
-        """What the file holds, small enough to send to other processes."""
-        return self._file.version
+    def path(self) -> Path:
+        """Path of the store."""
+        return self.file.path
 
     @property
-    def views(self) -> int:
-        """Augmented views per training image, in addition to view 0."""
-        return self.meta.views
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names in label order."""
-        return self.meta.class_names
+    def changed_images(self) -> int:
+        """Number of images left out because their files have changed."""
+        return sum(len(indices) for indices in self.changed.values())
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -199,31 +180,23 @@ class FeatureStore:
 
     def labels(self, split: str) -> np.ndarray:
         """Return int64 (n,): the stored images' labels, in the order of `indices`."""
-        labels = self._split(split).labels
-        self._file.verified(split)
-        return labels
+        self.raw(split, slice(0))  # verifies the contents
+        return self._split(split).labels
 
     def paths(self, split: str) -> tuple[str, ...]:
         """Return the stored images' paths, in the order of `indices`."""
-        rows = self._split(split).rows
-        paths = self._file.paths(split)
+        rows, paths = self._split(split).rows, self.file.paths(split)
         return tuple(paths if rows is None else paths[rows])
 
     def files(self, split: str) -> np.ndarray:
         """Return `FILE` records (n,) of the stored images' files when they were encoded, in the order of `indices`."""
         return self._split(split).files
 
-    def problems(self, split: str) -> list[str]:
-        """Return what is wrong with the contents of a split, in sentences, from one pass over all of it."""
-        return self._file.problems(split)
-
     def train(self, indices: Sequence[int] | np.ndarray, views: bool = True) -> Tensor:
         """Return features of training images, float32 (n, 1 + views, dim); view 0 is the test-time crop.
 
-        Images that were skipped as unreadable are left out, here and in `train_labels`.
-
         Args:
-            indices: (n,) into the dataset's training split.
+            indices: (n,) into the dataset's training split. Those skipped as unreadable are left out.
             views: Whether to return all views, or view 0 alone, (n, 1, dim).
 
         Raises:
@@ -237,8 +210,7 @@ class FeatureStore:
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Return all of "val" or "test": float32 (n, dim) features of view 0 and int64 (n,) labels."""
-        self._split(name)
-        rows = self._rows(name, np.arange(self.meta.expected[name]))
+        rows = self._rows(name)
         return self._read(name, rows, 1)[:, 0], torch.from_numpy(self.labels(name)[rows])
 
     def raw(self, split: str, rows: slice | np.ndarray, views: int | None = None) -> np.ndarray:
@@ -250,7 +222,7 @@ class FeatureStore:
             views: Number of views.
         """
         inner = self._split(split).rows
-        return self._file.verified(split)[rows if inner is None else inner[rows], :views]
+        return self.file.verified(split)[rows if inner is None else inner[rows], :views]
 
     def as_dataset(self) -> Dataset:
         """Return the dataset of the store, without its images: for features that were imported.
@@ -263,35 +235,71 @@ class FeatureStore:
                 f"{self.path} leaves out images that could not be read, so it cannot stand for its dataset; "
                 f"name the dataset {self.meta.dataset} itself."
             )
-        splits = {}
-        for name in self.splits:
-            rows = self._rows(name, np.arange(self.meta.expected[name]))
-            paths = self.paths(name)
-            splits[name] = Split(tuple(paths[row] for row in rows), self.labels(name)[rows])
-        if content_digest(self.class_names, splits) != self.meta.dataset_digest:
+        # With no image skipped, positions in the store are those in the dataset.
+        splits = {name: Split(self.paths(name), self.labels(name)[self._rows(name)]) for name in self.splits}
+        if content_digest(self.meta.class_names, splits) != self.meta.dataset_digest:
             raise damaged(self.path, "its class names, paths and labels are not those that were written")
+        name, root = self.meta.dataset, self.path.parent
         return Dataset(
-            name=self.meta.dataset,
-            root=self.path.parent,
-            class_names=self.class_names,
-            template=self.template,
-            splits=splits,
+            name=name, title=name, root=root, fewshot_dir=root / f"{name}.fewshot", store=self.path,
+            class_names=self.meta.class_names, template=self.template, splits=splits,
             digest=self.meta.dataset_digest,
-            title=self.meta.dataset,
-            fewshot_dir=self.path.parent / f"{self.meta.dataset}.fewshot",
-            store=self.path,
-        )
+        )  # fmt: skip
 
-    def _split(self, name: str) -> SplitRows:
+    def _without_changed_images(self, dataset: Dataset) -> FeatureStore:
+        """Leave out images whose files have changed, and note the present times of files with the same bytes.
+
+        The digests of splits that lack images differ from those of the file.
+        """
+        kept, sha256, changed, has_new_times, unknown = {}, dict(self.meta.sha256), {}, False, 0
+        for name, split in self._splits.items():
+            paths = [dataset.root / dataset.splits[name].paths[index] for index in split.index]
+            differs, files = find_changes(paths, split.files, f"Reading image files of {dataset.name}")
+            has_new_times |= not np.array_equal(files["mtime_ns"], split.files["mtime_ns"])
+            unknown += int((files["size"] == UNKNOWN).sum())
+            kept[name] = replace(split, files=files)
+            if differs.any():
+                changed[name] = split.index[differs]
+                kept[name] = kept[name].take(np.flatnonzero(~differs))
+                sha256[name] += f" without {changed[name].tolist()}"
+        if unknown:
+            warn_once(
+                f"{self.path} does not record the image files of {counted(unknown, 'image')}, since an older fastcoop "
+                "wrote it: whether they have changed cannot be known. Delete it to encode them again."
+            )
+        meta = replace(self.meta, sha256=sha256)
+        return replace(self, meta=meta, _splits=kept, changed=changed, has_new_times=has_new_times)
+
+    def _half(self, half: Dataset) -> FeatureStore:
+        """Return the images of half of the dataset's classes."""
+        kept, expected, skipped = {}, {}, {}
+        for name in (name for name in self._splits if name in half.splits):
+            rows = rows_in_whole(half, name)
+            split = self._splits[name].take(np.flatnonzero(np.isin(self._splits[name].index, rows)))
+            index = np.searchsorted(rows, split.index)
+            kept[name] = replace(split, index=index, labels=half.splits[name].labels[index])
+            expected[name] = len(rows)
+            unread = self._skipped(name)
+            skipped[name] = np.searchsorted(rows, unread[np.isin(unread, rows)]).tolist()
+        described = replace(
+            self.meta, dataset=half.name, dataset_digest=half.digest, class_names=half.class_names,
+            expected=expected, skipped=skipped,
+        )  # fmt: skip
+        return replace(self, meta=described, _splits=kept)
+
+    def _split(self, name: str) -> StoredSplit:
         if name not in self._splits:
             raise UserError(f"{self.path} holds no {name} images, only {' and '.join(self._splits)}.")
         return self._splits[name]
 
-    def _rows(self, split: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the positions in `indices` of a split's images, without those skipped as unreadable."""
+    def _skipped(self, split: str) -> np.ndarray:
+        return np.asarray(self.meta.skipped.get(split, ()), dtype=np.int64)
+
+    def _rows(self, split: str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Return the positions in `indices` of a split's images (None: all), without those skipped as unreadable."""
         index = self._split(split).index
-        asked = np.asarray(indices, dtype=np.int64)
-        asked = asked[~np.isin(asked, np.asarray(self.meta.skipped.get(split, ()), dtype=np.int64))]
+        asked = np.asarray(np.arange(self.meta.expected[split]) if indices is None else indices, np.int64)
+        asked = asked[~np.isin(asked, self._skipped(split))]
         missing = ~np.isin(asked, index)
         if missing.any():
             raise UserError(
@@ -319,55 +327,26 @@ def open_if_there(
         return None
 
 
-def _refuse_unless_equal(path: Path, what: str, name: str, digest: str, asked: Backbone | Dataset) -> None:
+def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore:
+    """Open a store whose features have just been cached.
+
+    Raises:
+        UserError: An image file has changed since it was encoded, or as `FeatureStore.open`.
+    """
+    store = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
+    if store.changed_images:
+        raise UserError(
+            f"{counted(store.changed_images, 'image file')} of {dataset.name} changed while features were computed; "
+            "run the same command again."
+        )
+    return store
+
+
+def _refuse_unless_equal(
+    path: str | Path, what: str, name: str, digest: str, asked: Backbone | Dataset
+) -> None:
     if digest != asked.digest:
         raise UserError(
             f"{path} was made from other {what}: it holds {name} ({digest[:12]}) and {asked.name} "
             f"({asked.digest[:12]}) was asked for; use another cache folder or move the file away."
         )
-
-
-def _unchanged(
-    path: Path, meta: StoreMeta, splits: Mapping[str, SplitRows], dataset: Dataset
-) -> tuple[StoreMeta, dict[str, SplitRows], Comparison]:
-    """Leave out images whose files have changed, and note the present times of files whose bytes are equal.
-
-    The digests of splits that lack images differ from those of the file.
-    """
-    kept, sha256, changed, renewed, unknown = {}, dict(meta.sha256), {}, False, 0
-    for name, split in splits.items():
-        paths = [dataset.root / dataset.splits[name].paths[index] for index in split.index]
-        differs, files = find_changes(paths, split.files, f"Reading image files of {dataset.name}")
-        renewed |= not np.array_equal(files["mtime_ns"], split.files["mtime_ns"])
-        unknown += int((files["size"] == UNKNOWN).sum())
-        kept[name] = replace(split, files=files)
-        if differs.any():
-            changed[name] = split.index[differs]
-            kept[name] = kept[name].take(np.flatnonzero(~differs))
-            sha256[name] += f" without {changed[name].tolist()}"
-    if unknown:
-        warn_once(
-            f"{path} does not record the image files of {unknown} images, since an older fastcoop wrote it: whether "
-            "they have changed cannot be known. Delete it to encode them again."
-        )
-    return replace(meta, sha256=sha256), kept, Comparison(changed, renewed)
-
-
-def _half(
-    meta: StoreMeta, splits: Mapping[str, SplitRows], half: Dataset
-) -> tuple[StoreMeta, dict[str, SplitRows]]:
-    """Return the part of a store that half of its dataset's classes make up."""
-    kept, expected, skipped = {}, {}, {}
-    for name in (name for name in splits if name in half.splits):
-        rows = rows_in_whole(half, name)
-        split = splits[name].take(np.flatnonzero(np.isin(splits[name].index, rows)))
-        index = np.searchsorted(rows, split.index)
-        kept[name] = replace(split, index=index, labels=half.splits[name].labels[index])
-        expected[name] = len(rows)
-        unread = np.asarray(meta.skipped.get(name, ()), np.int64)
-        skipped[name] = np.searchsorted(rows, unread[np.isin(unread, rows)]).tolist()
-    described = replace(
-        meta, dataset=half.name, dataset_digest=half.digest, class_names=half.class_names,
-        expected=expected, skipped=skipped,
-    )  # fmt: skip
-    return described, kept

@@ -1,28 +1,28 @@
-"""One file of features: opened and mapped once, verified before its features are used, refused with the reason."""
+"""The file of a feature store: written whole or not at all, mapped when it is opened, verified before it is used."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import json
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
 
-from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset
+from fastcoop.datasets import Split
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import FILE, unknown_files
+from fastcoop.files import PART, atomic_write
 
 if sys.platform != "win32":
     import fcntl
@@ -35,8 +35,16 @@ FILES_SHA256 = "files_sha256"
 HASHED = ("index", "labels", "features")
 FILE_FIELDS = ("file_size", "file_mtime_ns", "file_sha256")
 ROWS_AT_ONCE = 256  # where all of a file is read
-PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")  # that features depend on
 IMPORTED = "imported"  # the recipe of features computed elsewhere
+ADVICE = {  # by number of an error of the system
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or use another cache folder"),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        "close other programs or allow more open files (ulimit -n), and run the same command again",
+    ),
+}
+
+Block = tuple[np.ndarray, slice, np.ndarray]  # rows (k,) ascending, views, features (k, views, dim)
 
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
 
@@ -50,7 +58,7 @@ class StoreMeta:
     dataset: str
     dataset_digest: str
     dim: int  # feature size
-    recipe: str  # "current" or "official-2021"; "imported" for features computed elsewhere
+    recipe: str  # name of the image transforms; "imported" for features computed elsewhere
     view_seed: int  # seed of the augmentations
     views: int  # augmented views per training image, in addition to view 0
     dtype: str  # "float16" or "float32", in which features are stored
@@ -62,46 +70,30 @@ class StoreMeta:
     versions: Mapping[str, str]  # of the packages that made the features
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
 
-    @classmethod
-    def of(cls, backbone: Backbone, dataset: Dataset, **facts: Any) -> StoreMeta:
-        """Describe features of ``dataset`` by ``backbone`` that are about to be written; ``facts``: other fields."""
-        return cls(
-            backbone=backbone.name,
-            backbone_digest=backbone.digest,
-            dataset=dataset.name,
-            dataset_digest=dataset.digest,
-            dim=backbone.embed_dim,
-            class_names=dataset.class_names,
-            template=dataset.template,
-            expected={split: len(images) for split, images in dataset.splits.items()},
-            sha256={},
-            versions={name: metadata.version(name) for name in PACKAGES},
-            **facts,
-        )
-
     def views_of(self, split: str) -> int:
         """Return the features stored of each image: only training images have augmented views."""
         return 1 + self.views if split == "train" else 1
 
 
 @dataclass(frozen=True, eq=False)
-class SplitRows:
+class StoredSplit:
     """The stored images of one split, or some of them."""
 
     index: np.ndarray  # int64 (n,), ascending: which of the split's images are stored
     labels: np.ndarray  # int64 (n,)
     files: np.ndarray  # `FILE` records (n,) of the image files when they were encoded
-    rows: np.ndarray | None = None  # int64 (n,), their rows in the file's features; None: all
+    features: np.ndarray  # (rows, views, dim), of all images in the file; mapped from it and not verified
+    rows: np.ndarray | None = None  # int64 (n,), rows of these images in ``features``; None: all
 
-    def take(self, chosen: np.ndarray) -> SplitRows:
-        """Return the rows ``chosen``, ascending."""
+    def take(self, chosen: np.ndarray) -> StoredSplit:
+        """Return the images at the positions ``chosen``, ascending."""
         rows = chosen if self.rows is None else self.rows[chosen]
-        return SplitRows(self.index[chosen], self.labels[chosen], self.files[chosen], rows)
+        return StoredSplit(self.index[chosen], self.labels[chosen], self.files[chosen], self.features, rows)
 
 
 @dataclass(frozen=True, eq=False)
 class StoreVersion:
-    """What a store held when it was opened; a process that opens it later compares."""
+    """What a store held when it was opened; small enough to send to processes that open it later."""
 
     sha256: Mapping[str, str]  # split -> digest of its contents
     index: Mapping[str, np.ndarray]  # split -> its stored images
@@ -114,8 +106,7 @@ class StoreFile:
 
     path: Path
     meta: StoreMeta
-    splits: Mapping[str, SplitRows]  # all stored images
-    features: Mapping[str, np.ndarray]  # split -> (n, views, dim), mapped from the file and not verified
+    splits: Mapping[str, StoredSplit]  # all stored images
     content: bytes | mmap.mmap
     identity: tuple[int, ...]  # device, inode, size and times
 
@@ -130,24 +121,22 @@ class StoreFile:
         with reading(path), path.open("rb") as file:
             now = os.fstat(file.fileno())
             identity = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            with _read_lock(file):
-                content = _map(file)
-                with h5py.File(_seekable(content), "r") as store:
-                    meta, version = _read_meta(path, store)
-                    read = {
-                        name: _read_split(store[name], name, meta, version, content) for name in meta.expected
-                    }
-        splits = {name: split for name, (split, _) in read.items()}
-        return cls(path, meta, splits, {name: one for name, (_, one) in read.items()}, content, identity)
+            _refuse_while_written(file)
+            # On Windows a mapped file cannot be replaced, so its bytes are read.
+            on_windows = sys.platform == "win32"
+            content = file.read() if on_windows else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with h5py.File(_seekable(content), "r") as store:
+                meta, version = _read_meta(path, store)
+                splits = {
+                    name: _read_split(store[name], name, meta, version, content) for name in meta.expected
+                }
+        return cls(path, meta, splits, content, identity)
 
     @property
     def version(self) -> StoreVersion:
-        """What the file holds, small enough to send to other processes."""
+        """What the file holds."""
         index = {name: split.index for name, split in self.splits.items()}
         return StoreVersion(self.meta.sha256, index, self.meta.views)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.version)
 
     def as_version(self, version: StoreVersion) -> StoreFile:
         """Return this file, or the part of it that ``version`` held.
@@ -158,28 +147,24 @@ class StoreFile:
         if self.meta.sha256 == version.sha256:
             return self
         meta = replace(self.meta, sha256=version.sha256, views=version.views)
-        splits, features = {}, {}
+        splits = {}
         for name, index in version.index.items():
             here = self.splits.get(name)
-            if here is None or not np.isin(index, here.index).all():
-                raise self._replaced()
-            rows = np.searchsorted(here.index, index)
-            splits[name] = replace(here.take(rows), rows=None)
-            features[name] = self.features[name][rows, : meta.views_of(name)]
-            if _split_sha256(splits[name], features[name]) != version.sha256[name]:
-                raise self._replaced()
-        return replace(self, meta=meta, splits=splits, features=features)
-
-    def _replaced(self) -> UserError:
-        return UserError(
-            f"Another process has written other features to {self.path} since this work was planned; run the same "
-            "command again."
-        )
+            if here is not None and np.isin(index, here.index).all():
+                rows = np.searchsorted(here.index, index)
+                features = here.features[rows, : meta.views_of(name)]
+                splits[name] = replace(here.take(rows), features=features, rows=None)
+            if name not in splits or content_sha256(vars(splits[name])) != version.sha256[name]:
+                raise UserError(
+                    f"Another process has written other features to {self.path} since this work was planned; run the "
+                    "same command again."
+                )
+        return replace(self, meta=meta, splits=splits)
 
     def problems(self, split: str) -> list[str]:
         """Return what is wrong with a split's contents, in sentences: its digest, and features that are no numbers."""
-        features, found = self.features[split], []
-        if _split_sha256(self.splits[split], features) != self.meta.sha256.get(split):
+        features, found = self.splits[split].features, []
+        if content_sha256(vars(self.splits[split])) != self.meta.sha256.get(split):
             found.append(f"The {split} features have changed since they were written: digests differ.")
         unusable = sum(
             unusable_rows(features[start : start + ROWS_AT_ONCE]).sum()
@@ -200,7 +185,7 @@ class StoreFile:
             if found := self.problems(split):
                 raise damaged(self.path, " ".join(found))
             _verified.add(known)
-        return self.features[split]
+        return self.splits[split].features
 
     def paths(self, split: str) -> np.ndarray:
         """Return the paths of a split's images, text (n,), as the file holds them."""
@@ -211,8 +196,73 @@ class StoreFile:
         return paths
 
 
-def _reopen(path: Path, version: StoreVersion) -> StoreFile:
-    return StoreFile.open(path).as_version(version)
+class SplitContent(NamedTuple):
+    """What is to be stored of one split."""
+
+    rows: np.ndarray  # int64 (n,), ascending: which of the split's images
+    files: np.ndarray  # `FILE` records (n,)
+    blocks: Iterable[Block]  # together all the features
+
+
+def write_store(
+    path: Path, meta: StoreMeta, images: Mapping[str, Split], contents: Mapping[str, SplitContent]
+) -> None:
+    """Write a store of the dataset's ``images`` by split, with ``meta`` (``sha256`` is filled in), whole or not at all.
+
+    The caller holds the store's lock: temporary files of killed processes are removed.
+
+    Raises:
+        OSError: The disk refuses; the file at ``path`` is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PART}"):
+        left.unlink(missing_ok=True)
+    paths = {  # as the disk has them, in UTF-8 or not
+        split: [images[split].paths[row].encode("utf-8", "surrogateescape") for row in content.rows]
+        for split, content in contents.items()
+    }
+    most_bytes = 2 * len(json.dumps(asdict(meta))) + (1 << 14)
+    for split, names in paths.items():
+        most_bytes += len(names) * meta.views_of(split) * meta.dim * np.dtype(meta.dtype).itemsize
+        most_bytes += sum(112 + len(name) for name in names)
+    try:
+        with atomic_write(path) as temporary:
+            _reserve(temporary, most_bytes)
+            with h5py.File(temporary, "w") as file:
+                for split, content in contents.items():
+                    group = file.create_group(split)
+                    group["index"] = content.rows.astype("<i8")
+                    group["labels"] = images[split].labels[content.rows].astype("<i8")
+                    for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
+                        group[column] = content.files[field]
+                    group.attrs[FILES_SHA256] = content_sha256(group, FILE_FIELDS)
+                    group.create_dataset("paths", data=paths[split], dtype=h5py.string_dtype())
+                    shape = (len(content.rows), meta.views_of(split), meta.dim)
+                    features = group.create_dataset("features", shape, np.dtype(meta.dtype).newbyteorder("<"))
+                    for rows, views, block in content.blocks:
+                        if len(rows):
+                            features[rows, views] = block
+                meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
+                text = json.dumps(asdict(meta))
+                file.create_dataset(META, data=text, dtype=h5py.string_dtype())
+                file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
+                file.attrs["format"] = FORMAT
+                file.attrs["format_version"] = FORMAT_VERSION
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+    except RuntimeError as error:  # raised by h5py where the disk fills up in spite of the reservation
+        raise OSError(f"HDF5 broke off: {str(error).splitlines()[0]}") from error
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Let a disk without ``size`` free bytes refuse now: HDF5 would break off in the middle and print errors."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot reserve
+                    raise
 
 
 def content_sha256(split: Mapping[str, Any], fields: Sequence[str] = HASHED) -> str:
@@ -224,10 +274,6 @@ def content_sha256(split: Mapping[str, Any], fields: Sequence[str] = HASHED) -> 
         for start in range(0, len(data), ROWS_AT_ONCE):
             digest.update(np.ascontiguousarray(data[start : start + ROWS_AT_ONCE]).data)
     return digest.hexdigest()
-
-
-def _split_sha256(split: SplitRows, features: np.ndarray) -> str:
-    return content_sha256({"index": split.index, "labels": split.labels, "features": features})
 
 
 def unusable_rows(features: np.ndarray) -> np.ndarray:
@@ -250,17 +296,16 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} is open for writing in another program; close that program and run the same command again."
         ) from error
-    except OSError as error:
-        if path.is_dir():
+    except Exception as error:  # damaged files may raise any exception
+        if isinstance(error, OSError) and path.is_dir():
             raise UserError(
                 f"Expected a feature store at {path}, got a folder; move it away or use another cache folder."
             ) from error
-        if error.errno is None:  # raised by HDF5 for the contents
-            raise damaged(path, error) from error
-        raise UserError(
-            f"{path} cannot be read ({os.strerror(error.errno)}); {_advice(error.errno)}."
-        ) from error
-    except Exception as error:  # damaged files may raise any exception
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # HDF5's errors for contents have no number
+            advice = ADVICE.get(error.errno, "check the disk and run the same command again")
+            raise UserError(f"{path} cannot be read ({os.strerror(error.errno)}); {advice}.") from error
         raise damaged(path, error) from error
 
 
@@ -272,42 +317,18 @@ def damaged(path: Path, reason: object) -> UserError:
     )
 
 
-def _advice(code: int) -> str:
-    if code in (errno.EACCES, errno.EPERM):
-        return "change its permissions or use another cache folder"
-    if code in (errno.EMFILE, errno.ENFILE):
-        return "close other programs or allow more open files (ulimit -n), and run the same command again"
-    return "check the disk and run the same command again"
-
-
-@contextmanager
-def _read_lock(file: BinaryIO) -> Iterator[None]:
-    """Hold HDF5's own lock for readers, which excludes programs that write to the file.
-
-    Raises:
-        BlockingIOError: Such a program holds the file.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        yield
-        return
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)  # the mapping keeps the file open, and the lock with it
-
-
-def _map(file: BinaryIO) -> bytes | mmap.mmap:
-    """Map the file. On Windows a mapped file cannot be replaced, so its bytes are read."""
-    if sys.platform == "win32":
-        return file.read()
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _refuse_while_written(file: BinaryIO) -> None:
+    """Raise BlockingIOError while a program has the file open for writing, which HDF5's own lock shows."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(
+                file, fcntl.LOCK_UN
+            )  # now: the mapping would keep the file open, and the lock with it
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
 
 
 def _seekable(content: bytes | mmap.mmap) -> Any:
@@ -327,14 +348,13 @@ def _read_meta(path: Path, file: h5py.File) -> tuple[StoreMeta, int]:
     if version > 1 and hashlib.sha256(text.encode()).hexdigest() != file.attrs[META_SHA256]:
         raise ValueError("its description has changed since it was written")
     fields: dict[str, Any] = json.loads(text)
-    fields["class_names"] = tuple(fields["class_names"])
-    return StoreMeta(**fields), version
+    return StoreMeta(**fields | {"class_names": tuple(fields["class_names"])}), version
 
 
 def _read_split(
     group: h5py.Group, name: str, meta: StoreMeta, version: int, content: bytes | mmap.mmap
-) -> tuple[SplitRows, np.ndarray]:
-    """Check a split's tables, and return them and its features, mapped."""
+) -> StoredSplit:
+    """Check a split's tables, and return them with its features mapped."""
     features, index, labels = group["features"], group["index"][:], group["labels"][:]
     shape = (len(index), meta.views_of(name), meta.dim)
     if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
@@ -351,11 +371,10 @@ def _read_split(
             raise ValueError(f"its records of {name} image files have changed since they were written")
         for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
             files[field] = group[column][:]
-    split = SplitRows(index, labels, files)
     if not features.size:
-        return split, np.zeros(shape, features.dtype)
+        return StoredSplit(index, labels, files, np.zeros(shape, features.dtype))
     offset = features.id.get_offset()
     if offset is None or offset + features.nbytes > len(content):
         raise ValueError(f"its {name} features do not lie in it in one piece")
-    flat = np.frombuffer(content, features.dtype, features.size, offset)
-    return split, flat.reshape(shape)
+    mapped = np.frombuffer(content, features.dtype, features.size, offset).reshape(shape)
+    return StoredSplit(index, labels, files, mapped)

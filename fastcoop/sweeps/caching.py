@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastcoop.features import cache_all
-from fastcoop.features.chunks import EncodingSettings, plan_encoding, wanted_images
+from fastcoop.features.cache import plan_encoding
+from fastcoop.features.encode import Encoding
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
 
@@ -57,7 +58,6 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
     """Return how many crops (images times views) `cache_loaded` would encode, by names of backbone and dataset."""
     missing: dict[tuple[str, str], int] = {}
     grid = loaded.grid
-    settings = EncodingSettings(grid.recipe, 0, grid.views, "float16", 1)
     for backbone in loaded.backbones:
         for spec, dataset in loaded.datasets.items():
             if dataset.store is not None:  # imported features
@@ -65,8 +65,8 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
             data = loaded.data(backbone.name, dataset.name)
             shots, seeds = grid.drawn(spec)
             subsets = (data.subset(number, seed).train for number in shots for seed in seeds)
-            wanted = wanted_images(dataset, subsets)
-            plan = plan_encoding(backbone, dataset, wanted, settings, data.store, True)
-            if plan.crops:
-                missing[backbone.name, dataset.name] = plan.crops
+            encoding = Encoding(backbone, dataset, grid.recipe, views=grid.views)
+            plan = plan_encoding(encoding, subsets, data.store, leave_skipped=True)
+            if crops := sum(chunk.crops for chunk in plan.chunks):
+                missing[backbone.name, dataset.name] = crops
     return missing

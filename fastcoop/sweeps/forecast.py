@@ -341,13 +341,12 @@ def _size(run: RunSpec[Any]) -> float:
 
 def _seconds_per_crop(backbone: Backbone, dataset: Dataset, recipe: str) -> float:
     """Return the seconds of encoding an image, from a few test images; reading goes on beside it."""
-    from fastcoop.features.chunks import Chunk, EncodingSettings
-    from fastcoop.features.encode import encode, read_crops
+    from fastcoop.features.encode import Chunk, Encoding, decode, encode
 
     rows = tuple(range(min(TIMED_CROPS, len(dataset.splits["test"]))))
-    chunk = Chunk("test", rows, range(1), "")
-    settings = EncodingSettings(recipe, 0, 0, "float32", TIMED_CROPS)
-    images = [read_crops(dataset, chunk, row, backbone, settings) for row in rows]
+    chunk = Chunk("test", rows, range(1))
+    encoding = Encoding(backbone, dataset, recipe, dtype="float32", batch_size=TIMED_CROPS)
+    images = [decode(encoding, chunk, row) for row in rows]
     start = time.perf_counter()
-    encode(backbone, dataset, chunk, images, settings)
+    encode(encoding, chunk, images)
     return (time.perf_counter() - start) / len(rows)

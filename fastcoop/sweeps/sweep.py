@@ -297,9 +297,9 @@ def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | N
 def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
     """Open a store, if it exists, without images whose files have changed, and warn about those."""
     store = open_if_there(path, backbone, dataset, only_unchanged=True)
-    if store is not None and store.compared.count:
+    if store is not None and store.changed_images:
         log.warning(
-            f"{store.compared.count} image file(s) of {dataset.name} have changed since they were encoded; they would "
+            f"{store.changed_images} image file(s) of {dataset.name} have changed since they were encoded; they would "
             "be encoded again."
         )
     return store

@@ -113,7 +113,7 @@ class WorkerSpec:
         }
         opened = {names: data.store for names, data in loaded.features.items() if data.store is not None}
         stores = {names: store.path.resolve() for names, store in opened.items()}
-        versions = {names: store.version for names, store in opened.items()}
+        versions = {names: store.file.version for names, store in opened.items()}
         datasets = {dataset.name: dataset for dataset in loaded.datasets.values()}
         return cls(specs, datasets, stores, versions, loaded.grid.views, device)
 

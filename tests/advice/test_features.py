@@ -55,14 +55,14 @@ def test_images_that_are_not_cached(backbone: Backbone, dataset: Dataset, tmp_pa
 def test_parts_that_were_removed(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = cache_module.encode_chunks
+    original = cache_module.encode_missing
 
     def encode_and_remove(*arguments: Any) -> None:
         original(*arguments)
         shutil.rmtree(tmp_path / "tiny" / "animals.h5.parts")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "encode_chunks", encode_and_remove)
+        patch.setattr(cache_module, "encode_missing", encode_and_remove)
         with pytest.raises(UserError, match="run the command again"):
             cache_features(backbone, dataset, tmp_path, **ASK)
     cache_features(backbone, dataset, tmp_path, **ASK)

@@ -16,7 +16,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot, load_dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, check_store, chunks, store_path
+from fastcoop.features import FeatureStore, cache_features, check_store, encode, store_path
 from fastcoop.features.images import crops, normalize, read_rgb
 from tests.advice import follows
 from tests.features.small import contents, make_backbone
@@ -94,7 +94,7 @@ def test_asking_for_more_adds_only_what_is_missing(
     count_encoded()
     cache_features(backbone, dataset, cache, shots=[1], seeds=[1], views=2)
     assert count_encoded() == 0
-    assert FeatureStore.open(path).views == 3
+    assert FeatureStore.open(path).meta.views == 3
 
 
 def test_float32_holds_features_exactly_and_float16_within_its_precision(
@@ -267,7 +267,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(chunks, "CROPS_PER_CHUNK", 8)
+    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 8)
     ask = {"shots": ["all"], "seeds": [1], "views": 1}
     expected = contents(cache_features(backbone, dataset, tmp_path / "whole", **ask))
     everything = count_encoded()

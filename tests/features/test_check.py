@@ -102,7 +102,11 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
     sources = {"train": train, "test": tmp_path / "test.pt"}
     path = import_features(sources, tmp_path / "cache", backbone, name="elsewhere", dtype="float32")
     store = FeatureStore.open(path, backbone)
-    assert (store.views, store.class_names, store.template) == (2, ("cat", "dog"), "a photo of a {}.")
+    assert (store.meta.views, store.meta.class_names, store.template) == (
+        2,
+        ("cat", "dog"),
+        "a photo of a {}.",
+    )
     assert torch.equal(store.split("test")[0], test["features"])
     dataset = store.as_dataset()
     drawn = few_shot(dataset, 2, 1).train

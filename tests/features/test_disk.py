@@ -17,7 +17,7 @@ import pytest
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, chunks, write
+from fastcoop.features import FeatureStore, cache_features, encode, store_file
 from tests.advice import follows
 from tests.features.small import contents
 
@@ -45,13 +45,13 @@ def failing_at(call: int, original: Callable[..., Any], code: int = errno.ENOSPC
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (chunks.np, "savez", 1),
-        (chunks.np, "savez", 2),
+        (encode.np, "savez", 1),
+        (encode.np, "savez", 2),
         (os, "fsync", 2),  # of a part
         (os, "posix_fallocate", 1),
         (h5py.Group, "create_dataset", 2),
         (h5py.Dataset, "__setitem__", 2),
-        (write, "content_sha256", 2),
+        (store_file, "content_sha256", 7),  # the first of the file that is written
         (os, "replace", 2),
     ],
 )
@@ -61,7 +61,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost_and_the_rerun_ends_the_same(
 ) -> None:  # fmt: skip
     if not hasattr(module, name):
         pytest.skip(f"this system has no {name}")
-    monkeypatch.setattr(chunks, "CROPS_PER_CHUNK", 16)
+    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 16)
     few, more = ({"shots": shots, "seeds": [1], "views": 1} for shots in ([1], ["all"]))
     cache_features(backbone, dataset, tmp_path / "whole", **few)
     expected = contents(cache_features(backbone, dataset, tmp_path / "whole", **more))
@@ -83,7 +83,7 @@ def test_hdf5_that_breaks_off_is_a_clear_error(
     def breaks_off(*_: Any) -> None:
         raise RuntimeError("Can't decrement id ref count (file write failed: time = now\n, errno = 28)")
 
-    monkeypatch.setattr(write, "content_sha256", breaks_off)
+    monkeypatch.setattr(store_file, "content_sha256", breaks_off)
     with pytest.raises(UserError, match=r"cannot be written \(HDF5 broke off: Can't decrement id ref count"):
         cache_features(backbone, dataset, tmp_path, shots=[1], seeds=[1], views=1)
 
@@ -92,7 +92,7 @@ def test_the_room_that_is_reserved_is_more_than_the_file_takes(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserved = []
-    monkeypatch.setattr(write, "_reserve", lambda path, size: reserved.append(size))
+    monkeypatch.setattr(store_file, "_reserve", lambda path, size: reserved.append(size))
     for views in (0, 7):
         ask = {"shots": ["all"], "seeds": [1], "views": views, "dtype": "float32"}
         path = cache_features(backbone, dataset, tmp_path / str(views), **ask)

@@ -30,7 +30,7 @@ def test_a_half_s_features_are_the_whole_s(place: Path) -> None:
     path = cache_features(backbone, new, place / "cache", shots=[2], seeds=[1], views=1, skip_unreadable=True)
     assert path == store_path(place / "cache", backbone, whole)
     stores = [FeatureStore.open(path, backbone, dataset) for dataset in (whole, new)]
-    assert stores[1].class_names == ("grey", "sky blue")
+    assert stores[1].meta.class_names == ("grey", "sky blue")
     assert len({store.digest for store in stores}) == 2
     paths = [dict(zip(store.paths("test"), store.indices("test"), strict=True)) for store in stores]
     inside = [name for name in paths[0] if "grey" in name or "sky blue" in name]

@@ -22,7 +22,6 @@ from fastcoop.features import (
     FeatureStore,
     cache_features,
     check_store,
-    chunks,
     encode,
     open_current,
 )
@@ -91,14 +90,14 @@ def test_changed_pictures_are_encoded_again_and_no_others(
     invert(dataset.root / "train" / "dog" / "2.png")
     touch(dataset.root / "test" / "owl" / "0.png")
     seen = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
-    assert {split: rows.tolist() for split, rows in seen.compared.changed.items()} == {
+    assert {split: rows.tolist() for split, rows in seen.changed.items()} == {
         "train": [8],
         "test": [1],
     }
     assert seen.digest != before.digest
     assert seen.train_digest(np.array([8])) is None
     assert seen.train_digest(np.array([7])) == before.train_digest(np.array([7]))
-    with pytest.raises(UserError, match=r"2 image file\(s\) of animals changed while features were computed"):
+    with pytest.raises(UserError, match=r"2 image files of animals changed while features were computed"):
         open_current(path, backbone, dataset)
     count_encoded()
     cache_features(backbone, dataset, tmp_path / "cache", **ASK)
@@ -107,7 +106,7 @@ def test_changed_pictures_are_encoded_again_and_no_others(
         "2 image file(s) of animals have changed since they were encoded; encoding them again."
     ]
     fresh = cache_features(backbone, dataset, tmp_path / "fresh", **ASK)
-    assert open_current(path, backbone, dataset).compared.renewed is False
+    assert open_current(path, backbone, dataset).has_new_times is False
     for split, rows in (("train", 18), ("val", 6), ("test", 9)):
         new, whole = (FeatureStore.open(p).raw(split, slice(0, 18)) for p in (path, fresh))
         assert len(new) == rows
@@ -137,7 +136,7 @@ def test_a_new_time_alone_is_noted_where_the_folder_can_be_written(
     cache_features(backbone, dataset, tmp_path / "cache", **ASK)
     assert count_encoded() == 0
     assert FeatureStore.open(path).meta.sha256 == digests
-    assert not FeatureStore.open(path, backbone, dataset, only_unchanged=True).compared.renewed
+    assert not FeatureStore.open(path, backbone, dataset, only_unchanged=True).has_new_times
 
 
 def test_half_of_the_classes_share_the_changes_of_the_whole(
@@ -150,7 +149,7 @@ def test_half_of_the_classes_share_the_changes_of_the_whole(
     invert(dataset.root / "test" / "cat" / "0.png")
     count_encoded()
     seen = FeatureStore.open(path, backbone, half, only_unchanged=True)
-    assert seen.compared.count == 2
+    assert seen.changed_images == 2
     assert seen.indices("test").tolist() == [0, 2, 3, 4, 5]
     cache_features(backbone, half, tmp_path / "cache", **ASK)
     assert count_encoded() == 2
@@ -191,14 +190,14 @@ def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
     victim, original = dataset.root / "test" / "dog" / "2.png", encode.encode
 
     def change_then_encode(*arguments, **options):
-        if victim.exists() and arguments[2].split == "test":
+        if victim.exists() and arguments[1].split == "test":
             invert(victim)
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(encode, "encode", change_then_encode)
         path = cache_features(backbone, dataset, tmp_path, **ASK)
-    with pytest.raises(UserError, match=r"1 image file\(s\) of animals changed while"):
+    with pytest.raises(UserError, match=r"1 image file of animals changed while"):
         open_current(path, backbone, dataset)
     cache_features(backbone, dataset, tmp_path, **ASK)
     fresh = cache_features(backbone, dataset, tmp_path / "fresh", **ASK)
@@ -209,7 +208,7 @@ def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
 def test_parts_of_an_interrupted_run_are_not_taken_up_for_other_pictures(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "CROPS_PER_CHUNK", 8)
+    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 8)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -279,7 +278,7 @@ def test_check_reads_every_picture(backbone: Backbone, dataset: Dataset, tmp_pat
     content[-1] ^= 1  # of the same size and, below, of the same time
     picture.write_bytes(content)
     os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert FeatureStore.open(path, backbone, dataset, only_unchanged=True).compared.count == 0
+    assert FeatureStore.open(path, backbone, dataset, only_unchanged=True).changed_images == 0
     assert check_store(path, dataset=dataset).problems == [
         f"1 test image file(s) have changed since they were encoded, the first {picture}; delete {path} "
         "and run `fastcoop cache-features`."

@@ -64,7 +64,7 @@ def test_nothing_else_that_is_cached_makes_other_runs(
     assert run(small, **folders).finished == 4
     assert run(small | {"views": 3, "shots": 2}, **folders, only=["coop"]).finished == 2
     store = FeatureStore.open(folders["cache"] / "tiny" / "colours.h5")
-    assert store.views == 3
+    assert store.meta.views == 3
     assert run(small, **folders, dry_run=True).done_before == 4
     assert run(small | {"views": 3}, **folders).finished == 2, "the number of views matters to CoOp alone"
 
