@@ -1,0 +1,255 @@
+"""Attention over a whole forest: one launch forward, two backward, for all trees, runs and heads.
+
+A program works on one tile (see `tiles`) and one head. It reads queries, keys and values where the products wrote them
+and writes where the next product reads: nothing is gathered, and no scores reach memory.
+
+- Forward attends to the tile's own rows, then to its chain in blocks, with an online softmax.
+- Backward recomputes the scores. It first finds each query's softmax sum and the sum of p dp, then the gradients:
+  those of the tile's rows are written in place, those of the chain's keys to slots.
+- `rows.add_segments` adds the slots to the rows, in order, without atomics: the same bits every time.
+
+Scores, softmax and sums are in float32 (float64 for float64 inputs), whatever the inputs are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcoop.engine.kernels.launch import launch, padded, product_precision
+from fastcoop.engine.kernels.rows import add_segments
+from fastcoop.engine.kernels.tiles import TilePlan
+
+TILE, WIDE_TILE = (
+    64,
+    32,
+)  # rows of a tile, for numbers of two and of more bytes: both fit an A100 and its registers
+
+
+@triton.jit
+def _load_head(matrix, index, stride, head, mask, D: tl.constexpr, D_BLOCK: tl.constexpr):
+    """Load one head's numbers of the rows ``index``: (rows, D_BLOCK), zero where masked."""
+    d = tl.arange(0, D_BLOCK)
+    at = matrix + index[:, None].to(tl.int64) * stride + head * D + d[None, :]
+    return tl.load(at, mask=mask[:, None] & (d[None, :] < D), other=0.0)
+
+
+@triton.jit
+def _store_head(matrix, numbers, index, stride, head, mask, D: tl.constexpr, D_BLOCK: tl.constexpr):
+    d = tl.arange(0, D_BLOCK)
+    at = matrix + index[:, None].to(tl.int64) * stride + head * D + d[None, :]
+    tl.store(at, numbers.to(matrix.dtype.element_ty), mask=mask[:, None] & (d[None, :] < D))
+
+
+@triton.jit
+def _load_chain(
+    k, v, constant_k, constant_v, chain, start, end, entry, is_entry, row, kv_stride, constant_stride, head,
+    D: tl.constexpr, D_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Load keys and values of a chain's entries, and return which of the rows ``row`` read them."""
+    key = tl.load(chain + entry, mask=is_entry, other=0)
+    first = tl.load(start + entry, mask=is_entry, other=0)
+    stop = tl.load(end + entry, mask=is_entry, other=0)
+    is_row, is_constant = is_entry & (key >= 0), is_entry & (key < 0)
+    # One of the two loads is masked, and adds zero.
+    keys = _load_head(k, key, kv_stride, head, is_row, D, D_BLOCK)
+    keys += _load_head(constant_k, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
+    values = _load_head(v, key, kv_stride, head, is_row, D, D_BLOCK)
+    values += _load_head(constant_v, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
+    reads = (first[None, :] <= row[:, None]) & (row[:, None] < stop[None, :])
+    return keys, values, reads, is_row
+
+
+@triton.jit
+def _scores(q, k, reads, PRECISION: tl.constexpr):
+    return tl.where(reads, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, constant_k, constant_v, out, tiles, row_end, chain, chain_start, chain_end, query_of_row,
+    q_stride, kv_stride, constant_stride, out_stride,
+    D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first_row, rows = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
+    first_entry, entries = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
+    row = first_row + tl.arange(0, TILE)
+    is_row = row < first_row + rows
+    query = row
+    if query_of_row is not None:
+        query = tl.load(query_of_row + row, mask=is_row, other=-1)
+    is_query = is_row & (query >= 0)
+    end = tl.load(row_end + row, mask=is_row, other=0)
+
+    queries = _load_head(q, query, q_stride, head, is_query, D, D_BLOCK)
+    keys = _load_head(k, row, kv_stride, head, is_row, D, D_BLOCK)
+    values = _load_head(v, row, kv_stride, head, is_row, D, D_BLOCK)
+    scores = _scores(queries, keys, (row[None, :] <= row[:, None]) & (row[:, None] < end[None, :]), PRECISION)
+    largest = tl.max(scores, 1)
+    largest = tl.where(is_row, largest, 0.0)  # rows that only fill up the tile read nothing
+    p = tl.exp(scores - largest[:, None])
+    total = tl.sum(p, 1)
+    sums = tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
+    for begin in range(0, entries, CHAIN):
+        entry = first_entry + begin + tl.arange(0, CHAIN)
+        chain_keys, chain_values, reads, _ = _load_chain(
+            k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
+            kv_stride, constant_stride, head, D, D_BLOCK,
+        )  # fmt: skip
+        chain_scores = _scores(queries, chain_keys, reads, PRECISION)
+        larger = tl.maximum(largest, tl.max(chain_scores, 1))
+        factor = tl.exp(largest - larger)
+        chain_p = tl.exp(chain_scores - larger[:, None])
+        total = total * factor + tl.sum(chain_p, 1)
+        sums = sums * factor[:, None]
+        sums += tl.dot(chain_p.to(values.dtype), chain_values, input_precision=PRECISION)
+        largest = larger
+    total = tl.where(is_row, total, 1.0)
+    _store_head(out, sums / total[:, None], query, out_stride, head, is_query, D, D_BLOCK)
+
+
+@triton.jit
+def backward_kernel(
+    q, k, v, constant_k, constant_v, grad, grad_q, grad_k, grad_v, slot_k, slot_v,
+    tiles, row_end, chain, chain_start, chain_end, query_of_row,
+    q_stride, kv_stride, constant_stride, grad_stride, grad_q_stride, grad_kv_stride, slot_stride,
+    D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first_row, rows = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
+    first_entry, entries = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
+    row = first_row + tl.arange(0, TILE)
+    is_row = row < first_row + rows
+    query = row
+    if query_of_row is not None:
+        query = tl.load(query_of_row + row, mask=is_row, other=-1)
+    is_query = is_row & (query >= 0)
+    end = tl.load(row_end + row, mask=is_row, other=0)
+
+    queries = _load_head(q, query, q_stride, head, is_query, D, D_BLOCK)
+    grads = _load_head(grad, query, grad_stride, head, is_query, D, D_BLOCK)
+    keys = _load_head(k, row, kv_stride, head, is_row, D, D_BLOCK)
+    values = _load_head(v, row, kv_stride, head, is_row, D, D_BLOCK)
+    scores = _scores(queries, keys, (row[None, :] <= row[:, None]) & (row[:, None] < end[None, :]), PRECISION)
+    grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+
+    # Each query's largest score, the sum of its exponentials, and their sum weighted by grad_p.
+    largest = tl.max(scores, 1)
+    largest = tl.where(is_row, largest, 0.0)  # rows that only fill up the tile read nothing
+    p = tl.exp(scores - largest[:, None])
+    total = tl.sum(p, 1)
+    weighted = tl.sum(p * grad_p, 1)
+    for begin in range(0, entries, CHAIN):
+        entry = first_entry + begin + tl.arange(0, CHAIN)
+        chain_keys, chain_values, reads, _ = _load_chain(
+            k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
+            kv_stride, constant_stride, head, D, D_BLOCK,
+        )  # fmt: skip
+        chain_scores = _scores(queries, chain_keys, reads, PRECISION)
+        chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
+        larger = tl.maximum(largest, tl.max(chain_scores, 1))
+        factor = tl.exp(largest - larger)
+        chain_p = tl.exp(chain_scores - larger[:, None])
+        total = total * factor + tl.sum(chain_p, 1)
+        weighted = weighted * factor + tl.sum(chain_p * chain_grad_p, 1)
+        largest = larger
+    inverse = tl.where(
+        is_query, 1.0 / tl.where(is_query, total, 1.0), 0.0
+    )  # a row without a query gives nothing
+    mean = weighted * inverse
+
+    p = tl.exp(scores - largest[:, None]) * inverse[:, None]
+    grad_scores = (p * (grad_p - mean[:, None])).to(keys.dtype)
+    p = p.to(keys.dtype)
+    grad_queries = tl.dot(grad_scores, keys, input_precision=PRECISION)
+    grad_keys = tl.dot(tl.trans(grad_scores), queries, input_precision=PRECISION)
+    grad_values = tl.dot(tl.trans(p), grads, input_precision=PRECISION)
+    _store_head(grad_k, grad_keys, row, grad_kv_stride, head, is_row, D, D_BLOCK)
+    _store_head(grad_v, grad_values, row, grad_kv_stride, head, is_row, D, D_BLOCK)
+    for begin in range(0, entries, CHAIN):
+        entry = first_entry + begin + tl.arange(0, CHAIN)
+        chain_keys, chain_values, reads, has_slot = _load_chain(
+            k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
+            kv_stride, constant_stride, head, D, D_BLOCK,
+        )  # fmt: skip
+        chain_p = tl.exp(_scores(queries, chain_keys, reads, PRECISION) - largest[:, None]) * inverse[:, None]
+        chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
+        chain_grad_scores = (chain_p * (chain_grad_p - mean[:, None])).to(keys.dtype)
+        chain_p = chain_p.to(keys.dtype)
+        grad_queries += tl.dot(chain_grad_scores, chain_keys, input_precision=PRECISION)
+        chain_grad_k = tl.dot(tl.trans(chain_grad_scores), queries, input_precision=PRECISION)
+        chain_grad_v = tl.dot(tl.trans(chain_p), grads, input_precision=PRECISION)
+        _store_head(slot_k, chain_grad_k, entry, slot_stride, head, has_slot, D, D_BLOCK)
+        _store_head(slot_v, chain_grad_v, entry, slot_stride, head, has_slot, D, D_BLOCK)
+    _store_head(grad_q, grad_queries, query, grad_q_stride, head, is_query, D, D_BLOCK)
+
+
+@dataclass(frozen=True, eq=False)
+class TiledAttention:
+    """Attention of a forest's layers.
+
+    Queries (queries, width) arrive scaled. Keys and values are one matrix ``kv`` (rows, 2 width), as are those of the
+    constants. Matrices may have any row stride. With ``query_of_row`` int32 (rows,), only some rows have queries: it is
+    each row's place in q, out and their gradients, or -1.
+    """
+
+    plan: TilePlan
+    heads: int
+    tile: int
+
+    def forward(
+        self, q: Tensor, kv: Tensor, constants: Tensor, out: Tensor, query_of_row: Tensor | None = None
+    ) -> None:
+        """Write the attended values into ``out`` (queries, width)."""
+        plan = self.plan
+        launch(
+            forward_kernel, (len(plan.tiles), self.heads), q, *_halves(kv), *_halves(constants), out,
+            plan.tiles, plan.row_end, plan.chain, plan.chain_start, plan.chain_end, query_of_row,
+            q.stride(0), kv.stride(0), constants.stride(0), out.stride(0), **self._constants(q),
+        )  # fmt: skip
+
+    def backward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        grad: Tensor,
+        grads: tuple[Tensor, Tensor],
+        slots: Tensor,
+        query_of_row: Tensor | None = None,
+    ) -> None:
+        """Write the gradients of q and kv.
+
+        Args:
+            inputs: q, kv and constants, as ``forward`` had them.
+            grad: Of ``forward``'s result.
+            grads: Of q and kv, to be written.
+            slots: Memory, (entries, 2 width), float32 (float64 for float64 inputs).
+            query_of_row: As ``forward`` had it.
+        """
+        (q, kv, constants), (grad_q, grad_kv) = inputs, grads
+        plan = self.plan
+        launch(
+            backward_kernel, (len(plan.tiles), self.heads), q, *_halves(kv), *_halves(constants), grad,
+            grad_q, *_halves(grad_kv), *_halves(slots),
+            plan.tiles, plan.row_end, plan.chain, plan.chain_start, plan.chain_end, query_of_row,
+            q.stride(0), kv.stride(0), constants.stride(0), grad.stride(0), grad_q.stride(0), grad_kv.stride(0),
+            slots.stride(0), **self._constants(q),
+        )  # fmt: skip
+        add_segments(grad_kv, slots, plan.slots, onto=True)
+
+    def _constants(self, q: Tensor) -> dict[str, Any]:
+        d = q.shape[1] // self.heads
+        precision = product_precision(q)
+        return {
+            "D": d, "D_BLOCK": padded(d), "TILE": self.tile, "CHAIN": max(16, self.tile // 2), "PRECISION": precision
+        }  # fmt: skip
+
+
+def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the keys and the values of a matrix that has them side by side."""
+    first, second = pair.chunk(2, dim=1)
+    return first, second

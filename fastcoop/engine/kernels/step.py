@@ -1,0 +1,226 @@
+"""The loss of all runs in one launch, and the optimizer's step in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcoop.engine.kernels.launch import launch, padded, wide
+
+CLASS_BLOCK = 64  # classes of a program
+DIM_BLOCK = 32  # numbers of a feature at a time
+MAX_BATCH = 64  # images of a step that the loss kernel takes
+RUNS = 256  # at a time, of the program that notes the losses
+
+
+@triton.jit
+def _cosines(
+    features, images, first, classes, image, is_image,
+    DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH: tl.constexpr,
+):  # fmt: skip
+    """Return cosines (BATCH, CLASSES) of images with the classes from ``first`` on, and the class features' norms."""
+    c = tl.arange(0, CLASSES)
+    products = tl.zeros((BATCH, CLASSES), images.dtype.element_ty)
+    squares = tl.zeros((CLASSES,), images.dtype.element_ty)
+    for begin in range(0, DIM, DIM_BLOCK):
+        k = begin + tl.arange(0, DIM_BLOCK)
+        of_image = images + image[:, None].to(tl.int64) * DIM + k[None, :]
+        of_class = features + (first + c)[:, None].to(tl.int64) * DIM + k[None, :]
+        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < DIM), other=0.0)
+        b = wide(tl.load(of_class, mask=(c < classes)[:, None] & (k[None, :] < DIM), other=0.0))
+        products += tl.dot(a, tl.trans(b), input_precision="ieee")
+        squares += tl.sum(b * b, 1)
+    norm = tl.where(c < classes, tl.sqrt(squares), 1.0)
+    return products / norm[None, :], norm
+
+
+@triton.jit
+def cross_entropy_kernel(
+    features, images, labels, image_rows, step, class_blocks, losses, grads, scale, runs,
+    DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH_SIZE: tl.constexpr, BATCH: tl.constexpr,
+):  # fmt: skip
+    block = class_blocks + 4 * tl.program_id(0)
+    run, first, classes, own = tl.load(block), tl.load(block + 1), tl.load(block + 2), tl.load(block + 3)
+    b, c = tl.arange(0, BATCH), tl.arange(0, CLASSES)
+    at = (tl.load(step) * runs + run) * BATCH_SIZE + b
+    image = tl.load(image_rows + at, mask=b < BATCH_SIZE, other=-1)
+    is_image = image >= 0
+    label = tl.load(labels + image, mask=is_image, other=-1)
+    count = tl.sum(is_image.to(tl.int32), 0)
+
+    # Every program of a run goes over all of its classes for the softmax; the gradient is for its own block alone.
+    largest = tl.full((BATCH,), float("-inf"), images.dtype.element_ty)
+    total = tl.zeros((BATCH,), images.dtype.element_ty)
+    right = tl.zeros((BATCH,), images.dtype.element_ty)
+    for begin in range(0, classes, CLASSES):
+        cosines, _ = _cosines(
+            features, images, first + begin, classes - begin, image, is_image, DIM, DIM_BLOCK, CLASSES, BATCH
+        )
+        logits = tl.where((begin + c < classes)[None, :], scale * cosines, float("-inf"))
+        right += tl.sum(tl.where((begin + c)[None, :] == label[:, None], logits, 0.0), 1)
+        larger = tl.maximum(largest, tl.max(logits, 1), propagate_nan=tl.PropagateNan.ALL)
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(logits - larger[:, None]), 1)
+        largest = larger
+    if own == 0:
+        tl.store(losses + run, tl.sum(tl.where(is_image, largest + tl.log(total) - right, 0.0), 0) / count)
+
+    cosines, norm = _cosines(
+        features, images, first + own, classes - own, image, is_image, DIM, DIM_BLOCK, CLASSES, BATCH
+    )
+    is_class = own + c < classes
+    p = tl.where(is_class[None, :], tl.exp(scale * cosines - largest[:, None]) / total[:, None], 0.0)
+    error = p - ((own + c)[None, :] == label[:, None]).to(p.dtype)
+    error = tl.where(is_image[:, None], error * scale / count, 0.0)
+    along = tl.sum(error * cosines, 0)  # the gradient's part along the class feature, which its norm removes
+    for begin in range(0, DIM, DIM_BLOCK):
+        k = begin + tl.arange(0, DIM_BLOCK)
+        of_image = images + image[:, None].to(tl.int64) * DIM + k[None, :]
+        of_class = (first + own + c)[:, None].to(tl.int64) * DIM + k[None, :]
+        is_number = is_class[:, None] & (k[None, :] < DIM)
+        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < DIM), other=0.0)
+        direction = wide(tl.load(features + of_class, mask=is_number, other=0.0)) / norm[:, None]
+        grad = (tl.dot(tl.trans(error), a, input_precision="ieee") - direction * along[:, None]) / norm[
+            :, None
+        ]
+        tl.store(grads + of_class, grad.to(grads.dtype.element_ty), mask=is_number)
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """The mean cross-entropy of every run (equation 3), and its gradient for the class features.
+
+    Class features are (classes of all runs, dim), run by run, not normalized, in the tower's dtype.
+
+    Args:
+        class_blocks: Of `class_blocks`.
+        logit_scale: Logits are this times the cosine.
+        images: Normalized image features (images, dim), float32 or float64.
+        labels: int64 (images,).
+        image_rows: int32 (steps, runs, batch size): rows of ``images``, -1 where a batch is short.
+        step: int64 (1,) on the device: the step to read.
+    """
+
+    class_blocks: Tensor
+    logit_scale: float
+    images: Tensor
+    labels: Tensor
+    image_rows: Tensor
+    step: Tensor
+
+    def __call__(self, features: Tensor, losses: Tensor, grads: Tensor) -> None:
+        """Write ``losses`` (runs,), and ``grads`` shaped as ``features``; both contiguous."""
+        _, runs, batch_size = self.image_rows.shape
+        launch(
+            cross_entropy_kernel, (len(self.class_blocks),), features, self.images, self.labels, self.image_rows,
+            self.step, self.class_blocks, losses, grads, self.logit_scale, runs, DIM=features.shape[1],
+            DIM_BLOCK=DIM_BLOCK, CLASSES=CLASS_BLOCK, BATCH_SIZE=batch_size, BATCH=padded(batch_size),
+        )  # fmt: skip
+
+
+def class_blocks(classes: Sequence[int], device: torch.device | str) -> Tensor:
+    """Cut each run's classes into blocks.
+
+    Returns:
+        int32 (blocks, 4): the run, its first class among those of all runs, its number of classes, and the block's
+        first class among the run's own.
+    """
+    firsts = np.concatenate([[0], np.cumsum(classes)])
+    rows = [
+        (run, firsts[run], number, own)
+        for run, number in enumerate(classes)
+        for own in range(0, number, CLASS_BLOCK)
+    ]
+    return torch.as_tensor(np.array(rows, np.int32), device=device)
+
+
+@triton.jit
+def note_losses_kernel(
+    loss, losses, limit, untrained_loss, first_epoch_left, diverged_at, step, runs, factor, RUNS: tl.constexpr
+):
+    at = tl.load(step)
+    for begin in range(0, runs, RUNS):
+        run = begin + tl.arange(0, RUNS)
+        is_run = run < runs
+        value = tl.load(loss + run, mask=is_run, other=0.0)
+        tl.store(losses + at * runs + run, value, mask=is_run)
+        bound = tl.load(limit + run, mask=is_run, other=0.0)
+        raised = tl.maximum(
+            factor * tl.maximum(value, tl.load(untrained_loss + run, mask=is_run, other=0.0)), bound
+        )
+        bound = tl.where(at < tl.load(first_epoch_left + run, mask=is_run, other=0), raised, bound)
+        tl.store(limit + run, bound, mask=is_run)
+        is_good = (value <= bound) & (tl.abs(value) < float("inf"))
+        known = tl.load(diverged_at + run, mask=is_run, other=0)
+        tl.store(diverged_at + run, tl.where(is_good | (known >= 0), known, at), mask=is_run)
+    tl.debug_barrier()  # every thread has read the step
+    tl.store(step, at + 1)
+
+
+@triton.jit
+def sgd_kernel(
+    vectors, momentum, grad, run_of_vector, weight_decay, momentum_coef, rates, diverged_at, step, runs,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    vector, w = tl.program_id(0), tl.arange(0, BLOCK)
+    run = tl.load(run_of_vector + vector)
+    at, mask = vector.to(tl.int64) * WIDTH + w, w < WIDTH
+    rate = tl.load(rates + (tl.load(step) - 1) * runs + run)
+    value = tl.load(vectors + at, mask=mask)
+    change = tl.load(momentum + at, mask=mask) * tl.load(momentum_coef + vector)
+    change += wide(tl.load(grad + at, mask=mask)) + tl.load(weight_decay + vector) * value
+    tl.store(momentum + at, change, mask=mask)
+    if tl.load(diverged_at + run) < 0:  # diverged runs are frozen
+        tl.store(vectors + at, value - rate * change, mask=mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer:
+    """SGD with momentum and weight decay of all runs, and the note of their losses. All tensors are written in place.
+
+    Args:
+        vectors: Context vectors of all runs, (vectors, width).
+        momentum: As ``vectors``.
+        run_of_vector: int64 (vectors,): each vector's run.
+        weight_decay: (vectors, 1).
+        momentum_coef: (vectors, 1).
+        rates: Learning rates (steps, runs).
+        losses: (steps, runs).
+        limit: (runs,) the loss above which a run has diverged; raised in the first epoch.
+        untrained_loss: (runs,) below this, a loss is no divergence.
+        first_epoch_left: int64 (runs,) steps of the first epoch that are left.
+        diverged_at: int64 (runs,) -1, or the step in which a run diverged.
+        step: int64 (1,), raised by one.
+        divergence_factor: A loss this many times above those of the first epoch is divergence.
+    """
+
+    vectors: Tensor
+    momentum: Tensor
+    run_of_vector: Tensor
+    weight_decay: Tensor
+    momentum_coef: Tensor
+    rates: Tensor
+    losses: Tensor
+    limit: Tensor
+    untrained_loss: Tensor
+    first_epoch_left: Tensor
+    diverged_at: Tensor
+    step: Tensor
+    divergence_factor: float
+
+    def __call__(self, loss: Tensor, grad: Tensor) -> None:
+        """Do one step with the runs' ``loss`` (runs,) and the vectors' ``grad`` (vectors, width), contiguous."""
+        (_, runs), (vectors, width) = self.rates.shape, self.vectors.shape
+        launch(
+            note_losses_kernel, (1,), loss, self.losses, self.limit, self.untrained_loss, self.first_epoch_left,
+            self.diverged_at, self.step, runs, self.divergence_factor, RUNS=RUNS,
+        )  # fmt: skip
+        launch(
+            sgd_kernel, (vectors,), self.vectors, self.momentum, grad, self.run_of_vector, self.weight_decay,
+            self.momentum_coef, self.rates, self.diverged_at, self.step, runs, WIDTH=width, BLOCK=padded(width),
+        )  # fmt: skip

@@ -1,0 +1,68 @@
+"""The Triton kernels without a GPU: their plan, and their numbers in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcoop.engine import kernels
+from fastcoop.engine.kernels.tiles import plan_tiles
+from fastcoop.prompts.layout import Slot
+from fastcoop.prompts.tree import build_tree
+
+HERE = Path(__file__).parent
+with_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it comes with torch on Linux"
+)
+
+
+def test_kernels_serve_gpus_in_float32_and_below():
+    gpu, installed = torch.device("cuda", 1), importlib.util.find_spec("triton") is not None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert kernels.are_usable(gpu, dtype) == installed
+        assert not kernels.are_usable(torch.device("cpu"), dtype)
+    assert not kernels.are_usable(gpu, torch.float64)
+
+
+def test_the_engine_works_without_triton():
+    without = "import sys, torch; sys.modules['triton'] = None; import fastcoop.engine; "
+    usable = "from fastcoop.engine.kernels import are_usable; sys.exit(are_usable(torch.device('cuda'), torch.half))"
+    subprocess.run([sys.executable, "-c", without + usable], check=True)
+
+
+def test_the_worked_example_of_the_tiles():
+    start, vector, end = Slot(False, 0), Slot(True, 0), Slot(False, 9)
+    tree = build_tree([(start, vector, Slot(False, name), end) for name in (1, 2)])
+    plan = plan_tiles([(tree, 1), (tree, 2)], "cpu", 2)
+    assert plan.tiles[:3].tolist() == [[0, 2, 0, 1], [2, 2, 1, 3], [4, 1, 4, 3]]
+    assert plan.row_end[:5].tolist() == [5, 3, 3, 5, 5]
+    assert plan.chain[:7].tolist() == [-1, -1, 0, 1, -1, 0, 3]
+    assert plan.chain_start[:7].tolist() == [0, 0, 0, 1, 0, 0, 3]
+    assert plan.chain_end[:7].tolist() == [5, 5, 5, 3, 5, 5, 5]
+    # The other tree's runs: the same, five and ten rows and seven and 14 entries on, with a constant of their own.
+    assert plan.tiles[3:].tolist() == [
+        [5, 2, 7, 1], [7, 2, 8, 3], [9, 1, 11, 3], [10, 2, 14, 1], [12, 2, 15, 3], [14, 1, 18, 3],
+    ]  # fmt: skip
+    assert plan.chain[7:].tolist() == [-2, -2, 5, 6, -2, 5, 8, -2, -2, 10, 11, -2, 10, 13]
+    assert plan.slots.rows.tolist() == [0, 1, 3, 5, 6, 8, 10, 11, 13]
+    assert plan.slots.first.tolist() == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12]
+    assert plan.slots.order.tolist() == [2, 5, 3, 6, 9, 12, 10, 13, 16, 19, 17, 20]
+
+
+@with_triton
+@pytest.mark.slow
+def test_numbers_in_triton_s_interpreter():
+    """Triton reads TRITON_INTERPRET as it is imported, so a process of its own runs these tests."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-cov"]
+    has_cov = importlib.util.find_spec("pytest_cov") is not None
+    done = subprocess.run(
+        [*command[: None if has_cov else -1], str(HERE / "interpreted_kernels.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=HERE.parents[1], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
