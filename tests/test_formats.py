@@ -101,12 +101,13 @@ def test_an_exported_csv_reads_back_as_the_page_says(world: Path, tmp_path: Path
     import pandas as pd
 
     from fastcoop import escape
-    from fastcoop.results.listing import _csv_cell
+    from fastcoop.results.listing import export_results
 
     names = ["=1+1", "'=1", "-1+2", "2020", "NA", "a\nb", "\tx", "plain", "café", " @x", "1e3", "-5"]
     frame = pd.DataFrame(dict.fromkeys(("key", "backbone", "dataset", "source", "method", "label"), names))
     frame["accuracy"] = [-1.5, *[2.0] * (len(names) - 2), None]
-    frame.map(_csv_cell).to_csv(tmp_path / "runs.csv", index=False, lineterminator="\n")
+    monkeypatch.setattr("fastcoop.results.listing.load_results", lambda folder: frame)
+    assert export_results("results", tmp_path / "runs.csv") == len(names)
     monkeypatch.chdir(tmp_path)
     read, bare = blocks("formats.md", "python")[1:3]
     found: dict = {"pd": pd}

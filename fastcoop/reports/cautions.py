@@ -22,7 +22,7 @@ from fastcoop.reports.frames import (
 from fastcoop.reports.series import GROUP_COLUMNS, plain_dataset
 from fastcoop.reports.study import Slice, Study, evaluate_targets, schedule_note
 from fastcoop.reports.style import name_of
-from fastcoop.results.collapsed import find_collapsed
+from fastcoop.results.tables import find_collapsed
 
 MAX_NAMED = 8  # cases that a warning names; it counts the others
 

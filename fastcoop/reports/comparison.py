@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 from fastcoop.reports.paired import FEWEST_DATASETS, compare_pairs
-from fastcoop.results.compare import pair_folders, pair_labels
 from fastcoop.results.read import load_results
-from fastcoop.results.select import select_rows
+from fastcoop.results.tables import pair_folders, pair_labels, select_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ def compare_results(
         folder: A results folder.
         other: The folder to compare with.
         labels: Or the two labels to compare, the second against the first.
-        conditions: Only rows that meet all of them (see `fastcoop.results.select.select_rows`).
+        conditions: Only rows that meet all of them (see `fastcoop.results.tables.select_rows`).
 
     Returns:
         A group per label, backbone and shots: differences in percentage points by dataset and in all, and their

@@ -2,15 +2,15 @@
 
 from fastcoop.results.merge import merge_results
 from fastcoop.results.parameters import load_contexts
-from fastcoop.results.predictions import PairedTest, calibration_error, confusion_matrix, paired_test
-from fastcoop.results.read import (
+from fastcoop.results.predictions import (
+    PairedTest,
     Predictions,
-    load_failures,
+    calibration_error,
+    confusion_matrix,
     load_predictions,
-    load_results,
-    load_runs,
-    load_untested,
+    paired_test,
 )
+from fastcoop.results.read import load_failures, load_results, load_runs, load_untested
 
 __all__ = [
     "PairedTest",

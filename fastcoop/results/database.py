@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.results.schema import VERSION, create, show_as_current, upgrade, version_of
+from fastcoop.results.schema import VERSION, create, upgrade, version_of
 
 DATABASE = "results.sqlite"
 BUSY_TIMEOUT = 1.0  # seconds that SQLite waits for a lock by itself; Ctrl-C is handled after each
@@ -65,7 +65,7 @@ def execute_when_unlocked(db: sqlite3.Connection, statement: str, timeout_s: flo
 
 @contextmanager
 def reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Give a snapshot of a results database of any version, with the current columns. It blocks writers.
+    """Give a snapshot of a results database, which blocks writers; of one of version 1, an upgraded copy.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
@@ -73,16 +73,22 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / DATABASE
     if not path.is_file():
         raise MissingFile(f"{folder} holds no results (no {DATABASE}); run `fastcoop sweep` into it first.")
-    with explained(f"{path} cannot be read", OSError), closing(connect(path)) as db:
+    with (
+        explained(f"{path} cannot be read", OSError),
+        closing(connect(path)) as db,
+        closing(connect("")) as copy,
+    ):
         db.execute("BEGIN")
         execute_when_unlocked(db, "SELECT 1 FROM sqlite_master", READ_TIMEOUT)
         version = version_of(db)
         if version == 0:
             raise UserError(f"{folder} holds no results yet; run `fastcoop sweep` into it first.")
-        if version not in (1, VERSION):
+        if version == 1:
+            db.backup(copy)
+            upgrade(copy)
+        elif version != VERSION:
             raise UserError(f"{path} was not written by this version of fastcoop.")
-        show_as_current(db)
-        yield db
+        yield copy if version == 1 else db
 
 
 @contextmanager
@@ -109,6 +115,6 @@ def writing_database(path: Path) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a database, with transactions as the caller begins them."""
+def connect(path: Path | str) -> sqlite3.Connection:
+    """Open a database ("": a temporary one), with transactions as the caller begins them."""
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)

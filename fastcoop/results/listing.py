@@ -10,7 +10,7 @@ from fastcoop import escape
 from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
 from fastcoop.results.read import load_failures, load_results, load_untested, percent
-from fastcoop.results.select import select_rows
+from fastcoop.results.tables import select_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,11 @@ COLUMNS = (
     "key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds", "error",
 )  # fmt: skip
 SORTED_BY = ("backbone", "dataset", "method", "label", "shots", "seed")
-SAID_ONCE = ("backbone", "dataset", "status")  # above the table if all rows agree, so that it fits 80 columns
+SHOWN_ONCE = (
+    "backbone",
+    "dataset",
+    "status",
+)  # above the table if all rows agree, so that it fits 80 columns
 
 
 def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFrame:
@@ -34,19 +38,14 @@ def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFram
         if len(others):
             others = others.assign(status=status, source=others.dataset)
             table = pd.concat([table, others], ignore_index=True) if len(table) else others
-    table = select_rows(table, conditions)
+
+    def sort_key(column: pd.Series) -> pd.Series:  # "all" shots are NaN, which comes last
+        is_number = column.name in ("shots", "seed")
+        return pd.to_numeric(column, errors="coerce") if is_number else column.astype(str)
+
     by = [name for name in SORTED_BY if name in table]
-    table = table.sort_values(by, key=_sort_key, kind="stable", ignore_index=True)
+    table = select_rows(table, conditions).sort_values(by, key=sort_key, kind="stable", ignore_index=True)
     return table[[name for name in COLUMNS if name in table]]
-
-
-def _sort_key(column: pd.Series) -> pd.Series:
-    """Return numbers for shots and seeds ("all" shots come last), text for other columns."""
-    import pandas as pd
-
-    if column.name in ("shots", "seed"):
-        return pd.to_numeric(column, errors="coerce")
-    return column.astype(str)
 
 
 def list_lines(table: pd.DataFrame) -> Iterator[str]:
@@ -54,11 +53,11 @@ def list_lines(table: pd.DataFrame) -> Iterator[str]:
     if table.empty:
         yield "No run meets this."
         return
-    hidden = {"source"} if (table.source == table.dataset).all() else set()
-    same = [name for name in SAID_ONCE if len(table) > 1 and table[name].nunique(dropna=False) == 1]
+    hidden = ["source"] if (table.source == table.dataset).all() else []
+    same = [name for name in SHOWN_ONCE if len(table) > 1 and table[name].nunique(dropna=False) == 1]
     if same:
         yield ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
-    shown = table.drop(columns=[*hidden, *same]).assign(key=table.key.str[:12])
+    shown = table.drop(columns=hidden + same).assign(key=table.key.str[:12])
     yield from shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.2f}").split("\n")
 
 
@@ -96,7 +95,8 @@ def export_results(folder: str | Path, to: str | Path, conditions: Sequence[str]
     try:
         with writing(to), atomic_write(to) as part:
             if to.suffix == ".csv":
-                table.map(_csv_cell).to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
+                table = table.map(lambda value: escape.csv_cell(value) if isinstance(value, str) else value)
+                table.to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
             else:
                 table.to_parquet(part, index=False)
     except ImportError:
@@ -104,7 +104,3 @@ def export_results(folder: str | Path, to: str | Path, conditions: Sequence[str]
             'Writing Parquet needs pyarrow; `pip install "fastcoop[parquet]"`, or export to a .csv file.'
         ) from None
     return len(table)
-
-
-def _csv_cell(value: object) -> object:
-    return escape.csv_cell(value) if isinstance(value, str) else value

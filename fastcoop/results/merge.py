@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 from fastcoop import escape
 from fastcoop.checks import several
@@ -16,22 +16,20 @@ from fastcoop.files import atomic_write
 from fastcoop.results.database import DATABASE, connect, execute_when_unlocked, explained, reading
 from fastcoop.results.metadata import merge_metadata
 from fastcoop.results.parameters import CONTEXTS, parameters_path
-from fastcoop.results.read import load_failures, percent
-from fastcoop.results.schema import COLUMNS, show_as_current
+from fastcoop.results.read import percent
+from fastcoop.results.schema import COLUMNS
 from fastcoop.results.store import NEAREST_WORDS, open_store
 
 log = logging.getLogger("fastcoop")
 
 MAX_CONFLICTS = 5  # named in one message
-CONFLICTS = """
-SELECT key, ours.dataset, ours.accuracy, theirs.accuracy,
-    CASE WHEN ours.test != theirs.test OR ours.images != theirs.images THEN
-        ' (two datasets called ' || ours.dataset || ')'
-    WHEN ours.prompts != theirs.prompts THEN ' (with other prompts)'
-    WHEN here.train_files != there.train_files THEN ' (learned from other images)' ELSE '' END AS reason
-FROM main.scores ours JOIN other_scores theirs USING (key, dataset)
-    JOIN main.runs here USING (key) JOIN other_runs there USING (key)
-WHERE ours.predictions != theirs.predictions OR reason != '' ORDER BY key, ours.dataset
+REASONS = (  # for a difference in test, images, prompts and train_files
+    *(" (two datasets called {dataset})",) * 2,
+    " (with other prompts)",
+    " (learned from other images)",
+)
+SCORES = """
+SELECT key, scores.dataset, accuracy, predictions, test, images, prompts, train_files FROM scores JOIN runs USING (key)
 """
 
 
@@ -58,26 +56,31 @@ def merge_results(folders: Sequence[str | Path] | str | Path, into: str | Path) 
 
 
 def _merge_one(folder: Path, target: Path) -> int:
+    problem = f"{folder} could not be merged into {target}"
     try:
         with (
-            explained(f"{folder} could not be merged into {target}", OSError),
+            reading(folder) as source,
+            explained(problem, OSError),
             closing(connect(target / DATABASE)) as db,
         ):
-            db.execute("ATTACH ? AS other", (str(folder / DATABASE),))
-            show_as_current(db, "other", "other_")
             execute_when_unlocked(db, "BEGIN IMMEDIATE")
-            if conflicts := db.execute(CONFLICTS).fetchall():
-                raise UserError(_conflict_text(conflicts, folder, target))
-            new = db.execute(
-                "SELECT key FROM other_runs WHERE key NOT IN (SELECT key FROM main.runs)"
-            ).fetchall()
-            for (key,) in new:
+            if conflicts := list(_conflicts(source, db, folder, target)):
+                more = len(conflicts) - MAX_CONFLICTS
+                raise UserError(
+                    f"{'; '.join(conflicts[:MAX_CONFLICTS])}{f'; and {more} more' if more > 0 else ''}. Merge only the "
+                    f"folder whose results are right; nothing of {folder} was merged."
+                )
+            known = {key for (key,) in db.execute("SELECT key FROM runs")}
+            new = [key for (key,) in source.execute("SELECT key FROM runs") if key not in known]
+            for key in new:
                 _copy(parameters_path(folder, key), parameters_path(target, key))
             for table, columns in COLUMNS.items():
-                names = ", ".join(columns)
-                db.execute(f"INSERT OR IGNORE INTO main.{table} ({names}) SELECT {names} FROM other_{table}")
-            db.execute("DELETE FROM main.failures WHERE key IN (SELECT key FROM main.scores)")
+                names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+                rows = source.execute(f"SELECT {names} FROM {table}")
+                db.executemany(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", rows)
+            db.execute("DELETE FROM failures WHERE key IN (SELECT key FROM scores)")
             execute_when_unlocked(db, "COMMIT")
+            (failed,) = source.execute("SELECT count(*) FROM failures").fetchone()
             merge_metadata(folder, target)
             for path in (folder / NEAREST_WORDS).glob("*.json"):
                 if not (copy := target / NEAREST_WORDS / path.name).exists():
@@ -86,10 +89,26 @@ def _merge_one(folder: Path, target: Path) -> int:
         with suppress(OSError):  # where it holds other runs' files
             (target / CONTEXTS).rmdir()
         raise
-    if failed := len(load_failures(folder)):
-        command = escape.shell_command("fastcoop", "results", "list", folder, "--status", "failed")
+    if failed:
+        command = escape.shell_command("fastcoop", "results", "list", folder, "--where", "status=failed")
         log.warning("%d run(s) of %s failed and are not merged; `%s` shows them.", failed, folder, command)
     return len(new)
+
+
+def _conflicts(
+    source: sqlite3.Connection, db: sqlite3.Connection, folder: Path, target: Path
+) -> Iterator[str]:
+    """Yield how scores of the same run on the same dataset differ between two databases."""
+    for key, dataset, *theirs in source.execute(f"{SCORES} ORDER BY key, scores.dataset"):
+        query = f"{SCORES} WHERE key = ? AND scores.dataset = ?"
+        _, _, *ours = db.execute(query, (key, dataset)).fetchone() or (None, None, *theirs)
+        differ = (None not in pair and pair[0] != pair[1] for pair in zip(ours[2:], theirs[2:], strict=True))
+        reason = next((reason for reason, one in zip(REASONS, differ, strict=True) if one), "")
+        if reason or ours[1] != theirs[1]:
+            yield (
+                f"The accuracy of run {key[:12]} on {dataset} is {percent(ours[0])} in {target} but "
+                f"{percent(theirs[0])} in {folder}{reason.format(dataset=dataset)}"
+            )
 
 
 def _copy(path: Path, to: Path) -> None:
@@ -97,16 +116,3 @@ def _copy(path: Path, to: Path) -> None:
         to.parent.mkdir(exist_ok=True)
         with atomic_write(to) as part:
             shutil.copyfile(path, part)
-
-
-def _conflict_text(conflicts: Sequence[tuple[str, str, Any, Any, str]], folder: Path, target: Path) -> str:
-    named = "; ".join(
-        f"the accuracy of run {key[:12]} on {dataset} is {percent(ours)} in {target} but {percent(theirs)} in {folder}"
-        f"{reason}"
-        for key, dataset, ours, theirs, reason in conflicts[:MAX_CONFLICTS]
-    )
-    more = len(conflicts) - MAX_CONFLICTS
-    return (
-        f"{named[:1].upper()}{named[1:]}{f'; and {more} more' if more > 0 else ''}. Merge only the folder whose "
-        f"results are right; nothing of {folder} was merged."
-    )

@@ -1,15 +1,60 @@
-"""Confusion matrices, calibration and paired tests from stored predictions."""
+"""The predictions of a run: reading them, confusion matrices, calibration and paired tests."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from fastcoop.errors import UserError
-from fastcoop.results.read import Predictions
+from fastcoop.results.database import reading
+from fastcoop.results.records import NO_CLASS
 
 BINS = 15  # of the calibration error, the usual number
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A run's predictions on a test set.
+
+    Attributes:
+        class_names: in label order.
+        labels: int64 (images,), the true labels.
+        predicted: int64 (images,); -1 where the run's outputs are not finite.
+        confidence: float16 (images,), the softmax probability of the prediction; NaN where there is none.
+    """
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+
+
+def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -> Predictions:
+    """Return a run's predictions on a dataset that it was tested on.
+
+    Args:
+        folder: a results folder.
+        key: the run's whole key.
+        dataset: name of the tested dataset; None: the one that the run learned.
+
+    Raises:
+        UserError: there is no such run or test.
+    """
+    query = (
+        "SELECT class_names, labels, predictions, confidence FROM scores JOIN runs USING (key) JOIN tests ON "
+        "test = digest WHERE key = ? AND scores.dataset = coalesce(?, runs.dataset)"
+    )
+    with reading(Path(folder)) as db:
+        row = db.execute(query, (key, dataset)).fetchone()
+    if row is None:
+        raise UserError(f"{folder} has no run {key}{f' tested on {dataset}' if dataset else ''}.")
+    labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in row[1:3])
+    predicted[predicted == NO_CLASS] = -1
+    return Predictions(tuple(json.loads(row[0])), labels, predicted, np.frombuffer(row[3], dtype="<f2"))
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:

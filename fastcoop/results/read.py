@@ -1,4 +1,4 @@
-"""Read a results folder: tables of runs and tests, single runs, predictions.
+"""Read a results folder: tables of runs and tests, and single runs.
 
 Every function raises UserError where the folder holds no results or they cannot be read.
 """
@@ -8,19 +8,16 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.results.database import reading
 from fastcoop.results.parameters import parameters_path
-from fastcoop.results.records import NO_CLASS, Batch, ScoreInputs
+from fastcoop.results.records import Batch, ScoreInputs
 from fastcoop.results.schema import RESULTS
-from fastcoop.results.store import inputs_by_run, recorded_batches
+from fastcoop.results.store import ResultsStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,13 +78,13 @@ def _table(folder: str | Path, query: str) -> pd.DataFrame:
 def load_batches(folder: str | Path) -> list[Batch]:
     """Return the recorded batches of training runs that a sweep has not finished."""
     with reading(Path(folder)) as db:
-        return recorded_batches(db)
+        return ResultsStore(Path(folder), db).batches()
 
 
 def load_score_inputs(folder: str | Path) -> dict[str, dict[str, ScoreInputs]]:
     """Return, by key and tested dataset, what all tests in a results folder depended on."""
     with reading(Path(folder)) as db:
-        return inputs_by_run(db)
+        return ResultsStore(Path(folder), db).finished()
 
 
 def find_key(folder: str | Path, beginning: str) -> str:
@@ -146,47 +143,6 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
     run |= json.loads(run.pop("columns"))
     path = parameters_path(Path(folder), key)
     return run | {"contexts": str(path) if path.is_file() else None, "tests": tests}
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """A run's predictions on a test set.
-
-    Attributes:
-        class_names: in label order.
-        labels: int64 (images,), the true labels.
-        predicted: int64 (images,); -1 where the run's outputs are not finite.
-        confidence: float16 (images,), the softmax probability of the prediction; NaN where there is none.
-    """
-
-    class_names: tuple[str, ...]
-    labels: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-
-
-def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -> Predictions:
-    """Return a run's predictions on a dataset that it was tested on.
-
-    Args:
-        folder: a results folder.
-        key: the run's whole key.
-        dataset: name of the tested dataset; None: the one that the run learned.
-
-    Raises:
-        UserError: there is no such run or test.
-    """
-    query = (
-        "SELECT class_names, labels, predictions, confidence FROM scores JOIN runs USING (key) JOIN tests ON "
-        "test = digest WHERE key = ? AND scores.dataset = coalesce(?, runs.dataset)"
-    )
-    with reading(Path(folder)) as db:
-        row = db.execute(query, (key, dataset)).fetchone()
-    if row is None:
-        raise UserError(f"{folder} has no run {key}{f' tested on {dataset}' if dataset else ''}.")
-    labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in row[1:3])
-    predicted[predicted == NO_CLASS] = -1
-    return Predictions(tuple(json.loads(row[0])), labels, predicted, np.frombuffer(row[3], dtype="<f2"))
 
 
 def percent(accuracy: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a results database, and how the current version reads those of version 1."""
+"""The tables of a results database, and the upgrade of a database of version 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLES = {
         "seed": "INTEGER NOT NULL", "settings": "TEXT NOT NULL", **METHOD_COLUMNS, "train_images": "INTEGER NOT NULL",
         "train_files": "TEXT", "status": "TEXT NOT NULL", "seconds": "REAL NOT NULL", "losses": "TEXT",
         "extra": "TEXT NOT NULL", "finished": "TEXT NOT NULL", "device": "TEXT NOT NULL", "versions": "TEXT NOT NULL",
-        "columns": "TEXT NOT NULL",
+        "columns": "TEXT NOT NULL DEFAULT '{}'",
     },
     "tests": {
         "digest": "TEXT PRIMARY KEY", "dataset": "TEXT NOT NULL", "class_names": "TEXT NOT NULL",
@@ -57,24 +57,10 @@ FROM scores JOIN runs USING (key)
 """
 RESERVED_COLUMNS = {*COLUMNS["runs"], *COLUMNS["scores"], "source"} - METHOD_COLUMNS.keys()
 
-# Version 1 scored outputs that are not finite as if they named class 0; their confidence is NaN.
-_DIVERGED = "has_nan(confidence)"
-_FROM_VERSION_1 = {
-    "columns": "'{}'",
-    **dict.fromkeys(("train_files", "features", "images", "prompts"), "NULL"),
-    "accuracy": f"CASE WHEN {_DIVERGED} THEN NULL ELSE accuracy END",
-    "macro_accuracy": f"CASE WHEN {_DIVERGED} THEN NULL ELSE macro_accuracy END",
-    "per_class": f"CASE WHEN {_DIVERGED} THEN nulls_of(per_class) ELSE per_class END",
-    "predictions": f"CASE WHEN {_DIVERGED} THEN no_class_of(predictions) ELSE predictions END",
-    "status": "CASE WHEN key IN (SELECT key FROM {scores} WHERE "
-    f"{_DIVERGED}) THEN 'diverged' ELSE status END",
-}
 
-
-def version_of(db: sqlite3.Connection, schema: str = "main") -> int:
+def version_of(db: sqlite3.Connection) -> int:
     """Return the version of a database; 0 for an empty one."""
-    (version,) = db.execute(f"PRAGMA {schema}.user_version").fetchone()
-    return int(version)
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def create(db: sqlite3.Connection) -> None:
@@ -88,51 +74,26 @@ def create(db: sqlite3.Connection) -> None:
 
 
 def upgrade(db: sqlite3.Connection) -> None:
-    """Rewrite the tables of a version-1 database in the current version, within the open transaction."""
-    _add_functions(db)
+    """Rewrite the tables of a version-1 database in the current version, within the open transaction.
+
+    Version 1 scored outputs that are not finite as if they named class 0. Their confidence is NaN.
+    """
     db.execute("DROP VIEW results")
     for table in ("runs", "scores"):
         db.execute(f"ALTER TABLE {table} RENAME TO {table}_1")
     create(db)
     for table in ("runs", "scores"):
-        select = _select(table, 1, f"{table}_1", "scores_1")
-        db.execute(f"INSERT INTO {table} ({', '.join(COLUMNS[table])}) {select}")
+        names = ", ".join(row[1] for row in db.execute(f"PRAGMA table_info({table}_1)"))
+        db.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM {table}_1")
     for table in ("scores", "runs"):
         db.execute(f"DROP TABLE {table}_1")
-
-
-def show_as_current(db: sqlite3.Connection, schema: str = "main", prefix: str = "") -> None:
-    """Create temporary views ``<prefix>runs``, ``<prefix>tests`` and ``<prefix>scores`` with the current columns.
-
-    Without a prefix they replace the database's own tables, where it is of an older version.
-    """
-    version = version_of(db, schema)
-    if not prefix:
-        for table in WORK_TABLES.keys() - {name for (name,) in db.execute("SELECT name FROM sqlite_master")}:
-            db.execute(f"CREATE TEMP TABLE {table} ({', '.join(WORK_TABLES[table])})")
-        if version == VERSION:
-            return
-    _add_functions(db)
-    for table in TABLES:
-        select = _select(table, version, f"{schema}.{table}", f"{schema}.scores")
-        db.execute(f"CREATE TEMP VIEW {prefix}{table} AS {select}")
-
-
-def _select(table: str, version: int, source: str, scores: str) -> str:
-    """Return the SELECT of a table's current columns from ``source``, a table of a version."""
-    known = _FROM_VERSION_1 if version == 1 else {}
-    selected = [
-        f"{known[name].replace('{scores}', scores)} AS {name}" if name in known else name
-        for name in COLUMNS[table]
-    ]
-    return f"SELECT {', '.join(selected)} FROM {source}"
-
-
-def _add_functions(db: sqlite3.Connection) -> None:
-    db.create_function("has_nan", 1, _has_nan, deterministic=True)
-    db.create_function("nulls_of", 1, lambda text: json.dumps([None] * len(json.loads(text))))
-    db.create_function("no_class_of", 1, lambda blob: b"\xff" * len(blob))
-
-
-def _has_nan(confidence: bytes) -> bool:
-    return bool(np.isnan(np.frombuffer(confidence, dtype="<f2")).any())
+    scores = db.execute("SELECT rowid, confidence FROM scores")
+    for row in [row for row, confidence in scores if np.isnan(np.frombuffer(confidence, dtype="<f2")).any()]:
+        query = "SELECT key, per_class, predictions FROM scores WHERE rowid = ?"
+        key, per_class, predictions = db.execute(query, (row,)).fetchone()
+        nulls, no_classes = json.dumps([None] * len(json.loads(per_class))), b"\xff" * len(predictions)
+        db.execute(
+            "UPDATE scores SET accuracy = NULL, macro_accuracy = NULL, per_class = ?, predictions = ? WHERE rowid = ?",
+            (nulls, no_classes, row),
+        )
+        db.execute("UPDATE runs SET status = 'diverged' WHERE key = ?", (key,))

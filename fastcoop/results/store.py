@@ -41,7 +41,11 @@ class ResultsStore:
 
     def finished(self) -> dict[str, dict[str, ScoreInputs]]:
         """Return, by key and tested dataset, what the tests of all finished runs depended on."""
-        return inputs_by_run(self._db)
+        found: dict[str, dict[str, ScoreInputs]] = {}
+        columns = "key, scores.dataset, test, features, images, prompts, train_files"
+        for key, dataset, *inputs in self._db.execute(f"SELECT {columns} FROM scores JOIN runs USING (key)"):
+            found.setdefault(key, {})[dataset] = ScoreInputs(*inputs)
+        return found
 
     def record(
         self, run: RunRecord, scores: Sequence[ScoreRecord] = (), learned: Parameters | None = None
@@ -82,7 +86,9 @@ class ResultsStore:
 
     def batches(self) -> list[Batch]:
         """Return the recorded batches of training runs, in the order they were planned."""
-        return recorded_batches(self._db)
+        columns = "method, backbone, keys, threads, budget, cost, attempt"
+        rows = self._db.execute(f"SELECT {columns} FROM batches ORDER BY rowid")
+        return [Batch(method, name, tuple(json.loads(keys)), *rest) for method, name, keys, *rest in rows]
 
     def replace_batches(self, removed: Iterable[Batch], added: Iterable[Batch]) -> None:
         """Delete some batches and record others, in one transaction."""
@@ -125,23 +131,6 @@ class ResultsStore:
         self._db.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
 
 
-def inputs_by_run(db: sqlite3.Connection) -> dict[str, dict[str, ScoreInputs]]:
-    """Return, by key and tested dataset, what all tests in a database depended on."""
-    found: dict[str, dict[str, ScoreInputs]] = {}
-    for key, dataset, *inputs in db.execute(
-        "SELECT key, scores.dataset, test, features, images, prompts, train_files FROM scores JOIN runs USING (key)"
-    ):
-        found.setdefault(key, {})[dataset] = ScoreInputs(*inputs)
-    return found
-
-
-def recorded_batches(db: sqlite3.Connection) -> list[Batch]:
-    """Return the recorded batches in a database, in the order they were planned."""
-    columns = "method, backbone, keys, threads, budget, cost, attempt"
-    rows = db.execute(f"SELECT {columns} FROM batches ORDER BY rowid")
-    return [Batch(method, backbone, tuple(json.loads(keys)), *rest) for method, backbone, keys, *rest in rows]
-
-
 @contextmanager
 def open_store(folder: Path) -> Iterator[ResultsStore]:
     """Open a results folder for writing, which no other process can do until the block ends.
@@ -154,31 +143,8 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
     """
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     new_files = [path for name in (DATABASE, GRID, DATASETS, LOCK) if not (path := folder / name).exists()]
-    try:
-        with _locked(folder), writing_database(folder / DATABASE) as connection:
-            for left in (folder / CONTEXTS).glob(f"*.safetensors.*{PART}"):  # by a process that was killed
-                left.unlink(missing_ok=True)
-            try:
-                yield ResultsStore(folder, connection)
-            except UserError:
-                begun = (
-                    connection.execute(f"SELECT 1 FROM {name} LIMIT 1") for name in ("runs", *WORK_TABLES)
-                )
-                if not any(rows.fetchone() for rows in begun):
-                    connection.close()
-                    with suppress(OSError):
-                        for path in new_files:
-                            path.unlink(missing_ok=True)
-                raise
-    finally:
-        with suppress(OSError):  # of folders that are not empty
-            for place in new_folders:
-                place.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
+        stack.callback(_remove_empty, new_folders)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -187,7 +153,27 @@ def _locked(folder: Path) -> Iterator[None]:
                 raise UserError(
                     f"Another sweep is writing to {folder}; wait for it, or use another folder (--results)."
                 ) from None
-        yield
+        db = stack.enter_context(writing_database(folder / DATABASE))
+        for part in (folder / CONTEXTS).glob(f"*.safetensors.*{PART}"):  # of a process that was killed
+            part.unlink(missing_ok=True)
+        try:
+            yield ResultsStore(folder, db)
+        except UserError:
+            has_runs = any(
+                db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in ("runs", *WORK_TABLES)
+            )
+            if not has_runs:
+                db.close()
+                with suppress(OSError):
+                    for path in new_files:
+                        path.unlink(missing_ok=True)
+            raise
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # of folders that are not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 def _run_row(run: RunRecord) -> dict[str, Any]:

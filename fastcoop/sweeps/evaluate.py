@@ -32,7 +32,8 @@ from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.progress import progress
 from fastcoop.results.metadata import add_datasets, recorded_grid
 from fastcoop.results.parameters import Parameters, load_parameters
-from fastcoop.results.read import load_predictions, load_results, load_runs, load_score_inputs
+from fastcoop.results.predictions import load_predictions
+from fastcoop.results.read import load_results, load_runs, load_score_inputs
 from fastcoop.results.records import ScoreInputs
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps.records import describe_datasets, missing_tests, read_settings, record_outcome

@@ -23,13 +23,13 @@ from fastcoop.grids.planning import (
     warn_of_unused_settings,
 )
 from fastcoop.methods import METHODS, Data, RunSpec
-from fastcoop.results.collapsed import find_collapsed
 from fastcoop.results.database import DATABASE
 from fastcoop.results.metadata import add_datasets, write_grid
 from fastcoop.results.parameters import load_parameters
 from fastcoop.results.read import load_results, load_score_inputs
 from fastcoop.results.records import Batch, ScoreInputs
 from fastcoop.results.store import open_store
+from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps.batches import form_batches
 from fastcoop.sweeps.caching import cache_loaded
 from fastcoop.sweeps.loop import RunLoop

@@ -15,8 +15,8 @@ import pytest
 from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.results import load_results, merge_results
-from fastcoop.results.select import select_rows
 from fastcoop.results.store import open_store
+from fastcoop.results.tables import select_rows
 from fastcoop.sweeps import sweep
 
 FAILURES = """CREATE TABLE IF NOT EXISTS failures (
@@ -279,7 +279,7 @@ def test_merging_brings_nearest_words_and_tells_of_failures(
     assert merge_results(source, tmp_path / "all") == 11
     assert (tmp_path / "all" / "nearest_words" / "k.json").read_text() == "{}"
     assert "1 run(s) of" in caplog.text
-    assert f"`fastcoop results list {source} --status failed` shows them" in caplog.text
+    assert f"`fastcoop results list {source} --where status=failed` shows them" in caplog.text
 
 
 def test_a_folder_in_place_of_the_database_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from fastcoop.errors import UserError
-from fastcoop.results import calibration_error, confusion_matrix, paired_test
-from fastcoop.results.read import Predictions
+from fastcoop.results import Predictions, calibration_error, confusion_matrix, paired_test
 
 
 def drawn(seed: int, images: int = 400, classes: int = 5) -> Predictions:

@@ -24,9 +24,9 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
 from fastcoop.reports import report
 from fastcoop.results import load_contexts, load_failures, load_predictions, load_results, merge_results
-from fastcoop.results.compare import pair_folders, pair_labels
 from fastcoop.results.read import load_run
 from fastcoop.results.schema import VERSION
+from fastcoop.results.tables import pair_folders, pair_labels
 from fastcoop.sweeps import Summary, evaluate, sweep
 from tests.advice import follows
 from tests.small_world import write_dataset

@@ -20,9 +20,9 @@ from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import Method, RunSpec
 from fastcoop.results import load_contexts, load_results
-from fastcoop.results.collapsed import find_collapsed
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore, open_store
+from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps import Summary, checkpoints
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
 from fastcoop.sweeps.loop import RunLoop

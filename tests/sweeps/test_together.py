@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fastcoop.errors import UserError
-from fastcoop.results import database, load_results
+from fastcoop.results import database, load_predictions, load_results
 from fastcoop.sweeps import Summary
 from tests.advice import follows
 
@@ -68,7 +68,7 @@ def test_our_readers_hold_no_lock_once_they_return(run: Sweep, grid: dict[str, A
         lambda: results.find_key(tmp_path, key[:8]),
         lambda: results.load_run(tmp_path, key),
         lambda: results.load_score_inputs(tmp_path),
-        lambda: results.load_predictions(tmp_path, key),
+        lambda: load_predictions(tmp_path, key),
     ):
         read()
         with sqlite3.connect(tmp_path / "results.sqlite", timeout=0, isolation_level=None) as db:

@@ -1,17 +1,29 @@
-"""Pair runs for a comparison: the same runs in two folders, or two kinds of run in one."""
+"""Work with results tables: select rows, find runs that collapsed, pair runs for a comparison."""
 
 from __future__ import annotations
 
 import json
+import math
+import operator
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fastcoop.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
+ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+# Limits of a collapsed run.
+MIN_DROP = 5.0  # percentage points below the median of the seeds
+MIN_RELATIVE_DROP = 0.25  # of the median's distance from chance; with few images, accuracy has large steps
+MIN_DEVIATIONS = 4.0  # scaled median absolute deviations
+GROUP_COLUMNS = ("backbone", "dataset", "source", "method", "settings", "shots", "test")
 PLACE = ["backbone", "shots", "source", "dataset", "seed"]
 # Columns in which paired runs must be equal where both have a value, and what a difference means.
 MUST_AGREE = {
@@ -22,6 +34,89 @@ MUST_AGREE = {
     "prompts": "tested by other prompts",
 }
 FURTHER = ("test", "prompts", "images", "features", "key")  # columns that tell runs of equal settings apart
+
+
+def select_rows(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of a results table that meet all conditions.
+
+    Args:
+        table: a results table.
+        conditions: ``NAME=VALUE`` or ``NAME!=VALUE``, with one value or several separated by commas; or ``<``, ``<=``,
+            ``>``, ``>=`` with a number. NAME is a column or a setting of the methods. A value that contains commas,
+            such as a label, is also compared as a whole.
+
+    Raises:
+        UserError: a condition of another form, an unknown name, or a value that must be a number and is not.
+    """
+    for condition in conditions:
+        match = CONDITION.fullmatch(condition)
+        if match is None:
+            raise UserError(
+                f'"{condition}" should be NAME=VALUE, such as shots=16, dataset!=dtd or accuracy<20.'
+            )
+        name, sign, text = match[1], match[2], match[3].strip()
+        values = _column(table, name)
+        if sign in ORDER:
+            limit = _number(text)
+            if math.isnan(limit):
+                raise UserError(
+                    f'"{condition}" compares with "{text}", which is not a number; give one, or use = or !=.'
+                )
+            selected = [ORDER[sign](_number(value), limit) for value in values]
+        else:
+            accepted = [text, *(piece.strip() for piece in text.split(","))]
+            selected = [any(_equal(value, one) for one in accepted) == (sign == "=") for value in values]
+        table = table[selected]
+    return table
+
+
+def _column(table: pd.DataFrame, name: str) -> list[Any]:
+    if name in table:
+        return table[name].tolist()
+    settings = [json.loads(text) for text in table.settings] if "settings" in table else []
+    known = {key for one in settings for key in one}
+    if name not in known and len(table):
+        raise UserError(f'The results have no column or setting "{name}".{nearest(name, {*table, *known})}')
+    return [one.get(name) for one in settings]
+
+
+def _equal(value: Any, text: str) -> bool:
+    if value is None or value != value:
+        return text.lower() in ("", "none")
+    if isinstance(value, bool):
+        return str(value).lower() == text.lower()
+    return str(value) == text or (not isinstance(value, str) and _number(value) == _number(text))
+
+
+def _number(value: Any) -> float:
+    """Return a value as a float: NaN for other than numbers, infinity for "all" shots."""
+    try:
+        return math.inf if value == "all" else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def find_collapsed(runs: pd.DataFrame, group_columns: Sequence[str] = GROUP_COLUMNS) -> pd.DataFrame:
+    """Return runs whose loss is finite, but whose accuracy is far below that of the other seeds.
+
+    Args:
+        runs: a results table.
+        group_columns: columns that are equal for runs that differ in their seed only. Groups of fewer than three are
+            left out.
+
+    Returns:
+        The rows below their group's median by more than each of the limits above.
+    """
+    import pandas as pd
+
+    columns = [runs[name] for name in group_columns]
+    groups = runs.groupby(list(group_columns), sort=False, dropna=False).accuracy
+    median = groups.transform("median")
+    deviations = (runs.accuracy - median).abs().groupby(columns, sort=False, dropna=False)
+    deviation = 1.4826 * deviations.transform("median")
+    relative = MIN_RELATIVE_DROP * (median - pd.to_numeric(runs.chance, errors="coerce").fillna(0.0))
+    limit = np.maximum(np.maximum(MIN_DEVIATIONS * deviation, relative), MIN_DROP)
+    return runs[(runs.accuracy < median - limit) & (groups.transform("count") >= 3)]
 
 
 def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -62,17 +157,15 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
         UserError: there is no such label or no pair, several runs of one label could be in a pair, or the runs of a
             pair differ in their images or weights.
     """
+    sides, columns = [], PLACE
     for label in (first, second):
         if label not in set(table.label):
             raise UserError(f'{where} has no runs labelled "{label}".{nearest(label, table.label)}')
-    one, other = (_unique(table[table.label == label], PLACE) for label in (first, second))
-    columns, draws = PLACE, ["shots", "seed"]
-    if (one.shots == 0).all() or (other.shots == 0).all():
-        columns = [name for name in PLACE if name not in draws]
-        one, other = (
-            (one.drop(columns=draws), other) if (one.shots == 0).all() else (one, other.drop(columns=draws))
-        )
-    pairs = _pair(one, other, columns, [name for name in MUST_AGREE if name != "prompts"])
+        side = _unique(table[table.label == label], PLACE)
+        if columns is PLACE and (side.shots == 0).all():
+            side, columns = side.drop(columns=["shots", "seed"]), ["backbone", "source", "dataset"]
+        sides.append(side)
+    pairs = _pair(sides[0], sides[1], columns, [name for name in MUST_AGREE if name != "prompts"])
     if pairs.empty:
         raise UserError(f'"{first}" and "{second}" have no dataset, shots and seed in common in {where}.')
     return pairs.assign(label=f"{second} - {first}")
@@ -111,8 +204,7 @@ def _pair(one: pd.DataFrame, other: pd.DataFrame, columns: list[str], agree: Seq
 def _difference(runs: pd.DataFrame) -> str:
     """Name a setting or column in which runs differ, and two of its values, as ``--where`` takes them."""
     settings = [json.loads(text) for text in runs.settings]
-    names = dict.fromkeys(name for one in settings for name in one)
-    values = {name: [one.get(name) for one in settings] for name in names}
+    values = {name: [one.get(name) for one in settings] for one in settings for name in one}
     values |= {name: runs[name].tolist() for name in FURTHER}
     name, found = next((name, found) for name, found in values.items() if len(set(map(str, found))) > 1)
     return f"{name} ({' and '.join(sorted({str(value)[:40] for value in found})[:2])})"
