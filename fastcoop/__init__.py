@@ -13,6 +13,7 @@ Functions have the names of the commands: ``cache_features``, ``sweep``, ``evalu
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -73,8 +74,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``fastcoop --help`` does not load torch."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastcoop' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"fastcoop.{_MODULE_OF[name]}"), name)
 
 

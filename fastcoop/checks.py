@@ -1,4 +1,4 @@
-"""Checks of numbers that a caller passes. Booleans and text are no numbers."""
+"""Checks of values that a caller passes. Booleans and text are not numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from fastcoop.errors import UserError
@@ -35,15 +36,10 @@ def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> 
     Raises:
         UserError: It is not a whole number from ``least`` to ``most``.
     """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise UserError(
-            f"Expected {name} to be a whole number from {least} to {most}, got {shortened(value)}."
-        )
-    return number
+    with suppress(TypeError):
+        if not isinstance(value, bool) and least <= operator.index(value) <= most:
+            return operator.index(value)
+    raise UserError(f"Expected {name} to be a whole number from {least} to {most}, got {shortened(value)}.")
 
 
 def amount(value: Any, name: str) -> float:
@@ -52,13 +48,10 @@ def amount(value: Any, name: str) -> float:
     Raises:
         UserError: It is not a finite number above 0.
     """
-    try:
-        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise UserError(f"Expected {name} to be a finite number above 0, got {shortened(value)}.")
-    return number
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool | str | bytes) and 0 < float(value) < math.inf:
+            return float(value)
+    raise UserError(f"Expected {name} to be a finite number above 0, got {shortened(value)}.")
 
 
 def several(value: Any) -> list[Any]:

@@ -27,23 +27,21 @@ class MissingFile(UserError, FileNotFoundError):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """Return ``' Did you mean "x"?'`` for the closest of ``valid``, else ``' Valid: a, b, c.'``, the
-    first of them where they are many."""
+    """Return ``' Did you mean "x"?'`` for the closest of ``valid``, else ``' Valid: a, b, c.'``, cut if long."""
     names = sorted(set(valid))
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    if close:
-        return f' Did you mean "{lowered[close[0]]}"?'
+    by_lower = {name.lower(): name for name in names}
+    if close := difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6):
+        return f' Did you mean "{by_lower[close[0]]}"?'
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f" Valid: {', '.join(names[:LISTED])}{more}." if names else ""
 
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn what a full, read-only or missing disk raises while ``place`` is written into a UserError."""
+    """Turn the OSError of a full, read-only or missing disk into a UserError while ``place`` is written."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{place} cannot be written ({error.strerror or error}); free space or choose another place."
-        ) from error
+        reason = error.strerror or error
+        message = f"{place} cannot be written ({reason}); free space or choose another place."
+        raise UserError(message) from error

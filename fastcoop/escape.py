@@ -10,18 +10,15 @@ import html as html_library
 import json
 import re
 import shlex
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePath
 
 import yaml
 
-# Format characters that change the text around them: text direction, and invisible separators.
-HIDDEN = {
-    "\u061c",
-    "\ufeff",
-    *map(chr, (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A))),
-}
+# Control characters, line separators, invisible marks that change the text's direction, and surrogates, which stand for
+# bytes of file names and cannot be encoded.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")  # the list of OWASP for spreadsheets
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 YAML_PLAIN = re.compile(r"[\w./]([\w./:-]*[\w./-])?", re.ASCII)  # needs no quotes if YAML reads it as text
@@ -39,15 +36,9 @@ def visible(text: object, keep: str = "") -> str:
 
     Control characters become their codes (``\n``, ``\x1b``, ``\u202e``), except those in ``keep``.
     """
-    return "".join(
-        char if char in keep or not _is_control(char) else char.encode("unicode_escape").decode()
-        for char in str(text)
+    return CONTROL.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), str(text)
     )
-
-
-def _is_control(char: str) -> bool:
-    # Cs: surrogates, which stand for bytes of file names and cannot be encoded.
-    return char in HIDDEN or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def csv_cell(text: object) -> str:
@@ -68,13 +59,10 @@ def markdown(text: object) -> str:
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is literal
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
     text = text.replace("](", r"]\(")
-    return re.sub(r"^([-+#=]+|\d+(?=[.)]))(?=\s|[.)]\s|$)", _escape_first, text)
-
-
-def _escape_first(found: re.Match[str]) -> str:
-    """Escape a mark that would begin a heading, a list or a rule."""
-    mark = found[1]
-    return f"{mark}\\" if mark[0].isdigit() else f"\\{mark}"
+    text = re.sub(
+        r"^(\d+)(?=[.)](\s|$))", r"\1\\", text
+    )  # the first mark would begin a list, a heading or a rule
+    return re.sub(r"^([-+#=]+)(?=\s|[.)]\s|$)", r"\\\1", text)
 
 
 def html(text: object, keep: str = "") -> str:
@@ -96,7 +84,7 @@ def yaml_scalar(text: str) -> str:
 def shell_word(text: object) -> str:
     """Return ``text`` as one word for a POSIX shell, on one line."""
     word = str(text)
-    if any(_is_control(char) for char in word):
+    if CONTROL.search(word):
         escaped = word.replace("\\", "\\\\").replace("'", "\\'")
         raw = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", escaped)
         return f"$'{visible(raw)}'"
@@ -114,10 +102,9 @@ def shell_command(*words: object) -> str:
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """Return a different file name (lower-case ASCII letters, digits and dashes) for each of ``names``."""
     short = {name: re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:FILE_NAME_LENGTH] for name in names}
-    found = {}
+    shared = Counter(short.values())
     for name, slug in short.items():
-        if not slug or list(short.values()).count(slug) > 1:
+        if not slug or shared[slug] > 1:
             digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-            slug = "-".join(filter(None, (slug, digest)))
-        found[name] = slug
-    return found
+            short[name] = f"{slug}-{digest}".strip("-")
+    return short

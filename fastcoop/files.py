@@ -34,16 +34,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(path: Path, timeout_s: float = -1) -> Iterator[None]:
-    """Hold the lock file ``path``, which is made where it is missing. The system releases it when the process dies.
+    """Hold a lock file, which is created if it is missing. The system releases the lock when the process dies.
 
     Args:
-        path: the lock file, used for nothing else.
-        timeout_s: seconds to wait for another process's or thread's lock; -1: no limit.
+        path: The lock file, used for nothing else.
+        timeout_s: Seconds to wait while another process or thread holds the lock; -1: no limit.
 
     Raises:
-        TimeoutError: the lock was still held elsewhere after ``timeout_s``.
-        UserError: the file system has no locks.
-        OSError: the lock file cannot be made.
+        TimeoutError: The lock was still held elsewhere after ``timeout_s``.
+        UserError: The file system has no locks.
+        OSError: The lock file cannot be created.
     """
     held = FileLock(path)
     try:

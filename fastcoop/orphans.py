@@ -9,22 +9,20 @@ import time
 import psutil
 
 try:
-    from joblib.externals.loky import ProcessPoolExecutor
+    from joblib.externals.loky import ProcessPoolExecutor as ProcessPoolExecutor
 except ImportError:  # a distribution's joblib, with loky as a package of its own
-    from loky import ProcessPoolExecutor
-
-__all__ = ["ProcessPoolExecutor", "exit_with_parent"]
+    from loky import ProcessPoolExecutor as ProcessPoolExecutor
 
 CHECK_EVERY = 1.0  # seconds
 
 
 def exit_with_parent(pid: int) -> None:
     """Exit this process as soon as process ``pid``, or the one that started this process, has ended."""
-    threading.Thread(target=_watch, args=(os.getppid(), pid), daemon=True).start()
+    parent = os.getppid()
 
+    def watch() -> None:
+        while os.getppid() == parent and psutil.pid_exists(parent) and psutil.pid_exists(pid):
+            time.sleep(CHECK_EVERY)
+        os._exit(1)
 
-def _watch(*pids: int) -> None:
-    parent = pids[0]
-    while os.getppid() == parent and all(psutil.pid_exists(pid) for pid in pids):
-        time.sleep(CHECK_EVERY)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

@@ -9,7 +9,8 @@ A package names them in its pyproject.toml, and fastcoop finds them in every pro
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -21,11 +22,15 @@ T = TypeVar("T")
 log = logging.getLogger("fastcoop")
 
 
-class Registry(MutableMapping[str, T]):
+class _Entries(list[EntryPoint]):
+    """The entry points of one name, in place of an object that has not been imported."""
+
+
+class Registry(UserDict[str, T]):
     """A mapping of fastcoop's own objects of one kind, followed by those of installed packages.
 
-    Packages are searched when a name is not fastcoop's own or all names are listed; an object is imported when it is
-    first looked up. Assigning to a name adds an object to this process only.
+    Packages are searched when the registry is first used; an object is imported when it is first looked up. Assigning
+    to a name adds an object to this process only.
 
     Args:
         group: Entry point group, such as "fastcoop.methods".
@@ -37,23 +42,20 @@ class Registry(MutableMapping[str, T]):
 
     def __init__(self, group: str, kind: str, own: Mapping[str, T], prepare: Callable[[str, Any], T]):
         self.group, self.kind = group, kind
-        self._prepare = prepare
-        self._loaded = dict(own)
-        self._own = frozenset(own)
+        self._own, self._prepare = own, prepare
 
     @cached_property
-    def _found(self) -> dict[str, list[EntryPoint]]:
-        found: dict[str, list[EntryPoint]] = {}
-        for entry in entry_points(group=self.group):
-            known = found.setdefault(entry.name, [])
-            if entry not in known:  # a folder may be on the import path twice
-                known.append(entry)
-        for name in self._own & found.keys():
-            package = _package(found.pop(name)[0])
-            log.warning(
-                'The %s "%s" of the package %s is not used: fastcoop has its own.', self.kind, name, package
-            )
-        return found
+    def data(self) -> dict[str, Any]:  # type: ignore[override]
+        data: dict[str, Any] = dict(self._own)
+        for entry in dict.fromkeys(
+            entry_points(group=self.group)
+        ):  # a folder may be on the import path twice
+            if entry.name in self._own:
+                message = 'The %s "%s" of the package %s is not used: fastcoop has its own.'
+                log.warning(message, self.kind, entry.name, _package(entry))
+            else:
+                data.setdefault(entry.name, _Entries()).append(entry)
+        return data
 
     def __getitem__(self, name: str) -> T:
         """Return the object of this name.
@@ -62,11 +64,12 @@ class Registry(MutableMapping[str, T]):
             KeyError: There is none.
             UserError: Its package cannot be imported or provides something else, or several packages provide it.
         """
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name, self._found[name])
-        return self._loaded[name]
+        found = self.data[name]
+        if isinstance(found, _Entries):
+            found = self.data[name] = self._load(name, found)
+        return found
 
-    def _load(self, name: str, entries: list[EntryPoint]) -> T:
+    def _load(self, name: str, entries: _Entries) -> T:
         packages = list(map(_package, entries))
         if len(packages) > 1:
             raise UserError(
@@ -79,21 +82,6 @@ class Registry(MutableMapping[str, T]):
                 f'The {self.kind} "{name}" of the package {packages[0]} cannot be used '
                 f"({type(error).__name__}: {error}); repair or uninstall the package."
             ) from error
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._loaded or name in self._found
-
-    def __setitem__(self, name: str, value: T) -> None:
-        self._loaded[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        del self._loaded[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._loaded, *self._found]))
-
-    def __len__(self) -> int:
-        return len(self._loaded.keys() | self._found.keys())
 
 
 def _package(entry: EntryPoint) -> str:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastcoop import escape
 
@@ -66,34 +66,24 @@ def progress(title: str, total: float) -> Iterator[Advance]:
     if not is_shown():
         yield lambda n=1, note=None: None
     elif on_terminal():
-        yield from _bar(title, total)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        text = [TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[note]")]
+        share = BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(elapsed_when_finished=True)
+        with Progress(text[0], *share, text[1], console=Console(stderr=True)) as bar:
+            task = bar.add_task(escape.visible(title), total=total, note="")
+
+            def advance(n: float = 1, note: str | None = None) -> None:
+                shown: dict[str, Any] = {} if note is None else {"note": escape.visible(note)}
+                bar.update(task, advance=n, **shown)
+
+            yield advance
     else:
-        yield from _lines(title, total)
+        yield _line_printer(title, total)
 
 
-def _bar(title: str, total: float) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(escape.visible(title), total=total, note="")
-
-        def advance(n: float = 1, note: str | None = None) -> None:
-            bar.advance(task, n)
-            if note is not None:
-                bar.update(task, note=escape.visible(note))
-
-        yield advance
-
-
-def _lines(title: str, total: float) -> Iterator[Advance]:
+def _line_printer(title: str, total: float) -> Advance:
     start = last = time.monotonic()
     done = 0.0
 
@@ -108,4 +98,4 @@ def _lines(title: str, total: float) -> Iterator[Advance]:
         share = 100.0 * min(done / total, 1.0) if total else 100.0
         print_line(f"{title}: {share:.0f}%, {duration(left)} left{f' ({note})' if note else ''}")
 
-    yield advance
+    return advance

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -18,18 +17,14 @@ def remember(most: int) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        known: WeakKeyDictionary[Any, OrderedDict[Any, Any]] = WeakKeyDictionary()
+        known: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
         @wraps(function)
         def remembering(owner: Any, *arguments: Any) -> Any:
-            results = known.setdefault(owner, OrderedDict())
-            if arguments in results:
-                results.move_to_end(arguments)
-                return results[arguments]
-            result = results[arguments] = function(owner, *arguments)
-            while len(results) > most:
-                results.popitem(last=False)
-            return result
+            if owner not in known:
+                weak = ref(owner)  # the cache must not keep the owner alive
+                known[owner] = lru_cache(most)(lambda *others: function(weak(), *others))
+            return known[owner](*arguments)
 
         return remembering  # type: ignore[return-value]
 
