@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastcoop.reports.frames import Missing
-from fastcoop.reports.paired import CONFIDENCE, FEWEST_DATASETS, LEVEL, UNKNOWN, PairedDifference
+from fastcoop.reports.paired import (
+    CONFIDENCE,
+    DATASETS,
+    FEWEST_DATASETS,
+    LEVEL,
+    SEEDS,
+    UNKNOWN,
+    PairedDifference,
+)
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.table import Cell, Table
+from fastcoop.reports.table import Cells, Table
 
 NOTES = (
     "Differences are between runs with the same dataset, seed and number of shots. They and their"
@@ -30,20 +38,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What the results say about a claim: verdict, numbers, and the test behind it (None if there is none)."""
+class Finding(NamedTuple):
+    """What the results say about a claim: verdict, the test behind it (None if there is none), and numbers."""
 
     verdict: str
+    test: PairedDifference | None
     numbers: str
-    test: PairedDifference | None = None
 
 
 Check = Callable[[Slice, Study], Finding]
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A claim, where the paper makes it, when it holds here, and its check, which raises Missing for lack of runs."""
 
     text: str
@@ -52,8 +58,7 @@ class Claim:
     check: Check
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """A claim and its finding on one slice of the results."""
 
     claim: Claim
@@ -77,26 +82,21 @@ def _check(one: Claim, piece: Slice, study: Study) -> Finding:
     try:
         return one.check(piece, study)
     except Missing as missing:
-        return Finding(UNKNOWN, str(missing))
+        return Finding(UNKNOWN, None, str(missing))
 
 
-def p_text(p: float) -> str:
-    """Return a p-value to two digits, empty for NaN."""
-    return "" if math.isnan(p) else "<0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def texts_of(test: PairedDifference | None) -> dict[str, str]:
+def texts_of(test: PairedDifference | None) -> Cells:
     """Return a test's results as text, by column of `COLUMNS`; empty without a test."""
     if test is None:
         return {}
+    ps = {f"p over {unit}": p for unit, p in ((DATASETS, test.p_datasets), (SEEDS, test.p_seeds))}
     return {
         "difference": "" if math.isnan(test.mean) else f"{test.mean:+.2f}",
         "interval": "" if math.isnan(test.low) else f"[{test.low:+.2f}, {test.high:+.2f}]",
         "unit": test.unit,
         "datasets": str(test.datasets),
         "pairs": str(test.pairs),
-        "p over datasets": p_text(test.p_datasets),
-        "p over seeds": p_text(test.p_seeds),
+        **{name: "" if math.isnan(p) else "<0.0001" if p < 1e-4 else f"{p:.2g}" for name, p in ps.items()},
     }
 
 
@@ -104,9 +104,7 @@ def claims_table(judged: list[Judged]) -> Table:
     """Return the claims and findings as a table of text."""
     heads = ("claim", "in the paper", "holds here if", "results")
     table = Table("The paper's claims on these results", heads, COLUMNS, "item", unit="", notes=list(NOTES))
-    for one in judged:
-        cells: dict[str, Cell | str] = {"numbers here": one.finding.numbers, "verdict": one.finding.verdict}
-        cells |= texts_of(one.finding.test)
-        names = (one.claim.text, one.claim.where, one.claim.holds_if, one.results)
-        table.add(names, cells)
+    for claim, results, finding in judged:
+        cells: Cells = {"numbers here": finding.numbers, "verdict": finding.verdict}
+        table.add((claim.text, claim.where, claim.holds_if, results), cells | texts_of(finding.test))
     return table

@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from fastcoop.reports.style import name_of, rank
-from fastcoop.reports.table import Cell
+from fastcoop.reports.style import AVERAGE, name_of, rank
+from fastcoop.reports.table import Cell, Cells, Table
 
-AVERAGE = "Average"
 ALL_SHOTS = math.inf  # "all" training images as a number
 SHIFT, TRANSFER = "shift", "transfer"  # tests on another dataset: of the same classes, of other classes
+Panels = dict[str, pd.DataFrame]  # summaries by the average's or a dataset's name
 
 
 class Missing(Exception):
     """Raised if the results lack what an item needs; the message says what to add to the grid."""
 
 
-def main_setting(runs: pd.DataFrame) -> tuple[float, str]:
-    """Return the (context length, init) that stands for CoOp: the paper's 16 and "random", else the most frequent."""
+class Setting(NamedTuple):
+    """The context length, initialization and number of shots at which CoOp is compared with other methods."""
+
+    length: float
+    init: str
+    shots: float
+
+
+def main_setting(runs: pd.DataFrame) -> Setting:
+    """Return the paper's setting (16, "random", 16 shots), or where runs lack one of these, the usual length and
+    initialization and the largest number of shots. Raises Missing if there is no run of CoOp."""
     coop = runs[runs.method == "coop"]
     if coop.empty:
         raise Missing("there is no run of coop; add the method to the grid")
-    inits = coop.init.fillna("random")
+    inits = with_init(coop).init
     init = "random" if (inits == "random").any() else str(inits.mode()[0])
     lengths = coop.context_length[inits == init]
-    return (16.0 if (lengths == 16).any() else float(lengths.mode()[0])), init
+    length = 16.0 if (lengths == 16).any() else float(lengths.mode()[0])
+    return Setting(length, init, 16.0 if (coop.shots == 16).any() else float(coop.shots.max()))
 
 
 def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return CoOp's runs of the main setting, one zero-shot prompt per dataset, and all runs of other methods."""
-    length, init = main_setting(runs)
-    is_main = (runs.context_length == length) & (runs.init.fillna("random") == init)
+    length, init, _ = main_setting(runs)
+    is_main = (runs.context_length == length) & (with_init(runs).init == init)
     return own_prompt(runs[(runs.method != "coop") | is_main])
+
+
+def with_init(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs with "random" where no initialization is recorded."""
+    return runs.assign(init=runs.init.fillna("random"))
 
 
 def own_prompt(runs: pd.DataFrame) -> pd.DataFrame:
@@ -47,17 +62,9 @@ def own_prompt(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[(runs.method != "zero_shot") | (runs.prompt.fillna("") == runs.dataset.map(chosen))]
 
 
-def most_shots(runs: pd.DataFrame) -> float:
-    """Return the number of shots at which final results are compared: the paper's 16, else CoOp's largest."""
-    shots = runs.shots[runs.method == "coop"]
-    if shots.empty:
-        raise Missing("there is no run of coop; add the method to the grid")
-    return 16.0 if (shots == 16).any() else float(shots.max())
-
-
 def moved_shots(moved: pd.DataFrame) -> float:
-    """Return the number of shots at which tests on other datasets are compared."""
-    return most_shots(moved) if (moved.method == "coop").any() else float(moved.shots.max())
+    """Return the number of shots at which tests on other datasets or classes are compared."""
+    return main_setting(moved).shots if (moved.method == "coop").any() else float(moved.shots.max())
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -77,33 +84,52 @@ def average(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "mean", "std", "runs"])
 
 
-def complete(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Return the runs of the datasets that have every group of ``by``, and the names of the other datasets."""
-    counts = runs.drop_duplicates([*by, "dataset"]).groupby("dataset", sort=False).size()
-    groups = len(runs.drop_duplicates(list(by)))
-    whole = [name for name in counts.index if counts[name] == groups]
-    return runs[runs.dataset.isin(whole)], [name for name in counts.index if name not in whole]
-
-
-def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[Panels, list[str]]:
     """Return ({name: summary}, notes): the average over datasets first, then each dataset.
 
     With one dataset there is no average. Datasets that lack a group of ``by`` are left out of it, with a note.
     """
     found = {str(name): summarize(frame, by) for name, frame in runs.groupby("dataset", sort=False)}
-    whole, others = complete(runs, by)
+    counts = runs.drop_duplicates([*by, "dataset"]).groupby("dataset", sort=False).size()
+    is_whole = counts == len(runs.drop_duplicates(list(by)))
     if len(found) < 2:
         return found, []
-    if not whole.empty:
-        found = {f"{AVERAGE} over {whole.dataset.nunique()} datasets": average(whole, by), **found}
-    return found, left_out_note(others)
+    if is_whole.any():
+        whole = runs[runs.dataset.isin(counts.index[is_whole])]
+        found = {f"{AVERAGE} over {is_whole.sum()} datasets": average(whole, by), **found}
+    return found, left_out_note(counts.index[~is_whole])
 
 
-def left_out_note(datasets: Sequence[str]) -> list[str]:
+def panel_table(
+    title: str,
+    found: Panels,
+    notes: list[str],
+    over: str,
+    columns: Mapping[Any, str],
+    name: Callable[[str], str],
+) -> Table:
+    """Return a table with a row per panel and series, and a column per value of the summaries' column ``over``.
+
+    Args:
+        title: Title of the table.
+        found: Summaries by dataset, as `panels` returns them, and their ``notes``.
+        notes: Notes below the table.
+        over: A column of the summaries.
+        columns: Titles of the table's columns by value of ``over``.
+        name: Returns the name of a series.
+    """
+    table = Table(title, ("dataset", "method"), tuple(columns.values()), over.replace("_", " "), notes=notes)
+    for dataset, summary in found.items():
+        for series in sorted(set(summary.series), key=rank):
+            table.add((dataset, name(series)), cells_of(summary, over, columns, series=series))
+    table.mark_best()
+    return table
+
+
+def left_out_note(datasets: Iterable[str]) -> list[str]:
     """Return the note of an average that leaves out datasets; none where it leaves out none."""
-    return [
-        f"The average leaves out {', '.join(datasets)}, where some of the compared runs are missing."
-    ] * bool(datasets)
+    names = ", ".join(datasets)
+    return [f"The average leaves out {names}, where some of the compared runs are missing."] * bool(names)
 
 
 class Kind(NamedTuple):
@@ -122,8 +148,8 @@ class Kind(NamedTuple):
 
 def kinds(runs: pd.DataFrame) -> list[Kind]:
     """Return the kinds of runs in the order of tables, the longest context first."""
-    runs = runs.assign(length=runs.context_length.fillna(0.0), init=runs.init.fillna("random"))
-    groups: Any = runs.groupby(["series", "length", "init"], sort=False)
+    runs = with_init(runs.fillna({"context_length": 0.0}))
+    groups: Any = runs.groupby(["series", "context_length", "init"], sort=False)
     found = [Kind(series, length, init, frame) for (series, length, init), frame in groups]
     return sorted(found, key=lambda kind: (rank(kind.series), -kind.length))
 
@@ -138,10 +164,9 @@ def cell_of(summary: pd.DataFrame, **where: object) -> Cell | str:
     return Cell(float(row["mean"]), float(row["std"]), int(row["runs"]))
 
 
-def cells_by_dataset(runs: pd.DataFrame, columns: dict[str, str]) -> dict[str, Cell | str]:
-    """Return a row of cells, ``columns`` being {column: dataset}."""
-    summary = summarize(runs, ["dataset"])
-    return {column: cell_of(summary, dataset=dataset) for column, dataset in columns.items()}
+def cells_of(summary: pd.DataFrame, over: str, columns: Mapping[Any, str], **where: object) -> Cells:
+    """Return a row of a table. ``columns`` maps values of the summary's column ``over`` to the table's columns."""
+    return {title: cell_of(summary, **{over: value}, **where) for value, title in columns.items()}
 
 
 def mean_cell(runs: pd.DataFrame, datasets: Sequence[str]) -> Cell | str:

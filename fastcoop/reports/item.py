@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,10 +66,9 @@ def per_slice(make: Callable[[Study, Slice], list[Exhibit]]) -> Callable[[Study]
                 exhibits += make(study, piece)
             except Missing as missing:
                 reasons.setdefault(str(missing), []).append(piece.backbone)
-        if not exhibits and len(reasons) > 1:
-            raise Missing("; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
         if not exhibits:
-            raise Missing("; ".join(reasons))
+            texts = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+            raise Missing("; ".join(texts if len(reasons) > 1 else reasons))
         return exhibits
 
     return make_all
@@ -83,50 +81,39 @@ def sweep_command(
 
     Args:
         grid: Name of the grid file.
-        settings: Returns settings of the grid, beside the study's backbones and datasets or in their place.
+        settings: Returns settings of the grid, in addition to the study's backbones and datasets or in their place.
     """
 
     def command(study: Study) -> str:
         given = {"backbones": study.backbones, "datasets": study.datasets, **settings(study)}
-        options = [*study.places, *(("--set", f"{name}={_yaml(value)}") for name, value in given.items())]
-        options += _method_options(grid, study)
-        words = [word for option in options for word in option]
-        return escape.shell_command(
-            "fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder, *words
-        )
+        options = [word for name, value in given.items() for word in ("--set", f"{name}={_yaml(value)}")]
+        words = ("fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder)
+        return escape.shell_command(*words, *study.places, *options, *_method_options(grid, study))
 
     return command
 
 
-def _method_options(grid: str, study: Study) -> list[tuple[str, str]]:
+def _method_options(grid: str, study: Study) -> list[str]:
     """Return options that leave out the methods of a grid that the study's datasets do not allow.
 
     Without validation images nothing chooses the linear probe's C or a learning rate; behind imported features there
     are no images for fine-tuning.
     """
-    methods = _methods_of(grid)
-    without_validation = any(study.known.get(name, {}).get("val", 1) is None for name in study.runs.source)
-    excluded = {"linear_probe"} if without_validation else set()
+    package = Path(fastcoop.__path__[0])  # the grids are installed in the package, or beside it in a checkout
+    paths = (folder / "experiments" / f"{grid}.yaml" for folder in (package, package.parent))
+    text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    given = yaml.safe_load(text)["methods"]  # a mapping by name, or a list of names and such mappings
+    entries = given if isinstance(given, list) else [given]
+    methods = [name for one in entries for name in ([one] if isinstance(one, str) else one)]
+    excluded, options = set(), []
+    if any(study.known.get(name, {}).get("val", 1) is None for name in study.runs.source):
+        excluded.add("linear_probe")
+        learners = [name for name in ("text_transform", "text_bias") if name in methods]
+        options = [("--set", f"methods.{name}.learning_rate={LEARNING_RATE}") for name in learners]
     if any(name.endswith(".h5") for name in study.datasets):
         excluded.add("finetune_image_encoder")
-    options = []
-    if excluded & set(methods):
-        options = [("--only", name) for name in methods if name not in excluded]
-    if without_validation:
-        learners = [name for name in ("text_transform", "text_bias") if name in methods]
-        options += [("--set", f"methods.{name}.learning_rate={LEARNING_RATE}") for name in learners]
-    return options
-
-
-@cache
-def _methods_of(grid: str) -> list[str]:
-    """Return the names of the methods in a grid file that is installed with the package, or beside it in a checkout."""
-    package = Path(fastcoop.__path__[0])
-    paths = (folder / "experiments" / f"{grid}.yaml" for folder in (package, package.parent))
-    path = next(path for path in paths if path.is_file())
-    methods = yaml.safe_load(path.read_text(encoding="utf-8"))["methods"]
-    entries = methods if isinstance(methods, list) else [methods]  # names, or mappings by name
-    return [name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)]
+    only = [("--only", name) for name in methods if name not in excluded] if excluded & set(methods) else []
+    return [word for option in (*only, *options) for word in option]
 
 
 def _yaml(value: Value) -> str:
@@ -135,5 +122,5 @@ def _yaml(value: Value) -> str:
         pairs = (f"{escape.yaml_scalar(name)}: [{_yaml(values)}]" for name, values in value.items())
         return "{" + ", ".join(pairs) + "}"
     names = list(map(escape.yaml_scalar, value))
-    bare = len(names) == 1 or names == list(value)
-    return ",".join(names) if bare else f"[{', '.join(names)}]"
+    is_plain = len(names) == 1 or names == list(value)
+    return ",".join(names) if is_plain else f"[{', '.join(names)}]"

@@ -57,6 +57,9 @@ class PairedDifference:
         return self.p_datasets if self.unit == DATASETS else self.p_seeds
 
 
+Judgment = tuple[str, PairedDifference]  # a verdict, and the test that it rests on
+
+
 def compare_pairs(differences: pd.Series, above: float = 0.0, unit: str | None = None) -> PairedDifference:
     """Test whether ``differences`` are on average greater than ``above``.
 
@@ -68,84 +71,80 @@ def compare_pairs(differences: pd.Series, above: float = 0.0, unit: str | None =
     values = (differences.dropna() - above).groupby(level=[0, 1]).mean()
     means = values.groupby(level=0).mean()
     unit = unit or (DATASETS if len(means) >= FEWEST_DATASETS else SEEDS)
-    over_datasets, over_seeds = _over_datasets(means.to_numpy()), _over_seeds(values)
-    mean = float(means.mean()) if len(means) else math.nan
-    width = _half_width(*(_error_of_datasets(means) if unit == DATASETS else _error_of_seeds(values)))
+    tests = {DATASETS: _over_datasets(means), SEEDS: _over_seeds(values)}
+    _, against, width = tests[unit]
+    mean = float(means.mean()) + above if len(means) else math.nan
     return PairedDifference(
-        mean + above, mean + above - width, mean + above + width, unit, len(means), len(values),
-        over_datasets[0], over_seeds[0], (over_datasets if unit == DATASETS else over_seeds)[1],
-    )  # fmt: skip
+        mean,
+        mean - width,
+        mean + width,
+        unit,
+        len(means),
+        len(values),
+        tests[DATASETS][0],
+        tests[SEEDS][0],
+        against,
+    )
 
 
-def _over_datasets(means: np.ndarray) -> tuple[float, float]:
-    """Return (p that the means are not positive, p that they are not negative) by Wilcoxon's signed-rank test.
+def _over_datasets(values: pd.Series) -> tuple[float, float, float]:
+    """Return (p that the means are not positive, p that they are not negative, half the width of the interval).
 
-    Datasets without a difference are dropped. Equal differences share their ranks, and all assignments of signs are
-    counted, so that the test is exact with ties; beyond `MOST_EXACT` datasets it is scipy's.
+    The test is Wilcoxon's signed-rank test. Datasets without a difference are dropped. Equal differences share their
+    ranks, and all assignments of signs are counted, so that the test is exact with ties; beyond `MOST_EXACT` datasets
+    it is scipy's.
     """
     from scipy.stats import rankdata, wilcoxon
 
-    if len(means) < FEWEST_DATASETS:
-        return math.nan, math.nan
-    means = means[means != 0]
+    width = (
+        _half_width(float(values.std()) / math.sqrt(len(values)), len(values) - 1)
+        if len(values)
+        else math.nan
+    )
+    if len(values) < FEWEST_DATASETS:
+        return math.nan, math.nan, width
+    means = values[values != 0].to_numpy()
     if not len(means):
-        return 1.0, 1.0
+        return 1.0, 1.0, width
     if len(means) > MOST_EXACT:
         more, less = (float(wilcoxon(means, alternative=side).pvalue) for side in ("greater", "less"))
-        return more, less
+        return more, less, width
     ranks = rankdata(np.abs(means).round(9))
     seen = ranks[means > 0].sum()
     sums = np.array(list(product((0, 1), repeat=len(ranks)))) @ ranks
-    return float((sums >= seen).mean()), float((sums <= seen).mean())
+    return float((sums >= seen).mean()), float((sums <= seen).mean()), width
 
 
-def _over_seeds(values: pd.Series) -> tuple[float, float]:
-    """Return (p that the mean is not positive, p that it is not negative), with the datasets held fixed."""
+def _over_seeds(values: pd.Series) -> tuple[float, float, float]:
+    """Return the same for the mean over datasets, which are held fixed; NaN if a dataset has one seed."""
     from scipy.stats import binomtest, t
 
-    error, freedom = _error_of_seeds(values)
-    if math.isnan(error):
-        return math.nan, math.nan
-    if error == 0:
-        ahead, behind = int((values > 0).sum()), int((values < 0).sum())
-        if not ahead + behind:
-            return 1.0, 1.0
-        pairs = ahead + behind
-        more, less = (float(binomtest(k, pairs, alternative="greater").pvalue) for k in (ahead, behind))
-        return more, less
-    ratio = float(values.groupby(level=0).mean().mean()) / error
-    return float(t.sf(ratio, freedom)), float(t.cdf(ratio, freedom))
-
-
-def _error_of_seeds(values: pd.Series) -> tuple[float, float]:
-    """Return (standard error of the mean over datasets, Welch's degrees of freedom); NaN if a dataset has one seed."""
     groups = values.groupby(level=0)
     counts = groups.count()
     if counts.empty or (counts < 2).any() or (counts - 1).sum() < 2:
-        return math.nan, math.nan
+        return math.nan, math.nan, math.nan
     parts = groups.var() / counts
     if parts.max() < 1e-18:  # up to rounding, all seeds of each dataset are equal
-        return 0.0, math.nan
+        signs = [int((values > 0).sum()), int((values < 0).sum())]
+        more, less = (
+            float(binomtest(k, sum(signs), alternative="greater").pvalue) if sum(signs) else 1.0
+            for k in signs
+        )
+        return more, less, math.nan
     freedom = float(parts.sum() ** 2 / (parts**2 / (counts - 1)).sum())
-    return math.sqrt(float(parts.sum())) / len(counts), freedom
-
-
-def _error_of_datasets(means: pd.Series) -> tuple[float, float]:
-    return float(means.std()) / math.sqrt(len(means)), len(means) - 1
+    error = math.sqrt(float(parts.sum())) / len(counts)
+    ratio = float(groups.mean().mean()) / error
+    return float(t.sf(ratio, freedom)), float(t.cdf(ratio, freedom)), _half_width(error, freedom)
 
 
 def _half_width(error: float, freedom: float) -> float:
     """Return half the width of the interval by Student's t; NaN if there is no spread."""
     from scipy.stats import t
 
-    if math.isnan(error) or math.isnan(freedom) or error == 0:
-        return math.nan
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if error > 0 else math.nan
 
 
-def judge_greater(
-    differences: pd.Series, above: float = 0.0, unit: str | None = None
-) -> tuple[str, PairedDifference]:
+def judge_greater(differences: pd.Series, above: float = 0.0, unit: str | None = None) -> Judgment:
     """Return the verdict on "greater than ``above``": it holds or fails if that is significant."""
     test = compare_pairs(differences, above, unit)
     if test.p < LEVEL and test.mean > above:
@@ -155,7 +154,7 @@ def judge_greater(
 
 def judge_equal(
     differences: pd.Series, margin: float, center: float = 0.0, unit: str | None = None
-) -> tuple[str, PairedDifference]:
+) -> Judgment:
     """Return the verdict on "within ``margin`` points of ``center``" by two one-sided tests.
 
     It holds if both are significant, and fails if the difference is significantly beyond the margin on either side. The
@@ -165,24 +164,24 @@ def judge_equal(
     high = compare_pairs(-differences, -center - margin, unit)
     p_datasets, p_seeds = max(low.p_datasets, high.p_datasets), max(low.p_seeds, high.p_seeds)
     test = replace(low, p_datasets=p_datasets, p_seeds=p_seeds, against=min(low.against, high.against))
-    if test.p < LEVEL:
-        return HOLDS, test
-    return (FAILS if test.against < LEVEL else UNKNOWN), test
+    return (HOLDS if test.p < LEVEL else FAILS if test.against < LEVEL else UNKNOWN), test
 
 
-def judge_all(judged: Sequence[tuple[str, PairedDifference]]) -> tuple[str, PairedDifference]:
+def judge_all(judged: Sequence[Judgment]) -> Judgment:
     """Return the verdict on several statements that must all hold, and the test that it rests on.
 
     They hold if every test is significant at its own level, which needs no correction (an intersection-union test).
     They do not all hold if contraries are significant by Simes' correction for n tests: the k-th strongest at k/n of
     the level. The verdict rests on the strongest contrary if the whole fails, else on the weakest test.
     """
-
-    def against(one: tuple[str, PairedDifference]) -> float:
-        return 1.0 if math.isnan(one[1].against) else one[1].against
-
-    contrary = sorted(judged, key=against)
-    if any(against(one) * len(judged) / place < LEVEL for place, one in enumerate(contrary, 1)):
-        return FAILS, contrary[0][1]
+    tests = [test for _, test in judged]
+    contrary = sorted(tests, key=lambda test: _or(test.against, 1.0))
+    if any(test.against * len(tests) / place < LEVEL for place, test in enumerate(contrary, 1)):
+        return FAILS, contrary[0]
     verdict = HOLDS if all(own == HOLDS for own, _ in judged) else UNKNOWN
-    return verdict, max((test for _, test in judged), key=lambda test: 2.0 if math.isnan(test.p) else test.p)
+    return verdict, max(tests, key=lambda test: _or(test.p, 2.0))
+
+
+def _or(p: float, unknown: float) -> float:
+    """Return a p-value, or ``unknown`` for NaN."""
+    return unknown if math.isnan(p) else p

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from fastcoop.reports.table import Cell, Table
+from fastcoop.reports.frames import Setting
+from fastcoop.reports.table import Cell, Cells, Table
 
 WITHOUT_IMAGES = ("zero_shot", "ensemble")  # methods that learn nothing
-HERE = Path(__file__).parent
 ALIASES = {
     "flowers102": "oxfordflowers",
     "imagenetv2matchedfrequency": "imagenetv2",
@@ -27,10 +27,19 @@ AS_PRINTED = "as printed in the paper"
 NOTE = f"Rows “{AS_PRINTED}” are from Zhou et al. (2022): another implementation, not runs of these results."
 
 
+def _rows(name: str) -> list[dict[str, str]]:
+    with (Path(__file__).parent / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @cache
-def _read(name: str) -> tuple[dict[str, str], ...]:
-    with (HERE / name).open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file))
+def _numbers() -> dict[tuple[str, ...], Cell]:
+    """Return the paper's accuracies by item, backbone, dataset, method, context length, initialization and prompt."""
+    return {
+        (row["item"], plain(row["backbone"]), plain(row["dataset"]), row["method"], row["context_length"],
+         row["init"], row["prompt"]): Cell(float(row["accuracy"]), runs=0)
+        for row in _rows("paper_numbers.csv")
+    }  # fmt: skip
 
 
 def plain(name: str) -> str:
@@ -40,39 +49,28 @@ def plain(name: str) -> str:
 
 
 def printed(
-    item: str,
-    backbone: str,
-    dataset: str,
-    method: str,
-    *,
-    length: float = 0,
-    init: str = "",
-    prompt: str = "",
-    shots: float = 16,
+    item: str, backbone: str, dataset: str, series: str, setting: Setting, prompt: str = ""
 ) -> Cell | None:
-    """Return the number printed in ``item`` for a backbone, dataset and method, None if there is none.
+    """Return the number printed in ``item`` for a backbone, dataset and series, None if there is none.
 
-    For "coop", ``length`` and ``init`` must be the paper's; for Figure 1's prompts, ``prompt``. All printed numbers of
-    methods that learn are at 16 shots. ``method`` may be a series, such as "coop end".
+    Args:
+        item: Name of a figure or table.
+        backbone: Name of the backbone.
+        dataset: Name of the tested dataset.
+        series: A method or a series, such as "coop end".
+        setting: Must be the paper's for methods that learn: 16 shots, and CoOp's context length and initialization.
+        prompt: Prompt of a zero-shot number of Figure 1.
     """
-    method = method.split()[0]
-    if shots != 16 and method not in WITHOUT_IMAGES:
+    method = series.split()[0]
+    if setting.shots != 16 and method not in WITHOUT_IMAGES:
         return None
-    for row in _read("paper_numbers.csv"):
-        if (row["item"], row["method"]) != (item, method):
-            continue
-        if plain(row["backbone"]) != plain(backbone) or plain(row["dataset"]) != plain(dataset):
-            continue
-        if method == "coop" and (length, init) != (float(row["context_length"]), row["init"]):
-            continue
-        if not row["prompt"] or row["prompt"] == prompt:
-            return Cell(float(row["accuracy"]), runs=0)
-    return None
+    length, init = (f"{setting.length:g}", setting.init) if method == "coop" else ("", "")
+    return _numbers().get((item, plain(backbone), plain(dataset), method, length, init, prompt))
 
 
 def add_printed(table: Table, names: tuple[str, ...], numbers: Mapping[str, Cell | None]) -> None:
     """Add a row of printed numbers by column, if there are any, and the note on them."""
-    cells: dict[str, Cell | str] = {column: number for column, number in numbers.items() if number}
+    cells: Cells = {column: number for column, number in numbers.items() if number}
     if cells:
         table.add((*names[:-1], f"{names[-1]}, {AS_PRINTED}"), cells)
         table.notes += [NOTE] * (NOTE not in table.notes)
@@ -80,4 +78,4 @@ def add_printed(table: Table, names: tuple[str, ...], numbers: Mapping[str, Cell
 
 def printed_dataset(name: str) -> dict[str, str] | None:
     """Return Table 6's row of a dataset: classes, train, val, test, prompt."""
-    return next((row for row in _read("paper_datasets.csv") if plain(row["dataset"]) == plain(name)), None)
+    return next((row for row in _rows("paper_datasets.csv") if plain(row["dataset"]) == plain(name)), None)

@@ -10,23 +10,16 @@ Compared runs are paired: equal dataset, seed (so equal training images) and num
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pandas as pd
 
 from fastcoop.reports.claims import Check, Claim, Finding
-from fastcoop.reports.frames import (
-    Missing,
-    in_shots,
-    main_runs,
-    main_setting,
-    most_shots,
-    rows_of,
-    shots_text,
-)
+from fastcoop.reports.frames import Missing, in_shots, main_runs, main_setting, rows_of, shots_text, with_init
 from fastcoop.reports.items.figure5b import across_backbones, by_strength
 from fastcoop.reports.items.table1 import shifted
 from fastcoop.reports.paired import (
@@ -35,29 +28,29 @@ from fastcoop.reports.paired import (
     LEVEL,
     SEEDS,
     UNKNOWN,
-    PairedDifference,
+    Judgment,
     compare_pairs,
     judge_all,
     judge_equal,
     judge_greater,
-)  # fmt: skip
+)
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.words import NEAR, Readings, read_words
 
 MARGIN = 1.0  # percentage points within which two means count as equal
 GAIN, GAIN_MARGIN = 15.0, 5.0  # the paper's average gain at 16 shots, and what counts as "around"
-HALF = 50.0  # percent of a context's vectors
 ORDER = ("finetune_image_encoder", "linear_probe", "zero_shot", "text_transform", "text_bias", "coop end")
-
+WITHOUT_TRAINING = ("zero_shot", "ensemble", "ensemble all")  # series
 
 PAPER_CLAIMS: list[Claim] = []
 
 
-def claim(text: str, where: str, holds_if: str) -> Callable[[Check], Check]:
-    """Add a claim whose check is the decorated function."""
+def claim(where: str) -> Callable[[Check], Check]:
+    """Add a claim of the paper. Its check is the decorated function, whose docstring is the claim and the criterion."""
 
     def add(check: Check) -> Check:
-        PAPER_CLAIMS.append(Claim(text, where, holds_if, check))
+        text, _, holds_if = str(inspect.getdoc(check)).removesuffix(".").partition(".\nHolds if ")
+        PAPER_CLAIMS.append(Claim(text, where, " ".join(holds_if.split()), check))
         return check
 
     return add
@@ -65,15 +58,25 @@ def claim(text: str, where: str, holds_if: str) -> Callable[[Check], Check]:
 
 def scores(runs: pd.DataFrame) -> pd.Series:
     """Return accuracy by (dataset, seed, shots), the mean of runs that share these. Raises Missing for no runs."""
-    runs = runs.dropna(subset=["accuracy"])
     if runs.empty:
         raise Missing("runs to compare are missing")
     return runs.groupby(["dataset", "seed", "shots"]).accuracy.mean()
 
 
-def over_shots(differences: pd.Series) -> pd.Series:
-    """Average differences by (dataset, seed, shots) over the shots that all datasets have."""
-    return balanced(differences).groupby(level=[0, 1]).mean()
+def difference(runs: pd.DataFrame, first: str, second: str) -> pd.Series:
+    """Return the accuracy of a series minus that of a second one, by (dataset, seed, shots).
+
+    A series without training counts at every seed and number of shots of the other one.
+    """
+    if first in WITHOUT_TRAINING:
+        return -difference(runs, second, first)
+    if second not in WITHOUT_TRAINING:
+        return scores(runs[runs.series == first]) - scores(runs[runs.series == second])
+    fixed = runs[runs.series == second].groupby("dataset").accuracy.mean()
+    if fixed.empty:
+        raise Missing(f"there is no run of {second.split()[0]}")
+    learned = scores(runs[(runs.series == first) & runs.dataset.isin(fixed.index)])
+    return learned - fixed.reindex(learned.index.get_level_values("dataset")).to_numpy()
 
 
 def balanced(differences: pd.Series) -> pd.Series:
@@ -84,22 +87,7 @@ def balanced(differences: pd.Series) -> pd.Series:
     shared = wide.columns[wide.groupby(level=0).count().gt(0).all()]
     if shared.empty:
         raise Missing("no number of shots was run on all datasets")
-    kept = wide[shared].dropna()
-    return pd.Series(kept.stack())
-
-
-def above_zero_shot(runs: pd.DataFrame, series: str) -> pd.Series:
-    """Return the gain of a series over zero-shot, by (dataset, seed, shots)."""
-    zero = runs[runs.series == "zero_shot"].groupby("dataset").accuracy.mean()
-    if zero.empty:
-        raise Missing("there is no run of zero_shot")
-    learned = scores(runs[(runs.series == series) & runs.dataset.isin(zero.index)])
-    return learned - on_datasets(zero, learned)
-
-
-def on_datasets(values: pd.Series, like: pd.Series) -> pd.Series:
-    """Repeat one value per dataset for the index of ``like``, whose first level is the dataset."""
-    return pd.Series(values.reindex(like.index.get_level_values(0)).to_numpy(), like.index)
+    return pd.Series(wide[shared].dropna().stack())
 
 
 def at(differences: pd.Series, wanted: Callable[[float], bool], what: str) -> pd.Series:
@@ -111,6 +99,23 @@ def at(differences: pd.Series, wanted: Callable[[float], bool], what: str) -> pd
     return kept
 
 
+def at_top(runs: pd.DataFrame, first: str, second: str) -> tuple[pd.Series, str]:
+    """Return `difference` at the number of shots of final results, by (dataset, seed), and this number as text."""
+    shots = main_setting(runs).shots
+    text = in_shots(shots)
+    return at(difference(runs, first, second), lambda n: n == shots, text).droplevel(2), text
+
+
+def over_shots(differences: pd.Series) -> pd.Series:
+    """Average differences by (dataset, seed, shots) over the shots that all datasets have."""
+    return balanced(differences).groupby(level=[0, 1]).mean()
+
+
+def mean_of(values: pd.Series) -> float:
+    """Return the mean over datasets of the means."""
+    return float(values.groupby(level=0).mean().mean())
+
+
 def by_shots(differences: pd.Series) -> str:
     """Return the mean over datasets of the mean difference at each number of shots, as text."""
     means = differences.groupby(level=[2, 0]).mean().groupby(level=0).mean()
@@ -118,159 +123,116 @@ def by_shots(differences: pd.Series) -> str:
     return ", ".join(f"{mean:+.1f} at {name}" for name, mean in zip(names, means, strict=True))
 
 
-@claim(
-    "CoOp is better than hand-crafted prompts with two shots or more",
-    "Section 4.1",
-    "the gain is significant at 2 shots, and at each larger number of shots too",
-)
+def judge_each(differences: pd.Series, judge: Callable[[pd.Series], Judgment], numbers: str) -> Finding:
+    """Return the finding on a statement that must hold at each number of shots."""
+    shots = sorted(differences.index.unique(level=2))
+    judged = [judge(differences.xs(count, level=2)) for count in shots]
+    verdict, test = judge_all(judged)
+    of_test = next(count for count, (_, one) in zip(shots, judged, strict=True) if one is test)
+    return Finding(verdict, test, f"{numbers}; the test is that at {shots_text(of_test)}")
+
+
+@claim("Section 4.1")
 def beats_prompts(piece: Slice, study: Study) -> Finding:
-    gains = balanced(above_zero_shot(main_runs(piece.runs), "coop end"))
+    """CoOp is better than hand-crafted prompts with two shots or more.
+    Holds if the gain is significant at 2 shots, and at each larger number of shots too."""
+    gains = balanced(difference(main_runs(piece.runs), "coop end", "zero_shot"))
     at(gains, lambda shots: shots == 2, "2 shots")
     later = at(gains, lambda shots: shots >= 2, "2 shots or more")
-    shots = sorted(later.index.unique(level=2))
-    tests = [judge_greater(later.xs(count, level=2)) for count in shots]
-    verdict, test = judge_all(tests)
-    numbers = f"gain over zero-shot {by_shots(gains)}; the test is that at {_where(test, tests, shots)}"
-    return Finding(verdict, numbers, test)
+    return judge_each(later, judge_greater, f"gain over zero-shot {by_shots(gains)}")
 
 
-def _where(
-    test: PairedDifference, tests: Sequence[tuple[str, PairedDifference]], shots: Sequence[float]
-) -> str:
-    """Return the number of shots of ``test``."""
-    return next(shots_text(n) for n, (_, one) in zip(shots, tests, strict=True) if one is test)
-
-
-@claim(
-    "At 16 shots the average gain over hand-crafted prompts is around 15 points",
-    "Section 4.1, Figure 4",
-    f"it is significantly within {GAIN_MARGIN:g} points of {GAIN:g} on these datasets (seeds are the unit)",
-)
+@claim("Section 4.1, Figure 4")
 def large_gain(piece: Slice, study: Study) -> Finding:
-    runs = main_runs(piece.runs)
-    top = most_shots(runs)
-    gains = at(above_zero_shot(runs, "coop end"), lambda n: n == top, in_shots(top))
+    """At 16 shots the average gain over hand-crafted prompts is around 15 points.
+    Holds if it is significantly within 5 points of 15 on these datasets (seeds are the unit)."""
+    gains, shots = at_top(main_runs(piece.runs), "coop end", "zero_shot")
     # The paper's claim is about the mean of these datasets, however different they are, so seeds are the unit.
-    verdict, test = judge_equal(gains.droplevel(2), GAIN_MARGIN, center=GAIN, unit=SEEDS)
+    verdict, test = judge_equal(gains, GAIN_MARGIN, center=GAIN, unit=SEEDS)
+    numbers = f"mean gain {test.mean:+.1f} at {shots}"
     each = gains.groupby(level=0).mean().sort_values(ascending=False)
-    numbers = f"mean gain {test.mean:+.1f} at {in_shots(top)}"
     if len(each) > 1:
-        numbers += f", highest {each.iloc[0]:+.1f} ({each.index[0]}), lowest {each.iloc[-1]:+.1f}"
-        numbers += f" ({each.index[-1]})"
-    return Finding(verdict, numbers, test)
+        (high, *_), (low, *_) = each.index, each.index[::-1]
+        numbers += f", highest {each[high]:+.1f} ({high}), lowest {each[low]:+.1f} ({low})"
+    return Finding(verdict, test, numbers)
 
 
-def _over_probe(piece: Slice) -> pd.Series:
-    runs = main_runs(piece.runs)
-    coop, probe = (scores(runs[runs.series == series]) for series in ("coop end", "linear_probe"))
-    return balanced(coop - probe)
-
-
-@claim(
-    "CoOp is above the linear probe",
-    "Section 4.1",
-    "its lead, averaged over shots, is significant",
-)
+@claim("Section 4.1")
 def beats_probe(piece: Slice, study: Study) -> Finding:
-    lead = _over_probe(piece)
-    verdict, test = judge_greater(over_shots(lead))
-    return Finding(verdict, f"lead over the probe {by_shots(lead)}", test)
+    """CoOp is above the linear probe.
+    Holds if its lead, averaged over shots, is significant."""
+    lead = balanced(difference(main_runs(piece.runs), "coop end", "linear_probe"))
+    return Finding(*judge_greater(over_shots(lead)), f"lead over the probe {by_shots(lead)}")
 
 
-@claim(
-    "The lead over the linear probe is largest with one or two shots",
-    "Section 4.1",
-    "the lead at 1 and 2 shots significantly exceeds that at 8 and more",
-)
+@claim("Section 4.1")
 def lead_shrinks(piece: Slice, study: Study) -> Finding:
-    lead = _over_probe(piece)
+    """The lead over the linear probe is largest with one or two shots.
+    Holds if the lead at 1 and 2 shots significantly exceeds that at 8 and more."""
+    lead = balanced(difference(main_runs(piece.runs), "coop end", "linear_probe"))
     few = over_shots(at(lead, lambda shots: shots <= 2, "1 or 2 shots"))
     many = over_shots(at(lead, lambda shots: shots >= 8, "8 shots or more"))
-    verdict, test = judge_greater((few - many).dropna())
-    return Finding(verdict, f"lead over the probe {by_shots(lead)}", test)
+    return Finding(*judge_greater(few - many), f"lead over the probe {by_shots(lead)}")
 
 
-@claim(
-    "The class at the end and in the middle perform similarly",
-    "Section 4.1",
-    f"their difference is significantly within {MARGIN:g} point at each number of shots",
-)
+@claim("Section 4.1")
 def end_like_mid(piece: Slice, study: Study) -> Finding:
-    runs = main_runs(piece.runs)
-    difference = balanced(scores(runs[runs.series == "coop mid"]) - scores(runs[runs.series == "coop end"]))
+    """The class at the end and in the middle perform similarly.
+    Holds if their difference is significantly within 1 point at each number of shots."""
     # Not on the average over shots, where mid ahead at many and behind at few shots would count as equal.
-    shots = sorted(difference.index.unique(level=2))
-    tests = [judge_equal(difference.xs(count, level=2), MARGIN) for count in shots]
-    verdict, test = judge_all(tests)
-    numbers = f"mid minus end {by_shots(difference)}; the test is that at {_where(test, tests, shots)}"
-    return Finding(verdict, numbers, test)
+    found = balanced(difference(main_runs(piece.runs), "coop mid", "coop end"))
+    return judge_each(found, lambda each: judge_equal(each, MARGIN), f"mid minus end {by_shots(found)}")
 
 
-def _specific(piece: Slice) -> pd.Series:
-    runs = main_runs(piece.runs)
-    return scores(runs[runs.series == "coop end csc"]) - scores(runs[runs.series == "coop end"])
-
-
-@claim(
-    "Class-specific contexts are worse than unified ones below 8 shots",
-    "Section 4.1",
-    "the difference, averaged over the numbers of shots below 8, is significant",
-)
+@claim("Section 4.1")
 def specific_needs_data(piece: Slice, study: Study) -> Finding:
-    difference = balanced(_specific(piece))
-    few = at(difference, lambda shots: shots < 8, "fewer than 8 shots")
-    verdict, test = judge_greater(-over_shots(few))
-    return Finding(verdict, f"class-specific minus unified {by_shots(difference)}", test)
+    """Class-specific contexts are worse than unified ones below 8 shots.
+    Holds if the difference, averaged over the numbers of shots below 8, is significant."""
+    found = balanced(difference(main_runs(piece.runs), "coop end csc", "coop end"))
+    few = at(found, lambda shots: shots < 8, "fewer than 8 shots")
+    return Finding(*judge_greater(-over_shots(few)), f"class-specific minus unified {by_shots(found)}")
 
 
-@claim(
-    "At 16 shots class-specific contexts are better on some datasets",
-    "Section 4.1",
-    "a paired t test over seeds is significant on at least one dataset, by Bonferroni's rule; it fails if they"
-    " are significantly worse on every dataset",
-)
+@claim("Section 4.1")
 def specific_wins_some(piece: Slice, study: Study) -> Finding:
-    top = most_shots(main_runs(piece.runs))
-    last = at(_specific(piece), lambda shots: shots == top, in_shots(top)).droplevel(2)
-    tests = {str(name): compare_pairs(values) for name, values in last.groupby(level=0)}
+    """At 16 shots class-specific contexts are better on some datasets.
+    Holds if a paired t test over seeds is significant on at least one dataset, by Bonferroni's rule; it fails if they
+    are significantly worse on every dataset."""
+    found, shots = at_top(main_runs(piece.runs), "coop end csc", "coop end")
+    tests = {str(name): compare_pairs(values) for name, values in found.groupby(level=0)}
     tests = {name: test for name, test in tests.items() if not math.isnan(test.p)}
     if not tests:
-        return Finding(UNKNOWN, "needs three seeds of a dataset")
+        return Finding(UNKNOWN, None, "needs three seeds of a dataset")
     won = [f"{name} {t.mean:+.1f}" for name, t in tests.items() if t.mean > 0 and t.p < LEVEL / len(tests)]
-    ahead = sum(test.mean > 0 for test in tests.values())
-    numbers = f"ahead on {ahead} of {len(tests)} at {in_shots(top)}"
-    numbers += f"; significant on {', '.join(won) or 'none'}"
     nowhere = all(test.against < LEVEL for test in tests.values())
     name, best = min(tests.items(), key=lambda pair: pair[1].p)
-    numbers += f"; the test is that on {name}" + (f", its p times {len(tests)}" if len(tests) > 1 else "")
+    numbers = (
+        f"ahead on {sum(test.mean > 0 for test in tests.values())} of {len(tests)} at {shots}; significant on"
+        f" {', '.join(won) or 'none'}; the test is that on {name}"
+    )
+    numbers += f", its p times {len(tests)}" if len(tests) > 1 else ""
     corrected = replace(best, p_seeds=min(1.0, best.p_seeds * len(tests)))
-    return Finding(HOLDS if won else FAILS if nowhere else UNKNOWN, numbers, corrected)
+    return Finding(HOLDS if won else FAILS if nowhere else UNKNOWN, corrected, numbers)
 
 
 def _lengths(runs: pd.DataFrame, init: str) -> tuple[pd.Series, str]:
     """Return the longest context's accuracy minus the shortest's at the most shots, and the means at each length."""
-    runs = runs[(runs.series == "coop end") & (runs.init.fillna("random") == init)]
-    runs = runs[runs.shots == most_shots(runs)]
+    runs = runs[(runs.series == "coop end") & (with_init(runs).init == init)]
+    runs = runs[runs.shots == main_setting(runs).shots]
     lengths = sorted(runs.context_length.unique())
     if len(lengths) < 2:
         raise Missing("CoOp was run with one context length only")
-    each = [scores(runs[runs.context_length == length]) for length in lengths]
-    means = (
-        f"{one.groupby(level=0).mean().mean():.1f} with M={int(length)}"
-        for one, length in zip(each, lengths, strict=True)
-    )
-    return (each[-1] - each[0]).dropna().droplevel(2), ", ".join(means)
+    each = [scores(runs[runs.context_length == length]).droplevel(2) for length in lengths]
+    means = (f"{mean_of(one):.1f} with M={int(n)}" for one, n in zip(each, lengths, strict=True))
+    return each[-1] - each[0], ", ".join(means)
 
 
-@claim(
-    "More context vectors are better on the dataset itself",
-    "Section 4.3, Figure 5a",
-    "at the most shots the longest context is significantly above the shortest",
-)
+@claim("Section 4.3, Figure 5a")
 def longer_is_better(piece: Slice, study: Study) -> Finding:
-    difference, means = _lengths(piece.runs, main_setting(piece.runs)[1])
-    verdict, test = judge_greater(difference)
-    return Finding(verdict, means, test)
+    """More context vectors are better on the dataset itself.
+    Holds if at the most shots the longest context is significantly above the shortest."""
+    found, means = _lengths(piece.runs, main_setting(piece.runs).init)
+    return Finding(*judge_greater(found), means)
 
 
 def _on_targets(piece: Slice) -> pd.DataFrame:
@@ -280,7 +242,7 @@ def _on_targets(piece: Slice) -> pd.DataFrame:
     """
     found = []
     for source, (targets, runs) in shifted(piece).items():
-        away = runs[runs.dataset.isin(targets)].fillna({"context_length": 0.0, "init": "random"})
+        away = with_init(runs[runs.dataset.isin(targets)].fillna({"context_length": 0.0}))
         kinds = ["method", "series", "context_length", "init", "shots", "seed"]
         wide = away.pivot_table(index=kinds, columns="dataset", values="accuracy")
         whole = wide.reindex(columns=targets).dropna().mean(axis=1)
@@ -288,101 +250,82 @@ def _on_targets(piece: Slice) -> pd.DataFrame:
     return pd.concat(found)
 
 
-@claim(
-    "Fewer context vectors are better under distribution shift",
-    "Section 4.2, Table 1",
-    "the shortest context is significantly above the longest on the mean of targets",
-)
+@claim("Section 4.2, Table 1")
 def shorter_is_robust(piece: Slice, study: Study) -> Finding:
-    difference, means = _lengths(_on_targets(piece), main_setting(piece.everything)[1])
-    verdict, test = judge_greater(-difference)
-    return Finding(verdict, f"mean of targets: {means}", test)
+    """Fewer context vectors are better under distribution shift.
+    Holds if the shortest context is significantly above the longest on the mean of targets."""
+    found, means = _lengths(_on_targets(piece), main_setting(piece.everything).init)
+    return Finding(*judge_greater(-found), f"mean of targets: {means}")
 
 
-@claim(
-    "CoOp is above zero-shot CLIP on shifted targets",
-    "Section 4.2, Table 1",
-    "the shortest context's gain on the mean of targets is significant",
-)
+@claim("Section 4.2, Table 1")
 def robust(piece: Slice, study: Study) -> Finding:
+    """CoOp is above zero-shot CLIP on shifted targets.
+    Holds if the shortest context's gain on the mean of targets is significant."""
     runs = _on_targets(piece)
     shortest = runs.context_length[runs.series == "coop end"].min()
     runs = runs[(runs.series != "coop end") | (runs.context_length == shortest)]
-    verdict, test = judge_greater(above_zero_shot(runs, "coop end").droplevel(2))
+    verdict, test = judge_greater(difference(runs, "coop end", "zero_shot").droplevel(2))
     numbers = f"mean of targets: CoOp (M={int(shortest)}) minus zero-shot {test.mean:+.2f}"
-    return Finding(verdict, numbers, test)
+    return Finding(verdict, test, numbers)
 
 
-@claim(
-    "The linear probe falls below zero-shot CLIP on shifted targets",
-    "Section 4.2, Table 1",
-    "its deficit on the mean of targets is significant",
-)
+@claim("Section 4.2, Table 1")
 def probe_is_not_robust(piece: Slice, study: Study) -> Finding:
-    verdict, test = judge_greater(-above_zero_shot(_on_targets(piece), "linear_probe").droplevel(2))
-    return Finding(verdict, f"mean of targets: linear probe minus zero-shot {-test.mean:+.2f}", test)
+    """The linear probe falls below zero-shot CLIP on shifted targets.
+    Holds if its deficit on the mean of targets is significant."""
+    found = difference(_on_targets(piece), "linear_probe", "zero_shot").droplevel(2)
+    verdict, test = judge_greater(-found)
+    return Finding(verdict, test, f"mean of targets: linear probe minus zero-shot {-test.mean:+.2f}")
 
 
-@claim(
-    "The better the backbone, the better CoOp",
-    "Section 4.3, Figure 5b",
-    "each backbone is significantly above the next weaker one by zero-shot; the p shown is the weakest",
-)
+@claim("Section 4.3, Figure 5b")
 def better_backbone(piece: Slice, study: Study) -> Finding:
-    shots = most_shots(study.runs)
-    runs = across_backbones(study, shots, ("zero_shot", "coop end")).get(piece.schedule)
+    """The better the backbone, the better CoOp.
+    Holds if each backbone is significantly above the next weaker one by zero-shot; the p shown is the weakest."""
+    runs = across_backbones(study, main_setting(study.runs).shots).get(piece.schedule)
     if runs is None:
         raise Missing("CoOp was run on one backbone only")
-    order = by_strength(runs)
-    coop = runs[runs.series == "coop end"]
+    order, coop = by_strength(runs), runs[runs.series == "coop end"]
     each = [scores(coop[coop.backbone == name]).droplevel(2) for name in order]
-    verdict, test = judge_all([judge_greater((more - less).dropna()) for less, more in pairwise(each)])
-    means = (f"{one.groupby(level=0).mean().mean():.1f} on {n}" for one, n in zip(each, order, strict=True))
-    return Finding(verdict, f"CoOp {', '.join(means)}", test)
+    judged = judge_all([judge_greater(more - less) for less, more in pairwise(each)])
+    means = (f"{mean_of(one):.1f} on {name}" for one, name in zip(each, order, strict=True))
+    return Finding(*judged, f"CoOp {', '.join(means)}")
 
 
-@claim(
-    "CoOp is above prompt ensembling",
-    "Section 4.3, Table 2",
-    "the difference to the seven selected templates (else to all eighty) is significant",
-)
+@claim("Section 4.3, Table 2")
 def beats_ensemble(piece: Slice, study: Study) -> Finding:
+    """CoOp is above prompt ensembling.
+    Holds if the difference to the seven selected templates (else to all eighty) is significant."""
     runs = main_runs(piece.runs)
-    top = most_shots(runs)
     series = "ensemble" if (runs.series == "ensemble").any() else "ensemble all"
-    ensemble = runs[runs.series == series].groupby("dataset").accuracy.mean()
-    if ensemble.empty:
-        raise Missing("there is no run of ensemble")
-    coop = scores(runs[(runs.series == "coop end") & (runs.shots == top) & runs.dataset.isin(ensemble.index)])
-    verdict, test = judge_greater((coop - on_datasets(ensemble, coop)).droplevel(2))
-    return Finding(verdict, f"CoOp at {in_shots(top)} minus ensembling {test.mean:+.2f}", test)
+    found, shots = at_top(runs, "coop end", series)
+    verdict, test = judge_greater(found)
+    return Finding(verdict, test, f"CoOp at {shots} minus ensembling {test.mean:+.2f}")
 
 
-@claim(
-    "Random and word initialization perform similarly",
-    "Section 4.3, Table 3",
-    f"their difference is significantly within {MARGIN:g} point",
-)
+@claim("Section 4.3, Table 3")
 def init_does_not_matter(piece: Slice, study: Study) -> Finding:
-    runs = piece.runs[(piece.runs.series == "coop end") & (piece.runs.shots == most_shots(piece.runs))]
-    worded = runs.init.fillna("random") != "random"
+    """Random and word initialization perform similarly.
+    Holds if their difference is significantly within 1 point."""
+    runs = with_init(piece.runs[piece.runs.series == "coop end"])
+    runs = runs[runs.shots == main_setting(piece.runs).shots]
     keys = ["dataset", "seed", "context_length"]
-    words, random = (runs[kind].groupby(keys).accuracy.mean() for kind in (worded, ~worded))
-    difference = (words - random).dropna()
-    if difference.empty:
+    is_random = runs.init == "random"
+    words, random = (runs[kind].groupby(keys).accuracy.mean() for kind in (~is_random, is_random))
+    found = (words - random).dropna()
+    if found.empty:
         raise Missing("no context length has CoOp runs with both random and word initialization")
-    verdict, test = judge_equal(difference.groupby(level=[0, 1]).mean(), MARGIN)
-    return Finding(verdict, f"words minus random {test.mean:+.2f}", test)
+    verdict, test = judge_equal(found.groupby(level=[0, 1]).mean(), MARGIN)
+    return Finding(verdict, test, f"words minus random {test.mean:+.2f}")
 
 
-@claim(
-    "Fine-tuning the image encoder < linear probe < zero-shot < text transform < text bias < CoOp",
-    "Section 4.3, Table 5",
-    "each difference between neighbors is significant; the p shown is the weakest",
-)
+@claim("Section 4.3, Table 5")
 def table5_order(piece: Slice, study: Study) -> Finding:
+    """Fine-tuning the image encoder < linear probe < zero-shot < text transform < text bias < CoOp.
+    Holds if each difference between neighbors is significant; the p shown is the weakest."""
     runs = main_runs(piece.runs)
-    runs = runs[runs.shots.isin((0.0, most_shots(runs)))]
+    runs = runs[runs.shots.isin((0.0, main_setting(runs).shots))]
     found = [series for series in ORDER if series in set(runs.series)]
     if not {"text_transform", "text_bias"} & set(found):
         raise Missing("there is no run of text_transform or text_bias")
@@ -390,74 +333,57 @@ def table5_order(piece: Slice, study: Study) -> Finding:
     if not having:
         raise Missing("no dataset has runs of all the methods compared")
     runs = runs[runs.dataset.isin(having)]
-    values = {series: scores(runs[runs.series == series]).droplevel(2) for series in found}
-    fixed = values.pop("zero_shot").groupby(level=0).mean() if "zero_shot" in values else None
-    learned = pd.concat(values, axis=1)
-    if fixed is not None:
-        learned["zero_shot"] = on_datasets(fixed, learned.iloc[:, 0])
-    verdict, test = judge_all([judge_greater((learned[b] - learned[a]).dropna()) for a, b in pairwise(found)])
-    means = learned.groupby(level=0).mean().mean()
-    numbers = " < ".join(f"{s.split()[0]} {means[s]:.1f}" for s in found)
+    pairs = [difference(runs, more, less).droplevel(2) for less, more in pairwise(found)]
+    verdict, test = judge_all(list(map(judge_greater, pairs)))
+    means = {series: mean_of(scores(runs[runs.series == series])) for series in found}
+    numbers = " < ".join(f"{series.split()[0]} {mean:.1f}" for series, mean in means.items())
     lacking = [series.split()[0] for series in ORDER if series not in found]
     if lacking:
         numbers += f"; without {', '.join(lacking)}"
         verdict = UNKNOWN if verdict == HOLDS else verdict
-    return Finding(verdict, f"claimed: {numbers}", test)
+    return Finding(verdict, test, f"claimed: {numbers}")
 
 
-def _readings(piece: Slice, study: Study, words: bool) -> Iterator[tuple[tuple[str, int], Readings]]:
-    """Yield ((dataset, seed), nearest words) of unified contexts with the class at the end.
-
-    With ``words`` of those initialized with words, else of those of the main setting.
-    """
-    runs = piece.runs[piece.runs.series == "coop end"]
-    worded = runs.init.fillna("random") != "random"
-    if words:
-        runs = runs[worded]
-    else:
-        length, _ = main_setting(piece.runs)
-        runs = runs[~worded & (runs.context_length == length)]
-    found = {(run.dataset, run.seed, run.key): read_words(study.folder, run.key) for run in rows_of(runs)}
-    if not any(found.values()):
+def _readings(runs: pd.DataFrame, study: Study) -> list[tuple[tuple[str, int], Readings]]:
+    """Return ((dataset, seed), nearest words) of unified contexts with the class at the end."""
+    runs = runs[runs.series == "coop end"]
+    found = [((run.dataset, run.seed), read_words(study.folder, run.key)) for run in rows_of(runs)]
+    stored = [(where, readings) for where, readings in found if readings]
+    if not stored:
         raise Missing("no nearest words are stored for such runs; run `fastcoop interpret`")
-    for (dataset, seed, _), readings in found.items():
-        if readings:
-            yield (dataset, seed), readings
+    return stored
 
 
-def _by_run(found: list[tuple[tuple[str, int], float]]) -> pd.Series:
-    """Average percentages of runs by (dataset, seed)."""
-    index = pd.MultiIndex.from_tuples([where for where, _ in found], names=["dataset", "seed"])
-    return pd.Series([value for _, value in found], index).groupby(level=[0, 1]).mean()
+def _judge_shares(shares: Sequence[tuple[tuple[str, int], float]], above: float) -> Judgment:
+    """Return the verdict on "greater than ``above``" about percentages of runs, by (dataset, seed)."""
+    index = pd.MultiIndex.from_tuples([where for where, _ in shares])
+    return judge_greater(pd.Series([value for _, value in shares], index), above=above)
 
 
-@claim(
-    "Nearest words of learned contexts are hardly interpretable",
-    "Section 4.3, Table 4",
-    f"their mean distance is significantly above {NEAR:.0%} of that of random vectors of the same length",
-)
+@claim("Section 4.3, Table 4")
 def words_say_little(piece: Slice, study: Study) -> Finding:
+    """Nearest words of learned contexts are hardly interpretable.
+    Holds if their mean distance is significantly above 90% of that of random vectors of the same length."""
+    length = main_setting(piece.runs).length
+    runs = piece.runs[(with_init(piece.runs).init == "random") & (piece.runs.context_length == length)]
     shares = [
         (where, 100 * readings.mean_distance / readings.mean_chance)
-        for where, readings in _readings(piece, study, words=False)
+        for where, readings in _readings(runs, study)
         if readings.mean_chance
     ]
     if not shares:
         raise Missing("the stored nearest words have no distances of random contexts")
-    verdict, test = judge_greater(_by_run(shares), above=100 * NEAR)
-    return Finding(verdict, f"mean distance {test.mean:.1f}% of that of random vectors", test)
+    verdict, test = _judge_shares(shares, 100 * NEAR)
+    return Finding(verdict, test, f"mean distance {test.mean:.1f}% of that of random vectors")
 
 
-@claim(
-    "Contexts that were initialized with words stay nearest to these words",
-    "Section 4.3",
-    "significantly more than half of the vectors of a context do",
-)
+@claim("Section 4.3")
 def words_stay(piece: Slice, study: Study) -> Finding:
+    """Contexts that were initialized with words stay nearest to these words.
+    Holds if significantly more than half of the vectors of a context do."""
     shares, stayed, total = [], 0, 0
-    for where, readings in _readings(piece, study, words=True):
-        pairs = list(zip(readings.vectors, readings.start_words, strict=False))
-        if pairs:
+    for where, readings in _readings(piece.runs[with_init(piece.runs).init != "random"], study):
+        if pairs := list(zip(readings.vectors, readings.start_words, strict=False)):
             same = sum(vector.words[0] == word for vector, word in pairs)
             shares.append((where, 100 * same / len(pairs)))
             stayed, total = stayed + same, total + len(pairs)
@@ -465,7 +391,5 @@ def words_stay(piece: Slice, study: Study) -> Finding:
         raise Missing(
             "the stored nearest words do not name the words of the initialization; run `fastcoop interpret` again"
         )
-    verdict, test = judge_greater(_by_run(shares), above=HALF)
-    return Finding(
-        verdict, f"{stayed} of {total} vectors are nearest to the word that they were initialized with", test
-    )
+    numbers = f"{stayed} of {total} vectors are nearest to the word that they were initialized with"
+    return Finding(*_judge_shares(shares, 50.0), numbers)

@@ -34,17 +34,12 @@ def report(results_folder: str | Path, out_folder: str | Path) -> list[Path]:
     Raises:
         UserError: the results folder holds no finished run, or the files cannot be written.
     """
-    study = read_study(Path(results_folder))
-    with writing(Path(out_folder)):
-        return _write(study, Path(out_folder))
-
-
-def _write(study: Study, out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
+    study, out = read_study(Path(results_folder)), Path(out_folder)
     written: list[Path] = []
     made: list[tuple[Item, list[Exhibit]]] = []
     missing: list[tuple[Item, str]] = []
-    with progress("Report", len(ITEMS)) as advance, drawing(study.runs.series):
+    with writing(out), progress("Report", len(ITEMS)) as advance, drawing(study.runs.series):
+        out.mkdir(parents=True, exist_ok=True)
         for item in ITEMS.values():
             try:
                 exhibits = item.make(study)
@@ -52,22 +47,21 @@ def _write(study: Study, out: Path) -> list[Path]:
                 missing.append((item, str(why)))
             else:
                 made.append((item, exhibits))
-                written += [path for one in exhibits for path in save_exhibit(item, one, out)]
+                for one in exhibits:
+                    stem = out / f"{item.name}{one.suffix}"
+                    written += save_figure(one.figure, stem) if one.figure is not None else []
+                    written += save_table(one.table, stem) if one.table is not None else []
             advance(1, item.title)
         judged = judge(study, PAPER_CLAIMS)
-    claims = claims_table(judged)
-    texts = {"claims.csv": claims.to_csv(), "claims.md": claims.to_markdown()}
-    texts["missing.txt"] = missing_text(study, missing)
-    written += [write_text(out / name, text) for name, text in texts.items()]
-    text = page(study, made, missing, judged, cautions(study), out)
-    return [write_text(out / "index.html", text), *written]
-
-
-def save_exhibit(item: Item, exhibit: Exhibit, out: Path) -> list[Path]:
-    """Write an exhibit's figure and table into ``out``; return the paths."""
-    stem = out / f"{item.name}{exhibit.suffix}"
-    written = [] if exhibit.figure is None else save_figure(exhibit.figure, stem)
-    return written + ([] if exhibit.table is None else save_table(exhibit.table, stem))
+        claims = claims_table(judged)
+        texts = {
+            "index.html": page(study, made, missing, judged, cautions(study), out),
+            "claims.csv": claims.to_csv(),
+            "claims.md": claims.to_markdown(),
+            "missing.txt": missing_text(study, missing),
+        }
+        page_path, *others = (write_text(out / name, text) for name, text in texts.items())
+    return [page_path, *written, *others]
 
 
 def missing_text(study: Study, missing: list[tuple[Item, str]]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -36,21 +36,17 @@ def rename_datasets(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
     # Databases of version 1 have no digest of the images.
     images = runs.images.fillna(runs.groupby(["dataset", "test"]).images.transform("last"))
     digest = images.fillna(runs.test)
-    renamed: dict[tuple[str, str], str] = {}
+    names = runs.dataset.copy()
     for dataset, frame in runs.dropna(subset=["test"]).groupby("dataset", sort=False):
-        digests = digest[frame.index]
         current = frame.test == known.get(str(dataset), {}).get("digest")
-        kept = digests[current if current.any() else frame.index].iloc[-1]
+        kept = digest[frame.index[current] if current.any() else frame.index].iloc[-1]
         name, colon, half = str(dataset).partition(":")
-        for other in set(digests) - {kept}:
-            renamed[str(dataset), other] = f"{name} ({other[:DIGEST_LENGTH]}){colon}{half}"
-    if not renamed:
-        return runs
-    names = [renamed.get(pair, pair[0]) for pair in zip(runs.dataset, digest, strict=True)]
+        for row in frame.index[digest[frame.index] != kept]:
+            names[row] = f"{name} ({digest[row][:DIGEST_LENGTH]}){colon}{half}"
     own = runs.source == runs.dataset
-    sources = dict(zip(runs.key[own], pd.Series(names, runs.index)[own], strict=True))
-    sources_of_runs = [sources.get(key, source) for key, source in zip(runs.key, runs.source, strict=True)]
-    return runs.assign(source=sources_of_runs, dataset=names)
+    sources = dict(zip(runs.key[own], names[own], strict=True))
+    origins = [sources.get(key, source) for key, source in zip(runs.key, runs.source, strict=True)]
+    return runs.assign(dataset=names, source=origins)
 
 
 def rename_backbones(runs: pd.DataFrame) -> pd.DataFrame:
@@ -69,23 +65,21 @@ def plain_dataset(name: str) -> str:
     return re.sub(rf" \([0-9a-f]{{{DIGEST_LENGTH}}}\)(?=$|:)", "", name)
 
 
-def rename_series(runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known: Known) -> list[str]:
+def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     """Return the series of each run, with its unusual settings where runs of one series differ in these.
 
     The most frequent settings of a method keep the series' plain name; of equally frequent ones, those with the fewest
-    recorded settings, then the earliest. Others get series of their own, such as ``coop end (learning_rate 0.01)``.
+    recorded settings (defaults are not recorded), then the earliest. Others get series of their own, such as
+    ``coop end (learning_rate 0.01)``.
     """
-    rows = zip(runs.itertuples(), settings, strict=True)
-    facts = pd.Series([json.dumps(_other_settings(*row, known), sort_keys=True) for row in rows], runs.index)
+    others = [_other_settings(run, known) for run in runs.itertuples(index=False)]
+    facts = pd.Series([json.dumps(one, sort_keys=True) for one in others], runs.index)
     series = runs.series.copy()
     for _, frame in runs.groupby("method", sort=False):
         own = facts[frame.index]
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
             counts = own.value_counts()
-            by_fewest = sorted(
-                dict.fromkeys(own), key=lambda text: len(json.loads(text))
-            )  # defaults are not recorded
-            usual = json.loads(min(by_fewest, key=lambda text: -counts[text]))
+            usual = json.loads(min(own, key=lambda text: (-counts[text], len(json.loads(text)))))
             names = zip(frame.series, own, strict=True)
             series[frame.index] = [_with_settings(name, json.loads(text), usual) for name, text in names]
     return series.tolist()
@@ -99,12 +93,16 @@ def latest_of_each(runs: pd.DataFrame) -> pd.Series:
     return ~runs.duplicated([*GROUP_COLUMNS, "seed"], keep="last")
 
 
-def _other_settings(row: Any, given: Mapping[str, Any], known: Known) -> dict[str, Any]:
+def equal_prompts(one: str | None, other: str | None) -> bool:
+    """Return whether two prompts are known and equal. The class is ``{}`` or ``[CLASS]``."""
+    return bool(one and other) and str(one).replace("{}", "[CLASS]") == str(other).replace("{}", "[CLASS]")
+
+
+def _other_settings(run: Any, known: Known) -> dict[str, Any]:
     """Return the settings of a run without a column, and its dataset's prompt if it is not the recorded one."""
-    other = {name: value for name, value in given.items() if name not in NAMED_SETTINGS}
-    prompt, current = given.get(DATASET_PROMPT), known.get(row.source, {}).get("prompt")
-    is_known = prompt is not None and current is not None
-    if row.method != "zero_shot" and is_known and str(prompt).replace("{}", "[CLASS]") != current:
+    other = {name: value for name, value in run.settings.items() if name not in NAMED_SETTINGS}
+    prompt, current = run.settings.get(DATASET_PROMPT), known.get(run.source, {}).get("prompt")
+    if run.method != "zero_shot" and prompt and current and not equal_prompts(prompt, current):
         other["prompt"] = prompt
     return other
 

@@ -7,29 +7,31 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from fastcoop import escape, results
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, rows_of
-from fastcoop.reports.series import latest_of_each, rename_backbones, rename_datasets, rename_series
+from fastcoop.reports.series import (
+    Known,
+    equal_prompts,
+    latest_of_each,
+    rename_backbones,
+    rename_datasets,
+    rename_series,
+)
 from fastcoop.reports.style import name_of
 from fastcoop.results.metadata import GRID, recorded_datasets, recorded_grid
 
-NEEDED = ("key", "backbone", "dataset", "method", "shots", "seed", "accuracy")
-OPTIONAL = {
-    "label": None, "context_length": np.nan, "class_position": None, "class_specific": False, "init": None,
-    "epochs": np.nan, "schedule": None, "macro_accuracy": np.nan, "status": "done", "seconds": np.nan,
-    "settings": "{}", "chance": np.nan, "source": None, "classes": "all", "per_class": None, "versions": None,
-    "train_images": np.nan, "test": None, "images": None, "backbone_digest": None, "prompts": None,
-}  # fmt: skip
 WITHOUT_SCHEDULE = ("zero_shot", "ensemble", "linear_probe")  # every schedule's figures show their runs
 
 
@@ -38,8 +40,8 @@ class Slice:
     """Results that may be drawn together: one backbone, one training schedule.
 
     Attributes:
-        everything: All tests, also on other datasets and on some of the classes.
         suffix: Distinguishes this slice's files from those of other slices.
+        everything: All tests, also on other datasets and on some of the classes.
         has_only_schedule: Whether no other slice has another schedule.
         diverged: Tests of diverged runs, which have no accuracy.
     """
@@ -48,8 +50,8 @@ class Slice:
     schedule: str
     suffix: str
     everything: pd.DataFrame
-    has_only_schedule: bool = True
-    diverged: pd.DataFrame = field(default_factory=pd.DataFrame)
+    has_only_schedule: bool
+    diverged: pd.DataFrame
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -62,9 +64,7 @@ class Slice:
     @property
     def short_title(self) -> str:
         """The backbone, with the schedule if the study has several."""
-        return (
-            self.backbone if self.has_only_schedule else joined(self.backbone, schedule_note(self.schedule))
-        )
+        return joined(self.backbone, "" if self.has_only_schedule else schedule_note(self.schedule))
 
     @property
     def subtitle(self) -> str:
@@ -73,11 +73,9 @@ class Slice:
 
     def name_of(self, series: str, length: float = 0) -> str:
         """Return a series' name in legends and tables, with the limits of a shortened linear probe."""
-        if series != "linear_probe":
-            return name_of(series, length)
-        labels = self.everything.label[self.everything.series == series].dropna().astype(str)
+        labels = self.everything.label[self.everything.series == series].astype(str)
         limits = labels.str.extract(r"(\(.*\))", expand=False).dropna().unique()
-        return " ".join([name_of(series, length), *limits])
+        return " ".join([name_of(series, length), *(limits if series == "linear_probe" else ())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,83 +83,67 @@ class Study:
     """All runs of a results folder, one row for each test.
 
     Attributes:
-        name: The folder's name.
         folder: The results folder.
         runs: Tests with an accuracy, of the latest of repeated runs.
-        failed: Runs that failed, with their ``error``.
-        untested: Runs without a test.
         diverged: Tests of diverged runs, which have no accuracy.
         repeated: Tests of runs that were run again with the same settings and seed.
         known: Datasets by name, as the sweep recorded them: number of classes and images, prompt.
+        failed: Runs that failed, with their ``error``.
+        untested: Runs without a test.
     """
 
-    name: str
     folder: Path
     runs: pd.DataFrame
+    diverged: pd.DataFrame
+    repeated: pd.DataFrame
+    known: Known
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)
     untested: pd.DataFrame = field(default_factory=pd.DataFrame)
-    diverged: pd.DataFrame = field(default_factory=pd.DataFrame)
-    repeated: pd.DataFrame = field(default_factory=pd.DataFrame)
-    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def backbones(self) -> list[str]:
         """The backbones as the grid names them (possibly by a path), else as the runs do."""
-        return self.names_in_grid("backbones", "backbone")
+        return _listed(self.folder, "backbones") or list(self.runs.backbone.unique())
 
     @property
     def datasets(self) -> list[str]:
         """The training datasets, likewise; the whole dataset in place of its halves."""
-        names = self.names_in_grid("datasets", "source")
+        names = _listed(self.folder, "datasets") or self.runs.source
         return list(dict.fromkeys(re.sub(r":(base|new)$", "", name) for name in names))
 
-    @property
-    def places(self) -> list[tuple[str, Path]]:
-        """The ``--cache`` and ``--data-root`` options of the sweep, as ``grid.yaml`` records them."""
-        try:
-            words = shlex.split(self.grid_text().partition("\n")[0].removeprefix("# "))
-        except ValueError:
-            return []
-        return [(word, Path(place)) for word, place in pairwise(words) if word in ("--cache", "--data-root")]
-
+    @cached_property
     def grid_text(self) -> str:
-        """Return the text of the folder's ``grid.yaml``, empty if there is none."""
-        try:
-            return (self.folder / GRID).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return ""
+        """The text of the folder's ``grid.yaml``, empty if there is none."""
+        path = self.folder / GRID
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    def names_in_grid(self, axis: str, column: str) -> list[str]:
-        """Return the values of an axis of the grid, else those of a column of the runs."""
-        given = [text for scope in self.grid_scopes() if axis in scope for text in _texts(scope[axis])]
-        return list(dict.fromkeys(given or self.runs[column]))
-
-    def grid_scopes(self) -> list[dict[str, Any]]:
-        """Return the grid and its blocks; nothing if it cannot be read."""
-        try:
-            given = recorded_grid(self.folder)
-        except (OSError, ValueError, yaml.YAMLError):
-            return []
-        blocks = given.get("blocks")
-        scopes = [given, *(blocks.values() if isinstance(blocks, dict) else ())]
-        return [scope for scope in scopes if isinstance(scope, dict)]
+    @property
+    def places(self) -> list[str | Path]:
+        """The ``--cache`` and ``--data-root`` options of the sweep, as ``grid.yaml`` records them."""
+        found: list[str | Path] = []
+        with suppress(ValueError):
+            for word, place in pairwise(shlex.split(self.grid_text.partition("\n")[0].removeprefix("# "))):
+                found += [word, Path(place)] if word in ("--cache", "--data-root") else []
+        return found
 
     def slices(self) -> list[Slice]:
         """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's."""
-        pairs: list[tuple[str, str, pd.DataFrame]] = []
-        for backbone, frame in self.runs.groupby("backbone", sort=False):
-            for schedule in sorted(set(frame.schedule) - {""}) or ["paper"]:
-                pairs.append((str(backbone), schedule, frame[frame.schedule.isin(("", schedule))]))
-        backbones, schedules = {pair[0] for pair in pairs}, {pair[1] for pair in pairs}
+        pairs = [
+            (str(backbone), schedule)
+            for backbone, frame in self.runs.groupby("backbone", sort=False)
+            for schedule in sorted(set(frame.schedule) - {""}) or ["paper"]
+        ]
+        backbones, schedules = (set(column) for column in zip(*pairs, strict=True))
         names = {**escape.file_names(backbones), **escape.file_names(schedules)}
         slices = []
-        for backbone, schedule, frame in pairs:
+        for backbone, schedule in pairs:
             parts = [backbone] * (len(backbones) > 1) + [schedule] * (len(schedules) > 1)
             suffix = "".join(f"-{names[part]}" for part in parts)
-            bad = self.diverged
-            if len(bad):
-                bad = bad[(bad.backbone == backbone) & bad.schedule.isin(("", schedule))]
-            slices.append(Slice(backbone, schedule, suffix, frame, len(schedules) == 1, bad))
+            runs, diverged = (
+                frame[(frame.backbone == backbone) & frame.schedule.isin(("", schedule))]
+                for frame in (self.runs, self.diverged)
+            )
+            slices.append(Slice(backbone, schedule, suffix, runs, len(schedules) == 1, diverged))
         return slices
 
 
@@ -180,8 +162,7 @@ def read_study(folder: Path) -> Study:
         row.dataset: results.load_predictions(folder, row.key, row.dataset).class_names
         for row in rows_of(tested)
     }
-    study = study_of(frame, folder, names)
-    return replace(study, runs=in_grid_order(study), failed=results.load_failures(folder), untested=untested)
+    return replace(study_of(frame, folder, names), failed=results.load_failures(folder), untested=untested)
 
 
 def evaluate_targets(untested: pd.DataFrame) -> str:
@@ -189,33 +170,13 @@ def evaluate_targets(untested: pd.DataFrame) -> str:
     return ",".join(dict.fromkeys(untested.dataset))
 
 
-def in_grid_order(study: Study) -> pd.DataFrame:
-    """Sort runs by the order of datasets, targets and backbones in the grid; names that are not in it come last."""
-    runs = study.runs
-    targets = [scope["targets"] for scope in study.grid_scopes() if isinstance(scope.get("targets"), dict)]
-    moved = [name for one in targets for pair in one.items() for given in pair for name in _texts(given)]
-    orders = {
-        "dataset": [*study.names_in_grid("datasets", "dataset"), *moved],
-        "backbone": study.names_in_grid("backbones", "backbone"),
-    }
-    for column, names in orders.items():
-        order = {name: place for place, name in enumerate(dict.fromkeys(Path(one).name for one in names))}
-        places = [order.get(Path(str(value)).name, len(order)) for value in runs[column]]
-        runs = runs.iloc[np.argsort(places, kind="stable")]
-    return runs.reset_index(drop=True)
-
-
-def _texts(given: Any) -> list[str]:
-    return [str(one) for one in given] if isinstance(given, list) else [str(given)]
-
-
 def study_of(
-    frame: pd.DataFrame, folder: Path, class_names: Mapping[str, Sequence[str]] | None = None
+    frame: pd.DataFrame, folder: str | Path, class_names: Mapping[str, Sequence[str]] | None = None
 ) -> Study:
-    """Check and complete a results table.
+    """Return the study in a results table.
 
-    Missing optional columns are filled, shots become numbers, series are named, and runs that cannot be averaged are
-    given different names. ``NAME:base`` and ``NAME:new`` are halves of the classes of NAME (column ``classes``).
+    Shots become numbers, settings dictionaries, series are named, and runs that cannot be averaged are given different
+    names. ``NAME:base`` and ``NAME:new`` are halves of the classes of NAME (column ``classes``).
 
     Args:
         frame: As `fastcoop.results.load_results` returns it.
@@ -226,47 +187,62 @@ def study_of(
     Raises:
         UserError: there is no finished run, or all runs diverged.
     """
-    if lacking := [name for name in NEEDED if name not in frame]:
-        raise UserError(
-            f"Expected the results in {folder} to have the columns {', '.join(lacking)}, as a sweep writes them."
-        )
     if frame.empty:
         raise UserError(f"{folder} holds no finished run; run `fastcoop sweep` into it first.")
-    runs = frame.reset_index(drop=True).copy()
-    for name, default in OPTIONAL.items():
-        if name not in runs:
-            runs[name] = default
-        elif not (default is None or default != default):
-            runs[name] = runs[name].where(runs[name].notna(), default)
-    runs["schedule"] = runs.schedule.where(runs.schedule.notna() & ~runs.method.isin(WITHOUT_SCHEDULE), "")
-    runs["source"] = runs.source.where(runs.source.notna(), runs.dataset)
-    runs["class_specific"] = runs.class_specific.astype(bool)
-    runs["shots"] = pd.to_numeric(runs.shots.replace("all", ALL_SHOTS), errors="coerce")
-    runs["accuracy"] = pd.to_numeric(runs.accuracy, errors="coerce")
-    settings = [settings_of(text) for text in runs.settings]
-    columns = zip(runs.method, runs.class_position, runs.class_specific, settings, strict=True)
-    runs["series"] = [_series(*row) for row in columns]
+    folder = Path(folder)
     known = recorded_datasets(folder)
-    runs["prompt"] = _foreign_prompts(runs, settings, known)
-    half = runs.dataset.str.extract(r":(base|new)$", expand=False)
-    runs["classes"] = runs["classes"].where(half.isna(), half)
-    pairs = zip(runs.source, runs.dataset, strict=True)
-    runs["kind"] = [_kind(*pair, class_names or {}) for pair in pairs]
+    has_schedule = frame.schedule.notna() & ~frame.method.isin(WITHOUT_SCHEDULE)
+    runs = frame.assign(
+        schedule=frame.schedule.where(has_schedule, ""),
+        shots=pd.to_numeric(frame.shots.replace("all", ALL_SHOTS)),
+        context_length=pd.to_numeric(frame.context_length),
+        settings=frame.settings.map(json.loads),
+        classes=frame.dataset.str.extract(r":(base|new)$", expand=False).fillna("all"),
+    ).reset_index(drop=True)
+    runs["series"] = list(map(_series, rows_of(runs)))
+    runs["prompt"] = _foreign_prompts(runs, known)
+    runs["kind"] = [_kind(*pair, class_names or {}) for pair in zip(runs.source, runs.dataset, strict=True)]
     runs = rename_datasets(rename_backbones(runs), known)
-    runs["series"] = rename_series(runs, settings, known)
+    runs["series"] = rename_series(runs, known)
     diverged, latest = runs.accuracy.isna(), latest_of_each(runs)
     if diverged.all():
         raise UserError(
             f"All {runs.key.nunique()} runs in {folder} diverged and have no accuracy; lower their learning rate."
         )
-    return Study(
-        Path(folder).resolve().name,
-        Path(folder),
-        runs[~diverged & latest].reset_index(drop=True),
-        diverged=runs[diverged & latest],
-        repeated=runs[~latest],
-        known=known,
-    )
+    finished = _in_grid_order(runs[~diverged & latest], folder)
+    return Study(folder, finished, runs[diverged & latest], runs[~latest], known)
+
+
+def _scopes(folder: Path) -> list[dict[str, Any]]:
+    """Return the recorded grid and its blocks; nothing if it cannot be read."""
+    try:
+        given = recorded_grid(folder)
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    blocks = given.get("blocks")
+    scopes = [given, *(blocks.values() if isinstance(blocks, dict) else ())]
+    return [scope for scope in scopes if isinstance(scope, dict)]
+
+
+def _listed(folder: Path, axis: str) -> list[str]:
+    """Return the values of an axis of the recorded grid, none if it has no such axis."""
+    return list(dict.fromkeys(name for one in _scopes(folder) for name in _texts(one.get(axis, []))))
+
+
+def _texts(given: Any) -> list[str]:
+    return [str(one) for one in given] if isinstance(given, list) else [str(given)]
+
+
+def _in_grid_order(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Sort runs by the order of datasets, targets and backbones in the grid; names that are not in it come last."""
+    targets = [one["targets"] for one in _scopes(folder) if isinstance(one.get("targets"), dict)]
+    moved = [name for one in targets for pair in one.items() for given in pair for name in _texts(given)]
+    for column, more in (("dataset", moved), ("backbone", [])):
+        names = [*(_listed(folder, f"{column}s") or runs[column]), *more]
+        order = {name: place for place, name in enumerate(dict.fromkeys(Path(one).name for one in names))}
+        places = [order.get(Path(name).name, len(order)) for name in runs[column]]
+        runs = runs.assign(place=places).sort_values("place", kind="stable").drop(columns="place")
+    return runs.reset_index(drop=True)
 
 
 def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:
@@ -281,42 +257,33 @@ def _plain_class(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
 
 
-def _foreign_prompts(
-    runs: pd.DataFrame, settings: Sequence[dict[str, Any]], known: Mapping[str, Mapping[str, Any]]
-) -> list[str | None]:
-    """Return the prompt of each zero-shot test unless it is its dataset's own, and that of each CoOp run that has one.
+def _foreign_prompts(runs: pd.DataFrame, known: Known) -> list[str | None]:
+    """Return the prompt of each run; None where a zero-shot test has the dataset's own, or none is recorded.
 
     A dataset's own prompt is the recorded one, else that of the latest test.
     """
-    tested = [json.loads(text) if isinstance(text, str) else [] for text in runs.prompts]
-    rows = list(zip(rows_of(runs), tested, settings, strict=True))
-    latest = {
-        row.dataset: prompts[0]
-        for row, prompts, given in rows
-        if row.method == "zero_shot" and prompts and given.get("prompt") is None
-    }
-    found = []
-    for row, prompts, given in rows:
-        prompt = given.get("prompt")
-        if row.method == "zero_shot":
-            prompt = prompts[0] if prompts else prompt
-            own = str(known.get(row.dataset, {}).get("prompt", latest.get(row.dataset)))
-            if prompt is not None and prompt.replace("{}", "[CLASS]") == own.replace("{}", "[CLASS]"):
-                prompt = None
-        found.append(prompt)
-    return found
+    used: list[str | None] = []
+    own: dict[str, str] = {}
+    for row in rows_of(runs):
+        prompt, tested = row.settings.get("prompt"), json.loads(row.prompts or "[]")
+        if row.method == "zero_shot" and tested:
+            own |= {row.dataset: tested[0]} if prompt is None else {}
+            prompt = tested[0]
+        used.append(prompt)
+    own |= {name: about["prompt"] for name, about in known.items() if "prompt" in about}
+    return [
+        None if method == "zero_shot" and equal_prompts(prompt, own.get(dataset)) else prompt
+        for method, dataset, prompt in zip(runs.method, runs.dataset, used, strict=True)
+    ]
 
 
-def _series(method: str, position: str | None, specific: bool, settings: dict[str, Any]) -> str:
+def _series(run: Any) -> str:
     """Return a method's name with what distinguishes its curves."""
-    if method == "coop":
-        return f"coop {position or 'end'}{' csc' if specific else ''}"
-    return "ensemble all" if method == "ensemble" and settings.get("templates") == "all" else method
-
-
-def settings_of(settings: object) -> dict[str, Any]:
-    """Return a run's settings, given as JSON or as a mapping."""
-    return dict(settings) if isinstance(settings, dict) else json.loads(str(settings) or "{}")
+    if run.method == "coop":
+        return f"coop {run.class_position or 'end'}{' csc' if run.class_specific else ''}"
+    return (
+        "ensemble all" if run.method == "ensemble" and run.settings.get("templates") == "all" else run.method
+    )
 
 
 def joined(*texts: str) -> str:
@@ -326,8 +293,7 @@ def joined(*texts: str) -> str:
 
 def diverged_note(diverged: pd.DataFrame) -> str:
     """Return the note of a figure on runs without an accuracy, empty if there are none."""
-    number = diverged.key.nunique() if len(diverged) else 0
-    return f"{number} diverged run{'s' * (number != 1)} left out" if number else ""
+    return f"{counted(diverged.key.nunique(), 'diverged run')} left out" if len(diverged) else ""
 
 
 def schedule_note(schedule: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 PNG_DOTS_PER_INCH = 220
 CHARACTERS_PER_INCH = 15  # of text with narrow letters
 WIDE = 13.5  # characters per inch of a title below which its letters count as wider than usual
+AVERAGE = "Average"  # the first word of the titles of averages over datasets
 LEGEND_HEIGHT = 0.5  # inches that figures reserve
 MARGIN = 0.04  # inches around text that does not fit
 RC: dict[str, Any] = {
@@ -78,7 +79,7 @@ LOOKS = {
 OTHER_COLORS = ("#999999", "#8C564B", "#C2185B", "#6A3D9A", "#1B9E9E", "#7A9A01", "#B8860B", "#1F3A93")
 OTHER_MARKERS = ("d", "8", "^", "s", "p", "v", "o")
 OTHER_LINES = ("-.", "--", ":")
-_places: dict[str, int] = {}  # of the series without a look of their own in the report that is drawn
+_others: list[str] = []  # the series without a look of their own in the report that is drawn
 
 
 def look(series: str) -> Look:
@@ -91,7 +92,7 @@ def look(series: str) -> Look:
         return LOOKS[series]
     base, _, settings = series.partition(" (")
     label = f"{LOOKS[base].label}, {settings[:-1]}" if base in LOOKS else series.replace("_", " ")
-    place = _places.get(series, 0)
+    place = _others.index(series) if series in _others else 0
     color, marker, line = (looks[place % len(looks)] for looks in (OTHER_COLORS, OTHER_MARKERS, OTHER_LINES))
     return Look(label, color, marker, line)
 
@@ -121,18 +122,6 @@ def columns_of(entries: int, most: int) -> int:
     return math.ceil(entries / math.ceil(entries / most))
 
 
-def draw_curve(axis: Axes, x: Sequence[float], points: pd.DataFrame, series: str, **more: Any) -> None:
-    """Draw the means of a summary as a line and their standard deviations as a band, or as a bar at a single point."""
-    style, mean, std = look(series), points["mean"], points["std"].fillna(0.0)
-    axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
-    if len(points) == 1:
-        axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
-    axis.plot(
-        x, mean, style.line, marker=style.marker, color=style.color, zorder=4 - style.weight / 2,
-        linewidth=1.2 * style.weight, markersize=3.4 * style.weight, **more,
-    )  # fmt: skip
-
-
 def new_figure(width: float, height: float, subtitle: str) -> Figure:
     """Return an empty figure (inches) below a subtitle. Draw inside ``with drawing():``."""
     from matplotlib.figure import Figure
@@ -143,37 +132,61 @@ def new_figure(width: float, height: float, subtitle: str) -> Figure:
     return figure
 
 
-def fitted(text: str, inches: float, lines: int = 2) -> str:
-    """Break a text into lines of about equal length, at most ``lines``; a longer text loses its middle."""
-    widest = int(inches * CHARACTERS_PER_INCH)
-    text = shortened(text, int(0.85 * lines * widest))  # lines are never quite full
-    return balanced(text, _as_many(text, widest))
+def panel_figure(
+    names: Iterable[str], columns: int, size: tuple[float, float], subtitle: str, xlabel: str
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``size`` (inches) with a panel for each name, in ``columns``, and its axes."""
+    names = list(names)
+    figure = new_figure(*size, subtitle)
+    grid = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).ravel()
+    for place, (axis, name) in enumerate(zip(grid, names, strict=False)):
+        weight = "bold" if name.startswith(AVERAGE) else "normal"
+        axis.set_title(fitted(name, size[0] / columns - 0.3), fontweight=weight)
+        if place + columns >= len(names):
+            axis.set_xlabel(xlabel)
+    for axis in grid[len(names) :]:
+        axis.set_visible(False)
+    return figure, list(grid[: len(names)])
 
 
-def _as_many(text: str, usual: int) -> int:
-    """Return how many letters as wide as those of ``text`` fit in the space of ``usual`` ones."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
+def draw_curves(axis: Axes, summary: pd.DataFrame, over: str, ticks: Mapping[float, str]) -> None:
+    """Draw the means of each series over evenly spaced values of a column, and their standard deviations as a band.
 
-    size = FontProperties(size=RC["axes.titlesize"])
-    width, _, _ = text_to_path.get_text_width_height_descent(text or " ", size, ismath=False)
-    per_inch = 72 * max(len(text), 1) / max(width, 1e-9)
-    return usual if per_inch > WIDE else max(3, int(usual * per_inch / CHARACTERS_PER_INCH))
+    A single point has a bar. Methods without training (0 shots) are a star, which a thin line extends across the axes.
+
+    Args:
+        axis: Axes to draw on. The lines have their series as gid.
+        summary: Rows with ``series``, ``mean``, ``std`` and the column ``over``.
+        over: The column of the values.
+        ticks: The label of each value, in order.
+    """
+    place = {value: float(at) for at, value in enumerate(ticks)}
+    for series in sorted(set(summary.series), key=rank):
+        points = summary[summary.series == series].sort_values(over)
+        x, mean, std = [place[value] for value in points[over]], points["mean"], points["std"].fillna(0.0)
+        style = look(series)
+        line: dict[str, Any] = {"marker": style.marker, "color": style.color, "gid": series}
+        if set(points[over]) == {0.0}:
+            axis.axhline(mean.iloc[0], color=style.color, linewidth=0.6, linestyle=(0, (1, 3)), zorder=1)
+            axis.plot(x, mean, linestyle="None", markersize=8, zorder=4, clip_on=False, **line)
+            continue
+        axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
+        if len(points) == 1:
+            axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
+        line |= {"linewidth": 1.2 * style.weight, "markersize": 3.4 * style.weight}
+        axis.plot(x, mean, linestyle=style.line, zorder=4 - style.weight / 2, **line)
+    axis.set_xticks(range(len(ticks)), list(ticks.values()))
+    axis.set_xlim(-0.3, len(ticks) - 0.7)
+    axis.grid(axis="x", visible=False)
 
 
-def shortened(text: str, most: int) -> str:
-    """Return a text without control characters, and without its middle if it is wider than ``most`` usual letters."""
-    text = escape.visible(text)
-    most = _as_many(text, most)
-    return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[-(most // 2) :]}"
-
-
-def balanced(text: str, widest: int) -> str:
-    """Break a text into as few lines of at most ``widest`` characters as possible, of about equal length."""
-    lines = len(textwrap.wrap(text, widest))
-    longest = min(widest, max(map(len, text.split()), default=1))  # no word is broken that fits in a line
-    fits = (width for width in range(longest, widest) if len(textwrap.wrap(text, width)) <= lines)
-    return textwrap.fill(text, next(fits, widest))
+def add_series_legend(figure: Figure, name: Callable[[str], str], most: int) -> None:
+    """Add a legend of the series that `draw_curves` drew, named by ``name``."""
+    drawn = {str(line.get_gid()): line for axis in figure.axes for line in axis.lines if line.get_gid()}
+    order = sorted(drawn, key=rank)
+    # A handle is two dashes with the marker between them.
+    handles, names = [drawn[series] for series in order], [name(series) for series in order]
+    add_legend(figure, handles, names, most, handlelength=2.1, columnspacing=1.2)
 
 
 def add_legend(
@@ -191,16 +204,33 @@ def add_legend(
     figure.set_figheight(figure.get_figheight() + max(0.0, box.height / figure.dpi - LEGEND_HEIGHT))
 
 
-@contextmanager
-def _placed(others: Sequence[str]) -> Iterator[None]:
-    before = dict(_places)
-    _places.clear()
-    _places.update({name: place for place, name in enumerate(others)})
-    try:
-        yield
-    finally:
-        _places.clear()
-        _places.update(before)
+def fitted(text: str, inches: float, lines: int = 2) -> str:
+    """Break a text into lines of about equal length, at most ``lines``, and replace the middle of a longer one by …."""
+    usual = int(inches * CHARACTERS_PER_INCH)
+    text = shortened(text, int(0.85 * lines * usual))  # lines are never quite full
+    widest = _as_many(text, usual)
+    needed = len(textwrap.wrap(text, widest))
+    longest = min(widest, max(map(len, text.split()), default=1))  # no word is broken that fits in a line
+    fits = (width for width in range(longest, widest) if len(textwrap.wrap(text, width)) <= needed)
+    return textwrap.fill(text, next(fits, widest))
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text without control characters, its middle replaced by … if it is wider than ``most`` usual letters."""
+    text = escape.visible(text)
+    most = _as_many(text, most)
+    return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[-(most // 2) :]}"
+
+
+def _as_many(text: str, usual: int) -> int:
+    """Return how many letters as wide as those of ``text`` fit in the space of ``usual`` ones."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    size = FontProperties(size=RC["axes.titlesize"])
+    width, _, _ = text_to_path.get_text_width_height_descent(text or " ", size, ismath=False)
+    per_inch = 72 * max(len(text), 1) / max(width, 1e-9)
+    return usual if per_inch > WIDE else max(3, int(usual * per_inch / CHARACTERS_PER_INCH))
 
 
 @contextmanager
@@ -212,13 +242,17 @@ def drawing(series: Iterable[str] = ()) -> Iterator[None]:
     """
     import matplotlib
 
-    others = sorted(set(series) - set(LOOKS), key=rank)
-    with _placed(others), matplotlib.rc_context(), warnings.catch_warnings():
+    before = list(_others)
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)  # type: ignore[arg-type]
         # The font draws a box for a letter that it lacks; tables and page show the letter.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        yield
+        _others[:] = sorted(set(series) - set(LOOKS), key=rank)
+        try:
+            yield
+        finally:
+            _others[:] = before
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -42,6 +42,9 @@ class Cell:
         return text
 
 
+Cells = dict[str, "Cell | str"]  # of one row, by column
+
+
 class Entry(NamedTuple):
     """A cell as text, whether it is the best of its group, and the number to sort by."""
 
@@ -65,9 +68,9 @@ class Table:
     over: str = ""
     unit: str = "accuracy (%)"
     notes: list[str] = field(default_factory=list)
-    rows: list[tuple[tuple[str, ...], dict[str, Cell | str]]] = field(default_factory=list)
+    rows: list[tuple[tuple[str, ...], Cells]] = field(default_factory=list)
 
-    def add(self, names: Iterable[object], cells: dict[str, Cell | str]) -> None:
+    def add(self, names: Iterable[object], cells: Cells) -> None:
         self.rows.append((tuple(str(name) for name in names), cells))
 
     def mark_best(self, group: Sequence[int] = (0,)) -> None:
@@ -79,7 +82,7 @@ class Table:
         self._mark(lambda row, column: (row,))
 
     def _mark(self, key: Callable[[int, str], Hashable]) -> None:
-        rivals: dict[Hashable, list[tuple[dict[str, Cell | str], str, Cell]]] = {}
+        rivals: dict[Hashable, list[tuple[Cells, str, Cell]]] = {}
         for row, (_, cells) in enumerate(self.rows):
             for column, cell in cells.items():
                 if isinstance(cell, Cell) and cell.runs and not math.isnan(cell.mean):
@@ -103,21 +106,33 @@ class Table:
         """The heads of the names, the columns, and for numbers a column of their runs."""
         return (*self.heads, *self.columns, *(["runs"] if self.unit else []))
 
-    def lines(self, plus_minus: str = " ± ") -> Iterator[tuple[tuple[str, ...], list[Entry]]]:
+    def _lines(self, plus_minus: str = " ± ") -> Iterator[tuple[tuple[str, ...], list[Entry]]]:
         """Yield each row's names and the entries of its columns."""
         for names, cells in self.rows:
             entries = []
-            for column in self.columns:
-                cell = cells.get(column, "")
+            for cell in (cells.get(column, "") for column in self.columns):
                 if isinstance(cell, Cell):
                     entries.append(Entry(cell.text(plus_minus), cell.best, cell.mean))
                 else:
                     entries.append(Entry(cell or DASH))
             if self.unit:
                 runs = sorted({cell.runs for cell in cells.values() if isinstance(cell, Cell)} - {0})
-                text = DASH if not runs else str(runs[0]) if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+                text = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else DASH
                 entries.append(Entry(text, number=runs[0] if runs else None))
             yield names, entries
+
+    def _texts(
+        self, escaped: Callable[[str], str], bold: str, plus_minus: str = " ± "
+    ) -> Iterator[list[str]]:
+        """Yield each row as escaped texts, with the best numbers in ``bold`` (``%s`` is the number)."""
+        for names, entries in self._lines(plus_minus):
+            texts = (bold % escaped(entry.text) if entry.best else escaped(entry.text) for entry in entries)
+            yield [*map(escaped, names), *texts]
+
+    def _align(self, text: str, number: str) -> str:
+        """Return the alignment of the columns, from that of texts and that of numbers."""
+        numbers = len(self.heading) - len(self.heads)
+        return text * len(self.heads) + (number if self.unit else text) * numbers
 
     def to_csv(self) -> str:
         """Return one line per number: the row's names, the column, mean, std, runs, best (or the text)."""
@@ -126,13 +141,10 @@ class Table:
         heads = [*self.heads, self.over or "column", "mean", "std", "runs", "best", "text"]
         writer.writerow(map(escape.csv_cell, heads))
         for names, cells in self.rows:
-            for column in self.columns:
-                cell = cells.get(column)
+            for column, cell in ((column, cells.get(column)) for column in self.columns):
                 values: list[object] = ["", "", "", "", escape.csv_cell(cell)]
                 if isinstance(cell, Cell):
-                    mean, std = (
-                        "" if math.isnan(value) else f"{value:.6g}" for value in (cell.mean, cell.std)
-                    )
+                    mean, std = ("" if math.isnan(x) else f"{x:.6g}" for x in (cell.mean, cell.std))
                     values = [mean, std, cell.runs, int(cell.best), ""]
                 if cell:
                     writer.writerow([*map(escape.csv_cell, (*names, column)), *values])
@@ -140,45 +152,32 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a Markdown table below a heading, with its notes."""
-
-        def line(entries: Iterable[str]) -> str:
-            return f"| {' | '.join(entries)} |"
-
-        ruler = "---|" * len(self.heads) + ("---:|" if self.unit else "---|") * (
-            len(self.heading) - len(self.heads)
-        )
-        out = [f"# {escape.markdown(self.title)}", "", line(map(escape.markdown, self.heading)), f"|{ruler}"]
-        for names, entries in self.lines():
-            texts = [(escape.markdown(entry.text), entry.best) for entry in entries]
-            shown = [f"**{text}**" if best else text for text, best in texts]
-            out.append(line([*map(escape.markdown, names), *shown]))
-        return "\n".join([*out, "", *map(escape.markdown, self.footnotes()), ""])
+        rows = [map(escape.markdown, self.heading), *self._texts(escape.markdown, "**%s**")]
+        head, *body = (f"| {' | '.join(row)} |" for row in rows)
+        title, ruler = f"# {escape.markdown(self.title)}", f"|{self._align('---|', '---:|')}"
+        return "\n".join([title, "", head, ruler, *body, "", *map(escape.markdown, self.footnotes()), ""])
 
     def to_latex(self) -> str:
         """Return a ``table`` environment for booktabs; equal first names are printed once, with space between."""
-        align = "l" * len(self.heads) + ("r" if self.unit else "l") * (len(self.heading) - len(self.heads))
         out = [
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering\small",
             rf"\caption{{{escape.latex(self.title)}}}",
-            rf"\begin{{tabular}}{{{align}}}",
+            rf"\begin{{tabular}}{{{self._align('l', 'r')}}}",
             r"\toprule",
             " & ".join(map(escape.latex, self.heading)) + r" \\",
             r"\midrule",
         ]
         last = None
-        for names, entries in self.lines(plus_minus="±"):
-            repeated = len(names) > 1 and names[0] == last
-            if len(names) > 1 and last is not None and not repeated:
+        for first, *others in self._texts(escape.latex, r"\textbf{%s}", plus_minus="±"):
+            if len(self.heads) > 1 and last not in (None, first):
                 out.append(r"\addlinespace")
-            last = names[0]
-            first = "" if repeated else escape.latex(names[0])
-            if first.startswith(("[", "*")):
-                first = "{}" + first  # else LaTeX takes it for an option of the line break before it
-            texts = [(escape.latex(entry.text), entry.best) for entry in entries]
-            shown = [rf"\textbf{{{text}}}" if best else text for text, best in texts]
-            out.append(" & ".join([first, *map(escape.latex, names[1:]), *shown]) + r" \\")
+            shown = "" if len(self.heads) > 1 and first == last else first
+            last = first
+            if shown.startswith(("[", "*")):
+                shown = "{}" + shown  # else LaTeX takes it for an option of the line break before it
+            out.append(" & ".join([shown, *others]) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
         out += [rf"\footnotesize {escape.latex(' '.join(self.footnotes()))}", r"\end{table}", ""]
         if beyond := "".join(sorted({char for char in "".join(out) if ord(char) > LAST_LATIN})):
@@ -190,7 +189,7 @@ class Table:
         head = "".join(f"<th>{escape.html(name)}</th>" for name in self.heading)
         number_class = ' class="n"' if self.unit else ""
         body = []
-        for names, entries in self.lines():
+        for names, entries in self._lines():
             row = "".join(f"<td>{escape.html(name)}</td>" for name in names)
             for text, best, number in entries:
                 value = f"<b>{escape.html(text)}</b>" if best else escape.html(text)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from fastcoop.errors import UserError
 from fastcoop.results.store import NEAREST_WORDS
@@ -21,16 +22,17 @@ class Reading:
 
     Attributes:
         position: Place of the vector, from 1.
-        words, distances: Nearest tokens of the vocabulary, the nearest first.
+        words: Nearest tokens of the vocabulary, the nearest first.
+        distance: Distance of the nearest one.
         chance: Nearest distance of random vectors of the same length; None if it was not measured.
-        class_name: The class of a class-specific context.
+        class_name: The class of a class-specific context, else empty.
     """
 
     position: int
     words: tuple[str, ...]
-    distances: tuple[float, ...]
-    chance: float | None = None
-    class_name: str | None = None
+    distance: float
+    chance: float | None
+    class_name: str
 
     @property
     def word(self) -> str:
@@ -40,7 +42,7 @@ class Reading:
     @property
     def near(self) -> bool:
         """Whether the nearest word is nearer than `NEAR` of the distance of random vectors."""
-        return self.chance is not None and self.distances[0] < NEAR * self.chance
+        return self.chance is not None and self.distance < NEAR * self.chance
 
 
 @dataclass(frozen=True)
@@ -56,38 +58,37 @@ class Readings:
 
     vectors: Sequence[Reading]
     by_chance: float | None
-    initial: float | None = None
-    start_words: tuple[str, ...] = ()
-    metric: str = "euclidean"
+    initial: float | None
+    start_words: tuple[str, ...]
+    metric: str
 
     @property
     def mean_distance(self) -> float:
         """Mean of the vectors' nearest distances."""
-        return sum(vector.distances[0] for vector in self.vectors) / len(self.vectors)
+        return fmean(vector.distance for vector in self.vectors)
 
     @property
     def mean_chance(self) -> float | None:
         """Mean distance of random vectors of the same lengths, else of a random initial context."""
         at_length = [vector.chance for vector in self.vectors if vector.chance is not None]
-        return sum(at_length) / len(at_length) if len(at_length) == len(self.vectors) else self.by_chance
+        return fmean(at_length) if len(at_length) == len(self.vectors) else self.by_chance
 
     @property
     def near(self) -> float:
         """Percentage of vectors that are near a word (`Reading.near`)."""
-        return 100 * sum(vector.near for vector in self.vectors) / len(self.vectors)
+        return 100 * fmean(vector.near for vector in self.vectors)
 
     def of_classes(self) -> dict[str, Readings]:
         """Return the readings of each class of a class-specific context, in the classes' order."""
-        found: dict[str, list[Reading]] = {}
-        for vector in self.vectors:
-            found.setdefault(vector.class_name or "", []).append(vector)
-        return {name: replace(self, vectors=vectors) for name, vectors in found.items()}
+        names = dict.fromkeys(vector.class_name for vector in self.vectors)
+        return {
+            name: replace(self, vectors=[v for v in self.vectors if v.class_name == name]) for name in names
+        }
 
-
-def most_frequent(vectors: Iterable[Reading], number: int) -> str:
-    """Return the most frequent nearest words with their counts, as text."""
-    counts = Counter(vector.word for vector in vectors if vector.word != NOT_LATIN)
-    return ", ".join(f"{word} ({count})" for word, count in counts.most_common(number))
+    def most_frequent(self, number: int) -> str:
+        """Return the most frequent nearest words with their counts, as text."""
+        counts = Counter(vector.word for vector in self.vectors if vector.word != NOT_LATIN)
+        return ", ".join(f"{word} ({count})" for word, count in counts.most_common(number))
 
 
 def read_words(folder: Path, key: str) -> Readings | None:
@@ -103,19 +104,16 @@ def read_words(folder: Path, key: str) -> Readings | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         by_chance, initial = (_number(stored.get(name)) for name in ("by_chance", "initial"))
         start_words = tuple(map(str, stored.get("start_words", ())))
-        vectors = [_reading(vector) for vector in stored["vectors"]]
+        vectors = [
+            Reading(int(one["position"]), tuple(map(str, one["words"])), float(one["distances"][0]),
+                    _number(one.get("chance")), one.get("class") or "")
+            for one in stored["vectors"]
+        ]  # fmt: skip
         return Readings(vectors, by_chance, initial, start_words, str(stored.get("metric", "euclidean")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged or of another version ({error}); delete it and run `fastcoop interpret` again."
         ) from None
-
-
-def _reading(vector: dict) -> Reading:
-    words, distances = tuple(map(str, vector["words"])), tuple(map(float, vector["distances"]))
-    return Reading(
-        int(vector["position"]), words, distances, _number(vector.get("chance")), vector.get("class")
-    )
 
 
 def _number(value: object) -> float | None:

@@ -58,10 +58,11 @@ def run(**given) -> dict:
     """One row of a results table."""
     accuracy = given.get("accuracy")
     row = {
-        "label": given.get("method", ""), "context_length": None, "class_position": None,
-        "class_specific": None, "init": None, "epochs": None, "schedule": "paper", "macro_accuracy": accuracy,
-        "status": "done", "seconds": 1.0, "settings": json.dumps({"views": 8}), "chance": 10.0,
-        "source": given.get("dataset"), "classes": "all",
+        "label": given.get("method", ""), "context_length": np.nan, "class_position": None, "class_specific": False,
+        "init": None, "epochs": np.nan, "schedule": "paper", "macro_accuracy": accuracy, "status": "done",
+        "seconds": 1.0, "settings": json.dumps({"views": 8}), "chance": 10.0, "source": given.get("dataset"),
+        "per_class": None, "versions": None, "train_images": np.nan, "test": None, "images": None,
+        "backbone_digest": None, "prompts": None,
     }  # fmt: skip
     row.update(given)
     text = "-".join(str(row[k]) for k in sorted(row) if k not in ("accuracy", "macro_accuracy", "seconds"))

@@ -32,7 +32,7 @@ def test_a_diverged_run_is_named():
     frame = calm()
     frame.loc[frame.index[-1], "status"] = "diverged"
     assert "1 run diverged" in warned(frame)
-    assert "CoOp (M=16, mid) on objects, 16 shots, seed 3" in warned(frame)
+    assert "CoOp (M=16, mid) on objects at 16 shots, seed 3" in warned(frame)
 
 
 def test_a_collapsed_seed_is_named():
@@ -141,7 +141,7 @@ def test_seeds_that_share_all_their_images_are_said(tmp_path):
         "All seeds train on the same images, because there are no others: objects at 16 shots."
     )
     (tmp_path / "datasets.json").write_text('{"objects": {"train": 161}}')
-    assert cautions(study_of(frame, tmp_path)) == []
+    assert not list(cautions(study_of(frame, tmp_path)))
 
 
 def test_two_schedules_are_said_to_be_drawn_apart():
@@ -160,5 +160,6 @@ def test_failed_runs_are_named_with_their_error():
     }
     text = "\n".join(cautions(dataclasses.replace(study, failed=pd.DataFrame([row]))))
     assert (
-        text == "Left out, because it failed: CoOp (M=16, end) on objects, 16 shots, seed 2 (out of memory)."
+        text
+        == "Left out, because it failed: CoOp (M=16, end) on objects at 16 shots, seed 2 (out of memory)."
     )

@@ -29,7 +29,7 @@ from fastcoop.reports.items import (
     table4,
     table5,
 )
-from fastcoop.reports.study import Study, study_of
+from fastcoop.reports.study import study_of
 from fastcoop.reports.table import Table
 from tests.reports.made_up_results import coop, results, run, store_words
 
@@ -87,7 +87,10 @@ def test_one_half_alone_is_no_base_to_new(tmp_path):
         base_to_new.ITEM.make(study_of(frame[frame.dataset.str.endswith(":base")], tmp_path))
 
 
-def moved() -> Study:
+NAMES = {"objects": ["cat", "dog", "owl"], "sketch": ["cat", "dog"], "weather": ["sun"], "digits": ["one"]}
+
+
+def moved() -> pd.DataFrame:
     rows = []
     for dataset, accuracy in (("objects", 80.0), ("weather", 50.0), ("digits", 40.0), ("sketch", 60.0)):
         tested = {"backbone": "b", "dataset": dataset}
@@ -97,17 +100,11 @@ def moved() -> Study:
         for seed in (1, 2):
             trained = {**tested, "source": "objects", "shots": 16, "seed": seed}
             rows += [coop(**trained, context_length=m, accuracy=accuracy + seed + m) for m in (4, 16)]
-    names = {
-        "objects": ["cat", "dog", "owl"],
-        "sketch": ["cat", "dog"],
-        "weather": ["sun"],
-        "digits": ["one"],
-    }
-    return study_of(pd.DataFrame(rows), Path("results"), names)
+    return pd.DataFrame(rows)
 
 
 def test_transfer_has_a_row_per_source_and_method_and_the_mean_of_its_targets(tmp_path):
-    (part,) = cross_dataset.ITEM.make(moved())
+    (part,) = cross_dataset.ITEM.make(study_of(moved(), tmp_path, NAMES))
     assert part.table.columns == ("on the source", "weather", "digits", "mean of targets")
     found = cells(part.table)
     row = found["objects", "CoOp (M=16, end)"]
@@ -119,25 +116,12 @@ def test_transfer_has_a_row_per_source_and_method_and_the_mean_of_its_targets(tm
 
 
 def test_what_was_not_tested_elsewhere_has_no_row_among_transfers():
-    study = moved()
-    probe = run(backbone="b", dataset="objects", method="linear_probe", shots=16, seed=1, accuracy=99.0)
-    shifted = run(
-        backbone="b",
-        dataset="sketch",
-        source="objects",
-        method="linear_probe",
-        shots=16,
-        seed=1,
-        accuracy=9.0,
-    )
-    runs = pd.concat([study.runs, pd.DataFrame([probe, shifted])])
-    names = {"objects": ["cat", "dog"], "sketch": ["cat"], "weather": ["sun"], "digits": ["one"]}
-    (part,) = cross_dataset.ITEM.make(study_of(runs, Path("results"), names))
-    assert [method for _, method in cells(part.table)] == [
-        "Zero-shot CLIP",
-        "CoOp (M=16, end)",
-        "CoOp (M=4, end)",
-    ]
+    probe = {"backbone": "b", "source": "objects", "method": "linear_probe", "shots": 16, "seed": 1}
+    probes = [run(**probe, dataset="objects", accuracy=99.0), run(**probe, dataset="sketch", accuracy=9.0)]
+    study = study_of(pd.concat([moved(), pd.DataFrame(probes)]), Path("results"), NAMES)
+    (part,) = cross_dataset.ITEM.make(study)
+    methods = [method for _, method in cells(part.table)]
+    assert methods == ["Zero-shot CLIP", "CoOp (M=16, end)", "CoOp (M=4, end)"]
     assert cells(part.table)["objects", "Zero-shot CLIP"]["on the source"].best is False
     assert cells(part.table)["objects", "CoOp (M=16, end)"]["on the source"].best is True
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.reports import report
-from fastcoop.reports.study import in_grid_order, study_of
+from fastcoop.reports.study import study_of
 from tests.reports.made_up_results import coop, results, store_words
 
 RUN = (
@@ -148,12 +148,8 @@ def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
         "datasets: objects\nblocks: {a: {targets: {objects: [sketch, phosphor]}}, b: {targets: {objects: awesome}}}",
     ):
         (folder / "grid.yaml").write_text(grid)
-        assert list(in_grid_order(study_of(frame, folder)).dataset) == [
-            "objects",
-            "sketch",
-            "phosphor",
-            "awesome",
-        ]
+        names = study_of(frame, folder).runs.dataset
+        assert list(names) == ["objects", "sketch", "phosphor", "awesome"]
 
 
 def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):

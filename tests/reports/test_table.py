@@ -9,6 +9,7 @@ import io
 import pytest
 
 from fastcoop import escape
+from fastcoop.reports.frames import Setting
 from fastcoop.reports.items import table1, table5
 from fastcoop.reports.paper import AS_PRINTED, printed
 from fastcoop.reports.study import study_of
@@ -70,25 +71,28 @@ def test_tables_are_written_in_three_formats(tmp_path):
     assert {p.name for p in save_table(small(), tmp_path / "t")} == {"t.csv", "t.md", "t.tex"}
 
 
+PAPER = Setting(16, "random", 16)
+
+
 @pytest.mark.parametrize(
-    ("item", "backbone", "dataset", "method", "more", "number"),
+    ("item", "backbone", "dataset", "series", "setting", "prompt", "number"),
     [
-        ("table1", "RN50", "imagenet", "coop", {"length": 4, "init": "random"}, 63.33),
-        ("table1", "ViT-B/16", "ImageNet-A", "linear_probe", {}, 35.68),
-        ("table2", "RN101", "imagenet", "zero_shot", {}, 61.26),
-        ("table5", "RN50", "imagenet", "finetune_image_encoder", {}, 18.28),
-        ("figure1", "RN50", "dtd", "zero_shot", {"prompt": "{} texture."}, 42.32),
-        ("figure1", "RN50", "eurosat", "coop", {"length": 16, "init": "random"}, 83.53),
+        ("table1", "RN50", "imagenet", "coop end", Setting(4, "random", 16), "", 63.33),
+        ("table1", "ViT-B/16", "ImageNet-A", "linear_probe", PAPER, "", 35.68),
+        ("table2", "RN101", "imagenet", "zero_shot", PAPER, "", 61.26),
+        ("table5", "RN50", "imagenet", "finetune_image_encoder", PAPER, "", 18.28),
+        ("figure1", "RN50", "dtd", "zero_shot", PAPER, "{} texture.", 42.32),
+        ("figure1", "RN50", "eurosat", "coop", PAPER, "", 83.53),
     ],
 )
-def test_the_papers_numbers(item, backbone, dataset, method, more, number):
-    assert printed(item, backbone, dataset, method, **more).mean == number
+def test_the_papers_numbers(item, backbone, dataset, series, setting, prompt, number):
+    assert printed(item, backbone, dataset, series, setting, prompt).mean == number
 
 
 def test_the_papers_numbers_are_for_the_same_setting_only():
-    assert printed("table1", "RN50", "imagenet", "coop", length=8, init="random") is None
-    assert printed("table1", "RN50x4", "imagenet", "zero_shot") is None
-    assert printed("figure1", "RN50", "dtd", "zero_shot", prompt="a {}.") is None
+    assert printed("table1", "RN50", "imagenet", "coop", Setting(8, "random", 16)) is None
+    assert printed("table1", "RN50x4", "imagenet", "zero_shot", PAPER) is None
+    assert printed("figure1", "RN50", "dtd", "zero_shot", PAPER, "a {}.") is None
 
 
 def test_the_papers_numbers_stand_in_rows_of_their_own(tmp_path):

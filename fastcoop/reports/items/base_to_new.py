@@ -9,26 +9,47 @@ import pandas as pd
 from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, Value, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.table import Cell, Table
+from fastcoop.reports.table import Cell, Cells, Table
 
 MIN_CLASSES = 4  # two for each half
 COLUMNS = ("base", "new", "harmonic mean")
 
 
-def halves(piece: Slice) -> pd.DataFrame:
+def make(study: Study, piece: Slice) -> list[Exhibit]:
+    found = _halves(piece)
+    title = f"Base to new classes at {frames.in_shots(found.shots.max())} ({piece.subtitle})"
+    table = Table(title, ("dataset", "method"), COLUMNS, "tested on")
+    methods, names = frames.kinds(found), list(found.family.unique())
+    whole = [name for name in names if all((kind.runs.family == name).any() for kind in methods)]
+    groups = {name: [name] for name in names}
+    if len(names) > 1 and whole:
+        groups = {f"{frames.AVERAGE} over {len(whole)} datasets": whole, **groups}
+        table.notes += frames.left_out_note([name for name in names if name not in whole])
+    for title, families in groups.items():
+        for kind in methods:
+            rows = kind.runs[kind.runs.family.isin(families)]
+            if len(rows):
+                table.add((title, kind.name), _average(rows))
+    table.mark_best()
+    table.notes.append(
+        "Base: the first half of the classes, whose images are used in training; new: the second half. The harmonic"
+        " mean is that of the two means; its deviation is over the harmonic means of the seeds."
+    )
+    return [Exhibit(piece.suffix, piece.subtitle, None, table)]
+
+
+def _halves(piece: Slice) -> pd.DataFrame:
     """Return accuracies on the classes of the training images (``base``) and on the others (``new``).
 
     There is one row per dataset (``family``), series, context length, initialization and seed, zero-shot CLIP included.
     Raises Missing if nothing was tested on both halves.
     """
-    frame = piece.everything[piece.everything.classes.isin(("base", "new"))]
-    family = frame.dataset.str.rsplit(":", n=1).str[0]
-    frame = frame.assign(family=family)[(frame.source == family + ":base") | (frame.shots == 0)]
-    frame = frames.own_prompt(frame)
-    trained = frame[frame.shots > 0]
-    if (trained.method == "coop").any():
-        frame = frame[frame.shots.isin((0.0, frames.most_shots(trained)))]
-    frame = frame.fillna({"context_length": 0.0, "init": "random"})
+    frame = piece.everything[piece.everything.classes != "all"]
+    frame = frame.assign(family=frame.dataset.str.rsplit(":", n=1).str[0])
+    frame = frames.own_prompt(frame[(frame.source == frame.family + ":base") | (frame.shots == 0)])
+    if (frame.shots > 0).any():
+        frame = frame[frame.shots.isin((0.0, frames.moved_shots(frame[frame.shots > 0])))]
+    frame = frames.with_init(frame.fillna({"context_length": 0.0}))
     keys = ["family", "series", "context_length", "init", "shots", "seed"]
     wide = frame.pivot_table(index=keys, columns="classes", values="accuracy", sort=False)
     if not {"base", "new"} <= set(wide.columns) or wide.dropna().empty:
@@ -38,39 +59,15 @@ def halves(piece: Slice) -> pd.DataFrame:
     return wide.dropna().reset_index()
 
 
-def make(study: Study, piece: Slice) -> list[Exhibit]:
-    found = halves(piece)
-    title = f"Base to new classes at {frames.in_shots(found.shots.max())} ({piece.subtitle})"
-    table = Table(title, ("dataset", "method"), COLUMNS, "tested on")
-    methods = frames.kinds(found)
-    families = list(found.family.unique())
-    whole = [name for name in families if all((kind.runs.family == name).any() for kind in methods)]
-    if len(families) > 1 and whole:
-        for kind in methods:
-            cells = _average(kind.runs[kind.runs.family.isin(whole)])
-            table.add((f"{frames.AVERAGE} over {len(whole)} datasets", kind.name), cells)
-        table.notes += frames.left_out_note([name for name in families if name not in whole])
-    for name in families:
-        for kind in methods:
-            if (kind.runs.family == name).any():
-                table.add((name, kind.name), _average(kind.runs[kind.runs.family == name]))
-    table.mark_best()
-    table.notes.append(
-        "Base: the first half of the classes, whose images are used in training; new: the second half. The harmonic"
-        " mean is that of the two means beside it; its deviation is over the harmonic means of the seeds."
-    )
-    return [Exhibit(piece.suffix, piece.subtitle, None, table)]
-
-
-def _average(rows: pd.DataFrame) -> dict[str, Cell | str]:
+def _average(rows: pd.DataFrame) -> Cells:
     """Return means over datasets, and deviations over the seeds that all datasets have."""
     means = rows.groupby("family")[["base", "new"]].mean().mean()
-    counted = rows.groupby("seed").family.nunique()
-    seeds = rows[rows.seed.isin(counted.index[counted == rows.family.nunique()])]
+    counts = rows.groupby("seed").family.nunique()
+    seeds = rows[rows.seed.isin(counts.index[counts == rows.family.nunique()])]
     each = seeds.groupby("seed")[["base", "new"]].mean()
-    each["harmonic mean"] = [harmonic_mean(row.base, row.new) for row in frames.rows_of(each)]
-    values = {"base": means.base, "new": means.new, "harmonic mean": harmonic_mean(means.base, means.new)}
-    return {name: Cell(float(values[name]), float(each[name].std()), len(rows)) for name in COLUMNS}
+    means["harmonic mean"] = harmonic_mean(means.base, means.new)
+    each["harmonic mean"] = [harmonic_mean(*pair) for pair in zip(each.base, each.new, strict=True)]
+    return {name: Cell(float(means[name]), float(each[name].std()), len(rows)) for name in COLUMNS}
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -11,7 +11,7 @@ SOURCE, MEAN = "on the source", "mean of targets"
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
-    frame = piece.everything[piece.everything.classes == "all"]
+    frame = frames.own_prompt(piece.everything[piece.everything.classes == "all"])
     moved = frame[(frame.kind == frames.TRANSFER) & (frame.shots > 0)]
     if moved.empty:
         raise frames.Missing("no run was tested on datasets of other classes than its own")
@@ -19,15 +19,14 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     targets = [str(name) for name in moved.dataset.unique()]
     title = f"From one dataset to others of other classes, {frames.in_shots(shots)} ({piece.subtitle})"
     table = Table(title, ("source", "method"), (SOURCE, *targets, MEAN), "tested on")
-    frame = frames.own_prompt(frame)
     zero = frame[frame.method == "zero_shot"].drop_duplicates("dataset")
     trained = frame[(frame.shots == shots) & frame.source.isin(moved.source) & (frame.kind != frames.SHIFT)]
     for source, runs in trained.groupby("source", sort=False):
         own = [name for name in targets if name in set(runs.dataset) - {source}]
-        columns = {SOURCE: str(source), **{name: name for name in own}}
+        columns = {str(source): SOURCE} | {name: name for name in own}
         for kind in [*frames.kinds(zero), *frames.kinds(runs)]:
             if kind.runs.dataset.isin(own).any():  # not tested on the source only
-                cells = frames.cells_by_dataset(kind.runs, columns)
+                cells = frames.cells_of(frames.summarize(kind.runs, ["dataset"]), "dataset", columns)
                 table.add((source, kind.name), cells | {MEAN: frames.mean_cell(kind.runs, own)})
     table.mark_best()
     table.notes.append(

@@ -11,12 +11,11 @@ from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, add_legend, fitted, look, new_figure, shortened
+from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, add_legend, look, panel_figure, shortened
 from fastcoop.reports.table import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PROMPT_LENGTH = 56  # characters of a prompt above its bar
 OWN = "the dataset's own prompt"
@@ -33,70 +32,61 @@ class Bar(NamedTuple):
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
-    length, init = frames.main_setting(piece.runs)
-    shots = frames.most_shots(piece.runs)
-    learned = f"{LEARNED}  (CoOp, M={int(length)}, {frames.in_shots(shots)})"
+    setting = frames.main_setting(piece.runs)
+    learned = f"{LEARNED}  (CoOp, M={int(setting.length)}, {frames.in_shots(setting.shots)})"
     found: dict[str, list[Bar]] = {}
-    for name, runs in piece.runs.groupby("dataset", sort=False):
-        dataset, zero = str(name), runs[runs.method == "zero_shot"]
-        own = study.known.get(dataset, {}).get("prompt")
-        prompts = zero.groupby(zero.prompt.fillna(OWN), sort=False)
-        bars = [_bar(piece, dataset, str(prompt), frame, own) for prompt, frame in prompts]
+    for dataset, runs in piece.runs.groupby("dataset", sort=False):
+        name = str(dataset)
+        bars = _prompts(piece, runs, setting, study.known.get(name, {}).get("prompt"))
         main = frames.main_runs(runs) if (runs.method == "coop").any() else runs
-        coop = main[(main.series == "coop end") & (main.shots == shots)]
+        coop = main[(main.series == "coop end") & (main.shots == setting.shots)]
         if len(bars) > 1 and not coop.empty:
-            number = printed(
-                "figure1", piece.backbone, dataset, "coop", length=length, init=init, shots=shots
-            )
+            number = printed("figure1", piece.backbone, name, "coop", setting)
             bars.sort(key=lambda bar: bar.cell.mean)
-            found[dataset] = [*bars, Bar(learned, "coop end", _cell(coop), number)]
+            found[name] = [*bars, Bar(learned, "coop end", _cell(coop), number)]
     if not found:
         raise frames.Missing(
             "no dataset has CoOp and zero_shot runs with two or more prompts; list several under `prompts:`"
         )
-    table = Table(f"Prompts against CoOp ({piece.subtitle})", ("dataset", "prompt"), ("accuracy",))
+    has_numbers = any(bar.number for bars in found.values() for bar in bars)
+    columns = ("accuracy", "paper") if has_numbers else ("accuracy",)
+    table = Table(f"Prompts against CoOp ({piece.subtitle})", ("dataset", "prompt"), columns)
     for name, bars in found.items():
         for bar in bars:
             table.add(
                 (name, bar.prompt), {"accuracy": bar.cell, **({"paper": bar.number} if bar.number else {})}
             )
     table.mark_best()
-    if any(bar.number for bars in found.values() for bar in bars):
-        table.columns = ("accuracy", "paper")
+    if has_numbers:
         table.notes.append(NOTE.replace(f"Rows “{AS_PRINTED}”", f"Numbers under “paper”, {AS_PRINTED},"))
-    return [Exhibit(piece.suffix, piece.subtitle, _figure(found, piece), table)]
+
+    columns_drawn = min(2, len(found))
+    height = math.ceil(len(found) / columns_drawn) * (0.32 * max(map(len, found.values())) + 0.5) + 0.3
+    size = (TWO_COLUMNS * columns_drawn / 2, height)
+    figure, axes = panel_figure(found, columns_drawn, size, piece.subtitle, "accuracy (%)")
+    for axis, bars in zip(axes, found.values(), strict=True):
+        _draw(axis, bars)
+    if has_numbers:
+        add_legend(figure, [axes[0].scatter([], [], **PAPER_MARK)], [AS_PRINTED], 1)
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table)]
 
 
-def _bar(piece: Slice, dataset: str, prompt: str, runs: pd.DataFrame, own: str | None) -> Bar:
-    """Return a prompt's bar; ``own`` is the dataset's prompt if the results record it."""
-    words = own.replace("[CLASS]", "{}") if own and prompt == OWN else prompt
-    shown = words.replace("{}", "[CLASS]") + ("  (its own)" if prompt == OWN and words != OWN else "")
-    number = printed("figure1", piece.backbone, dataset, "zero_shot", prompt=words)
-    return Bar(shown, "zero_shot", _cell(runs), number)
+def _prompts(piece: Slice, runs: pd.DataFrame, setting: frames.Setting, own: str | None) -> list[Bar]:
+    """Return a bar for each prompt of zero-shot runs; ``own`` is the dataset's prompt if the results record it."""
+    zero = runs[runs.method == "zero_shot"]
+    bars = []
+    for prompt, frame in zero.groupby(zero.prompt.fillna(OWN), sort=False):
+        words = own.replace("[CLASS]", "{}") if own and prompt == OWN else str(prompt)
+        shown = words.replace("{}", "[CLASS]") + ("  (its own)" if prompt == OWN and words != OWN else "")
+        number = printed("figure1", piece.backbone, runs.dataset.iloc[0], "zero_shot", setting, words)
+        bars.append(Bar(shown, "zero_shot", _cell(frame), number))
+    return bars
 
 
 def _cell(runs: pd.DataFrame) -> Cell:
     cell = frames.cell_of(frames.summarize(runs, ["dataset"]))
     assert isinstance(cell, Cell)
     return cell
-
-
-def _figure(found: dict[str, list[Bar]], piece: Slice) -> Figure:
-    columns = min(2, len(found))
-    lines = math.ceil(len(found) / columns)
-    most = max(map(len, found.values()))
-    figure = new_figure(TWO_COLUMNS * columns / 2, lines * (0.32 * most + 0.5) + 0.3, piece.subtitle)
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for place, (axis, (name, bars)) in enumerate(zip(axes, found.items(), strict=False)):
-        _draw(axis, bars)
-        axis.set_title(fitted(name, TWO_COLUMNS / 2 - 0.3))
-        if place + columns >= len(found):
-            axis.set_xlabel("accuracy (%)")
-    for axis in axes[len(found) :]:
-        axis.set_visible(False)
-    if any(bar.number for bars in found.values() for bar in bars):
-        add_legend(figure, [axes[0].scatter([], [], **PAPER_MARK)], [AS_PRINTED], 1)
-    return figure
 
 
 def _draw(axis: Axes, bars: list[Bar]) -> None:

@@ -15,14 +15,11 @@ from fastcoop.reports.style import (
     ONE_COLUMN,
     TWO_COLUMNS,
     add_legend,
-    fitted,
     look,
     name_of,
-    new_figure,
-    rank,
+    panel_figure,
     shortened,
 )
-from fastcoop.reports.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +28,8 @@ NAME_LENGTH = 24  # characters of a backbone's name below its bars
 DRAWN = ("zero_shot", "coop end")
 
 
-def across_backbones(study: Study, shots: float, series: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    """Return the main runs of ``series`` at 0 or ``shots`` shots, for each schedule that several backbones have.
+def across_backbones(study: Study, shots: float) -> dict[str, pd.DataFrame]:
+    """Return the main runs of zero-shot CLIP and CoOp at ``shots``, by schedule that several backbones have.
 
     Only datasets that all these backbones share are kept.
     """
@@ -40,7 +37,7 @@ def across_backbones(study: Study, shots: float, series: tuple[str, ...]) -> dic
     for piece in study.slices():
         if (piece.runs.method == "coop").any():
             runs = frames.main_runs(piece.runs)
-            runs = runs[runs.series.isin(series) & runs.shots.isin((0.0, shots))]
+            runs = runs[runs.series.isin(DRAWN) & runs.shots.isin((0.0, shots))]
             tables.setdefault(piece.schedule, []).append(runs)
     found = {}
     for schedule, parts in tables.items():
@@ -55,7 +52,7 @@ def by_strength(runs: pd.DataFrame) -> list[str]:
     """Return backbones by their mean zero-shot accuracy over datasets, the weakest first."""
     zero = runs[runs.method == "zero_shot"].groupby(["backbone", "dataset"]).accuracy.mean()
     known = zero.groupby("backbone").mean().sort_values(kind="stable")
-    return [*known.index, *(name for name in runs.backbone.unique() if name not in known.index)]
+    return list(dict.fromkeys([*known.index, *runs.backbone]))
 
 
 def suffix_of(schedule: str, schedules: int) -> str:
@@ -64,49 +61,43 @@ def suffix_of(schedule: str, schedules: int) -> str:
 
 
 def make(study: Study) -> list[Exhibit]:
-    shots = frames.most_shots(study.runs)
-    of_schedules = across_backbones(study, shots, DRAWN)
+    shots = frames.main_setting(study.runs).shots
+    of_schedules = across_backbones(study, shots)
     if not of_schedules:
         raise frames.Missing("CoOp was run on one backbone only; give the grid several under `backbones:`")
     exhibits = []
     for schedule, runs in of_schedules.items():
         found, notes = frames.panels(runs, ["backbone", "series"])
-        order, (length, _) = by_strength(runs), frames.main_setting(runs)
+        order, length = by_strength(runs), frames.main_setting(runs).length
+        names = {series: name_of(series, length) for series in DRAWN}
         note = joined(schedule_note(schedule), diverged_note(study.diverged))
         title = joined(f"Backbones at {frames.in_shots(shots)}", note)
-        table = Table(title, ("dataset", "method"), tuple(order), "backbone", notes=notes)
-        for name, summary in found.items():
-            for series in sorted(set(summary.series), key=rank):
-                cells = {one: frames.cell_of(summary, series=series, backbone=one) for one in order}
-                table.add((name, name_of(series, length)), cells)
-        table.mark_best()
+        columns = dict(zip(order, order, strict=True))
+        table = frames.panel_table(title, found, notes, "backbone", columns, names.__getitem__)
         name, summary = next(iter(found.items()))
-        figure = _figure(f"{name}, {frames.in_shots(shots)}", summary, order, length, note)
+        figure = _figure(f"{name}, {frames.in_shots(shots)}", summary, order, names, note)
         exhibits.append(Exhibit(suffix_of(schedule, len(of_schedules)), note, figure, table))
     return exhibits
 
 
-def _figure(title: str, summary: pd.DataFrame, order: list[str], length: float, note: str) -> Figure:
+def _figure(title: str, summary: pd.DataFrame, order: list[str], names: dict[str, str], note: str) -> Figure:
     width = ONE_COLUMN if len(order) <= 4 else TWO_COLUMNS
-    figure = new_figure(width, 2.6, note)
-    axis = figure.subplots()
-    for offset, series in ((-0.2, "zero_shot"), (0.2, "coop end")):
+    figure, (axis,) = panel_figure([title], 1, (width, 2.6), note, "")
+    for offset, (series, label) in zip((-0.2, 0.2), names.items(), strict=True):
         points = summary[summary.series == series].set_index("backbone").reindex(order)
         x = [place + offset for place in range(len(order))]
-        label = name_of(series, length)
         axis.bar(x, points["mean"], 0.38, color=look(series).color, label=label)
         bars: dict[str, Any] = {"fmt": "none", "color": "#666666", "linewidth": 0.9, "capsize": 1.5}
-        axis.errorbar(x, points["mean"], yerr=points["std"], **bars)
+        axis.errorbar(x, points["mean"], points["std"], **bars)
         for at, mean, std in zip(x, points["mean"], points["std"].fillna(0.0), strict=True):
             axis.annotate(f"{mean:.1f}", (at, mean + std), (0, 2), textcoords="offset points", ha="center", fontsize=7,
                           bbox=ON_GRID)  # fmt: skip
-    names = [shortened(name, NAME_LENGTH) for name in order]
-    axis.set_xticks(range(len(order)), names)
+    ticks = [shortened(name, NAME_LENGTH) for name in order]
+    is_slanted = (max(map(len, ticks)) + 2) * len(order) > CHARACTERS_PER_INCH * width
+    slanted: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}
+    axis.set_xticks(range(len(order)), ticks, **slanted)
     axis.tick_params(axis="x", length=0)
-    if (max(map(len, names)) + 2) * len(order) > CHARACTERS_PER_INCH * width:
-        axis.set_xticks(axis.get_xticks(), names, rotation=20, ha="right", rotation_mode="anchor")
     axis.set_ylabel("accuracy (%)")
-    axis.set_title(fitted(title, width - 0.5))
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.1)
     add_legend(figure, *axis.get_legend_handles_labels(), 2)

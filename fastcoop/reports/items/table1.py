@@ -26,7 +26,7 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     moved = frame[(frame.source != frame.dataset) & (frame.shots > 0)]
     if moved.empty:
         raise frames.Missing("no run was tested on another dataset than its own; give the grid `targets:`")
-    shots, (_, init) = frames.moved_shots(moved), frames.main_setting(frame)
+    shots, init = frames.moved_shots(moved), frames.main_setting(frame).init
     frame = frames.own_prompt(frame)
     frame = frame[frame.series.isin(SERIES)]
     found = {}
@@ -35,7 +35,7 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
         here = frame[frame.dataset.isin([source, *targets])]
         zero = here[here.method == "zero_shot"].drop_duplicates(["dataset", "seed"])
         kept = here[(here.method != "zero_shot") & (here.source == source) & (here.shots == shots)]
-        kept = kept[(kept.series != "coop end") | (kept.init.fillna("random") == init)]
+        kept = kept[(kept.series != "coop end") | (frames.with_init(kept).init == init)]
         on_target = kept.dataset.isin(targets)
         kept = kept[on_target.groupby([kept.series, kept.context_length.fillna(0.0)]).transform("any")]
         found[str(source)] = targets, pd.concat([zero, kept])
@@ -46,22 +46,20 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     exhibits = []
     found = shifted(piece)
     names = escape.file_names(found)
-    _, init = frames.main_setting(piece.everything)
     for source, (targets, runs) in found.items():
-        shots = runs.shots.max()
-        title = f"From {source} at {frames.in_shots(shots)} to other datasets ({piece.subtitle})"
-        columns = {f"{source} (source)": source, **{target: target for target in targets}}
+        setting = frames.main_setting(piece.everything)._replace(shots=runs.shots.max())
+        title = f"From {source} at {frames.in_shots(setting.shots)} to other datasets ({piece.subtitle})"
+        columns = {source: f"{source} (source)", **{target: target for target in targets}}
         means = (MEAN,) * (len(targets) > 1)
-        table = Table(title, ("method",), (*columns, *means), "tested on")
+        table = Table(title, ("method",), (*columns.values(), *means), "tested on")
         for series, length, _, frame in frames.kinds(runs.assign(init="random")):
-            cells = frames.cells_by_dataset(frame, columns)
+            cells = frames.cells_of(frames.summarize(frame, ["dataset"]), "dataset", columns)
             cells |= {mean: frames.mean_cell(frame, targets) for mean in means}
             table.add((piece.name_of(series, length),), cells)
+            of_length = setting._replace(length=length)
             numbers = {
-                column: printed(
-                    "table1", piece.backbone, dataset, series, length=length, init=init, shots=shots
-                )
-                for column, dataset in columns.items()
+                column: printed("table1", piece.backbone, dataset, series, of_length)
+                for dataset, column in columns.items()
             }
             add_printed(table, (name_of(series, length),), numbers)
         table.mark_best(group=())

@@ -21,20 +21,20 @@ NAMES = {
 def make(study: Study) -> list[Exhibit]:
     if not (study.runs.method == "ensemble").any():
         raise frames.Missing("there is no run of ensemble; add the method to the grid")
-    shots = frames.most_shots(study.runs)
-    schedules = list(dict.fromkeys(piece.schedule for piece in study.slices()))
+    shots = frames.main_setting(study.runs).shots
+    slices = study.slices()
+    schedules = list(dict.fromkeys(piece.schedule for piece in slices))
     exhibits = []
     for schedule in schedules:
-        slices = [piece for piece in study.slices() if piece.schedule == schedule]
-        slices = [piece for piece in slices if (piece.runs.method == "coop").any()]
-        found = {}
+        found, setting = {}, None
         for piece in slices:
-            runs = frames.main_runs(piece.runs)
-            runs = runs[runs.series.isin(NAMES) & runs.shots.isin((0.0, shots))]
-            found[piece.backbone] = frames.panels(runs, ["series"])
-        if not found:
+            if piece.schedule == schedule and (piece.runs.method == "coop").any():
+                setting = setting or frames.main_setting(piece.runs)._replace(shots=shots)
+                runs = frames.main_runs(piece.runs)
+                runs = runs[runs.series.isin(NAMES) & runs.shots.isin((0.0, shots))]
+                found[piece.backbone] = frames.panels(runs, ["series"])
+        if setting is None:
             continue
-        length, init = frames.main_setting(slices[0].runs)
         notes = schedule_note(schedule), diverged_note(study.diverged)
         title = joined(f"Ensembling and CoOp at {frames.in_shots(shots)}", *notes)
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
@@ -46,17 +46,11 @@ def make(study: Study) -> list[Exhibit]:
                     for backbone, (summaries, _) in found.items()
                     if dataset in summaries
                 }
-                if not any(cells.values()):
-                    continue
-                names = (dataset, name or name_of(series, length))
-                table.add(names, cells)
-                numbers = {
-                    backbone: printed(
-                        "table2", backbone, dataset, series, length=length, init=init, shots=shots
-                    )
-                    for backbone in found
-                }
-                add_printed(table, names, numbers)
+                if any(cells.values()):
+                    names = (dataset, name or name_of(series, setting.length))
+                    table.add(names, cells)
+                    numbers = {one: printed("table2", one, dataset, series, setting) for one in found}
+                    add_printed(table, names, numbers)
         table.mark_best()
         exhibits.append(Exhibit(suffix_of(schedule, len(schedules)), schedule_note(schedule), None, table))
     return exhibits

@@ -10,17 +10,15 @@ from fastcoop.reports.table import Table
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
-    shots = frames.most_shots(piece.runs)
-    runs = piece.runs[(piece.runs.series == "coop end") & (piece.runs.shots == shots)]
-    runs = runs.assign(init=runs.init.fillna("random"))
+    shots = frames.main_setting(piece.runs).shots
+    runs = frames.with_init(piece.runs[(piece.runs.series == "coop end") & (piece.runs.shots == shots)])
     random = runs.init == "random"
     lengths = sorted(set(runs.context_length[~random]) & set(runs.context_length[random]))
     if not lengths:
         raise frames.Missing(
             'no context length has CoOp runs with both `init: random` and words (`init: "a photo of a"`)'
         )
-    inits = ["random", *(init for init in runs.init.unique() if init != "random")]
-    columns = {init: "random" if init == "random" else f"“{init}”" for init in inits}
+    columns = {"random": "random", **{init: f"“{init}”" for init in runs.init[~random].unique()}}
     title = f"Random and word initialization at {frames.in_shots(shots)} ({piece.subtitle})"
     table = Table(title, ("dataset", "context"), tuple(columns.values()), "initialization")
     for length in lengths:
@@ -28,12 +26,10 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         table.notes += [note for note in notes if note not in table.notes]
         context = f"M={int(length)}"
         for name, summary in found.items():
-            cells = {column: frames.cell_of(summary, init=init) for init, column in columns.items()}
-            table.add((name, context), cells)
+            table.add((name, context), frames.cells_of(summary, "init", columns))
         where = ("table3", piece.backbone, "average of 11 datasets", "coop")
-        numbers = {
-            column: printed(*where, length=length, init=init, shots=shots) for init, column in columns.items()
-        }
+        settings = {column: frames.Setting(length, init, shots) for init, column in columns.items()}
+        numbers = {column: printed(*where, setting) for column, setting in settings.items()}
         add_printed(table, ("average of its 11 datasets", context), numbers)
     table.mark_best_in_row()
     return [Exhibit(piece.suffix, piece.subtitle, None, table)]

@@ -33,10 +33,8 @@ def _text(value: object) -> str:
 
 
 def _sweep_again(study: Study) -> str:
-    grid = study.folder / "grid.yaml"
-    places = (word for option in study.places for word in option)
-    words = (grid if grid.is_file() else "GRID.yaml", "--results", study.folder, *places)
-    return escape.shell_command("fastcoop", "sweep", *words)
+    grid = study.folder / "grid.yaml" if study.grid_text else "GRID.yaml"
+    return escape.shell_command("fastcoop", "sweep", grid, "--results", study.folder, *study.places)
 
 
 ITEM = Item(
