@@ -27,36 +27,21 @@ def _prepare(name: str, given: Any) -> Method[Any]:
     return method
 
 
-# In the order in which a sweep runs them: the fastest first, then those of installed packages.
-_OWN: tuple[Method[Any], ...] = (
+_OWN: tuple[Method[Any], ...] = (  # in the order in which a sweep runs them, the fastest first
     *(ZeroShotMethod(), EnsembleMethod(), LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
     *(CoOpMethod(), FinetuneImageEncoderMethod()),
 )
-METHODS = Registry[Method[Any]](
-    "fastcoop.methods", "method", {method.name: method for method in _OWN}, _prepare
-)
+METHODS = Registry[Method[Any]]("fastcoop.methods", "method", {one.name: one for one in _OWN}, _prepare)
 
 
 def get_method(name: str) -> Method:
-    """The method of this name. Raises UserError, with the nearest name, where there is none."""
+    """Return the method of this name. Raises UserError, with the nearest name, if there is none."""
     if name not in METHODS:
         raise UserError(f'There is no method "{name}".{nearest(name, METHODS)}')
     return METHODS[name]
 
 
 __all__ = [
-    "METHODS",
-    "Data",
-    "FeatureBank",
-    "LinearClassifier",
-    "Method",
-    "MethodSettings",
-    "Outcome",
-    "RunContext",
-    "RunSpec",
-    "Scores",
-    "expand",
-    "get_method",
-    "score",
-    "unit",
-]
+    "METHODS", "Data", "FeatureBank", "LinearClassifier", "Method", "MethodSettings", "Outcome", "RunContext",
+    "RunSpec", "Scores", "expand", "get_method", "score", "unit",
+]  # fmt: skip

@@ -113,6 +113,7 @@ class Method(Generic[S]):
         learns: Whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
         augments: Whether they learn from augmented views of its images.
         needs_backbone: Whether runs use the backbone for more than text features of hand-written prompts.
+        reads_prompt: Whether runs use the text features of each dataset's own prompt, such as ``class_texts``.
     """
 
     name: ClassVar[str]
@@ -120,6 +121,7 @@ class Method(Generic[S]):
     learns: ClassVar[bool] = True
     augments: ClassVar[bool] = True
     needs_backbone: ClassVar[bool] = True
+    reads_prompt: ClassVar[bool] = False
 
     def label(self, settings: S) -> str:
         """Return the name of such runs in lists and progress lines: here, with the settings that are not the default.
@@ -195,7 +197,7 @@ class Method(Generic[S]):
 
         They are recorded with the scores. A run is tested again if they have changed.
         """
-        return ()
+        return (data.dataset.template,) if self.reads_prompt else ()
 
     def views(self, data: Data) -> int:
         """Return the number of augmented views per image that a run learns from, if the method ``augments``."""

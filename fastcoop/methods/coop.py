@@ -11,14 +11,14 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Done, Method, Outcome, RunContext
+from fastcoop.methods.base import Done, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import (
     LearningRate,
     Positive,
+    ScheduledMethod,
     ScheduleSettings,
     epochs_of,
-    schedule_of,
     steps_per_epoch,
 )
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
@@ -101,21 +101,17 @@ class CoOpSettings(ScheduleSettings):
 Run = RunSpec[CoOpSettings]
 
 
-class CoOpMethod(Method[CoOpSettings]):
+class CoOpMethod(ScheduledMethod[CoOpSettings]):
     """Context Optimization. Runs train together in the engine; each has the result that it has alone."""
 
     name = "coop"
     Settings = CoOpSettings
 
     def label(self, settings: CoOpSettings) -> str:
-        pattern = [f'"{settings.prompt}"'] if settings.prompt else [settings.class_position]
+        length = f"M={settings.context_length}" if settings.prompt is None else ""
         parts = (
-            f'"{settings.words}"'
-            if settings.words
-            else ""
-            if settings.prompt
-            else f"M={settings.context_length}",
-            *pattern,
+            f'"{settings.words}"' if settings.words else length,
+            settings.class_position if settings.prompt is None else f'"{settings.prompt}"',
             "CSC" if settings.class_specific else "",
             "best on validation" if settings.select == "best_val" else "",
             "bfloat16" if settings.precision == "bfloat16" else "",
@@ -140,13 +136,15 @@ class CoOpMethod(Method[CoOpSettings]):
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
-        _refuse_unused_length(run, layout.context_length)
-        resolved: dict[str, Any] = {
-            "epochs": epochs_of(run),
-            "context_length": layout.context_length,
-            "class_position": layout.class_position,
-            "views": run.data.views,
-        }
+        given, length = settings.context_length, layout.context_length
+        is_given = "context_length" in settings.model_fields_set and not run.has_learned
+        if is_given and settings.prompt is None and given != length:
+            raise UserError(
+                f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
+                f"context_length of {given} is not used: leave it out, or give the words an entry of coop of their own."
+            )
+        resolved: dict[str, Any] = {"epochs": epochs_of(run), "views": run.data.views}
+        resolved |= {"context_length": length, "class_position": layout.class_position}
         # Runs from before a setting existed keep their keys.
         if layout.prompt is not None:
             resolved["prompt"] = layout.prompt
@@ -162,28 +160,22 @@ class CoOpMethod(Method[CoOpSettings]):
         return layout_of(settings, backbone)
 
     def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        settings, layout = run.settings, layout_of(run.settings, backbone)
-        return {
-            "context_length": layout.context_length,
-            "class_position": layout.prompt or layout.class_position,
-            "class_specific": settings.class_specific,
-            "init": settings.init,
-            "epochs": epochs_of(run),
-            "schedule": schedule_of(settings),
-        }
+        layout, given = layout_of(run.settings, backbone), {"class_specific", "init"}
+        position = layout.prompt or layout.class_position
+        laid_out = {"context_length": layout.context_length, "class_position": position}
+        return laid_out | run.settings.model_dump(include=given) | super().columns(run, backbone)
 
     def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
         from fastcoop.engine import RunShape
 
-        return RunShape(
-            run.data.class_names,
-            layout_of(run.settings, backbone),
-            epochs_of(run) * steps_per_epoch(run),
-            images=len(run.subset.train),
-            views=max(1, run.data.views),
-            batch_size=run.settings.batch_size,
-            features=(run.dataset, run.shots, run.seed),
+        steps, size = epochs_of(run) * steps_per_epoch(run), run.settings.batch_size
+        images, views, features = (
+            len(run.subset.train),
+            max(1, run.data.views),
+            (run.dataset, run.shots, run.seed),
         )
+        layout = layout_of(run.settings, backbone)
+        return RunShape(run.data.class_names, layout, steps, images, views, size, features)
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         contexts = np.asarray(run.contexts)
@@ -252,19 +244,12 @@ def engine_run(run: Run, backbone: Backbone) -> Any:
     from fastcoop.prompts import initial_contexts
 
     settings, layout, names = run.settings, layout_of(run.settings, backbone), run.data.class_names
-    features, labels = run.data.train_views(run.subset)
+    features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
+    contexts = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
     return Run(
-        class_names=names,
-        layout=layout,
-        contexts=initial_contexts(backbone, layout, len(names), run.seed, settings.words),
-        features=torch.from_numpy(features),
-        labels=torch.from_numpy(labels),
-        epochs=epochs_of(run),
-        seed=run.seed,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        snapshots=validation_epochs(run),
-    )
+        names, layout, contexts, features, labels, epochs_of(run), run.seed, batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate, snapshots=validation_epochs(run),
+    )  # fmt: skip
 
 
 def validation_epochs(run: Run) -> list[int]:
@@ -326,18 +311,6 @@ def _words_length(backbone: Backbone, words: str) -> int:
     from fastcoop.prompts.initial import word_tokens
 
     return len(word_tokens(backbone, words))
-
-
-def _refuse_unused_length(run: Run, length: int) -> None:
-    """Refuse a context length beside words of another token count, which replaces it."""
-    settings = run.settings
-    given = "context_length" in settings.model_fields_set and not run.has_learned
-    if given and settings.prompt is None and settings.context_length != length:
-        raise UserError(
-            f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
-            f"context_length of {settings.context_length} is not used: leave it out, or give the words an entry of "
-            "coop of their own."
-        )
 
 
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> PromptLayout:

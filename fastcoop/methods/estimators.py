@@ -10,9 +10,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+import pandas as pd
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
@@ -21,7 +23,7 @@ from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_
 from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
-from fastcoop.methods.base import Method, Outcome, RunContext, make_settings
+from fastcoop.methods.base import Outcome, RunContext, make_settings
 from fastcoop.methods.data import Data, Labelled
 from fastcoop.methods.scores import LinearClassifier, unit
 from fastcoop.methods.spec import RunSpec
@@ -105,40 +107,40 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: An argument or a parameter cannot be used, or the training diverged. It is a ValueError.
         """
-        method, title = METHODS[self.method], type(self).__name__
-        settings, backbone = make_settings(method, self._given_settings(method)), self._load_backbone()
+        method, title, backbone = METHODS[self.method], type(self).__name__, self._load_backbone()
+        settings = make_settings(method, self._given_settings())
         texts = None if text_features is None else unit(np.asarray(_as_array(text_features), np.float32))
+        if logit_scale is not None and texts is None:
+            raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
         if method.needs_backbone and texts is not None:
             raise UserError(
                 f"{title} passes prompts through the text tower; pass a backbone in place of text_features."
             )
         if method.needs_backbone and backbone is None:
             raise UserError(f'{title} needs a backbone; pass it or its name, such as {title}("RN50").')
-        if logit_scale is not None and texts is None:
-            raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
         features = None if X is None and not method.learns else self._read_features(X, backbone, reset=True)
-        labels = self._read_classes(y, class_names, None if texts is None else len(texts), method)
-
+        labels = self._read_classes(y, class_names, texts)
         dataset = Dataset("images", Path(), self.class_names_, TEMPLATE, {}, "", "images", Path())
         data = _ArrayData(
             dataset, None, 0 if features is None else features.shape[1] - 1, text_features=texts
         )
-        self._check_shapes(method, settings, data, features, labels, backbone)
-        scale = logit_scale or (backbone.logit_scale if backbone else LOGIT_SCALE)
-        reader = backbone if backbone and texts is None else cast("Backbone", _GivenTexts(scale))
-        outcome, run = Outcome({}), RunSpec.of(method.name, settings, data)
+        run, outcome = RunSpec.of(method.name, settings, data), Outcome({})
+        self._check_shapes(run, features, labels, backbone)
+        if texts is not None or backbone is None:
+            scale = logit_scale or getattr(backbone, "logit_scale", LOGIT_SCALE)
+            backbone = SimpleNamespace(logit_scale=scale, device="cpu")  # all that such methods read of it
         if method.learns:
             data.images = cast(Labelled, (features, labels))
-            self._set_validation(data, method.validation_choice(settings) is not None, X_val, y_val, backbone)
+            self._set_validation(data, method.validation_choice(settings) is not None, X_val, y_val)
             subset = FewShot(*(np.arange(len(part[1])) for part in (data.images, data.val)))
             shots = int(np.bincount(data.images[1]).max())
             run = replace(run, shots=shots, seed=self.seed, subset=subset)
             method.check(run)
             outcomes: list[Outcome] = []
-            method.run(reader, [run], lambda _, one: outcomes.append(one), RunContext())
+            method.run(backbone, [run], lambda _, one: outcomes.append(one), RunContext())
             (outcome,) = outcomes
         known = replace(run, contexts=outcome.contexts, weights=outcome.weights)
-        classifier = method.classifier(reader, known, data)
+        classifier = method.classifier(backbone, known, data)
         if outcome.status != "done" or not np.isfinite(classifier.weights).all():
             if "learning_rate" in method.Settings.model_fields:
                 raise UserError(f"The training of {title} diverged; pass a smaller learning_rate.")
@@ -183,14 +185,13 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         if outcome.losses is not None:
             self.losses_ = outcome.losses
 
-    def _given_settings(self, method: Method[Any]) -> dict[str, Any]:
-        """Return the parameters that differ from the method's defaults, NumPy's numbers as Python's."""
-        values = {name: (getattr(self, name), one) for name, one in method.Settings.model_fields.items()}
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, (value, one) in values.items()
-            if value != one.get_default()
+    def _given_settings(self) -> dict[str, Any]:
+        """Return the settings that differ from the method's defaults, NumPy's numbers as Python's."""
+        fields = METHODS[self.method].Settings.model_fields.items()
+        values = {
+            name: getattr(self, name) for name, one in fields if getattr(self, name) != one.get_default()
         }
+        return {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
 
     def _load_backbone(self) -> Any:
         if not isinstance(self.backbone, str | os.PathLike):
@@ -215,9 +216,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         if _are_images(X):
             backbone = backbone or self._load_backbone()
             if backbone is None:
-                raise UserError(
-                    f"{type(self).__name__} needs a backbone to encode images; pass it, or pass features."
-                )
+                title = type(self).__name__
+                raise UserError(f"{title} needs a backbone to encode images; pass it, or pass features.")
             X = encode_images(backbone, X)
         X = _as_array(X)
         views = 1
@@ -227,10 +227,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         return features.reshape(-1, views, features.shape[-1])
 
     def _read_classes(
-        self, y: Any, class_names: Sequence[str] | None, rows: int | None, method: Method[Any]
+        self, y: Any, class_names: Sequence[str] | None, texts: np.ndarray | None
     ) -> np.ndarray | None:
-        """Set the classes, and return the labels of images, int64 (images,). ``rows``: of text features, if given."""
-        title, named = type(self).__name__, False
+        """Set the classes, and return the labels of images, int64 (images,)."""
+        title, method, named = type(self).__name__, METHODS[self.method], False
         if y is None and method.learns:
             raise UserError(f"{title} requires y to be passed, but the target y is None.")
         if y is not None:
@@ -240,9 +240,9 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             named = all(isinstance(one, str) for one in y.tolist())
         if class_names is not None:
             self.classes_ = np.array([*map(str, class_names)]) if named else np.arange(len(class_names))
-        elif rows is not None and not named:
-            self.classes_ = np.arange(rows)
-        elif y is None or rows is not None or (method.needs_backbone and not named):
+        elif texts is not None and not named:
+            self.classes_ = np.arange(len(texts))
+        elif y is None or texts is not None or (method.needs_backbone and not named):
             raise UserError(f"{title} needs the names of the classes, in order; pass class_names to fit.")
         else:
             self.classes_ = np.unique(y)
@@ -252,33 +252,33 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         return None if y is None else self._label_indices(y)
 
     def _label_indices(self, y: Any) -> np.ndarray:
-        known = {value: index for index, value in enumerate(self.classes_.tolist())}
-        values = np.asarray(_as_array(y)).ravel().tolist()
-        for value in values:
-            if value not in known:
-                hint = nearest(str(value), map(str, known))
-                raise UserError(
-                    f"Expected y to hold class names or indices into class_names, got {value!r}.{hint}"
-                )
-        return np.array([known[value] for value in values], dtype=np.int64)
+        y = np.asarray(_as_array(y)).ravel()
+        labels = pd.Index(self.classes_).get_indexer(y).astype(np.int64)
+        if (labels < 0).any():
+            value = y[labels < 0].tolist()[0]
+            hint = nearest(str(value), map(str, self.classes_))
+            raise UserError(
+                f"Expected y to hold class names or indices into class_names, got {value!r}.{hint}"
+            )
+        return labels
 
     def _check_shapes(
-        self,
-        method: Method[Any],
-        settings: Any,
-        data: Data,
-        features: np.ndarray | None,
-        labels: np.ndarray | None,
-        backbone: Any,
+        self, run: RunSpec, features: np.ndarray | None, labels: np.ndarray | None, backbone: Any
     ) -> None:
-        """Raise UserError if features, labels, text features or the backbone do not fit each other."""
-        title, texts, prompts = type(self).__name__, data.text_features, method.prompts(settings, data)
-        if texts is not None and texts.shape != (len(self.class_names_), texts.shape[-1]):
-            expected = f"({len(self.class_names_)}, dim), a row per class"
+        """Raise UserError if features, labels, text features and the backbone do not fit each other."""
+        title, method, texts, classes = (
+            type(self).__name__,
+            METHODS[self.method],
+            run.data.text_features,
+            self.classes_,
+        )
+        prompts = method.prompts(run.settings, run.data)
+        if texts is not None and texts.shape != (len(classes), texts.shape[-1]):
+            expected = f"({len(classes)}, dim), a row per class"
             raise UserError(f"Expected text_features of shape {expected}, got {texts.shape}.")
         if features is not None and labels is not None and len(features) != len(labels):
             raise UserError(f"Expected y of shape ({len(features)},), a label per image, got {labels.shape}.")
-        if texts is not None and prompts != method.prompts(method.Settings(), data):
+        if texts is not None and prompts != method.prompts(method.Settings(), run.data):
             raise UserError(f"{title} takes text_features in place of its prompts; leave one of them out.")
         if not (method.needs_backbone or prompts):
             return
@@ -291,14 +291,13 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         if features is not None and not features.any(axis=-1).all():
             raise UserError(NO_DIRECTION)
 
-    def _set_validation(self, data: _ArrayData, wanted: bool, X: Any, y: Any, backbone: Any) -> None:
+    def _set_validation(self, data: _ArrayData, wanted: bool, X: Any, y: Any) -> None:
         """Set the validation images: those given, or else training images held out if ``wanted``."""
         if X is not None:
-            data.val = self._read_features(X, backbone, reset=False)[:, 0], self._label_indices(y)
+            data.val = self._read_features(X, None, reset=False)[:, 0], self._label_indices(y)
         elif wanted:
-            features, labels = data.images
+            (features, labels), every = data.images, HELD_OUT_EVERY
             rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-            every = HELD_OUT_EVERY
             held = [row[every - 1 :: every] if len(row) >= every else row[1:][-1:] for row in rows]
             out = np.concatenate(held)
             if not len(out):
@@ -375,15 +374,6 @@ def _are_images(X: Any) -> bool:
 def _as_array(values: Any) -> Any:
     """Return a tensor as an array, and anything else as it is."""
     return values.detach().cpu().numpy() if hasattr(values, "detach") else values
-
-
-@dataclass(frozen=True, eq=False)
-class _GivenTexts:
-    """What methods read of a backbone where class text features are given in its place."""
-
-    logit_scale: float
-    name: str = "text_features"
-    device: str = "cpu"
 
 
 @dataclass(eq=False)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.methods.base import Done, Method, Outcome, RunContext
+from fastcoop.methods.base import Done, Outcome, RunContext
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
-from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
+from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
 from fastcoop.methods.scores import accuracy, score, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
@@ -43,7 +43,7 @@ class FinetuneSettings(ScheduleSettings):
 Run = RunSpec[FinetuneSettings]
 
 
-class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
+class FinetuneImageEncoderMethod(ScheduledMethod[FinetuneSettings]):
     """Train the image tower on a few images, with the dataset's own prompts as the fixed classifier.
 
     The paper gives no settings. Chosen here: CoOp's SGD, batches and epochs, a new random crop of each image in each
@@ -53,6 +53,7 @@ class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
 
     name = "finetune_image_encoder"
     Settings = FinetuneSettings
+    reads_prompt = True
 
     def label(self, settings: FinetuneSettings) -> str:
         return f"Fine-tuned image encoder (lr {settings.learning_rate:g})"
@@ -60,7 +61,7 @@ class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
     def check(self, run: Run) -> None:
         for data in (run.data, *run.targets):
             path = data.dataset.root / data.dataset.splits["test"].paths[0]
-            if (data.store is not None and _recipe(data) == "imported") or not path.is_file():
+            if (data.store and data.store.meta.recipe == "imported") or not path.is_file():
                 raise MissingFile(
                     f"finetune_image_encoder needs the images of {data.name}, but {path} is not there; "
                     "features alone are not enough for this method. Leave it out, or put the images back."
@@ -70,18 +71,7 @@ class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
         return DEFAULT_VIEWS if data.views else 0  # each epoch has a view of its own
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        resolved = {
-            "epochs": epochs_of(run),
-            "views": run.data.views > 0,
-            "prompt": run.data.dataset.template,
-        }
-        return run.settings.model_dump(mode="json") | resolved
-
-    def prompts(self, settings: FinetuneSettings, data: Data) -> tuple[str, ...]:
-        return (data.dataset.template,)
-
-    def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        return {"epochs": epochs_of(run), "schedule": schedule_of(run.settings)}
+        return super().key_settings(run, backbone) | {"views": run.data.views > 0}
 
     def run(self, backbone: Backbone, runs: Sequence[Run], done: Done, context: RunContext) -> None:
         if runs:
@@ -113,10 +103,6 @@ class FinetuneImageEncoderMethod(Method[FinetuneSettings]):
         return Outcome(
             scores, losses, status="done" if np.isfinite(losses).all() else "diverged", extra=extra
         )
-
-
-def _recipe(data: Data) -> str:
-    return data.store.meta.recipe if data.store else data.recipe
 
 
 def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
@@ -168,31 +154,27 @@ def _batches(
     Raises:
         UserError: An image file cannot be read, or is not the one whose features were cached and are in the run's key.
     """
-    from fastcoop.features.image_files import find_changes
-    from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb
+    from fastcoop.features.encode import Chunk, Encoding, decode
+    from fastcoop.features.image_files import UNKNOWN
+    from fastcoop.features.images import normalize
 
     assert data.store is not None
-    root, names, preprocess = data.dataset.root, data.dataset.splits[split].paths, backbone.preprocess
+    recorded = dict(zip(data.store.indices(split).tolist(), data.store.files(split), strict=True))
+    encoding = Encoding(backbone, data.dataset, data.store.meta.recipe, seed)
+    chunk = Chunk(split, (), range(view, view + 1))
 
     def crop(row: int) -> np.ndarray:
-        try:
-            return crops(read_rgb(root / names[row]), names[row], [view], preprocess, _recipe(data), seed)
-        except UnreadableImage as error:
+        image, path = decode(encoding, chunk, row), data.dataset.root / data.dataset.splits[split].paths[row]
+        if image.crops is None:
             raise UserError(
-                f"{root / names[row]} could not be read ({error}), but could when its features were cached; repair it."
-            ) from None
+                f"{path} could not be read ({image.problem}), but could when its features were cached; repair it."
+            )
+        known = recorded[row]["size"] != UNKNOWN
+        if known and (recorded[row]["sha256"] != image.file["sha256"]).any():
+            raise UserError(f"{path} changed after its features were computed; run the same command again.")
+        return image.crops
 
     with ThreadPoolExecutor() as pool:
         for batch in batches:
             pixels = np.concatenate(list(pool.map(crop, batch.tolist())))
-            yield normalize(pixels, preprocess, backbone.device)
-    rows = np.unique(np.concatenate(batches))
-    recorded = data.store.files(split)[np.searchsorted(data.store.indices(split), rows)]
-    changed, _ = find_changes(
-        [root / names[row] for row in rows], recorded, f"Reading image files of {data.name}"
-    )
-    if changed.any():
-        raise UserError(
-            f"{changed.sum()} image file(s) of {data.name} changed after their features were computed; run the same "
-            "command again."
-        )
+            yield normalize(pixels, backbone.preprocess, backbone.device)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
 from fastcoop.checks import LARGEST, LARGEST_BATCH, LONGEST
 from fastcoop.errors import UserError
-from fastcoop.methods.base import MethodSettings
+from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.spec import RunSpec
 from fastcoop.progress import counted
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
@@ -52,10 +56,9 @@ class ScheduleSettings(MethodSettings):
         if isinstance(epochs, dict):
             if any(isinstance(one, bool | bytes) for pair in epochs.items() for one in pair):
                 raise ValueError("expected whole numbers, not yes or no")
-            names = [str(shots) for shots in epochs]
-            twice = [name for n, name in enumerate(names) if name in names[:n]]
-            if twice or not epochs:
-                raise ValueError(f"it names {twice[0]} shots twice" if twice else "it names no shots")
+            names = Counter(map(str, epochs)).most_common(1) or [("no", 0)]
+            if names[0][1] != 1:
+                raise ValueError(f"it names {names[0][0]} shots{' twice' * bool(epochs)}")
         return epochs
 
     @field_validator("epochs")
@@ -71,6 +74,32 @@ class ScheduleSettings(MethodSettings):
             if int(value.split()[0]) > LONGEST:
                 raise ValueError(f"expected at most {LONGEST} steps")
         return epochs
+
+    @property
+    def schedule(self) -> str:
+        """ "paper", or a description of another schedule, to be printed in figures of such runs."""
+        epochs = self.epochs
+        if isinstance(epochs, dict) and all(isinstance(n, str) for n in epochs.values()):
+            steps = "/".join(str(n).split()[0] for n in epochs.values())
+            return f"quick: {steps} steps at {'/'.join(map(str, epochs))} shots"
+        if isinstance(epochs, dict):
+            return f"quick: epochs {', '.join(f'{n} at {shots}' for shots, n in epochs.items())} shots"
+        return "paper" if epochs == "paper" else f"quick: {epochs}{' epochs' * isinstance(epochs, int)}"
+
+
+T = TypeVar("T", bound=ScheduleSettings)
+
+
+class ScheduledMethod(Method[T]):
+    """A method that trains by steps. Its epochs are in the key and in the results, and so are its views in the key."""
+
+    def key_settings(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
+        resolved = {"epochs": epochs_of(run), "views": run.data.views}
+        prompt = {"prompt": run.data.dataset.template} if self.reads_prompt else {}
+        return run.settings.model_dump(mode="json") | resolved | prompt
+
+    def columns(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
+        return {"epochs": epochs_of(run), "schedule": run.settings.schedule}
 
 
 def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -125,16 +154,3 @@ def paper_epochs(dataset: str, shots: int | str) -> int:
         return PAPER_EPOCHS_IMAGENET
     enough = [known for known in PAPER_EPOCHS if shots != "all" and known >= int(shots)]
     return PAPER_EPOCHS[min(enough, default=16)]
-
-
-def schedule_of(settings: ScheduleSettings) -> str:
-    """Return "paper", or a description of another schedule, to be printed in figures of such runs."""
-    epochs = settings.epochs
-    if isinstance(epochs, dict) and all(isinstance(n, str) for n in epochs.values()):
-        steps = "/".join(str(n).split()[0] for n in epochs.values())
-        return f"quick: {steps} steps at {'/'.join(map(str, epochs))} shots"
-    if isinstance(epochs, dict):
-        return f"quick: epochs {', '.join(f'{n} at {shots}' for shots, n in epochs.items())} shots"
-    if isinstance(epochs, int):
-        return f"quick: {epochs} epochs"
-    return "paper" if epochs == "paper" else f"quick: {epochs}"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.methods.base import Method, Outcome
+from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epoch_order, epochs_of, schedule_of
+from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
@@ -48,11 +48,12 @@ class TextLearnerSettings(ScheduleSettings):
 Run = RunSpec[TextLearnerSettings]
 
 
-class TextLearner(Method[TextLearnerSettings]):
+class TextLearner(ScheduledMethod[TextLearnerSettings]):
     """An offset learned on text features. Subclasses define its shape and how it is applied."""
 
     Settings = TextLearnerSettings
     needs_backbone = False
+    reads_prompt = True
     weight_name: str  # the offset's name in ``Outcome.weights``
 
     @abstractmethod
@@ -72,14 +73,7 @@ class TextLearner(Method[TextLearnerSettings]):
         return f"the learning rate of {self.name}", f"set learning_rate of {self.name} to a number"
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        resolved = {"epochs": epochs_of(run), "views": run.data.views, "prompt": run.data.dataset.template}
-        return run.settings.model_dump(mode="json") | resolved | {"rates": run.settings.rates}
-
-    def prompts(self, settings: TextLearnerSettings, data: Data) -> tuple[str, ...]:
-        return (data.dataset.template,)
-
-    def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        return {"epochs": epochs_of(run), "schedule": schedule_of(run.settings)}
+        return super().key_settings(run, backbone) | {"rates": run.settings.rates}
 
     def learn(self, backbone: Backbone, run: Run) -> Outcome:
         import torch

@@ -15,7 +15,7 @@ from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
 
 
-@follows("changed after their features were computed; run the same command again")
+@follows("changed after its features were computed; run the same command again")
 def test_images_that_change_during_a_run_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=2)
     picture = next((data / "train").rglob("*.png"))
@@ -33,6 +33,6 @@ def test_images_that_change_during_a_run_are_refused(tmp_path: Path, monkeypatch
     with monkeypatch.context() as changing:
         changing.setattr(finetune_image_encoder, "_train", change_and_train)
         (error,) = sweep(grid, **places, jobs=1).failed.values()
-    assert "1 image file(s) of colours changed" in error
+    assert f"{picture.name} changed after its features" in error
     assert sweep(grid, **places, jobs=1).finished == 1
     assert (load_results(places["results"]).status == "done").all()

@@ -14,7 +14,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec, expand, get_method, score
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.linear_probe import choose_c
-from fastcoop.methods.schedule import epochs_of, schedule_of
+from fastcoop.methods.schedule import epochs_of
 from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features, reference_mixed_features
 
@@ -269,7 +269,7 @@ def test_schedules(epochs: object, shots: int | str, dataset: str, expected: int
     assert (
         epochs_of(RunSpec.of("coop", settings, data, shots=shots, subset=data.subset(shots, 1))) == expected
     )
-    assert (schedule_of(settings) == "paper") == (epochs == "paper")
+    assert (settings.schedule == "paper") == (epochs == "paper")
 
 
 def test_a_schedule_in_steps_counts_batches(data: Data) -> None:
