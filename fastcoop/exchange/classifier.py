@@ -1,29 +1,75 @@
-"""A finished classifier in one file: all that a CLIP model needs to classify images, and nothing of fastcoop."""
+"""A finished classifier in one file, with all that a CLIP model needs to classify images; and its predictions."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from fastcoop.backbones import Backbone, Preprocess, backbone_from_spec
-from fastcoop.backbones.precision import fresh_state
+from fastcoop.checks import several
+from fastcoop.datasets.files import Tree
+from fastcoop.datasets.notes import notes_on_unknown_endings
 from fastcoop.errors import MissingFile, UserError, writing
-from fastcoop.features.images import RECIPES
+from fastcoop.features.images import RECIPES, UnreadableImage, crops, normalize, read_rgb
 from fastcoop.methods import unit
 from fastcoop.results.parameters import write_arrays
 
-if TYPE_CHECKING:
-    from fastcoop.exchange.runs import LearnedRun
-
 FORMAT = {"format": "fastcoop classifier", "format_version": "1"}
+BATCH_SIZE = 32  # images
+
+log = logging.getLogger("fastcoop")
+
+
+class MadeWithBackbone:
+    """Base class of what was made with one backbone, of which it has the name and the digest."""
+
+    backbone: str
+    backbone_digest: str
+
+    def load_backbone(self, spec: str | None = None, device: str = "cpu") -> Backbone:
+        """Load the backbone that this was made with.
+
+        Args:
+            spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
+            device: of the towers.
+
+        Raises:
+            UserError: there is no such backbone, or its weights differ.
+        """
+        try:
+            backbone = backbone_from_spec(self.backbone if spec is None else spec, device=device)
+        except UserError as error:
+            if spec is not None:
+                raise
+            raise UserError(
+                f"The backbone {self.backbone}, which {self._owner()} was made with, is not found by its name alone; "
+                f"pass its folder or weights with --backbone. ({error})"
+            ) from None
+        self.check_backbone(backbone)
+        return backbone
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Raise UserError for another backbone."""
+        if backbone.digest != self.backbone_digest:
+            raise UserError(
+                f"The backbone {backbone.name} ({backbone.digest[:12]}) is not {self.backbone} "
+                f"({self.backbone_digest[:12]}), which {self._owner()} was made with; name that backbone with "
+                "--backbone."
+            )
+
+    def _owner(self) -> str:
+        return "the classifier"
 
 
 @dataclass(frozen=True, eq=False)
-class Classifier:
+class Classifier(MadeWithBackbone):
     """A classifier of image features by cosine similarity to class features.
 
     Attributes:
@@ -66,34 +112,13 @@ class Classifier:
         probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
 
-    def load_backbone(self, spec: str | None = None, device: str = "cpu") -> Backbone:
-        """Load the backbone whose image features this classifies.
-
-        Args:
-            spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
-            device: of the towers.
-
-        Raises:
-            UserError: there is no such backbone, or its weights differ.
-        """
-        return load_recorded_backbone(
-            spec, self.backbone, self.backbone_digest, "the classifier was made for", device
-        )
-
-    def check(self, backbone: Backbone) -> None:
-        """Raise UserError for a backbone other than the classifier's."""
-        _check_backbone(backbone, self.backbone, self.backbone_digest, "the classifier was made for")
-
     def save(self, path: str | Path) -> None:
-        """Write ``text_features`` and ``logit_scale`` to a safetensors file, with the rest as JSON in its header.
+        """Write ``text_features`` and ``logit_scale`` to a safetensors file, with the rest as text in its header.
 
         Raises:
             UserError: the file cannot be written.
         """
-        arrays = {
-            "text_features": self.text_features.astype(np.float32),
-            "logit_scale": np.array(self.logit_scale, dtype=np.float32),
-        }
+        arrays = {"text_features": self.text_features, "logit_scale": np.array(self.logit_scale)}
         header = FORMAT | {
             "class_names": json.dumps(list(self.class_names)),
             "preprocess": json.dumps(asdict(self.preprocess)),
@@ -103,7 +128,7 @@ class Classifier:
             "recipe": self.recipe,
         }
         with writing(Path(path)):
-            write_arrays(Path(path), arrays, header)
+            write_arrays(Path(path), {name: a.astype(np.float32) for name, a in arrays.items()}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
@@ -112,8 +137,6 @@ class Classifier:
         Raises:
             UserError: the file is missing, damaged, or something else.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise MissingFile(f"There is no classifier {path}; make one with `fastcoop export`.")
         try:
@@ -140,58 +163,71 @@ class Classifier:
             ) from None
 
 
-@fresh_state()
-def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
-    """Return the classifier of a run's contexts.
+class Prediction(NamedTuple):
+    """The class probabilities of an image."""
 
-    Args:
-        run: a run of `find_run`.
-        backbone: the backbone that it learned over.
-    """
-    import torch
-
-    from fastcoop.engine import encode_prompts
-
-    item = (run.class_names, run.layout(backbone), torch.from_numpy(run.contexts))
-    with torch.no_grad():
-        texts = encode_prompts(backbone, [item])[0].float().cpu().numpy()
-    names = ("key", "dataset", "shots", "seed", "epochs", "settings")
-    return Classifier(
-        class_names=run.class_names,
-        text_features=unit(texts),
-        logit_scale=backbone.logit_scale,
-        preprocess=backbone.preprocess,
-        backbone=run.backbone,
-        backbone_digest=run.backbone_digest,
-        origin={name: value for name, value in run.metadata().items() if name in names},
-        recipe=run.recipe,
-    )
+    path: Path
+    probabilities: np.ndarray | None  # float32 (classes,), in label order; None where there are none
+    problem: str | None = None  # why there are none: the file is unreadable, or its features are not finite
 
 
-def load_recorded_backbone(
-    spec: str | None, name: str, digest: str, owner: str, device: str = "cpu"
-) -> Backbone:
-    """Load the backbone ``spec``, else the one called ``name``; ``owner`` introduces it in messages.
+def image_files(places: Sequence[str | Path]) -> list[Path]:
+    """Return the files given, and all images in the folders given and below them, sorted within each.
+
+    Pictures that are left out because of the endings of their names are counted in a warning.
 
     Raises:
-        UserError: there is none, or its digest is another.
+        UserError: a place does not exist, or there is no image at all.
     """
-    try:
-        backbone = backbone_from_spec(name if spec is None else spec, device=device)
-    except UserError as error:
-        if spec is not None:
-            raise
-        raise UserError(
-            f"The backbone {name}, which {owner}, is not found by its name alone; pass its folder or weights with "
-            f"--backbone. ({error})"
-        ) from None
-    _check_backbone(backbone, name, digest, owner)
-    return backbone
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            tree = Tree(place)
+            found += sorted(place / path for path in tree.images())
+            for note in notes_on_unknown_endings(str(place), tree):
+                log.warning(note)
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise MissingFile(f"There is no file or folder {place}.")
+    if not found:
+        raise UserError(f"There are no images in {' or '.join(map(str, places))}.")
+    return found
 
 
-def _check_backbone(backbone: Backbone, name: str, digest: str, owner: str) -> None:
-    if backbone.digest != digest:
-        raise UserError(
-            f"The backbone {backbone.name} ({backbone.digest[:12]}) is not {name} ({digest[:12]}), which {owner}; name "
-            "that backbone with --backbone."
-        )
+def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | Path]) -> Iterator[Prediction]:
+    """Classify image files, prepared by the test-time crop of the classifier's recipe.
+
+    Args:
+        classifier: the classifier.
+        backbone: the backbone that it was made for.
+        images: paths of image files.
+
+    Yields:
+        One prediction per image, in order; for an unreadable image it holds the reason.
+
+    Raises:
+        UserError: the backbone is not the classifier's.
+    """
+    classifier.check_backbone(backbone)
+    paths = [Path(image) for image in several(images)]
+    unusable = f"{backbone.name} gives it features that are not finite"
+    for start in range(0, len(paths), BATCH_SIZE):
+        pixels: dict[Path, np.ndarray] = {}
+        problems: dict[Path, str] = {}
+        found: dict[Path, np.ndarray] = {}
+        batch = paths[start : start + BATCH_SIZE]
+        for path in batch:
+            try:
+                pixels[path] = crops(
+                    read_rgb(path), path.name, [0], classifier.preprocess, classifier.recipe, 0
+                )
+            except UnreadableImage as error:
+                problems[path] = str(error)
+        if pixels:
+            inputs = normalize(np.concatenate([*pixels.values()]), classifier.preprocess, backbone.device)
+            rows = classifier.probabilities(backbone.encode_images(inputs).float().cpu().numpy())
+            found = {path: row for path, row in zip(pixels, rows, strict=True) if np.isfinite(row).all()}
+        for path in batch:
+            problem = None if path in found else problems.get(path, unusable)
+            yield Prediction(path, found.get(path), problem)

@@ -28,15 +28,16 @@ from fastcoop.files import atomic_write
 from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout
 
 MODEL_FOLDER = "prompt_learner"
+NAME = re.compile(r"model\.pth\.tar-(\d+)|model-best\.pth\.tar")
 POSITIONS = {"end": "end", "middle": "mid", "front": "front"}
-WORDS = {"_ctxv1": "a photo of a"}  # of the official configs that start from words
+WORDS, WORDS_SUFFIX = "a photo of a", "_ctxv1"  # of the official configs that start from words
 CONFIG_EPOCHS = (50, 100)  # in the names of official configs; those without a number have 200
 ARRAYS = ("ctx", "token_prefix", "token_suffix")
 
 
 @dataclass(frozen=True, eq=False)
 class CoOpFile:
-    """An official checkpoint. ``ctx`` has the dtype of the file."""
+    """An official checkpoint; its arrays have the dtype of the file."""
 
     path: Path
     epoch: int
@@ -55,34 +56,32 @@ def find_coop_files(place: Path) -> list[Path]:
     """
     if place.is_file():
         return [place]
-    latest: dict[Path, tuple[int, Path]] = {}
-    for path in sorted(place.rglob("model*.pth.tar*")):
-        number = re.fullmatch(r"model\.pth\.tar-(\d+)", path.name)
-        if number or path.name == "model-best.pth.tar":
-            candidate = (int(number[1]) if number else -1, path)
-            latest[path.parent] = max(latest.get(path.parent, candidate), candidate)
+    names = ((NAME.fullmatch(path.name), path) for path in place.rglob("model*.pth.tar*"))
+    by_epoch = sorted((int(name[1] or -1), path) for name, path in names if name)
+    latest = {path.parent: path for _, path in by_epoch}
     if not latest:
         raise UserError(
             f"{place} holds no checkpoints of the official code; expected files such as "
             f"{MODEL_FOLDER}/model.pth.tar-50 in it or below it."
         )
-    return [path for _, path in latest.values()]
+    return sorted(latest.values())
 
 
 def path_facts(path: Path) -> dict[str, Any]:
-    """Return the properties of a run in a path of the official scripts: ``class_position``, ``class_specific``,
-    ``context_length``, ``shots``, ``seed``, and ``words`` that the context starts from. Those not in the path are left
-    out."""
+    """Return the properties of a run in a path of the official scripts, as far as the path has them.
+
+    They are ``class_position``, ``class_specific``, ``context_length``, ``shots``, ``seed``, and ``words`` that the
+    context starts from.
+    """
     text, facts = path.as_posix(), dict[str, Any]()
     if layout := re.search(r"nctx(\d+)_csc(True|False)_ctp(end|middle|front)(?=/|$)", text):
-        facts["context_length"] = int(layout[1])
-        facts["class_specific"] = layout[2] == "True"
-        facts["class_position"] = POSITIONS[layout[3]]
+        length, specific, position = layout.groups()
+        facts |= {"context_length": int(length), "class_specific": specific == "True"}
+        facts["class_position"] = POSITIONS[position]
     if config := re.search(r"([^/]*)_(\d+)shots(?=/|$)", text):
         facts["shots"] = int(config[2])
-        for ending in WORDS:
-            if config[1].endswith(ending):
-                facts["words"] = WORDS[ending]
+        if config[1].endswith(WORDS_SUFFIX):
+            facts["words"] = WORDS
     if seed := re.search(r"seed(\d+)(?=/|$)", text):
         facts["seed"] = int(seed[1])
     return facts
@@ -106,7 +105,7 @@ def coop_path(
     position = next(name for name, ours in POSITIONS.items() if ours == layout.class_position)
     config = re.sub(r"[^a-z0-9]+", "_", backbone.lower().replace("vit-b-", "vit-b")).strip("_")
     config += f"_ep{epoch}" if epoch in CONFIG_EPOCHS else ""
-    config += next((end for end, given in WORDS.items() if given == words), "")
+    config += WORDS_SUFFIX if words == WORDS else ""
     run = f"nctx{layout.context_length}_csc{layout.class_specific}_ctp{position}"
     folder = out / dataset.replace(":", "-") / "CoOp" / f"{config}_{shots}shots" / run / f"seed{seed}"
     return folder / MODEL_FOLDER / f"model.pth.tar-{epoch}"
@@ -123,10 +122,9 @@ def read_coop_file(path: Path) -> CoOpFile:
     try:
         with TorchFile(path) as file:
             content = file.unpickled()
-            state, epoch = (
-                content.get(name) if isinstance(content, dict) else None for name in ("state_dict", "epoch")
-            )
-            if not isinstance(state, dict) or not isinstance(epoch, int) or isinstance(epoch, bool):
+            content = content if isinstance(content, dict) else {}
+            state, epoch = content.get("state_dict"), content.get("epoch")
+            if not isinstance(state, dict) or type(epoch) is not int:
                 raise UserError(
                     f"{path} should hold a state_dict and an epoch, as the official code saves; it does not."
                 )
@@ -136,9 +134,9 @@ def read_coop_file(path: Path) -> CoOpFile:
                 raise UserError(
                     f"{path} also holds {others[0]}, which CoOp does not have (CoCoOp does); only CoOp is supported."
                 )
-            arrays = [file.tensor(state[name]) if name in state else None for name in ARRAYS]
-        for array in arrays:
-            if array is not None and array.dtype.kind != "f":
+            arrays = {name: file.tensor(state[name]) for name in ARRAYS if name in state}
+        for array in arrays.values():
+            if array.dtype.kind != "f":
                 raise ValueError(f"expected floating-point numbers, got {array.dtype}")
     except UserError:
         raise
@@ -149,9 +147,7 @@ def read_coop_file(path: Path) -> CoOpFile:
             f"{path} should be a checkpoint of torch.save, version 1.6 or later, but cannot be read as one ({error}); "
             "if torch itself can load it, save it again there."
         ) from None
-    ctx, prefix, suffix = arrays
-    assert ctx is not None
-    return CoOpFile(path, epoch, ctx, prefix, suffix)
+    return CoOpFile(path, epoch, arrays["ctx"], arrays.get("token_prefix"), arrays.get("token_suffix"))
 
 
 def frozen_embeddings(

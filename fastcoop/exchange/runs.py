@@ -1,44 +1,54 @@
-"""CoOp runs of a results folder with their contexts, and their export for other programs."""
+"""CoOp runs of a results folder with their contexts: exported for other programs, imported from the official code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
+from fastcoop.checks import whole_number
+from fastcoop.datasets import Dataset
+from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
-from fastcoop.exchange.classifier import load_recorded_backbone, make_classifier
-from fastcoop.exchange.coop_files import coop_path, frozen_embeddings, write_coop_file
-from fastcoop.features.images import RECIPES
-from fastcoop.methods import METHODS
-from fastcoop.methods.coop import layout_of
-from fastcoop.prompts import PromptLayout
+from fastcoop.exchange.classifier import Classifier, MadeWithBackbone
+from fastcoop.exchange.coop_files import (
+    CoOpFile,
+    coop_path,
+    find_coop_files,
+    frozen_embeddings,
+    path_facts,
+    read_coop_file,
+    write_coop_file,
+)
+from fastcoop.features.images import RECIPES, check_recipe
+from fastcoop.methods import METHODS, Data, Outcome, RunSpec, unit
+from fastcoop.methods.base import validate
+from fastcoop.methods.coop import CoOpSettings, layout_of
+from fastcoop.methods.schedule import paper_epochs
 from fastcoop.results import load_contexts, load_predictions
-from fastcoop.results.parameters import load_parameters, write_arrays
+from fastcoop.results.parameters import load_parameters, parameters_path, write_arrays
 from fastcoop.results.read import find_key, load_run
-from fastcoop.sweeps.records import read_settings
+from fastcoop.results.store import open_store
+from fastcoop.sweeps.records import read_settings, record_outcome
 
 FORMATS = ("coop", "safetensors", "classifier")
 HEADER = {"format": "fastcoop contexts", "format_version": "1"}
 IN_RESULTS = ("key", "backbone", "backbone_digest", "dataset", "shots", "seed", "epochs")
+IN_ORIGIN = ("key", "dataset", "shots", "seed", "epochs", "settings")
+TOLERANCE = 2e-3  # of embeddings in float16, against the same in float32
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedRun:
-    """A CoOp run.
-
-    Attributes:
-        key, backbone, backbone_digest, dataset, shots, seed, epochs, settings: as in the results.
-        contexts: float32 (M, width), or (classes, M, width) if class-specific.
-        class_names: in label order.
-        learned_dtype: dtype of the contexts in training, "float32", or "float16" of some imported runs.
-        recipe: of the image transforms behind the features, "current" or "official-2021".
-    """
+class LearnedRun(MadeWithBackbone):
+    """A CoOp run, as in the results, with what it learned."""
 
     key: str
     backbone: str
@@ -48,33 +58,19 @@ class LearnedRun:
     seed: int
     epochs: int
     settings: Any
-    contexts: np.ndarray
-    class_names: tuple[str, ...]
-    learned_dtype: str
-    recipe: str = "current"
+    contexts: np.ndarray  # float32 (M, width), or (classes, M, width) if class-specific
+    class_names: tuple[str, ...]  # in label order
+    learned_dtype: str  # of the contexts in training: "float32", or "float16" of some imported runs
+    recipe: str = "current"  # name of the image transforms behind the features
 
-    def load_backbone(self, spec: str | None = None) -> Backbone:
-        """Load the backbone that the contexts were learned over.
-
-        Args:
-            spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
-
-        Raises:
-            UserError: there is no such backbone, or its weights differ.
-        """
-        owner = f"the run {self.key[:12]} learned over"
-        return load_recorded_backbone(spec, self.backbone, self.backbone_digest, owner)
-
-    def layout(self, backbone: Backbone) -> PromptLayout:
-        """Return the prompt layout."""
-        layout: PromptLayout = layout_of(self.settings, backbone)
-        return layout
+    def _owner(self) -> str:
+        return f"the run {self.key[:12]}"
 
     def metadata(self) -> dict[str, str]:
         """Return everything except the contexts, as text for the header of a safetensors file."""
         facts = {name: str(getattr(self, name)) for name in (*IN_RESULTS, "learned_dtype", "recipe")}
-        names, settings = json.dumps(list(self.class_names)), self.settings.model_dump_json()
-        return HEADER | facts | {"class_names": names, "settings": settings}
+        names = json.dumps(list(self.class_names))
+        return HEADER | facts | {"class_names": names, "settings": self.settings.model_dump_json()}
 
     def write_contexts(self, path: Path) -> None:
         """Write the contexts as one tensor called "contexts", with `metadata` in the header.
@@ -101,13 +97,12 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
     key, name = run["key"], f"Run {run['key'][:12]}"
     if run["method"] != "coop":
         raise UserError(f"{name} is {run['label']}, which has no learned contexts; choose a CoOp run.")
-    contexts = load_contexts(folder, key)
+    contexts, learned = load_contexts(folder, key), load_parameters(folder, key)
+    assert learned is not None
     if not np.isfinite(contexts).all():
         raise UserError(
             f"{name} ({run['label']}, seed {run['seed']}) diverged: its contexts are not finite; choose another run."
         )
-    learned = load_parameters(folder, key)
-    assert learned is not None
     return LearnedRun(
         **{name: run[name] for name in IN_RESULTS},
         settings=read_settings(METHODS["coop"], json.dumps(run["settings"])),
@@ -116,6 +111,24 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
         learned_dtype=learned.header.get("learned_dtype", "float32"),
         recipe=learned.recipe if learned.recipe in RECIPES else "current",
     )
+
+
+@fresh_state()
+def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
+    """Return the classifier of a run's contexts.
+
+    Args:
+        run: a run of `find_run`.
+        backbone: the backbone that it learned over.
+    """
+    item = (run.class_names, layout_of(run.settings, backbone), torch.from_numpy(run.contexts))
+    with torch.no_grad():
+        texts = encode_prompts(backbone, [item])[0].float().cpu().numpy()
+    origin = {name: value for name, value in run.metadata().items() if name in IN_ORIGIN}
+    return Classifier(
+        run.class_names, unit(texts), backbone.logit_scale, backbone.preprocess, run.backbone, run.backbone_digest,
+        origin, run.recipe,
+    )  # fmt: skip
 
 
 @fresh_state()
@@ -138,8 +151,6 @@ def export_run(
     Raises:
         UserError: no such run, format or backbone, or the file cannot be written.
     """
-    import torch
-
     if format not in FORMATS:
         raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
     run, path = find_run(results, key), Path(out)
@@ -152,7 +163,7 @@ def export_run(
     if format == "classifier":
         make_classifier(run, model).save(path)
         return path
-    layout = run.layout(model)
+    layout = layout_of(run.settings, model)
     if layout.prompt is not None:
         raise UserError(
             f'The official code has no place for the words of "{layout.prompt}"; export the classifier instead.'
@@ -161,8 +172,154 @@ def export_run(
         path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, run.settings.init
     )
     contexts = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
+    frozen = frozen_embeddings(model, run.class_names, layout.context_length)
     with writing(path):
-        write_coop_file(
-            path, contexts, *frozen_embeddings(model, run.class_names, layout.context_length), run.epochs
-        )
+        write_coop_file(path, contexts, *frozen, run.epochs)
     return path
+
+
+class ImportedRun(NamedTuple):
+    """A checkpoint that was imported: the key and label of its run, and its file."""
+
+    key: str
+    path: Path
+    label: str
+
+
+@fresh_state()
+def import_coop(
+    place: str | Path,
+    backbone: Backbone,
+    dataset: Dataset,
+    results: str | Path,
+    *,
+    class_position: str | None = None,
+    shots: int | None = None,
+    seed: int | None = None,
+    recipe: str = "current",
+) -> list[ImportedRun]:
+    """Import the official checkpoints under ``place`` into a results folder, all of them or none.
+
+    Each becomes a run without tests, with its class names in the header of its contexts file. Contexts in float16 keep
+    their values, and are exported in float16 again. Importing the same checkpoint again gives the same key.
+
+    Args:
+        place: a checkpoint, or a folder with checkpoints anywhere below it.
+        backbone: the backbone that they were learned over.
+        dataset: the dataset that they were learned on.
+        results: a results folder, created if it is missing.
+        class_position: "end", "mid" or "front", where the official folder names do not contain it.
+        shots: training images per class, where the folder names do not contain it.
+        seed: the seed, where the folder names do not contain it.
+        recipe: of the image transforms they were trained with, which no file contains: "official-2021" for checkpoints
+            trained before October 2021. Predictions and tests use it.
+
+    Raises:
+        UserError: no checkpoints, one that cannot be read or does not fit the backbone or the dataset, or a property
+            that neither the path nor the caller gives.
+    """
+    check_recipe(recipe)
+    given = {
+        "class_position": class_position,
+        "shots": None if shots is None else whole_number(shots, "shots", 1),
+        "seed": None if seed is None else whole_number(seed, "the seed"),
+    }
+    files = [read_coop_file(path) for path in find_coop_files(Path(place))]
+    runs = [_as_run(file, backbone, dataset, given, recipe) for file in files]
+    folder, data = Path(results), Data(dataset, None, recipe=recipe)
+    with open_store(folder) as store:
+        for run in runs:
+            run.write_contexts(parameters_path(folder, run.key))
+            spec = RunSpec.of(
+                "coop", run.settings, data, backbone, shots=run.shots, seed=run.seed, key=run.key
+            )
+            record_outcome(store, spec, Outcome({}, extra={"imported_epoch": float(run.epochs)}))
+    return [
+        ImportedRun(run.key, file.path, METHODS["coop"].label(run.settings))
+        for run, file in zip(runs, files, strict=True)
+    ]
+
+
+def _as_run(
+    file: CoOpFile, backbone: Backbone, dataset: Dataset, given: dict[str, Any], recipe: str
+) -> LearnedRun:
+    """Return a checkpoint as a run, its properties from the path and the caller."""
+    path, ctx, facts = file.path, file.ctx, path_facts(file.path)
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if value is not None and facts.setdefault(name, value) != value:
+            raise UserError(
+                f"In the path {path}, the run's {option} is {facts[name]}, but {value} was given; leave out --{option}."
+            )
+        if name not in facts:
+            raise UserError(
+                f"The path {path} does not contain the run's {option} as the official folders do; pass --{option}."
+            )
+    if ctx.ndim not in (2, 3) or ctx.dtype == np.float64 or not np.isfinite(ctx).all():
+        raise UserError(
+            f"{path} should hold finite float16 or float32 contexts (M, width) or (classes, M, width); "
+            f"it holds {ctx.dtype} {ctx.shape}, or numbers that are not finite."
+        )
+    length, specific = ctx.shape[-2], ctx.ndim == 3
+    named = facts.get("context_length", length), facts.get("class_specific", specific)
+    # A context that starts from words has one vector per word and is unified, whatever its folder is called.
+    if named != (length, specific) and ("words" not in facts or specific):
+        raise UserError(
+            f"{path} is in a folder of M={named[0]}, class-specific {named[1]}, but its contexts are {ctx.shape}."
+        )
+    words, shots, seed = facts.get("words", "random"), facts["shots"], facts["seed"]
+    epochs = "paper" if paper_epochs(dataset.name, shots) == file.epoch else file.epoch
+    values = {"context_length": length, "class_position": facts["class_position"], "class_specific": specific}
+    settings = validate(CoOpSettings, values | {"init": words, "epochs": epochs}, str(path))
+    if layout_of(settings, backbone).context_length != length:
+        raise UserError(
+            f'{path} has {length} vectors, but its config\'s words "{words}" have another number.'
+        )
+    _check_fit(file, backbone, dataset)
+    identity = {
+        "imported": hashlib.sha256(ctx.tobytes()).hexdigest(), "dtype": str(ctx.dtype), "epoch": file.epoch,
+        "settings": settings.model_dump(mode="json"), "backbone": backbone.digest, "dataset": dataset.digest,
+        "shots": shots, "seed": seed, "recipe": recipe,
+    }  # fmt: skip
+    return LearnedRun(
+        key=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        backbone=backbone.name, backbone_digest=backbone.digest, dataset=dataset.name, shots=shots, seed=seed,
+        epochs=file.epoch, settings=settings, contexts=ctx.astype(np.float32),
+        class_names=dataset.class_names, learned_dtype=str(ctx.dtype), recipe=recipe,
+    )  # fmt: skip
+
+
+def _check_fit(file: CoOpFile, backbone: Backbone, dataset: Dataset) -> None:
+    """Refuse contexts that do not fit; warn where they were learned with other class names."""
+    path, classes, length = file.path, len(dataset.class_names), file.ctx.shape[-2]
+    prefix, suffix = (one.numpy() for one in frozen_embeddings(backbone, dataset.class_names, length))
+    ctx_shape = (*(classes,) * (file.ctx.ndim - 2), length, backbone.text.width)
+    for name, array, shape in (
+        ("ctx", file.ctx, ctx_shape),
+        ("token_prefix", file.prefix, prefix.shape),
+        ("token_suffix", file.suffix, suffix.shape),
+    ):
+        if array is not None and array.shape != shape:
+            raise UserError(
+                f"Expected {name} of shape {shape} for {backbone.name} and the {classes} classes of {dataset.name}, "
+                f"got {array.shape} in {path}; name the backbone and the dataset that it was learned with."
+            )
+    if file.prefix is not None and _differ(file.prefix, prefix).any():
+        raise UserError(
+            f"{path} was learned over other weights than those of {backbone.name}: its start token differs."
+        )
+    other = np.flatnonzero(_differ(suffix if file.suffix is None else file.suffix, suffix))
+    if len(other):
+        message = (
+            f"{path} was learned with other names for {len(other)} of {classes} classes, such as class {other[0]}, "
+            f'"{dataset.class_names[other[0]]}" in {dataset.name}'
+        )
+        if file.ctx.ndim == 3:
+            raise UserError(f"{message}; class-specific contexts need the same names in the same order.")
+        logging.getLogger("fastcoop").warning(f"{message}; it is imported with the dataset's names.")
+
+
+def _differ(saved: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    """Return bool (classes,): embeddings that differ by more than float16 does, or are not finite."""
+    differs: np.ndarray = ~(np.abs(saved.astype(np.float32) - ours).max(axis=(1, 2)) <= TOLERANCE)
+    return differs

@@ -79,8 +79,8 @@ def write_tower(folder: Path, **text: int) -> Path:
 
 @follows(
     "There is no classifier {}; make one with `fastcoop export`",
-    "is not {} ({}), which {}; name that backbone with --backbone",
-    "which {}, is not found by its name alone; pass its folder or weights with --backbone",
+    "is not {} ({}), which {} was made with; name that backbone with --backbone",
+    "which {} was made with, is not found by its name alone; pass its folder or weights with --backbone",
 )
 def test_a_classifier_is_exported_and_used_with_its_backbone(
     world: Path, keys: dict[str, str], call: Callable[..., Any], tmp_path: Path
@@ -90,11 +90,11 @@ def test_a_classifier_is_exported_and_used_with_its_backbone(
     export = ["export", keys["plain"], "--results", world / "results", "--out", file]
     predict = ["predict", file, world / "data" / "colours" / "test" / "green" / "0.png"]
     assert "make one with `fastcoop export`" in call(*predict)[1]
-    assert "learned over, is not found by its name alone; pass its folder" in call(*export)[1]
+    assert "was made with, is not found by its name alone; pass its folder" in call(*export)[1]
     assert "is not tiny" in (said := call(*export, "--backbone", other)[1])
     assert "name that backbone with --backbone" in said
     assert call(*export, "--backbone", tiny)[0] == 0
-    assert "was made for, is not found by its name alone; pass its folder" in call(*predict)[1]
+    assert "the classifier was made with, is not found by its name alone; pass its" in call(*predict)[1]
     assert "name that backbone with --backbone" in call(*predict, "--backbone", other)[1]
     for given in (tiny, tiny / "open_clip_model.safetensors"):
         assert call(*predict, "--backbone", given)[0] == 0
