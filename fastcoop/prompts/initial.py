@@ -52,10 +52,7 @@ def initial_contexts(
 
 
 def word_tokens(backbone: Backbone, words: str) -> list[int]:
-    """Return the token ids of ``words``, without start and end: one context vector each.
-
-    Raises UserError for words without a token.
-    """
+    """Return the token ids of ``words``, without start and end. Raises UserError if there are none."""
     tokens = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)[0][1:-1]
     if not tokens:
         raise UserError(

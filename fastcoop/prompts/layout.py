@@ -96,25 +96,21 @@ class PromptLayout:
         return cls(pattern.vectors, "end", class_specific, prompt)
 
     def __post_init__(self) -> None:
-        length = whole_number(self.context_length, "the context length M", 1)
+        length, specific = whole_number(self.context_length, "the context length M", 1), self.class_specific
+        if not isinstance(specific, bool | np.bool_):
+            raise UserError(f"Expected class_specific to be True or False, got {shortened(specific)}.")
         object.__setattr__(self, "context_length", length)
-        if not isinstance(self.class_specific, bool | np.bool_):
+        object.__setattr__(self, "class_specific", bool(specific))
+        position, positions = self.class_position, get_args(ClassPosition)
+        if position not in positions:
+            hint = nearest(str(position), positions)
+            raise UserError(f'The class token position "{position}" is unknown.{hint}')
+        if self.prompt is not None and position != "end":
+            raise UserError(f"A written prompt places its own vectors; leave out class_position={position}.")
+        if self.prompt is not None and self.pattern.vectors != length:
             raise UserError(
-                f"Expected class_specific to be True or False, got {shortened(self.class_specific)}."
-            )
-        object.__setattr__(self, "class_specific", bool(self.class_specific))
-        positions = get_args(ClassPosition)
-        if self.class_position not in positions:
-            hint = nearest(str(self.class_position), positions)
-            raise UserError(f'The class token position "{self.class_position}" is unknown.{hint}')
-        if self.prompt is not None and self.class_position != "end":
-            raise UserError(
-                f"A written prompt places its own vectors; leave out class_position={self.class_position}."
-            )
-        if self.prompt is not None and self.pattern.vectors != self.context_length:
-            raise UserError(
-                f'The prompt "{self.prompt}" has {self.pattern.vectors} vectors, but the context length is '
-                f"{self.context_length}; make the layout with PromptLayout.written."
+                f'The prompt "{self.prompt}" has {self.pattern.vectors} vectors, but the context length is {length}; '
+                "make the layout with PromptLayout.written."
             )
 
     @property
@@ -184,12 +180,15 @@ def class_prompts(
     if not class_names:
         raise UserError("Expected at least one class name, got none.")
     names = [name.replace("_", " ") for name in class_names]
-    empty = [k for k, name in enumerate(names) if not name.strip()]
-    if empty:
-        raise UserError(f"Expected a name for every class, got an empty name of class {empty[0]}.")
+    for k, name in enumerate(names):
+        if not name.strip():
+            raise UserError(f"Expected a name for every class, got an empty name of class {k}.")
     pattern = layout.pattern
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
-    places = [_lengths(tokenizer, before, names) for before, _ in pattern.groups]
+    before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
+    stops = {
+        text: len(ids) - 1 for text, ids in zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)
+    }
     prompts = []
     for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):
         length = len(tokens) + layout.context_length
@@ -199,19 +198,12 @@ def class_prompts(
                 f"vectors, start and end, but the text tower reads at most {context_length}; shorten the name or "
                 "use fewer context vectors."
             )
-        words = [Slot(False, token) for token in tokens]
+        slots = [Slot(False, token) for token in tokens]
         vector = k * layout.context_length if layout.class_specific else 0
-        prompt, at = [words[0]], 1
-        for lengths, (_, count) in zip(places, pattern.groups, strict=True):
-            stop = 1 + lengths[k]
-            prompt += [*words[at:stop], *(Slot(True, vector + m) for m in range(count))]
+        prompt, at = [slots[0]], 1
+        for words_before, count in pattern.groups:
+            stop = stops[words_before.replace(CLASS, name)]
+            prompt += [*slots[at:stop], *(Slot(True, vector + m) for m in range(count))]
             at, vector = stop, vector + count
-        prompts.append((*prompt, *words[at:]))
+        prompts.append((*prompt, *slots[at:]))
     return prompts
-
-
-def _lengths(tokenizer: Tokenizer, words: str, names: Sequence[str]) -> list[int]:
-    """Return how many tokens ``words``, which stand before some vectors, have in each class's prompt."""
-    texts = [words.replace(CLASS, name) for name in (names if CLASS in words else names[:1])]
-    lengths = [len(tokens) - 2 for tokens in tokenize(tokenizer, texts, UNLIMITED)]
-    return lengths if CLASS in words else lengths * len(names)

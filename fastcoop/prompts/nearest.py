@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -77,9 +78,8 @@ def nearest_words(
 
 def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
     """Return bool (vocabulary,): special tokens, rows without a token and, on request, untrained tokens."""
-    table = backbone.text.token_embedding
+    table, tokenizer = backbone.text.token_embedding, _tokenizer(backbone)
     excluded = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-    tokenizer = _tokenizer(backbone)
     excluded[tokenizer.all_special_ids] = True
     excluded[len(tokenizer.decoder) if hasattr(tokenizer, "decoder") else len(tokenizer) :] = True
     if trained_only and backbone.trained_tokens is not None:
@@ -107,9 +107,8 @@ def mean_initial_distance(
     backbone: Backbone, trained_only: bool = True, metric: Metric = "euclidean"
 ) -> float:
     """Return the mean distance from random initial context vectors to their nearest tokens."""
-    generator, shape = torch.Generator().manual_seed(0), (INITIAL_VECTORS, backbone.text.width)
-    noise = STANDARD_DEVIATION * torch.randn(shape, generator=generator, dtype=torch.float32)
-    return float(nearest_words(backbone, noise, 1, trained_only, metric).distances[:, 0].mean())
+    noise = STANDARD_DEVIATION * _normal_numbers(INITIAL_VECTORS, backbone)
+    return float(nearest_words(backbone, noise, 1, trained_only, metric).distances.mean())
 
 
 def random_distances(
@@ -122,17 +121,17 @@ def random_distances(
     """
     lengths = lengths.detach().to("cpu", torch.float32)
     low, high = float(lengths.min()), float(lengths.max())
-    grid = lengths[:1]
+    grid = lengths[:1]  # the cosine does not depend on the length
     if metric == "euclidean" and high > low:
         grid = torch.linspace(low, high, LENGTHS, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(DIRECTIONS, backbone.text.width, generator=generator, dtype=torch.float32)
-    directions = normalize(drawn, dim=-1)
+    directions = normalize(_normal_numbers(DIRECTIONS, backbone), dim=-1)
     probes = (grid[:, None, None] * directions).flatten(0, 1)
     found = nearest_words(backbone, probes, 1, trained_only, metric).distances
     means = found.view(len(grid), DIRECTIONS).mean(1)
-    if len(grid) == 1:
-        return means.expand(len(lengths)).clone()
-    place = ((lengths - low) / (high - low) * (LENGTHS - 1)).clamp(0, LENGTHS - 1)
-    before = place.floor().long().clamp(max=LENGTHS - 2)
-    return torch.lerp(means[before], means[before + 1], place - before)
+    return torch.from_numpy(np.interp(lengths, grid, means).astype(np.float32))
+
+
+def _normal_numbers(vectors: int, backbone: Backbone) -> Tensor:
+    """Return float32 (vectors, width) numbers of the standard normal distribution, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(vectors, backbone.text.width, generator=generator, dtype=torch.float32)

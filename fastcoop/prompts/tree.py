@@ -45,14 +45,11 @@ class Tree:
 
 def build_tree(prompts: Sequence[Prompt]) -> Tree:
     """Return the tree of ``prompts``, one per class; equal prompts share a leaf."""
-    slots: list[Slot] = []
-    parent: list[int] = []
-    depth: list[int] = []
+    nodes: list[tuple[int, int, bool, int, bool]] = []  # parent, depth, learned, index, live
     subtree_end: list[int] = []
-    live: list[bool] = []
     leaf = np.zeros(len(prompts), np.int64)
 
-    def add(group: Sequence[int], above: int, level: int) -> None:
+    def add(group: Sequence[int], above: int, level: int, live: bool) -> None:
         """Add the nodes below ``above``, at this level and deeper, of the prompts in ``group``."""
         members: dict[Slot, list[int]] = {}
         for k in group:
@@ -61,16 +58,12 @@ def build_tree(prompts: Sequence[Prompt]) -> Tree:
             else:
                 members.setdefault(prompts[k][level], []).append(k)
         for slot, below in members.items():
-            node = len(slots)
-            slots.append(slot)
-            parent.append(above)
-            depth.append(level)
-            live.append(slot.learned or (above >= 0 and live[above]))
+            node, is_live = len(nodes), live or slot.learned
+            nodes.append((above, level, *slot, is_live))
             subtree_end.append(node)
-            add(below, node, level + 1)
-            subtree_end[node] = len(slots)
+            add(below, node, level + 1, is_live)
+            subtree_end[node] = len(nodes)
 
-    add(range(len(prompts)), -1, 0)
-    learned, index = (np.array(column) for column in zip(*slots, strict=True))
-    ends, is_live = np.array(subtree_end), np.array(live)
-    return Tree(np.array(parent), np.array(depth), ends, learned, index, is_live, leaf)
+    add(range(len(prompts)), -1, 0, False)
+    parent, depth, learned, index, live = (np.array(column) for column in zip(*nodes, strict=True))
+    return Tree(parent, depth, np.array(subtree_end), learned, index, live, leaf)
