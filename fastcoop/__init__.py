@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
     from fastcoop.reports.report import report
     from fastcoop.results import load_contexts, load_predictions, load_results, merge_results, paired_test
-    from fastcoop.sweeps.evaluate import evaluate
-    from fastcoop.sweeps.interpret import interpret
-    from fastcoop.sweeps.sweep import sweep
+    from fastcoop.sweeps.evaluation import evaluate
+    from fastcoop.sweeps.grid_sweep import sweep
+    from fastcoop.sweeps.interpretation import interpret
 
 _MODULES = {
     "backbones": "Backbone backbone_from_spec load_backbone",
@@ -52,8 +52,7 @@ _MODULES = {
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
     "results": "load_contexts load_predictions load_results merge_results paired_test",
-    "sweeps": "evaluate sweep",
-    "sweeps.interpret": "interpret",
+    "sweeps": "sweep evaluate interpret",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

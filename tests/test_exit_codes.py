@@ -190,7 +190,7 @@ def test_a_command_line_that_is_wrong_is_one_sentence(capsys):
             "fastcoop.features.cache.encode_missing",
         ),
         ("evaluate results/grid --targets shades --backbone tiny", "fastcoop.sweeps.evaluate"),
-        ("interpret results/grid --backbone tiny", "fastcoop.sweeps.interpret.interpret"),
+        ("interpret results/grid --backbone tiny", "fastcoop.sweeps.interpret"),
         ("predict c.safetensors broken.png", "fastcoop.exchange.predict"),
         ("report results/grid --out other", "fastcoop.reports.report"),
         ("results list results/grid", "fastcoop.results.listing.load_results"),

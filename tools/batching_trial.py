@@ -21,8 +21,7 @@ from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import plan_batches
-from fastcoop.sweeps.caching import cache_loaded
-from fastcoop.sweeps.sweep import open_features
+from fastcoop.sweeps.caching import cache_loaded, open_features
 from fastcoop.sweeps.tasks import Task, run_task
 from fastcoop.sweeps.workers import budget_of
 
@@ -39,7 +38,7 @@ def trial(
         pass
     open_features(loaded, world / "cache")
     planned = {run.key: run for run in plan_runs(loaded)}
-    batches = plan_batches(list(planned.values()), threads=1, budget=budget_of("cpu", None, 2))
+    batches = plan_batches(list(planned.values()), budget=budget_of("cpu", None, 2))
     drawn_from = [(batch, key) for batch in batches if batch.trains for key in batch.keys]
 
     def seconds(batch: Batch) -> float:

@@ -20,7 +20,7 @@ from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.datasets import Dataset
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.results.store import open_store
-from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps import interpret
 from fastcoop.sweeps.records import record_outcome
 from tests.reference import tiny_model
 

@@ -74,7 +74,7 @@ def interpret(
     Example:  fastcoop interpret results/photographs --backbone RN50 -k 3
     """
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.sweeps.interpret import interpret as find_words
+    from fastcoop.sweeps import interpret as find_words
 
     paths = find_words(
         results, backbone_from_spec(backbone), runs=runs or (), k=k, trained_only=not all_tokens,

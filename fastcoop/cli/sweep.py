@@ -19,7 +19,6 @@ from fastcoop.progress import counted
 
 if TYPE_CHECKING:
     from fastcoop.sweeps import Summary
-    from fastcoop.sweeps.forecast import DryRun
 
 log = logging.getLogger("fastcoop")
 
@@ -78,7 +77,7 @@ def sweep(
     Example:  fastcoop sweep experiments/fig3.yaml --only coop --set methods.coop.epochs=20 --dry-run
     """
     from fastcoop.sweeps import sweep as run_sweep
-    from fastcoop.sweeps.sweep import results_folder
+    from fastcoop.sweeps.grid_sweep import results_folder
 
     read = {"overrides": overrides or (), "only": only or ()}
     names = [str(param.name) for param in context.command.params]
@@ -93,23 +92,19 @@ def sweep(
         text = grid_text(read_grid(grid, **read))
         show(yaml.safe_load(text), text.split("\n"), as_json)
         return
-    plan: dict[str, Any] = read | {
-        "data_root": data_root, "cache": cache, "results": results, "memory_budget": memory_budget, "device": device,
-        "jobs": jobs, "retry_failed": retry_failed,
+    given_values: dict[str, Any] = read | {
+        "data_root": data_root, "cache": cache, "results": results, "dry_run": dry_run, "device": device, "jobs": jobs,
+        "memory_budget": memory_budget, "retry_failed": retry_failed, "skip_unreadable": skip_unreadable,
+        "backend": backend, "address": address,
     }  # fmt: skip
-    run: dict[str, Any] = {"skip_unreadable": skip_unreadable, "backend": backend, "address": address}
-    if dry_run:
-        from fastcoop.sweeps.forecast import dry_run as plan_sweep
-
-        planned = plan_sweep(grid, **plan)
-        show(planned.as_json(), _planned_lines(planned), as_json)
-        return
     try:
-        summary = run_sweep(grid, **plan, **run)
+        summary = run_sweep(grid, **given_values)
     except KeyboardInterrupt:
         _print_stop(results_folder(grid, results))
         raise typer.Exit(INTERRUPTED) from None
-    show(summary.as_json(), _summary_lines(summary), as_json)
+    show(summary.as_json(), _planned_lines(summary) if dry_run else _summary_lines(summary), as_json)
+    if dry_run:
+        return
     if summary.diverged:
         log.warning("%s diverged; the results mark diverged runs.", counted(summary.diverged, "run"))
     for line in _first(summary.collapsed):
@@ -131,17 +126,17 @@ def _summary_lines(summary: Summary, verb: str = "finished", number: int | None 
     yield f"{verb} {number} of {total}; {summary.done_before} were done before: {summary.results}"
     if summary.finished:
         yield (
-            f"{summary.seconds:.0f} s by {summary.workers} process{'es' * (summary.workers > 1)}; "
+            f"{summary.seconds:.0f} s by {counted(summary.workers, 'process')}; "
             f"{summary.engine_share:.0%} of their time in the engine's steps; "
-            f"at most {summary.peak_memory / 1e9:.1f} GB of memory together"
+            f"at most {summary.peak_memory_bytes / 1e9:.1f} GB of memory together"
         )
 
 
-def _planned_lines(planned: DryRun) -> Iterator[str]:
-    *counts, total = _summary_lines(planned.summary, "would run", planned.left)
+def _planned_lines(planned: Summary) -> Iterator[str]:
+    *counts, total = _summary_lines(planned, "would run", planned.left)
     yield from counts
     if planned.failed:
-        yield f"{counted(planned.failed, 'run')} failed before; --retry-failed tries them again"
+        yield f"{counted(len(planned.failed), 'run')} failed before; --retry-failed tries them again"
     yield from planned.forecast.lines() if planned.forecast else ()
     yield total
 

@@ -13,8 +13,7 @@ from fastcoop.grids import read_grid
 from fastcoop.progress import counted
 from fastcoop.reports import report
 from fastcoop.results import load_results
-from fastcoop.sweeps import sweep
-from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps import interpret, sweep
 
 GRID, FULL_GRID = Path("experiments/demo.yaml"), Path("experiments/demo-full.yaml")
 

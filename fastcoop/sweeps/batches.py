@@ -1,7 +1,7 @@
 """Batches: which runs train together, and in which order batches are run.
 
-A batch is recorded, and a resumed sweep restores it, so that its runs train beside the same others and, from a
-checkpoint, reach the same bits. Methods that do not train in the engine have batches of single runs.
+A batch is recorded, and a resumed sweep restores it, so that its runs train together again and, from a checkpoint,
+reach the same bits. Methods that do not train in the engine have batches of single runs.
 """
 
 from __future__ import annotations
@@ -18,21 +18,14 @@ if TYPE_CHECKING:
     from fastcoop.engine import RunShape
 
 # "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
-MAX_BATCH_FRACTION = (
-    1 / 16
-)  # of all training work in one batch, so that workers finish at about the same time
+MAX_BATCH_FRACTION = 1 / 16  # of all training work in a batch, so that workers finish at about the same time
 MAX_BATCH_FILLS = 4  # rows in one batch, in fills; the engine trains one fill at a time
 MIN_BATCH_FILLS = 1 / 8  # batches with fewer rows are slow, so they also take runs of the next tree
 CORE_FLOPS = 3e10  # per second; only decides whether a sweep is worth starting workers
 
 
 def form_batches(
-    planned: Mapping[str, RunSpec],
-    pending: Mapping[str, RunSpec],
-    recorded: Sequence[Batch],
-    *,
-    threads: int,
-    budget: int,
+    planned: Mapping[str, RunSpec], pending: Mapping[str, RunSpec], recorded: Sequence[Batch], *, budget: int
 ) -> list[Batch]:
     """Return the batches of all pending runs, in order: recorded ones as they were, and new ones for the other runs.
 
@@ -40,7 +33,6 @@ def form_batches(
         planned: All runs of the grid, by key.
         pending: The runs to do, by key.
         recorded: Batches of an earlier sweep.
-        threads: Threads of each new batch.
         budget: Memory for the training of each new batch, in bytes.
 
     Raises:
@@ -50,7 +42,7 @@ def form_batches(
     restored = restore_recorded_batches(recorded, planned, to_train)
     taken = {key for batch in restored for key in batch.keys}
     rest = [run for key, run in pending.items() if key not in taken]
-    return in_order([*restored, *plan_batches(rest, threads=threads, budget=budget)])
+    return in_order([*restored, *plan_batches(rest, budget=budget)])
 
 
 def restore_recorded_batches(
@@ -68,7 +60,7 @@ def restore_recorded_batches(
     return batches
 
 
-def plan_batches(runs: Iterable[RunSpec], *, threads: int, budget: int) -> list[Batch]:
+def plan_batches(runs: Iterable[RunSpec], *, budget: int) -> list[Batch]:
     """Return new batches of ``runs``, backbone by backbone. Arguments and exceptions are those of `form_batches`."""
     by_backbone: dict[Backbone, list[RunSpec]] = {}
     for run in runs:
@@ -76,10 +68,12 @@ def plan_batches(runs: Iterable[RunSpec], *, threads: int, budget: int) -> list[
     batches: list[Batch] = []
     for backbone, group in by_backbone.items():
         found = {run.key: shape_of(run) for run in group}
-        batches += _plain_batches([run for run in group if found[run.key] is None], threads)
         shapes = {key: shape for key, shape in found.items() if shape is not None}
-        training = [run for run in group if run.key in shapes]
-        batches += _training_batches(backbone, training, shapes, threads, budget)
+        batches += _plain_batches([run for run in group if run.key not in shapes])
+        if shapes:
+            batches += _training_batches(
+                backbone, [run for run in group if run.key in shapes], shapes, budget
+            )
     return batches
 
 
@@ -88,15 +82,13 @@ def shape_of(run: RunSpec) -> RunShape | None:
     return None if run.has_learned else METHODS[run.method].run_shape(run, run.model)
 
 
-def in_order(batches: Iterable[Batch]) -> list[Batch]:
+def in_order(batches: Sequence[Batch]) -> list[Batch]:
     """Return batches in the order to start them.
 
     One backbone after the other; first methods that learn nothing, then others outside the engine, whose time is
     unknown, then training, longest first, so that short batches even out the end.
     """
-    methods = list(METHODS)
-    batches = list(batches)
-    backbones = list(dict.fromkeys(batch.backbone for batch in batches))
+    methods, backbones = list(METHODS), list(dict.fromkeys(batch.backbone for batch in batches))
 
     def place(batch: Batch) -> tuple[Any, ...]:
         kind = 2 if batch.trains else int(METHODS[batch.method].learns)
@@ -106,7 +98,7 @@ def in_order(batches: Iterable[Batch]) -> list[Batch]:
     return sorted(batches, key=place)
 
 
-def _plain_batches(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
+def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
     """Return a batch per dataset for methods that learn nothing, whose runs are short, and per run for others."""
     groups: dict[tuple[str, ...], list[RunSpec]] = {}
     for run in runs:
@@ -116,24 +108,17 @@ def _plain_batches(runs: Sequence[RunSpec], threads: int) -> list[Batch]:
     for (method, *_), group in groups.items():
         images = len(group[0].subset.train) if group[0].subset else 0
         cost = 0.5 + images / 200 if METHODS[method].learns else 0.1 * len(group)
-        keys = tuple(run.key for run in group)
-        batches.append(Batch(method, group[0].backbone, keys, threads, cost=cost))
+        batches.append(Batch(method, group[0].backbone, tuple(run.key for run in group), 1, cost=cost))
     return batches
 
 
 def _training_batches(
-    backbone: Backbone,
-    runs: Sequence[RunSpec],
-    shapes: Mapping[str, RunShape],
-    threads: int,
-    budget: int,
+    backbone: Backbone, runs: Sequence[RunSpec], shapes: Mapping[str, RunShape], budget: int
 ) -> list[Batch]:
     """Sort runs by tree, longest first, and cut the list into batches."""
     from fastcoop.engine import plan_training
     from fastcoop.engine.tree_layout import tree_key
 
-    if not runs:
-        return []
     trees = {key: tree_key(shape.class_names, shape.layout) for key, shape in shapes.items()}
     plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
     rows = {tree: cost.rows for tree, cost in plan.trees.items()}
@@ -147,7 +132,7 @@ def _training_batches(
 
     def close() -> None:
         if keys:
-            batches.append(Batch(method, backbone.name, tuple(keys), threads, budget, cost))
+            batches.append(Batch(method, backbone.name, tuple(keys), 1, budget, cost))
 
     for run in sorted(
         runs, key=lambda r: (r.method, place[trees[r.key]], -shapes[r.key].steps, r.seed, r.key)

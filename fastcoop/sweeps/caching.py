@@ -1,15 +1,22 @@
-"""Cache the features that a grid needs."""
+"""The features that a grid needs: open them, cache them, count what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from fastcoop.features import cache_all
+from fastcoop.backbones import Backbone
+from fastcoop.datasets import Dataset
+from fastcoop.features import FeatureStore, cache_all, open_if_there, store_path
 from fastcoop.features.cache import plan_encoding
 from fastcoop.features.encode import Encoding
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
+
+OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
+
+log = logging.getLogger("fastcoop")
 
 
 def cache_grid(
@@ -52,6 +59,28 @@ def cache_loaded(
         loaded.backbones, wanted, cache, views=grid.views, recipe=grid.recipe, dtype=dtype,
         skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip
+
+
+def open_features(
+    loaded: LoadedGrid, cache: Path, open_one: OpenStore = open_if_there
+) -> list[Mapping[str, str] | None]:
+    """Open all feature stores that exist; return the digests of their splits, None for those that do not exist."""
+    for backbone in loaded.backbones:
+        for dataset in loaded.datasets.values():
+            path = store_path(cache, backbone, dataset)
+            loaded.add_features(backbone, dataset, open_one(path, backbone, dataset))
+    return [data.store.meta.sha256 if data.store else None for data in loaded.features.values()]
+
+
+def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
+    """Open a store, if it exists, without images whose files have changed, and warn about those."""
+    store = open_if_there(path, backbone, dataset, only_unchanged=True)
+    if store is not None and store.changed_images:
+        log.warning(
+            f"{store.changed_images} image file(s) of {dataset.name} have changed since they were encoded; they would "
+            "be encoded again."
+        )
+    return store
 
 
 def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:

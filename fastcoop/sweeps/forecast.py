@@ -1,55 +1,41 @@
-"""``--dry-run``: what a sweep would do, and its expected time and memory.
+"""``--dry-run``: the expected time and memory of a sweep.
 
-Counts, operations and bytes come from the engine's plan. Times come from earlier runs in the results folder, or else
-from about two seconds of measurement: a few small training steps per backbone and method, and one or two runs of each
-method outside the engine.
+Counts, operations and bytes come from the engine's plan. Times come from earlier runs in the results folder. Where it
+has none of a method, a few training steps per backbone, and two short runs of a method outside the engine, are timed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from fastcoop.backbones.precision import fresh_state
-from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import LoadedGrid, load_grid, plan_runs, warn_of_unused_settings
+from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, RunContext, RunSpec
 from fastcoop.methods.schedule import ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.progress import counted, duration
 from fastcoop.results.database import DATABASE
-from fastcoop.results.read import load_batches, load_failures, load_runs
+from fastcoop.results.read import load_runs
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import shape_of
 from fastcoop.sweeps.caching import missing_crops
-from fastcoop.sweeps.sweep import (
-    Summary,
-    count_runs,
-    open_features,
-    open_unchanged,
-    plan_execution,
-    results_folder,
-    select_pending,
-    tests_in,
-)
-from fastcoop.sweeps.workers import ExecutorConfig, check_limits
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
-    from fastcoop.datasets import Dataset
     from fastcoop.engine import TrainingPlan
+    from fastcoop.sweeps.grid_sweep import SweepPlan
 
-MAX_STEP_FLOPS = 3e10  # of a timed step: about a second of a core
-MAX_RUN_SECONDS = 2.0  # of a second timed run of a method outside the engine
+MAX_STEP_FLOPS = 1e10  # of a timed training step: about a third of a second of a core
+MAX_RUN_SECONDS = 1.0  # of the second timed run of a method outside the engine
 TIMED_CROPS = 8
-MAX_STARTUP = 10.0  # seconds of importing the libraries, however old this process is
+MAX_STARTUP_SECONDS = 10.0  # of importing the libraries, however much else this process has done
 
 
 @dataclass(frozen=True)
@@ -76,8 +62,7 @@ class Forecast:
         crops: Images and views that are encoded first.
         workers, threads: Processes, and threads of each.
         seconds: Expected wall time of the command; None if the time of a part is unknown.
-        memory: Expected bytes of all processes.
-        measured: Seconds that the measurement took.
+        memory_bytes: Expected memory of all processes.
     """
 
     parts: tuple[Part, ...]
@@ -87,154 +72,83 @@ class Forecast:
     workers: int
     threads: int
     seconds: float | None
-    memory: float
-    measured: float
+    memory_bytes: int
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast as lines of text."""
         if self.crops:
             yield f"features of {self.crops:,} images and views are missing and are cached first"
         for part in self.parts:
-            batches = f"{part.batches:,} batch{'es' * (part.batches > 1)} of up to {part.largest}"
             took = "time unknown" if part.seconds is None else f"{duration(part.seconds)} of a worker"
+            batches = f"{counted(part.batches, 'batch')} of up to {part.largest}"
             yield f"{part.backbone}  {part.method}: {counted(part.runs, 'run')} in {batches}, {took}"
         if self.nodes:
             yield f"training computes {self.nodes:.3g} nodes, {self.flops:.3g} floating-point operations"
         took = "unknown time" if self.seconds is None else duration(self.seconds)
-        workers = f"{self.workers} process{'es' * (self.workers > 1)} (threads of each: {self.threads})"
-        yield f"expected: {took} and {self.memory / 1e9:.1f} GB, by {workers}"
+        workers = f"{counted(self.workers, 'process')} (threads of each: {self.threads})"
+        yield f"expected: {took} and {self.memory_bytes / 1e9:.1f} GB, by {workers}"
         if self.seconds is None:
             yield "times of methods outside the engine are known once the features are cached"
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """What a sweep would do: the grid's runs, a forecast (None if all are done), and how many failed before."""
+def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
+    """Return the expected time and memory of what is left of a sweep into the results folder ``folder``."""
+    from fastcoop.engine import plan_training
 
-    summary: Summary
-    forecast: Forecast | None
-    failed: int = 0
-
-    @property
-    def left(self) -> int:
-        """Runs that would be done."""
-        return self.summary.runs - self.summary.done_before - self.failed
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON types."""
-        forecast = dataclasses.asdict(self.forecast) if self.forecast else None
-        return self.summary.as_json() | {"would_run": self.left, "failed": self.failed, "forecast": forecast}
-
-
-@fresh_state()
-def dry_run(
-    grid: str | Path | Mapping[str, Any],
-    *,
-    data_root: str | Path | None = "data",
-    cache: str | Path = "cache",
-    results: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    only: Sequence[str] = (),
-    memory_budget: float | None = None,
-    device: str = "cpu",
-    jobs: int = -1,
-    retry_failed: bool = False,
-) -> DryRun:
-    """Plan a sweep and forecast its time and memory. Arguments are those of `sweep`. Nothing is written.
-
-    Raises:
-        UserError: The grid, or something that it names, cannot be used.
-    """
-    start = time.monotonic()
-    startup = min(max(0.0, time.time() - psutil.Process().create_time()), MAX_STARTUP)
-    check_limits(jobs, memory_budget, device)
-    folder = results_folder(grid, results)
-    loaded = load_grid(
-        read_grid(grid, overrides, only), Path(data_root) if data_root is not None else None, device
-    )
-    open_features(loaded, Path(cache), open_unchanged)
-    planned = plan_runs(loaded)
-    warn_of_unused_settings(planned)
-    tested = tests_in(folder)
-    summary = Summary(folder, count_runs(planned, tested))
-    exists = (folder / DATABASE).is_file()
-    failed: Any = load_failures(folder) if exists else []
-    failures = dict(zip(failed.key, failed.error, strict=True)) if len(failed) else {}
-    pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
-    if not pending:
-        return DryRun(summary, None, len(skipped))
-    by_key = {run.key: run for run in planned}
-    recorded = load_batches(folder) if exists else []
-    batches, config = plan_execution(by_key, pending, recorded, jobs, device, memory_budget)
-    runs = {key: by_key[key] if batch.trains else pending[key] for batch in batches for key in batch.keys}
-    startup += time.monotonic() - start
-    found = _forecast(loaded, runs, batches, config, folder if exists else None, startup)
-    return DryRun(summary, found, len(skipped))
-
-
-def _forecast(
-    loaded: LoadedGrid,
-    runs: Mapping[str, RunSpec[Any]],
-    batches: Sequence[Batch],
-    config: ExecutorConfig,
-    folder: Path | None,
-    startup: float,
-) -> Forecast:
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    start, threads = time.monotonic(), torch.get_num_threads()
-    plans = {batch.name: _training_plan(batch, runs) for batch in batches if batch.trains}
-    recorded = _recorded_seconds(folder) if folder else {}
+    startup = min(time.process_time(), MAX_STARTUP_SECONDS)
+    runs = {key: (plan.runs if b.trains else plan.pending)[key] for b in plan.batches for key in b.keys}
     groups: dict[tuple[str, str], list[Batch]] = {}
-    for batch in batches:
+    trainings: dict[str, TrainingPlan] = {}
+    for batch in plan.batches:
         groups.setdefault((batch.backbone, batch.method), []).append(batch)
-    missing = missing_crops(loaded)
-    seconds: dict[str, float | None] = {}
-    torch.set_num_threads(config.threads)
-    try:
-        with threadpool_limits(config.threads):
-            for group in groups.values():
-                seconds |= _batch_seconds(group, runs, plans, recorded)
-    finally:
-        torch.set_num_threads(threads)
-    wall = startup * (2 if config.size > 1 else 1)  # workers load what this process has loaded
-    for (backbone, dataset), crops in missing.items():
-        model, images = loaded.backbone(backbone), loaded.features[backbone, dataset].dataset
-        wall += crops * _seconds_per_crop(model, images, loaded.grid.recipe)
-    known = [took for took in seconds.values() if took is not None]
-    wall += max(max(known, default=0.0), sum(known) / config.size)
-    parts = []
-    for names, group in groups.items():
-        sizes = [len(batch.keys) for batch in group]
-        took = [seconds[batch.name] for batch in group]
-        total = None if None in took else sum(one or 0.0 for one in took)
-        parts.append(Part(*names, len(group), sum(sizes), max(sizes), total))
-    costs = [cost for plan in plans.values() for cost in plan.runs]
-    training_bytes = max((plan.bytes_of(next(plan.stages()).runs) for plan in plans.values()), default=0)
-    worker_bytes = psutil.Process().memory_info().rss + training_bytes
+        if batch.trains:
+            shapes = [shape for key in batch.keys if (shape := shape_of(runs[key]))]
+            model = runs[batch.keys[0]].model
+            trainings[batch.name] = plan_training(model, shapes, memory_budget=batch.budget)
+    recorded, missing = _recorded_seconds(folder), missing_crops(loaded)
+    parts, seconds = [], []
+    with _threads(plan.team.threads):
+        for names, group in groups.items():
+            took = _batch_seconds(group, runs, trainings, recorded)
+            sizes = [len(batch.keys) for batch in group]
+            parts.append(Part(*names, len(group), sum(sizes), max(sizes), sum(took) if took else None))
+            seconds += took or []
+    wall = startup * (2 if plan.team.size > 1 else 1)  # workers load what this process has loaded
+    wall += _crop_seconds(loaded, missing)
+    wall += max(max(seconds, default=0.0), sum(seconds) / plan.team.size)
+    costs = [cost for training in trainings.values() for cost in training.runs]
+    largest = max((one.bytes_of(next(one.stages()).runs) for one in trainings.values()), default=0)
+    processes = plan.team.size + (plan.team.size > 1)
     return Forecast(
         parts=tuple(parts),
         nodes=float(sum(cost.tree.nodes * cost.shape.steps for cost in costs)),
-        flops=sum(cost.flops for cost in costs),
+        flops=float(sum(cost.flops for cost in costs)),
         crops=sum(missing.values()),
-        workers=config.size,
-        threads=config.threads,
-        seconds=wall if len(known) == len(batches) else None,
-        memory=float(worker_bytes * (config.size + (config.size > 1))),
-        measured=time.monotonic() - start,
+        workers=plan.team.size,
+        threads=plan.team.threads,
+        seconds=wall if len(seconds) == len(plan.batches) else None,
+        memory_bytes=processes * (psutil.Process().memory_info().rss + largest),
     )
 
 
-def _training_plan(batch: Batch, runs: Mapping[str, RunSpec[Any]]) -> TrainingPlan:
-    from fastcoop.engine import plan_training
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+    from threadpoolctl import threadpool_limits
 
-    shapes = [shape for key in batch.keys if (shape := shape_of(runs[key]))]
-    return plan_training(runs[batch.keys[0]].model, shapes, memory_budget=batch.budget)
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with threadpool_limits(number):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _recorded_seconds(folder: Path) -> dict[Any, float]:
-    """Return the median seconds of the runs in the results folder, by what they do."""
+    """Return the median seconds of the runs in a results folder, by what they do."""
+    if not (folder / DATABASE).is_file():
+        return {}
     groups = load_runs(folder).groupby(["backbone_digest", "method", "label", "dataset", "shots", "device"])
     return {facts: float(seconds) for facts, seconds in groups.seconds.median().items() if seconds > 0}
 
@@ -242,111 +156,125 @@ def _recorded_seconds(folder: Path) -> dict[Any, float]:
 def _batch_seconds(
     batches: Sequence[Batch],
     runs: Mapping[str, RunSpec[Any]],
-    plans: Mapping[str, TrainingPlan],
+    trainings: Mapping[str, TrainingPlan],
     recorded: Mapping[Any, float],
-) -> dict[str, float | None]:
-    """Return the expected seconds of the batches of one method and backbone, by batch name."""
-    mine = [runs[key] for batch in batches for key in batch.keys]
-    model, method = mine[0].model, METHODS[mine[0].method]
-    known = {
-        run.key: recorded.get(
-            (model.digest, method.name, method.label(run.settings), run.dataset, run.shots, str(model.device))
-        )
-        for run in mine
-    }
-    if all(known.values()):
-        return {batch.name: sum(known[key] or 0.0 for key in batch.keys) for batch in batches}
-    cached = all(data.store is not None for run in mine for data in (run.data, *run.targets))
+) -> list[float] | None:
+    """Return the expected seconds of the batches of one method and backbone; None if they are unknown."""
+    mine = [[runs[key] for key in batch.keys] for batch in batches]
+    every = [run for group in mine for run in group]
+    model, method = every[0].model, METHODS[every[0].method]
+
+    def known(run: RunSpec[Any]) -> float | None:
+        facts = method.name, method.label(run.settings), run.dataset, run.shots, str(model.device)
+        return recorded.get((model.digest, *facts))
+
+    if all(known(run) for run in every):
+        return [sum(known(run) or 0.0 for run in group) for group in mine]
     if batches[0].trains:
-        largest = max((plans[batch.name] for batch in batches), key=lambda plan: plan.flops)
-        setup, per_flop = _time_step(largest, model)
-        per_test = _time_test(mine[0]) if cached else 0.0
-        return {b.name: setup + plans[b.name].flops * per_flop + per_test * len(b.keys) for b in batches}
-    if not cached:
-        return dict.fromkeys((batch.name for batch in batches), None)
-    seconds_of = _time_runs(mine)
-    return {batch.name: sum(seconds_of(_size(runs[key])) for key in batch.keys) for batch in batches}
+        plans = [trainings[batch.name] for batch in batches]
+        setup, per_step, per_flop = _time_steps(max(plans, key=lambda plan: plan.flops), model)
+        steps = [sum(stage.steps for stage in plan.stages()) for plan in plans]
+        return [setup + n * per_step + plan.flops * per_flop for n, plan in zip(steps, plans, strict=True)]
+    if any(data.store is None for run in every for data in (run.data, *run.targets)):
+        return None
+    seconds_of = _time_runs(every)
+    return [sum(seconds_of(_size(run)) for run in group) for group in mine]
 
 
-def _time_step(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float]:
-    """Time steps of some runs of a plan on random features; return the seconds before the first step, and seconds per
-    floating-point operation."""
+def _time_steps(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float, float]:
+    """Return the seconds before the first step of a training, of any step, and per floating-point operation.
+
+    Two trainings are timed, on features of ones: a run of one class, and the plan's first runs, as many and with as
+    many classes as ``MAX_STEP_FLOPS`` allows.
+    """
     import torch
 
-    from fastcoop.engine import Run, train
+    from fastcoop.engine import Run, plan_training, train
     from fastcoop.prompts import initial_contexts
 
-    chosen: list[Run] = []
-    flops = 0.0
-    for cost in (plan.runs[index] for index in next(plan.stages()).runs):
-        if not chosen or flops + cost.tree.flops <= MAX_STEP_FLOPS:
+    on_cpu, clock = backbone.device.type == "cpu", _clock(backbone)
+    epochs = 5 if on_cpu else 25  # of one step each; on a GPU, later steps are recorded and replayed
+
+    def timed(max_flops: float) -> tuple[float, float, float]:
+        runs: list[Run] = []
+        left = max_flops
+        for cost in (plan.runs[index] for index in next(plan.stages()).runs):
+            if runs and cost.tree.flops > left:
+                break
             names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
+            names = names[: max(1, int(len(names) * min(1.0, left / cost.tree.flops)))]
             contexts = initial_contexts(backbone, layout, len(names), 0)
             features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
-            chosen.append(Run(names, layout, contexts, features, labels, epochs=4, seed=0, batch_size=size))
-            flops += cost.tree.flops
-    ends: list[float] = []
-    train(backbone, [replace(chosen[0], epochs=1)])  # what each process does once
-    start = time.perf_counter()
-    train(backbone, chosen, on_step=lambda get_state: ends.append(time.perf_counter()))
-    step = median(end - begin for begin, end in pairwise(ends))
-    return max(0.0, ends[0] - start - step), step / flops
+            runs.append(
+                Run(names, layout, contexts, features, labels, epochs=epochs, seed=0, batch_size=size)
+            )
+            left -= cost.tree.flops
+        flops = sum(cost.tree.flops for cost in plan_training(backbone, [run.shape for run in runs]).runs)
+        ends = [clock()]
+        train(backbone, runs, on_step=lambda get_state: ends.append(clock()))
+        first, *steps = (end - start for start, end in pairwise(ends))
+        return first, median(steps), flops
+
+    _, small, small_flops = timed(0.0)
+    first, large, flops = timed(MAX_STEP_FLOPS if on_cpu else 1000 * MAX_STEP_FLOPS)
+    per_flop = max(0.0, large - small) / max(flops - small_flops, 1.0)
+    return max(0.0, first - large), max(0.0, small - per_flop * small_flops), per_flop
 
 
-def _time_test(run: RunSpec[Any]) -> float:
-    """Return the seconds of testing a trained run."""
-    from fastcoop.prompts import initial_contexts
+def _clock(backbone: Backbone) -> Callable[[], float]:
+    """Return a clock: of this thread's work on a CPU, whatever else the machine does, or else of wall time."""
+    return time.thread_time if backbone.device.type == "cpu" else time.perf_counter
 
-    layout = METHODS[run.method].layout(run.settings, run.model)
-    assert layout is not None
-    contexts = initial_contexts(run.model, layout, len(run.data.class_names), run.seed)
-    return _time(replace(run, contexts=contexts.detach().float().cpu().numpy()).with_targets(run.tests))
+
+def _time_runs(runs: Sequence[RunSpec[Any]]) -> Callable[[float], float]:
+    """Time the smallest run, and a larger one of about ``MAX_RUN_SECONDS`` or mean size; return seconds by size."""
+    sizes = sorted(runs, key=_size)
+    if isinstance(sizes[0].settings, ScheduleSettings) and not sizes[0].has_learned:
+        short = [sizes[0].settings.model_copy(update={"epochs": epochs}) for epochs in (1, 2, 4, 8, 16)]
+        sizes = [replace(sizes[0], settings=settings) for settings in short]
+    average = mean(map(_size, sizes))
+    small, size, seconds = sizes[0], _size(sizes[0]), _time(sizes[0])
+    limit = min(average, size * MAX_RUN_SECONDS / seconds)
+    large = max((run for run in sizes if _size(run) <= limit), key=_size, default=small)
+    if _size(large) == size:
+        return lambda other: seconds * other / size
+    slope = max(0.0, _time(large) - seconds) / (_size(large) - size)
+    return lambda other: seconds + slope * (other - size)
 
 
 def _time(run: RunSpec[Any]) -> float:
     """Return the seconds of a run outside the engine, once its method is imported and its features are read."""
-    method, context = METHODS[run.method], RunContext()
+    method, context, clock = METHODS[run.method], RunContext(), _clock(run.model)
     method.run(run.model, [], lambda index, outcome: None, context)
     read = [data.test for data in run.tests], run.subset and run.data.train(run.subset)
-    start = time.perf_counter()
+    start = clock()
     method.run(run.model, [run], lambda index, outcome: None, context)
     del read
-    return time.perf_counter() - start
-
-
-def _time_runs(runs: Sequence[RunSpec[Any]]) -> Callable[[float], float]:
-    """Time the smallest run and, unless that takes long, one of median size; return seconds by size, a line."""
-    ordered = sorted(runs, key=_size)
-    small, middle = ordered[0], ordered[len(ordered) // 2]
-    if isinstance(small.settings, ScheduleSettings) and not small.has_learned:
-        settings = [small.settings.model_copy(update={"epochs": epochs}) for epochs in (1, 3)]
-        small, middle = (replace(small, settings=short) for short in settings)
-    first, first_size, slope = _time(small), _size(small), 0.0
-    if _size(middle) > first_size:
-        if first * _size(middle) / first_size > MAX_RUN_SECONDS:
-            return lambda size: first * size / first_size
-        slope = max(0.0, (_time(middle) - first) / (_size(middle) - first_size))
-    return lambda size: first + slope * (size - first_size)
+    return clock() - start
 
 
 def _size(run: RunSpec[Any]) -> float:
     """Return what the time of a run outside the engine grows with: steps, or images and classes."""
     if run.has_learned or run.subset is None:
         return 1.0
-    images = len(run.subset.train)
     if isinstance(run.settings, ScheduleSettings):
         return float(epochs_of(run) * steps_per_epoch(run))
-    return float(images * len(run.data.class_names))
+    return float(len(run.subset.train) * len(run.data.class_names))
 
 
-def _seconds_per_crop(backbone: Backbone, dataset: Dataset, recipe: str) -> float:
-    """Return the seconds of encoding an image, from a few test images; reading goes on beside it."""
+def _crop_seconds(loaded: LoadedGrid, missing: Mapping[tuple[str, str], int]) -> float:
+    """Return the seconds of encoding the missing crops, by the time of a few test images per backbone."""
     from fastcoop.features.encode import Chunk, Encoding, decode, encode
 
-    rows = tuple(range(min(TIMED_CROPS, len(dataset.splits["test"]))))
-    chunk = Chunk("test", rows, range(1))
-    encoding = Encoding(backbone, dataset, recipe, dtype="float32", batch_size=TIMED_CROPS)
-    images = [decode(encoding, chunk, row) for row in rows]
-    start = time.perf_counter()
-    encode(encoding, chunk, images)
-    return (time.perf_counter() - start) / len(rows)
+    total = 0.0
+    for backbone, names in {names[0]: names for names in missing}.items():
+        model, images = loaded.backbone(backbone), loaded.data(*names).dataset
+        rows = tuple(range(min(TIMED_CROPS, len(images.splits["test"]))))
+        chunk = Chunk("test", rows, range(1))
+        encoding = Encoding(model, images, loaded.grid.recipe, dtype="float32", batch_size=TIMED_CROPS)
+        crops = [decode(encoding, chunk, row) for row in rows]  # others are read meanwhile
+        start = time.perf_counter()
+        encode(encoding, chunk, crops)
+        crops_missing = sum(number for (name, _), number in missing.items() if name == backbone)
+        total += crops_missing * (time.perf_counter() - start) / len(rows)
+    return total

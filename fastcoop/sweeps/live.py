@@ -7,13 +7,12 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fastcoop import escape
 from fastcoop.methods import METHODS, Outcome, RunSpec
-from fastcoop.progress import duration, is_shown, on_terminal, print_line
+from fastcoop.progress import counted, duration, is_shown, on_terminal, print_line
 from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
@@ -23,26 +22,7 @@ SHOWN = 12  # results on a terminal at once
 LINE_EVERY = 5.0  # seconds between plain lines
 COLUMN_WIDTHS = {"shots": 5, "seed": 4, "accuracy": 14, "seconds": 7}  # "62.5% diverged" fits
 
-
-@dataclass
-class _Work:
-    """Costs of the work of one method with one backbone, in `Batch.cost`, and the seconds spent."""
-
-    left: float = 0.0
-    done: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Seconds per unit of cost; 0 if unknown."""
-        return self.seconds / self.done if self.done else 0.0
-
-
-@dataclass
-class _Running:
-    batch: Batch
-    start: float
-    done: float = 0.0
+Kind = tuple[str, str]  # of work: method and backbone
 
 
 class Pace:
@@ -50,52 +30,52 @@ class Pace:
 
     def __init__(self, batches: Iterable[Batch], workers: int):
         self.workers = max(1, workers)
-        self._work: defaultdict[tuple[str, str], _Work] = defaultdict(_Work)
-        self._running: dict[str, _Running] = {}
+        self._left: defaultdict[Kind, float] = defaultdict(float)  # costs, as `Batch.cost`
+        self._done: defaultdict[Kind, float] = defaultdict(float)
+        self._seconds: defaultdict[Kind, float] = defaultdict(float)
+        self._running: dict[str, tuple[Batch, float, float]] = {}  # by name: start, runs done
         self._lock = threading.Lock()
         for batch in batches:
             self.add(batch)
 
     def add(self, batch: Batch) -> None:
         with self._lock:
-            self._work[batch.method, batch.backbone].left += batch.cost
+            self._left[batch.method, batch.backbone] += batch.cost
 
-    def begin(self, batch: Batch) -> None:
+    def progress(self, batch: Batch, runs: float = 0.0) -> None:
+        """Count ``runs`` more of a batch; the first call starts its time."""
         with self._lock:
-            self._running[batch.name] = _Running(batch, time.monotonic())
-
-    def progress(self, batch: Batch, runs: float) -> None:
-        with self._lock:
-            if running := self._running.get(batch.name):
-                running.done = min(batch.cost, running.done + runs * batch.cost / len(batch.keys))
+            _, start, done = self._running.get(batch.name, (batch, time.monotonic(), 0.0))
+            self._running[batch.name] = batch, start, min(len(batch.keys), done + runs)
 
     def finish(self, batch: Batch, seconds: float) -> None:
+        kind = batch.method, batch.backbone
         with self._lock:
             self._running.pop(batch.name, None)
-            _add(self._work[batch.method, batch.backbone], batch.cost, seconds)
+            self._left[kind] -= batch.cost
+            self._done[kind] += batch.cost
+            self._seconds[kind] += seconds
 
     def seconds_left(self) -> float:
         """Return the expected seconds until everything is done, if no worker is idle."""
         now = time.monotonic()
         with self._lock:
-            work = {kind: replace(one) for kind, one in self._work.items()}
+            left, done, seconds = self._left.copy(), self._done.copy(), self._seconds.copy()
             running = list(self._running.values())
-        for one in running:
-            if one.done:
-                _add(work[one.batch.method, one.batch.backbone], one.done, now - one.start)
+        for batch, start, runs in running:
+            if runs:
+                kind, cost = (batch.method, batch.backbone), batch.cost * runs / len(batch.keys)
+                left[kind], done[kind] = left[kind] - cost, done[kind] + cost
+                seconds[kind] += now - start
+        rates = {kind: seconds[kind] / done[kind] for kind in done if done[kind] and seconds[kind]}
 
-        def rate(method: str, backbone: str) -> float:
+        def rate(kind: Kind) -> float:
             # An unknown pace is that of the method with other backbones, or else the median of all: a method that is
             # far slower than planned says nothing about others.
-            known = [one.rate for one in work.values() if one.rate] or [1.0]
-            same = [one.rate for kind, one in work.items() if kind[0] == method and one.rate]
-            return work[method, backbone].rate or statistics.median(same or known)
+            same = [one for (method, _), one in rates.items() if method == kind[0]]
+            return rates.get(kind) or statistics.median(same or rates.values() or [1.0])
 
-        return sum(max(one.left, 0.0) * rate(*kind) for kind, one in work.items()) / self.workers
-
-
-def _add(work: _Work, cost: float, seconds: float) -> None:
-    work.left, work.done, work.seconds = work.left - cost, work.done + cost, work.seconds + seconds
+        return sum(max(cost, 0.0) * rate(kind) for kind, cost in left.items()) / self.workers
 
 
 class Live:
@@ -117,9 +97,8 @@ class Live:
             from rich.console import Console
             from rich.live import Live as RichLive
 
-            console = Console(stderr=True)
             self._live = RichLive(
-                console=console, get_renderable=self._table, refresh_per_second=4, transient=True
+                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=4, transient=True
             )
 
     def __enter__(self) -> Live:
@@ -164,7 +143,7 @@ class Live:
         minutes = (time.monotonic() - self._start) / 60
         with self._lock:
             ended, failed, diverged = self.ended, self.failed, self.diverged
-        parts = [f"{ended} of {self.runs} runs"]
+        parts = [f"{ended} of {counted(self.runs, 'run')}"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{diverged} diverged"] if diverged else []
         parts += [f"{ended / max(minutes, 1e-9):.0f} a minute"] if ended else []

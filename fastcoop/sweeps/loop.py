@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
+
+import psutil
 
 from fastcoop.methods import Outcome, RunSpec
+from fastcoop.progress import counted
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
 from fastcoop.sweeps.live import Live, Pace
 from fastcoop.sweeps.records import describe, record_outcome
-from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, BatchStarted, Event, RunFinished, Task
+from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, RunFinished, Task
 from fastcoop.sweeps.workers import Executor
 
-
-@dataclass
-class Stats:
-    """What a sweep has done.
-
-    Attributes:
-        finished: Runs with an outcome.
-        diverged: How many of those diverged.
-        failed: Errors of failed runs, by key.
-        engine_seconds: Time in training steps of the engine, summed over workers.
-        worker_seconds: Time of all workers, idle or not.
-    """
-
-    finished: int = 0
-    diverged: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    engine_seconds: float = 0.0
-    worker_seconds: float = 0.0
+MEMORY_EVERY = 0.5  # seconds between samples
 
 
 class RunLoop:
-    """Runs batches and records their outcomes. ``stats`` is also right after an interruption.
+    """Runs batches and records their outcomes.
 
     Args:
         store: The results folder.
@@ -48,6 +33,14 @@ class RunLoop:
         pending: The runs to do.
         batches: The batches of all pending runs, in order.
         with_checkpoints: Whether training states are kept in the results folder.
+
+    Attributes:
+        finished: Runs with an outcome.
+        diverged: How many of those diverged.
+        failed: Errors of failed runs, by key.
+        engine_seconds: Time in training steps of the engine, summed over workers.
+        worker_seconds: Time of all workers, idle or not.
+        peak_memory_bytes: Largest sum of the resident sizes of this process and its children.
     """
 
     def __init__(
@@ -58,17 +51,18 @@ class RunLoop:
         batches: Sequence[Batch],
         with_checkpoints: bool = True,
     ):
+        self.finished = self.diverged = self.peak_memory_bytes = 0
+        self.failed: dict[str, str] = {}
+        self.engine_seconds = self.worker_seconds = 0.0
         self.store, self.pending, self.batches = store, dict(pending), list(batches)
-        self.stats = Stats()
         self._with_checkpoints = with_checkpoints
         self._tasks: deque[Task] = deque()
-        # A pending run of a recorded batch trains as if nothing were known of it, beside the others of the batch.
+        self._sampled = -MEMORY_EVERY
+        # A pending run of a recorded batch trains as if nothing were known of it, together with the rest of the batch.
         self._training = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
-        recorded = {batch.name: batch for batch in store.batches()}
-        done = store.finished()
+        recorded, done = {batch.name: batch for batch in store.batches()}, store.finished()
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
-        new = [batch for batch in batches if batch.trains and batch.name not in recorded]
-        store.replace_batches(over, new)
+        store.replace_batches(over, [b for b in batches if b.trains and b.name not in recorded])
         self._remove_stale_checkpoints()
 
     def run(self, executor: Executor) -> None:
@@ -77,12 +71,10 @@ class RunLoop:
         self._tasks.extend(self._task(batch) for batch in self.batches)
         self._pace = Pace(self.batches, executor.size)
         self._live = Live(len(self.pending), self._pace)
-        try:
-            with self._live:
-                executor.run(self._tasks, self._on_event, self._live.tick)
-            self._remove_stale_checkpoints()
-        finally:
-            self.stats.worker_seconds += (time.monotonic() - start) * executor.size
+        with self._live:
+            executor.run(self._tasks, self._on_event, self._on_tick)
+        self._remove_stale_checkpoints()
+        self.worker_seconds = (time.monotonic() - start) * executor.size
 
     def _task(self, batch: Batch) -> Task:
         runs = self._training if batch.trains else self.pending
@@ -90,10 +82,14 @@ class RunLoop:
         path = checkpoint_path(self.store.folder.resolve(), batch.name) if keeps else None
         return Task(batch, tuple(runs[key].unbound() for key in batch.keys), path)
 
+    def _on_tick(self) -> None:
+        self._live.tick()
+        if time.monotonic() - self._sampled >= MEMORY_EVERY:
+            self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes())
+            self._sampled = time.monotonic()
+
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, BatchStarted):
-            self._pace.begin(event.batch)
-        elif isinstance(event, BatchProgress):
+        if isinstance(event, BatchProgress):
             self._pace.progress(event.batch, event.runs)
         elif isinstance(event, RunFinished):
             self._on_run_finished(event.key, event.outcome)
@@ -102,28 +98,33 @@ class RunLoop:
 
     def _on_run_finished(self, key: str, outcome: Outcome) -> None:
         if key not in self.pending:
-            return  # it was done before, and trained again beside a pending one
+            return  # it was done before, and trained again together with a pending one
         record_outcome(self.store, self.pending[key], outcome)
         self._live.result(self.pending.pop(key), outcome)
-        self.stats.finished += 1
-        self.stats.diverged += outcome.status == "diverged"
+        self.finished += 1
+        self.diverged += outcome.status == "diverged"
 
     def _on_batch_finished(self, event: BatchFinished) -> None:
         batch = event.batch
-        self.stats.engine_seconds += event.engine_seconds
+        self.engine_seconds += event.engine_seconds
         self._pace.finish(batch, event.seconds)
         if event.warning:
             self._live.say(f"{event.warning}; if the sweep is stopped now, those batches start over.")
         left = [key for key in batch.keys if key in self.pending]
         error = event.error or f"{batch.method} reported no outcome"
-        retries = _retries(batch, left, event.died) if left else []
+        retries = _retries(batch, left, event.died)
         if retries:
             how = "in halves" if len(retries) > 1 else "once more"
-            self._live.say(f"A batch of {len(batch.keys)} {batch.method} runs failed, tried {how}: {error}.")
+            runs = counted(len(batch.keys), f"{batch.method} run")
+            self._live.say(f"A batch of {runs} failed, tried {how}: {error}.")
         elif left:
-            self._on_failed(batch, left, error)
+            for key in left:
+                self.store.record_failure(describe(self.pending.pop(key)), error)
+                self.failed[key] = error
+                self._live.fail()
+            self._live.say(f"{counted(len(left), f'{batch.method} run')} failed: {error}.")
         if batch.trains:
-            self._split_checkpoint(batch, retries)
+            split_checkpoint(self.store, batch, retries)
             self.store.replace_batches([batch], retries)
             if batch.keys not in {one.keys for one in retries}:
                 checkpoint_path(self.store.folder, batch.name).unlink(missing_ok=True)
@@ -131,26 +132,27 @@ class RunLoop:
             self._pace.add(retry)
             self._tasks.append(self._task(retry))
 
-    def _on_failed(self, batch: Batch, keys: Sequence[str], error: str) -> None:
-        for key in keys:
-            self.store.record_failure(describe(self.pending.pop(key)), error)
-            self.stats.failed[key] = error
-            self._live.fail()
-        self._live.say(f"{len(keys)} {batch.method} run{'s' if len(keys) > 1 else ''} failed: {error}.")
-
-    def _split_checkpoint(self, batch: Batch, parts: Sequence[Batch]) -> None:
-        """Give the parts of a batch its training state, so that they resume from it."""
-        parts = [part for part in parts if part.keys != batch.keys]
-        state = read_state(checkpoint_path(self.store.folder, batch.name)) if parts else None
-        if state is None:
-            return
-        for part in parts:
-            indices = [batch.keys.index(key) for key in part.keys]
-            with suppress(OSError):  # on a full disk they start over
-                write_state(checkpoint_path(self.store.folder, part.name), subset_state(state, indices))
-
     def _remove_stale_checkpoints(self) -> None:
         remove_stale(self.store.folder, {batch.name for batch in self.store.batches()})
+
+
+def split_checkpoint(store: ResultsStore, batch: Batch, parts: Sequence[Batch]) -> None:
+    """Give the parts of a batch its training state, so that they resume from it."""
+    parts = [part for part in parts if part.keys != batch.keys]
+    state = read_state(checkpoint_path(store.folder, batch.name)) if parts else None
+    for part in parts if state is not None else []:
+        indices = [batch.keys.index(key) for key in part.keys]
+        with suppress(OSError):  # on a full disk they start over
+            write_state(checkpoint_path(store.folder, part.name), subset_state(state or {}, indices))
+
+
+def memory_bytes() -> int:
+    """Return the sum of the resident sizes of this process and its children. Shared pages count once per process."""
+    total = 0
+    for process in [this := psutil.Process(), *this.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has ended
+            total += process.memory_info().rss
+    return total
 
 
 def _retries(batch: Batch, keys: Sequence[str], died: bool) -> list[Batch]:
@@ -159,17 +161,12 @@ def _retries(batch: Batch, keys: Sequence[str], died: bool) -> list[Batch]:
     After a worker died, which may take down the machine's memory each time, there is only one retry, with half of the
     memory budget.
     """
-    if died and batch.attempt:
+    if not keys or (died and batch.attempt):
         return []
     parts = [keys[: len(keys) // 2], keys[len(keys) // 2 :]] if len(keys) > 1 else [keys] if died else []
     budget = max(1, batch.budget // 2) if batch.budget is not None and died else batch.budget
+    cost, attempt = batch.cost / len(batch.keys), batch.attempt + 1
     return [
-        dataclasses.replace(
-            batch,
-            keys=tuple(part),
-            budget=budget,
-            cost=batch.cost * len(part) / len(batch.keys),
-            attempt=batch.attempt + 1,
-        )
+        replace(batch, keys=tuple(part), budget=budget, cost=cost * len(part), attempt=attempt)
         for part in parts
     ]

@@ -35,10 +35,11 @@ class Task:
 
 
 @dataclass(frozen=True)
-class BatchStarted:
-    """A task has been started."""
+class BatchProgress:
+    """Work done since the last such event, as a number of ``runs``: 0 when the batch starts, fractions in long runs."""
 
     batch: Batch
+    runs: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +48,6 @@ class RunFinished:
 
     key: str
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class BatchProgress:
-    """Work done since the last such event, as a number of ``runs``; fractional while long runs are under way."""
-
-    batch: Batch
-    runs: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class BatchFinished:
     warning: str | None = None
 
 
-Event = BatchStarted | RunFinished | BatchProgress | BatchFinished
+Event = BatchProgress | RunFinished | BatchFinished
 OnEvent = Callable[[Event], None]
 
 
@@ -111,10 +104,10 @@ class WorkerSpec:
             backbone.name: str(path.resolve()) if is_model_path(path := Path(spec).expanduser()) else spec
             for spec, backbone in loaded.named.items()
         }
+        datasets = {dataset.name: dataset for dataset in loaded.datasets.values()}
         opened = {names: data.store for names, data in loaded.features.items() if data.store is not None}
         stores = {names: store.path.resolve() for names, store in opened.items()}
         versions = {names: store.file.version for names, store in opened.items()}
-        datasets = {dataset.name: dataset for dataset in loaded.datasets.values()}
         return cls(specs, datasets, stores, versions, loaded.grid.views, device)
 
 
@@ -147,49 +140,37 @@ class WorkerBank(FeatureBank):
 
 def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
     """Run a task and report its events. Errors of the task are reported; those of ``on_event`` are raised."""
-    start = time.monotonic()
-    listener_errors: list[Exception] = []
-
-    def report(event: Event) -> None:
-        try:
-            on_event(event)
-        except Exception as error:  # such as a full disk: no fault of the task
-            listener_errors.append(error)
-            raise
-
-    report(BatchStarted(task.batch))
-    watch = _Watch(task.batch, report)
-    try:
-        _run_batch(task, bank, watch)
-        warning = watch.checkpoint.problem if watch.checkpoint else None
-        report(BatchFinished(task.batch, time.monotonic() - start, watch.engine_seconds, warning=warning))
-    except Exception as error:
-        if listener_errors:
-            raise listener_errors[0] from None
-        report(BatchFinished(task.batch, time.monotonic() - start, error=describe(error)))
-
-
-def _run_batch(task: Task, bank: FeatureBank, watch: _Watch) -> None:
     import torch
 
-    batch, backbone = task.batch, bank.backbone(task.batch.backbone)
-    runs = [bank.bind(run) for run in task.runs]
-    if task.checkpoint:
-        files = [run.data.train_files(run.subset) if run.subset else None for run in runs]
-        watch.checkpoint = CheckpointFile(task.checkpoint, files)
+    batch, start, threads = task.batch, time.monotonic(), torch.get_num_threads()
+    watch = _Watch(batch, on_event)
+    error = None
 
     def done(index: int, outcome: Outcome) -> None:
         if any(math.isnan(scores.accuracy) for scores in outcome.scores.values()):
             outcome = replace(outcome, status="diverged")  # in the last step, after the last loss
         watch.report(RunFinished(batch.keys[index], outcome))
 
-    context = RunContext(batch.budget, watch.on_progress, watch if batch.trains else None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(batch.threads)
     try:
+        watch.report(BatchProgress(batch))
+        backbone = bank.backbone(batch.backbone)
+        runs = [bank.bind(run) for run in task.runs]
+        if task.checkpoint:
+            files = [run.data.train_files(run.subset) if run.subset else None for run in runs]
+            watch.checkpoint = CheckpointFile(task.checkpoint, files)
+        context = RunContext(batch.budget, watch.on_progress, watch if batch.trains else None)
+        torch.set_num_threads(batch.threads)
         METHODS[batch.method].run(backbone, runs, done, context)
+    except Exception as caught:
+        if watch.listener_error:
+            raise watch.listener_error from None
+        error = describe(caught)
     finally:
         torch.set_num_threads(threads)
+    warning = watch.checkpoint.problem if watch.checkpoint else None
+    on_event(
+        BatchFinished(batch, time.monotonic() - start, watch.engine_seconds, error=error, warning=warning)
+    )
 
 
 def describe(error: BaseException) -> str:
@@ -208,13 +189,20 @@ class _Watch:
     divergence, scores of finished runs). The time from an offer to the next report is the engine's.
     """
 
-    def __init__(self, batch: Batch, report: OnEvent):
-        self.batch, self.report = batch, report
+    def __init__(self, batch: Batch, on_event: OnEvent):
         self.checkpoint: CheckpointFile | None = None
         self.engine_seconds = 0.0
+        self.listener_error: Exception | None = None
+        self._batch, self._on_event = batch, on_event
         self._step_start: float | None = None
-        self._runs = 0.0
-        self._reported = time.monotonic()
+        self._runs, self._reported = 0.0, time.monotonic()
+
+    def report(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception as error:  # such as a full disk: no fault of the task
+            self.listener_error = error
+            raise
 
     def load(self) -> State | None:
         state = self.checkpoint.load() if self.checkpoint else None
@@ -233,5 +221,5 @@ class _Watch:
             self._step_start = None
         self._runs += runs
         if now - self._reported >= PROGRESS_EVERY:
-            self.report(BatchProgress(self.batch, self._runs))
+            self.report(BatchProgress(self._batch, self._runs))
             self._runs, self._reported = 0.0, now

@@ -37,7 +37,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 class Executor(Protocol):
-    """Runs tasks, in one of three ways: `SerialExecutor`, `ProcessExecutor`, `fastcoop.sweeps.cluster.ClusterExecutor`.
+    """Runs tasks: `SerialExecutor`, `ProcessExecutor` or `fastcoop.sweeps.cluster.ClusterExecutor`.
 
     Attributes:
         size: Number of processes that run tasks.
@@ -83,24 +83,21 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> ExecutorCon
         one = small or device.startswith("cuda:")
         jobs = 1 if one else max(1, gpus or min(cores, len(batches), fit))
     devices = tuple(f"cuda:{number % gpus}" if gpus > 1 else device for number in range(jobs))
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    threads = max(1, cores // jobs)
+    threads, allowed = max(1, cores // jobs), os.environ.get("OMP_NUM_THREADS", "")
     return ExecutorConfig(
         devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
     )
 
 
-def check_limits(jobs: int, memory_budget: float | None, device: str = "cpu") -> None:
-    """Raise UserError for an invalid number of processes or of GB, or a device that this machine lacks."""
+def check_options(
+    jobs: int, memory_budget: float | None, device: str, backend: str = "local", address: str | None = None
+) -> None:
+    """Raise UserError for an option of `sweep` that cannot be used, or that another one leaves without effect."""
     if jobs != -1 or isinstance(jobs, bool):
         whole_number(jobs, "the number of jobs (-1: chosen automatically)", 1, MAX_JOBS)
     if memory_budget is not None:
         amount(memory_budget, "the memory budget in GB")
     check_device(device)
-
-
-def check_backend(backend: str, address: str | None, jobs: int) -> None:
-    """Raise UserError for an unknown backend, or an option that it does not use."""
     if backend not in ("local", "dask"):
         raise UserError(f'Expected the backend "local" or "dask", got {shortened(backend)}.')
     if address is not None and backend == "local":
@@ -196,23 +193,17 @@ class ProcessExecutor:
 class _Worker:
     """One worker process, its task, and the connection to it.
 
-    The process is loky's: it starts without importing the caller's script and sets the environment. Each worker is a
+    The process is loky's, which starts without importing the caller's script and sets the environment. Each worker is a
     pool of one, because every worker has its own device and a dead worker must not break the tasks of the others. The
-    pool gets one call for the life of the worker, and tasks travel through a pipe, because loky restarts a worker whose
-    memory has grown between calls, as it does when a backbone is loaded, and because events come back while a task
-    runs.
-
-    A task is sent after the worker's first message, when the parent has closed its copy of the worker's end. Before,
-    sending more than a pipe's buffer to a worker that died while starting would block forever.
+    pool gets one call for the life of the worker, and tasks travel through a pipe: loky would restart a worker whose
+    memory has grown between calls, as it does when a backbone is loaded, and events come back while a task runs.
     """
 
     def __init__(self, spec: WorkerSpec, device: str, threads: int):
         self.task: Task | None = None
         self._is_ready = False
         self.connection, self._worker_end = Pipe()
-        env = {
-            name: str(threads) for name in THREAD_VARIABLES
-        }  # read when the numeric libraries are imported
+        env = dict.fromkeys(THREAD_VARIABLES, str(threads))  # read when the numeric libraries are imported
         env["OMP_WAIT_POLICY"] = "PASSIVE"
         kind, _, number = device.partition(":")
         if number:
@@ -229,13 +220,11 @@ class _Worker:
         return self._call.done() and not self.connection.poll()
 
     def start(self, task: Task) -> None:
+        """Send a task, once the worker has sent its first message: a pipe to a worker that dies before would block."""
         self.task = task
         if self._is_ready:
-            self._send()
-
-    def _send(self) -> None:
-        with suppress(OSError):  # the worker died: next_event reports it
-            self.connection.send(self.task)
+            with suppress(OSError):  # the worker died: next_event reports it
+                self.connection.send(task)
 
     def next_event(self) -> Event | None:
         """Return the next event of the task, or that the worker died; None for the worker's first message."""
@@ -252,7 +241,7 @@ class _Worker:
         if event is None:
             self._worker_end.close()  # from now on the worker's death ends every send and receive here
             self._is_ready = True
-            self._send()
+            self.start(self.task)
         if isinstance(event, BatchFinished):
             self.task = None
         return event

@@ -19,8 +19,7 @@ from fastcoop.backbones import backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.results import load_results
 from fastcoop.results.store import open_store
-from fastcoop.sweeps import evaluate, sweep
-from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps import evaluate, interpret, sweep
 from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
 

@@ -285,7 +285,7 @@ def test_imported_contexts_are_read_as_words_before_anything_scored_them(
 ):
     import json
 
-    from fastcoop.sweeps.interpret import interpret
+    from fastcoop.sweeps import interpret
 
     path = tmp_path / OFFICIAL.format(csc=True, ctp="end")
     save_official(path, contexts(4, 3, 16))

@@ -292,7 +292,6 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from fastcoop.sweeps import sweep
-    from fastcoop.sweeps.forecast import dry_run
     from tests.small_world import write_backbone, write_dataset
 
     write_dataset(tmp_path / "data" / "colours")
@@ -315,7 +314,7 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
     drawn = FeatureStore.open(store).paths("train")
     invert(tmp_path / "data" / "colours" / drawn[0])
     with caplog.at_level(logging.WARNING, "fastcoop"):
-        found = dry_run(grid, **places)
+        found = sweep(grid, **places, dry_run=True)
     assert (
         "1 image file(s) of colours have changed since they were encoded; they would be encoded"
         in caplog.text
@@ -324,10 +323,10 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
     assert found.forecast is not None
     assert found.forecast.crops == 2
     invert(tmp_path / "data" / "colours" / "test" / "green" / "0.png")
-    assert dry_run(grid, **places).left == 2
+    assert sweep(grid, **places, dry_run=True).left == 2
     assert store.read_bytes() == before
     assert sweep(grid, **places).finished == 2
-    assert dry_run(grid, **places).left == 0
+    assert sweep(grid, **places, dry_run=True).left == 0
     invert(tmp_path / "data" / "colours" / drawn[0])
     invert(tmp_path / "data" / "colours" / "test" / "green" / "0.png")
     assert (

@@ -106,9 +106,8 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
 
     from fastcoop.grids.grid import read_grid
     from fastcoop.grids.planning import load_grid, plan_runs
-    from fastcoop.sweeps import cache_grid
-    from fastcoop.sweeps.forecast import dry_run
-    from fastcoop.sweeps.sweep import open_features
+    from fastcoop.sweeps import cache_grid, sweep
+    from fastcoop.sweeps.caching import open_features
 
     grid = grid_of(runs, folder)
     path = folder / "grid.json"  # JSON is YAML
@@ -126,10 +125,9 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
         planned = plan_runs(world)
     fill(folder / "results", planned[: int(share * len(planned))], len(planned) - int(share * len(planned)))
     with clock.step("dry run"):
-        found = dry_run(
-            path, data_root=folder / "data", cache=folder / "cache", results=folder / "results", jobs=1
-        )
-    return clock.seconds | {"runs": found.summary.runs, "done": found.summary.done_before, "left": found.left}
+        places = {name: folder / name for name in ("cache", "results")}
+        found = sweep(path, data_root=folder / "data", **places, jobs=1, dry_run=True)
+    return clock.seconds | {"runs": found.runs, "done": found.done_before, "left": found.left}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def planned(world: Path, grid: dict[str, Any]) -> dict[str, RunSpec]:
 
 
 def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[str, RunSpec]) -> None:
-    batches = plan_batches(planned.values(), threads=1, budget=BUDGET)
+    batches = plan_batches(planned.values(), budget=BUDGET)
     keys = [key for batch in batches for key in batch.keys]
     assert sorted(keys) == sorted(planned)
     assert {batch.method for batch in batches if batch.trains} == {"coop"}
@@ -44,23 +44,23 @@ def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[st
 
 
 def test_the_plan_is_the_same_each_time_and_whatever_the_order(planned: dict[str, RunSpec]) -> None:
-    once = plan_batches(planned.values(), threads=1, budget=BUDGET)
-    again = plan_batches(reversed(list(planned.values())), threads=1, budget=BUDGET)
+    once = plan_batches(planned.values(), budget=BUDGET)
+    again = plan_batches(reversed(list(planned.values())), budget=BUDGET)
     trained = [[batch.keys for batch in batches if batch.trains] for batches in (once, again)]
     assert trained[0] == trained[1]
 
 
 def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, RunSpec]) -> None:
-    whole = [batch for batch in plan_batches(planned.values(), threads=1, budget=BUDGET) if batch.trains]
+    whole = [batch for batch in plan_batches(planned.values(), budget=BUDGET) if batch.trains]
     assert len(whole) == 1, "small trees share a batch"
     # Where the room is small, so are batches: with room for a single row every tree's runs are cut.
-    cut = [batch for batch in plan_batches(planned.values(), threads=1, budget=1) if batch.trains]
+    cut = [batch for batch in plan_batches(planned.values(), budget=1) if batch.trains]
     assert len(cut) > len(whole)
     assert sum(batch.cost for batch in cut) == pytest.approx(sum(batch.cost for batch in whole))
 
 
 def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str, RunSpec]) -> None:
-    batches = in_order(plan_batches(planned.values(), threads=1, budget=1))
+    batches = in_order(plan_batches(planned.values(), budget=1))
     kinds = [batch.method for batch in batches]
     assert kinds == sorted(kinds, key=["zero_shot", "linear_probe", "coop"].index)
     costs = [batch.cost for batch in batches if batch.trains]
@@ -70,17 +70,17 @@ def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str,
 def test_recorded_batches_are_formed_again_with_their_done_runs(
     planned: dict[str, RunSpec], tmp_path: Path
 ) -> None:
-    first = [batch for batch in plan_batches(planned.values(), threads=3, budget=1) if batch.trains]
+    first = [batch for batch in plan_batches(planned.values(), budget=1) if batch.trains]
     with open_store(tmp_path) as store:
         store.replace_batches([], first)
     with open_store(tmp_path) as store:
         recorded = store.batches()
     assert recorded == first
     left = {key: run for key, run in planned.items() if key == first[0].keys[-1]}
-    assert form_batches(planned, left, recorded, threads=1, budget=BUDGET) == [first[0]]
+    assert form_batches(planned, left, recorded, budget=BUDGET) == [first[0]]
     # A grid that lacks one of its runs cannot form it; what is left is planned anew.
     narrowed = {key: run for key, run in planned.items() if key != first[0].keys[0]}
-    (anew,) = form_batches(narrowed, left, recorded, threads=1, budget=BUDGET)
+    (anew,) = form_batches(narrowed, left, recorded, budget=BUDGET)
     assert anew.keys == tuple(left)
     assert restore_recorded_batches([first[0], first[0]], planned, planned) == [first[0]]
 

@@ -23,8 +23,7 @@ from fastcoop.reports import report
 from fastcoop.results import confusion_matrix, load_predictions, load_results, merge_results, paired_test
 from fastcoop.results.read import percent
 from fastcoop.results.records import NO_CLASS as STORED_NO_CLASS
-from fastcoop.sweeps import evaluate, sweep
-from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps import evaluate, interpret, sweep
 from tests.advice import follows
 
 FAR = {"epochs": 3, "learning_rate": 1e38}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +24,7 @@ from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps import Summary, checkpoints
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
-from fastcoop.sweeps.loop import RunLoop
+from fastcoop.sweeps.loop import split_checkpoint
 from fastcoop.sweeps.tasks import BatchFinished, OnEvent, Task
 from fastcoop.sweeps.workers import SerialExecutor
 
@@ -129,7 +128,7 @@ def dying(
         def __init__(self, world: LoadedGrid):
             super().__init__(world)
 
-    monkeypatch.setattr(sys.modules["fastcoop.sweeps.sweep"], "SerialExecutor", Executor)
+    monkeypatch.setattr("fastcoop.sweeps.grid_sweep.SerialExecutor", Executor)
     return Executor
 
 
@@ -169,9 +168,8 @@ def test_the_halves_of_a_batch_go_on_from_its_checkpoint(
             run(grid, results=tmp_path, only=["coop"])
     with open_store(tmp_path) as store:
         (batch,) = store.batches()
-        loop = RunLoop(store, {}, {}, [])
         half = Batch("coop", batch.backbone, batch.keys[8:], 1, batch.budget)
-        loop._split_checkpoint(batch, [half])
+        split_checkpoint(store, batch, [half])
     before, after = (read_state(checkpoint_path(tmp_path, name)) for name in (batch.name, half.name))
     assert before is not None
     assert after is not None

@@ -12,19 +12,17 @@ import pytest
 from fastcoop.cli import main
 from fastcoop.results.read import load_runs
 from fastcoop.sweeps import Summary, cache_grid, forecast
-from fastcoop.sweeps.forecast import dry_run
 
 
 def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
     run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path
 ) -> None:
-    folders = {"data_root": world / "data", "cache": world / "cache", "jobs": 1}
     methods = grid["methods"] | {"ensemble": None, "text_bias": {"epochs": 3}}
     grid = grid | {"methods": methods}
     list(cache_grid(grid, data_root=world / "data", cache=world / "cache"))
-    planned = dry_run(grid, results=tmp_path / "new", **folders)
+    planned = run(grid, results=tmp_path / "new", dry_run=True)
     assert not (tmp_path / "new").exists()
-    assert planned.left == planned.summary.runs == 27
+    assert planned.left == planned.runs == 27
     found = planned.forecast
     assert found is not None
     assert {part.method: part.runs for part in found.parts} == {
@@ -33,41 +31,35 @@ def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
     assert (found.crops, found.workers) == (0, 1)
     assert found.seconds is not None
     assert 0 < found.seconds < 600
-    assert found.memory > 1e8
+    assert found.memory_bytes > 1e8
     run(grid, results=tmp_path / "done", only=["coop", "zero_shot"], overrides=["seeds=1"])
-    again = dry_run(grid, results=tmp_path / "done", **folders)
-    assert (again.left, again.summary.done_before) == (27 - 10, 10)
+    again = run(grid, results=tmp_path / "done", dry_run=True)
+    assert (again.left, again.done_before) == (27 - 10, 10)
     assert again.forecast is not None
     assert again.forecast.nodes == found.nodes / 2
     coop = next(part for part in again.forecast.parts if part.method == "coop")
     assert coop.seconds is not None
     assert 0 < coop.seconds < 60
-    assert json.loads(json.dumps(again.as_json()))["would_run"] == 17
-    assert dry_run(grid, results=tmp_path / "done", only=["zero_shot"], **folders).forecast is None
+    assert json.loads(json.dumps(again.as_json()))["left"] == 17
+    assert run(grid, results=tmp_path / "done", only=["zero_shot"], dry_run=True).forecast is None
 
 
 def test_times_are_those_of_the_runs_that_are_done(
-    run: Callable[..., Summary],
-    world: Path,
-    grid: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., Summary], grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(grid, results=tmp_path, overrides=["seeds=1"])
     seconds = load_runs(tmp_path).query("method != 'zero_shot'").groupby("method").seconds.sum()
-    monkeypatch.setattr(forecast, "_time", lambda run: pytest.fail("measured"))
-    monkeypatch.setattr(forecast, "_time_step", lambda plan, backbone: pytest.fail("measured"))
-    found = dry_run(grid, results=tmp_path, data_root=world / "data", cache=world / "cache", jobs=1).forecast
+    for measure in ("_time_runs", "_time_steps"):
+        monkeypatch.setattr(forecast, measure, lambda *runs: pytest.fail("measured"))
+    found = run(grid, results=tmp_path, dry_run=True).forecast
     assert found is not None
     assert {part.method: part.seconds for part in found.parts} == pytest.approx(seconds.to_dict())
 
 
 def test_missing_features_are_counted_and_only_training_is_timed(
-    world: Path, grid: dict[str, Any], tmp_path: Path
+    run: Callable[..., Summary], grid: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = dry_run(
-        grid, data_root=world / "data", cache=tmp_path / "cache", results=tmp_path / "new", jobs=1
-    ).forecast
+    found = run(grid, cache=tmp_path / "cache", results=tmp_path / "new", dry_run=True).forecast
     assert found is not None
     drawn = 16  # all of the training images, or fewer
     assert 8 + 20 + 2 * 8 <= found.crops <= 8 + 20 + 2 * drawn

@@ -14,8 +14,7 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.results import load_contexts, load_results
-from fastcoop.sweeps import sweep
-from fastcoop.sweeps.interpret import interpret
+from fastcoop.sweeps import interpret, sweep
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastcoop.results.records import Batch
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps import live as live_module
 from fastcoop.sweeps.live import Live, Pace
-from fastcoop.sweeps.memory import PeakMemory
+from fastcoop.sweeps.loop import memory_bytes
 
 Sweep = Callable[..., Summary]
 
@@ -43,16 +42,16 @@ def test_time_left_goes_by_the_pace_of_each_kind_of_work(clock: list[float]) -> 
     )  # fmt: skip
     pace = Pace([probe, long, short], workers=2)
     assert pace.seconds_left() == pytest.approx(31 / 2), "as planned, as long as nothing is known"
-    pace.begin(probe)
+    pace.progress(probe)
     pace.finish(probe, seconds=3.0)
     assert pace.seconds_left() == pytest.approx(30 * 3 / 2), "as what is known"
-    pace.begin(long)
+    pace.progress(long)
     clock[0] = 10.0
     pace.progress(long, runs=1.0)  # half of it in 10 s
     assert pace.seconds_left() == pytest.approx((10 + 10) * 1.0 / 2)
     pace.finish(long, seconds=40.0)
     assert pace.seconds_left() == pytest.approx(10 * 2.0 / 2)
-    pace.begin(short)
+    pace.progress(short)
     pace.finish(short, seconds=5.0)
     assert pace.seconds_left() == 0
 
@@ -64,7 +63,7 @@ def test_work_far_slower_than_thought_says_nothing_of_other_kinds(clock: list[fl
     ]  # fmt: skip
     pace = Pace([*quick, slow, *others], workers=1)
     for batch, seconds in (*((batch, 2.0) for batch in quick), (slow, 100.0)):
-        pace.begin(batch)
+        pace.progress(batch)
         pace.finish(batch, seconds)
     assert pace.seconds_left() == pytest.approx(100 * 1.0 + 2 * 50.0), (
         "its own method, on another backbone, is as slow"
@@ -141,7 +140,6 @@ def test_the_table_is_drawn_while_results_come(one_run: RunSpec) -> None:
         for number in count():
             batch = Batch(f"method {number % 20}", "b", (one_run.key,), 1, 9, 1.0)
             pace.add(batch)
-            pace.begin(batch)
             pace.progress(batch, 0.5)
             live.result(one_run, outcome())
             pace.finish(batch, 0.1)
@@ -211,20 +209,16 @@ def test_the_summary_tells_of_the_engines_share(run: Sweep, grid: dict[str, Any]
     assert run(grid, results=tmp_path, only=["zero_shot"]).engine_share == 0
 
 
-def test_the_peak_of_memory_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcoop.sweeps.memory.EVERY", 0.01)
+def test_memory_is_that_of_all_processes() -> None:
     size = 200_000_000
     hold = f"held = bytearray({size}); print(1, flush=True); input()"
-    with PeakMemory() as memory:
-        alone = memory.peak
-        with subprocess.Popen(
-            [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
-            end = time.monotonic() + 30
-            while memory.peak < alone + 0.9 * size and time.monotonic() < end:
-                time.sleep(0.01)
-            child.communicate(b"\n")
+    alone = memory_bytes()
     assert alone > 0
-    assert memory.peak >= alone + 0.9 * size
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        together = memory_bytes()
+        child.communicate(b"\n")
+    assert together >= alone + 0.9 * size

@@ -16,8 +16,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import Data
 from fastcoop.methods.text import check_class_names, check_prompts
 from fastcoop.results import load_results
-from fastcoop.sweeps import sweep
-from fastcoop.sweeps.evaluate import evaluate
+from fastcoop.sweeps import evaluate, sweep
 from fastcoop.sweeps.forecast import dry_run
 
 METHODS: list[Any] = [

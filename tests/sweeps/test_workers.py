@@ -25,8 +25,7 @@ from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary, cache_grid
-from fastcoop.sweeps.forecast import dry_run
-from fastcoop.sweeps.sweep import open_features
+from fastcoop.sweeps.caching import open_features
 from fastcoop.sweeps.tasks import Task, WorkerBank, WorkerSpec
 from fastcoop.sweeps.workers import (
     ExecutorConfig,
@@ -179,7 +178,7 @@ def test_the_number_of_workers_is_what_is_quickest(
 def test_limits_that_cannot_be(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, limits: dict[str, Any], message: str
 ) -> None:
-    for work in (run, partial(dry_run, data_root=tmp_path)):
+    for work in (run, partial(run, dry_run=True)):
         with pytest.raises(UserError, match=message):
             work(grid, results=tmp_path / "results", **limits)
     assert not (tmp_path / "results").exists()

@@ -1,39 +1,31 @@
-"""A sweep: runs everything of a grid that is not done yet."""
+"""A sweep: what of a grid is left to do, and a call that does or forecasts it."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, open_current, open_if_there, store_path
+from fastcoop.features import open_current, open_if_there
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import (
-    LoadedGrid,
-    load_grid,
-    plan_runs,
-    warn_of_unused_settings,
-)
+from fastcoop.grids.planning import load_grid, plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, Data, RunSpec
-from fastcoop.results.database import DATABASE
+from fastcoop.results.database import DATABASE, reading
 from fastcoop.results.metadata import add_datasets, write_grid
 from fastcoop.results.parameters import load_parameters
-from fastcoop.results.read import load_results, load_score_inputs
+from fastcoop.results.read import load_results
 from fastcoop.results.records import Batch, ScoreInputs
-from fastcoop.results.store import open_store
+from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps.batches import form_batches
-from fastcoop.sweeps.caching import cache_loaded
+from fastcoop.sweeps.caching import cache_loaded, open_features, open_unchanged
 from fastcoop.sweeps.loop import RunLoop
-from fastcoop.sweeps.memory import PeakMemory
 from fastcoop.sweeps.records import (
     complete_records,
     describe_datasets,
@@ -47,14 +39,16 @@ from fastcoop.sweeps.workers import (
     ProcessExecutor,
     SerialExecutor,
     budget_of,
-    check_backend,
-    check_limits,
+    check_options,
     choose_team,
     max_workers,
 )
 
+if TYPE_CHECKING:
+    from fastcoop.sweeps.forecast import Forecast
+
 Backend = Literal["local", "dask"]
-OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
+Tests = Mapping[str, Mapping[str, ScoreInputs]]  # by key and tested dataset
 
 log = logging.getLogger("fastcoop")
 
@@ -83,8 +77,9 @@ class Summary:
         collapsed: Runs whose accuracy is far below that of their other seeds, as text.
         engine_share: Share of all workers' time that was spent in training steps of the engine.
         workers: Processes that ran tasks.
-        peak_memory: Largest sum of the resident sizes of this process and its workers on this machine, in bytes.
+        peak_memory_bytes: Largest sum of the resident sizes of this process and its workers on this machine.
         seconds: Wall time.
+        forecast: Of a dry run: expected time and memory of the runs that are left. None if none are.
     """
 
     results: Path
@@ -95,8 +90,9 @@ class Summary:
     collapsed: tuple[str, ...] = ()
     engine_share: float = 0.0
     workers: int = 1
-    peak_memory: int = 0
+    peak_memory_bytes: int = 0
     seconds: float = 0.0
+    forecast: Forecast | None = None
 
     @property
     def runs(self) -> int:
@@ -108,10 +104,36 @@ class Summary:
         """Runs that were done before."""
         return sum(count.done for count in self.counts)
 
+    @property
+    def left(self) -> int:
+        """Runs that are neither done nor failed."""
+        return self.runs - self.done_before - self.finished - len(self.failed)
+
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as JSON types."""
         plain = dataclasses.asdict(self) | {"results": str(self.results)}
-        return plain | {"runs": self.runs, "done_before": self.done_before}
+        return plain | {"runs": self.runs, "done_before": self.done_before, "left": self.left}
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPlan:
+    """The runs of a grid, and how those that are left are run.
+
+    Attributes:
+        runs: All runs of the grid, by key.
+        counts: Their numbers.
+        pending: The runs to do, by key: without what is done already (see `select_pending`).
+        skipped: Errors of failed runs that are not tried again, by key.
+        batches: Batches of all pending runs, in the order to start them.
+        team: The processes of this machine that run them.
+    """
+
+    runs: Mapping[str, RunSpec[Any]]
+    counts: tuple[Count, ...]
+    pending: dict[str, RunSpec[Any]]
+    skipped: Mapping[str, str]
+    batches: list[Batch]
+    team: ExecutorConfig
 
 
 @fresh_state()
@@ -141,7 +163,7 @@ def sweep(
         results: The results folder; by default ``results/<name of the grid file>``.
         overrides: ``key=value`` each, in place of the grid's values.
         only: Names of methods to run; empty: all.
-        dry_run: Only count the runs.
+        dry_run: Only count the runs, and forecast their time and memory on this machine. Nothing is written.
         memory_budget: Memory for training, in GB; by default a share of the free memory.
         device: Device of the backbones: "cpu", "cuda" or "cuda:<index>".
         jobs: Worker processes (-1: chosen automatically, 1: run in this process).
@@ -151,7 +173,7 @@ def sweep(
         address: Of the Dask cluster's scheduler.
 
     Returns:
-        What was done.
+        What was done, or would be done.
 
     Raises:
         UserError: The grid, or something that it names, cannot be used. Nothing has been run then.
@@ -159,8 +181,9 @@ def sweep(
             resumes.
     """
     start = time.monotonic()
-    check_limits(jobs, memory_budget, device)
-    check_backend(backend, address, jobs)
+    if dry_run:
+        backend, address = "local", None  # a forecast is of this machine
+    check_options(jobs, memory_budget, device, backend, address)
     folder, cache = results_folder(grid, results), Path(cache)
     loaded = load_grid(
         read_grid(grid, overrides, only), Path(data_root) if data_root is not None else None, device
@@ -168,8 +191,25 @@ def sweep(
     digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
     planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work
     warn_of_unused_settings(planned)
+
+    def make_plan(tested: Tests, failures: Mapping[str, str], recorded: Sequence[Batch]) -> SweepPlan:
+        pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
+        workers = 1 if backend == "dask" else max_workers(jobs, device)
+        budget = budget_of(device, memory_budget, workers)
+        by_key = {run.key: run for run in planned}
+        batches = form_batches(by_key, pending, recorded, budget=budget)
+        team = ExecutorConfig((device,), 1) if backend == "dask" else choose_team(jobs, device, batches)
+        known = {batch.name for batch in recorded}
+        batches = [b if b.name in known else replace(b, threads=team.threads) for b in batches]
+        return SweepPlan(by_key, count_runs(planned, tested), pending, skipped, batches, team)
+
     if dry_run:
-        return Summary(folder, count_runs(planned, tests_in(folder)), seconds=time.monotonic() - start)
+        from fastcoop.sweeps.forecast import forecast
+
+        plan = make_plan(*_read_progress(folder))
+        found = forecast(loaded, plan, folder) if plan.pending else None
+        seconds = time.monotonic() - start
+        return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
 
     with open_store(folder) as store:
         for _ in cache_loaded(loaded, cache, skip_unreadable=skip_unreadable, retry_skipped=False):
@@ -179,68 +219,67 @@ def sweep(
         write_grid(folder, loaded.grid.source, data_root, cache)
         add_datasets(folder, describe_datasets(loaded.datasets.values()))
         complete_records(store, planned)
-        tested, failures = store.finished(), store.failures()
-        counts = count_runs(planned, tested)
-        pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
-        by_key = {run.key: run for run in planned}
+        plan = make_plan(store.finished(), store.failures(), store.batches())
         executor: Executor = SerialExecutor(loaded)
-        if backend == "dask":
-            budget = budget_of(device, memory_budget, 1)
-            batches = form_batches(by_key, pending, store.batches(), threads=1, budget=budget)
-            if batches:
-                from fastcoop.sweeps.cluster import ClusterExecutor
+        if backend == "dask" and plan.batches:
+            from fastcoop.sweeps.cluster import ClusterExecutor
 
-                executor = ClusterExecutor(WorkerSpec.of(loaded, device), address, folder)
-        else:
-            batches, config = plan_execution(by_key, pending, store.batches(), jobs, device, memory_budget)
-            if config.size > 1:
-                executor = ProcessExecutor(WorkerSpec.of(loaded, device), config)
-        log.debug("%d runs in %d batches for %d process(es).", len(pending), len(batches), executor.size)
-        loop = RunLoop(store, by_key, pending, batches, executor.keeps_checkpoints)
-        with PeakMemory() as memory:
-            loop.run(executor)
-    stats = loop.stats
+            executor = ClusterExecutor(WorkerSpec.of(loaded, device), address, folder)
+        elif plan.team.size > 1:
+            executor = ProcessExecutor(WorkerSpec.of(loaded, device), plan.team)
+        log.debug(
+            "%d runs in %d batches for %d process(es).", len(plan.pending), len(plan.batches), executor.size
+        )
+        loop = RunLoop(store, plan.runs, plan.pending, plan.batches, executor.keeps_checkpoints)
+        loop.run(executor)
     return Summary(
         folder,
-        counts,
-        stats.finished,
-        stats.diverged,
-        skipped | stats.failed,
-        _collapsed(folder, by_key),
-        stats.engine_seconds / max(stats.worker_seconds, 1e-9),
+        plan.counts,
+        loop.finished,
+        loop.diverged,
+        {**plan.skipped, **loop.failed},
+        _collapsed(folder, plan.runs),
+        loop.engine_seconds / max(loop.worker_seconds, 1e-9),
         executor.size,
-        memory.peak,
+        loop.peak_memory_bytes,
         time.monotonic() - start,
     )
 
 
-def plan_execution(
-    planned: Mapping[str, RunSpec[Any]],
-    pending: Mapping[str, RunSpec[Any]],
-    recorded: Sequence[Batch],
-    jobs: int,
-    device: str,
-    memory_budget: float | None,
-) -> tuple[list[Batch], ExecutorConfig]:
-    """Return the batches of all pending runs, in order, and the processes on this machine that run them.
+def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | None) -> Path:
+    """Return the results folder of a grid: ``results``, or ``results/<name of the grid file>``.
 
-    Args:
-        planned, pending: Runs of the grid, and those to do, by key.
-        recorded: Batches of an earlier sweep into the same results folder.
-        jobs, device, memory_budget: As `sweep` takes them.
+    Raises:
+        UserError: The grid is not a file, and no folder is given.
     """
-    budget = budget_of(device, memory_budget, max_workers(jobs, device))
-    batches = form_batches(planned, pending, recorded, threads=1, budget=budget)
-    config = choose_team(jobs, device, batches)
-    known = {batch.name for batch in recorded}
-    return [b if b.name in known else replace(b, threads=config.threads) for b in batches], config
+    if results is not None:
+        return Path(results)
+    if isinstance(grid, Mapping):
+        raise UserError("A grid that is not a file needs a results folder; give one (results=...).")
+    return Path("results") / Path(grid).stem
+
+
+def _read_progress(folder: Path) -> tuple[Tests, Mapping[str, str], Sequence[Batch]]:
+    """Return tests, failures and unfinished batches of a results folder, which need not exist."""
+    if not (folder / DATABASE).is_file():
+        return {}, {}, []
+    with reading(folder) as db:
+        store = ResultsStore(folder, db)
+        return store.finished(), store.failures(), store.batches()
+
+
+def count_runs(planned: Sequence[RunSpec[Any]], tested: Tests) -> tuple[Count, ...]:
+    """Count all runs and finished runs by backbone, dataset and method."""
+    counts: dict[tuple[str, str, str], list[int]] = {}
+    for run in planned:
+        count = counts.setdefault((run.backbone, run.dataset, run.method), [0, 0])
+        count[0] += 1
+        count[1] += run.key in tested and not missing_tests(run, tested[run.key])
+    return tuple(Count(*names, *count) for names, count in counts.items())
 
 
 def select_pending(
-    planned: Sequence[RunSpec[Any]],
-    tested: Mapping[str, Mapping[str, ScoreInputs]],
-    folder: Path,
-    failures: Mapping[str, str],
+    planned: Sequence[RunSpec[Any]], tested: Tests, folder: Path, failures: Mapping[str, str]
 ) -> tuple[dict[str, RunSpec[Any]], dict[str, str]]:
     """Return the runs to do by key, and the errors of those that ``failures`` leaves out.
 
@@ -279,55 +318,3 @@ def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, 
         f" {row.accuracy:.1f}%"
         for row in frame.itertuples()
     )
-
-
-def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | None) -> Path:
-    """Return the results folder of a grid: ``results``, or ``results/<name of the grid file>``.
-
-    Raises:
-        UserError: The grid is not a file, and no folder is given.
-    """
-    if results is not None:
-        return Path(results)
-    if isinstance(grid, Mapping):
-        raise UserError("A grid that is not a file needs a results folder; give one (results=...).")
-    return Path("results") / Path(grid).stem
-
-
-def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
-    """Open a store, if it exists, without images whose files have changed, and warn about those."""
-    store = open_if_there(path, backbone, dataset, only_unchanged=True)
-    if store is not None and store.changed_images:
-        log.warning(
-            f"{store.changed_images} image file(s) of {dataset.name} have changed since they were encoded; they would "
-            "be encoded again."
-        )
-    return store
-
-
-def open_features(
-    loaded: LoadedGrid, cache: Path, open_one: OpenStore = open_if_there
-) -> list[Mapping[str, str] | None]:
-    """Open all feature stores that exist; return the digests of their splits, None for those that do not exist."""
-    for backbone in loaded.backbones:
-        for dataset in loaded.datasets.values():
-            path = store_path(cache, backbone, dataset)
-            loaded.add_features(backbone, dataset, open_one(path, backbone, dataset))
-    return [data.store.meta.sha256 if data.store else None for data in loaded.features.values()]
-
-
-def tests_in(folder: Path) -> dict[str, dict[str, ScoreInputs]]:
-    """Return the facts of all tests in a results folder, which need not exist, by run and dataset."""
-    return load_score_inputs(folder) if (folder / DATABASE).is_file() else {}
-
-
-def count_runs(
-    planned: Sequence[RunSpec[Any]], tested: Mapping[str, Mapping[str, ScoreInputs]]
-) -> tuple[Count, ...]:
-    """Count all runs and finished runs by backbone, dataset and method."""
-    counts: dict[tuple[str, str, str], list[int]] = {}
-    for run in planned:
-        count = counts.setdefault((run.backbone, run.dataset, run.method), [0, 0])
-        count[0] += 1
-        count[1] += run.key in tested and not missing_tests(run, tested[run.key])
-    return tuple(Count(*names, *count) for names, count in counts.items())
