@@ -1,4 +1,4 @@
-"""Methods of installed packages: found by entry points, in worker processes too; a bad one is one sentence."""
+"""Methods and datasets of installed packages: found in worker processes too; a bad one is one sentence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fastcoop.datasets import load_dataset, official
 from fastcoop.errors import UserError
@@ -41,6 +42,20 @@ class Constant(Method[Settings]):
 '''
 
 
+DATASET = """
+from fastcoop.datasets import Download, OfficialDataset
+
+def read(home):
+    items = [(f"{name}{i}.jpg", label, name) for label, name in enumerate(("crow", "wren")) for i in range(2)]
+    return {"train": items[::2], "test": items[1::2]}
+
+BIRDS = OfficialDataset(
+    name="birds", title="Birds", folder="birds-1.0", images="jpg", template="a photo of a {}, a bird.",
+    counts=(2, 2, None, 2), read=read, downloads=(Download("birds.zip from the authors", "birds-1.0/jpg"),),
+)
+"""
+
+
 def install(
     folder: Path, package: str, entries: str, code: str = "", group: str = "fastcoop.methods"
 ) -> None:
@@ -56,19 +71,27 @@ def registry(**own: object) -> Registry[Any]:
     return Registry("fastcoop.methods", "method", own, METHODS._prepare)
 
 
-def test_a_packages_method_runs_in_worker_processes(tmp_path: Path) -> None:
-    install(tmp_path / "site", "constant_package", "constant = constant_package:Constant", METHOD)
+def test_a_packages_method_and_dataset_run_in_worker_processes(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install(site, "constant_package", "constant = constant_package:Constant", METHOD)
+    install(site, "birds_package", "birds = birds_package:BIRDS", DATASET, "fastcoop.datasets")
     write_dataset(tmp_path / "data" / "colours")
+    pictures = tmp_path / "data" / "birds-1.0" / "jpg"
+    pictures.mkdir(parents=True)
+    for name in ("crow0", "crow1", "wren0", "wren1"):
+        Image.new("RGB", (16, 16), "brown").save(pictures / f"{name}.jpg")
     write_backbone(tmp_path / "tiny")
     (tmp_path / "grid.yaml").write_text(
-        "backbones: tiny\ndatasets: colours\nshots: 1\nseeds: [1, 2]\nviews: 0\nmethods: {constant: {guess: [0, 1]}}\n"
+        "backbones: tiny\ndatasets: [colours, birds]\nshots: 1\nseeds: [1, 2]\nviews: 0\n"
+        "methods: {constant: {guess: [0, 1]}}\n"
     )
-    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
     command = [sys.executable, "-m", "fastcoop.cli", "sweep", "grid.yaml", "--jobs", "2"]
+    path = os.pathsep.join([str(site), *sys.path])
     subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=True)
     rows = load_results(tmp_path / "results" / "grid")
     assert set(rows.label) == {"Constant (0)", "Constant (1)"}
-    assert (rows.accuracy == 25).all()
+    assert len(rows) == 8
+    assert (rows.accuracy == rows.dataset.map({"colours": 25, "birds": 50})).all()
 
 
 def test_objects_are_imported_when_they_are_looked_up(
@@ -130,21 +153,8 @@ def test_a_name_of_two_packages_is_one_sentence_until_one_is_gone(
     assert registry()["constant"].name == "constant"
 
 
-DATASET = """
-from fastcoop.datasets import Download, OfficialDataset
-
-def read(home):
-    items = [(f"{name}{i}.jpg", label, name) for label, name in enumerate(("crow", "wren")) for i in range(2)]
-    return {"train": items[::2], "test": items[1::2]}
-
-BIRDS = OfficialDataset(
-    name="birds", title="Birds", folder="birds-1.0", images="jpg", template="a photo of a {}, a bird.",
-    counts=(2, 2, None, 2), read=read, downloads=(Download("birds.zip from the authors", "birds-1.0/jpg"),),
-)
-"""
-
-
 def test_a_packages_dataset_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {name: official.OFFICIAL[name] for name in ("dtd", "eurosat")}
     install(
         tmp_path,
         "birds_package",
@@ -153,7 +163,6 @@ def test_a_packages_dataset_is_loaded_by_name(tmp_path: Path, monkeypatch: pytes
         "fastcoop.datasets",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    own = {name: official.OFFICIAL[name] for name in ("dtd", "eurosat")}
     monkeypatch.setattr(official, "OFFICIAL", Registry("fastcoop.datasets", "dataset", own, official._check))
     with pytest.raises(
         UserError, match=r"Birds is not in .*get birds\.zip from the authors and extract it in"

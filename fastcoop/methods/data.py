@@ -14,6 +14,7 @@ import numpy as np
 from fastcoop.datasets.files import normalized
 from fastcoop.errors import UserError
 from fastcoop.methods.scores import unit
+from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.datasets import Dataset, FewShot
@@ -42,7 +43,6 @@ class Data:
     views: int = DEFAULT_VIEWS
     recipe: str = "current"
     text_features: np.ndarray | None = None
-    _subsets: dict[tuple[int | str, int], FewShot] = field(default_factory=dict, repr=False)
     _train: OrderedDict[bytes, Labelled] = field(default_factory=OrderedDict, repr=False)
 
     @property
@@ -100,13 +100,12 @@ class Data:
         """Return those of a split's images that could be read when its features were cached."""
         return rows[~np.isin(rows, np.array(self._skipped(split), dtype=np.int64))]
 
+    @remember(256)
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """Return the few-shot subset, which is the same for all methods."""
         from fastcoop.datasets import few_shot
 
-        if (shots, seed) not in self._subsets:
-            self._subsets[shots, seed] = few_shot(self.dataset, shots, seed)
-        return self._subsets[shots, seed]
+        return few_shot(self.dataset, shots, seed)
 
     def train(self, subset: FewShot) -> Labelled:
         """Return features float32 (n, 1 + views, dim), where view 0 is the test-time crop, and labels int64 (n,)."""

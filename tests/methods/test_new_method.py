@@ -74,7 +74,7 @@ def test_a_new_method_goes_through_everything(tmp_path: Path, monkeypatch: pytes
     assert sweep(grid, results=tmp_path / "results", jobs=1, **places).finished == 0
     rows = load_results(tmp_path / "results").query("method == 'nearest_mean'")
     assert len(rows) == 8
-    assert set(rows.label) == {"Nearest mean (shrink 0)", "Nearest mean (shrink 0.3)"}
+    assert set(rows.label) == {"Nearest mean", "Nearest mean (shrink 0.3)"}
     tested = evaluate(tmp_path / "results", ["again"], backbones=[grid["backbones"]], **places)
     assert len(tested) == 13
     written = report(tmp_path / "results", tmp_path / "report")
