@@ -22,12 +22,23 @@ with_triton = pytest.mark.skipif(
 )
 
 
-def test_kernels_serve_gpus_in_float32_and_below():
-    gpu, installed = torch.device("cuda", 1), importlib.util.find_spec("triton") is not None
+def test_kernels_serve_gpus_in_float32_and_below(monkeypatch):
+    monkeypatch.setattr(kernels, "_run_on", lambda device: True)
+    gpu, cpu = torch.device("cuda", 1), torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert kernels.are_usable(gpu, dtype) == installed
-        assert not kernels.are_usable(torch.device("cpu"), dtype)
+        assert kernels.are_usable(gpu, dtype)
+        assert not kernels.are_usable(cpu, dtype)
     assert not kernels.are_usable(gpu, torch.float64)
+
+
+@with_triton
+def test_where_triton_fails_training_goes_on_without_it(monkeypatch, caplog):
+    """For example, where there is no C compiler."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "_run_on", kernels._run_on.__wrapped__)
+    assert not kernels.are_usable(torch.device("cuda", 0), torch.bfloat16)
+    assert "Training goes on without them" in caplog.text
 
 
 def test_the_engine_works_without_triton():
@@ -57,12 +68,13 @@ def test_the_worked_example_of_the_tiles():
 
 @with_triton
 @pytest.mark.slow
-def test_numbers_in_triton_s_interpreter():
-    """Triton reads TRITON_INTERPRET as it is imported, so a process of its own runs these tests."""
+@pytest.mark.parametrize("file", sorted(HERE.glob("interpreted_*.py")), ids=lambda file: file.stem)
+def test_numbers_in_triton_s_interpreter(file):
+    """Triton reads TRITON_INTERPRET as it is imported, so a process of its own runs each file."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-cov"]
     has_cov = importlib.util.find_spec("pytest_cov") is not None
     done = subprocess.run(
-        [*command[: None if has_cov else -1], str(HERE / "interpreted_kernels.py")],
+        [*command[: None if has_cov else -1], str(file)],
         env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=HERE.parents[1], capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

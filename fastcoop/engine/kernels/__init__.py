@@ -13,16 +13,36 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 
 import torch
 
+OLDEST = (8, 0)  # compute capability: older GPUs do not multiply bfloat16
 
-@functools.cache
-def has_triton() -> bool:
-    """Return whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+log = logging.getLogger("fastcoop")
 
 
 def are_usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether a tower on ``device`` in ``dtype`` runs through the kernels."""
-    return device.type == "cuda" and dtype != torch.float64 and has_triton()
+    return device.type == "cuda" and dtype != torch.float64 and _run_on(device)
+
+
+@functools.cache
+def _run_on(device: torch.device) -> bool:
+    """Return whether kernels run on a GPU; log why not where Triton is installed but fails."""
+    if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
+        return False
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < OLDEST:
+        return False
+    try:  # a launch also needs a C compiler and Python's headers, which Triton calls as it starts
+        from fastcoop.engine.kernels.rows import activation
+
+        numbers = torch.ones(16, device=device)
+        activation(numbers, "silu", numbers)
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        log.warning(
+            "Triton's kernels do not run here (%s). Training goes on without them, more slowly.", error
+        )
+        return False
+    return True

@@ -80,10 +80,8 @@ def forward_kernel(
     first_entry, entries = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
     row = first_row + tl.arange(0, TILE)
     is_row = row < first_row + rows
-    query = row
-    if query_of_row is not None:
-        query = tl.load(query_of_row + row, mask=is_row, other=-1)
-    is_query = is_row & (query >= 0)
+    query = tl.load(query_of_row + row, mask=is_row, other=-1)
+    is_query = query >= 0
     end = tl.load(row_end + row, mask=is_row, other=0)
 
     queries = _load_head(q, query, q_stride, head, is_query, D, D_BLOCK)
@@ -125,10 +123,8 @@ def backward_kernel(
     first_entry, entries = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
     row = first_row + tl.arange(0, TILE)
     is_row = row < first_row + rows
-    query = row
-    if query_of_row is not None:
-        query = tl.load(query_of_row + row, mask=is_row, other=-1)
-    is_query = is_row & (query >= 0)
+    query = tl.load(query_of_row + row, mask=is_row, other=-1)
+    is_query = query >= 0
     end = tl.load(row_end + row, mask=is_row, other=0)
 
     queries = _load_head(q, query, q_stride, head, is_query, D, D_BLOCK)
@@ -194,17 +190,15 @@ class TiledAttention:
     """Attention of a forest's layers.
 
     Queries (queries, width) arrive scaled. Keys and values are one matrix ``kv`` (rows, 2 width), as are those of the
-    constants. Matrices may have any row stride. With ``query_of_row`` int32 (rows,), only some rows have queries: it is
-    each row's place in q, out and their gradients, or -1.
+    constants. Matrices may have any row stride. ``query_of_row`` int32 (rows,) is each row's place in q, out and their
+    gradients; -1 for a row that has no query, as most in the last layer.
     """
 
     plan: TilePlan
     heads: int
     tile: int
 
-    def forward(
-        self, q: Tensor, kv: Tensor, constants: Tensor, out: Tensor, query_of_row: Tensor | None = None
-    ) -> None:
+    def forward(self, q: Tensor, kv: Tensor, constants: Tensor, out: Tensor, query_of_row: Tensor) -> None:
         """Write the attended values into ``out`` (queries, width)."""
         plan = self.plan
         launch(
@@ -219,7 +213,7 @@ class TiledAttention:
         grad: Tensor,
         grads: tuple[Tensor, Tensor],
         slots: Tensor,
-        query_of_row: Tensor | None = None,
+        query_of_row: Tensor,
     ) -> None:
         """Write the gradients of q and kv.
 

@@ -22,18 +22,18 @@ RUNS = 256  # at a time, of the program that notes the losses
 @triton.jit
 def _cosines(
     features, images, first, classes, image, is_image,
-    DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH: tl.constexpr,
+    dim, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """Return cosines (BATCH, CLASSES) of images with the classes from ``first`` on, and the class features' norms."""
     c = tl.arange(0, CLASSES)
     products = tl.zeros((BATCH, CLASSES), images.dtype.element_ty)
     squares = tl.zeros((CLASSES,), images.dtype.element_ty)
-    for begin in range(0, DIM, DIM_BLOCK):
+    for begin in range(0, dim, DIM_BLOCK):
         k = begin + tl.arange(0, DIM_BLOCK)
-        of_image = images + image[:, None].to(tl.int64) * DIM + k[None, :]
-        of_class = features + (first + c)[:, None].to(tl.int64) * DIM + k[None, :]
-        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < DIM), other=0.0)
-        b = wide(tl.load(of_class, mask=(c < classes)[:, None] & (k[None, :] < DIM), other=0.0))
+        of_image = images + image[:, None].to(tl.int64) * dim + k[None, :]
+        of_class = features + (first + c)[:, None].to(tl.int64) * dim + k[None, :]
+        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0)
+        b = wide(tl.load(of_class, mask=(c < classes)[:, None] & (k[None, :] < dim), other=0.0))
         products += tl.dot(a, tl.trans(b), input_precision="ieee")
         squares += tl.sum(b * b, 1)
     norm = tl.where(c < classes, tl.sqrt(squares), 1.0)
@@ -42,8 +42,8 @@ def _cosines(
 
 @triton.jit
 def cross_entropy_kernel(
-    features, images, labels, image_rows, step, class_blocks, losses, grads, scale, runs,
-    DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH_SIZE: tl.constexpr, BATCH: tl.constexpr,
+    features, images, labels, image_rows, step, class_blocks, losses, grads, scale, runs, dim,
+    DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH_SIZE: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     block = class_blocks + 4 * tl.program_id(0)
     run, first, classes, own = tl.load(block), tl.load(block + 1), tl.load(block + 2), tl.load(block + 3)
@@ -60,7 +60,7 @@ def cross_entropy_kernel(
     right = tl.zeros((BATCH,), images.dtype.element_ty)
     for begin in range(0, classes, CLASSES):
         cosines, _ = _cosines(
-            features, images, first + begin, classes - begin, image, is_image, DIM, DIM_BLOCK, CLASSES, BATCH
+            features, images, first + begin, classes - begin, image, is_image, dim, DIM_BLOCK, CLASSES, BATCH
         )
         logits = tl.where((begin + c < classes)[None, :], scale * cosines, float("-inf"))
         right += tl.sum(tl.where((begin + c)[None, :] == label[:, None], logits, 0.0), 1)
@@ -71,19 +71,19 @@ def cross_entropy_kernel(
         tl.store(losses + run, tl.sum(tl.where(is_image, largest + tl.log(total) - right, 0.0), 0) / count)
 
     cosines, norm = _cosines(
-        features, images, first + own, classes - own, image, is_image, DIM, DIM_BLOCK, CLASSES, BATCH
+        features, images, first + own, classes - own, image, is_image, dim, DIM_BLOCK, CLASSES, BATCH
     )
     is_class = own + c < classes
     p = tl.where(is_class[None, :], tl.exp(scale * cosines - largest[:, None]) / total[:, None], 0.0)
     error = p - ((own + c)[None, :] == label[:, None]).to(p.dtype)
     error = tl.where(is_image[:, None], error * scale / count, 0.0)
     along = tl.sum(error * cosines, 0)  # the gradient's part along the class feature, which its norm removes
-    for begin in range(0, DIM, DIM_BLOCK):
+    for begin in range(0, dim, DIM_BLOCK):
         k = begin + tl.arange(0, DIM_BLOCK)
-        of_image = images + image[:, None].to(tl.int64) * DIM + k[None, :]
-        of_class = (first + own + c)[:, None].to(tl.int64) * DIM + k[None, :]
-        is_number = is_class[:, None] & (k[None, :] < DIM)
-        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < DIM), other=0.0)
+        of_image = images + image[:, None].to(tl.int64) * dim + k[None, :]
+        of_class = (first + own + c)[:, None].to(tl.int64) * dim + k[None, :]
+        is_number = is_class[:, None] & (k[None, :] < dim)
+        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0)
         direction = wide(tl.load(features + of_class, mask=is_number, other=0.0)) / norm[:, None]
         grad = (tl.dot(tl.trans(error), a, input_precision="ieee") - direction * along[:, None]) / norm[
             :, None
@@ -118,7 +118,7 @@ class Loss:
         _, runs, batch_size = self.image_rows.shape
         launch(
             cross_entropy_kernel, (len(self.class_blocks),), features, self.images, self.labels, self.image_rows,
-            self.step, self.class_blocks, losses, grads, self.logit_scale, runs, DIM=features.shape[1],
+            self.step, self.class_blocks, losses, grads, self.logit_scale, runs, features.shape[1],
             DIM_BLOCK=DIM_BLOCK, CLASSES=CLASS_BLOCK, BATCH_SIZE=batch_size, BATCH=padded(batch_size),
         )  # fmt: skip
 
