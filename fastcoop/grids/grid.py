@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fastcoop.checks import several, shortened
 from fastcoop.errors import MissingFile, UserError, nearest
-from fastcoop.grids.lines import Lines, read_yaml
+from fastcoop.grids.lines import Lines, located, read_yaml
 from fastcoop.grids.options import keep_only, methods_of, override, scopes_of
 from fastcoop.grids.shipped import shipped_grid
 from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, as_list, plain
@@ -30,22 +30,7 @@ Methods = tuple[tuple[str, tuple[MethodSettings, ...]], ...]  # (name, all its s
 log = logging.getLogger("fastcoop")
 
 
-class _Keys(BaseModel):
-    """The keys of a block, or of a grid without blocks, but for its methods."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    backbones: Names
-    datasets: Names
-    shots: Shots = (1, 2, 4, 8, 16)
-    seeds: Seeds = (1, 2, 3)
-    targets: dict[Name, Names] = {}
-    views: Views = 8
-    recipe: Literal["current", "official-2021"] = "current"
-
-
-@dataclass(frozen=True)
-class Block:
+class GridBlock(BaseModel):
     """Every method with each of its settings, on every dataset by every backbone; methods that learn also with every
     number of shots and every seed.
 
@@ -56,15 +41,21 @@ class Block:
         shots, seeds: Images per class, and seeds, of the few-shot subsets.
         methods: (name, all its settings), the fastest first.
         targets: For a dataset, further datasets to test its runs on.
+        views: Augmented views per training image, the same in all blocks.
+        recipe: Recipe of the image transforms, the same in all blocks.
     """
 
-    name: str | None
-    backbones: tuple[str, ...]
-    datasets: tuple[str, ...]
-    shots: tuple[int | str, ...]
-    seeds: tuple[int, ...]
-    methods: Methods
-    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = None
+    backbones: Names
+    datasets: Names
+    shots: Shots = (1, 2, 4, 8, 16)
+    seeds: Seeds = (1, 2, 3)
+    methods: Methods = ()
+    targets: dict[Name, Names] = {}
+    views: Views = 8
+    recipe: Literal["current", "official-2021"] = "current"
 
     @property
     def learns(self) -> bool:
@@ -80,14 +71,10 @@ class Block:
         """Yield its runs of one method by one backbone, dataset by dataset."""
         if backbone not in self.backbones:
             return
-        draws: list[tuple[int | str, int]] = [(0, 0)]
-        if METHODS[method].learns:
-            draws = list(product(self.shots, self.seeds))
+        draws: Any = product(self.shots, self.seeds) if METHODS[method].learns else [(0, 0)]
         every = [one for name, settings in self.methods if name == method for one in settings]
-        for dataset in self.datasets:
-            targets = self.targets.get(dataset, ())
-            for settings, (shots, seed) in product(every, draws):
-                yield RunSpec(method, settings, backbone, dataset, shots, seed, targets)
+        for dataset, settings, (shots, seed) in product(self.datasets, every, draws):
+            yield RunSpec(method, settings, backbone, dataset, shots, seed, self.targets.get(dataset, ()))
 
 
 @dataclass(frozen=True)
@@ -96,15 +83,21 @@ class Grid:
 
     Attributes:
         blocks: The blocks of the file, or one for a file without blocks.
-        views: Augmented views per training image.
-        recipe: Recipe of the image transforms, "current" or "official-2021".
         source: The content of the file, changed by command-line options.
     """
 
-    blocks: tuple[Block, ...]
-    views: int = 8
-    recipe: str = "current"
+    blocks: tuple[GridBlock, ...]
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def views(self) -> int:
+        """Augmented views per training image."""
+        return self.blocks[0].views
+
+    @property
+    def recipe(self) -> str:
+        """Recipe of the image transforms, "current" or "official-2021"."""
+        return self.blocks[0].recipe
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -130,9 +123,8 @@ class Grid:
 
     def runs(self) -> Iterator[RunSpec[Any]]:
         """Yield all runs, backbone by backbone, method by method; a run of several blocks is yielded for each."""
-        for backbone, method in product(self.backbones, self.methods):
-            for block in self.blocks:
-                yield from block.runs(backbone, method)
+        for backbone, method, block in product(self.backbones, self.methods, self.blocks):
+            yield from block.runs(backbone, method)
 
     def drawn(self, dataset: str) -> tuple[tuple[int | str, ...], tuple[int, ...]]:
         """Return the shots and seeds of a dataset's few-shot subsets; none if nothing learns from it."""
@@ -164,13 +156,15 @@ def read_grid(
     keys = [one.partition("=")[0] for one in overrides]
     if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
         raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
-    for one in sorted(
-        overrides, key=lambda one: "datasets=" in one
-    ):  # last: they drop targets that are not set
-        override(given, one, lines)
-    grid = _Reader(given, lines, name).grid()
-    if only:
-        grid = _Reader(keep_only(given, only), Lines(), name).grid()
+    try:
+        # Datasets last: they drop targets that are not set.
+        for one in sorted(overrides, key=lambda one: "datasets=" in one):
+            override(given, one, lines)
+        grid = _checked(given, name)
+        if only:
+            grid = _checked(keep_only(given, only), name)
+    except SettingError as error:
+        raise UserError(f"{lines.where(error.place)}{error}") from None
     if not (overrides or only):
         _warn_of_unused_keys(grid, lines)
     for one, key in zip(overrides, keys, strict=True):
@@ -202,116 +196,95 @@ def _content(source: Any) -> tuple[dict[str, Any], Lines, str]:
     return plain(given), lines, str(source)
 
 
-class _Reader:
-    """Checks the content of a grid, and makes blocks of it."""
-
-    def __init__(self, given: dict[str, Any], lines: Lines, name: str):
-        self.given, self.lines, self.name = given, lines, name
-
-    def grid(self) -> Grid:
-        self._refuse_unknown(self.given, (*BLOCK_KEYS, *TOP_KEYS), self.name, ())
-        blocks = self.given.get("blocks")
-        if blocks is None:
-            made = [self._block(None, {}, ())]
-        else:
-            if not isinstance(blocks, dict) or not blocks:
-                self.lines.refuse(
-                    ("blocks",), f'"blocks" of {self.name} should be names with keys of their own.'
-                )
-            made = [self._block(name, content, ("blocks", name)) for name, content in blocks.items()]
-        self._refuse_targets_without_dataset([block for block, _ in made])
-        _, keys = made[0]
-        return Grid(tuple(block for block, _ in made), keys.views, keys.recipe, self.given)
-
-    def _block(self, name: Any, content: Any, path: tuple[Any, ...]) -> tuple[Block, _Keys]:
-        what = self.name
-        if path:
-            what = f'block "{name}" of {self.name}'
-            self._check_block(name, content, path)
-        shared = {key: value for key, value in self.given.items() if key not in ("methods", "blocks")}
-        merged = shared | {key: value for key, value in content.items() if key != "methods"}
-        try:
-            keys = validate(_Keys, merged, what)
-        except SettingError as error:
-            place = path if error.place[:1] and error.place[0] in content else ()
-            raise UserError(f"{self.lines.where((*place, *error.place))}{error}") from None
-        methods = self._methods(
-            content.get("methods", self.given.get("methods")), path if "methods" in content else (), what
-        )
-        targets = _resolved_targets(keys)
-        return Block(name, keys.backbones, keys.datasets, keys.shots, keys.seeds, methods, targets), keys
-
-    def _check_block(self, name: Any, content: Any, path: tuple[Any, ...]) -> None:
-        if not isinstance(name, str):
-            self.lines.refuse(path, f"Expected the name of a block to be text, got {name!r}.")
-        if name in METHODS:
-            self.lines.refuse(path, f'A block cannot be called "{name}", which is a method; rename it.')
-        if not isinstance(content, dict):
-            self.lines.refuse(path, f'The block "{name}" should have keys of its own, such as methods.')
-        for key in TOP_KEYS:
-            if key in content:
-                self.lines.refuse((*path, key), f'"{key}" holds for the whole grid; put it at its top.')
-        self._refuse_unknown(content, BLOCK_KEYS, f'block "{name}"', path)
-
-    def _refuse_unknown(
-        self, content: dict[str, Any], known: Sequence[str], what: str, path: tuple[Any, ...]
-    ) -> None:
-        for key in content:
-            if key not in known:
-                hint = nearest(str(key), known)
-                self.lines.refuse((*path, key), f'Unknown setting "{key}" of {what}.{hint}')
-
-    def _refuse_targets_without_dataset(self, blocks: Sequence[Block]) -> None:
-        for path, content in scopes_of(self.given):
-            datasets = {d for block in blocks if not path or block.name == path[1] for d in block.datasets}
-            for dataset in content.get("targets") or {}:
-                if str(dataset) not in datasets and dataset != EVERY:
-                    message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
-                    self.lines.refuse((*path, "targets", dataset), message)
-
-    def _methods(self, given: Any, path: tuple[Any, ...], what: str) -> Methods:
-        if not given:
-            self.lines.refuse(path, f'The setting "methods" of {what} is missing; it must be given.')
-        found: list[tuple[str, tuple[MethodSettings, ...]]] = []
-        for index, entry in enumerate(as_list(given)):
-            here = (*path, "methods", index) if isinstance(given, list) else (*path, "methods")
-            for name, settings in methods_of(entry):
-                there = (*here, name) if isinstance(entry, dict) else here
-                with self.lines.at(there):
-                    method = get_method(name)
-                if not isinstance(settings, dict):
-                    message = f"Expected keys and values as settings of {name}, got {shortened(settings)}."
-                    self.lines.refuse(there, message)
-                with self.lines.at(there):
-                    found.append((name, tuple(expand(method, settings))))
-        for n, one in enumerate(found):
-            if one in found[:n]:
-                message = f"The method {one[0]} is listed twice with the same settings; leave one."
-                self.lines.refuse(path, message)
-        order = list(METHODS)
-        return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
+def _checked(given: dict[str, Any], name: str) -> Grid:
+    """Return the grid of a file's content. Raises SettingError, with the place in it, for what is wrong."""
+    _refuse_unknown(given, (*BLOCK_KEYS, *TOP_KEYS), name)
+    blocks = given.get("blocks")
+    if blocks is None:
+        made = [_block(None, given, name)]
+    elif not isinstance(blocks, dict) or not blocks:
+        raise SettingError(f'"blocks" of {name} should be names with keys of their own.', ("blocks",))
+    else:
+        shared = {key: value for key, value in given.items() if key != "blocks"}
+        made = []
+        for block, content in blocks.items():
+            with located("blocks", block):
+                _check_block(block, content)
+                made.append(_block(block, shared | content, f'block "{block}" of {name}'))
+    for path, content in scopes_of(given):
+        datasets = {one for block in made if not path or block.name == path[1] for one in block.datasets}
+        for dataset in content.get("targets") or {}:
+            if str(dataset) not in datasets and dataset != EVERY:
+                message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
+                raise SettingError(message, (*path, "targets", dataset))
+    return Grid(tuple(made), given)
 
 
-def _resolved_targets(keys: _Keys) -> dict[str, tuple[str, ...]]:
+def _check_block(name: Any, content: Any) -> None:
+    if not isinstance(name, str):
+        raise UserError(f"Expected the name of a block to be text, got {name!r}.")
+    if name in METHODS:
+        raise UserError(f'A block cannot be called "{name}", which is a method; rename it.')
+    if not isinstance(content, dict):
+        raise UserError(f'The block "{name}" should have keys of its own, such as methods.')
+    for key in TOP_KEYS:
+        if key in content:
+            raise SettingError(f'"{key}" holds for the whole grid; put it at its top.', (key,))
+    _refuse_unknown(content, BLOCK_KEYS, f'block "{name}"')
+
+
+def _refuse_unknown(content: dict[str, Any], known: Sequence[str], what: str) -> None:
+    for key in content:
+        if key not in known:
+            raise SettingError(f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}', (key,))
+
+
+def _block(name: str | None, content: dict[str, Any], what: str) -> GridBlock:
+    """Return a block of its content and what it shares with the others."""
+    block = validate(GridBlock, {key: value for key, value in content.items() if key != "methods"}, what)
+    methods = _methods(content.get("methods"), what)
     targets = {}
-    for dataset in keys.datasets:
-        named = keys.targets.get(dataset, keys.targets.get(EVERY, ()))
-        if dataset in named and dataset in keys.targets:
+    for dataset in block.datasets:
+        named = block.targets.get(dataset, block.targets.get(EVERY, ()))
+        if dataset in named and dataset in block.targets:
             raise UserError(
                 f'The dataset "{dataset}" is tested on itself in any case; leave it out of its own targets.'
             )
-        every = keys.datasets if named == (OTHERS,) else named
-        if others := tuple(name for name in every if name != dataset):
+        every = block.datasets if named == (OTHERS,) else named
+        if others := tuple(other for other in every if other != dataset):
             targets[dataset] = others
-    return targets
+    return block.model_copy(update={"name": name, "methods": methods, "targets": targets})
 
 
-def _users(grid: Grid, keys: Sequence[str], inherited: bool = True) -> list[Block]:
+def _methods(given: Any, what: str) -> Methods:
+    if not given:
+        raise UserError(f'The setting "methods" of {what} is missing; it must be given.')
+    found: list[tuple[str, tuple[MethodSettings, ...]]] = []
+    for index, entry in enumerate(as_list(given)):
+        for name, settings in methods_of(entry):
+            inside = (
+                *([index] if isinstance(given, list) else []),
+                *([name] if isinstance(entry, dict) else []),
+            )
+            with located("methods", *inside):
+                method = get_method(name)
+                if not isinstance(settings, dict):
+                    raise UserError(
+                        f"Expected keys and values as settings of {name}, got {shortened(settings)}."
+                    )
+                found.append((name, tuple(expand(method, settings))))
+            if found[-1] in found[:-1]:
+                raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
+    order = list(METHODS)
+    return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
+
+
+def _users(grid: Grid, keys: Sequence[str], inherited: bool = True) -> list[GridBlock]:
     """Return the blocks with runs that use a key, such as ``["blocks", "one", "shots"]``.
 
     ``inherited``: whether a block with a key of its own does without the one at the top, as in a file.
     """
-    blocks: Sequence[Block] = grid.blocks
+    blocks: Sequence[GridBlock] = grid.blocks
     if keys[0] == "blocks" and len(keys) > 2:
         blocks, keys = [block for block in blocks if block.name == keys[1]], keys[2:]
     elif inherited and (own := grid.source.get("blocks")):
@@ -328,15 +301,11 @@ def _warn_of_unused_keys(grid: Grid, lines: Lines) -> None:
     for path, content in scopes_of(dict(grid.source)):
         for key in (*BLOCK_KEYS, "views"):
             if key in content and not _users(grid, (*path, key)):
-                log.warning(
-                    "%sNo run uses %s from here, so it changes nothing.", lines.where((*path, key)), key
-                )
-        targets = content.get("targets") or {}
-        own = {str(name) for name in targets}
-        users = _users(grid, (*path, "targets"))
-        if EVERY in own and not any(block.targets.keys() - own for block in users):
-            where = lines.where((*path, "targets", EVERY))
-            log.warning("%sNo dataset has targets by %s.", where, EVERY)
+                where = lines.where((*path, key))
+                log.warning("%sNo run uses %s from here, so it changes nothing.", where, key)
+        named = {str(name) for name in content.get("targets") or {}}
+        if EVERY in named and not any(one.targets.keys() - named for one in _users(grid, (*path, "targets"))):
+            log.warning("%sNo dataset has targets by %s.", lines.where((*path, "targets", EVERY)), EVERY)
     schedules: dict[str, tuple[dict[Any, Any], set[Any]]] = {}
     for block in grid.blocks:
         for settings in (one for _, every in block.methods for one in every):

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fastcoop.methods import METHODS, Data, RunSpec
+from fastcoop.methods import METHODS, RunSpec
 
-RESULTS_VERSION = (
-    1  # increased when a change of the code changes results: runs of older versions are done again
-)
+RESULTS_VERSION = 1  # increased when a change of the code changes results: older runs are done again
 
 
 class RunKeys:
@@ -28,41 +26,37 @@ class RunKeys:
 
     def of(self, run: RunSpec) -> str:
         """Return the sha256 hex of everything that determines a run's result, as JSON with sorted keys."""
-        data, model, subset, method = run.data, run.model, run.subset, METHODS[run.method]
+        data, model, subset, store = run.data, run.model, run.subset, run.data.store
         sizes = (len(subset.train), len(subset.val)) if subset else None
-        inputs = self._json((data, model), (), lambda: _inputs(run))
+
+        def inputs() -> dict[str, Any]:
+            features = store.digest if store else [data.name]
+            return {"backbone": model.digest, "dataset": data.dataset.digest, "features": features}
+
+        def drawn() -> list[str | None] | None:
+            """Digests of training images, validation images and training features (None if not cached)."""
+            features = store.train_digest(subset.train) if subset and store else None
+            return [_digest(subset.train), _digest(subset.val), features] if subset else None
+
+        # `Method.key_settings` does not depend on the seed.
         settings = self._json(
             (run.settings, data, model),
-            (run.method, run.shots, sizes),  # `Method.key_settings` does not depend on the seed
-            lambda: method.key_settings(run, model),
+            (run.method, run.shots, sizes),
+            lambda: METHODS[run.method].key_settings(run, model),
         )
-        drawn = self._json((data, subset), (), lambda: subset and _subset_digests(data, subset))
         text = (
-            f'{inputs[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, "seed": {run.seed}, '
-            f'"settings": {settings}, "shots": {json.dumps(run.shots)}, "subset": {drawn}}}'
+            f'{self._json((data, model), (), inputs)[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, '
+            f'"seed": {run.seed}, "settings": {settings}, "shots": {json.dumps(run.shots)}, '
+            f'"subset": {self._json((data, subset), (), drawn)}}}'
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _json(self, objects: tuple[Any, ...], values: tuple[Any, ...], make: Callable[[], Any]) -> str:
         """Return the JSON of what is made of some objects, which are the same if they are identical, and values."""
         key = *map(id, objects), *values
-        if key not in self._known:
-            self._known[key] = (
-                objects,
-                json.dumps(make(), sort_keys=True),
-            )  # kept, so that their ids stay theirs
+        if key not in self._known:  # the objects are kept, so that no other gets the ID of one
+            self._known[key] = objects, json.dumps(make(), sort_keys=True)
         return self._known[key][1]
-
-
-def _inputs(run: RunSpec) -> dict[str, Any]:
-    features = run.data.store.digest if run.data.store else [run.data.name]
-    return {"backbone": run.model.digest, "dataset": run.data.dataset.digest, "features": features}
-
-
-def _subset_digests(data: Data, subset: Any) -> list[str | None]:
-    """Return digests of a subset's training images, validation images and training features (None if not cached)."""
-    features = data.store.train_digest(subset.train) if data.store else None
-    return [_digest(subset.train), _digest(subset.val), features]
 
 
 def _digest(indices: np.ndarray) -> str:

@@ -24,11 +24,17 @@ class Lines:
     """The line of every value of a YAML text, by its path: the keys and indices that lead to it from the top."""
 
     def __init__(self) -> None:
-        self.places: dict[tuple[Any, ...], str] = {}  # such as "Line 3: "
+        self.places: dict[tuple[str, ...], str] = {}  # such as "Line 3: "
 
     def where(self, path: Sequence[Any]) -> str:
-        """Return ``"Line 3: "`` for the longest part of ``path`` that is known; "" where there is no text."""
-        known = (tuple(map(str, path[:n])) for n in range(len(path), 0, -1))
+        """Return ``"Line 3: "`` for the longest part of ``path`` that is known; "" where there is no text.
+
+        A key that a block does not have is one that it shares, at the top.
+        """
+        whole = tuple(map(str, path))
+        shared = whole[2:] if whole[:1] == ("blocks",) else ()
+        known = [whole[:n] for n in range(len(whole), 2 if shared else 0, -1)]
+        known += [shared[:n] for n in range(len(shared), 0, -1)] + [whole[:2]]
         return next((self.places[part] for part in known if part in self.places), "")
 
     def set(self, path: Sequence[Any], option: str) -> None:
@@ -37,18 +43,15 @@ class Lines:
         self.places = {one: at for one, at in self.places.items() if one[: len(whole)] != whole}
         self.places[whole] = f"{option}: "
 
-    @contextmanager
-    def at(self, path: Sequence[Any]) -> Iterator[None]:
-        """Put the line of ``path``, or of the setting within it that is wrong, before the message of a UserError."""
-        try:
-            yield
-        except UserError as error:
-            inside = error.place if isinstance(error, SettingError) else ()
-            raise UserError(f"{self.where((*path, *inside))}{error}") from None
 
-    def refuse(self, path: Sequence[Any], message: str) -> None:
-        """Raise UserError with the line of ``path``."""
-        raise UserError(f"{self.where(path)}{message}")
+@contextmanager
+def located(*path: Any) -> Iterator[None]:
+    """Make every UserError a SettingError, with ``path`` before its place."""
+    try:
+        yield
+    except UserError as error:
+        inside = error.place if isinstance(error, SettingError) else ()
+        raise SettingError(str(error), (*path, *inside)) from None
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, Lines]:

@@ -15,11 +15,9 @@ from fastcoop.methods import METHODS
 
 log = logging.getLogger("fastcoop")
 
-Scope = tuple[tuple[str, ...], dict[str, Any]]  # the path of a block, or () for the top, and its keys
 
-
-def scopes_of(given: dict[str, Any]) -> Iterator[Scope]:
-    """Yield the top of a grid and its blocks, each with its path."""
+def scopes_of(given: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield the top of a grid and its blocks, each with its path: () for the top."""
     yield (), given
     blocks = given.get("blocks")
     for name, block in blocks.items() if isinstance(blocks, dict) else ():
@@ -29,13 +27,9 @@ def scopes_of(given: dict[str, Any]) -> Iterator[Scope]:
 
 def methods_of(methods: Any) -> list[tuple[str, Any]]:
     """Return (name, settings) of a name, a mapping of names to settings, or a list of either."""
-    pairs: list[tuple[str, Any]] = []
-    for entry in as_list(methods) if methods else ():
-        if isinstance(entry, dict):
-            pairs += [(str(name), {} if settings is None else settings) for name, settings in entry.items()]
-        else:
-            pairs.append((str(entry), {}))
-    return pairs
+    entries = [one if isinstance(one, dict) else {one: None} for one in as_list(methods)] if methods else []
+    pairs = [pair for entry in entries for pair in entry.items()]
+    return [(str(name), {} if settings is None else settings) for name, settings in pairs]
 
 
 def override(given: dict[str, Any], option: str, lines: Lines) -> None:
@@ -48,20 +42,25 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
     if not equals or not path:
         raise UserError(f'"{option}" should be KEY=VALUE, such as shots=1,2 or methods.coop.epochs=20.')
     keys = path.split(".")
-    value = _value(keys, text, option)
-    scopes = list(scopes_of(given))
+    value, scopes, found = _value(keys, text, option), list(scopes_of(given)), False
     if keys[0] == "blocks" and len(keys) > 2:
         scopes = [scope for scope in scopes if scope[0] == ("blocks", keys[1])]
         if not scopes:
-            raise UserError(
-                f'The grid has no block "{keys[1]}".{nearest(keys[1], given.get("blocks") or ())}'
-            )
+            hint = nearest(keys[1], given.get("blocks") or ())
+            raise UserError(f'The grid has no block "{keys[1]}".{hint}')
         keys = keys[2:]
-    if keys[0] == "methods" and len(keys) > 2:
-        _override_method(scopes, keys[1:], value, option, lines)
-        return
+    of_method = keys[0] == "methods" and len(keys) > 2
     for place, scope in scopes:
-        if place == () or keys[0] in scope:
+        if of_method:
+            pairs = methods_of(scope.get("methods"))
+            if keys[1] in (name for name, _ in pairs):
+                scope["methods"] = [{name: settings} for name, settings in pairs]
+            for index, (name, settings) in enumerate(pairs):
+                if name == keys[1]:
+                    _set(settings, keys[2:], value, option)
+                    lines.set((*place, "methods", index, *keys[1:]), f"--set {option}")
+                    found = True
+        elif place == () or keys[0] in scope:
             _set(scope, keys, value, option)
             lines.set((*place, *keys), f"--set {option}")
         if keys == ["datasets"] and isinstance(scope.get("targets"), dict):
@@ -69,6 +68,8 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
             scope["targets"] = {name: named for name, named in targets.items() if str(name) in kept}
             if dropped := [str(name) for name in targets if str(name) not in kept]:
                 log.warning("--set datasets leaves out the targets of %s.", abbreviate(dropped))
+    if of_method and not found:
+        raise UserError(f'"{option}" sets {keys[1]}, which the grid does not run.')
 
 
 def _value(keys: Sequence[str], text: str, option: str) -> Any:
@@ -83,24 +84,6 @@ def _value(keys: Sequence[str], text: str, option: str) -> Any:
     except (UserError, KeyError):
         raise UserError(f'The value in "{option}" is not YAML; quote it.') from None
     return value
-
-
-def _override_method(
-    scopes: Sequence[Scope], keys: Sequence[str], value: Any, option: str, lines: Lines
-) -> None:
-    """Change a setting of a method in every block that runs it."""
-    found = False
-    for place, scope in scopes:
-        pairs = methods_of(scope.get("methods"))
-        if keys[0] in (name for name, _ in pairs):
-            scope["methods"] = [{name: settings} for name, settings in pairs]
-        for index, (name, settings) in enumerate(pairs):
-            if name == keys[0]:
-                _set(settings, keys[1:], value, option)
-                lines.set((*place, "methods", index, *keys), f"--set {option}")
-                found = True
-    if not found:
-        raise UserError(f'"{option}" sets {keys[0]}, which the grid does not run.')
 
 
 def _set(place: dict[str, Any], keys: Sequence[str], value: Any, option: str) -> None:
@@ -120,21 +103,21 @@ def keep_only(given: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
         UserError: The grid has none of them.
     """
     blocks = given.get("blocks") or {}
-    unknown = [name for name in only if name not in METHODS and name not in blocks]
-    if unknown:
+    if unknown := [name for name in only if name not in METHODS and name not in blocks]:
         kind = "method or block" if blocks else "method"
         raise UserError(f'There is no {kind} "{unknown[0]}".{nearest(unknown[0], [*METHODS, *blocks])}')
     methods = [name for name in only if name in METHODS] or list(METHODS)
-    named = [name for name in only if name in blocks] or list(blocks)
 
     def kept(scope: dict[str, Any]) -> dict[str, Any]:
         every = methods_of(scope.get("methods", given.get("methods")))
         return scope | {"methods": [{name: own} for name, own in every if name in methods]}
 
-    rest = kept(given)
     if blocks:
+        named = [name for name in only if name in blocks] or list(blocks)
         left = {name: block for name in named if (block := kept(blocks[name]))["methods"]}
         rest = {key: value for key, value in given.items() if key != "methods"} | {"blocks": left}
+    else:
+        rest = kept(given)
     if not rest["blocks" if blocks else "methods"]:
         found = {name for _, scope in scopes_of(given) for name, _ in methods_of(scope.get("methods"))}
         raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(sorted(found))}.")

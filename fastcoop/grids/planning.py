@@ -66,10 +66,10 @@ def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
     """
     from fastcoop.backbones import backbone_from_spec
 
-    specs = dict.fromkeys((*grid.datasets, *grid.targets))
-    datasets = {spec: find_dataset(spec, data_root) for spec in specs}
+    datasets = {spec: find_dataset(spec, data_root) for spec in (*grid.datasets, *grid.targets)}
     refuse_shared_names("datasets", datasets)
-    _warn_of_imported_features(grid, datasets.values())
+    for dataset in datasets.values():
+        _warn_of_unused_keys(grid, dataset)
     for block in grid.blocks:
         learns = [name for name, _ in block.methods if METHODS[name].learns]
         without_train = [spec for spec in block.datasets if "train" not in datasets[spec].splits]
@@ -83,19 +83,19 @@ def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
     return LoadedGrid(grid, backbones, datasets)
 
 
-def _warn_of_imported_features(grid: Grid, datasets: Iterable[Dataset]) -> None:
+def _warn_of_unused_keys(grid: Grid, dataset: Dataset) -> None:
     """Warn of keys of the grid that have no effect on imported features."""
-    for dataset in datasets:
-        if dataset.store is None:
-            continue
-        views = FeatureStore.open(dataset.store).meta.views
-        unused = ["views"] * ("views" in grid.source and grid.views > views)
-        unused += ["recipe"] * ("recipe" in grid.source)
-        if unused:
-            log.warning(
-                "%s holds imported features with %d augmented views; %s of the grid changes nothing for it.",
-                *(dataset.name, views, " and ".join(unused)),
-            )
+    if dataset.store is None:
+        return
+    views = FeatureStore.open(dataset.store).meta.views
+    unused = ["views"] * ("views" in grid.source and grid.views > views) + ["recipe"] * (
+        "recipe" in grid.source
+    )
+    if unused:
+        log.warning(
+            "%s holds imported features with %d augmented views; %s of the grid changes nothing for it.",
+            *(dataset.name, views, " and ".join(unused)),
+        )
 
 
 def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, Backbone]) -> None:
@@ -109,27 +109,23 @@ def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, B
         UserError: Two names are equal, or differ only in the case or the composition of their letters; or two halves
             are of two datasets with one name.
     """
+
+    def folded(name: str) -> str:  # as file systems that ignore case and composition compare names
+        return unicodedata.normalize("NFC", name).casefold()
+
     by_name: dict[str, str] = {}
     wholes: dict[str, tuple[str, Dataset]] = {}
     for spec, one in found.items():
-        name = _folded(one.name)
-        if name in by_name:
-            raise UserError(
-                f'The {kind} "{by_name[name]}" and "{spec}" are both called {one.name}; rename one.'
-            )
-        by_name[name] = spec
+        first = by_name.setdefault(folded(one.name), spec)
+        if first != spec:
+            raise UserError(f'The {kind} "{first}" and "{spec}" are both called {one.name}; rename one.')
         if isinstance(one, Dataset):
             whole = one.whole or one
-            first, known = wholes.setdefault(_folded(whole.name), (spec, whole))
+            first, known = wholes.setdefault(folded(whole.name), (spec, whole))
             if known.digest != whole.digest:
                 raise UserError(
                     f'The datasets "{first}" and "{spec}" are of two datasets called {whole.name}; rename one.'
                 )
-
-
-def _folded(name: str) -> str:
-    """Return a name as file systems that ignore case and composition compare it."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:

@@ -80,9 +80,8 @@ def _plain(value: Any) -> Any:
         return {_key(key): _plain(one) for key, one in value.items()}
     if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
         return _plain(value.tolist())
-    for kind, made in KINDS:
-        if isinstance(value, kind):
-            return made(value)
+    if made := next((made for kind, made in KINDS if isinstance(value, kind)), None):
+        return made(value)
     if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
         items = [_plain(one) for one in value]
         return sorted(items, key=lambda one: (str(type(one)), one)) if isinstance(value, Set) else items
