@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from fastcoop.cli.groups import app
 from fastcoop.cli.options import AsJson, Device, comma_list
@@ -17,17 +17,15 @@ from fastcoop.errors import UserError
 @app.command()
 def bench(
     datasets: Annotated[
-        list[str] | None, comma_list(help="Datasets of the paper, imagenet-10 or imagenet-100.")
+        list[str] | None, comma_list(help="Of the paper, imagenet-10 or imagenet-100.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "RN50",
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements, fewer for slow contenders.")] = 5,
-    dtype: Annotated[str, typer.Option(help="Of both contenders: float32 or bfloat16.")] = "float32",
-    precision: Annotated[
-        str | None, typer.Option(help="bfloat16: also measure its speed and error beside --dtype's.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md.")] = Path("reports/bench"),
+    backbone: Annotated[str, Option(help="An open_clip model; its weights are random.")] = "RN50",
+    repeats: Annotated[int, Option(min=1, help="Measurements, fewer for slow contenders.")] = 5,
+    dtype: Annotated[str, Option(help="Of both contenders: float32 or bfloat16.")] = "float32",
+    precision: Annotated[str | None, Option(help="Also measure this precision: bfloat16.")] = None,
+    out: Annotated[Path, Option(help="Folder for bench.json and bench.md.")] = Path("reports/bench"),
     device: Device = "cpu",
-    project: Annotated[str | None, typer.Option(help='"fig3": also print the time Figure 3 takes.')] = None,
+    project: Annotated[str | None, Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time training steps beside the official code.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from fastcoop.cli import options
 from fastcoop.cli.groups import app, datasets_app, features_app
@@ -39,11 +40,13 @@ def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json
 
 @datasets_app.command("check")
 def check(
-    name: Annotated[str, typer.Argument(help="A dataset's name, or a folder.")],
+    name: Annotated[str, Argument(help="A dataset's name, or a folder.")],
     data_root: DataRoot = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare a dataset with Table 6, and print what is missing and where to download it.
+    """Compare a dataset with Table 6.
+
+    What is missing is printed, and where to download it.
 
     Example:  fastcoop datasets check oxford_pets --data-root data
     """
@@ -73,15 +76,13 @@ def _check_lines(found: Check) -> Iterator[str]:
 @app.command("cache-features")
 def cache_features(
     context: typer.Context,
-    datasets: Annotated[
-        list[str], typer.Argument(help="Dataset names, folders, CSV files, or one grid file.")
-    ],
+    datasets: Annotated[list[str], Argument(help="Names, folders, CSV files, or one grid file.")],
     backbone: BackboneSpec = "RN50",
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
-    shots: Annotated[str, typer.Option(help='Shots to cache for, or "all".')] = "1,2,4,8,16",
-    seeds: Annotated[str, typer.Option(help="Seeds to cache for.")] = "1,2,3",
-    views: Annotated[int, typer.Option(help="Augmented views per training image.")] = 8,
+    shots: Annotated[str, Option(help='Shots to cache for, or "all".')] = "1,2,4,8,16",
+    seeds: Annotated[str, Option(help="Seeds to cache for.")] = "1,2,3",
+    views: Annotated[int, Option(help="Augmented views per training image.")] = 8,
     recipe: Recipe = "current",
     dtype: Dtype = "float16",
     skip_unreadable: SkipUnreadable = False,
@@ -124,16 +125,17 @@ def cache_features(
 
 @features_app.command("check")
 def check_features(
-    file: Annotated[Path, typer.Argument(help="A feature store (*.h5).")],
-    backbone: Annotated[str | None, typer.Option(help="Encode a sample again with this backbone.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The dataset whose images to encode.")] = None,
+    file: Annotated[Path, Argument(help="A feature store (*.h5).")],
+    backbone: Annotated[str | None, Option(help="Encode a sample again with this backbone.")] = None,
+    dataset: Annotated[str | None, Option(help="The dataset whose images to encode.")] = None,
     data_root: DataRoot = Path("data"),
-    sample: Annotated[int, typer.Option(help="Images to encode again.")] = 32,
+    sample: Annotated[int, Option(help="Images to encode again.")] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a store's digests and counts; with --backbone and --dataset, encode a sample again.
+    """Verify a store's digests and counts.
 
-    The sample shows how far the stored features are from today's, and how far float16 moves logits.
+    With --backbone and --dataset, a sample of the images is encoded again. The sample shows how far the stored
+    features are from today's, and how far float16 moves logits.
 
     Example:  fastcoop features check cache/RN50/oxford_pets.h5 --backbone RN50 --dataset oxford_pets
     """
@@ -150,12 +152,12 @@ def check_features(
 
 @features_app.command("import")
 def import_store(
-    test: Annotated[Path, typer.Option(help=".npz or .pt of features, labels and class names.")],
-    name: Annotated[str, typer.Option(help="The dataset's name.")],
+    test: Annotated[Path, Option(help=".npz or .pt of features, labels and class names.")],
+    name: Annotated[str, Option(help="The dataset's name.")],
     backbone: BackboneSpec,
-    train: Annotated[Path | None, typer.Option(help="The same for training images.")] = None,
-    val: Annotated[Path | None, typer.Option(help="The same for validation images.")] = None,
-    template: Annotated[str, typer.Option(help="The hand-written prompt.")] = "a photo of a {}.",
+    train: Annotated[Path | None, Option(help="The same for training images.")] = None,
+    val: Annotated[Path | None, Option(help="The same for validation images.")] = None,
+    template: Annotated[str, Option(help="The hand-written prompt.")] = "a photo of a {}.",
     dtype: Dtype = "float16",
     cache: Cache = Path("cache"),
     as_json: AsJson = False,

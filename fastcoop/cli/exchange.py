@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from fastcoop.cli.groups import app
 from fastcoop.cli.options import (
@@ -24,22 +25,21 @@ from fastcoop.progress import counted, progress
 
 @app.command("import-coop")
 def import_coop(
-    place: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with checkpoints below it.")],
-    dataset: Annotated[str, typer.Option(help="The dataset that they were trained on.")],
+    place: Annotated[Path, Argument(help="A checkpoint, or a folder with checkpoints below it.")],
+    dataset: Annotated[str, Option(help="The dataset that they were trained on.")],
     backbone: BackboneSpec,
     data_root: DataRoot = Path("data"),
     results: Results = Path("results/imported"),
-    class_position: Annotated[
-        str | None, typer.Option(help="end, mid or front, if not in the folder names.")
-    ] = None,
-    shots: Annotated[int | None, typer.Option(help="Images per class, if not in the folder names.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed, if not in the folder names.")] = None,
+    class_position: Annotated[str | None, Option(help="end, mid or front.")] = None,
+    shots: Annotated[int | None, Option(help="Images per class.")] = None,
+    seed: Annotated[int | None, Option(help="Seed of the subset.")] = None,
     recipe: Recipe = "current",
     as_json: AsJson = False,
 ) -> None:
     """Import checkpoints of the official CoOp code.
 
-    They become runs of a results folder. No code in them is run. The last epoch of each folder is used. Sizes, weights
+    They become runs of a results folder. No code in them is run. The class position, shots and seed are those
+    in the folder names where no option gives them. The last epoch of each folder is used. Sizes, weights
     and class names are compared first.
 
     Example:  fastcoop import-coop output/imagenet --dataset imagenet --backbone RN50
@@ -61,10 +61,8 @@ def import_coop(
 def export(
     run: RunKey,
     results: Results,
-    format: Annotated[str, typer.Option("--format", help="coop, safetensors or classifier.")] = "classifier",
-    out: Annotated[
-        Path | None, typer.Option(help="File to write (exported/RUN.FORMAT.safetensors); for coop a folder.")
-    ] = None,
+    format: Annotated[str, Option("--format", help="coop, safetensors or classifier.")] = "classifier",
+    out: Annotated[Path | None, Option(help="File to write, for coop a folder (below exported/).")] = None,
     backbone: Annotated[str | None, FOUND_BY_NAME] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,9 +83,9 @@ def export(
 
 @app.command("predict")
 def predict(
-    classifier: Annotated[Path, typer.Argument(help="A file of `fastcoop export --format classifier`.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Labels per image.")] = 3,
+    classifier: Annotated[Path, Argument(help="A file of `fastcoop export --format classifier`.")],
+    images: Annotated[list[Path], Argument(help="Image files, and folders of them.")],
+    k: Annotated[int, Option("-k", min=1, help="Labels per image.")] = 3,
     backbone: Annotated[str | None, FOUND_BY_NAME] = None,
     device: Device = "cpu",
     as_json: AsJson = False,

@@ -8,6 +8,7 @@ import warnings
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 from fastcoop import escape
@@ -64,11 +65,10 @@ def _print_version(asked: bool) -> None:
     "and one sentence names it; 130 interrupted."
 )
 def _configure(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Print more.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print errors only.")] = False,
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+        bool, Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     handler = logging.StreamHandler()

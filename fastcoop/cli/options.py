@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from fastcoop.errors import UserError
 
@@ -17,7 +18,7 @@ def comma_list(*names: str, help: str) -> Any:
 
     A value that has a comma itself stands in double quotes, as in a CSV file.
     """
-    return typer.Option(*names, help=help, metavar="A,B,...", callback=_split)
+    return Option(*names, help=help, metavar="A,B,...", callback=_split)
 
 
 def _split(values: Sequence[str] | None) -> list[str]:
@@ -50,24 +51,22 @@ def given_options(context: typer.Context, names: Sequence[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in given]
 
 
-FOUND_BY_NAME = typer.Option(help="The backbone's folder or weights, if its name does not find it.")
+FOUND_BY_NAME = Option(help="The backbone's folder or weights, if its name does not find it.")
 BACKBONE = "RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
 CONDITION = (
     "Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold."
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-BackboneSpec = Annotated[str, typer.Option("--backbone", help=BACKBONE)]
-Cache = Annotated[Path, typer.Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
-DataRoot = Annotated[Path, typer.Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]
-Device = Annotated[str, typer.Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
-Dtype = Annotated[str, typer.Option(help="float16 or float32.")]
-Recipe = Annotated[str, typer.Option(help='Image transforms: "current" or "official-2021".')]
-Results = Annotated[Path, typer.Option("--results", help="The results folder.")]
-ResultsFolder = Annotated[Path, typer.Argument(help="A results folder.")]
-RunKey = Annotated[str, typer.Argument(help="A run's key, or its beginning.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
+BackboneSpec = Annotated[str, Option("--backbone", help=BACKBONE)]
+Cache = Annotated[Path, Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
+DataRoot = Annotated[Path, Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]
+Device = Annotated[str, Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
+Dtype = Annotated[str, Option(help="float16 or float32.")]
+Recipe = Annotated[str, Option(help='Image transforms: "current" or "official-2021".')]
+Results = Annotated[Path, Option("--results", help="The results folder.")]
+ResultsFolder = Annotated[Path, Argument(help="A results folder.")]
+RunKey = Annotated[str, Argument(help="A run's key, or its beginning.")]
 Runs = Annotated[list[str] | None, comma_list("--run", help="Only these runs: keys, or their beginnings.")]
-SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded, with a warning.")
-]
-Where = Annotated[list[str] | None, typer.Option(metavar="CONDITION", help=CONDITION)]
+SkipUnreadable = Annotated[bool, Option("--skip-unreadable", help="Leave out images that cannot be decoded.")]
+Where = Annotated[list[str] | None, Option(metavar="CONDITION", help=CONDITION)]

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from fastcoop.cli.groups import results_app
 from fastcoop.cli.options import AsJson, ResultsFolder, RunKey, Where
@@ -18,7 +18,7 @@ log = logging.getLogger("fastcoop")
 
 @results_app.command("list")
 def list_results(results: ResultsFolder, where: Where = None, as_json: AsJson = False) -> None:
-    """List runs: label, accuracy on each dataset, and the first characters of the key.
+    """List runs and their accuracies.
 
     Example:  fastcoop results list results/demo --where method=coop,zero_shot --where "accuracy<20"
 
@@ -32,7 +32,7 @@ def list_results(results: ResultsFolder, where: Where = None, as_json: AsJson = 
 
 @results_app.command("show")
 def show_run(results: ResultsFolder, key: RunKey, as_json: AsJson = False) -> None:
-    """Show one run: settings, accuracy by dataset and class, losses, times, versions.
+    """Show everything that is recorded of a run.
 
     Example:  fastcoop results show results/demo 3f2a
     """
@@ -46,19 +46,18 @@ def show_run(results: ResultsFolder, key: RunKey, as_json: AsJson = False) -> No
 @results_app.command("compare")
 def compare(
     results: ResultsFolder,
-    other: Annotated[Path | None, typer.Argument(help="Another results folder.")] = None,
+    other: Annotated[Path | None, Argument(help="Another results folder.")] = None,
     labels: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="Two labels within one folder: the second against the first."),
+        tuple[str, str] | None, Option(help="Two labels of one folder: the second against the first.")
     ] = None,
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two folders run by run, or two labels of one folder: differences by dataset, with a test.
+    """Compare two folders, or two labels of a folder.
 
-    Runs are matched by backbone, dataset, shots and seed (and label, between folders). A difference is the second
-    minus the first, in percentage points. p is two-sided: over datasets by Wilcoxon's signed-rank test where there
-    are five or more, otherwise over seeds by a paired t test.
+    The differences are listed by dataset, with a test. Runs are matched by backbone, dataset, shots and seed (and
+    label, between folders). A difference is the second minus the first, in percentage points. p is two-sided: over
+    datasets by Wilcoxon's signed-rank test where there are five or more, otherwise over seeds by a paired t test.
 
     Example:  fastcoop results compare results/before results/after --where method=coop
 
@@ -73,13 +72,13 @@ def compare(
 @results_app.command("export")
 def export_results(
     results: ResultsFolder,
-    to: Annotated[Path, typer.Argument(help="The file to write, .csv or .parquet.")],
+    to: Annotated[Path, Argument(help="The file to write, .csv or .parquet.")],
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the results table as tidy CSV or Parquet: a row per run and dataset that it was tested on.
+    """Write the results table as CSV or Parquet.
 
-    Parquet needs pyarrow: pip install "fastcoop[parquet]".
+    It has a row per run and dataset that the run was tested on. Parquet needs pyarrow: pip install "fastcoop[parquet]".
 
     Example:  fastcoop results export results/demo demo.csv
 
@@ -96,11 +95,13 @@ def export_results(
 
 @results_app.command("merge")
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Results folders to add.")],
-    into: Annotated[Path, typer.Option(help="The folder that they are added to.")],
+    folders: Annotated[list[Path], Argument(help="Results folders to add.")],
+    into: Annotated[Path, Option(help="The folder that they are added to.")],
     as_json: AsJson = False,
 ) -> None:
-    """Add the runs of several results folders to one, by key. Runs that differ between two are named.
+    """Add the runs of several results folders to one.
+
+    Runs that have different results in two of the folders are named, and nothing of that folder is added.
 
     Example:  fastcoop results merge results/machine-a results/machine-b --into results/all
     """

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from fastcoop.cli.groups import app
 from fastcoop.cli.options import AsJson, BackboneSpec, ResultsFolder, Runs
@@ -17,10 +17,8 @@ from fastcoop.cli.output import show
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("fastcoop-demo"),
-    full: Annotated[
-        bool, typer.Option("--full", help="All figures, both backbones, the paper's schedule: 1 to 2 hours.")
-    ] = False,
+    out: Annotated[Path, Option(help="Folder for everything it writes.")] = Path("fastcoop-demo"),
+    full: Annotated[bool, Option("--full", help="The whole study: 1 to 2 hours.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a small study, from pictures to Figure 3.
@@ -38,7 +36,7 @@ def demo(
 @app.command()
 def report(
     results: ResultsFolder,
-    out: Annotated[Path | None, typer.Option(help="Report folder (reports/<results name>).")] = None,
+    out: Annotated[Path | None, Option(help="Report folder (reports/<results name>).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make figures, tables and a page from results.
@@ -60,10 +58,10 @@ def interpret(
     results: ResultsFolder,
     backbone: BackboneSpec,
     runs: Runs = None,
-    k: Annotated[int, typer.Option("-k", help="Nearest words per vector.")] = 5,
-    all_tokens: Annotated[bool, typer.Option(help="Also use tokens that pretraining never trained.")] = False,
-    cosine: Annotated[bool, typer.Option("--cosine", help="By 1 - cosine, not Euclidean distance.")] = False,
-    latin_only: Annotated[bool, typer.Option("--latin-only", help="N/A for words in other scripts.")] = False,
+    k: Annotated[int, Option("-k", help="Nearest words per vector.")] = 5,
+    all_tokens: Annotated[bool, Option(help="Also use tokens without training.")] = False,
+    cosine: Annotated[bool, Option("--cosine", help="By 1 - cosine, not Euclidean distance.")] = False,
+    latin_only: Annotated[bool, Option("--latin-only", help="N/A for words in other scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the words nearest to learned contexts.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from typer import Argument, Option
 
 from fastcoop.cli import options
 from fastcoop.cli.groups import INTERRUPTED, app
@@ -31,39 +32,25 @@ GRID_ONLY = ("grid", "overrides", "only", "show_grid", "as_json")  # the only on
 @app.command()
 def sweep(
     context: typer.Context,
-    grid: Annotated[Path, typer.Argument(help="The grid file.")],
+    grid: Annotated[Path, Argument(help="The grid file.")],
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
-    results: Annotated[Path | None, typer.Option(help="Results folder (results/<grid name>).")] = None,
+    results: Annotated[Path | None, Option(help="Results folder (results/<grid name>).")] = None,
     overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replaces the grid's value. Repeatable."),
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Replaces the grid's value. Repeatable.")
     ] = None,
-    only: Annotated[
-        list[str] | None, options.comma_list(help="Only these methods, or blocks of the grid.")
-    ] = None,
-    show_grid: Annotated[
-        bool, typer.Option("--show-grid", help="Only print the grid as it is read, with all defaults.")
-    ] = False,
+    only: Annotated[list[str] | None, options.comma_list(help="Only these methods or blocks.")] = None,
+    show_grid: Annotated[bool, Option("--show-grid", help="Only print the grid with all defaults.")] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only print what would run, and the time and memory it will take."),
+        bool, Option("--dry-run", help="Only print what would run, with time and memory.")
     ] = False,
-    memory_budget: Annotated[float | None, typer.Option(help="Memory for training, in GB.")] = None,
+    memory_budget: Annotated[float | None, Option(help="Memory for training, in GB.")] = None,
     device: Device = "cpu",
-    jobs: Annotated[
-        int, typer.Option(help="Worker processes (-1: chosen automatically, 1: run in this process).")
-    ] = -1,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also do runs that failed before.")
-    ] = False,
+    jobs: Annotated[int, Option(help="Worker processes (-1: automatic, 1: run in this process).")] = -1,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Also do runs that failed before.")] = False,
     skip_unreadable: SkipUnreadable = False,
-    backend: Annotated[
-        str, typer.Option(help="local: this machine; dask: a Dask cluster (docs/cluster.md).")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="The cluster's scheduler: tcp://HOST:8786, or a scheduler file.")
-    ] = None,
+    backend: Annotated[str, Option(help="local, or dask: a cluster (docs/cluster.md).")] = "local",
+    address: Annotated[str | None, Option(help="The scheduler: tcp://HOST:8786, or its file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Do every run of a grid file that is not done yet.
@@ -164,14 +151,12 @@ def evaluate(
     targets: Annotated[list[str], options.comma_list(help="Datasets to test on.")],
     runs: Runs = None,
     backbones: Annotated[
-        list[str] | None,
-        options.comma_list("--backbone", help="The runs' backbones, where their names do not find them."),
+        list[str] | None, options.comma_list("--backbone", help="Backbones that their names do not find.")
     ] = None,
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
     recipe: Annotated[
-        str | None,
-        typer.Option(help='Image transforms: "current" or "official-2021" (those of the runs\' training).'),
+        str | None, Option(help="Image transforms (those of the runs' training): current or official-2021.")
     ] = None,
     device: Device = "cpu",
     skip_unreadable: SkipUnreadable = False,

@@ -21,7 +21,6 @@ from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, as_list, pla
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 
-OTHERS, EVERY = "others", "*"  # in targets: all other datasets; every dataset that is not named
 BLOCK_KEYS = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
 TOP_KEYS = ("views", "recipe", "blocks")
 
@@ -141,7 +140,7 @@ def read_grid(
     Args:
         source: A YAML file, or a mapping of its content. A file that is not there may be one that comes with fastcoop.
         overrides: ``key=value`` each; dots reach inside (``methods.coop.epochs=20``), commas make lists. They hold in
-            every block; ``blocks.NAME.key=value`` in one.
+            every block.
         only: Methods, or blocks, to keep.
 
     Raises:
@@ -168,7 +167,7 @@ def read_grid(
     if not (overrides or only):
         _warn_of_unused_keys(grid, lines)
     for one, key in zip(overrides, keys, strict=True):
-        if not _users(grid, key.split("."), inherited=False):
+        if not _users(grid.blocks, key.split(".")):
             log.warning("--set %s changes nothing: no run uses it.", one)
     return grid
 
@@ -214,7 +213,7 @@ def _checked(given: dict[str, Any], name: str) -> Grid:
     for path, content in scopes_of(given):
         datasets = {one for block in made if not path or block.name == path[1] for one in block.datasets}
         for dataset in content.get("targets") or {}:
-            if str(dataset) not in datasets and dataset != EVERY:
+            if str(dataset) not in datasets:
                 message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
                 raise SettingError(message, (*path, "targets", dataset))
     return Grid(tuple(made), given)
@@ -243,16 +242,11 @@ def _block(name: str | None, content: dict[str, Any], what: str) -> GridBlock:
     """Return a block of its content and what it shares with the others."""
     block = validate(GridBlock, {key: value for key, value in content.items() if key != "methods"}, what)
     methods = _methods(content.get("methods"), what)
-    targets = {}
-    for dataset in block.datasets:
-        named = block.targets.get(dataset, block.targets.get(EVERY, ()))
-        if dataset in named and dataset in block.targets:
-            raise UserError(
-                f'The dataset "{dataset}" is tested on itself in any case; leave it out of its own targets.'
-            )
-        every = block.datasets if named == (OTHERS,) else named
-        if others := tuple(other for other in every if other != dataset):
-            targets[dataset] = others
+    targets = {name: names for name, names in block.targets.items() if name in block.datasets}
+    if own := [name for name, names in targets.items() if name in names]:
+        raise UserError(
+            f'The dataset "{own[0]}" is tested on itself in any case; leave it out of its own targets.'
+        )
     return block.model_copy(update={"name": name, "methods": methods, "targets": targets})
 
 
@@ -279,16 +273,8 @@ def _methods(given: Any, what: str) -> Methods:
     return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
 
 
-def _users(grid: Grid, keys: Sequence[str], inherited: bool = True) -> list[GridBlock]:
-    """Return the blocks with runs that use a key, such as ``["blocks", "one", "shots"]``.
-
-    ``inherited``: whether a block with a key of its own does without the one at the top, as in a file.
-    """
-    blocks: Sequence[GridBlock] = grid.blocks
-    if keys[0] == "blocks" and len(keys) > 2:
-        blocks, keys = [block for block in blocks if block.name == keys[1]], keys[2:]
-    elif inherited and (own := grid.source.get("blocks")):
-        blocks = [block for block in blocks if keys[0] not in own[block.name]]
+def _users(blocks: Sequence[GridBlock], keys: Sequence[str]) -> list[GridBlock]:
+    """Return the blocks with runs that use a key, such as ``["shots"]`` or ``["methods", "coop", "epochs"]``."""
     if keys[0] == "methods" and len(keys) > 2:
         return [block for block in blocks if keys[1] in dict(block.methods)]
     if keys[0] == "views":
@@ -298,14 +284,15 @@ def _users(grid: Grid, keys: Sequence[str], inherited: bool = True) -> list[Grid
 
 def _warn_of_unused_keys(grid: Grid, lines: Lines) -> None:
     """Log the keys of a file that no run uses, and the epochs of shots that no run has."""
-    for path, content in scopes_of(dict(grid.source)):
-        for key in (*BLOCK_KEYS, "views"):
-            if key in content and not _users(grid, (*path, key)):
+    scopes = dict(scopes_of(dict(grid.source)))
+    for path, content in scopes.items():
+        for key in content:
+            # A key at the top holds in the blocks that have none of their own.
+            own = [one for one in grid.blocks if one.name and key in scopes["blocks", one.name]]
+            blocks = [one for one in grid.blocks if (one.name == path[1] if path else one not in own)]
+            if key not in ("recipe", "blocks") and not _users(blocks, [key]):
                 where = lines.where((*path, key))
                 log.warning("%sNo run uses %s from here, so it changes nothing.", where, key)
-        named = {str(name) for name in content.get("targets") or {}}
-        if EVERY in named and not any(one.targets.keys() - named for one in _users(grid, (*path, "targets"))):
-            log.warning("%sNo dataset has targets by %s.", lines.where((*path, "targets", EVERY)), EVERY)
     schedules: dict[str, tuple[dict[Any, Any], set[Any]]] = {}
     for block in grid.blocks:
         for settings in (one for _, every in block.methods for one in every):

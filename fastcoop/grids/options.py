@@ -33,7 +33,7 @@ def methods_of(methods: Any) -> list[tuple[str, Any]]:
 
 
 def override(given: dict[str, Any], option: str, lines: Lines) -> None:
-    """Replace a value of the grid, in every block that gives it; ``blocks.NAME.key=value`` changes one block.
+    """Replace a value of the grid at its top and in every block that gives it.
 
     Raises:
         UserError: The option is not ``key=value``, or reaches into something that has no keys.
@@ -42,15 +42,11 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
     if not equals or not path:
         raise UserError(f'"{option}" should be KEY=VALUE, such as shots=1,2 or methods.coop.epochs=20.')
     keys = path.split(".")
-    value, scopes, found = _value(keys, text, option), list(scopes_of(given)), False
-    if keys[0] == "blocks" and len(keys) > 2:
-        scopes = [scope for scope in scopes if scope[0] == ("blocks", keys[1])]
-        if not scopes:
-            hint = nearest(keys[1], given.get("blocks") or ())
-            raise UserError(f'The grid has no block "{keys[1]}".{hint}')
-        keys = keys[2:]
+    if keys[0] == "blocks" and len(keys) > 2 and keys[1] not in (blocks := given.get("blocks") or {}):
+        raise UserError(f'The grid has no block "{keys[1]}".{nearest(keys[1], blocks)}')
+    value, found = _value(keys, text, option), False
     of_method = keys[0] == "methods" and len(keys) > 2
-    for place, scope in scopes:
+    for place, scope in scopes_of(given):
         if of_method:
             pairs = methods_of(scope.get("methods"))
             if keys[1] in (name for name, _ in pairs):
@@ -64,7 +60,7 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
             _set(scope, keys, value, option)
             lines.set((*place, *keys), f"--set {option}")
         if keys == ["datasets"] and isinstance(scope.get("targets"), dict):
-            kept, targets = {*map(str, as_list(value)), "*"}, scope["targets"]
+            kept, targets = set(map(str, as_list(value))), scope["targets"]
             scope["targets"] = {name: named for name, named in targets.items() if str(name) in kept}
             if dropped := [str(name) for name in targets if str(name) not in kept]:
                 log.warning("--set datasets leaves out the targets of %s.", abbreviate(dropped))

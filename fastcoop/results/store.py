@@ -42,8 +42,9 @@ class ResultsStore:
     def finished(self) -> dict[str, dict[str, ScoreInputs]]:
         """Return, by key and tested dataset, what the tests of all finished runs depended on."""
         found: dict[str, dict[str, ScoreInputs]] = {}
-        columns = "key, scores.dataset, test, features, images, prompts, train_files"
-        for key, dataset, *inputs in self._db.execute(f"SELECT {columns} FROM scores JOIN runs USING (key)"):
+        for key, dataset, *inputs in self._db.execute(
+            "SELECT key, scores.dataset, test, features, images, prompts, train_files FROM scores JOIN runs USING (key)"
+        ):
             found.setdefault(key, {})[dataset] = ScoreInputs(*inputs)
         return found
 

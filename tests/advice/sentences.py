@@ -35,7 +35,7 @@ NO_ADVICE: dict[str, str] = {
     "Prompt learning for CLIP (CoOp): cache": "help of fastcoop",
     "Check and import feature stores.": "help of features",
     "List, compare, export": "help of results",
-    "Worker processes (-1: chosen": "help of --jobs",
+    "Worker processes (-1: automatic": "help of --jobs",
 }
 # Advice that a test cannot follow, and why.
 CANNOT_FOLLOW: dict[str, str] = {}
