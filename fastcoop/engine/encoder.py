@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.forest import Forest, Trees
-from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.errors import UserError
 from fastcoop.prompts.initial import initial_contexts
@@ -45,7 +45,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self._trees = Trees(backbone)
         self.class_names, self.layout = key = tree_key(class_names, layout)
-        self._forests: OrderedDict[int, Forest] = OrderedDict()
+        self._passes: OrderedDict[int, ForestPass] = OrderedDict()  # by number of runs
         _ = self._trees[key]  # raises if a prompt does not fit
 
     def forward(self, contexts: Tensor) -> Tensor:
@@ -59,22 +59,22 @@ class PromptEncoder(nn.Module):
             Features in the tower's dtype and on its device, under autocast too.
         """
         runs, is_single = _by_run(self._trees, (self.class_names, self.layout, contexts))
-        (features,) = _apply_forest(self._forest(len(runs)), [runs])
+        (features,) = _class_features(self._forest_pass(len(runs)), [runs])
         return features[0] if is_single else features
 
-    def _forest(self, runs: int) -> Forest:
-        forest = self._forests.get(runs)
-        if forest is None:
-            forest = Forest(self._trees.tower, [(*self._trees[self.class_names, self.layout], runs)])
-            self._forests[runs] = forest
-            if len(self._forests) > FORESTS:
-                self._forests.popitem(last=False)
-        return forest
+    def _forest_pass(self, runs: int) -> ForestPass:
+        forest_pass = self._passes.get(runs)
+        if forest_pass is None:
+            trees = [(self._trees[self.class_names, self.layout], runs)]
+            forest_pass = self._passes[runs] = build_pass(Forest(self._trees.tower, trees))
+            if len(self._passes) > FORESTS:
+                self._passes.popitem(last=False)
+        return forest_pass
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptEncoder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._trees.replace_tower(self._trees.tower.map(fn))
-        self._forests.clear()
+        self._passes.clear()
         return self
 
 
@@ -134,8 +134,8 @@ def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | Non
         return []
     trees = trees or Trees(backbone)
     given = [_by_run(trees, item) for item in items]
-    planned = [(*trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
-    features = _apply_forest(Forest(trees.tower, planned), [runs for runs, _ in given])
+    groups = [(trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
+    features = _class_features(build_pass(Forest(trees.tower, groups)), [runs for runs, _ in given])
     return [out[0] if is_single else out for out, (_, is_single) in zip(features, given, strict=True)]
 
 
@@ -155,30 +155,30 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
     return by_run.to(trees.tower.device), is_single
 
 
-def _apply_forest(forest: Forest, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return each group's class features; a graph is kept only where a gradient may be asked for."""
+def _class_features(forest_pass: ForestPass, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return each group's class features; what backward needs is kept only where a gradient may be asked for."""
     keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
-    forest_pass = ForestPass(forest, keep=keep)
+    workspace = Workspace(forest_pass.tower, keep)
     if not keep:
-        return tuple(forest_pass.forward(contexts))
-    features: tuple[Tensor, ...] = _ForestFunction.apply(forest_pass, *contexts)
+        return tuple(forest_pass.forward(contexts, workspace))
+    features: tuple[Tensor, ...] = _ForestFunction.apply(forest_pass, workspace, *contexts)
     return features
 
 
 class _ForestFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, forest_pass: ForestPass, *contexts: Tensor) -> tuple[Tensor, ...]:
-        ctx.forest_pass = forest_pass
+    def forward(
+        ctx: Any, forest_pass: ForestPass, workspace: Workspace, *contexts: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.forest_pass, ctx.workspace = forest_pass, workspace
         ctx.dtypes = [c.dtype for c in contexts]
-        return tuple(forest_pass.forward(contexts))
+        return tuple(forest_pass.forward(contexts, workspace))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if (
-            torch.is_grad_enabled()
-        ):  # what follows is not recorded: a second derivative would silently be zero
+        if torch.is_grad_enabled():  # nothing here is recorded: a second derivative would silently be zero
             raise UserError(
                 "Class features can be differentiated once, but a graph of their gradient was requested."
             )
-        contexts = ctx.forest_pass.backward(grads)
-        return None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))
+        contexts = ctx.forest_pass.backward(grads, ctx.workspace)
+        return None, None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))

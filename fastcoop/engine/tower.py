@@ -4,69 +4,60 @@ Autograd would keep every intermediate and compute gradients that nothing reads.
 row (the residual stream before each branch, q, k, v and the attention probabilities, the MLP before its activation),
 no weight has a gradient, and
 - the first layer computes queries, keys and values, and their gradients, only for rows with a context vector;
-- the last layer computes queries, outputs and the MLP only at end tokens.
+- the last layer computes queries, outputs and the MLP only at leaves.
 Work per row is done in chunks of rows that stay in cache, in memory that every step reuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastcoop.engine.attention import ForestAttention
-from fastcoop.engine.forest import ATTENTION, MLP, Forest, Workspace
-from fastcoop.engine.weights import FoldedBlock, disable_autocast, even_slices
+from fastcoop.engine.attention import PackAttention
+from fastcoop.engine.forest import Forest, Workspace
+from fastcoop.engine.weights import disable_autocast
+
+
+def build_pass(forest: Forest) -> ForestPass:
+    """Return the forward and backward pass for the forest's device and precision."""
+    return ForestPass(forest)
 
 
 class ForestPass:
-    """Forward and backward of one forest: ``forward``, then ``backward`` any number of times.
+    """Forward and backward of one forest. All that they write is in a workspace, which one forward fills.
 
-    Args:
-        forest: The forest.
-        memory: Written by every pass; what an earlier forest left in it is reused.
-        keep: Whether to keep what ``backward`` reads; without, layers share their memory.
+    ``backward`` may follow any number of times, until another ``forward`` uses the same workspace.
     """
 
-    def __init__(self, forest: Forest, memory: Workspace | None = None, keep: bool = True):
-        self.forest, self.tower, self.keep = forest, forest.tower, keep
-        self.memory = memory or Workspace(self.tower)
-        self.memory.begin()
+    def __init__(self, forest: Forest):
+        self.forest, self.tower = forest, forest.tower
+        self.attention = PackAttention(forest)
         self.last = len(self.tower.blocks) - 1
-        self.attention = ForestAttention(forest, self.memory, keep)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held between forward and backward, scratch memory included."""
-        kept: dict[int, int] = {}
-        for saved in self.attention.saved.values():
-            for tensor in vars(saved).values():
-                storage = tensor.untyped_storage()
-                kept[storage.data_ptr()] = storage.nbytes()
-        for pointer in self.memory.pointers:
-            kept.pop(pointer, None)
-        return self.memory.nbytes + sum(kept.values())
 
     @torch.no_grad()
     @disable_autocast
-    def forward(self, contexts: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim), projected and not normalized.
 
         Args:
             contexts: Per group, (runs, slots, width), any float dtype.
+            workspace: What backward reads is written there.
         """
         forest, tower = self.forest, self.tower
         groups = zip(contexts, forest.groups, strict=True)
         vectors = torch.cat([c[:, g.tree_layout.slots].reshape(-1, tower.width) for c, g in groups])
-        x = self._residual(0, ATTENTION)
+        x = workspace.layers[0].x(forest.rows, tower.width)
         x[forest.used_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
         x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
-        for layer, block in enumerate(tower.blocks):
-            x = self._block(layer, block, x)
-        normal, *self.final_stats = tower.layer_norm(x, tower.eps_final)
-        self.final_input = x
+        for layer in range(len(tower.blocks)):
+            x = self._project_qkv(layer, x, workspace)
+            attended = self.attention.forward(layer, workspace)
+            x = self._out_and_mlp(layer, x, attended, workspace)
+        mean, rstd = workspace.layers[-1].x_stats(2, forest.leaves, 1)
+        normal, mean[:], rstd[:] = tower.layer_norm(x, tower.eps_final)
         features = forest.rule.mm(normal, tower.projection)
         return [
             features[g.leaves].view(g.runs, g.tree_layout.leaves, -1)[:, g.tree_layout.class_leaf]
@@ -75,20 +66,32 @@ class ForestPass:
 
     @torch.no_grad()
     @disable_autocast
-    def backward(self, grads: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return the gradients of the contexts, per group (runs, slots, width) in the tower's dtype.
 
         Args:
             grads: Per group, of the class features (runs, classes, dim).
+            workspace: As forward left it.
         """
         forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
         for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
             leaves[g.leaves] = g.tree_layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
+        output = workspace.layers[-1]
         normal = forest.rule.mm(leaves, tower.projection.t())
-        grad = _layer_norm_backward(normal, self.final_input, *self.final_stats)
+        x, stats = output.x(forest.leaves, tower.width), output.x_stats(2, forest.leaves, 1)
+        grad = tower.layer_norm_backward(normal, x, *stats)
         for layer in range(self.last, -1, -1):
-            grad = self._block_backward(layer, tower.blocks[layer], grad)
+            grad_attended = self._out_and_mlp_backward(layer, grad, workspace)
+            grad_qkv = self.attention.backward(layer, grad_attended, workspace)
+            if layer == self.last:
+                grad = self._last_qkv_backward(grad, grad_qkv, workspace)
+            elif layer > 0:
+                self._middle_qkv_backward(layer, grad, grad_qkv, workspace)
+            else:
+                grad = self._first_qkv_backward(grad, grad_qkv, workspace)
+        if self.last == 0:
+            grad = grad[forest.learned_rows]
         result, start = [], 0
         for g in forest.groups:
             rows = len(g.tree_layout.slots)
@@ -97,133 +100,104 @@ class ForestPass:
             start += g.runs * rows
         return result
 
-    # One block. The residual stream enters as x (rows, width); the last block returns (leaves, width).
+    # A layer's queries, keys and values, forward and backward.
 
-    def _block(self, layer: int, block: FoldedBlock, x: Tensor) -> Tensor:
-        forest, tower, width, rule = self.forest, self.tower, self.tower.width, self.forest.rule
-        leaves_only = layer == self.last
-        qkv = self.memory.qkv(forest.rows, 3 * width)
-        if layer == 0 and not leaves_only:
+    def _project_qkv(self, layer: int, x: Tensor, workspace: Workspace) -> Tensor:
+        """Write q, k and v of the layer's input x (rows, width). Returns x; in the last layer, of leaves."""
+        forest, tower, width, mm = self.forest, self.tower, self.tower.width, self.forest.rule.mm
+        block, is_last = tower.blocks[layer], layer == self.last
+        qkv = self.attention.qkv(layer, workspace)
+        if layer == 0 and not is_last:
             qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
-            mean, rstd = self._stats(layer, ATTENTION, len(forest.first_rows))
-            for c in self._chunks(len(forest.first_rows)):
+            mean, rstd = workspace.layers[layer].x_stats(2, len(forest.first_rows), 1)
+            for c in forest.chunks(len(forest.first_rows)):
                 rows = forest.first_rows[c]
                 normal, mean[c], rstd[c] = tower.layer_norm(x.index_select(0, rows), block.eps_1)
-                qkv.index_copy_(0, rows, rule.mm(normal, block.qkv))
-        else:
-            used = (
-                slice(width, None) if leaves_only else slice(None)
-            )  # the last layer has queries at end tokens only
-            mean, rstd = self._stats(layer, ATTENTION, forest.rows)
-            for c in self._chunks(forest.rows):
-                normal, mean[c], rstd[c] = tower.layer_norm(x[c], block.eps_1)
-                rule.mm(normal, block.qkv[:, used], qkv[c, used])
-        if leaves_only:
-            at = forest.leaf_rows
-            x = x[at]
-            qkv[at, :width] = rule.mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
-        attended = self.attention.forward(layer, qkv, leaves_only)
-        middle, out = self._residual(layer, MLP, len(x)), self._residual(layer + 1, ATTENTION, len(x))
-        hidden = self._hidden(layer, len(x))
-        mean, rstd = self._stats(layer, MLP, len(x))
-        for c in self._chunks(len(x)):
-            residual = torch.add(x[c], block.out_bias, out=middle[c])
-            rule.addmm_(residual, attended[c], block.out)
+                qkv.index_copy_(0, rows, mm(normal, block.qkv))
+            return x
+        used = slice(width, None) if is_last else slice(None)
+        mean, rstd = workspace.layers[layer].x_stats(2, forest.rows, 1)
+        for c in forest.chunks(forest.rows):
+            normal, mean[c], rstd[c] = tower.layer_norm(x[c], block.eps_1)
+            mm(normal, block.qkv[:, used], qkv[c, used])
+        if is_last:
+            x = x[forest.leaf_rows]
+            qkv[forest.leaf_rows, :width] = mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
+        return x
+
+    def _first_qkv_backward(self, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of the context vectors (learned and spare rows, width); nothing reads a token's."""
+        forest, block, memory = self.forest, self.tower.blocks[0], workspace.layers[0]
+        count, x = len(forest.first_rows), memory.x(forest.rows, self.tower.width)
+        grad_x, (mean, rstd) = workspace.grad_x(count, self.tower.width), memory.x_stats(2, count, 1)
+        for c in forest.chunks(count):
+            rows = forest.first_rows[c]
+            normal = forest.rule.mm(grad_qkv.index_select(0, rows), block.qkv.t())
+            through = self.tower.layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
+            # ``grad`` has the same memory: row n is read, with rows[n] >= n, before it is written.
+            torch.add(through, grad.index_select(0, rows), out=grad_x[c])
+        return grad_x
+
+    def _middle_qkv_backward(self, layer: int, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> None:
+        """Turn ``grad``, of the residual stream behind attention, into that of the layer's input."""
+        forest, memory = self.forest, workspace.layers[layer]
+        x, (mean, rstd) = memory.x(*grad.shape), memory.x_stats(2, forest.rows, 1)
+        for c in forest.chunks(forest.rows):
+            normal = forest.rule.mm(grad_qkv[c], self.tower.blocks[layer].qkv.t())
+            self.tower.layer_norm_backward(normal, x[c], mean[c], rstd[c], onto=grad[c])
+
+    def _last_qkv_backward(self, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of the last layer's input: all rows have keys and values, leaves the rest."""
+        forest, width, mm = self.forest, self.tower.width, self.forest.rule.mm
+        memory, qkv = workspace.layers[self.last], self.tower.blocks[self.last].qkv
+        x, (mean, rstd) = memory.x(forest.rows, width), memory.x_stats(2, forest.rows, 1)
+        grad_x, leaf_rows = workspace.grad_x(forest.rows, width), forest.leaf_rows[: forest.used_leaves]
+        for c in forest.chunks(forest.rows):
+            mm(grad_qkv[c, width:], qkv[:, width:].t(), grad_x[c])
+        through_queries = mm(grad_qkv[forest.leaf_rows, :width], qkv[:, :width].t())
+        grad_x[leaf_rows] += through_queries[: len(leaf_rows)]
+        for c in forest.chunks(forest.rows):
+            grad_x[c] = self.tower.layer_norm_backward(grad_x[c], x[c], mean[c], rstd[c])
+        grad_x[leaf_rows] += grad[: len(leaf_rows)]
+        return grad_x
+
+    # The rest of a layer, behind attention, forward and backward: rows are leaves in the last layer.
+
+    def _out_and_mlp(self, layer: int, x: Tensor, attended: Tensor, workspace: Workspace) -> Tensor:
+        """Return the layer's output (rows, width) from its input x and attention's output (rows, width)."""
+        tower, rule, block, memory = (
+            self.tower,
+            self.forest.rule,
+            self.tower.blocks[layer],
+            workspace.layers[layer],
+        )
+        middle, hidden = memory.middle(*x.shape), memory.hidden(len(x), tower.hidden)
+        out, (mean, rstd) = workspace.layers[layer + 1].x(*x.shape), memory.middle_stats(2, len(x), 1)
+        for c in self.forest.chunks(len(x)):
+            rule.addmm_(torch.add(x[c], block.out_bias, out=middle[c]), attended[c], block.out)
             normal, mean[c], rstd[c] = tower.layer_norm(middle[c], block.eps_2)
             rule.mm(normal, block.fc, hidden[c])
-            active = self._activate(hidden[c])
-            residual = torch.add(middle[c], block.proj_bias, out=out[c])
-            rule.addmm_(residual, active, block.proj)
+            active = tower.activate(hidden[c], workspace.activation(*hidden[c].shape))
+            rule.addmm_(torch.add(middle[c], block.proj_bias, out=out[c]), active, block.proj)
         return out
 
-    def _block_backward(self, layer: int, block: FoldedBlock, grad: Tensor) -> Tensor:
-        forest, width, rule = self.forest, self.tower.width, self.forest.rule
-        leaves_only = layer == self.last
-        middle, hidden = self._residual(layer, MLP, len(grad)), self._hidden(layer, len(grad))
-        mean, rstd = self._stats(layer, MLP, len(grad))
-        grad_attended = self.memory.grad_attended(len(grad), width)
-        for c in self._chunks(len(grad)):
-            scratch = self.memory.activation(len(grad[c]), self.tower.hidden)
-            rule.mm(grad[c], block.proj.t(), scratch)
-            self._activate_backward(scratch, hidden[c])
-            normal = rule.mm(scratch, block.fc.t())
-            grad[c] += _layer_norm_backward(normal, middle[c], mean[c], rstd[c])
+    def _out_and_mlp_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
+        """Turn ``grad``, of the layer's output, into that of ``middle``; return that of attention's output."""
+        tower, rule, block, memory = (
+            self.tower,
+            self.forest.rule,
+            self.tower.blocks[layer],
+            workspace.layers[layer],
+        )
+        middle, hidden = memory.middle(*grad.shape), memory.hidden(len(grad), tower.hidden)
+        grad_attended, (mean, rstd) = (
+            workspace.grad_attended(*grad.shape),
+            memory.middle_stats(2, len(grad), 1),
+        )
+        for c in self.forest.chunks(len(grad)):
+            grad_hidden = rule.mm(grad[c], block.proj.t(), workspace.activation(*hidden[c].shape))
+            tower.activate_backward(grad_hidden, hidden[c])
+            normal = rule.mm(grad_hidden, block.fc.t())
+            tower.layer_norm_backward(normal, middle[c], mean[c], rstd[c], onto=grad[c])
             rule.mm(grad[c], block.out.t(), grad_attended[c])
-        grad_qkv = self.attention.backward(layer, grad_attended, leaves_only)
-
-        x = self._residual(layer, ATTENTION)
-        # The first layer, unless it is also the last. Nothing reads the gradient of a token's embedding.
-        if layer == 0 and not leaves_only:
-            grad_learned = self.memory.grad_input(len(forest.first_rows), width)
-            mean, rstd = self._stats(layer, ATTENTION, len(grad_learned))
-            for c in self._chunks(len(grad_learned)):
-                rows = forest.first_rows[c]
-                normal = rule.mm(grad_qkv.index_select(0, rows), block.qkv.t())
-                through = _layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
-                torch.add(through, grad.index_select(0, rows), out=grad_learned[c])
-            return grad_learned
-        mean, rstd = self._stats(layer, ATTENTION, forest.rows)
-        if not leaves_only:  # a middle layer: ``grad`` becomes the gradient of its input, in place
-            for c in self._chunks(forest.rows):
-                normal = rule.mm(grad_qkv[c], block.qkv.t())
-                grad[c] += _layer_norm_backward(normal, x[c], mean[c], rstd[c])
-            return grad
-        # The last layer: all rows have keys and values, only leaves have queries and a residual stream.
-        at, grad_input = forest.leaf_rows, self.memory.grad_input(forest.rows, width)
-        for c in self._chunks(forest.rows):
-            rule.mm(grad_qkv[c, width:], block.qkv[:, width:].t(), grad_input[c])
-        used_leaf_rows = at[: forest.used_leaves]
-        through_queries = rule.mm(grad_qkv[at, :width], block.qkv[:, :width].t())
-        grad_input[used_leaf_rows] += through_queries[: len(used_leaf_rows)]
-        for c in self._chunks(forest.rows):
-            grad_input[c] = _layer_norm_backward(grad_input[c], x[c], mean[c], rstd[c])
-        grad_input[used_leaf_rows] += grad[: len(used_leaf_rows)]
-        return grad_input[forest.learned_rows] if layer == 0 else grad_input
-
-    # The memory of a layer. Without ``keep`` there are two sets, one for even and one for odd layers.
-
-    def _turn(self, layer: int) -> int:
-        return layer if self.keep else layer % 2
-
-    def _residual(self, layer: int, branch: int, rows: int | None = None) -> Tensor:
-        memory = self.memory.residual[self._turn(layer), branch]
-        return memory(self.forest.rows if rows is None else rows, self.tower.width)
-
-    def _hidden(self, layer: int, rows: int) -> Tensor:
-        return self.memory.hidden[self._turn(layer)](rows, self.tower.hidden)
-
-    def _stats(self, layer: int, branch: int, rows: int) -> tuple[Tensor, Tensor]:
-        mean, rstd = self.memory.norm_stats[self._turn(layer), branch](2, rows, 1)
-        return mean, rstd
-
-    def _chunks(self, rows: int) -> Iterator[slice]:
-        chunk = self.forest.chunk
-        return (slice(i, min(i + chunk, rows)) for i in range(0, rows, chunk))
-
-    def _activate(self, hidden: Tensor) -> Tensor:
-        """Return the activation of ``hidden``, in scratch memory."""
-        scratch, aten = self.memory.activation(*hidden.shape), torch.ops.aten
-        approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        for c in even_slices(hidden):
-            if self.tower.activation == "silu":
-                aten.silu.out(hidden[c], out=scratch[c])
-            else:
-                aten.gelu.out(hidden[c], approximate=approximate, out=scratch[c])
-        return scratch
-
-    def _activate_backward(self, grad: Tensor, hidden: Tensor) -> None:
-        """Multiply ``grad`` by the activation's derivative at ``hidden``, in place."""
-        aten = torch.ops.aten
-        approximate = "tanh" if self.tower.activation == "gelu_tanh" else "none"
-        for c in even_slices(hidden):
-            if self.tower.activation == "silu":
-                aten.silu_backward.grad_input(grad[c], hidden[c], grad_input=grad[c])
-            else:
-                aten.gelu_backward.grad_input(grad[c], hidden[c], approximate=approximate, grad_input=grad[c])
-
-
-def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Return the gradient of x through a layer norm without affine; ``mean`` and ``rstd`` are (rows, 1)."""
-    return torch.ops.aten.native_layer_norm_backward(
-        grad, x, (x.shape[-1],), mean, rstd, None, None, (True, False, False)
-    )[0]
+        return grad_attended

@@ -23,7 +23,7 @@ from fastcoop.checks import whole_number
 from fastcoop.engine.fit import BatchBudget, is_out_of_memory, plan_training
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.runs import Run, Trained, draw_batches, learning_rates
-from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.tower import build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import bmm, disable_autocast, limit_threads, row_rule, warn_if_dtype_is_slow
 from fastcoop.errors import UserError
@@ -154,7 +154,7 @@ def train(
             continue
         if batch.done == 1:
             memory.trim()
-            _check_estimate(budget, batch.forest_pass.nbytes)
+            _check_estimate(budget, memory.nbytes)
         if on_progress is not None:
             on_progress(float(sum(plan.runs[a.index].tree.rows for a in active)))
         sync_every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in active))
@@ -230,7 +230,7 @@ class Batch:
     """One forest over the ``active`` runs, and one tensor of all their contexts; valid until the first run ends."""
 
     def __init__(
-        self, trees: Trees, active: list[ActiveRun], logit_scale: float, memory: Workspace | None = None
+        self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: Workspace | None = None
     ):
         self.logit_scale = logit_scale
         groups: dict[object, list[ActiveRun]] = {}
@@ -240,9 +240,10 @@ class Batch:
             groups.setdefault(key, []).append(a)
         self.groups = list(groups.values())
         self.active = [a for group in self.groups for a in group]
-        planned = [(*trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups]
-        self.forest = Forest(trees.tower, planned, row_rule(trees.tower))
-        self.forest_pass = ForestPass(self.forest, memory)
+        planned = [(trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups]
+        self.forest_pass = build_pass(Forest(trees.tower, planned, row_rule(trees.tower)))
+        self.workspace = workspace or Workspace(trees.tower)
+        self.workspace.begin()
 
         self.vectors = torch.cat([a.contexts for a in self.active])  # (vectors of all runs, width)
         self.momentum = torch.cat([a.momentum for a in self.active])
@@ -280,7 +281,7 @@ class Batch:
         rate = self.rates.index_select(0, self.counter)[0]
         at = rows.clamp(min=0)
         images, labels = self.images[at], torch.where(rows >= 0, self.labels[at], -1)
-        features = self.forest_pass.forward(self._by_group(self.vectors))
+        features = self.forest_pass.forward(self._by_group(self.vectors), self.workspace)
         losses, grads, start = [], [], 0
         for group, class_features in zip(self.groups, features, strict=True):
             part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
@@ -291,7 +292,9 @@ class Batch:
             grads.append(grad)
         self._check_divergence(torch.cat(losses))
 
-        grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads)]).to(self.vectors.dtype)
+        grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads, self.workspace)]).to(
+            self.vectors.dtype
+        )
         grad += self.weight_decay * self.vectors
         momentum = (self.momentum_coef * self.momentum).add_(grad)
         change = rate[self.run_of_vector, None] * momentum

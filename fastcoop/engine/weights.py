@@ -88,9 +88,42 @@ class FoldedTower:
     def device(self) -> torch.device:
         return self.projection.device
 
+    # Element-wise operations; each is here only.
+
     def layer_norm(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalized ``x`` (..., width) plus LN_OFFSET, means and reciprocal deviations (..., 1)."""
         return torch.native_layer_norm(x, x.shape[-1:], self.gain, self.shift, eps)
+
+    def layer_norm_backward(
+        self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, onto: Tensor | None = None
+    ) -> Tensor:
+        """Return the gradient (rows, width) of x from that of its layer norm, added to ``onto`` where that is given."""
+        shape, wanted = (x.shape[-1],), (True, False, False)
+        through = torch.ops.aten.native_layer_norm_backward(grad, x, shape, mean, rstd, None, None, wanted)[0]
+        return through if onto is None else onto.add_(through)
+
+    def activate(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """Write the activation of ``hidden`` (rows, hidden) into ``out`` and return it."""
+        for c in even_slices(hidden):
+            if self.activation == "silu":
+                torch.ops.aten.silu.out(hidden[c], out=out[c])
+            else:
+                torch.ops.aten.gelu.out(hidden[c], approximate=self._approximate, out=out[c])
+        return out
+
+    def activate_backward(self, grad: Tensor, hidden: Tensor) -> None:
+        """Multiply ``grad`` by the activation's derivative at ``hidden`` (rows, hidden), in place."""
+        for c in even_slices(hidden):
+            if self.activation == "silu":
+                torch.ops.aten.silu_backward.grad_input(grad[c], hidden[c], grad_input=grad[c])
+            else:
+                torch.ops.aten.gelu_backward.grad_input(
+                    grad[c], hidden[c], approximate=self._approximate, grad_input=grad[c]
+                )
+
+    @property
+    def _approximate(self) -> str:
+        return "tanh" if self.activation == "gelu_tanh" else "none"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FoldedTower:
         """Return the tower with ``function`` applied to every tensor."""

@@ -15,7 +15,7 @@ from fastcoop.bench.benchmark import run_in_fresh_process
 from fastcoop.bench.measure import STEPS, FastcoopStep, Matmuls, measure, plan_equal_runs
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
 from fastcoop.cli import main
-from fastcoop.engine.forest import Forest, Trees
+from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.training import WORTH_RECORDING
 from fastcoop.errors import UserError
@@ -30,14 +30,13 @@ NAMES = ["cat", "cat fish", "dog", "a big lion"]
 def test_counted_operations_are_those_that_run_less_what_attention_masks_away(position):
     backbone = tiny_backbone(width=64)
     trees = Trees(backbone)
-    plan, constants = trees[tuple(NAMES), PromptLayout(8, position)]
-    forest = Forest(trees.tower, [(plan, constants, 3)])
-    forest_pass = ForestPass(forest)
-    contexts, grads = torch.zeros(3, plan.slot_count, 64), torch.zeros(3, len(NAMES), 24)
+    layout = trees[tuple(NAMES), PromptLayout(8, position)]
+    forest_pass, workspace = ForestPass(Forest(trees.tower, [(layout, 3)])), Workspace(trees.tower)
+    contexts, grads = torch.zeros(3, layout.slot_count, 64), torch.zeros(3, len(NAMES), 24)
     in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        forest_pass.forward([contexts])
-        forest_pass.backward([grads])
+        forest_pass.forward([contexts], workspace)
+        forest_pass.backward([grads], workspace)
     planned = plan_equal_runs(backbone, NAMES, PromptLayout(8, position), 3).flops
     assert 1 < counter.get_total_flops() / planned < 1.05
 

@@ -155,11 +155,11 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, 
     expected = train(backbone, runs)
     forward, refused = ForestPass.forward, []
 
-    def small_machine(self, contexts):
+    def small_machine(self, contexts, workspace):
         if sum(len(c) for c in contexts) > 2:
             refused.append(sum(len(c) for c in contexts))
             raise torch.OutOfMemoryError("no room")
-        return forward(self, contexts)
+        return forward(self, contexts, workspace)
 
     monkeypatch.setattr(ForestPass, "forward", small_machine)
     for ours, theirs in zip(train(backbone, runs), expected, strict=True):
@@ -211,7 +211,7 @@ def test_a_step_that_runs_out_of_memory_anywhere_is_done_again_from_its_start(ba
 
 
 def test_other_errors_are_not_taken_for_memory(backbone, make_run, monkeypatch):
-    def broken(self, contexts):
+    def broken(self, contexts, workspace):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(ForestPass, "forward", broken)

@@ -130,11 +130,14 @@ def test_an_encoder_moves_as_a_module_does(backbone32):
 
 
 def test_without_a_gradient_nothing_is_kept_for_backward(backbone32, monkeypatch):
-    passes = []
-    init = ForestPass.__init__
-    monkeypatch.setattr(
-        ForestPass, "__init__", lambda self, *a, **k: passes.append(self) or init(self, *a, **k)
-    )
+    calls = []
+    forward = ForestPass.forward
+
+    def noted(self, contexts, workspace):
+        calls.append((self, workspace))
+        return forward(self, contexts, workspace)
+
+    monkeypatch.setattr(ForestPass, "forward", noted)
     encoder = PromptEncoder(backbone32, NAMES, LAYOUT)
     learned, plain = torch.randn(2, 3, 32, requires_grad=True), torch.randn(2, 3, 32)
     features = [encoder(learned)]
@@ -145,7 +148,7 @@ def test_without_a_gradient_nothing_is_kept_for_backward(backbone32, monkeypatch
         features.append(encoder(learned))
     assert [f.requires_grad for f in features] == [True, False, False, False]
     assert torch.equal(features[0], features[3])
-    assert [bool(one.attention.saved) for one in passes] == [True, False, False, False]
-    assert passes[3].nbytes < 0.8 * passes[0].nbytes
-    assert len({id(one.forest) for one in passes}) == 1  # indices are built once
+    assert [workspace.keep for _, workspace in calls] == [True, False, False, False]
+    assert calls[3][1].nbytes < 0.8 * calls[0][1].nbytes
+    assert len({id(one) for one, _ in calls}) == 1  # indices are built once
     features_and_gradient(encoder, plain)

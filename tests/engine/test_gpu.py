@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastcoop.engine import encode_prompts, fit
-from fastcoop.engine.forest import Trees, constants_of
+from fastcoop.engine.forest import Trees
 from fastcoop.engine.runs import Run, draw_batches
 from fastcoop.engine.training import ActiveRun, Batch
 from fastcoop.engine.tree_layout import TreeLayout, tree_key
@@ -54,13 +54,12 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
     """Types fit; no operation mixes a GPU's tensor with a CPU's; none reads a number back, which a fake has not."""
     trees = Trees(backbone32, precision)
     runs = [make_run(layout, seed=seed, views=1) for seed, layout in enumerate((*LAYOUTS, LAYOUTS[0]))]
-    laid_out = {key: trees[key][0].tree for key in (tree_key(run.class_names, run.layout) for run in runs)}
+    laid_out = {key: trees[key].tree for key in (tree_key(run.class_names, run.layout) for run in runs)}
     batches, scale = [draw_batches(run) for run in runs], backbone32.logit_scale
     with FakeTensorMode(allow_non_fake_inputs=False):
         trees.tower = tower = fake(trees.tower)
         for key, tree in laid_out.items():
-            layout = TreeLayout(tree, tower.device, tower.dtype)
-            trees._known[key] = layout, constants_of(tower, layout)
+            trees._known[key] = TreeLayout(tree, tower)
         active = []
         for n, (run, rows) in enumerate(zip(runs, batches, strict=True)):
             started = _without_checks(run, rows)
@@ -71,9 +70,8 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
         held = (batch.vectors, batch.momentum, batch.losses, batch.diverged_at, batch.limit, batch.counter)
         assert {tensor.device.type for tensor in held} == {"cuda"}
         assert batch.vectors.dtype == batch.momentum.dtype == batch.losses.dtype == torch.float32
-        assert (
-            batch.forest_pass.memory.norm_stats[0, 1].memory.dtype == torch.float32
-        )  # in bfloat16 too: only so does backward take them
+        # In bfloat16 too: only so does backward take them.
+        assert batch.workspace.layers[0].x_stats.memory.dtype == torch.float32
         with pytest.raises(DataDependentOutputException):  # a fake does notice
             batch.sync()
         with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
@@ -87,11 +85,10 @@ def test_contexts_on_the_cpu_are_encoded_on_the_gpu(backbone32):
     """What a run has learned lies on the CPU, and is tested over a tower on the GPU."""
     trees = Trees(backbone32)
     names, layout = ("cat", "dog"), PromptLayout(4, "mid")
-    tree = trees[tree_key(names, layout)][0].tree
+    tree = trees[tree_key(names, layout)].tree
     with FakeTensorMode(allow_non_fake_inputs=False):
         trees.tower = tower = fake(trees.tower)
-        laid_out = TreeLayout(tree, tower.device, tower.dtype)
-        trees._known[tree_key(names, layout)] = laid_out, constants_of(tower, laid_out)
+        trees._known[tree_key(names, layout)] = TreeLayout(tree, tower)
         contexts = torch.empty(3, 4, tower.width)
         (features,) = encode_prompts(backbone32, [(names, layout, contexts)], trees)
         assert features.device.type == "cuda"

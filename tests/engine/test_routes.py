@@ -7,20 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcoop.engine.tree_layout import Routes, TreeLayout
+from fastcoop.engine.attention import Routes
+from fastcoop.engine.tree_layout import TreeLayout
+from fastcoop.engine.weights import fold
 from fastcoop.prompts.layout import Slot
 from fastcoop.prompts.tree import build_tree
+from tests.engine.conftest import tiny_backbone
 
 HEADS, D = 2, 3
 START, CONTEXT, END = Slot(False, 0), Slot(True, 0), Slot(False, 99)
 trees = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=1, max_size=12)
+tower = fold(tiny_backbone(torch.float32, layers=1).text)
 both = pytest.mark.parametrize("leaves_only", [False, True])
 
 
 def layout_of(names: list[list[int]]) -> TreeLayout:
-    return TreeLayout(
-        build_tree([(START, CONTEXT, *(Slot(False, token) for token in name), END) for name in names])
-    )
+    prompts = [(START, CONTEXT, *(Slot(False, token) for token in name), END) for name in names]
+    return TreeLayout(build_tree(prompts), tower)
 
 
 @both
@@ -33,9 +36,9 @@ def test_parts_get_the_rows_of_their_positions_head_by_head(leaves_only, names, 
     blocks = routes.qkv(rows.view(-1, D)[routes.rows_to_packs])
     for pack, (pack_q, pack_k, pack_v), mask in zip(layout.packs, blocks, routes.masks, strict=True):
         shape = (runs, HEADS, pack.bundles, pack.length, D)
-        assert torch.equal(pack_k, k[:, :, pack.positions].view(shape))
-        assert torch.equal(pack_v, v[:, :, pack.positions].view(shape))
-        asked, masked = q[:, :, pack.positions].view(shape), pack.mask
+        assert torch.equal(pack_k, k[:, :, pack.positions.ravel()].view(shape))
+        assert torch.equal(pack_v, v[:, :, pack.positions.ravel()].view(shape))
+        asked, masked = q[:, :, pack.positions.ravel()].view(shape), pack.mask
         if leaves_only:
             at = torch.as_tensor(pack.leaf_places)
             asked = asked.take_along_dim(at[None, None, :, :, None], 3)

@@ -135,9 +135,9 @@ def test_runs_do_not_depend_on_their_companions(backbone, make_run, monkeypatch,
             BatchBudget, "try_add", lambda self, cost: self.runs < most and try_add(self, cost)
         )
 
-    def watched(self, contexts):
+    def watched(self, contexts, workspace):
         together_at_most.append(sum(len(c) for c in contexts))
-        return forward(self, contexts)
+        return forward(self, contexts, workspace)
 
     monkeypatch.setattr(ForestPass, "forward", watched)
     together = train(backbone, runs)
