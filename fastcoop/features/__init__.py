@@ -1,24 +1,12 @@
 """The feature store: images through the frozen image tower once, kept in one HDF5 file, read many times."""
 
 from fastcoop.features.cache import UnreadableImages, cache_all, cache_features
-from fastcoop.features.check import HalfPrecision, StoreReport, check_store
+from fastcoop.features.check import StoreReport, check_store
 from fastcoop.features.imported import import_features
 from fastcoop.features.store import FeatureStore, find_dataset, open_current, open_if_there, store_path
 from fastcoop.features.store_file import StoreMeta, StoreVersion
 
 __all__ = [
-    "FeatureStore",
-    "HalfPrecision",
-    "StoreMeta",
-    "StoreReport",
-    "StoreVersion",
-    "UnreadableImages",
-    "cache_all",
-    "cache_features",
-    "check_store",
-    "find_dataset",
-    "import_features",
-    "open_current",
-    "open_if_there",
-    "store_path",
-]
+    "FeatureStore", "StoreMeta", "StoreReport", "StoreVersion", "UnreadableImages", "cache_all", "cache_features",
+    "check_store", "find_dataset", "import_features", "open_current", "open_if_there", "store_path",
+]  # fmt: skip

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,13 @@ from fastcoop.features.images import check_recipe
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
 from fastcoop.features.store_file import ROWS_AT_ONCE, Block, SplitContent, write_store
 from fastcoop.files import lock
+from fastcoop.progress import counted
 
 LISTED = 50  # unreadable images named in one message
 
 log = logging.getLogger("fastcoop")
 
-Wanted = tuple[
-    str | Path | Dataset, Sequence[int | str], Sequence[int]
-]  # a dataset with the shots and seeds to cache for
+Wanted = tuple[str | Path | Dataset, Sequence[int | str], Sequence[int]]  # a dataset, shots and seeds
 Failures = dict[tuple[str, int], str]  # (split, index) -> why the image could not be read
 
 
@@ -127,26 +126,26 @@ def cache_features(
     subsets = [few_shot(dataset, number, seed).train for number in shots for seed in seeds]
     failures: Failures = {}
 
-    def compare() -> tuple[FeatureStore | None, EncodingPlan]:
+    def make_plan() -> EncodingPlan:
         store = open_if_there(path, backbone, dataset, only_unchanged=True)
-        return store, plan_encoding(encoding, subsets, store, skip_unreadable or not retry_skipped)
+        return plan_encoding(encoding, subsets, store, skip_unreadable or not retry_skipped)
 
     with writing(path):
-        store, plan = compare()
+        plan = make_plan()
         if plan.chunks or chunks_folder(path).exists():
             with store_lock(path):
-                store, plan = compare()
+                plan = make_plan()
                 if plan.chunks:
-                    _warn_of_changes(store, plan)
+                    _warn_of_changes(plan)
                     encode_missing(plan.encoding, plan.chunks, path)
-                    failures = assemble(plan, store, path, skip_unreadable)
+                    failures = assemble(plan, path, skip_unreadable)
                 shutil.rmtree(chunks_folder(path), ignore_errors=True)
-        elif store is not None and store.has_new_times:
+        elif plan.store is not None and plan.store.has_new_times:
             # New times of unchanged files are recorded where possible: the next call need not hash them again.
             with suppress(OSError), lock(_lock_path(path), timeout_s=0):
-                store, plan = compare()
+                plan = make_plan()
                 if not plan.chunks:
-                    assemble(plan, store, path, skip_unreadable)
+                    assemble(plan, path, skip_unreadable)
     _report(dataset, failures, skip_unreadable)
     _check_coverage(dataset, FeatureStore.open(path), shots, seeds)
     return path
@@ -157,9 +156,12 @@ class EncodingPlan:
     """What to encode for a store."""
 
     encoding: Encoding  # with the views and dtype of the finished store
-    chunks: list[Chunk]
-    index: dict[str, np.ndarray]  # split -> ascending indices in the finished store if all can be read
-    skipped: dict[str, np.ndarray]  # split -> indices left out earlier
+    store: FeatureStore | None  # the present store
+    chunks: list[Chunk] = field(default_factory=list)
+    index: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # split -> ascending indices of all images to store
+    skipped: dict[str, np.ndarray] = field(default_factory=dict)  # split -> indices left out earlier
 
 
 def plan_encoding(
@@ -168,29 +170,22 @@ def plan_encoding(
     """Return what a store lacks: of the training images those in ``subsets``, of the other splits all images.
 
     If more views are asked for than the store has, they are added to every training image; views are never removed.
-
-    Args:
-        encoding: How to encode.
-        subsets: Indices into the training split, one array for each few-shot subset.
-        store: The present store, if there is one.
-        leave_skipped: Whether images that could not be read earlier are not tried again.
+    With ``leave_skipped``, images that could not be read earlier are not tried again.
 
     Raises:
         UserError: The store was made with settings that cannot be mixed with these.
     """
-    if store is not None:
-        encoding = _reconcile(store, encoding)
-    plan = EncodingPlan(encoding, [], {}, {})
+    plan = EncodingPlan(encoding if store is None else _reconcile(store, encoding), store)
     for split in (name for name in SPLITS if name in encoding.dataset.splits):
         wanted, views = np.arange(len(encoding.dataset.splits[split])), range(1)
         if split == "train":
             wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *subsets]))
-            views = range(1 + encoding.views)
+            views = range(1 + plan.encoding.views)
         have = skipped = np.zeros(0, np.int64)
         if store is not None and split in store.splits:
             have = store.indices(split)
             if leave_skipped:
-                skipped = np.array(store.meta.skipped.get(split, ()), np.int64)
+                skipped = store.skipped(split)
             if more_views := views[store.meta.views_of(split) :]:
                 plan.chunks.extend(cut_chunks(split, have, more_views))
         new = np.setdiff1d(wanted, np.union1d(have, skipped))
@@ -243,7 +238,7 @@ def store_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def assemble(plan: EncodingPlan, store: FeatureStore | None, path: Path, skip_unreadable: bool) -> Failures:
+def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
     """Write the store of ``plan`` from its chunks and the present store, and return the images not read.
 
     Those are left out; with ``skip_unreadable`` the store records that they were. An existing store stays as it is if
@@ -253,41 +248,40 @@ def assemble(plan: EncodingPlan, store: FeatureStore | None, path: Path, skip_un
     contents, skipped = {}, {}
     for split, rows in plan.index.items():
         files, readable = unknown_files(len(rows)), np.ones(len(rows), bool)
-        if store is not None and split in store.splits:
-            files[np.searchsorted(rows, store.indices(split))] = store.files(split)
+        if plan.store is not None and split in plan.store.splits:
+            files[np.searchsorted(rows, plan.store.indices(split))] = plan.store.files(split)
         for chunk in (chunk for chunk in plan.chunks if chunk.split == split):
             encoded, at = _read(path, plan, chunk), np.searchsorted(rows, chunk.rows)
-            problems = dict(zip(chunk.rows, encoded.problems.tolist(), strict=True))
-            failures |= {(split, row): problem for row, problem in problems.items() if problem}
+            failures |= {(split, row): problem for row, problem in encoded.failures(chunk).items()}
             readable[at] &= encoded.problems == ""
             if 0 in chunk.views:  # other views do not determine which bytes view 0 was made of
                 files[at] = encoded.files
-        unread = [plan.skipped[split], rows[~readable]] if skip_unreadable else [plan.skipped[split]]
-        skipped[split] = np.unique(np.concatenate(unread)).tolist()
+        unread = rows[~readable] if skip_unreadable else rows[:0]
+        skipped[split] = np.union1d(plan.skipped[split], unread).tolist()
         index = rows[readable]
-        contents[split] = SplitContent(index, files[readable], _blocks(plan, split, index, store, path))
+        contents[split] = SplitContent(index, files[readable], _blocks(plan, split, index, path))
     planned = {(chunk.split, row) for chunk in plan.chunks for row in chunk.rows}
-    if store is None or not planned or failures.keys() != planned or skip_unreadable:
+    if plan.store is None or not planned or failures.keys() != planned or skip_unreadable:
         write_store(path, plan.encoding.meta(skipped), plan.encoding.dataset.splits, contents)
     return failures
 
 
-def _blocks(
-    plan: EncodingPlan, split: str, index: np.ndarray, store: FeatureStore | None, path: Path
-) -> Iterator[Block]:
+def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> Iterator[Block]:
     """Yield the features of a split's ``index``, first those of the present store."""
-    if store is not None and split in store.splits:
-        old = store.indices(split)
+
+    def block(rows: np.ndarray, views: slice, features: np.ndarray) -> Block:
+        keep = np.isin(rows, index)
+        return np.searchsorted(index, rows[keep]), views, features[keep]
+
+    if plan.store is not None and split in plan.store.splits:
+        old = plan.store.indices(split)
         for start in range(0, len(old), ROWS_AT_ONCE):
-            rows = old[start : start + ROWS_AT_ONCE]
-            features = store.raw(split, slice(start, start + ROWS_AT_ONCE))
-            keep = np.isin(rows, index)
-            yield np.searchsorted(index, rows[keep]), slice(0, features.shape[1]), features[keep]
+            features = plan.store.raw(split, slice(start, start + ROWS_AT_ONCE))
+            yield block(old[start : start + ROWS_AT_ONCE], slice(features.shape[1]), features)
     for chunk in plan.chunks:
         if chunk.split == split:
-            keep, views = np.isin(chunk.rows, index), slice(chunk.views.start, chunk.views.stop)
-            features = _read(path, plan, chunk).features[keep]
-            yield np.searchsorted(index, np.array(chunk.rows)[keep]), views, features
+            views = slice(chunk.views.start, chunk.views.stop)
+            yield block(np.array(chunk.rows), views, _read(path, plan, chunk).features)
 
 
 def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:
@@ -299,14 +293,12 @@ def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:
     return encoded
 
 
-def _warn_of_changes(store: FeatureStore | None, plan: EncodingPlan) -> None:
-    changed = store.changed if store is not None else {}
+def _warn_of_changes(plan: EncodingPlan) -> None:
+    changed = plan.store.changed if plan.store is not None else {}
     count = sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items())
     if count:
-        log.warning(
-            f"{count} image file(s) of {plan.encoding.dataset.name} have changed since they were encoded; encoding "
-            "them again."
-        )
+        images, name = counted(count, "image file"), plan.encoding.dataset.name
+        log.warning(f"{images} of {name} changed since the last encoding; encoding again.")
 
 
 def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None:
@@ -319,7 +311,7 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
     ]
     if len(failures) > LISTED:
         listed.append(f"\n  and {len(failures) - LISTED} more")
-    count = f"{len(failures)} image(s) of {dataset.name} could not be read"
+    count = f"{counted(len(failures), 'image')} of {dataset.name} could not be read"
     if not skip_unreadable:
         raise UnreadableImages(
             f"{count}; the others are stored. Repair these, or leave them out with --skip-unreadable "
@@ -336,8 +328,8 @@ def _check_coverage(
         raise UnreadableImages(
             f"None of the test images of {dataset.name} could be read, so no accuracy can be measured on it."
         )
-    skipped = store.meta.skipped.get("train", ())
-    for number, seed in ((number, seed) for number in shots for seed in seeds if skipped):
+    skipped = store.skipped("train")
+    for number, seed in ((number, seed) for number in shots for seed in seeds if len(skipped)):
         drawn = few_shot(dataset, number, seed).train
         left = set(dataset.splits["train"].labels[drawn[~np.isin(drawn, skipped)]].tolist())
         absent = [name for label, name in enumerate(dataset.class_names) if label not in left]

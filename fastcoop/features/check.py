@@ -14,6 +14,7 @@ from fastcoop.features.encode import Chunk, Encoding, cut_chunks, encode_chunks
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.store import FeatureStore, find_dataset
 from fastcoop.features.store_file import IMPORTED, StoreMeta
+from fastcoop.progress import counted
 
 MOST_CLASSES = 100  # whose prompts are encoded to measure what float16 does to logits
 TOLERANCE = 0.01  # of a feature's length; float16 storage and other hardware stay well below
@@ -31,28 +32,16 @@ class HalfPrecision:
 
 @dataclass
 class StoreReport:
-    """The findings of `check_store`.
-
-    Attributes:
-        path: Path of the store.
-        meta: Description of the store.
-        counts: Split -> images stored.
-        problems: One sentence each; empty if the store is intact.
-        reencoded: Images encoded again.
-        largest_difference: Between a stored and a new feature, relative to the stored one's length; None if nothing
-            was encoded again.
-        half_precision: Error of float16 in the logits of the new features; None if nothing was encoded again.
-        notes: What was not checked, and why; one sentence each.
-    """
+    """The findings of `check_store`."""
 
     path: Path
     meta: StoreMeta
-    counts: dict[str, int]
-    problems: list[str] = field(default_factory=list)
-    reencoded: int = 0
-    largest_difference: float | None = None
-    half_precision: HalfPrecision | None = None
-    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int]  # split -> images stored
+    problems: list[str] = field(default_factory=list)  # one sentence each; empty if the store is intact
+    reencoded: int = 0  # images encoded again; if there are none, the next two are None
+    largest_difference: float | None = None  # of a new feature, relative to the length of the stored one
+    half_precision: HalfPrecision | None = None  # of the new features
+    notes: list[str] = field(default_factory=list)  # what was not checked, and why; one sentence each
 
     @property
     def ok(self) -> bool:
@@ -61,21 +50,21 @@ class StoreReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
-        meta = self.meta
+        meta, half = self.meta, self.half_precision
         counts = ", ".join(f"{n} of {meta.expected[split]} {split}" for split, n in self.counts.items())
         lines = [
             f"{self.path}: {meta.dataset} by {meta.backbone}, {meta.dtype}, recipe {meta.recipe}",
             f"images: {counts}; {meta.views} augmented views of each training image; dim {meta.dim}",
             f"weights {meta.backbone_digest[:12]}, dataset {meta.dataset_digest[:12]}",
         ]
-        if (half := self.half_precision) is not None:
+        if half is not None:
             lines += [
-                f"{self.reencoded} images encoded again: largest difference {self.largest_difference:.2e} of a "
-                "feature's length",
+                f"{counted(self.reencoded, 'image')} encoded again: largest difference {self.largest_difference:.2e} "
+                "of a feature's length",
                 f"float16 moves their logits by {half.largest:.1e} at most, {half.mean:.1e} on average, and "
                 f"{half.changed} of {half.predictions} predictions",
             ]
-        return lines + (self.problems or ["no problems found"]) + self.notes
+        return [*lines, *(self.problems or ["no problems found"]), *self.notes]
 
 
 def check_store(
@@ -104,27 +93,33 @@ def check_store(
     dataset = dataset and (dataset.whole or dataset)
     store = FeatureStore.open(path, backbone, dataset)
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
-    damaged = False
+    is_damaged = False
     for split in store.splits:
         damage = store.file.problems(split)
         report.problems += damage + _split_problems(store, split, None if damage else dataset)
-        damaged |= bool(damage)
+        is_damaged |= bool(damage)
+    reason = ""
     if backbone is None or dataset is None:
-        report.notes.append("No image was encoded again: that takes both --backbone and --dataset.")
+        reason = ": that takes both --backbone and --dataset"
     elif store.meta.recipe == IMPORTED:
-        report.notes.append("No image was encoded again: the features were imported, without images.")
-    elif damaged:
-        report.notes.append("No image was encoded again, because the store is damaged.")
+        reason = ": the features were imported, without images"
+    elif is_damaged:
+        reason = ", because the store is damaged"
     else:
-        _encode_again(store, backbone, dataset, np.random.default_rng(seed), sample, report)
+        drawn = np.random.default_rng(seed).permutation(sum(report.counts.values()))[:sample]
+        encoding = Encoding(backbone, dataset, store.meta.recipe, store.meta.view_seed, dtype="float32")
+        _encode_again(store, encoding, drawn, report)
+    if reason:
+        report.notes.append(f"No image was encoded again{reason}.")
     return report
 
 
 def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) -> list[str]:
     meta, index, problems = store.meta, store.indices(split), []
-    missing = meta.expected[split] - len(index) - len(meta.skipped.get(split, ()))
+    missing = meta.expected[split] - len(index) - len(store.skipped(split))
     if split != "train" and missing:
-        problems.append(f"{missing} {split} images are missing; run `fastcoop cache-features` again.")
+        lacks = counted(missing, f"{split} image")
+        problems.append(f"The store lacks {lacks}; run `fastcoop cache-features` again.")
     if dataset is not None:
         source = dataset.splits[split]
         if [source.paths[row] for row in index] != list(store.paths(split)):
@@ -134,37 +129,29 @@ def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) ->
         paths = [dataset.root / source.paths[row] for row in index]
         changed, _ = find_changes(paths, store.files(split), f"Reading {split} image files", hash_all=True)
         if changed.any():
+            images, first = counted(int(changed.sum()), f"{split} image file"), paths[int(changed.argmax())]
             problems.append(
-                f"{changed.sum()} {split} image file(s) have changed since they were encoded, the first "
-                f"{paths[int(changed.argmax())]}; delete {store.path} and run `fastcoop cache-features`."
+                f"{images} changed since the last encoding, the first {first}; delete {store.path} and run `fastcoop "
+                "cache-features`."
             )
     return problems
 
 
-def _encode_again(
-    store: FeatureStore,
-    backbone: Backbone,
-    dataset: Dataset,
-    rng: np.random.Generator,
-    sample: int,
-    report: StoreReport,
-) -> None:
-    """Encode a sample of the stored images again, and add to the report how far they are from the stored features."""
-    encoding = Encoding(backbone, dataset, store.meta.recipe, store.meta.view_seed, dtype="float32")
-    counts = [len(store.indices(split)) for split in store.splits]
-    drawn = rng.permutation(sum(counts))[:sample]
-    chunks: list[Chunk] = []
-    for split, start, count in zip(store.splits, np.cumsum([0, *counts]), counts, strict=False):
+def _encode_again(store: FeatureStore, encoding: Encoding, drawn: np.ndarray, report: StoreReport) -> None:
+    """Encode images again, and add to the report how far they are from the stored features.
+
+    ``drawn`` are positions among all images of the store, split by split.
+    """
+    chunks, start = list[Chunk](), 0
+    for split, count in report.counts.items():
         rows = np.sort(drawn[(start <= drawn) & (drawn < start + count)]) - start
         chunks += cut_chunks(split, store.indices(split)[rows], range(store.meta.views_of(split)))
+        start += count
     worst, encoded = 0.0, []
     for chunk, found in encode_chunks(encoding, chunks):
-        readable = found.problems == ""
-        report.problems += [
-            f"{dataset.splits[chunk.split].paths[row]} can no longer be read: {problem}."
-            for row, problem in zip(chunk.rows, found.problems.tolist(), strict=True)
-            if problem
-        ]
+        paths, readable = encoding.dataset.splits[chunk.split].paths, found.problems == ""
+        failures = found.failures(chunk).items()
+        report.problems += [f"{paths[row]} can no longer be read: {problem}." for row, problem in failures]
         new = found.features[readable]
         rows = np.searchsorted(store.indices(chunk.split), np.array(chunk.rows)[readable])
         old = store.raw(chunk.split, rows).astype(np.float32)
@@ -173,7 +160,7 @@ def _encode_again(
         encoded.append(new.reshape(-1, new.shape[-1]))
         report.reencoded += len(new)
     if report.reencoded:
-        report.half_precision = _half_precision(backbone, dataset, np.concatenate(encoded))
+        report.half_precision = _half_precision(encoding, np.concatenate(encoded))
         report.largest_difference = worst
     if worst > TOLERANCE:
         report.problems.append(
@@ -181,13 +168,14 @@ def _encode_again(
         )
 
 
-def _half_precision(backbone: Backbone, dataset: Dataset, features: np.ndarray) -> HalfPrecision:
+def _half_precision(encoding: Encoding, features: np.ndarray) -> HalfPrecision:
     """Compare logits of float32 features (n, dim) and of the same features in float16."""
 
     def unit(rows: np.ndarray) -> np.ndarray:
         scaled: np.ndarray = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
         return scaled
 
+    backbone, dataset = encoding.backbone, encoding.dataset
     names = [name.replace("_", " ") for name in dataset.class_names[:MOST_CLASSES]]
     texts = backbone.encode_text([dataset.template.format(name) for name in names])
     prompts = unit(texts.double().cpu().numpy())

@@ -100,6 +100,11 @@ class Encoded(NamedTuple):
     files: np.ndarray  # `FILE` records (rows,) of the images as they were read
     problems: np.ndarray  # text (rows,): why an image cannot be read, "" if it can
 
+    def failures(self, chunk: Chunk) -> dict[int, str]:
+        """Return why images cannot be read, by their index in the chunk's split."""
+        problems = zip(chunk.rows, self.problems.tolist(), strict=True)
+        return {row: problem for row, problem in problems if problem}
+
 
 def cut_chunks(split: str, rows: np.ndarray, views: range) -> list[Chunk]:
     """Cut images of a split into chunks of at most `CROPS_PER_CHUNK` crops, or of one image."""

@@ -42,15 +42,9 @@ def read_file(path: Path) -> tuple[bytes, np.ndarray]:
 def find_changes(
     paths: Sequence[Path], recorded: np.ndarray, title: str, *, hash_all: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compare files with their records: size and time first, bytes where these differ.
+    """Compare n files with their `FILE` records: size and time first, bytes where the times differ or ``hash_all``.
 
-    Files without a record and missing files count as unchanged.
-
-    Args:
-        paths: The n files.
-        recorded: `FILE` records (n,).
-        title: Title of the progress bar.
-        hash_all: Whether to compare the bytes of files of the same size and time, too.
+    Files without a record and missing files count as unchanged. ``title`` is that of the progress bar.
 
     Returns:
         bool (n,), which files hold other bytes; and the records (n,), with the present time where only that differed.

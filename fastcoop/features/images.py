@@ -122,17 +122,10 @@ def check_recipe(recipe: str) -> str:
 def crops(
     image: Image.Image, name: str, views: Sequence[int], preprocess: Preprocess, recipe: str, seed: int
 ) -> np.ndarray:
-    """Return views of an RGB image, uint8 (len(views), size, size, 3).
+    """Return views of an RGB image, uint8 (len(views), size, size, 3), by a recipe of `RECIPES`.
 
-    View 0 is the test-time crop. Any other is an augmentation that depends on (seed, name, view) only.
-
-    Args:
-        image: The image.
-        name: Path of the image in its dataset.
-        views: View numbers.
-        preprocess: Preprocessing of the backbone.
-        recipe: One of `RECIPES`.
-        seed: Seed of the augmentations.
+    View 0 is the test-time crop. Any other is an augmentation that depends on (seed, name, view) only, where ``name``
+    is the path of the image in its dataset.
     """
     out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
     for row, view in zip(out, views, strict=True):

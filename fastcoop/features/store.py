@@ -178,6 +178,10 @@ class FeatureStore:
         """Return int64 (n,), ascending: which of the split's images are stored."""
         return self._split(split).index
 
+    def skipped(self, split: str) -> np.ndarray:
+        """Return int64 (n,): which of the split's images were left out because they could not be read."""
+        return np.asarray(self.meta.skipped.get(split, ()), np.int64)
+
     def labels(self, split: str) -> np.ndarray:
         """Return int64 (n,): the stored images' labels, in the order of `indices`."""
         self.raw(split, slice(0))  # verifies the contents
@@ -279,7 +283,7 @@ class FeatureStore:
             index = np.searchsorted(rows, split.index)
             kept[name] = replace(split, index=index, labels=half.splits[name].labels[index])
             expected[name] = len(rows)
-            unread = self._skipped(name)
+            unread = self.skipped(name)
             skipped[name] = np.searchsorted(rows, unread[np.isin(unread, rows)]).tolist()
         described = replace(
             self.meta, dataset=half.name, dataset_digest=half.digest, class_names=half.class_names,
@@ -292,14 +296,11 @@ class FeatureStore:
             raise UserError(f"{self.path} holds no {name} images, only {' and '.join(self._splits)}.")
         return self._splits[name]
 
-    def _skipped(self, split: str) -> np.ndarray:
-        return np.asarray(self.meta.skipped.get(split, ()), dtype=np.int64)
-
     def _rows(self, split: str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return the positions in `indices` of a split's images (None: all), without those skipped as unreadable."""
         index = self._split(split).index
         asked = np.asarray(np.arange(self.meta.expected[split]) if indices is None else indices, np.int64)
-        asked = asked[~np.isin(asked, self._skipped(split))]
+        asked = asked[~np.isin(asked, self.skipped(split))]
         missing = ~np.isin(asked, index)
         if missing.any():
             raise UserError(

@@ -13,6 +13,7 @@ from fastcoop.features.cache import plan_encoding
 from fastcoop.features.encode import Encoding
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
+from fastcoop.progress import counted
 
 OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
 
@@ -77,8 +78,8 @@ def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureS
     store = open_if_there(path, backbone, dataset, only_unchanged=True)
     if store is not None and store.changed_images:
         log.warning(
-            f"{store.changed_images} image file(s) of {dataset.name} have changed since they were encoded; they would "
-            "be encoded again."
+            f"{counted(store.changed_images, 'image file')} of {dataset.name} changed since the last encoding; a sweep "
+            "would encode again."
         )
     return store
 

@@ -68,7 +68,7 @@ def test_parts_that_were_removed(
     cache_features(backbone, dataset, tmp_path, **ASK)
 
 
-@follows("{} images are missing; run `fastcoop cache-features` again")
+@follows("The store lacks {}; run `fastcoop cache-features` again")
 def test_test_images_that_are_missing(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
     picture = dataset.root / "test" / "cat" / "0.png"
     content = picture.read_bytes()
@@ -76,7 +76,9 @@ def test_test_images_that_are_missing(backbone: Backbone, dataset: Dataset, tmp_
     with pytest.raises(UserError, match="could not be read"):
         cache_features(backbone, dataset, tmp_path, **ASK)
     path = tmp_path / "tiny" / "animals.h5"
-    assert check_store(path).problems == ["1 test images are missing; run `fastcoop cache-features` again."]
+    assert check_store(path).problems == [
+        "The store lacks 1 test image; run `fastcoop cache-features` again."
+    ]
     picture.write_bytes(content)
     cache_features(backbone, dataset, tmp_path, **ASK)
     assert check_store(path).ok

@@ -152,7 +152,9 @@ def test_unreadable_images_are_listed_after_the_rest_is_done(
     for path in bad:
         path.write_bytes(b"no picture")
     ask = {"shots": ["all"], "seeds": [1], "views": 1}
-    with pytest.raises(UserError, match=r"2 image\(s\).*the others are stored") as raised:
+    with pytest.raises(
+        UserError, match=r"2 images of animals could not be read; the others are stored"
+    ) as raised:
         cache_features(backbone, dataset, tmp_path, **ask)
     assert all(str(path) in str(raised.value) for path in bad)
     path = store_path(tmp_path, backbone, dataset)

@@ -103,7 +103,7 @@ def test_changed_pictures_are_encoded_again_and_no_others(
     cache_features(backbone, dataset, tmp_path / "cache", **ASK)
     assert count_encoded() == 1 + 2
     assert [record.getMessage() for record in caplog.records] == [
-        "2 image file(s) of animals have changed since they were encoded; encoding them again."
+        "2 image files of animals changed since the last encoding; encoding again."
     ]
     fresh = cache_features(backbone, dataset, tmp_path / "fresh", **ASK)
     assert open_current(path, backbone, dataset).has_new_times is False
@@ -176,7 +176,7 @@ def test_what_became_unreadable_is_named_and_its_old_features_are_not_used(
     path = cache_features(backbone, dataset, tmp_path, **ASK)
     (dataset.root / "test" / "cat" / "1.png").write_bytes(b"no picture")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"1 image\(s\) of animals could not be read"):
+        with pytest.raises(UserError, match=r"1 image of animals could not be read"):
             cache_features(backbone, dataset, tmp_path, **ASK)
         with pytest.raises(UserError, match="changed while"):
             open_current(path, backbone, dataset)
@@ -280,7 +280,7 @@ def test_check_reads_every_picture(backbone: Backbone, dataset: Dataset, tmp_pat
     os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert FeatureStore.open(path, backbone, dataset, only_unchanged=True).changed_images == 0
     assert check_store(path, dataset=dataset).problems == [
-        f"1 test image file(s) have changed since they were encoded, the first {picture}; delete {path} "
+        f"1 test image file changed since the last encoding, the first {picture}; delete {path} "
         "and run `fastcoop cache-features`."
     ]
     path.unlink()
@@ -316,8 +316,7 @@ def test_dry_runs_of_changed_pictures_count_and_write_nothing(
     with caplog.at_level(logging.WARNING, "fastcoop"):
         found = sweep(grid, **places, dry_run=True)
     assert (
-        "1 image file(s) of colours have changed since they were encoded; they would be encoded"
-        in caplog.text
+        "1 image file of colours changed since the last encoding; a sweep would encode again." in caplog.text
     )
     assert found.left == 1  # the other seed does not learn from that picture
     assert found.forecast is not None
