@@ -19,7 +19,7 @@ import fastcoop
 from fastcoop.backbones import Backbone, load_backbone
 from fastcoop.bench.measure import CONTEXT_LENGTH, compare_precision, measure_dataset
 from fastcoop.bench.tables import Bench, write_bench
-from fastcoop.datasets.class_names import paper_class_names
+from fastcoop.datasets.official_files import paper_class_names
 from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent

@@ -16,10 +16,10 @@ from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate
 from fastcoop.errors import UserError
 
 SPLITS = ("train", "val", "test")
+Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
+Items = dict[str, list[Item]]  # by split
 
 log = logging.getLogger("fastcoop.datasets")
-
-Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
 
 
 @functools.cache
@@ -94,60 +94,54 @@ def make_dataset(
 
     Raises:
         UserError: There are fewer than two classes, no test images, a class without a training image that is not a
-            validation image too, or a class name that no prompt can hold.
+            validation image too, or a class name that no prompt can contain.
     """
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     if len(class_names) < 2:
         raise UserError(
-            f"Dataset {name} in {root} has {len(class_names)} class(es) where at least two are needed; add images of "
-            "others."
+            f"Dataset {name} in {root} has {len(class_names)} class(es), expected at least two; add images of others."
         )
     for class_name in class_names:
         _check_class_name(name, class_name)
     if "test" not in splits:
-        raise UserError(
-            f"Dataset {name} in {root} has no test images, so no accuracy could be measured on it."
-        )
+        raise UserError(f"Dataset {name} in {root} has no test images, which accuracies are measured on.")
     if "train" in splits:
-        held_out = set(splits["val"].paths) if "val" in splits else set()
-        free = np.array([path not in held_out for path in splits["train"].paths])
-        counts = np.bincount(splits["train"].labels[free], minlength=len(class_names))
-        empty = [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]
+        rows = trainable_rows(splits)
+        present = set(splits["train"].labels[rows].tolist())
+        empty = [class_name for label, class_name in enumerate(class_names) if label not in present]
         if empty:
+            also_val = "" if len(rows) == len(splits["train"]) else " that is not in val too"
             raise UserError(
-                f"Dataset {name} in {root} has no training image for {abbreviate(empty)}"
-                f"{'' if free.all() else ' that is not in val too'}; add some, or take such classes out of the other "
-                "splits too."
+                f"Dataset {name} in {root} has no training image for {abbreviate(empty)}{also_val}; add some, or take "
+                "such classes out of the other splits too."
             )
     return Dataset(
-        name=name,
-        root=root,
-        class_names=tuple(class_names),
-        template=template,
-        splits=splits,
-        digest=content_digest(class_names, splits),
-        title=title or name,
-        fewshot_dir=fewshot_dir or root / FEWSHOT_FOLDER,
-        class_ids=tuple(class_ids),
-        notes=tuple(notes),
-    )
+        name, root, tuple(class_names), template, splits, content_digest(class_names, splits), title or name,
+        fewshot_dir or root / FEWSHOT_FOLDER, class_ids=tuple(class_ids), notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _check_class_name(dataset: str, name: str) -> None:
-    """Refuse a class name that no prompt can hold."""
     try:
         name.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"The class {name!r} of {dataset} has a name that is not UTF-8 text, which no prompt can hold; "
-            "set PYTHONUTF8=1 where the locale is not UTF-8, else rename its folder, or the class in the file that "
-            "names it."
+            f"The class name {name!r} of {dataset} is not UTF-8 text; set PYTHONUTF8=1 where the locale is not UTF-8, "
+            "else rename its folder, or the class in the file that names it."
         ) from None
     if not name.replace("_", " ").strip():
         raise UserError(
-            f'The class "{name}" of {dataset} has a name that a prompt reads as nothing; rename it, or give it a name '
-            "under class_names of the dataset's YAML."
+            f'The class name "{name}" of {dataset} is empty in a prompt; rename it, or give it a name under '
+            "class_names of the dataset's YAML."
         )
+
+
+def trainable_rows(splits: Mapping[str, Split]) -> np.ndarray:
+    """Return the rows of the training images that are not validation images too, int64, ascending."""
+    held_out = set(splits["val"].paths) if "val" in splits else set()
+    return np.array(
+        [row for row, path in enumerate(splits["train"].paths) if path not in held_out], dtype=np.int64
+    )
 
 
 def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import pickle
 import random
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.checks import whole_number
-from fastcoop.datasets.dataset import Dataset, Item, Split, warn_once
+from fastcoop.datasets.dataset import Dataset, Items, Split, trainable_rows, warn_once
 from fastcoop.datasets.files import abbreviate, normalized, reading
 from fastcoop.datasets.halves import rows_in_whole
 from fastcoop.datasets.splits import by_class, read_items, read_json
@@ -62,37 +61,35 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         shots = whole_number(shots, 'shots (or "all")', 1)
     seed = whole_number(seed, "the seed")
     if dataset.whole is not None:
-        return _restrict(few_shot(dataset.whole, shots, seed), dataset)
+        whole = few_shot(dataset.whole, shots, seed)
+        return FewShot(_in_half(dataset, "train", whole.train), _in_half(dataset, "val", whole.val))
     if "train" not in dataset.splits:
         raise UserError(f"Dataset {dataset.name} has only test images; nothing can be trained on it.")
     train, val = dataset.splits["train"], dataset.splits.get("val", Split((), np.zeros(0, np.int64)))
-    held_out = set(val.paths)
-    free = np.array([index for index, path in enumerate(train.paths) if path not in held_out], dtype=np.int64)
-    if shots == "all":
-        return FewShot(free, np.arange(len(val), dtype=np.int64))
-    assert isinstance(shots, int)
-    _warn_about_small_classes(dataset, train.labels[free], shots)
+    rows = trainable_rows(dataset.splits)
+    if isinstance(shots, str):
+        return FewShot(rows, np.arange(len(val), dtype=np.int64))
+    counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names))
+    small = [f"{dataset.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < shots)]
+    if small:
+        warn_once(
+            f"{dataset.name} has classes with fewer than {shots} training images, all used: {abbreviate(small, 5)}."
+        )
     subset = _read_subset(dataset, shots, seed)
     if "val" in subset:
         return FewShot(subset["train"], subset["val"])
     rng = random.Random(seed)
     # ImageNet's official subsets have no validation set: the one drawn here shares no image with them.
-    drawn = subset["train"] if subset else free[_draw(train.labels[free], shots, rng)]
-    used = {train.paths[index] for index in drawn} if subset else set()
+    drawn = subset["train"] if subset else rows[_draw(train.labels[rows], shots, rng)]
+    used = {train.paths[row] for row in drawn} if subset else set()
     val_drawn = _draw(val.labels, min(shots, MAX_VAL_SHOTS), rng)
-    return FewShot(drawn, np.array([i for i in val_drawn if val.paths[i] not in used], dtype=np.int64))
+    return FewShot(drawn, np.array([row for row in val_drawn if val.paths[row] not in used], dtype=np.int64))
 
 
-def _restrict(subset: FewShot, half: Dataset) -> FewShot:
-    """Turn a subset of the whole dataset into indices into the splits of half its classes."""
-
-    def restrict(split: str, drawn: np.ndarray) -> np.ndarray:
-        if half.whole is None or split not in half.whole.splits:
-            return np.zeros(0, np.int64)
-        rows = rows_in_whole(half, split)
-        return np.searchsorted(rows, drawn[np.isin(drawn, rows)]).astype(np.int64)
-
-    return FewShot(restrict("train", subset.train), restrict("val", subset.val))
+def _in_half(half: Dataset, split: str, drawn: np.ndarray) -> np.ndarray:
+    """Turn rows of the whole dataset's split into rows of the split of half its classes."""
+    rows = rows_in_whole(half, split)
+    return np.searchsorted(rows, drawn[np.isin(drawn, rows)]).astype(np.int64)
 
 
 def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:
@@ -104,17 +101,8 @@ def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:
     return np.array(drawn, dtype=np.int64)
 
 
-def _warn_about_small_classes(dataset: Dataset, labels: np.ndarray, shots: int) -> None:
-    counts = np.bincount(labels, minlength=len(dataset.class_names))
-    small = [f"{dataset.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < shots)]
-    if small:
-        warn_once(
-            f"{dataset.name} has classes with fewer than {shots} training images, all used: {abbreviate(small, 5)}."
-        )
-
-
 def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
-    """Read the indices of a subset from the official code's pickle, else from JSON; {} where there is neither.
+    """Read the rows of a subset from the official code's pickle, else from JSON; {} where there is neither.
 
     Pickles of ImageNet have no "val". A JSON with the digest of another split is ignored.
     """
@@ -130,20 +118,34 @@ def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarra
     return _locate(dataset, read_items(path, required=("train",)), path)
 
 
-def _read_pickle(path: Path) -> dict[str, list[Item]]:
+class _Datum:
+    """Replaces the official code's class: keeps the path, the label and the class name."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.item = path, label, name = state["_impath"], state["_label"], state["_classname"]
+        if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
+            raise TypeError("an entry is not a path, a label and a class name")
+
+
+def _read_pickle(path: Path) -> Items:
+    class DatumUnpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            if (module, name) == DATUM:
+                return _Datum
+            raise UserError(
+                f"{path} refers to {module}.{name}, which no few-shot subset needs; nothing in it was run. "
+                "Delete it if you do not know where it comes from."
+            )
+
     try:
         with reading(path, "a pickle"):
             data = path.read_bytes()
-        content = _DatumUnpickler(io.BytesIO(data)).load()
-        keys = ("train", "val") if "val" in content else ("train",)
-        return {key: [_item(datum) for datum in content[key]] for key in keys}
+        content = DatumUnpickler(io.BytesIO(data)).load()
+        return {
+            key: [datum.item for datum in content[key]] for key in ("train", "val")[: 1 + ("val" in content)]
+        }
     except UserError:
         raise
-    except _Forbidden as error:
-        raise UserError(
-            f"{path} wants to load {error}, which no few-shot subset needs; it was not opened. "
-            "Delete it if you do not know where it comes from."
-        ) from None
     except Exception as error:  # a damaged pickle may raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -151,8 +153,8 @@ def _read_pickle(path: Path) -> dict[str, list[Item]]:
         ) from None
 
 
-def _locate(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> dict[str, np.ndarray]:
-    """Find items by the ends of their paths, since the data root may have been another."""
+def _locate(dataset: Dataset, items: Items, source: Path) -> dict[str, np.ndarray]:
+    """Return the rows of the items, found by the ends of their paths, since the data root may have been another."""
     located = {}
     for key, part in items.items():
         if key not in dataset.splits:
@@ -162,20 +164,17 @@ def _locate(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> dic
                 )
             continue
         split = dataset.splits[key]
-        index = {path: number for number, path in enumerate(split.paths)}
-        forms = Counter(normalized(path) for path in index if not path.isascii())
-        # The file may come from a system that composes letters differently.
-        index |= {
-            form: index[path] for path in index if forms[form := normalized(path)] == 1 and form not in index
-        }
-        numbers = [_find(path, index) for path, _, _ in part]
-        for number, (path, label, _) in zip(numbers, part, strict=True):
-            if number is None or split.labels[number] != label:
+        # The file may come from a system that composes letters differently; a path as written has priority.
+        rows = {normalized(path): row for row, path in enumerate(split.paths)}
+        rows |= {path: row for row, path in enumerate(split.paths)}
+        found = [_find(path, rows) for path, _, _ in part]
+        for row, (path, label, _) in zip(found, part, strict=True):
+            if row is None or split.labels[row] != label:
                 raise UserError(
                     f"{source} was drawn from another split: {path} with label {label} is not in the "
                     f"{key} split of {dataset.name}; delete it, or use the split file that it was drawn from."
                 )
-        located[key] = np.array(numbers, dtype=np.int64)
+        located[key] = np.array(found, dtype=np.int64)
     drawn = set(dataset.splits["train"].labels[located["train"]].tolist())
     if not drawn:
         raise UserError(f"{source} has no training images; delete it, and a subset is drawn.")
@@ -185,37 +184,12 @@ def _locate(dataset: Dataset, items: dict[str, list[Item]], source: Path) -> dic
     return located
 
 
-def _find(path: str, index: dict[str, int]) -> int | None:
+def _find(path: str, rows: dict[str, int]) -> int | None:
     """Find the image whose path ``path`` ends with: as written, with backslashes as separators, or composed."""
     forms = (path, path.replace("\\", "/"))
     for form in dict.fromkeys((*forms, *map(normalized, forms))):
         parts = form.split("/")
         for start in range(len(parts)):
-            if (found := index.get("/".join(parts[start:]))) is not None:
+            if (found := rows.get("/".join(parts[start:]))) is not None:
                 return found
     return None
-
-
-class _Forbidden(Exception):
-    """The pickle asked for this global."""
-
-
-class _Datum:
-    """Replaces the official code's class; takes plain attributes and does nothing."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.item = (state["_impath"], state["_label"], state["_classname"])
-
-
-class _DatumUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) != DATUM:
-            raise _Forbidden(f"{module}.{name}")
-        return _Datum
-
-
-def _item(datum: _Datum) -> Item:
-    path, label, name = datum.item
-    if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
-        raise TypeError("an entry is not a path, a label and a class name")
-    return path, label, name

@@ -1,14 +1,15 @@
-"""Folders of images: class folders, images, and what is missing. Everything is sorted."""
+"""Folders of images: the names in a folder, the images below it, and images by path. Everything is sorted."""
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from fastcoop.errors import UserError
 
@@ -40,49 +41,12 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """Names in one folder, sorted, without hidden files, ``SYSTEM_NAMES`` and few-shot subsets."""
 
-    folders: tuple[str, ...]
-    images: tuple[str, ...]
-    others: tuple[str, ...]
-
-
-def list_folder(folder: Path) -> Listing:
-    """List the folders, images and other files in ``folder``; links count as what they lead to.
-
-    Raises:
-        UserError: The folder cannot be read.
-    """
-    folders: list[str] = []
-    images: list[str] = []
-    others: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith(".") or name.lower() in SYSTEM_NAMES:
-                    continue
-                is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-                if _is_folder(entry, follow_links=not is_image):
-                    if not name.endswith(FEWSHOT_FOLDER):
-                        folders.append(name)
-                else:
-                    (images if is_image else others).append(name)
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be read ({error.strerror or error}); check that it exists and that you "
-            "may read it."
-        ) from None
-    return Listing(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(others)))
-
-
-def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=follow_links)
-    except OSError:  # a link that leads to itself
-        return False
+    folders: list[str]
+    images: list[str]
+    others: list[str]
 
 
 class Tree:
@@ -96,77 +60,70 @@ class Tree:
         self._listings: dict[str, Listing] = {}
 
     def listing(self, folder: str = "") -> Listing:
-        """Return the names in ``folder``."""
-        if folder not in self._listings:
-            self._listings[folder] = list_folder(self.root / folder)
-        return self._listings[folder]
+        """Return the names in ``folder``; links are followed."""
+        if folder in self._listings:
+            return self._listings[folder]
+        folders: list[str] = []
+        images: list[str] = []
+        others: list[str] = []
+        with reading(self.root / folder, "a folder"), os.scandir(self.root / folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(".") or name.lower() in SYSTEM_NAMES:
+                    continue
+                is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+                # entry.is_dir() would raise an exception for a link that leads to itself.
+                is_folder_link = entry.is_symlink() and not is_image and os.path.isdir(entry.path)
+                if not (is_folder_link or entry.is_dir(follow_symlinks=False)):
+                    (images if is_image else others).append(name)
+                elif not name.endswith(FEWSHOT_FOLDER):
+                    folders.append(name)
+        self._listings[folder] = listing = Listing(sorted(folders), sorted(images), sorted(others))
+        return listing
 
-    def below(self, folder: str = "") -> Iterator[str]:
-        """Yield ``folder`` and every folder below it, through links too; each once."""
+    def paths(self, kind: Literal["images", "others"], folder: str = "") -> Iterator[str]:
+        """Yield the paths of the images, or of the other files, in ``folder`` and below; each folder once."""
         seen, waiting = set(), [folder]
         while waiting:
             at = waiting.pop()
             real = os.path.realpath(self.root / at)
             if real not in seen:
                 seen.add(real)
-                yield at
-                waiting += [posixpath.join(at, name) for name in reversed(self.listing(at).folders)]
-
-    def images(self, folder: str = "") -> Iterator[str]:
-        """Yield the paths of the images in ``folder`` and below."""
-        return (posixpath.join(at, name) for at in self.below(folder) for name in self.listing(at).images)
-
-    def others(self, folder: str = "") -> Iterator[str]:
-        """Yield the paths of the other files in ``folder`` and below."""
-        return (posixpath.join(at, name) for at in self.below(folder) for name in self.listing(at).others)
+                listing = self.listing(at)
+                yield from (posixpath.join(at, name) for name in getattr(listing, kind))
+                waiting += [posixpath.join(at, name) for name in reversed(listing.folders)]
 
     def with_images(self, folder: str = "") -> list[str]:
         """Return the names of the folders in ``folder`` with an image in them or below."""
         names = self.listing(folder).folders
-        return [name for name in names if any(self.images(posixpath.join(folder, name)))]
+        return [name for name in names if any(self.paths("images", posixpath.join(folder, name)))]
 
-    def image_folder(self, folder: str) -> str:
-        """Return where the images of the class ``folder`` are: in it, or in the only folder inside with any.
+    def image_folder(self, folder: str, nested: bool = True) -> str:
+        """Return where the images of the class ``folder`` are: in it or, if ``nested``, in the only folder inside.
 
         Raises:
-            UserError: There are none, or they are in several folders.
+            UserError: There are none, or they are elsewhere.
         """
-        at = folder
+        at, place = folder, self.root / folder
         while not self.listing(at).images:
             inside = self.with_images(at)
-            if len(inside) != 1:
-                raise self._no_images(folder, at, inside)
-            at = posixpath.join(at, inside[0])
+            if len(inside) == 1 and nested:
+                at = posixpath.join(at, inside[0])
+            elif inside:
+                raise UserError(
+                    f"The class folder {place} holds no images, but {abbreviate([f'{name}/' for name in inside])} "
+                    f"in {self.root / at} do; move the images up into {place}, or, if these folders are the classes, "
+                    f"pass {self.root / at}."
+                )
+            elif other := next(self.paths("others", folder), None):
+                raise UserError(
+                    f"The class folder {place} holds no images, only files such as {other}; expected names that "
+                    "end in .jpg, .png or another known ending. Convert or rename the images, or move the folder "
+                    "elsewhere."
+                )
+            else:
+                raise UserError(f"The class folder {place} holds no images; add some or remove the folder.")
         return at
-
-    def _no_images(self, folder: str, at: str, inside: Sequence[str]) -> UserError:
-        place = self.root / folder
-        if inside:
-            return UserError(
-                f"The class folder {place} holds no images itself, but {abbreviate([f'{name}/' for name in inside])} "
-                f"in {self.root / at} do; move the images up into {place}, or, if these folders are the classes, pass "
-                f"{self.root / at}."
-            )
-        if other := next(self.others(folder), None):
-            return UserError(
-                f"Class folder {place} holds no images, only files such as {other}; expected names that end in "
-                ".jpg, .png or another known ending. Convert or rename the images, or move the folder elsewhere."
-            )
-        return UserError(f"Class folder {place} holds no images; add some or remove the folder.")
-
-
-def class_folders(folder: Path, names: Sequence[str], prefix: str = "") -> dict[str, list[str]]:
-    """Return the paths ``{prefix}{name}/{file}`` of the images in each class folder.
-
-    Raises:
-        UserError: A class folder has no images.
-    """
-    tree, images = Tree(folder), {}
-    for name in names:
-        images[name] = [f"{prefix}{name}/{file}" for file in tree.listing(name).images]
-        if not images[name]:
-            raise tree._no_images(name, name, tree.with_images(name))
-    return images
 
 
 def normalized(text: str) -> str:
@@ -177,51 +134,52 @@ def normalized(text: str) -> str:
 def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[str, str | None]:
     """Find images: posix paths relative to ``root``, or None where they do not exist, by path.
 
-    A path is used as it is written where that exists; else without space around it, with backslashes as separators,
-    or with its letters composed differently, if one file fits. Each folder is read once.
+    Each path is tried as it is written, without space around it, and with backslashes as separators. Letters that are
+    composed differently match if exactly one name fits. Each folder is read once.
 
     Args:
         root: The folder that the paths are relative to.
         paths: Paths as they are written.
         inside: Whether a path that leaves ``root`` counts as missing.
     """
-    listings: dict[str, dict[str, list[str]]] = {}
 
+    @functools.cache
     def names_in(folder: str) -> dict[str, list[str]]:
         """Return the names in a folder by their normalized form."""
-        if folder not in listings:
-            found: dict[str, list[str]] = {}
-            leaves = inside and (folder.startswith("/") or ".." in folder.split("/"))
-            try:
-                names = [] if leaves else os.listdir(root / folder)
-            except (OSError, ValueError):  # the latter for characters that no path can have
-                names = []
-            for name in names:
-                found.setdefault(normalized(name), []).append(name)
-            listings[folder] = found
-        return listings[folder]
+        names: dict[str, list[str]] = {}
+        try:
+            for name in os.listdir(root / folder):
+                names.setdefault(normalized(name), []).append(name)
+        except (OSError, ValueError):  # the latter for characters that no path can have
+            return {}
+        return names
 
-    def exists(path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        return name in names_in(folder).get(normalized(name), ())
+    def child(folder: str, name: str) -> str | None:
+        alike = names_in(folder).get(normalized(name), []) if name != ".." else [name]
+        if name in alike:
+            return posixpath.join(folder, name)
+        return posixpath.join(folder, alike[0]) if len(alike) == 1 else None
 
-    def composed_differently(path: str) -> str | None:
-        at = "/" if path.startswith("/") else ""
-        for part in path.strip("/").split("/"):
-            fitting = names_in(at).get(normalized(part), []) if part != ".." else [part]
-            if len(fitting) != 1 and part not in fitting:
-                return None
-            at = posixpath.join(at, part if part in fitting else fitting[0])
-        return at
+    @functools.cache
+    def on_disk(folder: str) -> str | None:
+        found: str | None = "/" if folder.startswith("/") else ""
+        for name in filter(None, folder.split("/")):
+            found = None if found is None else child(found, name)
+        return found
 
-    found: dict[str, str | None] = {}
-    for path in paths:
-        forms = [path, path.strip(), path.replace("\\", "/"), path.strip().replace("\\", "/")]
-        forms = [posixpath.normpath(form) for form in dict.fromkeys(forms)]
-        found[path] = next((form for form in forms if exists(form)), None)
-        if found[path] is None and not path.isascii():
-            found[path] = next(filter(None, map(composed_differently, forms)), None)
-    return found
+    def find(path: str) -> str | None:
+        for form in dict.fromkeys(
+            (path, path.strip(), path.replace("\\", "/"), path.strip().replace("\\", "/"))
+        ):
+            form = posixpath.normpath(form)
+            folder, name = posixpath.split(form)
+            leaves = form.startswith("/") or form.split("/")[0] == ".."
+            place = None if inside and leaves else on_disk(folder)
+            if place is not None and name != ".." and (image := child(place, name)):
+                return image
+        return None
+
+    return {path: find(path) for path in paths}
 
 
 def abbreviate(names: Sequence[str], most: int = 3) -> str:

@@ -28,38 +28,30 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
     Raises:
         UserError: The half would have fewer than two classes, or no test images.
     """
-    classes = len(dataset.class_names)
+    name, classes = f"{dataset.name}:{half}", len(dataset.class_names)
     cut = (classes + 1) // 2
     first, stop = (0, cut) if half == "base" else (cut, classes)
     if stop - first < 2:
         raise UserError(
-            f"The half {dataset.name}:{half} has {stop - first} class(es) where at least two are needed: "
-            f"{dataset.name} has {classes} in all."
+            f"The half {name} has {stop - first} class(es), expected at least two: {dataset.name} has {classes} in all."
         )
-    names = dataset.class_names[first:stop]
     splits = {}
     for key, split in dataset.splits.items():
         rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))
         if len(rows):
             splits[key] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
     if "test" not in splits:
-        raise UserError(f"The half {dataset.name}:{half} has no test images, so nothing can be tested on it.")
+        raise UserError(f"The half {name} has no test images, which accuracies are measured on.")
+    names, ids = dataset.class_names[first:stop], dataset.class_ids[first:stop]
+    title, digest = f"{dataset.title} ({half})", content_digest(names, splits)
     return replace(
-        dataset,
-        name=f"{dataset.name}:{half}",
-        title=f"{dataset.title} ({half})",
-        class_names=names,
-        class_ids=dataset.class_ids[first:stop],
-        splits=splits,
-        digest=content_digest(names, splits),
-        whole=dataset,
-    )
+        dataset, name=name, title=title, class_names=names, class_ids=ids, splits=splits, digest=digest, whole=dataset
+    )  # fmt: skip
 
 
 def rows_in_whole(half: Dataset, split: str) -> np.ndarray:
     """Return the positions of a half's images in the whole dataset's split, int64 (images,), ascending."""
     assert half.whole is not None
+    paths = half.whole.splits[split].paths if split in half.whole.splits else ()
     of_half = set(half.splits[split].paths) if split in half.splits else set()
-    return np.array(
-        [row for row, path in enumerate(half.whole.splits[split].paths) if path in of_half], dtype=np.int64
-    )
+    return np.array([row for row, path in enumerate(paths) if path in of_half], dtype=np.int64)

@@ -1,14 +1,31 @@
-"""The layout of a folder of pictures: where its class folders are, and which folders are its splits."""
+"""Folders of images as people have them, read into items by split.
+
+| what a folder holds | its splits |
+|---|---|
+| ``split.json``, and images in ``images/`` or in the folder | those of the file |
+| ``train/cat/``, ``val/cat/``, ``test/cat/``, under any of ``SPLIT_NAMES``; val or test may be missing | the folders |
+| ``cat/``, ``dog/`` | none: `ALL` |
+| one other folder with images, and no images of its own | those of that folder |
+
+The images of a class may be in a folder inside the class's own, if that is the only one.
+"""
 
 from __future__ import annotations
 
+import os
 import posixpath
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
 
-from fastcoop.datasets.files import Tree, abbreviate
+from fastcoop.datasets.dataset import SPLITS, Items
+from fastcoop.datasets.files import Tree, abbreviate, normalized
+from fastcoop.datasets.notes import notes_on_pictures
+from fastcoop.datasets.splits import class_items, find_items, read_items
 from fastcoop.errors import UserError
 
+ALL = "all"  # the split of images that have none
+SPLIT_FILE = "split.json"
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -18,6 +35,19 @@ FORMS = (
     "train/ and test/ (or val/) folders with a folder per class, or a folder per class, or a split.json "
     "in the official format"
 )
+USE_CSV = "for pictures that lie side by side write a .csv with the columns path, class, split, and load that"
+
+
+class Content(NamedTuple):
+    """What a folder or CSV contains: items with paths relative to ``root``, and notes.
+
+    ``home`` is the folder or CSV whose YAML describes it: the one that was read, or a folder inside.
+    """
+
+    home: Path
+    root: Path
+    items: Items
+    notes: list[str]
 
 
 def split_called(name: str) -> str | None:
@@ -25,49 +55,85 @@ def split_called(name: str) -> str | None:
     return SPLIT_NAMES.get(name.strip().lower())
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where the classes of a folder are.
-
-    Attributes:
-        at: The folder that holds the class folders or those of the splits, relative to the tree's root.
-        splits: The name of each split's folder; {} for a folder per class.
-    """
-
-    at: str
-    splits: Mapping[str, str]
+def is_described(folder: Path) -> bool:
+    """Return whether a folder is a dataset of the user's own, whatever its name: it has a YAML or a split file."""
+    return any(os.path.isfile(folder / file) for file in (SPLIT_FILE, "dataset.yaml", "dataset.yml"))
 
 
-def find_layout(tree: Tree, descriptions: Sequence[str]) -> Layout:
-    """Find the layout of a folder, through folders that hold nothing but one other folder with images.
+def read_folder(folder: Path) -> Content:
+    """Read a folder in one of the layouts above; a UserError says what is wrong with another."""
+    if (folder / SPLIT_FILE).is_file():
+        return _read_split_file(folder)
+    tree = Tree(folder)
+    at, splits = _find_layout(tree)
+    root = folder / at
+    if at and is_described(root):
+        return read_folder(root)
+    items = _read_classes(Tree(root), splits)
+    paths = [path for path, _, _ in chain(*items.values())]
+    return Content(folder, root, items, list(notes_on_pictures(str(folder), tree, at, paths)))
 
-    Args:
-        tree: The folder.
-        descriptions: Names of files that make a folder inside a dataset of its own, which is not searched further.
 
-    Raises:
-        UserError: There are folders of splits beside other folders with images, or without class folders.
-    """
+def _read_split_file(folder: Path) -> Content:
+    file, root = folder / SPLIT_FILE, folder / "images"
+    items, root = read_items(file), root if root.is_dir() else folder
+    if "test" not in items and "val" not in items:
+        raise UserError(f'{file} has no "test" split, nor "val"; add one of them.')
+    return Content(folder, root, find_items(items, root, file), [])
+
+
+def _find_layout(tree: Tree) -> tuple[str, dict[str, str]]:
+    """Return the folder of the class folders or splits, relative to the root, and the name of each split's folder."""
     at = ""
-    while True:
-        splits = _find_splits(tree, at)
-        inside = tree.with_images(at)
-        if splits or len(inside) != 1 or tree.listing(posixpath.join(at, inside[0])).images:
-            return Layout(at, splits)
-        at = posixpath.join(at, inside[0])
-        if not set(descriptions).isdisjoint(tree.listing(at).others):
-            return Layout(at, {})
+    while not (splits := _find_splits(tree, at)) and (inner := _only_folder(tree, at)):
+        at = inner
+        if is_described(tree.root / at):
+            break
+    return at, splits
 
 
-def class_level(tree: Tree, folder: str) -> str:
-    """Return the folder of a split's class folders: itself, or the only folder inside with images."""
-    at = folder
-    while len(inside := tree.with_images(at)) == 1 and not tree.listing(posixpath.join(at, inside[0])).images:
-        deeper = posixpath.join(at, inside[0])
-        if len(tree.with_images(deeper)) < 2:  # the folder inside the only class
-            return at
-        at = deeper
-    return at
+def _read_classes(tree: Tree, splits: dict[str, str]) -> Items:
+    """Return the images of class folders by split; classes are numbered in sorted order.
+
+    Class folders of two splits whose names differ in how letters are composed are the same class.
+    """
+    root = tree.root
+    if splits and not {"test", "val"} & splits.keys():
+        train = splits["train"]
+        raise UserError(
+            f"{root} has a {train}/ folder but no test/ folder beside it, nor val/, that holds images; expected "
+            f"{FORMS}. Add one, or pass {root / train}, which is split at random."
+        )
+    places = {key: _class_level(tree, splits[key]) for key in SPLITS if key in splits} or {ALL: ""}
+    folders = {key: tree.listing(place).folders for key, place in places.items()}
+    if not any(folders.values()):
+        raise UserError(f"{root} has no classes: expected {FORMS}; {USE_CSV}.")
+    is_unique = all(len(set(map(normalized, names))) == len(names) for names in folders.values())
+    form = normalized if is_unique else str
+    shown: dict[str, str] = {}
+    for name in chain(*folders.values()):
+        shown.setdefault(form(name), name)
+    labels = {name: label for label, name in enumerate(sorted(shown.values()))}
+    items: Items = {}
+    for key, names in folders.items():
+        classes = [(posixpath.join(places[key], name), shown[form(name)]) for name in names]
+        items[key] = class_items(tree, ((at, labels[name], name) for at, name in classes), nested=True)
+    return items
+
+
+def _only_folder(tree: Tree, folder: str) -> str:
+    """Return the path of the only folder in ``folder`` with images below it, unless it holds some itself; else ""."""
+    inside = tree.with_images(folder)
+    inner = posixpath.join(folder, inside[0]) if len(inside) == 1 else ""
+    return "" if inner and tree.listing(inner).images else inner
+
+
+def _class_level(tree: Tree, split: str) -> str:
+    """Return the folder of a split's class folders: itself, or the only folder inside with several."""
+    at = split
+    while inner := _only_folder(tree, at):
+        at = inner
+    return at if len(tree.with_images(at)) > 1 else split
 
 
 def _has_classes(tree: Tree, folder: str) -> bool:
@@ -79,10 +145,9 @@ def _has_classes(tree: Tree, folder: str) -> bool:
 
 def _find_splits(tree: Tree, at: str) -> dict[str, str]:
     """Find the folders in ``at`` that are splits, by their names and the class folders inside."""
-    inside = tree.with_images(at)
+    inside, place = tree.with_images(at), tree.root / at
     named = {name: split for name in inside if (split := split_called(name))}
     others = [f"{name}/" for name in inside if name not in named]
-    place = tree.root / at
     if not named or (others and not any(_has_classes(tree, posixpath.join(at, name)) for name in named)):
         return {}  # class folders, one of which may be called train
     if others:
@@ -91,20 +156,19 @@ def _find_splits(tree: Tree, at: str) -> dict[str, str]:
             f"hold images too; expected {FORMS}. Move what is no split elsewhere."
         )
     with_classes = [name for name in named if tree.with_images(posixpath.join(at, name))]
-    flat = next((name for name in named if name not in with_classes), None)
-    if flat is not None:
+    if flat := next((name for name in named if name not in with_classes), None):
         instead = (
             f", or pass {place / with_classes[0]}, which is split at random" if len(with_classes) == 1 else ""
         )
         raise UserError(
             f"The folder {place / flat} holds images but no class folders; sort them into a folder per class"
-            f"{instead}; for pictures that lie side by side write a .csv with the columns path, class, split."
+            f"{instead}; {USE_CSV}."
         )
-    is_test = {name for name in named if name.lower() in ("test", "testing")}
+    has_test = any(name.lower() in ("test", "testing") for name in named)
     splits: dict[str, str] = {}
     for name, split in named.items():
-        if split == "test" and is_test and name not in is_test and "val" not in named.values():
-            split = "val"  # eval/ beside test/
+        if has_test and name.lower().startswith("eval") and "val" not in named.values():
+            split = "val"
         if split in splits:
             raise UserError(
                 f"{place} has two folders for {split}, {splits[split]}/ and {name}/; put their images into one of "

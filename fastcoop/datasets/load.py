@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fastcoop.datasets.config import described_by, read_config
+from fastcoop.datasets.config import config_file, read_config
 from fastcoop.datasets.dataset import Dataset, warn_once
-from fastcoop.datasets.files import list_folder, normalized
+from fastcoop.datasets.files import Tree, find_images
 from fastcoop.datasets.halves import half_of, split_spec
+from fastcoop.datasets.layout import is_described
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, find_official, load_official
-from fastcoop.datasets.own import DESCRIPTIONS, load_csv, load_folder
+from fastcoop.datasets.own import load_own
 from fastcoop.errors import MissingFile, UserError, nearest
 
 
@@ -38,13 +39,13 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
     place, row = locate(spec, data_root)
     if row is not None:
         own = _expanded(data_root or "") / spec
-        if not (place / row.images).is_dir() and own.is_dir() and list_folder(own).folders:
+        if not (place / row.images).is_dir() and own.is_dir() and Tree(own).listing().folders:
             raise UserError(
                 f"{row.missing(place)} If {own} is a dataset of your own, put a dataset.yaml into it, which may be "
                 "empty."
             )
         return load_official(row, place)
-    dataset = load_folder(place) if place.is_dir() else load_csv(place)
+    dataset = load_own(place)
     encoding = sys.getfilesystemencoding().lower()
     odd = next((name for name in (dataset.name, *dataset.class_names) if not name.isascii()), None)
     if odd is not None and encoding != "utf-8":  # prompts would have other letters
@@ -70,19 +71,18 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
     if not os.path.exists(_expanded(spec)):
         check_data_root(root)
     row = find_official(str(spec))
-    if row is not None and not _is_described(root / spec):
+    if row is not None and not is_described(root / spec):
         return root / row.folder, row
     places = list(dict.fromkeys((root / spec, _expanded(spec))))
     for place in places:
         row = find_official(place.name)
-        if row is not None and os.path.isdir(place / row.images) and not _is_described(place):
+        if row is not None and os.path.isdir(place / row.images) and not is_described(place):
             return place, row
         if os.path.exists(place):
             return place, None
+    if same := find_images(root, [str(spec)])[str(spec)]:  # the file system composes letters differently
+        return root / same, None
     own = own_datasets(root)
-    same = [name for name in own if normalized(name) == normalized(str(spec))]
-    if len(same) == 1:  # the file system composes letters differently
-        return root / same[0], None
     raise MissingFile(
         f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}."
         f"{nearest(str(spec), [*OFFICIAL, *own])}"
@@ -97,15 +97,15 @@ def check_data_root(root: Path) -> None:
 
 def own_datasets(root: Path) -> list[str]:
     """Return the names under ``root`` that may be datasets of the user's own: folders, and CSV files."""
-    listing = list_folder(root)
+    listing = Tree(root).listing()
     official = {row.folder for row in OFFICIAL.values()}
-    folders = [name for name in listing.folders if name not in official or _is_described(root / name)]
+    folders = [name for name in listing.folders if name not in official or is_described(root / name)]
     return folders + [name for name in listing.others if name.lower().endswith(".csv")]
 
 
 def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
     """Report what has the same name, and so the same names of features and results."""
-    rename = f"give another name under name: of {_yaml_of(place)}"
+    rename = f"give another name under name: of {config_file(place)}"
     row = OFFICIAL.get(name)
     if row is not None:
         yield f"{place} is called {name}, as the paper's {row.title} is; {rename}, unless it is that dataset."
@@ -115,23 +115,16 @@ def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
     except UserError:  # a folder that may be entered, but not listed
         return
     for other in others:
-        is_dataset = not other.is_dir() or _is_described(other) or list_folder(other).folders
-        if _name_of(other) == name and not os.path.samefile(other, place) and is_dataset:
+        try:
+            is_dataset = not other.is_dir() or is_described(other) or Tree(other).listing().folders
+            same = is_dataset and read_config(other).name == name and not os.path.samefile(other, place)
+        except UserError:  # reported when that dataset is loaded
+            continue
+        if same:
             yield (
                 f"{place} and {other} are both called {name}, so that their features and results would be mixed up; "
                 f"{rename}."
             )
-
-
-def _yaml_of(place: Path) -> Path:
-    return described_by(place, "dataset") if place.is_dir() else described_by(place.parent, place.stem)
-
-
-def _name_of(place: Path) -> str | None:
-    try:
-        return read_config(_yaml_of(place), place.name if place.is_dir() else place.stem).name
-    except UserError:
-        return None
 
 
 def _expanded(path: str | Path) -> Path:
@@ -139,7 +132,3 @@ def _expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # "~name" of an unknown user
         return Path(path)
-
-
-def _is_described(folder: Path) -> bool:
-    return any(os.path.isfile(folder / file) for file in DESCRIPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import os
 import posixpath
@@ -9,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from fastcoop.datasets.dataset import Item, Split
 from fastcoop.datasets.files import Tree, abbreviate, normalized
@@ -23,8 +23,10 @@ MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0|....ftyp(?:hei|hev|mif1|avif)",
     re.DOTALL,
 )
-WORDS = r"(?:mask|masks|seg|segmentation|label|labels|gt|annotation|annotations|trimap|matte|alpha|depth)"
-MASK = re.compile(rf"(.+?)[-_. ]+{WORDS}(?:[-_ ]?\d+)?", re.IGNORECASE)
+MASK_WORD = re.compile(
+    r"masks?|seg|segmentation|labels?|gt|annotations?|trimap|matte|alpha|depth", re.IGNORECASE
+)
+MASK = re.compile(rf"(.+?)[-_. ]+(?:{MASK_WORD.pattern})(?:[-_ ]?\d+)?", re.IGNORECASE | re.DOTALL)
 MAX_COMPARED = 500  # files of the same name, class and size whose contents are compared for two splits
 OVERLAPS = {  # effects of images that two splits share
     ("train", "test"): "runs are tested on images that they learn from",
@@ -33,21 +35,32 @@ OVERLAPS = {  # effects of images that two splits share
 }
 
 
-def notes_on_left_out(name: str, tree: Tree, used: Iterable[str]) -> Iterator[str]:
-    """Report the pictures below ``tree.root`` that are not among ``used`` (paths relative to it)."""
-    taken = set(used)
-    unused = [path for path in tree.images() if path not in taken]
+_Files = Sequence[tuple[str, int, os.stat_result]]  # path, label
+
+
+def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> Iterator[str]:
+    """Report pictures below ``tree.root`` that are not used, and used ones that may be masks.
+
+    Args:
+        name: What the sentences call the dataset.
+        tree: The folder.
+        at: The folder that the paths are relative to, relative to the tree's root.
+        paths: The images that are used.
+    """
+    used = {posixpath.join(at, path) for path in paths}
+    unused = [path for path in tree.paths("images") if path not in used]
     if unused:
         yield (
             f"{name} leaves out {len(unused)} image(s) that lie beside or below its class folders, such as "
             f"{abbreviate(unused, 1)}; move them into a class folder to use them, or list them in a CSV."
         )
     yield from notes_on_unknown_endings(name, tree)
+    yield from _notes_on_masks(name, paths)
 
 
 def notes_on_unknown_endings(name: str, tree: Tree) -> Iterator[str]:
     """Report the pictures below ``tree.root`` whose names do not end as those of images do."""
-    unknown = [path for path in tree.others() if _is_picture(tree.root / path)]
+    unknown = [path for path in tree.paths("others") if _is_picture(tree.root / path)]
     if unknown:
         yield (
             f"{name} leaves out {len(unknown)} picture(s) because of how their names end, such as "
@@ -67,23 +80,22 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
+def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
     """Report images that have another's name but for the ending or a word such as "mask", and folders of such names."""
-    stems: dict[tuple[str, str], list[str]] = defaultdict(list)
+    stems: dict[str, list[str]] = defaultdict(list)  # paths by path without ending
     for path in sorted(paths):
-        folder, file = posixpath.split(path)
-        stems[folder, os.path.splitext(file)[0]].append(path)
-    folders = {
-        folder for folder, _ in stems if re.fullmatch(WORDS, posixpath.basename(folder), re.IGNORECASE)
-    }
+        stems[os.path.splitext(path)[0]].append(path)
+    folders = [
+        folder for stem in stems if MASK_WORD.fullmatch(posixpath.basename(folder := posixpath.dirname(stem)))
+    ]
     if folders:
         yield f"{name} has a class folder {min(folders)}/; if it holds masks, move it elsewhere."
     pairs = []
-    for (folder, stem), alike in stems.items():
+    for stem, alike in stems.items():
         pairs += [(alike[0], other) for other in alike[1:]]
         match = MASK.fullmatch(stem)
-        if match and (folder, match[1]) in stems:
-            pairs += [(stems[folder, match[1]][0], other) for other in alike]
+        if match and match[1] in stems:
+            pairs += [(stems[match[1]][0], other) for other in alike]
     if pairs:
         first, other = min(pairs)
         yield (
@@ -92,96 +104,70 @@ def notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
         )
 
 
-class _File(NamedTuple):
-    path: str
-    label: int
-    device: int
-    inode: int
-    size: int
-
-
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
     """Report images that two splits share: by path, by link, or as copies with the same file name."""
     files = {split: list(_files(root, part)) for split, part in items.items()}
     for (first, second), effect in OVERLAPS.items():
         pairs = _shared(root, files.get(first, []), files.get(second, []))
-        if second == "val":  # images listed in both are not drawn for training
-            if same := [pair for pair in pairs if pair[0] == pair[1]]:
-                yield (
-                    f"{name} has {len(same)} images in both train and val, such as {_example(same)}: "
-                    "they are used for validation only."
-                )
-            pairs = [pair for pair in pairs if pair[0] != pair[1]]
-        if pairs:
-            yield f"{name} has {len(pairs)} images in both {first} and {second}, such as {_example(pairs)}: {effect}."
+        # Images listed in both train and val are not drawn for training.
+        listed = [pair for pair in pairs if pair[0] == pair[1]] if second == "val" else []
+        others = [pair for pair in pairs if pair not in listed]
+        for some, result in ((listed, "they are used for validation only"), (others, effect)):
+            if some:
+                one, same = min(some)
+                example = same if one == same else f"{same} (the same as {one})"
+                more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+                yield f"{name} has {len(some)} images in both {first} and {second}, such as {example}{more}: {result}."
 
 
-def _example(pairs: Sequence[tuple[str, str]]) -> str:
-    first, second = min(pairs)
-    more = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
-    return f"{second}{more}" if first == second else f"{second} (the same as {first}){more}"
-
-
-def _files(root: Path, part: Sequence[Item]) -> Iterator[_File]:
+def _files(root: Path, part: Sequence[Item]) -> Iterator[tuple[str, int, os.stat_result]]:
     for path, label, _ in part:
-        try:
-            stat = os.stat(root / path)
-        except (OSError, ValueError):  # reported when features are cached
-            continue
-        yield _File(path, label, stat.st_dev, stat.st_ino, stat.st_size)
+        with contextlib.suppress(OSError, ValueError):  # reported when features are cached
+            yield path, label, os.stat(root / path)
 
 
-def _shared(root: Path, first: Sequence[_File], second: Sequence[_File]) -> list[tuple[str, str]]:
+def _shared(root: Path, first: _Files, second: _Files) -> list[tuple[str, str]]:
     """Return pairs of paths, one of each split, that are the same image."""
-    paths = {file.path for file in first}
-    by_inode = {(file.device, file.inode): file.path for file in first if file.inode}
-    by_name = {
-        (posixpath.basename(file.path), file.label, file.size): file.path for file in first if file.size
-    }
+    paths = {path: path for path, _, _ in first}
+    by_inode = {(stat.st_dev, stat.st_ino): path for path, _, stat in first if stat.st_ino}
+    by_name = {(posixpath.basename(path), label, stat.st_size): path for path, label, stat in first}
     found: list[tuple[str, str]] = []
     candidates: list[tuple[str, str]] = []
-    for path, label, device, inode, size in second:
-        if path in paths:
-            found.append((path, path))
-        elif (device, inode) in by_inode:
-            found.append((by_inode[device, inode], path))
-        elif twin := by_name.get((posixpath.basename(path), label, size)):
+    for path, label, stat in second:
+        if same := paths.get(path) or by_inode.get((stat.st_dev, stat.st_ino)):
+            found.append((same, path))
+        elif stat.st_size and (twin := by_name.get((posixpath.basename(path), label, stat.st_size))):
             candidates.append((twin, path))
-    step = -(-len(candidates) // MAX_COMPARED) or 1
-    return found + [pair for pair in candidates[::step] if _equal(root / pair[0], root / pair[1])]
+    for twin, path in candidates[:: -(-len(candidates) // MAX_COMPARED) or 1]:
+        with contextlib.suppress(OSError):
+            if filecmp.cmp(root / twin, root / path, shallow=False):
+                found.append((twin, path))
+    return found
 
 
-def _equal(first: Path, second: Path) -> bool:
-    try:
-        return filecmp.cmp(first, second, shallow=False)
-    except OSError:
-        return False
-
-
-def notes_on_names(
-    dataset: str, class_names: Sequence[str], where: str = "under class_names of its YAML"
+def notes_on_classes(
+    name: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Split],
+    where: str = "under class_names of its YAML",
 ) -> Iterator[str]:
-    """Report classes whose names differ only by case, underscores, spaces and how letters are composed."""
+    """Report classes with the same prompt (advice: to name them differently ``where``), or without images in a split.
+
+    Names that differ only by case, underscores, spaces and how letters are composed make the same prompt.
+    """
     read: dict[str, list[str]] = defaultdict(list)
-    for name in class_names:
-        read[" ".join(normalized(name).replace("_", " ").lower().split())].append(name)
+    for class_name in class_names:
+        read[" ".join(normalized(class_name).replace("_", " ").lower().split())].append(class_name)
     for alike in (names for names in read.values() if len(names) > 1):
         yield (
-            f"The classes {abbreviate(alike)} of {dataset} have the same prompt, which cannot tell them apart; name "
+            f"The classes {abbreviate(alike)} of {name} have the same prompt, which cannot tell them apart; name "
             f"them differently {where}."
         )
-
-
-def notes_on_absent_classes(
-    dataset: str, class_names: Sequence[str], splits: Mapping[str, Split]
-) -> Iterator[str]:
-    """Report classes without validation or test images."""
-    for split, words, so in (
+    for split, words, effect in (
         ("val", "validation", "what is chosen on the validation images is chosen without them"),
         ("test", "test", "accuracies do not include them"),
     ):
-        if split in splits and len(splits[split]):
-            present = set(splits[split].labels.tolist())
-            absent = [name for label, name in enumerate(class_names) if label not in present]
-            if absent:
-                yield f"{dataset} has no {words} images of {abbreviate(absent)}: {so}."
+        present = set(splits[split].labels.tolist()) if split in splits else set()
+        absent = [one for label, one in enumerate(class_names) if label not in present]
+        if present and absent:
+            yield f"{name} has no {words} images of {abbreviate(absent)}: {effect}."

@@ -5,20 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fastcoop.datasets import annotation_files, imagenet
+from fastcoop.datasets import official_files
 from fastcoop.datasets.config import check_name_and_template
-from fastcoop.datasets.dataset import Dataset, Item, make_dataset, make_splits, warn_once
+from fastcoop.datasets.dataset import SPLITS, Dataset, Items, make_dataset, make_splits, warn_once
 from fastcoop.datasets.files import FEWSHOT_FOLDER
 from fastcoop.datasets.splits import find_items, names_by_label, read_items
 from fastcoop.errors import MissingFile
 from fastcoop.plugins import Registry
-
-Items = dict[str, list[Item]]
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,24 @@ class OfficialDataset:
 def _paper_datasets() -> Iterator[OfficialDataset]:
     rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     for name, row in rows.items():
-        folder, _, row["images"] = row["images"].partition("/")
-        row["counts"] = tuple(row["counts"])
-        row["downloads"] = tuple(Download(**download) for download in row["downloads"])
-        yield OfficialDataset(
-            name=name,
-            folder=folder,
-            read=imagenet.READERS.get(name) or getattr(annotation_files, name),
-            class_folders=imagenet.CLASS_FOLDERS.get(name),
-            class_ids=imagenet.class_ids if name.startswith("imagenet") else None,
-            **row,
+        folder, _, images = row.pop("images").partition("/")
+        counts, downloads = tuple(row.pop("counts")), tuple(Download(**one) for one in row.pop("downloads"))
+        of_imagenet, split, forms = (
+            name.startswith("imagenet"),
+            row.pop("random_split", None),
+            row.pop("class_folders", None),
         )
+        if split is not None:
+            read = partial(official_files.random_split, images=images, **split)
+        elif of_imagenet and name != "imagenet":
+            read = partial(official_files.imagenet_target, images=images)
+        else:
+            read = getattr(official_files, name)
+        yield OfficialDataset(
+            name=name, folder=folder, images=images, counts=counts, read=read, downloads=downloads,
+            class_folders=partial(official_files.class_folders, forms=forms) if forms else None,
+            class_ids=official_files.imagenet_ids if of_imagenet else None, **row,
+        )  # fmt: skip
 
 
 def _check(name: str, provided: Any) -> OfficialDataset:
@@ -143,10 +149,10 @@ def read_official(row: OfficialDataset, home: Path) -> tuple[list[str], Items, P
         raise MissingFile(row.missing(home))
     split_file = home / row.split_file if row.split_file else None
     if split_file is not None and split_file.is_file():
-        items = read_items(split_file, required=("train", "val", "test"))
-        return names_by_label(items, str(split_file)), items, split_file
-    items = row.read(home)
-    return names_by_label(items, str(home)), items, None
+        items = read_items(split_file, required=SPLITS)
+    else:
+        split_file, items = None, row.read(home)
+    return names_by_label(items, split_file or home), items, split_file
 
 
 def load_official(row: OfficialDataset, home: Path) -> Dataset:
@@ -156,22 +162,17 @@ def load_official(row: OfficialDataset, home: Path) -> Dataset:
         UserError: Files are missing (the message names what to download) or malformed.
     """
     names, items, split_file = read_official(row, home)
-    items = find_items(items, home / row.images, str(split_file or home))
+    root = home / row.images
+    items = find_items(items, root, split_file or home)
     if row.split_file and split_file is None:
         warn_once(
-            f"{row.title}: {home / row.split_file} is not there, so the split was made from the "
-            f"dataset's own files and is not the official one; numbers will not compare exactly. "
-            f"Get {row.downloads[-1].what}."
+            f"{row.title}: {home / row.split_file} is missing, so the split was made from the dataset's own files and "
+            f"is not the official one; numbers will not compare exactly. Get {row.downloads[-1].what}."
         )
     if len(names) != row.counts[0]:
-        warn_once(f"{row.title}: {len(names)} of its {row.counts[0]} classes are in {home / row.images}.")
+        warn_once(f"{row.title}: {len(names)} of its {row.counts[0]} classes are in {root}.")
+    ids = row.class_ids(home, items) if row.class_ids else ()
     return make_dataset(
-        row.name,
-        home / row.images,
-        names,
-        row.template,
-        make_splits(items),
-        title=row.title,
-        fewshot_dir=home / FEWSHOT_FOLDER,
-        class_ids=row.class_ids(home, items) if row.class_ids else (),
-    )
+        row.name, root, names, row.template, make_splits(items), title=row.title,
+        fewshot_dir=home / FEWSHOT_FOLDER, class_ids=ids,
+    )  # fmt: skip

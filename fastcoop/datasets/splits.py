@@ -6,15 +6,18 @@ import json
 import posixpath
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastcoop.datasets.dataset import SPLITS, Item
-from fastcoop.datasets.files import abbreviate, find_images, reading
+from fastcoop.datasets.dataset import SPLITS, Item, Items
+from fastcoop.datasets.files import Tree, abbreviate, find_images, reading
 from fastcoop.errors import UserError, nearest
 
 SPLIT_SEED = 1  # of splits made here; the official code does not publish its own
+VAL_SHARE = 0.2
 FORMAT = '{"train": [[path, label, class name], ...], "val": [...], "test": [...]}'
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -25,19 +28,14 @@ def read_json(path: Path) -> Any:
         with reading(path, "a JSON file"):
             return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} line {error.lineno} is not valid JSON: {error.msg}; download or write the file again."
-        ) from None
+        place, problem = f"{path} line {error.lineno}", error.msg
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply for a split file.") from None
+        place, problem = str(path), "it is nested too deeply"
+    raise UserError(f"{place} is not valid JSON: {problem}; download or write the file again.")
 
 
-def read_items(path: Path, required: Sequence[str] = ()) -> dict[str, list[Item]]:
-    """Read a split file of the form ``FORMAT``.
-
-    Raises:
-        UserError: Malformed JSON, a missing or unknown split, an entry of another form, or an image listed twice.
-    """
+def read_items(path: Path, required: Sequence[str] = ()) -> Items:
+    """Read a split file of the form ``FORMAT`` with the splits ``required``; refuse one that is malformed."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key, []), list) for key in SPLITS):
         raise UserError(f"{path} must hold {FORMAT}.")
@@ -47,7 +45,7 @@ def read_items(path: Path, required: Sequence[str] = ()) -> dict[str, list[Item]
     for key in required:
         if key not in content:
             raise UserError(f'{path} has no "{key}" split; expected {FORMAT}.')
-    items: dict[str, list[Item]] = {key: [] for key in SPLITS if key in content}
+    items: Items = {key: [] for key in SPLITS if key in content}
     for key, part in items.items():
         for index, entry in enumerate(content[key]):
             match entry:
@@ -56,30 +54,16 @@ def read_items(path: Path, required: Sequence[str] = ()) -> dict[str, list[Item]
                 ):
                     part.append((posixpath.normpath(image), label, name))
                 case _:
+                    shown = json.dumps(entry)[:80]
                     raise UserError(
-                        f"{path}: entry {index} of {key} must be [path, label, class name], "
-                        f"got {json.dumps(entry)[:80]}."
+                        f"{path}: entry {index} of {key} must be [path, label, class name], got {shown}."
                     )
-    _check_distinct(items, path)
-    return items
+    return _distinct(items, path)
 
 
-def _check_distinct(items: Mapping[str, Sequence[Item]], source: str | Path) -> None:
-    for key, part in items.items():
-        repeated = [image for image, count in Counter(image for image, _, _ in part).items() if count > 1]
-        if repeated:
-            raise UserError(
-                f"{source} lists {abbreviate(repeated)} more than once in {key}; list each image once."
-            )
-
-
-def find_items(items: Mapping[str, Sequence[Item]], root: Path, source: str) -> dict[str, list[Item]]:
-    """Return the items with the paths of their images under ``root``.
-
-    Raises:
-        UserError: Images do not exist, or two items are the same image.
-    """
-    found = find_images(root, (image for part in items.values() for image, _, _ in part))
+def find_items(items: Items, root: Path, source: str | Path) -> Items:
+    """Return the items with the paths of their images under ``root``; refuse missing and repeated images."""
+    found = find_images(root, (image for image, _, _ in chain(*items.values())))
     missing = [image for image, place in found.items() if place is None]
     if missing:
         raise UserError(
@@ -90,18 +74,23 @@ def find_items(items: Mapping[str, Sequence[Item]], root: Path, source: str) -> 
         key: [(found[image] or image, label, name) for image, label, name in part]
         for key, part in items.items()
     }
-    _check_distinct(placed, source)
-    return placed
+    return _distinct(placed, source)
 
 
-def names_by_label(items: Mapping[str, Sequence[Item]], source: str) -> list[str]:
-    """Return the class names of the items in label order.
+def _distinct(items: Items, source: str | Path) -> Items:
+    for key, part in items.items():
+        repeated = [image for image, count in Counter(image for image, _, _ in part).items() if count > 1]
+        if repeated:
+            raise UserError(
+                f"{source} lists {abbreviate(repeated)} more than once in {key}; list each image once."
+            )
+    return items
 
-    Raises:
-        UserError: A label has two names, or labels are not 0, 1, 2, ...
-    """
+
+def names_by_label(items: Items, source: str | Path) -> list[str]:
+    """Return the class names of the items in label order; refuse labels with two names, or not 0, 1, 2, ..."""
     names: dict[int, str] = {}
-    for image, label, name in (item for part in items.values() for item in part):
+    for image, label, name in chain(*items.values()):
         if names.setdefault(label, name) != name:
             raise UserError(
                 f'{source} gives label {label} two names: "{names[label]}" and "{name}" ({image}).'
@@ -122,40 +111,41 @@ def by_class(items: Iterable[T]) -> list[list[T]]:
     return list(groups.values())
 
 
-def split_by_class(
-    images: Iterable[tuple[str, Sequence[str]]], source: str, val_share: float = 0.2
-) -> dict[str, list[Item]]:
-    """Split every class at random: 30% test, ``val_share`` validation, the rest (50%) training.
+def class_items(tree: Tree, classes: Iterable[Item], nested: bool = False) -> list[Item]:
+    """Return the images of class folders, given as (folder, label, class name); refuse a folder without images.
 
-    Args:
-        images: Class name and paths of each class, in label order.
-        source: What the images come from, for messages.
-        val_share: Share of the validation images.
-
-    Raises:
-        UserError: A class has fewer than three images.
+    If ``nested``, the images of a class may be in a folder inside its own.
     """
+    return [
+        (f"{folder}/{file}", label, name)
+        for class_folder, label, name in classes
+        for folder in [tree.image_folder(class_folder, nested)]
+        for file in tree.listing(folder).images
+    ]
+
+
+def split_by_class(items: Iterable[Item], source: str | Path, val_share: float = VAL_SHARE) -> Items:
+    """Split every class at random: 30% test, ``val_share`` validation, the rest (50%) training."""
     train_share = round(0.7 - val_share, 9)  # 0.7 - 0.2 is a little below 0.5, which would round down
     rng = random.Random(SPLIT_SEED)
-    items: dict[str, list[Item]] = {key: [] for key in SPLITS}
-    for label, (name, paths) in enumerate(images):
-        n = len(paths)
+    splits: Items = {key: [] for key in SPLITS}
+    for members in by_class(sorted(items, key=itemgetter(1))):
+        n = len(members)
         if n < 3:
             raise UserError(
-                f'Class "{name}" of {source} has {n} image(s), too few to split into three; '
+                f'Class "{members[0][2]}" of {source} has {n} image(s), too few to split into three; '
                 "add images, or say which image goes where in a split file or CSV."
             )
-        shuffled = [(path, label, name) for path in paths]
-        rng.shuffle(shuffled)
+        rng.shuffle(members)
         n_train = max(1, min(round(n * train_share), n - 2))
         n_val = max(1, min(round(n * val_share), n - n_train - 1))
-        items["train"] += shuffled[:n_train]
-        items["val"] += shuffled[n_train : n_train + n_val]
-        items["test"] += shuffled[n_train + n_val :]
-    return items
+        splits["train"] += members[:n_train]
+        splits["val"] += members[n_train : n_train + n_val]
+        splits["test"] += members[n_train + n_val :]
+    return splits
 
 
-def split_train_val(trainval: Sequence[Item], val_share: float = 0.2) -> tuple[list[Item], list[Item]]:
+def split_train_val(trainval: Iterable[Item], val_share: float = VAL_SHARE) -> tuple[list[Item], list[Item]]:
     """Move ``val_share`` of every class, drawn at random, from the training to a validation set.
 
     A class with a single image keeps it for training. Classes are in order of first appearance.

@@ -12,15 +12,15 @@ from fastcoop.datasets.load import check_data_root, load_dataset, locate, own_da
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, read_official
 from fastcoop.errors import UserError
 
+COUNTED = ("classes", *SPLITS)
+
 
 @dataclass(frozen=True)
 class Found:
     """A line of the list: a dataset, its folder of images, and whether it is there."""
 
     name: str
-    title: str
     place: Path
-    present: bool
     status: str
 
 
@@ -58,23 +58,21 @@ def survey(data_root: str | Path) -> list[Found]:
     """
     root = Path(data_root).expanduser()
     check_data_root(root)
-    found = [_find(row, root) for row in OFFICIAL.values()]
-    return found + [Found(name, name, root / name, True, "your own") for name in own_datasets(root)]
+    found = [Found(row.name, root / row.folder / row.images, _status(row, root)) for row in OFFICIAL.values()]
+    return found + [Found(name, root / name, "your own") for name in own_datasets(root)]
 
 
-def _find(row: OfficialDataset, root: Path) -> Found:
+def _status(row: OfficialDataset, root: Path) -> str:
     home = root / row.folder
     if not home.is_dir():
-        status = "not found"
-    elif not (home / row.images).is_dir():
-        status = f"no images: {row.images}/ is missing"
-    elif row.split_file is None:
-        status = "found"
-    elif (home / row.split_file).is_file():
-        status = "found, official split"
-    else:
-        status = f"found, without {row.split_file}"
-    return Found(row.name, row.title, home / row.images, status.startswith("found"), status)
+        return "not found"
+    if not (home / row.images).is_dir():
+        return f"no images: {row.images}/ is missing"
+    if row.split_file is None:
+        return "found"
+    return (
+        "found, official split" if (home / row.split_file).is_file() else f"found, without {row.split_file}"
+    )
 
 
 def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Check:
@@ -86,17 +84,16 @@ def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Chec
     home, row = locate(name, data_root)
     if row is None:
         own = load_dataset(name, data_root)
-        sizes = {"classes": len(own.class_names), **{key: len(own.splits.get(key, ())) for key in SPLITS}}
-        own_counts = {key: (size, None) for key, size in sizes.items()}
+        sizes = [len(own.class_names), *(len(own.splits.get(key, ())) for key in SPLITS)]
+        own_counts = {key: (size, None) for key, size in zip(COUNTED, sizes, strict=True)}
         return Check(own.name, own.title, own.root, own_counts, notes=own.notes)
     images = home / row.images
     try:
-        if not images.is_dir():
-            raise UserError(f"{images} is not there.")
         names, items, split_file = read_official(row, home)
     except UserError as error:
-        advice = _advice(row, home, images_missing=not images.is_dir())
-        return Check(row.name, row.title, images, _counts(row, {}), (str(error),), advice=advice)
+        problem = str(error) if images.is_dir() else f"{images} is not there."
+        advice = _advice(row, home, images_missing=not images.is_dir(), counts_differ=False)
+        return Check(row.name, row.title, images, _counts(row, {}), (problem,), advice=advice)
     counts = _counts(row, {"classes": len(names)} | {key: len(part) for key, part in items.items()})
     problems = [
         f"{found:,} {key} where Table 6 has {expected:,}."
@@ -114,22 +111,20 @@ def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Chec
         problems.append(f"{len(absent):,} class folders are not there.")
     if row.split_file and split_file is None:
         problems.append(f"No {row.split_file}: the split made here is not the official one.")
-    advice = _advice(row, home, counts_differ or bool(missing or absent), counts_differ) if problems else ()
+    images_missing = counts_differ or bool(missing or absent)
+    advice = _advice(row, home, images_missing, counts_differ) if problems else ()
     return Check(row.name, row.title, images, counts, tuple(problems), (*absent, *missing), advice)
 
 
-def _advice(
-    row: OfficialDataset, home: Path, images_missing: bool, counts_differ: bool = False
-) -> tuple[str, ...]:
+def _advice(row: OfficialDataset, home: Path, images_missing: bool, counts_differ: bool) -> tuple[str, ...]:
     """Return what to download: what is not there, and where images are missing all but a split file that is right."""
-    places = [(download, home.parent / download.makes) for download in row.downloads]
     return tuple(
         download.sentence(home.parent)
-        for download, place in places
-        if not place.exists() or (images_missing and (counts_differ or place.name != row.split_file))
+        for download in row.downloads
+        if not (place := home.parent / download.makes).exists()
+        or (images_missing and (counts_differ or place.name != row.split_file))
     )
 
 
 def _counts(row: OfficialDataset, sizes: Mapping[str, int]) -> dict[str, tuple[int, int | None]]:
-    keys = ("classes", *SPLITS)
-    return {key: (sizes.get(key, 0), expected) for key, expected in zip(keys, row.counts, strict=True)}
+    return {key: (sizes.get(key, 0), expected) for key, expected in zip(COUNTED, row.counts, strict=True)}

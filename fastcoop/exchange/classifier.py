@@ -183,7 +183,7 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     for place in map(Path, places):
         if place.is_dir():
             tree = Tree(place)
-            found += sorted(place / path for path in tree.images())
+            found += sorted(place / path for path in tree.paths("images"))
             for note in notes_on_unknown_endings(str(place), tree):
                 log.warning(note)
         elif place.is_file():

@@ -14,7 +14,7 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Split
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
-from fastcoop.datasets.notes import OVERLAPS, notes_on_absent_classes, notes_on_names
+from fastcoop.datasets.notes import OVERLAPS, notes_on_classes
 from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.features.cache import check_dtype, store_lock
 from fastcoop.features.encode import Encoding
@@ -80,10 +80,7 @@ def import_features(
     }
     dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
     _warn_of_shared_images(name, files)
-    for note in (
-        *notes_on_names(name, first.names, "in the files"),
-        *notes_on_absent_classes(name, first.names, splits),
-    ):
+    for note in notes_on_classes(name, first.names, splits, "in the files"):
         log.warning(note)
     contents = {}
     for split in dataset.splits:

@@ -50,10 +50,10 @@ def refused(part: str, root: Path, spec: str = "") -> None:
     assert part in str(caught.value)
 
 
-@follows("has {} class(es) where at least two are needed; add images of others")
+@follows("has {} class(es), expected at least two; add images of others")
 def test_a_second_class(tmp_path: Path) -> None:
     classes(tmp_path, "a")
-    refused("at least two are needed; add images of others", tmp_path)
+    refused("expected at least two; add images of others", tmp_path)
     classes(tmp_path, "b")
     assert load_dataset(tmp_path).class_names == ("a", "b")
 
@@ -86,7 +86,6 @@ def test_a_class_folder_of_unknown_endings(tmp_path: Path, follow: Lay) -> None:
 
 
 @follows(
-    "check that it exists and that you may read it",
     "cannot be read ({}); check that you may read it, and the disk",
 )
 @pytest.mark.parametrize("name", ["os.scandir", "pathlib.Path.read_text"])

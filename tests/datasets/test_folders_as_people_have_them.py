@@ -299,13 +299,13 @@ def test_an_extra_folder_beside_splits(tmp_path, put):
 
 
 @follows(
-    "for pictures that lie side by side write a .csv with the columns path, class, split, and name that",
+    "for pictures that lie side by side write a .csv with the columns path, class, split, and load that",
     "add images, or say which image goes where in a split file or CSV",
     "add some, or take such classes out of the other splits too",
 )
 def test_what_refusals_tell_to_do_can_be_done(tmp_path, put):
     put(tmp_path / "flat", [f"{i}.jpg" for i in range(8)])
-    assert "write a .csv with the columns path, class, split, and name that" in refusal(tmp_path / "flat")
+    assert "write a .csv with the columns path, class, split, and load that" in refusal(tmp_path / "flat")
     rows = [f"{i}.jpg,{'ab'[i % 2]},{'train' if i < 4 else 'test'}" for i in range(8)]
     assert sizes(write_csv(tmp_path / "flat", rows)) == {"train": 2, "val": 2, "test": 4}
     put(tmp_path / "few", images("a", "b", n=2))
@@ -431,13 +431,13 @@ def test_a_folder_of_plain_pictures_beside_its_csv_is_no_dataset(tmp_path, put):
 
 
 @follows(
-    "give another name, for a folder or CSV under name: of its YAML",
+    "Give another name, for a folder or CSV under name: of its YAML",
 )
 @pytest.mark.parametrize("name", ["con", "NUL", "aux.v2", "lpt1", "x.", "x" * 121])
 def test_names_that_no_file_can_have_everywhere(tmp_path, put, name):
     put(tmp_path / "d", images("a", "b"))
     (tmp_path / "d" / "dataset.yaml").write_text(f"name: {name}")
-    assert "cannot name files on every system" in refusal(tmp_path / "d")
+    assert "so that it can name files on every system" in refusal(tmp_path / "d")
     if not name.endswith("."):
         (tmp_path / "d" / "dataset.yaml").unlink()
         (tmp_path / "d").rename(tmp_path / name)
@@ -452,7 +452,7 @@ def test_names_that_no_file_can_have_everywhere(tmp_path, put, name):
 @pytest.mark.parametrize("name", ["_", " ", "__ _"])
 def test_class_names_that_read_as_nothing(tmp_path, put, name):
     put(tmp_path, images(name, "b"))
-    assert "a name that a prompt reads as nothing" in refusal(tmp_path)
+    assert "is empty in a prompt" in refusal(tmp_path)
     (tmp_path / "dataset.yaml").write_text(json.dumps({"class_names": {name: "something"}}))
     assert "something" in load_dataset(tmp_path).class_names
 

@@ -14,8 +14,8 @@ import scipy.io
 
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.datasets import survey as survey_module
-from fastcoop.datasets.imagenet import wordnet_names
 from fastcoop.datasets.official import OFFICIAL, find_official
+from fastcoop.datasets.official_files import wordnet_names
 from fastcoop.datasets.survey import check_dataset, survey
 from fastcoop.errors import UserError
 from tests.advice import follows
@@ -286,7 +286,7 @@ def test_check_compares_with_table_6_and_says_what_to_get(miniature):
         ) or "rename" in line
     folders = {"imagenet": 1996, "imagenetv2": 996, "imagenet_sketch": 997}
     assert len(check.missing) == folders.get(row.name, 0)
-    found = {line.name: line.present for line in survey(root)}
+    found = {line.name: line.status.startswith("found") for line in survey(root)}
     assert found == {other.name: other is row for other in OFFICIAL.values()}
 
 
