@@ -80,7 +80,7 @@ def memory(photos: Path, images: int) -> None:
     from fastcoop.backbones.load import _build
 
     with tempfile.TemporaryDirectory() as folder:
-        weights = write_model(Path(folder) / "vit", SMALL_VIT, _build(SMALL_VIT, False).state_dict())
+        weights = write_model(Path(folder) / "vit", SMALL_VIT, _build(SMALL_VIT).state_dict())
         for count in (images, 8 * images):
             table = write_table(Path(folder) / f"photos{count}.csv", photos, count)
             took = command(table, weights, Path(folder) / "cache")

@@ -23,11 +23,7 @@ class FolderConfig(NamedTuple):
 
 
 def read_folder_config(folder: Path) -> FolderConfig:
-    """Read the config in ``folder``: ``open_clip_config.json``, else the one ``*.json`` that is a model config.
-
-    Raises:
-        UserError: There is none, or more than one.
-    """
+    """Read the config in ``folder``: ``open_clip_config.json``, else the only ``*.json`` that is a model config."""
     hub = folder / HUB_CONFIG
     candidates = [hub] if hub.is_file() else sorted(folder.glob("*.json"))
     found = [config for path in candidates if (config := _read_config(path)) is not None]
@@ -49,15 +45,11 @@ def is_model_folder(path: Path) -> bool:
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weights file in ``folder``: one of open_clip's usual names, else the only one.
-
-    Raises:
-        UserError: There is none, or several of other names.
-    """
+    """Return the weights file in ``folder``: one of open_clip's usual names, else the only one."""
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    for name in (stem + suffix for stem in PREFERRED_STEMS for suffix in WEIGHT_SUFFIXES):
-        if folder / name in files:
-            return folder / name
+    usual = [folder / f"{stem}{suffix}" for stem in PREFERRED_STEMS for suffix in WEIGHT_SUFFIXES]
+    if found := next((path for path in usual if path in files), None):
+        return found
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "none"
         raise UserError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
@@ -23,13 +24,7 @@ from fastcoop.backbones.fetch import fetch_weights
 from fastcoop.backbones.folder import find_weights, is_model_folder, read_folder_config
 from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.text_tower import TextTower, refuse_config
-from fastcoop.backbones.weights import (
-    Weights,
-    is_sparse_model,
-    known_activation,
-    read_sparse_model,
-    read_weights,
-)
+from fastcoop.backbones.weights import Weights, known_activation, read_weights
 from fastcoop.checks import whole_number
 from fastcoop.errors import UserError, nearest
 
@@ -45,20 +40,23 @@ WITHOUT_WEIGHTS = {
 }
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 
+log = logging.getLogger("fastcoop")
+
 
 @dataclass(eq=False)
 class _Source:
-    """What a backbone is made from; without a state dict the weights are random."""
+    """What a backbone is made from; without a weights file its weights are random.
+
+    ``config`` is open_clip's, with the activation under "quick_gelu"; ``config_file`` names it in messages.
+    """
 
     name: str
     config: dict[str, Any]
-    quick_gelu: bool
-    state: dict[str, Tensor] | None = None
+    weights: Weights | None = None
     weights_file: Path | None = None
     config_file: Path | str = "open_clip"
     preprocess: dict[str, Any] = field(default_factory=dict)
     tokenizer_folder: Path | None = None
-    trained_tokens: Tensor | None = None
 
 
 def check_device(device: str | torch.device) -> None:
@@ -151,53 +149,56 @@ def load_backbone(
     if pretrained is None:
         whole_number(seed, "the seed")
         model_name, config, stated = _named_config(name, force_quick_gelu)
-        quick_gelu = bool(config.get("quick_gelu", False)) if stated is None else stated
-        source = _Source(f"{model_name}-random{seed}", config, quick_gelu)
+        source = _Source(f"{model_name}-random{seed}", _with_activation(config, stated))
     elif seed != 0:
         raise UserError("A seed draws random weights, and these are given (pretrained); leave it out.")
     else:
         source = _find_source(name, pretrained, force_quick_gelu)
-    model = _build(source.config, source.quick_gelu, source.config_file, seed)
-    if source.state is not None:
-        _fill(model, source.state, source.weights_file)
+    quick_gelu = source.config["quick_gelu"]
+    model = _build(source.config, source.config_file, seed)
+    if source.weights is not None:
+        _fill(model, source.weights.state, source.weights_file)
     preprocess = _preprocess(model, source.preprocess)
-    digest = fingerprint(model.state_dict(), source.quick_gelu, preprocess, _unusual(source.config))
-    activation = "QuickGELU" if source.quick_gelu else "GELU"
-    facts = source.name, digest[:12], activation, preprocess.size
-    logging.getLogger("fastcoop").debug("%s: weights %s, %s, images of %d pixels.", *facts)
+    digest = fingerprint(model.state_dict(), quick_gelu, preprocess, _unusual(source.config))
+    facts = source.name, digest[:12], "QuickGELU" if quick_gelu else "GELU", preprocess.size
+    log.debug("%s: weights %s, %s, images of %d pixels.", *facts)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(source.config["text_cfg"], source.tokenizer_folder)
     _check_tokenizer(tokenizer, TextTower.from_model(model))
-    embed_dim = source.config["embed_dim"]
-    return Backbone(
-        source.name, model, digest, tokenizer, preprocess, embed_dim, source.quick_gelu, source.trained_tokens
-    )
+    embed_dim, trained = source.config["embed_dim"], source.weights and source.weights.trained_tokens
+    return Backbone(source.name, model, digest, tokenizer, preprocess, embed_dim, quick_gelu, trained)
 
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:
     path = Path(pretrained).expanduser()
     is_tag = str(pretrained) in {tag for _, tag in list_pretrained()}  # a folder may have the name of a tag
     if is_model_folder(path) or (path.is_dir() and not is_tag):
-        return _from_folder(name, path, find_weights(path), force_quick_gelu)
-    if not path.is_file():
+        folder: Path | None = path
+        path = find_weights(path)
+    elif path.is_file():
+        folder = path.parent if _open_clip_model(name) is None else None
+    else:
         return _from_tag(name, str(pretrained), force_quick_gelu)
-    if is_sparse_model(path):
-        config, state, trained = read_sparse_model(path)
-        quick_gelu = bool(config.get("quick_gelu", False)) if force_quick_gelu is None else force_quick_gelu
-        return _Source(_clean(name), config, quick_gelu, state, path, trained_tokens=trained)
-    if _open_clip_model(name) is None:
-        return _from_folder(name, path.parent, path, force_quick_gelu)
-    model, config, stated = _named_config(name, force_quick_gelu)
     weights = read_weights(path)
-    activation = _activation(stated, weights, config, path)
-    if activation is None:
+    if weights.config is not None:
+        return _Source(_clean(name), _with_activation(weights.config, force_quick_gelu), weights, path)
+    if folder is not None:
+        config, preprocess, config_file = read_folder_config(folder)
+        quick_gelu = _activation(force_quick_gelu, weights, config, path)
+        if quick_gelu is None:
+            _warn_defaulting_to_gelu(config_file)
+        config = _with_activation(config, quick_gelu)
+        return _Source(_clean(name), config, weights, path, config_file, preprocess, folder)
+    model, config, stated = _named_config(name, force_quick_gelu)
+    quick_gelu = _activation(stated, weights, config, path)
+    if quick_gelu is None:
         raise UserError(
-            f"{path} does not say which activation it was trained with, and a wrong guess is quietly wrong: "
-            f'pass force_quick_gelu=True or False, or name the model "{model}-quickgelu" or "{model}-gelu" '
+            f"{path} does not state which activation it was trained with, and a wrong one gives wrong features without "
+            f'an error: pass force_quick_gelu=True or False, or name the model "{model}-quickgelu" or "{model}-gelu" '
             "(OpenAI's weights use QuickGELU)."
         )
     label = model if path.stem.startswith(model) else f"{model}-{path.stem}"
-    return _Source(label, config, activation, weights.state, path)
+    return _Source(label, _with_activation(config, quick_gelu), weights, path)
 
 
 def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
@@ -206,48 +207,38 @@ def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
     if not known:
         tags = list_pretrained_tags_by_model(model)
         raise UserError(f'"{tag}" is neither a file, nor a folder, nor a tag of {model}.{nearest(tag, tags)}')
-    refuse_config(config)
-    quick_gelu = bool(known.get("quick_gelu", config.get("quick_gelu", False))) if stated is None else stated
+    refuse_config(config)  # before a download
     path = fetch_weights(model, tag, known)
+    config = _with_activation(config, known.get("quick_gelu") if stated is None else stated)
     label = model if tag == "openai" else f"{model}-{tag}"
-    return _Source(label, config, quick_gelu, read_weights(path).state, path, preprocess=known)
+    return _Source(label, config, read_weights(path), path, preprocess=known)
 
 
-def _from_folder(name: str, folder: Path, path: Path, force_quick_gelu: bool | None) -> _Source:
-    config, preprocess, config_file = read_folder_config(folder)
-    refuse_config(config)
-    weights = read_weights(path)
-    quick_gelu = _activation(force_quick_gelu, weights, config, path)
-    if quick_gelu is None:
-        _warn_defaulting_to_gelu(config_file)
-    return _Source(
-        _clean(name), config, bool(quick_gelu), weights.state, path, config_file, preprocess, folder
-    )
+def _with_activation(config: dict[str, Any], stated: bool | None) -> dict[str, Any]:
+    """Return the config with the activation stated elsewhere, else its own; a config without one means GELU."""
+    return config | {"quick_gelu": bool(config.get("quick_gelu") if stated is None else stated)}
 
 
 def _activation(stated: bool | None, weights: Weights, config: dict[str, Any], path: Path) -> bool | None:
-    """Return whether the activation is QuickGELU, by the user, the archive, the config or the file's digest.
-
-    Raises:
-        UserError: Archive and config contradict each other.
-    """
+    """Return whether the activation is QuickGELU, by the user, the archive, the config or the file's digest."""
     if stated is not None:
         return stated
-    by_config = config.get("quick_gelu")
-    if None not in (weights.quick_gelu, by_config) and weights.quick_gelu != by_config:
+    by_archive, by_config = weights.quick_gelu, config.get("quick_gelu")
+    if by_archive is None:
+        return known_activation(path) if by_config is None else bool(by_config)
+    if by_config is not None and by_archive != by_config:
         names = {True: "QuickGELU", False: "GELU"}
         raise UserError(
-            f"{path} was traced with {names[bool(weights.quick_gelu)]} and its config says "
-            f"{names[bool(by_config)]}; correct the config's quick_gelu."
+            f"{path} was traced with {names[by_archive]} and its config says {names[bool(by_config)]}; correct the "
+            "config's quick_gelu."
         )
-    known = weights.quick_gelu if weights.quick_gelu is not None else by_config
-    return known if known is not None else known_activation(path)
+    return by_archive
 
 
 @functools.cache
 def _warn_defaulting_to_gelu(config: Path) -> None:
     """Warn once per process: an open_clip config without ``quick_gelu`` means GELU, but may lack it by mistake."""
-    logging.getLogger("fastcoop").warning(
+    log.warning(
         f'{config} does not state the activation, which means GELU; if it is QuickGELU, add "quick_gelu": true.'
     )
 
@@ -267,23 +258,21 @@ def _open_clip_model(name: str) -> tuple[str, bool | None] | None:
 
 def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[str, Any], bool | None]:
     """Return open_clip's name of a model, its config, and the activation if caller or name state it."""
-    found = _open_clip_model(name)
-    if found is None and (EMBEDDED_WEIGHTS / f"{name}.safetensors").is_file():
+    if found := _open_clip_model(name):
+        model, by_name = found
+        stated = by_name if force_quick_gelu is None else force_quick_gelu
+        return model, open_clip.get_model_config(model), stated
+    if (EMBEDDED_WEIGHTS / f"{name}.safetensors").is_file():
         raise UserError(
             f'"{name}" is a backbone included in fastcoop, not an open_clip model; use backbone_from_spec("{name}").'
         )
-    if found is None:
-        raise UserError(f'open_clip has no model "{name}".{nearest(_clean(name), open_clip.list_models())}')
-    model, by_name = found
-    return model, open_clip.get_model_config(model), by_name if force_quick_gelu is None else force_quick_gelu
+    raise UserError(f'open_clip has no model "{name}".{nearest(_clean(name), open_clip.list_models())}')
 
 
-def _build(
-    config: dict[str, Any], quick_gelu: bool, origin: Path | str = "open_clip", seed: int = 0
-) -> nn.Module:
+def _build(config: dict[str, Any], origin: Path | str = "open_clip", seed: int = 0) -> nn.Module:
     """Build the model with random weights from ``seed``, without a download; its text tower is checked."""
     refuse_config(config)
-    config = deepcopy(config) | {"quick_gelu": quick_gelu}
+    config = deepcopy(config)
     custom_text = config.pop("custom_text", False)
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
@@ -299,13 +288,13 @@ def _build(
     if tower.dim != config["embed_dim"]:
         raise UserError(
             f"The model config from {origin} has text features of {tower.dim} numbers and image features of "
-            f"{config['embed_dim']}; they can only be compared where both are the same."
+            f"{config['embed_dim']}; expected the same size of both."
         )
     return model
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> None:
-    """Load ``state``; raises UserError naming what does not fit."""
+    """Load ``state``; refuse one that does not fit."""
     state = convert_state_dict(model, dict(state))
     if hasattr(model, "text"):
         state = convert_to_custom_text_state_dict(state)
@@ -313,20 +302,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> No
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in expected and state[key].numel() == 1:
             state[key] = state[key].reshape(expected[key].shape)
-    shapes, needed = (
-        {key: tuple(one.shape) for key, one in tensors.items()} for tensors in (state, expected)
-    )
-    problems = [f"{key} is missing" for key in needed if key not in shapes]
-    problems += [f"{key} is unknown" for key in shapes if key not in needed]
-    problems += [
-        f"{key} is {shapes[key]}, not {shape}"
-        for key, shape in needed.items()
-        if shapes.get(key, shape) != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"The weights in {origin} do not fit the model: {'; '.join(problems[:3])}{more}.")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        problems = " ".join(str(error).split()).partition(": ")[2]
+        raise UserError(f"The weights in {origin} do not fit the model: {problems[:300]}") from None
 
 
 def _unusual(config: dict[str, Any]) -> dict[str, Any]:
@@ -357,8 +337,7 @@ def _check_tokenizer(tokenizer: Callable[..., Tensor], tower: TextTower) -> None
 
 
 def _preprocess(model: nn.Module, settings: dict[str, Any]) -> Preprocess:
-    size: Any = model.visual.image_size  # type: ignore[union-attr]
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    height, width = np.broadcast_to(model.visual.image_size, 2).tolist()  # type: ignore[union-attr,arg-type]
     merged = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), settings)
     interpolation = "bicubic" if merged["interpolation"] == "random" else merged["interpolation"]
     if height != width or merged["resize_mode"] not in ("shortest", "squash"):
@@ -366,13 +345,8 @@ def _preprocess(model: nn.Module, settings: dict[str, Any]) -> Preprocess:
             f"Image preprocessing to {height} x {width} pixels by resize mode {merged['resize_mode']} is "
             "not supported; expected a square, and shortest or squash."
         )
-    mean, std = (_per_channel(merged[key]) for key in ("mean", "std"))
+    mean, std = (tuple(map(float, np.broadcast_to(merged[key], 3))) for key in ("mean", "std"))
     return Preprocess(int(height), mean, std, interpolation, merged["resize_mode"])
-
-
-def _per_channel(values: float | list[float] | tuple[float, ...]) -> tuple[float, float, float]:
-    red, green, blue = [values] * 3 if isinstance(values, (int, float)) else values
-    return float(red), float(green), float(blue)
 
 
 def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., Tensor]:
@@ -381,10 +355,10 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., T
     if not text_cfg.get("hf_tokenizer_name"):
         plain: Callable[..., Tensor] = open_clip.SimpleTokenizer(context_length=length, **options)
         return plain
-    source = str(folder or text_cfg["hf_tokenizer_name"])
+    source, mode = str(folder or text_cfg["hf_tokenizer_name"]), text_cfg.get("tokenizer_mode")
     try:
         tokenizer: Callable[..., Tensor] = open_clip.tokenizer.HFTokenizer(
-            source, context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
+            source, context_length=length, tokenizer_mode=mode, **options
         )
     except ImportError:
         raise UserError(f'The tokenizer "{source}" needs the package transformers; install it.') from None

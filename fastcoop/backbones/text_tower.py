@@ -29,8 +29,8 @@ OTHER_BLOCKS = (
 class Block:
     """One pre-norm residual block: ``x + out(attend(qkv(ln_1 x)))``, then ``x + proj(act(fc(ln_2 x)))``.
 
-    Weights are (out, in), as in ``torch.nn.Linear``; ``scale_1`` and ``scale_2`` (width,) multiply the two branches
-    where the tower has LayerScale, else they are None.
+    Weights are (out, in), as in ``torch.nn.Linear``; LayerScale's ``scale_1`` and ``scale_2`` (width,) multiply the two
+    branches, or are None.
     """
 
     ln_1: nn.LayerNorm
@@ -121,24 +121,18 @@ class TextTower:
         )
         for block in blocks:
             if type(block) is not ResidualAttentionBlock or block.attn.in_proj_weight is None:
-                raise _refused(
-                    f"its blocks are {type(block).__name__}, not open_clip's ResidualAttentionBlock"
-                )
+                kind = type(block).__name__
+                raise _refused(f"its blocks are {kind}, not open_clip's ResidualAttentionBlock")
         projection: Any = text.text_projection
-        is_linear = isinstance(projection, nn.Linear)
+        bias = None
+        if isinstance(projection, nn.Linear):
+            projection, bias = projection.weight.t(), projection.bias
+        end_id: Any = getattr(text, "eos_id" if hasattr(text, "eos_id") else "text_eos_id", None)
         return cls(
-            token_embedding=text.token_embedding.weight,
-            positional_embedding=text.positional_embedding,
-            blocks=tuple(_block(block) for block in blocks),
-            ln_final=text.ln_final,
-            projection=projection.weight.t() if is_linear else projection,
-            projection_bias=projection.bias if is_linear else None,
-            heads=blocks[0].attn.num_heads,
-            activation=_activation(blocks[0].mlp.gelu),
-            end_id=int(getattr(text, "eos_id" if hasattr(text, "eos_id") else "text_eos_id"))
-            if pool == "eos"
-            else None,
-        )
+            text.token_embedding.weight, text.positional_embedding, tuple(map(_block, blocks)), text.ln_final,
+            projection, bias, blocks[0].attn.num_heads, _activation(blocks[0].mlp.gelu),
+            int(end_id) if pool == "eos" else None,
+        )  # fmt: skip
 
 
 def refuse_config(config: Mapping[str, Any]) -> None:

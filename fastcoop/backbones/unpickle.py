@@ -16,16 +16,8 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {
-    **{
-        "HalfStorage": "f2",
-        "FloatStorage": "f4",
-        "DoubleStorage": "f8",
-        "BoolStorage": "?",
-        "ByteStorage": "u1",
-    },
-    **{"CharStorage": "i1", "ShortStorage": "i2", "IntStorage": "i4", "LongStorage": "i8"},
-}
+DTYPES = {"Half": "f2", "Float": "f4", "Double": "f8", "Bool": "?", "Byte": "u1", "Char": "i1"}
+DTYPES |= {"Short": "i2", "Int": "i4", "Long": "i8"}
 REBUILD = "torch._utils._rebuild_tensor_v2"
 MAX_CODE_BYTES = 1 << 26  # far more than any CLIP's; a few compressed bytes may unpack to any number
 
@@ -75,8 +67,7 @@ class TorchFile:
         self._archive = zipfile.ZipFile(path)
         (pickled,) = (entry for entry in self._archive.namelist() if entry.endswith("/data.pkl"))
         self._root = pickled.removesuffix("data.pkl")
-        big = self.has("byteorder") and self.read("byteorder") == b"big"
-        self._order = ">" if big else "<"
+        self._order = ">" if self.has("byteorder") and self.read("byteorder") == b"big" else "<"
 
     def __enter__(self) -> TorchFile:
         return self
@@ -86,6 +77,12 @@ class TorchFile:
 
     def has(self, entry: str) -> bool:
         return self._root + entry in self._archive.namelist()
+
+    def read(self, entry: str) -> bytes:
+        """Return the bytes of an entry that is not compressed."""
+        if self._archive.getinfo(self._root + entry).compress_type != zipfile.ZIP_STORED:
+            raise ValueError("its entries are compressed, which those of torch.save never are")
+        return self._archive.read(self._root + entry)
 
     def unpickled(self, entry: str = "data.pkl") -> Any:
         """Return what ``entry`` pickles, with stand-ins for all that it names."""
@@ -100,7 +97,7 @@ class TorchFile:
         if not isinstance(stand_in, StandIn) or stand_in.name != REBUILD:
             raise ValueError("a tensor was expected where there is none")
         (_, storage, number, _, _), offset, size, stride = stand_in.args[:4]
-        kind = DTYPES.get(storage.name.removeprefix("torch."))
+        kind = DTYPES.get(storage.name.removeprefix("torch.").removesuffix("Storage"))
         if kind is None:
             raise ValueError(f"{storage.name} holds no numbers that are known here")
         flat = np.frombuffer(self.read(f"{folder}/{number}"), self._order + kind)
@@ -108,22 +105,13 @@ class TorchFile:
         if min((offset, *size, *stride)) < 0 or 0 in size or last >= len(flat):
             raise ValueError(f"a tensor {tuple(size)} reaches outside its {len(flat)} stored numbers")
         steps = [step * flat.itemsize for step in stride]
-        view = np.lib.stride_tricks.as_strided(flat[offset:], tuple(size), steps)
-        return view.astype(kind)
-
-    def read(self, entry: str) -> bytes:
-        """Return the bytes of an entry that is not compressed."""
-        if self._archive.getinfo(self._root + entry).compress_type != zipfile.ZIP_STORED:
-            raise ValueError("its entries are compressed, which those of torch.save never are")
-        return self._archive.read(self._root + entry)
+        return np.lib.stride_tricks.as_strided(flat[offset:], tuple(size), steps).astype(kind)
 
     def code(self) -> str:
         """Return the text of a TorchScript archive's code, "" in a file of ``torch.save``."""
-        entries = [
-            entry
-            for entry in self._archive.infolist()
-            if entry.filename.startswith(self._root + "code/") and entry.filename.endswith(".py")
-        ]
-        if sum(entry.file_size for entry in entries) > MAX_CODE_BYTES:
+        folder = f"{self._root}code/"
+        files = [file for file in self._archive.infolist() if file.filename.startswith(folder)]
+        files = [file for file in files if file.filename.endswith(".py")]
+        if sum(file.file_size for file in files) > MAX_CODE_BYTES:
             raise ValueError(f"its code is longer than {MAX_CODE_BYTES} bytes")
-        return "\n".join(self._archive.read(entry).decode() for entry in entries)
+        return "\n".join(self._archive.read(file).decode() for file in files)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fastcoop.backbones.unpickle import REBUILD, StandIn, TorchFile
@@ -28,10 +27,19 @@ UNSEEN_STD = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A state dict, and whether its activation is QuickGELU if the file itself states it (else None)."""
+    """The content of a weights file.
+
+    Attributes:
+        state: The state dict.
+        quick_gelu: Whether the activation is QuickGELU, if the file itself states it; else None.
+        config: The open_clip config, if the file has it; else None.
+        trained_tokens: bool (vocabulary,), the token embeddings that were trained; None: all.
+    """
 
     state: dict[str, Tensor]
     quick_gelu: bool | None = None
+    config: dict[str, Any] | None = None
+    trained_tokens: Tensor | None = None
 
 
 def read_weights(path: Path) -> Weights:
@@ -44,12 +52,12 @@ def read_weights(path: Path) -> Weights:
         raise MissingFile(f"There is no weights file {path}.")
     try:
         if path.suffix == ".safetensors":
-            return Weights(_cleaned(load_file(path)))
-        if _is_torchscript(path):
-            return _read_archive(path)
+            return _read_safetensors(path)
+        if zipfile.is_zipfile(path):
+            with TorchFile(path) as file:
+                if file.has("constants.pkl"):
+                    return _read_torchscript(file)
         return Weights(_cleaned(torch.load(path, map_location="cpu", weights_only=True)))
-    except UserError:
-        raise
     except Exception as error:  # damaged files may raise any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not isinstance(error, (OSError, RuntimeError, ValueError, EOFError, SafetensorError)):
@@ -61,39 +69,16 @@ def read_weights(path: Path) -> Weights:
         ) from error
 
 
-def is_sparse_model(path: Path) -> bool:
-    """Return whether ``path`` is a file for `read_sparse_model`."""
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return SEEN_IDS in file.keys()  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError):
-        return False
+def _read_safetensors(path: Path) -> Weights:
+    """Read weights that may leave out token embeddings that were never trained, most of a small CLIP.
 
-
-def read_sparse_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
-    """Read a small CLIP whose file leaves out the token embeddings that were never trained.
-
-    Those are most of a small CLIP; they are drawn from N(0, 0.02^2) with the file's seed.
-
-    Returns:
-        The open_clip config; the complete state dict, float32; and bool (vocab,), which tokens were trained.
-
-    Raises:
-        UserError: ``path`` is not such a file.
+    These are drawn from N(0, 0.02^2) with the file's seed; such a file has the model's config, too.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} should be a safetensors file of model weights, but cannot be read: {error}."
-        ) from error
-    missing = {"config", "vocab_size", "seed"} - metadata.keys() | {SEEN_IDS, SEEN_ROWS} - state.keys()
-    if missing:
-        raise UserError(f"{path} is not a sparse model file: it lacks {', '.join(sorted(missing))}.")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    if SEEN_IDS not in state:
+        return Weights(_cleaned(state))
     ids = state.pop(SEEN_IDS).long()
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     rows = state.pop(SEEN_ROWS)
@@ -103,7 +88,50 @@ def read_sparse_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Te
     table[ids] = rows
     trained = torch.zeros(len(table), dtype=torch.bool)
     trained[ids] = True
-    return json.loads(metadata["config"]), state | {TOKEN_TABLE: table}, trained
+    return Weights(state | {TOKEN_TABLE: table}, None, json.loads(metadata["config"]), trained)
+
+
+def _read_torchscript(file: TorchFile) -> Weights:
+    """Read without ``torch.jit.load``, which runs code of the archive."""
+    found = dict(_tensors(file.unpickled(), ""))
+    state = {name: torch.from_numpy(file.tensor(stand_in)) for name, stand_in in found.items()}
+    code = file.code()
+    scalars = [one for one in file.unpickled("constants.pkl") if _is_tensor(one) and not one.args[2]]
+    quick_gelu: bool | None = None
+    # QuickGELU's factor is in the code, or among the constants, where tracing puts it.
+    if "1.702" in code or any(abs(float(file.tensor(one, "constants")) - 1.702) < 1e-3 for one in scalars):
+        quick_gelu = True
+    elif "torch.gelu(" in code:
+        quick_gelu = False
+    elif all(key in state for key in OPENAI_INTEGERS):
+        quick_gelu = True  # only OpenAI's own releases have these three, and all of them use it
+    return Weights(_cleaned(state), quick_gelu)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, StandIn) and value.name == REBUILD
+
+
+def _tensors(module: object, prefix: str) -> Iterator[tuple[str, StandIn]]:
+    """Yield the stand-ins of a TorchScript module's tensors, with their names in a state dict."""
+    attributes = module.state if isinstance(module, StandIn) else None
+    for name, value in attributes.items() if isinstance(attributes, dict) else ():
+        if _is_tensor(value):
+            yield prefix + name, value
+        else:
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+def _cleaned(content: object) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no state dict")
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    state = {key: value for key, value in state.items() if key not in OPENAI_INTEGERS}
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("it holds things other than tensors")
+    return state
 
 
 def known_activation(path: Path) -> bool | None:
@@ -121,9 +149,7 @@ def expected_sha256(url: str) -> str:
     """Return the digest, whole or its beginning, in an address of OpenAI or open_clip; "" for others."""
     if "openaipublic" in url:
         return url.split("/")[-2]
-    if "mlfoundations" in url:
-        return Path(url).stem.split("-")[-1]
-    return ""
+    return Path(url).stem.split("-")[-1] if "mlfoundations" in url else ""
 
 
 def file_sha256(path: Path) -> str:
@@ -133,58 +159,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
-def _read_archive(path: Path) -> Weights:
-    """Read without ``torch.jit.load``, which runs code of the archive."""
-    with TorchFile(path) as file:
-        found = dict(_tensors(file.unpickled(), ""))
-        state = {name: torch.from_numpy(file.tensor(stand_in)) for name, stand_in in found.items()}
-        quick_gelu: bool | None = None
-        if _multiplies_by_1702(file):
-            quick_gelu = True
-        elif "torch.gelu(" in file.code():
-            quick_gelu = False
-        elif all(key in state for key in OPENAI_INTEGERS):
-            quick_gelu = True  # only OpenAI's own releases have these three, and all of them use it
-    return Weights(_cleaned(state), quick_gelu)
-
-
-def _tensors(module: object, prefix: str) -> Iterator[tuple[str, StandIn]]:
-    """Yield the stand-ins of a TorchScript module's tensors, with their names in a state dict."""
-    attributes = module.state if isinstance(module, StandIn) else None
-    for name, value in attributes.items() if isinstance(attributes, dict) else ():
-        if isinstance(value, StandIn) and value.name == REBUILD:
-            yield prefix + name, value
-        else:
-            yield from _tensors(value, f"{prefix}{name}.")
-
-
-def _multiplies_by_1702(file: TorchFile) -> bool:
-    """Whether QuickGELU's factor is in the code, or among the constants, where tracing puts it."""
-    if "1.702" in file.code():
-        return True
-    constants = file.unpickled("constants.pkl") if file.has("constants.pkl") else ()
-    scalars = (
-        one for one in constants if isinstance(one, StandIn) and one.name == REBUILD and not one.args[2]
-    )
-    return any(abs(float(file.tensor(one, "constants")) - 1.702) < 1e-3 for one in scalars)
-
-
-def _cleaned(content: object) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
-        raise ValueError("it holds no state dict")
-    state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    state = {key: value for key, value in state.items() if key not in OPENAI_INTEGERS}
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("it holds things other than tensors")
-    return state

@@ -63,9 +63,7 @@ class Tree:
         """Return the names in ``folder``; links are followed."""
         if folder in self._listings:
             return self._listings[folder]
-        folders: list[str] = []
-        images: list[str] = []
-        others: list[str] = []
+        found = Listing([], [], [])
         with reading(self.root / folder, "a folder"), os.scandir(self.root / folder) as entries:
             for entry in entries:
                 name = entry.name
@@ -75,11 +73,12 @@ class Tree:
                 # entry.is_dir() would raise an exception for a link that leads to itself.
                 is_folder_link = entry.is_symlink() and not is_image and os.path.isdir(entry.path)
                 if not (is_folder_link or entry.is_dir(follow_symlinks=False)):
-                    (images if is_image else others).append(name)
+                    (found.images if is_image else found.others).append(name)
                 elif not name.endswith(FEWSHOT_FOLDER):
-                    folders.append(name)
-        self._listings[folder] = listing = Listing(sorted(folders), sorted(images), sorted(others))
-        return listing
+                    found.folders.append(name)
+        for names in found:
+            names.sort()
+        return self._listings.setdefault(folder, found)
 
     def paths(self, kind: Literal["images", "others"], folder: str = "") -> Iterator[str]:
         """Yield the paths of the images, or of the other files, in ``folder`` and below; each folder once."""
@@ -99,11 +98,7 @@ class Tree:
         return [name for name in names if any(self.paths("images", posixpath.join(folder, name)))]
 
     def image_folder(self, folder: str, nested: bool = True) -> str:
-        """Return where the images of the class ``folder`` are: in it or, if ``nested``, in the only folder inside.
-
-        Raises:
-            UserError: There are none, or they are elsewhere.
-        """
+        """Return where the images of the class ``folder`` are: in it or, if ``nested``, in the only folder inside."""
         at, place = folder, self.root / folder
         while not self.listing(at).images:
             inside = self.with_images(at)

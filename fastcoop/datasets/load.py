@@ -38,7 +38,7 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
         return half_of(load_dataset(name, data_root), half)
     place, row = locate(spec, data_root)
     if row is not None:
-        own = _expanded(data_root or "") / spec
+        own = Path(os.path.expanduser(data_root or ""), spec)
         if not (place / row.images).is_dir() and own.is_dir() and Tree(own).listing().folders:
             raise UserError(
                 f"{row.missing(place)} If {own} is a dataset of your own, put a dataset.yaml into it, which may be "
@@ -62,18 +62,15 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
 def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, OfficialDataset | None]:
     """Return a dataset's place, and its row if it is an official one; only then it may not exist.
 
-    A folder with a ``dataset.yaml`` or ``split.json`` is always the user's own, whatever its name.
-
-    Raises:
-        UserError: As ``load_dataset``.
+    A folder that `is_described` is always the user's own, whatever its name.
     """
-    root = _expanded(data_root or "")
-    if not os.path.exists(_expanded(spec)):
+    root, path = Path(os.path.expanduser(data_root or "")), Path(os.path.expanduser(spec))
+    if not os.path.exists(path):
         check_data_root(root)
     row = find_official(str(spec))
     if row is not None and not is_described(root / spec):
         return root / row.folder, row
-    places = list(dict.fromkeys((root / spec, _expanded(spec))))
+    places = list(dict.fromkeys((root / spec, path)))
     for place in places:
         row = find_official(place.name)
         if row is not None and os.path.isdir(place / row.images) and not is_described(place):
@@ -82,11 +79,8 @@ def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, Offici
             return place, None
     if same := find_images(root, [str(spec)])[str(spec)]:  # the file system composes letters differently
         return root / same, None
-    own = own_datasets(root)
-    raise MissingFile(
-        f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}."
-        f"{nearest(str(spec), [*OFFICIAL, *own])}"
-    )
+    names = nearest(str(spec), [*OFFICIAL, *own_datasets(root)])
+    raise MissingFile(f"There is no dataset {spec}: looked for {' and '.join(map(str, places))}.{names}")
 
 
 def check_data_root(root: Path) -> None:
@@ -106,8 +100,7 @@ def own_datasets(root: Path) -> list[str]:
 def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
     """Report what has the same name, and so the same names of features and results."""
     rename = f"give another name under name: of {config_file(place)}"
-    row = OFFICIAL.get(name)
-    if row is not None:
+    if row := OFFICIAL.get(name):
         yield f"{place} is called {name}, as the paper's {row.title} is; {rename}, unless it is that dataset."
     try:
         parent = Path(os.path.abspath(place)).parent
@@ -125,10 +118,3 @@ def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
                 f"{place} and {other} are both called {name}, so that their features and results would be mixed up; "
                 f"{rename}."
             )
-
-
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # "~name" of an unknown user
-        return Path(path)

@@ -84,24 +84,22 @@ class OfficialDataset:
 def _paper_datasets() -> Iterator[OfficialDataset]:
     rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     for name, row in rows.items():
-        folder, _, images = row.pop("images").partition("/")
-        counts, downloads = tuple(row.pop("counts")), tuple(Download(**one) for one in row.pop("downloads"))
-        of_imagenet, split, forms = (
-            name.startswith("imagenet"),
-            row.pop("random_split", None),
-            row.pop("class_folders", None),
+        row["folder"], _, images = row.pop("images").partition("/")
+        row["counts"], row["downloads"] = (
+            tuple(row["counts"]),
+            tuple(Download(**one) for one in row["downloads"]),
         )
-        if split is not None:
-            read = partial(official_files.random_split, images=images, **split)
-        elif of_imagenet and name != "imagenet":
-            read = partial(official_files.imagenet_target, images=images)
+        if (options := row.pop("random_split", None)) is not None:
+            row["read"] = partial(official_files.random_split, images=images, **options)
+        elif name.startswith("imagenet") and name != "imagenet":
+            row["read"] = partial(official_files.imagenet_target, images=images)
         else:
-            read = getattr(official_files, name)
-        yield OfficialDataset(
-            name=name, folder=folder, images=images, counts=counts, read=read, downloads=downloads,
-            class_folders=partial(official_files.class_folders, forms=forms) if forms else None,
-            class_ids=official_files.imagenet_ids if of_imagenet else None, **row,
-        )  # fmt: skip
+            row["read"] = getattr(official_files, name)
+        if name.startswith("imagenet"):
+            row["class_ids"] = official_files.imagenet_ids
+        if forms := row.get("class_folders"):
+            row["class_folders"] = partial(official_files.class_folders, forms=forms)
+        yield OfficialDataset(name, images=images, **row)
 
 
 def _check(name: str, provided: Any) -> OfficialDataset:
@@ -126,9 +124,7 @@ OFFICIAL = Registry("fastcoop.datasets", "dataset", _PAPER, _check)
 def find_official(name: str) -> OfficialDataset | None:
     """Return the official dataset of this name, if any.
 
-    Args:
-        name: For the paper's datasets the name, title or folder, in any case, with or without separators; for those of
-            installed packages the name.
+    The paper's datasets also have their title or folder as a name, in any case, with or without separators.
     """
     if "/" in name or "\\" in name:
         return None
@@ -138,12 +134,8 @@ def find_official(name: str) -> OfficialDataset | None:
 def read_official(row: OfficialDataset, home: Path) -> tuple[list[str], Items, Path | None]:
     """Return class names, items by split, and the official split file if they come from it.
 
-    Args:
-        row: The dataset.
-        home: Its folder, usually ``<data root>/<row.folder>``.
-
-    Raises:
-        UserError: Files are missing (the message names what to download) or malformed.
+    ``home`` is the dataset's folder, usually ``<data root>/<row.folder>``. If it is missing, a UserError says what to
+    download.
     """
     if not (home / row.images).is_dir():
         raise MissingFile(row.missing(home))
@@ -156,11 +148,7 @@ def read_official(row: OfficialDataset, home: Path) -> tuple[list[str], Items, P
 
 
 def load_official(row: OfficialDataset, home: Path) -> Dataset:
-    """Load an official dataset from ``home``, with a warning where the split is not the official one.
-
-    Raises:
-        UserError: Files are missing (the message names what to download) or malformed.
-    """
+    """Load an official dataset from ``home``, with a warning where the split is not the official one."""
     names, items, split_file = read_official(row, home)
     root = home / row.images
     items = find_items(items, root, split_file or home)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastcoop.backbones.weights import read_sparse_model
+from fastcoop.backbones.weights import SEEN_IDS, read_weights
 from fastcoop.errors import UserError
 from tools.pretrain.sparse import write_sparse_model
 
@@ -26,8 +26,8 @@ def test_round_trip_keeps_trained_rows_and_redraws_the_others_alike(tmp_path: Pa
     ids = torch.tensor([3, 499, 3, 7])
     path = tmp_path / "m.safetensors"
     write_sparse_model(path, CONFIG, model.state_dict(), ids, seed=5, facts={"steps": 9})
-    config, state, trained = read_sparse_model(path)
-    again = read_sparse_model(path)[1]
+    weights, again = read_weights(path), read_weights(path).state
+    config, state, trained = weights.config, weights.state, weights.trained_tokens
 
     assert config == CONFIG
     with safe_open(path, framework="pt") as file:
@@ -49,12 +49,11 @@ def test_round_trip_keeps_trained_rows_and_redraws_the_others_alike(tmp_path: Pa
 
 
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
-    plain, text = tmp_path / "plain.safetensors", tmp_path / "text.safetensors"
-    save_file({"a": torch.zeros(1)}, plain)
+    lacking, text = tmp_path / "lacking.safetensors", tmp_path / "text.safetensors"
+    save_file({SEEN_IDS: torch.zeros(1)}, lacking)
     text.write_text("hello")
-    with pytest.raises(UserError, match=r"plain\.safetensors is not a sparse model file: it lacks config"):
-        read_sparse_model(plain)
-    with pytest.raises(UserError, match=r"text\.safetensors should be"):
-        read_sparse_model(text)
+    for path in (lacking, text):
+        with pytest.raises(UserError, match=rf"{path.name} should hold CLIP weights"):
+            read_weights(path)
     with pytest.raises(UserError, match="absent"):
-        read_sparse_model(tmp_path / "absent.safetensors")
+        read_weights(tmp_path / "absent.safetensors")

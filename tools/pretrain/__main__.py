@@ -22,7 +22,7 @@ from open_clip.loss import ClipLoss
 from torch import nn
 
 from fastcoop.backbones.load import EMBEDDED_WEIGHTS
-from fastcoop.backbones.weights import read_sparse_model
+from fastcoop.backbones.weights import read_weights
 from fastcoop.progress import progress
 from tools.pretrain.captions import END, VECTOR
 from tools.pretrain.pairs import BATCH, Pairs
@@ -55,9 +55,10 @@ def config_of(name: str) -> dict[str, Any]:
 
 def load_model(path: Path) -> open_clip.CLIP:
     """A backbone from a sparse model file: float32, in evaluation mode."""
-    config, state, _ = read_sparse_model(path)
-    model = open_clip.CLIP(**config)
-    model.load_state_dict(state)
+    weights = read_weights(path)
+    assert weights.config is not None
+    model = open_clip.CLIP(**weights.config)
+    model.load_state_dict(weights.state)
     return model.eval()
 
 

@@ -1,6 +1,6 @@
 """Write a small CLIP to one file without the token embeddings that were never trained.
 
-``fastcoop.backbones.weights.read_sparse_model`` reads it.
+``fastcoop.backbones.weights.read_weights`` reads it.
 """
 
 from __future__ import annotations
