@@ -125,10 +125,8 @@ class Backbone:
         longer = self.tokenizer(list(texts), context_length=context_length + 1)
         cut = (longer[:, :context_length] != ids).any(dim=1)
         if cut.any():
-            text = texts[int(cut.nonzero()[0])]
-            raise UserError(
-                f'The text "{text}" does not fit the {context_length} tokens of {self.name}; shorten it.'
-            )
+            text, limit = texts[int(cut.nonzero()[0])], f"{context_length} tokens of {self.name}"
+            raise UserError(f'The text "{text}" does not fit the {limit}; shorten it.')
         return ids
 
 

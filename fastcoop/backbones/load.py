@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 import fastcoop
 from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
-from fastcoop.backbones.fetch import fetch_weights
-from fastcoop.backbones.folder import find_weights, is_model_folder, read_folder_config
 from fastcoop.backbones.precision import torch_defaults
+from fastcoop.backbones.sources import fetch_weights, find_weights, is_model_folder, read_folder_config
 from fastcoop.backbones.text_tower import TextTower, refuse_config
 from fastcoop.backbones.weights import Weights, known_activation, read_weights
 from fastcoop.checks import whole_number
@@ -32,11 +31,8 @@ PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
 EMBEDDED_WEIGHTS = Path(fastcoop.__path__[0]) / "demo" / "weights"
 # Settings of open_clip's configs that change features and no shape of any weight, except heads: they follow from width.
 WITHOUT_WEIGHTS = {
-    "text_cfg": (
-        *("act_kwargs", "norm_kwargs", "pool_type", "eos_id"),
-        *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
-    ),
-    "vision_cfg": ("act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool"),
+    "text_cfg": "act_kwargs norm_kwargs pool_type eos_id hf_tokenizer_name tokenizer_mode tokenizer_kwargs",
+    "vision_cfg": "act_kwargs norm_kwargs pool_type final_ln_after_pool",
 }
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 
@@ -315,7 +311,7 @@ def _unusual(config: dict[str, Any]) -> dict[str, Any]:
     return {
         f"{tower}.{name}": config[tower][name]
         for tower, names in WITHOUT_WEIGHTS.items()
-        for name in names
+        for name in names.split()
         if name in config[tower] and config[tower][name] != getattr(defaults[tower], name)
     }
 

@@ -1,4 +1,4 @@
-"""A dataset: its images, splits and class names."""
+"""A dataset: its images, splits and class names; and half of its classes, for base-to-new studies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate
 from fastcoop.errors import UserError
 
 SPLITS = ("train", "val", "test")
+HALVES = ("base", "new")  # runs are trained on one half of the classes and tested on both
 Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
 Items = dict[str, list[Item]]  # by split
 
@@ -97,14 +98,26 @@ def make_dataset(
             validation image too, or a class name that no prompt can contain.
     """
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
+    place = f"Dataset {name} in {root}"
     if len(class_names) < 2:
         raise UserError(
-            f"Dataset {name} in {root} has {len(class_names)} class(es), expected at least two; add images of others."
+            f"{place} has {len(class_names)} class(es), expected at least two; add images of others."
         )
     for class_name in class_names:
-        _check_class_name(name, class_name)
+        try:
+            class_name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"The class name {class_name!r} of {name} is not UTF-8 text; set PYTHONUTF8=1 where the locale is not "
+                "UTF-8, else rename its folder, or the class in the file that names it."
+            ) from None
+        if not class_name.replace("_", " ").strip():
+            raise UserError(
+                f'The class name "{class_name}" of {name} is empty in a prompt; rename it, or give it a name under '
+                "class_names of the dataset's YAML."
+            )
     if "test" not in splits:
-        raise UserError(f"Dataset {name} in {root} has no test images, which accuracies are measured on.")
+        raise UserError(f"{place} has no test images, which accuracies are measured on.")
     if "train" in splits:
         rows = trainable_rows(splits)
         present = set(splits["train"].labels[rows].tolist())
@@ -112,28 +125,13 @@ def make_dataset(
         if empty:
             also_val = "" if len(rows) == len(splits["train"]) else " that is not in val too"
             raise UserError(
-                f"Dataset {name} in {root} has no training image for {abbreviate(empty)}{also_val}; add some, or take "
-                "such classes out of the other splits too."
+                f"{place} has no training image for {abbreviate(empty)}{also_val}; add some, or take such classes out "
+                "of the other splits too."
             )
     return Dataset(
         name, root, tuple(class_names), template, splits, content_digest(class_names, splits), title or name,
         fewshot_dir or root / FEWSHOT_FOLDER, class_ids=tuple(class_ids), notes=tuple(notes),
     )  # fmt: skip
-
-
-def _check_class_name(dataset: str, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"The class name {name!r} of {dataset} is not UTF-8 text; set PYTHONUTF8=1 where the locale is not UTF-8, "
-            "else rename its folder, or the class in the file that names it."
-        ) from None
-    if not name.replace("_", " ").strip():
-        raise UserError(
-            f'The class name "{name}" of {dataset} is empty in a prompt; rename it, or give it a name under '
-            "class_names of the dataset's YAML."
-        )
 
 
 def trainable_rows(splits: Mapping[str, Split]) -> np.ndarray:
@@ -166,3 +164,46 @@ def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> s
                 digest.update(json.dumps(split.paths).encode())
             digest.update(split.labels.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def split_spec(spec: str) -> tuple[str, str | None]:
+    """Return ``"NAME:base"`` as ("NAME", "base"), and a name without a half with None."""
+    name, colon, half = spec.rpartition(":")
+    return (name, half) if colon and half in HALVES else (spec, None)
+
+
+def half_of(dataset: Dataset, half: str) -> Dataset:
+    """Return the dataset "NAME:base", the first ceil(n / 2) of NAME's n classes, or "NAME:new", the others.
+
+    The official rule (Zhou et al., "Conditional Prompt Learning for Vision-Language Models", 2022, section 4.1).
+    Labels start at 0. The few-shot subsets of a half are those of the whole dataset, restricted to images of its
+    classes; its features are the whole dataset's, too.
+
+    Raises:
+        UserError: The half would have fewer than two classes, or no test images.
+    """
+    name, classes = f"{dataset.name}:{half}", len(dataset.class_names)
+    cut = (classes + 1) // 2
+    first, stop = (0, cut) if half == "base" else (cut, classes)
+    if stop - first < 2:
+        raise UserError(f"{name} has {stop - first} class(es) of {classes}, expected at least two.")
+    splits = {}
+    for key, split in dataset.splits.items():
+        rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))
+        if len(rows):
+            splits[key] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
+    if "test" not in splits:
+        raise UserError(f"{name} has no test images, which accuracies are measured on.")
+    names, ids = dataset.class_names[first:stop], dataset.class_ids[first:stop]
+    title, digest = f"{dataset.title} ({half})", content_digest(names, splits)
+    return replace(
+        dataset, name=name, title=title, class_names=names, class_ids=ids, splits=splits, digest=digest, whole=dataset
+    )  # fmt: skip
+
+
+def rows_in_whole(half: Dataset, split: str) -> np.ndarray:
+    """Return the positions of a half's images in the whole dataset's split, int64 (images,), ascending."""
+    assert half.whole is not None
+    paths = half.whole.splits[split].paths if split in half.whole.splits else ()
+    of_half = set(half.splits[split].paths) if split in half.splits else set()
+    return np.array([row for row, path in enumerate(paths) if path in of_half], dtype=np.int64)

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from fastcoop.checks import whole_number
-from fastcoop.datasets.dataset import Dataset, Items, Split, trainable_rows, warn_once
+from fastcoop.datasets.dataset import Dataset, Items, Split, rows_in_whole, trainable_rows, warn_once
 from fastcoop.datasets.files import abbreviate, normalized, reading
-from fastcoop.datasets.halves import rows_in_whole
 from fastcoop.datasets.splits import by_class, read_items, read_json
 from fastcoop.errors import UserError
 

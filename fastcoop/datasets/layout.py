@@ -62,34 +62,20 @@ def is_described(folder: Path) -> bool:
 
 def read_folder(folder: Path) -> Content:
     """Read a folder in one of the layouts above; a UserError says what is wrong with another."""
-    if (folder / SPLIT_FILE).is_file():
-        return _read_split_file(folder)
-    tree = Tree(folder)
-    at, splits = _find_layout(tree)
-    root = folder / at
-    if at and is_described(root):
-        return read_folder(root)
-    items = _read_classes(Tree(root), splits)
-    paths = [path for path, _, _ in chain(*items.values())]
-    return Content(folder, root, items, list(notes_on_pictures(str(folder), tree, at, paths)))
-
-
-def _read_split_file(folder: Path) -> Content:
     file, root = folder / SPLIT_FILE, folder / "images"
-    items, root = read_items(file), root if root.is_dir() else folder
-    if "test" not in items and "val" not in items:
-        raise UserError(f'{file} has no "test" split, nor "val"; add one of them.')
-    return Content(folder, root, find_items(items, root, file), [])
-
-
-def _find_layout(tree: Tree) -> tuple[str, dict[str, str]]:
-    """Return the folder of the class folders or splits, relative to the root, and the name of each split's folder."""
-    at = ""
+    if file.is_file():
+        items, root = read_items(file), root if root.is_dir() else folder
+        if "test" not in items and "val" not in items:
+            raise UserError(f'{file} has no "test" split, nor "val"; add one of them.')
+        return Content(folder, root, find_items(items, root, file), [])
+    tree, at = Tree(folder), ""
     while not (splits := _find_splits(tree, at)) and (inner := _only_folder(tree, at)):
         at = inner
-        if is_described(tree.root / at):
-            break
-    return at, splits
+        if is_described(folder / at):
+            return read_folder(folder / at)
+    items = _read_classes(Tree(folder / at), splits)
+    paths = [path for path, _, _ in chain(*items.values())]
+    return Content(folder, folder / at, items, list(notes_on_pictures(str(folder), tree, at, paths)))
 
 
 def _read_classes(tree: Tree, splits: dict[str, str]) -> Items:
@@ -170,9 +156,9 @@ def _find_splits(tree: Tree, at: str) -> dict[str, str]:
         if has_test and name.lower().startswith("eval") and "val" not in named.values():
             split = "val"
         if split in splits:
+            pair = f"{splits[split]}/ and {name}/"
             raise UserError(
-                f"{place} has two folders for {split}, {splits[split]}/ and {name}/; put their images into one of "
-                "them, or move one elsewhere."
+                f"{place} has two folders for {split}, {pair}; merge them, or move one elsewhere."
             )
         splits[split] = name
     return splits

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcoop.datasets.config import config_file, read_config
-from fastcoop.datasets.dataset import Dataset, warn_once
+from fastcoop.datasets.dataset import Dataset, half_of, split_spec, warn_once
 from fastcoop.datasets.files import Tree, find_images
-from fastcoop.datasets.halves import half_of, split_spec
 from fastcoop.datasets.layout import is_described
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, find_official, load_official
 from fastcoop.datasets.own import load_own
@@ -40,10 +39,8 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
     if row is not None:
         own = Path(os.path.expanduser(data_root or ""), spec)
         if not (place / row.images).is_dir() and own.is_dir() and Tree(own).listing().folders:
-            raise UserError(
-                f"{row.missing(place)} If {own} is a dataset of your own, put a dataset.yaml into it, which may be "
-                "empty."
-            )
+            advice = f"If {own} is a dataset of your own, put a dataset.yaml into it, which may be empty."
+            raise UserError(f"{row.missing(place)} {advice}")
         return load_official(row, place)
     dataset = load_own(place)
     encoding = sys.getfilesystemencoding().lower()

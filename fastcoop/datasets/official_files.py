@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fastcoop.datasets.dataset import Item, Items
+from fastcoop.datasets.dataset import SPLITS, Item, Items
 from fastcoop.datasets.files import Tree, abbreviate, reading
 from fastcoop.datasets.splits import (
     SPLIT_SEED,
@@ -34,10 +34,7 @@ T = TypeVar("T")
 
 
 def random_split(
-    home: Path,
-    images: str,
-    renamed: Mapping[str, str] = MappingProxyType({}),
-    ignored: Collection[str] = (),
+    home: Path, images: str, renamed: Mapping[str, str] = MappingProxyType({}), ignored: Collection[str] = ()
 ) -> Items:
     """Split the class folders of ``images`` at random: 50% train, 20% val, 30% test."""
     tree = Tree(home / images)
@@ -96,10 +93,7 @@ def fgvc_aircraft(home: Path) -> Items:
         return f"{image}.jpg", labels[variant], variant
 
     expected = "an image and a variant of variants.txt"
-    return {
-        key: read_list(home / f"images_variant_{key}.txt", expected, parse)
-        for key in ("train", "val", "test")
-    }
+    return {key: read_list(home / f"images_variant_{key}.txt", expected, parse) for key in SPLITS}
 
 
 def sun397(home: Path) -> Items:
@@ -141,10 +135,8 @@ def imagenet(home: Path) -> Items:
     train, test = (_imagenet_items(tree, home, folder) for folder in ("train", "val"))
     folders = [{path.split("/")[1] for path, _, _ in part} for part in (train, test)]
     if folders[0] != folders[1]:
-        odd = sorted(folders[0] ^ folders[1])
-        raise UserError(
-            f"Expected the same class folders in {tree.root}/train and /val; only one has {abbreviate(odd)}."
-        )
+        odd = abbreviate(sorted(folders[0] ^ folders[1]))
+        raise UserError(f"Expected the same class folders in {tree.root}/train and /val; only one has {odd}.")
     rng = random.Random(SPLIT_SEED)
     val = [
         item
@@ -212,13 +204,11 @@ def _imagenet_items(tree: Tree, home: Path, inside: str = "") -> list[Item]:
     folders = tree.listing(inside).folders
     if not folders:
         raise UserError(
-            f"{folder} holds no class folders; sort its images into a folder per class (n01440764, ...)."
+            f"{folder} holds no folders; sort its images into a folder per class (n01440764, ...)."
         )
     known = {name: names.get(name) or numbered.get(int(name) if name.isdecimal() else -1) for name in folders}
-    if unknown := [name for name in folders if not known[name]]:
-        raise UserError(
-            f"{folder} holds folders that are none of ImageNet's 1,000 classes: {abbreviate(unknown)}."
-        )
+    if unknown := abbreviate([name for name in folders if not known[name]]):
+        raise UserError(f"{folder} holds folders that are none of ImageNet's 1,000 classes: {unknown}.")
     ordered = sorted(folders, key=lambda name: (int(name) if name.isdecimal() else 0, name))
     places = [(posixpath.join(inside, name), label, known[name] or "") for label, name in enumerate(ordered)]
     return class_items(tree, places)

@@ -19,6 +19,7 @@ from fastcoop.errors import UserError, nearest
 
 WORDNET_ID = re.compile(r"n\d{8}")  # names of ImageNet's class folders
 COLUMNS = ("path", "class", "split")
+CSV = "a .csv with the columns path, class and (optional) split, separated by commas"
 
 
 def load_own(place: Path) -> Dataset:
@@ -61,9 +62,7 @@ def _read_csv(path: Path) -> Content:
         command = escape.shell_command("fastcoop", "features", "check", path)
         raise UserError(f"{path} is a feature store, which holds no images; `{command}` looks into it.")
     if path.suffix.lower() != ".csv":
-        raise UserError(
-            f"{path} is a file; expected a folder, or a .csv with the columns path, class and (optional) split."
-        )
+        raise UserError(f"{path} is a file; expected a folder, or {CSV}.")
     columns, rows = _read_rows(path)
     unused = [column for column in columns if column not in COLUMNS]
     notes = [f"{path} has columns that are not used: {abbreviate(unused)}."] if unused else []
@@ -80,9 +79,7 @@ def _read_csv(path: Path) -> Content:
                 f"({missing} of {len(rows)} images are missing); paths are relative to the CSV's folder."
             )
         if (first := lines.setdefault((split, image), line)) != line:
-            raise UserError(
-                f"{path} line {line} lists {image} again, after line {first}; list each image once."
-            )
+            raise UserError(f"{path} line {line} lists {image}, as line {first} does; list each image once.")
         items.setdefault(split, []).append((image, labels[row["class"]], row["class"]))
     return Content(path, path.parent, items, notes)
 
@@ -98,10 +95,8 @@ def _read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
                 if columns.count(column) > 1:
                     raise UserError(f'{path} line 1 names the column "{column}" twice; rename one of them.')
                 if column != "split" and column not in columns:
-                    raise UserError(
-                        f"{path} line 1 must name the columns path, class and (optional) split; "
-                        f'separated by commas; there is no "{column}".{nearest(column, columns)}'
-                    )
+                    known = nearest(column, columns)
+                    raise UserError(f'{path} line 1: expected {CSV}; there is no "{column}".{known}')
             for row in reader:
                 rows[reader.line_num] = _checked(row, columns, f"{path} line {reader.line_num}")
     except csv.Error as error:
@@ -119,8 +114,6 @@ def _checked(row: dict[str, str], columns: list[str], line: str) -> dict[str, st
         raise UserError(f"{line} has an empty {empty[0]}.")
     split = split_called(row["split"]) if "split" in row else ALL
     if split is None:
-        raise UserError(
-            f'{line} has the split "{row["split"]}", expected train, val or test.'
-            f"{nearest(row['split'], SPLIT_NAMES)}"
-        )
+        known = nearest(row["split"], SPLIT_NAMES)
+        raise UserError(f'{line} has the split "{row["split"]}", expected train, val or test.{known}')
     return {"path": row["path"], "class": row["class"].strip(), "split": split}  # a path may end with a space

@@ -54,10 +54,8 @@ def read_items(path: Path, required: Sequence[str] = ()) -> Items:
                 ):
                     part.append((posixpath.normpath(image), label, name))
                 case _:
-                    shown = json.dumps(entry)[:80]
-                    raise UserError(
-                        f"{path}: entry {index} of {key} must be [path, label, class name], got {shown}."
-                    )
+                    place, shown = f"{path}: entry {index} of {key}", json.dumps(entry)[:80]
+                    raise UserError(f"{place} must be [path, label, class name], got {shown}.")
     return _distinct(items, path)
 
 
@@ -81,9 +79,8 @@ def _distinct(items: Items, source: str | Path) -> Items:
     for key, part in items.items():
         repeated = [image for image, count in Counter(image for image, _, _ in part).items() if count > 1]
         if repeated:
-            raise UserError(
-                f"{source} lists {abbreviate(repeated)} more than once in {key}; list each image once."
-            )
+            images = abbreviate(repeated)
+            raise UserError(f"{source} lists {images} more than once in {key}; list each image once.")
     return items
 
 
@@ -92,14 +89,10 @@ def names_by_label(items: Items, source: str | Path) -> list[str]:
     names: dict[int, str] = {}
     for image, label, name in chain(*items.values()):
         if names.setdefault(label, name) != name:
-            raise UserError(
-                f'{source} gives label {label} two names: "{names[label]}" and "{name}" ({image}).'
-            )
-    gaps = [str(label) for label in range(len(names)) if label not in names]
-    if gaps:
-        raise UserError(
-            f"{source} must number its classes 0, 1, 2, ... without gaps; no image has label {abbreviate(gaps)}."
-        )
+            pair = f'"{names[label]}" and "{name}"'
+            raise UserError(f"{source} gives label {label} two names: {pair} ({image}).")
+    if gaps := abbreviate([str(label) for label in range(len(names)) if label not in names]):
+        raise UserError(f"{source} must number classes 0, 1, 2, ... without gaps; no image has label {gaps}.")
     return [names[label] for label in sorted(names)]
 
 

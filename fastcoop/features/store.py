@@ -15,8 +15,7 @@ from torch import Tensor
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split, load_dataset
-from fastcoop.datasets.dataset import content_digest, warn_once
-from fastcoop.datasets.halves import half_of, rows_in_whole, split_spec
+from fastcoop.datasets.dataset import content_digest, half_of, rows_in_whole, split_spec, warn_once
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import UNKNOWN, find_changes
 from fastcoop.features.store_file import (

@@ -177,9 +177,7 @@ def test_a_split_file_that_is_not_json(tmp_path: Path) -> None:
     load_dataset(tmp_path)
 
 
-@follows(
-    "lists {} again, after line {}; list each image once", 'names the column "{}" twice; rename one of them'
-)
+@follows("lists {}, as line {} does; list each image once", 'names the column "{}" twice; rename one of them')
 @pytest.mark.parametrize(
     ("wrong", "right", "part"),
     [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastcoop.backbones import Backbone, backbone_from_spec, fetch, load, load_backbone
+from fastcoop.backbones import Backbone, backbone_from_spec, load, load_backbone, sources
 from fastcoop.backbones.backbone import fingerprint
 from fastcoop.backbones.weights import OPENAI_INTEGERS, Weights
 from fastcoop.errors import UserError
@@ -218,8 +218,8 @@ def test_without_a_network_the_message_names_the_file(
         logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 5/5].")
         raise OSError("no route to host")
 
-    monkeypatch.setattr(fetch, "download_pretrained", offline)
-    monkeypatch.setattr(fetch, "OPENAI_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "download_pretrained", offline)
+    monkeypatch.setattr(sources, "OPENAI_CACHE", tmp_path)
     openai = open_clip.pretrained.get_pretrained_cfg("RN50", "openai")
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"openai": openai})
     with pytest.raises(UserError, match=r"Fetch https://\S+/RN50\.pt .*tiny-clip:FILE"):
@@ -241,8 +241,8 @@ def test_openais_own_cache_is_used_before_the_network(
     torch.save(tiny_model.state_dict(), tmp_path / "tiny.pt")
     digest = hashlib.sha256((tmp_path / "tiny.pt").read_bytes()).hexdigest()
     tag = {"url": f"https://openaipublic.azureedge.net/{digest}/tiny.pt", "quick_gelu": True}
-    monkeypatch.setattr(fetch, "OPENAI_CACHE", tmp_path)
-    monkeypatch.setattr(fetch, "download_pretrained", lambda _: pytest.fail("downloads"))
+    monkeypatch.setattr(sources, "OPENAI_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "download_pretrained", lambda _: pytest.fail("downloads"))
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"openai": tag})
     assert load_backbone("tiny-clip", "openai").name == "tiny-clip"
 
@@ -384,14 +384,14 @@ def test_damaged_and_hostile_files_are_refused(tiny_config: dict[str, Any], tmp_
 
 def test_a_folder_without_one_config_is_refused(tiny_folder: Path) -> None:
     (tiny_folder / "copy.json").write_text((tiny_folder / "tiny.json").read_text())
-    with pytest.raises(UserError, match="more than one"):
+    with pytest.raises(UserError, match="holds 2 open_clip model configs"):
         backbone_from_spec(str(tiny_folder))
     (tiny_folder / "copy.json").write_text('{"embed_dim": 16, "vision_cfg": {}, "text_cfg": []}')
     with pytest.raises(UserError, match="text_cfg should hold keys and values"):
         backbone_from_spec(str(tiny_folder))
     for path in tiny_folder.glob("*.json"):
         path.unlink()
-    with pytest.raises(UserError, match="holds no open_clip model config"):
+    with pytest.raises(UserError, match="holds no open_clip model configs"):
         backbone_from_spec(str(tiny_folder))
 
 

@@ -278,7 +278,7 @@ def test_classes_called_train_and_test(tmp_path, put):
 
 
 @follows(
-    "put their images into one of them, or move one elsewhere",
+    "merge them, or move one elsewhere",
 )
 def test_two_folders_for_one_split_are_refused(tmp_path, put):
     put(tmp_path, images("train/a", "train/b", "val/a", "valid/a", "test/a", "test/b", n=2))

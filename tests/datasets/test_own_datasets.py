@@ -321,7 +321,7 @@ def test_paths_are_told_apart_by_what_they_lead_to(tmp_path, put):
     assert "lists a/00.jpg more than once in test" in refusal(tmp_path)
     rows = ["a/00.jpg,a,train", "b/00.jpg,b,train", "a/01.jpg,a,test", "./a/00.jpg,b,train"]
     (tmp_path / "mine.csv").write_text("\n".join(["path,class,split", *rows]))
-    assert "line 5 lists a/00.jpg again, after line 2" in refusal(tmp_path / "mine.csv")
+    assert "line 5 lists a/00.jpg, as line 2 does" in refusal(tmp_path / "mine.csv")
 
 
 def test_training_images_that_are_all_validation_images_leave_nothing_to_learn_from(tmp_path, put, caplog):

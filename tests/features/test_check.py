@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, few_shot, load_dataset
-from fastcoop.datasets.halves import half_of
+from fastcoop.datasets.dataset import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, import_features
 from tests.advice import follows

@@ -15,8 +15,7 @@ from PIL import Image
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, load_dataset
-from fastcoop.datasets.dataset import warn_once
-from fastcoop.datasets.halves import half_of
+from fastcoop.datasets.dataset import half_of, warn_once
 from fastcoop.errors import UserError
 from fastcoop.features import (
     FeatureStore,

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset
-from fastcoop.datasets.halves import half_of
+from fastcoop.datasets.dataset import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, find_dataset, import_features
 from tests.advice import follows

@@ -1,16 +1,21 @@
-"""Model folders: an open_clip config beside a weights file."""
+"""Where weights are: in model folders beside their config, in the caches of open_clip and OpenAI, or on the network."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from open_clip.pretrained import download_pretrained
+
+from fastcoop.backbones.weights import expected_sha256, file_sha256
 from fastcoop.errors import UserError
 
 HUB_CONFIG = "open_clip_config.json"
 CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's own package, and so the official CoOp code, keeps them
 PREFERRED_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 
 
@@ -29,8 +34,8 @@ def read_folder_config(folder: Path) -> FolderConfig:
     found = [config for path in candidates if (config := _read_config(path)) is not None]
     if len(found) != 1:
         raise UserError(
-            f"{folder} holds {'more than one' if found else 'no'} open_clip model config; expected {HUB_CONFIG}, or "
-            f"one .json file with {', '.join(CONFIG_KEYS)}."
+            f"{folder} holds {len(found) or 'no'} open_clip model configs; expected {HUB_CONFIG}, or one .json file "
+            f"with {', '.join(CONFIG_KEYS)}."
         )
     return found[0]
 
@@ -73,3 +78,28 @@ def _read_config(path: Path) -> FolderConfig | None:
                 f"{path}: {key} should hold keys and values, as in open_clip's configs; got {model[key]!r}."
             )
     return FolderConfig(model, content.get("preprocess_cfg") or {}, path)
+
+
+def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
+    """Return the local file of open_clip's pretrained ``config`` for a model and tag, downloaded if needed."""
+    url = config.get("url", "")
+    cached = OPENAI_CACHE.expanduser() / Path(url).name
+    expected = expected_sha256(url)
+    if expected and cached.is_file() and file_sha256(cached).startswith(expected):
+        return cached
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it logs every retry
+    try:
+        return Path(download_pretrained(config))
+    except Exception as error:  # a network client may raise any exception
+        repository, _, filename = str(config.get("hf_hub", "")).rpartition("/")
+        file = filename or "open_clip_model.safetensors"
+        address = url or f"https://huggingface.co/{repository}/resolve/main/{file}"
+        raise UserError(
+            f'The weights "{tag}" of {model_name} are not on this machine and could not be downloaded. Fetch {address} '
+            f'where there is a network, then name the file with the model: "{model_name}:FILE", on the command line as '
+            'in a grid, or pretrained="FILE" in Python.'
+        ) from error
+    finally:
+        hub.setLevel(level)
