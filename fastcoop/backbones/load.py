@@ -161,7 +161,7 @@ def load_backbone(
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(source.config["text_cfg"], source.tokenizer_folder)
     _check_tokenizer(tokenizer, TextTower.from_model(model))
-    embed_dim, trained = source.config["embed_dim"], source.weights and source.weights.trained_tokens
+    embed_dim, trained = source.config["embed_dim"], source.weights.trained_tokens if source.weights else None
     return Backbone(source.name, model, digest, tokenizer, preprocess, embed_dim, quick_gelu, trained)
 
 
@@ -341,8 +341,8 @@ def _preprocess(model: nn.Module, settings: dict[str, Any]) -> Preprocess:
             f"Image preprocessing to {height} x {width} pixels by resize mode {merged['resize_mode']} is "
             "not supported; expected a square, and shortest or squash."
         )
-    mean, std = (tuple(map(float, np.broadcast_to(merged[key], 3))) for key in ("mean", "std"))
-    return Preprocess(int(height), mean, std, interpolation, merged["resize_mode"])
+    mean, std = (np.broadcast_to(merged[key], 3).astype(float).tolist() for key in ("mean", "std"))
+    return Preprocess(int(height), tuple(mean), tuple(std), interpolation, merged["resize_mode"])
 
 
 def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., Tensor]:

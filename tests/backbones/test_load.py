@@ -396,7 +396,7 @@ def test_a_folder_without_one_config_is_refused(tiny_folder: Path) -> None:
 
 
 @follows(
-    "does not fit the {} tokens of {}; shorten it",
+    'The text "{}" does not fit the {}; shorten it',
 )
 def test_prompts_that_do_not_fit_are_refused_not_cut(tiny_folder: Path) -> None:
     backbone = backbone_from_spec(str(tiny_folder))
