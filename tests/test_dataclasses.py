@@ -20,7 +20,7 @@ from fastcoop.engine.runs import Trained
 from fastcoop.grids import read_grid
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.scores import Scores, score
-from fastcoop.prompts.nearest import Nearest
+from fastcoop.prompts.vectors import Nearest
 from fastcoop.results.predictions import Predictions
 
 ARRAYS = {"ndarray", "Tensor", "DataFrame"}

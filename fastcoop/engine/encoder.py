@@ -15,8 +15,8 @@ from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.errors import UserError
-from fastcoop.prompts.initial import initial_contexts
 from fastcoop.prompts.layout import PromptLayout
+from fastcoop.prompts.vectors import initial_contexts
 
 FORESTS = 4  # numbers of runs whose forests an encoder keeps
 

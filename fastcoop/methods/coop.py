@@ -308,7 +308,7 @@ def _trees(backbone: Backbone) -> Any:
 
 @remember(256)
 def _words_length(backbone: Backbone, words: str) -> int:
-    from fastcoop.prompts.initial import word_tokens
+    from fastcoop.prompts.vectors import word_tokens
 
     return len(word_tokens(backbone, words))
 

@@ -1,9 +1,16 @@
 """Prompts: their layout, their tree of distinct tokens, their first contexts, and the words nearest to learned ones."""
 
-from fastcoop.prompts.initial import initial_contexts, word_tokens
 from fastcoop.prompts.layout import PromptLayout, class_prompts
-from fastcoop.prompts.nearest import Metric, Nearest, mean_initial_distance, nearest_words, random_distances
 from fastcoop.prompts.tree import Tree, build_tree
+from fastcoop.prompts.vectors import (
+    Metric,
+    Nearest,
+    initial_contexts,
+    mean_initial_distance,
+    nearest_words,
+    random_distances,
+    word_tokens,
+)
 
 __all__ = [
     "Metric", "Nearest", "PromptLayout", "Tree", "build_tree", "class_prompts", "initial_contexts",

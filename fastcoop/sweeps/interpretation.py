@@ -27,7 +27,7 @@ from fastcoop.prompts import (
     nearest_words,
     random_distances,
 )
-from fastcoop.prompts.nearest import NOT_LATIN
+from fastcoop.prompts.vectors import NOT_LATIN
 from fastcoop.results import load_contexts, load_predictions, load_runs
 from fastcoop.results.parameters import load_parameters, parameters_path
 from fastcoop.results.store import NEAREST_WORDS

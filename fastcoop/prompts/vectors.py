@@ -1,4 +1,4 @@
-"""The words nearest to learned context vectors (section 4.3, "Interpreting the Learned Prompts"; Table 4)."""
+"""Context vectors: where they start, and the words nearest to learned ones (section 4.3; Table 4)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,63 @@ from torch.nn.functional import normalize
 from fastcoop.backbones import Backbone
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError
-from fastcoop.prompts.initial import STANDARD_DEVIATION
+from fastcoop.prompts.layout import PromptLayout, tokenize
 
 Metric = Literal["euclidean", "cosine"]
 
+STANDARD_DEVIATION = 0.02  # of random initial contexts
 VECTORS_AT_ONCE = 2048  # rows of the distance matrix held at a time: 2048 x 49,408 float32 is 400 MB
 WORD_END = "</w>"  # CLIP's byte-pair encoding marks whole words and word ends by it
 NOT_LATIN = "N/A"  # as the paper prints non-Latin characters
 INITIAL_VECTORS = 256  # of `mean_initial_distance`
 DIRECTIONS, LENGTHS = 64, 33  # random directions, and lengths that are interpolated, of `random_distances`
+
+
+def initial_contexts(
+    backbone: Backbone, layout: PromptLayout, classes: int, seed: int, words: str | None = None
+) -> Tensor:
+    """Return a run's first contexts (section 4.1; with words, section 4.3, "Initialization").
+
+    Args:
+        backbone: Its text tower and tokenizer are used.
+        layout: The prompt layout.
+        classes: Number of classes.
+        seed: Draws N(0, 0.02^2), where there are no words.
+        words: Their token embeddings are the contexts, the same for each class.
+
+    Returns:
+        float32 on the CPU, (M, width), or (classes, M, width) if class-specific.
+
+    Raises:
+        UserError: If the words are not M tokens, or the tower reads fewer than M.
+    """
+    classes, seed = whole_number(classes, "the number of classes", 1), whole_number(seed, "the seed")
+    if layout.context_length > backbone.text.context_length:
+        raise UserError(
+            f"Expected a context length of at most {backbone.text.context_length}, which the text tower reads, got "
+            f"{layout.context_length}; use fewer context vectors."
+        )
+    shape = layout.shape(classes, backbone.text.width)
+    if words is None:
+        return STANDARD_DEVIATION * _normal_numbers(seed, *shape)
+    tokens = word_tokens(backbone, words)
+    if len(tokens) != layout.context_length:
+        raise UserError(
+            f'The words "{words}" are {len(tokens)} tokens, but the context length is {layout.context_length}; '
+            f"set the context length to {len(tokens)}."
+        )
+    embeddings = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
+    return embeddings.expand(shape).clone()
+
+
+def word_tokens(backbone: Backbone, words: str) -> list[int]:
+    """Return the token ids of ``words``, without start and end. Raises UserError if there are none."""
+    tokens = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)[0][1:-1]
+    if not tokens:
+        raise UserError(
+            "Expected words to start the context from, got none; give some, or leave them out for random vectors."
+        )
+    return tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +155,7 @@ def mean_initial_distance(
     backbone: Backbone, trained_only: bool = True, metric: Metric = "euclidean"
 ) -> float:
     """Return the mean distance from random initial context vectors to their nearest tokens."""
-    noise = STANDARD_DEVIATION * _normal_numbers(INITIAL_VECTORS, backbone)
+    noise = STANDARD_DEVIATION * _normal_numbers(0, INITIAL_VECTORS, backbone.text.width)
     return float(nearest_words(backbone, noise, 1, trained_only, metric).distances.mean())
 
 
@@ -124,14 +172,12 @@ def random_distances(
     grid = lengths[:1]  # the cosine does not depend on the length
     if metric == "euclidean" and high > low:
         grid = torch.linspace(low, high, LENGTHS, dtype=torch.float32)
-    directions = normalize(_normal_numbers(DIRECTIONS, backbone), dim=-1)
+    directions = normalize(_normal_numbers(0, DIRECTIONS, backbone.text.width), dim=-1)
     probes = (grid[:, None, None] * directions).flatten(0, 1)
     found = nearest_words(backbone, probes, 1, trained_only, metric).distances
     means = found.view(len(grid), DIRECTIONS).mean(1)
     return torch.from_numpy(np.interp(lengths, grid, means).astype(np.float32))
 
 
-def _normal_numbers(vectors: int, backbone: Backbone) -> Tensor:
-    """Return float32 (vectors, width) numbers of the standard normal distribution, the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(vectors, backbone.text.width, generator=generator, dtype=torch.float32)
+def _normal_numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
