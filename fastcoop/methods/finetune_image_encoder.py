@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from fastcoop.backbones import Backbone
 
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TESTED_AT_ONCE = 64
 
 log = logging.getLogger("fastcoop")
@@ -110,7 +109,7 @@ def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
     import torch
     from torch.nn.functional import cross_entropy, normalize
 
-    from fastcoop.engine.runs import learning_rates
+    from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY, learning_rates
 
     data, settings, rows = run.data, run.settings, run.data.readable("train", run.subset.train)
     labels = torch.from_numpy(data.dataset.splits["train"].labels[rows]).to(backbone.device)

@@ -15,6 +15,8 @@ from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
     from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
@@ -69,15 +71,22 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
     def learn(self, backbone: Backbone, run: RunSpec[LinearProbeSettings]) -> Outcome:
         from threadpoolctl import threadpool_limits
 
-        features, labels = run.data.train(run.subset)
-        train = features[:, 0].astype(np.float64), labels  # as in the official code
-        val_features, val_labels = run.data.validation(run.subset)
-        val = val_features.astype(np.float64), val_labels
-        with threadpool_limits(1, user_api="blas"):  # small fits; and sums are equal on any number of cores
-            log_c, model = choose_c(train, val, run.settings)
-        return Outcome(
-            {}, weights=weights_of(model), extra={"c": 10.0**log_c, "val_accuracy": 100 * hits(model, val)}
+        (features, labels), (val_features, val_labels) = (
+            run.data.train(run.subset),
+            run.data.validation(run.subset),
         )
+        train, val = (
+            (features[:, 0].astype(np.float64), labels),
+            (val_features.astype(np.float64), val_labels),
+        )
+        with threadpool_limits(1, user_api="blas"):  # small fits; and sums are equal on any number of cores
+            log_c, accuracy, model = choose_c(train, val, run.settings)
+        coef, intercept = model.coef_, model.intercept_
+        if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
+            coef, intercept = (np.concatenate([np.zeros_like(one), one]) for one in (coef, intercept))
+        weights = {"coef": coef.astype(np.float32), "intercept": intercept.astype(np.float32)}
+        weights["labels"] = model.classes_.astype(np.int64)  # classes without a training image have no row
+        return Outcome({}, weights=weights, extra={"c": 10.0**log_c, "val_accuracy": 100 * accuracy})
 
     def classifier(
         self, backbone: Backbone, run: RunSpec[LinearProbeSettings], data: Data
@@ -87,18 +96,25 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         return LinearClassifier(learned["coef"].astype(np.float64), learned["intercept"], rows=rows)
 
 
-def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL) -> tuple[float, Any]:
-    """Return log10 of the official search's C, and the model fitted with it.
+def choose_c(
+    train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL
+) -> tuple[float, float, LogisticRegression]:
+    """Return log10 of the official search's C, its validation accuracy from 0 to 1, and the model fitted with it.
 
     First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times a fit at both ends
     of a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The better
     end of the last step is the choice.
     """
+    from sklearn.linear_model import LogisticRegression
 
     @cache
-    def fitted(log_c: float) -> tuple[float, Any]:
-        model = fit(train, log_c, settings.iterations)
-        return hits(model, val), model
+    def fitted(log_c: float) -> tuple[float, LogisticRegression]:
+        model = LogisticRegression(solver="lbfgs", max_iter=settings.iterations, C=10.0**log_c)
+        with warnings.catch_warnings():
+            # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
+            warnings.simplefilter("ignore", UserWarning)
+            model.fit(*train)
+        return float((model.predict(val[0]) == val[1]).mean()), model
 
     best = max(START, key=lambda log_c: fitted(log_c)[0])  # max keeps the first of equals
     low, high = best - 1.0, best + 1.0
@@ -108,35 +124,4 @@ def choose_c(train: Labelled, val: Labelled, settings: LinearProbeSettings = OFF
             chosen, low = high, middle
         else:
             chosen, high = low, middle
-    return chosen, fitted(chosen)[1]
-
-
-def hits(model: Any, images: Labelled) -> float:
-    """Return the share of images whose label the model predicts."""
-    return float((model.predict(images[0]) == images[1]).mean())
-
-
-def fit(train: Labelled, log_c: float, iterations: int) -> Any:
-    """Return scikit-learn's multinomial logistic regression at C = 10 ** log_c."""
-    from sklearn.linear_model import LogisticRegression
-
-    with warnings.catch_warnings():
-        # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
-        warnings.simplefilter("ignore", UserWarning)
-        model = LogisticRegression(solver="lbfgs", max_iter=iterations, C=10.0**log_c)
-        return model.fit(train[0], train[1])
-
-
-def weights_of(model: Any) -> dict[str, np.ndarray]:
-    """Return "coef" float32 (classes seen, dim), "intercept" float32 and "labels" int64 (classes seen,).
-
-    Classes without a training image have no row.
-    """
-    coef, intercept = model.coef_, model.intercept_
-    if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
-        coef, intercept = (np.concatenate([np.zeros_like(one), one]) for one in (coef, intercept))
-    return {
-        "coef": coef.astype(np.float32),
-        "intercept": intercept.astype(np.float32),
-        "labels": model.classes_.astype(np.int64),
-    }
+    return chosen, *fitted(chosen)

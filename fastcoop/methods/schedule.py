@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
-WARMUP_RATE = 1e-5  # of the first epoch, as in the engine
 FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
 STEPS = re.compile(r"[1-9][0-9]{0,6} steps")
 
@@ -135,6 +134,7 @@ def epochs_of(run: RunSpec[Any]) -> int:
 
 def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
     """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's runs."""
+    from fastcoop.engine.runs import WARMUP_RATE
 
     def giving(name: str) -> list[RunSpec[Any]]:
         trained = [run for run in runs if isinstance(run.settings, ScheduleSettings) and run.subset]
@@ -144,8 +144,8 @@ def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
     if small := sum(len(run.subset.train) < run.settings.batch_size for run in giving("batch_size")):
         yield f"In {small} {of}, batch_size is larger than the number of images: each batch has all images."
     if short := sum(epochs_of(run) == 1 for run in giving("learning_rate")):
-        rate = f"{WARMUP_RATE:g}"
-        yield f"In {short} {of}, learning_rate has no effect: the only epoch is the warm-up, at {rate}."
+        epoch = f"the only epoch is the warm-up, at {WARMUP_RATE:g}"
+        yield f"In {short} {of}, learning_rate has no effect: {epoch}."
 
 
 def paper_epochs(dataset: str, shots: int | str) -> int:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # trained at once
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 class TextLearnerSettings(ScheduleSettings):
@@ -107,7 +106,7 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         import torch
         from torch.nn.functional import normalize
 
-        from fastcoop.engine.runs import learning_rates
+        from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY, learning_rates
 
         features, labels = run.data.train_views(run.subset)
         given = unit(features), labels, class_texts(backbone, run.data)

@@ -97,7 +97,8 @@ def test_the_probes_c_is_the_official_searchs(seed: int) -> None:
     labels, val_labels = np.repeat(np.arange(3), 5), np.repeat(np.arange(3), 40)
     train = centres[labels] + 1.5 * rng.normal(size=(15, 6)), labels
     val = centres[val_labels] + 1.5 * rng.normal(size=(120, 6)), val_labels
-    log_c, model = choose_c(train, val)
+    log_c, accuracy, model = choose_c(train, val)
+    assert accuracy == (model.predict(val[0]) == val[1]).mean()
     assert 10**log_c == pytest.approx(official_search(train, val))
     assert pytest.approx(10**log_c) == model.C
 

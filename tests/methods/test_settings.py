@@ -11,11 +11,9 @@ import pytest
 
 from fastcoop.backbones import Backbone
 from fastcoop.checks import LARGEST_BATCH, LONGEST
-from fastcoop.engine.runs import WARMUP_RATE
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method
-from fastcoop.methods import schedule as schedules
 from fastcoop.methods.schedule import unused_settings
 from tests.methods.conftest import job
 
@@ -181,7 +179,6 @@ def test_schedules_that_settings_do_not_reach_are_said(data: Data) -> None:
         "In 2 of 2 runs of text_bias, learning_rate has no effect: the only epoch is the"
     )
     assert not [*unused_settings("coop", [job(data, "coop", epochs=1)])]
-    assert schedules.WARMUP_RATE == WARMUP_RATE
 
 
 def test_the_longest_schedule_and_largest_batch_fit_memory() -> None:
