@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine.forest import Forest, Trees, Workspace
-from fastcoop.engine.tower import ForestPass, build_pass
+from fastcoop.engine.tower import AnyPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
@@ -45,7 +45,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self._trees = Trees(backbone)
         self.class_names, self.layout = key = tree_key(class_names, layout)
-        self._passes: OrderedDict[int, ForestPass] = OrderedDict()  # by number of runs
+        self._passes: OrderedDict[int, AnyPass] = OrderedDict()  # by number of runs
         _ = self._trees[key]  # raises if a prompt does not fit
 
     def forward(self, contexts: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class PromptEncoder(nn.Module):
         (features,) = _class_features(self._forest_pass(len(runs)), [runs])
         return features[0] if is_single else features
 
-    def _forest_pass(self, runs: int) -> ForestPass:
+    def _forest_pass(self, runs: int) -> AnyPass:
         forest_pass = self._passes.get(runs)
         if forest_pass is None:
             trees = [(self._trees[self.class_names, self.layout], runs)]
@@ -155,7 +155,7 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
     return by_run.to(trees.tower.device), is_single
 
 
-def _class_features(forest_pass: ForestPass, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _class_features(forest_pass: AnyPass, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return each group's class features; what backward needs is kept only where a gradient may be asked for."""
     keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
     workspace = Workspace(forest_pass.tower, keep)
@@ -168,7 +168,7 @@ def _class_features(forest_pass: ForestPass, contexts: Sequence[Tensor]) -> tupl
 class _ForestFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, forest_pass: ForestPass, workspace: Workspace, *contexts: Tensor
+        ctx: Any, forest_pass: AnyPass, workspace: Workspace, *contexts: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.forest_pass, ctx.workspace = forest_pass, workspace
         ctx.dtypes = [c.dtype for c in contexts]

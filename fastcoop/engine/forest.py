@@ -163,6 +163,7 @@ class AttentionMemory:
             buffer
         )  # (2, R, H, P, K, d): with the constants before them
         self.probabilities = defaultdict[PackKey, Buffer](buffer)  # (R, H, P, queries, S + K)
+        self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the others
         self.saved: dict[PackKey, SavedPack] = {}  # views of the above, for packs with queries
 
 
@@ -204,6 +205,11 @@ class Workspace:
             buffer()
         )  # (rows of a chunk, hidden): the MLP behind its activation, or the gradient there
         self.grad_x = buffer()  # (rows, width): the gradient of the first or last layer's input
+
+        # With kernels.
+        self.learned_x = buffer()  # (learned rows, width): the first layer's input where it has a vector
+        self.leaf_q = buffer()  # (leaves, width): the last layer's queries
+        self.slots = buffer(torch.promote_types(tower.dtype, torch.float32))  # (chain entries, 2 width)
 
     def begin(self) -> None:
         """Prepare for another forest: count what it uses from zero."""

@@ -11,17 +11,28 @@ Work per row is done in chunks of rows that stay in cache, in memory that every 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastcoop.engine.attention import PackAttention
 from fastcoop.engine.forest import Forest, Workspace
+from fastcoop.engine.kernels import are_usable
 from fastcoop.engine.weights import disable_autocast
 
+if TYPE_CHECKING:
+    from fastcoop.engine.kernels.forest_pass import KernelPass
 
-def build_pass(forest: Forest) -> ForestPass:
+AnyPass: TypeAlias = "ForestPass | KernelPass"
+
+
+def build_pass(forest: Forest) -> AnyPass:
     """Return the forward and backward pass for the forest's device and precision."""
+    if are_usable(forest.tower.device, forest.tower.dtype):
+        from fastcoop.engine.kernels.forest_pass import KernelPass
+
+        return KernelPass(forest)
     return ForestPass(forest)
 
 

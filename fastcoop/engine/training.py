@@ -23,7 +23,7 @@ from fastcoop.checks import whole_number
 from fastcoop.engine.fit import BatchBudget, is_out_of_memory, plan_training
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.runs import Run, Trained, draw_batches, learning_rates
-from fastcoop.engine.tower import build_pass
+from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import bmm, disable_autocast, limit_threads, row_rule, warn_if_dtype_is_slow
 from fastcoop.errors import UserError
@@ -252,6 +252,11 @@ class Batch:
         for a, contexts, momentum in parts:
             a.contexts, a.momentum = contexts, momentum  # views: a step of all runs is a step of each
         self._build_tables()
+        self._kernel_step: Callable[[], None] | None = None
+        if not isinstance(self.forest_pass, ForestPass):
+            from fastcoop.engine.kernels.training_step import KernelStep
+
+            self._kernel_step = KernelStep.of(self, self.forest_pass, DIVERGED)
         self.done = 0
         self._recorded = RecordedStep(self.steps, self.vectors.device)
 
@@ -277,6 +282,9 @@ class Batch:
                 a.snapshots = {epoch: c for epoch, c in a.snapshots.items() if epoch <= kept}
 
     def _step(self) -> None:
+        if self._kernel_step is not None:
+            self._kernel_step()
+            return
         rows = self.rows.index_select(0, self.counter)[0]
         rate = self.rates.index_select(0, self.counter)[0]
         at = rows.clamp(min=0)

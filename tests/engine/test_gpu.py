@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fastcoop.engine import encode_prompts, fit
+from fastcoop.engine import encode_prompts, fit, kernels
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.runs import Run, draw_batches
 from fastcoop.engine.training import ActiveRun, Batch
@@ -22,6 +22,12 @@ LAYOUTS = (
     PromptLayout(3, "front", True),
     PromptLayout(2, "end", True),
 )
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch):
+    """A fake tensor cannot be passed to a kernel, which a machine with a GPU would launch."""
+    monkeypatch.setattr(kernels, "_run_on", lambda device: False)
 
 
 def fakes_want_a_driver() -> bool:

@@ -1,0 +1,231 @@
+"""A forest through the frozen tower on a GPU: what `tower.ForestPass` does elsewhere, in about 220 launches.
+
+The products are torch's. Between two products there is one kernel, on all rows at once:
+
+    forward    embed, then per layer: qkv | attention | out | add and norm | fc | activation | proj | add and norm
+    backward   per layer: proj | activation | fc | norm and add | out | attention (2) | qkv | norm and add
+
+All groups of the forest share every launch, so the number of launches depends on the layers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcoop.engine.forest import Forest, Workspace
+from fastcoop.engine.kernels.attention import TILE, WIDE_TILE, TiledAttention
+from fastcoop.engine.kernels.rows import (
+    activation,
+    activation_backward,
+    add_segments,
+    layer_norm,
+    layer_norm_backward,
+)
+from fastcoop.engine.kernels.tiles import Segments, plan_tiles
+from fastcoop.engine.weights import LN_OFFSET, disable_autocast
+
+
+class KernelPass:
+    """Forward and backward of one forest. All that backward reads is in a workspace, which one forward fills.
+
+    ``backward`` may follow any number of times, until another ``forward`` uses the same workspace. The forest has no
+    spare rows: on a GPU, products take any number of rows.
+    """
+
+    def __init__(self, forest: Forest):
+        self.forest, self.tower = forest, forest.tower
+        tower, groups, device = forest.tower, forest.groups, forest.tower.device
+        self.last = len(tower.blocks) - 1
+        tile = TILE if tower.dtype.itemsize == 2 else WIDE_TILE
+        trees = [(g.tree_layout.tree, g.runs) for g in groups]
+        self.attention = TiledAttention(plan_tiles(trees, device, tile), tower.heads, tile)
+        self.constants = [  # per layer (constants, 2 width)
+            torch.cat([g.tree_layout.constants[layer].permute(2, 0, 1, 3).flatten(1) for g in groups])
+            for layer in range(len(tower.blocks))
+        ]
+        self.learned_rows, self.leaf_rows = forest.learned_rows.int(), forest.leaf_rows.int()
+        self.all_rows = torch.arange(forest.rows, dtype=torch.int32, device=device)
+        self.leaf_of_row = torch.full((forest.rows,), -1, dtype=torch.int32, device=device)
+        self.leaf_of_row[forest.leaf_rows] = torch.arange(forest.leaves, dtype=torch.int32, device=device)
+
+        # Vectors, classes and leaves of all groups, run by run, and which of them belong together.
+        vectors, leaves = [], []
+        self.vectors = 0
+        for g in groups:
+            layout, run = g.tree_layout, np.arange(g.runs)[:, None]
+            slots = layout.tree.index[layout.tree.live & layout.tree.learned]
+            vectors.append((self.vectors + run * layout.slot_count + slots).ravel())
+            _, class_leaf = np.unique(layout.tree.leaf, return_inverse=True)
+            leaves.append((g.leaves.start + run * layout.leaves + class_leaf).ravel())
+            self.vectors += g.runs * layout.slot_count
+        vector_of_row, leaf_of_class = np.concatenate(vectors), np.concatenate(leaves)
+        self.vector_of_row = torch.as_tensor(vector_of_row.astype(np.int32), device=device)  # of learned rows
+        self.leaf_of_class = torch.as_tensor(leaf_of_class, device=device)
+        self.sum_vectors = Segments.of(vector_of_row, device)  # from learned rows to vectors
+        self.sum_classes = Segments.of(leaf_of_class, device)  # from classes to leaves
+
+    # As `tower.ForestPass`: group by group.
+
+    def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return each group's class features (runs, classes, dim), from contexts (runs, slots, width) of each."""
+        features = self.class_features(torch.cat([c.flatten(0, 1) for c in contexts]), workspace)
+        parts = features.split([g.runs * len(g.tree_layout.tree.leaf) for g in self.forest.groups])
+        return [p.unflatten(0, (g.runs, -1)) for p, g in zip(parts, self.forest.groups, strict=True)]
+
+    def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return the gradients of the contexts, shaped as they were, from those of the class features."""
+        grad = torch.cat([g.flatten(0, 1) for g in grads]).to(self.tower.dtype)
+        parts = self.vector_grads(grad, workspace).split(
+            [g.runs * g.tree_layout.slot_count for g in self.forest.groups]
+        )
+        return [p.unflatten(0, (g.runs, -1)) for p, g in zip(parts, self.forest.groups, strict=True)]
+
+    # All groups together.
+
+    @torch.no_grad()
+    @disable_autocast
+    def class_features(self, vectors: Tensor, workspace: Workspace) -> Tensor:
+        """Return the features of all runs' classes (classes, dim), projected and not normalized.
+
+        Args:
+            vectors: Context vectors of all runs, (vectors, width), any float dtype.
+            workspace: What backward reads is written there.
+        """
+        tower, last = self.tower, self.last
+        x = workspace.layers[0].x(self.forest.rows, tower.width)
+        normal = self._embed(vectors.contiguous(), x, workspace)
+        for layer, (block, constants) in enumerate(zip(tower.blocks, self.constants, strict=True)):
+            memory, after, is_last = workspace.layers[layer], workspace.layers[layer + 1], layer == last
+            q, kv, x = self._project_qkv(layer, normal, x, workspace)
+            attended = workspace.attended(*q.shape)
+            self.attention.forward(q, kv, constants, attended, self.leaf_of_row if is_last else self.all_rows)
+            rows = len(x)
+            middle, middle_stats = memory.middle(*x.shape), memory.middle_stats(2, rows, 1)
+            normal = torch.empty_like(x)
+            layer_norm(
+                x, normal, middle_stats, block.eps_2, LN_OFFSET,
+                branch=attended @ block.out, bias=block.out_bias, sums=middle,
+            )  # fmt: skip
+            hidden = torch.mm(normal, block.fc, out=memory.hidden(rows, tower.hidden))
+            active = workspace.activation(rows, tower.hidden)
+            activation(hidden, tower.activation, active)
+            x, stats = after.x(rows, tower.width), after.x_stats(2, rows, 1)
+            eps = tower.eps_final if is_last else tower.blocks[layer + 1].eps_1
+            layer_norm(
+                middle,
+                normal,
+                stats,
+                eps,
+                LN_OFFSET,
+                branch=active @ block.proj,
+                bias=block.proj_bias,
+                sums=x,
+            )
+        features: Tensor = (normal @ tower.projection).index_select(0, self.leaf_of_class)
+        return features
+
+    @torch.no_grad()
+    @disable_autocast
+    def vector_grads(self, grad_classes: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradients of the context vectors (vectors, width), in float32 at least.
+
+        Args:
+            grad_classes: Of all runs' class features (classes, dim), in the tower's dtype.
+            workspace: As ``class_features`` left it.
+        """
+        forest, tower, width = self.forest, self.tower, self.tower.width
+        grad_leaves = grad_classes.new_empty(forest.leaves, tower.dim)
+        add_segments(grad_leaves, grad_classes, self.sum_classes)
+        normal, output = grad_leaves @ tower.projection.t(), workspace.layers[-1]
+        grad = torch.empty_like(normal)
+        x, stats = output.x(forest.leaves, width), output.x_stats(2, forest.leaves, 1)
+        layer_norm_backward(normal, x, stats, grad)
+        for layer in range(self.last, -1, -1):
+            grad = self._layer_backward(layer, grad, workspace)
+        if self.last == 0:
+            grad = grad.index_select(0, forest.learned_rows)
+        wide = torch.promote_types(tower.dtype, torch.float32)
+        grad_vectors = grad.new_empty(self.vectors, width, dtype=wide)
+        add_segments(grad_vectors, grad, self.sum_vectors)
+        return grad_vectors
+
+    def _embed(self, vectors: Tensor, x: Tensor, workspace: Workspace) -> Tensor:
+        """Fill the first layer's input x; return its norm: of rows with a vector, in a tower of one layer of all."""
+        forest, block, memory = self.forest, self.tower.blocks[0], workspace.layers[0]
+        count = len(self.learned_rows)
+        normal, learned = x.new_empty(count, x.shape[1]), workspace.learned_x(count, x.shape[1])
+        stats = memory.x_stats(2, count, 1)
+        layer_norm(
+            vectors, normal, stats, block.eps_1, LN_OFFSET,
+            branch=forest.learned_positions, rows=self.vector_of_row, sums=learned,
+        )  # fmt: skip
+        x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
+        x.index_copy_(0, forest.learned_rows, learned)
+        if self.last == 0:
+            normal, stats = torch.empty_like(x), memory.x_stats(2, len(x), 1)
+            layer_norm(x, normal, stats, block.eps_1, LN_OFFSET)
+        return normal
+
+    def _project_qkv(
+        self, layer: int, normal: Tensor, x: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of a layer, and its input x; queries and x of leaves in the last layer."""
+        forest, width, weight = self.forest, self.tower.width, self.tower.blocks[layer].qkv
+        qkv = workspace.attention[layer].qkv(forest.rows, 3 * width)
+        if layer == self.last:  # all rows have keys and values, only leaves the rest
+            torch.mm(normal, weight[:, width:], out=qkv[:, width:])
+            q = workspace.leaf_q(forest.leaves, width)
+            torch.mm(normal.index_select(0, forest.leaf_rows), weight[:, :width], out=q)
+            return q, qkv[:, width:], x.index_select(0, forest.leaf_rows)
+        if layer == 0:  # rows with a token have known queries, keys and values
+            qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
+            qkv.index_copy_(0, forest.learned_rows, normal @ weight)
+        else:
+            torch.mm(normal, weight, out=qkv)
+        return qkv[:, :width], qkv[:, width:], x
+
+    def _layer_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of a layer's input from that of its output, which is overwritten.
+
+        In the first of several layers it is that of the rows with a vector: nothing reads a token's.
+        """
+        forest, tower, width = self.forest, self.tower, self.tower.width
+        block, memory, is_last = tower.blocks[layer], workspace.layers[layer], layer == self.last
+        rows = len(grad)
+        grad_hidden = torch.mm(grad, block.proj.t(), out=workspace.activation(rows, tower.hidden))
+        activation_backward(grad_hidden, memory.hidden(rows, tower.hidden), tower.activation)
+        middle, stats = memory.middle(rows, width), memory.middle_stats(2, rows, 1)
+        layer_norm_backward(grad_hidden @ block.fc.t(), middle, stats, grad, residual=grad)
+
+        grad_attended = torch.mm(grad, block.out.t(), out=workspace.grad_attended(rows, width))
+        shape = forest.rows, 3 * width
+        qkv, grad_qkv = workspace.attention[layer].qkv(*shape), workspace.grad_qkv(*shape)
+        q, grad_q = qkv[:, :width], grad_qkv[:, :width]
+        if is_last:
+            q, grad_q = workspace.leaf_q(forest.leaves, width), torch.empty_like(grad)
+        slots = workspace.slots(len(self.attention.plan.chain), 2 * width)
+        self.attention.backward(
+            (q, qkv[:, width:], self.constants[layer]), grad_attended, (grad_q, grad_qkv[:, width:]), slots,
+            self.leaf_of_row if is_last else self.all_rows,
+        )  # fmt: skip
+
+        x = memory.x(forest.rows, width)
+        if is_last:
+            normal, extra = grad_qkv[:, width:] @ block.qkv[:, width:].t(), grad_q @ block.qkv[:, :width].t()
+            stats = memory.x_stats(2, forest.rows, 1)
+            layer_norm_backward(normal, x, stats, normal, residual=grad, extra=extra, place=self.leaf_of_row)
+            return normal
+        if layer > 0:
+            layer_norm_backward(
+                grad_qkv @ block.qkv.t(), x, memory.x_stats(2, forest.rows, 1), grad, residual=grad
+            )
+            return grad
+        learned = workspace.learned_x(len(self.learned_rows), width)
+        normal = grad_qkv.index_select(0, forest.learned_rows) @ block.qkv.t()
+        stats = memory.x_stats(2, len(learned), 1)
+        layer_norm_backward(normal, learned, stats, normal, residual=grad, place=self.learned_rows)
+        return normal

@@ -1,0 +1,49 @@
+"""One step of training of all runs, through kernels alone but for the products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastcoop.engine.forest import Workspace
+from fastcoop.engine.kernels.forest_pass import KernelPass
+from fastcoop.engine.kernels.step import MAX_BATCH, Loss, Optimizer, class_blocks
+
+if TYPE_CHECKING:
+    from fastcoop.engine.training import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class KernelStep:
+    """Forward, each run's loss, backward and SGD of a batch; its tensors are read and written in place."""
+
+    forest_pass: KernelPass
+    workspace: Workspace
+    vectors: Tensor
+    loss: Loss
+    optimizer: Optimizer
+
+    @classmethod
+    def of(cls, batch: Batch, forest_pass: KernelPass, divergence_factor: float) -> KernelStep | None:
+        """Return the step of a batch; None where a run's batches are too large for the loss kernel."""
+        b = batch
+        if b.rows.shape[-1] > MAX_BATCH:
+            return None
+        blocks = class_blocks([len(a.run.class_names) for a in b.active], b.vectors.device)
+        loss = Loss(blocks, b.logit_scale, b.images, b.labels, b.rows, b.counter)
+        optimizer = Optimizer(
+            b.vectors, b.momentum, b.run_of_vector, b.weight_decay, b.momentum_coef, b.rates, b.losses, b.limit,
+            b.untrained_loss, b.first_epoch_left, b.diverged_at, b.counter, divergence_factor,
+        )  # fmt: skip
+        return cls(forest_pass, b.workspace, b.vectors, loss, optimizer)
+
+    def __call__(self) -> None:
+        """Do one step."""
+        features = self.forest_pass.class_features(self.vectors, self.workspace)
+        losses, grads = self.vectors.new_empty(self.optimizer.rates.shape[1]), torch.empty_like(features)
+        self.loss(features, losses, grads)
+        # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
+        self.optimizer(losses, self.forest_pass.vector_grads(grads, self.workspace))

@@ -1,0 +1,68 @@
+"""A forest and a training step through the kernels, in Triton's interpreter: what the engine computes on a CPU.
+
+`test_kernels` runs this file with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcoop.engine import training
+from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.kernels.forest_pass import KernelPass
+from fastcoop.engine.kernels.training_step import KernelStep
+from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.training import DIVERGED, ActiveRun, Batch
+from fastcoop.engine.tree_layout import tree_key
+from fastcoop.engine.weights import ANY_ROWS
+from fastcoop.prompts import PromptLayout
+from tests.engine.conftest import NAMES, tiny_backbone
+from tests.engine.interpreted_kernels import EXACT, relative
+
+LAYOUTS = [PromptLayout(4), PromptLayout(3, "mid", True), PromptLayout(2, "front")]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layers", "quick_gelu", "width"),
+    [(torch.float64, 3, False, 32), (torch.float64, 1, True, 32), (torch.float32, 2, False, 24)],
+)
+def test_a_forest_through_the_kernels_is_the_one_through_the_packs(dtype, layers, quick_gelu, width):
+    backbone = tiny_backbone(dtype, layers=layers, quick_gelu=quick_gelu, width=width)
+    trees, classes = Trees(backbone), (*NAMES, NAMES[1])  # two classes share a leaf
+    planned = [
+        (trees[tree_key(classes, layout)], runs) for layout, runs in zip(LAYOUTS, (2, 1, 1), strict=True)
+    ]
+    forest = Forest(trees.tower, planned)
+    contexts = [torch.randn(runs, tree.slot_count, width, dtype=dtype) for tree, runs in planned]
+    grads = [torch.randn(runs, len(classes), 24, dtype=dtype) for _, runs in planned]
+    results = []
+    for forest_pass in (ForestPass(forest), KernelPass(forest)):
+        workspace = Workspace(trees.tower)
+        features = forest_pass.forward(contexts, workspace)
+        results.append([*features, *forest_pass.backward(grads, workspace)])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert ours.shape == theirs.shape
+        assert relative(ours, theirs) < EXACT[dtype]
+
+
+def test_a_step_of_training_is_the_plain_one(make_run, monkeypatch):
+    monkeypatch.setattr(training, "row_rule", lambda tower: ANY_ROWS)  # as on a GPU: no spare rows
+    backbone = tiny_backbone(layers=2)
+    trees = Trees(backbone)
+    runs = [make_run(layout, seed=seed, momentum=0.5 + 0.1 * seed) for seed, layout in enumerate(LAYOUTS)]
+    states = []
+    for with_kernels in (False, True):
+        active = [ActiveRun.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]
+        batch = Batch(trees, active, backbone.logit_scale)
+        do_step = batch._step
+        if with_kernels:
+            do_step = KernelStep.of(batch, KernelPass(batch.forest_pass.forest), DIVERGED)
+        do_step()
+        batch.diverged_at[1] = 0  # from here on, this run is frozen
+        do_step()
+        states.append([batch.vectors, batch.momentum, batch.losses[:2], batch.limit])
+        assert int(batch.counter) == 2
+        assert batch.diverged_at.tolist() == [-1, 0, -1]
+    for ours, theirs in zip(states[1], states[0], strict=True):
+        assert relative(ours, theirs) < 1e-12
