@@ -17,30 +17,23 @@ from fastcoop.backbones.load import check_device
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.checks import several
 from fastcoop.datasets import Dataset
-from fastcoop.errors import UserError, nearest
-from fastcoop.features import (
-    FeatureStore,
-    cache_all,
-    find_dataset,
-    open_current,
-    open_if_there,
-    store_path,
-)
-from fastcoop.features.images import RECIPES
+from fastcoop.errors import UserError
+from fastcoop.features import cache_all, find_dataset, open_current, open_if_there, store_path
+from fastcoop.features.images import RECIPES, check_recipe
 from fastcoop.grids.planning import refuse_long_prompts, refuse_shared_names
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
-from fastcoop.progress import progress
+from fastcoop.progress import counted, progress
 from fastcoop.results.metadata import add_datasets, recorded_grid
 from fastcoop.results.parameters import Parameters, load_parameters
 from fastcoop.results.predictions import load_predictions
-from fastcoop.results.read import load_results, load_runs, load_score_inputs
+from fastcoop.results.read import load_results, load_runs
 from fastcoop.results.records import ScoreInputs
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps.records import describe_datasets, missing_tests, read_settings, record_outcome
 
 log = logging.getLogger("fastcoop")
 
-TestsByRun = Mapping[str, Mapping[str, ScoreInputs]]
+Tests = Mapping[str, Mapping[str, ScoreInputs]]  # by key and tested dataset
 
 
 @dataclass(frozen=True)
@@ -111,8 +104,7 @@ def evaluate(
     targets, runs, backbones = several(targets), several(runs), several(backbones)
     if not targets:
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
-    if recipe is not None and recipe not in RECIPES:
-        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+    recipe = None if recipe is None else check_recipe(recipe)
     check_device(device)
     rows = _select(folder, runs)
     datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
@@ -120,14 +112,14 @@ def evaluate(
     found = _load_backbones(rows, backbones, device)
     recipe = recipe or _recipe(folder, rows)
     planned = _plan(folder, rows, datasets, found, strict=bool(runs))
-    _refuse_other_datasets(folder, planned, cache)
+    swept = {row.key for row in rows if "imported_epoch" not in row.extra}
+    for backbone, data in _targets(planned):
+        with suppress(UserError):  # raised below if the store is needed
+            path = store_path(cache, backbone, data.dataset)
+            data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
     with open_store(folder) as store:
-        for backbone, data in _targets(planned):
-            with suppress(UserError):  # raised below if the store is needed
-                path = store_path(cache, backbone, data.dataset)
-                data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
         tested = store.finished()
-        swept = {row.key for row in rows if "imported_epoch" not in row.extra}
+        _refuse_other_datasets(folder, planned, tested)
         _refuse_other_features(folder, planned, tested, swept)
         pending = _pending(planned, tested)
         pending += [run for run in planned if any(data.store is None for data in run.targets)]
@@ -147,16 +139,24 @@ def evaluate(
         pending = _pending(planned, tested)
         add_datasets(folder, describe_datasets(datasets))
         _test(pending, store)
-    return _report(folder, planned, {(run.key, data.name) for run, data in _tests(pending)})
+    new = {(run.key, data.name) for run, data in _tests(pending)}
+    frame = load_results(folder).set_index(["key", "dataset"])
+    return [
+        Tested(
+            run.key, str(row.label), str(row.source), run.shots, run.seed, data.name, float(row.accuracy),
+            float(row.macro_accuracy), (run.key, data.name) in new,
+        )
+        for run, data in _tests(planned) for row in [frame.loc[(run.key, data.name)]]
+    ]  # fmt: skip
+
+
+def _tests(runs: Iterable[RunSpec[Any]]) -> Iterator[tuple[RunSpec[Any], Data]]:
+    return ((run, data) for run in runs for data in run.targets)
 
 
 def _targets(runs: Iterable[RunSpec[Any]]) -> Iterable[tuple[Backbone, Data]]:
     """Return every distinct target of the runs, with its backbone."""
     return {id(data): (run.model, data) for run, data in _tests(runs)}.values()
-
-
-def _tests(runs: Iterable[RunSpec[Any]]) -> Iterator[tuple[RunSpec[Any], Data]]:
-    return ((run, data) for run in runs for data in run.targets)
 
 
 def _select(folder: Path, runs: Sequence[str]) -> list[Any]:
@@ -172,7 +172,7 @@ def _select(folder: Path, runs: Sequence[str]) -> list[Any]:
 
 
 def _recipe(folder: Path, rows: Iterable[Any]) -> str:
-    """Return the recipe of image transforms of the runs, as far as it is recorded. Raises UserError for several."""
+    """Return the image transforms of the runs, as far as they are recorded. Raises UserError for several."""
     learned = (load_parameters(folder, row.key) for row in rows)
     recipes = {one.recipe for one in learned if one is not None and one.recipe in RECIPES}
     if len(recipes) > 1:
@@ -191,17 +191,16 @@ def _load_backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> d
         if digest in found:
             continue
         try:
-            backbone = backbone_from_spec(name, device=device)
+            found[digest] = backbone_from_spec(name, device=device)
         except UserError as error:
             raise UserError(
                 f"The backbone {name} of these runs is not found by its name; give it with --backbone. ({error})"
             ) from None
-        if backbone.digest != digest:
+        if (other := found[digest].digest) != digest:
             raise UserError(
                 f"The runs were trained with {name} of digest {digest[:12]}, but the {name} that is here has digest "
-                f"{backbone.digest[:12]}; give the right one with --backbone."
+                f"{other[:12]}; give the right one with --backbone."
             )
-        found[digest] = backbone
     return found
 
 
@@ -213,7 +212,7 @@ def _plan(
     strict: bool,
 ) -> list[RunSpec[Any]]:
     """Return each run with the targets that it can be tested on. If ``strict``, raise for other targets."""
-    data = {digest: [Data(dataset, None) for dataset in datasets] for digest in backbones}
+    targets = {digest: [Data(dataset, None) for dataset in datasets] for digest in backbones}
     planned, errors = [], []
     checked: set[tuple[Any, ...]] = set()
     for row in rows:
@@ -223,7 +222,7 @@ def _plan(
         except UserError as error:
             errors.append(error)
             continue
-        for target in data[row.backbone_digest]:
+        for target in targets[row.backbone_digest]:
             try:
                 METHODS[row.method].check(run.with_targets((target,)))
                 refuse_long_prompts([run.with_targets((target,))], checked)
@@ -257,32 +256,21 @@ def _restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     names = kept.class_names or load_predictions(folder, row.key).class_names
     bare = Dataset(row.dataset, folder, names, "{}", {}, "", row.dataset, folder, class_ids=kept.class_ids)
     return RunSpec.of(
-        row.method,
-        read_settings(method, row.settings),
-        Data(bare, None),
-        backbone,
-        shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots),
-        seed=int(row.seed),
-        contexts=kept.contexts,
-        weights=kept.weights,
-        key=row.key,
-    )
+        row.method, read_settings(method, row.settings), Data(bare, None), backbone,
+        shots=int(row.shots) if str(row.shots).isdigit() else str(row.shots), seed=int(row.seed),
+        contexts=kept.contexts, weights=kept.weights, key=row.key,
+    )  # fmt: skip
 
 
-def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache: str | Path) -> None:
+def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], tested: Tests) -> None:
     """Raise UserError for a target with the name of another dataset that its run was tested on.
 
     A run keeps one test per name, so the new one would replace the other.
     """
-    tested = load_score_inputs(folder)
-    digests: dict[int, set[str]] = {}
     for run, data in _tests(planned):
         before = tested.get(run.key, {}).get(data.name)
-        if before is None:
-            continue
-        if id(data) not in digests:
-            digests[id(data)] = _test_digests(data, store_path(cache, run.model, data.dataset))
-        if before.test not in digests[id(data)]:
+        # The test may have been of all images, or of those that the store has.
+        if before is not None and before.test not in (data.dataset.digest, data.test_digest):
             known = load_predictions(folder, run.key, data.name)
             raise UserError(
                 f"Run {run.key[:12]} of {folder} was tested on another dataset called {data.name} "
@@ -292,17 +280,8 @@ def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], cache:
             )
 
 
-def _test_digests(data: Data, store: Path) -> set[str]:
-    """Return the digests that a test on ``data`` may have: of all test images, and without those its store left out."""
-    digests = {data.test_digest}
-    if store.is_file():
-        with suppress(UserError):  # a store of another dataset is refused later
-            digests.add(Data(data.dataset, FeatureStore.open(store, dataset=data.dataset)).test_digest)
-    return digests
-
-
 def _refuse_other_features(
-    folder: Path, planned: Sequence[RunSpec[Any]], tested: TestsByRun, swept: Collection[str]
+    folder: Path, planned: Sequence[RunSpec[Any]], tested: Tests, swept: Collection[str]
 ) -> None:
     """Raise UserError for a test of a swept run on its own dataset with other features than before.
 
@@ -321,7 +300,7 @@ def _refuse_other_features(
             )
 
 
-def _pending(planned: Sequence[RunSpec[Any]], tested: TestsByRun) -> list[RunSpec[Any]]:
+def _pending(planned: Sequence[RunSpec[Any]], tested: Tests) -> list[RunSpec[Any]]:
     """Return the runs with those of their targets that they have not been tested on."""
     missing = ((run, missing_tests(run, tested.get(run.key, {}))) for run in planned)
     return [run.with_targets(targets) for run, targets in missing if targets]
@@ -332,22 +311,10 @@ def _test(pending: Sequence[RunSpec[Any]], store: ResultsStore) -> None:
     for run in pending:
         groups.setdefault((run.method, run.model.digest), []).append(run)
     for (method, _), runs in groups.items():
-        backbone = runs[0].model
-        with progress(f"{backbone.name}: testing {len(runs)} {method} runs", len(runs)) as advance:
+        backbone, what = runs[0].model, counted(len(runs), f"{method} run")
 
-            def done(index: int, outcome: Outcome, runs: list[RunSpec[Any]] = runs) -> None:
-                record_outcome(store, runs[index], outcome)
+        def done(index: int, outcome: Outcome, runs: list[RunSpec[Any]] = runs) -> None:
+            record_outcome(store, runs[index], outcome)
 
+        with progress(f"{backbone.name}: testing {what}", len(runs)) as advance:
             METHODS[method].run(backbone, runs, done, RunContext(on_progress=advance))
-
-
-def _report(folder: Path, planned: Sequence[RunSpec[Any]], new: Collection[tuple[str, str]]) -> list[Tested]:
-    frame = load_results(folder).set_index(["key", "dataset"])
-    tested = []
-    for run, data in _tests(planned):
-        row: Any = frame.loc[(run.key, data.name)]
-        names = run.key, str(row.label), str(row.source), run.shots, run.seed, data.name
-        tested.append(
-            Tested(*names, float(row.accuracy), float(row.macro_accuracy), new=(run.key, data.name) in new)
-        )
-    return tested

@@ -90,8 +90,8 @@ def test_it_comes_to_what_targets_in_the_grid_come_to(
 
     for learner in (
         "engine.train",
-        "methods.linear_probe._inputs",
-        "methods.text_learner.TextLearner._train",
+        "methods.linear_probe.choose_c",
+        "methods.text_learner.TextLearner.learn",
     ):
         monkeypatch.setattr(f"fastcoop.{learner}", no_training)
     tested = test_on(results, "sketch")

@@ -165,7 +165,7 @@ def test_new_targets_are_tested_without_learning_again(
         raise AssertionError("trained again")
 
     monkeypatch.setattr("fastcoop.engine.train", no_training)
-    monkeypatch.setattr("fastcoop.methods.linear_probe._inputs", no_training)
+    monkeypatch.setattr("fastcoop.methods.linear_probe.choose_c", no_training)
     summary = run(grid | {"targets": {"colours": ["shifted"]}}, results=tmp_path)
     assert (summary.done_before, summary.finished) == (0, 22)
     table = comparable(tmp_path)
