@@ -33,9 +33,7 @@ class CheckpointFile:
     def __init__(self, path: Path, train_files: Sequence[str | None] = ()):
         self.path = path
         self.problem: str | None = None
-        self._digests = {
-            f"{TRAIN_FILES}.{index}": digest for index, digest in enumerate(train_files) if digest
-        }
+        self._digests = {n: list(bytes.fromhex(digest)) for n, digest in enumerate(train_files) if digest}
         self._last = time.monotonic()
 
     def load(self) -> State | None:
@@ -43,17 +41,14 @@ class CheckpointFile:
         state = read_state(self.path)
         if state is None:
             return None
-        changed = {
-            name.rpartition(".")[2]
-            for name, digest in self._digests.items()
-            if name in state and bytes(state[name].tolist()).hex() != digest
-        }
-        matches = {name: STATE_NAME.fullmatch(name) for name in state}
-        return {
-            name: state[name]
-            for name, match in matches.items()
-            if match and match[1] != TRAIN_FILES and match[2] not in changed
-        }
+        written = {n: state.get(f"{TRAIN_FILES}.{n}") for n in self._digests}
+        changed = {n for n, one in written.items() if one is not None and one.tolist() != self._digests[n]}
+
+        def is_kept(name: str) -> bool:
+            match = STATE_NAME.fullmatch(name)
+            return match is not None and match[1] != TRAIN_FILES and int(match[2]) not in changed
+
+        return {name: tensor for name, tensor in state.items() if is_kept(name)}
 
     def offer(self, get_state: Callable[[], State]) -> None:
         """Write the state, if the last write was more than `EVERY` seconds ago."""
@@ -62,12 +57,12 @@ class CheckpointFile:
         if time.monotonic() - self._last < EVERY:
             return
         digests = {
-            name: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
-            for name, digest in self._digests.items()
+            f"{TRAIN_FILES}.{n}": torch.tensor(digest, dtype=torch.uint8)
+            for n, digest in self._digests.items()
         }
+        self.problem = None
         try:
             write_state(self.path, get_state() | digests)
-            self.problem = None
         except OSError as error:
             self.problem = f"{self.path.parent} does not take checkpoints ({error})"
         self._last = time.monotonic()
@@ -84,7 +79,7 @@ def read_state(path: Path) -> State | None:
     from safetensors.torch import load
 
     try:  # read, not mapped: Windows cannot replace or remove a mapped file
-        return load(path.read_bytes()) if path.is_file() else None
+        return load(path.read_bytes())
     except (SafetensorError, OSError):
         return None
 
@@ -100,13 +95,12 @@ def write_state(path: Path, state: State) -> None:
 
 def subset_state(state: State, indices: Sequence[int]) -> State:
     """Return the state of some runs of a batch, renumbered in the order of ``indices``."""
-    new_index = {index: new for new, index in enumerate(indices)}
-    subset = {}
-    for name, tensor in state.items():
-        match = STATE_NAME.fullmatch(name)
-        if match and int(match[2]) in new_index:
-            subset[f"{match[1]}.{new_index[int(match[2])]}{match[3]}"] = tensor
-    return subset
+    matches = {name: match for name in state if (match := STATE_NAME.fullmatch(name))}
+    return {
+        f"{match[1]}.{indices.index(int(match[2]))}{match[3]}": state[name]
+        for name, match in matches.items()
+        if int(match[2]) in indices
+    }
 
 
 def remove_stale(folder: Path, keep: Container[str]) -> None:

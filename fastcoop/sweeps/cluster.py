@@ -78,9 +78,7 @@ class ClusterExecutor:
         try:
             with parallel_config("dask", client=self._client, scatter=[self._payload], pure=False):
                 parallel = Parallel(batch_size=1, pre_dispatch="2*n_jobs", return_as="generator_unordered")
-                calls = (
-                    delayed(_TaskCall(name))(task, self._payload) for name, task in list(pending.items())
-                )
+                calls = [delayed(_TaskCall(name))(task, self._payload) for name, task in pending.items()]
                 for events in parallel(calls):
                     for event in events:
                         if isinstance(event, BatchFinished):
@@ -91,10 +89,8 @@ class ClusterExecutor:
             fatal = next((name for name in pending if name in str(error.task)), None)
             if fatal is None:
                 raise
-            batch = pending.pop(fatal).batch
-            on_event(
-                BatchFinished(batch, error=f"{error.allowed_failures + 1} workers died of it", died=True)
-            )
+            cause = f"{error.allowed_failures + 1} workers died of it"
+            on_event(BatchFinished(pending.pop(fatal).batch, error=cause, died=True))
         except (OSError, CancelledError, TimeoutError):  # a result was lost with the worker that held it
             self._lost += 1
             if self._lost > MAX_LOST_RESULTS:
@@ -112,8 +108,8 @@ def _connect(address: str | None) -> Any:
             'The backend "dask" needs the address of a scheduler; give --address tcp://HOST:8786.'
         )
     try:
-        where = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
-        client = Client(**where, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+        place = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+        client = Client(**place, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
         client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError, TimeoutError) as error:
         raise UserError(
@@ -161,6 +157,5 @@ def _bank(payload: ClusterPayload) -> WorkerBank:
 
 def _free_banks(name: str | None = None) -> None:
     """Free what a sweep (None: every sweep) loaded on this worker, and the feature stores that came with it."""
-    for one in list(_banks) if name is None else [name]:
-        if one in _banks:
-            _banks.pop(one)[1].cleanup()
+    for one in [one for one in _banks if name in (None, one)]:
+        _banks.pop(one)[1].cleanup()

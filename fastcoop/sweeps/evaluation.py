@@ -140,13 +140,14 @@ def evaluate(
         add_datasets(folder, describe_datasets(datasets))
         _test(pending, store)
     new = {(run.key, data.name) for run, data in _tests(pending)}
-    frame = load_results(folder).set_index(["key", "dataset"])
+    recorded: dict[Any, Any] = load_results(folder).set_index(["key", "dataset"]).to_dict("index")
+    tests = [(run, data.name, recorded[run.key, data.name]) for run, data in _tests(planned)]
     return [
         Tested(
-            run.key, str(row.label), str(row.source), run.shots, run.seed, data.name, float(row.accuracy),
-            float(row.macro_accuracy), (run.key, data.name) in new,
+            run.key, str(row["label"]), str(row["source"]), run.shots, run.seed, name, float(row["accuracy"]),
+            float(row["macro_accuracy"]), (run.key, name) in new,
         )
-        for run, data in _tests(planned) for row in [frame.loc[(run.key, data.name)]]
+        for run, name, row in tests
     ]  # fmt: skip
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -98,8 +100,8 @@ def interpret(
         raise UserError(f'Expected the metric "euclidean" or "cosine", got {shortened(metric)}.')
     folder, runs = Path(results), several(runs)
     frame = load_runs(folder)
-    of_backbone = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]
-    rows: list[Any] = list(of_backbone.itertuples())
+    frame = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]
+    rows: list[Any] = list(frame.itertuples())
     rows = [row for row in rows if not runs or row.key.startswith(tuple(runs))]
     rows = [row for row in rows if parameters_path(folder, row.key).is_file()]
     missing = [run for run in runs if not any(row.key.startswith(run) for row in rows)]
@@ -111,20 +113,18 @@ def interpret(
         )
     with writing(folder / NEAREST_WORDS):
         (folder / NEAREST_WORDS).mkdir(exist_ok=True)
-    writer = _Writer(folder, backbone, k, trained_only, metric, latin_only)
-    pending: list[_Context] = []
+    options = {"metric": metric, "k": k, "trained_only": trained_only, "latin_only": latin_only}
+    paths = {row.key: folder / NEAREST_WORDS / f"{row.key}.json" for row in rows}
+    writer = _Writer(paths, backbone, options)
     diverged: list[str] = []
     for row in rows:
-        if again or not writer.is_current(row.key):
+        if again or not _holds(paths[row.key], options):
             context = _load_context(folder, row)
             if torch.isfinite(context.vectors.square().sum(dim=-1)).all():  # else no distance is finite
-                pending.append(context)
+                writer.add(context)
             else:
                 diverged.append(row.key)
-        if sum(context.vectors.shape[:-1].numel() for context in pending) >= MAX_VECTORS:
-            writer.write(pending)
-            pending = []
-    writer.write(pending)
+    writer.write()
     if diverged:
         count = f"{len(diverged)} of {len(rows)} runs of {folder} diverged ({diverged[0][:12]}, ...)"
         if runs or len(diverged) == len(rows):
@@ -132,7 +132,15 @@ def interpret(
                 f"{count}: their contexts are not finite and have no nearest words; choose other runs (--run)."
             )
         log.warning("%s and are left out: their contexts are not finite.", count)
-    return [writer.path(row.key) for row in rows if row.key not in set(diverged)]
+    return [path for key, path in paths.items() if key not in set(diverged)]
+
+
+def _holds(path: Path, options: dict[str, Any]) -> bool:
+    """Return whether a file exists and was written with these options."""
+    try:
+        return bool(options.items() <= json.loads(path.read_text("utf-8")).items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _load_context(folder: Path, row: Any) -> _Context:
@@ -148,100 +156,79 @@ def _load_context(folder: Path, row: Any) -> _Context:
 class _Writer:
     """Searches the vectors of many runs at once. Equal initial contexts are searched once."""
 
-    def __init__(
-        self, folder: Path, backbone: Backbone, k: int, trained_only: bool, metric: Metric, latin_only: bool
-    ):
-        self.folder, self.backbone = folder, backbone
-        self._options: dict[str, Any] = {
-            "metric": metric,
-            "k": k,
-            "trained_only": trained_only,
-            "latin_only": latin_only,
-        }
-        self._chance_options: dict[str, Any] = {"trained_only": trained_only, "metric": metric}
-        self._by_chance = mean_initial_distance(backbone, **self._chance_options)
+    def __init__(self, paths: dict[str, Path], backbone: Backbone, options: dict[str, Any]):
+        self._paths, self._backbone, self._options = paths, backbone, options
+        self._of_random = {name: options[name] for name in ("trained_only", "metric")}
+        self._by_chance = mean_initial_distance(backbone, **self._of_random)
         self._starts: dict[tuple[Any, ...], tuple[float, list[str]]] = {}  # mean distance, nearest words
+        self._pending: list[_Context] = []
 
-    def path(self, key: str) -> Path:
-        return self.folder / NEAREST_WORDS / f"{key}.json"
+    def add(self, context: _Context) -> None:
+        """Write the file of a run, at once or later together with others."""
+        self._pending.append(context)
+        if sum(one.vectors.shape[:-1].numel() for one in self._pending) >= MAX_VECTORS:
+            self.write()
 
-    def is_current(self, key: str) -> bool:
-        """Whether the run's file exists and was written with these options."""
-        try:
-            return bool(self._options.items() <= json.loads(self.path(key).read_text("utf-8")).items())
-        except (OSError, ValueError, AttributeError):
-            return False
-
-    def write(self, contexts: Sequence[_Context]) -> None:
-        """Write one file per run, from one search."""
+    def write(self) -> None:
+        """Write one file per pending run, from one search."""
+        contexts, self._pending = self._pending, []
         if not contexts:
             return
+        new = {context.start: context for context in contexts if context.start not in self._starts}
+        if new:
+            starts = [self._initial(context) for context in new.values()]
+            found = nearest_words(self._backbone, torch.cat(starts), **self._options | {"k": 1})
+            for start, rows in zip(new, _slices(starts), strict=True):
+                nearest = [words[0] for words in found.words[rows]]
+                self._starts[start] = _short(found.distances[rows].mean()), nearest
         flat = [context.vectors.flatten(0, -2) for context in contexts]
-        found = nearest_words(self.backbone, torch.cat(flat), **self._options)
-        chance = random_distances(self.backbone, torch.cat(flat).norm(dim=-1), **self._chance_options)
-        self._search_starts(contexts)
-        end = 0
-        for context, vectors in zip(contexts, flat, strict=True):
-            rows = slice(end, end := end + len(vectors))
-            content = self._content(
-                context, found.words[rows], found.distances[rows].tolist(), chance[rows].tolist()
-            )
-            path = self.path(context.key)
+        found = nearest_words(self._backbone, torch.cat(flat), **self._options)
+        chance = random_distances(self._backbone, torch.cat(flat).norm(dim=-1), **self._of_random)
+        for context, rows in zip(contexts, _slices(flat), strict=True):
+            distances, random = found.distances[rows].tolist(), chance[rows].tolist()
+            content = self._content(context, found.words[rows], distances, random)
+            path = self._paths[context.key]
             with writing(path), atomic_write(path) as part:
                 part.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
     def _content(
         self, context: _Context, words: list[list[str]], distances: list[list[float]], chance: list[float]
     ) -> dict[str, Any]:
-        length = context.vectors.shape[-2]
-        vectors = []
-        for i in range(len(words)):
-            vector: dict[str, Any] = {"position": i % length + 1}
-            if context.class_names:
-                vector["class"] = context.class_names[i // length]
-            vector |= {"words": words[i], "distances": [_short(distance) for distance in distances[i]]}
-            vectors.append(vector | {"chance": _short(chance[i])})
+        length, names = context.vectors.shape[-2], context.class_names
+        vectors = [
+            {"position": i % length + 1}
+            | ({"class": names[i // length]} if names else {})
+            | {"words": words[i], "distances": list(map(_short, distances[i])), "chance": _short(chance[i])}
+            for i in range(len(words))
+        ]
         initial, start_words = self._starts[context.start]
         content: dict[str, Any] = {**self._options, "by_chance": self._by_chance, "initial": initial}
         if context.words is not None:
             content["start_words"] = start_words
-        if context.class_names:
-            content["summary"] = _summary(vectors, len(context.class_names))
+        if names:  # means and the most frequent nearest words over all classes
+            nearest = Counter(found[0] for found in words if found[0] != NOT_LATIN)
+            content["summary"] = {
+                "classes": len(names),
+                "mean_distance": _short(fmean(_short(found[0]) for found in distances)),
+                "chance": _short(fmean(map(_short, chance))),
+                "words": [list(pair) for pair in nearest.most_common(SUMMARY_WORDS)],
+            }
         return content | {"vectors": vectors}
-
-    def _search_starts(self, contexts: Sequence[_Context]) -> None:
-        """Find the mean nearest distance and the nearest words of initial contexts, in one search."""
-        new = {context.start: context for context in contexts if context.start not in self._starts}
-        if not new:
-            return
-        starts = [self._initial(context) for context in new.values()]
-        found = nearest_words(self.backbone, torch.cat(starts), **self._options | {"k": 1})
-        end = 0
-        for key, start in zip(new, starts, strict=True):
-            rows = slice(end, end := end + len(start))
-            nearest = [words[0] for words in found.words[rows]]
-            self._starts[key] = _short(found.distances[rows].mean()), nearest
 
     def _initial(self, context: _Context) -> Tensor:
         """Return vectors (n, width) of the run's initial context, as many as their mean needs."""
         *classes, length, _ = context.vectors.shape
         specific = bool(classes) and context.words is None
         layout = PromptLayout(length, class_specific=specific)
-        start = initial_contexts(
-            self.backbone, layout, classes[0] if specific else 1, context.seed, context.words
-        )
+        count = classes[0] if specific else 1
+        start = initial_contexts(self._backbone, layout, count, context.seed, context.words)
         return start.flatten(0, -2)[:MAX_INITIAL_VECTORS]
 
 
-def _summary(vectors: Sequence[dict[str, Any]], classes: int) -> dict[str, Any]:
-    """Return means and the most frequent nearest words over all classes."""
-    nearest = [vector["words"][0] for vector in vectors if vector["words"][0] != NOT_LATIN]
-    return {
-        "classes": classes,
-        "mean_distance": _short(sum(vector["distances"][0] for vector in vectors) / len(vectors)),
-        "chance": _short(sum(vector["chance"] for vector in vectors) / len(vectors)),
-        "words": [list(pair) for pair in Counter(nearest).most_common(SUMMARY_WORDS)],
-    }
+def _slices(parts: Sequence[Tensor]) -> Iterator[slice]:
+    """Yield the rows of each tensor in the concatenation of all."""
+    ends = list(accumulate(map(len, parts)))
+    return (slice(end - len(part), end) for part, end in zip(parts, ends, strict=True))
 
 
 def _short(number: Any) -> float:

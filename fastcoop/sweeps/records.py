@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fastcoop.datasets import Dataset
-from fastcoop.methods import METHODS, Data, Method, Outcome, RunSpec, Scores
+from fastcoop.methods import METHODS, Data, Method, Outcome, RunSpec
 from fastcoop.methods.base import validate
 from fastcoop.methods.data import DEFAULT_VIEWS
 from fastcoop.results.parameters import Parameters
@@ -32,33 +32,36 @@ USUAL_PROPERTIES = {
 def record_outcome(store: ResultsStore, run: RunSpec, outcome: Outcome) -> None:
     """Store the outcome of a run; of a run that was done before only its new tests."""
     scores = [
-        _score_record(run, data, outcome.scores[data.name])
-        for data in run.tests
-        if data.name in outcome.scores
-    ]
+        ScoreRecord(
+            dataset=data.name, class_names=data.class_names, labels=data.test[1], inputs=score_inputs(run, data),
+            **vars(outcome.scores[data.name]),
+        )
+        for data in run.tests if data.name in outcome.scores
+    ]  # fmt: skip
     if run.has_learned:
         store.record_scores(run.key, scores)
-    else:
-        store.record(_run_record(run, outcome), scores, _parameters(run, outcome))
+        return
+    learned = None
+    if outcome.contexts is not None or outcome.weights:
+        source, features = run.data.dataset, run.data.store
+        recipe = features.meta.recipe if features is not None else None
+        learned = Parameters(outcome.contexts, outcome.weights, source.class_names, source.class_ids, recipe)
+    store.record(run_record(run, outcome), scores, learned)
 
 
 def describe(run: RunSpec) -> RunDescription:
     """Return what identifies a run."""
-    return RunDescription(**_description(run))
-
-
-def _description(run: RunSpec) -> dict[str, Any]:
     method = METHODS[run.method]
-    return {
-        "key": run.key, "backbone": run.backbone, "dataset": run.dataset, "method": run.method,
-        "label": method.label(run.settings), "shots": run.shots, "seed": run.seed,
-        "settings": recorded_settings(method, run),
-    }  # fmt: skip
+    return RunDescription(
+        key=run.key, backbone=run.backbone, dataset=run.dataset, method=run.method, label=method.label(run.settings),
+        shots=run.shots, seed=run.seed, settings=recorded_settings(method, run),
+    )  # fmt: skip
 
 
-def _run_record(run: RunSpec, outcome: Outcome) -> RunRecord:
+def run_record(run: RunSpec, outcome: Outcome) -> RunRecord:
+    """Return the record of a run and its outcome, without tests and what was learned."""
     return RunRecord(
-        **_description(run),
+        **vars(describe(run)),
         backbone_digest=run.model.digest,
         columns=METHODS[run.method].columns(run, run.model),
         train_images=len(run.data.readable("train", run.subset.train)) if run.subset else 0,
@@ -69,24 +72,6 @@ def _run_record(run: RunSpec, outcome: Outcome) -> RunRecord:
         extra=outcome.extra,
         device=str(run.model.device),
     )
-
-
-def _score_record(run: RunSpec, data: Data, scores: Scores) -> ScoreRecord:
-    return ScoreRecord(
-        dataset=data.name,
-        class_names=data.class_names,
-        labels=data.test[1],
-        inputs=score_inputs(run, data),
-        **vars(scores),
-    )
-
-
-def _parameters(run: RunSpec, outcome: Outcome) -> Parameters | None:
-    if outcome.contexts is None and not outcome.weights:
-        return None
-    source, features = run.data.dataset, run.data.store
-    recipe = features.meta.recipe if features is not None else None
-    return Parameters(outcome.contexts, outcome.weights, source.class_names, source.class_ids, recipe)
 
 
 def describe_datasets(datasets: Iterable[Dataset]) -> dict[str, dict[str, Any]]:
@@ -140,14 +125,8 @@ def train_files(run: RunSpec) -> str | None:
 
 def score_inputs(run: RunSpec, data: Data) -> ScoreInputs:
     """Return what a test of a run on ``data`` depends on."""
-    prompts = METHODS[run.method].prompts(run.settings, data)
-    return ScoreInputs(
-        data.test_digest,
-        data.test_features,
-        data.test_images,
-        json.dumps(prompts, ensure_ascii=False),
-        train_files(run),
-    )
+    prompts = json.dumps(METHODS[run.method].prompts(run.settings, data), ensure_ascii=False)
+    return ScoreInputs(data.test_digest, data.test_features, data.test_images, prompts, train_files(run))
 
 
 def training_images_changed(run: RunSpec, tested: Mapping[str, ScoreInputs]) -> bool:
@@ -165,13 +144,13 @@ def missing_tests(run: RunSpec, tested: Mapping[str, ScoreInputs]) -> tuple[Data
     """
     if training_images_changed(run, tested):
         return run.tests
-    return tuple(data for data in run.tests if not _is_tested(run, data, tested))
 
+    def is_tested(data: Data) -> bool:
+        # A run's own dataset may have been renamed since.
+        names = tested if data is run.data else {data.name} & tested.keys()
+        return any(_is_same_test(run, data, tested[name]) for name in names)
 
-def _is_tested(run: RunSpec, data: Data, tested: Mapping[str, ScoreInputs]) -> bool:
-    if data is run.data:  # by any name: it may have been renamed since
-        return any(_is_same_test(run, data, before) for before in tested.values())
-    return data.name in tested and _is_same_test(run, data, tested[data.name])
+    return tuple(data for data in run.tests if not is_tested(data))
 
 
 def _is_same_test(run: RunSpec, data: Data, before: ScoreInputs) -> bool:

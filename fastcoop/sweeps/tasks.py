@@ -16,6 +16,7 @@ from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.checkpoints import CheckpointFile
+from fastcoop.sweeps.records import train_files
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -156,8 +157,7 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
         backbone = bank.backbone(batch.backbone)
         runs = [bank.bind(run) for run in task.runs]
         if task.checkpoint:
-            files = [run.data.train_files(run.subset) if run.subset else None for run in runs]
-            watch.checkpoint = CheckpointFile(task.checkpoint, files)
+            watch.checkpoint = CheckpointFile(task.checkpoint, [train_files(run) for run in runs])
         context = RunContext(batch.budget, watch.on_progress, watch if batch.trains else None)
         torch.set_num_threads(batch.threads)
         METHODS[batch.method].run(backbone, runs, done, context)

@@ -58,7 +58,7 @@ def fill(folder: Path, planned: list[Any], others: int = 0) -> None:
 
     from fastcoop.methods import Outcome, Scores
     from fastcoop.results import store
-    from fastcoop.sweeps.records import _run_record
+    from fastcoop.sweeps.records import run_record
 
     made = Scores(50.0, 50.0, np.full(4, 50.0), np.zeros(1000, np.uint16), np.zeros(1000, np.float16))
     with store.open_store(folder):
@@ -71,7 +71,7 @@ def fill(folder: Path, planned: list[Any], others: int = 0) -> None:
         for number in range(len(planned) + others):
             run = planned[min(number, len(planned) - 1)]
             if number < len(planned) or not row:
-                row = store._run_row(_run_record(run, outcome))
+                row = store._run_row(run_record(run, outcome))
                 score = {
                     "key": run.key, "dataset": run.dataset, "test": run.data.dataset.digest,
                     "accuracy": made.accuracy, "macro_accuracy": made.macro_accuracy, "chance": 25.0,
