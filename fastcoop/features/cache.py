@@ -123,7 +123,8 @@ def cache_features(
         FeatureStore.open(path, backbone, dataset)
         return path
     encoding = Encoding(backbone, dataset, recipe, view_seed, views, dtype, batch_size)
-    subsets = [few_shot(dataset, number, seed).train for number in shots for seed in seeds]
+    draws = [(number, seed) for number in shots for seed in seeds if "train" in dataset.splits]
+    subsets = [few_shot(dataset, number, seed).train for number, seed in draws]
     failures: Failures = {}
 
     def make_plan() -> EncodingPlan:

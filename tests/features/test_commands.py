@@ -43,6 +43,13 @@ def write_grid(path: Path, backbone: Path, **changes: object) -> Path:
     return path
 
 
+def test_a_dataset_of_test_images_only_is_cached(run, backbone, tmp_path):
+    data = write_dataset(tmp_path / "data" / "colours", train=0, val=0)
+    code, out, _ = run("cache-features", "colours", "--backbone", backbone)
+    assert (code, data.name in out) == (0, True)
+    assert FeatureStore.open(tmp_path / "cache" / "tiny" / "colours.h5").splits == ("test",)
+
+
 def test_unreadable_images_of_several_datasets_are_named_when_the_rest_is_done(run, backbone, tmp_path):
     for seed, name in enumerate(("one", "two", "three")):
         write_dataset(tmp_path / "data" / name, seed=seed)
