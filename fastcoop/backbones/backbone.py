@@ -136,13 +136,9 @@ def fingerprint(
     preprocess: Preprocess,
     unusual: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the sha256 hex of what determines features.
+    """Return the sha256 hex of what determines features: weights, activation, preprocessing and unusual settings.
 
-    Args:
-        state: State dict; floating-point tensors are hashed as float32, so that files of other dtypes agree.
-        quick_gelu: Whether the activation is QuickGELU.
-        preprocess: The image preprocessing.
-        unusual: Other settings of the model that change its features.
+    Floating-point tensors are hashed as float32, so that files of other dtypes agree.
     """
     facts: dict[str, Any] = {"quick_gelu": quick_gelu, "preprocess": asdict(preprocess)}
     if unusual:

@@ -136,11 +136,7 @@ class TextTower:
 
 
 def refuse_config(config: Mapping[str, Any]) -> None:
-    """Refuse an open_clip model config whose text tower cannot be used, before anything large is built.
-
-    Raises:
-        UserError: As ``TextTower.from_model`` raises for the tower itself.
-    """
+    """Refuse an open_clip model config whose tower `TextTower.from_model` would refuse, before it is built."""
     text = config["text_cfg"]
     pool = text.get("pool_type", "argmax")
     other = next((option for option in OTHER_BLOCKS if text.get(option)), None)
@@ -169,12 +165,7 @@ def _refused(reason: str) -> UserError:
 
 
 def _is_causal(mask: Tensor | None) -> bool:
-    if mask is None:
-        return False
-    allowed = torch.ones_like(mask, dtype=torch.bool).tril()
-    return bool(
-        (mask.masked_select(allowed) == 0).all() and (mask.masked_select(~allowed) == -torch.inf).all()
-    )
+    return mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
 
 
 def _block(block: ResidualAttentionBlock) -> Block:

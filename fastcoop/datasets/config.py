@@ -94,9 +94,8 @@ def check_name_and_template(name: str, template: str, where: str = "") -> None:
         )
     before, braces, after = template.partition("{}")
     if not braces or re.search("[{}]", before + after):
-        raise UserError(
-            f'{where}template must have {{}} once, where the class name goes, got "{template}"; {EXAMPLE}'
-        )
+        place = "where the class name goes"
+        raise UserError(f'{where}template must have {{}} once, {place}, got "{template}"; {EXAMPLE}')
 
 
 def _check_known(keys: Iterable[str], valid: Sequence[str], subject: str, verdict: str) -> None:

@@ -91,12 +91,7 @@ def make_dataset(
     class_ids: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Make a dataset, after checking that it can be trained or tested on.
-
-    Raises:
-        UserError: There are fewer than two classes, no test images, a class without a training image that is not a
-            validation image too, or a class name that no prompt can contain.
-    """
+    """Make a dataset, after checking that it can be trained or tested on, and that prompts can contain its names."""
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     place = f"Dataset {name} in {root}"
     if len(class_names) < 2:
@@ -177,10 +172,7 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
 
     The official rule (Zhou et al., "Conditional Prompt Learning for Vision-Language Models", 2022, section 4.1).
     Labels start at 0. The few-shot subsets of a half are those of the whole dataset, restricted to images of its
-    classes; its features are the whole dataset's, too.
-
-    Raises:
-        UserError: The half would have fewer than two classes, or no test images.
+    classes; its features are the whole dataset's, too. Refuses a half of fewer than two classes or without test images.
     """
     name, classes = f"{dataset.name}:{half}", len(dataset.class_names)
     cut = (classes + 1) // 2

@@ -93,11 +93,10 @@ def _in_half(half: Dataset, split: str, drawn: np.ndarray) -> np.ndarray:
 
 def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:
     """Draw the positions of ``shots`` labels of every class, or of all where there are fewer."""
-    drawn: list[int] = []
+    drawn: list[tuple[int, int]] = []
     for members in by_class(enumerate(labels.tolist())):
-        positions = [position for position, _ in members]
-        drawn += rng.sample(positions, shots) if len(positions) >= shots else positions
-    return np.array(drawn, dtype=np.int64)
+        drawn += rng.sample(members, shots) if len(members) >= shots else members
+    return np.array([position for position, _ in drawn], dtype=np.int64)
 
 
 def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
@@ -147,9 +146,7 @@ def _read_pickle(path: Path) -> Items:
         raise
     except Exception as error:  # a damaged pickle may raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path} is not a few-shot subset of the official code ({reason}); delete it."
-        ) from None
+        raise UserError(f"{path} is not an official few-shot subset ({reason}); delete it.") from None
 
 
 def _locate(dataset: Dataset, items: Items, source: Path) -> dict[str, np.ndarray]:

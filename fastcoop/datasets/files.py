@@ -32,13 +32,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check that you may read it, and the disk."
-        ) from None
+        problem = f"cannot be read ({error.strerror or error}); check that you may read it, and the disk"
+        raise UserError(f"{path} {problem}.") from None
     except UnicodeDecodeError:
-        raise UserError(
-            f"{path} is not UTF-8 text; save it as UTF-8, or get it again if it is not {kind}."
-        ) from None
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8, or get {kind} again.") from None
 
 
 class Listing(NamedTuple):
@@ -130,12 +127,7 @@ def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[s
     """Find images: posix paths relative to ``root``, or None where they do not exist, by path.
 
     Each path is tried as it is written, without space around it, and with backslashes as separators. Letters that are
-    composed differently match if exactly one name fits. Each folder is read once.
-
-    Args:
-        root: The folder that the paths are relative to.
-        paths: Paths as they are written.
-        inside: Whether a path that leaves ``root`` counts as missing.
+    composed differently match if exactly one name fits. If ``inside``, a path that leaves ``root`` counts as missing.
     """
 
     @functools.cache

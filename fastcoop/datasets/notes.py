@@ -39,14 +39,7 @@ _Files = Sequence[tuple[str, int, os.stat_result]]  # path, label
 
 
 def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> Iterator[str]:
-    """Report pictures below ``tree.root`` that are not used, and used ones that may be masks.
-
-    Args:
-        name: What the sentences call the dataset.
-        tree: The folder.
-        at: The folder that the paths are relative to, relative to the tree's root.
-        paths: The images that are used.
-    """
+    """Report pictures in ``tree`` that are not used, and those of the used ``paths`` in ``at`` that may be masks."""
     used = {posixpath.join(at, path) for path in paths}
     unused = [path for path in tree.paths("images") if path not in used]
     if unused:

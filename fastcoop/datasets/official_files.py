@@ -251,6 +251,5 @@ def _read_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
     except UserError:
         raise
     except Exception as error:  # damaged files may raise any exception
-        raise UserError(
-            f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."
-        ) from None
+        message = f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."
+        raise UserError(message) from None

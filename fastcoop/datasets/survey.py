@@ -51,11 +51,7 @@ class Check:
 
 
 def survey(data_root: str | Path) -> list[Found]:
-    """List the official datasets and the user's own under ``data_root``, without reading them.
-
-    Raises:
-        UserError: ``data_root`` is not a folder.
-    """
+    """List the official datasets and the user's own under ``data_root``, without reading them."""
     root = Path(data_root).expanduser()
     check_data_root(root)
     found = [Found(row.name, root / row.folder / row.images, _status(row, root)) for row in OFFICIAL.values()]
@@ -76,11 +72,7 @@ def _status(row: OfficialDataset, root: Path) -> str:
 
 
 def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Check:
-    """Compare a dataset's counts with Table 6 and find what is missing; for the user's own, count its images.
-
-    Raises:
-        UserError: There is no such dataset, or the user's own cannot be loaded.
-    """
+    """Compare a dataset's counts with Table 6 and find what is missing; for the user's own, count its images."""
     home, row = locate(name, data_root)
     if row is None:
         own = load_dataset(name, data_root)

@@ -245,7 +245,7 @@ def _subset(dataset: Dataset, content: bytes, suffix: str) -> Path:
 
 @follows(
     "Delete it if you do not know where it comes from",
-    "is not a few-shot subset of the official code ({}); delete it",
+    "is not an official few-shot subset ({}); delete it",
     "but {} has no {} split; delete it",
     "has no training images; delete it, and a subset is drawn",
     "delete it, or use the split file that it was drawn from",
@@ -254,7 +254,7 @@ def _subset(dataset: Dataset, content: bytes, suffix: str) -> Path:
     ("content", "suffix", "part"),
     [
         (b"cos\nsystem\n(S'x'\ntR.", "pkl", "Delete it if you do not know where it comes from"),
-        (b"no pickle", "pkl", "is not a few-shot subset of the official code"),
+        (b"no pickle", "pkl", "is not an official few-shot subset"),
         (
             b'{"train": [["a/0.jpg", 0, "a"]], "val": [["a/1.jpg", 0, "a"]]}',
             "json",

@@ -202,11 +202,11 @@ DATUM = b"cdassl.data.datasets.base_dataset\nDatum"
         (b"(cos\nsystem\nS'touch owned'\no.", r"refers to os\.system"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0btouch owned\x85R.", r"refers to os\.system"),
         (DATUM + b".__setstate__.__globals__\n.", r"refers to dassl\.\S+__globals__"),
-        (DATUM + b"\n(dS'x'\nS'y'\nsb.", "is not a few-shot subset"),
-        (b"\x80\x02\x82\x01.", "is not a few-shot subset"),
-        (b"Pabc\n.", "is not a few-shot subset"),
-        (b"\x80\x04\x8e" + bytes([255] * 6 + [0, 0]) + b"x.", "is not a few-shot subset"),
-        (b"]" * 100_000 + b"a" * 99_999 + b".", "is not a few-shot subset"),
+        (DATUM + b"\n(dS'x'\nS'y'\nsb.", "is not an official few-shot subset"),
+        (b"\x80\x02\x82\x01.", "is not an official few-shot subset"),
+        (b"Pabc\n.", "is not an official few-shot subset"),
+        (b"\x80\x04\x8e" + bytes([255] * 6 + [0, 0]) + b"x.", "is not an official few-shot subset"),
+        (b"]" * 100_000 + b"a" * 99_999 + b".", "is not an official few-shot subset"),
         (pickle.dumps({"train": [], "val": []}), "has no training images"),
     ],
 )
@@ -231,7 +231,7 @@ def test_pickles_written_by_hand_run_nothing(folder, tmp_path, monkeypatch, data
 )
 def test_a_pickle_of_another_shape(folder, official_pickle, content):
     official_pickle(folder / "split_fewshot" / "shot_1-seed_1.pkl", content)
-    with pytest.raises(UserError, match="not a few-shot subset of the official code"):
+    with pytest.raises(UserError, match="is not an official few-shot subset"):
         few_shot(load_dataset(folder), 1, 1)
 
 
