@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastcoop.datasets import Dataset, load_dataset
 from fastcoop.datasets.dataset import warn_once
+from fastcoop.errors import UserError
 
 
 def _jpeg() -> bytes:
@@ -37,3 +39,21 @@ def put() -> Callable[[Path, Iterable[str]], None]:
 def _warnings_again() -> None:
     """A warning given by one test must not be swallowed in the next."""
     warn_once.cache_clear()
+
+
+def images(*folders: str, n: int = 10) -> list[str]:
+    """Paths of n images in each folder."""
+    return [f"{folder}/{i:02d}.jpg" for folder in folders for i in range(n)]
+
+
+def refusal(spec: str | Path, data_root: Path | None = None) -> str:
+    """The one sentence that refuses a dataset."""
+    with pytest.raises(UserError) as caught:
+        load_dataset(spec, data_root)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def sizes(dataset: Dataset) -> dict[str, int]:
+    return {key: len(split) for key, split in dataset.splits.items()}

@@ -15,25 +15,10 @@ from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.datasets.survey import check_dataset, survey
 from fastcoop.errors import UserError
 from tests.advice import follows
+from tests.datasets.conftest import images, refusal, sizes
 
 JUNK = ["__MACOSX", "$RECYCLE.BIN", "lost+found", "System Volume Information", "@eaDir", ".ipynb_checkpoints"]
 JUNK_FILES = ["Thumbs.db", "desktop.ini", "._00.jpg", ".DS_Store"]
-
-
-def images(*folders, n=10):
-    return [f"{folder}/{i:02d}.jpg" for folder in folders for i in range(n)]
-
-
-def refusal(*arguments):
-    with pytest.raises(UserError) as caught:
-        load_dataset(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def sizes(dataset):
-    return {key: len(split) for key, split in dataset.splits.items()}
 
 
 def told(folder):
@@ -181,15 +166,6 @@ def test_one_folder_around_the_classes_is_looked_through(tmp_path, put, inside):
     )
 
 
-def test_one_folder_inside_every_class_is_looked_into(tmp_path, put):
-    put(tmp_path, images("cat/Imgs", "dog/Imgs/more") + images("owl"))
-    dataset = load_dataset(tmp_path)
-    assert dataset.class_names == ("cat", "dog", "owl")
-    assert sum(sizes(dataset).values()) == 30
-    put(tmp_path / "split", images("train/a/Imgs", "train/b/Imgs", "test/a/Imgs", "test/b", n=2))
-    assert load_dataset(tmp_path / "split").splits["test"].paths[0] == "test/a/Imgs/00.jpg"
-
-
 @follows(
     "move the images up into {}, or, if these folders are the classes, pass",
 )
@@ -216,24 +192,6 @@ def test_a_folder_is_advised_to_be_removed_only_if_nothing_lies_in_it(tmp_path, 
     message = refusal("imagenet", tmp_path)
     assert "move the images up" in message
     assert "remove" not in message
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "test"),
-    [
-        ("Train", "Val", "Test"),
-        ("training", "valid", "testing"),
-        ("TRAIN", "validation", "eval"),
-        ("train", "dev", "test"),
-        ("train", "eval", "test"),
-    ],
-)
-def test_splits_by_other_names(tmp_path, put, train, val, test):
-    put(tmp_path, images(f"{train}/a", f"{train}/b", n=4))
-    put(tmp_path, images(f"{val}/a", f"{val}/b", n=2) + images(f"{test}/a", f"{test}/b", n=3))
-    dataset = load_dataset(tmp_path)
-    assert sizes(dataset) == {"train": 8, "val": 4, "test": 6}
-    assert dataset.splits["val"].paths[0] == f"{val}/a/00.jpg"
 
 
 def test_validation_images_are_the_test_set_where_there_is_no_other(tmp_path, put):
@@ -265,16 +223,6 @@ def test_train_alone_is_refused_with_what_to_pass(tmp_path, put):
     message = refusal(tmp_path)
     assert f"{tmp_path / 'test'} holds images but no class folders" in message
     assert f"pass {tmp_path / 'train'}, which is split at random" in message
-
-
-def test_classes_called_train_and_test(tmp_path, put):
-    put(tmp_path, images("bus", "car", "train") + images("train/second camera", n=30))
-    assert load_dataset(tmp_path).class_names == ("bus", "car", "train")
-    assert sum(sizes(load_dataset(tmp_path)).values()) == 30
-    put(tmp_path / "inner", images("bus/Imgs", "train/Imgs"))
-    assert load_dataset(tmp_path / "inner").class_names == ("bus", "train")
-    put(tmp_path / "split", images("train/train", "train/bus", "test/train", "test/bus", n=3))
-    assert load_dataset(tmp_path / "split").class_names == ("bus", "train")
 
 
 @follows(

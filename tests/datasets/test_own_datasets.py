@@ -15,11 +15,8 @@ import pytest
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.errors import UserError
 from tests.advice import follows
+from tests.datasets.conftest import images, refusal, sizes
 from tests.small_world import write_dataset
-
-
-def images(*folders, n=10):
-    return [f"{folder}/{i:02d}.jpg" for folder in folders for i in range(n)]
 
 
 def test_a_folder_per_class_is_split_50_20_30_and_always_alike(tmp_path, put, caplog):
@@ -28,7 +25,7 @@ def test_a_folder_per_class_is_split_50_20_30_and_always_alike(tmp_path, put, ca
     assert dataset.name == "pets"
     assert dataset.class_names == ("cat", "dog")
     assert dataset.template == "a photo of a {}."
-    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 10, "val": 4, "test": 6}
+    assert sizes(dataset) == {"train": 10, "val": 4, "test": 6}
     assert dataset.splits["test"].labels.dtype == np.int64
     every = [path for split in dataset.splits.values() for path in split.paths]
     assert sorted(every) == images("cat", "dog")
@@ -42,38 +39,84 @@ def test_a_folder_per_class_is_split_50_20_30_and_always_alike(tmp_path, put, ca
     assert again.splits["train"].paths == dataset.splits["train"].paths
 
 
-@pytest.mark.parametrize("n", [3, 4, 5, 7])
-def test_small_classes_still_reach_every_split(tmp_path, put, n):
-    put(tmp_path, images("a", "b", n=n))
-    splits = load_dataset(tmp_path).splits
-    assert all(set(split.labels) == {0, 1} for split in splits.values())
-    assert sum(map(len, splits.values())) == 2 * n
+AB = ("train/a", "train/b")
+LAYOUTS = {  # images; class names; images of train, val and test
+    "folders of classes": (images("b", "a"), "ab", (10, 4, 6)),
+    "train and test": (images(*AB) + images("test/a", "test/b", n=3), "ab", (16, 4, 6)),
+    "train and val": (images(*AB) + images("val/a", "val/b", n=3), "ab", (16, 4, 6)),
+    "train, val and test": (images(*AB, "val/a", "test/b", n=2), "ab", (4, 2, 2)),
+    "capitals": (images("Train/a", "Train/b", "Val/a", "Test/b", n=2), "ab", (4, 2, 2)),
+    "longer names": (images("training/a", "training/b", "valid/a", "testing/b", n=2), "ab", (4, 2, 2)),
+    "validation and eval": (images("TRAIN/a", "TRAIN/b", "validation/a", "eval/b", n=2), "ab", (4, 2, 2)),
+    "dev": (images(*AB, "dev/a", "test/b", n=2), "ab", (4, 2, 2)),
+    "eval beside test": (images(*AB, "eval/a", "test/b", n=2), "ab", (4, 2, 2)),
+    "a folder in every class": (images("c/Imgs", "d/Imgs/more", "e"), "cde", (15, 6, 9)),
+    "a folder in classes of splits": (
+        images("train/a/Imgs", "train/b/Imgs", "test/a/Imgs", "test/b", n=2),
+        "ab",
+        (2, 2, 4),
+    ),
+    "a folder around splits": (images("data/train/a", "data/train/b", "data/test/a", n=2), "ab", (2, 2, 2)),
+    "a folder around a split's classes": (
+        images("train/x/a", "train/x/b", "test/x/a", "test/x/b", n=2),
+        "ab",
+        (2, 2, 4),
+    ),
+    "a class called train": (
+        images("bus", "car", "train") + images("train/2nd camera", n=30),
+        ["bus", "car", "train"],
+        (15, 6, 9),
+    ),
+    "a folder in a class called train": (images("bus/Imgs", "train/Imgs"), ["bus", "train"], (10, 4, 6)),
+    "train in train": (images("train/train", "train/bus", "test/train", n=3), ["bus", "train"], (4, 2, 3)),
+}
+REFUSED = {
+    "nothing": ([], "has no classes"),
+    "one class": (images("a"), "has 1 class(es), expected at least two"),
+    "a class of two images": (images("a") + images("b", n=2), 'Class "b"'),
+    "train alone": (images(*AB), "no test/ folder"),
+    "a folder beside splits": (images(*AB, "test/a", "extra/a"), "also extra/"),
+    "a class of the test set": (images(*AB, "test/a", "test/c", n=3), "no training image for c"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_people_have(tmp_path, put, layout):
+    paths, names, counts = LAYOUTS[layout]
+    put(tmp_path, paths)
+    dataset = load_dataset(tmp_path)
+    assert list(dataset.class_names) == list(names)
+    assert sizes(dataset) == dict(zip(("train", "val", "test"), counts, strict=True))
+    every = [path for split in dataset.splits.values() for path in split.paths]
+    assert len(every) == len(set(every))
+    root = dataset.root.relative_to(tmp_path)
+    assert {(root / path).as_posix() for path in every} <= set(paths)
+    for split in dataset.splits.values():
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True):
+            assert f"/{dataset.class_names[label]}/" in f"/{path}"
+    for path in dataset.splits["test"].paths:
+        assert path.split("/")[0].lower() not in ("train", "training") or "train" in names
+
+
+@pytest.mark.parametrize("layout", REFUSED)
+def test_layouts_that_are_refused(tmp_path, put, layout):
+    paths, message = REFUSED[layout]
+    put(tmp_path, paths)
+    assert message in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("n", "sizes"), [(7, (4, 1, 2)), (11, (6, 2, 3)), (13, (6, 3, 4)), (45, (22, 9, 14))]
+    ("n", "expected"),
+    [
+        *((3, (1, 1, 1)), (4, (2, 1, 1)), (5, (2, 1, 2)), (7, (4, 1, 2))),
+        *((11, (6, 2, 3)), (13, (6, 3, 4)), (45, (22, 9, 14))),
+    ],
 )
-def test_shares_round_as_the_official_rule_does(tmp_path, put, n, sizes):
+def test_shares_round_as_the_official_rule_does(tmp_path, put, n, expected):
     put(tmp_path, images("a", "b", n=n))
     splits = load_dataset(tmp_path).splits
-    assert tuple(len(splits[key]) for key in ("train", "val", "test")) == tuple(2 * size for size in sizes)
-
-
-def test_train_and_test_folders_are_kept_and_val_comes_from_train(tmp_path, put):
-    put(tmp_path, images("train/a", "train/b", n=10) + images("test/a", "test/b", n=3))
-    dataset = load_dataset(tmp_path)
-    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 16, "val": 4, "test": 6}
-    assert dataset.splits["test"].paths == tuple(images("test/a", "test/b", n=3))
-    assert set(dataset.splits["val"].paths) | set(dataset.splits["train"].paths) == set(
-        images("train/a", "train/b")
-    )
-
-
-def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path, put):
-    put(tmp_path, images("train/a", "train/b", "val/a", "test/b", n=2))
-    dataset = load_dataset(tmp_path)
-    assert dataset.splits["val"].paths == ("val/a/00.jpg", "val/a/01.jpg")
-    assert dataset.splits["test"].labels.tolist() == [1, 1]
+    assert tuple(len(splits[key]) for key in ("train", "val", "test")) == tuple(2 * size for size in expected)
+    assert all(set(split.labels) == {0, 1} for split in splits.values())
 
 
 def test_a_split_file_with_images_beside_it(tmp_path, put):
@@ -114,7 +157,7 @@ def test_a_csv_without_splits_and_with_absolute_paths(tmp_path, put):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "mine.csv").write_text("\n".join(["path,class", *rows]))
     dataset = load_dataset(tmp_path / "lists" / "mine.csv")
-    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 10, "val": 4, "test": 6}
+    assert sizes(dataset) == {"train": 10, "val": 4, "test": 6}
     assert all((dataset.root / path).is_file() for split in dataset.splits.values() for path in split.paths)
 
 
@@ -123,7 +166,7 @@ def test_val_share_and_folders_that_yaml_would_read_as_numbers(tmp_path, put):
     (tmp_path / "dataset.yaml").write_text("val_share: 0.1\nclass_names: {0: zero, no: refusal}\n")
     dataset = load_dataset(tmp_path)
     assert dataset.class_names == ("zero", "refusal")
-    assert {key: len(split) for key, split in dataset.splits.items()} == {"train": 12, "val": 2, "test": 6}
+    assert sizes(dataset) == {"train": 12, "val": 2, "test": 6}
 
 
 def test_the_digest_is_of_names_and_splits_not_of_the_prompt(tmp_path, put):
@@ -158,41 +201,11 @@ def test_a_path_needs_no_data_root(tmp_path, put, monkeypatch):
     assert load_dataset("pets", "nowhere").digest == load_dataset(tmp_path / "pets").digest
 
 
-def refusal(*arguments):
-    with pytest.raises(UserError) as caught:
-        load_dataset(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 def test_unknown_names_get_the_nearest(tmp_path, put):
     put(tmp_path / "my_flowers", images("a", "b"))
     assert 'Did you mean "my_flowers"?' in refusal("my_flower", tmp_path)
     assert 'Did you mean "oxford_pets"?' in refusal("oxfordpet", tmp_path)
     assert "data root" in refusal("my_flowers", tmp_path / "nowhere")
-
-
-def test_no_classes_one_class_and_an_empty_class(tmp_path, put):
-    assert "no classes" in refusal(tmp_path)
-    put(tmp_path, images("a"))
-    assert "at least two" in refusal(tmp_path)
-    (tmp_path / "b").mkdir()
-    assert f"{tmp_path / 'b'} holds no images" in refusal(tmp_path)
-    put(tmp_path, images("b", n=2))
-    assert 'Class "b"' in refusal(tmp_path)
-
-
-def test_half_a_train_and_test_layout(tmp_path, put):
-    put(tmp_path, images("train/a", "train/b"))
-    assert "no test/ folder" in refusal(tmp_path)
-    put(tmp_path, images("test/a", "extra/a"))
-    assert "also extra/" in refusal(tmp_path)
-
-
-def test_a_class_that_only_the_test_set_has(tmp_path, put):
-    put(tmp_path, images("train/a", "train/b", "test/a", "test/c", n=3))
-    assert "no training image for c" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
