@@ -124,7 +124,7 @@ def make_single(folder: Path) -> None:
         (make_empty, "yellow holds no images"),
         (make_unreadable, "test/green/0.png: no image"),
         (make_long, "has 78 tokens with its 34 context vectors"),
-        (make_single, "has 1 class(es), expected at least two"),
+        (make_single, "has 1 class, expected at least two"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_one_sentence_and_leaves_no_results(

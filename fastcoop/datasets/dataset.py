@@ -14,6 +14,7 @@ import numpy as np
 
 from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 
 SPLITS = ("train", "val", "test")
 HALVES = ("base", "new")  # runs are trained on one half of the classes and tested on both
@@ -96,7 +97,7 @@ def make_dataset(
     place = f"Dataset {name} in {root}"
     if len(class_names) < 2:
         raise UserError(
-            f"{place} has {len(class_names)} class(es), expected at least two; add images of others."
+            f"{place} has {counted(len(class_names), 'class')}, expected at least two; add images of others."
         )
     for class_name in class_names:
         try:
@@ -178,7 +179,7 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
     cut = (classes + 1) // 2
     first, stop = (0, cut) if half == "base" else (cut, classes)
     if stop - first < 2:
-        raise UserError(f"{name} has {stop - first} class(es) of {classes}, expected at least two.")
+        raise UserError(f"{name} has {counted(stop - first, 'class')} of {classes}, expected at least two.")
     splits = {}
     for key, split in dataset.splits.items():
         rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fastcoop.datasets.dataset import Item, Split
 from fastcoop.datasets.files import Tree, abbreviate, normalized
+from fastcoop.progress import counted
 
 # Endings of pictures that not every Pillow can decode; files with other endings are checked by their first bytes.
 OTHER_PICTURES = {
@@ -44,7 +45,7 @@ def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> I
     unused = [path for path in tree.paths("images") if path not in used]
     if unused:
         yield (
-            f"{name} leaves out {len(unused)} image(s) that lie beside or below its class folders, such as "
+            f"{name} leaves out {counted(len(unused), 'image')} beside or below its class folders, such as "
             f"{abbreviate(unused, 1)}; move them into a class folder to use them, or list them in a CSV."
         )
     yield from notes_on_unknown_endings(name, tree)
@@ -56,7 +57,7 @@ def notes_on_unknown_endings(name: str, tree: Tree) -> Iterator[str]:
     unknown = [path for path in tree.paths("others") if _is_picture(tree.root / path)]
     if unknown:
         yield (
-            f"{name} leaves out {len(unknown)} picture(s) because of how their names end, such as "
+            f"{name} leaves out {counted(len(unknown), 'picture')} with an unknown ending, such as "
             f"{abbreviate(unknown, 1)}; let the names of JPEG files end in .jpg, and save other kinds as .jpg or .png."
         )
 
@@ -92,8 +93,8 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
     if pairs:
         first, other = min(pairs)
         yield (
-            f"{name} uses {len(pairs)} image(s) that have the name of another one but for its ending or a word such as "
-            f'"mask", such as {first} and {other}; if these are masks or copies, move them out of the class folders.'
+            f"{name} uses {counted(len(pairs), 'image')} with the name of another one but for its ending or a word "
+            f'such as "mask": {first} and {other}; if these are masks or copies, move them out of the class folders.'
         )
 
 
@@ -103,14 +104,15 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
     for (first, second), effect in OVERLAPS.items():
         pairs = _shared(root, files.get(first, []), files.get(second, []))
         # Images listed in both train and val are not drawn for training.
-        listed = [pair for pair in pairs if pair[0] == pair[1]] if second == "val" else []
-        others = [pair for pair in pairs if pair not in listed]
+        listed = [pair for pair in pairs if second == "val" and pair[0] == pair[1]]
+        others = [pair for pair in pairs if second != "val" or pair[0] != pair[1]]
         for some, result in ((listed, "they are used for validation only"), (others, effect)):
             if some:
                 one, same = min(some)
                 example = same if one == same else f"{same} (the same as {one})"
-                more = f" and {len(some) - 1} more" if len(some) > 1 else ""
-                yield f"{name} has {len(some)} images in both {first} and {second}, such as {example}{more}: {result}."
+                example += f" and {len(some) - 1} more" if len(some) > 1 else ""
+                images = counted(len(some), "image")
+                yield f"{name} has {images} in both {first} and {second}, such as {example}: {result}."
 
 
 def _files(root: Path, part: Sequence[Item]) -> Iterator[tuple[str, int, os.stat_result]]:

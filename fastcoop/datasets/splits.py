@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fastcoop.datasets.dataset import SPLITS, Item, Items
 from fastcoop.datasets.files import Tree, abbreviate, find_images, reading
 from fastcoop.errors import UserError, nearest
+from fastcoop.progress import counted
 
 SPLIT_SEED = 1  # of splits made here; the official code does not publish its own
 VAL_SHARE = 0.2
@@ -64,8 +65,9 @@ def find_items(items: Items, root: Path, source: str | Path) -> Items:
     found = find_images(root, (image for image, _, _ in chain(*items.values())))
     missing = [image for image, place in found.items() if place is None]
     if missing:
+        images = counted(len(missing), "image")
         raise UserError(
-            f"{source} names {len(missing)} images (of {sum(map(len, items.values()))}) that are not under {root}: "
+            f"{source} names {images} (of {sum(map(len, items.values()))}) that cannot be found under {root}: "
             f"{abbreviate(missing)}; extract the whole dataset there, or fix the list."
         )
     placed = {
@@ -126,7 +128,7 @@ def split_by_class(items: Iterable[Item], source: str | Path, val_share: float =
         n = len(members)
         if n < 3:
             raise UserError(
-                f'Class "{members[0][2]}" of {source} has {n} image(s), too few to split into three; '
+                f'Class "{members[0][2]}" of {source} has {counted(n, "image")}, too few to split into three; '
                 "add images, or say which image goes where in a split file or CSV."
             )
         rng.shuffle(members)

@@ -50,7 +50,7 @@ def refused(part: str, root: Path, spec: str = "") -> None:
     assert part in str(caught.value)
 
 
-@follows("has {} class(es), expected at least two; add images of others")
+@follows("has {}, expected at least two; add images of others")
 def test_a_second_class(tmp_path: Path) -> None:
     classes(tmp_path, "a")
     refused("expected at least two; add images of others", tmp_path)

@@ -245,7 +245,7 @@ def test_loads_from_its_official_split_file(miniature, caplog):
     assert list(dataset.class_names) == [f"official {name}" for name in names]
     assert "official one" not in caplog.text
     (dataset.root / dataset.splits["test"].paths[0]).unlink()
-    with pytest.raises(UserError, match="names 1 images"):
+    with pytest.raises(UserError, match="names 1 image "):
         load_dataset(row.name, root)
     check = check_dataset(row.name, root)
     assert check.missing == (dataset.splits["test"].paths[0],)

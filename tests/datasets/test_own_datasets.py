@@ -72,7 +72,7 @@ LAYOUTS = {  # images; class names; images of train, val and test
 }
 REFUSED = {
     "nothing": ([], "has no classes"),
-    "one class": (images("a"), "has 1 class(es), expected at least two"),
+    "one class": (images("a"), "has 1 class, expected at least two"),
     "a class of two images": (images("a") + images("b", n=2), 'Class "b"'),
     "train alone": (images(*AB), "no test/ folder"),
     "a folder beside splits": (images(*AB, "test/a", "extra/a"), "also extra/"),
@@ -187,7 +187,7 @@ def test_training_images_among_the_test_images_are_warned_of(tmp_path, put, capl
     (tmp_path / "mine.csv").write_text("\n".join(["path,class,split", *rows]))
     load_dataset(tmp_path / "mine.csv")
     assert (
-        "mine has 1 images in both train and test, such as a/00.jpg: runs are tested on images" in caplog.text
+        "mine has 1 image in both train and test, such as a/00.jpg: runs are tested on images" in caplog.text
     )
 
 
@@ -221,7 +221,7 @@ def test_unknown_names_get_the_nearest(tmp_path, put):
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 2, "b"]]}', "without gaps; no image has label 1"),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 1000000000000, "b"]]}', "no image has label 1."),
         ('{"test": [["1.jpg", 0, "a"], ["2.jpg", 0, "b"]]}', 'label 0 two names: "a" and "b"'),
-        ('{"test": [["1.jpg", 0, "a"], ["9.jpg", 1, "b"]]}', "names 1 images (of 2)"),
+        ('{"test": [["1.jpg", 0, "a"], ["9.jpg", 1, "b"]]}', "names 1 image (of 2)"),
         ('{"test": [], "train": [["1.jpg", 0, "a"], ["2.jpg", 1, "b"]]}', "no test images"),
         ('{"test": 5}', "must hold"),
         ("\ufeff" + "[" * 100_000, "too deep"),
@@ -320,7 +320,7 @@ def test_paths_of_a_split_file_stay_under_its_images(tmp_path, put, path, shown)
     put(tmp_path, ["1.jpg", "images/1.jpg", "images/2.jpg", "images/x/3.jpg"])
     (tmp_path / "split.json").write_text(json.dumps({"test": [[path, 0, "a"], ["2.jpg", 1, "b"]]}))
     message = refusal(tmp_path)
-    assert "names 1 images (of 2) that are not under" in message
+    assert "names 1 image (of 2) that cannot be found under" in message
     assert shown in message
 
 
