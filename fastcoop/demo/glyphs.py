@@ -28,9 +28,6 @@ FONTS: dict[str, tuple[str, ...]] = {
     "codicon": ("codicon-0.0.36",),
     "elusive": ("elusiveicons-webfont-2.0",),
 }
-STYLES = {
-    "outline", "variant", "fill", "line", "thin", "light", "bold", "sharp", "alt", "o", "solid", "regular",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,6 @@ class Glyph:
     def key(self) -> str:
         """A name unique over all families, such as ``"material/home-outline"``."""
         return f"{self.font if self.family == 'awesome' else self.family}/{self.name}"
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words of the name without those that name a style; never empty."""
-        words = self.name.split("-")
-        return tuple(word for word in words if word not in STYLES and not word.isdigit()) or tuple(words)
 
 
 def fonts_folder() -> Path:
@@ -85,10 +76,8 @@ def find_glyphs(families: Sequence[str] = tuple(FONTS)) -> list[Glyph]:
 
 def draw(glyphs: Sequence[Glyph]) -> Drawing:
     """Draw glyphs white on black, centered: (n, 64, 64) uint8."""
-    folder = fonts_folder()
-    fonts = {
-        name: ImageFont.truetype(str(folder / f"{name}.ttf"), FONT_SIZE) for name in {g.font for g in glyphs}
-    }
+    names = {glyph.font for glyph in glyphs}
+    fonts = {name: ImageFont.truetype(fonts_folder() / f"{name}.ttf", FONT_SIZE) for name in names}
     drawings = np.zeros((len(glyphs), SIZE, SIZE), np.uint8)
     for drawing, glyph in zip(drawings, glyphs, strict=True):
         text, font = chr(glyph.codepoint), fonts[glyph.font]

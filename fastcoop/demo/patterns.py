@@ -47,10 +47,6 @@ def _wave(u: Mask, period: float, share: float) -> Mask:
     return _soft(share * period / 2 - np.abs((u % period) - period / 2))
 
 
-def _stripes(rng: np.random.Generator) -> Mask:
-    return _wave(_plane(rng)[0], rng.uniform(7, 18), rng.uniform(0.3, 0.7))
-
-
 def _dots(rng: np.random.Generator) -> Mask:
     u, v = _plane(rng)
     period = rng.uniform(9, 20)
@@ -138,11 +134,6 @@ def _marble(rng: np.random.Generator) -> Mask:
     return np.clip(1.1 - veins * rng.uniform(1.5, 3), 0, 1)
 
 
-def _outlined(mask: Mask, rng: np.random.Generator) -> Mask:
-    width = int(rng.integers(3, 5))
-    return grey_dilation(mask, (width, width)) - mask
-
-
 def _dotted(mask: Mask, rng: np.random.Generator) -> Mask:
     u, v = _plane(rng)
     period = rng.uniform(4.0, 5.5)
@@ -150,18 +141,10 @@ def _dotted(mask: Mask, rng: np.random.Generator) -> Mask:
     return mask * dots
 
 
-def _hatched(mask: Mask, rng: np.random.Generator) -> Mask:
-    return mask * _wave(_plane(rng)[0], rng.uniform(3.8, 5.5), 0.5)
-
-
 def _pixelated(mask: Mask, rng: np.random.Generator) -> Mask:
     step = int(rng.choice([4, 8])) if rng.random() < 0.3 else 4
     coarse = mask.reshape(SIZE // step, step, SIZE // step, step).mean((1, 3)) > 0.4
     return np.kron(coarse, np.ones((step, step)))
-
-
-def _blurred(mask: Mask, rng: np.random.Generator) -> Mask:
-    return np.asarray(gaussian_filter(mask, rng.uniform(2.2, 3.5)))
 
 
 def _shadowed(mask: Mask, rng: np.random.Generator) -> Mask:
@@ -171,22 +154,25 @@ def _shadowed(mask: Mask, rng: np.random.Generator) -> Mask:
     return np.maximum(mask, 0.45 * shadow)
 
 
-def _thick(mask: Mask, rng: np.random.Generator) -> Mask:
-    width = int(rng.integers(4, 7))
+def _dilated(mask: Mask, width: int) -> Mask:
     return np.asarray(grey_dilation(mask, (width, width)))
 
 
-def _cracked(mask: Mask, rng: np.random.Generator) -> Mask:
-    return mask * (np.abs(_smooth(rng, rng.uniform(2.5, 4))) > rng.uniform(0.3, 0.45))
-
-
 TEXTURES: dict[str, Callable[[np.random.Generator], Mask]] = {
-    "stripes": _stripes, "polka dots": _dots, "checkerboard": _checkerboard, "grid": _grid, "zigzag": _zigzag,
-    "waves": _waves, "bricks": _bricks, "honeycomb": _honeycomb, "rings": _rings, "confetti": _confetti,
-    "marble": _marble, "rays": _rays,
+    "stripes": lambda rng: _wave(_plane(rng)[0], rng.uniform(7, 18), rng.uniform(0.3, 0.7)),
+    "polka dots": _dots, "checkerboard": _checkerboard, "grid": _grid, "zigzag": _zigzag, "waves": _waves,
+    "bricks": _bricks, "honeycomb": _honeycomb, "rings": _rings, "confetti": _confetti, "marble": _marble,
+    "rays": _rays,
 }  # fmt: skip
 STYLES: dict[str, Callable[[Mask, np.random.Generator], Mask]] = {
-    "solid": lambda mask, rng: mask, "outlined": _outlined, "dotted": _dotted, "hatched": _hatched,
-    "pixelated": _pixelated, "blurred": _blurred, "shadowed": _shadowed, "thick": _thick,
-    "inverted": lambda mask, rng: 1 - mask, "cracked": _cracked,
-}  # fmt: skip
+    "solid": lambda mask, rng: mask,
+    "outlined": lambda mask, rng: _dilated(mask, int(rng.integers(3, 5))) - mask,
+    "dotted": _dotted,
+    "hatched": lambda mask, rng: mask * _wave(_plane(rng)[0], rng.uniform(3.8, 5.5), 0.5),
+    "pixelated": _pixelated,
+    "blurred": lambda mask, rng: np.asarray(gaussian_filter(mask, rng.uniform(2.2, 3.5))),
+    "shadowed": _shadowed,
+    "thick": lambda mask, rng: _dilated(mask, int(rng.integers(4, 7))),
+    "inverted": lambda mask, rng: 1 - mask,
+    "cracked": lambda mask, rng: mask * (np.abs(_smooth(rng, rng.uniform(2.5, 4))) > rng.uniform(0.3, 0.45)),
+}

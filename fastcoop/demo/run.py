@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
 from fastcoop.errors import writing
 from fastcoop.grids import read_grid
-from fastcoop.progress import counted
+from fastcoop.progress import counted, duration
 from fastcoop.reports import report
 from fastcoop.results import load_results
 from fastcoop.sweeps import interpret, sweep
@@ -43,25 +45,17 @@ class DemoSummary:
 
     def __str__(self) -> str:
         """Return a table for each backbone, and the paths."""
-        lines = [""]
+        lines = []
         for backbone, rows in self.accuracy.items():
-            shots = sorted({number for row in rows.values() for number in row})
-            width = max(map(len, rows), default=0)
-            lines.append(f"Mean accuracy (%) of {backbone} over the demo's datasets, by shots:")
-            lines.append(" " * width + "".join(f"{number:>8}" for number in shots))
-            for label, row in rows.items():
-                cells = "".join(f"{row[number]:8.1f}" if number in row else " " * 8 for number in shots)
-                lines.append(f"{label:<{width}}{cells}".rstrip())
-        return "\n".join([
-            *lines,
-            "",
-            f"features  {self.features}",
-            f"results   {self.results}  ({counted(self.runs, 'run')}, {self.finished} finished by this call)",
-            *(f"figure 3  {path}" for path in self.figures),
-            *(f"words     {path}" for path in self.words),
-            f"page      {self.page}",
-            f"{self.seconds:.0f} s",
-        ])  # fmt: skip
+            table = pd.DataFrame.from_dict(rows, orient="index").sort_index(axis=1)
+            lines += ["", f"Mean accuracy (%) of {backbone} over the demo's datasets, by shots:"]
+            lines.append(table.to_string(float_format="{:.1f}".format, na_rep="", col_space=7))
+        lines += ["", f"features  {self.features}"]
+        lines.append(
+            f"results   {self.results}  ({counted(self.runs, 'run')}, {self.finished} finished by this call)"
+        )
+        lines += [f"figure 3  {path}" for path in self.figures] + [f"words     {path}" for path in self.words]
+        return "\n".join([*lines, f"page      {self.page}", duration(self.seconds)])
 
 
 def run_demo(out: Path, full: bool = False) -> DemoSummary:
@@ -79,8 +73,12 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
     """
     start = time.monotonic()
     suffix, grid = ("-full", FULL_GRID) if full else ("", GRID)
-    data, cache = out / "data", out / "cache"
-    results, pages = out / f"results{suffix}", out / f"report{suffix}"
+    data, cache, results, pages = (
+        out / "data",
+        out / "cache",
+        out / f"results{suffix}",
+        out / f"report{suffix}",
+    )
     with writing(out):
         build_world(data)
     summary = sweep(grid, data_root=data, cache=cache, results=results)
@@ -106,13 +104,9 @@ def _mean_accuracies(results: Path) -> dict[str, dict[str, dict[int, float]]]:
     """Return `DemoSummary.accuracy` of the runs in a results folder."""
     frame = load_results(results)
     own = frame[(frame.dataset == frame.source) & ~frame.dataset.str.contains(":")]
-    averages = {}
-    for backbone, runs in own.groupby("backbone"):
-        per_dataset = runs.groupby(["label", "shots", "dataset"]).accuracy.mean()
-        means = per_dataset.groupby(["label", "shots"]).agg(["mean", "size"])
-        complete = means["mean"][means["size"] == runs.dataset.nunique()]
-        averages[str(backbone)] = {
-            str(label): dict(zip(row.index.get_level_values("shots").tolist(), row.tolist(), strict=True))
-            for label, row in complete.groupby("label")
-        }
-    return averages
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for (backbone, label, shots), runs in own.groupby(["backbone", "label", "shots"]):
+        means = runs.groupby("dataset").accuracy.mean()
+        if len(means) == own.dataset[own.backbone == backbone].nunique():
+            found.setdefault(backbone, {}).setdefault(label, {})[shots] = float(means.mean())
+    return found

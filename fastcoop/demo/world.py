@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from fastcoop.demo.paint import Variation, paint
 from fastcoop.demo.patterns import restyle, texture
 from fastcoop.progress import progress
 
-VERSION = 2  # of the datasets as written to disk
+HEADER = "# drawn by fastcoop demo, version 2\n"  # of dataset.yaml; another version is drawn again
 
 
 @dataclass
@@ -91,30 +92,28 @@ def build_world(root: Path) -> list[str]:
     plans = plan()
     with progress("Drawing the demo's pictures", sum(len(one.keys()) for one in plans)) as advance:
         for one in plans:
-            if not _is_written(root / one.name):
+            config = root / one.name / "dataset.yaml"
+            if not config.is_file() or HEADER not in config.read_text(encoding="utf-8"):
                 _write(one, root)
             advance(len(one.keys()), one.name)
     return [one.name for one in plans]
-
-
-def _is_written(folder: Path) -> bool:
-    config = folder / "dataset.yaml"
-    return config.is_file() and f"version {VERSION}\n" in config.read_text(encoding="utf-8")
 
 
 def _write(one: DatasetPlan, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=root, prefix=f".{one.name}-"))
     try:
-        split: dict[str, list[list[object]]] = {}
-        for kind in one.members:
-            split[kind] = []
-            for label, name in enumerate(one.members["test"]):
-                split[kind] += _paint_class(one, kind, name, label, part / "images")
+        split = {
+            kind: [
+                line
+                for label, name in enumerate(one.members["test"])
+                for line in _paint_class(one, kind, name, label, part / "images")
+            ]
+            for kind in one.members
+        }
         (part / "split.json").write_text(json.dumps(split, indent=1), encoding="utf-8")
         config = yaml.safe_dump({"name": one.name, "template": one.template})
-        header = f"# drawn by fastcoop demo, version {VERSION}\n"
-        (part / "dataset.yaml").write_text(header + config, encoding="utf-8")
+        (part / "dataset.yaml").write_text(HEADER + config, encoding="utf-8")
         part.chmod(0o755)
         shutil.rmtree(root / one.name, ignore_errors=True)
         os.replace(part, root / one.name)
@@ -122,20 +121,17 @@ def _write(one: DatasetPlan, root: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _paint_class(one: DatasetPlan, kind: str, name: str, label: int, images: Path) -> list[list[object]]:
-    """Write the pictures of a class; return their lines of the split file."""
+def _paint_class(one: DatasetPlan, kind: str, name: str, label: int, images: Path) -> Iterator[list[object]]:
+    """Write the pictures of a class; yield their lines of the split file."""
     keys = one.members[kind].get(name, [])
     if not keys:
-        return []
+        return
     folder = images / name.replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{one.name}/{kind}/{name}".encode()))
     pictures, _ = paint(torch.from_numpy(drawings_of(keys)), SIZE, generator, one.variation)
     pixels = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    items: list[list[object]] = []
     for i, (key, picture) in enumerate(zip(keys, pixels, strict=True)):
-        stem = key.split("/")[-1].replace(" ", "-")
-        path = folder / f"{kind}-{i:02d}-{stem}.png"
+        path = folder / f"{kind}-{i:02d}-{key.split('/')[-1].replace(' ', '-')}.png"
         Image.fromarray(picture).save(path, compress_level=1)
-        items.append([path.relative_to(images).as_posix(), label, name])
-    return items
+        yield [path.relative_to(images).as_posix(), label, name]

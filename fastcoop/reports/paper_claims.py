@@ -35,7 +35,7 @@ from fastcoop.reports.paired import (
     judge_greater,
 )
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.words import NEAR, Readings, read_words
+from fastcoop.reports.words import NEAR, NearestWords, read_words
 
 MARGIN = 1.0  # percentage points within which two means count as equal
 GAIN, GAIN_MARGIN = 15.0, 5.0  # the paper's average gain at 16 shots, and what counts as "around"
@@ -344,11 +344,11 @@ def table5_order(piece: Slice, study: Study) -> Finding:
     return Finding(verdict, test, f"claimed: {numbers}")
 
 
-def _readings(runs: pd.DataFrame, study: Study) -> list[tuple[tuple[str, int], Readings]]:
+def _words(runs: pd.DataFrame, study: Study) -> list[tuple[tuple[str, int], NearestWords]]:
     """Return ((dataset, seed), nearest words) of unified contexts with the class at the end."""
     runs = runs[runs.series == "coop end"]
     found = [((run.dataset, run.seed), read_words(study.folder, run.key)) for run in rows_of(runs)]
-    stored = [(where, readings) for where, readings in found if readings]
+    stored = [(where, words) for where, words in found if words]
     if not stored:
         raise Missing("no nearest words are stored for such runs; run `fastcoop interpret`")
     return stored
@@ -367,9 +367,9 @@ def words_say_little(piece: Slice, study: Study) -> Finding:
     length = main_setting(piece.runs).length
     runs = piece.runs[(with_init(piece.runs).init == "random") & (piece.runs.context_length == length)]
     shares = [
-        (where, 100 * readings.mean_distance / readings.mean_chance)
-        for where, readings in _readings(runs, study)
-        if readings.mean_chance
+        (where, 100 * words.vectors.distance.mean() / words.chance(words.vectors))
+        for where, words in _words(runs, study)
+        if words.chance(words.vectors) > 0
     ]
     if not shares:
         raise Missing("the stored nearest words have no distances of random contexts")
@@ -382,9 +382,9 @@ def words_stay(piece: Slice, study: Study) -> Finding:
     """Contexts that were initialized with words stay nearest to these words.
     Holds if significantly more than half of the vectors of a context do."""
     shares, stayed, total = [], 0, 0
-    for where, readings in _readings(piece.runs[with_init(piece.runs).init != "random"], study):
-        if pairs := list(zip(readings.vectors, readings.start_words, strict=False)):
-            same = sum(vector.words[0] == word for vector, word in pairs)
+    for where, words in _words(piece.runs[with_init(piece.runs).init != "random"], study):
+        if pairs := list(zip(words.vectors.token, words.start_words, strict=False)):
+            same = sum(token == word for token, word in pairs)
             shares.append((where, 100 * same / len(pairs)))
             stayed, total = stayed + same, total + len(pairs)
     if not shares:

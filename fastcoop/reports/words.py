@@ -3,95 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
 from pathlib import Path
-from statistics import fmean
+from typing import NamedTuple
+
+import pandas as pd
 
 from fastcoop.errors import UserError
 from fastcoop.results.store import NEAREST_WORDS
 
 NEAR = 0.9  # share of a random vector's distance below which a word counts as near
-NOT_LATIN = "N/A"  # stands for a word in another script
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The nearest words of one context vector.
+class NearestWords(NamedTuple):
+    """The nearest words of a run. Distances are NaN if they were not measured.
 
     Attributes:
-        position: Place of the vector, from 1.
-        words: Nearest tokens of the vocabulary, the nearest first.
-        distance: Distance of the nearest one.
-        chance: Nearest distance of random vectors of the same length; None if it was not measured.
-        class_name: The class of a class-specific context, else empty.
-    """
-
-    position: int
-    words: tuple[str, ...]
-    distance: float
-    chance: float | None
-    class_name: str
-
-    @property
-    def word(self) -> str:
-        """The nearest token, a piece of a word with a hyphen after it."""
-        return self.words[0].removesuffix("</w>")
-
-    @property
-    def near(self) -> bool:
-        """Whether the nearest word is nearer than `NEAR` of the distance of random vectors."""
-        return self.chance is not None and self.distance < NEAR * self.chance
-
-
-@dataclass(frozen=True)
-class Readings:
-    """The nearest words of all vectors of a run. Distances are None if they were not measured.
-
-    Attributes:
+        vectors: A row per context vector: its ``position`` from 1, the nearest ``token``, the ``word`` (a piece of one
+            ends with a hyphen), its ``distance``, the nearest distance of random vectors of the same length
+            (``chance``), whether it is ``near`` compared with that, and the ``class`` of a class-specific context.
         by_chance: Mean nearest distance of a random initial context.
         initial: Mean nearest distance of the run's initial context.
         start_words: Words of the initialization, none for random vectors.
         metric: "euclidean" or "cosine".
     """
 
-    vectors: Sequence[Reading]
-    by_chance: float | None
-    initial: float | None
-    start_words: tuple[str, ...]
+    vectors: pd.DataFrame
+    by_chance: float
+    initial: float
+    start_words: list[str]
     metric: str
 
-    @property
-    def mean_distance(self) -> float:
-        """Mean of the vectors' nearest distances."""
-        return fmean(vector.distance for vector in self.vectors)
-
-    @property
-    def mean_chance(self) -> float | None:
-        """Mean distance of random vectors of the same lengths, else of a random initial context."""
-        at_length = [vector.chance for vector in self.vectors if vector.chance is not None]
-        return fmean(at_length) if len(at_length) == len(self.vectors) else self.by_chance
-
-    @property
-    def near(self) -> float:
-        """Percentage of vectors that are near a word (`Reading.near`)."""
-        return 100 * fmean(vector.near for vector in self.vectors)
-
-    def of_classes(self) -> dict[str, Readings]:
-        """Return the readings of each class of a class-specific context, in the classes' order."""
-        names = dict.fromkeys(vector.class_name for vector in self.vectors)
-        return {
-            name: replace(self, vectors=[v for v in self.vectors if v.class_name == name]) for name in names
-        }
-
-    def most_frequent(self, number: int) -> str:
-        """Return the most frequent nearest words with their counts, as text."""
-        counts = Counter(vector.word for vector in self.vectors if vector.word != NOT_LATIN)
-        return ", ".join(f"{word} ({count})" for word, count in counts.most_common(number))
+    def chance(self, vectors: pd.DataFrame) -> float:
+        """Return the mean distance of random vectors of the same lengths, else of a random initial context."""
+        return self.by_chance if vectors.chance.isna().any() else float(vectors.chance.mean())
 
 
-def read_words(folder: Path, key: str) -> Readings | None:
+def read_words(folder: Path, key: str) -> NearestWords | None:
     """Return the nearest words of a run in a results folder, None if there are none.
 
     Raises:
@@ -102,19 +50,22 @@ def read_words(folder: Path, key: str) -> Readings | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        by_chance, initial = (_number(stored.get(name)) for name in ("by_chance", "initial"))
-        start_words = tuple(map(str, stored.get("start_words", ())))
-        vectors = [
-            Reading(int(one["position"]), tuple(map(str, one["words"])), float(one["distances"][0]),
-                    _number(one.get("chance")), one.get("class") or "")
+        rows = [
+            (int(one["position"]), str(one["words"][0]), float(one["distances"][0]), _number(one.get("chance")),
+             one.get("class") or "")
             for one in stored["vectors"]
         ]  # fmt: skip
-        return Readings(vectors, by_chance, initial, start_words, str(stored.get("metric", "euclidean")))
+        vectors = pd.DataFrame(rows, columns=["position", "token", "distance", "chance", "class"])
+        by_chance, initial = (_number(stored.get(name)) for name in ("by_chance", "initial"))
+        start_words = [str(word) for word in stored.get("start_words", ())]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged or of another version ({error}); delete it and run `fastcoop interpret` again."
         ) from None
+    words = vectors.token.str.removesuffix("</w>")
+    vectors = vectors.assign(word=words, near=vectors.distance < NEAR * vectors.chance)
+    return NearestWords(vectors, by_chance, initial, start_words, stored.get("metric", "euclidean"))
 
 
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastcoop.demo.glyphs import Glyph, draw, find_glyphs
-from tools.pretrain.captions import style_of
+from tools.pretrain.captions import style_of, words_of
 from tools.pretrain.plan import unit_vectors
 
 
@@ -19,8 +19,8 @@ def test_glyphs_have_names_and_drawings() -> None:
 
 def test_words_leave_out_style() -> None:
     glyph = Glyph("material", "font", "folder-lock-outline", 1)
-    assert (glyph.words, style_of(glyph)) == (("folder", "lock"), ("outline",))
-    assert Glyph("awesome", "font", "0", 1).words == ("0",)
+    assert (words_of(glyph), style_of(glyph)) == (("folder", "lock"), ("outline",))
+    assert words_of(Glyph("awesome", "font", "0", 1)) == ("0",)
 
 
 def test_a_bold_edition_is_a_near_duplicate_and_another_subject_is_not() -> None:

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 import torch
 
-from fastcoop.demo.glyphs import STYLES, Glyph
+from fastcoop.demo.glyphs import Glyph
 
 START, END = 49406, 49407  # of CLIP's tokenizer
 VECTOR = 0  # stands for a random vector; its own token, "!", is in no caption
@@ -54,7 +54,16 @@ SYNONYMS = (
     ("printer", "print"), ("arrow", "pointer"), ("hand", "palm"), ("database", "storage"),
     ("shield", "protection"), ("camera", "photography"), ("calendar", "date"),
 )  # fmt: skip
+STYLES = {
+    "outline", "variant", "fill", "line", "thin", "light", "bold", "sharp", "alt", "o", "solid", "regular",
+}  # fmt: skip
 OTHER_NAMES = {word: group for group in SYNONYMS for word in group}
+
+
+def words_of(glyph: Glyph) -> tuple[str, ...]:
+    """Return the words of a glyph's name without those that name a style; never empty."""
+    words = glyph.name.split("-")
+    return tuple(word for word in words if word not in STYLES and not word.isdigit()) or tuple(words)
 
 
 def style_of(glyph: Glyph) -> tuple[str, ...]:
@@ -90,7 +99,7 @@ def _token_ids(word: str) -> tuple[int, ...]:
 def vocabulary(glyphs: Sequence[Glyph], colors: Sequence[str]) -> torch.Tensor:
     """Sorted ids of every token that a caption can hold: int64 (n,)."""
     phrases = [*BEFORE, *AFTER, *BADGE, *JOINED, *STYLED, *COLORED, *fillers(), *OTHER_NAMES, *colors, "."]
-    phrases += [" ".join((*glyph.words, *style_of(glyph))) for glyph in glyphs]
+    phrases += [" ".join((*words_of(glyph), *style_of(glyph))) for glyph in glyphs]
     plain = (phrase.replace("{head}", "").replace("{rest}", "") for phrase in phrases)
     plain = (phrase.replace("{0}", "").replace("{1}", "").replace("{}", "") for phrase in plain)
     ids = {i for phrase in plain for word in phrase.split() for i in _token_ids(word)}
@@ -107,9 +116,9 @@ def caption(glyph: Glyph, part: str, colors: Sequence[str], detailed: bool, rng:
     part: ``"head"`` (its first word only), ``"badge"`` (its last word only) or ``"all"``. colors: of drawing
     and ground. detailed: whether style and colors may be told.
     """
-    head, rest = _other(glyph.words[0], rng), " ".join(_other(word, rng) for word in glyph.words[1:])
+    head, rest = _other(words_of(glyph)[0], rng), " ".join(_other(word, rng) for word in words_of(glyph)[1:])
     if part == "badge":
-        body = rng.choice(BADGE).format(_other(glyph.words[-1], rng))
+        body = rng.choice(BADGE).format(_other(words_of(glyph)[-1], rng))
     else:
         name = head if part == "head" or not rest else rng.choice(JOINED).format(head=head, rest=rest)
         body = f"{rng.choice(BEFORE)} {name} {rng.choice(AFTER)}"

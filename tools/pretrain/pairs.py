@@ -10,7 +10,7 @@ import open_clip
 import torch
 
 from fastcoop.demo.paint import COLORS, CONTRAST, MIN_CONTRAST, PAIRS, Variation, paint
-from tools.pretrain.captions import MAX_FILLERS, caption, sentence, style_of, vocabulary
+from tools.pretrain.captions import MAX_FILLERS, caption, sentence, style_of, vocabulary, words_of
 from tools.pretrain.plan import atlas, candidates, held_out
 from tools.pretrain.rarities import Rarities, phrases
 
@@ -41,7 +41,7 @@ class Pairs:
         self.names = self._by(lambda words: " ".join(sorted(words)))
         members: dict[str, list[int]] = defaultdict(list)
         for i, glyph in enumerate(self.glyphs):
-            for word in {*glyph.words, *style_of(glyph)}:
+            for word in {*words_of(glyph), *style_of(glyph)}:
                 members[word].append(i)
         self.words = [group for group in members.values() if len(group) >= COMMON]
         self.has_word = torch.zeros(len(self.glyphs), len(self.words), dtype=torch.bool)
@@ -58,7 +58,7 @@ class Pairs:
     def _by(self, key: Any) -> list[list[int]]:
         groups: dict[str, list[int]] = defaultdict(list)
         for i, glyph in enumerate(self.glyphs):
-            if (group := key(glyph.words)) is not None:
+            if (group := key(words_of(glyph))) is not None:
                 groups[group].append(i)
         return list(groups.values())
 

@@ -22,6 +22,7 @@ from fastcoop.demo.glyphs import FONT_SIZE, SIZE, Drawing, Glyph, draw, find_gly
 from fastcoop.demo.paint import Variation
 from fastcoop.demo.patterns import STYLES, TEXTURES
 from fastcoop.demo.world import DatasetPlan
+from tools.pretrain.captions import words_of
 
 FILE = Path(world.__file__).parent / "plan.json"
 TRAIN, VAL, TEST = 16, 4, 15  # pictures per class; some classes have fewer test pictures, none fewer than 8
@@ -163,7 +164,11 @@ def _by_class(classes: dict[str, tuple[str, ...]], family: str, first: bool) -> 
     def belongs(glyph: Glyph, words: tuple[str, ...]) -> bool:
         if glyph.family != family:
             return False
-        return glyph.words[0] in words if first else len(glyph.words) > 1 and glyph.words[-1] in words
+        return (
+            words_of(glyph)[0] in words
+            if first
+            else len(words_of(glyph)) > 1 and words_of(glyph)[-1] in words
+        )
 
     glyphs = atlas().glyphs
     return {

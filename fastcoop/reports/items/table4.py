@@ -6,7 +6,9 @@ another table a row per class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -15,28 +17,16 @@ from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Cells, Table
-from fastcoop.reports.words import NEAR, Reading, Readings, read_words
+from fastcoop.reports.words import NEAR, NearestWords, read_words
 
-Chosen = dict[str, tuple[pd.Series, Readings]]  # by dataset: the run shown, and its nearest words
+Chosen = dict[str, tuple[pd.Series, NearestWords]]  # by dataset: the run shown, and its nearest words
 NUMBER_OF_WORDS = 5  # of a summary over classes
+NOT_LATIN = "N/A"  # stands for a word in another script
 CHANCE = (
     "chance: the mean distance of random vectors of the same length to their nearest token. A * marks a distance below"
     f" {NEAR:.0%} of that; other words are as near as to random vectors. A hyphen at the end marks part of a longer"
     " word."
 )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-MEANS: dict[str, Callable[[Readings], str]] = {  # summaries over the vectors of a run
-    "mean distance": lambda found: _number(found.mean_distance),
-    "chance": lambda found: _number(found.mean_chance),
-    "initial context": lambda found: _number(found.initial),
-    "random initial context": lambda found: _number(found.by_chance),
-    f"nearer than {NEAR:.0%} of chance (% of vectors)": lambda found: f"{found.near:.0f}",
-}
 
 
 def make(study: Study) -> list[Exhibit]:
@@ -73,49 +63,68 @@ def _one_run_per_dataset(study: Study, frame: pd.DataFrame) -> Chosen:
     return {name: found[name] for name in frame.dataset.unique() if name in found}
 
 
+def _means(found: NearestWords) -> Cells:
+    """Return summaries over the vectors of a run."""
+    means = {
+        "mean distance": found.vectors.distance.mean(), "chance": found.chance(found.vectors),
+        "initial context": found.initial, "random initial context": found.by_chance,
+    }  # fmt: skip
+    near = f"nearer than {NEAR:.0%} of chance (% of vectors)"
+    return {name: _number(mean) for name, mean in means.items()} | {
+        near: f"{100 * found.vectors.near.mean():.0f}"
+    }
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
 def _unified(chosen: Chosen) -> Table:
-    table = Table("Nearest words of contexts", ("#",), tuple(chosen), "dataset", unit="")
-    for place in range(1, max(int(run.context_length) for run, _ in chosen.values()) + 1):
-        cells: Cells = {
-            name: _text(vector)
-            for name, (_, found) in chosen.items()
-            for vector in found.vectors
-            if vector.position == place
+    """Return a row per vector and a column per dataset."""
+    columns: dict[str, Cells] = {}
+    for name, (_, found) in chosen.items():
+        texts = {
+            str(
+                one.position
+            ): f"{one.word} ({' / '.join(filter(None, map(_number, (one.distance, one.chance))))})"
+            f"{' *' * one.near}"
+            for one in frames.rows_of(found.vectors)
         }
-        table.add((place,), cells)
-    for title, text in MEANS.items():
-        table.add((title,), {name: text(found) for name, (_, found) in chosen.items()})
+        columns[name] = texts | _means(found)
+    table = Table("Nearest words of contexts", ("#",), tuple(chosen), "dataset", unit="")
+    for row in next(iter(columns.values())):
+        table.add((row,), {name: cells[row] for name, cells in columns.items() if row in cells})
     return table
-
-
-def _text(vector: Reading) -> str:
-    chance = f" / {vector.chance:.3f}" if vector.chance is not None else ""
-    return f"{vector.word} ({vector.distance:.3f}{chance}){' *' * vector.near}"
 
 
 def _summary(chosen: Chosen) -> Table:
-    columns = ("classes", *MEANS, "most frequent")
-    title = "Nearest words of class-specific contexts, over all classes"
-    table = Table(title, ("dataset",), columns, unit="")
+    """Return a row per dataset, which summarizes its classes."""
+    rows: dict[str, Cells] = {}
     for name, (_, found) in chosen.items():
-        cells: Cells = {title: text(found) for title, text in MEANS.items()}
-        cells |= {
-            "classes": str(len(found.of_classes())),
-            "most frequent": found.most_frequent(NUMBER_OF_WORDS),
+        counts = Counter(word for word in found.vectors.word if word != NOT_LATIN).most_common(
+            NUMBER_OF_WORDS
+        )
+        frequent = ", ".join(f"{word} ({count})" for word, count in counts)
+        rows[name] = {
+            "classes": str(found.vectors["class"].nunique()),
+            **_means(found),
+            "most frequent": frequent,
         }
-        table.add((name,), cells)
-    return table
+    title = "Nearest words of class-specific contexts, over all classes"
+    named = [((name,), cells) for name, cells in rows.items()]
+    return Table(title, ("dataset",), tuple(next(iter(rows.values()))), unit="", rows=named)
 
 
 def _by_class(chosen: Chosen) -> Table:
+    """Return a row per class."""
     columns = ("nearest words", "mean distance", "chance", "nearer than chance (%)")
     title = "Nearest words of class-specific contexts, by class"
     table = Table(title, ("dataset", "class"), columns, unit="")
     for name, (_, found) in chosen.items():
-        for class_name, readings in found.of_classes().items():
-            words = ", ".join(f"{vector.word}{'*' * vector.near}" for vector in readings.vectors)
-            distances = _number(readings.mean_distance), _number(readings.mean_chance)
-            texts = (words, *distances, f"{readings.near:.0f}")
+        for class_name, vectors in found.vectors.groupby("class", sort=False):
+            words = ", ".join(vectors.word + vectors.near.map({True: "*", False: ""}))
+            distances = _number(vectors.distance.mean()), _number(found.chance(vectors))
+            texts = (words, *distances, f"{100 * vectors.near.mean():.0f}")
             table.add((name, class_name), dict(zip(columns, texts, strict=True)))
     return table
 
