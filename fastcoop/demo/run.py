@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -105,7 +106,8 @@ def _mean_accuracies(results: Path) -> dict[str, dict[str, dict[int, float]]]:
     frame = load_results(results)
     own = frame[(frame.dataset == frame.source) & ~frame.dataset.str.contains(":")]
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for (backbone, label, shots), runs in own.groupby(["backbone", "label", "shots"]):
+    groups: Any = own.groupby(["backbone", "label", "shots"])
+    for (backbone, label, shots), runs in groups:
         means = runs.groupby("dataset").accuracy.mean()
         if len(means) == own.dataset[own.backbone == backbone].nunique():
             found.setdefault(backbone, {}).setdefault(label, {})[shots] = float(means.mean())

@@ -11,16 +11,7 @@ import pandas as pd
 
 from fastcoop import escape
 from fastcoop.progress import counted
-from fastcoop.reports.frames import (
-    ALL_SHOTS,
-    Missing,
-    in_shots,
-    main_runs,
-    main_setting,
-    rows_of,
-    shots_text,
-    summarize,
-)
+from fastcoop.reports import frames
 from fastcoop.reports.series import GROUP_COLUMNS, plain_dataset
 from fastcoop.reports.study import Slice, Study, evaluate_targets, schedule_note
 from fastcoop.reports.style import name_of
@@ -32,9 +23,9 @@ MAX_NAMED = 8  # cases that a warning names; it counts the others
 def cautions(study: Study) -> Iterator[str]:
     """Yield one or two sentences per warning, the most serious first."""
     runs = study.runs
-    if cases := [f"{_case(row)} ({row.error})" for row in rows_of(study.failed)]:
+    if cases := [f"{_case(row)} ({row.error})" for row in frames.rows_of(study.failed)]:
         yield f"Left out, because {'it' if len(cases) == 1 else 'they'} failed: {_some(cases)}."
-    if cases := [_case(row) for row in rows_of(study.untested)]:
+    if cases := [_case(row) for row in frames.rows_of(study.untested)]:
         words = ("fastcoop", "evaluate", study.folder, "--targets", evaluate_targets(study.untested))
         command = escape.shell_command(*words, *study.places)
         yield f"Left out, because they were not tested yet: {_some(cases)}. To test them, run `{command}`."
@@ -103,11 +94,13 @@ def _few_tests(runs: pd.DataFrame) -> Iterator[str]:
 def _few_images(study: Study) -> Iterator[str]:
     """Yield datasets with few training images, and those whose few-shot subsets contain all training images."""
     runs = study.runs[study.runs.shots > 0]
-    own = runs[(runs.source == runs.dataset) & (runs.shots != ALL_SHOTS)].dropna(subset=["train_images"])
+    own = runs[(runs.source == runs.dataset) & (runs.shots != frames.ALL_SHOTS)].dropna(
+        subset=["train_images"]
+    )
     tested = own.dropna(subset=["per_class"])
     classes = tested.per_class.map(lambda text: len(json.loads(text))).astype(float)
     for dataset, frame in tested[tested.train_images < classes * tested.shots].groupby("dataset", sort=False):
-        shots = ", ".join(map(in_shots, sorted(frame.shots.unique())))
+        shots = ", ".join(map(frames.in_shots, sorted(frame.shots.unique())))
         yield f"{dataset} has classes with fewer training images than requested, at {shots}."
     seeds = runs.groupby("dataset", sort=False).seed.nunique()
     if len(alone := seeds.index[seeds == 1]):
@@ -115,7 +108,7 @@ def _few_images(study: Study) -> Iterator[str]:
     whole = {name: about.get("train") for name, about in study.known.items()}
     own = own[own.train_images == pd.to_numeric(own.source.map(whole), errors="coerce")]
     seeds = own.groupby(["source", "shots"], sort=False).seed.nunique()
-    if cases := [f"{source} at {in_shots(shots)}" for source, shots in seeds.index[seeds > 1]]:
+    if cases := [f"{source} at {frames.in_shots(shots)}" for source, shots in seeds.index[seeds > 1]]:
         yield (
             f"All seeds train on the same images, because there are no others: {_some(cases)}. The deviation there is"
             " that of training and validation images only, and smaller than with other subsets."
@@ -124,36 +117,34 @@ def _few_images(study: Study) -> Iterator[str]:
 
 def _spread_above_gain(piece: Slice) -> Iterator[str]:
     try:
-        runs = main_runs(piece.runs)
-    except Missing:
+        runs = frames.main_runs(piece.runs)
+    except frames.Missing:
         return
-    length = main_setting(runs).length
+    length = frames.main_setting(runs).length
     zero = runs[runs.series == "zero_shot"].groupby("dataset").accuracy.mean()
-    means = summarize(runs[runs.method == "coop"], ["series", "dataset", "shots"])
+    means = frames.summarize(runs[runs.method == "coop"], ["series", "dataset", "shots"])
     means["gain"] = means["mean"] - means.dataset.map(zero)
-    cases = [
-        f"{name_of(row.series, length)} on {row.dataset} at {shots_text(row.shots)} ({row.gain:+.1f} ± {row.std:.1f})"
-        for row in rows_of(means[means.gain.abs() < means["std"]])
-    ]
-    if cases:
+    means["context_length"] = length
+    unclear = frames.rows_of(means[means.gain.abs() < means["std"]])
+    if cases := [f"{_point(row)} ({row.gain:+.1f} ± {row.std:.1f})" for row in unclear]:
         yield f"{piece.short_title}: the deviation over seeds exceeds the gain over zero-shot for {_some(cases)}."
 
 
 def _case(row: Any) -> str:
     """Name a run of a table without series."""
-    shots = in_shots(float(str(row.shots).replace("all", "inf")))
+    shots = frames.in_shots(float(str(row.shots).replace("all", "inf")))
     return f"{row.label} on {row.dataset} at {shots}, seed {row.seed}"
 
 
 def _point(row: Any) -> str:
     """Name a point of a curve."""
     length = 0.0 if math.isnan(row.context_length) else row.context_length
-    return f"{name_of(row.series, length)} on {row.dataset} at {in_shots(row.shots)}"
+    return f"{name_of(row.series, length)} on {row.dataset} at {frames.in_shots(row.shots)}"
 
 
 def _named(runs: pd.DataFrame) -> str:
     cases = []
-    for row in rows_of(runs):
+    for row in frames.rows_of(runs):
         accuracy = "" if math.isnan(row.accuracy) else f": {row.accuracy:.1f}%"
         cases.append(f"{_point(row)}, seed {row.seed} ({row.backbone}){accuracy}")
     return _some(cases)

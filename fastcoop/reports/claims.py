@@ -6,31 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from fastcoop.reports import paired
 from fastcoop.reports.frames import Missing
-from fastcoop.reports.paired import (
-    CONFIDENCE,
-    DATASETS,
-    FEWEST_DATASETS,
-    LEVEL,
-    SEEDS,
-    UNKNOWN,
-    PairedDifference,
-)
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Cells, Table
 
 NOTES = (
-    "Differences are between runs with the same dataset, seed and number of shots. They and their"
-    f" {CONFIDENCE:.0%} intervals (Student's t; over datasets they can differ slightly from the verdict by ranks) are"
-    " in percentage points, or in percent if the claim is about shares. “Holds”: significant at"
-    f" p < {LEVEL}, one-sided. “Does not hold”: the contrary is significant. “Not enough runs”: neither is significant."
-    " A claim with several parts holds if each part is significant, and does not hold if contraries are, by Simes'"
-    " correction for several tests. The number of claims is not corrected for.",
-    f"The unit is what counts as independent. With {FEWEST_DATASETS} datasets or more it is datasets, one mean"
-    " each, in Wilcoxon's exact signed-rank test: does the claim hold on datasets like these? With fewer it is seeds,"
-    " in a paired t test with a variance for each dataset: does it hold on these datasets? More seeds do not replace"
-    " more datasets. The targets of one source count as one dataset, because they test the same contexts. The variance"
-    " from the choice of test images is not included.",
+    "Differences are between runs with the same dataset, seed and number of shots, in percentage points (in percent for"
+    f" claims about shares), with {paired.CONFIDENCE:.0%} intervals by Student's t. “Holds”: significant at"
+    f" p < {paired.LEVEL}, one-sided. “Does not hold”: the opposite is significant. “Not enough runs”: neither is"
+    " significant. A claim with several parts holds if every part is significant; it does not hold if the opposite of"
+    " one is, by Simes' correction for several tests. P-values are not corrected for the number of claims.",
+    f"The unit is what counts as independent. With {paired.FEWEST_DATASETS} datasets or more it is the dataset:"
+    " Wilcoxon's exact signed-rank test on one mean per dataset asks whether the claim holds on datasets like these."
+    " With fewer it is the seed: a paired t test with a variance for each dataset asks whether the claim holds on these"
+    " datasets. More seeds do not replace more datasets. All targets of one source count as one dataset, because they"
+    " test the same contexts. The variance from the choice of test images is not included.",
 )
 COLUMNS = (
     "verdict", "numbers here", "difference", "interval", "unit", "datasets", "pairs", "p over datasets",
@@ -42,7 +33,7 @@ class Finding(NamedTuple):
     """What the results say about a claim: verdict, the test behind it (None if there is none), and numbers."""
 
     verdict: str
-    test: PairedDifference | None
+    test: paired.PairedDifference | None
     numbers: str
 
 
@@ -82,14 +73,14 @@ def _check(one: Claim, piece: Slice, study: Study) -> Finding:
     try:
         return one.check(piece, study)
     except Missing as missing:
-        return Finding(UNKNOWN, None, str(missing))
+        return Finding(paired.UNKNOWN, None, str(missing))
 
 
-def texts_of(test: PairedDifference | None) -> Cells:
+def texts_of(test: paired.PairedDifference | None) -> Cells:
     """Return a test's results as text, by column of `COLUMNS`; empty without a test."""
     if test is None:
         return {}
-    ps = {f"p over {unit}": p for unit, p in ((DATASETS, test.p_datasets), (SEEDS, test.p_seeds))}
+    ps = {f"p over {paired.DATASETS}": test.p_datasets, f"p over {paired.SEEDS}": test.p_seeds}
     return {
         "difference": "" if math.isnan(test.mean) else f"{test.mean:+.2f}",
         "interval": "" if math.isnan(test.low) else f"[{test.low:+.2f}, {test.high:+.2f}]",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
-from fastcoop.reports.paired import FEWEST_DATASETS, compare_pairs
+from fastcoop.reports.paired import compare_pairs
 from fastcoop.results.read import load_results
 from fastcoop.results.tables import pair_folders, pair_labels, select_rows
 
@@ -40,23 +41,16 @@ def compare_results(
     if (other is None) == (labels is None):
         raise UserError("Give either a second results folder to compare with, or --labels FIRST SECOND.")
     first = select_rows(load_results(folder), conditions)
-    if other is not None:
-        pairs = pair_folders(first, select_rows(load_results(other), conditions))
-    else:
-        assert labels is not None
+    if labels is not None:
         pairs = pair_labels(first, *labels, where=folder)
-    groups = [_compared(frame) for _, frame in pairs.groupby(["label", "backbone", "shots"], sort=False)]
-    return sorted(
-        groups,
-        key=lambda group: (
-            group["label"],
-            group["backbone"],
-            float(str(group["shots"]).replace("all", "inf")),
-        ),
-    )
+    else:
+        pairs = pair_folders(first, select_rows(load_results(str(other)), conditions))
+    pairs["order"] = pairs.shots.replace("all", math.inf).astype(float)
+    groups: Any = pairs.groupby(["label", "backbone", "order"])
+    return [_compared(label, backbone, frame) for (label, backbone, _), frame in groups]
 
 
-def _compared(pairs: pd.DataFrame) -> dict[str, Any]:
+def _compared(label: str, backbone: str, pairs: pd.DataFrame) -> dict[str, Any]:
     pairs = pairs.assign(
         difference=pairs["second"] - pairs["first"],
         place=[d if d == s else f"{s} > {d}" for s, d in zip(pairs.source, pairs.dataset, strict=True)],
@@ -65,17 +59,14 @@ def _compared(pairs: pd.DataFrame) -> dict[str, Any]:
     more, less = compare_pairs(differences), compare_pairs(-differences)
     p = min(1.0, 2 * min(more.p, less.p))
     datasets = [
-        {
-            "dataset": str(place), "runs": len(frame), "first": float(frame["first"].mean()),
-            "second": float(frame["second"].mean()), "difference": float(frame.difference.mean()),
-        }
+        {"dataset": str(place), "runs": len(frame)}
+        | {name: float(frame[name].mean()) for name in ("first", "second", "difference")}
         for place, frame in pairs.groupby("place", sort=False)
-    ]  # fmt: skip
+    ]
     shots = pairs.shots.iloc[0]
     return {
-        "label": str(pairs.label.iloc[0]), "backbone": str(pairs.backbone.iloc[0]),
-        "shots": shots if isinstance(shots, str) else int(shots), "difference": more.mean, "pairs": more.pairs,
-        "p": None if p != p else p, "over": "datasets" if more.datasets >= FEWEST_DATASETS else "seeds",
+        "label": label, "backbone": backbone, "shots": shots if isinstance(shots, str) else int(shots),
+        "difference": more.mean, "pairs": more.pairs, "p": None if math.isnan(p) else p, "over": more.unit,
         "datasets": datasets,
     }  # fmt: skip
 

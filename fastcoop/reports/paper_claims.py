@@ -18,22 +18,11 @@ from itertools import pairwise
 
 import pandas as pd
 
+from fastcoop.reports import paired
 from fastcoop.reports.claims import Check, Claim, Finding
 from fastcoop.reports.frames import Missing, in_shots, main_runs, main_setting, rows_of, shots_text, with_init
 from fastcoop.reports.items.figure5b import across_backbones, by_strength
 from fastcoop.reports.items.table1 import shifted
-from fastcoop.reports.paired import (
-    FAILS,
-    HOLDS,
-    LEVEL,
-    SEEDS,
-    UNKNOWN,
-    Judgment,
-    compare_pairs,
-    judge_all,
-    judge_equal,
-    judge_greater,
-)
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.words import NEAR, NearestWords, read_words
 
@@ -123,11 +112,13 @@ def by_shots(differences: pd.Series) -> str:
     return ", ".join(f"{mean:+.1f} at {name}" for name, mean in zip(names, means, strict=True))
 
 
-def judge_each(differences: pd.Series, judge: Callable[[pd.Series], Judgment], numbers: str) -> Finding:
+def judge_each(
+    differences: pd.Series, judge: Callable[[pd.Series], paired.Judgment], numbers: str
+) -> Finding:
     """Return the finding on a statement that must hold at each number of shots."""
     shots = sorted(differences.index.unique(level=2))
     judged = [judge(differences.xs(count, level=2)) for count in shots]
-    verdict, test = judge_all(judged)
+    verdict, test = paired.judge_all(judged)
     of_test = next(count for count, (_, one) in zip(shots, judged, strict=True) if one is test)
     return Finding(verdict, test, f"{numbers}; the test is that at {shots_text(of_test)}")
 
@@ -139,7 +130,7 @@ def beats_prompts(piece: Slice, study: Study) -> Finding:
     gains = balanced(difference(main_runs(piece.runs), "coop end", "zero_shot"))
     at(gains, lambda shots: shots == 2, "2 shots")
     later = at(gains, lambda shots: shots >= 2, "2 shots or more")
-    return judge_each(later, judge_greater, f"gain over zero-shot {by_shots(gains)}")
+    return judge_each(later, paired.judge_greater, f"gain over zero-shot {by_shots(gains)}")
 
 
 @claim("Section 4.1, Figure 4")
@@ -148,7 +139,7 @@ def large_gain(piece: Slice, study: Study) -> Finding:
     Holds if it is significantly within 5 points of 15 on these datasets (seeds are the unit)."""
     gains, shots = at_top(main_runs(piece.runs), "coop end", "zero_shot")
     # The paper's claim is about the mean of these datasets, however different they are, so seeds are the unit.
-    verdict, test = judge_equal(gains, GAIN_MARGIN, center=GAIN, unit=SEEDS)
+    verdict, test = paired.judge_equal(gains, GAIN_MARGIN, center=GAIN, unit=paired.SEEDS)
     numbers = f"mean gain {test.mean:+.1f} at {shots}"
     each = gains.groupby(level=0).mean().sort_values(ascending=False)
     if len(each) > 1:
@@ -162,7 +153,7 @@ def beats_probe(piece: Slice, study: Study) -> Finding:
     """CoOp is above the linear probe.
     Holds if its lead, averaged over shots, is significant."""
     lead = balanced(difference(main_runs(piece.runs), "coop end", "linear_probe"))
-    return Finding(*judge_greater(over_shots(lead)), f"lead over the probe {by_shots(lead)}")
+    return Finding(*paired.judge_greater(over_shots(lead)), f"lead over the probe {by_shots(lead)}")
 
 
 @claim("Section 4.1")
@@ -172,7 +163,7 @@ def lead_shrinks(piece: Slice, study: Study) -> Finding:
     lead = balanced(difference(main_runs(piece.runs), "coop end", "linear_probe"))
     few = over_shots(at(lead, lambda shots: shots <= 2, "1 or 2 shots"))
     many = over_shots(at(lead, lambda shots: shots >= 8, "8 shots or more"))
-    return Finding(*judge_greater(few - many), f"lead over the probe {by_shots(lead)}")
+    return Finding(*paired.judge_greater(few - many), f"lead over the probe {by_shots(lead)}")
 
 
 @claim("Section 4.1")
@@ -181,7 +172,9 @@ def end_like_mid(piece: Slice, study: Study) -> Finding:
     Holds if their difference is significantly within 1 point at each number of shots."""
     # Not on the average over shots, where mid ahead at many and behind at few shots would count as equal.
     found = balanced(difference(main_runs(piece.runs), "coop mid", "coop end"))
-    return judge_each(found, lambda each: judge_equal(each, MARGIN), f"mid minus end {by_shots(found)}")
+    return judge_each(
+        found, lambda each: paired.judge_equal(each, MARGIN), f"mid minus end {by_shots(found)}"
+    )
 
 
 @claim("Section 4.1")
@@ -190,7 +183,7 @@ def specific_needs_data(piece: Slice, study: Study) -> Finding:
     Holds if the difference, averaged over the numbers of shots below 8, is significant."""
     found = balanced(difference(main_runs(piece.runs), "coop end csc", "coop end"))
     few = at(found, lambda shots: shots < 8, "fewer than 8 shots")
-    return Finding(*judge_greater(-over_shots(few)), f"class-specific minus unified {by_shots(found)}")
+    return Finding(*paired.judge_greater(-over_shots(few)), f"class-specific minus unified {by_shots(found)}")
 
 
 @claim("Section 4.1")
@@ -199,12 +192,14 @@ def specific_wins_some(piece: Slice, study: Study) -> Finding:
     Holds if a paired t test over seeds is significant on at least one dataset, by Bonferroni's rule; it fails if they
     are significantly worse on every dataset."""
     found, shots = at_top(main_runs(piece.runs), "coop end csc", "coop end")
-    tests = {str(name): compare_pairs(values) for name, values in found.groupby(level=0)}
+    tests = {str(name): paired.compare_pairs(values) for name, values in found.groupby(level=0)}
     tests = {name: test for name, test in tests.items() if not math.isnan(test.p)}
     if not tests:
-        return Finding(UNKNOWN, None, "needs three seeds of a dataset")
-    won = [f"{name} {t.mean:+.1f}" for name, t in tests.items() if t.mean > 0 and t.p < LEVEL / len(tests)]
-    nowhere = all(test.against < LEVEL for test in tests.values())
+        return Finding(paired.UNKNOWN, None, "needs three seeds of a dataset")
+    won = [
+        f"{name} {t.mean:+.1f}" for name, t in tests.items() if t.mean > 0 and t.p < paired.LEVEL / len(tests)
+    ]
+    nowhere = all(test.against < paired.LEVEL for test in tests.values())
     name, best = min(tests.items(), key=lambda pair: pair[1].p)
     numbers = (
         f"ahead on {sum(test.mean > 0 for test in tests.values())} of {len(tests)} at {shots}; significant on"
@@ -212,7 +207,7 @@ def specific_wins_some(piece: Slice, study: Study) -> Finding:
     )
     numbers += f", its p times {len(tests)}" if len(tests) > 1 else ""
     corrected = replace(best, p_seeds=min(1.0, best.p_seeds * len(tests)))
-    return Finding(HOLDS if won else FAILS if nowhere else UNKNOWN, corrected, numbers)
+    return Finding(paired.HOLDS if won else paired.FAILS if nowhere else paired.UNKNOWN, corrected, numbers)
 
 
 def _lengths(runs: pd.DataFrame, init: str) -> tuple[pd.Series, str]:
@@ -232,7 +227,7 @@ def longer_is_better(piece: Slice, study: Study) -> Finding:
     """More context vectors are better on the dataset itself.
     Holds if at the most shots the longest context is significantly above the shortest."""
     found, means = _lengths(piece.runs, main_setting(piece.runs).init)
-    return Finding(*judge_greater(found), means)
+    return Finding(*paired.judge_greater(found), means)
 
 
 def _on_targets(piece: Slice) -> pd.DataFrame:
@@ -255,7 +250,7 @@ def shorter_is_robust(piece: Slice, study: Study) -> Finding:
     """Fewer context vectors are better under distribution shift.
     Holds if the shortest context is significantly above the longest on the mean of targets."""
     found, means = _lengths(_on_targets(piece), main_setting(piece.everything).init)
-    return Finding(*judge_greater(-found), f"mean of targets: {means}")
+    return Finding(*paired.judge_greater(-found), f"mean of targets: {means}")
 
 
 @claim("Section 4.2, Table 1")
@@ -265,7 +260,7 @@ def robust(piece: Slice, study: Study) -> Finding:
     runs = _on_targets(piece)
     shortest = runs.context_length[runs.series == "coop end"].min()
     runs = runs[(runs.series != "coop end") | (runs.context_length == shortest)]
-    verdict, test = judge_greater(difference(runs, "coop end", "zero_shot").droplevel(2))
+    verdict, test = paired.judge_greater(difference(runs, "coop end", "zero_shot").droplevel(2))
     numbers = f"mean of targets: CoOp (M={int(shortest)}) minus zero-shot {test.mean:+.2f}"
     return Finding(verdict, test, numbers)
 
@@ -275,7 +270,7 @@ def probe_is_not_robust(piece: Slice, study: Study) -> Finding:
     """The linear probe falls below zero-shot CLIP on shifted targets.
     Holds if its deficit on the mean of targets is significant."""
     found = difference(_on_targets(piece), "linear_probe", "zero_shot").droplevel(2)
-    verdict, test = judge_greater(-found)
+    verdict, test = paired.judge_greater(-found)
     return Finding(verdict, test, f"mean of targets: linear probe minus zero-shot {-test.mean:+.2f}")
 
 
@@ -288,7 +283,7 @@ def better_backbone(piece: Slice, study: Study) -> Finding:
         raise Missing("CoOp was run on one backbone only")
     order, coop = by_strength(runs), runs[runs.series == "coop end"]
     each = [scores(coop[coop.backbone == name]).droplevel(2) for name in order]
-    judged = judge_all([judge_greater(more - less) for less, more in pairwise(each)])
+    judged = paired.judge_all([paired.judge_greater(more - less) for less, more in pairwise(each)])
     means = (f"{mean_of(one):.1f} on {name}" for one, name in zip(each, order, strict=True))
     return Finding(*judged, f"CoOp {', '.join(means)}")
 
@@ -300,7 +295,7 @@ def beats_ensemble(piece: Slice, study: Study) -> Finding:
     runs = main_runs(piece.runs)
     series = "ensemble" if (runs.series == "ensemble").any() else "ensemble all"
     found, shots = at_top(runs, "coop end", series)
-    verdict, test = judge_greater(found)
+    verdict, test = paired.judge_greater(found)
     return Finding(verdict, test, f"CoOp at {shots} minus ensembling {test.mean:+.2f}")
 
 
@@ -316,7 +311,7 @@ def init_does_not_matter(piece: Slice, study: Study) -> Finding:
     found = (words - random).dropna()
     if found.empty:
         raise Missing("no context length has CoOp runs with both random and word initialization")
-    verdict, test = judge_equal(found.groupby(level=[0, 1]).mean(), MARGIN)
+    verdict, test = paired.judge_equal(found.groupby(level=[0, 1]).mean(), MARGIN)
     return Finding(verdict, test, f"words minus random {test.mean:+.2f}")
 
 
@@ -334,13 +329,13 @@ def table5_order(piece: Slice, study: Study) -> Finding:
         raise Missing("no dataset has runs of all the methods compared")
     runs = runs[runs.dataset.isin(having)]
     pairs = [difference(runs, more, less).droplevel(2) for less, more in pairwise(found)]
-    verdict, test = judge_all(list(map(judge_greater, pairs)))
+    verdict, test = paired.judge_all(list(map(paired.judge_greater, pairs)))
     means = {series: mean_of(scores(runs[runs.series == series])) for series in found}
     numbers = " < ".join(f"{series.split()[0]} {mean:.1f}" for series, mean in means.items())
     lacking = [series.split()[0] for series in ORDER if series not in found]
     if lacking:
         numbers += f"; without {', '.join(lacking)}"
-        verdict = UNKNOWN if verdict == HOLDS else verdict
+        verdict = paired.UNKNOWN if verdict == paired.HOLDS else verdict
     return Finding(verdict, test, f"claimed: {numbers}")
 
 
@@ -354,10 +349,10 @@ def _words(runs: pd.DataFrame, study: Study) -> list[tuple[tuple[str, int], Near
     return stored
 
 
-def _judge_shares(shares: Sequence[tuple[tuple[str, int], float]], above: float) -> Judgment:
+def _judge_shares(shares: Sequence[tuple[tuple[str, int], float]], above: float) -> paired.Judgment:
     """Return the verdict on "greater than ``above``" about percentages of runs, by (dataset, seed)."""
     index = pd.MultiIndex.from_tuples([where for where, _ in shares])
-    return judge_greater(pd.Series([value for _, value in shares], index), above=above)
+    return paired.judge_greater(pd.Series([value for _, value in shares], index), above=above)
 
 
 @claim("Section 4.3, Table 4")

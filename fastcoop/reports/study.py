@@ -20,15 +20,8 @@ import yaml
 from fastcoop import escape, results
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
+from fastcoop.reports import series
 from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, rows_of
-from fastcoop.reports.series import (
-    Known,
-    equal_prompts,
-    latest_of_each,
-    rename_backbones,
-    rename_datasets,
-    rename_series,
-)
 from fastcoop.reports.style import name_of
 from fastcoop.results.metadata import GRID, recorded_datasets, recorded_grid
 
@@ -71,11 +64,11 @@ class Slice:
         """The text on every figure: backbone, schedule unless it is the paper's, number of diverged runs."""
         return joined(self.backbone, schedule_note(self.schedule), diverged_note(self.diverged))
 
-    def name_of(self, series: str, length: float = 0) -> str:
+    def name_of(self, name: str, length: float = 0) -> str:
         """Return a series' name in legends and tables, with the limits of a shortened linear probe."""
-        labels = self.everything.label[self.everything.series == series].astype(str)
+        labels = self.everything.label[self.everything.series == name].astype(str)
         limits = labels.str.extract(r"(\(.*\))", expand=False).dropna().unique()
-        return " ".join([name_of(series, length), *(limits if series == "linear_probe" else ())])
+        return " ".join([name_of(name, length), *(limits if name == "linear_probe" else ())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +89,7 @@ class Study:
     runs: pd.DataFrame
     diverged: pd.DataFrame
     repeated: pd.DataFrame
-    known: Known
+    known: series.Known
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)
     untested: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -202,9 +195,9 @@ def study_of(
     runs["series"] = list(map(_series, rows_of(runs)))
     runs["prompt"] = _foreign_prompts(runs, known)
     runs["kind"] = [_kind(*pair, class_names or {}) for pair in zip(runs.source, runs.dataset, strict=True)]
-    runs = rename_datasets(rename_backbones(runs), known)
-    runs["series"] = rename_series(runs, known)
-    diverged, latest = runs.accuracy.isna(), latest_of_each(runs)
+    runs = series.rename_datasets(series.rename_backbones(runs), known)
+    runs["series"] = series.rename_series(runs, known)
+    diverged, latest = runs.accuracy.isna(), series.latest_of_each(runs)
     if diverged.all():
         raise UserError(
             f"All {runs.key.nunique()} runs in {folder} diverged and have no accuracy; lower their learning rate."
@@ -257,7 +250,7 @@ def _plain_class(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
 
 
-def _foreign_prompts(runs: pd.DataFrame, known: Known) -> list[str | None]:
+def _foreign_prompts(runs: pd.DataFrame, known: series.Known) -> list[str | None]:
     """Return the prompt of each run; None where a zero-shot test has the dataset's own, or none is recorded.
 
     A dataset's own prompt is the recorded one, else that of the latest test.
@@ -272,7 +265,7 @@ def _foreign_prompts(runs: pd.DataFrame, known: Known) -> list[str | None]:
         used.append(prompt)
     own |= {name: about["prompt"] for name, about in known.items() if "prompt" in about}
     return [
-        None if method == "zero_shot" and equal_prompts(prompt, own.get(dataset)) else prompt
+        None if method == "zero_shot" and series.equal_prompts(prompt, own.get(dataset)) else prompt
         for method, dataset, prompt in zip(runs.method, runs.dataset, used, strict=True)
     ]
 

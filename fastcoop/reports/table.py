@@ -28,7 +28,6 @@ class Cell:
     std: float = math.nan
     runs: int = 1
     best: bool = False
-    digits: int = 2
     signed: bool = False
 
     def text(self, plus_minus: str = " ± ") -> str:
@@ -36,9 +35,9 @@ class Cell:
         if math.isnan(self.mean):
             return DASH
         sign = "+" if self.signed else ""
-        text = f"{self.mean:{sign}.{self.digits}f}"
+        text = f"{self.mean:{sign}.2f}"
         if not math.isnan(self.std):
-            text += f"{plus_minus}{self.std:.{self.digits}f}"
+            text += f"{plus_minus}{self.std:.2f}"
         return text
 
 
@@ -88,9 +87,9 @@ class Table:
                 if isinstance(cell, Cell) and cell.runs and not math.isnan(cell.mean):
                     rivals.setdefault(key(row, column), []).append((cells, column, cell))
         for group in rivals.values():
-            highest = max(round(cell.mean, cell.digits) for _, _, cell in group)
+            highest = max(round(cell.mean, 2) for _, _, cell in group)
             for cells, column, cell in group:
-                best = len(group) > 1 and round(cell.mean, cell.digits) == highest
+                best = len(group) > 1 and round(cell.mean, 2) == highest
                 cells[column] = replace(cell, best=best)
 
     def footnotes(self) -> list[str]:

@@ -47,7 +47,7 @@ def test_a_gain_within_its_spread_is_named():
     where = (frame.class_position == "end") & (frame.shots == 1)
     frame.loc[where, "accuracy"] = [49.0, 51.0, 50.5]
     assert "deviation over seeds exceeds the gain" in warned(frame)
-    assert "CoOp (M=16, end) on objects at 1 (+0.2 ± 1.0)" in warned(frame)
+    assert "CoOp (M=16, end) on objects at 1 shot (+0.2 ± 1.0)" in warned(frame)
 
 
 def test_classes_without_test_images_are_counted():

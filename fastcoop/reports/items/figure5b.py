@@ -6,20 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fastcoop.reports import frames
+from fastcoop.reports import frames, style
 from fastcoop.reports.item import Exhibit, Item, sweep_command
 from fastcoop.reports.study import Study, diverged_note, joined, schedule_note
-from fastcoop.reports.style import (
-    CHARACTERS_PER_INCH,
-    ON_GRID,
-    ONE_COLUMN,
-    TWO_COLUMNS,
-    add_legend,
-    look,
-    name_of,
-    panel_figure,
-    shortened,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +58,7 @@ def make(study: Study) -> list[Exhibit]:
     for schedule, runs in of_schedules.items():
         found, notes = frames.panels(runs, ["backbone", "series"])
         order, length = by_strength(runs), frames.main_setting(runs).length
-        names = {series: name_of(series, length) for series in DRAWN}
+        names = {series: style.name_of(series, length) for series in DRAWN}
         note = joined(schedule_note(schedule), diverged_note(study.diverged))
         title = joined(f"Backbones at {frames.in_shots(shots)}", note)
         columns = dict(zip(order, order, strict=True))
@@ -81,26 +70,26 @@ def make(study: Study) -> list[Exhibit]:
 
 
 def _figure(title: str, summary: pd.DataFrame, order: list[str], names: dict[str, str], note: str) -> Figure:
-    width = ONE_COLUMN if len(order) <= 4 else TWO_COLUMNS
-    figure, (axis,) = panel_figure([title], 1, (width, 2.6), note, "")
+    width = style.ONE_COLUMN if len(order) <= 4 else style.TWO_COLUMNS
+    figure, (axis,) = style.panel_figure([title], 1, (width, 2.6), note, "")
     for offset, (series, label) in zip((-0.2, 0.2), names.items(), strict=True):
         points = summary[summary.series == series].set_index("backbone").reindex(order)
         x = [place + offset for place in range(len(order))]
-        axis.bar(x, points["mean"], 0.38, color=look(series).color, label=label)
+        axis.bar(x, points["mean"], 0.38, color=style.look(series).color, label=label)
         bars: dict[str, Any] = {"fmt": "none", "color": "#666666", "linewidth": 0.9, "capsize": 1.5}
         axis.errorbar(x, points["mean"], points["std"], **bars)
         for at, mean, std in zip(x, points["mean"], points["std"].fillna(0.0), strict=True):
             axis.annotate(f"{mean:.1f}", (at, mean + std), (0, 2), textcoords="offset points", ha="center", fontsize=7,
-                          bbox=ON_GRID)  # fmt: skip
-    ticks = [shortened(name, NAME_LENGTH) for name in order]
-    is_slanted = (max(map(len, ticks)) + 2) * len(order) > CHARACTERS_PER_INCH * width
+                          bbox=style.ON_GRID)  # fmt: skip
+    ticks = [style.shortened(name, NAME_LENGTH) for name in order]
+    is_slanted = (max(map(len, ticks)) + 2) * len(order) > style.CHARACTERS_PER_INCH * width
     slanted: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}
     axis.set_xticks(range(len(order)), ticks, **slanted)
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel("accuracy (%)")
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.1)
-    add_legend(figure, *axis.get_legend_handles_labels(), 2)
+    style.add_legend(figure, *axis.get_legend_handles_labels(), 2)
     return figure
 
 

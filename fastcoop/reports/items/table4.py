@@ -65,13 +65,12 @@ def _one_run_per_dataset(study: Study, frame: pd.DataFrame) -> Chosen:
 
 def _means(found: NearestWords) -> Cells:
     """Return summaries over the vectors of a run."""
-    means = {
-        "mean distance": found.vectors.distance.mean(), "chance": found.chance(found.vectors),
-        "initial context": found.initial, "random initial context": found.by_chance,
-    }  # fmt: skip
-    near = f"nearer than {NEAR:.0%} of chance (% of vectors)"
-    return {name: _number(mean) for name, mean in means.items()} | {
-        near: f"{100 * found.vectors.near.mean():.0f}"
+    return {
+        "mean distance": _number(found.vectors.distance.mean()),
+        "chance": _number(found.chance(found.vectors)),
+        "initial context": _number(found.initial),
+        "random initial context": _number(found.by_chance),
+        f"nearer than {NEAR:.0%} of chance (% of vectors)": f"{100 * found.vectors.near.mean():.0f}",
     }
 
 
@@ -83,7 +82,7 @@ def _unified(chosen: Chosen) -> Table:
     """Return a row per vector and a column per dataset."""
     columns: dict[str, Cells] = {}
     for name, (_, found) in chosen.items():
-        texts = {
+        texts: Cells = {
             str(
                 one.position
             ): f"{one.word} ({' / '.join(filter(None, map(_number, (one.distance, one.chance))))})"
@@ -111,8 +110,10 @@ def _summary(chosen: Chosen) -> Table:
             "most frequent": frequent,
         }
     title = "Nearest words of class-specific contexts, over all classes"
-    named = [((name,), cells) for name, cells in rows.items()]
-    return Table(title, ("dataset",), tuple(next(iter(rows.values()))), unit="", rows=named)
+    table = Table(title, ("dataset",), tuple(next(iter(rows.values()))), unit="")
+    for name, cells in rows.items():
+        table.add((name,), cells)
+    return table
 
 
 def _by_class(chosen: Chosen) -> Table:
