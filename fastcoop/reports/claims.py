@@ -61,19 +61,18 @@ def judge(study: Study, claims: Sequence[Claim]) -> list[Judged]:
     """Judge every claim on every slice; "not enough runs", with what is missing, if it cannot be checked."""
     judged: list[Judged] = []
     slices = study.slices()
-    for one in claims:
-        found = [Judged(one, piece.short_title, _check(one, piece, study)) for piece in slices]
+    for claim in claims:
+        found = []
+        for piece in slices:
+            try:
+                finding = claim.check(piece, study)
+            except Missing as missing:
+                finding = Finding(paired.UNKNOWN, None, str(missing))
+            found.append(Judged(claim, piece.short_title, finding))
         # A finding that all slices share, such as a comparison of backbones, is shown once.
-        shared = len({(one.finding.verdict, one.finding.numbers) for one in found}) == 1 and len(found) > 1
-        judged += [Judged(one, "all", found[0].finding)] if shared else found
+        is_shared = len({(one.finding.verdict, one.finding.numbers) for one in found}) == 1 and len(found) > 1
+        judged += [Judged(claim, "all", found[0].finding)] if is_shared else found
     return judged
-
-
-def _check(one: Claim, piece: Slice, study: Study) -> Finding:
-    try:
-        return one.check(piece, study)
-    except Missing as missing:
-        return Finding(paired.UNKNOWN, None, str(missing))
 
 
 def texts_of(test: paired.PairedDifference | None) -> Cells:

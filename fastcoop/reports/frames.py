@@ -30,8 +30,7 @@ class Setting(NamedTuple):
 
 
 def main_setting(runs: pd.DataFrame) -> Setting:
-    """Return the paper's setting (16, "random", 16 shots), or where runs lack one of these, the usual length and
-    initialization and the largest number of shots. Raises Missing if there is no run of CoOp."""
+    """Return the paper's setting (16, "random", 16), else the most frequent ones and the largest number of shots."""
     coop = runs[runs.method == "coop"]
     if coop.empty:
         raise Missing("there is no run of coop; add the method to the grid")
@@ -108,16 +107,7 @@ def panel_table(
     columns: Mapping[Any, str],
     name: Callable[[str], str],
 ) -> Table:
-    """Return a table with a row per panel and series, and a column per value of the summaries' column ``over``.
-
-    Args:
-        title: Title of the table.
-        found: Summaries by dataset, as `panels` returns them, and their ``notes``.
-        notes: Notes below the table.
-        over: A column of the summaries.
-        columns: Titles of the table's columns by value of ``over``.
-        name: Returns the name of a series.
-    """
+    """Return a table with a row per panel and series; ``columns`` are titles by value of the summaries' ``over``."""
     table = Table(title, ("dataset", "method"), tuple(columns.values()), over.replace("_", " "), notes=notes)
     for dataset, summary in found.items():
         for series in sorted(set(summary.series), key=rank):

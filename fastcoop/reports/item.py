@@ -79,9 +79,7 @@ def sweep_command(
 ) -> Callable[[Study], str]:
     """Return the command of an item whose runs are those of ``experiments/<grid>.yaml``.
 
-    Args:
-        grid: Name of the grid file.
-        settings: Returns settings of the grid, in addition to the study's backbones and datasets or in their place.
+    ``settings`` returns settings of the grid, in addition to the study's backbones and datasets or in their place.
     """
 
     def command(study: Study) -> str:

@@ -1,15 +1,6 @@
 """Tests of paired differences over datasets and seeds, and the verdict that they give on a claim.
 
-A difference is measured once per dataset and seed. Seeds of one dataset are not independent samples of "datasets in
-general", so there are two questions, each with its unit:
-
-- datasets: is the difference positive on datasets like these? Wilcoxon's signed-rank test, exact, on one mean per
-  dataset (as Demsar, 2006, advises for classifiers). It needs five datasets to reach p < 0.05.
-- seeds: is it positive on these datasets, for any selection of images? A t test on the mean over datasets of the mean
-  over seeds, from the seeds' variance within each dataset, with Welch's degrees of freedom (for one dataset: the usual
-  paired t test). If no dataset has any spread, the exact sign test over the pairs.
-
-Neither includes the variance from the choice of test images.
+docs/paper.md explains the two units. Neither test includes the variance from the choice of test images.
 """
 
 from __future__ import annotations
@@ -34,11 +25,8 @@ DATASETS, SEEDS = "datasets", "seeds"
 class PairedDifference:
     """A mean difference in percentage points with its 90% interval and one-sided p-values (NaN: not available).
 
-    Attributes:
-        unit: What counts as independent for the verdict and the interval: "datasets" or "seeds".
-        datasets, pairs: Number of datasets, and of datasets and seeds, that were compared.
-        p_datasets, p_seeds: Of the hypothesis that the difference is not positive, for each unit.
-        against: Of the hypothesis that it is not negative, for ``unit``.
+    The interval is for ``unit``, as is ``against``, the p-value of the hypothesis that the difference is not negative;
+    ``p_datasets`` and ``p_seeds`` are of the hypothesis that it is not positive.
     """
 
     mean: float
@@ -90,9 +78,8 @@ def compare_pairs(differences: pd.Series, above: float = 0.0, unit: str | None =
 def _over_datasets(values: pd.Series) -> tuple[float, float, float]:
     """Return (p that the means are not positive, p that they are not negative, half the width of the interval).
 
-    The test is Wilcoxon's signed-rank test. Datasets without a difference are dropped. Equal differences share their
-    ranks, and all assignments of signs are counted, so that the test is exact with ties; beyond `MOST_EXACT` datasets
-    it is scipy's.
+    Wilcoxon's signed-rank test, without the datasets that have no difference. Counting all assignments of signs makes
+    it exact with ties; beyond `MOST_EXACT` datasets it is scipy's.
     """
     from scipy.stats import rankdata, wilcoxon
 

@@ -53,13 +53,7 @@ def printed(
 ) -> Cell | None:
     """Return the number printed in ``item`` for a backbone, dataset and series, None if there is none.
 
-    Args:
-        item: Name of a figure or table.
-        backbone: Name of the backbone.
-        dataset: Name of the tested dataset.
-        series: A method or a series, such as "coop end".
-        setting: Must be the paper's for methods that learn: 16 shots, and CoOp's context length and initialization.
-        prompt: Prompt of a zero-shot number of Figure 1.
+    Methods that learn must have the paper's setting; ``prompt`` is that of a zero-shot number of Figure 1.
     """
     method = series.split()[0]
     if setting.shots != 16 and method not in WITHOUT_IMAGES:

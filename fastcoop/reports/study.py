@@ -30,21 +30,14 @@ WITHOUT_SCHEDULE = ("zero_shot", "ensemble", "linear_probe")  # every schedule's
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Results that may be drawn together: one backbone, one training schedule.
-
-    Attributes:
-        suffix: Distinguishes this slice's files from those of other slices.
-        everything: All tests, also on other datasets and on some of the classes.
-        has_only_schedule: Whether no other slice has another schedule.
-        diverged: Tests of diverged runs, which have no accuracy.
-    """
+    """Results that may be drawn together: one backbone, one training schedule."""
 
     backbone: str
     schedule: str
-    suffix: str
-    everything: pd.DataFrame
-    has_only_schedule: bool
-    diverged: pd.DataFrame
+    suffix: str  # of the names of its files
+    everything: pd.DataFrame  # all tests, also on other datasets and on some of the classes
+    has_only_schedule: bool  # whether no other slice has another schedule
+    diverged: pd.DataFrame  # tests without an accuracy
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -73,25 +66,15 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All runs of a results folder, one row for each test.
-
-    Attributes:
-        folder: The results folder.
-        runs: Tests with an accuracy, of the latest of repeated runs.
-        diverged: Tests of diverged runs, which have no accuracy.
-        repeated: Tests of runs that were run again with the same settings and seed.
-        known: Datasets by name, as the sweep recorded them: number of classes and images, prompt.
-        failed: Runs that failed, with their ``error``.
-        untested: Runs without a test.
-    """
+    """All runs of a results folder, one row for each test."""
 
     folder: Path
-    runs: pd.DataFrame
-    diverged: pd.DataFrame
-    repeated: pd.DataFrame
-    known: series.Known
-    failed: pd.DataFrame = field(default_factory=pd.DataFrame)
-    untested: pd.DataFrame = field(default_factory=pd.DataFrame)
+    runs: pd.DataFrame  # tests with an accuracy, of the latest of repeated runs
+    diverged: pd.DataFrame  # tests without an accuracy
+    repeated: pd.DataFrame  # tests of runs that were run again with the same settings and seed
+    known: series.Known  # datasets by name, as the sweep recorded them
+    failed: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs with their ``error``
+    untested: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs without a test
 
     @property
     def backbones(self) -> list[str]:

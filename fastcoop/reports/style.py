@@ -46,8 +46,8 @@ PAPER_MARK: dict[str, Any] = {
 class Look:
     """How a series is named and drawn.
 
-    ``line`` is a matplotlib line style. ``weight`` scales line and marker: where two series coincide, as end and mid
-    do, the lighter one is drawn over the heavier one and both are visible.
+    ``weight`` scales line and marker: where two series coincide, as end and mid do, the lighter one is drawn over the
+    heavier one and both are visible.
     """
 
     label: str
@@ -83,11 +83,7 @@ _others: list[str] = []  # the series without a look of their own in the report 
 
 
 def look(series: str) -> Look:
-    """Return the look of a series.
-
-    Other methods, and series with unusual settings, get different looks inside ``with drawing(series)``; elsewhere they
-    are gray.
-    """
+    """Return the look of a series; those not in `LOOKS` get different ones inside ``with drawing(series)``."""
     if series in LOOKS:
         return LOOKS[series]
     base, _, settings = series.partition(" (")
@@ -104,10 +100,7 @@ def name_of(series: str, length: float = 0) -> str:
 
 
 def rank(series: str) -> tuple[int, str]:
-    """Return the sort key of a series in legends and tables.
-
-    A series with unusual settings follows the plain one; other methods come last, by name.
-    """
+    """Return the sort key of a series; one with unusual settings follows the plain one, other methods come last."""
     order, base = list(LOOKS), series.partition(" (")[0]
     return order.index(base) if base in LOOKS else len(order), series
 
@@ -122,22 +115,19 @@ def columns_of(entries: int, most: int) -> int:
     return math.ceil(entries / math.ceil(entries / most))
 
 
-def new_figure(width: float, height: float, subtitle: str) -> Figure:
-    """Return an empty figure (inches) below a subtitle. Draw inside ``with drawing():``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    if subtitle:
-        figure.suptitle(fitted(subtitle, width, lines=4), color="#444444", style="italic")
-    return figure
-
-
 def panel_figure(
     names: Iterable[str], columns: int, size: tuple[float, float], subtitle: str, xlabel: str
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``size`` (inches) with a panel for each name, in ``columns``, and its axes."""
+    """Return a figure of ``size`` (inches) with a panel for each name, in ``columns``, and its axes.
+
+    Draw inside ``with drawing():``.
+    """
+    from matplotlib.figure import Figure
+
     names = list(names)
-    figure = new_figure(*size, subtitle)
+    figure = Figure(figsize=size, layout="constrained")
+    if subtitle:
+        figure.suptitle(fitted(subtitle, size[0], lines=4), color="#444444", style="italic")
     grid = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).ravel()
     for place, (axis, name) in enumerate(zip(grid, names, strict=False)):
         weight = "bold" if name.startswith(AVERAGE) else "normal"
@@ -153,12 +143,7 @@ def draw_curves(axis: Axes, summary: pd.DataFrame, over: str, ticks: Mapping[flo
     """Draw the means of each series over evenly spaced values of a column, and their standard deviations as a band.
 
     A single point has a bar. Methods without training (0 shots) are a star, which a thin line extends across the axes.
-
-    Args:
-        axis: Axes to draw on. The lines have their series as gid.
-        summary: Rows with ``series``, ``mean``, ``std`` and the column ``over``.
-        over: The column of the values.
-        ticks: The label of each value, in order.
+    ``ticks`` are the labels of the values of the column ``over``. The lines have their series as gid.
     """
     place = {value: float(at) for at, value in enumerate(ticks)}
     for series in sorted(set(summary.series), key=rank):
@@ -235,11 +220,7 @@ def _as_many(text: str, usual: int) -> int:
 
 @contextmanager
 def drawing(series: Iterable[str] = ()) -> Iterator[None]:
-    """Make and save figures inside this context: it sets the sizes and lines, independent of the user's settings.
-
-    Args:
-        series: The series of all figures; those without a look of their own get different ones.
-    """
+    """Make and save the figures of ``series`` inside this context; it replaces the user's matplotlib settings."""
     import matplotlib
 
     before = list(_others)

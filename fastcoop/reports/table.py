@@ -72,25 +72,21 @@ class Table:
     def add(self, names: Iterable[object], cells: Cells) -> None:
         self.rows.append((tuple(str(name) for name in names), cells))
 
-    def mark_best(self, group: Sequence[int] = (0,)) -> None:
-        """Mark the highest number of each column, to the digits shown, among rows with equal names ``group``."""
-        self._mark(lambda row, column: (column, *(self.rows[row][0][i] for i in group)))
+    def mark_best(self, group: Sequence[int] | None = (0,)) -> None:
+        """Mark the highest number, to the digits shown, of each column among rows with equal names ``group``.
 
-    def mark_best_in_row(self) -> None:
-        """Mark the highest number of each row, to the digits shown."""
-        self._mark(lambda row, column: (row,))
-
-    def _mark(self, key: Callable[[int, str], Hashable]) -> None:
+        Without a group, mark the highest number of each row.
+        """
         rivals: dict[Hashable, list[tuple[Cells, str, Cell]]] = {}
-        for row, (_, cells) in enumerate(self.rows):
+        for row, (names, cells) in enumerate(self.rows):
             for column, cell in cells.items():
                 if isinstance(cell, Cell) and cell.runs and not math.isnan(cell.mean):
-                    rivals.setdefault(key(row, column), []).append((cells, column, cell))
-        for group in rivals.values():
-            highest = max(round(cell.mean, 2) for _, _, cell in group)
-            for cells, column, cell in group:
-                best = len(group) > 1 and round(cell.mean, 2) == highest
-                cells[column] = replace(cell, best=best)
+                    key = row if group is None else (column, *(names[i] for i in group))
+                    rivals.setdefault(key, []).append((cells, column, cell))
+        for found in rivals.values():
+            highest = max(round(cell.mean, 2) for _, _, cell in found)
+            for cells, column, cell in found:
+                cells[column] = replace(cell, best=len(found) > 1 and round(cell.mean, 2) == highest)
 
     def footnotes(self) -> list[str]:
         """Return the notes below the table."""

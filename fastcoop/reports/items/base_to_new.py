@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import harmonic_mean
 
 import pandas as pd
 
@@ -65,24 +66,17 @@ def _average(rows: pd.DataFrame) -> Cells:
     counts = rows.groupby("seed").family.nunique()
     seeds = rows[rows.seed.isin(counts.index[counts == rows.family.nunique()])]
     each = seeds.groupby("seed")[["base", "new"]].mean()
-    means["harmonic mean"] = harmonic_mean(means.base, means.new)
-    each["harmonic mean"] = [harmonic_mean(*pair) for pair in zip(each.base, each.new, strict=True)]
+    means["harmonic mean"] = harmonic_mean([means.base, means.new])
+    each["harmonic mean"] = [harmonic_mean(pair) for pair in zip(each.base, each.new, strict=True)]
     return {name: Cell(float(means[name]), float(each[name].std()), len(rows)) for name in COLUMNS}
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """Return 2 b n / (b + n), 0 if both are 0."""
-    return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def _targets(study: Study) -> dict[str, Value]:
     """Return the first dataset with enough classes for two halves, as a grid names them."""
 
-    def classes(name: str) -> int:
-        known = study.known.get(Path(name).name) or study.known.get(Path(name).stem) or {}
-        return int(known.get("classes") or 0)
-
-    name = next((name for name in study.datasets if classes(name) >= MIN_CLASSES), "DATASET")
+    known = {name for name, about in study.known.items() if (about.get("classes") or 0) >= MIN_CLASSES}
+    names = (name for name in study.datasets if known & {Path(name).name, Path(name).stem})
+    name = next(names, "DATASET")
     return {"datasets": [f"{name}:base"], "targets": {f"{name}:base": [f"{name}:new"]}}
 
 

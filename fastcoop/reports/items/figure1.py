@@ -12,7 +12,7 @@ from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, add_legend, look, panel_figure, shortened
-from fastcoop.reports.table import Cell, Table
+from fastcoop.reports.table import Cell, Cells, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,9 +53,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     table = Table(f"Prompts against CoOp ({piece.subtitle})", ("dataset", "prompt"), columns)
     for name, bars in found.items():
         for bar in bars:
-            table.add(
-                (name, bar.prompt), {"accuracy": bar.cell, **({"paper": bar.number} if bar.number else {})}
-            )
+            cells: Cells = {"accuracy": bar.cell, "paper": bar.number or ""}
+            table.add((name, bar.prompt), cells)
     table.mark_best()
     if has_numbers:
         table.notes.append(NOTE.replace(f"Rows “{AS_PRINTED}”", f"Numbers under “paper”, {AS_PRINTED},"))
@@ -84,9 +83,8 @@ def _prompts(piece: Slice, runs: pd.DataFrame, setting: frames.Setting, own: str
 
 
 def _cell(runs: pd.DataFrame) -> Cell:
-    cell = frames.cell_of(frames.summarize(runs, ["dataset"]))
-    assert isinstance(cell, Cell)
-    return cell
+    ((_, mean, std, count),) = frames.summarize(runs, ["dataset"]).itertuples(index=False)
+    return Cell(mean, std, count)
 
 
 def _draw(axis: Axes, bars: list[Bar]) -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import pandas as pd
-
 from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.style import ON_GRID, ONE_COLUMN, fitted, look, name_of, new_figure, shortened
+from fastcoop.reports.style import ON_GRID, ONE_COLUMN, fitted, look, name_of, panel_figure, shortened
 from fastcoop.reports.table import Cell, Table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+XLABEL = "absolute gain in accuracy (percentage points)"
 NAME_LENGTH = 28  # characters of a dataset's name beside its bar
 
 
@@ -36,12 +30,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     for name, mean, std, count, before, gain in gains.itertuples(index=False):
         own, more = Cell(mean, std, count), Cell(gain, std, count, signed=True)
         table.add((name,), {"zero-shot": Cell(before), "CoOp": own, "gain": more})
-    return [Exhibit(piece.suffix, piece.subtitle, _figure(gains, piece, title), table)]
 
-
-def _figure(gains: pd.DataFrame, piece: Slice, title: str) -> Figure:
-    figure = new_figure(ONE_COLUMN, 0.24 * len(gains) + 1.0, piece.subtitle)
-    axis = figure.subplots()
+    figure, (axis,) = panel_figure([""], 1, (ONE_COLUMN, 0.24 * len(gains) + 1.0), piece.subtitle, XLABEL)
     places, gain, spread = range(len(gains)), gains.gain, gains["std"].fillna(0.0)
     axis.barh(places, gain, 0.62, color=look("coop end").color)
     axis.errorbar(gain, places, xerr=spread, fmt="none", color="#333333", linewidth=0.9, capsize=1.5)
@@ -59,9 +49,8 @@ def _figure(gains: pd.DataFrame, piece: Slice, title: str) -> Figure:
     axis.set_xlim(low - margin if (gain < 0).any() else low, high + margin)
     axis.axvline(0, color="#333333", linewidth=0.7)
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel("absolute gain in accuracy (percentage points)")
     axis.set_title(fitted(title, ONE_COLUMN), loc="right")
-    return figure
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table)]
 
 
 ITEM = Item(

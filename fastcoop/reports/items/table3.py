@@ -31,7 +31,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         settings = {column: frames.Setting(length, init, shots) for init, column in columns.items()}
         numbers = {column: printed(*where, setting) for column, setting in settings.items()}
         add_printed(table, ("average of its 11 datasets", context), numbers)
-    table.mark_best_in_row()
+    table.mark_best(group=None)
     return [Exhibit(piece.suffix, piece.subtitle, None, table)]
 
 
