@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+import fastcoop
 from fastcoop.checks import several, shortened
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.grids.lines import Lines, located, read_yaml
 from fastcoop.grids.options import keep_only, methods_of, override, scopes_of
-from fastcoop.grids.shipped import shipped_grid
 from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, as_list, plain
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
@@ -193,6 +193,18 @@ def _content(source: Any) -> tuple[dict[str, Any], Lines, str]:
     if not isinstance(given, dict):
         raise UserError(f"{source} should hold keys such as backbones, datasets and methods.")
     return plain(given), lines, str(source)
+
+
+def shipped_grid(name: str | Path) -> Path | None:
+    """Return the file of a grid that comes with fastcoop; None where there is none.
+
+    It is named "fig3", "fig3.yaml" or "experiments/fig3.yaml", and lies in the package or in a checkout.
+    """
+    asked, package = Path(name), Path(fastcoop.__path__[0])
+    if asked.parent.name not in ("", "experiments") or asked.suffix not in ("", ".yaml"):
+        return None
+    places = (folder / "experiments" / f"{asked.stem}.yaml" for folder in (package, package.parent))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _checked(given: dict[str, Any], name: str) -> Grid:

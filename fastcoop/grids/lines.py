@@ -81,29 +81,26 @@ def _visit(node: yaml.Node, path: tuple[str, ...], lines: Lines) -> None:
     """Note the lines of a node's values, make text of names, and refuse keys that are given twice."""
     if len(lines.places) > MAX_VALUES:
         raise UserError(f"The aliases of the grid stand for more than {MAX_VALUES} values; write fewer.")
+    inside: list[tuple[str, yaml.Node, yaml.Node]] = []  # name, where it starts, value
     if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _enter(item, item, (*path, str(index)), lines)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    first: dict[tuple[str, str], int] = {}
-    for key, value in node.value:
+        inside = [(str(index), item, item) for index, item in enumerate(node.value)]
+    elif isinstance(node, yaml.MappingNode):
+        inside = [(str(key.value), key, value) for key, value in node.value]
         parent = path[-1] if path else ""
-        if parent in NAMED_KEYS:
-            _as_text(key)
-        if key.value in NAMES or parent == "targets":
-            _as_text(value)
-        if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
-            line, before = key.start_mark.line + 1, first.get((key.tag, key.value))
-            if before:
-                raise UserError(f'Line {line}: "{key.value}" was given before, in line {before}; leave one.')
-            first[key.tag, key.value] = line
-        _enter(key, value, (*path, str(key.value)), lines)
-
-
-def _enter(start: yaml.Node, node: yaml.Node, path: tuple[str, ...], lines: Lines) -> None:
-    lines.places[path] = f"Line {start.start_mark.line + 1}: "
-    _visit(node, path, lines)
+        first: dict[tuple[str, str], int] = {}
+        for name, key, value in inside:
+            if parent in NAMED_KEYS:
+                _as_text(key)
+            if name in NAMES or parent == "targets":
+                _as_text(value)
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                line = key.start_mark.line + 1
+                if before := first.get((key.tag, name)):
+                    raise UserError(f'Line {line}: "{name}" was given before, in line {before}; leave one.')
+                first[key.tag, name] = line
+    for name, start, value in inside:
+        lines.places[(*path, name)] = f"Line {start.start_mark.line + 1}: "
+        _visit(value, (*path, name), lines)
 
 
 def _as_text(node: yaml.Node) -> None:

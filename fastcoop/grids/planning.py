@@ -144,7 +144,12 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
         run = replace(run, key=keys.of(run))
         known = planned.get(run.key)
         if known is not None:  # it has the targets of both
-            _refuse_copy(known, run)
+            for kind, same in (("backbone", "weights"), ("dataset", "images and class names")):
+                if (first := getattr(known, kind)) != (second := getattr(run, kind)):
+                    raise UserError(
+                        f"The {kind}s {first} and {second} have the same {same}, so their runs would be the same; use "
+                        "one of them."
+                    )
             targets = tuple(dict.fromkeys((*known.targets, *run.targets)))
             run = known if targets == known.targets else known.with_targets(targets)
         planned[run.key] = run
@@ -188,16 +193,3 @@ def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]
                 else:
                     class_prompts(backbone.tokenizer, data.class_names, form, backbone.text.context_length)
                 checked.add(what)
-
-
-def _refuse_copy(known: RunSpec, run: RunSpec) -> None:
-    if known.model is not run.model:
-        raise UserError(
-            f"The backbones {known.backbone} and {run.backbone} have the same weights, so their runs would be the "
-            "same; use one of them."
-        )
-    if known.data is not run.data:
-        raise UserError(
-            f"The datasets {known.dataset} and {run.dataset} hold the same images and class names, so their runs would "
-            "be the same; use one of them."
-        )

@@ -16,7 +16,7 @@ from fastcoop.checks import LARGEST, MOST_VIEWS, shortened
 from fastcoop.errors import UserError
 
 SCALARS = (str, int, float, bool, type(None))
-KINDS: tuple[tuple[Any, Any], ...] = ((str, str), (int, int), (Number, float), ((PurePath, date), str))
+KINDS: Any = ((str, str), (int, int), (Number, float), ((PurePath, date), str))  # and what they become
 
 
 def as_list(value: Any) -> Any:
@@ -77,7 +77,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, Mapping):
-        return {_key(key): _plain(one) for key, one in value.items()}
+        keys = {key: _plain(key) for key in value}
+        if odd := [key for key, made in keys.items() if type(made) not in SCALARS]:
+            raise UserError(
+                f"Expected text or a number as a key of a mapping in a grid, got {shortened(odd[0])}; change the key."
+            )
+        return {keys[key]: _plain(one) for key, one in value.items()}
     if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
         return _plain(value.tolist())
     if made := next((made for kind, made in KINDS if isinstance(value, kind)), None):
@@ -89,12 +94,3 @@ def _plain(value: Any) -> Any:
         "Expected text, numbers, yes or no, and lists and mappings of these in a grid, got "
         f"{shortened(value)} of type {type(value).__name__}; convert it to a list or to text."
     )
-
-
-def _key(key: Any) -> Any:
-    made = _plain(key)
-    if type(made) not in SCALARS:
-        raise UserError(
-            f"Expected text or a number as a key of a mapping in a grid, got {shortened(key)}; change the key."
-        )
-    return made

@@ -98,7 +98,7 @@ def plan(world: Path, **changed: Any) -> list[Any]:
     return plan_runs(loaded)
 
 
-@follows("have the same weights", "name it under targets instead")
+@follows("so their runs would be the same; use one of them", "name it under targets instead")
 def test_a_backbone_of_two_names_and_a_dataset_without_training_images(world: Path) -> None:
     shutil.copytree(world / "tiny", world / "copy")
     with pytest.raises(UserError, match=r"same weights.*use one of them"):

@@ -16,7 +16,6 @@ from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import RunSpec
 from fastcoop.results import load_results
 from fastcoop.sweeps import Summary
-from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
 from tests.sweeps.scale_trial import trial
 
@@ -53,7 +52,6 @@ def test_blocks_share_runs_and_add_up_their_targets(world: Path, grid: dict[str,
     assert {(run.dataset, *run.target_names) for run in first} == {("colours", "shifted", "other")}
 
 
-@follows("hold the same images and class names, so their runs would be the same; use one of them")
 def test_datasets_alike_but_for_their_pictures_are_two_and_copies_are_refused(
     run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -65,7 +63,7 @@ def test_datasets_alike_but_for_their_pictures_are_two_and_copies_are_refused(
     assert run(grid, **folders).finished == 14
     assert set(load_results(tmp_path / "results").dataset) == {"first", "second"}
     shutil.copytree(tmp_path / "data" / "first", tmp_path / "data" / "third")
-    with pytest.raises(UserError, match="first and third hold the same images"):
+    with pytest.raises(UserError, match="first and third have the same images"):
         run(grid | {"datasets": ["first", "third"]}, **folders)
     assert run(grid | {"datasets": "third"}, **folders).done_before == 7
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
-from fastcoop.grids.shipped import shipped_grid
+from fastcoop.grids.grid import shipped_grid
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
