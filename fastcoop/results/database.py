@@ -33,9 +33,9 @@ def explained(problem: str, *kinds: type[Exception]) -> Iterator[None]:
         cause = str(error.__cause__ or error)  # pandas wraps SQLite's errors
         if "locked" in cause:
             remedy = "close the program that has it open."
-        elif "full" in cause or "No space" in cause or "disk I/O" in cause:
+        elif any(word in cause for word in ("full", "No space", "I/O", "Input/output")):
             remedy = "free space on its disk and run the same command again."
-        elif "readonly" in cause or "unable to open" in cause:
+        elif any(word in cause for word in ("readonly", "Read-only", "unable to open", "denied")):
             remedy = "choose another folder, or change this folder's permissions."
         else:
             remedy = "restore it from a copy, or move it away and run the sweep again."

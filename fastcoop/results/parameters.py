@@ -47,8 +47,11 @@ def write_parameters(folder: Path, key: str, learned: Parameters) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in (learned.weights or {}).items()}
     if learned.contexts is not None:
         arrays["contexts"] = learned.contexts.astype(np.float32)
-    names, ids = json.dumps(learned.class_names), json.dumps(learned.class_ids)
-    header = {"class_names": names, "class_ids": ids, "key": key}
+    header = {
+        "class_names": json.dumps(learned.class_names),
+        "class_ids": json.dumps(learned.class_ids),
+        "key": key,
+    }
     header |= {} if learned.recipe is None else {"recipe": learned.recipe}
     write_arrays(parameters_path(folder, key), arrays, header)
 
@@ -103,14 +106,11 @@ def load_parameters(folder: str | Path, key: str) -> Parameters | None:
 
 
 def load_contexts(folder: str | Path, key: str) -> np.ndarray:
-    """Return the contexts that a run learned.
+    """Return the contexts that a run learned: float32 (M, width), or (classes, M, width) if class-specific.
 
     Args:
         folder: a results folder.
         key: the run's whole key.
-
-    Returns:
-        float32 (M, width), or (classes, M, width) if class-specific.
 
     Raises:
         UserError: there is no file of them, or it is damaged.

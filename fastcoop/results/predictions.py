@@ -76,11 +76,10 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
 
     Args:
         predictions: of a run.
-        bins: number of bins of equal width that predictions are sorted into by confidence. Each is weighted by its
-            number of images.
+        bins: number of bins of equal width, into which predictions are sorted by confidence.
 
     Returns:
-        The error in percentage points.
+        The error in percentage points, each bin weighted by its number of images.
 
     Raises:
         UserError: the run diverged and predicted nothing.

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastcoop.errors import UserError, writing
 from fastcoop.files import PART, lock
-from fastcoop.results.database import DATABASE, execute_when_unlocked, writing_database
+from fastcoop.results.database import DATABASE, execute_when_unlocked, explained, writing_database
 from fastcoop.results.metadata import DATASETS, GRID
 from fastcoop.results.parameters import CONTEXTS, Parameters, write_parameters
 from fastcoop.results.records import Batch, RunDescription, RunRecord, ScoreInputs, ScoreRecord
@@ -111,7 +111,7 @@ class ResultsStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Give the database within a transaction, once no other program has it locked."""
-        try:
+        with explained(f"A result could not be written to {self.folder}, earlier ones are kept", OSError):
             execute_when_unlocked(self._db, "BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -120,11 +120,6 @@ class ResultsStore:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(
-                f"Results in {self.folder} could not be written ({error}); earlier runs are kept. Free space, or close "
-                "other programs that use the folder, then run the same command again."
-            ) from None
 
     def _put(self, table: str, row: dict[str, Any]) -> None:
         """Insert a row, or replace the one with its primary key."""

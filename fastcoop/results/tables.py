@@ -151,11 +151,7 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
         where: the folder of the table, for messages.
 
     Returns:
-        As `pair_folders`.
-
-    Raises:
-        UserError: there is no such label or no pair, several runs of one label could be in a pair, or the runs of a
-            pair differ in their images or weights.
+        As `pair_folders`, which raises the same errors.
     """
     sides, columns = [], PLACE
     for label in (first, second):

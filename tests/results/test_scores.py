@@ -82,11 +82,8 @@ def test_a_target_whose_prompt_changed_is_tested_again(
     )
     assert after == clean
     changed = {methods.label[key] for key in after if after[key] != before[key]}
-    assert (
-        {"Zero-shot CLIP", "Prompt ensemble (7)", "Text bias", "Text transform"}
-        >= changed
-        >= {"Zero-shot CLIP"}
-    )
+    prompted = {"Zero-shot CLIP", "Prompt ensemble (7)", "Text bias", "Text transform"}
+    assert prompted >= changed >= {"Zero-shot CLIP"}
 
 
 def test_a_target_whose_pictures_changed_is_tested_again(
@@ -163,16 +160,13 @@ def test_runs_by_two_prompts_of_a_dataset_are_told_apart(
     small |= {"shots": [1, 2], "targets": {}}
     run(small, **folders)
     say_prompt(folders["data_root"] / "colours", "qqq zzz {} www")
-    assert run(small, **folders).finished == 1 + 1 + 2 + 2, (
-        "zero-shot, ensemble, two text learners at two shots"
-    )
+    # Zero-shot CLIP, the ensemble, and two text learners at two shots.
+    assert run(small, **folders).finished == 1 + 1 + 2 + 2
     table = load_results(folders["results"])
     zero = table[table.label == "Zero-shot CLIP"]
-    assert [json.loads(text)["dataset_prompt"] for text in zero.settings] == [
-        "a photo of a {}.",
-        "qqq zzz {} www",
-    ]
-    assert [json.loads(text) for text in zero.prompts] == [["a photo of a {}."], ["qqq zzz {} www"]]
+    prompts = ["a photo of a {}.", "qqq zzz {} www"]
+    assert [json.loads(text)["dataset_prompt"] for text in zero.settings] == prompts
+    assert [json.loads(text) for text in zero.prompts] == [[prompt] for prompt in prompts]
     with pytest.raises(UserError, match=r"2 runs of Zero-shot CLIP .* differ in dataset_prompt"):
         pair_labels(table, "Zero-shot CLIP", "CoOp (M=2, end)", "here")
     report(folders["results"], tmp_path / "report")
@@ -211,27 +205,15 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     place = two_of_a_name
     mine = {"data_root": place / "a", "cache": place / "cache-a", "results": place / "results"}
     run(small, **mine)
+    theirs = {"data_root": place / "b", "backbones": [str(world / "tiny")]}
     key = load_results(place / "results").key[0]
     for cache in ("cache-a", "cache-b"):
-        with pytest.raises(
-            UserError, match=r"called colours \(4 classes, 20 test images\).*under name: of its YAML"
-        ):
-            evaluate(
-                place / "results",
-                ["colours"],
-                data_root=place / "b",
-                cache=place / cache,
-                backbones=[str(world / "tiny")],
-            )
+        said = r"called colours \(4 classes, 20 test images\).*under name: of its YAML"
+        with pytest.raises(UserError, match=said):
+            evaluate(place / "results", ["colours"], cache=place / cache, **theirs)
     assert len(load_predictions(place / "results", key).labels) == 20
     (place / "b" / "colours" / "dataset.yaml").write_text("name: others")  # as the refusal says
-    (tested, *_) = evaluate(
-        place / "results",
-        ["colours"],
-        data_root=place / "b",
-        cache=place / "cache-b",
-        backbones=[str(world / "tiny")],
-    )
+    (tested, *_) = evaluate(place / "results", ["colours"], cache=place / "cache-b", **theirs)
     assert (tested.dataset, tested.new) == ("others", True)
     with sqlite3.connect(place / "results" / "results.sqlite") as db:  # as version 1 let evaluate do
         db.execute("DELETE FROM scores WHERE dataset = 'others'")
@@ -253,18 +235,12 @@ def test_evaluate_keeps_a_runs_own_test_where_its_pictures_changed(
     write_dataset(tmp_path / "b" / "colours", seed=7)
     results = tmp_path / "results"
     run(small, data_root=tmp_path / "a", cache=tmp_path / "cache", results=results)
-    before = confidences(results, "colours")
+    before, tiny = confidences(results, "colours"), str(world / "tiny")
     for cache in ("cache-b", "cache-b", "cache"):
         with pytest.raises(UserError, match="tested on its own dataset colours with other features"):
-            evaluate(
-                results,
-                ["colours"],
-                data_root=tmp_path / "b",
-                cache=tmp_path / cache,
-                backbones=[str(world / "tiny")],
-            )
+            evaluate(results, ["colours"], data_root=tmp_path / "b", cache=tmp_path / cache, backbones=[tiny])
     assert confidences(results, "colours") == before
-    places = {"data_root": world / "data", "cache": world / "cache", "backbones": [str(world / "tiny")]}
+    places = {"data_root": world / "data", "cache": world / "cache", "backbones": [tiny]}
     assert len(evaluate(results, ["shifted"], **places)) == 1
     assert run(small, data_root=tmp_path / "b", cache=tmp_path / "cache", results=results).finished == 1
     assert len(confidences(results, "colours")) == 2
@@ -292,14 +268,7 @@ def test_what_a_run_learned_is_refused_where_its_file_holds_something_else(
         with pytest.raises(UserError, match="does not hold what was written for run"):
             run(small | {"targets": {"colours": "shifted"}}, **folders)
         with pytest.raises(UserError, match="does not hold what was written for run"):
-            evaluate(
-                results,
-                ["shifted"],
-                runs=[one.stem],
-                backbones=[str(world / "tiny")],
-                data_root=folders["data_root"],
-                cache=folders["cache"],
-            )
+            evaluate(**folders, targets=["shifted"], runs=[one.stem], backbones=[str(world / "tiny")])
     one.write_bytes(whole)
     run(small | {"targets": {"colours": "shifted"}}, **folders)
     assert load_results(results).accuracy.notna().all()
