@@ -241,7 +241,8 @@ def _foreign_prompts(runs: pd.DataFrame, known: series.Known) -> list[str | None
     used: list[str | None] = []
     own: dict[str, str] = {}
     for row in rows_of(runs):
-        prompt, tested = row.settings.get("prompt"), json.loads(row.prompts or "[]")
+        tested = json.loads(row.prompts) if isinstance(row.prompts, str) else []  # NaN: not recorded
+        prompt = row.settings.get("prompt")
         if row.method == "zero_shot" and tested:
             own |= {row.dataset: tested[0]} if prompt is None else {}
             prompt = tested[0]
