@@ -175,21 +175,20 @@ class TrainingPlan:
         return unlimited.bytes
 
     def order(self) -> list[int]:
-        """Return the order in which runs start.
+        """Return the order in which runs start: trees with the longest runs first, so that few long runs remain.
 
-        Trees with the longest runs come first, so that few long runs remain at the end. Runs of one tree stand side
-        by side: many runs of one tree cost less than as many of different trees.
+        Runs of one tree stand side by side: many runs of one tree cost less than as many of different trees.
         """
-        shapes = [run.shape for run in self.runs]
         longest: dict[TreeKey, int] = {}
-        for shape in shapes:
-            longest[shape.tree] = max(shape.steps, longest.get(shape.tree, 0))
+        for run in self.runs:
+            longest[run.shape.tree] = max(run.shape.steps, longest.get(run.shape.tree, 0))
 
         def place(n: int) -> tuple[object, ...]:
-            names, layout = shapes[n].tree
-            return -longest[names, layout], repr(layout), names, -shapes[n].steps, n
+            shape = self.runs[n].shape
+            names, layout = shape.tree
+            return -longest[names, layout], repr(layout), names, -shape.steps, n
 
-        return sorted(range(len(shapes)), key=place)
+        return sorted(range(len(self.runs)), key=place)
 
     def stages(self) -> Iterator[Stage]:
         """Yield which runs train together and for how many steps: runs that end leave, waiting ones join.
@@ -232,19 +231,18 @@ def plan_training(
         UserError: For a prompt that does not fit the text tower.
     """
     text, on_cpu = backbone.text, backbone.device.type == "cpu"
-    sizes = _Sizes(
-        text.width, text.blocks[0].fc.weight.shape[0], len(text.blocks), text.heads, text.dim,
-        (precision or text.dtype).itemsize, on_cpu,
-    )  # fmt: skip
-    spare = SPARE_ROWS * sizes.layers * (2 * sizes.width + sizes.hidden + 4)
+    hidden, layers = text.blocks[0].fc.weight.shape[0], len(text.blocks)
+    item_bytes = (precision or text.dtype).itemsize
+    sizes = _Sizes(text.width, hidden, layers, text.heads, text.dim, item_bytes, on_cpu)
     memory = int(FREE_FRACTION * free_bytes(backbone.device)) if memory_budget is None else memory_budget
     # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
-    fit = max(1, memory // (sizes.layers * 12 * sizes.width * 4))
+    fit = max(1, memory // (layers * 12 * text.width * 4))
+    # Scratch memory of a chunk of rows and spare rows. A GPU takes all rows as one chunk, counted with them.
+    scratch = CPU_CHUNK * sizes.per_chunk_row + SPARE_ROWS * layers * (2 * text.width + hidden + 4)
     return TrainingPlan(
         runs=tuple(_run_cost(backbone, sizes, run) for run in runs),
         memory_bytes=memory,
-        # A GPU takes all rows as one chunk, counted with them.
-        scratch_bytes=(CPU_CHUNK * sizes.per_chunk_row + spare) * sizes.item_bytes if on_cpu else 0,
+        scratch_bytes=scratch * item_bytes if on_cpu else 0,
         max_rows=CPU_ROWS if on_cpu else GPU_ROWS,
         rows_estimate=min(CPU_ROWS, fit) if on_cpu else fit,
     )

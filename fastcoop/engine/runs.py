@@ -1,11 +1,13 @@
-"""What one training needs, as tensors: its schedule, its batches, and what it returns."""
+"""One run: its schedule and batches, its progress, what is saved of it, and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
@@ -19,6 +21,10 @@ LEARNING_RATE = 0.002
 WARMUP_RATE = 1e-5
 BATCH_SIZE = 32
 MIN_RATE, MAX_RATE = 1e-38, 1e38  # limits of float32
+
+State = dict[str, Tensor]  # the progress of a training, as named tensors on the CPU
+PROGRESS = ("contexts", "momentum", "losses")  # saved with the step; batches and rates follow from the run
+OnDevice = MutableMapping[int, Tensor]  # features and labels by the id of their source; runs share them
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -171,3 +177,98 @@ def draw_batches(run: Run) -> np.ndarray:
         ]
     ).reshape(run.steps, -1)
     return np.pad(rows, ((0, 0), (0, run.batch_size - rows.shape[1])), constant_values=-1)
+
+
+@dataclass(eq=False)
+class ActiveRun:
+    """A run in training. ``step``, ``losses`` and ``diverged_at`` are up to date after ``Batch.sync``."""
+
+    index: int  # in the list of runs
+    run: Run
+    contexts: Tensor  # (slots, width) on the device, as is the momentum
+    momentum: Tensor
+    images: Tensor  # (images * views, dim), normalized, on the device
+    labels: Tensor  # (images,) on the device
+    batches: Tensor  # (steps, batch size)
+    rates: np.ndarray  # learning rate of each epoch
+    losses: Tensor  # (steps,)
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
+    step: int = 0
+    diverged_at: int | None = None
+
+    @classmethod
+    def start(
+        cls, index: int, run: Run, dtype: torch.dtype, device: torch.device, known: OnDevice | None = None
+    ) -> ActiveRun:
+        """Put a run's contexts and images on the device; images in ``known`` are shared, others are added to it."""
+        contexts = run.contexts.detach().to(device, dtype).reshape(-1, run.contexts.shape[-1]).clone()
+        known = {} if known is None else known
+        images, labels = known.get(id(run.features)), known.get(id(run.labels))
+        if images is None:
+            images = F.normalize(run.features.to(device, dtype), dim=-1, eps=0.0).flatten(0, 1)
+        if labels is None:
+            labels = run.labels.to(device)
+        known[id(run.features)], known[id(run.labels)] = images, labels
+        batches = torch.as_tensor(draw_batches(run))
+        rates = learning_rates(run.epochs, run.learning_rate)
+        losses = torch.zeros(len(batches), dtype=dtype)
+        return cls(index, run, contexts, torch.zeros_like(contexts), images, labels, batches, rates, losses)
+
+    @property
+    def steps_left(self) -> int:
+        return len(self.batches) - self.step
+
+    @property
+    def ended(self) -> bool:
+        return self.diverged_at is not None or self.steps_left == 0
+
+    def snapshot(self) -> Tensor:
+        return self.contexts.view(self.run.contexts.shape).cpu().clone()
+
+    def result(self) -> Trained:
+        losses, per_epoch = self.losses[: self.step].double().numpy(), self.run.steps_per_epoch
+        means = np.array([losses[i : i + per_epoch].mean() for i in range(0, len(losses), per_epoch)])
+        status = "done" if self.diverged_at is None else "diverged"
+        return Trained(self.snapshot(), means, status, self.diverged_at, self.snapshots)
+
+    def state(self) -> State:
+        tensors = {name: getattr(self, name).detach().cpu().clone() for name in PROGRESS}
+        return _named(self.index, tensors | {"step": torch.tensor(self.step)}, self.snapshots)
+
+    def restore(self, state: State) -> None:
+        """Bring a run that was just started to where it stood in ``state``, if it had started."""
+        if f"step.{self.index}" in state:
+            for name in PROGRESS:
+                getattr(self, name).copy_(state[f"{name}.{self.index}"])
+            self.step = int(state[f"step.{self.index}"])
+            self.snapshots.update(_snapshots(state, self.index))
+
+
+def state_of_ended(index: int, trained: Trained) -> State:
+    """Return the state of a run that ended."""
+    ended = torch.tensor(-1 if trained.diverged_at is None else trained.diverged_at)
+    tensors = {"contexts": trained.contexts, "losses": torch.from_numpy(trained.losses), "ended": ended}
+    return _named(index, tensors, trained.snapshots)
+
+
+def ended_runs(state: State, runs: Sequence[Run]) -> dict[int, Trained]:
+    """Return the results of runs that had ended in ``state``, by their place in ``runs``."""
+    ended = {}
+    for index, run in enumerate(runs):
+        if f"ended.{index}" in state:
+            at = int(state[f"ended.{index}"])
+            status, diverged_at = ("done", None) if at < 0 else ("diverged", at)
+            contexts = state[f"contexts.{index}"].view(run.contexts.shape)
+            losses = state[f"losses.{index}"].numpy()
+            ended[index] = Trained(contexts, losses, status, diverged_at, _snapshots(state, index))
+    return ended
+
+
+def _named(index: int, tensors: dict[str, Tensor], snapshots: dict[int, Tensor]) -> State:
+    kept = {f"snapshot.{index}.{epoch}": contexts for epoch, contexts in snapshots.items()}
+    return {f"{name}.{index}": tensor for name, tensor in tensors.items()} | kept
+
+
+def _snapshots(state: State, index: int) -> dict[int, Tensor]:
+    prefix = f"snapshot.{index}."
+    return {int(name[len(prefix) :]): kept for name, kept in state.items() if name.startswith(prefix)}

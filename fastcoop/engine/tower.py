@@ -97,10 +97,8 @@ class ForestPass:
             grad_qkv = self.attention.backward(layer, grad_attended, workspace)
             if layer == self.last:
                 grad = self._last_qkv_backward(grad, grad_qkv, workspace)
-            elif layer > 0:
-                self._middle_qkv_backward(layer, grad, grad_qkv, workspace)
             else:
-                grad = self._first_qkv_backward(grad, grad_qkv, workspace)
+                grad = self._qkv_backward(layer, grad, grad_qkv, workspace)
         if self.last == 0:
             grad = grad[forest.learned_rows]
         result, start = [], 0
@@ -136,26 +134,23 @@ class ForestPass:
             qkv[forest.leaf_rows, :width] = mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
         return x
 
-    def _first_qkv_backward(self, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
-        """Return the gradient of the context vectors (learned and spare rows, width); nothing reads a token's."""
-        forest, block, memory = self.forest, self.tower.blocks[0], workspace.layers[0]
-        count, x = len(forest.first_rows), memory.x(forest.rows, self.tower.width)
-        grad_x, (mean, rstd) = workspace.grad_x(count, self.tower.width), memory.x_stats(2, count, 1)
-        for c in forest.chunks(count):
-            rows = forest.first_rows[c]
-            normal = forest.rule.mm(grad_qkv.index_select(0, rows), block.qkv.t())
-            through = self.tower.layer_norm_backward(normal, x.index_select(0, rows), mean[c], rstd[c])
-            # ``grad`` has the same memory: row n is read, with rows[n] >= n, before it is written.
-            torch.add(through, grad.index_select(0, rows), out=grad_x[c])
-        return grad_x
+    def _qkv_backward(self, layer: int, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of the layer's input from that of the residual stream behind attention.
 
-    def _middle_qkv_backward(self, layer: int, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> None:
-        """Turn ``grad``, of the residual stream behind attention, into that of the layer's input."""
-        forest, memory = self.forest, workspace.layers[layer]
-        x, (mean, rstd) = memory.x(*grad.shape), memory.x_stats(2, forest.rows, 1)
-        for c in forest.chunks(forest.rows):
-            normal = forest.rule.mm(grad_qkv[c], self.tower.blocks[layer].qkv.t())
-            self.tower.layer_norm_backward(normal, x[c], mean[c], rstd[c], onto=grad[c])
+        In the first layer it is that of context vectors (learned and spare rows, width): nothing reads a token's.
+        """
+        forest, memory, qkv = self.forest, workspace.layers[layer], self.tower.blocks[layer].qkv
+        rows = forest.first_rows if layer == 0 else None
+        count = forest.rows if rows is None else len(rows)
+        grad_x = grad if rows is None else workspace.grad_x(count, self.tower.width)
+        x, (mean, rstd) = memory.x(*grad.shape), memory.x_stats(2, count, 1)
+        for c in forest.chunks(count):
+            # In place: grad_x may have the memory of grad. Row n is read, with at[n] >= n, before it is written.
+            at = c if rows is None else rows[c]
+            normal = forest.rule.mm(grad_qkv[at], qkv.t())
+            through = self.tower.layer_norm_backward(normal, x[at], mean[c], rstd[c])
+            torch.add(through, grad[at], out=grad_x[c])
+        return grad_x
 
     def _last_qkv_backward(self, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
         """Return the gradient of the last layer's input: all rows have keys and values, leaves the rest."""

@@ -1,4 +1,4 @@
-"""Train many runs together: one step of all of them, which runs are in it, and the progress of each.
+"""Train many runs together: one step of all of them, and which runs are in it.
 
 A step reads and writes device memory only: each run's next images and learning rates, its losses and whether it
 diverged are tables there, read at a step counter that is on the device too. So nothing in a step waits for the host,
@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.checks import whole_number
-from fastcoop.engine.fit import BatchBudget, is_out_of_memory, plan_training
+from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, plan_training
 from fastcoop.engine.forest import Forest, Trees, Workspace
-from fastcoop.engine.runs import Run, Trained, draw_batches, learning_rates
+from fastcoop.engine.runs import ActiveRun, OnDevice, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import bmm, disable_autocast, limit_threads, row_rule, warn_if_dtype_is_slow
 from fastcoop.errors import UserError
 
 SYNC_EVERY = 16  # steps, or an epoch, between host syncs that check for divergence
-DIVERGED = (
-    10.0  # a loss this many times above the first epoch's, and an untrained classifier's, is divergence
-)
+DIVERGED = 10.0  # a loss so many times above the first epoch's, and an untrained classifier's, is divergence
 WARM_UP = 3  # plain steps before one is recorded: libraries allocate their workspaces
 WORTH_RECORDING = 16  # steps; recording costs about as much as one or two
-MAX_ESTIMATE_ERROR = 0.25  # a batch that takes this share more than estimated is warned of
+MAX_ESTIMATE_ERROR = 0.25  # a batch that takes this share more memory than estimated is warned of
 
 log = logging.getLogger("fastcoop")
-State = dict[str, Tensor]  # the progress of a training, as named tensors on the CPU
-OnDevice = MutableMapping[int, Tensor]  # features and labels by the id of their source; runs share them
 
 
 @disable_autocast
@@ -87,143 +81,121 @@ def train(
                 f"Expected context vectors of {tower.width} numbers and features of {tower.dim}, got "
                 f"{given[0]} and {given[1]}: were the features computed by another backbone?"
             )
-    dtype = torch.float64 if tower.dtype == torch.float64 else torch.float32
     shapes = [run.shape for run in runs]
     plan = plan_training(backbone, shapes, memory_budget=memory_budget, precision=precision)
-    budget, memory = plan.budget(), Workspace(tower)
-    state = state or {}
-    results = _ended_runs(state, runs)
-    waiting = deque(n for n in plan.order() if n not in results)  # some started before memory ran out
-    started: dict[int, ActiveRun] = {}
-    active: list[ActiveRun] = []
-    batch: Batch | None = None
-    on_device: OnDevice = WeakValueDictionary()
+    training = _Training(trees, backbone.logit_scale, runs, plan, state or {}, on_done)
+    while training.waiting or training.active:
+        if not training.step():
+            continue
+        if on_progress is not None:
+            on_progress(float(sum(plan.runs[a.index].tree.rows for a in training.active)))
+        training.sync_if_due()
+        if on_step is not None:
+            on_step(training.state)
+    return [training.results[n] for n in range(len(runs))]
 
-    def fill() -> None:
-        """Fill the batch with the runs in training, then with waiting ones."""
-        budget.clear()
-        waiting.extendleft(a.index for a in reversed(active))
-        active.clear()
-        while waiting and budget.try_add(plan.runs[waiting[0]]):
-            n = waiting.popleft()
-            if n not in started:
-                started[n] = ActiveRun.start(n, runs[n], dtype, tower.device, on_device)
-                _restore_run(started[n], state)
-            active.append(started[n])
 
-    def sync() -> None:
-        """Read the runs' progress from the device. If runs ended, remove them and drop the batch."""
-        nonlocal batch
-        if batch is None:
-            return
-        batch.sync()
-        ended = [a for a in active if a.ended]
-        for a in ended:
-            results[a.index] = a.result()
-            active.remove(started.pop(a.index))
-            batch = None
-        for a in ended:
-            if on_done is not None:
-                on_done(a.index, results[a.index])
+class _Training:
+    """Which runs wait, train and ended. The runs that train are in one `Batch`, built anew when they change."""
 
-    def current_state() -> State:
-        sync()
-        return _state_of(started.values(), results)
+    def __init__(
+        self,
+        trees: Trees,
+        logit_scale: float,
+        runs: Sequence[Run],
+        plan: TrainingPlan,
+        state: State,
+        on_done: Callable[[int, Trained], None] | None,
+    ):
+        self.trees, self.logit_scale, self.runs, self.plan = trees, logit_scale, runs, plan
+        self.given_state, self.on_done = state, on_done or (lambda index, trained: None)
+        self.budget, self.workspace = plan.budget(), Workspace(trees.tower)
+        self.results = ended_runs(state, runs)
+        self.waiting = deque(n for n in plan.order() if n not in self.results)
+        self.started: dict[int, ActiveRun] = {}  # also those that wait again since memory ran out
+        self.active: list[ActiveRun] = []
+        self.batch: Batch | None = None
+        self.on_device: OnDevice = WeakValueDictionary()
+        for index, trained in self.results.items():
+            self.on_done(index, trained)
 
-    if on_done is not None:
-        for index, trained in results.items():
-            on_done(index, trained)
-    while waiting or active:
+    def step(self) -> bool:
+        """Do one step of the runs that fit together. Returns False where memory ran out: fewer fit from now on."""
+        tower = self.trees.tower
         try:
             with limit_threads(tower.heads):
-                if batch is None:
-                    fill()
-                    batch = Batch(trees, active, backbone.logit_scale, memory)
-                batch.step()
+                self.batch = self.batch or self._next_batch()
+                self.batch.step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            sync()  # the steps that were done count
-            batch = None
-            if not budget.shrink():
+            self.sync()  # the steps that were done count
+            self.batch = None
+            if not self.budget.shrink():
                 raise
-            log.warning("Out of memory with %d runs together; continuing with fewer.", len(active))
-            memory = Workspace(tower)
+            log.warning("Out of memory with %d runs together; continuing with fewer.", len(self.active))
+            self.workspace = Workspace(tower)
             if tower.device.type == "cuda":
                 torch.cuda.empty_cache()
-            continue
-        if batch.done == 1:
-            memory.trim()
-            _check_estimate(budget, memory.nbytes)
-        if on_progress is not None:
-            on_progress(float(sum(plan.runs[a.index].tree.rows for a in active)))
-        sync_every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in active))
-        if batch.done == batch.steps or batch.done % sync_every == 0:
-            sync()
-        if on_step is not None:
-            on_step(current_state)
-    return [results[n] for n in range(len(runs))]
+            return False
+        if self.batch.done == 1:
+            self.workspace.trim()
+            self._check_estimate()
+        return True
 
+    def _next_batch(self) -> Batch:
+        """Fill a batch with the runs in training, then with waiting ones."""
+        self.budget.clear()
+        self.waiting.extendleft(a.index for a in reversed(self.active))
+        self.active.clear()
+        tower = self.trees.tower
+        dtype = torch.float64 if tower.dtype == torch.float64 else torch.float32
+        while self.waiting and self.budget.try_add(self.plan.runs[self.waiting[0]]):
+            n = self.waiting.popleft()
+            if n not in self.started:
+                self.started[n] = ActiveRun.start(n, self.runs[n], dtype, tower.device, self.on_device)
+                self.started[n].restore(self.given_state)
+            self.active.append(self.started[n])
+        return Batch(self.trees, self.active, self.logit_scale, self.workspace)
 
-def _check_estimate(budget: BatchBudget, used: int) -> None:
-    """Compare the bytes that a batch's activations take after its first step with the estimate."""
-    estimate = budget.activation_bytes
-    log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", budget.runs, used / 1e9, estimate / 1e9)
-    if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
-        message = "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer."
-        log.warning(message, budget.runs, used / 1e9, 100 * (used / estimate - 1))
+    def sync_if_due(self) -> None:
+        """Read the runs' progress where the batch is at its end, and every SYNC_EVERY steps or epoch."""
+        sync_every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active))
+        if self.batch is not None and (
+            self.batch.done == self.batch.steps or self.batch.done % sync_every == 0
+        ):
+            self.sync()
 
+    def sync(self) -> None:
+        """Read the runs' progress from the device. If runs ended, remove them and drop the batch."""
+        if self.batch is None:
+            return
+        self.batch.sync()
+        ended = [a for a in self.active if a.ended]
+        for a in ended:
+            self.results[a.index] = a.result()
+            self.active.remove(self.started.pop(a.index))
+            self.batch = None
+        for a in ended:
+            self.on_done(a.index, self.results[a.index])
 
-@dataclass(eq=False)
-class ActiveRun:
-    """A run in training. ``step``, ``losses`` and ``diverged_at`` are up to date after ``Batch.sync``."""
+    def state(self) -> State:
+        """Return the state of started and ended runs; runs not in it have not started."""
+        self.sync()
+        state: State = {}
+        for a in self.started.values():
+            state |= a.state()
+        for index, trained in self.results.items():
+            state |= state_of_ended(index, trained)
+        return state
 
-    index: int  # in the list of runs
-    run: Run
-    contexts: Tensor  # (slots, width) on the device, as is the momentum
-    momentum: Tensor
-    images: Tensor  # (images * views, dim), normalized, on the device
-    labels: Tensor  # (images,) on the device
-    batches: Tensor  # (steps, batch size)
-    rates: np.ndarray  # learning rate of each epoch
-    losses: Tensor  # (steps,)
-    snapshots: dict[int, Tensor] = field(default_factory=dict)
-    step: int = 0
-    diverged_at: int | None = None
-
-    @classmethod
-    def start(
-        cls, index: int, run: Run, dtype: torch.dtype, device: torch.device, known: OnDevice | None = None
-    ) -> ActiveRun:
-        contexts = run.contexts.detach().to(device, dtype).reshape(-1, run.contexts.shape[-1]).clone()
-        known = WeakValueDictionary() if known is None else known
-        images, labels = known.get(id(run.features)), known.get(id(run.labels))
-        if images is None:
-            normal = F.normalize(run.features.to(device, dtype), dim=-1, eps=0.0)
-            images = known[id(run.features)] = normal.flatten(0, 1)
-        if labels is None:
-            labels = known[id(run.labels)] = run.labels.to(device)
-        batches = torch.as_tensor(draw_batches(run))
-        rates = learning_rates(run.epochs, run.learning_rate)
-        losses = torch.zeros(len(batches), dtype=dtype)
-        return cls(index, run, contexts, torch.zeros_like(contexts), images, labels, batches, rates, losses)
-
-    @property
-    def steps_left(self) -> int:
-        return len(self.batches) - self.step
-
-    @property
-    def ended(self) -> bool:
-        return self.diverged_at is not None or self.steps_left == 0
-
-    def snapshot(self) -> Tensor:
-        return self.contexts.view(self.run.contexts.shape).cpu().clone()
-
-    def result(self) -> Trained:
-        losses, per_epoch = self.losses[: self.step].double().numpy(), self.run.steps_per_epoch
-        means = np.array([losses[i : i + per_epoch].mean() for i in range(0, len(losses), per_epoch)])
-        status = "done" if self.diverged_at is None else "diverged"
-        return Trained(self.snapshot(), means, status, self.diverged_at, self.snapshots)
+    def _check_estimate(self) -> None:
+        """Compare the bytes that a batch's activations take after its first step with the estimate."""
+        used, estimate, runs = self.workspace.nbytes, self.budget.activation_bytes, self.budget.runs
+        log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", runs, used / 1e9, estimate / 1e9)
+        if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
+            message = "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer."
+            log.warning(message, runs, used / 1e9, 100 * (used / estimate - 1))
 
 
 class Batch:
@@ -232,36 +204,55 @@ class Batch:
     def __init__(
         self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: Workspace | None = None
     ):
-        self.logit_scale = logit_scale
         groups: dict[object, list[ActiveRun]] = {}
         for a in active:
             # By batch size, too: a longer batch beside it would change the order of a run's sums.
             key = tree_key(a.run.class_names, a.run.layout), a.batches.shape[1]
             groups.setdefault(key, []).append(a)
         self.groups = list(groups.values())
-        self.active = [a for group in self.groups for a in group]
+        self.active = active = [a for group in self.groups for a in group]
         planned = [(trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups]
         self.forest_pass = build_pass(Forest(trees.tower, planned, row_rule(trees.tower)))
         self.workspace = workspace or Workspace(trees.tower)
         self.workspace.begin()
 
-        self.vectors = torch.cat([a.contexts for a in self.active])  # (vectors of all runs, width)
-        self.momentum = torch.cat([a.momentum for a in self.active])
-        self.sizes = [len(a.contexts) for a in self.active]
-        parts = zip(self.active, self.vectors.split(self.sizes), self.momentum.split(self.sizes), strict=True)
-        for a, contexts, momentum in parts:
-            a.contexts, a.momentum = contexts, momentum  # views: a step of all runs is a step of each
-        self._build_tables()
+        self.steps = min(a.steps_left for a in active)
+        self.start_steps = [a.step for a in active]
+        self.vectors = torch.cat([a.contexts for a in active])  # (vectors of all runs, width)
+        self.objective = CrossEntropy(self.groups, self.steps, logit_scale)
+        self.optimizer = SGD(active, self.steps)
+        sizes = [len(a.contexts) for a in active]
+        views = zip(active, self.vectors.split(sizes), self.optimizer.momentum.split(sizes), strict=True)
+        for a, contexts, momentum in views:  # a step of all runs is a step of each
+            a.contexts, a.momentum = contexts, momentum
+        self.done, device, dtype = 0, self.vectors.device, self.vectors.dtype
+        self.counter = torch.zeros(1, dtype=torch.long, device=device)
+        self._recorded = RecordedStep(self.steps, device)
+        self.snapshot_steps: dict[int, list[tuple[ActiveRun, int]]] = {}
+        for a in active:
+            for epoch in a.run.snapshots:
+                step = epoch * a.run.steps_per_epoch - a.step
+                self.snapshot_steps.setdefault(step, []).append((a, epoch))
+
+        self.losses = torch.zeros(self.steps, len(active), dtype=dtype, device=device)
+        self.diverged_at = torch.full((len(active),), -1, device=device)
+        # The whole first epoch, which hardly moves a run, sets its limit: one batch of few images may be far easier
+        # than the next.
+        left = [a.run.steps_per_epoch - a.step for a in active]
+        self.first_epoch_left = torch.tensor(left, device=device)  # negative after it: no step is below it
+        # log(classes) is the loss of equal logits; the + 1 keeps it above zero for a single class.
+        untrained = torch.tensor([float(np.log(len(a.run.class_names) + 1)) for a in active], dtype=dtype)
+        self.untrained_loss = untrained.to(device)
+        first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
+        self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
         self._kernel_step: Callable[[], None] | None = None
         if not isinstance(self.forest_pass, ForestPass):
             from fastcoop.engine.kernels.training_step import KernelStep
 
             self._kernel_step = KernelStep.of(self, self.forest_pass, DIVERGED)
-        self.done = 0
-        self._recorded = RecordedStep(self.steps, self.vectors.device)
 
     def step(self) -> None:
-        """Do one step of every run: forward, each run's loss, backward, SGD."""
+        """Do one step of every run: forward, each run's loss, backward, optimizer."""
         self._recorded(self._step)
         self.done += 1
         for a, epoch in self.snapshot_steps.get(self.done, ()):
@@ -285,32 +276,15 @@ class Batch:
         if self._kernel_step is not None:
             self._kernel_step()
             return
-        rows = self.rows.index_select(0, self.counter)[0]
-        rate = self.rates.index_select(0, self.counter)[0]
-        at = rows.clamp(min=0)
-        images, labels = self.images[at], torch.where(rows >= 0, self.labels[at], -1)
-        features = self.forest_pass.forward(self._by_group(self.vectors), self.workspace)
-        losses, grads, start = [], [], 0
-        for group, class_features in zip(self.groups, features, strict=True):
-            part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
-            start += len(group)
-            class_features = class_features.to(images.dtype)
-            loss, grad = cross_entropy(class_features, images[part], labels[part], self.logit_scale)
-            losses.append(loss)
-            grads.append(grad)
-        self._check_divergence(torch.cat(losses))
-
-        grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads, self.workspace)]).to(
-            self.vectors.dtype
-        )
-        grad += self.weight_decay * self.vectors
-        momentum = (self.momentum_coef * self.momentum).add_(grad)
-        change = rate[self.run_of_vector, None] * momentum
-        is_frozen = self.diverged_at >= 0
-        change.masked_fill_(is_frozen[self.run_of_vector, None], 0.0)  # diverged runs are frozen
+        width = self.vectors.shape[1]
+        parts = self.vectors.split([len(group) * len(group[0].contexts) for group in self.groups])
+        contexts = [v.view(len(group), -1, width) for v, group in zip(parts, self.groups, strict=True)]
+        features = self.forest_pass.forward(contexts, self.workspace)
+        losses, grads = self.objective(features, self.counter)
+        self._check_divergence(losses)
+        grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads, self.workspace)])
         # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
-        self.momentum.copy_(momentum)
-        self.vectors -= change
+        self.optimizer(self.vectors, grad, self.counter, self.diverged_at >= 0)
         self.counter += 1
 
     def _check_divergence(self, loss: Tensor) -> None:
@@ -322,72 +296,64 @@ class Batch:
         bad = ~(torch.isfinite(loss) & (loss <= self.limit)) & (self.diverged_at < 0)
         self.diverged_at.copy_(torch.where(bad, self.counter, self.diverged_at))
 
-    def _build_tables(self) -> None:
-        """Put everything that the steps of this batch read on the device."""
-        device, dtype, active = self.vectors.device, self.vectors.dtype, self.active
-        self.steps = min(a.steps_left for a in active)
-        self.start_steps = [a.step for a in active]
-        self.counter = torch.zeros(1, dtype=torch.long, device=device)
 
+class CrossEntropy:
+    """CoOp's objective (equation 3) for all runs: class features and a step give losses and gradients.
+
+    Args:
+        groups: The runs of each group.
+        steps: Steps of the batch; the images of each are put on the device here.
+        logit_scale: Logits are this times the cosine.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int, logit_scale: float):
+        self.groups, self.logit_scale = groups, logit_scale
+        active = [a for group in groups for a in group]
         starts: dict[tuple[int, int], int] = {}  # where a run's images begin among those of all runs
         images, labels, size = [], [], 0
-        for a in active:
-            if (id(a.images), id(a.labels)) not in starts:
-                starts[id(a.images), id(a.labels)] = size
+        longest = max(a.batches.shape[1] for a in active)
+        rows = torch.full((steps, len(active), longest), -1, dtype=torch.int32)
+        for i, a in enumerate(active):
+            key = id(a.images), id(a.labels)
+            if key not in starts:
+                starts[key] = size
                 images.append(a.images)
                 labels.append(a.labels.repeat_interleave(a.run.features.shape[1]))
                 size += len(a.images)
+            own = a.batches[a.step : a.step + steps]
+            rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[key], -1)
         self.images = images[0] if len(images) == 1 else torch.cat(images)
         self.labels = torch.cat(labels)
-        longest = max(a.batches.shape[1] for a in active)
-        rows = torch.full((self.steps, len(active), longest), -1, dtype=torch.int32)
-        rates = np.empty((self.steps, len(active)))
-        self.snapshot_steps: dict[int, list[tuple[ActiveRun, int]]] = {}
-        for i, a in enumerate(active):
-            own = a.batches[a.step : a.step + self.steps]
-            start = starts[id(a.images), id(a.labels)]
-            rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + start, -1)
-            per_epoch = a.run.steps_per_epoch
-            rates[:, i] = a.rates[np.arange(a.step, a.step + self.steps) // per_epoch]
-            for epoch in a.run.snapshots:
-                if 0 < epoch * per_epoch - a.step <= self.steps:
-                    self.snapshot_steps.setdefault(epoch * per_epoch - a.step, []).append((a, epoch))
-        self.rows = rows.to(device)  # (steps, runs, batch size) of self.images, -1 where a batch is short
-        self.rates = torch.as_tensor(rates, dtype=dtype).to(device)  # (steps, runs)
+        self.rows = rows.to(
+            self.images.device
+        )  # (steps, runs, batch size) of images, -1 where a batch is short
 
-        self.losses = torch.zeros(self.steps, len(active), dtype=dtype, device=device)
-        self.diverged_at = torch.full((len(active),), -1, device=device)
-        # The whole first epoch, which hardly moves a run, sets its limit: one batch of few images may be far easier
-        # than the next.
-        left = [a.run.steps_per_epoch - a.step for a in active]
-        self.first_epoch_left = torch.tensor(left, device=device)  # negative after it: no step is below it
-        # log(classes) is the loss of equal logits; the + 1 keeps it above zero for a single class.
-        untrained = torch.tensor([float(np.log(len(a.run.class_names) + 1)) for a in active], dtype=dtype)
-        self.untrained_loss = untrained.to(device)
-        first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
-        self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
+    def __call__(self, features: Sequence[Tensor], step: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return each run's loss (runs,) and each group's gradients (runs, classes, dim).
 
-        self.run_of_vector = torch.as_tensor(np.repeat(np.arange(len(active)), self.sizes)).to(
-            device
-        )  # each vector's run
-        self.weight_decay = self._per_vector([a.run.weight_decay for a in active])
-        self.momentum_coef = self._per_vector([a.run.momentum for a in active])
-
-    def _by_group(self, vectors: Tensor) -> list[Tensor]:
-        parts = vectors.split([len(group) * len(group[0].contexts) for group in self.groups])
-        groups = zip(parts, self.groups, strict=True)
-        return [part.view(len(group), -1, vectors.shape[-1]) for part, group in groups]
-
-    def _per_vector(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=self.vectors.dtype, device=self.vectors.device)[
-            self.run_of_vector, None
-        ]
+        Args:
+            features: Each group's class features (runs, classes, dim).
+            step: int64 (1,), of this batch, on the device.
+        """
+        rows = self.rows.index_select(0, step)[0]
+        at = rows.clamp(min=0)
+        images, labels = self.images[at], torch.where(rows >= 0, self.labels[at], -1)
+        losses, grads, start = [], [], 0
+        for group, class_features in zip(self.groups, features, strict=True):
+            part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
+            start += len(group)
+            loss, grad = cross_entropy(
+                class_features.to(images.dtype), images[part], labels[part], self.logit_scale
+            )
+            losses.append(loss)
+            grads.append(grad)
+        return torch.cat(losses), grads
 
 
 def cross_entropy(
     features: Tensor, images: Tensor, labels: Tensor, logit_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return each run's mean cross-entropy (equation 3), (runs,), and its gradient for the class features.
+    """Return each run's mean cross-entropy, (runs,), and its gradient for the class features.
 
     Args:
         features: Class features (runs, classes, dim), not normalized.
@@ -410,6 +376,44 @@ def cross_entropy(
     grad = bmm(grad_logits.transpose(1, 2), images)
     grad -= direction * (grad * direction).sum(-1, keepdim=True)
     return losses, grad / length
+
+
+class SGD:
+    """SGD with momentum and weight decay, each run with its own settings and learning rates, all in one step.
+
+    Attributes:
+        momentum: (vectors of all runs, width).
+    """
+
+    def __init__(self, active: Sequence[ActiveRun], steps: int):
+        self.momentum = torch.cat([a.momentum for a in active])
+        device, dtype = self.momentum.device, self.momentum.dtype
+        rates = [a.rates[np.arange(a.step, a.step + steps) // a.run.steps_per_epoch] for a in active]
+        self.rates = torch.as_tensor(np.stack(rates, 1), dtype=dtype).to(device)  # (steps, runs)
+        sizes = [len(a.contexts) for a in active]
+        self.run_of_vector = torch.as_tensor(np.repeat(np.arange(len(active)), sizes)).to(device)
+        self.weight_decay, self.momentum_coef = (  # (vectors, 1)
+            torch.tensor(values, dtype=dtype, device=device)[self.run_of_vector, None]
+            for values in ([a.run.weight_decay for a in active], [a.run.momentum for a in active])
+        )
+
+    def __call__(self, vectors: Tensor, grad: Tensor, step: Tensor, frozen: Tensor) -> None:
+        """Change ``vectors`` in place.
+
+        Args:
+            vectors: (vectors of all runs, width).
+            grad: Their gradients, of any float dtype.
+            step: int64 (1,), of this batch, on the device.
+            frozen: bool (runs,): diverged runs, which stay as they are.
+        """
+        rate = self.rates.index_select(0, step)[0]
+        grad = grad.to(vectors.dtype)
+        grad += self.weight_decay * vectors
+        momentum = (self.momentum_coef * self.momentum).add_(grad)
+        change = rate[self.run_of_vector, None] * momentum
+        change.masked_fill_(frozen[self.run_of_vector, None], 0.0)
+        self.momentum.copy_(momentum)
+        vectors -= change
 
 
 class RecordedStep:
@@ -444,50 +448,3 @@ class RecordedStep:
         except RuntimeError as error:
             log.warning("The step could not be recorded (%s); continuing without, more slowly.", error)
             self._plain_calls = -1
-
-
-# The state of a training. The order of images is drawn from each run's seed, so a run's step is its random state too.
-
-
-def _state_of(active: Iterable[ActiveRun], ended: Mapping[int, Trained]) -> State:
-    """Return the state of runs in training and of ended ones; runs not in it have not started."""
-    state: State = {}
-    for a in active:
-        for name in ("contexts", "momentum", "losses"):
-            state[f"{name}.{a.index}"] = getattr(a, name).detach().cpu().clone()
-        state[f"step.{a.index}"] = torch.tensor(a.step)
-        state |= {f"snapshot.{a.index}.{epoch}": kept for epoch, kept in a.snapshots.items()}
-    for index, trained in ended.items():
-        state[f"contexts.{index}"] = trained.contexts
-        state[f"losses.{index}"] = torch.from_numpy(trained.losses)
-        state[f"ended.{index}"] = torch.tensor(-1 if trained.diverged_at is None else trained.diverged_at)
-        state |= {f"snapshot.{index}.{epoch}": kept for epoch, kept in trained.snapshots.items()}
-    return state
-
-
-def _ended_runs(state: State, runs: Sequence[Run]) -> dict[int, Trained]:
-    """Return the results of runs that had ended in ``state``, by their place in ``runs``."""
-    ended = {}
-    for index, run in enumerate(runs):
-        if f"ended.{index}" in state:
-            at = int(state[f"ended.{index}"])
-            status, diverged_at = ("done", None) if at < 0 else ("diverged", at)
-            contexts = state[f"contexts.{index}"].view(run.contexts.shape)
-            losses, snapshots = state[f"losses.{index}"].numpy(), _snapshots(state, index)
-            ended[index] = Trained(contexts, losses, status, diverged_at, snapshots)
-    return ended
-
-
-def _restore_run(active: ActiveRun, state: State) -> None:
-    """Bring a run that was just started to where it stood in ``state``, if it had started."""
-    index = active.index
-    if f"step.{index}" in state:
-        for name in ("contexts", "momentum", "losses"):
-            getattr(active, name).copy_(state[f"{name}.{index}"])
-        active.step = int(state[f"step.{index}"])
-        active.snapshots.update(_snapshots(state, index))
-
-
-def _snapshots(state: State, index: int) -> dict[int, Tensor]:
-    prefix = f"snapshot.{index}."
-    return {int(name[len(prefix) :]): kept for name, kept in state.items() if name.startswith(prefix)}

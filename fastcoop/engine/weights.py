@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcoop.backbones.text_tower import Block, TextTower
 
@@ -143,15 +143,13 @@ def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
     quick = tower.activation == "quick_gelu"
     identity = torch.eye(tower.width, device=tower.device, dtype=torch.float64)
     projection = identity if tower.projection is None else tower.projection.double()
-    gain, shift = tower.ln_final.weight.double(), tower.ln_final.bias.double()
-    bias = shift @ projection
-    if tower.projection_bias is not None:
-        bias = bias + tower.projection_bias.double()
+    bias = torch.zeros(1, device=tower.device) if tower.projection_bias is None else tower.projection_bias
+    projection, bias = _behind_norm(tower.ln_final, projection, bias.double())
     return FoldedTower(
         blocks=tuple(_fold_block(block, tower.heads, quick, to) for block in tower.blocks),
         token_embedding=tower.token_embedding.detach().to(to),
         positional_embedding=tower.positional_embedding.detach().to(to),
-        projection=_absorb(gain[:, None] * projection, bias).to(to).contiguous(),
+        projection=_absorb(projection, bias).to(to).contiguous(),
         gain=torch.ones(tower.width, dtype=to, device=tower.device),
         shift=torch.full((tower.width,), LN_OFFSET, dtype=to, device=tower.device),
         eps_final=tower.ln_final.eps,
@@ -161,20 +159,14 @@ def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
 
 
 def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> FoldedBlock:
-    width = block.out.weight.shape[0]
-    qkv, qkv_bias = block.qkv_weight.double().t(), block.qkv_bias.double()
-    out, out_bias = block.out.weight.double().t(), block.out.bias.double()
-    fc, fc_bias = block.fc.weight.double().t(), block.fc.bias.double()
-    proj, proj_bias = block.proj.weight.double().t(), block.proj.bias.double()
-
-    qkv_bias = qkv_bias + block.ln_1.bias.double() @ qkv
-    qkv = block.ln_1.weight.double()[:, None] * qkv
+    (out, out_bias), (fc, fc_bias), (proj, proj_bias) = (
+        (linear.weight.double().t(), linear.bias.double()) for linear in (block.out, block.fc, block.proj)
+    )
+    qkv, qkv_bias = _behind_norm(block.ln_1, block.qkv_weight.double().t(), block.qkv_bias.double())
     query = torch.ones_like(qkv_bias)
-    query[:width] = (width // heads) ** -0.5
+    query[: len(out)] = (len(out) // heads) ** -0.5
     qkv, qkv_bias = qkv * query, qkv_bias * query
-
-    fc_bias = fc_bias + block.ln_2.bias.double() @ fc
-    fc = block.ln_2.weight.double()[:, None] * fc
+    fc, fc_bias = _behind_norm(block.ln_2, fc, fc_bias)
     if quick:
         fc, fc_bias, proj = fc * QUICK_GELU, fc_bias * QUICK_GELU, proj / QUICK_GELU
     if block.scale_1 is not None:
@@ -183,6 +175,11 @@ def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> Folde
         proj, proj_bias = proj * block.scale_2.double(), proj_bias * block.scale_2.double()
     folded = (_absorb(qkv, qkv_bias), out, out_bias, _absorb(fc, fc_bias), proj, proj_bias)
     return FoldedBlock(block.ln_1.eps, block.ln_2.eps, *(matrix.to(to).contiguous() for matrix in folded))
+
+
+def _behind_norm(norm: nn.LayerNorm, matrix: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix and bias, in float64, that need no affine of the layer norm before them."""
+    return norm.weight.double()[:, None] * matrix, bias + norm.bias.double() @ matrix
 
 
 def _absorb(matrix: Tensor, bias: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fastcoop.methods.spec import RunSpec
 if TYPE_CHECKING:  # workers import this package without torch
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
-    from fastcoop.engine.training import State
+    from fastcoop.engine.runs import State
     from fastcoop.prompts import PromptLayout
 
 

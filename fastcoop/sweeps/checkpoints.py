@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastcoop.files import atomic_write
 
 if TYPE_CHECKING:
-    from fastcoop.engine.training import State
+    from fastcoop.engine.runs import State
 
 FOLDER = "checkpoints"
 EVERY = 30.0  # seconds between checkpoints: the most work that a kill loses

@@ -20,7 +20,7 @@ from fastcoop.sweeps.records import train_files
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
-    from fastcoop.engine.training import State
+    from fastcoop.engine.runs import State
     from fastcoop.features import StoreVersion
 
 PROGRESS_EVERY = 0.5  # seconds between events of progress

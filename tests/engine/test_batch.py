@@ -58,7 +58,7 @@ def test_runs_that_share_features_share_them_on_the_device(backbone32, make_run)
     ]
     assert active[0].images is active[1].images
     batch = Batch(Trees(backbone32), active, backbone32.logit_scale)
-    assert batch.images.data_ptr() == active[0].images.data_ptr()
+    assert batch.objective.images.data_ptr() == active[0].images.data_ptr()
     together = train(backbone32, [run, mid])
     assert distance(together[1].contexts, train(backbone32, [mid])[0].contexts) < 1e-6
 
@@ -207,7 +207,7 @@ def test_a_step_that_runs_out_of_memory_anywhere_is_done_again_from_its_start(ba
             batch.step()
         batch.step()
         assert torch.equal(batch.vectors, whole.vectors)
-        assert torch.equal(batch.momentum, whole.momentum)
+        assert torch.equal(batch.optimizer.momentum, whole.optimizer.momentum)
 
 
 def test_other_errors_are_not_taken_for_memory(backbone, make_run, monkeypatch):

@@ -29,14 +29,15 @@ class KernelStep:
     @classmethod
     def of(cls, batch: Batch, forest_pass: KernelPass, divergence_factor: float) -> KernelStep | None:
         """Return the step of a batch; None where a run's batches are too large for the loss kernel."""
-        b = batch
-        if b.rows.shape[-1] > MAX_BATCH:
+        b, objective, sgd = batch, batch.objective, batch.optimizer
+        if objective.rows.shape[-1] > MAX_BATCH:
             return None
         blocks = class_blocks([len(a.run.class_names) for a in b.active], b.vectors.device)
-        loss = Loss(blocks, b.logit_scale, b.images, b.labels, b.rows, b.counter)
+        scale, images = objective.logit_scale, objective.images
+        loss = Loss(blocks, scale, images, objective.labels, objective.rows, b.counter)
         optimizer = Optimizer(
-            b.vectors, b.momentum, b.run_of_vector, b.weight_decay, b.momentum_coef, b.rates, b.losses, b.limit,
-            b.untrained_loss, b.first_epoch_left, b.diverged_at, b.counter, divergence_factor,
+            b.vectors, sgd.momentum, sgd.run_of_vector, sgd.weight_decay, sgd.momentum_coef, sgd.rates, b.losses,
+            b.limit, b.untrained_loss, b.first_epoch_left, b.diverged_at, b.counter, divergence_factor,
         )  # fmt: skip
         return cls(forest_pass, b.workspace, b.vectors, loss, optimizer)
 
