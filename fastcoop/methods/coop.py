@@ -263,17 +263,17 @@ def validation_epochs(run: Run) -> list[int]:
 
 def select_contexts(backbone: Backbone, run: Run, trained: Trained) -> tuple[np.ndarray, dict[str, float]]:
     """Return the contexts that a run keeps, float32 on the CPU, and what it records about them."""
-    last = trained.contexts.float().cpu().numpy()
-    if run.settings.select == "last":
-        score = float(_on_validation(backbone, run, last[None])[0]) if run.settings.val_accuracy else np.nan
-        return last, {"val_accuracy": score} if np.isfinite(score) else {}
-    epochs = sorted(trained.snapshots)  # none if it diverged before the first validation
-    kept = [trained.snapshots[epoch].float().cpu().numpy() for epoch in epochs]
-    found = _on_validation(backbone, run, np.stack(kept)) if kept else np.full(1, np.nan)
+    last, best_val = trained.contexts.float().cpu().numpy(), run.settings.select == "best_val"
+    if not (best_val or run.settings.val_accuracy):
+        return last, {}
+    taken = {epoch: contexts.float().cpu().numpy() for epoch, contexts in sorted(trained.snapshots.items())}
+    kept = taken if best_val else {0: last}  # none if it diverged before the first validation
+    found = _on_validation(backbone, run, np.stack([*kept.values()])) if kept else np.full(1, np.nan)
     if np.isnan(found).all():
         return last, {}
     best = int(np.nanargmax(found))
-    return kept[best], {"val_accuracy": float(found[best]), "epoch": float(epochs[best])}
+    epoch = [*kept][best]
+    return kept[epoch], {"val_accuracy": float(found[best])} | ({"epoch": float(epoch)} if best_val else {})
 
 
 def _on_validation(backbone: Backbone, run: Run, contexts: np.ndarray) -> np.ndarray:

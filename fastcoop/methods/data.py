@@ -153,10 +153,7 @@ def class_rows(labels: Sequence[int] | np.ndarray, source: Data, target: Data) -
 
     Args:
         labels: int (rows,), the label in ``source`` that each row belongs to.
-        source, target: The datasets.
-
-    Raises:
-        UserError: The classes do not match; see `matching_classes`.
+        source, target: The datasets, whose classes are matched by `matching_classes`.
     """
     rows = np.full(len(source.class_names), -1)
     rows[labels] = np.arange(len(labels))
