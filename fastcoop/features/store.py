@@ -70,7 +70,6 @@ class FeatureStore:
     Attributes:
         file: The file.
         meta: What the features were made from.
-        template: Hand-written prompt of the dataset, with one ``{}`` for the class name.
         changed: Split -> indices, in the whole dataset, of images left out because their files have changed.
         has_new_times: Whether image files with the same bytes have other times now than are stored.
     """
@@ -78,7 +77,6 @@ class FeatureStore:
     file: StoreFile
     meta: StoreMeta
     _splits: Mapping[str, StoredSplit]
-    template: str
     changed: Mapping[str, np.ndarray] = field(default_factory=dict)
     has_new_times: bool = False
 
@@ -99,11 +97,10 @@ class FeatureStore:
         Args:
             path: Path of the store.
             backbone: Backbone it must be made by, as `backbone_from_spec` takes it; None: any.
-            dataset: Dataset it must be made of, as `find_dataset` takes it, whose template is then the store's; None:
-                any.
+            dataset: Dataset it must be made of, as `find_dataset` takes it; None: any.
             version: What the store must hold: ``store.file.version`` of one opened earlier.
             only_unchanged: Leave out images of ``dataset`` whose files have changed since they were encoded. By
-                default files are not looked at; `cache_features` does that.
+                default, files are not compared.
 
         Raises:
             MissingFile: There is no such file.
@@ -113,7 +110,7 @@ class FeatureStore:
         file = StoreFile.open(Path(path))
         if version is not None:
             file = file.as_version(version)
-        store = cls(file, file.meta, file.splits, file.meta.template)
+        store = cls(file, file.meta, file.splits)
         if backbone is not None:
             asked = backbone_from_spec(backbone)
             _refuse_unless_equal(path, "weights", store.meta.backbone, store.meta.backbone_digest, asked)
@@ -121,7 +118,6 @@ class FeatureStore:
             dataset = find_dataset(dataset)
             whole = dataset.whole or dataset
             _refuse_unless_equal(path, "images", store.meta.dataset, store.meta.dataset_digest, whole)
-            store = replace(store, template=dataset.template)
             if only_unchanged and whole.store is None:
                 store = store._without_changed_images(whole)
             if dataset.whole is not None:
@@ -245,7 +241,7 @@ class FeatureStore:
         name, root = self.meta.dataset, self.path.parent
         return Dataset(
             name=name, title=name, root=root, fewshot_dir=root / f"{name}.fewshot", store=self.path,
-            class_names=self.meta.class_names, template=self.template, splits=splits,
+            class_names=self.meta.class_names, template=self.meta.template, splits=splits,
             digest=self.meta.dataset_digest,
         )  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
     sources = {"train": train, "test": tmp_path / "test.pt"}
     path = import_features(sources, tmp_path / "cache", backbone, name="elsewhere", dtype="float32")
     store = FeatureStore.open(path, backbone)
-    assert (store.meta.views, store.meta.class_names, store.template) == (
+    assert (store.meta.views, store.meta.class_names, store.meta.template) == (
         2,
         ("cat", "dog"),
         "a photo of a {}.",
