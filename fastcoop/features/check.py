@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.functional import normalize
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import whole_number
@@ -170,19 +172,12 @@ def _encode_again(store: FeatureStore, encoding: Encoding, drawn: np.ndarray, re
 
 def _half_precision(encoding: Encoding, features: np.ndarray) -> HalfPrecision:
     """Compare logits of float32 features (n, dim) and of the same features in float16."""
-
-    def unit(rows: np.ndarray) -> np.ndarray:
-        scaled: np.ndarray = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-        return scaled
-
     backbone, dataset = encoding.backbone, encoding.dataset
     names = [name.replace("_", " ") for name in dataset.class_names[:MOST_CLASSES]]
-    texts = backbone.encode_text([dataset.template.format(name) for name in names])
-    prompts = unit(texts.double().cpu().numpy())
+    texts = backbone.encode_text([dataset.template.format(name) for name in names]).double().cpu()
     exact, rounded = (
-        backbone.logit_scale * unit(stored.astype(np.float64)) @ prompts.T
+        backbone.logit_scale * normalize(torch.from_numpy(stored).double()) @ normalize(texts).T
         for stored in (features, features.astype(np.float16))
     )
-    moved = np.abs(exact - rounded)
-    changed = int((exact.argmax(1) != rounded.argmax(1)).sum())
+    moved, changed = (exact - rounded).abs(), int((exact.argmax(1) != rounded.argmax(1)).sum())
     return HalfPrecision(float(moved.max()), float(moved.mean()), changed, len(features))

@@ -26,13 +26,11 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 CROP_SCALE = (0.08, 1.0)  # share of the area kept by the current recipe's random resized crop
 CROP_RATIO = (3 / 4, 4 / 3)
 ENLARGE = 1.125  # of the recipe in use before October 2021
-PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-TORCHVISION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
 
 @contextmanager
 def pillow_defaults() -> Iterator[None]:
-    """Use Pillow's default settings in the block: truncated files are errors, images up to `MAX_PIXELS` are none."""
+    """Use Pillow's default settings in the block: refuse truncated files, accept images of up to `MAX_PIXELS`."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, MAX_PIXELS
     try:
@@ -49,11 +47,7 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
     """Decode an image of any mode and convert it to 8-bit RGB, without EXIF rotation.
 
     Images of up to 8 bits are converted as by the official code. Pixels of more bits, and floats, are scaled to 8 bits;
-    Pillow's own conversion would clip them to white or black.
-
-    Args:
-        path: Path of the file.
-        content: The file's bytes, if they have been read already.
+    Pillow's own conversion would clip them to white or black. ``content`` is that of the file if it was read already.
 
     Raises:
         UnreadableImage: The file is missing, damaged, truncated or implausibly large.
@@ -147,12 +141,13 @@ def normalize(images: np.ndarray, preprocess: Preprocess, device: torch.device) 
 def _current(image: Image.Image, preprocess: Preprocess, rng: random.Random | None) -> Image.Image:
     """Resize and crop the center; an augmentation is a random resized crop (scale 0.08 to 1, ratio 3/4 to 4/3) and
     flip."""
-    size, interpolation = preprocess.size, preprocess.interpolation
+    size, mode = preprocess.size, InterpolationMode(preprocess.interpolation)
     if rng is not None:
-        return _flip(_resize(image.crop(_random_box(*image.size, rng)), size, interpolation), rng)
+        box = _random_box(*image.size, rng)
+        return _flip(_resize(image.crop(box), size, preprocess.interpolation), rng)
     if preprocess.resize_mode == "squash":
-        return F.resize(image, [size, size], TORCHVISION[interpolation])
-    return F.center_crop(F.resize(image, [size], TORCHVISION[interpolation]), [size, size])
+        return F.resize(image, [size, size], mode)
+    return F.center_crop(F.resize(image, [size], mode), [size, size])
 
 
 def _official_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random | None) -> Image.Image:
@@ -192,7 +187,7 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 
 
 def _resize(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    return image.resize((size, size), PILLOW[interpolation])
+    return image.resize((size, size), Image.Resampling[interpolation.upper()])
 
 
 def _flip(image: Image.Image, rng: random.Random) -> Image.Image:
