@@ -29,23 +29,20 @@ def cautions(study: Study) -> Iterator[str]:
         words = ("fastcoop", "evaluate", study.folder, "--targets", evaluate_targets(study.untested))
         command = escape.shell_command(*words, *study.places)
         yield f"Left out, because they were not tested yet: {_some(cases)}. To test them, run `{command}`."
-    if len(bad := runs[runs.status != "done"]):
-        yield f"{_count(bad)} diverged (a loss was not finite) but counted in the means: {_named(bad)}."
-    if len(low := find_collapsed(runs, GROUP_COLUMNS)):
-        yield f"{_count(low)} far below the other seeds of the same setting, but in the means: {_named(low)}."
-    if len(low := runs[runs.accuracy <= pd.to_numeric(runs.chance, errors="coerce")]):
-        yield f"{_count(low)} not better than chance: {_named(low)}."
-    if len(bad := study.diverged):
-        yield (
-            f"Left out of every figure: {_count(bad, 'test')} of diverged runs without an accuracy (their outputs are"
-            f" not finite): {_named(bad)}."
-        )
+    guessing = runs[runs.accuracy <= pd.to_numeric(runs.chance, errors="coerce")]
+    collapsed = find_collapsed(runs, GROUP_COLUMNS)
+    for text, noun, rows in (
+        ("The means include {} (a loss was not finite)", "diverged run", runs[runs.status != "done"]),
+        ("The means include {} far below the other seeds of the same setting", "run", collapsed),
+        ("The means include {} not better than chance", "run", guessing),
+        ("Left out of every figure: {} of diverged runs without an accuracy (their outputs are not finite)", "test",
+         study.diverged),
+        ("Left out: {} repeated later with the same settings and seed on features that were computed again", "run",
+         study.repeated),
+    ):  # fmt: skip
+        if len(rows):
+            yield f"{text.format(counted(len(rows), noun))}: {_named(rows)}."
     yield from _ambiguous_datasets(runs)
-    if len(study.repeated):
-        yield (
-            f"Left out: {_count(study.repeated)} repeated later with the same settings and seed on features that were"
-            f" computed again: {_named(study.repeated)}."
-        )
     yield from _mixed_epochs(runs)
     yield from _few_tests(runs)
     yield from _few_images(study)
@@ -110,8 +107,8 @@ def _few_images(study: Study) -> Iterator[str]:
     seeds = own.groupby(["source", "shots"], sort=False).seed.nunique()
     if cases := [f"{source} at {frames.in_shots(shots)}" for source, shots in seeds.index[seeds > 1]]:
         yield (
-            f"All seeds train on the same images, because there are no others: {_some(cases)}. The deviation there is"
-            " that of training and validation images only, and smaller than with other subsets."
+            f"All seeds train on the same images, because there are no others: {_some(cases)}. Their"
+            " deviation does not include the choice of training images, and is smaller than with different subsets."
         )
 
 
@@ -153,7 +150,3 @@ def _named(runs: pd.DataFrame) -> str:
 def _some(cases: list[str]) -> str:
     more = len(cases) - MAX_NAMED
     return "; ".join(cases[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _count(rows: pd.DataFrame, what: str = "run") -> str:
-    return counted(len(rows), what)

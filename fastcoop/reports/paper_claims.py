@@ -120,7 +120,7 @@ def judge_each(
     judged = [judge(differences.xs(count, level=2)) for count in shots]
     verdict, test = paired.judge_all(judged)
     of_test = next(count for count, (_, one) in zip(shots, judged, strict=True) if one is test)
-    return Finding(verdict, test, f"{numbers}; the test is that at {shots_text(of_test)}")
+    return Finding(verdict, test, f"{numbers}; the test is at {in_shots(of_test)}")
 
 
 @claim("Section 4.1")
@@ -203,9 +203,9 @@ def specific_wins_some(piece: Slice, study: Study) -> Finding:
     name, best = min(tests.items(), key=lambda pair: pair[1].p)
     numbers = (
         f"ahead on {sum(test.mean > 0 for test in tests.values())} of {len(tests)} at {shots}; significant on"
-        f" {', '.join(won) or 'none'}; the test is that on {name}"
+        f" {', '.join(won) or 'none'}; the test is on {name}"
     )
-    numbers += f", its p times {len(tests)}" if len(tests) > 1 else ""
+    numbers += f", with p times {len(tests)}" if len(tests) > 1 else ""
     corrected = replace(best, p_seeds=min(1.0, best.p_seeds * len(tests)))
     return Finding(paired.HOLDS if won else paired.FAILS if nowhere else paired.UNKNOWN, corrected, numbers)
 

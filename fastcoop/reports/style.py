@@ -105,11 +105,6 @@ def rank(series: str) -> tuple[int, str]:
     return order.index(base) if base in LOOKS else len(order), series
 
 
-def signed(number: float) -> str:
-    """Return a difference to one decimal, with its sign as axes show it."""
-    return f"{number:+.1f}".replace("-", "−")
-
-
 def columns_of(entries: int, most: int) -> int:
     """Return the columns of a legend, at most ``most``, that fill its lines evenly."""
     return math.ceil(entries / math.ceil(entries / most))

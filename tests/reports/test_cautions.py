@@ -31,7 +31,7 @@ def test_nothing_is_said_of_sound_results():
 def test_a_diverged_run_is_named():
     frame = calm()
     frame.loc[frame.index[-1], "status"] = "diverged"
-    assert "1 run diverged" in warned(frame)
+    assert "1 diverged run" in warned(frame)
     assert "CoOp (M=16, mid) on objects at 16 shots, seed 3" in warned(frame)
 
 

@@ -230,7 +230,7 @@ def test_that_some_dataset_gains_is_corrected_for_the_number_of_datasets(tmp_pat
     assert finding.test.p == pytest.approx(6 * alone)
     assert alone < 0.05 < 6 * alone
     assert finding.verdict == UNKNOWN
-    assert finding.numbers.endswith("significant on none; the test is that on a, its p times 6")
+    assert finding.numbers.endswith("significant on none; the test is on a, with p times 6")
 
 
 def test_the_two_ensembles_are_not_mixed(tmp_path):
@@ -245,7 +245,7 @@ def test_from_two_shots_on_every_number_of_shots_must_gain(tmp_path):
     frame.loc[frame.shots == 16, "accuracy"] = 50 + 0.001 * frame.seed - 4
     finding = finding_on(beats_prompts, frame, tmp_path)
     assert finding.verdict == FAILS
-    assert "the test is that at 16" in finding.numbers
+    assert "the test is at 16 shots" in finding.numbers
     assert findings(results(shots=(16,)), tmp_path)["beats_prompts"].verdict == UNKNOWN
 
 
@@ -264,7 +264,7 @@ def test_what_cancels_over_shots_is_not_alike(tmp_path):
     frame = pd.concat([few.assign(key=few.key + "few"), world(end_like_mid, steady(2.0))])
     finding = finding_on(end_like_mid, frame, tmp_path)
     assert finding.verdict == FAILS
-    assert finding.numbers.startswith("mid minus end -2.0 at 1, +2.0 at 16 shots; the test is that at ")
+    assert finding.numbers.startswith("mid minus end -2.0 at 1, +2.0 at 16 shots; the test is at ")
     frame = pd.concat([few.assign(key=few.key + "few"), world(end_like_mid, steady(0.2))])
     assert finding_on(end_like_mid, frame, tmp_path).verdict == FAILS
 
