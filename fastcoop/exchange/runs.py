@@ -262,7 +262,7 @@ def _as_run(
         )
     length, specific = ctx.shape[-2], ctx.ndim == 3
     named = facts.get("context_length", length), facts.get("class_specific", specific)
-    # A context that starts from words has one vector per word and is unified, whatever its folder is called.
+    # A context that starts from words has one vector per word and is unified, even if its folder's name differs.
     if named != (length, specific) and ("words" not in facts or specific):
         raise UserError(
             f"{path} is in a folder of M={named[0]}, class-specific {named[1]}, but its contexts are {ctx.shape}."
@@ -306,7 +306,7 @@ def _check_fit(file: CoOpFile, backbone: Backbone, dataset: Dataset) -> None:
             )
     if file.prefix is not None and _differ(file.prefix, prefix).any():
         raise UserError(
-            f"{path} was learned over other weights than those of {backbone.name}: its start token differs."
+            f"{path} was learned over other weights than {backbone.name}'s: its start token differs."
         )
     other = np.flatnonzero(_differ(suffix if file.suffix is None else file.suffix, suffix))
     if len(other):

@@ -268,7 +268,7 @@ def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
 
 
 def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> Iterator[Block]:
-    """Yield the features of a split's ``index``, first those of the present store."""
+    """Yield the features of a split's ``index``: from the present store, then from the chunks."""
 
     def block(rows: np.ndarray, views: slice, features: np.ndarray) -> Block:
         keep = np.isin(rows, index)

@@ -1,7 +1,7 @@
 """Encode images chunk by chunk: threads decode and crop the next chunks while the image tower encodes one.
 
-The features of a finished chunk are an immutable file in a folder beside the store, renamed into place: a killed
-process loses one chunk at most.
+The features of a finished chunk are an immutable file in a folder next to the store, renamed into place: a killed
+process repeats one chunk at most.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def read_chunk(store: Path, encoding: Encoding, chunk: Chunk) -> Encoded | None:
 
 
 def chunks_folder(store: Path) -> Path:
-    """Return the folder, beside a store, of the chunks finished for it."""
+    """Return the folder of the chunks that are finished for a store."""
     return store.with_name(store.name + ".parts")
 
 

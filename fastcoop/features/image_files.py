@@ -27,8 +27,8 @@ def unknown_files(count: int) -> np.ndarray:
 def read_file(path: Path) -> tuple[bytes, np.ndarray]:
     """Return a file's bytes and its `FILE` record, of no dimensions.
 
-    The time is read before the bytes: a file that changes meanwhile has a later time, and is hashed when its record is
-    next compared.
+    The time is read before the bytes: if the file changes in between, it has a later time than its record, and the
+    next comparison hashes it.
 
     Raises:
         OSError: The file cannot be read.

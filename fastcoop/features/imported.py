@@ -63,7 +63,7 @@ def import_features(
     if unknown:
         raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')
     if "test" not in sources:
-        raise UserError("Importing features needs those of the test split at least.")
+        raise UserError(f"Expected features of the test split, got {' and '.join(sources) or 'no file'}.")
     files = {split: _read(Path(sources[split]), split, dtype) for split in SPLITS if split in sources}
     first = files["test"]
     for file in files.values():

@@ -141,7 +141,7 @@ class FeatureStore:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 hex of these features in the keys of runs, beside `train_digest` of the training images.
+        """sha256 hex of these features in the keys of runs, in addition to the images' `train_digest`.
 
         It covers what the features were made from and the validation and test features, not which training images are
         cached, nor in how many views: caching more later leaves it unchanged. Imported features are covered whole.
@@ -300,7 +300,7 @@ class FeatureStore:
         if missing.any():
             raise UserError(
                 f"{self.path} lacks {missing.sum()} of the {len(asked)} {split} images asked for, "
-                "such as those of more shots or seeds; run `fastcoop cache-features` for them first."
+                "for example of more shots or seeds; run `fastcoop cache-features` for them first."
             )
         return np.searchsorted(index, asked)
 
