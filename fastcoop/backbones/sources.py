@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from open_clip.pretrained import download_pretrained
 
@@ -19,19 +19,24 @@ OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's own package, and so the o
 PREFERRED_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 
 
-class FolderConfig(NamedTuple):
-    """A model's open_clip config, its preprocessing settings ({} where it states none), and the config's file."""
+def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Return the open_clip config in ``folder``, its preprocessing settings ({} where it states none), and its file.
 
-    model: dict[str, Any]
-    preprocess: dict[str, Any]
-    path: Path
-
-
-def read_folder_config(folder: Path) -> FolderConfig:
-    """Read the config in ``folder``: ``open_clip_config.json``, else the only ``*.json`` that is a model config."""
+    It is ``open_clip_config.json``, else the only ``*.json`` that is a model config.
+    """
+    found = []
     hub = folder / HUB_CONFIG
-    candidates = [hub] if hub.is_file() else sorted(folder.glob("*.json"))
-    found = [config for path in candidates if (config := _read_config(path)) is not None]
+    for path in [hub] if hub.is_file() else sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
+        model = content.get("model_cfg", content) if isinstance(content, dict) else None
+        if not isinstance(model, dict) or not all(key in model for key in CONFIG_KEYS):
+            continue
+        if odd := [key for key in CONFIG_KEYS[1:] if not isinstance(model[key], dict)]:
+            raise UserError(f"{path}: {odd[0]} should hold keys and values, as in open_clip's configs.")
+        found.append((model, content.get("preprocess_cfg") or {}, path))
     if len(found) != 1:
         raise UserError(
             f"{folder} holds {len(found) or 'no'} open_clip model configs; expected {HUB_CONFIG}, or one .json file "
@@ -62,22 +67,6 @@ def find_weights(folder: Path) -> Path:
             "pass the file itself."
         )
     return files[0]
-
-
-def _read_config(path: Path) -> FolderConfig | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
-    model = content.get("model_cfg", content) if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(key in model for key in CONFIG_KEYS):
-        return None
-    for key in CONFIG_KEYS[1:]:
-        if not isinstance(model[key], dict):
-            raise UserError(
-                f"{path}: {key} should hold keys and values, as in open_clip's configs; got {model[key]!r}."
-            )
-    return FolderConfig(model, content.get("preprocess_cfg") or {}, path)
 
 
 def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:

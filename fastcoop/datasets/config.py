@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from fastcoop.datasets.files import normalized, reading
 from fastcoop.errors import UserError, nearest
@@ -21,8 +21,7 @@ WINDOWS_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGN
 EXAMPLE = 'for example: template: "a photo of a {}, a type of flower."'
 
 
-@dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(BaseModel, frozen=True):
     """The contents of ``dataset.yaml``; every key is optional.
 
     Attributes:
@@ -35,8 +34,8 @@ class DatasetConfig:
 
     name: str
     template: str = DEFAULT_TEMPLATE
-    class_names: Mapping[str, str] = field(default_factory=dict)
-    val_share: float | None = None
+    class_names: dict[str, str] = {}
+    val_share: float | None = Field(None, gt=0, le=0.5)
     source: Path | None = None
 
     def rename(self, classes: Sequence[str]) -> list[str]:
@@ -65,22 +64,16 @@ def read_config(place: Path, default_name: str | None = None) -> DatasetConfig:
     name = re.sub(r"[^\w.-]+", "-", normalized(name)).strip(".-") or "dataset"
     values = _load(path) if source else {}
     _check_known(values, KEYS, f"{path} has the key", "that is not a key of a dataset's YAML")
-    names = values.pop("class_names", {})
-    for key, value in values.items():
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{path}: {key} must be a single value, got {reprlib.repr(value)}.")
-    if not isinstance(names, dict) or not all(isinstance(to, str) and to.strip() for to in names.values()):
-        raise UserError(f"{path}: class_names must map folder names to names, such as {{n01440764: tench}}.")
-    name, template = normalized(values.get("name", name)), values.get("template", DEFAULT_TEMPLATE)
-    check_name_and_template(name, template, f"{source or place}: ")
-    share = values.get("val_share")
+    given = values.get("name", name)
+    values["name"] = normalized(given) if isinstance(given, str) else given
     try:
-        val_share = None if share is None else float(share)
-    except ValueError:
-        val_share = -1.0
-    if val_share is not None and not 0.0 < val_share <= 0.5:
-        raise UserError(f'{path}: val_share must be a number above 0 and at most 0.5, got "{share}".')
-    return DatasetConfig(name, template, names, val_share, source)
+        config = DatasetConfig(**values, source=source)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise UserError(f"{path}: {key}: {wrong['msg']}, got {reprlib.repr(wrong['input'])}.") from None
+    check_name_and_template(config.name, config.template, f"{source or place}: ")
+    return config
 
 
 def check_name_and_template(name: str, template: str, where: str = "") -> None:
