@@ -139,9 +139,8 @@ def _read_pickle(path: Path) -> Items:
         with reading(path, "a pickle"):
             data = path.read_bytes()
         content = DatumUnpickler(io.BytesIO(data)).load()
-        return {
-            key: [datum.item for datum in content[key]] for key in ("train", "val")[: 1 + ("val" in content)]
-        }
+        keys = ("train", "val") if "val" in content else ("train",)
+        return {key: [datum.item for datum in content[key]] for key in keys}
     except UserError:
         raise
     except Exception as error:  # a damaged pickle may raise any exception

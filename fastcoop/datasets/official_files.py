@@ -12,7 +12,6 @@ import random
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,12 +33,12 @@ T = TypeVar("T")
 
 
 def random_split(
-    home: Path, images: str, renamed: Mapping[str, str] = MappingProxyType({}), ignored: Collection[str] = ()
+    home: Path, images: str, renamed: Mapping[str, str] | None = None, ignored: Collection[str] = ()
 ) -> Items:
     """Split the class folders of ``images`` at random: 50% train, 20% val, 30% test."""
     tree = Tree(home / images)
     folders = [name for name in tree.listing().folders if name not in ignored]
-    classes = [(name, label, renamed.get(name, name)) for label, name in enumerate(folders)]
+    classes = [(name, label, (renamed or {}).get(name, name)) for label, name in enumerate(folders)]
     return split_by_class(class_items(tree, classes), tree.root)
 
 

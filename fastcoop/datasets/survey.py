@@ -66,9 +66,8 @@ def _status(row: OfficialDataset, root: Path) -> str:
         return f"no images: {row.images}/ is missing"
     if row.split_file is None:
         return "found"
-    return (
-        "found, official split" if (home / row.split_file).is_file() else f"found, without {row.split_file}"
-    )
+    has_split = (home / row.split_file).is_file()
+    return "found, official split" if has_split else f"found, without {row.split_file}"
 
 
 def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Check:
