@@ -49,28 +49,17 @@ class TextTower:
     """A frozen causal text transformer whose output is read at the end token.
 
     All tensors are the model's own, in its dtype and on its device.
-
-    Attributes:
-        token_embedding: (vocabulary, width).
-        positional_embedding: (context_length, width).
-        blocks: The residual blocks.
-        ln_final: The last layer norm.
-        projection: (width, dim) or None.
-        projection_bias: (dim,) or None.
-        heads: Attention heads of a block.
-        activation: "gelu", "gelu_tanh" or "quick_gelu".
-        end_id: The token that the output is read at; None for the largest of a text.
     """
 
-    token_embedding: Tensor
-    positional_embedding: Tensor
+    token_embedding: Tensor  # (vocabulary, width)
+    positional_embedding: Tensor  # (context_length, width)
     blocks: tuple[Block, ...]
-    ln_final: nn.LayerNorm
-    projection: Tensor | None
-    projection_bias: Tensor | None
-    heads: int
-    activation: str
-    end_id: int | None = None
+    ln_final: nn.LayerNorm  # after the last block
+    projection: Tensor | None  # (width, dim)
+    projection_bias: Tensor | None  # (dim,)
+    heads: int  # attention heads of a block
+    activation: str  # "gelu", "gelu_tanh" or "quick_gelu"
+    end_id: int | None = None  # the token that the output is read at; None: the largest of a text
 
     @property
     def width(self) -> int:
@@ -108,11 +97,12 @@ class TextTower:
             raise _refused(NOT_OPEN_CLIPS)
         blocks = text.transformer.resblocks
         pool = str(getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax"))
+        mask = getattr(text, "attn_mask", None)
         norms = [text.ln_final, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
         _refuse(
             (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
             (getattr(text, "cls_emb", None) is not None, CLS_TOKEN),
-            (not _is_causal(getattr(text, "attn_mask", None)), NOT_CAUSAL),
+            (mask is None or not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)), NOT_CAUSAL),
             (not len(blocks), "it has no layers"),
             (
                 any(norm.weight is None or norm.bias is None for norm in norms),
@@ -162,10 +152,6 @@ def _refused(reason: str) -> UserError:
         f"This text tower cannot be used for prompt learning: {reason}. "
         "Choose a CLIP whose text tower is causal and read at the end token, such as RN50 or ViT-B-16."
     )
-
-
-def _is_causal(mask: Tensor | None) -> bool:
-    return mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
 
 
 def _block(block: ResidualAttentionBlock) -> Block:

@@ -27,19 +27,14 @@ UNSEEN_STD = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The content of a weights file.
-
-    Attributes:
-        state: The state dict.
-        quick_gelu: Whether the activation is QuickGELU, if the file itself states it; else None.
-        config: The open_clip config, if the file has it; else None.
-        trained_tokens: bool (vocabulary,), the token embeddings that were trained; None: all.
-    """
+    """The content of a weights file: the state dict, and what else the file itself states (else None)."""
 
     state: dict[str, Tensor]
-    quick_gelu: bool | None = None
-    config: dict[str, Any] | None = None
-    trained_tokens: Tensor | None = None
+    quick_gelu: bool | None = None  # whether the activation is QuickGELU
+    config: dict[str, Any] | None = None  # of open_clip
+    trained_tokens: Tensor | None = (
+        None  # bool (vocabulary,), the token embeddings that were trained; None: all
+    )
 
 
 def read_weights(path: Path) -> Weights:

@@ -22,21 +22,13 @@ EXAMPLE = 'for example: template: "a photo of a {}, a type of flower."'
 
 
 class DatasetConfig(BaseModel, frozen=True):
-    """The contents of ``dataset.yaml``; every key is optional.
+    """The contents of ``dataset.yaml``; every key is optional."""
 
-    Attributes:
-        name: Short name, used in file names; default: the folder's name.
-        template: Prompt with one ``{}`` for the class name.
-        class_names: Nicer class names by folder (or class column, or split file) name.
-        val_share: Share of the images for the validation set where there is none, in (0, 0.5]; None: not given.
-        source: The file; None if there is none.
-    """
-
-    name: str
-    template: str = DEFAULT_TEMPLATE
-    class_names: dict[str, str] = {}
-    val_share: float | None = Field(None, gt=0, le=0.5)
-    source: Path | None = None
+    name: str  # used in file names; default: the folder's name
+    template: str = DEFAULT_TEMPLATE  # prompt with one ``{}`` for the class name
+    class_names: dict[str, str] = {}  # names to show, by the class's name in the folder, CSV or split file
+    val_share: float | None = Field(None, gt=0, le=0.5)  # of the images, where there is no validation set
+    source: Path | None = None  # the file
 
     def rename(self, classes: Sequence[str]) -> list[str]:
         """Return the class names to show for ``classes``; refuse names for other classes."""

@@ -28,26 +28,18 @@ class Found:
 class Check:
     """A comparison of a dataset on disk with Table 6.
 
-    Attributes:
-        name: Name of the dataset.
-        title: Its name in tables and figures.
-        images: The folder of its images.
-        counts: "classes", "train", "val", "test" -> (found, expected); expected is None for the user's own datasets
-            and where Table 6 has N/A.
-        problems: What is wrong, a sentence each; empty if the dataset is complete.
-        missing: Missing class folders and images, relative to ``images``.
-        advice: What to download and where to put it.
-        notes: ``Dataset.notes`` of the user's own.
+    ``counts`` has the numbers found and expected of `COUNTED`; the latter is None for the user's own datasets and where
+    Table 6 has N/A.
     """
 
     name: str
-    title: str
-    images: Path
+    title: str  # in tables and figures
+    images: Path  # the folder of its images
     counts: Mapping[str, tuple[int, int | None]]
-    problems: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()  # a sentence each; empty if the dataset is complete
+    missing: tuple[str, ...] = ()  # class folders and images, relative to ``images``
+    advice: tuple[str, ...] = ()  # what to download and where to put it
+    notes: tuple[str, ...] = ()  # of the user's own datasets
 
 
 def survey(data_root: str | Path) -> list[Found]:
