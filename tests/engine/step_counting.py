@@ -123,7 +123,7 @@ class Case(NamedTuple):
 @contextmanager
 def fake_step(
     cases: Sequence[Case], tokenizer: Any, *, width: int, heads: int, layers: int, dim: int, dtype: torch.dtype,
-    activation: str = "silu",
+    activation: str = "silu", batch_size: int = 32,
 ) -> Iterator[tuple[Batch, list[Launch]]]:  # fmt: skip
     """Yield a batch over fake CUDA tensors, and the launches of its second step."""
     trees = {
@@ -136,7 +136,7 @@ def fake_step(
         active = []
         for names, layout, runs in cases:
             for _ in range(runs):
-                run = fake_run(names, layout, width, dim)
+                run = fake_run(names, layout, width, dim, batch_size)
                 active.append(ActiveRun.start(len(active), run, torch.float32, folded.device))
         recorder = Recorder()
         with patch.object(launch, "_run", recorder.run), patch.object(tower, "are_usable", lambda *_: True):
@@ -178,7 +178,7 @@ def fake_tower(
     )  # fmt: skip
 
 
-def fake_run(names: Sequence[str], layout: PromptLayout, width: int, dim: int, steps: int = 20) -> Run:
+def fake_run(names: Sequence[str], layout: PromptLayout, width: int, dim: int, batch_size: int) -> Run:
     """A run whose values are not checked, since fake tensors have none."""
     run = object.__new__(Run)
     values = {
@@ -187,9 +187,9 @@ def fake_run(names: Sequence[str], layout: PromptLayout, width: int, dim: int, s
         "contexts": torch.empty(layout.shape(len(names), width)),
         "features": torch.empty(32, 1, dim),
         "labels": torch.empty(32, dtype=torch.long),
-        "epochs": steps,
+        "epochs": 20,
         "seed": 0,
-        "batches": np.zeros((steps, 32), np.int64),
+        "batches": np.zeros((20, batch_size), np.int64),
     }
     for field in dataclasses.fields(Run):
         default = None if field.default is dataclasses.MISSING else field.default

@@ -10,12 +10,14 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux")
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets.official_files import paper_class_names
 from fastcoop.engine.kernels.forest_pass import KernelPass
+from fastcoop.engine.kernels.step import MAX_BATCH
 from fastcoop.prompts import PromptLayout
 from tests.engine.step_counting import Case, Launch, fake_step
 from tests.engine.test_gpu import fakes_want_a_driver
@@ -53,6 +55,17 @@ def test_launches_and_memory_traffic_of_a_step(forest: str, backbone32: Backbone
         assert sum(launch.bytes for launch in launches) <= 84 * unit
 
 
+def test_large_batches_train_with_the_plain_loss(backbone32: Backbone) -> None:
+    sizes = {"width": 32, "heads": 4, "layers": 2, "dim": 24, "dtype": torch.bfloat16}
+    with fake_step(FORESTS["eurosat end"], backbone32.tokenizer, **sizes, batch_size=MAX_BATCH + 1) as (
+        _,
+        launches,
+    ):
+        by_name = Counter(launch.name for launch in launches)
+    assert by_name["forward_kernel"] == by_name["backward_kernel"] == 2
+    assert by_name["cross_entropy_kernel"] == by_name["sgd_kernel"] == 0
+
+
 WIDTHS = {  # of open_clip's text towers, and of a small model: width, heads, dim, activation
     "small": (32, 4, 24, "gelu"),
     "ViT-B": (512, 8, 512, "silu"),
@@ -64,9 +77,11 @@ TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 compiled: set[str] = set()
+version = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(version < (3, 3), reason="this Triton compiles ahead of time by other names")
 @pytest.mark.parametrize(
     ("tower", "dtype"),
     [*((tower, torch.bfloat16) for tower in WIDTHS), ("ViT-B", torch.float32)],

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine import encode_prompts, train
+from fastcoop.engine import encode_prompts, kernels, tower, train
+from fastcoop.engine.forest import Trees
 from fastcoop.engine.training import WARM_UP, WORTH_RECORDING
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import tiny_backbone
@@ -64,6 +65,25 @@ def test_recorded_training_ends_where_the_cpu_s_ends_and_again_in_the_same_bits(
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-9)
         for epoch, kept in theirs.snapshots.items():
             assert relative(ours.snapshots[epoch], kept) < 1e-9
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+def test_kernels_compute_what_torch_s_operations_compute(device, monkeypatch, precision, tolerance):
+    if not kernels.are_usable(device, precision):
+        pytest.skip("Triton's kernels do not run here")
+    there, results = on(device, torch.float32), []
+    torch.manual_seed(0)
+    given = [torch.randn(2, *layout.shape(len(NAMES), 32)) for layout in LAYOUTS]
+    for with_kernels in (True, True, False):
+        monkeypatch.setattr(tower, "are_usable", lambda *_, answer=with_kernels: answer)
+        contexts = [c.to(device).requires_grad_() for c in given]
+        items = [(NAMES, layout, c) for layout, c in zip(LAYOUTS, contexts, strict=True)]
+        outputs = encode_prompts(there, items, Trees(there, precision))
+        sum((out.float() ** 2).sum() for out in outputs).backward()
+        results.append([out.detach() for out in outputs] + [c.grad for c in contexts])
+    for ours, again, theirs in zip(*results, strict=True):
+        assert relative(ours, theirs) < tolerance
+        assert torch.equal(ours, again)
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])

@@ -24,10 +24,8 @@ from fastcoop.engine.kernels.launch import launch, padded, product_precision
 from fastcoop.engine.kernels.rows import add_segments
 from fastcoop.engine.kernels.tiles import TilePlan
 
-TILE, WIDE_TILE = (
-    64,
-    32,
-)  # rows of a tile, for numbers of two and of more bytes: both fit an A100 and its registers
+# Rows of a tile, for numbers of two bytes and of more: what fits the registers and the shared memory of most GPUs.
+TILE, WIDE_TILE = 64, 32
 
 
 @triton.jit
