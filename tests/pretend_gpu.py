@@ -6,6 +6,7 @@ torch's C++ code the tensors are of the "meta" device, which needs no driver; Py
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -81,9 +82,11 @@ class Recording:
         if func in READS:
             raise RuntimeError("operation not permitted when stream is capturing")
         given = _tensors((args, kwargs))
-        if func._schema.is_mutable:
-            for tensor in given:
-                self.before.setdefault(id(tensor), (tensor, tensor.clone()))
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before.setdefault(id(value), (value, value.clone()))
+        if isinstance(kwargs.get("out"), Tensor):
+            self.before.setdefault(id(kwargs["out"]), (kwargs["out"], kwargs["out"].clone()))
         result = func(*args, **kwargs)
         storages = {tensor.untyped_storage()._cdata for tensor in given}
         made = _tensors(result)
@@ -108,6 +111,19 @@ class Recording:
             Recording.current = None
             for tensor, value in reversed(self.before.values()):  # recording runs nothing
                 tensor.copy_(value)
+
+
+class Event:
+    """A CUDA event, by the clock."""
+
+    def __init__(self, enable_timing: bool = False):
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1e3 * (later.at - self.at)
 
 
 def run_operation(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -197,12 +213,13 @@ def pretend_gpu(free_bytes: int = 10**9) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, _Names(), _Dispatch():
         stand_ins: dict[str, Any] = {
             "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+            "get_device_capability": lambda *_: (7, 0),  # too old for the Triton kernels
             "get_device_name": lambda *_: "pretend GPU", "mem_get_info": lambda *_: (free_bytes, free_bytes),
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
             "reset_peak_memory_stats": nothing, "synchronize": nothing, "empty_cache": nothing,
             "_lazy_init": nothing,  # of C++ code that is called while _Names is not active, such as in a backward pass
             "current_stream": lambda *_: None, "set_stream": nothing, "Stream": plain_context, "device": plain_context,
-            "stream": plain_context, "CUDAGraph": Recording, "graph": lambda graph, **_: graph.record(),
+            "stream": plain_context, "CUDAGraph": Recording, "Event": Event, "graph": lambda graph, **_: graph.record(),
         }  # fmt: skip
         for name, stand_in in stand_ins.items():
             patch.setattr(torch.cuda, name, stand_in)

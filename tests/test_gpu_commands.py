@@ -14,6 +14,7 @@ import torch
 import fastcoop as fc
 from fastcoop.cli import main
 from fastcoop.results import load_results
+from tests import pretend_gpu as pretended
 from tests.pretend_gpu import GpuTensor, pretend_gpu
 from tests.small_world import write_backbone, write_dataset
 
@@ -33,6 +34,7 @@ methods:
   - coop: {{context_length: 2, epochs: 20}}
   - coop: {{context_length: 2, epochs: 3, class_specific: true, class_position: mid}}
   - coop: {{context_length: 3, epochs: 4, select: best_val, init: a photo of}}
+  - coop: {{context_length: 3, epochs: 2, precision: bfloat16}}
 """
 
 
@@ -84,7 +86,9 @@ def _rows(folder: Path) -> pd.DataFrame:
     return load_results(folder).sort_values(["dataset", "label", "shots"], ignore_index=True)
 
 
-def test_every_command_runs_on_a_gpu_with_the_results_of_the_cpu(world, tmp_path, monkeypatch, capsys):
+def test_every_command_runs_on_a_gpu_with_the_results_of_the_cpu(
+    world, tmp_path, monkeypatch, capsys, caplog
+):
     labels = {}
     for device, gpu in (("cpu", nullcontext()), ("cuda", pretend_gpu())):
         with gpu:
@@ -92,6 +96,7 @@ def test_every_command_runs_on_a_gpu_with_the_results_of_the_cpu(world, tmp_path
         printed = capsys.readouterr().out
         labels[device] = json.loads(printed[printed.index("[") :])
     cpu, cuda = (_rows(tmp_path / device / "results" / "grid") for device in ("cpu", "cuda"))
+    assert "could not be recorded" not in caplog.text
     assert set(cuda["device"]) == {"cuda:0"}
     assert set(cuda["status"]) == set(cpu["status"]) == {"done"}
     same = ["dataset", "label", "shots", "seed", "accuracy", "per_class"]
@@ -120,3 +125,25 @@ def test_estimators_and_modules_run_on_a_gpu(world):
             found.append((classifier.predict_proba(images), learner.contexts.grad.cpu(), contexts.grad))
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_tf32_holds_in_the_engine_s_steps_only_and_needs_a_gpu(world, tmp_path, monkeypatch, capsys):
+    grid = {"backbones": str(world / "tiny"), "datasets": "colours", "shots": 1, "seeds": 1, "views": 1}
+    coop = {"context_length": 2, "epochs": 20, "precision": "tf32"}
+    options = {"data_root": world / "data", "cache": tmp_path / "cache", "jobs": 1}
+    with pytest.raises(fc.errors.UserError, match="on a CPU use float32"):
+        fc.sweep(grid | {"methods": {"coop": coop}}, results=tmp_path / "refused", **options)
+    found: dict[str, set[str]] = {}
+
+    def run_operation(func, args, kwargs):
+        if func in (torch.ops.aten.mm.out, torch.ops.aten.convolution.default):
+            found.setdefault(str(func), set()).add(torch.backends.cuda.matmul.fp32_precision)
+        return run_as_before(func, args, kwargs)
+
+    run_as_before = pretended.run_operation
+    monkeypatch.setattr(pretended, "run_operation", run_operation)
+    with pretend_gpu():
+        fc.sweep(grid | {"methods": {"coop": coop}}, results=tmp_path / "results", device="cuda", **options)
+    assert load_results(tmp_path / "results")["label"].item() == "CoOp (M=2, end, TF32)"
+    assert found.pop("aten.convolution.default") == {"ieee"}  # caching
+    assert found.pop("aten.mm.out") == {"tf32", "ieee"}  # training, and the test of what was learned

@@ -49,6 +49,21 @@ def fresh_state() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def products_in_tf32(is_on: bool) -> Iterator[None]:
+    """Compute products of float32 on a GPU in TF32, or in float32, and restore the setting."""
+    matmul, setting = _backend("cuda.matmul"), "fp32_precision"
+    values = {True: "tf32", False: "ieee"}
+    if matmul is None:  # torch before 2.9
+        matmul, setting, values = torch.backends.cuda.matmul, "allow_tf32", {True: True, False: False}
+    before = getattr(matmul, setting)
+    setattr(matmul, setting, values[is_on])
+    try:
+        yield
+    finally:
+        setattr(matmul, setting, before)
+
+
 def _backend(name: str) -> Any:
     """Return the part of ``torch.backends`` with a precision; None in older versions of torch."""
     backend: Any = torch.backends

@@ -14,7 +14,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine.tree_layout import Packing, TreeKey, pack_tree, tree_key, tree_of
-from fastcoop.engine.weights import CPU_CHUNK
+from fastcoop.engine.weights import CPU_CHUNK, Precision, dtype_of
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.tree import Tree
 from fastcoop.remember import remember
@@ -217,7 +217,7 @@ def plan_training(
     runs: Sequence[RunShape],
     *,
     memory_budget: int | None = None,
-    precision: torch.dtype | None = None,
+    precision: Precision | None = None,
 ) -> TrainingPlan:
     """Return what `train` takes for ``runs``, without training.
 
@@ -232,7 +232,7 @@ def plan_training(
     """
     text, on_cpu = backbone.text, backbone.device.type == "cpu"
     hidden, layers = text.blocks[0].fc.weight.shape[0], len(text.blocks)
-    item_bytes = (precision or text.dtype).itemsize
+    item_bytes = (dtype_of(precision) or text.dtype).itemsize
     sizes = _Sizes(text.width, hidden, layers, text.heads, text.dim, item_bytes, on_cpu)
     memory = int(FREE_FRACTION * free_bytes(backbone.device)) if memory_budget is None else memory_budget
     # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.checks import whole_number
 from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, plan_training
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.runs import ActiveRun, OnDevice, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
-from fastcoop.engine.weights import bmm, disable_autocast, limit_threads, row_rule, warn_if_dtype_is_slow
+from fastcoop.engine.weights import Precision, bmm, disable_autocast, dtype_of, limit_threads, row_rule, warn_if_dtype_is_slow
 from fastcoop.errors import UserError
 
 SYNC_EVERY = 16  # steps, or an epoch, between host syncs that check for divergence
@@ -41,7 +42,7 @@ def train(
     runs: Sequence[Run],
     *,
     memory_budget: int | None = None,
-    precision: torch.dtype | None = None,
+    precision: Precision | None = None,
     on_done: Callable[[int, Trained], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
     state: State | None = None,
@@ -56,7 +57,7 @@ def train(
         runs: May differ in everything but the backbone.
         memory_budget: Bytes that the runs in training may take; by default a fraction of the free memory.
         precision: Of the tower's weights and activations, in place of the backbone's own. Contexts, loss and optimizer
-            state stay float32. bfloat16 is not exact.
+            state stay float32. bfloat16 and "tf32", for a GPU, are not exact.
         on_done: Called with a run's place in ``runs`` and its result as it ends.
         on_progress: Called after every step with the work done, in units of ``RunCost.row_steps``.
         state: From ``on_step`` of an earlier training of the same runs, which goes on from there, with the same bits
@@ -71,7 +72,7 @@ def train(
     """
     if memory_budget is not None:
         whole_number(memory_budget, "the memory_budget of training in bytes", 0, 2**63)
-    trees = Trees(backbone, precision)
+    trees = Trees(backbone, dtype_of(precision))
     tower = trees.tower
     warn_if_dtype_is_slow(tower.dtype, tower.device.type)
     for run in runs:
@@ -84,9 +85,11 @@ def train(
     shapes = [run.shape for run in runs]
     plan = plan_training(backbone, shapes, memory_budget=memory_budget, precision=precision)
     training = _Training(trees, backbone.logit_scale, runs, plan, state or {}, on_done)
+    in_tf32 = precision == "tf32"
     while training.waiting or training.active:
-        if not training.step():
-            continue
+        with products_in_tf32(in_tf32):
+            if not training.step():
+                continue
         if on_progress is not None:
             on_progress(float(sum(plan.runs[a.index].tree.rows for a in training.active)))
         training.sync_if_due()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ def disable_autocast(function: Function) -> Function:
     for device_type in ("cpu", "cuda"):
         function = torch.autocast(device_type, enabled=False)(function)
     return function
+
+
+Precision = torch.dtype | Literal["tf32"]
+
+
+def dtype_of(precision: Precision | None) -> torch.dtype | None:
+    """Return the dtype of weights and activations in a precision: TF32 is a way to multiply float32."""
+    return torch.float32 if precision == "tf32" else precision
 
 
 @dataclass(frozen=True, eq=False)
