@@ -52,12 +52,13 @@ def fresh_state() -> Iterator[None]:
 @contextmanager
 def products_in_tf32(is_on: bool) -> Iterator[None]:
     """Compute products of float32 on a GPU in TF32, or in float32, and restore the setting."""
-    matmul, setting = _backend("cuda.matmul"), "fp32_precision"
-    values = {True: "tf32", False: "ieee"}
+    matmul: Any = _backend("cuda.matmul")
+    setting = "fp32_precision"
+    value: str | bool = "tf32" if is_on else "ieee"
     if matmul is None:  # torch before 2.9
-        matmul, setting, values = torch.backends.cuda.matmul, "allow_tf32", {True: True, False: False}
+        matmul, setting, value = torch.backends.cuda.matmul, "allow_tf32", is_on
     before = getattr(matmul, setting)
-    setattr(matmul, setting, values[is_on])
+    setattr(matmul, setting, value)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -9,6 +10,7 @@ import platform
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from fastcoop.bench.measure import CONTEXT_LENGTH, compare_precision, measure_da
 from fastcoop.bench.tables import Bench, write_bench
 from fastcoop.datasets.official_files import paper_class_names
 from fastcoop.engine.weights import warn_if_dtype_is_slow
-from fastcoop.errors import UserError, nearest, writing
+from fastcoop.errors import MissingFile, UserError, nearest, writing
 from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
 from fastcoop.progress import progress
 
@@ -33,22 +35,37 @@ Result = TypeVar("Result")
 log = logging.getLogger("fastcoop")
 
 
-def class_lists(only: Sequence[str] = ()) -> dict[str, list[str]]:
+def class_lists(only: Sequence[str] = (), folder: Path | None = None) -> dict[str, list[str]]:
     """Return class names by dataset, the shortest list first.
 
     Args:
         only: Datasets of the paper, or "imagenet-10" and "imagenet-100", ImageNet's first classes; none of them for
-            ImageNet's three lists.
+            ImageNet's three lists, or for all lists of ``folder``.
+        folder: Holds one JSON list of names per dataset, in place of the paper's.
 
     Raises:
-        UserError: There is no list of that name.
+        UserError: There is no list of that name, or a file is no list of names.
     """
-    lists = paper_class_names()
-    lists |= {name: lists["imagenet"][:count] for name, count in IMAGENET.items()}
+    if folder is None:
+        lists = paper_class_names()
+        lists |= {name: lists["imagenet"][:count] for name, count in IMAGENET.items()}
+        only = only or tuple(IMAGENET)
+    else:
+        lists = {file.stem: _read_names(file) for file in sorted(folder.glob("*.json"))}
+        if not lists:
+            raise MissingFile(f"{folder} holds no *.json; put one list of class names per dataset there.")
     for name in only:
         if name not in lists:
             raise UserError(f'There is no list of class names "{name}".{nearest(name, lists)}')
-    return dict(sorted(((name, lists[name]) for name in only or IMAGENET), key=lambda item: len(item[1])))
+    return dict(sorted(((name, lists[name]) for name in only or lists), key=lambda item: len(item[1])))
+
+
+def _read_names(file: Path) -> list[str]:
+    with suppress(ValueError):
+        names = json.loads(file.read_text(encoding="utf-8"))
+        if names and isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    raise UserError(f"Expected {file} to be a JSON list of class names, at least one.")
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -95,7 +112,7 @@ def run_bench(
         name = str(precision).removeprefix("torch.")
         log.warning("Measuring it would take hours; going on without --precision %s.", name)
         precision = None
-    bench = Bench(_machine(backbone))
+    bench = Bench(describe_machine(backbone))
     with progress("Measuring", len(class_lists)) as advance:
         for name, names in class_lists.items():
             bench.rows += run_in_fresh_process(measure_dataset, backbone, name, list(names), repeats)
@@ -108,7 +125,8 @@ def run_bench(
     return bench
 
 
-def _machine(backbone: Backbone) -> dict[str, Any]:
+def describe_machine(backbone: Backbone) -> dict[str, Any]:
+    """Return the device, the versions and the settings that the times belong to."""
     on_gpu = backbone.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(backbone.device) if on_gpu else _cpu_name(),

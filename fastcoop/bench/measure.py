@@ -15,6 +15,7 @@ from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prom
 from fastcoop.engine import Run, RunShape, TrainingPlan, encode_prompts, plan_training, train
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.runs import BATCH_SIZE
+from fastcoop.engine.weights import Precision
 from fastcoop.prompts import PromptLayout
 
 CONTEXT_LENGTH = 16
@@ -31,8 +32,8 @@ MATMUL_ROWS = {"cpu": 2048, "cuda": 65536}  # enough for full speed
 class Matmuls:
     """The matrix products of one text block, forward and backward, on random inputs."""
 
-    def __init__(self, backbone: Backbone):
-        text, rows = backbone.text, MATMUL_ROWS[backbone.device.type]
+    def __init__(self, backbone: Backbone, rows: int):
+        text = backbone.text
         hidden = text.blocks[0].fc.weight.shape[0]
         shapes = [(text.width, 3 * text.width), (text.width, text.width), (text.width, hidden)]
         shapes += [(out, into) for into, out in shapes] + [(hidden, text.width), (text.width, hidden)]
@@ -61,7 +62,7 @@ class FastcoopStep:
         layout: PromptLayout,
         runs: int,
         *,
-        precision: torch.dtype | None = None,
+        precision: Precision | None = None,
         matmuls: Matmuls | None = None,
     ):
         self.backbone, self.precision, self.matmuls = backbone, precision, matmuls
@@ -86,12 +87,16 @@ class FastcoopStep:
             wait(self.backbone.device)
             ends.append(time.perf_counter())
 
-        memory = self.plan.memory_bytes
-        train(self.backbone, self.runs, memory_budget=memory, precision=self.precision, on_step=on_step)
+        self.train(on_step)
         if (matmuls := self.matmuls) is not None:
             seconds = timed(lambda: [matmuls() for _ in range(self.repeats)], self.backbone.device)
             self.matmul_seconds.append(seconds)
         return ends[-1] - ends[-2]
+
+    def train(self, on_step: Callable[[Callable[[], Any]], None]) -> None:
+        """Do a short training, and call ``on_step`` after each step."""
+        memory = self.plan.memory_bytes
+        train(self.backbone, self.runs, memory_budget=memory, precision=self.precision, on_step=on_step)
 
 
 def measure_dataset(
@@ -107,7 +112,7 @@ def measure_dataset(
     whole = OfficialStep(backbone, part, CONTEXT_LENGTH, text.context_length)
     cut = OfficialStep(backbone, part, CONTEXT_LENGTH, longest_prompt(backbone, class_names, CONTEXT_LENGTH))
     features = whole.encode_images(images)
-    matmuls = Matmuls(backbone)
+    matmuls = Matmuls(backbone, MATMUL_ROWS[device.type])
     steps = {
         (layout, runs): FastcoopStep(backbone, class_names, settings, runs, matmuls=matmuls)
         for layout, settings in LAYOUTS.items()
@@ -190,7 +195,7 @@ def plan_equal_runs(
     class_names: Sequence[str],
     layout: PromptLayout,
     runs: int,
-    precision: torch.dtype | None = None,
+    precision: Precision | None = None,
 ) -> TrainingPlan:
     """Return the plan of ``runs`` equal runs."""
     shape = RunShape(tuple(class_names), layout, steps=1, images=BATCH_SIZE, batch_size=BATCH_SIZE)

@@ -21,6 +21,17 @@ LEGEND = (
     "`GFLOP`: operations per run and step. `GB`: planned memory of the batch. `scaled`: not all classes fit in memory "
     "in an official step; (a) and (b) were measured on this many of them and scaled to all."
 )
+GPU_LEGEND = (
+    "A step of equal runs with about as many rows as named, recorded and replayed, by CUDA events. (c): milliseconds "
+    "per run and step; (a): an official step, 32 images and prompts of 77 tokens; (b): its text part. `of matmul`: "
+    "floating-point rate as a share of that of matrix products of the text tower's sizes with as many rows. "
+    "`launches`: kernels of a step. `GB`: highest memory in use; `planned GB`: its estimate. `scaled`: not all classes "
+    "fit in memory in an official step; (a) and (b) were measured on this many of them and scaled to all."
+)
+RATES_LEGEND = (
+    "The GPU's rates in TFLOP/s: of square products, and of the products of a text block by number of rows; and of "
+    "memory copies, reading and writing counted."
+)
 SEEDS = 3
 EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots
 IMAGENET_EPOCHS = 50
@@ -43,11 +54,13 @@ class Bench:
         machine: Device, threads, versions and settings.
         rows: One entry per dataset and layout.
         precision: One entry per dataset, if a second precision was measured.
+        rates: On a GPU, one entry per precision: the rates of products and copies.
     """
 
     machine: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     precision: list[dict[str, Any]] = field(default_factory=list)
+    rates: list[dict[str, Any]] = field(default_factory=list)
 
 
 def table(bench: Bench) -> pd.DataFrame:
@@ -70,16 +83,72 @@ def table(bench: Bench) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def projection(bench: Bench) -> pd.DataFrame:
-    """Return the estimated hours of Figure 3's trainings: a line per dataset, and the sum of their runs and hours."""
+def gpu_table(bench: Bench) -> pd.DataFrame:
+    """Return one line per precision, dataset, layout and size of a step, with the columns of ``GPU_LEGEND``."""
     lines = []
-    for dataset in dict.fromkeys(row["dataset"] for row in bench.rows):
-        layouts = {row["layout"]: row for row in bench.rows if row["dataset"] == dataset}
-        end = layouts["end"]
+    for row in bench.rows:
+        ours, text = row["best_run_step_s"], row["official_text_s"]
+        whole, measured = row["official_image_s"] + text, row["official_measured_classes"]
+        lines.append({
+            "precision": row["precision"], "dataset": row["dataset"], "layout": row["layout"], "runs": row["runs"],
+            "rows": row["rows"], "step ms": 1e3 * row["step_s"], "(c) ms": 1e3 * ours, "(a) ms": 1e3 * whole,
+            "(b) ms": 1e3 * text, "(b)/(c)": text / ours, "(a)/(c)": whole / ours,
+            "TFLOP/s": row["flops_per_s"] / 1e12, "of matmul": row["matmul_share"], "launches": row["launches"],
+            "GB": row["peak_bytes"] / 1e9, "planned GB": row["planned_bytes"] / 1e9,
+            "scaled": f"from {measured:,}" if measured < row["classes"] else "",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def rates_table(bench: Bench) -> pd.DataFrame:
+    """Return one line per precision: the highest rates of a GPU."""
+    lines = []
+    for rates in bench.rates:
+        products = {f"{rows:,} rows": rate / 1e12 for rows, rate in rates["products_flops_per_s"].items()}
+        square, copied = rates["square_flops_per_s"] / 1e12, rates["copy_bytes_per_s"] / 1e12
+        lines.append({"precision": rates["precision"], "square": square, **products, "copy TB/s": copied})
+    return pd.DataFrame(lines)
+
+
+def kernels_table(bench: Bench, most: int = 10) -> pd.DataFrame:
+    """Return the ``most`` kernels that take the longest in each step that was measured on a GPU."""
+    facts = ("precision", "dataset", "layout", "rows")
+    lines = [
+        {name: row[name] for name in facts}
+        | {"kernel": kernel["name"], "launches": kernel["launches"], "ms": 1e3 * kernel["seconds"]}
+        for row in bench.rows
+        for kernel in row["kernels"][:most]
+    ]
+    return pd.DataFrame(lines)
+
+
+def projection(bench: Bench) -> pd.DataFrame:
+    """Return the estimated hours of Figure 3's trainings: a line per dataset, and the sum of their runs and hours.
+
+    On a GPU there are such lines for each precision.
+    """
+    precisions = list(dict.fromkeys(row.get("precision") for row in bench.rows))
+    frames = []
+    for precision in precisions:
+        frame = _project([row for row in bench.rows if row.get("precision") == precision])
+        frames.append(frame if precision is None else frame.assign(precision=precision))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _project(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    lines = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == dataset]
+        step = {
+            layout: min(row["best_run_step_s"] for row in own if row["layout"] == layout)
+            for layout in set(VARIANTS.values())
+        }
         epochs = dict.fromkeys(EPOCHS, IMAGENET_EPOCHS) if dataset == "imagenet" else EPOCHS
-        steps = SEEDS * sum(epochs[n] * max(1, n * end["classes"] // BATCH_SIZE) for n in EPOCHS)  # n shots
-        official = end["official_image_s"] + end["official_text_s"]
-        ours = sum(layouts[layout]["best_run_step_s"] for layout in VARIANTS.values())
+        steps = SEEDS * sum(
+            epochs[n] * max(1, n * own[0]["classes"] // BATCH_SIZE) for n in EPOCHS
+        )  # n shots
+        official = own[0]["official_image_s"] + own[0]["official_text_s"]
+        ours = sum(step[layout] for layout in VARIANTS.values())
         lines.append({
             "dataset": dataset, "runs": len(EPOCHS) * SEEDS * len(VARIANTS), "steps_per_variant": steps,
             "official_s_per_step": official, "fastcoop_s_per_step": ours / len(VARIANTS),
@@ -90,13 +159,24 @@ def projection(bench: Bench) -> pd.DataFrame:
     return pd.concat([frame, total.assign(dataset="all")], ignore_index=True)
 
 
+def sections(bench: Bench, profile: bool = False) -> list[str]:
+    """Return the tables of a benchmark with their legends, in Markdown; ``profile`` adds the kernels of a GPU."""
+    if not bench.rates:
+        parts = [LEGEND, markdown(table(bench))]
+        return parts + (
+            ["## A lower precision", markdown(pd.DataFrame(bench.precision))] if bench.precision else []
+        )
+    parts = [RATES_LEGEND, markdown(rates_table(bench)), GPU_LEGEND, markdown(gpu_table(bench))]
+    return parts + (
+        ["## The longest kernels of each step", markdown(kernels_table(bench))] if profile else []
+    )
+
+
 def write_bench(bench: Bench, folder: Path) -> list[Path]:
     """Write bench.json and bench.md into ``folder``; return their paths."""
     machine = ", ".join(f"{key}: {value}" for key, value in bench.machine.items())
-    text = ["# Training steps, measured", machine, LEGEND, markdown(table(bench))]
+    text = ["# Training steps, measured", machine, *sections(bench, profile=True)]
     text += ["## Figure 3 of the paper, projected", ARITHMETIC, markdown(projection(bench))]
-    if bench.precision:
-        text += ["## A lower precision", markdown(pd.DataFrame(bench.precision))]
     content = {"bench.json": json.dumps(asdict(bench), indent=1), "bench.md": "\n\n".join(text) + "\n"}
     folder.mkdir(parents=True, exist_ok=True)
     for name, part_text in content.items():

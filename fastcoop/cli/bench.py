@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Option
 
 from fastcoop.cli.groups import app
-from fastcoop.cli.options import AsJson, Device, comma_list
+from fastcoop.cli.options import AsJson, Device, comma_list, numbers
 from fastcoop.cli.output import show
 from fastcoop.errors import UserError
 
@@ -19,12 +19,21 @@ def bench(
     datasets: Annotated[
         list[str] | None, comma_list(help="Of the paper, imagenet-10 or imagenet-100.")
     ] = None,
+    class_names: Annotated[
+        Path | None, Option(help="Folder of JSON lists, in place of the paper's datasets.")
+    ] = None,
     backbone: Annotated[str, Option(help="An open_clip model; its weights are random.")] = "RN50",
     repeats: Annotated[int, Option(min=1, help="Measurements, fewer for slow contenders.")] = 5,
     dtype: Annotated[str, Option(help="Of both contenders: float32 or bfloat16.")] = "float32",
     precision: Annotated[str | None, Option(help="Also measure this precision: bfloat16.")] = None,
     out: Annotated[Path, Option(help="Folder for bench.json and bench.md.")] = Path("reports/bench"),
     device: Device = "cpu",
+    rows: Annotated[
+        str, Option(help="On a GPU: rows of the steps that are measured.")
+    ] = "4096,16384,65536,131072",
+    profile: Annotated[
+        bool, Option("--profile", help="On a GPU: also print each step's longest kernels.")
+    ] = False,
     project: Annotated[str | None, Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,25 +41,29 @@ def bench(
 
     The official code's step and fastcoop's are measured alternately, in one process per dataset. All of the paper's
     eleven class lists take about an hour on two quiet cores. The results are written after each dataset. Without
-    --datasets: ImageNet's names, all of them and the first 10 and 100.
+    --datasets: ImageNet's names, all of them and the first 10 and 100. On a GPU one process measures float32, TF32 and
+    bfloat16, steps of several sizes, and the GPU's own rates.
 
     Example:  fastcoop bench --datasets imagenet-10 --repeats 5
     """
-    import pandas as pd
-
-    from fastcoop.bench import class_lists, projection, random_backbone, run_bench, table
+    from fastcoop.bench import class_lists, projection, random_backbone, run_bench
     from fastcoop.bench.benchmark import torch_dtype
-    from fastcoop.bench.tables import ARITHMETIC, markdown
+    from fastcoop.bench.tables import ARITHMETIC, markdown, sections
 
-    lists = class_lists(datasets or ())
+    lists = class_lists(datasets or (), class_names)
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
-    if precision == dtype:
-        raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
-    second = None if precision is None else torch_dtype(precision)
-    measured = run_bench(random_backbone(backbone, device, dtype), lists, repeats, second, out)
-    parts = [markdown(table(measured))]
-    parts += [markdown(pd.DataFrame(measured.precision))] if measured.precision else []
+    if device != "cpu":
+        from fastcoop.bench.gpu import run_gpu_bench
+
+        sizes = [int(size) for size in numbers(rows, "--rows")]
+        measured = run_gpu_bench(backbone, device, lists, sizes, repeats=repeats, out=out)
+    else:
+        if precision == dtype:
+            raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
+        second = None if precision is None else torch_dtype(precision)
+        measured = run_bench(random_backbone(backbone, device, dtype), lists, repeats, second, out)
+    parts = sections(measured, profile)[1:]
     parts += [ARITHMETIC, markdown(projection(measured))] if project else []
     value = asdict(measured) | ({"projection": projection(measured).to_dict("records")} if project else {})
     show(value, [*"\n\n".join(parts).split("\n"), out / "bench.json", out / "bench.md"], as_json)

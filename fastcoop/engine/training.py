@@ -24,7 +24,15 @@ from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.runs import ActiveRun, OnDevice, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
-from fastcoop.engine.weights import Precision, bmm, disable_autocast, dtype_of, limit_threads, row_rule, warn_if_dtype_is_slow
+from fastcoop.engine.weights import (
+    Precision,
+    bmm,
+    disable_autocast,
+    dtype_of,
+    limit_threads,
+    row_rule,
+    warn_if_dtype_is_slow,
+)
 from fastcoop.errors import UserError
 
 SYNC_EVERY = 16  # steps, or an epoch, between host syncs that check for divergence

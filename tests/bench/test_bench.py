@@ -166,7 +166,7 @@ def test_the_last_step_of_a_training_is_timed(device, monkeypatch):
     monkeypatch.setitem(STEPS, "cpu", STEPS[device])
     # Every reading of the clock takes a second.
     monkeypatch.setattr("fastcoop.bench.measure.time.perf_counter", itertools.count().__next__)
-    matmuls = Matmuls(backbone)
+    matmuls = Matmuls(backbone, 64)
     step = FastcoopStep(backbone, NAMES, PromptLayout(4), 3, matmuls=matmuls)
     assert step.repeats == max(1, round(step.flops / matmuls.flops))
     assert [step(), step()] == [1, 1]
