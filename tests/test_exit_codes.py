@@ -235,7 +235,7 @@ def test_ctrl_c_reaches_a_command(world):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1].startswith("Stopped. 1 run is done")
+    assert err.splitlines()[-1] == "Stopped. Finished work is kept; the same command continues it."
     assert "Traceback" not in err
 
 

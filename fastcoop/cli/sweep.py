@@ -12,10 +12,9 @@ import yaml
 from typer import Argument, Option
 
 from fastcoop.cli import options
-from fastcoop.cli.groups import INTERRUPTED, app
+from fastcoop.cli.groups import app
 from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, ResultsFolder, Runs, SkipUnreadable
 from fastcoop.cli.output import say, show
-from fastcoop.errors import UserError
 from fastcoop.progress import counted
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ def sweep(
     Example:  fastcoop sweep experiments/fig3.yaml --only coop --set methods.coop.epochs=20 --dry-run
     """
     from fastcoop.sweeps import sweep as run_sweep
-    from fastcoop.sweeps.grid_sweep import results_folder
 
     read = {"overrides": overrides or (), "only": only or ()}
     names = [str(param.name) for param in context.command.params]
@@ -84,11 +82,7 @@ def sweep(
         "memory_budget": memory_budget, "retry_failed": retry_failed, "skip_unreadable": skip_unreadable,
         "backend": backend, "address": address,
     }  # fmt: skip
-    try:
-        summary = run_sweep(grid, **given_values)
-    except KeyboardInterrupt:
-        _print_stop(results_folder(grid, results))
-        raise typer.Exit(INTERRUPTED) from None
+    summary = run_sweep(grid, **given_values)
     show(summary.as_json(), _planned_lines(summary) if dry_run else _summary_lines(summary), as_json)
     if dry_run:
         return
@@ -126,18 +120,6 @@ def _planned_lines(planned: Summary) -> Iterator[str]:
         yield f"{counted(len(planned.failed), 'run')} failed before; --retry-failed tries them again"
     yield from planned.forecast.lines() if planned.forecast else ()
     yield total
-
-
-def _print_stop(folder: Path) -> None:
-    """Print how many runs of an interrupted sweep are done."""
-    from fastcoop.results.read import load_score_inputs
-
-    try:
-        done = len(load_score_inputs(folder))
-    except UserError:  # stopped before there was a results folder
-        done = 0
-    runs = f"{counted(done, 'run')} {'is' if done == 1 else 'are'}"
-    say(f"Stopped. {runs} done and kept in {folder}; the same command goes on from there.", err=True)
 
 
 def _first(lines: Sequence[str]) -> list[str]:

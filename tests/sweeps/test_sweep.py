@@ -152,7 +152,8 @@ def test_the_command_ends_an_interrupted_sweep_with_one_line_and_code_130(
     with pytest.raises(SystemExit) as stopped:
         main(["sweep", *map(str, [tmp_path / "grid.yaml", *places, "--jobs", 1])])
     assert stopped.value.code == 130
-    assert "Stopped. 1 run is done and kept in" in capsys.readouterr().err
+    assert "Stopped. Finished work is kept" in capsys.readouterr().err
+    assert len(load_results(tmp_path / "results").key.unique()) == 1
 
 
 def test_new_targets_are_tested_without_learning_again(
