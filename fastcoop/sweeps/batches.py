@@ -6,7 +6,7 @@ reach the same bits. Methods that do not train in the engine have batches of sin
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ def form_batches(
 ) -> list[Batch]:
     """Return the batches of all pending runs, in order: recorded ones as they were, and new ones for the other runs.
 
+    A recorded batch is restored if all its runs are in the grid and some of them are to be trained.
+
     Args:
         planned: All runs of the grid, by key.
         pending: The runs to do, by key.
@@ -39,25 +41,16 @@ def form_batches(
         UserError: A prompt does not fit the text tower.
     """
     to_train = {key for key, run in pending.items() if not run.has_learned}
-    restored = restore_recorded_batches(recorded, planned, to_train)
-    taken = {key for batch in restored for key in batch.keys}
-    rest = [run for key, run in pending.items() if key not in taken]
-    return in_order([*restored, *plan_batches(rest, budget=budget)])
-
-
-def restore_recorded_batches(
-    recorded: Sequence[Batch], planned: Mapping[str, RunSpec], pending: Container[str]
-) -> list[Batch]:
-    """Return the recorded batches whose runs are all in the grid, and of which some are pending."""
     batches: list[Batch] = []
     taken: set[str] = set()
     for batch in recorded:
         complete = all(key in planned and key not in taken for key in batch.keys)
-        if complete and any(key in pending for key in batch.keys):
+        if complete and not to_train.isdisjoint(batch.keys):
             # Keys contain digests of weights, not names: the backbone may have been renamed.
             batches.append(replace(batch, backbone=planned[batch.keys[0]].backbone))
             taken.update(batch.keys)
-    return batches
+    rest = [run for key, run in pending.items() if key not in taken]
+    return in_order([*batches, *plan_batches(rest, budget=budget)])
 
 
 def plan_batches(runs: Iterable[RunSpec], *, budget: int) -> list[Batch]:

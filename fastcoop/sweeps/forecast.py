@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -93,6 +93,9 @@ class Forecast:
 
 def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
     """Return the expected time and memory of what is left of a sweep into the results folder ``folder``."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
     from fastcoop.engine import plan_training
 
     startup = min(time.process_time(), MAX_STARTUP_SECONDS)
@@ -107,7 +110,10 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
             trainings[batch.name] = plan_training(model, shapes, memory_budget=batch.budget)
     recorded, missing = _recorded_seconds(folder), missing_crops(loaded)
     parts, seconds = [], []
-    with _threads(plan.team.threads):
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(plan.team.threads)
+        stack.enter_context(threadpool_limits(plan.team.threads))
         for names, group in groups.items():
             took = _batch_seconds(group, runs, trainings, recorded)
             sizes = [len(batch.keys) for batch in group]
@@ -129,20 +135,6 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
         seconds=wall if len(seconds) == len(plan.batches) else None,
         memory_bytes=processes * (psutil.Process().memory_info().rss + largest),
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        with threadpool_limits(number):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _recorded_seconds(folder: Path) -> dict[Any, float]:

@@ -193,15 +193,14 @@ def sweep(
     warn_of_unused_settings(planned)
 
     def make_plan(tested: Tests, failures: Mapping[str, str], recorded: Sequence[Batch]) -> SweepPlan:
-        pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
-        workers = 1 if backend == "dask" else max_workers(jobs, device)
-        budget = budget_of(device, memory_budget, workers)
+        counts, pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
         by_key = {run.key: run for run in planned}
+        budget = budget_of(device, memory_budget, 1 if backend == "dask" else max_workers(jobs, device))
         batches = form_batches(by_key, pending, recorded, budget=budget)
         team = ExecutorConfig((device,), 1) if backend == "dask" else choose_team(jobs, device, batches)
         known = {batch.name for batch in recorded}
         batches = [b if b.name in known else replace(b, threads=team.threads) for b in batches]
-        return SweepPlan(by_key, count_runs(planned, tested), pending, skipped, batches, team)
+        return SweepPlan(by_key, counts, pending, skipped, batches, team)
 
     if dry_run:
         from fastcoop.sweeps.forecast import forecast
@@ -268,32 +267,26 @@ def _read_progress(folder: Path) -> tuple[Tests, Mapping[str, str], Sequence[Bat
         return store.finished(), store.failures(), store.batches()
 
 
-def count_runs(planned: Sequence[RunSpec[Any]], tested: Tests) -> tuple[Count, ...]:
-    """Count all runs and finished runs by backbone, dataset and method."""
-    counts: dict[tuple[str, str, str], list[int]] = {}
-    for run in planned:
-        count = counts.setdefault((run.backbone, run.dataset, run.method), [0, 0])
-        count[0] += 1
-        count[1] += run.key in tested and not missing_tests(run, tested[run.key])
-    return tuple(Count(*names, *count) for names, count in counts.items())
-
-
 def select_pending(
     planned: Sequence[RunSpec[Any]], tested: Tests, folder: Path, failures: Mapping[str, str]
-) -> tuple[dict[str, RunSpec[Any]], dict[str, str]]:
-    """Return the runs to do by key, and the errors of those that ``failures`` leaves out.
+) -> tuple[tuple[Count, ...], dict[str, RunSpec[Any]], dict[str, str]]:
+    """Return the numbers of runs, the runs to do by key, and the errors of those that ``failures`` leaves out.
 
     Runs that are done but lack a test, or whose test was of something that has changed, are returned with what they
     learned, where it is kept.
     """
+    counts: dict[tuple[str, str, str], list[int]] = {}
     pending, skipped = {}, {}
     for run in planned:
         left = run if run.key not in tested else _untested_part(run, tested[run.key], folder)
+        count = counts.setdefault((run.backbone, run.dataset, run.method), [0, 0])
+        count[0] += 1
+        count[1] += left is None
         if left is not None and run.key in failures:
             skipped[run.key] = failures[run.key]
         elif left is not None:
             pending[run.key] = left
-    return pending, skipped
+    return tuple(Count(*names, *count) for names, count in counts.items()), pending, skipped
 
 
 def _untested_part(run: RunSpec[Any], tested: Mapping[str, ScoreInputs], folder: Path) -> RunSpec[Any] | None:

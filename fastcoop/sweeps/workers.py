@@ -64,7 +64,6 @@ class ExecutorConfig:
 
     @property
     def size(self) -> int:
-        """Number of processes."""
         return len(self.devices)
 
 

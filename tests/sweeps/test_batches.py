@@ -13,7 +13,7 @@ from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.results.store import open_store
-from fastcoop.sweeps.batches import form_batches, in_order, plan_batches, restore_recorded_batches
+from fastcoop.sweeps.batches import form_batches, in_order, plan_batches
 
 BUDGET = 1 << 30
 
@@ -82,7 +82,7 @@ def test_recorded_batches_are_formed_again_with_their_done_runs(
     narrowed = {key: run for key, run in planned.items() if key != first[0].keys[0]}
     (anew,) = form_batches(narrowed, left, recorded, budget=BUDGET)
     assert anew.keys == tuple(left)
-    assert restore_recorded_batches([first[0], first[0]], planned, planned) == [first[0]]
+    assert form_batches(planned, left, [first[0], first[0]], budget=BUDGET) == [first[0]]
 
 
 def test_batches_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
