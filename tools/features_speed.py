@@ -109,10 +109,10 @@ def read(images: int, views: int, dim: int) -> None:
         for split, part in splits.items():
             stored = 1 + views if split == "train" else 1
             block = rng.standard_normal((min(200, len(part)), stored, dim)).astype(np.float16)
-            blocks = (
+            blocks = [
                 (np.arange(start, min(start + 200, len(part))), slice(0, stored), block[: len(part) - start])
                 for start in range(0, len(part), 200)
-            )
+            ]
             contents[split] = SplitContent(np.arange(len(part)), unknown_files(len(part)), blocks)
         path = Path(folder) / "made-up.h5"
         write_store(path, Encoding(backbone, dataset, views=views).meta({}), dataset.splits, contents)
