@@ -134,27 +134,21 @@ class PackAttention:
         self.used_rows, self.used_leaves = forest.used_rows, forest.used_leaves
         self.last = len(forest.tower.blocks) - 1
         self.d = self.width // forest.tower.heads
-        self.chunks: tuple[list[Chunk], list[Chunk]] = (
-            [],
-            [],
-        )  # for all layers but the last, and for the last
+        # The chunks of all layers but the last, and of the last.
+        self.chunks: tuple[list[Chunk], list[Chunk]] = ([], [])
         for g in forest.groups:
             layout = g.tree_layout
             most = max(1, forest.chunk // layout.positions)  # runs
-            for leaves_only in (False, True):
-                places, size = (g.leaves, layout.leaves) if leaves_only else (g.rows, layout.rows)
+            for leaves_only, chunks in enumerate(self.chunks):
+                outputs, count = (g.leaves, layout.leaves) if leaves_only else (g.rows, layout.rows)
                 routes: dict[int, Routes] = {}
                 for first in range(0, g.runs, most):
                     runs = min(most, g.runs - first)
                     if runs not in routes:
-                        routes[runs] = Routes(layout, forest.tower.heads, runs, leaves_only)
-                    rows, outputs = (
-                        slice(start + first * n, start + (first + runs) * n)
-                        for start, n in ((g.rows.start, layout.rows), (places.start, size))
-                    )
-                    self.chunks[leaves_only].append(
-                        Chunk(g, runs, routes[runs], layout.packed_constants, rows, outputs)
-                    )
+                        routes[runs] = Routes(layout, forest.tower.heads, runs, bool(leaves_only))
+                    at_rows = _of_runs(g.rows, layout.rows, first, runs)
+                    at_outputs = _of_runs(outputs, count, first, runs)
+                    chunks.append(Chunk(g, runs, routes[runs], layout.packed_constants, at_rows, at_outputs))
 
     def qkv(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the memory (rows, 3 width) into which the tower writes a layer's queries, keys and values."""
@@ -244,6 +238,11 @@ class PackAttention:
             if is_trunk:
                 grad_k[:, :, 0] += shared[0, :, :, constants:]
                 grad_v[:, :, 0] += shared[1, :, :, constants:]
+
+
+def _of_runs(places: slice, count: int, first: int, runs: int) -> slice:
+    """Return the part of a group's places that ``runs`` runs from ``first`` on have, ``count`` each."""
+    return slice(places.start + first * count, places.start + (first + runs) * count)
 
 
 def _for_runs(constants: Tensor, runs: int) -> Tensor:

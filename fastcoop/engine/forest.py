@@ -155,13 +155,11 @@ class AttentionMemory:
     """What attention's forward pass in one layer writes for its backward pass."""
 
     def __init__(self, buffer: Callable[[], Buffer]):
-        self.slices = defaultdict[int, Buffer](
-            buffer
-        )  # per chunk (slices, d): queries, keys and values by pack
+        # Per chunk (slices, d): queries, keys and values by pack.
+        self.slices = defaultdict[int, Buffer](buffer)
         self.shared_kv = defaultdict[int, Buffer](buffer)  # per chunk (2, R, H, S, d): of constants and trunk
-        self.own_kv = defaultdict[PackKey, Buffer](
-            buffer
-        )  # (2, R, H, P, K, d): with the constants before them
+        # (2, R, H, P, K, d): own keys and values, with the constants before them.
+        self.own_kv = defaultdict[PackKey, Buffer](buffer)
         self.probabilities = defaultdict[PackKey, Buffer](buffer)  # (R, H, P, queries, S + K)
         self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the others
         self.saved: dict[PackKey, SavedPack] = {}  # views of the above, for packs with queries
@@ -201,9 +199,7 @@ class Workspace:
         self.scores_own = buffer()  # (R H P, queries, K)
         self.scores = buffer()  # (R, H, P, queries, S + K): both side by side
         self.grad_scores = buffer()  # (R, H, P, queries, S + K)
-        self.activation = (
-            buffer()
-        )  # (rows of a chunk, hidden): the MLP behind its activation, or the gradient there
+        self.activation = buffer()  # (rows of a chunk, hidden): behind the activation, or the gradient there
         self.grad_x = buffer()  # (rows, width): the gradient of the first or last layer's input
 
         # With kernels.

@@ -171,10 +171,8 @@ class _Training:
 
     def sync_if_due(self) -> None:
         """Read the runs' progress where the batch is at its end, and every SYNC_EVERY steps or epoch."""
-        sync_every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active))
-        if self.batch is not None and (
-            self.batch.done == self.batch.steps or self.batch.done % sync_every == 0
-        ):
+        every, batch = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active)), self.batch
+        if batch is not None and (batch.done == batch.steps or batch.done % every == 0):
             self.sync()
 
     def sync(self) -> None:
@@ -335,9 +333,7 @@ class CrossEntropy:
             rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[key], -1)
         self.images = images[0] if len(images) == 1 else torch.cat(images)
         self.labels = torch.cat(labels)
-        self.rows = rows.to(
-            self.images.device
-        )  # (steps, runs, batch size) of images, -1 where a batch is short
+        self.rows = rows.to(self.images.device)  # (steps, runs, batch size), -1 where a batch is short
 
     def __call__(self, features: Sequence[Tensor], step: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return each run's loss (runs,) and each group's gradients (runs, classes, dim).
