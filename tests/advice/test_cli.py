@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fastcoop.bench import class_lists
 from fastcoop.cli import main
 from fastcoop.errors import UserError
 from tests.advice import follows
@@ -170,3 +171,11 @@ def test_another_place_is_chosen(call: Call) -> None:
     code, _, err = call("report", "results/grid", "--out", "grid.yaml")
     assert (code, "choose another place" in err) == (2, True), err
     assert call("report", "results/grid", "--out", "rep")[0] == 0
+
+
+@follows("put one list of class names per dataset there")
+def test_class_names_for_the_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="put one list of class names per dataset there"):
+        class_lists(folder=tmp_path)
+    (tmp_path / "pets.json").write_text('["cat", "dog"]')
+    assert class_lists(folder=tmp_path) == {"pets": ["cat", "dog"]}
