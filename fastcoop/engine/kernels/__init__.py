@@ -1,4 +1,4 @@
-"""Triton kernels: a training step on a GPU in about 230 launches, whatever the number of trees.
+"""Triton kernels: a training step on a GPU in about 220 launches, for any number of trees.
 
 The matrix products stay with cuBLAS. Around them,
 - `attention` attends over the whole forest (all trees, runs and heads) in one launch, planned by `tiles`;

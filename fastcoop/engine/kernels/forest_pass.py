@@ -47,7 +47,7 @@ class KernelPass:
             torch.cat([g.tree_layout.constants[layer].permute(2, 0, 1, 3).flatten(1) for g in groups])
             for layer in range(len(tower.blocks))
         ]
-        self.learned_rows, self.leaf_rows = forest.learned_rows.int(), forest.leaf_rows.int()
+        self.learned_rows = forest.learned_rows.int()
         self.all_rows = torch.arange(forest.rows, dtype=torch.int32, device=device)
         self.leaf_of_row = torch.full((forest.rows,), -1, dtype=torch.int32, device=device)
         self.leaf_of_row[forest.leaf_rows] = torch.arange(forest.leaves, dtype=torch.int32, device=device)
@@ -68,7 +68,7 @@ class KernelPass:
         self.sum_vectors = Segments.of(vector_of_row, device)  # from learned rows to vectors
         self.sum_classes = Segments.of(leaf_of_class, device)  # from classes to leaves
 
-    # As `tower.ForestPass`: group by group.
+    # Group by group, as `tower.ForestPass`.
 
     def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim), from contexts (runs, slots, width) of each."""
@@ -116,15 +116,8 @@ class KernelPass:
             x, stats = after.x(rows, tower.width), after.x_stats(2, rows, 1)
             eps = tower.eps_final if is_last else tower.blocks[layer + 1].eps_1
             layer_norm(
-                middle,
-                normal,
-                stats,
-                eps,
-                LN_OFFSET,
-                branch=active @ block.proj,
-                bias=block.proj_bias,
-                sums=x,
-            )
+                middle, normal, stats, eps, LN_OFFSET, branch=active @ block.proj, bias=block.proj_bias, sums=x
+            )  # fmt: skip
         features: Tensor = (normal @ tower.projection).index_select(0, self.leaf_of_class)
         return features
 
