@@ -24,7 +24,6 @@ CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows o
 GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
 SPARE_ROWS = 144  # rows that fill up CPU products (`RowRule`); measured in training, typical here
 STATE_COPIES = 5  # of the contexts: themselves, momentum, gradient, and the next step's momentum and change
-FEATURE_COPIES = 2  # the run's features on the device, and the batch's table of all runs' features
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
     contexts = layout.context_length * sizes.width * (len(names) if layout.class_specific else 1)
     loss = run.batch_size * (4 * len(names) + 2 * sizes.dim)
     tables = run.steps * (4 * run.batch_size + 2 * state)
-    features = FEATURE_COPIES * run.images * run.views * sizes.dim * state
+    features = run.images * run.views * sizes.dim * state  # less where they are stored in float16
     tree = _tree_cost(backbone, names, layout, sizes)
     return RunCost(run, tree, (STATE_COPIES * contexts + loss) * state + tables, features)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
@@ -24,7 +23,6 @@ MIN_RATE, MAX_RATE = 1e-38, 1e38  # limits of float32
 
 State = dict[str, Tensor]  # the progress of a training, as named tensors on the CPU
 PROGRESS = ("contexts", "momentum", "losses")  # saved with the step; batches and rates follow from the run
-OnDevice = MutableMapping[int, Tensor]  # features and labels by the id of their source; runs share them
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -40,7 +38,7 @@ class Run:
         class_names: Names of the classes.
         layout: The prompt layout.
         contexts: First contexts, (M, width), or (classes, M, width) if class-specific.
-        features: Raw image features, (images, views, dim).
+        features: Raw image features, (images, views, dim), of any float dtype.
         labels: Class of each image, (images,), integers.
         epochs: Passes over the images.
         seed: Draws the order of the images and their views.
@@ -124,7 +122,12 @@ class Run:
         """The run's sizes, for `plan_training`."""
         images, views = self.features.shape[:2]
         size = self.batch_size if self.batches is None else np.shape(self.batches)[1]
-        return RunShape(self.class_names, self.layout, self.steps, images, views, size, id(self.features))
+        return RunShape(self.class_names, self.layout, self.steps, images, views, size, self.images)
+
+    @property
+    def images(self) -> Hashable:
+        """What identifies the images: runs that read the same memory share them on the device."""
+        return tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (self.features, self.labels))
 
 
 def _expect(fits: bool, expected: str, got: object) -> None:
@@ -187,8 +190,6 @@ class ActiveRun:
     run: Run
     contexts: Tensor  # (slots, width) on the device, as is the momentum
     momentum: Tensor
-    images: Tensor  # (images * views, dim), normalized, on the device
-    labels: Tensor  # (images,) on the device
     batches: Tensor  # (steps, batch size)
     rates: np.ndarray  # learning rate of each epoch
     losses: Tensor  # (steps,)
@@ -197,22 +198,13 @@ class ActiveRun:
     diverged_at: int | None = None
 
     @classmethod
-    def start(
-        cls, index: int, run: Run, dtype: torch.dtype, device: torch.device, known: OnDevice | None = None
-    ) -> ActiveRun:
-        """Put a run's contexts and images on the device; images in ``known`` are shared, others are added to it."""
+    def start(cls, index: int, run: Run, dtype: torch.dtype, device: torch.device) -> ActiveRun:
+        """Put a run's contexts on the device."""
         contexts = run.contexts.detach().to(device, dtype).reshape(-1, run.contexts.shape[-1]).clone()
-        known = {} if known is None else known
-        images, labels = known.get(id(run.features)), known.get(id(run.labels))
-        if images is None:
-            images = F.normalize(run.features.to(device, dtype), dim=-1, eps=0.0).flatten(0, 1)
-        if labels is None:
-            labels = run.labels.to(device)
-        known[id(run.features)], known[id(run.labels)] = images, labels
         batches = torch.as_tensor(draw_batches(run))
         rates = learning_rates(run.epochs, run.learning_rate)
         losses = torch.zeros(len(batches), dtype=dtype)
-        return cls(index, run, contexts, torch.zeros_like(contexts), images, labels, batches, rates, losses)
+        return cls(index, run, contexts, torch.zeros_like(contexts), batches, rates, losses)
 
     @property
     def steps_left(self) -> int:

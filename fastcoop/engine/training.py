@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
@@ -21,7 +21,7 @@ from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.checks import whole_number
 from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, plan_training
 from fastcoop.engine.forest import Forest, Trees, Workspace
-from fastcoop.engine.runs import ActiveRun, OnDevice, Run, State, Trained, ended_runs, state_of_ended
+from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import (
@@ -126,7 +126,6 @@ class _Training:
         self.started: dict[int, ActiveRun] = {}  # also those that wait again since memory ran out
         self.active: list[ActiveRun] = []
         self.batch: Batch | None = None
-        self.on_device: OnDevice = WeakValueDictionary()
         for index, trained in self.results.items():
             self.on_done(index, trained)
 
@@ -164,7 +163,7 @@ class _Training:
         while self.waiting and self.budget.try_add(self.plan.runs[self.waiting[0]]):
             n = self.waiting.popleft()
             if n not in self.started:
-                self.started[n] = ActiveRun.start(n, self.runs[n], dtype, tower.device, self.on_device)
+                self.started[n] = ActiveRun.start(n, self.runs[n], dtype, tower.device)
                 self.started[n].restore(self.given_state)
             self.active.append(self.started[n])
         return Batch(self.trees, self.active, self.logit_scale, self.workspace)
@@ -311,29 +310,33 @@ class CrossEntropy:
 
     Args:
         groups: The runs of each group.
-        steps: Steps of the batch; the images of each are put on the device here.
+        steps: Steps of the batch.
         logit_scale: Logits are this times the cosine.
+
+    Attributes:
+        images, labels: Those of all runs on the device, (images, dim) raw and (images,).
+        rows: int32 (steps, runs, batch size), the images of each step, -1 where a batch is short.
     """
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int, logit_scale: float):
         self.groups, self.logit_scale = groups, logit_scale
         active = [a for group in groups for a in group]
-        starts: dict[tuple[int, int], int] = {}  # where a run's images begin among those of all runs
-        images, labels, size = [], [], 0
+        device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
+        starts: dict[Hashable, int] = {}  # where a run's images begin among those of all runs
+        pool, size = [], 0  # runs that read the same images, all of them in this batch, share one copy
         longest = max(a.batches.shape[1] for a in active)
         rows = torch.full((steps, len(active), longest), -1, dtype=torch.int32)
         for i, a in enumerate(active):
-            key = id(a.images), id(a.labels)
-            if key not in starts:
-                starts[key] = size
-                images.append(a.images)
-                labels.append(a.labels.repeat_interleave(a.run.features.shape[1]))
-                size += len(a.images)
-            own = a.batches[a.step : a.step + steps]
-            rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[key], -1)
-        self.images = images[0] if len(images) == 1 else torch.cat(images)
-        self.labels = torch.cat(labels)
-        self.rows = rows.to(self.images.device)  # (steps, runs, batch size), -1 where a batch is short
+            run, own = a.run, a.batches[a.step : a.step + steps]
+            if run.images not in starts:
+                starts[run.images] = size
+                pool.append((run.features.flatten(0, 1), run.labels.repeat_interleave(run.features.shape[1])))
+                size += len(pool[-1][0])
+            rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[run.images], -1)
+        self.images, self.labels = (
+            torch.cat([part.to(device) for part in parts]) for parts in zip(*pool, strict=True)
+        )
+        self.rows = rows.to(device)
 
     def __call__(self, features: Sequence[Tensor], step: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return each run's loss (runs,) and each group's gradients (runs, classes, dim).
@@ -344,7 +347,8 @@ class CrossEntropy:
         """
         rows = self.rows.index_select(0, step)[0]
         at = rows.clamp(min=0)
-        images, labels = self.images[at], torch.where(rows >= 0, self.labels[at], -1)
+        images = F.normalize(self.images[at].to(self.dtype), dim=-1, eps=0.0)
+        labels = torch.where(rows >= 0, self.labels[at], -1)
         losses, grads, start = [], [], 0
         for group, class_features in zip(self.groups, features, strict=True):
             part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
@@ -447,11 +451,13 @@ class RecordedStep:
 
     def _record(self, step: Callable[[], None]) -> None:
         graph, device = torch.cuda.CUDAGraph(), self._device
+        stream = torch.cuda.current_stream(device)
         try:
             # On the step's own GPU: work on another GPU than the recorded stream's would run, unrecorded.
             with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
                 step()
             self._graph = graph
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a recording that fails at its end leaves its own stream current
             log.warning("The step could not be recorded (%s); continuing without, more slowly.", error)
             self._plain_calls = -1

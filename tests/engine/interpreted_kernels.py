@@ -208,7 +208,7 @@ def test_segments_are_summed_in_order(onto):
 def test_losses_and_gradients_of_all_runs_are_those_of_cross_entropy(dtype):
     classes, dim, images, batch = [3, 70, 1], 40, 11, 5
     features = torch.randn(sum(classes), dim, dtype=dtype)
-    table = F.normalize(torch.randn(images, dim, dtype=dtype), dim=-1)
+    table = 3 * torch.randn(images, dim, dtype=dtype)
     labels = torch.randint(70, (images,))
     image_rows = torch.randint(images, (2, len(classes), batch), dtype=torch.int32)
     image_rows[1, 0, 3:] = -1  # a short batch
@@ -221,7 +221,7 @@ def test_losses_and_gradients_of_all_runs_are_those_of_cross_entropy(dtype):
     for run, part in enumerate(features.split(classes)):
         own, read = part.double().requires_grad_(), image_rows[1, run].long()
         read = read[read >= 0]
-        logits = 100.0 * table[read].double() @ F.normalize(own, dim=-1).t()
+        logits = 100.0 * F.normalize(table[read].double(), dim=-1) @ F.normalize(own, dim=-1).t()
         expected = F.cross_entropy(logits, labels[read])
         expected.backward()
         assert math.isclose(losses[run], expected.item(), rel_tol=EXACT[dtype], abs_tol=EXACT[dtype])

@@ -49,18 +49,35 @@ def test_nothing_in_a_step_waits_for_the_host(backbone32, make_run):
     assert [a.step for a in batch.active] == [2] * len(runs)
 
 
-def test_runs_that_share_features_share_them_on_the_device(backbone32, make_run):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_runs_over_the_same_images_share_one_copy_on_the_device_in_their_own_dtype(
+    backbone32, make_run, dtype
+):
     run = make_run(epochs=4)
-    mid = Run(NAMES, PromptLayout(4, "mid"), run.contexts, run.features, run.labels, 4, 5)
-    known = {}
-    active = [
-        ActiveRun.start(n, r, torch.float32, torch.device("cpu"), known) for n, r in enumerate([run, mid])
+    features, labels = (
+        run.features.to(dtype).numpy(),
+        run.labels.numpy(),
+    )  # as methods read them, one array per subset
+    runs = [
+        Run(
+            NAMES,
+            PromptLayout(4, position),
+            run.contexts,
+            torch.from_numpy(features),
+            torch.from_numpy(labels),
+            4,
+            5,
+        )
+        for position in ("end", "mid")
     ]
-    assert active[0].images is active[1].images
-    batch = Batch(Trees(backbone32), active, backbone32.logit_scale)
-    assert batch.objective.images.data_ptr() == active[0].images.data_ptr()
-    together = train(backbone32, [run, mid])
-    assert distance(together[1].contexts, train(backbone32, [mid])[0].contexts) < 1e-6
+    runs.append(make_run(seed=1, epochs=4))
+    active = [ActiveRun.start(n, r, torch.float32, torch.device("cpu")) for n, r in enumerate(runs)]
+    shared = Batch(Trees(backbone32), active[:2], backbone32.logit_scale).objective.images
+    assert (shared.dtype, len(shared)) == (dtype, features.shape[0] * features.shape[1])
+    assert len(Batch(Trees(backbone32), active, backbone32.logit_scale).objective.images) == 2 * len(shared)
+    together = train(backbone32, runs)
+    for number, run in enumerate(runs):
+        assert distance(together[number].contexts, train(backbone32, [run])[0].contexts) < 1e-6
 
 
 def test_a_step_is_recorded_once_and_replayed(monkeypatch):
@@ -89,6 +106,9 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the step's own on {device}")
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     replayed = RecordedStep(40, torch.device("cuda", 1))
     for _ in range(10):
         replayed(lambda: calls.append(1))
@@ -115,6 +135,7 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch):
     for _ in range(10):
         replayed(refuse)
     assert len(calls) == 10
+    assert current == ["the step's own on cuda"]  # a failed recording leaves its own stream current
 
 
 def test_a_replay_that_does_nothing_is_noticed(backbone32, make_run, monkeypatch):

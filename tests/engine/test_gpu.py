@@ -15,6 +15,7 @@ from fastcoop.engine.runs import Run, draw_batches
 from fastcoop.engine.training import ActiveRun, Batch
 from fastcoop.engine.tree_layout import TreeLayout, tree_key
 from fastcoop.prompts import PromptLayout
+from tests.engine.step_counting import FakeRun
 
 LAYOUTS = (
     PromptLayout(4),
@@ -109,7 +110,7 @@ def test_contexts_on_the_cpu_are_encoded_on_the_gpu(backbone32):
 
 def _without_checks(run: Run, batches: Any) -> Run:
     """``run`` with fake tensors, whose labels cannot be looked at."""
-    other = object.__new__(Run)
+    other = object.__new__(FakeRun)
     tensors = {
         name: torch.empty(getattr(run, name).shape, dtype=getattr(run, name).dtype)
         for name in ("contexts", "features", "labels")

@@ -24,10 +24,11 @@ def _cosines(
     features, images, first, classes, image, is_image,
     dim, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """Return cosines (BATCH, CLASSES) of images with the classes from ``first`` on, and the class features' norms."""
+    """Return cosines (BATCH, CLASSES) of images with the classes from ``first`` on, and the norms of both."""
     c = tl.arange(0, CLASSES)
-    products = tl.zeros((BATCH, CLASSES), images.dtype.element_ty)
-    squares = tl.zeros((CLASSES,), images.dtype.element_ty)
+    products = wide(tl.zeros((BATCH, CLASSES), images.dtype.element_ty))
+    squares = wide(tl.zeros((CLASSES,), images.dtype.element_ty))
+    image_squares = wide(tl.zeros((BATCH,), images.dtype.element_ty))
     for begin in range(0, dim, DIM_BLOCK):
         k = begin + tl.arange(0, DIM_BLOCK)
         of_image = images + image[:, None].to(tl.int64) * dim + k[None, :]
@@ -36,8 +37,10 @@ def _cosines(
         b = wide(tl.load(of_class, mask=(c < classes)[:, None] & (k[None, :] < dim), other=0.0))
         products += tl.dot(a, tl.trans(b), input_precision="ieee")
         squares += tl.sum(b * b, 1)
+        image_squares += tl.sum(a * a, 1)
     norm = tl.where(c < classes, tl.sqrt(squares), 1.0)
-    return products / norm[None, :], norm
+    image_norm = tl.where(is_image, tl.sqrt(image_squares), 1.0)
+    return products / image_norm[:, None] / norm[None, :], norm, image_norm
 
 
 @triton.jit
@@ -55,11 +58,10 @@ def cross_entropy_kernel(
     count = tl.sum(is_image.to(tl.int32), 0)
 
     # Every program of a run goes over all of its classes for the softmax; the gradient is for its own block alone.
-    largest = tl.full((BATCH,), float("-inf"), images.dtype.element_ty)
-    total = tl.zeros((BATCH,), images.dtype.element_ty)
-    right = tl.zeros((BATCH,), images.dtype.element_ty)
+    total = wide(tl.zeros((BATCH,), images.dtype.element_ty))
+    right, largest = total, total + float("-inf")
     for begin in range(0, classes, CLASSES):
-        cosines, _ = _cosines(
+        cosines, _, _ = _cosines(
             features, images, first + begin, classes - begin, image, is_image, dim, DIM_BLOCK, CLASSES, BATCH
         )
         logits = tl.where((begin + c < classes)[None, :], scale * cosines, float("-inf"))
@@ -70,7 +72,7 @@ def cross_entropy_kernel(
     if own == 0:
         tl.store(losses + run, tl.sum(tl.where(is_image, largest + tl.log(total) - right, 0.0), 0) / count)
 
-    cosines, norm = _cosines(
+    cosines, norm, image_norm = _cosines(
         features, images, first + own, classes - own, image, is_image, dim, DIM_BLOCK, CLASSES, BATCH
     )
     is_class = own + c < classes
@@ -78,12 +80,13 @@ def cross_entropy_kernel(
     error = p - ((own + c)[None, :] == label[:, None]).to(p.dtype)
     error = tl.where(is_image[:, None], error * scale / count, 0.0)
     along = tl.sum(error * cosines, 0)  # the gradient's part along the class feature, which its norm removes
+    error /= image_norm[:, None]
     for begin in range(0, dim, DIM_BLOCK):
         k = begin + tl.arange(0, DIM_BLOCK)
         of_image = images + image[:, None].to(tl.int64) * dim + k[None, :]
         of_class = (first + own + c)[:, None].to(tl.int64) * dim + k[None, :]
         is_number = is_class[:, None] & (k[None, :] < dim)
-        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0)
+        a = wide(tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0))
         direction = wide(tl.load(features + of_class, mask=is_number, other=0.0)) / norm[:, None]
         grad = (tl.dot(tl.trans(error), a, input_precision="ieee") - direction * along[:, None]) / norm[
             :, None
@@ -100,7 +103,7 @@ class Loss:
     Args:
         class_blocks: Of `class_blocks`.
         logit_scale: Logits are this times the cosine.
-        images: Normalized image features (images, dim), float32 or float64.
+        images: Raw image features (images, dim), of any float dtype.
         labels: int64 (images,).
         image_rows: int32 (steps, runs, batch size): rows of ``images``, -1 where a batch is short.
         step: int64 (1,) on the device: the step to read.
