@@ -65,6 +65,12 @@ def products_in_tf32(is_on: bool) -> Iterator[None]:
         setattr(matmul, setting, before)
 
 
+def uses_tf32() -> bool:
+    """Return whether products of float32 on a GPU are in TF32 now."""
+    matmul = _backend("cuda.matmul")
+    return bool(torch.backends.cuda.matmul.allow_tf32 if matmul is None else matmul.fp32_precision == "tf32")
+
+
 def _backend(name: str) -> Any:
     """Return the part of ``torch.backends`` with a precision; None in older versions of torch."""
     backend: Any = torch.backends

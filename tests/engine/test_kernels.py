@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.engine import kernels
 from fastcoop.engine.kernels.tiles import plan_tiles
 from fastcoop.prompts.layout import Slot
@@ -45,6 +46,16 @@ def test_the_engine_works_without_triton():
     without = "import sys, torch; sys.modules['triton'] = None; import fastcoop.engine; "
     usable = "from fastcoop.engine.kernels import are_usable; sys.exit(are_usable(torch.device('cuda'), torch.half))"
     subprocess.run([sys.executable, "-c", without + usable], check=True)
+
+
+@with_triton
+def test_products_in_kernels_are_as_precise_as_torch_s():
+    from fastcoop.engine.kernels.launch import product_precision
+
+    for is_on, expected in ((True, "tf32"), (False, "tf32x3")):
+        with products_in_tf32(is_on):
+            assert product_precision(torch.ones(1)) == expected
+            assert product_precision(torch.ones(1, dtype=torch.bfloat16)) == "ieee"
 
 
 def test_the_worked_example_of_the_tiles():

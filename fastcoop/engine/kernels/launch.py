@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastcoop.backbones.precision import uses_tf32
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
     """Launch ``kernel`` on the GPU of its first argument; an empty grid launches nothing."""
@@ -34,9 +36,10 @@ def padded(size: int, least: int = 16) -> int:
 
 
 def product_precision(tensor: Tensor) -> str:
-    """Return how `tl.dot` multiplies: float32 is rounded to TF32 first where torch's own products do so."""
-    is_exact = tensor.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "tf32x3" if is_exact else "tf32"
+    """Return how `tl.dot` multiplies: float32 in TF32 where torch does so, else as three TF32 products, nearly exact."""
+    if tensor.dtype != torch.float32:
+        return "ieee"
+    return "tf32" if uses_tf32() else "tf32x3"
 
 
 @triton.jit
