@@ -191,7 +191,7 @@ def fake_run(names: Sequence[str], layout: PromptLayout, width: int, dim: int, b
         "class_names": names,
         "layout": layout,
         "contexts": torch.empty(layout.shape(len(names), width)),
-        "features": torch.empty(32, 1, dim),
+        "features": torch.empty(32, 1, dim, dtype=torch.float16),  # as in a store
         "labels": torch.empty(32, dtype=torch.long),
         "epochs": 20,
         "seed": 0,

@@ -36,7 +36,7 @@ def padded(size: int, least: int = 16) -> int:
 
 
 def product_precision(tensor: Tensor) -> str:
-    """Return how `tl.dot` multiplies: float32 in TF32 where torch does so, else as three TF32 products, nearly exact."""
+    """Return how `tl.dot` multiplies: float32 in TF32 where torch does so, else as three TF32 products."""
     if tensor.dtype != torch.float32:
         return "ieee"
     return "tf32" if uses_tf32() else "tf32x3"

@@ -22,19 +22,18 @@ RUNS = 256  # at a time, of the program that notes the losses
 @triton.jit
 def _cosines(
     features, images, first, classes, image, is_image,
-    dim, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH: tl.constexpr,
+    dim, DTYPE: tl.constexpr, DIM_BLOCK: tl.constexpr, CLASSES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """Return cosines (BATCH, CLASSES) of images with the classes from ``first`` on, and the norms of both."""
     c = tl.arange(0, CLASSES)
-    products = wide(tl.zeros((BATCH, CLASSES), images.dtype.element_ty))
-    squares = wide(tl.zeros((CLASSES,), images.dtype.element_ty))
-    image_squares = wide(tl.zeros((BATCH,), images.dtype.element_ty))
+    products = tl.zeros((BATCH, CLASSES), DTYPE)
+    squares, image_squares = tl.zeros((CLASSES,), DTYPE), tl.zeros((BATCH,), DTYPE)
     for begin in range(0, dim, DIM_BLOCK):
         k = begin + tl.arange(0, DIM_BLOCK)
         of_image = images + image[:, None].to(tl.int64) * dim + k[None, :]
         of_class = features + (first + c)[:, None].to(tl.int64) * dim + k[None, :]
-        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0)
-        b = wide(tl.load(of_class, mask=(c < classes)[:, None] & (k[None, :] < dim), other=0.0))
+        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0).to(DTYPE)
+        b = tl.load(of_class, mask=(c < classes)[:, None] & (k[None, :] < dim), other=0.0).to(DTYPE)
         products += tl.dot(a, tl.trans(b), input_precision="ieee")
         squares += tl.sum(b * b, 1)
         image_squares += tl.sum(a * a, 1)
@@ -58,11 +57,22 @@ def cross_entropy_kernel(
     count = tl.sum(is_image.to(tl.int32), 0)
 
     # Every program of a run goes over all of its classes for the softmax; the gradient is for its own block alone.
-    total = wide(tl.zeros((BATCH,), images.dtype.element_ty))
-    right, largest = total, total + float("-inf")
+    DTYPE: tl.constexpr = losses.dtype.element_ty
+    largest = tl.full((BATCH,), float("-inf"), DTYPE)
+    total, right = tl.zeros((BATCH,), DTYPE), tl.zeros((BATCH,), DTYPE)
     for begin in range(0, classes, CLASSES):
         cosines, _, _ = _cosines(
-            features, images, first + begin, classes - begin, image, is_image, dim, DIM_BLOCK, CLASSES, BATCH
+            features,
+            images,
+            first + begin,
+            classes - begin,
+            image,
+            is_image,
+            dim,
+            DTYPE,
+            DIM_BLOCK,
+            CLASSES,
+            BATCH,
         )
         logits = tl.where((begin + c < classes)[None, :], scale * cosines, float("-inf"))
         right += tl.sum(tl.where((begin + c)[None, :] == label[:, None], logits, 0.0), 1)
@@ -73,7 +83,7 @@ def cross_entropy_kernel(
         tl.store(losses + run, tl.sum(tl.where(is_image, largest + tl.log(total) - right, 0.0), 0) / count)
 
     cosines, norm, image_norm = _cosines(
-        features, images, first + own, classes - own, image, is_image, dim, DIM_BLOCK, CLASSES, BATCH
+        features, images, first + own, classes - own, image, is_image, dim, DTYPE, DIM_BLOCK, CLASSES, BATCH
     )
     is_class = own + c < classes
     p = tl.where(is_class[None, :], tl.exp(scale * cosines - largest[:, None]) / total[:, None], 0.0)
@@ -86,11 +96,10 @@ def cross_entropy_kernel(
         of_image = images + image[:, None].to(tl.int64) * dim + k[None, :]
         of_class = (first + own + c)[:, None].to(tl.int64) * dim + k[None, :]
         is_number = is_class[:, None] & (k[None, :] < dim)
-        a = wide(tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0))
-        direction = wide(tl.load(features + of_class, mask=is_number, other=0.0)) / norm[:, None]
-        grad = (tl.dot(tl.trans(error), a, input_precision="ieee") - direction * along[:, None]) / norm[
-            :, None
-        ]
+        a = tl.load(of_image, mask=is_image[:, None] & (k[None, :] < dim), other=0.0).to(DTYPE)
+        direction = tl.load(features + of_class, mask=is_number, other=0.0).to(DTYPE) / norm[:, None]
+        through_images = tl.dot(tl.trans(error), a, input_precision="ieee")
+        grad = (through_images - direction * along[:, None]) / norm[:, None]
         tl.store(grads + of_class, grad.to(grads.dtype.element_ty), mask=is_number)
 
 
