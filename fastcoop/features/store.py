@@ -191,17 +191,23 @@ class FeatureStore:
         """Return `FILE` records (n,) of the stored images' files when they were encoded, in the order of `indices`."""
         return self._split(split).files
 
-    def train(self, indices: Sequence[int] | np.ndarray, views: bool = True) -> Tensor:
-        """Return features of training images, float32 (n, 1 + views, dim); view 0 is the test-time crop.
+    def train(
+        self, indices: Sequence[int] | np.ndarray, views: bool = True, *, as_stored: bool = False
+    ) -> Tensor:
+        """Return features of training images, (n, 1 + views, dim); view 0 is the test-time crop.
 
         Args:
             indices: (n,) into the dataset's training split. Those skipped as unreadable are left out.
             views: Whether to return all views, or view 0 alone, (n, 1, dim).
+            as_stored: Whether to return them in the store's dtype, in place of float32.
 
         Raises:
             UserError: An image is not in the store.
         """
-        return self._read("train", self._rows("train", indices), None if views else 1)
+        rows, kept = self._rows("train", indices), None if views else 1
+        return (
+            torch.from_numpy(self.raw("train", rows, kept)) if as_stored else self._read("train", rows, kept)
+        )
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Return labels of training images, int64 (n,), in the order of `train`."""

@@ -109,21 +109,27 @@ class Data:
 
     def train(self, subset: FewShot) -> Labelled:
         """Return features float32 (n, 1 + views, dim), where view 0 is the test-time crop, and labels int64 (n,)."""
+        features, labels = self._stored(subset)
+        return features.astype(np.float32), labels
+
+    def train_views(self, subset: FewShot) -> Labelled:
+        """Return features of the views that the official code learns from: the augmented ones, if there are any.
+
+        They are in the store's dtype, and the same memory for every call, so that runs can share them.
+        """
+        features, labels = self._stored(subset)
+        return features[:, 1:] if features.shape[1] > 1 else features, labels
+
+    def _stored(self, subset: FewShot) -> Labelled:
         key = subset.train.tobytes()
         if key not in self._train:
             assert self.store is not None
-            features = np.asarray(self.store.train(subset.train, views=True), dtype=np.float32)
-            labels = np.asarray(self.store.train_labels(subset.train))
-            self._train[key] = features[:, : 1 + self.views], labels
+            features = self.store.train(subset.train, as_stored=True)[:, : 1 + self.views]
+            self._train[key] = features.numpy(), self.store.train_labels(subset.train).numpy()
             while len(self._train) > 1 and sum(f.nbytes for f, _ in self._train.values()) > KEPT_BYTES:
                 self._train.popitem(last=False)
         self._train.move_to_end(key)
         return self._train[key]
-
-    def train_views(self, subset: FewShot) -> Labelled:
-        """Return the same with the views that the official code learns from: the augmented ones, if there are any."""
-        features, labels = self.train(subset)
-        return features[:, 1:] if features.shape[1] > 1 else features, labels
 
     def validation(self, subset: FewShot) -> Labelled:
         """Return features float32 (n, dim) and labels (n,) of a subset's validation images."""

@@ -109,7 +109,7 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY, learning_rates
 
         features, labels = run.data.train_views(run.subset)
-        given = unit(features), labels, class_texts(backbone, run.data)
+        given = unit(features.astype(np.float32)), labels, class_texts(backbone, run.data)
         images, targets, texts = (torch.from_numpy(array).to(backbone.device) for array in given)
         epochs, shape = epochs_of(run), self.shape(texts.shape[1])
         schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])

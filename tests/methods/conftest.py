@@ -40,7 +40,7 @@ class ArrayStore:
     def indices(self, split: str) -> np.ndarray:
         return np.arange(len(self._labels[split]))
 
-    def train(self, indices: np.ndarray, views: bool = True) -> torch.Tensor:
+    def train(self, indices: np.ndarray, views: bool = True, as_stored: bool = False) -> torch.Tensor:
         return torch.from_numpy(self._features["train"][indices])
 
     def train_labels(self, indices: np.ndarray) -> torch.Tensor:
