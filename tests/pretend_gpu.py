@@ -122,6 +122,9 @@ class Event:
     def record(self) -> None:
         self.at = time.perf_counter()
 
+    def synchronize(self) -> None:
+        pass
+
     def elapsed_time(self, later: Event) -> float:
         return 1e3 * (later.at - self.at)
 

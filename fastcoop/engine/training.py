@@ -35,7 +35,7 @@ from fastcoop.engine.weights import (
 )
 from fastcoop.errors import UserError
 
-SYNC_EVERY = 16  # steps, or an epoch, between host syncs that check for divergence
+SYNC_EVERY = 16  # steps, or an epoch, between looks for diverged runs
 DIVERGED = 10.0  # a loss so many times above the first epoch's, and an untrained classifier's, is divergence
 WARM_UP = 3  # plain steps before one is recorded: libraries allocate their workspaces
 WORTH_RECORDING = 16  # steps; recording costs about as much as one or two
@@ -100,7 +100,7 @@ def train(
                 continue
         if on_progress is not None:
             on_progress(float(sum(plan.runs[a.index].tree.rows for a in training.active)))
-        training.sync_if_due()
+        training.remove_ended()
         if on_step is not None:
             on_step(training.state)
     return [training.results[n] for n in range(len(runs))]
@@ -136,6 +136,7 @@ class _Training:
             with limit_threads(tower.heads):
                 self.batch = self.batch or self._next_batch()
                 self.batch.step()
+                self._read_progress(self.batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,17 +169,14 @@ class _Training:
             self.active.append(self.started[n])
         return Batch(self.trees, self.active, self.logit_scale, self.workspace)
 
-    def sync_if_due(self) -> None:
-        """Read the runs' progress where the batch is at its end, and every SYNC_EVERY steps or epoch."""
-        every, batch = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active)), self.batch
-        if batch is not None and (batch.done == batch.steps or batch.done % every == 0):
-            self.sync()
+    def _read_progress(self, batch: Batch) -> None:
+        """Read the runs' progress at the end of the batch, and before it where a run has diverged."""
+        every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active))
+        if batch.done == batch.steps or (batch.done % every == 0 and batch.has_diverged()):
+            batch.sync()
 
-    def sync(self) -> None:
-        """Read the runs' progress from the device. If runs ended, remove them and drop the batch."""
-        if self.batch is None:
-            return
-        self.batch.sync()
+    def remove_ended(self) -> None:
+        """Report the runs that ended, as far as their progress has been read, and drop the batch with them."""
         ended = [a for a in self.active if a.ended]
         for a in ended:
             self.results[a.index] = a.result()
@@ -186,6 +184,12 @@ class _Training:
             self.batch = None
         for a in ended:
             self.on_done(a.index, self.results[a.index])
+
+    def sync(self) -> None:
+        """Read the runs' progress from the device now, and remove runs that ended."""
+        if self.batch is not None:
+            self.batch.sync()
+            self.remove_ended()
 
     def state(self) -> State:
         """Return the state of started and ended runs; runs not in it have not started."""
@@ -236,6 +240,7 @@ class Batch:
         self.done, device, dtype = 0, self.vectors.device, self.vectors.dtype
         self.counter = torch.zeros(1, dtype=torch.long, device=device)
         self._recorded = RecordedStep(self.steps, device)
+        self.steps_read = 0  # whose losses have been copied to the runs
         self.snapshot_steps: dict[int, list[tuple[ActiveRun, int]]] = {}
         for a in active:
             for epoch in a.run.snapshots:
@@ -244,6 +249,7 @@ class Batch:
 
         self.losses = torch.zeros(self.steps, len(active), dtype=dtype, device=device)
         self.diverged_at = torch.full((len(active),), -1, device=device)
+        self._diverged_at_before = LateReader(self.diverged_at) if device.type == "cuda" else None
         # The whole first epoch, which hardly moves a run, sets its limit: one batch of few images may be far easier
         # than the next.
         left = [a.run.steps_per_epoch - a.step for a in active]
@@ -266,19 +272,25 @@ class Batch:
         for a, epoch in self.snapshot_steps.get(self.done, ()):
             a.snapshots[epoch] = a.snapshot()
 
+    def has_diverged(self) -> bool:
+        """Return whether a run had diverged, on a GPU at the last such question: nothing waits for the device."""
+        diverged_at = self._diverged_at_before() if self._diverged_at_before else self.diverged_at
+        return bool((diverged_at >= 0).any())
+
     def sync(self) -> None:
         """Bring the runs' ``step``, ``losses`` and ``diverged_at`` up to date. Only this waits for the device."""
         if int(self.counter) != self.done:
             raise RuntimeError(f"The device did {int(self.counter)} of {self.done} steps.")
-        losses, diverged = self.losses[: self.done].cpu(), self.diverged_at.tolist()
+        losses, diverged = self.losses[self.steps_read : self.done].cpu(), self.diverged_at.tolist()
         for i, (a, start) in enumerate(zip(self.active, self.start_steps, strict=True)):
-            a.losses[start : start + self.done] = losses[:, i]
+            a.losses[start + self.steps_read : start + self.done] = losses[:, i]
             a.step = start + self.done
             if 0 <= diverged[i] < self.done:  # in a step that was completed
                 a.diverged_at = start + diverged[i]
                 a.step = a.diverged_at + 1
                 kept = a.diverged_at // a.run.steps_per_epoch
                 a.snapshots = {epoch: c for epoch, c in a.snapshots.items() if epoch <= kept}
+        self.steps_read = self.done
 
     def _step(self) -> None:
         if self._kernel_step is not None:
@@ -303,6 +315,27 @@ class Batch:
         self.limit.copy_(torch.where(in_first_epoch, torch.maximum(first, self.limit), self.limit))
         bad = ~(torch.isfinite(loss) & (loss <= self.limit)) & (self.diverged_at < 0)
         self.diverged_at.copy_(torch.where(bad, self.counter, self.diverged_at))
+
+
+class LateReader:
+    """Reads a tensor of a GPU without waiting for it: a call returns the values at the call before, at first -1.
+
+    The copy to pinned memory runs behind the steps that were queued before it, while the host queues further ones.
+    """
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor
+        self._host = torch.full(tensor.shape, -1, dtype=tensor.dtype, pin_memory=True)
+        self._copied: torch.cuda.Event | None = None
+
+    def __call__(self) -> Tensor:
+        if self._copied is not None:
+            self._copied.synchronize()
+        values = self._host.clone()
+        self._host.copy_(self._tensor, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+        return values
 
 
 class CrossEntropy:

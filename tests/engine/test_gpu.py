@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -12,10 +13,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from fastcoop.engine import encode_prompts, fit, kernels
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.runs import Run, draw_batches
-from fastcoop.engine.training import ActiveRun, Batch
+from fastcoop.engine.training import SYNC_EVERY, ActiveRun, Batch, train
 from fastcoop.engine.tree_layout import TreeLayout, tree_key
 from fastcoop.prompts import PromptLayout
+from tests.engine.conftest import tiny_backbone
 from tests.engine.step_counting import FakeRun
+from tests.pretend_gpu import pretend_gpu
 
 LAYOUTS = (
     PromptLayout(4),
@@ -141,3 +144,22 @@ def test_memory_that_torch_keeps_for_itself_is_free(monkeypatch):
 )
 def test_what_counts_as_out_of_memory(error, expected):
     assert fit.is_out_of_memory(error) is expected
+
+
+def test_a_divergence_on_a_gpu_is_found_one_look_later_without_waiting(backbone32, make_run, monkeypatch):
+    """A pretended GPU gives the numbers of the CPU, and tells when the host asks for them."""
+    runs = [make_run(seed=0, epochs=64), make_run(seed=1, epochs=64, learning_rate=1e30)]
+    expected = train(backbone32, runs)
+    waits: list[int] = []
+    sync = Batch.sync
+    monkeypatch.setattr(Batch, "sync", lambda self: (waits.append(self.done), sync(self)))
+    with pretend_gpu():
+        there = tiny_backbone(torch.float32)
+        there.model.to("cuda")
+        found = train(there, runs)
+    assert [one.status for one in found] == [one.status for one in expected] == ["done", "diverged"]
+    assert found[1].diverged_at == expected[1].diverged_at < SYNC_EVERY
+    assert waits == [2 * SYNC_EVERY, 64 - 2 * SYNC_EVERY]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.contexts, theirs.contexts, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-4)
