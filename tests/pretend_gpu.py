@@ -62,6 +62,11 @@ class GpuTensor(Tensor):
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(torch.tensor(index) if isinstance(index, list) else index)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, list):  # torch's C++ code would make both tensors
+            index, value = torch.tensor(index), torch.full((), value, dtype=self.dtype, device="cuda")
+        super().__setitem__(index, value)
+
     def tolist(self) -> Any:
         return self.inner.tolist()
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import fastcoop as fc
+from fastcoop.backbones.load import resolve_device
 from fastcoop.cli import main
+from fastcoop.engine.fit import FREE_FRACTION
 from fastcoop.results import load_results
 from tests import pretend_gpu as pretended
 from tests.pretend_gpu import GpuTensor, pretend_gpu
@@ -67,17 +69,20 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
 
 
 def walk(folder: Path, world: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every command that takes a device."""
+    """Run every command that takes a device, or loads a backbone. A GPU needs no option: it is the default."""
     folder.mkdir()
     monkeypatch.chdir(folder)
     backbone = "--backbone", world / "tiny"
-    data, on = ("--data-root", world / "data"), ("--device", device)
+    data, on = ("--data-root", world / "data"), ("--device", device) if device == "cpu" else ()
     run("cache-features", "colours", "other", *backbone, *data, *on, "--views", 2)
-    run("sweep", world / "grid.yaml", *data, *on, "--jobs", 1, "--dry-run")
-    run("sweep", world / "grid.yaml", *data, *on, "--jobs", 1)
+    run("sweep", world / "grid.yaml", *data, *on, "--dry-run")
+    run("sweep", world / "grid.yaml", *data, *on)
     run("evaluate", "results/grid", "--targets", "other", *backbone, *data, *on)
     coop = load_results("results/grid").query("method == 'coop'")["key"].min()
     run("export", coop, "--results", "results/grid", "--out", "classifier.safetensors", *backbone)
+    run("interpret", "results/grid", *backbone)
+    store = next((folder / "cache").rglob("colours.h5"))
+    run("features", "check", store, *backbone, "--dataset", world / "data" / "colours")
     run("predict", "classifier.safetensors", world / "data" / "colours" / "test", *backbone, *on, "--json")
 
 
@@ -94,7 +99,7 @@ def test_every_command_runs_on_a_gpu_with_the_results_of_the_cpu(
         with gpu:
             walk(tmp_path / device, world, device, monkeypatch)
         printed = capsys.readouterr().out
-        labels[device] = json.loads(printed[printed.index("[") :])
+        labels[device] = json.loads(printed[printed.index("[\n") :])
     cpu, cuda = (_rows(tmp_path / device / "results" / "grid") for device in ("cpu", "cuda"))
     assert "could not be recorded" not in caplog.text
     assert set(cuda["device"]) == {"cuda:0"}
@@ -113,7 +118,7 @@ def test_estimators_and_modules_run_on_a_gpu(world):
     found = []
     for device, gpu in (("cpu", nullcontext()), ("cuda", pretend_gpu())):
         with gpu:
-            backbone = fc.backbone_from_spec(world / "tiny", device=device)
+            backbone = fc.backbone_from_spec(world / "tiny", device="auto" if device == "cuda" else device)
             classifier = fc.CoOpClassifier(backbone, context_length=2, epochs=3).fit(
                 images, labels, class_names=names
             )
@@ -143,7 +148,47 @@ def test_tf32_holds_in_the_engine_s_steps_only_and_needs_a_gpu(world, tmp_path, 
     run_as_before = pretended.run_operation
     monkeypatch.setattr(pretended, "run_operation", run_operation)
     with pretend_gpu():
-        fc.sweep(grid | {"methods": {"coop": coop}}, results=tmp_path / "results", device="cuda", **options)
+        fc.sweep(grid | {"methods": {"coop": coop}}, results=tmp_path / "results", **options)
     assert load_results(tmp_path / "results")["label"].item() == "CoOp (M=2, end, TF32)"
     assert found.pop("aten.convolution.default") == {"ieee"}  # caching
     assert found.pop("aten.mm.out") == {"tf32", "ieee"}  # training, and the test of what was learned
+
+
+def test_auto_is_a_gpu_that_answers(monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pretend_gpu():
+        assert resolve_device("auto") == "cuda"
+        assert resolve_device("cpu") == "cpu"
+        assert resolve_device(pretended.GPU) == "cuda:0"
+    assert not caplog.text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    def answer(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    monkeypatch.setattr("torch.ones", answer)
+    assert resolve_device("auto") == "cpu"
+    assert caplog.messages == [
+        "The GPU does not answer, so the CPU is used: CUDA error: no kernel image is available"
+    ]
+
+
+def test_a_sweep_is_one_process_on_one_gpu_and_more_divide_its_memory(world, tmp_path, monkeypatch):
+    options = {
+        "data_root": world / "data",
+        "cache": tmp_path / "cache",
+        "results": tmp_path / "r",
+        "dry_run": True,
+    }
+    budgets = {}
+
+    def seen(loaded, plan, folder):
+        budgets[plan.team.size] = {batch.budget for batch in plan.batches if batch.trains}
+
+    monkeypatch.setattr("fastcoop.sweeps.forecast.forecast", seen)
+    monkeypatch.setattr("fastcoop.sweeps.workers.free_bytes", lambda device: 10**9)
+    with pretend_gpu():
+        for jobs in (-1, 2, 3):
+            fc.sweep(world / "grid.yaml", jobs=jobs, **options)
+    assert budgets == {size: {int(FREE_FRACTION * 10**9 / size)} for size in (1, 2, 3)}

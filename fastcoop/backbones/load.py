@@ -55,17 +55,31 @@ class _Source:
     tokenizer_folder: Path | None = None
 
 
-def check_device(device: str | torch.device) -> None:
-    """Raise UserError for a device that this machine does not have."""
+def resolve_device(device: str | torch.device) -> str:
+    """Return the device that ``device`` names. "auto" is "cuda" where a GPU answers, and "cpu" elsewhere.
+
+    Raises:
+        UserError: This machine does not have the device.
+    """
+    if device == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        try:
+            torch.ones(1, device="cuda").cpu()
+        except RuntimeError as error:
+            log.warning("The GPU does not answer, so the CPU is used: %s", str(error).partition("\n")[0])
+            return "cpu"
+        return "cuda"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):
         usable = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise UserError(f'The device "{device}" cannot be used on this machine; use {usable}.') from None
+    return str(device)
 
 
 def backbone_from_spec(
-    spec: str | Path | Backbone, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    spec: str | Path | Backbone, *, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32
 ) -> Backbone:
     """Load the backbone that a grid file or a command line names.
 
@@ -74,7 +88,7 @@ def backbone_from_spec(
             ("demo-resnet", "demo-vit"), "MODEL:TAG" or "MODEL:FILE", or the path of a model folder or of a weights
             file that carries its config. A MODEL may end in "-quickgelu" or "-gelu": its activation. A backbone is
             returned as it is.
-        device: The device to load it to.
+        device: The device to load it to: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: The dtype of its weights and features.
 
     Raises:
@@ -120,7 +134,7 @@ def load_backbone(
     name: str,
     pretrained: str | Path | None = None,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     force_quick_gelu: bool | None = None,
@@ -132,7 +146,7 @@ def load_backbone(
             its folder.
         pretrained: A tag of open_clip's; a weights file (OpenAI's TorchScript archive, a plain state dict,
             safetensors); a model folder (config and weights); or None: random weights drawn from ``seed``.
-        device: The device to load it to.
+        device: The device to load it to: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: The dtype of its weights and features.
         seed: Seed of random weights.
         force_quick_gelu: Whether the activation is QuickGELU; None: stated by name, tag, archive, config or digest.
@@ -141,7 +155,7 @@ def load_backbone(
         UserError: Unknown model or tag, weights that do not fit or cannot be read, an unknown activation, or a text
             tower that is not causal or not read at its end token.
     """
-    check_device(device)
+    device = resolve_device(device)
     if pretrained is None:
         whole_number(seed, "the seed")
         model_name, config, stated = _named_config(name, force_quick_gelu)

@@ -75,7 +75,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def random_backbone(name: str, device: str = "cpu", dtype: str = "float32") -> Backbone:
+def random_backbone(name: str, device: str = "auto", dtype: str = "float32") -> Backbone:
     """Return a backbone of real sizes with random weights. Raises UserError for an unknown model or precision."""
     return load_backbone(name, None, device=device, dtype=torch_dtype(dtype), force_quick_gelu=True)
 

@@ -27,7 +27,7 @@ def bench(
     dtype: Annotated[str, Option(help="Of both contenders: float32 or bfloat16.")] = "float32",
     precision: Annotated[str | None, Option(help="Also measure this precision: bfloat16.")] = None,
     out: Annotated[Path, Option(help="Folder for bench.json and bench.md.")] = Path("reports/bench"),
-    device: Device = "cpu",
+    device: Device = "auto",
     rows: Annotated[
         str, Option(help="On a GPU: rows of the steps that are measured.")
     ] = "4096,16384,65536,131072",
@@ -46,6 +46,7 @@ def bench(
 
     Example:  fastcoop bench --datasets imagenet-10 --repeats 5
     """
+    from fastcoop.backbones.load import resolve_device
     from fastcoop.bench import class_lists, projection, random_backbone, run_bench
     from fastcoop.bench.benchmark import torch_dtype
     from fastcoop.bench.tables import ARITHMETIC, markdown, sections
@@ -53,6 +54,7 @@ def bench(
     lists = class_lists(datasets or (), class_names)
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
+    device = resolve_device(device)
     if device != "cpu":
         from fastcoop.bench.gpu import run_gpu_bench
 

@@ -86,7 +86,7 @@ def cache_features(
     recipe: Recipe = "current",
     dtype: Dtype = "float16",
     skip_unreadable: SkipUnreadable = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Compute image features once and keep them in HDF5.
@@ -166,10 +166,8 @@ def import_store(
 
     Example:  fastcoop features import --test test.npz --train train.npz --name birds --backbone RN50
     """
-    from fastcoop.backbones import backbone_from_spec
     from fastcoop.features import import_features
 
     files = {split: path for split, path in (("train", train), ("val", val), ("test", test)) if path}
-    model = backbone_from_spec(backbone)
-    path = import_features(files, cache, model, name=name, template=template, dtype=dtype)
+    path = import_features(files, cache, backbone, name=name, template=template, dtype=dtype)
     show(path, [path], as_json)

@@ -87,7 +87,7 @@ def predict(
     images: Annotated[list[Path], Argument(help="Image files, and folders of them.")],
     k: Annotated[int, Option("-k", min=1, help="Labels per image.")] = 3,
     backbone: Annotated[str | None, FOUND_BY_NAME] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Label images, with probabilities.

@@ -37,10 +37,10 @@ def numbers(text: str, option: str, also: Sequence[str] = ()) -> list[int | str]
 
 def _device(value: str) -> str:
     """Refuse a device that this machine does not have, before anything is read or written."""
-    if value != "cpu":
-        from fastcoop.backbones.load import check_device
+    if value not in ("auto", "cpu"):
+        from fastcoop.backbones.load import resolve_device
 
-        check_device(value)
+        resolve_device(value)
     return value
 
 
@@ -53,6 +53,7 @@ def given_options(context: typer.Context, names: Sequence[str]) -> list[str]:
 
 FOUND_BY_NAME = Option(help="The backbone's folder or weights, if its name does not find it.")
 BACKBONE = "RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
+DEVICE = "Where the towers run: auto (a GPU if there is one), cpu, cuda or cuda:1."
 CONDITION = (
     "Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold."
 )
@@ -61,7 +62,7 @@ AsJson = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[str, Option("--backbone", help=BACKBONE)]
 Cache = Annotated[Path, Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
 DataRoot = Annotated[Path, Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]
-Device = Annotated[str, Option(help='Where the towers run: "cpu" or "cuda".', callback=_device)]
+Device = Annotated[str, Option(help=DEVICE, callback=_device)]
 Dtype = Annotated[str, Option(help="float16 or float32.")]
 Recipe = Annotated[str, Option(help='Image transforms: "current" or "official-2021".')]
 Results = Annotated[Path, Option("--results", help="The results folder.")]

@@ -44,8 +44,10 @@ def sweep(
         bool, Option("--dry-run", help="Only print what would run, with time and memory.")
     ] = False,
     memory_budget: Annotated[float | None, Option(help="Memory for training, in GB.")] = None,
-    device: Device = "cpu",
-    jobs: Annotated[int, Option(help="Worker processes (-1: automatic, 1: run in this process).")] = -1,
+    device: Device = "auto",
+    jobs: Annotated[
+        int, Option(help="Worker processes (-1: one per GPU, or chosen for the cores; 1: this one).")
+    ] = -1,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Also do runs that failed before.")] = False,
     skip_unreadable: SkipUnreadable = False,
     backend: Annotated[str, Option(help="local, or dask: a cluster (docs/cluster.md).")] = "local",
@@ -140,7 +142,7 @@ def evaluate(
     recipe: Annotated[
         str | None, Option(help="Image transforms (those of the runs' training): current or official-2021.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     skip_unreadable: SkipUnreadable = False,
     as_json: AsJson = False,
 ) -> None:

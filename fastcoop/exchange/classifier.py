@@ -33,12 +33,12 @@ class MadeWithBackbone:
     backbone: str
     backbone_digest: str
 
-    def load_backbone(self, spec: str | None = None, device: str = "cpu") -> Backbone:
+    def load_backbone(self, spec: str | None = None, device: str = "auto") -> Backbone:
         """Load the backbone that this was made with.
 
         Args:
             spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
-            device: of the towers.
+            device: of the towers; "auto": a GPU if there is one.
 
         Raises:
             UserError: there is no such backbone, or its weights differ.

@@ -58,7 +58,7 @@ def import_features(
     """
     check_name_and_template(name, template)
     check_dtype(dtype)
-    backbone = backbone_from_spec(backbone)
+    backbone = backbone_from_spec(backbone, device="cpu")
     unknown = [split for split in sources if split not in SPLITS]
     if unknown:
         raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')

@@ -112,7 +112,7 @@ class FeatureStore:
             file = file.as_version(version)
         store = cls(file, file.meta, file.splits)
         if backbone is not None:
-            asked = backbone_from_spec(backbone)
+            asked = backbone_from_spec(backbone, device="cpu")
             _refuse_unless_equal(path, "weights", store.meta.backbone, store.meta.backbone_digest, asked)
         if dataset is not None:
             dataset = find_dataset(dataset)

@@ -27,7 +27,7 @@ def cache_grid(
     cache: str | Path = "cache",
     dtype: str = "float16",
     skip_unreadable: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> Iterator[Path]:
     """Cache the features of all images that the runs of a grid file can draw.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
-from fastcoop.backbones.load import check_device
+from fastcoop.backbones.load import resolve_device
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.checks import several
 from fastcoop.datasets import Dataset
@@ -71,7 +71,7 @@ def evaluate(
     data_root: str | Path | None = "data",
     cache: str | Path = "cache",
     recipe: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     skip_unreadable: bool = False,
 ) -> list[Tested]:
     """Test runs of a results folder on further datasets, with the class names of these datasets.
@@ -90,7 +90,7 @@ def evaluate(
         data_root: Folder of the datasets.
         cache: Folder of the feature stores.
         recipe: Image transforms for the targets; by default those that the runs were trained with.
-        device: Device of the backbones.
+        device: Device of the backbones, as `sweep` takes it.
         skip_unreadable: Leave out images that cannot be decoded, with a warning, in place of raising.
 
     Returns:
@@ -105,7 +105,7 @@ def evaluate(
     if not targets:
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
     recipe = None if recipe is None else check_recipe(recipe)
-    check_device(device)
+    device = resolve_device(device)
     rows = _select(folder, runs)
     datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
     refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})

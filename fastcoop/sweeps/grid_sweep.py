@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastcoop.backbones.load import resolve_device
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.errors import UserError
 from fastcoop.features import open_current, open_if_there
@@ -147,7 +148,7 @@ def sweep(
     only: Sequence[str] = (),
     dry_run: bool = False,
     memory_budget: float | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     jobs: int = -1,
     retry_failed: bool = False,
     skip_unreadable: bool = False,
@@ -165,8 +166,10 @@ def sweep(
         only: Names of methods to run; empty: all.
         dry_run: Only count the runs, and forecast their time and memory on this machine. Nothing is written.
         memory_budget: Memory for training, in GB; by default a share of the free memory.
-        device: Device of the backbones: "cpu", "cuda" or "cuda:<index>".
-        jobs: Worker processes (-1: chosen automatically, 1: run in this process).
+        device: Device of the backbones: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>". Each worker of
+            a Dask cluster finds "auto" on its own machine.
+        jobs: Worker processes (1: run in this process). -1: one per GPU; on a CPU, the number that is fastest. The
+            processes of one GPU, or of the CPU, divide its memory among them.
         retry_failed: Also try runs that failed before.
         skip_unreadable: Leave out images that cannot be decoded, with a warning, in place of raising.
         backend: "local" for this machine, or "dask" for the workers of a Dask cluster.
@@ -183,7 +186,8 @@ def sweep(
     start = time.monotonic()
     if dry_run:
         backend, address = "local", None  # a forecast is of this machine
-    check_options(jobs, memory_budget, device, backend, address)
+    check_options(jobs, memory_budget, backend, address)
+    workers_device, device = device, resolve_device(device)
     folder, cache = results_folder(grid, results), Path(cache)
     loaded = load_grid(
         read_grid(grid, overrides, only), Path(data_root) if data_root is not None else None, device
@@ -223,7 +227,7 @@ def sweep(
         if backend == "dask" and plan.batches:
             from fastcoop.sweeps.cluster import ClusterExecutor
 
-            executor = ClusterExecutor(WorkerSpec.of(loaded, device), address, folder)
+            executor = ClusterExecutor(WorkerSpec.of(loaded, workers_device), address, folder)
         elif plan.team.size > 1:
             executor = ProcessExecutor(WorkerSpec.of(loaded, device), plan.team)
         log.debug(

@@ -86,7 +86,7 @@ class WorkerSpec:
         stores: Paths of feature stores, by names of backbone and dataset.
         versions: What these stores held when the runs were planned.
         views: Views of training features.
-        device: Of the towers.
+        device: Of the towers. "auto" is found by the worker.
     """
 
     backbones: dict[str, str]

@@ -19,7 +19,6 @@ from typing import Protocol
 import psutil
 import torch
 
-from fastcoop.backbones.load import check_device
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
@@ -72,7 +71,7 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> ExecutorCon
 
     On a CPU that is one process of one thread per core: batches of small towers gain little from a second thread, and
     processes share nothing but memory. Small sweeps run in this process, since a worker takes seconds to start. With
-    GPUs it is one process per GPU.
+    GPUs it is one process per GPU; more share them, and `budget_of` divides the memory of each.
     """
     cores = available_cores()
     gpus = torch.cuda.device_count() if device == "cuda" else 0
@@ -88,15 +87,12 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> ExecutorCon
     )
 
 
-def check_options(
-    jobs: int, memory_budget: float | None, device: str, backend: str = "local", address: str | None = None
-) -> None:
+def check_options(jobs: int, memory_budget: float | None, backend: str, address: str | None) -> None:
     """Raise UserError for an option of `sweep` that cannot be used, or that another one leaves without effect."""
     if jobs != -1 or isinstance(jobs, bool):
         whole_number(jobs, "the number of jobs (-1: chosen automatically)", 1, MAX_JOBS)
     if memory_budget is not None:
         amount(memory_budget, "the memory budget in GB")
-    check_device(device)
     if backend not in ("local", "dask"):
         raise UserError(f'Expected the backend "local" or "dask", got {shortened(backend)}.')
     if address is not None and backend == "local":

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 
 from fastcoop.backbones import backbone_from_spec, load_backbone
-from fastcoop.backbones.load import check_device
+from fastcoop.backbones.load import resolve_device
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.backbones.test_kinds import write_model
@@ -43,8 +43,8 @@ def test_an_included_backbone() -> None:
 @follows('The device "{}" cannot be used on this machine; use {}')
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UserError, match="use cpu"):
-        check_device("vulkan:7")
-    check_device("cpu")
+        resolve_device("vulkan:7")
+    resolve_device("cpu")
 
 
 @follows(
