@@ -1,4 +1,4 @@
-"""The token forest through the frozen text tower, and training of many runs. Sees tensors, never datasets."""
+"""Encode prompts through the frozen text tower, exactly, and train many runs together: docs/engine.md."""
 
 from fastcoop.engine.encoder import PromptEncoder, PromptLearner, encode_prompts
 from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training

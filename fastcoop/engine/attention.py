@@ -153,9 +153,9 @@ class PackAttention:
     def qkv(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the memory (rows, 3 width) into which the tower writes a layer's queries, keys and values."""
         qkv = workspace.qkv(self.rows, 3 * self.width)
-        if (
-            layer == self.last == 0
-        ):  # queries that fill up a pack must be finite; later layers find earlier ones
+        # Packs are padded with queries of other rows, which must be finite. The last layer writes those of leaves only;
+        # the others hold an earlier layer's, unless this is the only layer.
+        if layer == self.last == 0:
             qkv[:, : self.width].zero_()
         return qkv
 

@@ -18,7 +18,7 @@ from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.vectors import initial_contexts
 
-FORESTS = 4  # numbers of runs whose forests an encoder keeps
+FORESTS = 4  # forests that an encoder keeps, each for another number of runs
 
 Item = tuple[Sequence[str], PromptLayout, Tensor]
 

@@ -37,7 +37,7 @@ class RunShape:
         images: Training images; 0 leaves their features out of the count.
         views: Cached views of each image.
         batch_size: Images of a step.
-        features: Runs with equal values train on the same features, which are held once. None: no other run's.
+        features: Runs with equal values share one copy of their features. None: the run shares them with no other.
     """
 
     class_names: Sequence[str]

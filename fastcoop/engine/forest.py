@@ -141,7 +141,10 @@ PackKey = tuple[int, int]  # a chunk of the forest's attention, a pack of its tr
 
 
 class LayerMemory:
-    """What a layer's forward pass writes for its backward pass. In the last layer ``rows`` are leaves, but in ``x``."""
+    """What a layer's forward pass writes for its backward pass.
+
+    In the last layer, the rows of ``middle`` and ``hidden`` are leaves.
+    """
 
     def __init__(self, buffer: Callable[[], Buffer], stats: Callable[[], Buffer]):
         self.x = buffer()  # (rows, width): the residual stream that enters the layer
@@ -174,7 +177,7 @@ class Workspace:
     """
 
     def __init__(self, tower: FoldedTower, keep: bool = True):
-        # For a bfloat16 row a GPU returns the mean and deviation in float32, and wants them back in it.
+        # For bfloat16 rows, a GPU's layer norm returns means and deviations in float32, and its backward expects that.
         stats_dtype = tower.layer_norm(tower.gain, 1e-5)[1].dtype
         buffers: list[Buffer] = []  # the closures must not refer to self: a cycle would delay freeing
 
@@ -184,7 +187,8 @@ class Workspace:
 
         self.keep, self._buffers = keep, buffers
         layers = len(tower.blocks)
-        # Behind the last layer, the tower's output is one more ``x``. Without ``keep``, x is of even and of odd layers.
+        # Behind the last layer, the tower's output is one more ``x``. Without ``keep``, even layers
+        # share one memory, and odd layers another.
         memory = [LayerMemory(buffer, lambda: buffer(stats_dtype)) for _ in range(layers + 1 if keep else 2)]
         self.layers = [memory[layer % len(memory)] for layer in range(layers + 1)]
         attention = [AttentionMemory(buffer) for _ in range(layers if keep else 1)]

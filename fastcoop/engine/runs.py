@@ -44,7 +44,7 @@ class Run:
         seed: Draws the order of the images and their views.
         batch_size: Images of a step.
         learning_rate: Of the second epoch; the first has 1e-5, and a cosine follows (section 4.1).
-        weight_decay: Times the contexts, added to the gradient.
+        weight_decay: This factor times the contexts is added to the gradient.
         momentum: Of SGD.
         batches: int64 (steps, batch size), in place of the order drawn from ``seed``. Entries are
             ``image * views + view``; -1 pads a short batch.
@@ -228,7 +228,7 @@ class ActiveRun:
         return _named(self.index, tensors | {"step": torch.tensor(self.step)}, self.snapshots)
 
     def restore(self, state: State) -> None:
-        """Bring a run that was just started to where it stood in ``state``, if it had started."""
+        """Continue a newly started run from ``state``, if ``state`` contains it."""
         if f"step.{self.index}" in state:
             for name in PROGRESS:
                 getattr(self, name).copy_(state[f"{name}.{self.index}"])

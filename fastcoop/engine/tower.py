@@ -145,7 +145,7 @@ class ForestPass:
         grad_x = grad if rows is None else workspace.grad_x(count, self.tower.width)
         x, (mean, rstd) = memory.x(*grad.shape), memory.x_stats(2, count, 1)
         for c in forest.chunks(count):
-            # In place: grad_x may have the memory of grad. Row n is read, with at[n] >= n, before it is written.
+            # grad_x may share grad's memory. This is safe: at[n] >= n, so each row is read before it is overwritten.
             at = c if rows is None else rows[c]
             normal = forest.rule.mm(grad_qkv[at], qkv.t())
             through = self.tower.layer_norm_backward(normal, x[at], mean[c], rstd[c])
@@ -153,7 +153,7 @@ class ForestPass:
         return grad_x
 
     def _last_qkv_backward(self, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
-        """Return the gradient of the last layer's input: all rows have keys and values, leaves the rest."""
+        """Return the gradient of the last layer's input: all rows have keys and values, only leaves queries."""
         forest, width, mm = self.forest, self.tower.width, self.forest.rule.mm
         memory, qkv = workspace.layers[self.last], self.tower.blocks[self.last].qkv
         x, (mean, rstd) = memory.x(forest.rows, width), memory.x_stats(2, forest.rows, 1)

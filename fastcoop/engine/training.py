@@ -36,10 +36,10 @@ from fastcoop.engine.weights import (
 from fastcoop.errors import UserError
 
 SYNC_EVERY = 16  # steps, or an epoch, between looks for diverged runs
-DIVERGED = 10.0  # a loss so many times above the first epoch's, and an untrained classifier's, is divergence
+DIVERGED = 10.0  # diverged: a loss above this times the first epoch's and an untrained classifier's
 WARM_UP = 3  # plain steps before one is recorded: libraries allocate their workspaces
 WORTH_RECORDING = 16  # steps; recording costs about as much as one or two
-MAX_ESTIMATE_ERROR = 0.25  # a batch that takes this share more memory than estimated is warned of
+MAX_ESTIMATE_ERROR = 0.25  # a warning is logged if a batch takes this share more than estimated
 
 log = logging.getLogger("fastcoop")
 
@@ -68,8 +68,8 @@ def train(
             state stay float32. bfloat16 and "tf32", for a GPU, are not exact.
         on_done: Called with a run's place in ``runs`` and its result as it ends.
         on_progress: Called after every step with the work done, in units of ``RunCost.row_steps``.
-        state: From ``on_step`` of an earlier training of the same runs, which goes on from there, with the same bits
-            where all runs fit together.
+        state: From ``on_step`` of an earlier training of the same runs. Training continues from it, with the same bits
+            if all runs fit together.
         on_step: Called after every step with a function that returns the state.
 
     Returns:
@@ -107,7 +107,7 @@ def train(
 
 
 class _Training:
-    """Which runs wait, train and ended. The runs that train are in one `Batch`, built anew when they change."""
+    """Which runs wait, train and ended. The runs that train are in one `Batch`, rebuilt when they change."""
 
     def __init__(
         self,
@@ -413,7 +413,7 @@ def cross_entropy(
     target = labels.clamp(min=0)[..., None]
     losses = -(torch.log_softmax(logits, -1).gather(-1, target)[..., 0] * weight).sum(1)
 
-    # Not the exponential of the above: element by element, its rounding depends on a run's place in memory.
+    # Not exp(log_softmax): an element-wise exponential rounds by a number's place in memory, a softmax row by row.
     grad_logits = torch.softmax(logits, -1)
     grad_logits.scatter_add_(-1, target, torch.full_like(grad_logits[..., :1], -1.0))
     grad_logits *= weight[..., None] * logit_scale

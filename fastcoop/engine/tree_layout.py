@@ -160,7 +160,7 @@ class Pack:
     positions: np.ndarray  # (bundles, length), numbered through all packs
     mask: Tensor  # (bundles or 1, length, before + length): 0 where a position reads a key of its bundle, else -inf
     constants: np.ndarray  # (bundles, before) constant nodes read before the bundle's own keys
-    leaf_places: np.ndarray  # (bundles, most leaves of one): places of leaves, filled up with other places
+    leaf_places: np.ndarray  # (bundles, most leaves of one): places of leaves, padded with other places
 
 
 class LayerConstants(NamedTuple):
@@ -232,7 +232,7 @@ class TreeLayout:
         self.positions = len(nodes)  # of all packs
         self.gather = np.where(padding, 0, row_of[nodes])  # (positions,) the row there; row 0 as padding
         distinct, first = np.unique(nodes, return_index=True)
-        self.query_positions = first[distinct != NONE]  # (rows,) the position where each row is a query
+        self.query_positions = first[distinct != NONE]  # (rows,) the first position of each row
         is_query = np.isin(np.arange(len(nodes)), self.query_positions)
         self.copies = np.flatnonzero(~is_query & ~padding)  # positions that hold further copies of a row
         copied_rows, copied = np.unique(self.gather[self.copies], return_inverse=True)

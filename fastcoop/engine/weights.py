@@ -322,7 +322,7 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def limit_threads(number: int) -> Iterator[None]:
-    """Use at most ``number`` threads, as many as attention has heads: its smallest batched product has one per head."""
+    """Use at most ``number`` threads: attention's heads, since its smallest batched product has one matrix per head."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, number))
     try:
@@ -332,7 +332,7 @@ def limit_threads(number: int) -> Iterator[None]:
 
 
 def even_slices(numbers: Tensor) -> Iterator[slice]:
-    """Cut ``numbers`` (rows, width) so that an element-wise operation rounds each alike, whatever the rows beside it.
+    """Cut ``numbers`` (rows, width) so that an element-wise operation rounds equal numbers alike in any batch.
 
     Torch gives every thread an equal share. With three or more threads a share may end within a vector, whose
     numbers are then rounded by other instructions; where it ends depends on the number of rows.

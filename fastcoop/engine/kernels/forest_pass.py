@@ -147,7 +147,7 @@ class KernelPass:
         return grad_vectors
 
     def _embed(self, vectors: Tensor, x: Tensor, workspace: Workspace) -> Tensor:
-        """Fill the first layer's input x; return its norm: of rows with a vector, in a tower of one layer of all."""
+        """Fill the first layer's input x; return the norm of rows with a vector, or of all in an only layer."""
         forest, block, memory = self.forest, self.tower.blocks[0], workspace.layers[0]
         count = len(self.learned_rows)
         normal, learned = x.new_empty(count, x.shape[1]), workspace.learned_x(count, x.shape[1])
@@ -169,7 +169,7 @@ class KernelPass:
         """Return queries, keys and values of a layer, and its input x; queries and x of leaves in the last layer."""
         forest, width, weight = self.forest, self.tower.width, self.tower.blocks[layer].qkv
         qkv = workspace.attention[layer].qkv(forest.rows, 3 * width)
-        if layer == self.last:  # all rows have keys and values, only leaves the rest
+        if layer == self.last:  # all rows have keys and values, only leaves have queries
             torch.mm(normal, weight[:, width:], out=qkv[:, width:])
             q = workspace.leaf_q(forest.leaves, width)
             torch.mm(normal.index_select(0, forest.leaf_rows), weight[:, :width], out=q)

@@ -204,7 +204,7 @@ class Optimizer:
         rates: Learning rates (steps, runs).
         losses: (steps, runs).
         limit: (runs,) the loss above which a run has diverged; raised in the first epoch.
-        untrained_loss: (runs,) below this, a loss is no divergence.
+        untrained_loss: (runs,) loss of equal logits; the limit is at least the factor times it.
         first_epoch_left: int64 (runs,) steps of the first epoch that are left.
         diverged_at: int64 (runs,) -1, or the step in which a run diverged.
         step: int64 (1,), raised by one.
