@@ -178,6 +178,7 @@ def test_a_command_line_that_is_wrong_is_one_sentence(capsys):
         (line,) = said.err.splitlines()
         assert line.startswith("fastcoop: ")
         assert line.endswith("--help` shows what it takes.")
+        assert "?;" not in line
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["plain", "json"])

@@ -1,4 +1,4 @@
-"""Time of a training step, by the official code's method and by fastcoop, measured side by side."""
+"""Measure the time of a training step, of the official code's method and of fastcoop in turn."""
 
 from fastcoop.bench.benchmark import class_lists, random_backbone, run_bench
 from fastcoop.bench.tables import Bench, projection, table, write_bench

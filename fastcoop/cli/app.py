@@ -39,7 +39,8 @@ def run(arguments: list[str] | None = None) -> int:
         if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
             command = error.ctx.command_path if getattr(error, "ctx", None) else "fastcoop"
             sentence = " ".join(error.format_message().split()).removesuffix(".")
-            problem = f"{sentence}; `{command} --help` shows what it takes."
+            separator = "" if sentence.endswith("?") else ";"
+            problem = f"{sentence}{separator} `{command} --help` shows what it takes."
     except FastcoopError as error:
         problem = str(error)
     except UnicodeError as error:

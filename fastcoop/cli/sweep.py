@@ -91,7 +91,7 @@ def sweep(
     if summary.diverged:
         log.warning("%s diverged; the results mark diverged runs.", counted(summary.diverged, "run"))
     for line in _first(summary.collapsed):
-        log.warning("Far below the other seeds of its setting, though its loss is finite: %s", line)
+        log.warning("Accuracy far below that of other seeds, although the loss is finite: %s", line)
     for line in _first([f"{key[:12]}: {error}" for key, error in summary.failed.items()]):
         say(f"failed: {line}", err=True)
     if summary.failed:
@@ -110,7 +110,7 @@ def _summary_lines(summary: Summary, verb: str = "finished", number: int | None 
     if summary.finished:
         yield (
             f"{summary.seconds:.0f} s by {counted(summary.workers, 'process')}; "
-            f"{summary.engine_share:.0%} of their time in the engine's steps; "
+            f"{summary.engine_share:.0%} of the time in training steps; "
             f"at most {summary.peak_memory_bytes / 1e9:.1f} GB of memory together"
         )
 
@@ -135,12 +135,12 @@ def evaluate(
     targets: Annotated[list[str], options.comma_list(help="Datasets to test on.")],
     runs: Runs = None,
     backbones: Annotated[
-        list[str] | None, options.comma_list("--backbone", help="Backbones that their names do not find.")
+        list[str] | None, options.comma_list("--backbone", help="Backbones that are not found by name.")
     ] = None,
     data_root: DataRoot = Path("data"),
     cache: Cache = Path("cache"),
     recipe: Annotated[
-        str | None, Option(help="Image transforms (those of the runs' training): current or official-2021.")
+        str | None, Option(help="Image transforms: current or official-2021 (as in training).")
     ] = None,
     device: Device = "auto",
     skip_unreadable: SkipUnreadable = False,

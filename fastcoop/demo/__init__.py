@@ -1,1 +1,1 @@
-"""The demo: draws datasets of pictures and runs a study on them with small backbones of its own."""
+"""The demo: draw datasets of pictures, and run a study on them with the small backbones in ``weights``."""

@@ -1,4 +1,4 @@
-"""Import checkpoints of the official code; export them, contexts, and classifiers that need no fastcoop."""
+"""Import and export checkpoints of the official code, export contexts and standalone classifiers, and predict."""
 
 from fastcoop.exchange.classifier import Classifier, Prediction, image_files, predict
 from fastcoop.exchange.runs import (

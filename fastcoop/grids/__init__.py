@@ -1,4 +1,4 @@
-"""From a grid file to the runs that it asks for."""
+"""Read grid files and plan their runs."""
 
 from fastcoop.grids.grid import Grid, read_grid
 

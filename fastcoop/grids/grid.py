@@ -186,7 +186,7 @@ def _content(source: Any) -> tuple[dict[str, Any], Lines, str]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; a grid is a YAML file.") from None
     except FileNotFoundError:
-        raise MissingFile(f"There is no grid file {path}, here or among fastcoop's own.") from None
+        raise MissingFile(f"There is no grid file {path}, nor does fastcoop contain one.") from None
     except OSError as error:
         raise UserError(f"The grid file {path} cannot be read: {error.strerror}.") from None
     given, lines = read_yaml(text, str(source))

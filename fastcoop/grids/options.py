@@ -45,10 +45,12 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
     if keys[0] == "blocks" and len(keys) > 2 and keys[1] not in (blocks := given.get("blocks") or {}):
         raise UserError(f'The grid has no block "{keys[1]}".{nearest(keys[1], blocks)}')
     value, found = _value(keys, text, option), False
+    names: set[str] = set()  # methods of the grid
     of_method = keys[0] == "methods" and len(keys) > 2
     for place, scope in scopes_of(given):
         if of_method:
             pairs = methods_of(scope.get("methods"))
+            names.update(name for name, _ in pairs)
             if keys[1] in (name for name, _ in pairs):
                 scope["methods"] = [{name: settings} for name, settings in pairs]
             for index, (name, settings) in enumerate(pairs):
@@ -65,7 +67,7 @@ def override(given: dict[str, Any], option: str, lines: Lines) -> None:
             if dropped := [str(name) for name in targets if str(name) not in kept]:
                 log.warning("--set datasets leaves out the targets of %s.", abbreviate(dropped))
     if of_method and not found:
-        raise UserError(f'"{option}" sets {keys[1]}, which the grid does not run.')
+        raise UserError(f'"{option}" sets {keys[1]}, which the grid does not run.{nearest(keys[1], names)}')
 
 
 def _value(keys: Sequence[str], text: str, option: str) -> Any:

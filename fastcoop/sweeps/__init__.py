@@ -1,4 +1,4 @@
-"""The execution of a grid: features cached, runs done in batches by workers, tests of what was learned."""
+"""Run a grid: cache features, train runs in batches in worker processes, evaluate and interpret the results."""
 
 from fastcoop.sweeps.caching import cache_grid
 from fastcoop.sweeps.evaluation import Tested, evaluate

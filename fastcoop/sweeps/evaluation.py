@@ -86,7 +86,7 @@ def evaluate(
         targets: Datasets, as a grid names them.
         runs: Keys, or their first characters. Empty: all runs that can be tested on the targets; a warning counts the
             tests left out.
-        backbones: Backbones of the runs, as a command line names them, if their names do not find them.
+        backbones: Names or folders of the runs' backbones, if they are not found by their recorded names.
         data_root: Folder of the datasets.
         cache: Folder of the feature stores.
         recipe: Image transforms for the targets; by default those that the runs were trained with.

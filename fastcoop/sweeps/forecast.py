@@ -79,7 +79,7 @@ class Forecast:
         if self.crops:
             yield f"features of {self.crops:,} images and views are missing and are cached first"
         for part in self.parts:
-            took = "time unknown" if part.seconds is None else f"{duration(part.seconds)} of a worker"
+            took = "time unknown" if part.seconds is None else f"{duration(part.seconds)} for one worker"
             batches = f"{counted(part.batches, 'batch')} of up to {part.largest}"
             yield f"{part.backbone}  {part.method}: {counted(part.runs, 'run')} in {batches}, {took}"
         if self.nodes:

@@ -246,6 +246,7 @@ def test_aliases_are_read_and_counted(file: Path) -> None:
         (["seeds=1,-1"], [], '"seeds" of .* cannot be -1'),
         (["methods.coop.epochs=no"], [], "--set methods.coop.epochs=no: .*epochs"),
         (["blocks.a.shots=1"], [], 'no block "a"'),
+        (["methods.cop.epochs=1"], [], 'does not run. Did you mean "coop"'),
         (["methods.linear_probe.iterations=5"], [], "sets linear_probe, which the grid does not run"),
         ([], ["linear_probe"], "no linear_probe; its methods are coop, zero_shot"),
         ([], ["linear_prob"], 'Did you mean "linear_probe"'),
