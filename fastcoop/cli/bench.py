@@ -37,7 +37,7 @@ def bench(
     project: Annotated[str | None, Option(help='"fig3": also print the time Figure 3 takes.')] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps beside the official code.
+    """Time training steps of fastcoop and of the official code.
 
     The official code's step and fastcoop's are measured alternately, in one process per dataset. All of the paper's
     eleven class lists take about an hour on two quiet cores. The results are written after each dataset. Without

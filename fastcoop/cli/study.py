@@ -66,7 +66,7 @@ def interpret(
 ) -> None:
     """Print the words nearest to learned contexts.
 
-    These are the distances of Table 4, with those of random vectors beside them. A hyphen at the end marks part of a
+    These are the distances of Table 4, next to those of random vectors. A hyphen at the end marks part of a
     longer word. A class-specific context has one line per class and one for all.
 
     Example:  fastcoop interpret results/photographs --backbone RN50 -k 3

@@ -143,7 +143,7 @@ class TrainingPlan:
         scratch_bytes: Memory of a batch of any size, beside what its runs take.
         max_rows: Rows that train at once at most.
         rows_estimate: About how many rows fit ``memory_bytes``, by the tower's size alone. Sweeps cut their batches
-            by it, so that the composition of batches stays what it was.
+            by it, into the same batches as earlier versions.
     """
 
     runs: tuple[RunCost, ...]
