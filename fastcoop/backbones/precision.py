@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-# torch's own defaults: products of float32 in float32, and convolutions on a CUDA device in TF32.
-PRECISIONS = {"mkldnn.matmul": "ieee", "mkldnn.conv": "ieee", "cuda.matmul": "ieee", "cudnn.conv": "tf32"}
+# Parts of ``torch.backends`` with a precision of float32 products and convolutions:
+GPU_PRODUCTS = ("cuda.matmul", "cudnn.conv")
+ALL_PRODUCTS = ("mkldnn.matmul", "mkldnn.conv", *GPU_PRODUCTS)
 
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Reset autocast, the default dtype and device, and the precision of float32 products to torch's defaults."""
+    """Reset autocast, the default dtype and device to torch's defaults, and compute products of float32 in float32.
+
+    Convolutions too: on a GPU torch's own default for them is TF32.
+    """
     dtype = torch.get_default_dtype()
-    before = {name: backend.fp32_precision for name in PRECISIONS if (backend := _backend(name))}
-    matmul = None if before else torch.get_float32_matmul_precision()  # torch before 2.9
     cuda = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
     # Entered only where needed, since it slows down every call of torch.
     device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
         torch.set_default_dtype(torch.float32)
-        for name in before:
-            _backend(name).fp32_precision = PRECISIONS[name]
-        if matmul is not None:
-            torch.set_float32_matmul_precision("highest")
-        with device, torch.autocast("cpu", enabled=False), cuda:
+        with _float32_products("ieee", ALL_PRODUCTS), device, torch.autocast("cpu", enabled=False), cuda:
             yield
     finally:
         torch.set_default_dtype(dtype)
-        for name, precision in before.items():
-            _backend(name).fp32_precision = precision
-        if matmul is not None:
-            torch.set_float32_matmul_precision(matmul)
 
 
 @contextmanager
@@ -51,18 +45,29 @@ def fresh_state() -> Iterator[None]:
 
 @contextmanager
 def products_in_tf32(is_on: bool) -> Iterator[None]:
-    """Compute products of float32 on a GPU in TF32, or in float32, and restore the setting."""
-    matmul: Any = _backend("cuda.matmul")
-    setting = "fp32_precision"
-    value: str | bool = "tf32" if is_on else "ieee"
-    if matmul is None:  # torch before 2.9
-        matmul, setting, value = torch.backends.cuda.matmul, "allow_tf32", is_on
-    before = getattr(matmul, setting)
-    setattr(matmul, setting, value)
+    """Compute products of float32 on a GPU in TF32, or in float32, and restore the settings."""
+    with _float32_products("tf32" if is_on else "ieee", GPU_PRODUCTS):
+        yield
+
+
+@contextmanager
+def _float32_products(precision: str, names: Sequence[str]) -> Iterator[None]:
+    """Compute products of float32 in "ieee" or "tf32" in parts of ``torch.backends``, and restore the settings."""
+    before = {backend: backend.fp32_precision for name in names if (backend := _backend(name))}
+    old = None if before else (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
     try:
+        for backend in before:
+            backend.fp32_precision = precision
+        if old is not None:  # torch before 2.9
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
         yield
     finally:
-        setattr(matmul, setting, before)
+        for backend, value in before.items():
+            backend.fp32_precision = value
+        if old is not None:
+            torch.set_float32_matmul_precision(old[0])
+            torch.backends.cudnn.allow_tf32 = old[1]
 
 
 def uses_tf32() -> bool:
