@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -70,6 +70,9 @@ class GpuTensor(Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def record_stream(self, stream: Any) -> None:
+        assert isinstance(stream, Stream)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"GpuTensor({self.inner})"
 
@@ -118,17 +121,32 @@ class Recording:
                 tensor.copy_(value)
 
 
+class Stream(nullcontext[None]):
+    """A CUDA stream. All work is done at once, so nothing waits for it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def wait_stream(self, other: Stream) -> None:
+        assert isinstance(other, Stream)
+
+
 class Event:
-    """A CUDA event, by the clock."""
+    """A CUDA event, by the clock. Copies to the CPU that do not block have arrived when it is synchronized."""
+
+    copies: ClassVar[list[tuple[Tensor, Tensor]]] = []  # not arrived: where to, and the numbers
 
     def __init__(self, enable_timing: bool = False):
         self.at = 0.0
+        self.before: list[tuple[Tensor, Tensor]] = []
 
-    def record(self) -> None:
+    def record(self, stream: Stream | None = None) -> None:
         self.at = time.perf_counter()
+        self.before, Event.copies = Event.copies, []
 
     def synchronize(self) -> None:
-        pass
+        for there, numbers in self.before:
+            there.copy_(numbers)
 
     def elapsed_time(self, later: Event) -> float:
         return 1e3 * (later.at - self.at)
@@ -162,6 +180,9 @@ def run_operation(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     else:
         result = func(*inner_args, **inner_kwargs)
     if func is aten.copy_.default:
+        if mixed and not isinstance(args[0], GpuTensor) and True in (*args[2:], kwargs.get("non_blocking")):
+            Event.copies.append((result, result.clone()))
+            result.zero_()
         return args[0]
     if not to_gpu:
         return result
@@ -226,7 +247,7 @@ def pretend_gpu(free_bytes: int = 10**9) -> Iterator[None]:
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
             "reset_peak_memory_stats": nothing, "synchronize": nothing, "empty_cache": nothing,
             "_lazy_init": nothing,  # of C++ code that is called while _Names is not active, such as in a backward pass
-            "current_stream": lambda *_: None, "set_stream": nothing, "Stream": plain_context, "device": plain_context,
+            "current_stream": Stream, "set_stream": nothing, "Stream": Stream, "device": plain_context,
             "stream": plain_context, "CUDAGraph": Recording, "Event": Event, "graph": lambda graph, **_: graph.record(),
         }  # fmt: skip
         for name, stand_in in stand_ins.items():

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import fastcoop as fc
+from fastcoop.backbones import Backbone
 from fastcoop.backbones.load import resolve_device
 from fastcoop.cli import main
 from fastcoop.engine.fit import FREE_FRACTION
+from fastcoop.features import FeatureStore, encode
 from fastcoop.results import load_results
 from tests import pretend_gpu as pretended
-from tests.pretend_gpu import GpuTensor, pretend_gpu
+from tests.pretend_gpu import Event, GpuTensor, pretend_gpu
 from tests.small_world import write_backbone, write_dataset
 
 GRID = """
@@ -192,3 +194,57 @@ def test_a_sweep_is_one_process_on_one_gpu_and_more_divide_its_memory(world, tmp
         for jobs in (-1, 2, 3):
             fc.sweep(world / "grid.yaml", jobs=jobs, **options)
     assert budgets == {size: {int(FREE_FRACTION * 10**9 / size)} for size in (1, 2, 3)}
+
+
+def test_a_gpu_fetches_features_one_batch_late_and_they_are_the_cpu_s(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 4)
+    steps: list[str] = []
+
+    def note(step, original):
+        def wrapped(*args, **kwargs):
+            steps.append(step)
+            return original(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(Event, "synchronize", note("fetch", Event.synchronize))
+    ask = {"shots": [2], "seeds": [1], "views": 1, "dtype": "float32"}
+    data = world / "data" / "colours"
+    on_cpu = fc.cache_features(world / "tiny", data, tmp_path / "cpu", **ask)
+    assert not steps
+    monkeypatch.setattr(Backbone, "encode_images", note("encode", Backbone.encode_images))
+    with pretend_gpu():
+        backbone = fc.backbone_from_spec(world / "tiny", device="cuda")
+        on_gpu = fc.cache_features(backbone, data, tmp_path / "cuda", **ask)
+    batches = steps.count("encode")
+    assert batches > 3
+    assert steps == ["encode", *["encode", "fetch"] * (batches - 1), "fetch"]
+    cpu, gpu = FeatureStore.open(on_cpu), FeatureStore.open(on_gpu)
+    assert cpu.meta.precision == gpu.meta.precision == "float32"
+    for split in ("train", "val", "test"):
+        rows = np.arange(len(cpu.indices(split)))
+        np.testing.assert_allclose(gpu.raw(split, rows), cpu.raw(split, rows), rtol=1e-5, atol=1e-6)
+
+
+def test_features_in_tf32_say_so_and_a_store_keeps_its_precision(world, tmp_path, monkeypatch, caplog):
+    used = set()
+    run_as_before = pretended.run_operation
+
+    def run_operation(func, args, kwargs):
+        if func is torch.ops.aten.convolution.default:
+            used.add((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+        return run_as_before(func, args, kwargs)
+
+    monkeypatch.setattr(pretended, "run_operation", run_operation)
+    data, few = world / "data" / "colours", {"shots": [1], "seeds": [1], "views": 0}
+    with pretend_gpu():
+        backbone = fc.backbone_from_spec(world / "tiny", device="cuda")
+        path = fc.cache_features(backbone, data, tmp_path, precision="tf32", **few)
+        assert used == {("tf32", "tf32"), ("ieee", "ieee")}  # the latter to measure the difference
+        fc.cache_features(backbone, data, tmp_path, **few | {"shots": [2]})
+        with pytest.raises(fc.errors.UserError, match="products in tf32 and float32 was asked for"):
+            fc.cache_features(backbone, data, tmp_path, precision="float32", **few)
+    meta = FeatureStore.open(path).meta
+    assert (meta.precision, meta.precision_difference) == ("tf32", 0)
+    assert "Computed in tf32, features differ from float32's by up to 0.0e+00 of their length" in caplog.text
+    assert fc.cache_features(world / "tiny", data, tmp_path, **few) == path  # on a CPU, what is there is used

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from fastcoop.backbones.precision import torch_defaults
+from fastcoop.backbones.precision import products_in_tf32, torch_defaults
 from fastcoop.backbones.text_tower import TextTower
 from fastcoop.errors import UserError
 
@@ -88,16 +88,19 @@ class Backbone:
 
     @torch_defaults()
     @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor, precision: str = "float32") -> Tensor:
         """Encode images, preprocessed and normalized by ``preprocess``.
 
         Args:
             images: (b, 3, size, size).
+            precision: Of the products of a float32 model: "float32", "tf32" (on a GPU) or "bfloat16".
 
         Returns:
-            Features (b, embed_dim), not normalized, in the model's dtype and on its device.
+            Features (b, embed_dim), not normalized, on the model's device and in its dtype or bfloat16.
         """
-        features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
+        in_bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with products_in_tf32(precision == "tf32"), in_bfloat16:
+            features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
         return features
 
     @torch_defaults()

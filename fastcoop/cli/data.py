@@ -85,6 +85,10 @@ def cache_features(
     views: Annotated[int, Option(help="Augmented views per training image.")] = 8,
     recipe: Recipe = "current",
     dtype: Dtype = "float16",
+    precision: Annotated[
+        str | None,
+        Option(help="Of products: float32, tf32 (GPU), bfloat16. Default: the store's, or float32."),
+    ] = None,
     skip_unreadable: SkipUnreadable = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -107,8 +111,8 @@ def cache_features(
                 f"A grid file names what to cache itself, got {' '.join(extra)} too. Leave that out."
             )
         paths = cache_grid(
-            datasets[0], data_root=data_root, cache=cache, dtype=dtype, skip_unreadable=skip_unreadable,
-            device=device,
+            datasets[0], data_root=data_root, cache=cache, dtype=dtype, precision=precision,
+            skip_unreadable=skip_unreadable, device=device,
         )  # fmt: skip
     else:
         draws = (
@@ -118,7 +122,7 @@ def cache_features(
         wanted = [(find_dataset(name, data_root), *draws) for name in datasets]
         paths = cache_all(
             [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, recipe=recipe, dtype=dtype,
-            skip_unreadable=skip_unreadable,
+            precision=precision, skip_unreadable=skip_unreadable,
         )  # fmt: skip
     show(list(paths) if as_json else None, paths, as_json)
 

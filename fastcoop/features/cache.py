@@ -19,12 +19,15 @@ from fastcoop.datasets.dataset import SPLITS, warn_once
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, writing
 from fastcoop.features.encode import (
+    PRECISIONS,
     Chunk,
     Encoded,
     Encoding,
     chunks_folder,
     cut_chunks,
     encode_missing,
+    precision_difference,
+    precision_note,
     read_chunk,
 )
 from fastcoop.features.image_files import unknown_files
@@ -78,7 +81,8 @@ def cache_features(
     views: int = 8,
     recipe: str = "current",
     dtype: str = "float16",
-    batch_size: int = 64,
+    precision: str | None = None,
+    batch_size: int | None = None,
     view_seed: int = 0,
     skip_unreadable: bool = False,
     retry_skipped: bool = True,
@@ -100,21 +104,27 @@ def cache_features(
         views: Augmented views per training image.
         recipe: "current" or "official-2021", the image preprocessing of every view.
         dtype: "float16" or "float32"; an existing float32 store stays one.
-        batch_size: Crops encoded at once.
+        precision: Of the image tower's products: "float32", "tf32" (on a GPU) or "bfloat16". A store has one
+            precision. None: that of the existing store, or float32. For the others the difference from float32 is
+            measured on the first images, recorded and logged.
+        batch_size: Crops encoded at once. None: 64 on a CPU, 256 on a GPU.
         view_seed: Seed of the augmentations.
         skip_unreadable: Leave out images that cannot be decoded, with a warning, instead of raising at the end.
         retry_skipped: Try images again that were left out earlier; ignored with ``skip_unreadable``.
 
     Raises:
-        UserError: An unknown recipe or dtype, a store made with other weights, images or settings, a disk that
-            cannot be written; and, after everything else is stored, images that could not be decoded
-            (``UnreadableImages``), or no test image that could be.
+        UserError: An unknown recipe, dtype or precision, TF32 on a CPU, a store made with other weights, images or
+            settings, a disk that cannot be written; and, after everything else is stored, images that could not be
+            decoded (``UnreadableImages``), or no test image that could be.
     """
     check_recipe(recipe)
     check_dtype(dtype)
     view_seed = whole_number(view_seed, "view_seed")
     views = whole_number(views, "views", 0, MOST_VIEWS)
-    batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError(f'Features are computed in float32, tf32 or bfloat16, not "{precision}".')
+    if batch_size is not None:
+        batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
     shots, seeds = several(shots), several(seeds)
     backbone, dataset = backbone_from_spec(backbone), find_dataset(dataset)
     dataset = dataset.whole or dataset
@@ -122,7 +132,7 @@ def cache_features(
     if dataset.store is not None:  # imported features are complete
         FeatureStore.open(path, backbone, dataset)
         return path
-    encoding = Encoding(backbone, dataset, recipe, view_seed, views, dtype, batch_size)
+    encoding = Encoding(backbone, dataset, recipe, view_seed, views, dtype, batch_size, precision)
     draws = [(number, seed) for number in shots for seed in seeds if "train" in dataset.splits]
     subsets = [few_shot(dataset, number, seed).train for number, seed in draws]
     failures: Failures = {}
@@ -137,6 +147,11 @@ def cache_features(
             with store_lock(path):
                 plan = make_plan()
                 if plan.chunks:
+                    if plan.encoding.precision == "tf32" and not plan.encoding.on_gpu:
+                        raise UserError(
+                            f"Features of {path} are in tf32, which takes a GPU. On a CPU use float32, and for a store "
+                            "in tf32 another cache folder."
+                        )
                     _warn_of_changes(plan)
                     encode_missing(plan.encoding, plan.chunks, path)
                     failures = assemble(plan, path, skip_unreadable)
@@ -176,6 +191,8 @@ def plan_encoding(
     Raises:
         UserError: The store was made with settings that cannot be mixed with these.
     """
+    present = "float32" if store is None else store.meta.precision
+    encoding = replace(encoding, precision=encoding.precision or present)
     plan = EncodingPlan(encoding if store is None else _reconcile(store, encoding), store)
     for split in (name for name in SPLITS if name in encoding.dataset.splits):
         wanted, views = np.arange(len(encoding.dataset.splits[split])), range(1)
@@ -202,6 +219,7 @@ def _reconcile(store: FeatureStore, asked: Encoding) -> Encoding:
         ("recipe", meta.recipe, asked.recipe),
         ("view seed", meta.view_seed, asked.view_seed),
         ("a backbone in", meta.compute_dtype, asked.compute_dtype),
+        ("products in", meta.precision, asked.precision),
         (
             "features in",
             meta.dtype,
@@ -263,8 +281,21 @@ def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
         contents[split] = SplitContent(index, files[readable], _blocks(plan, split, index, path))
     planned = {(chunk.split, row) for chunk in plan.chunks for row in chunk.rows}
     if plan.store is None or not planned or failures.keys() != planned or skip_unreadable:
-        write_store(path, plan.encoding.meta(skipped), plan.encoding.dataset.splits, contents)
+        meta = plan.encoding.meta(skipped, _measured_difference(plan))
+        write_store(path, meta, plan.encoding.dataset.splits, contents)
     return failures
+
+
+def _measured_difference(plan: EncodingPlan) -> float | None:
+    """Return, and log, how far features in the plan's precision are from float32; measured for a new store."""
+    precision = plan.encoding.precision or "float32"
+    if precision == "float32":
+        return None
+    known = plan.store.meta.precision_difference if plan.store is not None else None
+    largest = precision_difference(plan.encoding, plan.chunks[0]) if known is None else known
+    if plan.chunks:
+        log.warning(f"{plan.encoding.dataset.name}: {precision_note(precision, largest)}")
+    return largest
 
 
 def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> Iterator[Block]:

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
-from fastcoop.features.encode import Chunk, Encoding, cut_chunks, encode_chunks
+from fastcoop.features.encode import Chunk, Encoding, cut_chunks, difference, encode_chunks, precision_note
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.store import FeatureStore, find_dataset
 from fastcoop.features.store_file import IMPORTED, StoreMeta
@@ -59,6 +59,8 @@ class StoreReport:
             f"images: {counts}; {meta.views} augmented views of each training image; dim {meta.dim}",
             f"weights {meta.backbone_digest[:12]}, dataset {meta.dataset_digest[:12]}",
         ]
+        if meta.precision_difference is not None:
+            lines.append(precision_note(meta.precision, meta.precision_difference))
         if half is not None:
             lines += [
                 f"{counted(self.reencoded, 'image')} encoded again: largest difference {self.largest_difference:.2e} "
@@ -109,7 +111,10 @@ def check_store(
         reason = ", because the store is damaged"
     else:
         drawn = np.random.default_rng(seed).permutation(sum(report.counts.values()))[:sample]
-        encoding = Encoding(backbone, dataset, store.meta.recipe, store.meta.view_seed, dtype="float32")
+        precision = "bfloat16" if store.meta.precision == "bfloat16" else "float32"
+        encoding = Encoding(
+            backbone, dataset, store.meta.recipe, store.meta.view_seed, dtype="float32", precision=precision
+        )
         _encode_again(store, encoding, drawn, report)
     if reason:
         report.notes.append(f"No image was encoded again{reason}.")
@@ -157,8 +162,7 @@ def _encode_again(store: FeatureStore, encoding: Encoding, drawn: np.ndarray, re
         new = found.features[readable]
         rows = np.searchsorted(store.indices(chunk.split), np.array(chunk.rows)[readable])
         old = store.raw(chunk.split, rows).astype(np.float32)
-        length = np.maximum(np.linalg.norm(old, axis=-1), np.finfo(np.float32).tiny)
-        worst = max(worst, float((np.linalg.norm(new - old, axis=-1) / length).max(initial=0)))
+        worst = max(worst, difference(new, old))
         encoded.append(new.reshape(-1, new.shape[-1]))
         report.reencoded += len(new)
     if report.reencoded:

@@ -13,15 +13,17 @@ import logging
 import os
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
@@ -33,8 +35,14 @@ from fastcoop.files import atomic_write
 from fastcoop.progress import Advance, progress
 
 CROPS_PER_CHUNK = 256
+CPU_BATCH, GPU_BATCH = 64, CROPS_PER_CHUNK  # crops encoded at once
 CHUNKS_AHEAD = 2  # decoded while one is encoded; bounds the memory
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of the products of a float32 backbone
+PRECISION_SAMPLE = 32  # images whose features are compared with float32's
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")  # that features depend on
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +55,34 @@ class Encoding:
     view_seed: int = 0
     views: int = 0
     dtype: str = "float16"
-    batch_size: int = 64
+    batch_size: int | None = None
+    precision: str | None = "float32"  # None: that of the present store, or float32
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the backbone is on a GPU."""
+        return self.backbone.device.type == "cuda"
+
+    @property
+    def crops_at_once(self) -> int:
+        """Crops in a batch."""
+        return self.batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
+
+    @cached_property
+    def copy_stream(self) -> torch.cuda.Stream:
+        """The GPU's stream on which a batch is copied while the one before it is encoded."""
+        return torch.cuda.Stream(self.backbone.device)
 
     @property
     def compute_dtype(self) -> str:
         """The dtype that the backbone computes in, such as "float32"."""
         return str(self.backbone.dtype).removeprefix("torch.")
 
-    def meta(self, skipped: Mapping[str, Sequence[int]]) -> StoreMeta:
-        """Return the description of a store of these features, without digests of its contents."""
+    def meta(self, skipped: Mapping[str, Sequence[int]], difference: float | None = None) -> StoreMeta:
+        """Return the description of a store of these features, without digests of its contents.
+
+        ``difference`` is the `precision_difference` of the store.
+        """
         backbone, dataset = self.backbone, self.dataset
         return StoreMeta(
             backbone=backbone.name, backbone_digest=backbone.digest, dim=backbone.embed_dim,
@@ -65,6 +92,7 @@ class Encoding:
             expected={split: len(images) for split, images in dataset.splits.items()},
             skipped=skipped, sha256={},
             versions={name: metadata.version(name) for name in PACKAGES}, compute_dtype=self.compute_dtype,
+            precision=self.precision or "float32", precision_difference=difference,
         )  # fmt: skip
 
 
@@ -120,20 +148,30 @@ def encode_chunks(
     """Yield each chunk with its features, in order; ``advance`` receives the number of crops done.
 
     Raises:
-        UserError: As `encode`.
+        UserError: As `start_encoding`.
     """
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    decoding: deque[tuple[Chunk, Iterator[Decoded]]] = deque()
+    late = int(encoding.on_gpu)  # on a GPU a chunk's features are fetched while the next chunk is encoded
     try:
-        for chunk in chunks:
-            decoding.append((chunk, pool.map(partial(decode, encoding, chunk), chunk.rows)))
-            if len(decoding) > CHUNKS_AHEAD:
-                first, images = decoding.popleft()
-                yield first, encode(encoding, first, list(images), advance)
-        for first, images in decoding:
-            yield first, encode(encoding, first, list(images), advance)
+        decoding = ((chunk, pool.map(partial(decode, encoding, chunk), chunk.rows)) for chunk in chunks)
+        started = (
+            (chunk, start_encoding(encoding, chunk, list(images), advance))
+            for chunk, images in _ahead(decoding, CHUNKS_AHEAD)
+        )
+        for chunk, finish in _ahead(started, late):
+            yield chunk, finish()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """Yield each item after ``count`` more were taken."""
+    taken: deque[T] = deque()
+    for item in items:
+        taken.append(item)
+        if len(taken) > count:
+            yield taken.popleft()
+    yield from taken
 
 
 def decode(encoding: Encoding, chunk: Chunk, row: int) -> Decoded:
@@ -152,29 +190,62 @@ def decode(encoding: Encoding, chunk: Chunk, row: int) -> Decoded:
     return Decoded(file, crops(image, name, chunk.views, preprocess, encoding.recipe, encoding.view_seed))
 
 
-def encode(
+def start_encoding(
     encoding: Encoding,
     chunk: Chunk,
     images: Sequence[Decoded],
     advance: Advance = lambda n=1, note=None: None,
-) -> Encoded:
-    """Encode the decoded images of a chunk, in batches of ``encoding.batch_size`` crops.
+) -> Callable[[], Encoded]:
+    """Encode the decoded images of a chunk in batches, and return a function that waits for the features.
 
-    Raises:
-        UserError: Features are not finite in the store's dtype, or all zeros.
+    A CPU has encoded them when this returns; a GPU may not have begun. The function raises UserError for features
+    that are not finite in the store's dtype, or all zeros.
     """
-    backbone, size = encoding.backbone, encoding.batch_size
-    features = np.zeros((len(images), len(chunk.views), backbone.embed_dim), encoding.dtype)
+    backbone, size = encoding.backbone, encoding.backbone.image_size
     readable = [row for row, image in enumerate(images) if image.crops is not None]
     advance((len(images) - len(readable)) * len(chunk.views), chunk.split)
+    count, pinned = len(readable) * len(chunk.views), encoding.on_gpu
+    found = torch.empty(count, backbone.embed_dim, dtype=torch.float32, device="cpu", pin_memory=pinned)
     if readable:
-        pixels, encoded = np.concatenate([image.crops for image in images if image.crops is not None]), []
-        for start in range(0, len(pixels), size):
-            batch = normalize(pixels[start : start + size], backbone.preprocess, backbone.device)
-            encoded.append(backbone.encode_images(batch).float().cpu().numpy())
-            advance(len(batch), chunk.split)
+        pixels = torch.empty((count, size, size, 3), dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        np.concatenate([image.crops for image in images if image.crops is not None], out=pixels.numpy())
+        for start in range(0, count, encoding.crops_at_once):
+            crops = pixels[start : start + encoding.crops_at_once]
+            batch = backbone.encode_images(_to_device(encoding, crops), encoding.precision or "float32")
+            found[start : start + len(crops)].copy_(batch.float(), non_blocking=True)
+            advance(len(crops), chunk.split)
+    fetched = torch.cuda.Event() if encoding.on_gpu else None
+    if fetched is not None:
+        fetched.record(torch.cuda.current_stream(backbone.device))
+
+    def finish() -> Encoded:
+        if fetched is not None:
+            fetched.synchronize()
+        features = np.zeros((len(images), len(chunk.views), backbone.embed_dim), encoding.dtype)
         with np.errstate(over="ignore"):
-            features[readable] = np.concatenate(encoded).reshape(len(readable), len(chunk.views), -1)
+            features[readable] = found.numpy().reshape(len(readable), *features.shape[1:])
+        _check_usable(encoding, chunk, features, readable)
+        files = np.stack([image.file for image in images])
+        return Encoded(features, files, np.array([image.problem for image in images], np.str_))
+
+    return finish
+
+
+def _to_device(encoding: Encoding, crops: Tensor) -> Tensor:
+    """Copy crops to the backbone's device and normalize them; on a GPU the tower goes on with the batch before."""
+    device, preprocess = encoding.backbone.device, encoding.backbone.preprocess
+    if not encoding.on_gpu:
+        return normalize(crops, preprocess, device)
+    main = torch.cuda.current_stream(device)
+    with torch.cuda.stream(encoding.copy_stream):
+        batch = normalize(crops, preprocess, device)
+    main.wait_stream(encoding.copy_stream)
+    batch.record_stream(main)  # its memory is not used again before the tower has read it
+    return batch
+
+
+def _check_usable(encoding: Encoding, chunk: Chunk, features: np.ndarray, readable: Sequence[int]) -> None:
+    """Raise UserError where the features of a readable image are not finite, or all zeros."""
     for row in readable:
         if unusable_rows(features[row : row + 1]).any():
             what = "are all zeros" if np.isfinite(features[row]).all() else f"{encoding.dtype} cannot hold"
@@ -184,16 +255,37 @@ def encode(
                 else "use other weights"
             )
             path = encoding.dataset.splits[chunk.split].paths[chunk.rows[row]]
-            raise UserError(f"{backbone.name} gives features of {path} that {what}; {advice}.")
-    files = np.stack([image.file for image in images])
-    return Encoded(features, files, np.array([image.problem for image in images], np.str_))
+            raise UserError(f"{encoding.backbone.name} gives features of {path} that {what}; {advice}.")
+
+
+def precision_difference(encoding: Encoding, chunk: Chunk) -> float:
+    """Return the largest difference of features of a chunk's first images from those in float32; see `difference`."""
+    chunk = Chunk(chunk.split, chunk.rows[:PRECISION_SAMPLE], range(1))
+    with pillow_defaults():
+        images = [decode(encoding, chunk, row) for row in chunk.rows]
+    ours, exact = (
+        start_encoding(replace(encoding, precision=precision, dtype="float32"), chunk, images)().features
+        for precision in (encoding.precision, "float32")
+    )
+    return difference(ours, exact)
+
+
+def precision_note(precision: str, largest: float) -> str:
+    """Return how far features are from float32's, as a sentence."""
+    return f"Computed in {precision}, features differ from float32's by up to {largest:.1e} of their length."
+
+
+def difference(features: np.ndarray, others: np.ndarray) -> float:
+    """Return the largest distance between features (..., dim), relative to the length of the others."""
+    length = np.maximum(np.linalg.norm(others, axis=-1), np.finfo(np.float32).tiny)
+    return float((np.linalg.norm(features - others, axis=-1) / length).max(initial=0))
 
 
 def encode_missing(encoding: Encoding, chunks: Sequence[Chunk], store: Path) -> None:
     """Encode the chunks of a store that have no file yet, and write each as soon as it is done.
 
     Raises:
-        UserError: As `encode`.
+        UserError: As `start_encoding`.
         OSError: A chunk cannot be written.
     """
     dataset, total = encoding.dataset, sum(chunk.crops for chunk in chunks)
@@ -244,9 +336,10 @@ def chunks_folder(store: Path) -> Path:
 
 def _chunk_file(store: Path, encoding: Encoding, chunk: Chunk) -> Path:
     """Return the file of a chunk. Its name is the same for the same work only."""
+    precision = encoding.compute_dtype if encoding.precision == "float32" else encoding.precision
     facts = [
-        *(encoding.backbone.digest, encoding.compute_dtype, encoding.dataset.digest),
+        *(encoding.backbone.digest, precision, encoding.dataset.digest),
         *(chunk.split, chunk.rows, list(chunk.views)),
-        *(encoding.recipe, encoding.view_seed, encoding.dtype, encoding.batch_size),
+        *(encoding.recipe, encoding.view_seed, encoding.dtype, encoding.crops_at_once),
     ]
     return chunks_folder(store) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.npz"

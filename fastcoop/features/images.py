@@ -128,9 +128,11 @@ def crops(
     return out
 
 
-def normalize(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> Tensor:
+def normalize(images: np.ndarray | Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
     """Scale and standardize uint8 images (b, size, size, 3) to float32 (b, 3, size, size) on ``device``."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    here = torch.as_tensor(images, device="cpu")
+    there = here.to(device, non_blocking=True)  # nothing waits for a copy from pinned memory
+    pixels = there.permute(0, 3, 1, 2).contiguous().float().div_(255)
     mean, std = (
         torch.tensor(x, dtype=torch.float32, device=device).view(3, 1, 1)
         for x in (preprocess.mean, preprocess.std)

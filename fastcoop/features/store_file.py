@@ -69,6 +69,8 @@ class StoreMeta:
     sha256: Mapping[str, str]  # split -> digest of its rows' indices, labels and features
     versions: Mapping[str, str]  # of the packages that made the features
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
+    precision: str = "float32"  # of the products of a float32 backbone: "float32", "tf32" or "bfloat16"
+    precision_difference: float | None = None  # largest measured from float32, relative to a feature's length
 
     def views_of(self, split: str) -> int:
         """Return the features stored of each image: only training images have augmented views."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
+from fastcoop.datasets.dataset import warn_once
 from fastcoop.features import FeatureStore, cache_all, open_if_there, store_path
 from fastcoop.features.cache import plan_encoding
 from fastcoop.features.encode import Encoding
@@ -26,6 +28,7 @@ def cache_grid(
     data_root: str | Path | None = "data",
     cache: str | Path = "cache",
     dtype: str = "float16",
+    precision: str | None = None,
     skip_unreadable: bool = False,
     device: str = "auto",
 ) -> Iterator[Path]:
@@ -34,6 +37,7 @@ def cache_grid(
     Args:
         grid, data_root, cache, skip_unreadable, device: As `sweep` takes them.
         dtype: Of the stored features: "float16" or "float32".
+        precision: Of the image tower's products, as `cache_features` takes it.
 
     Yields:
         The path of each feature store when it is complete.
@@ -42,7 +46,9 @@ def cache_grid(
         UserError: As `sweep` and `cache_features` do; for unreadable images only after everything else is stored.
     """
     loaded = load_grid(read_grid(grid), Path(data_root) if data_root is not None else None, device)
-    yield from cache_loaded(loaded, Path(cache), dtype=dtype, skip_unreadable=skip_unreadable)
+    yield from cache_loaded(
+        loaded, Path(cache), dtype=dtype, precision=precision, skip_unreadable=skip_unreadable
+    )
 
 
 def cache_loaded(
@@ -50,6 +56,7 @@ def cache_loaded(
     cache: Path,
     *,
     dtype: str = "float16",
+    precision: str | None = None,
     skip_unreadable: bool = False,
     retry_skipped: bool = True,
 ) -> Iterator[Path]:
@@ -58,7 +65,7 @@ def cache_loaded(
     wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in loaded.datasets.items()]
     return cache_all(
         loaded.backbones, wanted, cache, views=grid.views, recipe=grid.recipe, dtype=dtype,
-        skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
+        precision=precision, skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip
 
 
@@ -70,7 +77,12 @@ def open_features(
         for dataset in loaded.datasets.values():
             path = store_path(cache, backbone, dataset)
             loaded.add_features(backbone, dataset, open_one(path, backbone, dataset))
-    return [data.store.meta.sha256 if data.store else None for data in loaded.features.values()]
+    stores = [data.store for data in loaded.features.values()]
+    precisions = Counter(store.meta.precision for store in stores if store)
+    if len(precisions) > 1:
+        listed = ", ".join(f"{precision} in {count}" for precision, count in sorted(precisions.items()))
+        warn_once(f"The precision of this grid's feature stores is not the same: {listed}.")
+    return [store.meta.sha256 if store else None for store in stores]
 
 
 def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
@@ -95,7 +107,7 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
             data = loaded.data(backbone.name, dataset.name)
             shots, seeds = grid.drawn(spec)
             subsets = (data.subset(number, seed).train for number in shots for seed in seeds)
-            encoding = Encoding(backbone, dataset, grid.recipe, views=grid.views)
+            encoding = Encoding(backbone, dataset, grid.recipe, views=grid.views, precision=None)
             plan = plan_encoding(encoding, subsets, data.store, leave_skipped=True)
             if crops := sum(chunk.crops for chunk in plan.chunks):
                 missing[backbone.name, dataset.name] = crops

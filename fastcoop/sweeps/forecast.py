@@ -256,7 +256,7 @@ def _size(run: RunSpec[Any]) -> float:
 
 def _crop_seconds(loaded: LoadedGrid, missing: Mapping[tuple[str, str], int]) -> float:
     """Return the seconds of encoding the missing crops, by the time of a few test images per backbone."""
-    from fastcoop.features.encode import Chunk, Encoding, decode, encode
+    from fastcoop.features.encode import Chunk, Encoding, decode, start_encoding
 
     total = 0.0
     for backbone, names in {names[0]: names for names in missing}.items():
@@ -266,7 +266,7 @@ def _crop_seconds(loaded: LoadedGrid, missing: Mapping[tuple[str, str], int]) ->
         encoding = Encoding(model, images, loaded.grid.recipe, dtype="float32", batch_size=TIMED_CROPS)
         crops = [decode(encoding, chunk, row) for row in rows]  # others are read meanwhile
         start = time.perf_counter()
-        encode(encoding, chunk, crops)
+        start_encoding(encoding, chunk, crops)()
         crops_missing = sum(number for (name, _), number in missing.items() if name == backbone)
         total += crops_missing * (time.perf_counter() - start) / len(rows)
     return total

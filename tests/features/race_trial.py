@@ -126,7 +126,7 @@ def one_crop_at_a_time() -> None:
     """Features that do not depend on what they are encoded with, not even by rounding."""
     original = Backbone.encode_images
 
-    def encode_images(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self: Backbone, images: torch.Tensor, precision: str = "float32") -> torch.Tensor:
         return torch.cat([original(self, images[row : row + 1]) for row in range(len(images))])
 
     Backbone.encode_images = encode_images  # type: ignore[method-assign]

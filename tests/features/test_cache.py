@@ -275,7 +275,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     everything = count_encoded()
     original, calls = backbone.encode_images, [0]
 
-    def interrupted(images: torch.Tensor) -> torch.Tensor:
+    def interrupted(images: torch.Tensor, precision: str) -> torch.Tensor:
         calls[0] += 1
         if calls[0] == 4:
             raise KeyboardInterrupt

@@ -21,6 +21,9 @@ from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, find_dataset, import_features
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.planning import load_grid
+from fastcoop.sweeps.caching import open_features
 from tests.advice import follows
 from tests.features.small import make_folder
 
@@ -353,3 +356,48 @@ def test_features_computed_in_another_dtype_are_not_mixed(dataset: Dataset, tmp_
     cache_features(coarse, dataset, tmp_path / "coarse", **FEW)
     with pytest.raises(UserError, match="made with a backbone in bfloat16 and float32 was asked for"):
         cache_features(fine, dataset, tmp_path / "coarse", **FEW)
+
+
+def test_the_precision_of_products_is_recorded_and_not_mixed(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match="in tf32, which takes a GPU"):
+        cache_features(backbone, dataset, tmp_path, precision="tf32", **FEW)
+    with pytest.raises(UserError, match='computed in float32, tf32 or bfloat16, not "int8"'):
+        cache_features(backbone, dataset, tmp_path, precision="int8", **FEW)
+    exact = FeatureStore.open(cache_features(backbone, dataset, tmp_path, precision="float32", **FEW))
+    assert (exact.meta.precision, exact.meta.precision_difference) == ("float32", None)
+    with pytest.raises(UserError, match="products in float32 and bfloat16 was asked for"):
+        cache_features(backbone, dataset, tmp_path, precision="bfloat16", **FEW)
+    other = tmp_path / "another cache folder"
+    rough = FeatureStore.open(cache_features(backbone, dataset, other, precision="bfloat16", **FEW))
+    rough = FeatureStore.open(cache_features(backbone, dataset, other, **ALL))  # keeps its precision
+    measured = rough.meta.precision_difference
+    assert rough.meta.precision == "bfloat16"
+    assert measured is not None
+    assert 1e-4 < measured < 0.1
+    assert f"differ from float32's by up to {measured:.1e} of their length" in caplog.text
+    found = check_store(rough.path, backbone, dataset)
+    assert found.ok
+    assert found.largest_difference is not None
+    assert found.largest_difference < 1e-3
+    assert any("Computed in bfloat16" in line for line in found.lines())
+
+
+def test_a_grid_of_stores_of_two_precisions_gets_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name, precision in (("animals", "float32"), ("others", "bfloat16")):
+        dataset = make_folder(tmp_path / "data" / name)
+        cache_features("demo-resnet", dataset, tmp_path / "cache", precision=precision, **FEW)
+    grid = {
+        "backbones": "demo-resnet",
+        "datasets": ["animals", "others"],
+        "shots": 1,
+        "methods": ["zero_shot"],
+    }
+    open_features(load_grid(read_grid(grid), tmp_path / "data", "cpu"), tmp_path / "cache")
+    assert (
+        "precision of this grid's feature stores is not the same: bfloat16 in 1, float32 in 1." in caplog.text
+    )
