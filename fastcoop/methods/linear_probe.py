@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from pydantic import Field
 
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
-from fastcoop.methods.logistic import LogisticProblem
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
@@ -80,7 +79,7 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
             (features[:, 0].astype(np.float64), labels),
             (val_features.astype(np.float64), val_labels),
         )
-        with threadpool_limits(1, user_api="blas"):  # sums are equal on any number of cores
+        with threadpool_limits(1, user_api="blas"):  # small fits; and sums are equal on any number of cores
             log_c, accuracy, model = choose_c(train, val, run.settings)
         coef, intercept = model.coef_, model.intercept_
         if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
@@ -104,35 +103,25 @@ def choose_c(
 
     First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times a fit at both ends
     of a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The better
-    end of the last step is the choice. Fits run at the same time in as many threads as torch uses; BLAS should use one.
+    end of the last step is the choice.
     """
-    import torch
+    from sklearn.linear_model import LogisticRegression
 
-    problem = LogisticProblem(*train)
-    fitted: dict[float, tuple[float, LogisticRegression]] = {}
-
-    def fit(log_c: float) -> tuple[float, LogisticRegression]:
-        model = problem.fit(10.0**log_c, settings.iterations)
+    @cache
+    def fitted(log_c: float) -> tuple[float, LogisticRegression]:
+        model = LogisticRegression(solver="lbfgs", max_iter=settings.iterations, C=10.0**log_c)
+        with warnings.catch_warnings():
+            # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
+            warnings.simplefilter("ignore", UserWarning)
+            model.fit(*train)
         return float((model.predict(val[0]) == val[1]).mean()), model
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, warnings.catch_warnings():
-        # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
-        warnings.simplefilter("ignore", UserWarning)
-
-        def accuracy(log_c: float, *also: float) -> float:
-            """Return the accuracy with C. If it is not known, also fit other values in the same time."""
-            if log_c not in fitted:
-                missing = [one for one in dict.fromkeys((log_c, *also)) if one not in fitted]
-                fitted.update(zip(missing, pool.map(fit, missing), strict=True))
-            return fitted[log_c][0]
-
-        best = max(START, key=lambda log_c: accuracy(log_c, *START))  # max keeps the first of equals
-        low, high = best - 1.0, best + 1.0
-        for left in reversed(range(settings.search_steps)):
-            middle = (low + high) / 2
-            next_step = [middle] if left else []  # an end of the next bracket, whichever end is better
-            if accuracy(low, high, *next_step) < accuracy(high, low, *next_step):
-                chosen, low = high, middle
-            else:
-                chosen, high = low, middle
-    return chosen, *fitted[chosen]
+    best = max(START, key=lambda log_c: fitted(log_c)[0])  # max keeps the first of equals
+    low, high = best - 1.0, best + 1.0
+    for _ in range(settings.search_steps):
+        middle = (low + high) / 2
+        if fitted(low)[0] < fitted(high)[0]:
+            chosen, low = high, middle
+        else:
+            chosen, high = low, middle
+    return chosen, *fitted(chosen)
