@@ -186,7 +186,9 @@ def test_a_sweep_is_one_process_on_one_gpu_and_more_divide_its_memory(world, tmp
     budgets = {}
 
     def seen(loaded, plan, folder):
-        budgets[plan.team.size] = {batch.budget for batch in plan.batches if batch.trains}
+        batches = [batch for batch in plan.batches if batch.trains]
+        budgets[plan.team.size] = {batch.budget for batch in batches}
+        assert len(batches) == 2, "one training per precision"
 
     monkeypatch.setattr("fastcoop.sweeps.forecast.forecast", seen)
     monkeypatch.setattr("fastcoop.sweeps.workers.free_bytes", lambda device: 10**9)

@@ -1,13 +1,16 @@
 """Batches: which runs train together, and in which order batches are run.
 
 A batch is recorded, and a resumed sweep restores it, so that its runs train together again and, from a checkpoint,
-reach the same bits. Methods that do not train in the engine have batches of single runs.
+reach the same bits. Methods that do not train in the engine have batches of single runs. A GPU is best filled by few
+batches: while one trains, runs that wait take the rows of those that end.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from fastcoop.backbones import Backbone
@@ -21,11 +24,18 @@ if TYPE_CHECKING:
 MAX_BATCH_FRACTION = 1 / 16  # of all training work in a batch, so that workers finish at about the same time
 MAX_BATCH_FILLS = 4  # rows in one batch, in fills; the engine trains one fill at a time
 MIN_BATCH_FILLS = 1 / 8  # batches with fewer rows are slow, so they also take runs of the next tree
+MIN_GPU_ROWS = 16384  # a GPU's batches are not cut into parts with fewer rows
+MAX_GPU_CONTEXTS = 1e9  # bytes of all contexts in a GPU's batch: its checkpoint holds them
 CORE_FLOPS = 3e10  # per second; only decides whether a sweep is worth starting workers
 
 
 def form_batches(
-    planned: Mapping[str, RunSpec], pending: Mapping[str, RunSpec], recorded: Sequence[Batch], *, budget: int
+    planned: Mapping[str, RunSpec],
+    pending: Mapping[str, RunSpec],
+    recorded: Sequence[Batch],
+    *,
+    budget: int,
+    gpu_workers: int | None = None,
 ) -> list[Batch]:
     """Return the batches of all pending runs, in order: recorded ones as they were, and new ones for the other runs.
 
@@ -36,6 +46,8 @@ def form_batches(
         pending: The runs to do, by key.
         recorded: Batches of an earlier sweep.
         budget: Memory for the training of each new batch, in bytes.
+        gpu_workers: Processes that train on a GPU, each of which gets one batch per backbone, method and precision.
+            None: batches for cores, or for workers whose number is not known.
 
     Raises:
         UserError: A prompt does not fit the text tower.
@@ -50,10 +62,10 @@ def form_batches(
             batches.append(replace(batch, backbone=planned[batch.keys[0]].backbone))
             taken.update(batch.keys)
     rest = [run for key, run in pending.items() if key not in taken]
-    return in_order([*batches, *plan_batches(rest, budget=budget)])
+    return in_order([*batches, *plan_batches(rest, budget=budget, gpu_workers=gpu_workers)])
 
 
-def plan_batches(runs: Iterable[RunSpec], *, budget: int) -> list[Batch]:
+def plan_batches(runs: Iterable[RunSpec], *, budget: int, gpu_workers: int | None = None) -> list[Batch]:
     """Return new batches of ``runs``, backbone by backbone. Arguments and exceptions are those of `form_batches`."""
     by_backbone: dict[Backbone, list[RunSpec]] = {}
     for run in runs:
@@ -64,9 +76,8 @@ def plan_batches(runs: Iterable[RunSpec], *, budget: int) -> list[Batch]:
         shapes = {key: shape for key, shape in found.items() if shape is not None}
         batches += _plain_batches([run for run in group if run.key not in shapes])
         if shapes:
-            batches += _training_batches(
-                backbone, [run for run in group if run.key in shapes], shapes, budget
-            )
+            trained = [run for run in group if run.key in shapes]
+            batches += _training_batches(backbone, trained, shapes, budget, gpu_workers)
     return batches
 
 
@@ -106,7 +117,11 @@ def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
 
 
 def _training_batches(
-    backbone: Backbone, runs: Sequence[RunSpec], shapes: Mapping[str, RunShape], budget: int
+    backbone: Backbone,
+    runs: Sequence[RunSpec],
+    shapes: Mapping[str, RunShape],
+    budget: int,
+    gpu_workers: int | None,
 ) -> list[Batch]:
     """Sort runs by tree, longest first, and cut the list into batches."""
     from fastcoop.engine import plan_training
@@ -127,9 +142,15 @@ def _training_batches(
         if keys:
             batches.append(Batch(method, backbone.name, tuple(keys), 1, budget, cost))
 
-    for run in sorted(
-        runs, key=lambda r: (r.method, place[trees[r.key]], -shapes[r.key].steps, r.seed, r.key)
-    ):
+    runs = sorted(runs, key=lambda r: (r.method, place[trees[r.key]], -shapes[r.key].steps, r.seed, r.key))
+    if gpu_workers is not None:
+        sizes = {key: (rows[trees[key]], _context_bytes(shape, backbone)) for key, shape in shapes.items()}
+        for part in _gpu_parts(runs, costs, sizes, gpu_workers):
+            of_part = tuple(run.key for run in part)
+            whole_cost = sum(costs[key] for key in of_part)
+            batches.append(Batch(part[0].method, backbone.name, of_part, 1, budget, whole_cost))
+        return batches
+    for run in runs:
         key, more = run.key, held + rows[trees[run.key]]
         too_large = cost + costs[key] > max_cost or more > MAX_BATCH_FILLS * fill
         is_full = held >= MIN_BATCH_FILLS * fill and (trees[key] != tree or too_large)
@@ -141,3 +162,29 @@ def _training_batches(
         held, cost = held + rows[tree], cost + costs[key]
     close()
     return batches
+
+
+def _gpu_parts(
+    runs: Sequence[RunSpec], costs: Mapping[str, float], sizes: Mapping[str, tuple[int, int]], workers: int
+) -> list[list[RunSpec]]:
+    """Cut the runs of each method and precision into parts of about the same cost, if possible one per worker.
+
+    ``sizes``: rows and bytes of the contexts, by key.
+    """
+    groups: dict[tuple[str, str], list[RunSpec]] = {}
+    for run in runs:
+        groups.setdefault((run.method, str(getattr(run.settings, "precision", ""))), []).append(run)
+    parts: dict[tuple[str, str, int], list[RunSpec]] = {}
+    for names, group in groups.items():
+        rows, context_bytes = map(sum, zip(*(sizes[run.key] for run in group), strict=True))
+        number = max(1, min(workers, rows // MIN_GPU_ROWS), math.ceil(context_bytes / MAX_GPU_CONTEXTS))
+        share = sum(costs[run.key] for run in group) / number
+        ends = accumulate(costs[run.key] for run in group)
+        for run, end in zip(group, ends, strict=True):
+            middle = end - costs[run.key] / 2
+            parts.setdefault((*names, min(number - 1, int(middle / share))), []).append(run)
+    return list(parts.values())
+
+
+def _context_bytes(shape: RunShape, backbone: Backbone) -> int:
+    return 4 * math.prod(shape.layout.shape(len(shape.class_names), backbone.text.width))

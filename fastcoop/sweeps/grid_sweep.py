@@ -199,8 +199,10 @@ def sweep(
     def make_plan(tested: Tests, failures: Mapping[str, str], recorded: Sequence[Batch]) -> SweepPlan:
         counts, pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
         by_key = {run.key: run for run in planned}
-        budget = budget_of(device, memory_budget, 1 if backend == "dask" else max_workers(jobs, device))
-        batches = form_batches(by_key, pending, recorded, budget=budget)
+        workers = 1 if backend == "dask" else max_workers(jobs, device)
+        budget = budget_of(device, memory_budget, workers)
+        gpu_workers = workers if backend == "local" and device.startswith("cuda") else None
+        batches = form_batches(by_key, pending, recorded, budget=budget, gpu_workers=gpu_workers)
         team = ExecutorConfig((device,), 1) if backend == "dask" else choose_team(jobs, device, batches)
         known = {batch.name for batch in recorded}
         batches = [b if b.name in known else replace(b, threads=team.threads) for b in batches]

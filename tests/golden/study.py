@@ -92,7 +92,7 @@ def trained_contexts(backbone: Backbone) -> dict[str, list[float]]:
 def study(folder: Path) -> dict[str, Any]:
     """Run keys, the runs that train together, accuracies and trained contexts, as JSON has them."""
     spec = str(write_backbone(folder / "golden"))
-    backbone = backbone_from_spec(spec)
+    backbone = backbone_from_spec(spec, device="cpu")
     store = write_features(folder, backbone)
     grid = {
         "backbones": spec,
@@ -114,7 +114,7 @@ def study(folder: Path) -> dict[str, Any]:
             },
         },
     }
-    sweep(grid, data_root=None, cache=folder / "cache", results=folder / "results", jobs=1)
+    sweep(grid, data_root=None, cache=folder / "cache", results=folder / "results", device="cpu", jobs=1)
     rows = load_results(folder / "results").sort_values(["method", "label", "shots", "seed"])
     columns = [
         "label",
@@ -128,7 +128,7 @@ def study(folder: Path) -> dict[str, Any]:
         "key",
     ]
     as_json = json.loads(rows[columns].to_json(orient="records"))
-    wide = backbone_from_spec(spec)
+    wide = backbone_from_spec(spec, device="cpu")
     wide.model.double()
     return {
         "rows": as_json,

@@ -59,6 +59,39 @@ def test_batches_are_cut_so_that_workers_end_together(planned: dict[str, RunSpec
     assert sum(batch.cost for batch in cut) == pytest.approx(sum(batch.cost for batch in whole))
 
 
+def test_a_gpu_gets_one_batch_of_each_precision_per_worker(
+    world: Path, grid: dict[str, Any], planned: dict[str, RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"context_length": 2, "epochs": 3}
+    methods = [{"coop": settings}, {"coop": settings | {"precision": "bfloat16"}}]
+    loaded = load_grid(read_grid(grid | {"methods": methods}), world / "data", "cpu")
+    for dataset in loaded.datasets.values():
+        loaded.add_features(loaded.backbones[0], dataset, None)
+    runs = {run.key: run for run in plan_runs(loaded)}
+
+    def batches(workers: int) -> list[Batch]:
+        return plan_batches(runs.values(), budget=1, gpu_workers=workers)
+
+    def precisions(batch: Batch) -> set[str]:
+        return {runs[key].settings.precision for key in batch.keys}
+
+    assert sorted(map(precisions, batches(1)), key=str) == [{"bfloat16"}, {"float32"}]
+    assert batches(2) == batches(1), "too few rows for two GPUs"
+    monkeypatch.setattr("fastcoop.sweeps.batches.MIN_GPU_ROWS", 1)
+    halves = batches(2)
+    assert sorted(map(precisions, halves), key=str) == 2 * [{"bfloat16"}] + 2 * [{"float32"}]
+    assert sorted(key for batch in halves for key in batch.keys) == sorted(runs)
+    most = max(batch.cost / len(batch.keys) for batch in halves)
+    assert abs(halves[0].cost - halves[1].cost) <= 2 * most
+    monkeypatch.setattr("fastcoop.sweeps.batches.MAX_GPU_CONTEXTS", 4 * 2 * 16 + 1)
+    assert {len(batch.keys) for batch in batches(1)} == {1}, "a checkpoint would hold too many contexts"
+
+    # Batches that a CPU's sweep recorded train on as they were.
+    recorded = [batch for batch in plan_batches(planned.values(), budget=1) if batch.trains]
+    again = form_batches(planned, planned, recorded, budget=BUDGET, gpu_workers=1)
+    assert {batch.keys for batch in again if batch.trains} == {batch.keys for batch in recorded}
+
+
 def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str, RunSpec]) -> None:
     batches = in_order(plan_batches(planned.values(), budget=1))
     kinds = [batch.method for batch in batches]
