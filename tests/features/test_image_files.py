@@ -186,7 +186,7 @@ def test_what_became_unreadable_is_named_and_its_old_features_are_not_used(
 def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim, original = dataset.root / "test" / "dog" / "2.png", encode.encode
+    victim, original = dataset.root / "test" / "dog" / "2.png", encode.start_encoding
 
     def change_then_encode(*arguments, **options):
         if victim.exists() and arguments[1].split == "test":
@@ -194,7 +194,7 @@ def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "encode", change_then_encode)
+        patch.setattr(encode, "start_encoding", change_then_encode)
         path = cache_features(backbone, dataset, tmp_path, **ASK)
     with pytest.raises(UserError, match=r"1 image file of animals changed while"):
         open_current(path, backbone, dataset)
