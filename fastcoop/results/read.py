@@ -15,9 +15,7 @@ from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.results.database import reading
 from fastcoop.results.parameters import parameters_path
-from fastcoop.results.records import Batch, ScoreInputs
 from fastcoop.results.schema import RESULTS
-from fastcoop.results.store import ResultsStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,18 +71,6 @@ def _table(folder: str | Path, query: str) -> pd.DataFrame:
     for name in dict.fromkeys(name for row in own for name in row):
         frame[name] = [row.get(name) for row in own]
     return frame
-
-
-def load_batches(folder: str | Path) -> list[Batch]:
-    """Return the recorded batches of training runs that a sweep has not finished."""
-    with reading(Path(folder)) as db:
-        return ResultsStore(Path(folder), db).batches()
-
-
-def load_score_inputs(folder: str | Path) -> dict[str, dict[str, ScoreInputs]]:
-    """Return, by key and tested dataset, what all tests in a results folder depended on."""
-    with reading(Path(folder)) as db:
-        return ResultsStore(Path(folder), db).finished()
 
 
 def find_key(folder: str | Path, beginning: str) -> str:

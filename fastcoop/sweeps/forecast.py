@@ -92,7 +92,13 @@ class Forecast:
 
 
 def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
-    """Return the expected time and memory of what is left of a sweep into the results folder ``folder``."""
+    """Return the expected time and memory of the runs that a sweep still has to do.
+
+    Args:
+        loaded: The grid with its backbones, datasets and opened feature stores.
+        plan: The runs and their batches.
+        folder: The results folder; times of runs recorded there are used where they fit.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 

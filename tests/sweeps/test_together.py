@@ -67,7 +67,6 @@ def test_our_readers_hold_no_lock_once_they_return(run: Sweep, grid: dict[str, A
         lambda: results.load_failures(tmp_path),
         lambda: results.find_key(tmp_path, key[:8]),
         lambda: results.load_run(tmp_path, key),
-        lambda: results.load_score_inputs(tmp_path),
         lambda: load_predictions(tmp_path, key),
     ):
         read()
