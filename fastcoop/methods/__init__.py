@@ -10,7 +10,7 @@ from fastcoop.methods.coop import CoOpMethod
 from fastcoop.methods.data import Data
 from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoderMethod
 from fastcoop.methods.linear_probe import LinearProbeMethod
-from fastcoop.methods.scores import LinearClassifier, Scores, score, unit
+from fastcoop.methods.scores import Classifier, LinearClassifier, Scores, score, unit
 from fastcoop.methods.spec import FeatureBank, RunSpec
 from fastcoop.methods.text_learner import TextBiasMethod, TextTransformMethod
 from fastcoop.methods.zero_shot import EnsembleMethod, ZeroShotMethod
@@ -42,6 +42,6 @@ def get_method(name: str) -> Method:
 
 
 __all__ = [
-    "METHODS", "Data", "FeatureBank", "LinearClassifier", "Method", "MethodSettings", "Outcome", "RunContext",
-    "RunSpec", "Scores", "expand", "get_method", "score", "unit",
+    "METHODS", "Classifier", "Data", "FeatureBank", "LinearClassifier", "Method", "MethodSettings", "Outcome",
+    "RunContext", "RunSpec", "Scores", "expand", "get_method", "score", "unit",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.data import Data, matching_classes
-from fastcoop.methods.scores import LinearClassifier, Scores, score
+from fastcoop.methods.scores import Classifier, Scores, score
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:  # workers import this package without torch
@@ -136,7 +136,7 @@ class Method(Generic[S]):
         """Learn from ``run.subset``. Return what was learned; scores only if no `classifier` can give them."""
         raise NotImplementedError
 
-    def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> LinearClassifier:
+    def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> Classifier:
         """Return the classifier of ``data``'s classes that ``run.contexts`` or ``run.weights`` give."""
         raise NotImplementedError
 

@@ -25,7 +25,7 @@ from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import Outcome, RunContext, make_settings
 from fastcoop.methods.data import Data, Labelled
-from fastcoop.methods.scores import LinearClassifier, unit
+from fastcoop.methods.scores import Classifier, LinearClassifier, unit
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: (classes,), the values that `predict` returns.
         class_names_: Names of the classes, which prompts are made of.
-        coef_: float (classes, dim), weights of the classes: text features of length 1, or those of a linear probe.
+        coef_: float (classes, dim), weights of the classes: text features of length 1, or those of a linear probe. It
+            and the next two are those of linear classifiers only.
         intercept_: float (classes,). -inf for classes without a training image.
         logit_scale_: Factor on the products of features and ``coef_``.
         n_features_in_: dim.
@@ -141,7 +142,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             (outcome,) = outcomes
         known = replace(run, contexts=outcome.contexts, weights=outcome.weights)
         classifier = method.classifier(backbone, known, data)
-        if outcome.status != "done" or not np.isfinite(classifier.weights).all():
+        learned = classifier.weights if isinstance(classifier, LinearClassifier) else 0.0
+        if outcome.status != "done" or not np.isfinite(learned).all():
             if "learning_rate" in method.Settings.model_fields:
                 raise UserError(f"The training of {title} diverged; pass a smaller learning_rate.")
             raise UserError(f"{title} learned weights that are not finite.")
@@ -166,20 +168,21 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         return np.asarray(self.classes_[labels])
 
     def _logits(self, X: Any) -> np.ndarray:
-        check_is_fitted(self, "coef_")
+        check_is_fitted(self, "_classifier")
         features = self._read_features(X, None, reset=False)[:, 0]
         logits = self._classifier.logits(unit(features) if self._classifier.unit_length else features)
         if np.isnan(logits).any():
             raise UserError(NO_DIRECTION)
         return logits
 
-    def _keep(self, classifier: LinearClassifier, outcome: Outcome) -> None:
-        rows = np.arange(len(self.classes_)) if classifier.rows is None else classifier.rows
-        bias = np.zeros(len(classifier.weights)) if classifier.bias is None else classifier.bias
+    def _keep(self, classifier: Classifier, outcome: Outcome) -> None:
         self._classifier = classifier
-        self.coef_ = np.where(rows[:, None] >= 0, classifier.weights[rows], np.float32(0))
-        self.intercept_ = np.where(rows >= 0, bias[rows], -np.inf)
-        self.logit_scale_, self.n_features_in_ = classifier.scale, self.coef_.shape[1]
+        if isinstance(classifier, LinearClassifier):
+            rows = np.arange(len(self.classes_)) if classifier.rows is None else classifier.rows
+            bias = np.zeros(len(classifier.weights)) if classifier.bias is None else classifier.bias
+            self.coef_ = np.where(rows[:, None] >= 0, classifier.weights[rows], np.float32(0))
+            self.intercept_ = np.where(rows >= 0, bias[rows], -np.inf)
+            self.logit_scale_, self.n_features_in_ = classifier.scale, self.coef_.shape[1]
         if outcome.contexts is not None:
             self.contexts_ = outcome.contexts
         if outcome.losses is not None:

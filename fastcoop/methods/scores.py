@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 NO_CLASS = 65535  # the predicted label of outputs that are not finite
+
+
+class Classifier(Protocol):
+    """A function from image features to the logits of classes, such as a `LinearClassifier`."""
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether image features are scaled to length 1 first."""
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Return logits (images, classes) of features (images, dim), which are of length 1 if ``unit_length``."""
 
 
 @dataclass(frozen=True, eq=False)
