@@ -155,7 +155,7 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
     return by_run.to(trees.tower.device), is_single
 
 
-def _class_features(forest_pass: AnyPass, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _class_features(forest_pass: Any, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return each group's class features; what backward needs is kept only where a gradient may be asked for."""
     keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
     workspace = Workspace(forest_pass.tower, keep)

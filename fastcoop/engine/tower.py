@@ -56,24 +56,10 @@ class ForestPass:
             contexts: Per group, (runs, slots, width), any float dtype.
             workspace: What backward reads is written there.
         """
-        forest, tower = self.forest, self.tower
-        groups = zip(contexts, forest.groups, strict=True)
-        vectors = torch.cat([c[:, g.tree_layout.slots].reshape(-1, tower.width) for c, g in groups])
-        x = workspace.layers[0].x(forest.rows, tower.width)
-        x[forest.used_rows :].zero_()
-        x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
-        x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
-        for layer in range(len(tower.blocks)):
-            x = self._project_qkv(layer, x, workspace)
-            attended = self.attention.forward(layer, workspace)
-            x = self._out_and_mlp(layer, x, attended, workspace)
-        mean, rstd = workspace.layers[-1].x_stats(2, forest.leaves, 1)
-        normal, mean[:], rstd[:] = tower.layer_norm(x, tower.eps_final)
-        features = forest.rule.mm(normal, tower.projection)
-        return [
-            features[g.leaves].view(g.runs, g.tree_layout.leaves, -1)[:, g.tree_layout.class_leaf]
-            for g in forest.groups
-        ]
+        x = self.input(contexts, workspace)
+        for layer in range(len(self.tower.blocks)):
+            x = self.layer(layer, x, workspace)
+        return self.output(x, workspace)
 
     @torch.no_grad()
     @disable_autocast
@@ -84,6 +70,43 @@ class ForestPass:
             grads: Per group, of the class features (runs, classes, dim).
             workspace: As forward left it.
         """
+        grad = self.output_backward(grads, workspace)
+        for layer in range(self.last, -1, -1):
+            grad = self.layer_backward(layer, grad, workspace)
+        return self.input_backward(grad)
+
+    # What enters the first layer, one layer, and what leaves the last one, forward and backward.
+
+    def input(self, contexts: Sequence[Tensor], workspace: Workspace) -> Tensor:
+        """Return the first layer's input (rows, width)."""
+        forest, tower = self.forest, self.tower
+        groups = zip(contexts, forest.groups, strict=True)
+        vectors = torch.cat([c[:, g.tree_layout.slots].reshape(-1, tower.width) for c, g in groups])
+        x = workspace.layers[0].x(forest.rows, tower.width)
+        x[forest.used_rows :].zero_()
+        x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
+        x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
+        return x
+
+    def layer(self, layer: int, x: Tensor, workspace: Workspace) -> Tensor:
+        """Return a layer's output (rows, width) of its input; in the last layer, of leaves."""
+        x = self._project_qkv(layer, x, workspace)
+        attended = self.attention.forward(layer, workspace)
+        return self._out_and_mlp(layer, x, attended, workspace)
+
+    def output(self, x: Tensor, workspace: Workspace) -> list[Tensor]:
+        """Return each group's class features of the last layer's output (leaves, width)."""
+        forest, tower = self.forest, self.tower
+        mean, rstd = workspace.layers[-1].x_stats(2, forest.leaves, 1)
+        normal, mean[:], rstd[:] = tower.layer_norm(x, tower.eps_final)
+        features = forest.rule.mm(normal, tower.projection)
+        return [
+            features[g.leaves].view(g.runs, g.tree_layout.leaves, -1)[:, g.tree_layout.class_leaf]
+            for g in forest.groups
+        ]
+
+    def output_backward(self, grads: Sequence[Tensor], workspace: Workspace) -> Tensor:
+        """Return the gradient of the last layer's output (leaves, width)."""
         forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
         for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
@@ -91,18 +114,22 @@ class ForestPass:
         output = workspace.layers[-1]
         normal = forest.rule.mm(leaves, tower.projection.t())
         x, stats = output.x(forest.leaves, tower.width), output.x_stats(2, forest.leaves, 1)
-        grad = tower.layer_norm_backward(normal, x, *stats)
-        for layer in range(self.last, -1, -1):
-            grad_attended = self._out_and_mlp_backward(layer, grad, workspace)
-            grad_qkv = self.attention.backward(layer, grad_attended, workspace)
-            if layer == self.last:
-                grad = self._last_qkv_backward(grad, grad_qkv, workspace)
-            else:
-                grad = self._qkv_backward(layer, grad, grad_qkv, workspace)
+        return tower.layer_norm_backward(normal, x, *stats)
+
+    def layer_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of a layer's input; ``grad``, of its output, is overwritten."""
+        grad_attended = self._out_and_mlp_backward(layer, grad, workspace)
+        grad_qkv = self.attention.backward(layer, grad_attended, workspace)
+        if layer == self.last:
+            return self._last_qkv_backward(grad, grad_qkv, workspace)
+        return self._qkv_backward(layer, grad, grad_qkv, workspace)
+
+    def input_backward(self, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of each group's contexts from that of the first layer's input."""
         if self.last == 0:
-            grad = grad[forest.learned_rows]
+            grad = grad[self.forest.learned_rows]
         result, start = [], 0
-        for g in forest.groups:
+        for g in self.forest.groups:
             rows = len(g.tree_layout.slots)
             of_group = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
             result.append(g.tree_layout.sum_slots(of_group))
