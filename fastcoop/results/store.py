@@ -8,8 +8,9 @@ import math
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,36 @@ NEAREST_WORDS = "nearest_words"  # folder that `interpret` writes
 
 
 class ResultsStore:
-    """The runs of a results folder, and the only way to add to them. Each call that writes is one transaction.
+    """The runs of a results folder, and the only way to add to them.
 
-    These calls raise UserError where the disk is full or cannot be written to. Earlier runs are kept.
+    Each call that writes is one transaction, or part of the one of `together`. They raise UserError where the disk is
+    full or cannot be written to. Earlier runs are kept.
     """
 
     def __init__(self, folder: Path, connection: sqlite3.Connection):
         self.folder = folder
         self._db = connection
+        self._tests: set[tuple[str, str]] = set()  # digest and dataset of tests that the database has
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all writes of the block one transaction: waiting for the disk takes longer than writing a run.
+
+        If the block raises, the calls that were complete are kept.
+        """
+        with self._errors_explained():
+            execute_when_unlocked(self._db, "BEGIN IMMEDIATE")
+            try:
+                yield
+            finally:
+                try:
+                    if self._db.in_transaction:  # SQLite itself ends one that it has no room for
+                        execute_when_unlocked(self._db, "COMMIT")
+                except BaseException:
+                    self._tests.clear()
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
 
     def finished(self) -> dict[str, dict[str, ScoreInputs]]:
         """Return, by key and tested dataset, what the tests of all finished runs depended on."""
@@ -70,9 +93,12 @@ class ResultsStore:
 
     def _put_scores(self, key: str, scores: Sequence[ScoreRecord]) -> None:
         for score in scores:
-            names, labels = json.dumps(score.class_names), score.labels.astype("<u2").tobytes()
-            test = {"digest": score.inputs.test, "dataset": score.dataset}
-            self._put("tests", test | {"class_names": names, "labels": labels})
+            test = score.inputs.test, score.dataset
+            if test not in self._tests:
+                names, labels = json.dumps(score.class_names), score.labels.astype("<u2").tobytes()
+                row = dict(zip(("digest", "dataset"), test, strict=True))
+                self._put("tests", row | {"class_names": names, "labels": labels})
+                self._tests.add(test)
             self._put("scores", _score_row(key, score))
         self._db.execute("DELETE FROM failures WHERE key = ?", (key,))
 
@@ -110,16 +136,24 @@ class ResultsStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give the database within a transaction, once no other program has it locked."""
-        with explained(f"A result could not be written to {self.folder}, earlier ones are kept", OSError):
-            execute_when_unlocked(self._db, "BEGIN IMMEDIATE")
+        """Give the database once no other program has it locked; what the block writes is kept as a whole or not."""
+        if not self._db.in_transaction:
+            with self.together(), self._transaction() as db:
+                yield db
+            return
+        with self._errors_explained():
+            self._db.execute("SAVEPOINT call")
             try:
                 yield self._db
-                execute_when_unlocked(self._db, "COMMIT")
+                self._db.execute("RELEASE call")
             except BaseException:
+                self._tests.clear()
                 if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                    self._db.execute("ROLLBACK TO call")
                 raise
+
+    def _errors_explained(self) -> AbstractContextManager[None]:
+        return explained(f"A result could not be written to {self.folder}, earlier ones are kept", OSError)
 
     def _put(self, table: str, row: dict[str, Any]) -> None:
         """Insert a row, or replace the one with its primary key."""
@@ -185,8 +219,13 @@ def _run_row(run: RunRecord) -> dict[str, Any]:
         "losses": None if run.losses is None else json.dumps([_seven_digits(loss) for loss in run.losses]),
         "extra": json.dumps({name: _json_value(value) for name, value in run.extra.items()}, allow_nan=False),
         "finished": _now(),
-        "versions": json.dumps({"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}),
+        "versions": _versions(),
     }  # fmt: skip
+
+
+@cache
+def _versions() -> str:
+    return json.dumps({"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES})
 
 
 def _score_row(key: str, score: ScoreRecord) -> dict[str, Any]:

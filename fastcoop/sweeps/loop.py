@@ -21,6 +21,8 @@ from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, RunFinish
 from fastcoop.sweeps.workers import Executor
 
 MEMORY_EVERY = 0.5  # seconds between samples
+RECORD_EVERY = 0.5  # seconds between writes of finished runs: the most results that a kill loses
+MAX_UNRECORDED = 256
 
 
 class RunLoop:
@@ -57,7 +59,8 @@ class RunLoop:
         self.store, self.pending, self.batches = store, dict(pending), list(batches)
         self._with_checkpoints = with_checkpoints
         self._tasks: deque[Task] = deque()
-        self._sampled = -MEMORY_EVERY
+        self._unrecorded: list[tuple[RunSpec, Outcome]] = []
+        self._sampled, self._recorded = -MEMORY_EVERY, -RECORD_EVERY
         # A pending run of a recorded batch trains as if nothing were known of it, together with the rest of the batch.
         self._training = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
         recorded, done = {batch.name: batch for batch in store.batches()}, store.finished()
@@ -72,7 +75,10 @@ class RunLoop:
         self._pace = Pace(self.batches, executor.size)
         self._live = Live(len(self.pending), self._pace)
         with self._live:
-            executor.run(self._tasks, self._on_event, self._on_tick)
+            try:
+                executor.run(self._tasks, self._on_event, self._on_tick)
+            finally:
+                self._record()
         self._remove_stale_checkpoints()
         self.worker_seconds = (time.monotonic() - start) * executor.size
 
@@ -84,6 +90,8 @@ class RunLoop:
 
     def _on_tick(self) -> None:
         self._live.tick()
+        if time.monotonic() - self._recorded >= RECORD_EVERY or len(self._unrecorded) >= MAX_UNRECORDED:
+            self._record()
         if time.monotonic() - self._sampled >= MEMORY_EVERY:
             self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes())
             self._sampled = time.monotonic()
@@ -99,12 +107,23 @@ class RunLoop:
     def _on_run_finished(self, key: str, outcome: Outcome) -> None:
         if key not in self.pending:
             return  # it was done before, and trained again together with a pending one
-        record_outcome(self.store, self.pending[key], outcome)
-        self._live.result(self.pending.pop(key), outcome)
+        run = self.pending.pop(key)
+        self._unrecorded.append((run, outcome))
+        self._live.result(run, outcome)
         self.finished += 1
         self.diverged += outcome.status == "diverged"
 
+    def _record(self) -> None:
+        """Write the finished runs, all in one transaction."""
+        runs, self._unrecorded = self._unrecorded, []
+        if runs:
+            with self.store.together():
+                for run, outcome in runs:
+                    record_outcome(self.store, run, outcome)
+        self._recorded = time.monotonic()
+
     def _on_batch_finished(self, event: BatchFinished) -> None:
+        self._record()
         batch = event.batch
         self.engine_seconds += event.engine_seconds
         self._pace.finish(batch, event.seconds)
