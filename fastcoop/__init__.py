@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         PromptEnsemble,
         TextBias,
         TextTransform,
+        TipAdapter,
+        TipAdapterF,
         ZeroShot,
     )
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
@@ -48,7 +50,8 @@ _MODULES = {
     "errors": "FastcoopError MissingFile UserError",
     "exchange": "Classifier export_run find_run import_coop make_classifier predict",
     "features": "FeatureStore cache_features check_store import_features",
-    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias TextTransform ZeroShot",
+    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias TextTransform ZeroShot "
+    "TipAdapter TipAdapterF",
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
     "results": "load_contexts load_predictions load_results merge_results paired_test",
@@ -59,9 +62,10 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "Backbone", "Classifier", "CoOpClassifier", "Dataset", "FastcoopError", "FeatureStore", "LinearProbe",
     "MethodClassifier", "MissingFile", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner",
-    "Run", "TextBias", "TextTransform", "Trained", "UserError", "ZeroShot", "backbone_from_spec",
-    "cache_features", "check_store", "encode_prompts", "evaluate", "export_run", "few_shot", "find_run",
-    "import_coop", "import_features", "initial_contexts", "interpret", "load_backbone", "load_contexts",
+    "Run", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained", "UserError", "ZeroShot",
+    "backbone_from_spec", "cache_features", "check_store", "encode_prompts", "evaluate", "export_run",
+    "few_shot", "find_run", "import_coop", "import_features", "initial_contexts", "interpret",
+    "load_backbone", "load_contexts",
     "load_dataset", "load_predictions", "load_results", "make_classifier", "merge_results", "nearest_words",
     "paired_test", "predict", "report", "sweep", "train",
 ]  # fmt: skip

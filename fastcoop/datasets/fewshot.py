@@ -85,6 +85,31 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     return FewShot(drawn, np.array([row for row in val_drawn if val.paths[row] not in used], dtype=np.int64))
 
 
+def validation_images(dataset: Dataset, train: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
+    """Return rows of the validation split, int64 (n,), none of which is a training image of a subset.
+
+    Unlike ``FewShot.val``, they are not four per class at most, and are drawn from a stream of their own.
+
+    Args:
+        dataset: The dataset.
+        train: The subset's rows of the training split.
+        shots: Validation images per class, or "all".
+        seed: Seed of the draw.
+    """
+    if "val" not in dataset.splits:
+        return np.zeros(0, np.int64)
+    val, images = dataset.splits["val"], dataset.splits["train"].paths
+    if isinstance(shots, str):
+        rows = np.arange(len(val), dtype=np.int64)
+    elif dataset.whole is not None:
+        whole = validation_images(dataset.whole, np.zeros(0, np.int64), shots, seed)
+        rows = _in_half(dataset, "val", whole)
+    else:
+        rows = _draw(val.labels, shots, random.Random(f"validation {seed}"))
+    used = {images[row] for row in train}
+    return np.array([row for row in rows if val.paths[row] not in used], dtype=np.int64)
+
+
 def _in_half(half: Dataset, split: str, drawn: np.ndarray) -> np.ndarray:
     """Turn rows of the whole dataset's split into rows of the split of half its classes."""
     rows = rows_in_whole(half, split)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastcoop.errors import UserError, nearest
+from fastcoop.methods.adapters import ADAPTERS
 from fastcoop.methods.base import Method, MethodSettings, Outcome, RunContext, expand
 from fastcoop.methods.coop import CoOpMethod
 from fastcoop.methods.data import Data
@@ -28,7 +29,9 @@ def _prepare(name: str, given: Any) -> Method[Any]:
 
 
 _OWN: tuple[Method[Any], ...] = (  # in the order in which a sweep runs them, the fastest first
-    *(ZeroShotMethod(), EnsembleMethod(), LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
+    *(ZeroShotMethod(), EnsembleMethod()),
+    *ADAPTERS,
+    *(LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
     *(CoOpMethod(), FinetuneImageEncoderMethod()),
 )
 METHODS = Registry[Method[Any]]("fastcoop.methods", "method", {one.name: one for one in _OWN}, _prepare)

@@ -114,6 +114,7 @@ class Method(Generic[S]):
         augments: Whether they learn from augmented views of its images.
         needs_backbone: Whether runs use the backbone for more than text features of hand-written prompts.
         reads_prompt: Whether runs use the text features of each dataset's own prompt, such as ``class_texts``.
+        runs_together: Whether `run` learns runs of one dataset in one batch of tensors.
     """
 
     name: ClassVar[str]
@@ -122,6 +123,7 @@ class Method(Generic[S]):
     augments: ClassVar[bool] = True
     needs_backbone: ClassVar[bool] = True
     reads_prompt: ClassVar[bool] = False
+    runs_together: ClassVar[bool] = False
 
     def label(self, settings: S) -> str:
         """Return the name of such runs in lists and progress lines: here, with the settings that are not the default.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -35,7 +35,7 @@ class Data:
         store: The features; None if runs are only planned.
         views: Augmented views per training image, besides the test-time crop, that runs may learn from.
         recipe: Name of the image transforms, if there is no store that has it.
-        text_features: float32 (classes, dim), of length 1, in place of those of hand-written prompts; None otherwise.
+        text_features: float32 (classes, dim), of any length, in place of those of hand-written prompts; None otherwise.
     """
 
     dataset: Dataset
@@ -166,6 +166,19 @@ def class_rows(labels: Sequence[int] | np.ndarray, source: Data, target: Data) -
     return rows[matching_classes(source, target)]
 
 
+def known_classes(source: Data, target: Data) -> np.ndarray:
+    """Return, for each class of ``target``, the label of the same class in ``source``, int (classes,); -1 for none.
+
+    Classes are matched as by `matching_classes`. One whose name is another's too has none.
+    """
+    here, there = _comparable(source, target)
+    if here == there:
+        return np.arange(len(there))
+    several = {one for names in (here, there) for one, count in Counter(names).items() if count > 1}
+    labels = {one: label for label, one in enumerate(here) if one not in several}
+    return np.array([labels.get(one, -1) for one in there])
+
+
 def matching_classes(source: Data, target: Data) -> list[int]:
     """Return, for each class of ``target``, the label of the same class in ``source``.
 
@@ -175,10 +188,16 @@ def matching_classes(source: Data, target: Data) -> list[int]:
     Raises:
         UserError: A class of the target is not among the source's, or several classes share a name.
     """
-    here, there = source.dataset.class_ids, target.dataset.class_ids
-    if not (here and there):
-        here, there = _plain_names(source.class_names), _plain_names(target.class_names)
+    here, there = _comparable(source, target)
     return list(_matching(here, there, target.class_names, source.name, target.name))
+
+
+def _comparable(source: Data, target: Data) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes of both datasets as WordNet IDs, or else as plain names."""
+    here, there = source.dataset.class_ids, target.dataset.class_ids
+    if here and there:
+        return here, there
+    return _plain_names(source.class_names), _plain_names(target.class_names)
 
 
 @lru_cache(maxsize=256)

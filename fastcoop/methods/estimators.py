@@ -57,6 +57,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             and the next two are those of linear classifiers only.
         intercept_: float (classes,). -inf for classes without a training image.
         logit_scale_: Factor on the products of features and ``coef_``.
+        chosen_: Numbers by name that were chosen or recorded, such as "alpha" and "val_accuracy".
         n_features_in_: dim.
         contexts_: float32 (M, width) or (classes, M, width), learned context vectors, of prompt learning.
         losses_: float32 (epochs,), of methods that train by steps.
@@ -110,7 +111,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         """
         method, title, backbone = METHODS[self.method], type(self).__name__, self._load_backbone()
         settings = make_settings(method, self._given_settings())
-        texts = None if text_features is None else unit(np.asarray(_as_array(text_features), np.float32))
+        texts = None if text_features is None else np.asarray(_as_array(text_features), np.float32)
         if logit_scale is not None and texts is None:
             raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
         if method.needs_backbone and texts is not None:
@@ -136,6 +137,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             subset = FewShot(*(np.arange(len(part[1])) for part in (data.images, data.val)))
             shots = int(np.bincount(data.images[1]).max())
             run = replace(run, shots=shots, seed=self.seed, subset=subset)
+            if getattr(settings, "selection", "") in ("imagenet_val", "official"):
+                raise UserError(
+                    f"{title} has neither another dataset nor test images to choose on; set selection to fixed, "
+                    "few_val, shots_val or full_val."
+                )
             method.check(run)
             outcomes: list[Outcome] = []
             method.run(backbone, [run], lambda _, one: outcomes.append(one), RunContext())
@@ -183,6 +189,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             self.coef_ = np.where(rows[:, None] >= 0, classifier.weights[rows], np.float32(0))
             self.intercept_ = np.where(rows >= 0, bias[rows], -np.inf)
             self.logit_scale_, self.n_features_in_ = classifier.scale, self.coef_.shape[1]
+        if outcome.extra:
+            self.chosen_ = outcome.extra
         if outcome.contexts is not None:
             self.contexts_ = outcome.contexts
         if outcome.losses is not None:
@@ -342,6 +350,14 @@ class TextTransform(MethodClassifier, method="text_transform"):
 
 class TextBias(MethodClassifier, method="text_bias"):
     """A bias learned on the text features of hand-written prompts (paper, Table 5)."""
+
+
+class TipAdapter(MethodClassifier, method="tip_adapter"):
+    """Tip-Adapter: zero-shot CLIP and a cache of training features. Parameters: those of `TipSettings`."""
+
+
+class TipAdapterF(MethodClassifier, method="tip_adapter_f"):
+    """Tip-Adapter-F: Tip-Adapter with trained keys. Parameters: those of `TipFSettings`."""
 
 
 def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:

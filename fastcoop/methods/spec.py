@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -41,6 +42,7 @@ class RunSpec(Generic[S]):
         data: The dataset that the run learns from, and its features.
         subset: The few-shot subset to learn from; None for runs that learn from none.
         targets: Further datasets to test on, and their features.
+        tuning: The dataset that the run's values are chosen on (``tuned_on`` of its settings), if the grid names it.
     """
 
     method: str
@@ -57,6 +59,7 @@ class RunSpec(Generic[S]):
     data: Data = _not_compared()
     subset: FewShot = _not_compared()
     targets: tuple[Data, ...] = _not_compared(())
+    tuning: Data | None = _not_compared()
 
     @classmethod
     def of(cls, method: str, settings: S, data: Data, model: Any = None, **others: Any) -> RunSpec[S]:
@@ -81,7 +84,7 @@ class RunSpec(Generic[S]):
     def unbound(self) -> RunSpec[S]:
         """Return the run by names only, small enough to send to another process."""
         nothing: Any = None
-        return replace(self, model=nothing, data=nothing, subset=nothing, targets=())
+        return replace(self, model=nothing, data=nothing, subset=nothing, targets=(), tuning=None)
 
 
 class FeatureBank(ABC):
@@ -104,4 +107,9 @@ class FeatureBank(ABC):
         data = self.data(run.backbone, run.dataset)
         targets = tuple(self.data(run.backbone, name) for name in run.target_names)
         subset: Any = data.subset(run.shots, run.seed) if run.shots else None
-        return replace(run, model=self.backbone(run.backbone), data=data, subset=subset, targets=targets)
+        tuning = None
+        if getattr(run.settings, "selection", "") == "imagenet_val":
+            with suppress(KeyError):  # `Method.check` refuses a dataset that the grid does not name
+                tuning = self.data(run.backbone, run.settings.tuned_on)  # type: ignore[attr-defined]
+        model = self.backbone(run.backbone)
+        return replace(run, model=model, data=data, subset=subset, targets=targets, tuning=tuning)

@@ -62,25 +62,35 @@ def check_class_names(backbone: Backbone, data: Data) -> None:
             )
 
 
-@remember(512)
 def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
     """Return text features float32 (classes, dim), of length 1, of class names in a template."""
+    return unit(raw_prompt_features(backbone, class_names, template))
+
+
+@remember(512)
+def raw_prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
+    """Return text features float32 (classes, dim), as the text tower gives them, of class names in a template."""
     import torch
 
     prompts = fill(template, class_names)
     with torch.no_grad():
         parts = [backbone.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
-    features = unit(torch.cat(parts).float().cpu().numpy())
-    if not np.isfinite(features).all():
+    features = torch.cat(parts).float().cpu().numpy()
+    if not np.isfinite(unit(features)).all():
         raise UserError(
             f'{backbone.name} gives text features of the prompt "{template}" that are not finite numbers; check its '
             "weights, and load them in float32."
         )
-    return features
+    return np.asarray(features)
 
 
 def class_texts(backbone: Backbone, data: Data, template: str | None = None) -> np.ndarray:
     """Return text features float32 (classes, dim), of length 1, of the classes in a template or the dataset's own."""
+    return unit(raw_class_texts(backbone, data, template))
+
+
+def raw_class_texts(backbone: Backbone, data: Data, template: str | None = None) -> np.ndarray:
+    """Return the same as the text tower gives them, of any length."""
     if data.text_features is not None:
         return data.text_features
-    return prompt_features(backbone, data.class_names, template or data.dataset.template)
+    return raw_prompt_features(backbone, data.class_names, template or data.dataset.template)

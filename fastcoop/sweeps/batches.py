@@ -8,6 +8,7 @@ batches: while one trains, runs that wait take the rows of those that end.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -25,6 +26,7 @@ MAX_BATCH_FRACTION = 1 / 16  # of all training work in a batch, so that workers 
 MAX_BATCH_FILLS = 4  # rows in one batch, in fills; the engine trains one fill at a time
 MIN_BATCH_FILLS = 1 / 8  # batches with fewer rows are slow, so they also take runs of the next tree
 MIN_GPU_ROWS = 16384  # a GPU's batches are not cut into parts with fewer rows
+MAX_RUNS_TOGETHER = 256  # of a method that learns runs of one dataset in one batch of tensors
 MAX_GPU_CONTEXTS = 1e9  # bytes of all contexts in a GPU's batch: its checkpoint holds them
 CORE_FLOPS = 3e10  # per second; only decides whether a sweep is worth starting workers
 
@@ -103,15 +105,22 @@ def in_order(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
-    """Return a batch per dataset for methods that learn nothing, whose runs are short, and per run for others."""
-    groups: dict[tuple[str, ...], list[RunSpec]] = {}
-    for run in runs:
-        alone = (run.key,) if METHODS[run.method].learns else ()
-        groups.setdefault((run.method, run.dataset, *alone), []).append(run)
+    """Return a batch per run of methods that learn, and batches per dataset of other methods, whose runs are short, and
+    of those that learn runs together."""
+    groups: dict[tuple[Any, ...], list[RunSpec]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for run in sorted(runs, key=lambda run: len(run.subset.train) if run.subset else 0):
+        method, of_dataset = METHODS[run.method], (run.method, run.dataset)
+        together = counts[of_dataset] // MAX_RUNS_TOGETHER if method.runs_together else None
+        alone = run.key if method.learns and together is None else together
+        groups.setdefault((*of_dataset, alone), []).append(run)
+        counts[of_dataset] += 1
     batches = []
     for (method, *_), group in groups.items():
         images = len(group[0].subset.train) if group[0].subset else 0
         cost = 0.5 + images / 200 if METHODS[method].learns else 0.1 * len(group)
+        if METHODS[method].runs_together:
+            cost = 0.5 + sum(len(run.subset.train) for run in group) / 2000
         batches.append(Batch(method, group[0].backbone, tuple(run.key for run in group), 1, cost=cost))
     return batches
 

@@ -1,0 +1,392 @@
+"""What the methods on image features have in common: stacked runs, chosen values, and classifiers that follow.
+
+An adapter defines `fit`, which learns stacked runs (runs, ...), and `class_weights` or `logits`, which classify. Runs
+are stacked where all settings that are not floats are equal, and each has the result that it has alone, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+
+from fastcoop.errors import UserError
+from fastcoop.methods.adapters.selection import Judge, Selection, drawn_for
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
+from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.data import Data, known_classes
+from fastcoop.methods.scores import Classifier, LinearClassifier
+from fastcoop.methods.spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcoop.backbones import Backbone
+
+STACK_BYTES = 512 << 20  # of the tensors of runs that are learned at once
+TEST_BYTES = 64 << 20  # of the tensors of images that are classified at once
+
+
+class AdapterSettings(MethodSettings):
+    """Settings of a method with values that are given or chosen.
+
+    Attributes:
+        selection: What values that are not given are chosen on. "fixed": nothing, they have their documented defaults.
+            "few_val": min(shots, 4) validation images per class, by CoOp's rule. "shots_val": as many as training
+            images, by LP++'s. "full_val": the whole validation split. "imagenet_val": that of ``tuned_on``, where the
+            same shots and seed are learned first. "official": as in the official code, which looks at test labels.
+        tuned_on: Dataset of "imagenet_val", which the grid names too.
+    """
+
+    selection: Selection = "few_val"
+    tuned_on: str = "imagenet"
+
+    def unused(self) -> Mapping[str, str | None]:
+        """Return the settings that have no effect beside the others, and why."""
+        if self.selection == "imagenet_val":
+            return {}
+        return {"tuned_on": "tuned_on is the dataset of selection: imagenet_val; leave it out"}
+
+
+S = TypeVar("S", bound=MethodSettings)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What `Adapter.fit` learned.
+
+    Attributes:
+        weights: Float tensors (runs, ...), or int64 labels; what `Adapter.logits` reads, besides values.
+        losses: float32 (runs, epochs), of trained methods.
+        trained: Names of those weights that were trained by steps.
+        extra: Further numbers per run, (runs,) by name, such as "epoch".
+    """
+
+    weights: Weights
+    losses: Tensor | None = None
+    trained: tuple[str, ...] = ()
+    extra: Weights = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A run with one of the settings that it tries, and then what it learned. ``order``: among all rows."""
+
+    index: int
+    order: int
+    run: RunSpec[Any]
+    tried: Mapping[str, Any]
+    accuracy: float = math.nan
+    outcome: Outcome = field(default_factory=lambda: Outcome({}))
+
+    def chosen(self, values: Mapping[str, float]) -> dict[str, Any]:
+        """Return the settings that were chosen."""
+        learned = {name: self.outcome.extra[name] for name in values}
+        return {**self.tried, **learned, "selection": "fixed"}
+
+
+class Adapter(Method[S]):
+    """A method on frozen image features, and text features of each dataset's own prompt.
+
+    Attributes:
+        values: The floats that are chosen where a setting is None, and their defaults. Each is a setting of that name,
+            and a weight (runs,).
+        by_class: Names of weights with an axis of classes after that of runs, for `carry`.
+    """
+
+    needs_backbone = False
+    reads_prompt = True
+    runs_together = True
+    values: ClassVar[Mapping[str, float]] = {}
+    by_class: ClassVar[tuple[str, ...]] = ()
+
+    # What an adapter defines.
+
+    def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        """Learn runs. ``judge``: images to choose an epoch on, with `BestEpoch`; None if nothing is chosen."""
+        raise NotImplementedError
+
+    def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, Tensor | None]:
+        """Return W (runs, classes, dim) and b (runs, classes), or None, of a linear method.
+
+        The logits of image features x of length 1 are ``texts.scale * x @ W.T + b``.
+        """
+        raise NotImplementedError
+
+    def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:
+        """Return logits (runs, images, classes) of raw features (runs, images, dim)."""
+        W, b = self.class_weights(weights, texts)
+        found = texts.scale * normalized(images) @ W.mT
+        return found if b is None else found + b[:, None]
+
+    def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
+        """Return a function from all of `values`, (runs,) by name, to logits. It computes once what they share."""
+        return lambda **values: self.logits({**weights, **values}, images, texts)
+
+    def searched(self, settings: S) -> Mapping[str, Sequence[float]]:
+        """Return the numbers that are tried for each of `values`."""
+        return {}
+
+    def tries(self, settings: S) -> Sequence[Mapping[str, Any]]:
+        """Return the settings, changed from the given ones, that a run which chooses learns with and compares."""
+        return ({},)
+
+    def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
+        """Return what a run learned for the classes of another dataset.
+
+        Args:
+            weights: (1, ...), of a run.
+            rows: int64 (classes,), the run's label of each class; -1 for classes that it has not learned.
+            texts: Of the other dataset.
+        """
+        carried = {}
+        for name in self.by_class:
+            known = (rows >= 0).view(-1, *[1] * (weights[name].ndim - 2))
+            carried[name] = weights[name][:, rows.clamp(min=0)] * known
+        return weights | carried
+
+    def chooses(self, settings: S) -> bool:
+        """Return whether something is left to choose: a value that is None, or several settings to try."""
+        return any(getattr(settings, name) is None for name in self.values) or len(self.tries(settings)) > 1
+
+    def official_split(self, data: Data, what: Literal["values", "epoch"]) -> Literal["val", "test"]:
+        """Return the split that the official code chooses on, of ``selection: official``."""
+        return "test" if data.name.partition(":")[0] == "imagenet" else "val"
+
+    def run_bytes(self, images: int, views: int, classes: int, dim: int) -> int:
+        """Return about how many bytes a stacked run needs to learn."""
+        return 4 * images * (3 * (1 + views) * dim + 6 * classes)
+
+    def image_bytes(self, weights: Weights, texts: Texts) -> int:
+        """Return about how many bytes an image that is classified needs, by each run."""
+        rows = max((one.shape[1] for one in weights.values() if one.ndim > 1), default=0)
+        return 12 * (rows + sum(texts.raw.shape))
+
+    # What follows.
+
+    def selection(self, settings: S) -> Selection:
+        """Return what the values of such runs are chosen on; "fixed" if nothing is left to choose."""
+        given: Selection = getattr(settings, "selection", "fixed")
+        return given if given == "fixed" or self.chooses(settings) else "fixed"
+
+    def validation_choice(self, settings: S) -> tuple[str, str] | None:
+        if self.selection(settings) not in ("few_val", "shots_val", "full_val"):
+            return None
+        return f"the values of {self.name}", f"set selection of {self.name} to fixed"
+
+    def check(self, run: RunSpec[S]) -> None:
+        super().check(run)
+        if run.has_learned:
+            return
+        selection = self.selection(run.settings)
+        if selection == "imagenet_val" and (run.tuning is None or "val" not in run.tuning.dataset.splits):
+            name = getattr(run.settings, "tuned_on", "")
+            raise UserError(
+                f"selection: imagenet_val of {self.name} learns on {name} first and chooses on its validation images; "
+                f"name a dataset {name} with a val split in the grid, or set selection to another protocol."
+            )
+
+    def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
+        resolved: dict[str, Any] = {"views": run.data.views}
+        if hasattr(run.settings, "selection"):
+            resolved["selection"] = self.selection(run.settings)
+            resolved["tuned_on"] = None
+        if run.tuning is not None and resolved["selection"] == "imagenet_val":
+            data = run.tuning
+            features = data.store.digest if data.store else data.name
+            resolved["tuned_on"] = [data.dataset.digest, features, data.dataset.template]
+        return super().key_settings(run, backbone) | resolved
+
+    def columns(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
+        return {"selection": self.selection(run.settings)}
+
+    def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> Classifier:
+        import torch
+
+        texts = Texts.of(backbone, data)
+        weights = {
+            name: torch.from_numpy(np.asarray(array))[None].to(backbone.device)
+            for name, array in run.weights.items()
+        }
+        rows = known_classes(run.data, data)
+        if data is not run.data and not np.array_equal(rows, np.arange(len(run.data.class_names))):
+            weights = self.carry(weights, torch.from_numpy(rows).to(backbone.device), texts)
+        if type(self).class_weights is Adapter.class_weights:
+            return AdapterClassifier(self, weights, texts)
+        W, b = self.class_weights(weights, texts)
+        bias = None if b is None else b[0].cpu().numpy()
+        return LinearClassifier(W[0].cpu().numpy(), bias, texts.scale, unit_length=True)
+
+    def run(self, backbone: Backbone, runs: Sequence[RunSpec[S]], done: Done, context: RunContext) -> None:
+        import torch  # noqa: F401  (its first import takes seconds, which are not a run's)
+
+        from fastcoop.backbones.precision import fresh_state
+
+        pending = {}
+        for index, run in enumerate(runs):
+            if run.has_learned:
+                done(index, Outcome(self.scores(backbone, run, Outcome({}))))
+                context.on_progress(1.0)
+            else:
+                pending[index] = run
+        for row in self._learn_all(backbone, pending, context):
+            start = time.perf_counter()
+            with fresh_state():
+                scores = self.scores(backbone, runs[row.index], row.outcome)
+            seconds = row.outcome.seconds + time.perf_counter() - start
+            done(row.index, replace(row.outcome, scores=scores, seconds=seconds))
+            context.on_progress(1.0)
+
+    def _learn_all(
+        self, backbone: Backbone, runs: Mapping[int, RunSpec[S]], context: RunContext
+    ) -> Iterator[_Row]:
+        """Yield each run with the best of the settings that it tries, without scores, as it finishes."""
+        rows: list[_Row] = []
+        for index, run in self._tuned(backbone, runs, context).items():
+            for tried in self.tries(run.settings) if self.selection(run.settings) != "fixed" else ({},):
+                settings = run.settings.model_copy(update=dict(tried))
+                rows.append(_Row(index, len(rows), replace(run, settings=settings), tried))
+        left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
+        for part in self._stacks(rows, context.memory_budget or STACK_BYTES):
+            for row in self._learn_stack(backbone, part):
+                index, known = row.index, best.get(row.index)
+                seconds[index] = seconds.get(index, 0.0) + row.outcome.seconds
+                if known is None or (row.accuracy, -row.order) > (known.accuracy, -known.order):
+                    best[index] = row
+                left[index] -= 1
+                if not left[index]:
+                    row = best.pop(index)
+                    yield replace(row, outcome=replace(row.outcome, seconds=seconds[index]))
+
+    def _tuned(
+        self, backbone: Backbone, runs: Mapping[int, RunSpec[S]], context: RunContext
+    ) -> dict[int, RunSpec[S]]:
+        """Return the runs with the values of ``imagenet_val`` as settings: those of equal runs on that dataset."""
+        elsewhere: dict[Any, list[int]] = {}
+        for index, run in runs.items():
+            if self.selection(run.settings) == "imagenet_val":
+                elsewhere.setdefault((run.settings, run.shots, run.seed), []).append(index)
+        tuning = {}
+        for indices in elsewhere.values():
+            run = runs[indices[0]]
+            assert run.tuning is not None
+            tuning[indices[0]] = replace(
+                run, data=run.tuning, dataset=run.tuning.name, subset=run.tuning.subset(run.shots, run.seed),
+                settings=run.settings.model_copy(update={"selection": "full_val"}),
+            )  # fmt: skip
+        found = {row.index: row for row in self._learn_all(backbone, tuning, context)} if tuning else {}
+        known = dict(runs)
+        for indices in elsewhere.values():
+            chosen = found[indices[0]].chosen(self.values)
+            for index in indices:
+                settings = known[index].settings.model_copy(update=chosen)
+                known[index] = replace(known[index], settings=settings)
+        return known
+
+    def _stacks(self, rows: Sequence[_Row], budget: int) -> Iterator[list[_Row]]:
+        """Yield rows that are learned together: of one dataset, one shape, and equal settings except floats."""
+        groups: dict[Any, list[_Row]] = {}
+        for row in rows:
+            run, selection = row.run, self.selection(row.run.settings)
+            settings = [(name, float if isinstance(v, float) else v) for name, v in run.settings]
+            judged = 0 if selection in ("fixed", "official") else len(drawn_for(run, selection))
+            images = len(run.data.readable("train", run.subset.train))
+            groups.setdefault((id(run.data), images, judged, *settings), []).append(row)
+        for (_, images, *_others), group in groups.items():
+            texts = len(group[0].run.data.class_names)
+            dim = group[0].run.data.train(group[0].run.subset)[0].shape[-1]
+            size = max(1, budget // self.run_bytes(images, group[0].run.data.views, texts, dim))
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
+
+    def _learn_stack(self, backbone: Backbone, rows: Sequence[_Row]) -> Iterator[_Row]:
+        """Learn stacked rows, and yield each with its outcome, without scores."""
+        import torch
+
+        from fastcoop.backbones.precision import fresh_state
+
+        start = time.perf_counter()
+        with fresh_state():
+            stack = Stack.of(backbone, [row.run for row in rows])
+            official = self.selection(stack.settings) == "official"
+            splits = [
+                official and self.official_split(stack.runs[0].data, what) for what in ("epoch", "values")
+            ]
+            judge = Judge.of(self, stack, on_test=splits[0] == "test")
+            fitted = self.fit(stack, judge)
+            weights, extra = fitted.weights | self.given(stack), dict(fitted.extra)
+            if splits[0] != splits[1]:
+                judge = Judge.of(self, stack, on_test=splits[1] == "test")
+            accuracy = torch.full((len(rows),), math.nan)
+            if judge is not None:
+                searched = {
+                    name: numbers for name, numbers in self.searched(stack.settings).items()
+                    if getattr(stack.settings, name) is None
+                }  # fmt: skip
+                values, accuracy = judge.search(weights, searched)
+                weights |= values
+                if not official:
+                    extra["val_accuracy"] = accuracy
+        extra |= {name: weights[name] for name in self.values}
+        trained = sum(weights[name][0].numel() for name in fitted.trained)
+        kept = {name: one.cpu().numpy() for name, one in weights.items()}
+        losses = None if fitted.losses is None else fitted.losses.cpu().numpy()
+        seconds = (time.perf_counter() - start) / len(rows)
+        for place, row in enumerate(rows):
+            learned = {name: np.array(array[place]) for name, array in kept.items()}
+            loss = None if losses is None else losses[place]
+            finite = all(
+                np.isfinite(one).all() for one in (*learned.values(), *([] if loss is None else [loss]))
+            )
+            numbers = {
+                name: float(value) for name, value in row.tried.items() if isinstance(value, int | float)
+            }
+            numbers |= {name: float(one[place]) for name, one in extra.items()}
+            numbers["trained_parameters"] = float(trained)
+            yield replace(
+                row,
+                accuracy=float(accuracy[place]),
+                outcome=Outcome(
+                    {}, loss, weights=learned, status="done" if finite else "diverged", seconds=seconds,
+                    extra=numbers,
+                ),
+            )  # fmt: skip
+
+    def given(self, stack: Stack) -> Weights:
+        """Return each of `values`, (runs,): the setting, or its default where that is None."""
+        return {name: stack.value(name, default) for name, default in self.values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterClassifier:
+    """The classifier of a run whose logits are no linear function of image features.
+
+    Attributes:
+        adapter: The method.
+        weights: What the run learned, (1, ...), for the classes of ``texts``.
+        texts: Of the classes.
+    """
+
+    adapter: Adapter[Any]
+    weights: Weights
+    texts: Texts
+    unit_length: ClassVar[bool] = False  # it reads raw features
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Return logits float32 (images, classes) of raw features (images, dim)."""
+        import torch
+
+        device = self.texts.raw.device
+        size = max(1, TEST_BYTES // self.adapter.image_bytes(self.weights, self.texts))
+        found = [np.zeros((0, len(self.texts)), np.float32)]
+        with torch.no_grad():
+            for start in range(0, len(features), size):
+                part = np.asarray(features[start : start + size], np.float32)
+                images = torch.from_numpy(part).to(device)[None]
+                found.append(self.adapter.logits(self.weights, images, self.texts)[0].cpu().numpy())
+        return np.concatenate(found)

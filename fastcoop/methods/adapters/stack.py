@@ -1,0 +1,133 @@
+"""Runs of one dataset as tensors over runs, and the text features of the classes that they predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastcoop.methods.data import Data
+from fastcoop.methods.spec import RunSpec
+from fastcoop.methods.text import raw_class_texts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcoop.backbones import Backbone
+
+Weights = dict[str, "Tensor"]  # what runs learned, (runs, ...) each; values such as alpha are (runs,)
+
+
+def normalized(features: Tensor) -> Tensor:
+    """Return features scaled to length 1 along the last axis."""
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def over(values: Tensor, like: Tensor) -> Tensor:
+    """Return a value per run, (runs,), in a shape that multiplies ``like``, (runs, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Text features of a dataset's classes in its own prompt.
+
+    Attributes:
+        raw: float32 (classes, dim), of any length, as the text tower gives them.
+        scale: Factor on cosine similarities, CLIP's 100.
+    """
+
+    raw: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, backbone: Backbone, data: Data) -> Texts:
+        """Return the text features of a dataset's classes, on the device of the backbone."""
+        import torch
+
+        return cls(
+            torch.from_numpy(raw_class_texts(backbone, data)).to(backbone.device), backbone.logit_scale
+        )
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """float32 (classes, dim), of length 1."""
+        return normalized(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def zero_shot(self, images: Tensor) -> Tensor:
+        """Return the logits (..., images, classes) of zero-shot CLIP for features (..., images, dim) of length 1."""
+        return self.scale * images @ self.unit.T
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Runs that are learned in one batch. They share a dataset, the numbers of images and views, and all settings that
+    are not floats.
+
+    Attributes:
+        runs: The runs.
+        crops: float32 (runs, images, dim), raw features of the test-time crop.
+        views: float32 (runs, images, views, dim), raw features of the augmented views, or of the crop if there are
+            none.
+        labels: int64 (runs, images).
+        texts: Of the classes.
+    """
+
+    runs: tuple[RunSpec[Any], ...]
+    crops: Tensor
+    views: Tensor
+    labels: Tensor
+    texts: Texts
+
+    @classmethod
+    def of(cls, backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> Stack:
+        """Read the features of runs."""
+        import torch
+
+        given = [run.data.train(run.subset) for run in runs]
+        features = torch.from_numpy(np.stack([images for images, _ in given])).to(backbone.device)
+        labels = torch.from_numpy(np.stack([labels for _, labels in given])).to(backbone.device)
+        crops, views = features[:, :, 0], features[:, :, 1:] if features.shape[2] > 1 else features
+        return cls(tuple(runs), crops, views, labels, Texts.of(backbone, runs[0].data))
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @property
+    def settings(self) -> Any:
+        """The settings of the first run, for those that all runs share."""
+        return self.runs[0].settings
+
+    def value(self, name: str, default: float | None = None) -> Tensor:
+        """Return a setting of each run, float32 (runs,), or the default where it is None."""
+        given = [getattr(run.settings, name) for run in self.runs]
+        return self.crops.new_tensor([default if value is None else value for value in given])
+
+    @cached_property
+    def onehot(self) -> Tensor:
+        """float32 (runs, images, classes)."""
+        from torch.nn.functional import one_hot
+
+        return one_hot(self.labels, len(self.texts)).to(self.crops.dtype)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """float32 (runs, classes), the number of training images; 0 for a class without any."""
+        return self.onehot.sum(1)
+
+    def class_sums(self, images: Tensor) -> Tensor:
+        """Return the sum of each class's features, (runs, classes, dim), of features (runs, images, dim)."""
+        return self.onehot.mT @ images
+
+    def take(self, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw features (runs, batch, dim) and labels (runs, batch) of images and views (runs, batch) each."""
+        import torch
+
+        run = torch.arange(len(self), device=rows.device)[:, None]
+        return self.views[run, rows, views], self.labels[run, rows]

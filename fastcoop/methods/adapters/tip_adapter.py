@@ -1,0 +1,163 @@
+"""Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022): a cache of training features beside zero-shot CLIP.
+
+The logits of a feature x of length 1 are ``100 x W + alpha exp(-beta (1 - x K)) L``, with text features W, a key of K
+per training image, and its class in L. Tip-Adapter-F trains K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
+from fastcoop.methods.adapters.selection import BestEpoch, Judge
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.training import (
+    Optimizer,
+    cosine_rates,
+    cross_entropy,
+    epochs_of_batches,
+    steps_of,
+    train,
+)
+from fastcoop.methods.data import Data
+from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BETAS, ALPHAS = 200, 20  # numbers that the search tries, as many as in the official code
+
+
+class TipSettings(AdapterSettings):
+    """Settings of Tip-Adapter.
+
+    Attributes:
+        alpha: Factor on the cache's logits. None: chosen by ``selection``, 1.17 if it is "fixed".
+        beta: Sharpness of the cache. None: chosen too, 1 if it is "fixed".
+        alpha_max, beta_max: Ends of the ranges that are searched, which begin at 0.1.
+    """
+
+    alpha: float | None = Field(None, ge=0)
+    beta: float | None = Field(None, ge=0)
+    alpha_max: float = Field(3.0, gt=0.1)
+    beta_max: float = Field(7.0, gt=0.1)
+
+    def unused(self) -> Mapping[str, str | None]:
+        unused = dict(super().unused())
+        for name in ("alpha", "beta"):
+            if self.selection == "fixed" or getattr(self, name) is not None:
+                unused[f"{name}_max"] = f"{name} is not searched; leave out {name}_max"
+        return unused
+
+
+class TipAdapterMethod(Adapter[TipSettings]):
+    """Keys are the training features: the mean over the views, scaled to length 1."""
+
+    name = "tip_adapter"
+    Settings = TipSettings
+    values: ClassVar = {"beta": 1.0, "alpha": 1.17}  # as in the official configuration of ImageNet
+
+    def searched(self, settings: TipSettings) -> Mapping[str, Sequence[float]]:
+        def numbers(largest: float, steps: int) -> list[float]:
+            return [0.1 + step * (largest - 0.1) / steps for step in range(steps)]
+
+        return {"beta": numbers(settings.beta_max, BETAS), "alpha": numbers(settings.alpha_max, ALPHAS)}
+
+    def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        return Fitted(self.cache(stack))
+
+    def cache(self, stack: Stack) -> Weights:
+        """Return the keys of all images, class by class, and their labels."""
+        labels, order = stack.labels.sort(dim=1, stable=True)
+        keys = normalized(stack.views.mean(2))
+        return {"keys": keys.take_along_dim(order[:, :, None], 1), "labels": labels}
+
+    def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:
+        return self.scorer(weights, images, texts)(**{name: weights[name] for name in self.values})
+
+    def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
+        x = normalized(images)
+        zero_shot, affinity = texts.zero_shot(x), x @ weights["keys"].mT
+        sum_by_class = class_summer(weights["labels"], len(texts))
+
+        @lru_cache(maxsize=1)  # the search tries all alphas with one beta
+        def cached(beta: Tensor) -> Tensor:
+            return sum_by_class(((affinity - 1) * over(beta, affinity)).exp_())
+
+        return lambda alpha, beta: zero_shot + over(alpha, zero_shot) * cached(beta)
+
+    def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
+        """Keep the keys of classes that the dataset has. Its other classes have none: they are zero-shot."""
+        labels, known = weights["labels"][0], rows >= 0
+        places = labels.new_full((1 + int(labels.max().clamp(min=int(rows.max()))),), -1)
+        places[rows[known]] = known.nonzero()[:, 0]
+        order = places[labels].argsort(stable=True)
+        kept = order[places[labels][order] >= 0]
+        return weights | {"keys": weights["keys"][:, kept], "labels": places[labels][None, kept]}
+
+
+def class_summer(labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that sums (runs, n, keys) over the keys of each class, to (runs, n, classes).
+
+    Args:
+        labels: int64 (runs, keys), sorted.
+        classes: Their number.
+    """
+    import torch
+
+    keys = labels.shape[1]
+    if keys and keys % classes == 0:
+        even = torch.arange(classes, device=labels.device).repeat_interleave(keys // classes)
+        if bool((labels == even).all()):
+            return lambda values: values.unflatten(-1, (classes, -1)).sum(-1)
+    onehot = torch.nn.functional.one_hot(labels, classes)
+    return lambda values: values @ onehot.to(values.dtype)
+
+
+class TipFSettings(TipSettings):
+    """Settings of Tip-Adapter-F: those of Tip-Adapter, with which keys are trained before others are searched.
+
+    Attributes:
+        learning_rate: Of AdamW, falling to zero along a cosine.
+        epochs: Passes over the images, at a random view of each.
+        batch_size: Images of a step.
+    """
+
+    learning_rate: LearningRate = 0.001
+    epochs: EpochNumber = 20
+    batch_size: Positive = 256
+
+
+class TipAdapterFMethod(TipAdapterMethod):
+    """Keys start at those of Tip-Adapter and are trained. The epoch is chosen as the values are."""
+
+    name = "tip_adapter_f"
+    Settings = TipFSettings
+
+    def official_split(self, data: Data, what: Literal["values", "epoch"]) -> Literal["val", "test"]:
+        return "test" if what == "epoch" else super().official_split(data, what)
+
+    def chooses(self, settings: TipSettings) -> bool:
+        return True  # the epoch
+
+    def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        start, given, settings = self.cache(stack), self.given(stack), stack.settings
+        labels = {"labels": start.pop("labels")}
+        steps = steps_of(stack, settings.batch_size, keep_short=True)
+        rates = cosine_rates(stack.value("learning_rate"), settings.epochs, steps)
+
+        def loss(keys: Weights, rows: Tensor, views: Tensor) -> Tensor:
+            images, targets = stack.take(rows, views)
+            return cross_entropy(self.logits({**keys, **labels, **given}, images, stack.texts), targets)
+
+        best = BestEpoch(judge, labels | given) if judge else None
+        batches = epochs_of_batches(stack, settings.epochs, settings.batch_size)
+        optimizer = Optimizer("adamw", rates, weight_decay=0.01, eps=1e-4)
+        keys, losses = train(start, batches, loss, optimizer, *([best] if best else []))
+        if best is None:
+            return Fitted(keys | labels, losses, ("keys",))
+        return Fitted(best.best | labels, losses, ("keys",), {"epoch": best.epoch})

@@ -1,0 +1,249 @@
+"""What all methods on image features promise: stacking changes nothing, choices see no test label, settings matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastcoop as fc
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
+from fastcoop.methods.adapters import ADAPTERS, tip_adapter
+from fastcoop.methods.adapters.base import AdapterSettings
+from tests.advice import follows
+from tests.methods.conftest import ArrayStore, job, make_data, run
+
+# A short form of each method, and other values of each of its settings.
+SHORT: dict[str, dict[str, Any]] = {
+    "tip_adapter": {},
+    "tip_adapter_f": {"epochs": 2, "batch_size": 4},
+}
+CHANGED: dict[str, dict[str, Any]] = {
+    "tip_adapter": {"alpha": 9.0, "beta": 9.0, "alpha_max": 60.0, "beta_max": 60.0},
+    "tip_adapter_f": {
+        "alpha": 9.0, "beta": 9.0, "alpha_max": 60.0, "beta_max": 60.0, "learning_rate": 0.3, "epochs": 3,
+        "batch_size": 2,
+    },
+}  # fmt: skip
+NAMES = [one.name for one in ADAPTERS]
+CHOOSING = [one.name for one in ADAPTERS if issubclass(one.Settings, AdapterSettings)]
+PROTOCOLS = ["few_val", "shots_val", "full_val", "imagenet_val"]
+
+
+@pytest.fixture(autouse=True)
+def coarse_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tip_adapter, "BETAS", 8)
+    monkeypatch.setattr(tip_adapter, "ALPHAS", 5)
+
+
+def hard_data(seed: int = 0, name: str = "animals", **others: Any) -> Data:
+    """Data whose classes overlap, so that changed values change predictions."""
+    data = make_data(name=name, seed=seed, **others)
+    rng = np.random.default_rng(seed + 100)
+    store: Any = data.store
+    for split, features in store._features.items():
+        store._features[split] = features + 2.5 * rng.normal(size=features.shape).astype(np.float32)
+    return data
+
+
+def learned(backbone: Backbone, name: str, jobs: list[RunSpec]) -> list[dict[str, np.ndarray]]:
+    return [outcome.weights for outcome in run(backbone, name, jobs)]
+
+
+def assert_equal(one: Outcome, other: Outcome) -> None:
+    assert one.weights.keys() == other.weights.keys()
+    for name, array in one.weights.items():
+        np.testing.assert_array_equal(array, other.weights[name], name)
+    assert one.extra == other.extra
+
+
+def chosen_jobs(name: str, data: Data, selection: str, shots: int = 2) -> list[RunSpec]:
+    given = {"selection": selection, **SHORT[name]}
+    if selection == "imagenet_val":
+        given["tuned_on"] = "others"
+    jobs = [job(data, name, shots=shots, seed=seed, **given) for seed in (1, 2)]
+    return [replace(one, tuning=hard_data(5, "others")) for one in jobs]
+
+
+def spoiled(data: Data, what: str) -> Data:
+    """The same data with other test labels, or other test features."""
+    rng = np.random.default_rng(9)
+    store: Any = ArrayStore.__new__(ArrayStore)
+    vars(store).update(
+        vars(data.store), _labels=dict(data.store._labels), _features=dict(data.store._features)
+    )
+    part = getattr(store, what)
+    noise = rng.permutation(part["test"]) if what == "_labels" else rng.normal(size=part["test"].shape)
+    part["test"] = noise.astype(part["test"].dtype)
+    return Data(data.dataset, store, data.views)
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+@pytest.mark.parametrize("selection", ["fixed", *PROTOCOLS])
+def test_no_choice_weight_or_prediction_depends_on_the_test_set(
+    backbone: Backbone, name: str, selection: str
+) -> None:
+    data = hard_data()
+    plain = run(backbone, name, chosen_jobs(name, data, selection))
+    for what in ("_labels", "_features"):
+        other = run(backbone, name, chosen_jobs(name, spoiled(data, what), selection))
+        for one, two in zip(plain, other, strict=True):
+            assert_equal(one, two)
+            if what == "_labels":
+                np.testing.assert_array_equal(
+                    one.scores["animals"].predictions, two.scores["animals"].predictions
+                )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stacked_runs_have_the_results_that_they_have_alone(backbone: Backbone, name: str) -> None:
+    data = hard_data()
+    jobs = [job(data, name, shots, seed, **SHORT[name]) for shots in (1, 2, 4) for seed in (1, 2)]
+    together = run(backbone, name, jobs)
+    for one, outcome in zip(jobs, together, strict=True):
+        (alone,) = run(backbone, name, [one])
+        assert alone.extra.keys() == outcome.extra.keys()
+        for key, array in alone.weights.items():
+            np.testing.assert_allclose(array, outcome.weights[key], rtol=1e-5, atol=1e-6, err_msg=key)
+        np.testing.assert_array_equal(
+            alone.scores["animals"].predictions, outcome.scores["animals"].predictions
+        )
+
+
+def settings_of(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, setting) for name in names for setting in CHANGED[name]]
+
+
+@pytest.mark.parametrize(("name", "setting"), settings_of(NAMES))
+def test_every_setting_changes_the_key_and_the_result(backbone: Backbone, name: str, setting: str) -> None:
+    data, method = hard_data(), METHODS[name]
+    before = job(data, name, 4, **SHORT[name])
+    after = job(data, name, 4, **{**SHORT[name], setting: CHANGED[name][setting]})
+    assert method.key_settings(before, backbone) != method.key_settings(after, backbone)
+    one, two = (METHODS[name].classifier(backbone, known(backbone, job), data) for job in (before, after))
+    logits = [one.logits(data.unit_test if one.unit_length else data.test[0]) for one in (one, two)]
+    assert not np.array_equal(*logits)
+
+
+def known(backbone: Backbone, one: RunSpec) -> RunSpec:
+    (weights,) = learned(backbone, one.method, [one])
+    return replace(one, weights=weights)
+
+
+def test_every_setting_is_tested() -> None:
+    for name in NAMES:
+        settings = METHODS[name].Settings.model_fields.keys() - {"selection", "tuned_on"}
+        assert settings == CHANGED[name].keys(), name
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_each_protocol_has_its_key_and_its_images(backbone: Backbone, name: str) -> None:
+    data, method = hard_data(), METHODS[name]
+    keys = []
+    for selection in ("fixed", *PROTOCOLS):
+        one = chosen_jobs(name, data, selection)[0]
+        method.check(one)
+        keys.append(str(method.key_settings(one, backbone)))
+        assert method.columns(one, backbone)["selection"] == selection
+    assert len(set(keys)) == len(keys)
+    (outcome,) = run(backbone, name, [chosen_jobs(name, data, "full_val", shots=4)[0]])
+    images = 12  # all validation images
+    assert outcome.extra["val_accuracy"] * images / 100 == pytest.approx(
+        round(outcome.extra["val_accuracy"] * images / 100)
+    )
+
+
+@follows("name a dataset {} with a val split in the grid, or set selection to another protocol")
+def test_values_of_another_dataset_need_that_dataset(backbone: Backbone) -> None:
+    one = job(hard_data(), "tip_adapter", selection="imagenet_val")
+    with pytest.raises(UserError, match="name a dataset imagenet with a val split in the grid"):
+        METHODS["tip_adapter"].check(one)
+    METHODS["tip_adapter"].check(replace(one, tuning=hard_data(3, "imagenet")))
+    METHODS["tip_adapter"].check(job(hard_data(), "tip_adapter", selection="few_val"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["empty class", "one view", "duplicates", "few images"])
+def test_edge_cases_have_finite_answers(backbone: Backbone, name: str, case: str) -> None:
+    data = hard_data(views=0 if case == "one view" else 3)
+    store: Any = data.store
+    shots = 1 if case == "one view" else 4
+    one = job(data, name, shots, **SHORT[name])
+    if case in ("empty class", "few images"):
+        rows = one.subset.train[one.data.dataset.splits["train"].labels[one.subset.train] != 1]
+        rows = rows if case == "empty class" else one.subset.train[:-3]
+        one = replace(one, subset=replace(one.subset, train=rows))
+    if case == "duplicates":
+        store._features["train"][:] = store._features["train"][:1]
+    (outcome,) = run(backbone, name, [one])
+    assert outcome.status == "done"
+    assert all(np.isfinite(array).all() for array in outcome.weights.values())
+    assert np.isfinite(outcome.scores["animals"].accuracy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_classes_are_matched_by_name(backbone: Backbone, name: str) -> None:
+    """Half the classes in another order, and classes that were not learned."""
+    data = hard_data()
+    one = known(backbone, job(data, name, 4, **SHORT[name]))
+    method = METHODS[name]
+    whole = method.classifier(backbone, one, data)
+    images = data.unit_test if whole.unit_length else data.test[0]
+    other = hard_data(name="order", classes=("old dog", "cat"))
+    part = method.classifier(backbone, one, other).logits(images)
+    np.testing.assert_allclose(part, whole.logits(images)[:, [2, 0]], rtol=1e-4, atol=1e-4)
+    new = hard_data(name="new", classes=("cat", "tractor"))
+    logits = method.classifier(backbone, one, new).logits(images)
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(logits[:, 0], part[:, 1], rtol=1e-4, atol=1e-4)
+
+
+@follows(
+    "tuned_on is the dataset of selection: imagenet_val; leave it out",
+    "{} is not searched; leave out {}_max",
+)
+def test_settings_without_effect_are_refused() -> None:
+    for wrong, right in (
+        ({"tuned_on": "birds"}, {}),
+        ({"alpha_max": 5.0, "selection": "fixed"}, {"selection": "fixed"}),
+        ({"beta_max": 5.0, "beta": 1.0}, {"beta": 1.0}),
+    ):
+        with pytest.raises(UserError, match="leave"):
+            expand(METHODS["tip_adapter"], wrong)
+        expand(METHODS["tip_adapter"], right)
+
+
+@follows("test images to choose on; set selection to fixed, few_val, shots_val or full_val")
+def test_estimators_have_no_other_dataset_and_no_test_images(data: Data) -> None:
+    X, y = data.train(data.subset(4, 1))
+    for selection in ("imagenet_val", "official"):
+        with pytest.raises(UserError, match="set selection to fixed, few_val, shots_val or full_val"):
+            fc.TipAdapter(selection=selection).fit(X, y, text_features=np.eye(3, 16))
+    for selection in ("fixed", "few_val", "shots_val", "full_val"):
+        fc.TipAdapter(selection=selection).fit(X, y, text_features=np.eye(3, 16))
+
+
+@follows("set selection of {} to fixed")
+def test_values_are_chosen_on_validation_images_or_fixed(backbone: Backbone) -> None:
+    data = hard_data()
+    one = job(data, "tip_adapter")
+    without = replace(one, subset=replace(one.subset, val=one.subset.val[:0]))
+    with pytest.raises(UserError, match="set selection of tip_adapter to fixed"):
+        METHODS["tip_adapter"].check(without)
+    METHODS["tip_adapter"].check(one)
+    METHODS["tip_adapter"].check(
+        replace(without, settings=expand(METHODS["tip_adapter"], {"selection": "fixed"})[0])
+    )
+
+
+@pytest.mark.parametrize("name", ["tip_adapter"])
+def test_alpha_zero_is_zero_shot(backbone: Backbone, data: Data, name: str) -> None:
+    (outcome,) = run(backbone, name, [job(data, name, alpha=0.0, selection="fixed")])
+    (zero_shot,) = run(backbone, "zero_shot", [job(data, "zero_shot")])
+    np.testing.assert_array_equal(
+        outcome.scores["animals"].predictions, zero_shot.scores["animals"].predictions
+    )
