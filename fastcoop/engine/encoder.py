@@ -14,11 +14,13 @@ from fastcoop.backbones import Backbone
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.tower import AnyPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
+from fastcoop.engine.weights import limit_threads, row_rule
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.vectors import initial_contexts
 
 FORESTS = 4  # forests that an encoder keeps, each for another number of runs
+ROWS_AT_ONCE = {"cpu": 4096, "cuda": 32768}  # encoded without gradients; enough for full speed
 
 Item = tuple[Sequence[str], PromptLayout, Tensor]
 
@@ -137,6 +139,25 @@ def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | Non
     groups = [(trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
     features = _class_features(build_pass(Forest(trees.tower, groups)), [runs for runs, _ in given])
     return [out[0] if is_single else out for out, (_, is_single) in zip(features, given, strict=True)]
+
+
+@torch.no_grad()
+def encode_runs(trees: Trees, class_names: Sequence[str], layout: PromptLayout, contexts: Tensor) -> Tensor:
+    """Return class features (runs, classes, dim) of the contexts (runs, ...) of any number of runs, without gradients.
+
+    As many runs as fill ``ROWS_AT_ONCE`` are encoded at once, each as if it were alone.
+    """
+    runs, _ = _by_run(trees, (class_names, layout, contexts))
+    tower, tree = trees.tower, trees[tree_key(class_names, layout)]
+    at_once = max(1, ROWS_AT_ONCE[tower.device.type] // tree.rows)
+    features: list[Tensor] = []
+    forest_pass = None
+    with limit_threads(tower.heads):
+        for part in runs.split(at_once):
+            if forest_pass is None or len(part) != at_once:
+                forest_pass = build_pass(Forest(tower, [(tree, len(part))], row_rule(tower)))
+            features += _class_features(forest_pass, [part])
+    return torch.cat(features)
 
 
 def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:

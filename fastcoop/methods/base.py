@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.data import Data, matching_classes
-from fastcoop.methods.scores import Classifier, Scores, score
+from fastcoop.methods.scores import Classifier, Scores, score_all
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:  # workers import this package without torch
@@ -155,14 +155,36 @@ class Method(Generic[S]):
             done(index, replace(outcome, scores=scores, seconds=seconds))
             context.on_progress(1.0)
 
+    def classifiers(
+        self, backbone: Backbone, tests: Sequence[tuple[RunSpec[S], Data]]
+    ) -> Sequence[Classifier]:
+        """Return the `classifier` of each run and dataset. Methods that compute many at once override it."""
+        return [self.classifier(backbone, run, data) for run, data in tests]
+
     def scores(self, backbone: Backbone, run: RunSpec[S], learned: Outcome) -> dict[str, Scores]:
         """Test a run on each of ``run.tests``, by what it has learned before or else by ``learned``."""
-        known = run if run.has_learned else replace(run, contexts=learned.contexts, weights=learned.weights)
-        scores = {}
-        for data in run.tests:
-            classifier = self.classifier(backbone, known, data)
-            images = data.unit_test if classifier.unit_length else data.test[0]
-            scores[data.name] = score(classifier.logits(images), data.test[1])
+        return self.scores_of(backbone, [run], [learned])[0]
+
+    def scores_of(
+        self, backbone: Backbone, runs: Sequence[RunSpec[S]], learned: Sequence[Outcome]
+    ) -> list[dict[str, Scores]]:
+        """Return the `scores` of many runs, which are the same as alone and take less time."""
+        known = [
+            run if run.has_learned else replace(run, contexts=one.contexts, weights=one.weights)
+            for run, one in zip(runs, learned, strict=True)
+        ]
+        tests = [(n, data) for n, run in enumerate(runs) for data in run.tests]
+        classifiers = self.classifiers(backbone, [(known[n], data) for n, data in tests])
+        groups: dict[tuple[Data, bool], list[tuple[int, Classifier]]] = {}
+        for (n, data), one in zip(tests, classifiers, strict=True):
+            groups.setdefault((data, one.unit_length), []).append((n, one))
+        scores: list[dict[str, Scores]] = [{} for _ in runs]
+        for (data, unit_length), group in groups.items():
+            places, of_data = zip(*group, strict=True)
+            images, classes = data.unit_test if unit_length else data.test[0], len(data.class_names)
+            found = score_all(of_data, images, data.test[1], classes, backbone.device)
+            for n, of_run in zip(places, found, strict=True):
+                scores[n][data.name] = of_run
         return scores
 
     def check(self, run: RunSpec[S]) -> None:

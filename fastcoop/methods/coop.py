@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastcoop")
 
 N_VALIDATIONS = 20  # evenly over a schedule
-PROMPTS_AT_ONCE = 4096  # encoded without gradients
+TESTED_AT_ONCE = 64  # runs that have learned before
 NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision"}  # in keys only if they are used
 
 
@@ -186,20 +186,34 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         return RunShape(run.data.class_names, layout, steps, images, views, size, features)
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
-        contexts = np.asarray(run.contexts)
-        if run.settings.class_specific:
-            contexts = contexts[matching_classes(run.data, data)]
-        return LinearClassifier.of_texts(_encode(backbone, run, data, contexts), backbone.logit_scale)
+        return self.classifiers(backbone, [(run, data)])[0]
+
+    def classifiers(self, backbone: Backbone, tests: Sequence[tuple[Run, Data]]) -> list[LinearClassifier]:
+        trees: dict[tuple[Any, ...], dict[int, np.ndarray]] = {}  # the contexts of each tree's tests
+        for n, (run, data) in enumerate(tests):
+            contexts = np.asarray(run.contexts)
+            if run.settings.class_specific:
+                contexts = contexts[matching_classes(run.data, data)]
+            trees.setdefault((data.class_names, layout_of(run.settings, backbone)), {})[n] = contexts
+        found: dict[int, LinearClassifier] = {}
+        for (names, layout), of_tree in trees.items():
+            texts = _encode(backbone, names, layout, np.stack([*of_tree.values()]))
+            for n, one in zip(of_tree, texts, strict=True):
+                found[n] = LinearClassifier.of_texts(one, backbone.logit_scale)
+        return [found[n] for n in range(len(tests))]
 
     def run(self, backbone: Backbone, runs: Sequence[Run], done: Done, context: RunContext) -> None:
+        learned = [index for index, run in enumerate(runs) if run.has_learned]
+        for start in range(0, len(learned), TESTED_AT_ONCE):
+            some = learned[start : start + TESTED_AT_ONCE]
+            before = [Outcome({}, contexts=np.asarray(runs[index].contexts)) for index in some]
+            found = self.scores_of(backbone, [runs[index] for index in some], before)
+            for index, outcome, scores in zip(some, before, found, strict=True):
+                done(index, replace(outcome, scores=scores))
+                context.on_progress(1.0)
         by_precision: dict[str, list[int]] = {}
         for index, run in enumerate(runs):
-            if run.has_learned:
-                done(
-                    index, Outcome(self.scores(backbone, run, Outcome({})), contexts=np.asarray(run.contexts))
-                )
-                context.on_progress(1.0)
-            else:
+            if not run.has_learned:
                 by_precision.setdefault(run.settings.precision, []).append(index)
         if len(by_precision) > 1:  # they train separately, and a checkpoint holds one training
             context = replace(context, checkpoint=None)
@@ -217,6 +231,8 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         trainings = [engine_run(runs[index], backbone) for index in order]
         costs = [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
         worked, start = 0.0, time.perf_counter()
+        checkpoint = context.checkpoint
+        ended: list[tuple[int, Outcome]] = []  # not tested yet: those of one step are tested together
 
         def on_progress(cost: float) -> None:
             nonlocal worked
@@ -233,9 +249,21 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
             seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
             losses = np.asarray(trained.losses, dtype=np.float32)
             learned = Outcome({}, losses, contexts, status=trained.status, seconds=seconds, extra=extra)
-            done(order[number], replace(learned, scores=self.scores(backbone, run, learned)))
+            ended.append((order[number], learned))
 
-        checkpoint = context.checkpoint
+        def report() -> None:
+            indices, learned = zip(*ended, strict=True)
+            found = self.scores_of(backbone, [runs[index] for index in indices], learned)
+            ended.clear()
+            for index, outcome, scores in zip(indices, learned, found, strict=True):
+                done(index, replace(outcome, scores=scores))
+
+        def on_step(get_state: Callable[[], Any]) -> None:
+            if ended:
+                report()
+            if checkpoint:
+                checkpoint.offer(get_state)
+
         name = runs[order[0]].settings.precision
         if name == "float32" and backbone.device.type == "cuda":
             _advise_precision()
@@ -243,8 +271,10 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         train(
             backbone, trainings, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
             precision=precision,
-            state=checkpoint.load() if checkpoint else None, on_step=checkpoint.offer if checkpoint else None,
+            state=checkpoint.load() if checkpoint else None, on_step=on_step,
         )  # fmt: skip
+        if ended:
+            report()
 
 
 @cache
@@ -299,23 +329,20 @@ def select_contexts(backbone: Backbone, run: Run, trained: Trained) -> tuple[np.
 def _on_validation(backbone: Backbone, run: Run, contexts: np.ndarray) -> np.ndarray:
     """Return accuracy in percent (n,) of contexts (n, ...) on the validation images, NaN for diverged ones."""
     features, labels = run.data.validation(run.subset)
-    at_once = max(1, PROMPTS_AT_ONCE // len(run.data.class_names))
-    found = []
-    for start in range(0, len(contexts), at_once):
-        texts = _encode(backbone, run, run.data, contexts[start : start + at_once])
-        found.append(accuracy(unit(features) @ unit(texts).swapaxes(1, 2), labels))
-    return np.concatenate(found)
+    texts = _encode(backbone, run.data.class_names, layout_of(run.settings, backbone), contexts)
+    return np.concatenate([accuracy(unit(features) @ unit(one).T, labels)[None] for one in texts])
 
 
-def _encode(backbone: Backbone, run: Run, data: Data, contexts: np.ndarray) -> np.ndarray:
-    """Return text features float32 (..., classes, dim) of ``data``'s classes in contexts (..., M, width)."""
+def _encode(
+    backbone: Backbone, class_names: Sequence[str], layout: PromptLayout, contexts: np.ndarray
+) -> np.ndarray:
+    """Return text features float32 (runs, classes, dim) of classes in contexts (runs, ...)."""
     import torch
 
-    from fastcoop.engine import encode_prompts
+    from fastcoop.engine.encoder import encode_runs
 
-    item = data.class_names, layout_of(run.settings, backbone), torch.from_numpy(contexts)
-    with torch.no_grad():
-        return np.asarray(encode_prompts(backbone, [item], _trees(backbone))[0].float().cpu().numpy())
+    features = encode_runs(_trees(backbone), class_names, layout, torch.from_numpy(contexts))
+    return np.asarray(features.float().cpu().numpy())
 
 
 @remember(1)
