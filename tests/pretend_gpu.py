@@ -110,6 +110,9 @@ class Recording:
                 for kept, new in zip(made, _tensors(result), strict=True):
                     kept.copy_(new)
 
+    def pool(self) -> int:
+        return id(self)
+
     @contextmanager
     def record(self, *_: Any, **__: Any) -> Iterator[None]:
         Recording.current = self
@@ -248,7 +251,7 @@ def pretend_gpu(free_bytes: int = 10**9) -> Iterator[None]:
             "reset_peak_memory_stats": nothing, "synchronize": nothing, "empty_cache": nothing,
             "_lazy_init": nothing,  # of C++ code that is called while _Names is not active, such as in a backward pass
             "current_stream": Stream, "set_stream": nothing, "Stream": Stream, "device": plain_context,
-            "stream": plain_context, "CUDAGraph": Recording, "Event": Event, "graph": lambda graph, **_: graph.record(),
+            "stream": plain_context, "CUDAGraph": Recording, "Event": Event, "graph": lambda graph, *_: graph.record(),
         }  # fmt: skip
         for name, stand_in in stand_ins.items():
             patch.setattr(torch.cuda, name, stand_in)

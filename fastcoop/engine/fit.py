@@ -23,6 +23,13 @@ FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
 CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows only take memory
 GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
 SPARE_ROWS = 144  # rows that fill up CPU products (`RowRule`); measured in training, typical here
+LOSS_NUMBERS = {
+    True: 2**21,
+    False: 2**26,
+}  # of a part of a fast schedule's loss, on a CPU (in its cache) or a GPU
+SHAMPOO_COPIES = (
+    6  # of a float64 (width, width): statistics, root, their next values, eigenvectors and scratch
+)
 STATE_COPIES = 5  # of the contexts: themselves, momentum, gradient, and the next step's momentum and change
 
 
@@ -38,6 +45,7 @@ class RunShape:
         views: Cached views of each image.
         batch_size: Images of a step.
         features: Runs with equal values share one copy of their features. None: the run shares them with no other.
+        is_fast: Whether its schedule is a fast one: ``batch_size`` is the number of all images and views.
     """
 
     class_names: Sequence[str]
@@ -47,6 +55,7 @@ class RunShape:
     views: int = 1
     batch_size: int = 32
     features: Hashable = None
+    is_fast: bool = False
 
     @property
     def tree(self) -> TreeKey:
@@ -71,6 +80,8 @@ class RunCost:
     tree: TreeCost
     state_bytes: int  # contexts, optimizer state, loss and tables
     feature_bytes: int  # training features, shared by runs of equal ``shape.features``
+    loss_bytes: int = 0  # of a fast schedule's loss, up to ``LOSS_NUMBERS`` for all runs
+    loss_flops: float = 0.0  # operations of a step of a fast schedule besides the tower's
 
     @property
     def row_steps(self) -> float:
@@ -80,7 +91,22 @@ class RunCost:
     @property
     def flops(self) -> float:
         """Floating-point operations of the whole training."""
-        return self.tree.flops * self.shape.steps
+        return (self.tree.flops + self.loss_flops) * self.shape.steps
+
+
+class LossParts(NamedTuple):
+    """How a fast schedule's loss is cut: ``rows`` images of ``runs`` runs at a time."""
+
+    rows: int
+    runs: int
+
+
+def loss_parts(images: int, classes: int, dim: int, on_cpu: bool) -> LossParts:
+    """Return the parts of a loss over ``images`` images and views: as large as `LOSS_NUMBERS` allows."""
+    limit, per_row = LOSS_NUMBERS[on_cpu], 4 * classes + 2 * dim
+    number = max(1, -(-images * per_row // limit))
+    rows = -(-images // number)
+    return LossParts(rows, max(1, limit // (rows * per_row)))
 
 
 class Stage(NamedTuple):
@@ -97,33 +123,37 @@ class BatchBudget:
         scratch_bytes: Memory of a batch of any size.
         memory_bytes: Memory for the whole batch.
         max_rows: Rows of the whole batch.
+        max_loss_bytes: Memory of the losses of fast schedules, however many.
     """
 
-    def __init__(self, scratch_bytes: int, memory_bytes: int, max_rows: int):
+    def __init__(self, scratch_bytes: int, memory_bytes: int, max_rows: int, max_loss_bytes: int):
         self.scratch_bytes, self.memory_bytes, self.max_rows = scratch_bytes, memory_bytes, max_rows
+        self.max_loss_bytes = max_loss_bytes
         self.clear()
 
     def clear(self) -> None:
         """Start an empty batch."""
-        self.runs = self.rows = self.other_bytes = 0
+        self.runs = self.rows = self.other_bytes = self.loss_bytes = 0
         self.activation_bytes = self.scratch_bytes
         self._features: set[Hashable] = {None}
 
     @property
     def bytes(self) -> int:
         """Memory of the batch: activations, scratch, optimizer state and features."""
-        return self.activation_bytes + self.other_bytes
+        return self.activation_bytes + self.other_bytes + min(self.loss_bytes, self.max_loss_bytes)
 
     def try_add(self, cost: RunCost) -> bool:
         """Add a run to the batch if it fits; return whether it was added."""
         is_shared = cost.shape.features is not None and cost.shape.features in self._features
         other = cost.state_bytes + (0 if is_shared else cost.feature_bytes)
-        too_large = self.bytes + cost.tree.activation_bytes + other > self.memory_bytes
+        loss = min(cost.loss_bytes, max(0, self.max_loss_bytes - self.loss_bytes))
+        too_large = self.bytes + cost.tree.activation_bytes + other + loss > self.memory_bytes
         if self.runs and (too_large or self.rows + cost.tree.rows > self.max_rows):
             return False
         self.runs, self.rows = self.runs + 1, self.rows + cost.tree.rows
         self.activation_bytes += cost.tree.activation_bytes
         self.other_bytes += other
+        self.loss_bytes += cost.loss_bytes
         self._features.add(cost.shape.features)
         return True
 
@@ -144,6 +174,7 @@ class TrainingPlan:
         max_rows: Rows that train at once at most.
         rows_estimate: About how many rows fit ``memory_bytes``, by the tower's size alone. Sweeps cut their batches
             by it, into the same batches as earlier versions.
+        max_loss_bytes: Memory of the losses of fast schedules, however many.
     """
 
     runs: tuple[RunCost, ...]
@@ -151,6 +182,7 @@ class TrainingPlan:
     scratch_bytes: int
     max_rows: int
     rows_estimate: int
+    max_loss_bytes: int
 
     @property
     def trees(self) -> dict[TreeKey, TreeCost]:
@@ -164,11 +196,11 @@ class TrainingPlan:
 
     def budget(self) -> BatchBudget:
         """Return an empty batch with this plan's limits."""
-        return BatchBudget(self.scratch_bytes, self.memory_bytes, self.max_rows)
+        return BatchBudget(self.scratch_bytes, self.memory_bytes, self.max_rows, self.max_loss_bytes)
 
     def bytes_of(self, runs: Sequence[int]) -> int:
         """Return the memory of these runs (places in the plan, repeats allowed) when they train together."""
-        unlimited = BatchBudget(self.scratch_bytes, 2**63, 2**63)
+        unlimited = BatchBudget(self.scratch_bytes, 2**63, 2**63, self.max_loss_bytes)
         for run in runs:
             unlimited.try_add(self.runs[run])
         return unlimited.bytes
@@ -244,6 +276,7 @@ def plan_training(
         scratch_bytes=scratch * item_bytes if on_cpu else 0,
         max_rows=CPU_ROWS if on_cpu else GPU_ROWS,
         rows_estimate=min(CPU_ROWS, fit) if on_cpu else fit,
+        max_loss_bytes=LOSS_NUMBERS[on_cpu] * max(4, item_bytes),
     )
 
 
@@ -269,9 +302,19 @@ def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
     state = max(4, sizes.item_bytes)  # bytes of a number: contexts are float32 at least
     contexts = layout.context_length * sizes.width * (len(names) if layout.class_specific else 1)
     loss = run.batch_size * (4 * len(names) + 2 * sizes.dim)
-    tables = run.steps * (4 * run.batch_size + 2 * state)
     features = run.images * run.views * sizes.dim * state  # less where they are stored in float16
     tree = _tree_cost(backbone, names, layout, sizes)
+    if run.is_fast:
+        vectors, square = contexts // sizes.width, sizes.width**2
+        own = (
+            STATE_COPIES * contexts * state
+            + 16 * contexts
+            + SHAMPOO_COPIES * 8 * square
+            + 2 * state * run.steps
+        )
+        flops = 4.0 * run.batch_size * len(names) * sizes.dim + 4.0 * vectors * square
+        return RunCost(run, tree, own, features, min(loss, LOSS_NUMBERS[sizes.on_cpu]) * state, flops)
+    tables = run.steps * (4 * run.batch_size + 2 * state)
     return RunCost(run, tree, (STATE_COPIES * contexts + loss) * state + tables, features)
 
 

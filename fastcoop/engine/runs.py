@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
 from fastcoop.engine.fit import RunShape
+from fastcoop.engine.objectives import CrossEntropy, Objective
+from fastcoop.engine.optimizers import SGD, Optimizer, Shampoo
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
 
@@ -22,12 +24,42 @@ BATCH_SIZE = 32
 MIN_RATE, MAX_RATE = 1e-38, 1e38  # limits of float32
 
 State = dict[str, Tensor]  # the progress of a training, as named tensors on the CPU
-PROGRESS = ("contexts", "momentum", "losses")  # saved with the step; batches and rates follow from the run
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the optimizer steps of an epoch: the last, short batch is dropped unless it is the only one."""
     return max(1, images // batch_size)
+
+
+@dataclass(frozen=True)
+class FastSchedule:
+    """Few steps of all views of all images, by one-sided Shampoo (docs/fast.md), in place of the paper's schedule.
+
+    Args:
+        learning_rate: Root mean square of the first step's change of the contexts; it falls linearly to zero.
+        momentum: What a step keeps of the average gradient G.
+        decay: What a step keeps of the average of G'G.
+        ridge: Added to the average G'G, whose diagonal is scaled to a mean of 1, before its inverse root.
+        refresh: The inverse root is computed in the first ``refresh`` steps, and then once in as many.
+
+    Raises:
+        UserError: For a value out of range.
+    """
+
+    learning_rate: float = 0.006
+    momentum: float = 0.8
+    decay: float = 0.95
+    ridge: float = 0.03
+    refresh: int = 4
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate, "a fast schedule")
+        for name in ("momentum", "decay"):
+            value = float(getattr(self, name))
+            _expect(0 <= value < 1, f"the {name} of a fast schedule to be from 0 to below 1", value)
+        ridge = amount(self.ridge, "the ridge of a fast schedule")
+        _expect(1e-6 <= ridge <= 1e6, "the ridge of a fast schedule to be from 1e-06 to 1e+06", ridge)
+        whole_number(self.refresh, "the refresh of a fast schedule", 1, LONGEST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +81,9 @@ class Run:
         batches: int64 (steps, batch size), in place of the order drawn from ``seed``. Entries are
             ``image * views + view``; -1 pads a short batch.
         snapshots: Epochs, counted from 1, after which the contexts are kept.
+        objective: What is minimized.
+        schedule: A fast schedule: each epoch is one step with all images and views, and ``seed``, ``batch_size``,
+            ``learning_rate``, ``weight_decay``, ``momentum`` and ``batches`` are not used. None: the paper's.
 
     Raises:
         UserError: For a shape or a value that does not fit the others.
@@ -67,6 +102,8 @@ class Run:
     momentum: float = MOMENTUM
     batches: np.ndarray | None = None
     snapshots: Sequence[int] = ()
+    objective: Objective = CrossEntropy()  # noqa: RUF009 (it has no state)
+    schedule: FastSchedule | None = None
 
     def __post_init__(self) -> None:
         shape = self.layout.shape(len(self.class_names), self.contexts.shape[-1])
@@ -83,16 +120,16 @@ class Run:
         whole_number(self.epochs, "the epochs of a run", 1, LONGEST)
         whole_number(self.batch_size, "the batch_size of a run", 1, LARGEST_BATCH)
         whole_number(self.seed, "the seed of a run")
-        rate = amount(self.learning_rate, "the learning_rate of a run")
-        _expect(
-            MIN_RATE <= rate <= MAX_RATE, f"a learning_rate from {MIN_RATE:g} to {MAX_RATE:g}", f"{rate:g}"
-        )
+        _check_rate(self.learning_rate, "a run")
         for name, most in (("weight_decay", 1e38), ("momentum", 1.0)):
             value = float(getattr(self, name))
             _expect(0 <= value < most, f"the {name} of a run to be from 0 to below {most:g}", value)
         in_range = all(1 <= epoch <= self.epochs for epoch in self.snapshots)
         _expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
         if self.batches is not None:
+            _expect(
+                self.schedule is None, "no batches beside a fast schedule, which reads all images", "batches"
+            )
             self._check_batches(np.asarray(self.batches))
 
     def _check_batches(self, batches: np.ndarray) -> None:
@@ -111,7 +148,7 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return steps_per_epoch(len(self.labels), self.batch_size)
+        return 1 if self.schedule else steps_per_epoch(len(self.labels), self.batch_size)
 
     @property
     def steps(self) -> int:
@@ -121,8 +158,25 @@ class Run:
     def shape(self) -> RunShape:
         """The run's sizes, for `plan_training`."""
         images, views = self.features.shape[:2]
-        size = self.batch_size if self.batches is None else np.shape(self.batches)[1]
-        return RunShape(self.class_names, self.layout, self.steps, images, views, size, self.images)
+        size, is_fast = self.images_per_step, self.schedule is not None
+        return RunShape(self.class_names, self.layout, self.steps, images, views, size, self.images, is_fast)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of a step, views counted; fewer where a batch is short."""
+        if self.schedule:
+            return self.features.shape[0] * self.features.shape[1]
+        return self.batch_size if self.batches is None else np.shape(self.batches)[1]
+
+    @property
+    def optimizer(self) -> type[Optimizer]:
+        """The optimizer of the run's schedule."""
+        return Shampoo if self.schedule else SGD
+
+    @property
+    def optimizer_settings(self) -> Run | FastSchedule:
+        """What has the optimizer's settings."""
+        return self.schedule or self
 
     @property
     def images(self) -> Hashable:
@@ -133,6 +187,11 @@ class Run:
 def _expect(fits: bool, expected: str, got: object) -> None:
     if not fits:
         raise UserError(f"Expected {expected}, got {got}.")
+
+
+def _check_rate(learning_rate: float, of: str) -> None:
+    rate = amount(learning_rate, f"the learning_rate of {of}")
+    _expect(MIN_RATE <= rate <= MAX_RATE, f"a learning_rate from {MIN_RATE:g} to {MAX_RATE:g}", f"{rate:g}")
 
 
 @dataclass(eq=False)
@@ -166,6 +225,13 @@ def learning_rates(epochs: int, base: float = LEARNING_RATE) -> np.ndarray:
     return rates
 
 
+def rates_by_step(run: Run) -> np.ndarray:
+    """Return the learning rate of each step, float64 (steps,); a fast schedule's falls linearly to zero."""
+    if run.schedule:
+        return run.schedule.learning_rate * (1 - np.arange(run.steps) / run.steps)
+    return np.repeat(learning_rates(run.epochs, run.learning_rate), run.steps_per_epoch)
+
+
 def draw_batches(run: Run) -> np.ndarray:
     """Return the run's batches, int64 (steps, batch size): ``image * views + view``, -1 where a batch is short."""
     if run.batches is not None:
@@ -188,10 +254,10 @@ class ActiveRun:
 
     index: int  # in the list of runs
     run: Run
-    contexts: Tensor  # (slots, width) on the device, as is the momentum
-    momentum: Tensor
-    batches: Tensor  # (steps, batch size)
-    rates: np.ndarray  # learning rate of each epoch
+    contexts: Tensor  # (slots, width) on the device
+    tensors: dict[str, Tensor]  # the optimizer's own, on the device
+    batches: Tensor | None  # (steps, batch size); None: all images in each
+    rates: np.ndarray  # learning rate of each step
     losses: Tensor  # (steps,)
     snapshots: dict[int, Tensor] = field(default_factory=dict)
     step: int = 0
@@ -201,14 +267,13 @@ class ActiveRun:
     def start(cls, index: int, run: Run, dtype: torch.dtype, device: torch.device) -> ActiveRun:
         """Put a run's contexts on the device."""
         contexts = run.contexts.detach().to(device, dtype).reshape(-1, run.contexts.shape[-1]).clone()
-        batches = torch.as_tensor(draw_batches(run))
-        rates = learning_rates(run.epochs, run.learning_rate)
-        losses = torch.zeros(len(batches), dtype=dtype)
-        return cls(index, run, contexts, torch.zeros_like(contexts), batches, rates, losses)
+        batches = None if run.schedule else torch.as_tensor(draw_batches(run))
+        tensors, losses = run.optimizer.new_tensors(contexts), torch.zeros(run.steps, dtype=dtype)
+        return cls(index, run, contexts, tensors, batches, rates_by_step(run), losses)
 
     @property
     def steps_left(self) -> int:
-        return len(self.batches) - self.step
+        return len(self.losses) - self.step
 
     @property
     def ended(self) -> bool:
@@ -224,14 +289,18 @@ class ActiveRun:
         return Trained(self.snapshot(), means, status, self.diverged_at, self.snapshots)
 
     def state(self) -> State:
-        tensors = {name: getattr(self, name).detach().cpu().clone() for name in PROGRESS}
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._saved().items()}
         return _named(self.index, tensors | {"step": torch.tensor(self.step)}, self.snapshots)
+
+    def _saved(self) -> dict[str, Tensor]:
+        """What is saved with the step, by name; batches and rates follow from the run."""
+        return {"contexts": self.contexts, "losses": self.losses} | self.tensors
 
     def restore(self, state: State) -> None:
         """Continue a newly started run from ``state``, if ``state`` contains it."""
         if f"step.{self.index}" in state:
-            for name in PROGRESS:
-                getattr(self, name).copy_(state[f"{name}.{self.index}"])
+            for name, tensor in self._saved().items():
+                tensor.copy_(state[f"{name}.{self.index}"])
             self.step = int(state[f"step.{self.index}"])
             self.snapshots.update(_snapshots(state, self.index))
 

@@ -7,9 +7,10 @@ no Python loop goes over the runs, and on a GPU the whole step is recorded once 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.checks import whole_number
-from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, plan_training
+from fastcoop.engine.fit import LossParts, TrainingPlan, is_out_of_memory, loss_parts, plan_training
 from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.objectives import Images, class_gradients
+from fastcoop.engine.optimizers import Optimizer
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass
 from fastcoop.engine.tree_layout import tree_key
@@ -216,12 +219,13 @@ class Batch:
     def __init__(
         self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: Workspace | None = None
     ):
-        groups: dict[object, list[ActiveRun]] = {}
+        groups: dict[Hashable, list[ActiveRun]] = {}
         for a in active:
-            # By batch size, too: a longer batch beside it would change the order of a run's sums.
-            key = tree_key(a.run.class_names, a.run.layout), a.batches.shape[1]
-            groups.setdefault(key, []).append(a)
-        self.groups = list(groups.values())
+            # By images of a step, too: a longer batch beside it would change the order of a run's sums.
+            key = tree_key(a.run.class_names, a.run.layout), a.run.images_per_step, a.run.objective.kind
+            groups.setdefault((a.run.optimizer.__name__, *key), []).append(a)
+        # An optimizer's runs stand side by side.
+        self.groups = sorted(groups.values(), key=lambda group: group[0].run.optimizer.__name__)
         self.active = active = [a for group in self.groups for a in group]
         planned = [(trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups]
         self.forest_pass = build_pass(Forest(trees.tower, planned, row_rule(trees.tower)))
@@ -231,13 +235,24 @@ class Batch:
         self.steps = min(a.steps_left for a in active)
         self.start_steps = [a.step for a in active]
         self.vectors = torch.cat([a.contexts for a in active])  # (vectors of all runs, width)
-        self.objective = CrossEntropy(self.groups, self.steps, logit_scale)
-        self.optimizer = SGD(active, self.steps)
+        device, dtype = self.vectors.device, self.vectors.dtype
+        self.objectives = [
+            group[0].run.objective.stack([a.run.objective for a in group], dtype, device)
+            for group in self.groups
+        ]
+        self.images = StepImages(self.groups, self.steps, logit_scale)
+        self.optimizers: list[tuple[Optimizer, slice, slice]] = []  # with their runs and vectors
+        runs = vectors = 0
+        for optimizer, own in itertools.groupby(self.groups, key=lambda group: group[0].run.optimizer):
+            own_groups = list(own)
+            more = [len(a.contexts) for group in own_groups for a in group]
+            places = slice(runs, runs + len(more)), slice(vectors, vectors + sum(more))
+            self.optimizers.append((optimizer(own_groups, self.steps), *places))
+            runs, vectors = places[0].stop, places[1].stop
         sizes = [len(a.contexts) for a in active]
-        views = zip(active, self.vectors.split(sizes), self.optimizer.momentum.split(sizes), strict=True)
-        for a, contexts, momentum in views:  # a step of all runs is a step of each
-            a.contexts, a.momentum = contexts, momentum
-        self.done, device, dtype = 0, self.vectors.device, self.vectors.dtype
+        for a, contexts in zip(active, self.vectors.split(sizes), strict=True):
+            a.contexts = contexts  # a step of all runs is a step of each
+        self.done = 0
         self.counter = torch.zeros(1, dtype=torch.long, device=device)
         self._recorded = RecordedStep(self.steps, device)
         self.steps_read = 0  # whose losses have been copied to the runs
@@ -267,10 +282,15 @@ class Batch:
 
     def step(self) -> None:
         """Do one step of every run: forward, each run's loss, backward, optimizer."""
-        self._recorded(self._step)
+        self._recorded(self._step, self.variants)
         self.done += 1
         for a, epoch in self.snapshot_steps.get(self.done, ()):
             a.snapshots[epoch] = a.snapshot()
+
+    @property
+    def variants(self) -> tuple[int, ...]:
+        """Which operations the next step of each optimizer consists of."""
+        return tuple(optimizer.variant(self.done) for optimizer, _, _ in self.optimizers)
 
     def has_diverged(self) -> bool:
         """Return whether a run had diverged, on a GPU at the last such question: nothing waits for the device."""
@@ -296,16 +316,43 @@ class Batch:
         if self._kernel_step is not None:
             self._kernel_step()
             return
-        width = self.vectors.shape[1]
+        width, variants = self.vectors.shape[1], self.variants
         parts = self.vectors.split([len(group) * len(group[0].contexts) for group in self.groups])
         contexts = [v.view(len(group), -1, width) for v, group in zip(parts, self.groups, strict=True)]
-        features = self.forest_pass.forward(contexts, self.workspace)
-        losses, grads = self.objective(features, self.counter)
-        self._check_divergence(losses)
-        grad = torch.cat([g.flatten(0, 1) for g in self.forest_pass.backward(grads, self.workspace)])
+        features = [f.to(self.vectors.dtype) for f in self.forest_pass.forward(contexts, self.workspace)]
+        found = [
+            class_gradients(objective, of_group, images)
+            for objective, of_group, images in zip(
+                self.objectives, features, self.images(self.counter), strict=True
+            )
+        ]
+        self._check_divergence(torch.cat([loss for loss, _ in found]))
+        grad = self._backward([grads for _, grads in found])
+        frozen = self.diverged_at >= 0
         # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
-        self.optimizer(self.vectors, grad, self.counter, self.diverged_at >= 0)
+        updates = [
+            update
+            for (optimizer, runs, own), variant in zip(self.optimizers, variants, strict=True)
+            for update in optimizer.updates(self.vectors[own], grad[own], self.counter, frozen[runs], variant)
+        ]
+        for tensor, value in updates:
+            tensor.copy_(value)
         self.counter += 1
+
+    def _backward(self, grads: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Return the gradient of all vectors from each group's gradients of class features, one per part."""
+        passes, number = [], max(objective.parts for objective in self.objectives)
+        for part in range(number):
+            # Groups with fewer parts have zeros in the other passes.
+            given = [of_group[part] if part < len(of_group) else 0 * of_group[0] for of_group in grads]
+            passes.append(self.forest_pass.backward(given, self.workspace))
+            if number > 1:  # the next pass uses the same memory
+                passes[-1] = [of_group.clone() for of_group in passes[-1]]
+        merged = [
+            objective.combine([one[n] for one in passes[: objective.parts]])
+            for n, objective in enumerate(self.objectives)
+        ]
+        return torch.cat([of_group.flatten(0, 1) for of_group in merged])
 
     def _check_divergence(self, loss: Tensor) -> None:
         """Keep this step's losses (runs,), and mark runs whose loss is not finite or above its limit."""
@@ -338,28 +385,47 @@ class LateReader:
         return values
 
 
-class CrossEntropy:
-    """CoOp's objective (equation 3) for all runs: class features and a step give losses and gradients.
-
-    Args:
-        groups: The runs of each group.
-        steps: Steps of the batch.
-        logit_scale: Logits are this times the cosine.
+class StepImages:
+    """The images that each group learns from in a step.
 
     Attributes:
-        images, labels: Those of all runs on the device, (images, dim) raw and (images,).
-        rows: int32 (steps, runs, batch size), the images of each step, -1 where a batch is short.
+        images, labels: Those of runs that learn from batches, on the device, (images, dim) raw and (images,).
+        rows: int32 (steps, runs, batch size), their images of each step, -1 where a batch is short.
     """
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int, logit_scale: float):
-        self.groups, self.logit_scale = groups, logit_scale
+        self.logit_scale = logit_scale
         active = [a for group in groups for a in group]
-        device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
+        self.device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
+        self._batched = [group for group in groups if group[0].batches is not None]
+        if self._batched:
+            self._build_tables([a for group in self._batched for a in group], steps)
+        whole = {
+            a.run.images: a.run for a in active if a.batches is None
+        }  # runs of one few-shot subset share them
+        features = {
+            key: self._normalized(run.features.flatten(0, 1).to(self.device)) for key, run in whole.items()
+        }
+        labels = {key: run.labels.repeat_interleave(run.features.shape[1]) for key, run in whole.items()}
+        self._whole: list[
+            tuple[list[Tensor], Tensor, LossParts] | None
+        ] = []  # images, labels and parts of a group
+        for group in groups:
+            if group[0].batches is not None:
+                self._whole.append(None)
+                continue
+            own, (rows, dim) = [a.run.images for a in group], features[group[0].run.images].shape
+            parts = loss_parts(rows, len(group[0].run.class_names), dim, self.device.type == "cpu")
+            own_labels = torch.stack([labels[key] for key in own]).to(self.device)
+            self._whole.append(([features[key] for key in own], own_labels, parts))
+
+    def _build_tables(self, active: Sequence[ActiveRun], steps: int) -> None:
         starts: dict[Hashable, int] = {}  # where a run's images begin among those of all runs
         pool, size = [], 0  # runs that read the same images, all of them in this batch, share one copy
-        longest = max(a.batches.shape[1] for a in active)
+        longest = max(a.run.images_per_step for a in active)
         rows = torch.full((steps, len(active), longest), -1, dtype=torch.int32)
         for i, a in enumerate(active):
+            assert a.batches is not None
             run, own = a.run, a.batches[a.step : a.step + steps]
             if run.images not in starts:
                 starts[run.images] = size
@@ -367,97 +433,47 @@ class CrossEntropy:
                 size += len(pool[-1][0])
             rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[run.images], -1)
         self.images, self.labels = (
-            torch.cat([part.to(device) for part in parts]) for parts in zip(*pool, strict=True)
+            torch.cat([part.to(self.device) for part in parts]) for parts in zip(*pool, strict=True)
         )
-        self.rows = rows.to(device)
+        self.rows = rows.to(self.device)
 
-    def __call__(self, features: Sequence[Tensor], step: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return each run's loss (runs,) and each group's gradients (runs, classes, dim).
+    def __call__(self, step: Tensor) -> Iterator[Iterator[tuple[slice, Images]]]:
+        """Yield for each group the images of a step, int64 (1,) of this batch on the device, part by part."""
+        batched = self._read_batches(step) if self._batched else iter(())
+        for whole in self._whole:
+            yield iter([next(batched)]) if whole is None else self._cut(*whole)
 
-        Args:
-            features: Each group's class features (runs, classes, dim).
-            step: int64 (1,), of this batch, on the device.
-        """
+    def _read_batches(self, step: Tensor) -> Iterator[tuple[slice, Images]]:
         rows = self.rows.index_select(0, step)[0]
         at = rows.clamp(min=0)
-        images = F.normalize(self.images[at].to(self.dtype), dim=-1, eps=0.0)
+        images = self._normalized(self.images[at])
         labels = torch.where(rows >= 0, self.labels[at], -1)
-        losses, grads, start = [], [], 0
-        for group, class_features in zip(self.groups, features, strict=True):
-            part = slice(start, start + len(group)), slice(group[0].batches.shape[1])
+        start = 0
+        for group in self._batched:
+            part = slice(start, start + len(group)), slice(group[0].run.images_per_step)
             start += len(group)
-            loss, grad = cross_entropy(
-                class_features.to(images.dtype), images[part], labels[part], self.logit_scale
-            )
-            losses.append(loss)
-            grads.append(grad)
-        return torch.cat(losses), grads
+            real = (labels[part] >= 0).to(self.dtype)
+            weights = real / real.sum(1, keepdim=True)
+            yield slice(0, len(group)), Images(images[part], labels[part], weights, self.logit_scale)
 
+    def _cut(
+        self, features: Sequence[Tensor], labels: Tensor, parts: LossParts
+    ) -> Iterator[tuple[slice, Images]]:
+        """Yield all images of a group's runs, in parts that depend on a run's own sizes alone, not on its group's."""
+        runs, count = labels.shape
+        weight = torch.full((1, 1), 1 / count, dtype=self.dtype, device=self.device)
+        for run in range(0, runs, parts.runs):
+            chosen = slice(run, min(run + parts.runs, runs))
+            for row in range(0, count, parts.rows):
+                rows = slice(row, row + parts.rows)
+                of_runs, of_labels = torch.stack([f[rows] for f in features[chosen]]), labels[chosen, rows]
+                weights = weight.expand(of_labels.shape)
+                # Few large products are alone in any company, so that threads may share one.
+                product = torch.bmm if parts.runs == 1 else bmm
+                yield chosen, Images(of_runs, of_labels, weights, self.logit_scale, product)
 
-def cross_entropy(
-    features: Tensor, images: Tensor, labels: Tensor, logit_scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return each run's mean cross-entropy, (runs,), and its gradient for the class features.
-
-    Args:
-        features: Class features (runs, classes, dim), not normalized.
-        images: Image features (runs, batch, dim), normalized.
-        labels: (runs, batch) int64, -1 where a batch is short.
-        logit_scale: Logits are this times the cosine.
-    """
-    length = features.norm(dim=-1, keepdim=True)
-    direction = features / length
-    logits = logit_scale * bmm(images, direction.transpose(1, 2))
-    real = (labels >= 0).to(features.dtype)
-    weight = real / real.sum(1, keepdim=True)
-    target = labels.clamp(min=0)[..., None]
-    losses = -(torch.log_softmax(logits, -1).gather(-1, target)[..., 0] * weight).sum(1)
-
-    # Not exp(log_softmax): an element-wise exponential rounds by a number's place in memory, a softmax row by row.
-    grad_logits = torch.softmax(logits, -1)
-    grad_logits.scatter_add_(-1, target, torch.full_like(grad_logits[..., :1], -1.0))
-    grad_logits *= weight[..., None] * logit_scale
-    grad = bmm(grad_logits.transpose(1, 2), images)
-    grad -= direction * (grad * direction).sum(-1, keepdim=True)
-    return losses, grad / length
-
-
-class SGD:
-    """SGD with momentum and weight decay, each run with its own settings and learning rates, all in one step.
-
-    Attributes:
-        momentum: (vectors of all runs, width).
-    """
-
-    def __init__(self, active: Sequence[ActiveRun], steps: int):
-        self.momentum = torch.cat([a.momentum for a in active])
-        device, dtype = self.momentum.device, self.momentum.dtype
-        rates = [a.rates[np.arange(a.step, a.step + steps) // a.run.steps_per_epoch] for a in active]
-        self.rates = torch.as_tensor(np.stack(rates, 1), dtype=dtype).to(device)  # (steps, runs)
-        sizes = [len(a.contexts) for a in active]
-        self.run_of_vector = torch.as_tensor(np.repeat(np.arange(len(active)), sizes)).to(device)
-        self.weight_decay, self.momentum_coef = (  # (vectors, 1)
-            torch.tensor(values, dtype=dtype, device=device)[self.run_of_vector, None]
-            for values in ([a.run.weight_decay for a in active], [a.run.momentum for a in active])
-        )
-
-    def __call__(self, vectors: Tensor, grad: Tensor, step: Tensor, frozen: Tensor) -> None:
-        """Change ``vectors`` in place.
-
-        Args:
-            vectors: (vectors of all runs, width).
-            grad: Their gradients, of any float dtype.
-            step: int64 (1,), of this batch, on the device.
-            frozen: bool (runs,): diverged runs, which stay as they are.
-        """
-        rate = self.rates.index_select(0, step)[0]
-        grad = grad.to(vectors.dtype)
-        grad += self.weight_decay * vectors
-        momentum = (self.momentum_coef * self.momentum).add_(grad)
-        change = rate[self.run_of_vector, None] * momentum
-        change.masked_fill_(frozen[self.run_of_vector, None], 0.0)
-        self.momentum.copy_(momentum)
-        vectors -= change
+    def _normalized(self, images: Tensor) -> Tensor:
+        return F.normalize(images.to(self.dtype), dim=-1, eps=0.0)
 
 
 class RecordedStep:
@@ -469,27 +485,32 @@ class RecordedStep:
 
     def __init__(self, calls: int, device: torch.device):
         self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         record = device.type == "cuda" and calls >= WORTH_RECORDING
         self._plain_calls = WARM_UP if record else -1  # -1: all of them
+        self._seen: set[Hashable] = set()
 
-    def __call__(self, step: Callable[[], None]) -> None:
-        if self._plain_calls == 0 and self._graph is None:
-            self._record(step)  # recording runs nothing
-        if self._graph is not None:
-            self._graph.replay()
+    def __call__(self, step: Callable[[], None], variant: Hashable = None) -> None:
+        """Do a step. Steps of equal ``variant`` consist of the same operations; each is recorded when it recurs."""
+        if self._plain_calls == 0 and variant in self._seen and variant not in self._graphs:
+            self._record(step, variant)  # recording runs nothing
+        if variant in self._graphs:
+            self._graphs[variant].replay()
             return
-        self._plain_calls -= 1
+        self._seen.add(variant)
+        self._plain_calls -= self._plain_calls > 0
         step()
 
-    def _record(self, step: Callable[[], None]) -> None:
+    def _record(self, step: Callable[[], None], variant: Hashable) -> None:
         graph, device = torch.cuda.CUDAGraph(), self._device
         stream = torch.cuda.current_stream(device)
+        # No number lives from one replay to the next but in the batch's own tensors: recordings can share memory.
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         try:
             # On the step's own GPU: work on another GPU than the recorded stream's would run, unrecorded.
-            with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+            with torch.cuda.device(device), torch.cuda.graph(graph, pool, torch.cuda.Stream(device)):
                 step()
-            self._graph = graph
+            self._graphs[variant] = graph
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # a recording that fails at its end leaves its own stream current
             log.warning("The step could not be recorded (%s); continuing without, more slowly.", error)

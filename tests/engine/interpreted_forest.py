@@ -61,7 +61,7 @@ def test_a_step_of_training_is_the_plain_one(make_run, monkeypatch):
         do_step()
         batch.diverged_at[1] = 0  # from here on, this run is frozen
         do_step()
-        states.append([batch.vectors, batch.optimizer.momentum, batch.losses[:2], batch.limit])
+        states.append([batch.vectors, batch.optimizers[0][0].momentum, batch.losses[:2], batch.limit])
         assert int(batch.counter) == 2
         assert batch.diverged_at.tolist() == [-1, 0, -1]
     for ours, theirs in zip(states[1], states[0], strict=True):

@@ -79,14 +79,19 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
         batch._step()
         held = (
             batch.vectors,
-            batch.optimizer.momentum,
+            batch.active[0].tensors["momentum"],
             batch.losses,
             batch.diverged_at,
             batch.limit,
             batch.counter,
         )
         assert {tensor.device.type for tensor in held} == {"cuda"}
-        assert batch.vectors.dtype == batch.optimizer.momentum.dtype == batch.losses.dtype == torch.float32
+        assert (
+            batch.vectors.dtype
+            == batch.active[0].tensors["momentum"].dtype
+            == batch.losses.dtype
+            == torch.float32
+        )
         # In bfloat16 too: only so does backward take them.
         assert batch.workspace.layers[0].x_stats.memory.dtype == torch.float32
         with pytest.raises(DataDependentOutputException):  # a fake does notice

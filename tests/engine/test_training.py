@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from fastcoop.engine import Run, plan_training, train
 from fastcoop.engine.fit import BatchBudget
+from fastcoop.engine.objectives import CrossEntropy, Images, class_gradients
 from fastcoop.engine.runs import draw_batches, learning_rates
 from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.training import cross_entropy
 from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
@@ -217,7 +217,9 @@ def test_loss_and_gradient_are_cross_entropys():
     features = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
     images = F.normalize(torch.randn(2, 4, 8, dtype=torch.float64), dim=-1)
     labels = torch.tensor([[0, 4, 2, -1], [1, 1, 3, 0]])
-    losses, grad = cross_entropy(features.detach(), images, labels, 30.0)
+    weights = torch.tensor([[1, 1, 1, 0], [0.75] * 4], dtype=torch.float64) / 3
+    given = [(slice(0, 2), Images(images, labels, weights, 30.0))]
+    losses, (grad,) = class_gradients(CrossEntropy(), features.detach(), given)
     logits = 30.0 * images @ F.normalize(features, dim=-1).transpose(1, 2)
     expected = torch.stack(
         [F.cross_entropy(x, y, ignore_index=-1) for x, y in zip(logits, labels, strict=True)]

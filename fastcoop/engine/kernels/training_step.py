@@ -11,6 +11,8 @@ from torch import Tensor
 from fastcoop.engine.forest import Workspace
 from fastcoop.engine.kernels.forest_pass import KernelPass
 from fastcoop.engine.kernels.step import MAX_BATCH, Loss, Optimizer, class_blocks
+from fastcoop.engine.objectives import CrossEntropy
+from fastcoop.engine.optimizers import SGD
 
 if TYPE_CHECKING:
     from fastcoop.engine.training import Batch
@@ -28,13 +30,14 @@ class KernelStep:
 
     @classmethod
     def of(cls, batch: Batch, forest_pass: KernelPass, divergence_factor: float) -> KernelStep | None:
-        """Return the step of a batch; None where a run's batches are too large for the loss kernel."""
-        b, objective, sgd = batch, batch.objective, batch.optimizer
-        if objective.rows.shape[-1] > MAX_BATCH:
+        """Return the step of a batch; None for other objectives, other optimizers and too large batches."""
+        b, images, sgd = batch, batch.images, batch.optimizers[0][0]
+        if {type(one) for one in b.objectives} != {CrossEntropy} or len(b.optimizers) > 1:
+            return None
+        if not isinstance(sgd, SGD) or images.rows.shape[-1] > MAX_BATCH:
             return None
         blocks = class_blocks([len(a.run.class_names) for a in b.active], b.vectors.device)
-        scale, images = objective.logit_scale, objective.images
-        loss = Loss(blocks, scale, images, objective.labels, objective.rows, b.counter)
+        loss = Loss(blocks, images.logit_scale, images.images, images.labels, images.rows, b.counter)
         optimizer = Optimizer(
             b.vectors, sgd.momentum, sgd.run_of_vector, sgd.weight_decay, sgd.momentum_coef, sgd.rates, b.losses,
             b.limit, b.untrained_loss, b.first_epoch_left, b.diverged_at, b.counter, divergence_factor,
