@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
     from fastcoop.methods.estimators import (
+        GDA,
         CoOpClassifier,
+        CrossModalLinearProbe,
         LinearProbe,
         MethodClassifier,
+        ProKeR,
         PromptEnsemble,
         TextBias,
         TextTransform,
@@ -51,7 +54,7 @@ _MODULES = {
     "exchange": "Classifier export_run find_run import_coop make_classifier predict",
     "features": "FeatureStore cache_features check_store import_features",
     "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias TextTransform ZeroShot "
-    "TipAdapter TipAdapterF",
+    "CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF",
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
     "results": "load_contexts load_predictions load_results merge_results paired_test",
@@ -60,14 +63,14 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
-    "Backbone", "Classifier", "CoOpClassifier", "Dataset", "FastcoopError", "FeatureStore", "LinearProbe",
-    "MethodClassifier", "MissingFile", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner",
-    "Run", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained", "UserError", "ZeroShot",
-    "backbone_from_spec", "cache_features", "check_store", "encode_prompts", "evaluate", "export_run",
-    "few_shot", "find_run", "import_coop", "import_features", "initial_contexts", "interpret",
-    "load_backbone", "load_contexts",
-    "load_dataset", "load_predictions", "load_results", "make_classifier", "merge_results", "nearest_words",
-    "paired_test", "predict", "report", "sweep", "train",
+    "GDA", "Backbone", "Classifier", "CoOpClassifier", "CrossModalLinearProbe", "Dataset", "FastcoopError",
+    "FeatureStore", "LinearProbe", "MethodClassifier", "MissingFile", "ProKeR", "PromptEncoder",
+    "PromptEnsemble", "PromptLayout", "PromptLearner", "Run", "TextBias", "TextTransform", "TipAdapter",
+    "TipAdapterF", "Trained", "UserError", "ZeroShot", "backbone_from_spec", "cache_features", "check_store",
+    "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
+    "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
+    "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report",
+    "sweep", "train",
 ]  # fmt: skip
 
 logging.getLogger("fastcoop").addHandler(logging.NullHandler())

@@ -352,6 +352,18 @@ class TextBias(MethodClassifier, method="text_bias"):
     """A bias learned on the text features of hand-written prompts (paper, Table 5)."""
 
 
+class CrossModalLinearProbe(MethodClassifier, method="cross_modal"):
+    """A linear classifier trained on images and texts. Parameters: those of `CrossModalSettings`."""
+
+
+class GDA(MethodClassifier, method="gda"):
+    """Gaussian discriminant analysis beside zero-shot CLIP. Parameters: those of `GDASettings`."""
+
+
+class ProKeR(MethodClassifier, method="proker"):
+    """Kernel ridge regression from the zero-shot classifier. Parameters: those of `ProKeRSettings`."""
+
+
 class TipAdapter(MethodClassifier, method="tip_adapter"):
     """Tip-Adapter: zero-shot CLIP and a cache of training features. Parameters: those of `TipSettings`."""
 

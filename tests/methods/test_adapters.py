@@ -12,23 +12,33 @@ import fastcoop as fc
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
-from fastcoop.methods.adapters import ADAPTERS, tip_adapter
+from fastcoop.methods.adapters import ADAPTERS, proker, tip_adapter
 from fastcoop.methods.adapters.base import AdapterSettings
 from tests.advice import follows
 from tests.methods.conftest import ArrayStore, job, make_data, run
 
 # A short form of each method, and other values of each of its settings.
 SHORT: dict[str, dict[str, Any]] = {
+    "gda": {},
+    "proker": {},
+    "cross_modal": {"iterations": 3},
     "tip_adapter": {},
     "tip_adapter_f": {"epochs": 2, "batch_size": 4},
 }
 CHANGED: dict[str, dict[str, Any]] = {
+    "gda": {"alpha": 9.0, "variant": "base_to_new"},
+    "proker": {"beta": 9.0, "lmbda": 9.0, "samples": "images"},
+    "cross_modal": {
+        "learning_rate": 0.1, "weight_decay": 90.0, "batch_size": 4, "iterations": 9, "init": "random", "wise_ft": 0.5,
+    },
     "tip_adapter": {"alpha": 9.0, "beta": 9.0, "alpha_max": 60.0, "beta_max": 60.0},
     "tip_adapter_f": {
         "alpha": 9.0, "beta": 9.0, "alpha_max": 60.0, "beta_max": 60.0, "learning_rate": 0.3, "epochs": 3,
         "batch_size": 2,
     },
 }  # fmt: skip
+# What makes a case sensitive to the other settings: the only validation of a short training is after its first step.
+SENSITIVE: dict[str, dict[str, Any]] = {"cross_modal": {"selection": "fixed"}}
 NAMES = [one.name for one in ADAPTERS]
 CHOOSING = [one.name for one in ADAPTERS if issubclass(one.Settings, AdapterSettings)]
 PROTOCOLS = ["few_val", "shots_val", "full_val", "imagenet_val"]
@@ -38,6 +48,7 @@ PROTOCOLS = ["few_val", "shots_val", "full_val", "imagenet_val"]
 def coarse_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tip_adapter, "BETAS", 8)
     monkeypatch.setattr(tip_adapter, "ALPHAS", 5)
+    monkeypatch.setattr(proker, "SEARCHED", {"beta": (0.5, 3.0, 3), "lmbda": (0.001, 1.0, 3)})
 
 
 def hard_data(seed: int = 0, name: str = "animals", **others: Any) -> Data:
@@ -121,8 +132,9 @@ def settings_of(names: list[str]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "setting"), settings_of(NAMES))
 def test_every_setting_changes_the_key_and_the_result(backbone: Backbone, name: str, setting: str) -> None:
     data, method = hard_data(), METHODS[name]
-    before = job(data, name, 4, **SHORT[name])
-    after = job(data, name, 4, **{**SHORT[name], setting: CHANGED[name][setting]})
+    given = SHORT[name] | SENSITIVE.get(name, {})
+    before = job(data, name, 4, **given)
+    after = job(data, name, 4, **{**given, setting: CHANGED[name][setting]})
     assert method.key_settings(before, backbone) != method.key_settings(after, backbone)
     one, two = (METHODS[name].classifier(backbone, known(backbone, job), data) for job in (before, after))
     logits = [one.logits(data.unit_test if one.unit_length else data.test[0]) for one in (one, two)]
@@ -247,3 +259,12 @@ def test_alpha_zero_is_zero_shot(backbone: Backbone, data: Data, name: str) -> N
     np.testing.assert_array_equal(
         outcome.scores["animals"].predictions, zero_shot.scores["animals"].predictions
     )
+
+
+@follows("set samples to images, or give it fewer shots")
+def test_a_kernel_that_is_too_large_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proker, "KERNEL_BYTES", 8 * 20**2)
+    with pytest.raises(UserError, match=r"36 x 36 entries.*set samples to images, or give it fewer shots"):
+        METHODS["proker"].check(job(hard_data(), "proker", 4))
+    METHODS["proker"].check(job(hard_data(), "proker", 2))
+    METHODS["proker"].check(job(hard_data(), "proker", 4, samples="images"))

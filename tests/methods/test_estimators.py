@@ -37,6 +37,9 @@ ESTIMATORS = {
     "text_transform": fc.TextTransform,
     "text_bias": fc.TextBias,
     "coop": fc.CoOpClassifier,
+    "gda": fc.GDA,
+    "proker": fc.ProKeR,
+    "cross_modal": fc.CrossModalLinearProbe,
     "tip_adapter": fc.TipAdapter,
     "tip_adapter_f": fc.TipAdapterF,
 }
@@ -46,6 +49,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coop": {"context_length": 2, "epochs": 4, "learning_rate": 0.3, "select": "best_val"},
     "zero_shot": {"prompt": "a drawing of {}."},
     "tip_adapter": {"selection": "fixed"},
+    "proker": {"selection": "fixed"},
+    "cross_modal": {"iterations": 3, "learning_rate": 0.01, "batch_size": 4},
     "tip_adapter_f": {"epochs": 2, "alpha": 2.0, "beta": 3.0},
 }
 NAMES = ("cat", "sea lion", "old dog")

@@ -5,6 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fastcoop.methods.adapters.base import Adapter
+from fastcoop.methods.adapters.cross_modal import CrossModalMethod
+from fastcoop.methods.adapters.gda import GDAMethod
+from fastcoop.methods.adapters.proker import ProKeRMethod
 from fastcoop.methods.adapters.tip_adapter import TipAdapterFMethod, TipAdapterMethod
 
-ADAPTERS: tuple[Adapter[Any], ...] = (TipAdapterMethod(), TipAdapterFMethod())  # the fastest first
+ADAPTERS: tuple[Adapter[Any], ...] = (  # the fastest first
+    GDAMethod(),
+    TipAdapterMethod(),
+    ProKeRMethod(),
+    TipAdapterFMethod(),
+    CrossModalMethod(),
+)

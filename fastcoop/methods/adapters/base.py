@@ -132,9 +132,13 @@ class Adapter(Method[S]):
         """Return the numbers that are tried for each of `values`."""
         return {}
 
-    def tries(self, settings: S) -> Sequence[Mapping[str, Any]]:
+    def tries(self, run: RunSpec[S]) -> Sequence[Mapping[str, Any]]:
         """Return the settings, changed from the given ones, that a run which chooses learns with and compares."""
         return ({},)
+
+    def settle(self, weights: Weights, texts: Texts) -> Weights:
+        """Return what runs keep of what they learned, once their values are chosen."""
+        return weights
 
     def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
         """Return what a run learned for the classes of another dataset.
@@ -151,8 +155,8 @@ class Adapter(Method[S]):
         return weights | carried
 
     def chooses(self, settings: S) -> bool:
-        """Return whether something is left to choose: a value that is None, or several settings to try."""
-        return any(getattr(settings, name) is None for name in self.values) or len(self.tries(settings)) > 1
+        """Return whether something is left to choose."""
+        return any(getattr(settings, name) is None for name in self.values)
 
     def official_split(self, data: Data, what: Literal["values", "epoch"]) -> Literal["val", "test"]:
         """Return the split that the official code chooses on, of ``selection: official``."""
@@ -248,7 +252,7 @@ class Adapter(Method[S]):
         """Yield each run with the best of the settings that it tries, without scores, as it finishes."""
         rows: list[_Row] = []
         for index, run in self._tuned(backbone, runs, context).items():
-            for tried in self.tries(run.settings) if self.selection(run.settings) != "fixed" else ({},):
+            for tried in self.tries(run) if self.selection(run.settings) != "fixed" else ({},):
                 settings = run.settings.model_copy(update=dict(tried))
                 rows.append(_Row(index, len(rows), replace(run, settings=settings), tried))
         left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
@@ -333,6 +337,7 @@ class Adapter(Method[S]):
                 if not official:
                     extra["val_accuracy"] = accuracy
         extra |= {name: weights[name] for name in self.values}
+        weights = self.settle(weights, stack.texts)
         trained = sum(weights[name][0].numel() for name in fitted.trained)
         kept = {name: one.cpu().numpy() for name, one in weights.items()}
         losses = None if fitted.losses is None else fitted.losses.cpu().numpy()

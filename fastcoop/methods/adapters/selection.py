@@ -68,7 +68,7 @@ class Judge:
                 run.data.validation(FewShot(run.subset.train, rows))
                 for run, rows in zip(stack.runs, drawn, strict=False)
             ]
-        device = stack.crops.device
+        device = stack.features.device
         images, labels = (
             torch.from_numpy(np.stack(part)).to(device).expand(len(stack), *part[0].shape)
             for part in zip(*given, strict=True)

@@ -72,16 +72,13 @@ class Stack:
 
     Attributes:
         runs: The runs.
-        crops: float32 (runs, images, dim), raw features of the test-time crop.
-        views: float32 (runs, images, views, dim), raw features of the augmented views, or of the crop if there are
-            none.
+        features: float32 (runs, images, 1 + views, dim), raw; view 0 is the test-time crop.
         labels: int64 (runs, images).
         texts: Of the classes.
     """
 
     runs: tuple[RunSpec[Any], ...]
-    crops: Tensor
-    views: Tensor
+    features: Tensor
     labels: Tensor
     texts: Texts
 
@@ -93,11 +90,20 @@ class Stack:
         given = [run.data.train(run.subset) for run in runs]
         features = torch.from_numpy(np.stack([images for images, _ in given])).to(backbone.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in given])).to(backbone.device)
-        crops, views = features[:, :, 0], features[:, :, 1:] if features.shape[2] > 1 else features
-        return cls(tuple(runs), crops, views, labels, Texts.of(backbone, runs[0].data))
+        return cls(tuple(runs), features, labels, Texts.of(backbone, runs[0].data))
 
     def __len__(self) -> int:
         return len(self.runs)
+
+    @property
+    def crops(self) -> Tensor:
+        """float32 (runs, images, dim), raw features of the test-time crop."""
+        return self.features[:, :, 0]
+
+    @property
+    def views(self) -> Tensor:
+        """float32 (runs, images, views, dim), raw features of the augmented views, or of the crop if there are none."""
+        return self.features[:, :, 1:] if self.features.shape[2] > 1 else self.features
 
     @property
     def settings(self) -> Any:
@@ -107,14 +113,14 @@ class Stack:
     def value(self, name: str, default: float | None = None) -> Tensor:
         """Return a setting of each run, float32 (runs,), or the default where it is None."""
         given = [getattr(run.settings, name) for run in self.runs]
-        return self.crops.new_tensor([default if value is None else value for value in given])
+        return self.features.new_tensor([default if value is None else value for value in given])
 
     @cached_property
     def onehot(self) -> Tensor:
         """float32 (runs, images, classes)."""
         from torch.nn.functional import one_hot
 
-        return one_hot(self.labels, len(self.texts)).to(self.crops.dtype)
+        return one_hot(self.labels, len(self.texts)).to(self.features.dtype)
 
     @cached_property
     def counts(self) -> Tensor:
