@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones.precision import products_in_tf32, torch_defaults
+from fastcoop.backbones.projection import ImageProjection, encode_both, image_projection
 from fastcoop.backbones.text_tower import TextTower
 from fastcoop.errors import UserError
 
@@ -98,10 +100,36 @@ class Backbone:
         Returns:
             Features (b, embed_dim), not normalized, on the model's device and in its dtype or bfloat16.
         """
-        in_bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-        with products_in_tf32(precision == "tf32"), in_bfloat16:
+        with self._computing_in(precision):
             features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
         return features
+
+    @torch_defaults()
+    @torch.no_grad()
+    def encode_images_both(self, images: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
+        """Encode images as `encode_images`, and return also their features before the projection, (b, before).
+
+        Raises:
+            UserError: As `image_projection`.
+        """
+        _ = self.image_projection
+        with self._computing_in(precision):
+            return encode_both(self.model.visual, images.to(self.device, self.dtype))
+
+    @cached_property
+    def image_projection(self) -> ImageProjection:
+        """The linear map at the end of the image tower.
+
+        Raises:
+            UserError: The tower has none.
+        """
+        return image_projection(self.model.visual, self.name)
+
+    @contextmanager
+    def _computing_in(self, precision: str) -> Iterator[None]:
+        in_bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with products_in_tf32(precision == "tf32"), in_bfloat16:
+            yield
 
     @torch_defaults()
     @torch.no_grad()

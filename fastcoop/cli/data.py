@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastcoop.datasets.survey import Check
 
 MAX_LISTED = 20  # missing files printed
-IN_GRIDS = ("backbone", "shots", "seeds", "views", "recipe")  # what a grid file names itself
+IN_GRIDS = ("backbone", "shots", "seeds", "views", "kinds", "recipe")  # what a grid file names itself
 
 
 @datasets_app.callback(invoke_without_command=True)
@@ -82,7 +82,11 @@ def cache_features(
     cache: Cache = Path("cache"),
     shots: Annotated[str, Option(help='Shots to cache for, or "all".')] = "1,2,4,8,16",
     seeds: Annotated[str, Option(help="Seeds to cache for.")] = "1,2,3",
-    views: Annotated[int, Option(help="Augmented views per training image.")] = 8,
+    views: Annotated[int, Option(help="Augmented views per training image, of each kind.")] = 8,
+    kinds: Annotated[
+        list[str] | None,
+        options.comma_list(help="Kinds of features: coop (default), tip, flip, pre (docs/formats.md)."),
+    ] = None,
     recipe: Recipe = "current",
     dtype: Dtype = "float16",
     precision: Annotated[
@@ -97,7 +101,7 @@ def cache_features(
 
     The store holds the training images that these shots and seeds can draw, and all of validation and test. A later
     call with more shots or seeds adds the missing images. Images that cannot be decoded are listed at the end, after
-    all others are stored. A grid file (*.yaml) names its backbones, datasets, shots, seeds, views and recipe itself.
+    all others are stored. A grid file (*.yaml) names all of this itself: its methods determine the kinds.
 
     Example:  fastcoop cache-features oxford_pets --backbone RN50 --data-root data
     """
@@ -121,8 +125,8 @@ def cache_features(
         )
         wanted = [(find_dataset(name, data_root), *draws) for name in datasets]
         paths = cache_all(
-            [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, recipe=recipe, dtype=dtype,
-            precision=precision, skip_unreadable=skip_unreadable,
+            [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, kinds=kinds or ["coop"],
+            recipe=recipe, dtype=dtype, precision=precision, skip_unreadable=skip_unreadable,
         )  # fmt: skip
     show(list(paths) if as_json else None, paths, as_json)
 

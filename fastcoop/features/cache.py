@@ -17,7 +17,7 @@ from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import SPLITS, warn_once
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import UserError, writing
+from fastcoop.errors import UserError, nearest, writing
 from fastcoop.features.encode import (
     PRECISIONS,
     Chunk,
@@ -31,9 +31,9 @@ from fastcoop.features.encode import (
     read_chunk,
 )
 from fastcoop.features.image_files import unknown_files
-from fastcoop.features.images import check_recipe
+from fastcoop.features.images import FLIP, View, check_recipe
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
-from fastcoop.features.store_file import ROWS_AT_ONCE, Block, SplitContent, write_store
+from fastcoop.features.store_file import BEFORE, KINDS, ROWS_AT_ONCE, Block, SplitContent, write_store
 from fastcoop.files import lock
 from fastcoop.progress import counted
 
@@ -79,6 +79,7 @@ def cache_features(
     shots: Sequence[int | str],
     seeds: Sequence[int],
     views: int = 8,
+    kinds: Sequence[str] = ("coop",),
     recipe: str = "current",
     dtype: str = "float16",
     precision: str | None = None,
@@ -90,7 +91,7 @@ def cache_features(
     """Make sure that a store holds the images that runs with these shots and seeds use, and return its path.
 
     The store holds the training images in the few-shot subsets of ``shots`` x ``seeds``, each with view 0 (the
-    test-time crop) and ``views`` augmented views, and all validation and test images with view 0. Features of an
+    test-time crop) and the augmented views of ``kinds``, and all validation and test images with view 0. Features of an
     existing store are kept unless the image file has changed; only missing ones are computed. If the process is
     killed, the next call continues where it stopped and ends with the same contents. A second process on the same
     store waits; if everything is there already, nothing is written, and the store may be in a read-only folder.
@@ -101,7 +102,11 @@ def cache_features(
         cache_root: Folder of feature stores.
         shots: Images per class, or "all".
         seeds: Seeds of the few-shot subsets.
-        views: Augmented views per training image.
+        views: Augmented views per training image, of each kind.
+        kinds: Kinds of training features: "coop" (CoOp's random crops), "tip" (Tip-Adapter's, which keep at least half
+            of the area), "flip" (the test-time crop, mirrored), "pre" (features before the image tower's projection, of
+            the test-time crop and of Tip-Adapter's crops, and of validation and test images). Those that a store has
+            stay.
         recipe: "current" or "official-2021", the image preprocessing of every view.
         dtype: "float16" or "float32"; an existing float32 store stays one.
         precision: Of the image tower's products: "float32", "tf32" (on a GPU) or "bfloat16". A store has one
@@ -113,12 +118,14 @@ def cache_features(
         retry_skipped: Try images again that were left out earlier; ignored with ``skip_unreadable``.
 
     Raises:
-        UserError: An unknown recipe, dtype or precision, TF32 on a CPU, a store made with other weights, images or
+        UserError: An unknown kind, recipe, dtype or precision, an image tower without a projection for "pre", TF32 on a
+            CPU, a store made with other weights, images or
             settings, a disk that cannot be written; and, after everything else is stored, images that could not be
             decoded (``UnreadableImages``), or no test image that could be.
     """
     check_recipe(recipe)
     check_dtype(dtype)
+    kinds = check_kinds(kinds)
     view_seed = whole_number(view_seed, "view_seed")
     views = whole_number(views, "views", 0, MOST_VIEWS)
     if precision is not None and precision not in PRECISIONS:
@@ -132,7 +139,11 @@ def cache_features(
     if dataset.store is not None:  # imported features are complete
         FeatureStore.open(path, backbone, dataset)
         return path
-    encoding = Encoding(backbone, dataset, recipe, view_seed, views, dtype, batch_size, precision)
+    encoding = Encoding(
+        backbone, dataset, recipe, view_seed, views if "coop" in kinds else 0, dtype, batch_size, precision,
+        counts_of(kinds, views),
+    )  # fmt: skip
+    _ = encoding.before_dim  # refuses a tower without a projection before anything is written
     draws = [(number, seed) for number in shots for seed in seeds if "train" in dataset.splits]
     subsets = [few_shot(dataset, number, seed).train for number, seed in draws]
     failures: Failures = {}
@@ -179,13 +190,20 @@ class EncodingPlan:
     )  # split -> ascending indices of all images to store
     skipped: dict[str, np.ndarray] = field(default_factory=dict)  # split -> indices left out earlier
 
+    def stored(self, chunk: Chunk) -> dict[str, tuple[View, ...]]:
+        """Return the views that the present store holds of a chunk's images, by array: of all of them or of none."""
+        there = self.store is not None and chunk.split in self.store.splits
+        if self.store is None or not there or not np.isin(chunk.rows[0], self.store.indices(chunk.split)):
+            return {}
+        return self.store.meta.arrays(chunk.split)
+
 
 def plan_encoding(
     encoding: Encoding, subsets: Iterable[np.ndarray], store: FeatureStore | None, leave_skipped: bool
 ) -> EncodingPlan:
     """Return what a store lacks: of the training images those in ``subsets``, of the other splits all images.
 
-    If more views are asked for than the store has, they are added to every training image; views are never removed.
+    If more views or kinds are asked for than the store has, they are added to every image; none is ever removed.
     With ``leave_skipped``, images that could not be read earlier are not tried again.
 
     Raises:
@@ -195,19 +213,17 @@ def plan_encoding(
     encoding = replace(encoding, precision=encoding.precision or present)
     plan = EncodingPlan(encoding if store is None else _reconcile(store, encoding), store)
     for split in (name for name in SPLITS if name in encoding.dataset.splits):
-        wanted, views = np.arange(len(encoding.dataset.splits[split])), range(1)
+        wanted, arrays = np.arange(len(encoding.dataset.splits[split])), plan.encoding.arrays(split)
         if split == "train":
             wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *subsets]))
-            views = range(1 + plan.encoding.views)
         have = skipped = np.zeros(0, np.int64)
         if store is not None and split in store.splits:
             have = store.indices(split)
             if leave_skipped:
                 skipped = store.skipped(split)
-            if more_views := views[store.meta.views_of(split) :]:
-                plan.chunks.extend(cut_chunks(split, have, more_views))
+            plan.chunks.extend(cut_chunks(split, have, arrays, store.meta.arrays(split)))
         new = np.setdiff1d(wanted, np.union1d(have, skipped))
-        plan.chunks.extend(cut_chunks(split, new, views))
+        plan.chunks.extend(cut_chunks(split, new, arrays))
         plan.index[split], plan.skipped[split] = np.union1d(have, new), skipped
     return plan
 
@@ -231,7 +247,22 @@ def _reconcile(store: FeatureStore, asked: Encoding) -> Encoding:
                 f"{store.path} was made with {what} {stored} and {value} was asked for; "
                 "use another cache folder or move the file away."
             )
-    return replace(asked, dtype=meta.dtype, views=max(meta.views, asked.views))
+    counts = {kind: [one[kind] for one in (meta.kinds, asked.kinds) if kind in one] for kind in KINDS}
+    kinds = {kind: max(views) for kind, views in counts.items() if views}
+    return replace(asked, dtype=meta.dtype, views=max(meta.views, asked.views), kinds=kinds)
+
+
+def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of training features, each once, or raise a UserError for an unknown one."""
+    for kind in (kinds := tuple(dict.fromkeys(several(kinds)))):
+        if kind not in KINDS:
+            raise UserError(f'There is no kind of features "{kind}".{nearest(str(kind), KINDS)}')
+    return kinds
+
+
+def counts_of(kinds: Sequence[str], views: int) -> dict[str, int]:
+    """Return the further kinds of features and their augmented views, in the order of `KINDS`."""
+    return {kind: 1 if kind == FLIP else views for kind in KINDS[1:] if kind in kinds}
 
 
 def check_dtype(dtype: str) -> None:
@@ -273,7 +304,7 @@ def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
             encoded, at = _read(path, plan, chunk), np.searchsorted(rows, chunk.rows)
             failures |= {(split, row): problem for row, problem in encoded.failures(chunk).items()}
             readable[at] &= encoded.problems == ""
-            if 0 in chunk.views:  # other views do not determine which bytes view 0 was made of
+            if not plan.stored(chunk):  # further views do not determine which bytes view 0 was made of
                 files[at] = encoded.files
         unread = rows[~readable] if skip_unreadable else rows[:0]
         skipped[split] = np.union1d(plan.skipped[split], unread).tolist()
@@ -301,19 +332,24 @@ def _measured_difference(plan: EncodingPlan) -> float | None:
 def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> Iterator[Block]:
     """Yield the features of a split's ``index``: from the present store, then from the chunks."""
 
-    def block(rows: np.ndarray, views: slice, features: np.ndarray) -> Block:
-        keep = np.isin(rows, index)
-        return np.searchsorted(index, rows[keep]), views, features[keep]
+    def block(array: str, rows: np.ndarray, first: int, features: np.ndarray) -> Block:
+        keep, views = np.isin(rows, index), slice(first, first + features.shape[1])
+        return array, np.searchsorted(index, rows[keep]), views, features[keep]
 
     if plan.store is not None and split in plan.store.splits:
         old = plan.store.indices(split)
-        for start in range(0, len(old), ROWS_AT_ONCE):
-            features = plan.store.raw(split, slice(start, start + ROWS_AT_ONCE))
-            yield block(old[start : start + ROWS_AT_ONCE], slice(features.shape[1]), features)
-    for chunk in plan.chunks:
-        if chunk.split == split:
-            views = slice(chunk.views.start, chunk.views.stop)
-            yield block(np.array(chunk.rows), views, _read(path, plan, chunk).features)
+        for array in plan.store.meta.arrays(split):
+            for start in range(0, len(old), ROWS_AT_ONCE):
+                features = plan.store.raw(split, slice(start, start + ROWS_AT_ONCE), array=array)
+                yield block(array, old[start : start + ROWS_AT_ONCE], 0, features)
+    for chunk in (chunk for chunk in plan.chunks if chunk.split == split):
+        encoded, stored, places = _read(path, plan, chunk), plan.stored(chunk), list(chunk.views)
+        for array, views in plan.encoding.arrays(split).items():
+            first = len(stored.get(array, ()))  # views that the store holds are kept
+            if len(views) > first:
+                found = encoded.before if array == BEFORE else encoded.features
+                columns = [places.index(view) for view in views[first:]]
+                yield block(array, np.array(chunk.rows), first, found[:, columns])
 
 
 def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:

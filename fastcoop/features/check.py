@@ -15,7 +15,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.features.encode import Chunk, Encoding, cut_chunks, difference, encode_chunks, precision_note
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.store import FeatureStore, find_dataset
-from fastcoop.features.store_file import IMPORTED, StoreMeta
+from fastcoop.features.store_file import BEFORE, FEATURES, IMPORTED, StoreMeta
 from fastcoop.progress import counted
 
 MOST_CLASSES = 100  # whose prompts are encoded to measure what float16 does to logits
@@ -59,6 +59,11 @@ class StoreReport:
             f"images: {counts}; {meta.views} augmented views of each training image; dim {meta.dim}",
             f"weights {meta.backbone_digest[:12]}, dataset {meta.dataset_digest[:12]}",
         ]
+        if meta.kinds:
+            kinds = ", ".join(
+                f"{kind} ({counted(views, 'augmented view')})" for kind, views in meta.kinds.items()
+            )
+            lines.append(f"further kinds of features: {kinds}")
         if meta.precision_difference is not None:
             lines.append(precision_note(meta.precision, meta.precision_difference))
         if half is not None:
@@ -99,7 +104,7 @@ def check_store(
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
     is_damaged = False
     for split in store.splits:
-        damage = store.file.problems(split)
+        damage = [one for array in store.meta.arrays(split) for one in store.file.problems(split, array)]
         report.problems += damage + _split_problems(store, split, None if damage else dataset)
         is_damaged |= bool(damage)
     reason = ""
@@ -113,8 +118,9 @@ def check_store(
         drawn = np.random.default_rng(seed).permutation(sum(report.counts.values()))[:sample]
         precision = "bfloat16" if store.meta.precision == "bfloat16" else "float32"
         encoding = Encoding(
-            backbone, dataset, store.meta.recipe, store.meta.view_seed, dtype="float32", precision=precision
-        )
+            backbone, dataset, store.meta.recipe, store.meta.view_seed, store.meta.views, "float32", None, precision,
+            store.meta.kinds,
+        )  # fmt: skip
         _encode_again(store, encoding, drawn, report)
     if reason:
         report.notes.append(f"No image was encoded again{reason}.")
@@ -152,19 +158,21 @@ def _encode_again(store: FeatureStore, encoding: Encoding, drawn: np.ndarray, re
     chunks, start = list[Chunk](), 0
     for split, count in report.counts.items():
         rows = np.sort(drawn[(start <= drawn) & (drawn < start + count)]) - start
-        chunks += cut_chunks(split, store.indices(split)[rows], range(store.meta.views_of(split)))
+        chunks += cut_chunks(split, store.indices(split)[rows], encoding.arrays(split))
         start += count
     worst, encoded = 0.0, []
     for chunk, found in encode_chunks(encoding, chunks):
         paths, readable = encoding.dataset.splits[chunk.split].paths, found.problems == ""
         failures = found.failures(chunk).items()
         report.problems += [f"{paths[row]} can no longer be read: {problem}." for row, problem in failures]
-        new = found.features[readable]
         rows = np.searchsorted(store.indices(chunk.split), np.array(chunk.rows)[readable])
-        old = store.raw(chunk.split, rows).astype(np.float32)
-        worst = max(worst, difference(new, old))
-        encoded.append(new.reshape(-1, new.shape[-1]))
-        report.reencoded += len(new)
+        for array, views in encoding.arrays(chunk.split).items():
+            columns = [list(chunk.views).index(view) for view in views]
+            new = (found.before if array == BEFORE else found.features)[readable][:, columns]
+            worst = max(worst, difference(new, store.raw(chunk.split, rows, array=array).astype(np.float32)))
+            if array == FEATURES:
+                encoded.append(new.reshape(-1, new.shape[-1]))
+        report.reencoded += len(rows)
     if report.reencoded:
         report.half_precision = _half_precision(encoding, np.concatenate(encoded))
         report.largest_difference = worst

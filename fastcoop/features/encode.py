@@ -15,9 +15,10 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -29,8 +30,8 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features.image_files import find_changes, read_file, unknown_files
-from fastcoop.features.images import UnreadableImage, crops, normalize, pillow_defaults, read_rgb
-from fastcoop.features.store_file import StoreMeta, unusable_rows
+from fastcoop.features.images import UnreadableImage, View, crops, normalize, pillow_defaults, read_rgb
+from fastcoop.features.store_file import BEFORE, StoreMeta, unusable_rows, views_by_array
 from fastcoop.files import atomic_write
 from fastcoop.progress import Advance, progress
 
@@ -57,6 +58,7 @@ class Encoding:
     dtype: str = "float16"
     batch_size: int | None = None
     precision: str | None = "float32"  # None: that of the present store, or float32
+    kinds: Mapping[str, int] = field(default_factory=dict)  # as `views_by_array` takes them
 
     @property
     def on_gpu(self) -> bool:
@@ -67,6 +69,15 @@ class Encoding:
     def crops_at_once(self) -> int:
         """Crops in a batch."""
         return self.batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
+
+    @property
+    def before_dim(self) -> int:
+        """Size of features before the projection; 0 if they are not wanted."""
+        return self.backbone.image_projection.before_dim if BEFORE in self.kinds else 0
+
+    def arrays(self, split: str) -> dict[str, tuple[View, ...]]:
+        """Return the arrays of features of a split, and the views of an image that each holds."""
+        return views_by_array(split, self.views, self.kinds)
 
     @cached_property
     def copy_stream(self) -> torch.cuda.Stream:
@@ -92,7 +103,8 @@ class Encoding:
             expected={split: len(images) for split, images in dataset.splits.items()},
             skipped=skipped, sha256={},
             versions={name: metadata.version(name) for name in PACKAGES}, compute_dtype=self.compute_dtype,
-            precision=self.precision or "float32", precision_difference=difference,
+            precision=self.precision or "float32", precision_difference=difference, kinds=self.kinds,
+            before_dim=self.before_dim,
         )  # fmt: skip
 
 
@@ -101,7 +113,8 @@ class Chunk(NamedTuple):
 
     split: str
     rows: tuple[int, ...]  # ascending indices into the split
-    views: range  # consecutive view numbers
+    views: Sequence[View]
+    before: bool = False  # whether to keep the features before the projection too
 
     @property
     def crops(self) -> int:
@@ -127,6 +140,7 @@ class Encoded(NamedTuple):
     features: np.ndarray  # (rows, views, dim) in the store's dtype; zeros for unreadable images
     files: np.ndarray  # `FILE` records (rows,) of the images as they were read
     problems: np.ndarray  # text (rows,): why an image cannot be read, "" if it can
+    before: np.ndarray  # (rows, views, before): the features before the projection, of size 0 if not wanted
 
     def failures(self, chunk: Chunk) -> dict[int, str]:
         """Return why images cannot be read, by their index in the chunk's split."""
@@ -134,12 +148,26 @@ class Encoded(NamedTuple):
         return {row: problem for row, problem in problems if problem}
 
 
-def cut_chunks(split: str, rows: np.ndarray, views: range) -> list[Chunk]:
-    """Cut images of a split into chunks of at most `CROPS_PER_CHUNK` crops, or of one image."""
-    size = max(1, CROPS_PER_CHUNK // len(views))
-    return [
-        Chunk(split, tuple(rows[start : start + size].tolist()), views) for start in range(0, len(rows), size)
-    ]
+def cut_chunks(
+    split: str,
+    rows: np.ndarray,
+    arrays: Mapping[str, Sequence[View]],
+    stored: Mapping[str, Sequence[View]] = {},
+) -> list[Chunk]:
+    """Cut images of a split into chunks of at most `CROPS_PER_CHUNK` crops, or of one image.
+
+    Args:
+        split: Name of the split.
+        rows: Ascending indices into the split.
+        arrays: Arrays of features and their views, each of which is encoded once.
+        stored: The first of these views that the arrays hold already.
+    """
+    lacking = {array: views[len(stored.get(array, ())) :] for array, views in arrays.items()}
+    views = tuple(dict.fromkeys(chain.from_iterable(lacking.values())))
+    size = max(1, CROPS_PER_CHUNK // max(1, len(views)))
+    starts = range(0, len(rows), size) if views else ()
+    before = bool(lacking.get(BEFORE))
+    return [Chunk(split, tuple(rows[start : start + size].tolist()), views, before) for start in starts]
 
 
 def encode_chunks(
@@ -205,13 +233,16 @@ def start_encoding(
     readable = [row for row, image in enumerate(images) if image.crops is not None]
     advance((len(images) - len(readable)) * len(chunk.views), chunk.split)
     count, pinned = len(readable) * len(chunk.views), encoding.on_gpu
-    found = torch.empty(count, backbone.embed_dim, dtype=torch.float32, device="cpu", pin_memory=pinned)
+    dim = backbone.embed_dim + (backbone.image_projection.before_dim if chunk.before else 0)
+    found = torch.empty(count, dim, dtype=torch.float32, device="cpu", pin_memory=pinned)
+    encode = backbone.encode_images_both if chunk.before else backbone.encode_images
     if readable:
         pixels = torch.empty((count, size, size, 3), dtype=torch.uint8, device="cpu", pin_memory=pinned)
         np.concatenate([image.crops for image in images if image.crops is not None], out=pixels.numpy())
         for start in range(0, count, encoding.crops_at_once):
             crops = pixels[start : start + encoding.crops_at_once]
-            batch = backbone.encode_images(_to_device(encoding, crops), encoding.precision or "float32")
+            batch = encode(_to_device(encoding, crops), encoding.precision or "float32")
+            batch = torch.cat(batch, 1) if isinstance(batch, tuple) else batch
             found[start : start + len(crops)].copy_(batch.float(), non_blocking=True)
             advance(len(crops), chunk.split)
     fetched = torch.cuda.Event() if encoding.on_gpu else None
@@ -221,12 +252,15 @@ def start_encoding(
     def finish() -> Encoded:
         if fetched is not None:
             fetched.synchronize()
-        features = np.zeros((len(images), len(chunk.views), backbone.embed_dim), encoding.dtype)
+        both = np.zeros((len(images), len(chunk.views), dim), encoding.dtype)
         with np.errstate(over="ignore"):
-            features[readable] = found.numpy().reshape(len(readable), *features.shape[1:])
-        _check_usable(encoding, chunk, features, readable)
+            both[readable] = found.numpy().reshape(len(readable), *both.shape[1:])
+        features, before = np.split(both, [backbone.embed_dim], axis=2)
+        for kind in (features, before) if chunk.before else (features,):
+            _check_usable(encoding, chunk, kind, readable)
         files = np.stack([image.file for image in images])
-        return Encoded(features, files, np.array([image.problem for image in images], np.str_))
+        problems = np.array([image.problem for image in images], np.str_)
+        return Encoded(features, files, problems, before)
 
     return finish
 
@@ -323,7 +357,7 @@ def read_chunk(store: Path, encoding: Encoding, chunk: Chunk) -> Encoded | None:
     """Return a chunk written earlier; None if there is none, or if a crash of the machine damaged its file."""
     try:
         with np.load(_chunk_file(store, encoding, chunk)) as content:
-            encoded = Encoded(*(content[field] for field in Encoded._fields))
+            encoded = Encoded(*(content[name] for name in Encoded._fields))
     except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None
     return encoded if encoded.features.shape[:2] == (len(chunk.rows), len(chunk.views)) else None
@@ -339,7 +373,7 @@ def _chunk_file(store: Path, encoding: Encoding, chunk: Chunk) -> Path:
     precision = encoding.compute_dtype if encoding.precision == "float32" else encoding.precision
     facts = [
         *(encoding.backbone.digest, precision, encoding.dataset.digest),
-        *(chunk.split, chunk.rows, list(chunk.views)),
+        *(chunk.split, chunk.rows, list(chunk.views), chunk.before),
         *(encoding.recipe, encoding.view_seed, encoding.dtype, encoding.crops_at_once),
     ]
     return chunks_folder(store) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.npz"

@@ -24,8 +24,12 @@ MAX_PIXELS = 89_478_485  # above, Pillow warns of a decompression bomb; a quarte
 FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # 16-bit images of these formats may open in mode I
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 CROP_SCALE = (0.08, 1.0)  # share of the area kept by the current recipe's random resized crop
+TIP_SCALE = (0.5, 1.0)  # and by Tip-Adapter's
 CROP_RATIO = (3 / 4, 4 / 3)
 ENLARGE = 1.125  # of the recipe in use before October 2021
+FLIP = "flip"  # the view that mirrors the test-time crop
+
+View = int | str  # 0: the test-time crop; n: augmentation n; "tip n": Tip-Adapter's augmentation n; "flip"
 
 
 @contextmanager
@@ -114,17 +118,23 @@ def check_recipe(recipe: str) -> str:
 
 
 def crops(
-    image: Image.Image, name: str, views: Sequence[int], preprocess: Preprocess, recipe: str, seed: int
+    image: Image.Image, name: str, views: Sequence[View], preprocess: Preprocess, recipe: str, seed: int
 ) -> np.ndarray:
     """Return views of an RGB image, uint8 (len(views), size, size, 3), by a recipe of `RECIPES`.
 
-    View 0 is the test-time crop. Any other is an augmentation that depends on (seed, name, view) only, where ``name``
-    is the path of the image in its dataset.
+    View 0 is the test-time crop, and `FLIP` its mirror image. Any other is an augmentation that depends on (seed, name,
+    view) only, where ``name`` is the path of the image in its dataset. Tip-Adapter's ("tip 1") are random resized crops
+    that keep at least half of the area, in every recipe.
     """
     out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
     for row, view in zip(out, views, strict=True):
-        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape")) if view else None
-        row[:] = np.asarray(RECIPES[recipe](image, preprocess, rng))
+        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape"))
+        if view in (0, FLIP):
+            row[:] = np.asarray(RECIPES[recipe](image, preprocess, None))[:, :: -1 if view else 1]
+        elif isinstance(view, str):
+            row[:] = np.asarray(_random_resized_crop(image, preprocess, rng, TIP_SCALE))
+        else:
+            row[:] = np.asarray(RECIPES[recipe](image, preprocess, rng))
     return out
 
 
@@ -145,8 +155,7 @@ def _current(image: Image.Image, preprocess: Preprocess, rng: random.Random | No
     flip."""
     size, mode = preprocess.size, InterpolationMode(preprocess.interpolation)
     if rng is not None:
-        box = _random_box(*image.size, rng)
-        return _flip(_resize(image.crop(box), size, preprocess.interpolation), rng)
+        return _random_resized_crop(image, preprocess, rng, CROP_SCALE)
     if preprocess.resize_mode == "squash":
         return F.resize(image, [size, size], mode)
     return F.center_crop(F.resize(image, [size], mode), [size, size])
@@ -174,9 +183,19 @@ RECIPES: dict[str, Callable[[Image.Image, Preprocess, random.Random | None], Ima
 }
 
 
-def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+def _random_resized_crop(
+    image: Image.Image, preprocess: Preprocess, rng: random.Random, scale: tuple[float, float]
+) -> Image.Image:
+    """Crop at random, with ``scale`` the share of the area and a ratio of 3/4 to 4/3, and flip half of the time."""
+    box = _random_box(*image.size, rng, scale)
+    return _flip(_resize(image.crop(box), preprocess.size, preprocess.interpolation), rng)
+
+
+def _random_box(
+    width: int, height: int, rng: random.Random, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
     for _ in range(10):
-        area = width * height * rng.uniform(*CROP_SCALE)
+        area = width * height * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -20,7 +20,7 @@ from fastcoop.features.cache import check_dtype, store_lock
 from fastcoop.features.encode import Encoding
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
-from fastcoop.features.store_file import IMPORTED, SplitContent, unusable_rows, write_store
+from fastcoop.features.store_file import FEATURES, IMPORTED, SplitContent, unusable_rows, write_store
 from fastcoop.progress import counted
 
 KEYS = ("features", "labels", "names")
@@ -86,7 +86,7 @@ def import_features(
     for split in dataset.splits:
         features = files[split].features.astype(dtype)
         rows = np.arange(len(features))
-        block = (rows, slice(0, features.shape[1]), features)
+        block = (FEATURES, rows, slice(0, features.shape[1]), features)
         contents[split] = SplitContent(rows, unknown_files(len(rows)), [block])
     views = files["train"].features.shape[1] - 1 if "train" in files else 0
     path = store_path(cache_root, backbone, dataset)

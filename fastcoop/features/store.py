@@ -18,9 +18,13 @@ from fastcoop.datasets import Dataset, Split, load_dataset
 from fastcoop.datasets.dataset import content_digest, half_of, rows_in_whole, split_spec, warn_once
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import UNKNOWN, find_changes
+from fastcoop.features.images import FLIP
 from fastcoop.features.store_file import (
+    BEFORE,
+    FEATURES,
     IMPORTED,
     ROWS_AT_ONCE,
+    TIP,
     StoredSplit,
     StoreFile,
     StoreMeta,
@@ -28,6 +32,8 @@ from fastcoop.features.store_file import (
     damaged,
 )
 from fastcoop.progress import counted
+
+BEFORE_TESTED = (f"val/{BEFORE}", f"test/{BEFORE}")
 
 
 def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> Path:
@@ -152,6 +158,12 @@ class FeatureStore:
         hashed = {name: one for name, one in meta.sha256.items() if whole or name != "train"}
         return hashlib.sha256(json.dumps([*facts, hashed], sort_keys=True).encode()).hexdigest()
 
+    @property
+    def before_digest(self) -> str | None:
+        """sha256 hex of the validation and test features before the projection; None if they are not stored."""
+        hashed = {name: one for name, one in self.meta.kinds_sha256.items() if name in BEFORE_TESTED}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest() if hashed else None
+
     def train_digest(self, indices: np.ndarray) -> str | None:
         """Return the sha256 hex of training images' features, by their test-time crops; None if some are not cached.
 
@@ -192,42 +204,80 @@ class FeatureStore:
         return self._split(split).files
 
     def train(
-        self, indices: Sequence[int] | np.ndarray, views: bool = True, *, as_stored: bool = False
+        self,
+        indices: Sequence[int] | np.ndarray,
+        views: bool = True,
+        *,
+        kind: str = "coop",
+        as_stored: bool = False,
     ) -> Tensor:
         """Return features of training images, (n, 1 + views, dim); view 0 is the test-time crop.
 
         Args:
             indices: (n,) into the dataset's training split. Those skipped as unreadable are left out.
             views: Whether to return all views, or view 0 alone, (n, 1, dim).
+            kind: Kind of the features: "coop", "tip", "flip" or "pre", as `cache_features` takes them. Imported
+                features have one set of augmented views, which stands for any kind but "pre".
             as_stored: Whether to return them in the store's dtype, in place of float32.
 
         Raises:
-            UserError: An image is not in the store.
+            UserError: An image or the kind is not in the store.
         """
-        rows, kept = self._rows("train", indices), None if views else 1
-        return (
-            torch.from_numpy(self.raw("train", rows, kept)) if as_stored else self._read("train", rows, kept)
-        )
+        rows, array = self._rows("train", indices), self._array(kind)
+        parts: list[tuple[str, int | None]] = [(array, None if views else 1)]
+        if array in (TIP, FLIP):  # arrays without view 0
+            parts = [(FEATURES, 1), (array, None)] if views else [(FEATURES, 1)]
+        found = [
+            torch.from_numpy(self.raw("train", rows, count, one))
+            if as_stored
+            else self._read("train", rows, count, one)
+            for one, count in parts
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Return labels of training images, int64 (n,), in the order of `train`."""
         return torch.from_numpy(self.labels("train")[self._rows("train", indices)])
 
-    def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return all of "val" or "test": float32 (n, dim) features of view 0 and int64 (n,) labels."""
-        rows = self._rows(name)
-        return self._read(name, rows, 1)[:, 0], torch.from_numpy(self.labels(name)[rows])
+    def split(self, name: str, kind: str = "coop") -> tuple[Tensor, Tensor]:
+        """Return all of "val" or "test": float32 (n, dim) features of view 0 and int64 (n,) labels.
 
-    def raw(self, split: str, rows: slice | np.ndarray, views: int | None = None) -> np.ndarray:
+        Args:
+            name: Name of the split.
+            kind: Kind of the features, as `train` takes it. All but "pre" have the same view 0.
+        """
+        rows, array = self._rows(name), self._array(kind) if kind == BEFORE else FEATURES
+        return self._read(name, rows, 1, array)[:, 0], torch.from_numpy(self.labels(name)[rows])
+
+    def raw(
+        self, split: str, rows: slice | np.ndarray, views: int | None = None, array: str = FEATURES
+    ) -> np.ndarray:
         """Return features as stored, (rows, views, dim) in the store's dtype: the first ``views``, or all.
 
         Args:
             split: "train", "val" or "test".
             rows: Positions in `indices`.
             views: Number of views.
+            array: An array of ``meta.arrays(split)``.
         """
         inner = self._split(split).rows
-        return self.file.verified(split)[rows if inner is None else inner[rows], :views]
+        return self.file.verified(split, array)[rows if inner is None else inner[rows], :views]
+
+    def _array(self, kind: str) -> str:
+        """Return the array that holds a kind of training features."""
+        imported = self.meta.recipe == IMPORTED
+        if kind == "coop" or (imported and kind in (TIP, FLIP)):
+            return FEATURES
+        if kind in self.meta.kinds:
+            return kind
+        if imported:
+            raise UserError(
+                f"{self.path} holds imported features, without those before the image tower's projection; name a "
+                "dataset of images."
+            )
+        raise UserError(
+            f'{self.path} lacks features of the kind "{kind}"; add them with `fastcoop cache-features --kinds {kind}`.'
+        )
 
     def as_dataset(self) -> Dataset:
         """Return the dataset of the store, without its images: for features that were imported.
@@ -256,7 +306,8 @@ class FeatureStore:
 
         The digests of splits that lack images differ from those of the file.
         """
-        kept, sha256, changed, has_new_times, unknown = {}, dict(self.meta.sha256), {}, False, 0
+        kept, changed, has_new_times, unknown = {}, {}, False, 0
+        sha256, kinds_sha256 = dict(self.meta.sha256), dict(self.meta.kinds_sha256)
         for name, split in self._splits.items():
             paths = [dataset.root / dataset.splits[name].paths[index] for index in split.index]
             differs, files = find_changes(paths, split.files, f"Reading image files of {dataset.name}")
@@ -266,13 +317,15 @@ class FeatureStore:
             if differs.any():
                 changed[name] = split.index[differs]
                 kept[name] = kept[name].take(np.flatnonzero(~differs))
-                sha256[name] += f" without {changed[name].tolist()}"
+                for digests in (sha256, kinds_sha256):
+                    for one in (one for one in digests if one.partition("/")[0] == name):
+                        digests[one] += f" without {changed[name].tolist()}"
         if unknown:
             warn_once(
                 f"{self.path} does not record the image files of {counted(unknown, 'image')}, since an older fastcoop "
                 "wrote it: whether they have changed cannot be known. Delete it to encode them again."
             )
-        meta = replace(self.meta, sha256=sha256)
+        meta = replace(self.meta, sha256=sha256, kinds_sha256=kinds_sha256)
         return replace(self, meta=meta, _splits=kept, changed=changed, has_new_times=has_new_times)
 
     def _half(self, half: Dataset) -> FeatureStore:
@@ -310,12 +363,13 @@ class FeatureStore:
             )
         return np.searchsorted(index, asked)
 
-    def _read(self, split: str, rows: np.ndarray, views: int | None) -> Tensor:
+    def _read(self, split: str, rows: np.ndarray, views: int | None, array: str = FEATURES) -> Tensor:
         """Return float32 (len(rows), views, dim), converted in pieces so that no second copy is held."""
-        out = torch.empty(len(rows), *self.raw(split, rows[:0], views).shape[1:], dtype=torch.float32)
+        shape = self.raw(split, rows[:0], views, array).shape
+        out = torch.empty(len(rows), *shape[1:], dtype=torch.float32)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             piece = slice(start, start + ROWS_AT_ONCE)
-            out[piece] = torch.from_numpy(self.raw(split, rows[piece], views))
+            out[piece] = torch.from_numpy(self.raw(split, rows[piece], views, array))
         return out
 
 

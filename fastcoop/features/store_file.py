@@ -7,12 +7,13 @@ import glob
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,17 +23,20 @@ import numpy as np
 from fastcoop.datasets import Split
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import FILE, unknown_files
+from fastcoop.features.images import FLIP, View
 from fastcoop.files import PART, atomic_write
 
 if sys.platform != "win32":
     import fcntl
 
 FORMAT = "fastcoop features"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # that is read; files without further kinds of features are written as version 2
 META = "meta"
 META_SHA256 = "meta_sha256"
 FILES_SHA256 = "files_sha256"
-HASHED = ("index", "labels", "features")
+FEATURES, TIP, BEFORE = "features", "tip", "pre"  # arrays of features; a fourth is `FLIP`
+KINDS = ("coop", TIP, FLIP, BEFORE)  # of training features
+HASHED = ("index", "labels", FEATURES)
 FILE_FIELDS = ("file_size", "file_mtime_ns", "file_sha256")
 ROWS_AT_ONCE = 256  # where all of a file is read
 IMPORTED = "imported"  # the recipe of features computed elsewhere
@@ -44,9 +48,28 @@ ADVICE = {  # by number of an error of the system
     ),
 }
 
-Block = tuple[np.ndarray, slice, np.ndarray]  # rows (k,) ascending, views, features (k, views, dim)
+Block = tuple[
+    str, np.ndarray, slice, np.ndarray
+]  # array, rows (k,) ascending, views, features (k, views, dim)
 
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
+
+
+def views_by_array(split: str, views: int, kinds: Mapping[str, int]) -> dict[str, tuple[View, ...]]:
+    """Return the arrays of features of a split, and the views of an image that each holds.
+
+    Args:
+        split: "train", "val" or "test". Only training images have augmented views.
+        views: Augmented views in "features", beside the test-time crop.
+        kinds: "tip" (Tip-Adapter's augmentations), "flip" (the test-time crop, mirrored) and "pre" (features before the
+            projection, of the test-time crop and Tip-Adapter's augmentations), each with its augmented views.
+    """
+    if split != "train":
+        test_crop: tuple[View, ...] = (0,)
+        return dict.fromkeys([FEATURES, *(kind for kind in kinds if kind == BEFORE)], test_crop)
+    tips = {kind: tuple(f"tip {view}" for view in range(1, 1 + count)) for kind, count in kinds.items()}
+    own: dict[str, tuple[View, ...]] = {FLIP: (FLIP,), BEFORE: (0, *tips.get(BEFORE, ()))}
+    return {FEATURES: tuple(range(1 + views))} | {kind: own.get(kind, tips[kind]) for kind in kinds}
 
 
 @dataclass(frozen=True)
@@ -71,10 +94,31 @@ class StoreMeta:
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
     precision: str = "float32"  # of the products of a float32 backbone: "float32", "tf32" or "bfloat16"
     precision_difference: float | None = None  # largest measured from float32, relative to a feature's length
+    kinds: Mapping[str, int] = field(
+        default_factory=dict
+    )  # further kinds of features, and their augmented views
+    before_dim: int = 0  # size of features before the projection, if they are stored
+    kinds_sha256: Mapping[str, str] = field(
+        default_factory=dict
+    )  # "split/kind" -> digest of indices and features
 
-    def views_of(self, split: str) -> int:
-        """Return the features stored of each image: only training images have augmented views."""
-        return 1 + self.views if split == "train" else 1
+    def arrays(self, split: str) -> dict[str, tuple[View, ...]]:
+        """Return a split's arrays of features, and the views of an image that each holds."""
+        return views_by_array(split, self.views, self.kinds)
+
+    def shape(self, split: str, array: str, images: int) -> tuple[int, int, int]:
+        """Return the shape of an array of the features of ``images``: (images, views, dim)."""
+        dim = self.before_dim if array == BEFORE else self.dim
+        return images, len(self.arrays(split)[array]), dim
+
+    def digest_of(self, split: str, array: str = FEATURES) -> str | None:
+        """Return the digest of an array."""
+        return self.sha256.get(split) if array == FEATURES else self.kinds_sha256.get(f"{split}/{array}")
+
+    def as_json(self) -> str:
+        """Return the text that a file holds. Without further kinds it is that of version 2."""
+        facts = asdict(self)
+        return json.dumps(facts if self.kinds else {name: facts[name] for name in list(facts)[:-3]})
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,22 +128,31 @@ class StoredSplit:
     index: np.ndarray  # int64 (n,), ascending: which of the split's images are stored
     labels: np.ndarray  # int64 (n,)
     files: np.ndarray  # `FILE` records (n,) of the image files when they were encoded
-    features: np.ndarray  # (rows, views, dim), of all images in the file; mapped from it and not verified
-    rows: np.ndarray | None = None  # int64 (n,), rows of these images in ``features``; None: all
+    arrays: Mapping[
+        str, np.ndarray
+    ]  # (rows, views, dim) each, of all images in the file; mapped, not verified
+    rows: np.ndarray | None = None  # int64 (n,), rows of these images in ``arrays``; None: all
 
     def take(self, chosen: np.ndarray) -> StoredSplit:
         """Return the images at the positions ``chosen``, ascending."""
         rows = chosen if self.rows is None else self.rows[chosen]
-        return StoredSplit(self.index[chosen], self.labels[chosen], self.files[chosen], self.features, rows)
+        return StoredSplit(self.index[chosen], self.labels[chosen], self.files[chosen], self.arrays, rows)
+
+    def sha256(self, array: str) -> str:
+        """Return the digest of an array, of images that are all in the file."""
+        return array_sha256({"index": self.index, "labels": self.labels, **self.arrays}, array)
 
 
 @dataclass(frozen=True, eq=False)
 class StoreVersion:
     """What a store held when it was opened; small enough to send to processes that open it later."""
 
-    sha256: Mapping[str, str]  # split -> digest of its contents
     index: Mapping[str, np.ndarray]  # split -> its stored images
-    views: int  # augmented views per training image
+    # Of its `StoreMeta`:
+    sha256: Mapping[str, str]
+    views: int
+    kinds: Mapping[str, int]
+    kinds_sha256: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +191,8 @@ class StoreFile:
     def version(self) -> StoreVersion:
         """What the file holds."""
         index = {name: split.index for name, split in self.splits.items()}
-        return StoreVersion(self.meta.sha256, index, self.meta.views)
+        meta = self.meta
+        return StoreVersion(index, meta.sha256, meta.views, meta.kinds, meta.kinds_sha256)
 
     def as_version(self, version: StoreVersion) -> StoreFile:
         """Return this file, or the part of it that ``version`` held.
@@ -146,48 +200,53 @@ class StoreFile:
         Raises:
             UserError: Images that ``version`` held are not in this file, or have other features.
         """
-        if self.meta.sha256 == version.sha256:
+        kinds = version.kinds_sha256.items() <= self.meta.kinds_sha256.items()
+        if self.meta.sha256 == version.sha256 and kinds:
             return self
-        meta = replace(self.meta, sha256=version.sha256, views=version.views)
+        held = {name: value for name, value in vars(version).items() if name != "index"}
+        meta = replace(self.meta, **held)
         splits = {}
         for name, index in version.index.items():
-            here = self.splits.get(name)
-            if here is not None and np.isin(index, here.index).all():
+            here, arrays = self.splits.get(name), meta.arrays(name)
+            if here is not None and np.isin(index, here.index).all() and here.arrays.keys() >= arrays.keys():
                 rows = np.searchsorted(here.index, index)
-                features = here.features[rows, : meta.views_of(name)]
-                splits[name] = replace(here.take(rows), features=features, rows=None)
-            if name not in splits or content_sha256(vars(splits[name])) != version.sha256[name]:
+                kept = {array: here.arrays[array][rows, : len(views)] for array, views in arrays.items()}
+                splits[name] = replace(here.take(rows), arrays=kept, rows=None)
+            if name not in splits or any(
+                splits[name].sha256(array) != meta.digest_of(name, array) for array in arrays
+            ):
                 raise UserError(
                     f"Another process has written other features to {self.path} since this work was planned; run the "
                     "same command again."
                 )
         return replace(self, meta=meta, splits=splits)
 
-    def problems(self, split: str) -> list[str]:
-        """Return what is wrong with a split's contents, in sentences: its digest, and features that are no numbers."""
-        features, found = self.splits[split].features, []
-        if content_sha256(vars(self.splits[split])) != self.meta.sha256.get(split):
-            found.append(f"The {split} features have changed since they were written: digests differ.")
+    def problems(self, split: str, array: str = FEATURES) -> list[str]:
+        """Return what is wrong with an array of a split, in sentences: its digest, and features that are no numbers."""
+        features, found = self.splits[split].arrays[array], []
+        what = split if array == FEATURES else f"{split} ({array})"
+        if self.splits[split].sha256(array) != self.meta.digest_of(split, array):
+            found.append(f"The {what} features have changed since they were written: digests differ.")
         unusable = sum(
             unusable_rows(features[start : start + ROWS_AT_ONCE]).sum()
             for start in range(0, len(features), ROWS_AT_ONCE)
         )
         if unusable:
-            found.append(f"The {split} features of {unusable} images are not finite, or all zeros.")
+            found.append(f"The {what} features of {unusable} images are not finite, or all zeros.")
         return found
 
-    def verified(self, split: str) -> np.ndarray:
-        """Return a split's features (n, views, dim), after one pass that compares their digest, once per process.
+    def verified(self, split: str, array: str = FEATURES) -> np.ndarray:
+        """Return an array (n, views, dim) of a split, after one pass that compares its digest, once per process.
 
         Raises:
             UserError: The contents are not those that were written.
         """
-        known = (*self.identity, split, self.meta.sha256.get(split))
+        known = (*self.identity, split, array, self.meta.digest_of(split, array))
         if known not in _verified:
-            if found := self.problems(split):
+            if found := self.problems(split, array):
                 raise damaged(self.path, " ".join(found))
             _verified.add(known)
-        return self.splits[split].features
+        return self.splits[split].arrays[array]
 
     def paths(self, split: str) -> np.ndarray:
         """Return the paths of a split's images, text (n,), as the file holds them."""
@@ -225,7 +284,8 @@ def write_store(
     }
     most_bytes = 2 * len(json.dumps(asdict(meta))) + (1 << 14)
     for split, names in paths.items():
-        most_bytes += len(names) * meta.views_of(split) * meta.dim * np.dtype(meta.dtype).itemsize
+        for array in meta.arrays(split):
+            most_bytes += math.prod(meta.shape(split, array, len(names))) * np.dtype(meta.dtype).itemsize
         most_bytes += sum(112 + len(name) for name in names)
     try:
         with atomic_write(path) as temporary:
@@ -235,21 +295,27 @@ def write_store(
                     group = file.create_group(split)
                     group["index"] = content.rows.astype("<i8")
                     group["labels"] = images[split].labels[content.rows].astype("<i8")
-                    for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
-                        group[column] = content.files[field]
+                    for column, name in zip(FILE_FIELDS, FILE.names or (), strict=True):
+                        group[column] = content.files[name]
                     group.attrs[FILES_SHA256] = content_sha256(group, FILE_FIELDS)
                     group.create_dataset("paths", data=paths[split], dtype=h5py.string_dtype())
-                    shape = (len(content.rows), meta.views_of(split), meta.dim)
-                    features = group.create_dataset("features", shape, np.dtype(meta.dtype).newbyteorder("<"))
-                    for rows, views, block in content.blocks:
+                    for array in meta.arrays(split):
+                        shape = meta.shape(split, array, len(content.rows))
+                        group.create_dataset(array, shape, np.dtype(meta.dtype).newbyteorder("<"))
+                    for array, rows, views, block in content.blocks:
                         if len(rows):
-                            features[rows, views] = block
-                meta = replace(meta, sha256={split: content_sha256(file[split]) for split in contents})
-                text = json.dumps(asdict(meta))
+                            group[array][rows, views] = block
+                sha256 = {split: array_sha256(file[split]) for split in contents}
+                further = [
+                    (split, kind) for split in contents for kind in meta.arrays(split) if kind != FEATURES
+                ]
+                kinds_sha256 = {f"{split}/{kind}": array_sha256(file[split], kind) for split, kind in further}
+                meta = replace(meta, sha256=sha256, kinds_sha256=kinds_sha256)
+                text = meta.as_json()
                 file.create_dataset(META, data=text, dtype=h5py.string_dtype())
                 file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
                 file.attrs["format"] = FORMAT
-                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["format_version"] = FORMAT_VERSION if meta.kinds else 2
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
     except RuntimeError as error:  # raised by h5py where the disk fills up in spite of the reservation
@@ -270,12 +336,17 @@ def _reserve(path: Path, size: int) -> None:
 def content_sha256(split: Mapping[str, Any], fields: Sequence[str] = HASHED) -> str:
     """Return the sha256 hex of a split's indices, labels and features, or of other fields."""
     digest = hashlib.sha256()
-    for field in fields:
-        data = split[field]
-        digest.update(f"{field} {data.shape} {data.dtype.str}\n".encode())
+    for name in fields:
+        data = split[name]
+        digest.update(f"{name} {data.shape} {data.dtype.str}\n".encode())
         for start in range(0, len(data), ROWS_AT_ONCE):
             digest.update(np.ascontiguousarray(data[start : start + ROWS_AT_ONCE]).data)
     return digest.hexdigest()
+
+
+def array_sha256(split: Mapping[str, Any], array: str = FEATURES) -> str:
+    """Return the digest of an array of a split."""
+    return content_sha256(split, HASHED if array == FEATURES else ("index", array))
 
 
 def unusable_rows(features: np.ndarray) -> np.ndarray:
@@ -357,12 +428,7 @@ def _read_split(
     group: h5py.Group, name: str, meta: StoreMeta, version: int, content: bytes | mmap.mmap
 ) -> StoredSplit:
     """Check a split's tables, and return them with its features mapped."""
-    features, index, labels = group["features"], group["index"][:], group["labels"][:]
-    shape = (len(index), meta.views_of(name), meta.dim)
-    if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
-        raise ValueError(
-            f"its {name} features are {features.dtype} {features.shape}, not {meta.dtype} {shape}"
-        )
+    index, labels = group["index"][:], group["labels"][:]
     if (np.diff(index, prepend=-1) <= 0).any() or (index >= meta.expected[name]).any():
         raise ValueError(f"the numbers of its {name} images do not ascend within the split")
     if len(labels) != len(index) or ((labels < 0) | (labels >= len(meta.class_names))).any():
@@ -371,12 +437,19 @@ def _read_split(
     if version > 1:
         if content_sha256(group, FILE_FIELDS) != group.attrs[FILES_SHA256]:
             raise ValueError(f"its records of {name} image files have changed since they were written")
-        for field, column in zip(FILE.names or (), FILE_FIELDS, strict=True):
-            files[field] = group[column][:]
-    if not features.size:
-        return StoredSplit(index, labels, files, np.zeros(shape, features.dtype))
-    offset = features.id.get_offset()
-    if offset is None or offset + features.nbytes > len(content):
-        raise ValueError(f"its {name} features do not lie in it in one piece")
-    mapped = np.frombuffer(content, features.dtype, features.size, offset).reshape(shape)
-    return StoredSplit(index, labels, files, mapped)
+        for column, one in zip(FILE_FIELDS, FILE.names or (), strict=True):
+            files[one] = group[column][:]
+    arrays = {}
+    for array in meta.arrays(name):
+        features, shape = group[array], meta.shape(name, array, len(index))
+        if (features.shape, features.dtype) != (shape, np.dtype(meta.dtype)):
+            raise ValueError(
+                f"its {name} {array} are {features.dtype} {features.shape}, not {meta.dtype} {shape}"
+            )
+        arrays[array] = np.zeros(shape, features.dtype)
+        if features.size:
+            offset = features.id.get_offset()
+            if offset is None or offset + features.nbytes > len(content):
+                raise ValueError(f"its {name} {array} do not lie in it in one piece")
+            arrays[array] = np.frombuffer(content, features.dtype, features.size, offset).reshape(shape)
+    return StoredSplit(index, labels, files, arrays)

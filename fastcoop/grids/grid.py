@@ -99,6 +99,13 @@ class Grid:
         return self.blocks[0].recipe
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of training features that methods read; "coop" if none of them learns from augmented views."""
+        learning = [METHODS[name] for name in self.methods if METHODS[name].learns]
+        kinds = {kind for one in learning for kind in one.kinds if one.augments or kind != "coop"}
+        return tuple(sorted(kinds)) if any(one.augments for one in learning) else ("coop", *sorted(kinds))
+
+    @property
     def backbones(self) -> tuple[str, ...]:
         """All backbones, each once."""
         return tuple(dict.fromkeys(name for block in self.blocks for name in block.backbones))

@@ -31,7 +31,10 @@ class RunKeys:
 
         def inputs() -> dict[str, Any]:
             features = store.digest if store else [data.name]
-            return {"backbone": model.digest, "dataset": data.dataset.digest, "features": features}
+            found = {"backbone": model.digest, "dataset": data.dataset.digest, "features": features}
+            return found | ({"pre": store and store.before_digest} if pre else {})
+
+        pre = "pre" in METHODS[run.method].kinds
 
         def drawn() -> list[str | None] | None:
             """Digests of training images, validation images and training features (None if not cached)."""
@@ -45,7 +48,7 @@ class RunKeys:
             lambda: METHODS[run.method].key_settings(run, model),
         )
         text = (
-            f'{self._json((data, model), (), inputs)[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, '
+            f'{self._json((data, model), (pre,), inputs)[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, '
             f'"seed": {run.seed}, "settings": {settings}, "shots": {json.dumps(run.shots)}, '
             f'"subset": {self._json((data, subset), (), drawn)}}}'
         )

@@ -112,6 +112,7 @@ class Method(Generic[S]):
         Settings: The pydantic model of a run's settings.
         learns: Whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
         augments: Whether they learn from augmented views of its images.
+        kinds: Kinds of training features that they read, as `cache_features` takes them.
         needs_backbone: Whether runs use the backbone for more than text features of hand-written prompts.
         reads_prompt: Whether runs use the text features of each dataset's own prompt, such as ``class_texts``.
         runs_together: Whether `run` learns runs of one dataset in one batch of tensors.
@@ -121,6 +122,7 @@ class Method(Generic[S]):
     Settings: type[S]
     learns: ClassVar[bool] = True
     augments: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("coop",)
     needs_backbone: ClassVar[bool] = True
     reads_prompt: ClassVar[bool] = False
     runs_together: ClassVar[bool] = False

@@ -43,7 +43,7 @@ class Data:
     views: int = DEFAULT_VIEWS
     recipe: str = "current"
     text_features: np.ndarray | None = None
-    _train: OrderedDict[bytes, Labelled] = field(default_factory=OrderedDict, repr=False)
+    _train: OrderedDict[tuple[bytes, str], Labelled] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def name(self) -> str:
@@ -107,50 +107,57 @@ class Data:
 
         return few_shot(self.dataset, shots, seed)
 
-    def train(self, subset: FewShot) -> Labelled:
-        """Return features float32 (n, 1 + views, dim), where view 0 is the test-time crop, and labels int64 (n,)."""
-        features, labels = self._stored(subset)
+    def train(self, subset: FewShot, kind: str = "coop") -> Labelled:
+        """Return features float32 (n, 1 + views, dim), where view 0 is the test-time crop, and labels int64 (n,).
+
+        Args:
+            subset: The few-shot subset.
+            kind: One of the method's ``kinds``: "coop", "tip", "flip" or "pre".
+        """
+        features, labels = self._stored(subset, kind)
         return features.astype(np.float32), labels
 
-    def train_views(self, subset: FewShot) -> Labelled:
+    def train_views(self, subset: FewShot, kind: str = "coop") -> Labelled:
         """Return features of the views that the official code learns from: the augmented ones, if there are any.
 
-        They are in the store's dtype, and the same memory for every call, so that runs can share them.
+        They are in the store's dtype, not normalized, and the same memory for every call, so that runs can share them.
         """
-        features, labels = self._stored(subset)
+        features, labels = self._stored(subset, kind)
         return features[:, 1:] if features.shape[1] > 1 else features, labels
 
-    def _stored(self, subset: FewShot) -> Labelled:
-        key = subset.train.tobytes()
+    def _stored(self, subset: FewShot, kind: str) -> Labelled:
+        key = subset.train.tobytes(), kind
         if key not in self._train:
             assert self.store is not None
-            features = self.store.train(subset.train, as_stored=True)[:, : 1 + self.views]
+            features = self.store.train(subset.train, kind=kind, as_stored=True)
+            features = features[:, : 2 if kind == "flip" else 1 + self.views]
             self._train[key] = features.numpy(), self.store.train_labels(subset.train).numpy()
             while len(self._train) > 1 and sum(f.nbytes for f, _ in self._train.values()) > KEPT_BYTES:
                 self._train.popitem(last=False)
         self._train.move_to_end(key)
         return self._train[key]
 
-    def validation(self, subset: FewShot) -> Labelled:
+    def validation(self, subset: FewShot, kind: str = "coop") -> Labelled:
         """Return features float32 (n, dim) and labels (n,) of a subset's validation images."""
         assert self.store is not None
-        features, labels = self._split("val")
+        features, labels = self.split("val", kind)
         drawn = np.isin(self.store.indices("val"), subset.val)  # images skipped as unreadable have no row
         return features[drawn], labels[drawn]
 
     @cached_property
     def test(self) -> Labelled:
         """Features float32 (n, dim) and labels int64 (n,) of all test images."""
-        return self._split("test")
+        return self.split("test")
 
     @cached_property
     def unit_test(self) -> np.ndarray:
         """Test features float32 (n, dim), of length 1."""
         return unit(self.test[0])
 
-    def _split(self, name: str) -> Labelled:
+    def split(self, name: str, kind: str = "coop") -> Labelled:
+        """Return features float32 (n, dim), at the test-time crop, and labels of all images of "val" or "test"."""
         assert self.store is not None
-        features, labels = self.store.split(name)
+        features, labels = self.store.split(name, kind)
         return np.asarray(features, dtype=np.float32), np.asarray(labels)
 
 

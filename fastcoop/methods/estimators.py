@@ -414,11 +414,11 @@ class _ArrayData(Data):
     images: Labelled = NO_IMAGES
     val: Labelled = NO_IMAGES[0][:, 0], NO_IMAGES[1]
 
-    def _stored(self, subset: FewShot) -> Labelled:
+    def _stored(self, subset: FewShot, kind: str) -> Labelled:
         return self.images
 
-    def validation(self, subset: FewShot) -> Labelled:
+    def validation(self, subset: FewShot, kind: str = "coop") -> Labelled:
         return self.val
 
-    def _split(self, name: str) -> Labelled:
+    def split(self, name: str, kind: str = "coop") -> Labelled:
         return self.images[0][:, 0], self.images[1]

@@ -11,7 +11,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.features import FeatureStore, cache_all, open_if_there, store_path
-from fastcoop.features.cache import plan_encoding
+from fastcoop.features.cache import counts_of, plan_encoding
 from fastcoop.features.encode import Encoding
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
@@ -64,7 +64,7 @@ def cache_loaded(
     grid = loaded.grid
     wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in loaded.datasets.items()]
     return cache_all(
-        loaded.backbones, wanted, cache, views=grid.views, recipe=grid.recipe, dtype=dtype,
+        loaded.backbones, wanted, cache, views=grid.views, kinds=grid.kinds, recipe=grid.recipe, dtype=dtype,
         precision=precision, skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip
 
@@ -107,7 +107,9 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
             data = loaded.data(backbone.name, dataset.name)
             shots, seeds = grid.drawn(spec)
             subsets = (data.subset(number, seed).train for number in shots for seed in seeds)
-            encoding = Encoding(backbone, dataset, grid.recipe, views=grid.views, precision=None)
+            views = grid.views if "coop" in grid.kinds else 0
+            kinds = counts_of(grid.kinds, grid.views)
+            encoding = Encoding(backbone, dataset, grid.recipe, views=views, precision=None, kinds=kinds)
             plan = plan_encoding(encoding, subsets, data.store, leave_skipped=True)
             if crops := sum(chunk.crops for chunk in plan.chunks):
                 missing[backbone.name, dataset.name] = crops

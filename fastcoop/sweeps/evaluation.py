@@ -128,6 +128,7 @@ def evaluate(
             [(dataset, (), ()) for dataset in datasets],
             cache,
             views=0,
+            kinds=[kind for kind in ("pre",) if any(kind in METHODS[run.method].kinds for run in pending)],
             recipe=recipe,
             skip_unreadable=skip_unreadable,
             retry_skipped=False,

@@ -22,6 +22,7 @@ from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb
 
 RGB = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 37, 3), dtype=np.uint8))
 BICUBIC = InterpolationMode.BICUBIC
+COOP, TIP = (0.08, 1.0), (0.5, 1.0)  # share of the area that a random crop keeps
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
@@ -53,13 +54,13 @@ def test_a_view_depends_on_seed_path_and_number_alone(recipe: str) -> None:
 
 def test_the_current_recipe_crops_within_its_scale_and_ratio() -> None:
     for number in range(200):
-        left, top, right, bottom = images._random_box(400, 300, random.Random(number))
+        left, top, right, bottom = images._random_box(400, 300, random.Random(number), COOP)
         assert 0 <= left < right <= 400
         assert 0 <= top < bottom <= 300
         share, ratio = (right - left) * (bottom - top) / 120_000, (right - left) / (bottom - top)
         assert 0.079 < share <= 1
         assert 0.74 < ratio < 1.35
-    assert images._random_box(1000, 10, random.Random(0)) == (493, 0, 506, 10)
+    assert images._random_box(1000, 10, random.Random(0), COOP) == (493, 0, 506, 10)
 
 
 def plain_2021(image: Image.Image, size: int, moved: tuple[bool, tuple[int, int] | None]) -> Image.Image:
@@ -93,12 +94,13 @@ def test_view_zero_equals_the_official_transforms(size: int) -> None:
 
 @pytest.mark.parametrize("size", [16, 33])
 def test_every_current_view_is_one_of_torchvisions_random_resized_crops(size: int) -> None:
-    """Told the box and the flip that a view drew, torchvision's functions give the same pixels."""
+    """Given the box and the flip that a view drew, torchvision's functions give the same pixels."""
     facts = Preprocess(size, MEAN, STD)
     flips = 0
-    for view in range(1, 21):
+    for number, scale in [(number, scale) for number in range(1, 11) for scale in (COOP, TIP)]:
+        view = f"tip {number}" if scale == TIP else number
         rng = random.Random(f"5/{view}/a.png")
-        left, top, right, bottom = images._random_box(*RGB.size, rng)
+        left, top, right, bottom = images._random_box(*RGB.size, rng, scale)
         expected = F.resized_crop(RGB, top, left, bottom - top, right - left, [size, size], BICUBIC)
         if rng.random() < 0.5:
             expected, flips = F.hflip(expected), flips + 1
@@ -106,17 +108,20 @@ def test_every_current_view_is_one_of_torchvisions_random_resized_crops(size: in
     assert 4 < flips < 16
 
 
+@pytest.mark.parametrize("scale", [COOP, TIP])
 @pytest.mark.parametrize("shape", [(400, 300), (300, 400), (900, 100)])
-def test_boxes_are_drawn_as_torchvision_draws_them(shape: tuple[int, int]) -> None:
+def test_boxes_are_drawn_as_torchvision_draws_them(
+    shape: tuple[int, int], scale: tuple[float, float]
+) -> None:
     """The two draw from different streams: their shares, ratios and corners are compared by quantiles."""
     width, height = shape
     torch.manual_seed(0)
     image = Image.new("1", shape)
     theirs, ours = [], []
     for number in range(2000):
-        top, left, h, w = v1.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        top, left, h, w = v1.RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3))
         theirs.append((w * h / (width * height), w / h, left / width, top / height))
-        left, top, right, bottom = images._random_box(width, height, random.Random(number))
+        left, top, right, bottom = images._random_box(width, height, random.Random(number), scale)
         w, h = right - left, bottom - top
         ours.append((w * h / (width * height), w / h, left / width, top / height))
     for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):

@@ -21,7 +21,7 @@ NOT_KEPT = Path(os.devnull) / "fewshot"  # a place for subsets that cannot be wr
 
 
 class ArrayStore:
-    """As much of a feature store as methods use, over arrays drawn from a seed."""
+    """As much of a feature store as methods use, over arrays drawn from a seed, which stand for every kind."""
 
     digest = "0" * 64
     meta = SimpleNamespace(recipe="current", skipped={}, sha256={})
@@ -40,13 +40,13 @@ class ArrayStore:
     def indices(self, split: str) -> np.ndarray:
         return np.arange(len(self._labels[split]))
 
-    def train(self, indices: np.ndarray, views: bool = True, as_stored: bool = False) -> torch.Tensor:
+    def train(self, indices: np.ndarray, kind: str = "coop", as_stored: bool = False) -> torch.Tensor:
         return torch.from_numpy(self._features["train"][indices])
 
     def train_labels(self, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._labels["train"][indices])
 
-    def split(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(self, name: str, kind: str = "coop") -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(self._features[name][:, 0]), torch.from_numpy(self._labels[name])
 
 
