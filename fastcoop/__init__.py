@@ -26,18 +26,23 @@ if TYPE_CHECKING:
     from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
     from fastcoop.methods.estimators import (
+        CLAP,
         GDA,
+        CLIPAdapter,
         CoOpClassifier,
         CrossModalLinearProbe,
         LinearProbe,
+        LPPlusPlus,
         MethodClassifier,
         ProKeR,
         PromptEnsemble,
+        TaskRes,
         TextBias,
         TextTransform,
         TipAdapter,
         TipAdapterF,
         ZeroShot,
+        ZeroShotLinearProbe,
     )
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
     from fastcoop.reports.report import report
@@ -53,8 +58,9 @@ _MODULES = {
     "errors": "FastcoopError MissingFile UserError",
     "exchange": "Classifier export_run find_run import_coop make_classifier predict",
     "features": "FeatureStore cache_features check_store import_features",
-    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias TextTransform ZeroShot "
-    "CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF",
+    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias TextTransform "
+    "ZeroShot CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF TaskRes CLIPAdapter "
+    "LPPlusPlus ZeroShotLinearProbe CLAP",
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
     "results": "load_contexts load_predictions load_results merge_results paired_test",
@@ -63,14 +69,15 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
-    "GDA", "Backbone", "Classifier", "CoOpClassifier", "CrossModalLinearProbe", "Dataset", "FastcoopError",
-    "FeatureStore", "LinearProbe", "MethodClassifier", "MissingFile", "ProKeR", "PromptEncoder",
-    "PromptEnsemble", "PromptLayout", "PromptLearner", "Run", "TextBias", "TextTransform", "TipAdapter",
-    "TipAdapterF", "Trained", "UserError", "ZeroShot", "backbone_from_spec", "cache_features", "check_store",
-    "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
-    "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
-    "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report",
-    "sweep", "train",
+    "CLAP", "GDA", "Backbone", "CLIPAdapter", "Classifier", "CoOpClassifier", "CrossModalLinearProbe",
+    "Dataset", "FastcoopError", "FeatureStore", "LPPlusPlus", "LinearProbe", "MethodClassifier",
+    "MissingFile", "ProKeR", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner", "Run",
+    "TaskRes", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained", "UserError", "ZeroShot",
+    "ZeroShotLinearProbe", "backbone_from_spec", "cache_features", "check_store", "encode_prompts",
+    "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features", "initial_contexts",
+    "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions", "load_results",
+    "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report", "sweep",
+    "train",
 ]  # fmt: skip
 
 logging.getLogger("fastcoop").addHandler(logging.NullHandler())

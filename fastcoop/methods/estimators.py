@@ -372,6 +372,26 @@ class TipAdapterF(MethodClassifier, method="tip_adapter_f"):
     """Tip-Adapter-F: Tip-Adapter with trained keys. Parameters: those of `TipFSettings`."""
 
 
+class TaskRes(MethodClassifier, method="task_res"):
+    """TaskRes: a residual learned on each class's text feature. Parameters: those of `TaskResSettings`."""
+
+
+class CLIPAdapter(MethodClassifier, method="clip_adapter"):
+    """CLIP-Adapter: image features adapted by an MLP. Parameters: those of `CLIPAdapterSettings`."""
+
+
+class LPPlusPlus(MethodClassifier, method="lp_plus_plus"):
+    """LP++: a linear probe with text logits blended in. Parameters: those of `LPPlusPlusSettings`."""
+
+
+class ZeroShotLinearProbe(MethodClassifier, method="zs_lp"):
+    """A linear probe that starts at zero-shot CLIP. Parameters: those of `ZeroShotLinearProbeSettings`."""
+
+
+class CLAP(MethodClassifier, method="clap"):
+    """CLAP: the same, held near its start class by class. Parameters: those of `ZeroShotLinearProbeSettings`."""
+
+
 def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:
     """Return raw features float32 (images, dim) of the test-time crops of paths or PIL images.
 

@@ -25,15 +25,16 @@ FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of t
 STEPS = re.compile(r"[1-9][0-9]{0,6} steps")
 
 
-def _fits_float32(rate: float) -> float:
+def _fits_float32(number: float) -> float:
     with np.errstate(over="ignore"):
-        if not 0 < np.float32(rate) < np.inf:
+        if number and not 0 < np.float32(number) < np.inf:
             raise ValueError("expected a number that float32 holds, such as 0.002")
-    return rate
+    return number
 
 
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 EpochNumber = Annotated[int, Field(ge=1, le=LONGEST)]
+Coefficient = Annotated[float, Field(ge=0), AfterValidator(_fits_float32)]
 LearningRate = Annotated[float, Field(gt=0), AfterValidator(_fits_float32)]
 
 

@@ -16,7 +16,7 @@ from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import Optimizer, cosine_rates, cross_entropy, train
-from fastcoop.methods.schedule import LearningRate, Positive
+from fastcoop.methods.schedule import Coefficient, LearningRate, Positive
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class CrossModalSettings(AdapterSettings):
     """
 
     learning_rate: LearningRate | None = None
-    weight_decay: float | None = Field(None, ge=0)
+    weight_decay: Coefficient | None = None
     batch_size: Positive | None = Field(None, ge=2)
     iterations: Positive = 12800
     init: Literal["zero_shot", "random"] = "zero_shot"

@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.schedule import Coefficient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,7 @@ class GDASettings(AdapterSettings):
             training features are kept for that.
     """
 
-    alpha: float | None = Field(None, ge=0)
+    alpha: Coefficient | None = None
     variant: Literal["few_shot", "base_to_new"] = "few_shot"
 
 

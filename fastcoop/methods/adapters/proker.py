@@ -17,6 +17,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.schedule import Coefficient
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class ProKeRSettings(AdapterSettings):
         samples: "views": each view of an image is a sample. "images": their mean is, for smaller kernels.
     """
 
-    beta: float | None = Field(None, gt=0)
-    lmbda: float | None = Field(None, gt=0)
+    beta: Coefficient | None = Field(None, gt=0)
+    lmbda: Coefficient | None = Field(None, gt=0)
     samples: Literal["views", "images"] = "views"
 
 

@@ -75,12 +75,14 @@ class Stack:
         features: float32 (runs, images, 1 + views, dim), raw; view 0 is the test-time crop.
         labels: int64 (runs, images).
         texts: Of the classes.
+        backbone: Of the runs.
     """
 
     runs: tuple[RunSpec[Any], ...]
     features: Tensor
     labels: Tensor
     texts: Texts
+    backbone: Any = None
 
     @classmethod
     def of(cls, backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> Stack:
@@ -90,7 +92,7 @@ class Stack:
         given = [run.data.train(run.subset) for run in runs]
         features = torch.from_numpy(np.stack([images for images, _ in given])).to(backbone.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in given])).to(backbone.device)
-        return cls(tuple(runs), features, labels, Texts.of(backbone, runs[0].data))
+        return cls(tuple(runs), features, labels, Texts.of(backbone, runs[0].data), backbone)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -131,9 +133,16 @@ class Stack:
         """Return the sum of each class's features, (runs, classes, dim), of features (runs, images, dim)."""
         return self.onehot.mT @ images
 
-    def take(self, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw features (runs, batch, dim) and labels (runs, batch) of images and views (runs, batch) each."""
+    def take(self, rows: Tensor, views: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return features (runs, batch, dim) and labels (runs, batch) of images and views, (runs, batch) each.
+
+        The features are the raw ones, or those of ``features`` (runs, images, views, dim).
+        """
         import torch
 
-        run = torch.arange(len(self), device=rows.device)[:, None]
-        return self.views[run, rows, views], self.labels[run, rows]
+        if features is None:
+            features, views = self.features, views + int(self.features.shape[2] > 1)
+        runs, images, number, dim = features.shape
+        place = torch.arange(runs, device=rows.device)[:, None] * images + rows
+        picked = features.reshape(-1, dim).index_select(0, (place * number + views).flatten())
+        return picked.view(*rows.shape, dim), self.labels.flatten()[place]

@@ -24,7 +24,7 @@ from fastcoop.methods.adapters.training import (
     train,
 )
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
+from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,10 @@ class TipSettings(AdapterSettings):
         alpha_max, beta_max: Ends of the ranges that are searched, which begin at 0.1.
     """
 
-    alpha: float | None = Field(None, ge=0)
-    beta: float | None = Field(None, ge=0)
-    alpha_max: float = Field(3.0, gt=0.1)
-    beta_max: float = Field(7.0, gt=0.1)
+    alpha: Coefficient | None = None
+    beta: Coefficient | None = None
+    alpha_max: Coefficient = Field(3.0, gt=0.1)
+    beta_max: Coefficient = Field(7.0, gt=0.1)
 
     def unused(self) -> Mapping[str, str | None]:
         unused = dict(super().unused())

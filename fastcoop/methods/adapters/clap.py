@@ -1,0 +1,117 @@
+"""The zero-shot-initialized linear probe (ZS-LP), and CLAP, which holds it near its start (CVPR 2024, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastcoop.methods.adapters.base import Adapter, Fitted
+from fastcoop.methods.adapters.cosine import cosine_cross_entropy
+from fastcoop.methods.adapters.selection import Judge
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
+from fastcoop.methods.adapters.training import Batch, Optimizer, cosine_rates, steps_of, train
+from fastcoop.methods.base import MethodSettings
+from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ZeroShotLinearProbeSettings(MethodSettings):
+    """Settings of ZS-LP and CLAP. The defaults are the official ones, for all datasets and shots.
+
+    Attributes:
+        epochs: Epochs, of as many steps as the batch size goes into the number of images.
+        batch_size: Views of a step, drawn from all views of all images.
+        learning_rate: Of SGD.
+    """
+
+    epochs: EpochNumber = 300
+    batch_size: Positive = 256
+    learning_rate: LearningRate = 0.1
+
+
+class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
+    """SGD on a prototype per class, which starts at the class's raw text feature; logits are scaled cosines.
+
+    A class that the run has not learned keeps its zero-shot text.
+    """
+
+    name = "zs_lp"
+    Settings = ZeroShotLinearProbeSettings
+
+    def label(self, settings: ZeroShotLinearProbeSettings) -> str:
+        return super().label(settings).replace("Zs lp", "ZS-LP").replace("Clap", "CLAP")
+
+    def multipliers(self, stack: Stack) -> Tensor | None:
+        """Return each class's weight in the penalty, (runs, classes); None for no penalty."""
+        return None
+
+    def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        settings, texts, alpha = stack.settings, stack.texts, self.multipliers(stack)
+        images = normalized(stack.views)
+        rates = cosine_rates(
+            stack.value("learning_rate"),
+            settings.epochs,
+            steps_of(stack, settings.batch_size, keep_short=False),
+            "warm_epoch",
+        )
+
+        def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
+            prototypes = parameters["prototypes"]
+            found = cosine_cross_entropy(prototypes, *stack.take(rows, views, images), texts.scale)
+            if alpha is None:
+                return found
+            return found + (alpha * (prototypes - texts.raw).square().sum(-1)).mean(-1)
+
+        start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
+        batches = pooled_batches(stack, settings.epochs, settings.batch_size)
+        learned, losses = train(start, batches, loss, Optimizer("sgd", rates))
+        return Fitted(learned, losses, trained=("prototypes",))
+
+    def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, None]:
+        return normalized(weights["prototypes"]), None
+
+    def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
+        learned = weights["prototypes"][:, rows.clamp(min=0)]
+        return weights | {"prototypes": learned.where((rows >= 0)[:, None], texts.raw)}
+
+
+class CLAPMethod(ZeroShotLinearProbeMethod):
+    """ZS-LP with the penalty mean_c alpha_c |w_c - t_c|^2, where zero-shot CLIP is right about class c's images.
+
+    alpha_c is the mean zero-shot probability of class c over the views of its images. The official code has 0/0 for a
+    class without images; here it is the mean over the other classes.
+    """
+
+    name = "clap"
+
+    def multipliers(self, stack: Stack) -> Tensor:
+        probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)
+        right = (probabilities * stack.onehot).sum(1)
+        seen = stack.counts > 0
+        alpha = right / stack.counts.clamp(min=1)
+        return alpha.where(seen, (alpha.sum(-1) / seen.sum(-1))[:, None])
+
+
+def pooled_batches(stack: Stack, epochs: int, batch_size: int) -> Iterator[list[Batch]]:
+    """Yield the batches of each epoch as CLAP's code draws them: from all views of all images in random order.
+
+    An epoch has the steps that it would have over the images alone, and each step ``batch_size`` views, if there are
+    as many. The order is drawn from the run's seed.
+    """
+    import torch
+
+    images, views = stack.views.shape[1:3]
+    steps = steps_of(stack, batch_size, keep_short=False)
+    draws = [np.random.default_rng(run.seed) for run in stack.runs]
+    for _ in range(epochs):
+        order = torch.from_numpy(
+            np.stack([rng.permutation(images * views)[: steps * batch_size] for rng in draws])
+        )
+        yield [
+            (batch // views, batch % views)
+            for batch in order.to(stack.labels.device).split(batch_size, dim=1)
+        ]

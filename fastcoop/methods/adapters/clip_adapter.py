@@ -1,0 +1,95 @@
+"""CLIP-Adapter: image features x become r MLP(x) + (1 - r) x (IJCV 2024, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from fastcoop.methods.adapters.base import Adapter, Fitted
+from fastcoop.methods.adapters.selection import Judge
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.training import (
+    Optimizer,
+    cosine_rates,
+    cross_entropy,
+    epochs_of_batches,
+    steps_of,
+    train,
+)
+from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epochs_of
+from fastcoop.methods.spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcoop.backbones import Backbone
+
+WEIGHT_DECAY = 5e-4
+
+
+class CLIPAdapterSettings(ScheduleSettings):
+    """Settings of CLIP-Adapter, besides `ScheduleSettings`: the official code is run with CoOp's schedule.
+
+    Attributes:
+        ratio: Share r of the adapted features, from 0, which is zero-shot CLIP, to 1.
+        reduction: The hidden layer has dim / reduction units.
+        learning_rate: Of SGD.
+    """
+
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.2
+    reduction: Annotated[int, Field(ge=1, le=65_536)] = 4
+    learning_rate: LearningRate = 0.002
+
+
+class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
+    """Two linear maps without bias, each followed by a ReLU, on image features; classes are as in zero-shot CLIP.
+
+    It learns nothing that belongs to a class, so it can be tested on any.
+    """
+
+    name = "clip_adapter"
+    Settings = CLIPAdapterSettings
+
+    def label(self, settings: CLIPAdapterSettings) -> str:
+        return super().label(settings).replace("Clip adapter", "CLIP-Adapter")
+
+    def key_settings(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
+        return super().key_settings(run, backbone) | {"epochs": epochs_of(run)}
+
+    def columns(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
+        return super().columns(run, backbone) | {"epochs": epochs_of(run), "schedule": run.settings.schedule}
+
+    def start(self, stack: Stack) -> Weights:
+        """Return the weights at the start, drawn from each run's seed as ``torch.nn.Linear`` draws them."""
+        dim, settings = stack.texts.raw.shape[1], stack.settings
+        hidden = max(1, dim // settings.reduction)
+        draws = [np.random.default_rng([run.seed, 1]) for run in stack.runs]
+
+        def drawn(out: int, into: int) -> Tensor:
+            limit = into**-0.5
+            return stack.crops.new_tensor(
+                np.stack([rng.uniform(-limit, limit, (out, into)) for rng in draws])
+            )
+
+        return {"down": drawn(hidden, dim), "up": drawn(dim, hidden)}
+
+    def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        settings, texts, ratio = stack.settings, stack.texts, stack.value("ratio")
+        epochs, batch_size = epochs_of(stack.runs[0]), settings.batch_size
+        steps = steps_of(stack, batch_size, keep_short=False)
+        rates = cosine_rates(stack.value("learning_rate"), epochs, steps, "warm_epoch")
+
+        def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
+            images, labels = stack.take(rows, views)
+            return cross_entropy(self.logits({**parameters, "ratio": ratio}, images, texts), labels)
+
+        batches = epochs_of_batches(stack, epochs, batch_size, keep_short=False)
+        learned, losses = train(self.start(stack), batches, loss, Optimizer("sgd", rates, WEIGHT_DECAY))
+        return Fitted(learned | {"ratio": ratio}, losses, trained=("down", "up"))
+
+    def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:
+        ratio = over(weights["ratio"], images)
+        adapted = ((images @ weights["down"].mT).relu() @ weights["up"].mT).relu()
+        return texts.zero_shot(normalized(ratio * adapted + (1 - ratio) * images))

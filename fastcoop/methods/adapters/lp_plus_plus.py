@@ -1,0 +1,138 @@
+"""LP++: a linear probe with text logits blended in, alpha_c x.t_c, and step sizes from the data (CVPR 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
+from fastcoop.methods.adapters.selection import BestEpoch, Judge, Selection
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.schedule import EpochNumber
+from fastcoop.methods.scores import Classifier
+from fastcoop.methods.spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcoop.backbones import Backbone
+
+MOMENTUM = 0.9
+ALPHA_EVERY = 10  # epochs between steps of alpha
+ALPHA_START = 250  # times the mean cosine of training images with their classes' texts
+
+
+class LPPlusPlusSettings(AdapterSettings):
+    """Settings of LP++.
+
+    Attributes:
+        selection: What the best epoch is chosen on; "fixed": the last epoch is kept.
+        epochs: Steps, each on all images.
+        sum_alpha_gradients: Whether a step of alpha uses the sum of its gradients in all epochs so far, as in the
+            official code, which never sets them to zero; otherwise the last epoch's.
+    """
+
+    selection: Selection = "shots_val"
+    epochs: EpochNumber = 300
+    sum_alpha_gradients: bool = True
+
+
+class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
+    """Gradient descent on W, b and alpha of the logits x W^T + b + alpha (x.t), for features x and texts t of length 1.
+
+    W starts at the sums of each class's features. It belongs to the classes that the run has learned, so a dataset
+    with other classes is refused.
+    """
+
+    name = "lp_plus_plus"
+    Settings = LPPlusPlusSettings
+    by_class = ("W", "b", "alpha")
+
+    def label(self, settings: LPPlusPlusSettings) -> str:
+        return super().label(settings).replace("Lp plus plus", "LP++")
+
+    def chooses(self, settings: LPPlusPlusSettings) -> bool:
+        return True
+
+    def is_class_specific(self, settings: LPPlusPlusSettings) -> bool:
+        return True
+
+    def start(self, stack: Stack, images: Tensor) -> Weights:
+        """Return W, b and alpha at the start, for one feature of length 1 per image, (runs, images, dim).
+
+        b is drawn from each run's seed as ``torch.nn.Linear`` draws it. Classes without images have W = 0.
+        """
+        limit, size = images.shape[-1] ** -0.5, len(stack.texts)
+        drawn = [np.random.default_rng([run.seed, 1]).uniform(-limit, limit, size) for run in stack.runs]
+        cosines = ((images @ stack.texts.unit.T) * stack.onehot).sum(1) / stack.counts.clamp(min=1)
+        mean = cosines.sum(1) / (stack.counts > 0).sum(1)
+        alpha = ALPHA_START * mean[:, None].expand(-1, size)
+        return {
+            "W": stack.class_sums(images),
+            "b": images.new_tensor(np.stack(drawn)),
+            "alpha": alpha.clone(),
+        }
+
+    def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        import torch
+
+        images, number = one_view(stack), stack.labels.shape[1]
+        text_logits = images @ stack.texts.unit.T
+        parameters = self.start(stack, images)
+        W, b, alpha = parameters.values()
+        rate, alpha_rate = step_sizes(images, text_logits)
+        momentum_W, momentum_b, alpha_sum = (torch.zeros_like(one) for one in (W, b, alpha))
+        best = BestEpoch(judge, {}, last_of_equals=True) if judge else None
+        losses = []
+        for epoch in range(1, stack.settings.epochs + 1):
+            logits = images @ W.mT + b[:, None] + alpha[:, None] * text_logits
+            losses.append(-(logits.log_softmax(-1) * stack.onehot).sum((1, 2)) / number)
+            gradient = (logits.softmax(-1) - stack.onehot) / number
+            momentum_W.mul_(MOMENTUM).add_(gradient.mT @ images)
+            momentum_b.mul_(MOMENTUM).add_(gradient.sum(1))
+            W -= over(rate, W) * momentum_W
+            b -= over(rate, b) * momentum_b
+            alpha_gradient = (gradient * text_logits).sum(1)
+            alpha_sum += alpha_gradient
+            if epoch % ALPHA_EVERY == 0:
+                alpha -= over(alpha_rate, alpha) * (
+                    alpha_sum if stack.settings.sum_alpha_gradients else alpha_gradient
+                )
+            if best:
+                best(epoch, parameters)
+        extra = {"epoch": best.epoch, "val_accuracy": best.accuracy} if best else {}
+        return Fitted(best.best if best else parameters, torch.stack(losses, 1), tuple(parameters), extra)
+
+    def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, Tensor]:
+        return (weights["W"] + weights["alpha"][..., None] * texts.unit) / texts.scale, weights["b"]
+
+    def classifier(self, backbone: Backbone, run: RunSpec[LPPlusPlusSettings], data: Data) -> Classifier:
+        matching_classes(run.data, data)  # refuses classes that the run has not learned
+        return super().classifier(backbone, run, data)
+
+
+def one_view(stack: Stack) -> Tensor:
+    """Return one feature of length 1 per image, (runs, images, dim): a view drawn from each run's seed."""
+    import torch
+
+    images, views = stack.views.shape[1:3]
+    drawn = torch.from_numpy(
+        np.stack([np.random.default_rng(run.seed).integers(views, size=images) for run in stack.runs])
+    ).to(stack.labels.device)
+    rows = torch.arange(images, device=drawn.device).expand(len(stack), -1)
+    return normalized(stack.take(rows, drawn)[0])
+
+
+def step_sizes(images: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the learning rates (runs,) of W and b, and of alpha (section 3.3).
+
+    They are 4n / lambda_max(X^T X), and n / (4 max_c sum_i (x_i.t_c)^2), for n images X.
+    """
+    import torch
+
+    number, dim = images.shape[1:]
+    gram = images.mT @ images if dim <= number else images @ images.mT  # their largest eigenvalues are equal
+    largest = torch.linalg.eigvalsh(gram)[:, -1]
+    return 4 * number / largest, number / (4 * text_logits.square().sum(1).amax(-1))

@@ -1,0 +1,323 @@
+"""The trained methods on image features, each against plain torch: its own optimizer, one run, one batch per epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.methods import METHODS, Data, RunSpec
+from fastcoop.methods.adapters.clap import pooled_batches
+from fastcoop.methods.adapters.stack import Stack, Texts
+from tests.methods.conftest import job, make_data, run
+
+EPOCHS = 25
+SHOTS = 4
+CLASSES = 3
+
+
+def texts_of(backbone: Backbone, data: Data) -> Tensor:
+    tokens = backbone.tokenizer([f"a photo of a {name}." for name in data.class_names])
+    with torch.no_grad():
+        return backbone.model.encode_text(tokens)
+
+
+def images_of(data: Data, one: RunSpec) -> tuple[Tensor, Tensor]:
+    """Views float32 (images, views, dim), and labels."""
+    features, labels = data.train_views(one.subset)
+    return torch.from_numpy(np.asarray(features, np.float32)), torch.from_numpy(labels)
+
+
+def cosine_logits(scale: float, images: Tensor, classes: Tensor) -> Tensor:
+    return scale * normalize(images, dim=-1) @ normalize(classes, dim=-1).T
+
+
+def coop_rate(epoch: int, base: float) -> float:
+    return 1e-5 if epoch == 0 else base * (1 + np.cos(np.pi * (epoch - 1) / EPOCHS)) / 2
+
+
+def plain_training(
+    optimizer: torch.optim.Optimizer, rates: Sequence[float], loss: Callable[[int], Tensor]
+) -> list[float]:
+    """Train with one batch per epoch, and return the losses."""
+    losses = []
+    for epoch, rate in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = rate
+        found = loss(epoch)
+        optimizer.zero_grad()
+        found.backward()
+        optimizer.step()
+        losses.append(found.item())
+    return losses
+
+
+def parameter(start: Any) -> Tensor:
+    return torch.as_tensor(start, dtype=torch.float32).clone().requires_grad_()
+
+
+def assert_moved_alike(found: np.ndarray, expected: Tensor, start: Any) -> None:
+    """Compare what was learned to 1e-4 of the distance that it moved."""
+    moved = expected.detach() - torch.as_tensor(start)
+    assert moved.norm() > 0
+    assert (torch.from_numpy(found) - expected.detach()).norm() < 1e-4 * moved.norm()
+
+
+@pytest.mark.parametrize(("alpha", "rate"), [(0.5, 2e-3), (1.3, 0.05)])
+def test_task_res_is_adam_on_residuals(backbone: Backbone, alpha: float, rate: float) -> None:
+    data = make_data(views=0)
+    one = job(data, "task_res", SHOTS, epochs=EPOCHS, alpha=alpha, learning_rate=rate)
+    (outcome,) = run(backbone, "task_res", [one])
+    (images, labels), texts = images_of(data, one), texts_of(backbone, data)
+    x = parameter(torch.zeros_like(texts))
+    losses = plain_training(
+        torch.optim.Adam([x], weight_decay=5e-4),
+        [coop_rate(epoch, rate) for epoch in range(EPOCHS)],
+        lambda epoch: cross_entropy(
+            cosine_logits(backbone.logit_scale, images[:, 0], texts + alpha * x), labels
+        ),
+    )
+    assert_moved_alike(outcome.weights["x"], x, 0.0)
+    np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
+    logits = cosine_logits(backbone.logit_scale, torch.from_numpy(data.test[0]), texts + alpha * x)
+    assert (outcome.scores["animals"].predictions == logits.argmax(1).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shots", "expected"),
+    [
+        ("oxford_flowers", 1, (1.0, 2e-3, 100)),
+        ("imagenet", 16, (0.5, 2e-4, 200)),
+        ("caltech101:base", 4, (0.5, 2e-3, 100)),
+    ],
+)
+def test_task_res_has_the_official_settings(
+    backbone: Backbone, dataset: str, shots: int, expected: tuple[float, float, int]
+) -> None:
+    one = replace(job(make_data(name=dataset), "task_res", 2), shots=shots)
+    key = METHODS["task_res"].key_settings(one, backbone)
+    assert (key["alpha"], key["learning_rate"], key["epochs"], key["batch_size"]) == (*expected, 256)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.7])
+def test_clip_adapter_is_sgd_on_two_linear_maps(backbone: Backbone, ratio: float) -> None:
+    data = make_data(views=0)
+    one = job(data, "clip_adapter", SHOTS, epochs=EPOCHS, ratio=ratio, learning_rate=0.05)
+    (outcome,) = run(backbone, "clip_adapter", [one])
+    (start,) = run(
+        backbone, "clip_adapter", [replace(one, settings=one.settings.model_copy(update={"epochs": 1}))]
+    )
+    (images, labels), texts = images_of(data, one), texts_of(backbone, data)
+    rng = np.random.default_rng([one.seed, 1])
+    drawn = [rng.uniform(-(into**-0.5), into**-0.5, (out, into)) for out, into in ((4, 16), (16, 4))]
+    np.testing.assert_allclose(start.weights["down"], drawn[0], atol=1e-3)  # after one epoch of warm-up
+    down, up = (parameter(part) for part in drawn)
+
+    def logits(images: Tensor) -> Tensor:
+        adapted = torch.relu(torch.relu(images @ down.T) @ up.T)
+        return cosine_logits(backbone.logit_scale, ratio * adapted + (1 - ratio) * images, texts)
+
+    losses = plain_training(
+        torch.optim.SGD([down, up], lr=1.0, momentum=0.9, weight_decay=5e-4),
+        [coop_rate(epoch, 0.05) for epoch in range(EPOCHS)],
+        lambda epoch: cross_entropy(logits(images[:, 0]), labels),
+    )
+    for name, learned, first in (("down", down, drawn[0]), ("up", up, drawn[1])):
+        assert_moved_alike(outcome.weights[name], learned, first)
+    np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
+    predicted = logits(torch.from_numpy(data.test[0])).argmax(1).numpy()
+    assert (outcome.scores["animals"].predictions == predicted).all()
+
+
+@pytest.mark.parametrize("name", ["zs_lp", "clap"])
+def test_zs_lp_and_clap_are_sgd_on_all_views(backbone: Backbone, name: str) -> None:
+    data = make_data(views=3)
+    one = job(data, name, SHOTS, epochs=EPOCHS)
+    (outcome,) = run(backbone, name, [one])
+    (images, labels), texts = images_of(data, one), texts_of(backbone, data)
+    images, labels = images.flatten(0, 1), labels.repeat_interleave(3)
+    right = cosine_logits(backbone.logit_scale, images, texts).softmax(-1)[np.arange(len(labels)), labels]
+    alpha = torch.stack([right[labels == label].mean() for label in range(CLASSES)])
+    prototypes = parameter(texts)
+
+    def loss(epoch: int) -> Tensor:
+        found = cross_entropy(cosine_logits(backbone.logit_scale, images, prototypes), labels)
+        return found + (alpha * (prototypes - texts).square().sum(1)).mean() * (name == "clap")
+
+    rates = [coop_rate(epoch, 0.1) for epoch in range(EPOCHS)]
+    losses = plain_training(torch.optim.SGD([prototypes], lr=1.0, momentum=0.9), rates, loss)
+    assert_moved_alike(outcome.weights["prototypes"], prototypes, texts)
+    np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
+
+
+def test_clap_holds_prototypes_near_their_texts(backbone: Backbone) -> None:
+    data = make_data()
+    distances = []
+    for name in ("zs_lp", "clap"):
+        (outcome,) = run(backbone, name, [job(data, name, SHOTS, epochs=60)])
+        distances.append(np.linalg.norm(outcome.weights["prototypes"] - texts_of(backbone, data).numpy()))
+    assert distances[1] < 0.8 * distances[0]
+
+
+def test_clap_has_a_multiplier_for_a_class_without_images(backbone: Backbone) -> None:
+    """The mean over the others, where the official code divides zero by zero: class 1 is held."""
+    data = make_data()
+    one = job(data, "clap", SHOTS, epochs=60)
+    labels = data.dataset.splits["train"].labels[one.subset.train]
+    one = replace(one, subset=replace(one.subset, train=one.subset.train[labels != 1]))
+    free, held = (run(backbone, name, [replace(one, method=name)])[0] for name in ("zs_lp", "clap"))
+    start = texts_of(backbone, data)[1].numpy()
+    moved = [np.linalg.norm(outcome.weights["prototypes"][1] - start) for outcome in (free, held)]
+    assert np.isfinite(moved).all()
+    assert moved[1] < moved[0]
+
+
+@pytest.mark.parametrize(("images", "views", "expected"), [(70, 3, [32, 32]), (6, 2, [12]), (40, 1, [32])])
+def test_zs_lp_draws_its_batches_from_all_views(images: int, views: int, expected: list[int]) -> None:
+    features = torch.ones(2, images, 1 + views, 4)
+    runs = tuple(replace(job(make_data(), "zs_lp"), seed=seed) for seed in (1, 2))
+    stack = Stack(runs, features, torch.zeros(2, images).long(), Texts(torch.ones(3, 4), 1.0))
+    epochs = list(pooled_batches(stack, 20, 32))
+    for batches in epochs:
+        assert [batch.shape[1] for batch, _ in batches] == expected
+        for run_index in range(2):
+            drawn = {
+                (int(r), int(v))
+                for rows, of in batches
+                for r, v in zip(rows[run_index], of[run_index], strict=True)
+            }
+            assert len(drawn) == sum(expected)
+            assert drawn <= {(row, view) for row in range(images) for view in range(views)}
+    seen = {
+        (int(r), int(v))
+        for batches in epochs
+        for rows, of in batches
+        for r, v in zip(rows[0], of[0], strict=True)
+    }
+    assert len(seen) > 0.9 * images * views
+
+
+def plain_lp_plus_plus(
+    images: Tensor,
+    labels: Tensor,
+    texts: Tensor,
+    bias: np.ndarray,
+    val: Tensor,
+    val_labels: Tensor,
+    sums: bool,
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[float], list[float]]:
+    """W, b and alpha after each epoch, the losses, and the validation accuracies."""
+    onehot = torch.nn.functional.one_hot(labels, CLASSES).float()
+    W, b = parameter(onehot.T @ images), parameter(bias)
+    own = (images * texts[labels]).sum(1)
+    alpha = parameter(
+        250 * torch.stack([own[labels == c].mean() for c in range(CLASSES)]).mean().expand(CLASSES)
+    )
+    rate = 4 * len(images) / torch.linalg.eigvalsh(images.T @ images)[-1]
+    alpha_rate = len(images) / (4 * (images @ texts.T).square().sum(0).max())
+    optimizer = torch.optim.SGD([W, b], lr=float(rate), momentum=0.9)
+    states, losses, accuracies = [], [], []
+    for epoch in range(EPOCHS):
+        loss = cross_entropy(images @ W.T + b + alpha * (images @ texts.T), labels)
+        optimizer.zero_grad()
+        if not sums:
+            alpha.grad = None
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            if (epoch + 1) % 10 == 0:
+                alpha -= alpha_rate * alpha.grad
+            logits = val @ W.T + b + alpha * (val @ texts.T)
+        losses.append(loss.item())
+        accuracies.append(100 * (logits.argmax(1) == val_labels).float().mean().item())
+        states.append((W.detach().clone(), b.detach().clone(), alpha.detach().clone()))
+    return states, losses, accuracies
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("selection", ["fixed", "few_val"])
+def test_lp_plus_plus_is_gradient_descent_with_step_sizes_from_the_data(
+    backbone: Backbone, selection: str, sums: bool
+) -> None:
+    data = make_data(views=0, seed=3)
+    store: Any = data.store
+    for split, features in store._features.items():
+        noise = np.random.default_rng(len(split)).normal(size=features.shape)
+        store._features[split] = features + 2.5 * noise.astype(np.float32)
+    one = job(data, "lp_plus_plus", SHOTS, epochs=EPOCHS, selection=selection, sum_alpha_gradients=sums)
+    (outcome,) = run(backbone, "lp_plus_plus", [one])
+    (images, labels), texts = images_of(data, one), normalize(texts_of(backbone, data), dim=-1)
+    bias = np.random.default_rng([one.seed, 1]).uniform(-0.25, 0.25, CLASSES)
+    val, val_labels = (torch.from_numpy(part) for part in data.validation(one.subset))
+    states, losses, accuracies = plain_lp_plus_plus(
+        normalize(images[:, 0], dim=-1), labels, texts, bias, normalize(val, dim=-1), val_labels, sums
+    )
+    np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
+    kept = EPOCHS - 1
+    if selection != "fixed":
+        kept = max(epoch for epoch in range(EPOCHS) if accuracies[epoch] == max(accuracies))
+        assert outcome.extra["epoch"] == kept + 1
+        assert outcome.extra["val_accuracy"] == pytest.approx(max(accuracies))
+        assert min(accuracies) < max(accuracies)
+    for name, expected in zip(("W", "b", "alpha"), states[kept], strict=True):
+        np.testing.assert_allclose(outcome.weights[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_lp_plus_plus_is_not_tested_on_classes_that_it_has_not_learned(
+    backbone: Backbone, data: Data
+) -> None:
+    new = make_data(("cat", "tractor"), "new")
+    with pytest.raises(UserError, match=r'its class "tractor" is not among animals\'s'):
+        METHODS["lp_plus_plus"].check(job(data, "lp_plus_plus", targets=(new,)))
+    (outcome,) = run(backbone, "lp_plus_plus", [one := job(data, "lp_plus_plus")])
+    with pytest.raises(UserError, match='its class "tractor"'):
+        METHODS["lp_plus_plus"].classifier(backbone, replace(one, weights=outcome.weights), new)
+
+
+@pytest.mark.parametrize("name", ["task_res", "zs_lp", "clap"])
+def test_classes_that_were_not_learned_keep_their_zero_shot_text(
+    backbone: Backbone, data: Data, name: str
+) -> None:
+    new = make_data(("cat", "tractor"), "new", seed=4)
+    (outcome,) = run(backbone, name, [one := job(data, name, SHOTS, epochs=5)])
+    known = replace(one, weights=outcome.weights)
+    found = METHODS[name].classifier(backbone, known, new).logits(new.unit_test)
+    plain = METHODS["zero_shot"].classifier(backbone, job(new, "zero_shot"), new).logits(new.unit_test)
+    np.testing.assert_allclose(found[:, 1], plain[:, 1], rtol=1e-5, atol=1e-4)
+    assert np.abs(found[:, 0] - plain[:, 0]).max() > 1e-3
+
+
+def start_of(name: str, backbone: Backbone, data: Data) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Settings, and weights at the start of a method that begins at zero-shot CLIP."""
+    texts, dim = texts_of(backbone, data).numpy(), 16
+    return {
+        "task_res": ({}, {"x": np.zeros_like(texts), "alpha": np.float32(0.5)}),
+        "zs_lp": ({}, {"prototypes": texts}),
+        "clap": ({}, {"prototypes": texts}),
+        "clip_adapter": (
+            {"ratio": 0.0},
+            {
+                "ratio": np.float32(0),
+                "down": np.ones((4, dim), np.float32),
+                "up": np.ones((dim, 4), np.float32),
+            },
+        ),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["task_res", "zs_lp", "clap", "clip_adapter"])
+def test_at_its_start_it_is_zero_shot_clip(backbone: Backbone, data: Data, name: str) -> None:
+    settings, weights = start_of(name, backbone, data)
+    one = replace(job(data, name, **settings), weights=weights)
+    classifier = METHODS[name].classifier(backbone, one, data)
+    found = classifier.logits(data.unit_test if classifier.unit_length else data.test[0])
+    plain = METHODS["zero_shot"].classifier(backbone, job(data, "zero_shot"), data).logits(data.unit_test)
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=2e-5)
+    assert (found.argmax(1) == plain.argmax(1)).all()
