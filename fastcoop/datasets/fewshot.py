@@ -17,8 +17,9 @@ import numpy as np
 from fastcoop.checks import whole_number
 from fastcoop.datasets.dataset import Dataset, Items, Split, rows_in_whole, trainable_rows, warn_once
 from fastcoop.datasets.files import abbreviate, normalized, reading
-from fastcoop.datasets.splits import by_class, read_items, read_json
+from fastcoop.datasets.splits import read_items, read_json
 from fastcoop.errors import UserError
+from fastcoop.remember import remember
 
 MAX_VAL_SHOTS = 4
 DATUM = ("dassl.data.datasets.base_dataset", "Datum")
@@ -65,7 +66,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     if "train" not in dataset.splits:
         raise UserError(f"Dataset {dataset.name} has only test images; nothing can be trained on it.")
     train, val = dataset.splits["train"], dataset.splits.get("val", Split((), np.zeros(0, np.int64)))
-    rows = trainable_rows(dataset.splits)
+    rows, classes, val_classes = _drawable(dataset)
     if isinstance(shots, str):
         return FewShot(rows, np.arange(len(val), dtype=np.int64))
     counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names))
@@ -79,9 +80,9 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         return FewShot(subset["train"], subset["val"])
     rng = random.Random(seed)
     # ImageNet's official subsets have no validation set: the one drawn here shares no image with them.
-    drawn = subset["train"] if subset else rows[_draw(train.labels[rows], shots, rng)]
+    drawn = subset["train"] if subset else rows[_draw(classes, shots, rng)]
     used = {train.paths[row] for row in drawn} if subset else set()
-    val_drawn = _draw(val.labels, min(shots, MAX_VAL_SHOTS), rng)
+    val_drawn = _draw(val_classes, min(shots, MAX_VAL_SHOTS), rng)
     return FewShot(drawn, np.array([row for row in val_drawn if val.paths[row] not in used], dtype=np.int64))
 
 
@@ -105,7 +106,7 @@ def validation_images(dataset: Dataset, train: np.ndarray, shots: int | str, see
         whole = validation_images(dataset.whole, np.zeros(0, np.int64), shots, seed)
         rows = _in_half(dataset, "val", whole)
     else:
-        rows = _draw(val.labels, shots, random.Random(f"validation {seed}"))
+        rows = _draw(_drawable(dataset)[2], shots, random.Random(f"validation {seed}"))
     used = {images[row] for row in train}
     return np.array([row for row in rows if val.paths[row] not in used], dtype=np.int64)
 
@@ -116,12 +117,31 @@ def _in_half(half: Dataset, split: str, drawn: np.ndarray) -> np.ndarray:
     return np.searchsorted(rows, drawn[np.isin(drawn, rows)]).astype(np.int64)
 
 
-def _draw(labels: np.ndarray, shots: int, rng: random.Random) -> np.ndarray:
-    """Draw the positions of ``shots`` labels of every class, or of all where there are fewer."""
-    drawn: list[tuple[int, int]] = []
-    for members in by_class(enumerate(labels.tolist())):
-        drawn += rng.sample(members, shots) if len(members) >= shots else members
-    return np.array([position for position, _ in drawn], dtype=np.int64)
+@remember(1)
+def _drawable(dataset: Dataset) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Return the training rows that may be drawn, the places among them of each class, and each class's val rows.
+
+    All draws share them: listing ImageNet's 1.28 million images by class takes longer than a draw.
+    """
+    rows, val = trainable_rows(dataset.splits), dataset.splits.get("val")
+    labels = dataset.splits["train"].labels[rows]
+    return rows, _by_class(labels), _by_class(val.labels) if val else []
+
+
+def _by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """Return the positions of each class's labels; classes are in order of first appearance."""
+    _, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    classes = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    return [classes[label] for label in np.argsort(first)]
+
+
+def _draw(classes: list[np.ndarray], shots: int, rng: random.Random) -> np.ndarray:
+    """Draw ``shots`` positions of every class, or all where there are fewer."""
+    drawn = [
+        members[rng.sample(range(len(members)), shots)] if len(members) >= shots else members
+        for members in classes
+    ]
+    return np.concatenate([*drawn, np.zeros(0, np.int64)]).astype(np.int64)
 
 
 def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
