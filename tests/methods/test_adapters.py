@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.methods.adapters import ADAPTERS, proker, tip_adapter
 from fastcoop.methods.adapters.base import AdapterSettings
+from fastcoop.results import load_results
+from fastcoop.sweeps import evaluate, sweep
 from tests.advice import follows
 from tests.methods.conftest import ArrayStore, job, make_data, run
+from tests.small_world import write_backbone, write_dataset
 
 # A short form of each method, and other values of each of its settings.
 SHORT: dict[str, dict[str, Any]] = {
@@ -283,3 +287,29 @@ def test_a_kernel_that_is_too_large_is_refused_with_its_size(monkeypatch: pytest
         METHODS["proker"].check(job(hard_data(), "proker", 4))
     METHODS["proker"].check(job(hard_data(), "proker", 2))
     METHODS["proker"].check(job(hard_data(), "proker", 4, samples="images"))
+
+
+def test_a_sweep_learns_tests_and_resumes_every_method(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data" / "colours")
+    write_dataset(tmp_path / "data" / "again", train=2, val=1, seed=1)
+    write_dataset(tmp_path / "data" / "others", classes=("purple", "green"), train=0, val=0, seed=2)
+    places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache"}
+    methods: dict[str, Any] = {"zero_shot": None} | {name: SHORT[name] for name in NAMES}
+    methods["gda"] = {"selection": "imagenet_val", "tuned_on": "again"}
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")), "datasets": ["colours", "again"], "shots": [1, 2],
+        "seeds": [1, 2], "views": 2, "methods": methods,
+    }  # fmt: skip
+    summary = sweep(grid, results=tmp_path / "results", jobs=1, **places)
+    runs = 2 + 8 * len(NAMES)
+    assert (summary.runs, summary.finished, summary.failed) == (runs, runs, {})
+    rows = load_results(tmp_path / "results")
+    assert set(rows.method) == {"zero_shot", *NAMES}
+    assert rows.accuracy.notna().all()
+    learned = rows.query("method != 'zero_shot'")
+    assert set(learned.query("method == 'gda'").selection) == {"imagenet_val"}
+    assert sweep(grid, results=tmp_path / "results", jobs=1, **places).finished == 0
+    tested = evaluate(tmp_path / "results", ["others"], backbones=[grid["backbones"]], **places)
+    refusing = sum(METHODS[name].is_class_specific(METHODS[name].Settings()) for name in NAMES)
+    assert len(tested) == runs - 8 * refusing
+    assert np.isfinite([one.accuracy for one in tested]).all()

@@ -65,12 +65,15 @@ class Fitted:
         losses: float32 (runs, epochs), of trained methods.
         trained: Names of those weights that were trained by steps.
         extra: Further numbers per run, (runs,) by name, such as "epoch".
+        accuracy: Accuracy that settings to try are compared by, (runs,), of methods that have chosen an epoch and
+            search no values; None to measure it.
     """
 
     weights: Weights
     losses: Tensor | None = None
     trained: tuple[str, ...] = ()
     extra: Weights = field(default_factory=dict)
+    accuracy: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,8 +335,11 @@ class Adapter(Method[S]):
                     name: numbers for name, numbers in self.searched(stack.settings).items()
                     if getattr(stack.settings, name) is None
                 }  # fmt: skip
-                values, accuracy = judge.search(weights, searched)
-                weights |= values
+                if searched or fitted.accuracy is None:
+                    values, accuracy = judge.search(weights, searched)
+                    weights |= values
+                else:
+                    accuracy = fitted.accuracy
                 if not official:
                     extra["val_accuracy"] = accuracy
         extra |= {name: weights[name] for name in self.values}

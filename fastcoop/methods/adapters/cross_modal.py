@@ -100,9 +100,11 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
             Optimizer("adamw", rates, decay),
             on_epoch,
         )
-        extra = {"iteration": EVERY * (best.epoch - 1)} if best else {}
-        kept = best.best if best else W
-        return Fitted(kept | {"wise_ft": stack.value("wise_ft")}, losses, ("W",), extra)
+        share = {"wise_ft": stack.value("wise_ft")}
+        if best is None:
+            return Fitted(W | share, losses, ("W",))
+        extra = {"iteration": EVERY * (best.epoch - 1)}
+        return Fitted(best.best | share, losses, ("W",), extra, best.accuracy)
 
     def start(self, stack: Stack) -> Tensor:
         """Return the weights at the start, (runs, classes, dim)."""
