@@ -183,7 +183,8 @@ class Method(Generic[S]):
         scores: list[dict[str, Scores]] = [{} for _ in runs]
         for (data, unit_length), group in groups.items():
             places, of_data = zip(*group, strict=True)
-            images, classes = data.unit_test if unit_length else data.test[0], len(data.class_names)
+            raw = data.test_before if "pre" in self.kinds else data.test[0]
+            images, classes = data.unit_test if unit_length else raw, len(data.class_names)
             found = score_all(of_data, images, data.test[1], classes, backbone.device)
             for n, of_run in zip(places, found, strict=True):
                 scores[n][data.name] = of_run

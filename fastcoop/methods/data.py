@@ -154,6 +154,11 @@ class Data:
         """Test features float32 (n, dim), of length 1."""
         return unit(self.test[0])
 
+    @cached_property
+    def test_before(self) -> np.ndarray:
+        """Test features float32 (n, before), before the image tower's projection."""
+        return self.split("test", "pre")[0]
+
     def split(self, name: str, kind: str = "coop") -> Labelled:
         """Return features float32 (n, dim), at the test-time crop, and labels of all images of "val" or "test"."""
         assert self.store is not None

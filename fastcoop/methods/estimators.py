@@ -130,7 +130,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         self._check_shapes(run, features, labels, backbone)
         if texts is not None or backbone is None:
             scale = logit_scale or getattr(backbone, "logit_scale", LOGIT_SCALE)
-            backbone = SimpleNamespace(logit_scale=scale, device="cpu")  # all that such methods read of it
+            projection = backbone.image_projection if backbone and "pre" in method.kinds else None
+            backbone = SimpleNamespace(  # all that such methods read of it
+                logit_scale=scale, device="cpu", image_projection=projection
+            )
         if method.learns:
             data.images = cast(Labelled, (features, labels))
             self._set_validation(data, method.validation_choice(settings) is not None, X_val, y_val)
@@ -229,7 +232,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             if backbone is None:
                 title = type(self).__name__
                 raise UserError(f"{title} needs a backbone to encode images; pass it, or pass features.")
-            X = encode_images(backbone, X)
+            X = encode_images(backbone, X, before="pre" in METHODS[self.method].kinds)
         X = _as_array(X)
         views = 1
         if getattr(X, "ndim", 0) == 3:
@@ -295,9 +298,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             return
         if backbone is None and texts is None:
             raise UserError(f"{title} compares images with texts; pass a backbone, or text_features to fit.")
-        dim = backbone.embed_dim if texts is None else texts.shape[1]
+        dim, name = backbone.embed_dim if texts is None else texts.shape[1], "text features"
+        if backbone is not None and "pre" in method.kinds:
+            dim, name = backbone.image_projection.before_dim, "the input of the image tower's projection"
         if features is not None and features.shape[-1] != dim:
-            expected = f"(images, {dim}), as wide as text features"
+            expected = f"(images, {dim}), as wide as {name}"
             raise UserError(f"Expected X of shape {expected}, got (images, {features.shape[-1]}).")
         if features is not None and not features.any(axis=-1).all():
             raise UserError(NO_DIRECTION)
@@ -392,8 +397,18 @@ class CLAP(MethodClassifier, method="clap"):
     """CLAP: the same, held near its start class by class. Parameters: those of `ZeroShotLinearProbeSettings`."""
 
 
-def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:
+class ProLIP(MethodClassifier, method="prolip"):
+    """ProLIP: the image tower's projection, trained near its start. Parameters: those of `ProLIPSettings`.
+
+    X are images, or features before the backbone's projection. Without a backbone, X are as wide as ``text_features``,
+    and a square map that starts at the identity is trained in its place.
+    """
+
+
+def encode_images(backbone: Backbone, images: Sequence[Any], before: bool = False) -> np.ndarray:
     """Return raw features float32 (images, dim) of the test-time crops of paths or PIL images.
+
+    With ``before``, they are those before the image tower's projection.
 
     Raises:
         UserError: An image cannot be decoded; `MissingFile` if it is not there.
@@ -413,7 +428,8 @@ def encode_images(backbone: Backbone, images: Sequence[Any]) -> np.ndarray:
     for start in range(0, len(images), IMAGES_AT_ONCE):
         pixels = np.concatenate([crop(image) for image in images[start : start + IMAGES_AT_ONCE]])
         batch = normalize(pixels, backbone.preprocess, backbone.device)
-        found.append(backbone.encode_images(batch).float().cpu().numpy())
+        features = backbone.encode_images_both(batch)[1] if before else backbone.encode_images(batch)
+        found.append(features.float().cpu().numpy())
     return np.concatenate(found)
 
 

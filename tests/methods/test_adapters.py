@@ -33,6 +33,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"epochs": 21},
     "zs_lp": {"epochs": 3, "batch_size": 4},
     "clap": {"epochs": 3, "batch_size": 4},
+    "prolip": {"epochs": 3},
 }
 CHANGED: dict[str, dict[str, Any]] = {
     "gda": {"alpha": 9.0, "variant": "base_to_new"},
@@ -50,6 +51,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"epochs": 30, "sum_alpha_gradients": False},
     "zs_lp": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2},
     "clap": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2},
+    "prolip": {"learning_rate": 0.3, "lmbda": 9.0, "epochs": 4},
 }  # fmt: skip
 # What makes a case sensitive to the other settings: the only validation of a short training is after its first step.
 SENSITIVE: dict[str, dict[str, Any]] = {"cross_modal": {"selection": "fixed"}}

@@ -16,6 +16,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.adapters.clap import pooled_batches
+from fastcoop.methods.adapters.prolip import LAMBDAS, RATES
 from fastcoop.methods.adapters.stack import Stack, Texts
 from tests.methods.conftest import job, make_data, run
 
@@ -279,6 +280,55 @@ def test_lp_plus_plus_is_not_tested_on_classes_that_it_has_not_learned(
     (outcome,) = run(backbone, "lp_plus_plus", [one := job(data, "lp_plus_plus")])
     with pytest.raises(UserError, match='its class "tractor"'):
         METHODS["lp_plus_plus"].classifier(backbone, replace(one, weights=outcome.weights), new)
+
+
+@pytest.mark.parametrize(
+    ("given", "rate", "factor"),
+    [({}, 1e-5, 1 / SHOTS), ({"lmbda": 0.02, "learning_rate": 0.01}, 0.01, 0.02)],
+)
+def test_prolip_is_adam_on_the_projection(
+    backbone: Backbone, given: dict[str, float], rate: float, factor: float
+) -> None:
+    data = make_data(views=3)
+    one = job(data, "prolip", SHOTS, epochs=EPOCHS, **given)
+    (outcome,) = run(backbone, "prolip", [one])
+    (images, labels), texts = images_of(data, one), texts_of(backbone, data)
+    first = backbone.model.visual.proj.detach()
+    P = parameter(first)
+
+    def loss(epoch: int) -> Tensor:
+        found = cross_entropy(
+            cosine_logits(backbone.logit_scale, images[:, (epoch + 1) % 3] @ P, texts), labels
+        )
+        return found + factor * (P - first).square().sum()
+
+    rates = [rate * (1 + np.cos(np.pi * epoch / EPOCHS)) / 2 for epoch in range(EPOCHS)]
+    losses = plain_training(torch.optim.Adam([P], eps=1e-4), rates, loss)
+    assert_moved_alike(outcome.weights["P"], P, first)
+    np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
+    logits = cosine_logits(backbone.logit_scale, torch.from_numpy(data.test[0]) @ P, texts)
+    assert (outcome.scores["animals"].predictions == logits.argmax(1).numpy()).all()
+
+
+def test_prolip_chooses_the_first_best_of_49(backbone: Backbone) -> None:
+    data = make_data(views=1)
+    store: Any = data.store
+    shape = store._features["val"].shape
+    store._features["val"] += 2.5 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    one = job(data, "prolip", SHOTS, epochs=8, selection="few_val")
+    (outcome,) = run(backbone, "prolip", [one])
+    found = {}
+    for rate in RATES:
+        for factor in LAMBDAS:
+            tried = job(data, "prolip", SHOTS, epochs=8, learning_rate=rate, **{"lmbda": factor})
+            (alone,) = run(backbone, "prolip", [tried])
+            classifier = METHODS["prolip"].classifier(backbone, replace(tried, weights=alone.weights), data)
+            features, labels = data.validation(one.subset)
+            found[rate, factor] = 100 * float((classifier.logits(features).argmax(1) == labels).mean())
+    best = max(found, key=found.__getitem__)
+    assert len(set(found.values())) > 1
+    assert (outcome.extra["learning_rate"], outcome.extra["lmbda"]) == best
+    assert outcome.extra["val_accuracy"] == pytest.approx(found[best])
 
 
 @pytest.mark.parametrize("name", ["task_res", "zs_lp", "clap"])

@@ -78,14 +78,24 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """A run with one of the settings that it tries, and then what it learned. ``order``: among all rows."""
+    """A run with one of the settings that it tries, and then what it learned. ``order``: among all rows.
+
+    ``selection`` is that of the run, before the settings that it tries were set.
+    """
 
     index: int
     order: int
+    selection: Selection
     run: RunSpec[Any]
     tried: Mapping[str, Any]
     accuracy: float = math.nan
     outcome: Outcome = field(default_factory=lambda: Outcome({}))
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Is highest for the best of a run's rows: by accuracy, then the first. A row that diverged is the last."""
+        failed = math.isnan(self.accuracy) or self.outcome.status != "done"
+        return -1.0 if failed else self.accuracy, -self.order
 
     def chosen(self, values: Mapping[str, float]) -> dict[str, Any]:
         """Return the settings that were chosen."""
@@ -176,6 +186,11 @@ class Adapter(Method[S]):
 
     # What follows.
 
+    @property
+    def kind(self) -> str:
+        """The kind of features that runs learn from."""
+        return self.kinds[0]
+
     def selection(self, settings: S) -> Selection:
         """Return what the values of such runs are chosen on; "fixed" if nothing is left to choose."""
         given: Selection = getattr(settings, "selection", "fixed")
@@ -255,15 +270,16 @@ class Adapter(Method[S]):
         """Yield each run with the best of the settings that it tries, without scores, as it finishes."""
         rows: list[_Row] = []
         for index, run in self._tuned(backbone, runs, context).items():
-            for tried in self.tries(run) if self.selection(run.settings) != "fixed" else ({},):
+            selection = self.selection(run.settings)
+            for tried in self.tries(run) if selection != "fixed" else ({},):
                 settings = run.settings.model_copy(update=dict(tried))
-                rows.append(_Row(index, len(rows), replace(run, settings=settings), tried))
+                rows.append(_Row(index, len(rows), selection, replace(run, settings=settings), tried))
         left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
         for part in self._stacks(rows, context.memory_budget or STACK_BYTES):
             for row in self._learn_stack(backbone, part):
                 index, known = row.index, best.get(row.index)
                 seconds[index] = seconds.get(index, 0.0) + row.outcome.seconds
-                if known is None or (row.accuracy, -row.order) > (known.accuracy, -known.order):
+                if known is None or row.rank > known.rank:
                     best[index] = row
                 left[index] -= 1
                 if not left[index]:
@@ -299,14 +315,14 @@ class Adapter(Method[S]):
         """Yield rows that are learned together: of one dataset, one shape, and equal settings except floats."""
         groups: dict[Any, list[_Row]] = {}
         for row in rows:
-            run, selection = row.run, self.selection(row.run.settings)
+            run, selection = row.run, row.selection
             settings = [(name, float if isinstance(v, float) else v) for name, v in run.settings]
             judged = 0 if selection in ("fixed", "official") else len(drawn_for(run, selection))
             images = len(run.data.readable("train", run.subset.train))
-            groups.setdefault((id(run.data), images, judged, *settings), []).append(row)
+            groups.setdefault((id(run.data), images, selection, judged, *settings), []).append(row)
         for (_, images, *_others), group in groups.items():
             texts = len(group[0].run.data.class_names)
-            dim = group[0].run.data.train(group[0].run.subset)[0].shape[-1]
+            dim = group[0].run.data.train_views(group[0].run.subset, self.kind)[0].shape[-1]
             size = max(1, budget // self.run_bytes(images, group[0].run.data.views, texts, dim))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
@@ -319,16 +335,17 @@ class Adapter(Method[S]):
 
         start = time.perf_counter()
         with fresh_state():
-            stack = Stack.of(backbone, [row.run for row in rows])
-            official = self.selection(stack.settings) == "official"
+            stack = Stack.of(backbone, [row.run for row in rows], self.kind)
+            selection = rows[0].selection
+            official = selection == "official"
             splits = [
                 official and self.official_split(stack.runs[0].data, what) for what in ("epoch", "values")
             ]
-            judge = Judge.of(self, stack, on_test=splits[0] == "test")
+            judge = Judge.of(self, stack, selection, on_test=splits[0] == "test")
             fitted = self.fit(stack, judge)
             weights, extra = fitted.weights | self.given(stack), dict(fitted.extra)
             if splits[0] != splits[1]:
-                judge = Judge.of(self, stack, on_test=splits[1] == "test")
+                judge = Judge.of(self, stack, selection, on_test=splits[1] == "test")
             accuracy = torch.full((len(rows),), math.nan)
             if judge is not None:
                 searched = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
-from fastcoop.methods.adapters.selection import BestEpoch, Judge, Selection
+from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import EpochNumber
@@ -34,7 +34,7 @@ class LPPlusPlusSettings(AdapterSettings):
             official code, which never sets them to zero; otherwise the last epoch's.
     """
 
-    selection: Selection = "shots_val"
+    selection: ValidationOnly = "shots_val"
     epochs: EpochNumber = 300
     sum_alpha_gradients: bool = True
 
@@ -48,6 +48,7 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
 
     name = "lp_plus_plus"
     Settings = LPPlusPlusSettings
+    kinds = ("tip",)
     by_class = ("W", "b", "alpha")
 
     def label(self, settings: LPPlusPlusSettings) -> str:

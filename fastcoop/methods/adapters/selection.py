@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fastcoop.methods.adapters.base import Adapter
 
 Selection = Literal["fixed", "few_val", "shots_val", "full_val", "imagenet_val", "official"]
+ValidationOnly = Literal[
+    "fixed", "few_val", "shots_val", "full_val", "imagenet_val"
+]  # no test labels in official code
 BLOCK_BYTES = 64 << 20  # of the logits of images that are judged at once
 
 
@@ -51,21 +54,22 @@ class Judge:
     labels: Tensor
 
     @classmethod
-    def of(cls, adapter: Adapter[Any], stack: Stack, on_test: bool = False) -> Judge | None:
+    def of(
+        cls, adapter: Adapter[Any], stack: Stack, selection: Selection, on_test: bool = False
+    ) -> Judge | None:
         """Return the judge of runs; None if they choose nothing. ``on_test``: of official codes that look there."""
         import torch
 
-        selection = adapter.selection(stack.settings)
         if selection == "fixed":
             return None
         if on_test:
-            given: list[Labelled] = [stack.runs[0].data.test]
+            given: list[Labelled] = [stack.runs[0].data.split("test", adapter.kind)]
         else:
             drawn = [drawn_for(run, selection) for run in stack.runs]
             if all(np.array_equal(rows, drawn[0]) for rows in drawn):
                 drawn = drawn[:1]
             given = [
-                run.data.validation(FewShot(run.subset.train, rows))
+                run.data.validation(FewShot(run.subset.train, rows), adapter.kind)
                 for run, rows in zip(stack.runs, drawn, strict=False)
             ]
         device = stack.features.device

@@ -85,11 +85,11 @@ class Stack:
     backbone: Any = None
 
     @classmethod
-    def of(cls, backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> Stack:
-        """Read the features of runs."""
+    def of(cls, backbone: Backbone, runs: Sequence[RunSpec[Any]], kind: str = "coop") -> Stack:
+        """Read the features of runs, of a kind as `Data.train` takes it."""
         import torch
 
-        given = [run.data.train(run.subset) for run in runs]
+        given = [run.data.train(run.subset, kind) for run in runs]
         features = torch.from_numpy(np.stack([images for images, _ in given])).to(backbone.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in given])).to(backbone.device)
         return cls(tuple(runs), features, labels, Texts.of(backbone, runs[0].data), backbone)
