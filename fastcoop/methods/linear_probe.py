@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
+from fastcoop.methods.logistic import Fit, LogisticProblem
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+    from torch import Tensor
 
     from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
+REPRODUCIBLE = 75  # iterations, in which rounding grows to at most 1e-5 of the coefficients
 
 
 class LinearProbeSettings(MethodSettings):
     """Settings of a linear probe. The defaults are the official procedure; others are in the run's label.
 
     Attributes:
+        solver: ``official``: scikit-learn's L-BFGS, which stops well before the minimum at large C. ``converged``: the
+            minimum of the same objective.
         iterations: Largest number of iterations of L-BFGS.
         search_steps: Halvings of the bracket around the best of seven C.
     """
 
+    solver: Literal["official", "converged"] = "official"
     iterations: int = Field(default=1000, ge=1, le=1_000_000)
     search_steps: int = Field(default=8, ge=1, le=50)  # with more, the bracket is below float64
+
+    def unused(self) -> Mapping[str, str | None]:
+        reason = "solver: converged runs to the minimum; leave out iterations"
+        return {"iterations": reason} if self.solver == "converged" else {}
 
 
 OFFICIAL = LinearProbeSettings()
 
 
 class LinearProbeMethod(Method[LinearProbeSettings]):
-    """L-BFGS logistic regression on unnormalized features of the test-time crop.
+    """Logistic regression on unnormalized features of the test-time crop.
 
     It learns from the same subset as the prompt learners; the official code draws one of its own. Its weights are
     stored as float32, and scored as they are stored.
@@ -50,15 +61,23 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
     needs_backbone = False
 
     def label(self, settings: LinearProbeSettings) -> str:
-        if settings == OFFICIAL:
-            return "Linear probe CLIP"
-        fits, steps = settings.iterations, settings.search_steps
-        return (
-            f"Linear probe CLIP ({fits} iteration{'s' * (fits > 1)}, {steps} search step{'s' * (steps > 1)})"
-        )
+        limits, steps = [], settings.search_steps
+        if settings.solver == "converged":
+            limits.append("converged")
+        elif settings != OFFICIAL:
+            limits.append(f"{settings.iterations} iteration{'s' * (settings.iterations > 1)}")
+        if limits and (settings.solver == "official" or steps != OFFICIAL.search_steps):
+            limits.append(f"{steps} search step{'s' * (steps > 1)}")
+        return f"Linear probe CLIP ({', '.join(limits)})" if limits else "Linear probe CLIP"
 
     def validation_choice(self, settings: LinearProbeSettings) -> tuple[str, str]:
         return "the probe's C", "leave the linear probe out"
+
+    def key_settings(self, run: RunSpec[LinearProbeSettings], backbone: Backbone) -> dict[str, Any]:
+        found = super().key_settings(run, backbone)
+        if run.settings.solver == "official":  # runs from before the setting existed keep their keys
+            del found["solver"]
+        return found
 
     def is_class_specific(self, settings: LinearProbeSettings) -> bool:
         return True
@@ -79,8 +98,8 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
             (features[:, 0].astype(np.float64), labels),
             (val_features.astype(np.float64), val_labels),
         )
-        with threadpool_limits(1, user_api="blas"):  # small fits; and sums are equal on any number of cores
-            log_c, accuracy, model = choose_c(train, val, run.settings)
+        with threadpool_limits(1, user_api="blas"):  # sums are equal on any number of cores
+            log_c, accuracy, model = choose_c(train, val, run.settings, backbone.device)
         coef, intercept = model.coef_, model.intercept_
         if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
             coef, intercept = (np.concatenate([np.zeros_like(one), one]) for one in (coef, intercept))
@@ -97,31 +116,139 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
 
 
 def choose_c(
-    train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL
+    train: Labelled, val: Labelled, settings: LinearProbeSettings = OFFICIAL, device: Any = "cpu"
 ) -> tuple[float, float, LogisticRegression]:
     """Return log10 of the official search's C, its validation accuracy from 0 to 1, and the model fitted with it.
 
     First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times a fit at both ends
     of a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The better
     end of the last step is the choice.
+
+    Args:
+        train: Features float64 (images, dim), and labels.
+        val: Images to choose C by, likewise.
+        settings: How to fit and search.
+        device: Where to compute.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    @cache
-    def fitted(log_c: float) -> tuple[float, LogisticRegression]:
-        model = LogisticRegression(solver="lbfgs", max_iter=settings.iterations, C=10.0**log_c)
-        with warnings.catch_warnings():
-            # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
-            warnings.simplefilter("ignore", UserWarning)
-            model.fit(*train)
-        return float((model.predict(val[0]) == val[1]).mean()), model
-
-    best = max(START, key=lambda log_c: fitted(log_c)[0])  # max keeps the first of equals
+    fits = (_ConvergedFits if settings.solver == "converged" else _OfficialFits)(train, val, settings, device)
+    fits.add(START)
+    best = max(START, key=fits.accuracy)  # max keeps the first of equals
     low, high = best - 1.0, best + 1.0
-    for _ in range(settings.search_steps):
+    for step in range(settings.search_steps):
         middle = (low + high) / 2
-        if fitted(low)[0] < fitted(high)[0]:
+        if low not in fits or high not in fits:
+            # Whichever end is better, the next step needs the middle.
+            is_last = step + 1 == settings.search_steps
+            fits.add([low, high] if is_last else [low, high, middle])
+        if fits.accuracy(low) < fits.accuracy(high):
             chosen, low = high, middle
         else:
             chosen, high = low, middle
-    return chosen, *fitted(chosen)
+    return chosen, fits.accuracy(chosen), fits.model(chosen)
+
+
+class _Fits:
+    """Fits by log10 of C, with their validation accuracies."""
+
+    principal = False  # the problem's axes
+
+    def __init__(self, train: Labelled, val: Labelled, settings: LinearProbeSettings, device: Any) -> None:
+        import torch
+        from sklearn.utils import assert_all_finite
+
+        assert_all_finite(train[0], input_name="X")
+        self._train, self._val, self._iterations = train, val, settings.iterations
+        self._classes, self._labels = np.unique(train[1], return_inverse=True)
+        self._device = torch.device(device)
+        self._problem = LogisticProblem(train[0], self._labels, device, self.principal)
+        self._weights: dict[float, Tensor] = {}
+        self._fitted: dict[float, tuple[float, LogisticRegression]] = {}
+
+    def __contains__(self, log_c: float) -> bool:
+        return log_c in self._fitted
+
+    def accuracy(self, log_c: float) -> float:
+        return self._fitted[log_c][0]
+
+    def model(self, log_c: float) -> LogisticRegression:
+        return self._fitted[log_c][1]
+
+    def add(self, log_cs: Sequence[float]) -> None:
+        """Fit those that are not fitted yet."""
+        missing = [log_c for log_c in log_cs if log_c not in self]
+        for log_c, model in zip(missing, self._fit_all(missing), strict=True):
+            self._fitted[log_c] = float((model.predict(self._val[0]) == self._val[1]).mean()), model
+
+    def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
+        raise NotImplementedError
+
+    def _scikit_learn(self, log_c: float) -> LogisticRegression:
+        """Return scikit-learn's own fit, or its error."""
+        model = self._unfitted(log_c)
+        with warnings.catch_warnings():
+            # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
+            warnings.simplefilter("ignore", UserWarning)
+            return model.fit(*self._train)
+
+    def _unfitted(self, log_c: float) -> LogisticRegression:
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(solver="lbfgs", max_iter=self._iterations, C=10.0**log_c)
+
+    def _model(self, log_c: float, fit: Fit) -> LogisticRegression:
+        """Return a fit as scikit-learn's estimator."""
+        model, coef, intercept = self._unfitted(log_c), fit.coef, fit.intercept
+        if len(self._classes) == 2:
+            coef, intercept = np.diff(coef, axis=0), np.diff(intercept)
+        model.classes_, model.coef_, model.intercept_ = self._classes, coef, intercept
+        model.n_features_in_, model.n_iter_ = coef.shape[1], np.array([fit.iterations], dtype=np.int32)
+        return model
+
+
+class _OfficialFits(_Fits):
+    """scikit-learn's fits, in as many threads as torch uses, each in one.
+
+    `LogisticProblem` computes those that predict validation images as scikit-learn's, whatever the rounding, in less
+    work. scikit-learn computes the others itself: fits of more than about a hundred iterations depend on rounding. On a
+    GPU, all are computed there.
+    """
+
+    def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
+        import torch
+
+        from fastcoop.engine.weights import limit_threads
+
+        if len(self._classes) < 3:  # scikit-learn has another objective
+            return [self._scikit_learn(log_c) for log_c in log_cs]
+        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        with limit_threads(1), ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self._fit, log_cs))
+
+    def _fit(self, log_c: float) -> LogisticRegression:
+        if self._device.type != "cpu":
+            return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
+        limit = min(self._iterations, REPRODUCIBLE)
+        fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
+        model = self._model(log_c, fit)
+        if fit.converged or limit == self._iterations:
+            logits = np.sort(model.decision_function(self._val[0]), axis=1)
+            rounding = 10 ** (fit.iterations / 25 - 7) * (logits[:, -1] - logits[:, 0])
+            if (logits[:, -1] - logits[:, -2] > rounding).all():
+                return model
+        return self._scikit_learn(log_c)
+
+
+class _ConvergedFits(_Fits):
+    """The minima of scikit-learn's objective. Each fit starts from the one with the nearest C."""
+
+    principal = True
+
+    def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
+        if len(self._classes) < 2:
+            return [self._scikit_learn(log_c) for log_c in log_cs]  # its error
+        models = {}
+        for log_c in sorted(log_cs):
+            nearest = min(self._weights, key=lambda other: abs(other - log_c), default=log_c)
+            fit = self._problem.optimum(10.0**log_c, self._weights.get(nearest))
+            self._weights[log_c], models[log_c] = fit.weights, self._model(log_c, fit)
+        return [models[log_c] for log_c in log_cs]

@@ -159,4 +159,4 @@ def test_prompts_that_an_added_method_may_learn_from_are_in_its_key(backbone: Ba
     keys = [method.key_settings(job(one, "linear_probe"), backbone) for one in (data, other)]
     assert keys[0] != keys[1]
     plain = METHODS["linear_probe"].key_settings(job(data, "linear_probe"), backbone)
-    assert plain == job(data, "linear_probe").settings.model_dump(mode="json")
+    assert plain == {"iterations": 1000, "search_steps": 8}

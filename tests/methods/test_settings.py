@@ -102,7 +102,11 @@ def test_settings_that_mean_nothing(name: str, settings: dict[str, Any], message
 TWO_VALUES: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "zero_shot": {"prompt": ({}, "a {}.", "the {}.")},
     "ensemble": {"templates": ({}, "selected", "all")},
-    "linear_probe": {"iterations": ({}, 10, 20), "search_steps": ({}, 1, 2)},
+    "linear_probe": {
+        "solver": ({}, "official", "converged"),
+        "iterations": ({}, 10, 20),
+        "search_steps": ({}, 1, 2),
+    },
     "coop": {
         "context_length": ({}, 2, 3),
         "class_position": ({"context_length": 4}, "end", "mid"),

@@ -1,0 +1,194 @@
+"""Multinomial logistic regression in float64, on any device: by scikit-learn's iterates, or to the optimum.
+
+Its iterates start at zero, follow gradients and are equivariant to rotations. With fewer images than features, they are
+computed in the span of the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastcoop.methods.lbfgs import EPSILON, minimize
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+GRADIENT_TOLERANCE = 1e-4  # scikit-learn's, of the largest entry
+LOSS_TOLERANCE = 64 * EPSILON  # scikit-learn's
+LINE_EVALUATIONS = 50  # scikit-learn's
+OPTIMUM_TOLERANCE = 1e-8  # of the decrease that another Newton step promises, relative to the objective
+MAX_NEWTON_STEPS, MAX_PRODUCTS = 200, 500  # steps; products with the Hessian in a step
+RESIDUAL = 0.05  # of a Newton step, in the preconditioner's norm
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted model.
+
+    Attributes:
+        coef: float64 (classes, dim).
+        intercept: float64 (classes,).
+        iterations: Number of iterations.
+        converged: Whether they ended by their own rules, not by the largest number of them.
+        weights: Where a fit with a similar C may start.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    iterations: int
+    converged: bool
+    weights: Tensor
+
+
+class LogisticProblem:
+    """The training images of a logistic regression, which may be fitted for several C.
+
+    Args:
+        features: float64 (images, dim), finite.
+        labels: int (images,), from 0 to classes - 1, each of them.
+        device: Where to compute.
+        principal: Whether to compute in the principal axes of centered features, as `optimum` does; else with the
+            features as they are, or rotated, as `scikit_learn_fit` does.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        device: str | torch.device = "cpu",
+        principal: bool = False,
+    ) -> None:
+        import torch
+
+        (self.images, self.dim), self.classes = features.shape, int(labels.max()) + 1
+        x = torch.as_tensor(features, dtype=torch.float64, device=device)
+        self._mean = x.mean(0) if principal else torch.zeros_like(x[0])
+        self._rotation: Tensor | None = None  # (rank, dim), orthonormal rows
+        if principal:
+            x = x - self._mean
+        if self.images < self.dim:
+            columns, upper = torch.linalg.qr(x.T)
+            self._rotation, x = columns.T.contiguous(), upper.T
+        if principal:
+            self._variances, axes = torch.linalg.eigh(x.T @ x / self.images)
+            self._rotation = axes.T if self._rotation is None else axes.T @ self._rotation
+            x = x @ axes
+        self._features = torch.cat([x, x.new_ones(self.images, 1)], 1)  # (images, rank + 1)
+        self._transposed = self._features.T.contiguous()
+        self._labels = torch.as_tensor(labels, dtype=torch.int64, device=device)[None]
+        self._targets = x.new_zeros(self.classes, self.images).scatter_(0, self._labels, 1 / self.images)
+
+    def scikit_learn_fit(self, c: float, max_iterations: int) -> Fit:
+        """Return the fit of scikit-learn's ``LogisticRegression(C=c, max_iter=max_iterations)``, up to rounding.
+
+        For two classes, scikit-learn has another objective.
+        """
+        penalty = 1 / (c * self.images)
+        found = minimize(
+            lambda weights: self._evaluate(weights, penalty),
+            self._features.new_zeros(self.classes, self._features.shape[1]),
+            self._is_small,
+            LOSS_TOLERANCE,
+            max_iterations,
+            LINE_EVALUATIONS,
+        )
+        return self._fit(found.point, found.iterations, found.converged)
+
+    def optimum(self, c: float, start: Tensor | None = None) -> Fit:
+        """Return the minimum of scikit-learn's objective, by Newton's method with conjugate gradients.
+
+        Args:
+            c: scikit-learn's C.
+            start: The weights of the fit with another C.
+        """
+        # With two classes, scikit-learn penalizes the difference of their coefficients, whose square is twice theirs.
+        penalty = (2 if self.classes == 2 else 1) / (c * self.images)
+        zeros = self._features.new_zeros(self.classes, self._features.shape[1])
+        weights = zeros if start is None else start
+        loss, gradient, probabilities = self._derivatives(weights, penalty)
+        for iteration in range(MAX_NEWTON_STEPS):
+            direction = self._newton_direction(gradient, probabilities, penalty)
+            decrease = -float((gradient * direction).sum())
+            if decrease <= OPTIMUM_TOLERANCE * loss:
+                return self._fit(weights, iteration, True)
+            step = 1.0
+            while True:
+                point = weights.add(direction, alpha=step)
+                found = self._derivatives(point, penalty)
+                if found[0] <= loss - 1e-4 * step * decrease:
+                    break
+                step /= 2
+                if step < EPSILON:
+                    return self._fit(weights, iteration, False)
+            weights, (loss, gradient, probabilities) = point, found
+        return self._fit(weights, MAX_NEWTON_STEPS, False)
+
+    def _fit(self, weights: Tensor, iterations: int, converged: bool) -> Fit:
+        coef = weights[:, :-1] if self._rotation is None else weights[:, :-1] @ self._rotation
+        intercept = weights[:, -1] - coef @ self._mean
+        return Fit(coef.cpu().numpy(), intercept.cpu().numpy(), iterations, converged, weights)
+
+    def _evaluate(self, weights: Tensor, penalty: float) -> tuple[float, Tensor]:
+        """Return the objective, and its gradient (classes, rank + 1)."""
+        return self._derivatives(weights, penalty)[:2]
+
+    def _derivatives(self, weights: Tensor, penalty: float) -> tuple[float, Tensor, Tensor]:
+        """Return the objective, its gradient (classes, rank + 1) and the probabilities (classes, images).
+
+        The objective is the mean cross-entropy, and half the penalty times the squared coefficients.
+        """
+        logits = weights @ self._transposed
+        logits -= logits.amax(0)
+        of_labels = logits.gather(0, self._labels).sum()
+        sums = logits.exp_().sum(0)
+        coef = weights[:, :-1]
+        loss = (sums.log().sum() - of_labels) / self.images + 0.5 * penalty * coef.square().sum()
+        probabilities = logits.div_(sums)
+        gradient = (probabilities / self.images).sub_(self._targets) @ self._features
+        gradient[:, :-1].add_(coef, alpha=penalty)
+        return float(loss), gradient, probabilities
+
+    def _is_small(self, gradient: Tensor) -> bool:
+        """Return whether no entry of the gradient, in the original coordinates, is over the tolerance."""
+        if self._rotation is None:
+            return bool(gradient.abs().max() <= GRADIENT_TOLERANCE)
+        norms = gradient[:, :-1].norm(dim=1)
+        largest = GRADIENT_TOLERANCE * self.dim**0.5  # the largest entry is at least norm / sqrt(dim)
+        if norms.max() > largest or gradient[:, -1].abs().max() > GRADIENT_TOLERANCE:
+            return False
+        unclear = gradient[norms > GRADIENT_TOLERANCE, :-1]  # the largest entry is at most the norm
+        return not len(unclear) or bool((unclear @ self._rotation).abs().max() <= GRADIENT_TOLERANCE)
+
+    def _newton_direction(self, gradient: Tensor, probabilities: Tensor, penalty: float) -> Tensor:
+        """Return minus the inverse Hessian times the gradient, roughly, by preconditioned conjugate gradients.
+
+        The preconditioner is the Hessian's diagonal if probabilities do not depend on the image: in principal axes,
+        its part of one class is then diagonal.
+        """
+        mass = (probabilities * (1 - probabilities)).mean(1, keepdim=True)
+        diagonal = gradient.new_ones(gradient.shape)
+        diagonal[:, :-1] = self._variances.clamp(min=0)
+        diagonal *= mass
+        diagonal[:, :-1] += penalty
+        direction, residual = gradient.new_zeros(gradient.shape), -gradient
+        scaled = residual / diagonal
+        along, square = scaled, (residual * scaled).sum()
+        enough = RESIDUAL**2 * square
+        for _ in range(MAX_PRODUCTS):
+            change = (along @ self._transposed).mul_(probabilities)
+            change = change.sub_(probabilities * change.sum(0)).div_(self.images)
+            product = change @ self._features
+            product[:, :-1].add_(along[:, :-1], alpha=penalty)
+            length = square / (along * product).sum()
+            direction = direction + length * along
+            residual = residual - length * product
+            scaled = residual / diagonal
+            square, previous = (residual * scaled).sum(), square
+            if square <= enough:
+                break
+            along = scaled + square / previous * along
+        return direction
