@@ -16,6 +16,7 @@ LARGEST = 2**32 - 1  # the largest seed that every library accepts
 
 LONGEST = 1_000_000  # epochs or steps of a schedule, whose tables grow with both
 LARGEST_BATCH = 65_536  # images; memory for a whole batch is allocated even if there are fewer
+LONGEST_RANGE = 10_000  # numbers of a range such as "1-10"
 MOST_VIEWS = 1000  # augmented views of an image
 
 _short = reprlib.Repr()
@@ -40,6 +41,15 @@ def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> 
         if not isinstance(value, bool) and least <= operator.index(value) <= most:
             return operator.index(value)
     raise UserError(f"Expected {name} to be a whole number from {least} to {most}, got {shortened(value)}.")
+
+
+def expand_range(text: str) -> list[int] | None:
+    """Return the whole numbers of a range, such as [1, 2, 3] for "1-3"; None for any other text."""
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    if not dash or not (first.isdecimal() and last.isdecimal()) or len(first) > 10 or len(last) > 10:
+        return None
+    numbers = range(int(first), int(last) + 1)
+    return list(numbers) if 0 < len(numbers) <= LONGEST_RANGE else None
 
 
 def amount(value: Any, name: str) -> float:

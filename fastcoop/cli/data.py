@@ -58,6 +58,35 @@ def check(
         raise typer.Exit(2)
 
 
+@datasets_app.command("draw")
+def draw(
+    name: Annotated[str, Argument(help="A dataset's name, or a folder.")],
+    data_root: DataRoot = Path("data"),
+    shots: Annotated[str, Option(help="Images per class.")] = "1,2,4,8,16",
+    seeds: Annotated[str, Option(help="Seeds, such as 1,2,3 or 1-10.")] = "1,2,3",
+    out: Annotated[Path | None, Option(help="Folder to write to (below draws/).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write few-shot subsets as .jsonl files for other programs.
+
+    A pair of files per shots and seed, as 2SFS publishes its splits: shot_1-seed_1_train.jsonl and _val.jsonl. Such
+    files, in the dataset's folder split_fewshot, are read in place of a draw.
+
+    Example:  fastcoop datasets draw oxford_pets --data-root data --shots 1,16 --seeds 1-10
+    """
+    from fastcoop.datasets import load_dataset, write_draw
+
+    dataset = load_dataset(name, data_root)
+    folder = out or Path("draws", dataset.name)
+    draws = [
+        (number, int(seed))
+        for number in options.numbers(shots, "--shots", also=["all"])
+        for seed in options.numbers(seeds, "--seeds")
+    ]
+    paths = [path for number, seed in draws for path in write_draw(dataset, number, seed, folder)]
+    show(paths if as_json else None, paths, as_json)
+
+
 def _check_lines(found: Check) -> Iterator[str]:
     yield f"{found.title}  {found.images}"
     for key, (have, expected) in found.counts.items():

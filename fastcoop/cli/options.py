@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from fastcoop.checks import expand_range
 from fastcoop.errors import UserError
 
 
@@ -27,8 +28,9 @@ def _split(values: Sequence[str] | None) -> list[str]:
 
 
 def numbers(text: str, option: str, also: Sequence[str] = ()) -> list[int | str]:
-    """Return ``"1,2"``, the value of ``option``, as whole numbers; pieces in ``also`` stay text."""
-    pieces = [piece.strip() for piece in text.split(",")]
+    """Return ``"1,2,5-8"``, the value of ``option``, as whole numbers; pieces in ``also`` stay text."""
+    given = [piece.strip() for piece in text.split(",")]
+    pieces = [str(one) for piece in given for one in (expand_range(piece) or (piece,))]
     for piece in pieces:
         if not piece.isdecimal() and piece not in also:
             raise UserError(f'Expected {option} to be whole numbers separated by commas, got "{piece}".')

@@ -1,8 +1,17 @@
 """Datasets: images, class names, splits and few-shot subsets."""
 
 from fastcoop.datasets.dataset import Dataset, Split
-from fastcoop.datasets.fewshot import FewShot, few_shot
+from fastcoop.datasets.fewshot import FewShot, few_shot, write_draw
 from fastcoop.datasets.load import load_dataset
 from fastcoop.datasets.official import Download, OfficialDataset
 
-__all__ = ["Dataset", "Download", "FewShot", "OfficialDataset", "Split", "few_shot", "load_dataset"]
+__all__ = [
+    "Dataset",
+    "Download",
+    "FewShot",
+    "OfficialDataset",
+    "Split",
+    "few_shot",
+    "load_dataset",
+    "write_draw",
+]

@@ -1,11 +1,13 @@
 """Few-shot subsets by the official rule: drawn, or read from the files of an earlier draw.
 
-Files are only read: the official code's pickles, and JSON of the same content.
+Files are the official code's pickles, JSON of the same content, and the pairs of .jsonl files in which the few-shot
+splits of 2SFS (Farina et al., CVPR 2025) are published. `write_draw` writes such a pair.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import random
 from dataclasses import dataclass
@@ -15,14 +17,16 @@ from typing import Any
 import numpy as np
 
 from fastcoop.checks import whole_number
-from fastcoop.datasets.dataset import Dataset, Items, Split, rows_in_whole, trainable_rows, warn_once
+from fastcoop.datasets.dataset import Dataset, Item, Items, Split, rows_in_whole, trainable_rows, warn_once
 from fastcoop.datasets.files import abbreviate, normalized, reading
 from fastcoop.datasets.splits import read_items, read_json
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, writing
+from fastcoop.files import atomic_write
 from fastcoop.remember import remember
 
 MAX_VAL_SHOTS = 4
 DATUM = ("dassl.data.datasets.base_dataset", "Datum")
+JSONL_KEYS = ("_impath", "_label", "_domain", "_classname")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +45,12 @@ class FewShot:
 def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     """Return the training and validation images for ``shots`` per class and ``seed``.
 
-    A subset in ``dataset.fewshot_dir`` is read: the official code's ``shot_K-seed_S.pkl``, else a JSON file of the
-    same content. Otherwise one stream of Python's ``random``, seeded with ``seed``, draws the training and then the
-    validation set, class by class in order of first image. Nothing is written: the same arguments draw the same
-    images. All images of a class with fewer are used, with a warning. Training images that are validation images too
-    (ImageNet's) are not drawn. The subset of half a dataset's classes is the whole dataset's, restricted to images of
-    these classes: the official base-to-new rule.
+    A subset in ``dataset.fewshot_dir`` is read: the official code's ``shot_K-seed_S.pkl``, else the published
+    ``shot_K-seed_S_train.jsonl`` and ``_val.jsonl``, else a JSON file. Otherwise one stream of Python's ``random``,
+    seeded with ``seed``, draws the training and then the validation set, class by class in order of first image.
+    Nothing is written: the same arguments draw the same images. All images of a class with fewer are used, with a
+    warning. Training images that are validation images too (ImageNet's) are not drawn. The subset of half a dataset's
+    classes is the whole dataset's, restricted to images of these classes: the official base-to-new rule.
 
     Args:
         dataset: The dataset.
@@ -145,13 +149,18 @@ def _draw(classes: list[np.ndarray], shots: int, rng: random.Random) -> np.ndarr
 
 
 def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
-    """Read the rows of a subset from the official code's pickle, else from JSON; {} where there is neither.
+    """Read the rows of a subset from the official code's pickle, .jsonl or JSON; {} where there is none of them.
 
-    Pickles of ImageNet have no "val". A JSON with the digest of another split is ignored.
+    Pickles and .jsonl of ImageNet have no "val". A JSON with the digest of another split is ignored.
     """
     path = dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.pkl"
     if path.is_file():
         return _locate(dataset, _read_pickle(path), path)
+    lines = {
+        key: one for key in ("train", "val") if (one := _jsonl_path(path.parent, shots, seed, key)).is_file()
+    }
+    if "train" in lines:
+        return _locate(dataset, {key: _read_jsonl(one) for key, one in lines.items()}, lines["train"])
     path = path.with_suffix(".json")
     if not path.is_file():
         return {}
@@ -159,6 +168,55 @@ def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarra
     if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
         return {}
     return _locate(dataset, read_items(path, required=("train",)), path)
+
+
+def write_draw(dataset: Dataset, shots: int | str, seed: int, folder: Path) -> list[Path]:
+    """Write a few-shot subset as ``shot_K-seed_S_train.jsonl`` and, with validation images, ``_val.jsonl``.
+
+    Each line is a JSON object of an image, with the names of the official code: its path, beginning with the dataset's
+    root, its label, domain (0) and class name. `few_shot` reads the files back.
+
+    Raises:
+        UserError: As `few_shot`, or the files cannot be written.
+    """
+    subset, written = few_shot(dataset, shots, seed), []
+    for key, rows in (("train", subset.train), ("val", subset.val)):
+        if len(rows):
+            split, path = dataset.splits[key], _jsonl_path(folder, shots, seed, key)
+            places = [(str(dataset.root / split.paths[row]), int(split.labels[row])) for row in rows]
+            values = [(place, label, 0, dataset.class_names[label]) for place, label in places]
+            lines = [
+                json.dumps(dict(zip(JSONL_KEYS, one, strict=True)), ensure_ascii=False) for one in values
+            ]
+            with writing(path):
+                folder.mkdir(parents=True, exist_ok=True)
+            with writing(path), atomic_write(path) as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+            written.append(path)
+    return written
+
+
+def _jsonl_path(folder: Path, shots: int | str, seed: int, key: str) -> Path:
+    return folder / f"shot_{shots}-seed_{seed}_{key}.jsonl"
+
+
+def _read_jsonl(path: Path) -> list[Item]:
+    items = []
+    with reading(path, "a .jsonl file"):
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            match json.loads(line):
+                case {"_impath": str(image), "_label": int(label), "_classname": str(name)}:
+                    items.append((image, label, name))
+                    continue
+        except (ValueError, RecursionError):
+            pass
+        raise UserError(
+            f"{path} line {number} should be a JSON object with {', '.join(JSONL_KEYS)}; delete the file, or "
+            "download it again."
+        )
+    return items
 
 
 class _Datum:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fastcoop.checks import LARGEST, MOST_VIEWS, shortened
+from fastcoop.checks import LARGEST, MOST_VIEWS, expand_range, shortened
 from fastcoop.errors import UserError
 
 SCALARS = (str, int, float, bool, type(None))
@@ -39,6 +39,12 @@ def _whole(expected: str, least: int, most: int = LARGEST, word: str = "") -> Be
     return BeforeValidator(check)
 
 
+def _seeds(value: Any) -> Any:
+    """Return a list of seeds, with ranges such as "1-10" written out."""
+    ranges = [(expand_range(one) if isinstance(one, str) else None) or [one] for one in as_list(value)]
+    return [seed for one in ranges for seed in one]
+
+
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if twice := [value for value, times in Counter(values).items() if times > 1]:
         raise ValueError(f"it lists {shortened(twice[0])} twice")
@@ -52,7 +58,8 @@ Name = Annotated[
 ]
 Names = _List[Name]
 Shots = _List[Annotated[int | Literal["all"], _whole('whole numbers from 1 on, or "all"', 1, word="all")]]
-Seeds = _List[Annotated[int, _whole(f"whole numbers from 0 to {LARGEST}", 0)]]
+_Seed = Annotated[int, _whole(f'whole numbers from 0 to {LARGEST}, or a range such as "1-10"', 0)]
+Seeds = Annotated[_List[_Seed], BeforeValidator(_seeds)]
 Views = Annotated[int, _whole(f"a whole number from 0 to {MOST_VIEWS}", 0, MOST_VIEWS)]
 
 

@@ -12,8 +12,9 @@ import types
 import numpy as np
 import pytest
 
-from fastcoop.datasets import few_shot, load_dataset
+from fastcoop.datasets import few_shot, load_dataset, write_draw
 from fastcoop.errors import UserError
+from tests.advice import follows
 
 WORDNET = ["n01440764", "n01443537"]
 
@@ -265,3 +266,41 @@ def test_an_official_imagenet_pickle_has_no_validation_set(tmp_path, put, offici
     subset = few_shot(dataset, 4, 1)
     assert [dataset.splits["train"].paths[i] for i in subset.train] == chosen
     assert sorted(held_out[i] for i in subset.val) == sorted(held_out[1:])
+
+
+@pytest.mark.parametrize("shots", [2, 16])
+def test_draws_written_as_jsonl_read_back_and_are_those_of_2sfs(folder, tmp_path, shots):
+    dataset = load_dataset(folder)
+    subset = few_shot(dataset, shots, 3)
+    train, val = write_draw(dataset, shots, 3, tmp_path / "out")
+    assert (train.name, val.name) == (f"shot_{shots}-seed_3_train.jsonl", f"shot_{shots}-seed_3_val.jsonl")
+    # As the published code reads them: a dictionary per line, opened by its path.
+    for path, key, rows in ((train, "train", subset.train), (val, "val", subset.val)):
+        data = [json.loads(line) for line in path.read_text().splitlines()]
+        split = dataset.splits[key]
+        assert [one["_impath"] for one in data] == [str(dataset.root / split.paths[row]) for row in rows]
+        assert [one["_label"] for one in data] == split.labels[rows].tolist()
+        assert {(one["_domain"], one["_classname"]) for one in data} <= {(0, name) for name in "abc"}
+    # Another draw, whose data root was another folder.
+    dataset.fewshot_dir.mkdir(parents=True)
+    train, val = write_draw(dataset, shots, 9, dataset.fewshot_dir)
+    for path in (train, val):
+        text = path.read_text().replace(str(dataset.root), "/somewhere/DATA/mine")
+        path.with_name(path.name.replace("seed_9", "seed_1")).write_text(text)
+        path.unlink()
+    assert drawn(dataset, few_shot(dataset, shots, 1)) == drawn(dataset, few_shot(dataset, shots, 9))
+
+
+@follows("delete the file, or download it again")
+def test_a_damaged_line_of_jsonl_is_named(folder):
+    dataset = load_dataset(folder)
+    dataset.fewshot_dir.mkdir(parents=True)
+    path, _ = write_draw(dataset, 2, 1, dataset.fewshot_dir)
+    expected = drawn(dataset, few_shot(dataset, 2, 1))
+    path.write_text(path.read_text().replace('"_label": 0', '"_label": "zero"', 1))
+    with pytest.raises(
+        UserError, match=r"train\.jsonl line [1-9]+ should be a JSON object with _impath, _label"
+    ):
+        few_shot(dataset, 2, 1)
+    path.unlink()
+    assert drawn(dataset, few_shot(dataset, 2, 1)) == expected

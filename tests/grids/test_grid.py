@@ -61,6 +61,14 @@ def test_values_given_on_the_command_line_win(file: Path) -> None:
     assert {run.settings.epochs for run in grid.runs()} == {3}
 
 
+def test_a_range_of_seeds_is_written_out(file: Path) -> None:
+    assert read_grid(file, ["seeds=1-10"]).blocks[0].seeds == tuple(range(1, 11))
+    assert read_grid(file, ["seeds=[3-5, 9]"]).blocks[0].seeds == (3, 4, 5, 9)
+    for wrong in ("5-1", "1-2-3", "a-b"):
+        with pytest.raises(UserError, match='or a range such as "1-10"'):
+            read_grid(file, [f"seeds={wrong}"])
+
+
 def test_a_mapping_is_not_changed_by_overrides() -> None:
     given = {"backbones": "a", "datasets": "b", "methods": {"coop": {"epochs": 1}}}
     read_grid(given, ["methods.coop.epochs=2"])
