@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from fastcoop.methods.estimators import (
         CLAP,
         GDA,
+        TCP,
         CLIPAdapter,
+        CoCoOp,
         CoOpClassifier,
         CrossModalLinearProbe,
         LinearProbe,
@@ -59,9 +61,9 @@ _MODULES = {
     "errors": "FastcoopError MissingFile UserError",
     "exchange": "Classifier export_run find_run import_coop make_classifier predict",
     "features": "FeatureStore cache_features check_store import_features",
-    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias TextTransform "
-    "ZeroShot CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF TaskRes CLIPAdapter "
-    "LPPlusPlus ZeroShotLinearProbe CLAP ProLIP",
+    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias "
+    "TextTransform ZeroShot CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF "
+    "TaskRes CLIPAdapter LPPlusPlus ZeroShotLinearProbe CLAP ProLIP CoCoOp TCP",
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
     "results": "load_contexts load_predictions load_results merge_results paired_test",
@@ -70,11 +72,11 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
-    "CLAP", "GDA", "Backbone", "CLIPAdapter", "Classifier", "CoOpClassifier", "CrossModalLinearProbe",
-    "Dataset", "FastcoopError", "FeatureStore", "LPPlusPlus", "LinearProbe", "MethodClassifier",
-    "MissingFile", "ProKeR", "ProLIP", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner",
-    "Run", "TaskRes", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained", "UserError",
-    "ZeroShot", "ZeroShotLinearProbe", "backbone_from_spec", "cache_features", "check_store",
+    "CLAP", "GDA", "TCP", "Backbone", "CLIPAdapter", "Classifier", "CoCoOp", "CoOpClassifier",
+    "CrossModalLinearProbe", "Dataset", "FastcoopError", "FeatureStore", "LPPlusPlus", "LinearProbe",
+    "MethodClassifier", "MissingFile", "ProKeR", "ProLIP", "PromptEncoder", "PromptEnsemble", "PromptLayout",
+    "PromptLearner", "Run", "TaskRes", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained",
+    "UserError", "ZeroShot", "ZeroShotLinearProbe", "backbone_from_spec", "cache_features", "check_store",
     "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
     "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
     "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report",

@@ -38,7 +38,7 @@ def write_dataset(
     return folder
 
 
-def write_backbone(folder: Path) -> Path:
+def write_backbone(folder: Path, text_layers: int = 1) -> Path:
     """A model folder: open_clip config and random weights of a one-layer CLIP with CLIP's tokenizer."""
     import open_clip
     import torch
@@ -47,7 +47,13 @@ def write_backbone(folder: Path) -> Path:
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": text_layers,
+        },
     }
     folder.mkdir(parents=True)
     with torch.random.fork_rng():

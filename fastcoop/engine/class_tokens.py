@@ -22,7 +22,19 @@ from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.tree_layout import OrderedSum, TreeLayout, tree_key
 from fastcoop.engine.weights import disable_autocast, row_rule
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 from fastcoop.prompts.layout import PromptLayout
+
+
+def check_layer(backbone: Backbone, layer: int) -> None:
+    """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
+    layers = len(backbone.text.blocks)
+    if not 1 <= layer < layers:
+        most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
+        raise UserError(
+            f"Expected a layer {most}, at whose input context vectors are replaced, got {layer}: the text tower of "
+            f"{backbone.name} has {counted(layers, 'layer')}, counted from 0."
+        )
 
 
 class ClassTokenEncoder:
@@ -42,12 +54,7 @@ class ClassTokenEncoder:
     """
 
     def __init__(self, backbone: Backbone, class_names: Sequence[str], layout: PromptLayout, layer: int):
-        layers = len(backbone.text.blocks)
-        if not 1 <= layer < layers:
-            raise UserError(
-                f"Expected a layer from 1 to {layers - 1} at whose input context vectors are replaced: the text tower "
-                f"of {backbone.name} has {layers} layers, counted from 0; got {layer}."
-            )
+        check_layer(backbone, layer)
         trees = Trees(backbone)
         shared, own = (
             trees[tree_key(class_names, replace(layout, class_specific=specific))]

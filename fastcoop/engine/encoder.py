@@ -20,7 +20,7 @@ from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.vectors import initial_contexts
 
 FORESTS = 4  # forests that an encoder keeps, each for another number of runs
-ROWS_AT_ONCE = {"cpu": 4096, "cuda": 32768}  # encoded without gradients; enough for full speed
+ROWS_AT_ONCE = {"cpu": 4096, "cuda": 32768}  # encoded at once; enough for full speed
 
 Item = tuple[Sequence[str], PromptLayout, Tensor]
 
@@ -63,6 +63,12 @@ class PromptEncoder(nn.Module):
         runs, is_single = _by_run(self._trees, (self.class_names, self.layout, contexts))
         (features,) = _class_features(self._forest_pass(len(runs)), [runs])
         return features[0] if is_single else features
+
+    @property
+    def runs_at_once(self) -> int:
+        """Number of runs that fill a forest; with more, `forward` only takes more memory."""
+        rows = ROWS_AT_ONCE[self._trees.tower.device.type]
+        return max(1, rows // self._trees[self.class_names, self.layout].rows)
 
     def _forest_pass(self, runs: int) -> AnyPass:
         forest_pass = self._passes.get(runs)

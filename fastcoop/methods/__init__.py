@@ -7,12 +7,14 @@ from typing import Any
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.adapters import ADAPTERS
 from fastcoop.methods.base import Method, MethodSettings, Outcome, RunContext, expand
+from fastcoop.methods.cocoop import CoCoOpMethod
 from fastcoop.methods.coop import CoOpMethod
 from fastcoop.methods.data import Data
 from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoderMethod
 from fastcoop.methods.linear_probe import LinearProbeMethod
 from fastcoop.methods.scores import Classifier, LinearClassifier, Scores, score, unit
 from fastcoop.methods.spec import FeatureBank, RunSpec
+from fastcoop.methods.tcp import TCPMethod
 from fastcoop.methods.text_learner import TextBiasMethod, TextTransformMethod
 from fastcoop.methods.zero_shot import EnsembleMethod, ZeroShotMethod
 from fastcoop.plugins import Registry
@@ -32,7 +34,7 @@ _OWN: tuple[Method[Any], ...] = (  # in the order in which a sweep runs them, th
     *(ZeroShotMethod(), EnsembleMethod()),
     *ADAPTERS,
     *(LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
-    *(CoOpMethod(), FinetuneImageEncoderMethod()),
+    *(CoOpMethod(), TCPMethod(), CoCoOpMethod(), FinetuneImageEncoderMethod()),
 )
 METHODS = Registry[Method[Any]]("fastcoop.methods", "method", {one.name: one for one in _OWN}, _prepare)
 

@@ -179,7 +179,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "_classifier")
         features = self._read_features(X, None, reset=False)[:, 0]
-        logits = self._classifier.logits(unit(features) if self._classifier.unit_length else features)
+        classifier: Any = self._classifier
+        if getattr(classifier, "backbone", classifier) is None:  # after pickling
+            classifier = classifier.with_backbone(self._load_backbone())
+        logits = classifier.logits(unit(features) if classifier.unit_length else features)
         if np.isnan(logits).any():
             raise UserError(NO_DIRECTION)
         return logits
@@ -335,6 +338,14 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
 
 class CoOpClassifier(MethodClassifier, method="coop"):
     """CoOp: context vectors learned through the frozen text tower. Parameters: those of `CoOpSettings`."""
+
+
+class TCP(MethodClassifier, method="tcp"):
+    """TCP: tokens of the prompts made from each class's hand-written text feature. Parameters: those of `TCPSettings`."""
+
+
+class CoCoOp(MethodClassifier, method="cocoop"):
+    """CoCoOp: context vectors shifted for each image. Parameters: those of `CoCoOpSettings`. It has no ``coef_``."""
 
 
 class LinearProbe(MethodClassifier, method="linear_probe"):

@@ -42,8 +42,9 @@ class ScheduleSettings(MethodSettings):
     """Settings of methods that train by steps.
 
     Attributes:
-        epochs: "paper" (200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50 on ImageNet), a number, "N steps" (the
-            epochs closest to N optimizer steps, at least 4), or a mapping from shots to numbers or "N steps".
+        epochs: "paper" (the method's official number; CoOp's is 200 for 16 and 8 shots, 100 for 4 and 2, 50 for 1; 50
+            on ImageNet), a number, "N steps" (the epochs closest to N optimizer steps, at least 4), or a mapping from
+            shots to numbers or "N steps".
         batch_size: Images of a step.
     """
 
@@ -74,6 +75,10 @@ class ScheduleSettings(MethodSettings):
             if int(value.split()[0]) > LONGEST:
                 raise ValueError(f"expected at most {LONGEST} steps")
         return epochs
+
+    def paper_epochs(self, dataset: str, shots: int | str) -> int:
+        """Return the method's official number of epochs, which "paper" stands for: CoOp's, unless overridden."""
+        return paper_epochs(dataset, shots)
 
     @property
     def schedule(self) -> str:
@@ -129,7 +134,7 @@ def epochs_of(run: RunSpec[Any]) -> int:
     if isinstance(epochs, int):
         return epochs
     if epochs == "paper":
-        return paper_epochs(run.data.name, shots)
+        return run.settings.paper_epochs(run.data.name, shots)
     return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / steps_per_epoch(run)))
 
 

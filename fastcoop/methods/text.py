@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from fastcoop.errors import UserError
 from fastcoop.methods.data import Data
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 AT_ONCE = 256  # prompts encoded
+
+
+def _has_one_place(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError('a prompt needs one "{}" where the class name goes')
+    return template
+
+
+Template = Annotated[str, AfterValidator(_has_one_place)]  # a setting
 
 
 def fill(template: str, class_names: Sequence[str]) -> list[str]:

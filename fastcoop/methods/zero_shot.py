@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.data import Data
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
-from fastcoop.methods.text import class_texts
+from fastcoop.methods.text import Template, class_texts
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -38,7 +38,7 @@ class ZeroShotSettings(MethodSettings):
         prompt: Text with one "{}" for the class name, also called ``prompts``. None: the prompt of each dataset.
     """
 
-    prompt: str | None = Field(None, validation_alias=AliasChoices("prompt", "prompts"))
+    prompt: Template | None = Field(None, validation_alias=AliasChoices("prompt", "prompts"))
 
     @model_validator(mode="before")
     @classmethod
@@ -46,13 +46,6 @@ class ZeroShotSettings(MethodSettings):
         if isinstance(given, Mapping) and {"prompt", "prompts"} <= given.keys():
             raise ValueError("prompt and prompts are the same setting; leave one of them")
         return given
-
-    @field_validator("prompt")
-    @classmethod
-    def _has_one_place(cls, prompt: str | None) -> str | None:
-        if prompt is not None and prompt.count("{}") != 1:
-            raise ValueError('a prompt needs one "{}" where the class name goes')
-        return prompt
 
 
 class ZeroShotMethod(PromptMethod[ZeroShotSettings]):

@@ -88,4 +88,4 @@ def data() -> Data:
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return backbone_from_spec(str(write_backbone(tmp_path_factory.mktemp("models") / "tiny")))
+    return backbone_from_spec(str(write_backbone(tmp_path_factory.mktemp("models") / "tiny", text_layers=3)))

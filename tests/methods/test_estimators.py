@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,8 @@ ESTIMATORS = {
     "cross_modal": fc.CrossModalLinearProbe,
     "tip_adapter": fc.TipAdapter,
     "tip_adapter_f": fc.TipAdapterF,
+    "tcp": fc.TCP,
+    "cocoop": fc.CoCoOp,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "text_transform": {"epochs": 3},
@@ -52,6 +55,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "proker": {"selection": "fixed"},
     "cross_modal": {"iterations": 3, "learning_rate": 0.01, "batch_size": 4},
     "tip_adapter_f": {"epochs": 2, "alpha": 2.0, "beta": 3.0},
+    "tcp": {"epochs": 4, "layer": 1, "lmbda": 2.0},
+    "cocoop": {"epochs": 3, "learning_rate": 0.1, "batch_size": 3},
 }
 NAMES = ("cat", "sea lion", "old dog")
 
@@ -92,7 +97,7 @@ def test_an_estimator_gives_a_sweeps_numbers_bit_for_bit(backbone: Backbone, dat
     np.testing.assert_allclose(estimator.decision_function(X_test), linear, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "coop"])
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if not METHODS[name].needs_backbone])
 def test_text_features_stand_for_a_backbone_to_rounding(backbone: Backbone, data: Data, name: str) -> None:
     texts = prompt_features(backbone, NAMES, "a photo of a {}.")
     (X, y), (X_val, y_val) = data.train(data.subset(4, 1)), data.validation(data.subset(4, 1))
@@ -352,6 +357,22 @@ class PaddedCoOp(Padded, MethodClassifier, method="coop"):
         return demo_backbone()
 
 
+@cache
+def tiny_backbone() -> Backbone:
+    with tempfile.TemporaryDirectory() as folder:
+        return backbone_from_spec(str(write_backbone(Path(folder) / "tiny", text_layers=2)))
+
+
+class PaddedTCP(Padded, MethodClassifier, method="tcp"):
+    def _load_backbone(self) -> Backbone:
+        return tiny_backbone()
+
+
+class PaddedCoCoOp(Padded, MethodClassifier, method="cocoop"):
+    def _load_backbone(self) -> Backbone:
+        return tiny_backbone()
+
+
 class PaddedBias(Padded, MethodClassifier, method="text_bias"):
     pass
 
@@ -374,6 +395,8 @@ def failing(estimator: Any) -> dict[str, str]:
         fc.LinearProbe(iterations=20, search_steps=2),
         PaddedBias(epochs=5, learning_rate=0.1),
         PaddedCoOp("demo-vit", epochs=1, context_length=1),
+        PaddedTCP("tiny", epochs=1, layer=1),
+        PaddedCoCoOp("tiny", epochs=1, batch_size=300, init="a"),
     ],
     expected_failed_checks=failing,
 )

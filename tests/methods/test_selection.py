@@ -30,7 +30,7 @@ def on_validation(backbone: Backbone, data: Data, contexts: np.ndarray) -> float
 
 
 @pytest.mark.parametrize("specific", [False, True])
-@pytest.mark.parametrize("seed", [0, 3, 4])
+@pytest.mark.parametrize("seed", [1, 3, 4])
 def test_best_val_keeps_the_first_best_of_the_epochs(backbone: Backbone, seed: int, specific: bool) -> None:
     data = make_data(seed=seed, views=0)
     settings = SETTINGS | {"class_specific": specific, "epochs": 7}
@@ -124,6 +124,7 @@ def test_every_method_reports_its_accuracies_and_learned_ones_their_losses(
     backbone: Backbone, data: Data, method: str
 ) -> None:
     settings = {"epochs": 4} if "epochs" in METHODS[method].Settings.model_fields else {}
+    settings |= {"layer": 1} if method == "tcp" else {}
     (outcome,) = run(backbone, method, [job(data, method, **settings)])
     scores, labels = outcome.scores["animals"], data.test[1]
     right = scores.predictions == labels

@@ -16,6 +16,7 @@ from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods.adapters import ADAPTERS
 from fastcoop.methods.schedule import unused_settings
+from tests.advice import follows
 from tests.methods.conftest import job
 
 NUMBERS = [
@@ -35,6 +36,7 @@ IN_RANGE = {
     "task_res.alpha": "0 1000000000000",
     "ratio": "0",
     "lmbda": "None 0 1000000000000",
+    "tcp.lmbda": "0 1000000000000",
     "proker.beta": "None 1000000000000",
     "proker.lmbda": "None 1000000000000",
     "prolip.learning_rate": "None 1000000000000",
@@ -71,7 +73,7 @@ def test_numbers_as_text_are_numbers(name: str, field: str) -> None:
     """YAML reads 1e-3 as text."""
     if field == "epochs":
         return
-    more = {"select": "best_val"} if field == "val_every" else {}
+    more = {"val_every": {"select": "best_val"}, "context_length": {"init": "random"}}.get(field, {})
     number = 1 if field in ("ratio", "wise_ft") else 3
     (one,) = expand(get_method(name), {field: str(number), **more})
     assert getattr(one, field) == number
@@ -89,6 +91,9 @@ def test_numbers_as_text_are_numbers(name: str, field: str) -> None:
         ("coop", {"init": True}, "not yes or no"),
         ("coop", {"prompt": f"[V]x{'9' * 5000} [CLASS]"}, "at most 6 digits"),
         ("zero_shot", {"prompt": "a {}", "prompts": "the {}"}, "prompt and prompts are the same setting"),
+        ("tcp", {"lambda": 1.0}, 'Unknown setting "lambda" of method tcp. Did you mean "lmbda"'),
+        ("tcp", {"template": "a photo"}, 'one "{}" where the class name goes'),
+        ("cocoop", {"reducton": 8}, 'Did you mean "reduction"'),
         ("linear_probe", {"search_steps": 51}, "less than or equal to 50"),
     ],
 )
@@ -119,9 +124,22 @@ TWO_VALUES: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
         "precision": ({}, "float32", "bfloat16"),
     },
 }
+NET = {
+    "init": ({}, "a photo", "a photo of"),
+    "context_length": ({"init": "random"}, 2, 3),
+    "reduction": ({}, 2, 4),
+}
+TWO_VALUES["cocoop"] = NET
+TWO_VALUES["tcp"] = {name: ({"layer": 1, **beside}, *values) for name, (beside, *values) in NET.items()} | {
+    "lmbda": ({"layer": 1}, 0.0, 1.0),
+    "layer": ({}, 1, 2),
+    "template": ({"layer": 1}, "a {}.", "the {}."),
+}
 SCHEDULE = {"epochs": ({}, 2, 3), "batch_size": ({}, 2, 4), "learning_rate": ({"epochs": 2}, 0.1, 0.2)}
-for trained in ("coop", "text_transform", "text_bias", "finetune_image_encoder"):
-    TWO_VALUES[trained] = {**SCHEDULE, **TWO_VALUES.get(trained, {})}
+for trained in ("coop", "text_transform", "text_bias", "finetune_image_encoder", "cocoop", "tcp"):
+    more = {"layer": 1} if trained == "tcp" else {}
+    schedule = {name: ({**beside, **more}, *values) for name, (beside, *values) in SCHEDULE.items()}
+    TWO_VALUES[trained] = {**schedule, **TWO_VALUES.get(trained, {})}
 
 
 def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]) -> str:
@@ -183,6 +201,17 @@ def test_a_context_length_beside_words_is_their_number_of_tokens(backbone: Backb
     assert given == key("coop", data, backbone, words)
     with pytest.raises(UserError, match=r"are 4 tokens, .* context_length of 16 is not used: leave it out"):
         key("coop", data, backbone, {**words, "context_length": 16})
+
+
+@follows("is not used: leave it out, or give init: random")
+@pytest.mark.parametrize("name", ["cocoop", "tcp"])
+def test_a_context_length_beside_other_words_is_refused(name: str, backbone: Backbone, data: Data) -> None:
+    more = {"layer": 1} if name == "tcp" else {}
+    words = {"init": "a photo of a", **more}
+    assert key(name, data, backbone, {**words, "context_length": 4}) == key(name, data, backbone, words)
+    with pytest.raises(UserError, match=r"4 tokens, .* context_length of 8 is not used: leave it out"):
+        key(name, data, backbone, {**words, "context_length": 8})
+    assert key(name, data, backbone, {"init": "random", **more, "context_length": 8})
 
 
 def test_looking_less_often_than_a_run_has_epochs_is_refused(data: Data) -> None:
