@@ -341,7 +341,7 @@ class CoOpClassifier(MethodClassifier, method="coop"):
 
 
 class TCP(MethodClassifier, method="tcp"):
-    """TCP: tokens of the prompts made from each class's hand-written text feature. Parameters: those of `TCPSettings`."""
+    """TCP: tokens made from each class's hand-written text feature. Parameters: those of `TCPSettings`."""
 
 
 class CoCoOp(MethodClassifier, method="cocoop"):
