@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+import fastcoop as fc
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
@@ -329,6 +330,68 @@ def test_prolip_chooses_the_first_best_of_49(backbone: Backbone) -> None:
     assert len(set(found.values())) > 1
     assert (outcome.extra["learning_rate"], outcome.extra["lmbda"]) == best
     assert outcome.extra["val_accuracy"] == pytest.approx(found[best])
+
+
+@pytest.mark.parametrize("name", ["lp_plus_plus", "prolip"])
+def test_what_another_dataset_chose_is_used_and_recorded(backbone: Backbone, name: str) -> None:
+    data, other = make_data(views=1), make_data(views=1, seed=7, name="others")
+    given = {"selection": "imagenet_val", "tuned_on": "others"}
+    (chosen,) = run(backbone, name, [job(other, name, SHOTS, epochs=8, selection="full_val")])
+    (outcome,) = run(backbone, name, [replace(job(data, name, SHOTS, epochs=8, **given), tuning=other)])
+    if name == "prolip":
+        values = {key: chosen.extra[key] for key in ("learning_rate", "lmbda")} | {"epochs": 8}
+    else:
+        values = {"epochs": int(chosen.extra["epoch"])}
+    (same,) = run(backbone, name, [job(data, name, SHOTS, selection="fixed", **values)])
+    for key, array in same.weights.items():
+        np.testing.assert_array_equal(outcome.weights[key], array)
+    assert outcome.extra.items() >= {key: value for key, value in values.items() if value != 8}.items()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings"),
+    [
+        (fc.TaskRes, {"alpha": 0.7}),
+        (fc.CLIPAdapter, {"ratio": 0.4}),
+        (fc.LPPlusPlus, {"selection": "fixed"}),
+        (fc.ZeroShotLinearProbe, {"learning_rate": 0.2}),
+        (fc.CLAP, {}),
+        (fc.ProLIP, {"lmbda": 0.1, "learning_rate": 0.01}),
+    ],
+)
+def test_an_estimator_learns_what_a_run_learns(
+    backbone: Backbone, data: Data, estimator: type[fc.MethodClassifier], settings: dict[str, Any]
+) -> None:
+    one = job(data, estimator.method, SHOTS, epochs=12, **settings)
+    (outcome,) = run(backbone, estimator.method, [one])
+    features, labels = data.train(one.subset)
+    fitted = estimator(backbone, epochs=12, **settings).fit(features, labels, class_names=data.class_names)
+    assert (fitted.predict(data.test[0]) == outcome.scores["animals"].predictions).all()
+    np.testing.assert_allclose(fitted.losses_, outcome.losses, rtol=1e-5)
+    texts = texts_of(backbone, data).numpy()
+    given = {"backbone": backbone} if estimator is fc.ProLIP else {}
+    by_texts = estimator(epochs=12, **settings, **given).fit(
+        features, labels, text_features=texts, logit_scale=backbone.logit_scale
+    )
+    assert (by_texts.predict(data.test[0]) == outcome.scores["animals"].predictions).all()
+
+
+def test_prolip_without_a_backbone_adapts_features_from_the_identity(backbone: Backbone, data: Data) -> None:
+    features, labels = data.train(data.subset(SHOTS, 1))
+    texts = texts_of(backbone, data).numpy()
+    still, moved = (
+        fc.ProLIP(epochs=5, learning_rate=rate).fit(features, labels, text_features=texts)
+        for rate in (1e-12, 0.1)
+    )
+    zero_shot = fc.ZeroShot().fit(None, text_features=texts)
+    np.testing.assert_allclose(
+        still.predict_proba(data.test[0]), zero_shot.predict_proba(data.test[0]), atol=1e-5
+    )
+    assert moved.losses_[-1] < still.losses_[-1]
+    with pytest.raises(
+        UserError, match=r"as wide as the input of the image tower's projection, got \(images, 12\)"
+    ):
+        fc.ProLIP(backbone).fit(features[..., :12], labels, class_names=data.class_names)
 
 
 @pytest.mark.parametrize("name", ["task_res", "zs_lp", "clap"])

@@ -97,11 +97,6 @@ class _Row:
         failed = math.isnan(self.accuracy) or self.outcome.status != "done"
         return -1.0 if failed else self.accuracy, -self.order
 
-    def chosen(self, values: Mapping[str, float]) -> dict[str, Any]:
-        """Return the settings that were chosen."""
-        learned = {name: self.outcome.extra[name] for name in values}
-        return {**self.tried, **learned, "selection": "fixed"}
-
 
 class Adapter(Method[S]):
     """A method on frozen image features, and text features of each dataset's own prompt.
@@ -170,6 +165,10 @@ class Adapter(Method[S]):
     def chooses(self, settings: S) -> bool:
         """Return whether something is left to choose."""
         return any(getattr(settings, name) is None for name in self.values)
+
+    def chosen(self, extra: Mapping[str, float]) -> dict[str, Any]:
+        """Return the settings of ``imagenet_val`` that a run's ``Outcome.extra`` on that dataset stands for."""
+        return {name: extra[name] for name in self.values}
 
     def official_split(self, data: Data, what: Literal["values", "epoch"]) -> Literal["val", "test"]:
         """Return the split that the official code chooses on, of ``selection: official``."""
@@ -270,8 +269,9 @@ class Adapter(Method[S]):
         """Yield each run with the best of the settings that it tries, without scores, as it finishes."""
         rows: list[_Row] = []
         for index, run in self._tuned(backbone, runs, context).items():
-            selection = self.selection(run.settings)
-            for tried in self.tries(run) if selection != "fixed" else ({},):
+            selection, before = self.selection(run.settings), dict(runs[index].settings)
+            tuned = {name: value for name, value in run.settings if value != before[name]}
+            for tried in self.tries(run) if selection != "fixed" else (tuned,):
                 settings = run.settings.model_copy(update=dict(tried))
                 rows.append(_Row(index, len(rows), selection, replace(run, settings=settings), tried))
         left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
@@ -305,7 +305,8 @@ class Adapter(Method[S]):
         found = {row.index: row for row in self._learn_all(backbone, tuning, context)} if tuning else {}
         known = dict(runs)
         for indices in elsewhere.values():
-            chosen = found[indices[0]].chosen(self.values)
+            row = found[indices[0]]
+            chosen = {**row.tried, **self.chosen(row.outcome.extra), "selection": "fixed"}
             for index in indices:
                 settings = known[index].settings.model_copy(update=chosen)
                 known[index] = replace(known[index], settings=settings)

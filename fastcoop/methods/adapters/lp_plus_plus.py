@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,6 +61,9 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
     def is_class_specific(self, settings: LPPlusPlusSettings) -> bool:
         return True
 
+    def chosen(self, extra: Mapping[str, float]) -> dict[str, Any]:
+        return {"epochs": int(extra["epoch"])}  # no schedule depends on the number of epochs
+
     def start(self, stack: Stack, images: Tensor) -> Weights:
         """Return W, b and alpha at the start, for one feature of length 1 per image, (runs, images, dim).
 
@@ -103,8 +107,10 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
                 )
             if best:
                 best(epoch, parameters)
-        extra = {"epoch": best.epoch, "val_accuracy": best.accuracy} if best else {}
-        return Fitted(best.best if best else parameters, torch.stack(losses, 1), tuple(parameters), extra)
+        if best is None:
+            return Fitted(parameters, torch.stack(losses, 1), tuple(parameters))
+        extra = {"epoch": best.epoch}
+        return Fitted(best.best, torch.stack(losses, 1), tuple(parameters), extra, best.accuracy)
 
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, Tensor]:
         return (weights["W"] + weights["alpha"][..., None] * texts.unit) / texts.scale, weights["b"]
