@@ -89,9 +89,14 @@ class RunCost:
         return float(self.tree.rows * self.shape.steps)
 
     @property
+    def step_flops(self) -> float:
+        """Floating-point operations of a step; of the paper's schedule, those of the tower, which are nearly all."""
+        return self.tree.flops + self.loss_flops
+
+    @property
     def flops(self) -> float:
         """Floating-point operations of the whole training."""
-        return (self.tree.flops + self.loss_flops) * self.shape.steps
+        return self.step_flops * self.shape.steps
 
 
 class LossParts(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,27 +16,41 @@ from fastcoop.errors import UserError
 from fastcoop.methods.base import Done, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import (
+    FAST,
+    FastSettings,
     LearningRate,
     Positive,
+    Schedule,
     ScheduledMethod,
     ScheduleSettings,
     epochs_of,
+    shots_per_class,
     steps_per_epoch,
 )
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
+from fastcoop.methods.text import class_texts
 from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
-    from fastcoop.engine import RunShape, Trained
+    from fastcoop.engine import FastSchedule, Objective, RunShape, Trained
     from fastcoop.prompts import PromptLayout
 
 log = logging.getLogger("fastcoop")
 
 N_VALIDATIONS = 20  # evenly over a schedule
 TESTED_AT_ONCE = 64  # runs that have learned before
-NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision"}  # in keys only if they are used
+PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
+NEWER = {
+    "prompt",
+    "select",
+    "val_every",
+    "val_accuracy",
+    "precision",
+    "schedule",
+    "pull",
+}  # in keys only if used
 
 
 class CoOpSettings(ScheduleSettings):
@@ -55,6 +69,10 @@ class CoOpSettings(ScheduleSettings):
         val_every: Epochs between validations for "best_val". None is a twentieth of the schedule, at least 1. The last
             epoch is always validated.
         val_accuracy: Record the validation accuracy of the kept contexts. "best_val" always does.
+        schedule: "paper" (``epochs`` of batches by SGD, section 4.1), or a fast one (docs/fast.md): "fast",
+            "fast-half", or its settings.
+        pull: Whether a fast schedule pulls class features to those of the dataset's hand-written prompt: "prompt", the
+            default there, or "none", CoOp's own objective.
         precision: Of the frozen text tower in training. Contexts, loss, momentum and all tests stay in float32. "tf32"
             (products of float32 on a GPU keep 10 bits) and "bfloat16" are not exact.
     """
@@ -68,7 +86,24 @@ class CoOpSettings(ScheduleSettings):
     select: Literal["last", "best_val"] = "last"
     val_every: Positive | None = None
     val_accuracy: bool = False
+    schedule: Schedule = "paper"
+    pull: Literal["prompt", "none"] | None = None
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+
+    @property
+    def fast(self) -> FastSettings | None:
+        return FAST.get(self.schedule) if isinstance(self.schedule, str) else self.schedule
+
+    @property
+    def pulls(self) -> bool:
+        """Whether class features are pulled to those of the dataset's own prompt."""
+        return self.fast is not None and self.pull != "none"
+
+    @property
+    def schedule_label(self) -> str:
+        if self.fast is None:
+            return super().schedule_label
+        return self.fast.label + ("" if self.pulls else ", no pull")
 
     @property
     def words(self) -> str | None:
@@ -99,6 +134,17 @@ class CoOpSettings(ScheduleSettings):
         elif self.val_every is not None:
             reason = "val_every needs select: best_val; leave it out, or give that an entry of its own"
             unused["val_every"] = reason
+        if self.fast:
+            unused["epochs"] = (
+                "a fast schedule has its own steps; leave out epochs, or give schedule: {steps: 40}"
+            )
+            unused["batch_size"] = "a fast schedule reads all images in each step; leave out batch_size"
+            own = "a fast schedule has its own learning rate"
+            unused["learning_rate"] = (
+                f"{own}; leave out learning_rate, or give schedule: {{learning_rate: 0.006}}"
+            )
+        elif self.pull is not None:
+            unused["pull"] = "a pull needs a fast schedule; leave out pull, or give schedule: fast"
         return unused
 
 
@@ -118,6 +164,7 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
             settings.class_position if settings.prompt is None else f'"{settings.prompt}"',
             "CSC" if settings.class_specific else "",
             "best on validation" if settings.select == "best_val" else "",
+            settings.schedule_label if settings.fast else "",
             {"float32": "", "tf32": "TF32"}.get(settings.precision, settings.precision),
         )
         return f"CoOp ({', '.join(filter(None, parts))})"
@@ -129,6 +176,9 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
 
     def is_class_specific(self, settings: CoOpSettings) -> bool:
         return settings.class_specific
+
+    def prompts(self, settings: CoOpSettings, data: Data) -> tuple[str, ...]:
+        return (data.dataset.template,) if settings.pulls else ()
 
     def check(self, run: Run) -> None:
         super().check(run)
@@ -162,7 +212,16 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
             resolved |= {"looked_at": validation_epochs(run), "select": settings.select}
         elif settings.val_accuracy:
             resolved["val_accuracy"] = True
-        return settings.model_dump(mode="json", exclude=NEWER) | resolved
+        given_by_fast = {"epochs", "batch_size", "learning_rate"} if settings.fast else set()
+        if settings.fast:
+            # Whatever determines the steps; the constants of the optimizer, too, which no setting has.
+            resolved |= {"schedule": asdict(fast_schedule(settings.fast))}
+            if settings.pulls:
+                resolved["pull"] = {
+                    "prompt": run.data.dataset.template,
+                    "weight": PULL / shots_per_class(run),
+                }
+        return settings.model_dump(mode="json", exclude=NEWER | given_by_fast) | resolved
 
     def layout(self, settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
         return layout_of(settings, backbone)
@@ -176,14 +235,21 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
     def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
         from fastcoop.engine import RunShape
 
-        steps, size = epochs_of(run) * steps_per_epoch(run), run.settings.batch_size
-        images, views, features = (
-            len(run.subset.train),
-            max(1, run.data.views),
-            (run.dataset, run.shots, run.seed),
-        )
+        images, views, is_fast = len(run.subset.train), max(1, run.data.views), run.settings.fast is not None
+        steps, features = epochs_of(run) * steps_per_epoch(run), (run.dataset, run.shots, run.seed)
+        size = images * views if is_fast else run.settings.batch_size
         layout = layout_of(run.settings, backbone)
-        return RunShape(run.data.class_names, layout, steps, images, views, size, features)
+        return RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
+
+    def objective(self, backbone: Backbone, run: Run) -> Objective:
+        """Return what a run minimizes."""
+        import torch
+
+        from fastcoop.engine import CrossEntropy, PullToPrompt
+
+        if not run.settings.pulls:
+            return CrossEntropy()
+        return PullToPrompt(torch.from_numpy(class_texts(backbone, run.data)), PULL / shots_per_class(run))
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         return self.classifiers(backbone, [(run, data)])[0]
@@ -228,7 +294,10 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
 
         from fastcoop.engine import plan_training, train
 
-        trainings = [engine_run(runs[index], backbone) for index in order]
+        trainings = [
+            replace(engine_run(runs[index], backbone), objective=self.objective(backbone, runs[index]))
+            for index in order
+        ]
         costs = [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
         worked, start = 0.0, time.perf_counter()
         checkpoint = context.checkpoint
@@ -294,12 +363,20 @@ def engine_run(run: Run, backbone: Backbone) -> Any:
     from fastcoop.prompts import initial_contexts
 
     settings, layout, names = run.settings, layout_of(run.settings, backbone), run.data.class_names
+    schedule = fast_schedule(settings.fast) if settings.fast else None
     features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
     contexts = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
     return Run(
         names, layout, contexts, features, labels, epochs_of(run), run.seed, batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate, snapshots=validation_epochs(run),
+        learning_rate=settings.learning_rate, snapshots=validation_epochs(run), schedule=schedule,
     )  # fmt: skip
+
+
+def fast_schedule(settings: FastSettings) -> FastSchedule:
+    """Return the engine's form of a fast schedule."""
+    from fastcoop.engine import FastSchedule
+
+    return FastSchedule(settings.learning_rate, ridge=settings.ridge)
 
 
 def validation_epochs(run: Run) -> list[int]:

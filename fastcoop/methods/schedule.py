@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from fastcoop.checks import LARGEST, LARGEST_BATCH, LONGEST
 from fastcoop.errors import UserError
@@ -23,6 +23,7 @@ PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
 FEWEST_EPOCHS = 4  # of a schedule given in steps: one of warm-up and three of the cosine
 STEPS = re.compile(r"[1-9][0-9]{0,6} steps")
+ROOT_STEPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4})? sqrt\(shots\)")
 
 
 def _fits_float32(number: float) -> float:
@@ -36,6 +37,49 @@ Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 EpochNumber = Annotated[int, Field(ge=1, le=LONGEST)]
 Coefficient = Annotated[float, Field(ge=0), AfterValidator(_fits_float32)]
 LearningRate = Annotated[float, Field(gt=0), AfterValidator(_fits_float32)]
+
+
+class FastSettings(MethodSettings):
+    """Settings of a fast schedule (docs/fast.md): all views of all images in each of few steps.
+
+    Attributes:
+        steps: A number, or "C sqrt(shots)", rounded. With "all" shots it is the mean number of images per class.
+        learning_rate: Root mean square of the first step's change of the contexts; it falls linearly to zero.
+        ridge: Added to the average G'G of gradients G, with a diagonal of mean 1, before its inverse root.
+    """
+
+    steps: EpochNumber | str = "15 sqrt(shots)"
+    learning_rate: LearningRate = 0.006
+    ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.03
+
+    @field_validator("steps")
+    @classmethod
+    def _is_number_or_root(cls, steps: int | str) -> int | str:
+        if isinstance(steps, str) and not ROOT_STEPS.fullmatch(steps):
+            raise ValueError('expected a number of steps, or one like "15 sqrt(shots)"')
+        return steps
+
+    def steps_of(self, run: RunSpec[Any]) -> int:
+        """Return the steps of a run."""
+        if isinstance(self.steps, int):
+            return self.steps
+        return max(1, round(float(self.steps.split()[0]) * shots_per_class(run) ** 0.5))
+
+    @property
+    def label(self) -> str:
+        """Its name, or the settings that are not the default, to be printed in figures of such runs."""
+        names = [name for name, named in FAST.items() if named == self]
+        changed = ", ".join(
+            f"{name} {value}" for name, value in self.model_dump(exclude_defaults=True).items()
+        )
+        return names[0] if names else f"fast: {changed}"
+
+
+FAST = {"fast": FastSettings(), "fast-half": FastSettings(steps="8 sqrt(shots)")}
+Schedule = Annotated[  # by tags, so that an error names the part that is wrong
+    Annotated[Literal["paper", "fast", "fast-half"], Tag("named")] | Annotated[FastSettings, Tag("given")],
+    Discriminator(lambda value: "named" if isinstance(value, str) else "given"),
+]
 
 
 class ScheduleSettings(MethodSettings):
@@ -81,7 +125,12 @@ class ScheduleSettings(MethodSettings):
         return paper_epochs(dataset, shots)
 
     @property
-    def schedule(self) -> str:
+    def fast(self) -> FastSettings | None:
+        """The fast schedule; None for epochs of batches."""
+        return None
+
+    @property
+    def schedule_label(self) -> str:
         """ "paper", or a description of another schedule, to be printed in figures of such runs."""
         epochs = self.epochs
         if isinstance(epochs, dict) and all(isinstance(n, str) for n in epochs.values()):
@@ -104,7 +153,7 @@ class ScheduledMethod(Method[T]):
         return run.settings.model_dump(mode="json") | resolved | prompt
 
     def columns(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
-        return {"epochs": epochs_of(run), "schedule": run.settings.schedule}
+        return {"epochs": epochs_of(run), "schedule": run.settings.schedule_label}
 
 
 def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -117,15 +166,22 @@ def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[
 
 
 def steps_per_epoch(run: RunSpec[Any]) -> int:
-    """Return the optimizer steps of one epoch of a run."""
+    """Return the optimizer steps of one epoch of a run: one in a fast schedule."""
     from fastcoop.engine.runs import steps_per_epoch
 
-    return steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+    return 1 if run.settings.fast else steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+
+
+def shots_per_class(run: RunSpec[Any]) -> float:
+    """Return the shots of a run; for "all" shots the mean number of training images per class."""
+    return run.shots if isinstance(run.shots, int) else len(run.subset.train) / len(run.data.class_names)
 
 
 def epochs_of(run: RunSpec[Any]) -> int:
     """Return the epochs of a run's schedule. Raises UserError if a schedule by shots does not have the run's."""
     epochs, shots = run.settings.epochs, run.shots
+    if run.settings.fast:
+        return run.settings.fast.steps_of(run)
     if isinstance(epochs, dict):
         if shots not in epochs:
             given = ", ".join(map(str, epochs))

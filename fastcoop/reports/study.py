@@ -275,4 +275,8 @@ def diverged_note(diverged: pd.DataFrame) -> str:
 
 def schedule_note(schedule: str) -> str:
     """Return the note of a figure on a training schedule, empty for the paper's."""
-    return "" if schedule == "paper" else "quick schedule: " + re.sub(r"^quick:?\s*", "", schedule)
+    if schedule == "paper":
+        return ""
+    if fast := re.match("fast(-half)?", schedule):
+        return f"{fast.group()} schedule{schedule[fast.end() :]}"
+    return "quick schedule: " + re.sub(r"^quick:?\s*", "", schedule)

@@ -196,4 +196,6 @@ def _gpu_parts(
 
 
 def _context_bytes(shape: RunShape, backbone: Backbone) -> int:
-    return 4 * math.prod(shape.layout.shape(len(shape.class_names), backbone.text.width))
+    """Return the bytes of a run's contexts, with the matrices of a fast schedule's optimizer."""
+    width = backbone.text.width
+    return 4 * math.prod(shape.layout.shape(len(shape.class_names), width)) + 16 * width**2 * shape.is_fast

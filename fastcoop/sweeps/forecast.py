@@ -187,7 +187,7 @@ def _time_steps(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float, f
     """
     import torch
 
-    from fastcoop.engine import Run, plan_training, train
+    from fastcoop.engine import FastSchedule, Run, plan_training, train
     from fastcoop.prompts import initial_contexts
 
     on_cpu, clock = backbone.device.type == "cpu", _clock(backbone)
@@ -197,17 +197,16 @@ def _time_steps(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float, f
         runs: list[Run] = []
         left = max_flops
         for cost in (plan.runs[index] for index in next(plan.stages()).runs):
-            if runs and cost.tree.flops > left:
+            if runs and cost.step_flops > left:
                 break
             names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
-            names = names[: max(1, int(len(names) * min(1.0, left / cost.tree.flops)))]
+            names = names[: max(1, int(len(names) * min(1.0, left / cost.step_flops)))]
+            schedule = FastSchedule() if cost.shape.is_fast else None
             contexts = initial_contexts(backbone, layout, len(names), 0)
             features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
-            runs.append(
-                Run(names, layout, contexts, features, labels, epochs=epochs, seed=0, batch_size=size)
-            )
-            left -= cost.tree.flops
-        flops = sum(cost.tree.flops for cost in plan_training(backbone, [run.shape for run in runs]).runs)
+            runs.append(Run(names, layout, contexts, features, labels, epochs, 0, size, schedule=schedule))
+            left -= cost.step_flops
+        flops = sum(cost.step_flops for cost in plan_training(backbone, [run.shape for run in runs]).runs)
         ends = [clock()]
         train(backbone, runs, on_step=lambda get_state: ends.append(clock()))
         first, *steps = (end - start for start, end in pairwise(ends))

@@ -28,6 +28,10 @@ from tests.small_world import write_backbone, write_dataset
     "leave out context_length and class_position",
     "leave out val_accuracy",
     "val_every needs select: best_val; leave it out, or give that an entry of its own",
+    "a fast schedule has its own steps; leave out epochs, or give schedule: {steps: 40}",
+    "a fast schedule reads all images in each step; leave out batch_size",
+    "leave out learning_rate, or give schedule: {learning_rate: 0.006}",
+    "a pull needs a fast schedule; leave out pull, or give schedule: fast",
 )
 @pytest.mark.parametrize(
     ("method", "wrong", "message", "right"),
@@ -42,6 +46,20 @@ from tests.small_world import write_backbone, write_dataset
             [{"prompt": "[V] [CLASS]"}],
         ),
         ("coop", {"select": "best_val", "val_accuracy": True}, "always records", [{"select": "best_val"}]),
+        (
+            "coop",
+            {"schedule": "fast", "epochs": 40},
+            "own steps",
+            [{"schedule": "fast"}, {"schedule": {"steps": 40}}],
+        ),
+        ("coop", {"schedule": "fast", "batch_size": 8}, "all images", [{"schedule": "fast"}]),
+        (
+            "coop",
+            {"schedule": "fast", "learning_rate": 0.006},
+            "own learning rate",
+            [{"schedule": "fast"}, {"schedule": {"learning_rate": 0.006}}],
+        ),
+        ("coop", {"pull": "none"}, "needs a fast", [{}, {"schedule": "fast", "pull": "none"}]),
         (
             "coop",
             {"select": ["last", "best_val"], "val_every": 2},

@@ -270,7 +270,7 @@ def test_schedules(epochs: object, shots: int | str, dataset: str, expected: int
     assert (
         epochs_of(RunSpec.of("coop", settings, data, shots=shots, subset=data.subset(shots, 1))) == expected
     )
-    assert (settings.schedule == "paper") == (epochs == "paper")
+    assert (settings.schedule_label == "paper") == (epochs == "paper")
 
 
 def test_a_schedule_in_steps_counts_batches(data: Data) -> None:

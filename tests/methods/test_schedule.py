@@ -31,7 +31,7 @@ def test_steps_may_differ_by_shots() -> None:
 
 def test_such_a_schedule_is_named_on_what_is_drawn() -> None:
     (settings,) = expand(get_method("coop"), {"epochs": {1: "40 steps", 16: "200 steps"}})
-    assert settings.schedule == "quick: 40/200 steps at 1/16 shots"
+    assert settings.schedule_label == "quick: 40/200 steps at 1/16 shots"
 
 
 @pytest.mark.parametrize("wrong", [{1: "paper"}, {1: "many"}, "0 steps", {1: 0}])

@@ -122,6 +122,8 @@ TWO_VALUES: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
         "val_every": ({"select": "best_val"}, 1, 2),
         "val_accuracy": ({}, False, True),
         "precision": ({}, "float32", "bfloat16"),
+        "schedule": ({}, "fast", {"steps": 4}),
+        "pull": ({"schedule": "fast"}, "prompt", "none"),
     },
 }
 NET = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fastcoop import escape
 from fastcoop.reports import frames, style
 from fastcoop.reports.item import Exhibit, Item, sweep_command
 from fastcoop.reports.study import Study, diverged_note, joined, schedule_note
@@ -44,9 +46,11 @@ def by_strength(runs: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys([*known.index, *runs.backbone]))
 
 
-def suffix_of(schedule: str, schedules: int) -> str:
+def suffix_of(schedule: str, schedules: Sequence[str]) -> str:
     """Return the suffix of files with one of several schedules."""
-    return "" if schedules == 1 else "-paper" if schedule == "paper" else "-quick"
+    if len(schedules) == 1:
+        return ""
+    return "-quick" if schedule.startswith("quick") else f"-{escape.file_names(schedules)[schedule]}"
 
 
 def make(study: Study) -> list[Exhibit]:
@@ -65,7 +69,7 @@ def make(study: Study) -> list[Exhibit]:
         table = frames.panel_table(title, found, notes, "backbone", columns, names.__getitem__)
         name, summary = next(iter(found.items()))
         figure = _figure(f"{name}, {frames.in_shots(shots)}", summary, order, names, note)
-        exhibits.append(Exhibit(suffix_of(schedule, len(of_schedules)), note, figure, table))
+        exhibits.append(Exhibit(suffix_of(schedule, [*of_schedules]), note, figure, table))
     return exhibits
 
 

@@ -52,7 +52,7 @@ def make(study: Study) -> list[Exhibit]:
                     numbers = {one: printed("table2", one, dataset, series, setting) for one in found}
                     add_printed(table, names, numbers)
         table.mark_best()
-        exhibits.append(Exhibit(suffix_of(schedule, len(schedules)), schedule_note(schedule), None, table))
+        exhibits.append(Exhibit(suffix_of(schedule, schedules), schedule_note(schedule), None, table))
     return exhibits
 
 
