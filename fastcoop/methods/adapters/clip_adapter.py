@@ -59,7 +59,10 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
         return super().key_settings(run, backbone) | {"epochs": epochs_of(run)}
 
     def columns(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
-        return super().columns(run, backbone) | {"epochs": epochs_of(run), "schedule": run.settings.schedule}
+        return super().columns(run, backbone) | {
+            "epochs": epochs_of(run),
+            "schedule": run.settings.schedule_label,
+        }
 
     def start(self, stack: Stack) -> Weights:
         """Return the weights at the start, drawn from each run's seed as ``torch.nn.Linear`` draws them."""
