@@ -71,10 +71,8 @@ def table(differences: pd.Series) -> str:
     rows = {
         variant: differences.xs(variant, level="variant") for variant in differences.index.unique("variant")
     }
-    lines = [
-        "| variant | " + " | ".join(f"{n} shots" for n in shots) + " | by dataset |",
-        "|---" * (len(shots) + 2) + "|",
-    ]
+    columns = ["variant", *(f"{n} shots" for n in shots), "by dataset"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for variant, values in (rows | {"all": differences}).items():
         by_shots = [values[values.index.get_level_values("shots") == n] for n in shots]
         by_dataset = values.groupby(["backbone", "source", "dataset"]).mean()
