@@ -5,6 +5,7 @@ Choices see validation images only. The exception is ``official``, where the off
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -80,7 +81,10 @@ class Judge:
         return cls(adapter, stack, images, labels)
 
     def accuracies(self, weights: Weights, grid: Sequence[Mapping[str, Tensor]] = ({},)) -> Tensor:
-        """Return accuracies in percent, float64 (candidates, runs), with each candidate's values (runs,) by name."""
+        """Return accuracies in percent, float64 (candidates, runs), with each candidate's values (runs,) by name.
+
+        An image is right if the logit of its class is above all others.
+        """
         import torch
 
         given = {name: weights[name] for name in self.adapter.values}
@@ -89,7 +93,12 @@ class Judge:
             for images, labels in self._blocks(weights):
                 logits = self.adapter.scorer(weights, images, self.stack.texts)
                 for number, values in enumerate(grid):
-                    correct[number] += (logits(**{**given, **values}).argmax(-1) == labels).sum(-1)
+                    found, own = logits(**{**given, **values}), labels[..., None]
+                    highest = found.gather(-1, own)[
+                        ..., 0
+                    ]  # and of the other classes; argmax takes ten times as long
+                    others = found.scatter(-1, own, -math.inf).amax(-1)
+                    correct[number] += (highest > others).sum(-1)
         return 100 * correct / self.labels.shape[1]
 
     def _blocks(self, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:

@@ -81,14 +81,14 @@ class TipAdapterMethod(Adapter[TipSettings]):
 
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
         x = normalized(images)
-        zero_shot, affinity = texts.zero_shot(x), x @ weights["keys"].mT
+        zero_shot, affinity = texts.zero_shot(x), weights["keys"] @ x.mT
         sum_by_class = class_summer(weights["labels"], len(texts))
 
         @lru_cache(maxsize=1)  # the search tries all alphas with one beta
         def cached(beta: Tensor) -> Tensor:
-            return sum_by_class(((affinity - 1) * over(beta, affinity)).exp_())
+            return sum_by_class(((affinity - 1) * over(beta, affinity)).exp_()).mT
 
-        return lambda alpha, beta: zero_shot + over(alpha, zero_shot) * cached(beta)
+        return lambda alpha, beta: zero_shot.addcmul(over(alpha, zero_shot), cached(beta))
 
     def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
         """Keep the keys of classes that the dataset has. Its other classes have none: they are zero-shot."""
@@ -101,7 +101,7 @@ class TipAdapterMethod(Adapter[TipSettings]):
 
 
 def class_summer(labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that sums (runs, n, keys) over the keys of each class, to (runs, n, classes).
+    """Return a function that sums (runs, keys, n) over the keys of each class, to (runs, classes, n).
 
     Args:
         labels: int64 (runs, keys), sorted.
@@ -113,9 +113,9 @@ def class_summer(labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
     if keys and keys % classes == 0:
         even = torch.arange(classes, device=labels.device).repeat_interleave(keys // classes)
         if bool((labels == even).all()):
-            return lambda values: values.unflatten(-1, (classes, -1)).sum(-1)
-    onehot = torch.nn.functional.one_hot(labels, classes)
-    return lambda values: values @ onehot.to(values.dtype)
+            return lambda values: values.unflatten(1, (classes, -1)).sum(2)
+    onehot = torch.nn.functional.one_hot(labels, classes).mT
+    return lambda values: onehot.to(values.dtype) @ values
 
 
 class TipFSettings(TipSettings):

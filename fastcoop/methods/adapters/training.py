@@ -1,18 +1,17 @@
 """One small trainer for stacked runs: every tensor has an axis of runs, and no run affects another.
 
-Optimizers are elementwise, with a learning rate per run. Their arithmetic is that of ``torch.optim``.
+Optimizers are those of ``torch.optim``, which work on each number by itself, with a learning rate per run.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastcoop.methods.adapters.stack import Stack, Weights, over
+from fastcoop.methods.adapters.stack import Stack, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,28 +39,41 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def state(self, parameter: Tensor) -> list[Tensor]:
-        """Return the moments at the start."""
-        return [parameter.new_zeros(parameter.shape) for _ in range(1 if self.kind == "sgd" else 2)]
+    def prepare(self, parameters: Sequence[Tensor]) -> Callable[[int, Sequence[Tensor]], None]:
+        """Return a function that changes the parameters, (runs, ...) each, by their gradients in a step from 0.
 
-    def step(self, number: int, parameter: Tensor, gradient: Tensor, moments: list[Tensor]) -> None:
-        """Change a parameter (runs, ...) and its moments in place, in step ``number``, counted from 0."""
-        rate, decay = over(self.rates[number], parameter), self.weight_decay
-        if not isinstance(decay, float):
-            decay = over(decay, parameter)
-        if self.kind == "adamw":
-            parameter.mul_(1 - rate * decay)
-        elif not isinstance(decay, float) or decay:
-            gradient = gradient + decay * parameter
+        Runs of equal rates and weight decay are one group of ``torch.optim``.
+        """
+        import torch
+
+        rates, runs = self.rates.double().cpu().numpy(), self.rates.shape[1]
+        decays = torch.as_tensor(self.weight_decay).double().expand(runs).tolist()
+        members: dict[tuple[bytes, float], list[int]] = {}
+        for run, decay in enumerate(decays):
+            members.setdefault((rates[:, run].tobytes(), decay), []).append(run)
+        rows = [of_group[0] for of_group in members.values()]
+        places: list[list[Any]] = [[slice(None)]] if len(members) == 1 else [*members.values()]
+        groups = [
+            {"params": [one[place] for one in parameters for place in of_group], "weight_decay": decay}
+            for (_, decay), of_group in zip(members, places, strict=True)
+        ]
+        optimizer: torch.optim.Optimizer
         if self.kind == "sgd":
-            moments[0].mul_(self.momentum).add_(gradient)
-            parameter.sub_(rate * moments[0])
-            return
-        (first, second), mean, square = self.betas, *moments
-        mean.lerp_(gradient, 1 - first)
-        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        root = square.sqrt().div_(math.sqrt(1 - second ** (number + 1))).add_(self.eps)
-        parameter.sub_(rate / (1 - first ** (number + 1)) * mean / root)
+            optimizer = torch.optim.SGD(groups, 0.0, momentum=self.momentum, fused=True)
+        else:
+            kind = torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW
+            optimizer = kind(groups, 0.0, betas=self.betas, eps=self.eps, fused=True)
+
+        def step(number: int, gradients: Sequence[Tensor]) -> None:
+            given = [one.contiguous() for one in gradients]
+            for group, row, of_group in zip(optimizer.param_groups, rows, places, strict=True):
+                group["lr"] = float(rates[number, row])
+                parts = (one[place] for one in given for place in of_group)
+                for tensor, part in zip(group["params"], parts, strict=True):
+                    tensor.grad = part
+            optimizer.step()
+
+        return step
 
 
 def cosine_rates(
@@ -149,16 +161,14 @@ def train(
     import torch
 
     parameters = {name: one.clone().requires_grad_() for name, one in start.items()}
-    moments = {name: optimizer.state(one.detach()) for name, one in parameters.items()}
+    step = optimizer.prepare([one.detach() for one in parameters.values()])
     losses, number = [], 0
     for epoch, batches in enumerate(epochs, 1):
         total: Tensor | float = 0.0
         for batch in batches:
             each = loss(parameters, *batch)
             gradients = torch.autograd.grad(each.sum(), list(parameters.values()))
-            with torch.no_grad():
-                for (name, one), gradient in zip(parameters.items(), gradients, strict=True):
-                    optimizer.step(number, one, gradient, moments[name])
+            step(number, gradients)
             total, number = total + each.detach() / len(batches), number + 1
         losses.append(total)
         on_epoch(epoch, {name: one.detach() for name, one in parameters.items()})
