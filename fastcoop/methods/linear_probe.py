@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
-REPRODUCIBLE = 75  # iterations, in which rounding grows to at most 1e-5 of the coefficients
+REPRODUCIBLE = 100  # iterations; after more, rounding may be visible
 
 
 class LinearProbeSettings(MethodSettings):
@@ -122,7 +122,7 @@ def choose_c(
 
     First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times a fit at both ends
     of a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The better
-    end of the last step is the choice.
+    end of the last step is the choice. Fits run at the same time in as many threads as torch uses, each in one.
 
     Args:
         train: Features float64 (images, dim), and labels.
@@ -130,20 +130,27 @@ def choose_c(
         settings: How to fit and search.
         device: Where to compute.
     """
-    fits = (_ConvergedFits if settings.solver == "converged" else _OfficialFits)(train, val, settings, device)
-    fits.add(START)
-    best = max(START, key=fits.accuracy)  # max keeps the first of equals
-    low, high = best - 1.0, best + 1.0
-    for step in range(settings.search_steps):
-        middle = (low + high) / 2
-        if low not in fits or high not in fits:
-            # Whichever end is better, the next step needs the middle.
-            is_last = step + 1 == settings.search_steps
-            fits.add([low, high] if is_last else [low, high, middle])
-        if fits.accuracy(low) < fits.accuracy(high):
-            chosen, low = high, middle
-        else:
-            chosen, high = low, middle
+    import torch
+
+    from fastcoop.engine.weights import limit_threads
+
+    kind = _ConvergedFits if settings.solver == "converged" else _OfficialFits
+    threads = torch.get_num_threads()
+    with limit_threads(1), ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
+        fits = kind(train, val, settings, device, pool)
+        fits.add(START)
+        best = max(START, key=fits.accuracy)  # max keeps the first of equals
+        low, high = best - 1.0, best + 1.0
+        for step in range(settings.search_steps):
+            middle = (low + high) / 2
+            if low not in fits or high not in fits:
+                # Whichever end is better, the next step needs the middle.
+                is_last = step + 1 == settings.search_steps
+                fits.add([low, high] if is_last else [low, high, middle])
+            if fits.accuracy(low) < fits.accuracy(high):
+                chosen, low = high, middle
+            else:
+                chosen, high = low, middle
     return chosen, fits.accuracy(chosen), fits.model(chosen)
 
 
@@ -152,16 +159,24 @@ class _Fits:
 
     principal = False  # the problem's axes
 
-    def __init__(self, train: Labelled, val: Labelled, settings: LinearProbeSettings, device: Any) -> None:
+    def __init__(
+        self,
+        train: Labelled,
+        val: Labelled,
+        settings: LinearProbeSettings,
+        device: Any,
+        pool: ThreadPoolExecutor,
+    ) -> None:
         import torch
         from sklearn.utils import assert_all_finite
 
         assert_all_finite(train[0], input_name="X")
         self._train, self._val, self._iterations = train, val, settings.iterations
         self._classes, self._labels = np.unique(train[1], return_inverse=True)
-        self._device = torch.device(device)
+        self._device, self._pool = torch.device(device), pool
         self._problem = LogisticProblem(train[0], self._labels, device, self.principal)
         self._weights: dict[float, Tensor] = {}
+        self._starts: dict[float, Tensor] = {}
         self._fitted: dict[float, tuple[float, LogisticRegression]] = {}
 
     def __contains__(self, log_c: float) -> bool:
@@ -180,6 +195,9 @@ class _Fits:
             self._fitted[log_c] = float((model.predict(self._val[0]) == self._val[1]).mean()), model
 
     def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
+        return list(self._pool.map(self._fit, log_cs))
+
+    def _fit(self, log_c: float) -> LogisticRegression:
         raise NotImplementedError
 
     def _scikit_learn(self, log_c: float) -> LogisticRegression:
@@ -206,49 +224,46 @@ class _Fits:
 
 
 class _OfficialFits(_Fits):
-    """scikit-learn's fits, in as many threads as torch uses, each in one.
+    """scikit-learn's fits.
 
     `LogisticProblem` computes those that predict validation images as scikit-learn's, whatever the rounding, in less
-    work. scikit-learn computes the others itself: fits of more than about a hundred iterations depend on rounding. On a
-    GPU, all are computed there.
+    work. scikit-learn computes the others itself: after some hundred iterations, its fits depend on rounding. On a GPU,
+    all are computed there.
     """
 
-    def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
-        import torch
-
-        from fastcoop.engine.weights import limit_threads
-
-        if len(self._classes) < 3:  # scikit-learn has another objective
-            return [self._scikit_learn(log_c) for log_c in log_cs]
-        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        with limit_threads(1), ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(self._fit, log_cs))
-
     def _fit(self, log_c: float) -> LogisticRegression:
+        if len(self._classes) < 3:  # scikit-learn has another objective
+            return self._scikit_learn(log_c)
         if self._device.type != "cpu":
             return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
         limit = min(self._iterations, REPRODUCIBLE)
         fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
-        model = self._model(log_c, fit)
         if fit.converged or limit == self._iterations:
+            model = self._model(log_c, fit)
             logits = np.sort(model.decision_function(self._val[0]), axis=1)
-            rounding = 10 ** (fit.iterations / 25 - 7) * (logits[:, -1] - logits[:, 0])
+            rounding = 10 ** (fit.iterations / 25 - 7.5) * (logits[:, -1] - logits[:, 0])
             if (logits[:, -1] - logits[:, -2] > rounding).all():
                 return model
         return self._scikit_learn(log_c)
 
 
 class _ConvergedFits(_Fits):
-    """The minima of scikit-learn's objective. Each fit starts from the one with the nearest C."""
+    """The minima of scikit-learn's objective. Each fit starts from one with a near C, whatever the threads."""
 
     principal = True
 
     def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
+        if not self._weights and len(log_cs) > 1:  # from the smallest C to the largest
+            models = {log_c: self._fit_all([log_c])[0] for log_c in sorted(log_cs)}
+            return [models[log_c] for log_c in log_cs]
+        for log_c in log_cs if self._weights else ():
+            nearest = min(self._weights, key=lambda other, to=log_c: abs(other - to))  # type: ignore[misc]
+            self._starts[log_c] = self._weights[nearest]
+        return super()._fit_all(log_cs)
+
+    def _fit(self, log_c: float) -> LogisticRegression:
         if len(self._classes) < 2:
-            return [self._scikit_learn(log_c) for log_c in log_cs]  # its error
-        models = {}
-        for log_c in sorted(log_cs):
-            nearest = min(self._weights, key=lambda other: abs(other - log_c), default=log_c)
-            fit = self._problem.optimum(10.0**log_c, self._weights.get(nearest))
-            self._weights[log_c], models[log_c] = fit.weights, self._model(log_c, fit)
-        return [models[log_c] for log_c in log_cs]
+            return self._scikit_learn(log_c)  # its error
+        fit = self._problem.optimum(10.0**log_c, self._starts.get(log_c))
+        self._weights[log_c] = fit.weights
+        return self._model(log_c, fit)
