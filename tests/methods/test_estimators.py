@@ -75,7 +75,7 @@ def test_an_estimator_gives_a_sweeps_numbers_bit_for_bit(backbone: Backbone, dat
     estimator = ESTIMATORS[name](backbone, **settings, **seed)
     if METHODS[name].learns:
         subset = data.subset(4, 2)
-        (X, y), (X_val, y_val) = data.train(subset), data.validation(subset)
+        (X, y), (X_val, y_val) = data.train(subset, METHODS[name].kinds[0]), data.validation(subset)
         estimator.fit(torch.from_numpy(X), y, class_names=NAMES, X_val=X_val, y_val=y_val)
         for learned, attribute in ((outcome.contexts, "contexts_"), (outcome.losses, "losses_")):
             if learned is not None:

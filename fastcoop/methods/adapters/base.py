@@ -213,7 +213,7 @@ class Adapter(Method[S]):
             )
 
     def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        resolved: dict[str, Any] = {"views": run.data.views}
+        resolved: dict[str, Any] = {"views": 1 if self.kind == "flip" else run.data.views}
         if hasattr(run.settings, "selection"):
             resolved["selection"] = self.selection(run.settings)
             resolved["tuned_on"] = None

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
-from fastcoop.methods.adapters.selection import BestEpoch, Judge
+from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import Optimizer, cosine_rates, cross_entropy, train
 from fastcoop.methods.schedule import Coefficient, LearningRate, Positive
@@ -43,22 +43,23 @@ class CrossModalSettings(AdapterSettings):
     weight_decay: Coefficient | None = None
     batch_size: Positive | None = Field(None, ge=2)
     iterations: Positive = 12800
+    selection: ValidationOnly = "few_val"
     init: Literal["zero_shot", "random"] = "zero_shot"
     wise_ft: float = Field(0.0, ge=0, le=1)
 
 
 class CrossModalMethod(Adapter[CrossModalSettings]):
-    """Each view of an image, the test-time crop included, is a sample."""
+    """The test-time crop of an image and its mirror image are samples."""
 
     name = "cross_modal"
+    kinds = ("flip",)
     Settings = CrossModalSettings
 
     def chooses(self, settings: CrossModalSettings) -> bool:
         return True  # the iteration
 
     def tries(self, run: RunSpec[CrossModalSettings]) -> Sequence[Mapping[str, Any]]:
-        images = len(run.subset.train) * (1 + run.data.views)
-        most = min(images, len(run.data.class_names))
+        most = min(2 * len(run.subset.train), len(run.data.class_names))
         sizes = [size for size in TRIED["batch_size"] if size // 2 < most] or TRIED["batch_size"][:1]
         given = {name: getattr(run.settings, name) for name in TRIED}
         tried = {name: [given[name]] if given[name] is not None else TRIED[name] for name in TRIED}

@@ -58,6 +58,7 @@ class TipAdapterMethod(Adapter[TipSettings]):
     """Keys are the training features: the mean over the views, scaled to length 1."""
 
     name = "tip_adapter"
+    kinds = ("tip",)
     Settings = TipSettings
     values: ClassVar = {"beta": 1.0, "alpha": 1.17}  # as in the official configuration of ImageNet
 
