@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         CoCoOp,
         CoOpClassifier,
         CrossModalLinearProbe,
+        KgCoOp,
         LinearProbe,
         LPPlusPlus,
         MethodClassifier,
+        ProGrad,
         ProKeR,
         ProLIP,
         PromptEnsemble,
@@ -63,7 +65,8 @@ _MODULES = {
     "features": "FeatureStore cache_features check_store import_features",
     "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias "
     "TextTransform ZeroShot CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF "
-    "TaskRes CLIPAdapter LPPlusPlus ZeroShotLinearProbe CLAP ProLIP CoCoOp TCP",
+    "TaskRes CLIPAdapter LPPlusPlus ZeroShotLinearProbe CLAP ProLIP KgCoOp ProGrad "
+    "TCP CoCoOp",
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
     "results": "load_contexts load_predictions load_results merge_results paired_test",
@@ -73,14 +76,14 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "CLAP", "GDA", "TCP", "Backbone", "CLIPAdapter", "Classifier", "CoCoOp", "CoOpClassifier",
-    "CrossModalLinearProbe", "Dataset", "FastcoopError", "FeatureStore", "LPPlusPlus", "LinearProbe",
-    "MethodClassifier", "MissingFile", "ProKeR", "ProLIP", "PromptEncoder", "PromptEnsemble", "PromptLayout",
-    "PromptLearner", "Run", "TaskRes", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained",
-    "UserError", "ZeroShot", "ZeroShotLinearProbe", "backbone_from_spec", "cache_features", "check_store",
-    "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
-    "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
-    "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report",
-    "sweep", "train",
+    "CrossModalLinearProbe", "Dataset", "FastcoopError", "FeatureStore", "KgCoOp", "LPPlusPlus",
+    "LinearProbe", "MethodClassifier", "MissingFile", "ProGrad", "ProKeR", "ProLIP", "PromptEncoder",
+    "PromptEnsemble", "PromptLayout", "PromptLearner", "Run", "TaskRes", "TextBias", "TextTransform",
+    "TipAdapter", "TipAdapterF", "Trained", "UserError", "ZeroShot", "ZeroShotLinearProbe",
+    "backbone_from_spec", "cache_features", "check_store", "encode_prompts", "evaluate", "export_run",
+    "few_shot", "find_run", "import_coop", "import_features", "initial_contexts", "interpret",
+    "load_backbone", "load_contexts", "load_dataset", "load_predictions", "load_results", "make_classifier",
+    "merge_results", "nearest_words", "paired_test", "predict", "report", "sweep", "train",
 ]  # fmt: skip
 
 logging.getLogger("fastcoop").addHandler(logging.NullHandler())

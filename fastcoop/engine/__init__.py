@@ -2,11 +2,11 @@
 
 from fastcoop.engine.encoder import PromptEncoder, PromptLearner, encode_prompts
 from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training
-from fastcoop.engine.objectives import CrossEntropy, Images, Objective, PullToPrompt
+from fastcoop.engine.objectives import CrossEntropy, Images, Objective, ProjectedGradient, PullToPrompt
 from fastcoop.engine.runs import FastSchedule, Run, Trained
 from fastcoop.engine.training import train
 
 __all__ = [
-    "CrossEntropy", "FastSchedule", "Images", "Objective", "PromptEncoder", "PromptLearner", "PullToPrompt", "Run",
-    "RunShape", "Trained", "TrainingPlan", "encode_prompts", "plan_training", "train",
+    "CrossEntropy", "FastSchedule", "Images", "Objective", "ProjectedGradient", "PromptEncoder", "PromptLearner",
+    "PullToPrompt", "Run", "RunShape", "Trained", "TrainingPlan", "encode_prompts", "plan_training", "train",
 ]  # fmt: skip

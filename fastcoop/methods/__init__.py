@@ -12,6 +12,7 @@ from fastcoop.methods.coop import CoOpMethod
 from fastcoop.methods.data import Data
 from fastcoop.methods.finetune_image_encoder import FinetuneImageEncoderMethod
 from fastcoop.methods.linear_probe import LinearProbeMethod
+from fastcoop.methods.regularized import KgCoOpMethod, ProGradMethod
 from fastcoop.methods.scores import Classifier, LinearClassifier, Scores, score, unit
 from fastcoop.methods.spec import FeatureBank, RunSpec
 from fastcoop.methods.tcp import TCPMethod
@@ -34,7 +35,14 @@ _OWN: tuple[Method[Any], ...] = (  # in the order in which a sweep runs them, th
     *(ZeroShotMethod(), EnsembleMethod()),
     *ADAPTERS,
     *(LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
-    *(CoOpMethod(), TCPMethod(), CoCoOpMethod(), FinetuneImageEncoderMethod()),
+    *(
+        CoOpMethod(),
+        KgCoOpMethod(),
+        ProGradMethod(),
+        TCPMethod(),
+        CoCoOpMethod(),
+        FinetuneImageEncoderMethod(),
+    ),
 )
 METHODS = Registry[Method[Any]]("fastcoop.methods", "method", {one.name: one for one in _OWN}, _prepare)
 

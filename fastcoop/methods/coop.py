@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -155,7 +155,8 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
     """Context Optimization. Runs train together in the engine; each has the result that it has alone."""
 
     name = "coop"
-    Settings = CoOpSettings
+    title: ClassVar[str] = "CoOp"
+    Settings: type[CoOpSettings] = CoOpSettings
 
     def label(self, settings: CoOpSettings) -> str:
         length = f"M={settings.context_length}" if settings.prompt is None else ""
@@ -167,12 +168,12 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
             settings.schedule_label if settings.fast else "",
             {"float32": "", "tf32": "TF32"}.get(settings.precision, settings.precision),
         )
-        return f"CoOp ({', '.join(filter(None, parts))})"
+        return f"{self.title} ({', '.join(filter(None, parts))})"
 
     def validation_choice(self, settings: CoOpSettings) -> tuple[str, str] | None:
         if settings.select == "last" and not settings.val_accuracy:
             return None
-        return "what select: best_val and val_accuracy of coop report", "leave these settings out"
+        return f"what select: best_val and val_accuracy of {self.name} report", "leave these settings out"
 
     def is_class_specific(self, settings: CoOpSettings) -> bool:
         return settings.class_specific
@@ -184,8 +185,8 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         super().check(run)
         if not run.has_learned and (run.settings.val_every or 0) > epochs_of(run):
             raise UserError(
-                f"val_every of coop is {run.settings.val_every}, but a run has {epochs_of(run)} epochs, so that only "
-                "the last is validated; give a smaller number."
+                f"val_every of {self.name} is {run.settings.val_every}, but a run has {epochs_of(run)} epochs, so that "
+                "only the last is validated; give a smaller number."
             )
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
@@ -195,7 +196,8 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         if is_given and settings.prompt is None and given != length:
             raise UserError(
                 f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
-                f"context_length of {given} is not used: leave it out, or give the words an entry of coop of their own."
+                f"context_length of {given} is not used: leave it out, or give the words an entry of {self.name} of "
+                "their own."
             )
         if settings.precision == "tf32" and backbone.device.type == "cpu" and not run.has_learned:
             raise UserError(
@@ -240,6 +242,10 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         size = images * views if is_fast else run.settings.batch_size
         layout = layout_of(run.settings, backbone)
         return RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
+
+    def training(self, backbone: Backbone, run: Run) -> Any:
+        """Return the engine's form of a run."""
+        return replace(engine_run(run, backbone), objective=self.objective(backbone, run))
 
     def objective(self, backbone: Backbone, run: Run) -> Objective:
         """Return what a run minimizes."""
@@ -294,10 +300,7 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
 
         from fastcoop.engine import plan_training, train
 
-        trainings = [
-            replace(engine_run(runs[index], backbone), objective=self.objective(backbone, runs[index]))
-            for index in order
-        ]
+        trainings = [self.training(backbone, runs[index]) for index in order]
         costs = [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
         worked, start = 0.0, time.perf_counter()
         checkpoint = context.checkpoint

@@ -340,6 +340,14 @@ class CoOpClassifier(MethodClassifier, method="coop"):
     """CoOp: context vectors learned through the frozen text tower. Parameters: those of `CoOpSettings`."""
 
 
+class KgCoOp(MethodClassifier, method="kgcoop"):
+    """KgCoOp: CoOp, held near a hand-written prompt. Parameters: those of `KgCoOpSettings`."""
+
+
+class ProGrad(MethodClassifier, method="prograd"):
+    """ProGrad: CoOp, never against a hand-written prompt's gradient. Parameters: those of `ProGradSettings`."""
+
+
 class TCP(MethodClassifier, method="tcp"):
     """TCP: tokens made from each class's hand-written text feature. Parameters: those of `TCPSettings`."""
 

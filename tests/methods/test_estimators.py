@@ -43,6 +43,8 @@ ESTIMATORS = {
     "cross_modal": fc.CrossModalLinearProbe,
     "tip_adapter": fc.TipAdapter,
     "tip_adapter_f": fc.TipAdapterF,
+    "kgcoop": fc.KgCoOp,
+    "prograd": fc.ProGrad,
     "tcp": fc.TCP,
     "cocoop": fc.CoCoOp,
 }
@@ -55,6 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "proker": {"selection": "fixed"},
     "cross_modal": {"iterations": 3, "learning_rate": 0.01, "batch_size": 4},
     "tip_adapter_f": {"epochs": 2, "alpha": 2.0, "beta": 3.0},
+    "kgcoop": {"epochs": 4, "learning_rate": 0.3},
+    "prograd": {"epochs": 4, "learning_rate": 0.3, "context_length": 5},
     "tcp": {"epochs": 4, "layer": 1, "lmbda": 2.0},
     "cocoop": {"epochs": 3, "learning_rate": 0.1, "batch_size": 3},
 }
@@ -363,6 +367,16 @@ def tiny_backbone() -> Backbone:
         return backbone_from_spec(str(write_backbone(Path(folder) / "tiny", text_layers=2)))
 
 
+class PaddedKgCoOp(Padded, MethodClassifier, method="kgcoop"):
+    def _load_backbone(self) -> Backbone:
+        return tiny_backbone()
+
+
+class PaddedProGrad(Padded, MethodClassifier, method="prograd"):
+    def _load_backbone(self) -> Backbone:
+        return tiny_backbone()
+
+
 class PaddedTCP(Padded, MethodClassifier, method="tcp"):
     def _load_backbone(self) -> Backbone:
         return tiny_backbone()
@@ -395,6 +409,8 @@ def failing(estimator: Any) -> dict[str, str]:
         fc.LinearProbe(iterations=20, search_steps=2),
         PaddedBias(epochs=5, learning_rate=0.1),
         PaddedCoOp("demo-vit", epochs=1, context_length=1),
+        PaddedKgCoOp("tiny", epochs=1, init="a"),
+        PaddedProGrad("tiny", epochs=1, context_length=4),
         PaddedTCP("tiny", epochs=1, layer=1),
         PaddedCoCoOp("tiny", epochs=1, batch_size=300, init="a"),
     ],

@@ -1,0 +1,172 @@
+"""CoOp held near zero-shot CLIP by a hand-written prompt: KgCoOp (CVPR 2023) and ProGrad (ICCV 2023).
+
+Both are CoOp but for what a step minimizes, so their runs train in the engine, beside CoOp's in one forest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from fastcoop.checks import LARGEST_BATCH
+from fastcoop.errors import UserError
+from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
+from fastcoop.methods.data import Data
+from fastcoop.methods.schedule import Coefficient, Positive
+from fastcoop.methods.text import Template, prompt_features
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastcoop.backbones import Backbone
+    from fastcoop.engine import Objective
+
+
+class RegularizedSettings(CoOpSettings):
+    """Settings of CoOp, and of the hand-written prompt that it is held to.
+
+    Attributes:
+        lmbda: The papers' lambda.
+        template: The hand-written prompt, with one "{}". None: the dataset's, or the official
+            code's where that differs.
+    """
+
+    lmbda: Coefficient = 1.0
+    template: Template | None = None
+
+    @property
+    def pulls(self) -> bool:
+        return False  # by CoOp's own weight
+
+    @property
+    def schedule_label(self) -> str:
+        return self.fast.label if self.fast else super().schedule_label
+
+    def paper_epochs(self, dataset: str, shots: int | str) -> int:
+        return 100
+
+    def unused(self) -> Mapping[str, str | None]:
+        reason = "lmbda weighs the hand-written prompt here; leave out pull"
+        return {**super().unused(), **({"pull": reason} if self.pull else {})}
+
+
+class RegularizedMethod(CoOpMethod):
+    """CoOp with an objective that knows a hand-written prompt of each class."""
+
+    TEMPLATES: ClassVar[Mapping[str, str]]  # where the official code's is not the dataset's own
+
+    def prompts(self, settings: Any, data: Data) -> tuple[str, ...]:
+        own = self.TEMPLATES.get(data.name.partition(":")[0], data.dataset.template)
+        return (settings.template or own,)
+
+    def label(self, settings: Any) -> str:
+        given = settings.model_dump(include={"lmbda", "template"}, exclude_defaults=True).items()
+        return super().label(settings)[:-1] + "".join(f", {name} {value}" for name, value in given) + ")"
+
+    def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
+        return super().key_settings(run, backbone) | {"template": self.prompts(run.settings, run.data)[0]}
+
+    def texts(self, backbone: Backbone, run: Run) -> torch.Tensor:
+        """Return the hand-written prompt's text features (classes, dim), of length 1."""
+        import torch
+
+        return torch.from_numpy(
+            prompt_features(backbone, run.data.class_names, *self.prompts(run.settings, run.data))
+        )
+
+
+class KgCoOpSettings(RegularizedSettings):
+    """Settings of KgCoOp. The defaults are the official ones.
+
+    Attributes:
+        lmbda: Weight of the mean over classes of 1 - cos between the learned and the hand-written text feature.
+    """
+
+    context_length: Positive = 4
+    init: str = Field("a photo of a", min_length=1)
+    batch_size: int = Field(128, ge=1, le=LARGEST_BATCH)
+    lmbda: Coefficient = 8.0
+
+
+class KgCoOpMethod(RegularizedMethod):
+    """Cross-entropy + lmbda mean_k (1 - cos(t_k, h_k)), for text features t learned and h hand-written."""
+
+    name = "kgcoop"
+    title = "KgCoOp"
+    Settings = KgCoOpSettings
+    TEMPLATES: ClassVar[Mapping[str, str]] = {"dtd": "a photo of a {}, a type of texture."}
+
+    def objective(self, backbone: Backbone, run: Run) -> Objective:
+        from fastcoop.engine import PullToPrompt
+
+        assert isinstance(run.settings, KgCoOpSettings)
+        return PullToPrompt(self.texts(backbone, run), run.settings.lmbda / 2)  # 1 - cos is half of |t - h|^2
+
+
+class ProGradSettings(RegularizedSettings):
+    """Settings of ProGrad. The defaults are the official ones.
+
+    Attributes:
+        init: "template": the words before the class name in the hand-written prompt, behind vectors of zeros; or as
+            CoOp's.
+        lmbda: Share of the gradient against the hand-written prompt's that is removed.
+    """
+
+    init: str = Field("template", min_length=1)
+    lmbda: Coefficient = 1.0
+
+    @property
+    def words(self) -> str | None:
+        return None if self.init == "template" else super().words
+
+
+class ProGradMethod(RegularizedMethod):
+    """Cross-entropy, less the part of its gradient that runs against the gradient of the hand-written prompt's KL."""
+
+    name = "prograd"
+    title = "ProGrad"
+    Settings = ProGradSettings
+    TEMPLATES: ClassVar[Mapping[str, str]] = {
+        "oxford_pets": "a type of pet, a photo of a {}.",
+        "oxford_flowers": "a type of flower, a photo of a {}.",
+        "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
+        "food101": "a type of food, a photo of {}.",
+        "dtd": "a texture of {}.",
+    }
+
+    def objective(self, backbone: Backbone, run: Run) -> Objective:
+        from fastcoop.engine import ProjectedGradient
+
+        assert isinstance(run.settings, ProGradSettings)
+        return ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
+
+    def training(self, backbone: Backbone, run: Run) -> Any:
+        training = super().training(backbone, run)
+        if run.settings.init != "template":
+            return training
+        return replace(training, contexts=self.template_start(backbone, run).expand(training.contexts.shape))
+
+    def template_start(self, backbone: Backbone, run: Run) -> torch.Tensor:
+        """Return zeros, and behind them the embeddings of the prompt's words before the class name, (M, width).
+
+        Raises UserError for more words than vectors.
+        """
+        import torch
+
+        from fastcoop.prompts.vectors import word_tokens
+
+        (template,), vectors = self.prompts(run.settings, run.data), layout_of(run.settings, backbone)
+        words, M = template.partition("{}")[0].strip(), vectors.context_length
+        tokens = word_tokens(backbone, words) if words else []
+        if len(tokens) > M:
+            raise UserError(
+                f'The words "{words}", which the contexts of prograd start from, are {len(tokens)} tokens, but there '
+                f"are {M} context vectors; give a context_length of at least {len(tokens)}, or init: random."
+            )
+        start = torch.zeros(M, backbone.text.width)
+        if tokens:
+            start[M - len(tokens) :] = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
+        return start
