@@ -21,12 +21,14 @@ from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features
 
 QUICK: dict[str, dict[str, Any]] = {
-    "kgcoop": {"epochs": 12, "learning_rate": 0.05, "batch_size": 4},
-    "prograd": {"epochs": 12, "learning_rate": 0.05, "batch_size": 4, "context_length": 6},
+    "kgcoop": {"epochs": 8, "learning_rate": 0.1, "batch_size": 4},
+    "prograd": {"epochs": 8, "learning_rate": 0.1, "batch_size": 4, "context_length": 6},
 }
 
 
-def plain_gradient(backbone: Backbone, one: RunSpec, contexts: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+def plain_gradient(
+    backbone: Backbone, one: RunSpec, contexts: Tensor, images: Tensor, labels: Tensor
+) -> Tensor:
     """The gradient that a step follows, at 77 tokens by autograd. Its loss is in the papers' own form."""
     names, s = one.data.class_names, one.settings
     texts = reference_features(backbone.model, backbone.tokenizer, names, contexts, s.class_position)
@@ -62,8 +64,7 @@ def plain_training(backbone: Backbone, one: RunSpec, start: Tensor) -> Tensor:
     return contexts.detach()
 
 
-@pytest.mark.parametrize("specific", [False, True])
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(("name", "specific"), [("kgcoop", False), ("prograd", False), ("prograd", True)])
 def test_training_is_the_formula(backbone: Backbone, data: Data, name: str, specific: bool) -> None:
     one = job(data, name, shots=4, **QUICK[name], class_specific=specific)
     start = METHODS[name].training(backbone, one).contexts
@@ -78,7 +79,7 @@ def test_training_is_the_formula(backbone: Backbone, data: Data, name: str, spec
 
 def test_runs_of_all_objectives_train_in_one_forest_each_as_if_alone(backbone: Backbone, data: Data) -> None:
     runs = [job(data, name, seed=seed, **QUICK[name], init="random") for name in QUICK for seed in (1, 2)]
-    runs += [job(data, "coop", seed=3, epochs=12, learning_rate=0.05, batch_size=4, context_length=4)]
+    runs += [job(data, "coop", seed=3, epochs=8, learning_rate=0.1, batch_size=4, context_length=4)]
     runs += [job(data, "kgcoop", **QUICK["kgcoop"], lmbda=1.0)]
     trainings = [METHODS[one.method].training(backbone, one) for one in runs]
     states: list[Any] = []
@@ -114,18 +115,27 @@ def test_test_images_and_labels_change_nothing_that_is_learned(backbone: Backbon
 
 @pytest.mark.parametrize("name", QUICK)
 def test_each_setting_of_its_own_changes_what_is_learned(backbone: Backbone, data: Data, name: str) -> None:
-    more: dict[str, Any] = {"lmbda": 0.25, "template": "drawing of {}.", "init": "the photo of", "batch_size": 8}
+    more: dict[str, Any] = {
+        "lmbda": 0.25,
+        "template": "drawing of {}.",
+        "init": "the photo of",
+        "batch_size": 8,
+    }
     base = QUICK[name] if name == "kgcoop" else QUICK[name] | {"context_length": 3}
     base = base | {"template": "a photo of {}."}
     settings = [base, *(base | {key: value} for key, value in more.items())]
     first, *others = run(backbone, name, [job(data, name, shots=4, **given) for given in settings])
     for key, other in zip(more, others, strict=True):
-        same = other.contexts.shape == first.contexts.shape and np.allclose(other.contexts, first.contexts, atol=1e-4)
+        same = other.contexts.shape == first.contexts.shape and np.allclose(
+            other.contexts, first.contexts, atol=1e-4
+        )
         assert not same, key
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_class_without_images_has_a_prompt_like_any_other(backbone: Backbone, data: Data, name: str) -> None:
+def test_a_class_without_images_has_a_prompt_like_any_other(
+    backbone: Backbone, data: Data, name: str
+) -> None:
     one = job(data, name, **QUICK[name])
     seen = one.data.dataset.splits["train"].labels[one.subset.train] > 0
     (outcome,) = run(backbone, name, [replace(one, subset=FewShot(one.subset.train[seen], one.subset.val))])
@@ -157,8 +167,8 @@ def test_the_fast_schedule_follows_each_objective(backbone: Backbone, data: Data
         assert found.losses[-1] < found.losses[0]
         with pytest.raises(UserError, match="leave out pull"):
             job(data, name, schedule="fast", pull="none")
-    coop = job(data, "coop", schedule="fast", pull="none", init="a photo of a")
-    (plain,), (zero,) = run(backbone, "coop", [coop]), run(backbone, "kgcoop", [job(data, "kgcoop", schedule="fast", lmbda=0.0)])  # fmt: skip
+    (plain,) = run(backbone, "coop", [job(data, "coop", schedule="fast", pull="none", init="a photo of a")])
+    (zero,) = run(backbone, "kgcoop", [job(data, "kgcoop", schedule="fast", lmbda=0.0)])
     assert (plain.contexts == zero.contexts).all()
 
 

@@ -37,6 +37,8 @@ IN_RANGE = {
     "ratio": "0",
     "lmbda": "None 0 1000000000000",
     "tcp.lmbda": "0 1000000000000",
+    "kgcoop.lmbda": "0 1000000000000",
+    "prograd.lmbda": "0 1000000000000",
     "proker.beta": "None 1000000000000",
     "proker.lmbda": "None 1000000000000",
     "prolip.learning_rate": "None 1000000000000",
@@ -131,6 +133,11 @@ NET = {
     "context_length": ({"init": "random"}, 2, 3),
     "reduction": ({}, 2, 4),
 }
+for held in ("kgcoop", "prograd"):
+    TWO_VALUES[held] = {name: ({"init": "random", **beside}, *values)
+                        for name, (beside, *values) in TWO_VALUES["coop"].items() if name != "pull"}  # fmt: skip
+    TWO_VALUES[held] |= {"init": ({}, "a photo", "a photo of"), "lmbda": ({}, 0.0, 2.0)}
+    TWO_VALUES[held]["template"] = ({}, "a {}.", "the {}.")
 TWO_VALUES["cocoop"] = NET
 TWO_VALUES["tcp"] = {name: ({"layer": 1, **beside}, *values) for name, (beside, *values) in NET.items()} | {
     "lmbda": ({"layer": 1}, 0.0, 1.0),
@@ -138,7 +145,17 @@ TWO_VALUES["tcp"] = {name: ({"layer": 1, **beside}, *values) for name, (beside, 
     "template": ({"layer": 1}, "a {}.", "the {}."),
 }
 SCHEDULE = {"epochs": ({}, 2, 3), "batch_size": ({}, 2, 4), "learning_rate": ({"epochs": 2}, 0.1, 0.2)}
-for trained in ("coop", "text_transform", "text_bias", "finetune_image_encoder", "cocoop", "tcp"):
+TRAINED = (
+    "coop",
+    "kgcoop",
+    "prograd",
+    "tcp",
+    "cocoop",
+    "text_transform",
+    "text_bias",
+    "finetune_image_encoder",
+)
+for trained in TRAINED:
     more = {"layer": 1} if trained == "tcp" else {}
     schedule = {name: ({**beside, **more}, *values) for name, (beside, *values) in SCHEDULE.items()}
     TWO_VALUES[trained] = {**schedule, **TWO_VALUES.get(trained, {})}
@@ -153,14 +170,19 @@ def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]
 @pytest.mark.parametrize("name", METHODS.keys() - {one.name for one in ADAPTERS})  # see test_adapters.py
 def test_every_setting_changes_the_key_or_is_refused(name: str, backbone: Backbone, data: Data) -> None:
     method = get_method(name)
-    assert TWO_VALUES[name].keys() == method.Settings.model_fields.keys()
+    refused = {"pull"} if name in ("kgcoop", "prograd") else set()  # tests/methods/test_regularized.py
+    assert TWO_VALUES[name].keys() == method.Settings.model_fields.keys() - refused
     for field, (beside, one, other) in TWO_VALUES[name].items():
         assert key(name, data, backbone, {**beside, field: one}) != key(
             name, data, backbone, {**beside, field: other}
         )
 
 
-IN_VAIN = {"prompt": ("context_length", "class_position"), "init": ("context_length",)}
+IN_VAIN = {
+    "prompt": ("context_length", "class_position"),
+    "init": ("context_length",),
+    "epochs": ("schedule", "pull"),
+}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +207,7 @@ def test_no_setting_is_given_in_vain_beside_another(
             {"select": "last"},
         ):
             for settings in given:
-                with pytest.raises(UserError, match=field):
+                with pytest.raises(UserError, match=f"{field}|leave out epochs"):
                     key("coop", data, backbone, settings)
         else:
             assert len({key("coop", data, backbone, settings) for settings in given}) == 2, field
