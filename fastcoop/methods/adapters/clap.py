@@ -45,12 +45,12 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     def label(self, settings: ZeroShotLinearProbeSettings) -> str:
         return super().label(settings).replace("Zs lp", "ZS-LP").replace("Clap", "CLAP")
 
-    def multipliers(self, stack: Stack) -> Tensor | None:
-        """Return each class's weight in the penalty, (runs, classes); None for no penalty."""
+    def pull(self, stack: Stack) -> Tensor | None:
+        """Return the factor on each class's penalty, (runs, classes); None for no penalty."""
         return None
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        settings, texts, alpha = stack.settings, stack.texts, self.multipliers(stack)
+        settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
         images = normalized(stack.views)
         rates = cosine_rates(
             stack.value("learning_rate"),
@@ -60,11 +60,8 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
         )
 
         def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
-            prototypes = parameters["prototypes"]
-            found = cosine_cross_entropy(prototypes, *stack.take(rows, views, images), texts.scale)
-            if alpha is None:
-                return found
-            return found + (alpha * (prototypes - texts.raw).square().sum(-1)).mean(-1)
+            batch = stack.take(rows, views, images)
+            return cosine_cross_entropy(parameters["prototypes"], *batch, texts.scale, texts.raw, pull)
 
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
         batches = pooled_batches(stack, settings.epochs, settings.batch_size)
@@ -88,12 +85,12 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
 
     name = "clap"
 
-    def multipliers(self, stack: Stack) -> Tensor:
+    def pull(self, stack: Stack) -> Tensor:
         probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)
         right = (probabilities * stack.onehot).sum(1)
         seen = stack.counts > 0
         alpha = right / stack.counts.clamp(min=1)
-        return alpha.where(seen, (alpha.sum(-1) / seen.sum(-1))[:, None])
+        return alpha.where(seen, (alpha.sum(-1) / seen.sum(-1))[:, None]) / len(stack.texts)
 
 
 def pooled_batches(stack: Stack, epochs: int, batch_size: int) -> Iterator[list[Batch]]:

@@ -11,18 +11,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def cosine_cross_entropy(classes: Tensor, images: Tensor, labels: Tensor, scale: float) -> Tensor:
+def cosine_cross_entropy(
+    classes: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    scale: float,
+    anchors: Tensor | None = None,
+    pull: Tensor | None = None,
+) -> Tensor:
     """Return each run's mean cross-entropy, (runs,), which can be differentiated once with respect to ``classes``.
 
-    Autograd's steps through the normalization of the classes would double the time of a step.
+    Autograd's steps through the normalization of the classes and the penalty would double the time of a step.
 
     Args:
         classes: Class vectors (runs, classes, dim), of any length.
         images: Image features (runs, batch, dim), of length 1.
         labels: int64 (runs, batch).
         scale: Factor on the cosine similarities.
+        anchors: (classes, dim), and
+        pull: (runs, classes), of a penalty, the sum over classes of ``pull * |classes - anchors| ** 2``.
     """
-    losses: Tensor = _function().apply(classes, images, labels, scale)
+    losses: Tensor = _function().apply(classes, images, labels, scale, anchors, pull)
     return losses
 
 
@@ -32,21 +41,27 @@ def _function() -> Any:
 
     class CosineCrossEntropy(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, classes: Tensor, images: Tensor, labels: Tensor, scale: float) -> Tensor:
+        def forward(
+            ctx: Any, classes: Tensor, images: Tensor, labels: Tensor, scale: float, anchors: Any, pull: Any
+        ) -> Tensor:
             factor = scale / classes.norm(dim=-1)
             logits = (images @ classes.mT).mul_(factor[:, None])
             change = logits.softmax(-1)  # the gradient of each image's loss with respect to its logits
             change.scatter_add_(2, labels[..., None], change.new_full((), -1.0).expand(*labels.shape, 1))
             along = (change * logits).mean(1)  # of classes' gradients, their part along the classes
             gradient = change.mul_(factor[:, None] / labels.shape[1]).mT @ images
-            ctx.save_for_backward(
-                gradient.addcmul_(classes, (along * (factor / scale).square())[..., None], value=-1)
-            )
-            return cross_entropy(logits, labels)
+            gradient.addcmul_(classes, (along * (factor / scale).square())[..., None], value=-1)
+            losses = cross_entropy(logits, labels)
+            if pull is not None:
+                moved = classes - anchors
+                gradient.addcmul_(moved, pull[..., None], value=2)
+                losses = losses + (pull * moved.norm(dim=-1).square()).sum(-1)
+            ctx.save_for_backward(gradient)
+            return losses
 
         @staticmethod
-        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             (gradient,) = ctx.saved_tensors
-            return gradient.mul_(upstream[:, None, None]), None, None, None
+            return gradient.mul_(upstream[:, None, None]), None, None, None, None, None
 
     return CosineCrossEntropy
