@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.engine import PromptEncoder, Run, train
+from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import CrossEntropy, Images, Objective, PullToPrompt
 from fastcoop.engine.optimizers import inverse_root, newton_iterations, newton_schulz
 from fastcoop.engine.runs import FastSchedule
+from fastcoop.engine.training import ActiveRun, Batch
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
+from tests.engine.conftest import tiny_backbone
+from tests.engine.test_batch import HostWatch, OutOfMemoryAt
 from tests.engine.test_company import company, wide  # noqa: F401 (a fixture)
 from tests.engine.test_training import distance
+from tests.pretend_gpu import pretend_gpu
 
 PULL = 4.0
 
@@ -209,3 +214,47 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
 def test_a_schedule_that_cannot_be_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         FastSchedule(**settings)
+
+
+def test_a_gpu_s_steps_are_recorded_and_end_where_the_cpu_s_end(backbone32, make_run):
+    """By products in place of eigenvalues; the pretended GPU refuses to record what waits for the host."""
+    runs = [
+        fast(make_run(seed=1), 24, pull=True),
+        fast(make_run(PromptLayout(3, "mid", True), seed=2), 30, refresh=3),
+    ]
+    runs.append(make_run(seed=3, epochs=20))
+    expected = train(backbone32, runs)
+    with pretend_gpu():
+        there = tiny_backbone(torch.float32)
+        there.model.to("cuda")
+        found = train(there, runs)
+    for run, ours, theirs in zip(runs, found, expected, strict=True):
+        assert ours.status == "done"
+        assert distance(ours.contexts - run.contexts, theirs.contexts - run.contexts) < 1e-2
+        assert distance(ours.contexts, run.contexts) > 1e-3
+
+
+def test_a_fast_step_waits_for_nothing_and_is_whole_or_not_at_all(backbone, make_run):
+    runs = [fast(make_run(seed=1), 6, pull=True), fast(make_run(PromptLayout(2, "mid", True), seed=2), 6)]
+    trees = Trees(backbone)
+
+    def batch_of(steps):
+        active = [ActiveRun.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]
+        batch = Batch(trees, active, backbone.logit_scale)
+        for _ in range(steps):
+            batch.step()
+        return batch
+
+    whole, counting = batch_of(2), batch_of(1)
+    with HostWatch() as watch, OutOfMemoryAt(-1) as counted:
+        counting.step()
+    assert not set(watch.seen) - {"equal"}
+    operations = -1 - counted.left
+    for number in (operations // 2, *range(operations - 40, operations, 3)):
+        batch = batch_of(1)
+        with pytest.raises(torch.OutOfMemoryError), OutOfMemoryAt(number):
+            batch.step()
+        batch.step()
+        assert torch.equal(batch.vectors, whole.vectors)
+        for a, b in zip(batch.active, whole.active, strict=True):
+            assert all(torch.equal(tensor, b.tensors[name]) for name, tensor in a.tensors.items())
