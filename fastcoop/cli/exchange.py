@@ -69,13 +69,15 @@ def export(
     """Write a run's learned prompt for other programs.
 
     The formats are a checkpoint for the official code (coop), the contexts with everything that describes them
-    (safetensors), and the finished classifier in one file (classifier), which needs only open_clip.
+    (safetensors), and the finished classifier in one file (classifier), which needs only open_clip. Runs of other
+    methods whose logits are linear, such as task_res and gda, have only the last.
 
     Example:  fastcoop export 3f2a --results results/photographs --format classifier
     """
-    from fastcoop.exchange import export_run, find_run
+    from fastcoop.exchange import export_run
+    from fastcoop.results.read import find_key
 
-    key = find_run(results, run).key
+    key = find_key(results, run)
     name = "" if format == "coop" else f"{key[:12]}.{format}.safetensors"
     written = export_run(results, key, format, out or Path("exported", name), backbone)
     show({"key": key, "file": written}, [written], as_json)

@@ -21,7 +21,8 @@ from fastcoop.features.images import RECIPES, UnreadableImage, crops, normalize,
 from fastcoop.methods import unit
 from fastcoop.results.parameters import write_arrays
 
-FORMAT = {"format": "fastcoop classifier", "format_version": "1"}
+FORMAT = {"format": "fastcoop classifier"}
+VERSIONS = ("1", "2")  # 2: with a bias
 BATCH_SIZE = 32  # images
 
 log = logging.getLogger("fastcoop")
@@ -70,17 +71,18 @@ class MadeWithBackbone:
 
 @dataclass(frozen=True, eq=False)
 class Classifier(MadeWithBackbone):
-    """A classifier of image features by cosine similarity to class features.
+    """A linear classifier of image features of length 1, such as by cosine similarity to class features.
 
     Attributes:
         class_names: in label order.
-        text_features: float32 (classes, dim), of length 1.
+        text_features: float32 (classes, dim), of length 1 where the method compares by cosine.
         logit_scale: factor of the cosine similarities, already exponentiated.
         preprocess: how images are prepared for the image tower.
         backbone, backbone_digest: the model whose image features are classified.
         origin: the run that it was made from, as text by name: key, dataset, settings.
         recipe: "current", or "official-2021", whose test-time crop squashes images to ``preprocess.size``, enlarges
             them by an eighth and crops the center.
+        bias: float32 (classes,), added to the scaled products; None for none.
     """
 
     class_names: tuple[str, ...]
@@ -91,6 +93,7 @@ class Classifier(MadeWithBackbone):
     backbone_digest: str
     origin: dict[str, str]
     recipe: str = "current"
+    bias: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.text_features).all() or not np.isfinite(self.logit_scale):
@@ -108,18 +111,23 @@ class Classifier(MadeWithBackbone):
             float32 (images, classes); NaN for features that are zero or not finite.
         """
         logits = self.logit_scale * unit(features.astype(np.float32)) @ self.text_features.T
+        if self.bias is not None:
+            logits = logits + self.bias
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
 
     def save(self, path: str | Path) -> None:
-        """Write ``text_features`` and ``logit_scale`` to a safetensors file, with the rest as text in its header.
+        """Write ``text_features``, ``logit_scale`` and ``bias`` to a safetensors file, the rest as text in its header.
 
         Raises:
             UserError: the file cannot be written.
         """
         arrays = {"text_features": self.text_features, "logit_scale": np.array(self.logit_scale)}
+        if self.bias is not None:
+            arrays["bias"] = self.bias
         header = FORMAT | {
+            "format_version": VERSIONS[self.bias is not None],
             "class_names": json.dumps(list(self.class_names)),
             "preprocess": json.dumps(asdict(self.preprocess)),
             "backbone": self.backbone,
@@ -142,18 +150,21 @@ class Classifier(MadeWithBackbone):
         try:
             with safe_open(path, "np") as file:
                 header = file.metadata() or {}
-                if not FORMAT.items() <= header.items():
+                if not FORMAT.items() <= header.items() or header.get("format_version") not in VERSIONS:
                     raise ValueError("its header names another format")
                 texts, scale = file.get_tensor("text_features"), float(file.get_tensor("logit_scale"))
+                bias = file.get_tensor("bias") if header["format_version"] == "2" else None
             names, preprocess = json.loads(header["class_names"]), json.loads(header["preprocess"])
             if texts.ndim != 2 or len(texts) != len(names):
                 raise ValueError(f"{len(names)} class names for text features {texts.shape}")
+            if bias is not None and bias.shape != (len(names),):
+                raise ValueError(f"{len(names)} class names for a bias {bias.shape}")
             if (recipe := header.get("recipe", "current")) not in RECIPES:
                 raise ValueError(f'there is no recipe "{recipe}"')
             preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}
             return cls(
                 tuple(names), texts, scale, Preprocess(**preprocess), header["backbone"], header["backbone_digest"],
-                json.loads(header["origin"]), recipe,
+                json.loads(header["origin"]), recipe, bias,
             )  # fmt: skip
         except UserError:
             raise

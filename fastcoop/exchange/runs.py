@@ -1,11 +1,11 @@
-"""CoOp runs of a results folder with their contexts: exported for other programs, imported from the official code."""
+"""Runs of a results folder: exported for other programs, and imported from the official code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +29,16 @@ from fastcoop.exchange.coop_files import (
     write_coop_file,
 )
 from fastcoop.features.images import RECIPES, check_recipe
-from fastcoop.methods import METHODS, Data, Outcome, RunSpec, unit
+from fastcoop.methods import METHODS, Data, LinearClassifier, Outcome, RunSpec, unit
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, layout_of
 from fastcoop.methods.schedule import paper_epochs
 from fastcoop.results import load_contexts, load_predictions
 from fastcoop.results.parameters import load_parameters, parameters_path, write_arrays
-from fastcoop.results.read import find_key, load_run
+from fastcoop.results.read import find_key, load_run, load_runs
+from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.store import open_store
+from fastcoop.sweeps.evaluation import restore_run
 from fastcoop.sweeps.records import read_settings, record_outcome
 
 FORMATS = ("coop", "safetensors", "classifier")
@@ -47,12 +49,21 @@ TOLERANCE = 2e-3  # of embeddings in float16, against the same in float32
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedRun(MadeWithBackbone):
-    """A CoOp run, as in the results, with what it learned."""
+class RecordedRun(MadeWithBackbone):
+    """A run, as in the results."""
 
     key: str
     backbone: str
     backbone_digest: str
+
+    def _owner(self) -> str:
+        return f"the run {self.key[:12]}"
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedRun(RecordedRun):
+    """A CoOp run, as in the results, with what it learned."""
+
     dataset: str
     shots: int | str
     seed: int
@@ -62,9 +73,6 @@ class LearnedRun(MadeWithBackbone):
     class_names: tuple[str, ...]  # in label order
     learned_dtype: str  # of the contexts in training: "float32", or "float16" of some imported runs
     recipe: str = "current"  # name of the image transforms behind the features
-
-    def _owner(self) -> str:
-        return f"the run {self.key[:12]}"
 
     def metadata(self) -> dict[str, str]:
         """Return everything except the contexts, as text for the header of a safetensors file."""
@@ -132,16 +140,49 @@ def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
 
 
 @fresh_state()
+def linear_classifier(results: str | Path, key: str, backbone: str | None = None) -> Classifier:
+    """Return the classifier of a run of any method, for the classes of the run's dataset.
+
+    Args:
+        results: a results folder.
+        key: the run's key, or its beginning.
+        backbone: as in `export_run`.
+
+    Raises:
+        UserError: no such run or backbone, or the run's logits are no linear function of image features of length 1.
+    """
+    folder = Path(results)
+    key = find_key(folder, key)
+    row = next(one for one in load_runs(folder).itertuples() if one.key == key)
+    model = RecordedRun(key, str(row.backbone), str(row.backbone_digest)).load_backbone(backbone)
+    run, kept = restore_run(folder, row, model), load_parameters(folder, key)
+    template = json.loads(str(row.settings)).get(DATASET_PROMPT, run.data.dataset.template)
+    data = Data(replace(run.data.dataset, template=template), None)
+    made = METHODS[run.method].classifier(model, replace(run, data=data), data)
+    if not (isinstance(made, LinearClassifier) and made.unit_length and made.rows is None):
+        raise UserError(
+            f"Run {key[:12]} is {row.label}, whose logits are no linear function of image features of length 1, as a "
+            "classifier file needs; choose a run of another method."
+        )
+    origin = {name: str(getattr(row, name)) for name in IN_ORIGIN}
+    recipe = kept.recipe if kept is not None and kept.recipe in RECIPES else "current"
+    return Classifier(
+        data.class_names, made.weights, made.scale, model.preprocess, str(row.backbone), str(row.backbone_digest),
+        origin, str(recipe), made.bias,
+    )  # fmt: skip
+
+
+@fresh_state()
 def export_run(
     results: str | Path, key: str, format: str, out: str | Path, backbone: str | None = None
 ) -> Path:
-    """Write a CoOp run's contexts for other programs.
+    """Write what a run learned for other programs: a CoOp run's contexts, or a classifier.
 
     Args:
         results: a results folder.
         key: the run's key, or its beginning.
         format: "coop", a checkpoint in the official folder layout under ``out``; "safetensors", the contexts with
-            their metadata; "classifier", a `Classifier`.
+            their metadata; "classifier", a `Classifier`, also of other methods whose logits are linear.
         out: the file to write; for "coop" the folder.
         backbone: the run's backbone: a tag, a folder or a weights file. None: the backbone of the recorded name.
 
@@ -153,7 +194,11 @@ def export_run(
     """
     if format not in FORMATS:
         raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
-    run, path = find_run(results, key), Path(out)
+    path = Path(out)
+    if format == "classifier" and load_run(Path(results), find_key(Path(results), key))["method"] != "coop":
+        linear_classifier(results, key, backbone).save(path)
+        return path
+    run = find_run(results, key)
     if format == "safetensors":
         if backbone is not None:
             run.load_backbone(backbone)

@@ -220,7 +220,7 @@ def _plan(
     for row in rows:
         fitting = []
         try:
-            run = _restore_run(folder, row, backbones[row.backbone_digest])
+            run = restore_run(folder, row, backbones[row.backbone_digest])
         except UserError as error:
             errors.append(error)
             continue
@@ -240,7 +240,7 @@ def _plan(
     return planned
 
 
-def _restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
+def restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     """Return a recorded run with what it learned, without images. Raises UserError if nothing is kept of it."""
     method = METHODS[row.method]
     kept = load_parameters(folder, row.key) if method.learns else Parameters(None, {})

@@ -16,7 +16,9 @@ from safetensors import safe_open
 from fastcoop.errors import UserError
 from fastcoop.exchange import Classifier, export_run, find_run, image_files, make_classifier, predict
 from fastcoop.features import FeatureStore
-from fastcoop.results import load_contexts, load_predictions
+from fastcoop.results import load_contexts, load_predictions, load_results
+from fastcoop.sweeps import sweep
+from tests.advice import follows
 from tests.reference import reference_features
 
 LAYOUTS = [(position, specific) for position in ("end", "mid", "front") for specific in (False, True)]
@@ -151,3 +153,42 @@ def test_mistakes_are_said(world, key, tmp_path):
     with pytest.raises(UserError, match="no learned contexts"):
         find_run(results, frame.key[frame.method == "zero_shot"].iloc[0])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="session")
+def other_methods(world) -> Path:
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "shots": 2, "seeds": 1, "views": 1,
+        "methods": {
+            "zero_shot": None, "linear_probe": None, "gda": {"alpha": 5.0}, "text_bias": {"epochs": 2},
+            "cross_modal": {"iterations": 3, "learning_rate": 0.01, "selection": "fixed"},
+            "tip_adapter": {"selection": "fixed"},
+        },
+    }  # fmt: skip
+    places = {"data_root": world / "data", "cache": world / "cache", "results": world / "others"}
+    sweep(grid, jobs=1, **places)
+    return world / "others"
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "gda", "text_bias", "cross_modal"])
+def test_linear_methods_have_classifiers_too(world, backbone, other_methods, tmp_path, method):
+    (run,) = load_results(other_methods).query("method == @method").key
+    export_run(other_methods, run, "classifier", tmp_path / "made", str(world / "tiny"))
+    made = Classifier.load(tmp_path / "made")
+    assert (made.bias is not None) == (method == "gda")
+    recorded = load_predictions(other_methods, run)
+    assert made.class_names == recorded.class_names
+    store = FeatureStore.open(world / "cache" / "tiny" / "colours.h5")
+    probabilities = made.probabilities(store.split("test")[0].numpy())
+    np.testing.assert_array_equal(probabilities.argmax(1), recorded.predicted)
+    np.testing.assert_allclose(probabilities.max(1), recorded.confidence, atol=2e-3)
+
+
+@follows("as a classifier file needs; choose a run of another method")
+@pytest.mark.parametrize("method", ["linear_probe", "tip_adapter"])
+def test_runs_that_no_classifier_file_can_hold_are_refused(world, other_methods, tmp_path, method):
+    keys = load_results(other_methods).set_index("method").key
+    with pytest.raises(UserError, match="no linear function of image features of length 1"):
+        export_run(other_methods, keys[method], "classifier", tmp_path / "made", str(world / "tiny"))
+    assert not (tmp_path / "made").exists()
+    export_run(other_methods, keys["gda"], "classifier", tmp_path / "made", str(world / "tiny"))
