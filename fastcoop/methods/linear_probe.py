@@ -236,6 +236,9 @@ class _OfficialFits(_Fits):
             return self._scikit_learn(log_c)
         if self._device.type != "cpu":
             return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
+        nearest = min(self._fitted, key=lambda other: abs(other - log_c), default=None)
+        if nearest is not None and self.model(nearest).n_iter_[0] > REPRODUCIBLE:  # this one will be as long
+            return self._scikit_learn(log_c)
         limit = min(self._iterations, REPRODUCIBLE)
         fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
         if fit.converged or limit == self._iterations:
