@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastcoop import escape
 from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
+from fastcoop.results.predictions import calibration_errors
 from fastcoop.results.read import load_failures, load_results, load_untested, percent
 from fastcoop.results.tables import select_rows
 
@@ -82,13 +83,19 @@ def run_lines(run: dict[str, Any]) -> Iterator[str]:
 
 
 def export_results(folder: str | Path, to: str | Path, conditions: Sequence[str] = ()) -> int:
-    """Write the rows that meet all conditions to a .csv or .parquet file. Return their number."""
+    """Write the rows that meet all conditions to a .csv or .parquet file. Return their number.
+
+    ``calibration_error``, in percentage points, follows the accuracies.
+    """
     to = Path(to)
     if to.suffix not in (".csv", ".parquet"):
         raise UserError(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
-    table = select_rows(load_results(folder), conditions)
+    table, calibration = load_results(folder), calibration_errors(folder)
+    errors = [calibration[test] for test in zip(table.key, table.dataset, strict=True)]
+    table.insert([*table].index("macro_accuracy") + 1, "calibration_error", errors)
+    table = select_rows(table, conditions)
     for name in table:
         if table[name].dtype == "object" and table[name].dropna().map(type).nunique() > 1:
             table[name] = table[name].map(str, na_action="ignore")  # such as "all" beside numbers of shots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,9 +53,15 @@ def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -
         row = db.execute(query, (key, dataset)).fetchone()
     if row is None:
         raise UserError(f"{folder} has no run {key}{f' tested on {dataset}' if dataset else ''}.")
-    labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in row[1:3])
+    return _decoded(*row)
+
+
+def _decoded(class_names: str, *blobs: bytes) -> Predictions:
+    labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in blobs[:2])
     predicted[predicted == NO_CLASS] = -1
-    return Predictions(tuple(json.loads(row[0])), labels, predicted, np.frombuffer(row[3], dtype="<f2"))
+    return Predictions(
+        tuple(json.loads(class_names)), labels, predicted, np.frombuffer(blobs[2], dtype="<f2")
+    )
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
@@ -90,6 +97,24 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
     gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(100 * np.abs(gaps).sum() / len(confidence))
+
+
+def calibration_errors(folder: str | Path) -> dict[tuple[str, str], float]:
+    """Return the `calibration_error` of every test of a results folder, by key and tested dataset.
+
+    Tests of runs that diverged have NaN.
+    """
+    query = (
+        "SELECT key, scores.dataset, class_names, labels, predictions, confidence FROM scores JOIN tests "
+        "ON test = digest"
+    )
+    errors = {}
+    with reading(Path(folder)) as db:
+        for key, dataset, *stored in db.execute(query):
+            found = _decoded(*stored)
+            diverged = (found.predicted < 0).any()
+            errors[key, dataset] = math.nan if diverged else calibration_error(found)
+    return errors
 
 
 class PairedTest(NamedTuple):

@@ -32,7 +32,8 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         domain shift only. ``shots`` is 0 for methods that learn nothing. ``accuracy``, ``macro_accuracy`` and
         ``chance`` are in percent, the first two NaN where the outputs of a diverged run are not finite. ``settings``,
         ``extra``, ``losses``, ``per_class`` and ``prompts`` are JSON. ``test`` and ``features`` are digests of what was
-        tested on, ``backbone_digest`` is that of the weights. The methods' own columns follow.
+        tested on, ``backbone_digest`` is that of the weights. The methods' own columns follow, and the number of
+        ``trained_parameters`` if some method records it.
 
     Raises:
         UserError: the folder holds no results, or they cannot be read.
@@ -41,6 +42,9 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     frame["class_specific"] = frame.class_specific.fillna(0).astype(bool)
     for name in ("accuracy", "macro_accuracy"):
         frame[name] = frame[name].astype(float)
+    extra = [json.loads(text) for text in frame.extra]
+    if any("trained_parameters" in one for one in extra):
+        frame["trained_parameters"] = [one.get("trained_parameters", math.nan) for one in extra]
     return frame
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastcoop as fc
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.methods.adapters import ADAPTERS, proker, tip_adapter
@@ -308,6 +308,9 @@ def test_a_sweep_learns_tests_and_resumes_every_method(tmp_path: Path) -> None:
     rows = load_results(tmp_path / "results")
     assert set(rows.method) == {"zero_shot", *NAMES}
     assert rows.accuracy.notna().all()
+    trained = rows.groupby("method").trained_parameters.max()
+    assert trained["gda"] == 0
+    assert trained["cross_modal"] == 4 * backbone_from_spec(grid["backbones"]).embed_dim
     learned = rows.query("method != 'zero_shot'")
     assert set(learned.query("method == 'gda'").selection) == {"imagenet_val"}
     assert sweep(grid, results=tmp_path / "results", jobs=1, **places).finished == 0

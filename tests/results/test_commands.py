@@ -14,7 +14,7 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.errors import UserError
-from fastcoop.results import load_results, merge_results
+from fastcoop.results import calibration_error, load_predictions, load_results, merge_results
 from fastcoop.results.store import open_store
 from fastcoop.results.tables import select_rows
 from fastcoop.sweeps import sweep
@@ -236,7 +236,13 @@ def test_pandas_reads_exports_and_the_store_with_nothing_of_ours(
     assert set(csv.shots) == {"0", "1", "all"}
     with sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True) as db:
         sql = pd.read_sql("SELECT * FROM results", db)
-    assert set(sql.columns) - {"columns"} == set(csv.columns)
+    assert set(sql.columns) - {"columns"} == set(csv.columns) - {"calibration_error"}
+    errors = [
+        calibration_error(load_predictions(folder, key, dataset))
+        for key, dataset in zip(table.key, table.dataset, strict=True)
+    ]
+    assert csv.calibration_error.tolist() == pytest.approx(errors)
+    assert max(errors) > 0
     assert sorted(sql.accuracy) == sorted(csv.accuracy)
     assert call("export", folder, tmp_path / "coop.parquet", "--where", "method=coop")[0] == 0
     parquet = pd.read_parquet(tmp_path / "coop.parquet")
