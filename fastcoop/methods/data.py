@@ -227,9 +227,7 @@ def _matching(
                 count = classes.count(one)
                 problem = f'{place} has {count} classes called "{name}"; give its classes names of their own'
         if one not in labels:
-            problem = (
-                f'its class "{name}" is not among {source}\'s; only unified contexts and zero-shot carry over'
-            )
+            problem = f'its class "{name}" is not among {source}\'s, and what was learned belongs to those'
         if problem:
             raise UserError(f"What was learned on {source} cannot be tested on {target}: {problem}.")
     return tuple(labels[one] for one in there)
