@@ -109,6 +109,7 @@ class Method(Generic[S]):
 
     Attributes:
         name: Name in grid files and results.
+        title: Name in lists, if it is not ``name`` with spaces.
         Settings: The pydantic model of a run's settings.
         learns: Whether runs learn from a few-shot subset, and so are crossed with shots and seeds.
         augments: Whether they learn from augmented views of its images.
@@ -119,6 +120,7 @@ class Method(Generic[S]):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     Settings: type[S]
     learns: ClassVar[bool] = True
     augments: ClassVar[bool] = True
@@ -133,7 +135,7 @@ class Method(Generic[S]):
         Figures and tables use ``name`` and the settings that differ from the most frequent ones.
         """
         changed = settings.model_dump(exclude_defaults=True).items()
-        title = self.name.replace("_", " ").capitalize()
+        title = self.title or self.name.replace("_", " ").capitalize()
         return f"{title} ({', '.join(f'{name} {value}' for name, value in changed)})" if changed else title
 
     def learn(self, backbone: Backbone, run: RunSpec[S]) -> Outcome:

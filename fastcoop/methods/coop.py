@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -155,7 +155,7 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
     """Context Optimization. Runs train together in the engine; each has the result that it has alone."""
 
     name = "coop"
-    title: ClassVar[str] = "CoOp"
+    title = "CoOp"
     Settings: type[CoOpSettings] = CoOpSettings
 
     def label(self, settings: CoOpSettings) -> str:

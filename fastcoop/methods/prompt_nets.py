@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -56,13 +56,6 @@ S = TypeVar("S", bound=PromptNetSettings)
 
 class PromptNetMethod(ScheduledMethod[S]):
     """Context vectors and a network, trained by autograd over the forest of a step's prompts."""
-
-    title: ClassVar[str]
-
-    def label(self, settings: S) -> str:
-        changed = settings.model_dump(exclude_defaults=True).items()
-        given = ", ".join(f"{name} {value}" for name, value in changed)
-        return f"{self.title} ({given})" if changed else self.title
 
     def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
         settings, length = run.settings, self.vectors(run.settings, backbone)

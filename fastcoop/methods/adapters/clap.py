@@ -40,10 +40,8 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     """
 
     name = "zs_lp"
+    title = "ZS-LP"
     Settings = ZeroShotLinearProbeSettings
-
-    def label(self, settings: ZeroShotLinearProbeSettings) -> str:
-        return super().label(settings).replace("Zs lp", "ZS-LP").replace("Clap", "CLAP")
 
     def pull(self, stack: Stack) -> Tensor | None:
         """Return the factor on each class's penalty, (runs, classes); None for no penalty."""
@@ -84,6 +82,7 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
     """
 
     name = "clap"
+    title = "CLAP"
 
     def pull(self, stack: Stack) -> Tensor:
         probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)

@@ -50,10 +50,8 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
     """
 
     name = "clip_adapter"
+    title = "CLIP-Adapter"
     Settings = CLIPAdapterSettings
-
-    def label(self, settings: CLIPAdapterSettings) -> str:
-        return super().label(settings).replace("Clip adapter", "CLIP-Adapter")
 
     def key_settings(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
         return super().key_settings(run, backbone) | {"epochs": epochs_of(run)}

@@ -52,6 +52,7 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
     """The test-time crop of an image and its mirror image are samples."""
 
     name = "cross_modal"
+    title = "Cross-modal linear probe"
     kinds = ("flip",)
     Settings = CrossModalSettings
 

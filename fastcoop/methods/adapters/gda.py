@@ -44,6 +44,7 @@ class GDAMethod(Adapter[GDASettings]):
     """Each view of an image is a sample, scaled to length 1."""
 
     name = "gda"
+    title = "GDA"
     kinds = ("tip",)
     Settings = GDASettings
     values: ClassVar = {"alpha": 1.0}

@@ -48,12 +48,10 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
     """
 
     name = "lp_plus_plus"
+    title = "LP++"
     Settings = LPPlusPlusSettings
     kinds = ("tip",)
     by_class = ("W", "b", "alpha")
-
-    def label(self, settings: LPPlusPlusSettings) -> str:
-        return super().label(settings).replace("Lp plus plus", "LP++")
 
     def chooses(self, settings: LPPlusPlusSettings) -> bool:
         return True

@@ -48,6 +48,7 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
     """The kernel of all samples is solved at once."""
 
     name = "proker"
+    title = "ProKeR"
     kinds = ("tip",)
     Settings = ProKeRSettings
     values: ClassVar = {"beta": 1.7, "lmbda": 0.1}  # of the official code, for 16 shots of ImageNet

@@ -48,11 +48,9 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
     """
 
     name = "prolip"
+    title = "ProLIP"
     Settings = ProLIPSettings
     kinds = ("pre",)
-
-    def label(self, settings: ProLIPSettings) -> str:
-        return super().label(settings).replace("Prolip", "ProLIP")
 
     def chooses(self, settings: ProLIPSettings) -> bool:
         return settings.learning_rate is None or settings.lmbda is None

@@ -56,6 +56,7 @@ class TaskResMethod(Adapter[TaskResSettings]):
     """
 
     name = "task_res"
+    title = "TaskRes"
     Settings = TaskResSettings
     by_class = ("x",)
 

@@ -58,6 +58,7 @@ class TipAdapterMethod(Adapter[TipSettings]):
     """Keys are the training features: the mean over the views, scaled to length 1."""
 
     name = "tip_adapter"
+    title = "Tip-Adapter"
     kinds = ("tip",)
     Settings = TipSettings
     values: ClassVar = {"beta": 1.0, "alpha": 1.17}  # as in the official configuration of ImageNet
@@ -137,6 +138,7 @@ class TipAdapterFMethod(TipAdapterMethod):
     """Keys start at those of Tip-Adapter and are trained. The epoch is chosen as the values are."""
 
     name = "tip_adapter_f"
+    title = "Tip-Adapter-F"
     Settings = TipFSettings
 
     def official_split(self, data: Data, what: Literal["values", "epoch"]) -> Literal["val", "test"]:
