@@ -391,6 +391,22 @@ class PaddedBias(Padded, MethodClassifier, method="text_bias"):
     pass
 
 
+# Of the methods on image features, which share their code: one that is trained and not linear, and one in closed form.
+ON_FEATURES: dict[str, dict[str, Any]] = {
+    "tip_adapter_f": {"selection": "fixed", "epochs": 1},
+    "gda": {"selection": "fixed"},
+}
+
+
+def padded(method: str, settings: dict[str, Any]) -> MethodClassifier:
+    title = f"Padded_{method}"
+    made: Any = type(MethodClassifier)(
+        title, (Padded, MethodClassifier), {"__module__": __name__}, method=method
+    )
+    globals()[title] = made  # pickles find it here
+    return made(**settings)
+
+
 DIRECTIONS = {
     "check_estimators_dtypes": "it has an image with features of length 0, which have no direction",
     "check_classifiers_train": "its clusters differ in length, which cosine similarity does not see",
@@ -408,6 +424,7 @@ def failing(estimator: Any) -> dict[str, str]:
     [
         fc.LinearProbe(iterations=20, search_steps=2),
         PaddedBias(epochs=5, learning_rate=0.1),
+        *(padded(method, settings) for method, settings in ON_FEATURES.items()),
         PaddedCoOp("demo-vit", epochs=1, context_length=1),
         PaddedKgCoOp("tiny", epochs=1, init="a"),
         PaddedProGrad("tiny", epochs=1, context_length=4),
