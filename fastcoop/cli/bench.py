@@ -34,7 +34,12 @@ def bench(
     profile: Annotated[
         bool, Option("--profile", help="On a GPU: also print each step's longest kernels.")
     ] = False,
-    project: Annotated[str | None, Option(help='"fig3": also print the time Figure 3 takes.')] = None,
+    project: Annotated[
+        str | None, Option(help='"fig3": also print the time that each part of Figure 3 takes.')
+    ] = None,
+    measure: Annotated[
+        str | None, Option(help='"study": instead run a small study, and print the time of its parts.')
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time training steps of fastcoop and of the official code.
@@ -42,19 +47,28 @@ def bench(
     The official code's step and fastcoop's are measured alternately, in one process per dataset. All of the paper's
     eleven class lists take about an hour on two quiet cores. The results are written after each dataset. Without
     --datasets: ImageNet's names, all of them and the first 10 and 100. On a GPU one process measures float32, TF32 and
-    bfloat16, steps of several sizes, and the GPU's own rates.
+    bfloat16, steps of several sizes, and the GPU's own rates. --project fig3 also measures caching, probes, tests and
+    reports, and needs the steps of one list only.
 
     Example:  fastcoop bench --datasets imagenet-10 --repeats 5
     """
     from fastcoop.backbones.load import resolve_device
-    from fastcoop.bench import class_lists, projection, random_backbone, run_bench
+    from fastcoop.bench import class_lists, random_backbone, run_bench
     from fastcoop.bench.benchmark import torch_dtype
-    from fastcoop.bench.tables import ARITHMETIC, markdown, sections
+    from fastcoop.bench.tables import markdown, sections
 
     lists = class_lists(datasets or (), class_names)
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
+    if measure not in (None, "study"):
+        raise UserError(f'Only "study" can be measured, not "{measure}".')
     device = resolve_device(device)
+    if measure:
+        from fastcoop.bench.study import measure_study
+
+        parts = measure_study(device=device)
+        show({"study": parts.to_dict("records")}, markdown(parts).split("\n"), as_json)
+        return
     if device != "cpu":
         from fastcoop.bench.gpu import run_gpu_bench
 
@@ -65,7 +79,11 @@ def bench(
             raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
         second = None if precision is None else torch_dtype(precision)
         measured = run_bench(random_backbone(backbone, device, dtype), lists, repeats, second, out)
-    parts = sections(measured, profile)[1:]
-    parts += [ARITHMETIC, markdown(projection(measured))] if project else []
-    value = asdict(measured) | ({"projection": projection(measured).to_dict("records")} if project else {})
-    show(value, [*"\n\n".join(parts).split("\n"), out / "bench.json", out / "bench.md"], as_json)
+    lines, value = sections(measured, profile)[1:], asdict(measured)
+    if project:
+        from fastcoop.bench.figure import FIGURE, project_figure
+
+        figure = project_figure(random_backbone(backbone, device, dtype), measured)
+        lines += [FIGURE, markdown(figure)]
+        value["projection"] = figure.to_dict("records")
+    show(value, [*"\n\n".join(lines).split("\n"), out / "bench.json", out / "bench.md"], as_json)

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
@@ -23,7 +24,7 @@ log = logging.getLogger("fastcoop")
 
 
 def cache_grid(
-    grid: str | Path,
+    grid: str | Path | Mapping[str, Any],
     *,
     data_root: str | Path | None = "data",
     cache: str | Path = "cache",
@@ -32,7 +33,7 @@ def cache_grid(
     skip_unreadable: bool = False,
     device: str = "auto",
 ) -> Iterator[Path]:
-    """Cache the features of all images that the runs of a grid file can draw.
+    """Cache the features of all images that the runs of a grid can draw.
 
     Args:
         grid, data_root, cache, skip_unreadable, device: As `sweep` takes them.
