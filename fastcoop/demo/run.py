@@ -67,7 +67,8 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
 
     Args:
         out: Folder that everything is written to.
-        full: Whether to train by the paper's schedule on both backbones, into ``results-full`` and ``report-full``.
+        full: Whether to make every figure and table by the paper's schedule, and Figure 3 by the fast one too, on both
+            backbones, into ``results-full`` and ``report-full``.
 
     Raises:
         UserError: the icon fonts are not installed, or ``out`` cannot be written.
