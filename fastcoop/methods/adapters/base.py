@@ -6,6 +6,7 @@ are stacked where all settings that are not floats are equal, and each has the r
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import Counter
@@ -248,25 +249,25 @@ class Adapter(Method[S]):
 
         from fastcoop.backbones.precision import fresh_state
 
-        pending = {}
-        for index, run in enumerate(runs):
-            if run.has_learned:
-                done(index, Outcome(self.scores(backbone, run, Outcome({}))))
-                context.on_progress(1.0)
-            else:
-                pending[index] = run
-        for row in self._learn_all(backbone, pending, context):
+        known = [index for index, run in enumerate(runs) if run.has_learned]
+        learned = [_Row(index, 0, "fixed", runs[index], {}) for index in known]
+        pending = {index: run for index, run in enumerate(runs) if not run.has_learned}
+        for rows in itertools.chain([learned], self._learn_all(backbone, pending, context)):
             start = time.perf_counter()
             with fresh_state():
-                scores = self.scores(backbone, runs[row.index], row.outcome)
-            seconds = row.outcome.seconds + time.perf_counter() - start
-            done(row.index, replace(row.outcome, scores=scores, seconds=seconds))
-            context.on_progress(1.0)
+                scores = self.scores_of(
+                    backbone, [runs[row.index] for row in rows], [row.outcome for row in rows]
+                )
+            tested = (time.perf_counter() - start) / max(1, len(rows))
+            for row, of_run in zip(rows, scores, strict=True):
+                seconds = 0.0 if row.run.has_learned else row.outcome.seconds + tested
+                done(row.index, replace(row.outcome, scores=of_run, seconds=seconds))
+                context.on_progress(1.0)
 
     def _learn_all(
         self, backbone: Backbone, runs: Mapping[int, RunSpec[S]], context: RunContext
-    ) -> Iterator[_Row]:
-        """Yield each run with the best of the settings that it tries, without scores, as it finishes."""
+    ) -> Iterator[list[_Row]]:
+        """Yield runs that finish together, each with the best of the settings that it tries, without scores."""
         rows: list[_Row] = []
         for index, run in self._tuned(backbone, runs, context).items():
             selection, before = self.selection(run.settings), dict(runs[index].settings)
@@ -276,6 +277,7 @@ class Adapter(Method[S]):
                 rows.append(_Row(index, len(rows), selection, replace(run, settings=settings), tried))
         left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
         for part in self._stacks(rows, context.memory_budget or STACK_BYTES):
+            finished = []
             for row in self._learn_stack(backbone, part):
                 index, known = row.index, best.get(row.index)
                 seconds[index] = seconds.get(index, 0.0) + row.outcome.seconds
@@ -284,7 +286,8 @@ class Adapter(Method[S]):
                 left[index] -= 1
                 if not left[index]:
                     row = best.pop(index)
-                    yield replace(row, outcome=replace(row.outcome, seconds=seconds[index]))
+                    finished.append(replace(row, outcome=replace(row.outcome, seconds=seconds[index])))
+            yield finished
 
     def _tuned(
         self, backbone: Backbone, runs: Mapping[int, RunSpec[S]], context: RunContext
@@ -302,7 +305,8 @@ class Adapter(Method[S]):
                 run, data=run.tuning, dataset=run.tuning.name, subset=run.tuning.subset(run.shots, run.seed),
                 settings=run.settings.model_copy(update={"selection": "full_val"}),
             )  # fmt: skip
-        found = {row.index: row for row in self._learn_all(backbone, tuning, context)} if tuning else {}
+        parts = self._learn_all(backbone, tuning, context) if tuning else ()
+        found = {row.index: row for part in parts for row in part}
         known = dict(runs)
         for indices in elsewhere.values():
             row = found[indices[0]]
