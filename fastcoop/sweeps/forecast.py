@@ -1,7 +1,7 @@
 """``--dry-run``: the expected time and memory of a sweep.
 
-Counts, operations and bytes come from the engine's plan. The time of a method's runs with a backbone is their size
-times a rate: of the grid's runs in the results folder, or else of a few training steps, or of a run outside the engine.
+Counts, operations and bytes come from the engine's plan. The time of a method's runs with a backbone comes from
+the grid's runs in the results folder, or else a few training steps, or two runs outside the engine, are timed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from fastcoop.grids.planning import LoadedGrid
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fastcoop.sweeps.grid_sweep import SweepPlan
 
 MAX_STEP_FLOPS = 1e10  # of a timed training step: about a third of a second of a core
-MAX_RUN_SECONDS = 0.5  # of the second timed run of a method outside the engine
+MAX_RUN_SECONDS = 1.0  # of the second timed run of a method outside the engine
 TIMED_CROPS = 8
 MAX_STARTUP_SECONDS = 10.0  # of importing the libraries, however much else this process has done
 
@@ -119,24 +120,25 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
                 for group, batch in zip(groups, batches, strict=True)
                 if batch.trains
             ]
-            sizes = [one.flops for one in plans] or [sum(map(_size, group)) for group in groups]
             device = str(groups[0][0].model.device)
             done = [
                 run
                 for run in plan.runs.values()
                 if (run.backbone, run.method) == names and took.get((run.key, device), 0.0) > 0
             ]
+            # A batch has a size and some smaller costs: stages and steps of training, or runs.
+            works = [np.array(_work(one)) for one in plans]
+            works = works or [np.array([len(group), sum(map(_size, group))]) for group in groups]
+            every = [run for group in groups for run in group]
             if done and not groups[0][0].has_learned:
                 size = _plan(done, None).flops if plans else sum(map(_size, done))
-                rate: float | None = sum(took[run.key, device] for run in done) / size
+                works = [work[-1:] for work in works]
+                rates: Sequence[float] | None = [sum(took[run.key, device] for run in done) / size]
+            elif plans:
+                rates = _time_steps(max(plans, key=lambda one: one.flops), every[0].model)
             else:
-                every = [run for group in groups for run in group]
-                rate = (
-                    _time_steps(max(plans, key=lambda one: one.flops), every[0].model)
-                    if plans
-                    else _time_runs(every)
-                )
-            found = None if rate is None else [rate * size for size in sizes]
+                rates = _time_runs(every)
+            found = None if rates is None else [float(work @ np.array(rates)) for work in works]
             counts = [len(group) for group in groups]
             parts.append(Part(*names, len(groups), sum(counts), max(counts), sum(found) if found else None))
             seconds += found or []
@@ -168,40 +170,53 @@ def _plan(runs: Sequence[RunSpec[Any]], budget: int | None) -> TrainingPlan:
     return plan_training(runs[0].model, shapes, memory_budget=budget)
 
 
-def _time_steps(plan: TrainingPlan, backbone: Backbone) -> float:
-    """Return the seconds per floating-point operation of training.
+def _work(plan: TrainingPlan) -> tuple[float, float, float]:
+    """Return the stages, the steps and the floating-point operations of a training."""
+    stages = [stage.steps for stage in plan.stages()]
+    return len(stages), sum(stages), plan.flops
 
-    The plan's first runs are timed on features of ones, as many and with as many classes as ``MAX_STEP_FLOPS`` allows.
+
+def _time_steps(plan: TrainingPlan, backbone: Backbone) -> tuple[float, float, float]:
+    """Return the seconds of a training's stage, of its step and of its floating-point operation.
+
+    Two trainings are timed, on features of ones: a run of one class, and the plan's first runs, as many and with as
+    many classes as ``MAX_STEP_FLOPS`` allows.
     """
     import torch
 
     from fastcoop.engine import FastSchedule, Run, plan_training, train
     from fastcoop.prompts import initial_contexts
 
-    on_cpu, clock, runs = backbone.device.type == "cpu", _clock(backbone), list[Run]()
+    on_cpu, clock = backbone.device.type == "cpu", _clock(backbone)
     epochs = 5 if on_cpu else 25  # of one step each; on a GPU, later steps are recorded and replayed
-    left = MAX_STEP_FLOPS if on_cpu else 1000 * MAX_STEP_FLOPS
-    for cost in (plan.runs[index] for index in next(plan.stages()).runs):
-        step_flops = cost.step_flops
-        if runs and step_flops > left:
-            break
-        names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
-        names = names[: max(1, int(len(names) * min(1.0, left / step_flops)))]
-        schedule = FastSchedule() if cost.shape.is_fast else None
-        contexts = initial_contexts(backbone, layout, len(names), 0)
-        features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
-        runs.append(Run(names, layout, contexts, features, labels, epochs, 0, size, schedule=schedule))
-        left -= step_flops
-    ends = [clock()]
-    train(backbone, runs, on_step=lambda get_state: ends.append(clock()))
-    steps = [end - start for start, end in pairwise(ends)]
-    return median(steps[1:]) * epochs / plan_training(backbone, [run.shape for run in runs]).flops
+
+    def timed(left: float) -> tuple[float, float, float]:
+        runs: list[Run] = []
+        for cost in (plan.runs[index] for index in next(plan.stages()).runs):
+            if runs and cost.step_flops > left:
+                break
+            names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
+            names = names[: max(1, int(len(names) * min(1.0, left / cost.step_flops)))]
+            schedule = FastSchedule() if cost.shape.is_fast else None
+            contexts = initial_contexts(backbone, layout, len(names), 0)
+            features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
+            runs.append(Run(names, layout, contexts, features, labels, epochs, 0, size, schedule=schedule))
+            left -= cost.step_flops
+        ends = [clock()]
+        train(backbone, runs, on_step=lambda get_state: ends.append(clock()))
+        first, *steps = (end - start for start, end in pairwise(ends))
+        return first, median(steps), plan_training(backbone, [run.shape for run in runs]).flops / epochs
+
+    _, small, small_flops = timed(0.0)
+    first, large, flops = timed(MAX_STEP_FLOPS if on_cpu else 1000 * MAX_STEP_FLOPS)
+    per_flop = max(0.0, large - small) / max(flops - small_flops, 1.0)
+    return max(0.0, first - large), max(0.0, small - per_flop * small_flops), per_flop
 
 
-def _time_runs(runs: Sequence[RunSpec[Any]]) -> float | None:
-    """Return the seconds per unit of `_size` of runs outside the engine, None if features are missing.
+def _time_runs(runs: Sequence[RunSpec[Any]]) -> tuple[float, float] | None:
+    """Return the seconds of a run outside the engine, and those that a unit of its `_size` adds.
 
-    The smallest run is timed, and then the largest one of about ``MAX_RUN_SECONDS`` at most.
+    The smallest run is timed, and one of about mean size or ``MAX_RUN_SECONDS`` at most. None if features are missing.
     """
     if any(data.store is None for run in runs for data in (run.data, *run.targets)):
         return None
@@ -209,9 +224,13 @@ def _time_runs(runs: Sequence[RunSpec[Any]]) -> float | None:
     if isinstance(sizes[0].settings, ScheduleSettings) and not sizes[0].has_learned:
         short = [sizes[0].settings.model_copy(update={"epochs": epochs}) for epochs in (1, 2, 4, 8, 16)]
         sizes = [replace(sizes[0], settings=settings) for settings in short]
-    rate = _time(sizes[0]) / _size(sizes[0])
-    large = [run for run in sizes[1:] if _size(sizes[0]) < _size(run) <= MAX_RUN_SECONDS / rate]
-    return _time(large[-1]) / _size(large[-1]) if large else rate
+    small, least = _time(sizes[0]), _size(sizes[0])
+    limit = min(mean(map(_size, sizes)), least * MAX_RUN_SECONDS / small)
+    large = [run for run in sizes if least < _size(run) <= limit]
+    if not large:
+        return 0.0, small / least
+    slope = max(0.0, _time(large[-1]) - small) / (_size(large[-1]) - least)
+    return small - slope * least, slope
 
 
 def _time(run: RunSpec[Any]) -> float:
