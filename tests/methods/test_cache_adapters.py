@@ -284,3 +284,35 @@ def test_shots_val_draws_as_many_validation_images_as_training_images() -> None:
     ]
     other = drawn_for(job(data, "tip_adapter", 3, seed=2), "shots_val")
     assert sorted(other) != sorted(more)
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "gda", "proker"])
+def test_official_looks_at_the_test_labels_of_imagenet_and_is_called_so(
+    backbone: Backbone, name: str
+) -> None:
+    data = hard_data(4, "imagenet")
+    method, jobs = METHODS[name], [job(data, name, 4, selection=one) for one in ("official", "full_val")]
+    official, honest = run(backbone, name, jobs)
+    assert official.scores["imagenet"].accuracy > honest.scores["imagenet"].accuracy
+    assert "val_accuracy" in honest.extra
+    assert "val_accuracy" not in official.extra
+    assert method.columns(jobs[0], backbone)["selection"] == "official"
+    assert "official" in method.label(jobs[0].settings)
+    elsewhere = hard_data(4)
+    outcomes = run(
+        backbone, name, [job(elsewhere, name, 4, selection=one) for one in ("official", "full_val")]
+    )
+    assert outcomes[0].extra["trained_parameters"] == 0
+    for key in method.values:
+        assert outcomes[0].extra[key] == outcomes[1].extra[key]
+
+
+def test_official_tip_adapter_f_keeps_the_epoch_with_the_best_test_accuracy(backbone: Backbone) -> None:
+    data = hard_data(4)
+    given = {"alpha": 9.0, "beta": 3.0, "learning_rate": 0.3, "epochs": 6, "batch_size": 4}
+    official, last = run(
+        backbone, "tip_adapter_f",
+        [job(data, "tip_adapter_f", 4, selection=one, **given) for one in ("official", "fixed")],
+    )  # fmt: skip
+    assert official.scores["animals"].accuracy > last.scores["animals"].accuracy
+    assert official.extra["epoch"] < 6

@@ -88,7 +88,8 @@ class TipAdapterMethod(Adapter[TipSettings]):
 
         @lru_cache(maxsize=1)  # the search tries all alphas with one beta
         def cached(beta: Tensor) -> Tensor:
-            return sum_by_class(((affinity - 1) * over(beta, affinity)).exp_()).mT
+            sharpness = over(beta, affinity)
+            return sum_by_class((-sharpness).addcmul(affinity, sharpness).exp_()).mT
 
         return lambda alpha, beta: zero_shot.addcmul(over(alpha, zero_shot), cached(beta))
 
