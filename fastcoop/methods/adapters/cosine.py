@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from fastcoop.methods.adapters.training import cross_entropy
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,12 +44,13 @@ def _function() -> Any:
         ) -> Tensor:
             factor = scale / classes.norm(dim=-1)
             logits = (images @ classes.mT).mul_(factor[:, None])
-            change = logits.softmax(-1)  # the gradient of each image's loss with respect to its logits
-            change.scatter_add_(2, labels[..., None], change.new_full((), -1.0).expand(*labels.shape, 1))
+            likelihoods, target = logits.log_softmax(-1), labels[..., None]
+            losses = -likelihoods.gather(2, target).mean((1, 2))
+            change = likelihoods.exp_()  # the gradient of each image's loss with respect to its logits
+            change.scatter_add_(2, target, change.new_full((), -1.0).expand_as(target))
             along = (change * logits).mean(1)  # of classes' gradients, their part along the classes
             gradient = change.mul_(factor[:, None] / labels.shape[1]).mT @ images
             gradient.addcmul_(classes, (along * (factor / scale).square())[..., None], value=-1)
-            losses = cross_entropy(logits, labels)
             if pull is not None:
                 moved = classes - anchors
                 gradient.addcmul_(moved, pull[..., None], value=2)
