@@ -158,10 +158,11 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
 
 
 def warn_of_unused_settings(planned: Iterable[RunSpec]) -> None:
-    """Warn of settings that have no effect in some of the runs."""
+    """Warn of settings that have no effect in some of the runs, and of what their methods note."""
     planned = list(planned)
     for method in dict.fromkeys(run.method for run in planned):
-        for sentence in unused_settings(method, [run for run in planned if run.method == method]):
+        runs = [run for run in planned if run.method == method]
+        for sentence in (*unused_settings(method, runs), *METHODS[method].notes(runs)):
             log.warning(sentence)
 
 

@@ -204,6 +204,10 @@ class Method(Generic[S]):
             for target in run.targets:
                 matching_classes(run.data, target)
 
+    def notes(self, runs: Sequence[RunSpec[S]]) -> Iterator[str]:
+        """Yield sentences to log before a sweep of these runs, at least one, such as on what they cost."""
+        return iter(())
+
     def validation_choice(self, settings: S) -> tuple[str, str] | None:
         """Return what such runs choose on validation images, and what to do without any; None if nothing."""
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.checks import LARGEST_BATCH
-from fastcoop.methods.base import Done, Outcome, RunContext
+from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
 from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_net
 from fastcoop.methods.schedule import epochs_of, steps_per_epoch
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.engine import PromptEncoder
     from fastcoop.prompts import PromptLayout
-
-log = logging.getLogger("fastcoop")
 
 
 class CoCoOpSettings(PromptNetSettings):
@@ -68,20 +65,17 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
         sizes = backbone.embed_dim, settings.reduction, contexts.shape[1]
         return prompt_net(contexts, *sizes, torch.nn.ReLU())
 
-    def run(self, backbone: Backbone, runs: Sequence[Run], done: Done, context: RunContext) -> None:
+    def notes(self, runs: Sequence[Run]) -> Iterator[str]:
         def prompts(run: Run) -> tuple[int, int]:
-            steps = 0 if run.has_learned else epochs_of(run) * steps_per_epoch(run)
-            trained = steps * min(run.settings.batch_size, len(run.subset.train) if run.subset else 0)
-            tested = sum(len(data.test[1]) * len(data.class_names) for data in run.tests)
-            return trained * len(run.data.class_names), tested
+            steps, images = epochs_of(run) * steps_per_epoch(run), len(run.subset.train)
+            tested = sum(len(data.dataset.splits["test"]) * len(data.class_names) for data in run.tests)
+            return steps * min(run.settings.batch_size, images) * len(run.data.class_names), tested
 
-        if runs:
-            message = (
-                "%s encodes a prompt per image and class: in %s, %s prompts in training and %s in tests."
-            )
-            totals = [f"{sum(part):,}" for part in zip(*map(prompts, runs), strict=True)]
-            log.warning(message, self.name, counted(len(runs), "run"), *totals)
-        super().run(backbone, runs, done, context)
+        trained, tested = map(sum, zip(*map(prompts, runs), strict=True))
+        yield (
+            f"{self.name} encodes a prompt per image and class: {trained:,} prompts forward and backward in training, "
+            f"and {tested:,} in tests, in {counted(len(runs), 'run')}."
+        )
 
     def train(self, backbone: Backbone, run: Run) -> Outcome:
         import torch
