@@ -74,6 +74,12 @@ LOOKS = {
     "text_bias": Look("Text bias", "#999933", ">", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
+# Names of methods without a look of their own, where capital letters matter.
+TITLES = {
+    "clap": "CLAP", "clip_adapter": "CLIP-Adapter", "cocoop": "CoCoOp", "gda": "GDA", "kgcoop": "KgCoOp",
+    "lp_plus_plus": "LP++", "prograd": "ProGrad", "proker": "ProKeR", "prolip": "ProLIP", "task_res": "TaskRes",
+    "tcp": "TCP", "tip_adapter": "Tip-Adapter", "tip_adapter_f": "Tip-Adapter-F", "zs_lp": "ZS-LP",
+}  # fmt: skip
 # Looks of other methods and of series with unusual settings. The lengths have no common factor, so that combinations of
 # color, marker and line repeat only after 8 * 7 * 3 series.
 OTHER_COLORS = ("#999999", "#8C564B", "#C2185B", "#6A3D9A", "#1B9E9E", "#7A9A01", "#B8860B", "#1F3A93")
@@ -87,7 +93,12 @@ def look(series: str) -> Look:
     if series in LOOKS:
         return LOOKS[series]
     base, _, settings = series.partition(" (")
-    label = f"{LOOKS[base].label}, {settings[:-1]}" if base in LOOKS else series.replace("_", " ")
+    label = (
+        f"{LOOKS[base].label}, {settings[:-1]}"
+        if base in LOOKS
+        else series.replace(base, TITLES.get(base, base))
+    )
+    label = label.replace("_", " ")
     place = _others.index(series) if series in _others else 0
     color, marker, line = (looks[place % len(looks)] for looks in (OTHER_COLORS, OTHER_MARKERS, OTHER_LINES))
     return Look(label, color, marker, line)
@@ -96,7 +107,7 @@ def look(series: str) -> Look:
 def name_of(series: str, length: float = 0) -> str:
     """Return a series' name in legends and tables, with CoOp's context length if it is given."""
     name = look(series).label
-    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if length else name
+    return name.replace("CoOp (", f"CoOp (M={int(length)}, ") if length and series[:4] == "coop" else name
 
 
 def rank(series: str) -> tuple[int, str]:

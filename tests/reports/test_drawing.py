@@ -15,7 +15,17 @@ from PIL import Image
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import ITEMS, figure1, figure3, figure4, figure5b
 from fastcoop.reports.study import study_of
-from fastcoop.reports.style import LOOKS, columns_of, drawing, fitted, look, rank, save_figure, shortened
+from fastcoop.reports.style import (
+    LOOKS,
+    columns_of,
+    drawing,
+    fitted,
+    look,
+    name_of,
+    rank,
+    save_figure,
+    shortened,
+)
 from tests.reports.made_up_results import coop, results, run, whole_study
 
 GAINS = (21.0, 4.0, -1.0, -9.0)  # of datasets
@@ -30,6 +40,12 @@ def study(backbones):
             rows.append(run(**common, method="zero_shot", shots=0, seed=0, accuracy=zero))
             rows += [coop(**common, shots=16, seed=s, accuracy=zero + gain + 0.1 * s) for s in (1, 2, 3)]
     return study_of(pd.DataFrame(rows), Path("results"))
+
+
+def test_methods_without_a_look_have_their_papers_names() -> None:
+    assert name_of("kgcoop (lmbda 4.0)", 16) == "KgCoOp (lmbda 4.0)"
+    assert name_of("some_method") == "some method"
+    assert name_of("coop end", 16) == "CoOp (M=16, end)"
 
 
 def test_unknown_series_have_different_looks():
