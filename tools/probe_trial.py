@@ -22,7 +22,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fastcoop.features import FeatureStore
-from fastcoop.methods import Data
 from fastcoop.methods.data import Labelled
 from fastcoop.methods.linear_probe import LinearProbeSettings, _OfficialFits, choose_c
 
@@ -45,16 +44,22 @@ def made_up(kind: str, shots: int, seed: int) -> Search:
     return draw(shots), draw(min(shots, 4)), draw(10)
 
 
+def drawn(store: FeatureStore, split: str, count: int, seed: int) -> Labelled:
+    """Return as many images of each class of a split, or all."""
+    labels, rng = store.labels(split), np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(labels == label))[:count] for label in np.unique(labels)]
+    chosen = np.sort(np.concatenate(rows))
+    return store.raw(split, chosen, 1)[:, 0].astype(np.float64), labels[chosen]
+
+
 def searches(given: argparse.Namespace) -> Iterator[tuple[str, Search]]:
     for shots in given.shots:
         for seed in given.seeds:
             for path in given.stores:
                 store = FeatureStore.open(path)
-                data = Data(store.as_dataset(), store, 0)
-                subset = data.subset(shots, seed)
-                parts = data.train(subset), data.validation(subset), data.test
-                train, val, test = ((x.reshape(len(x), -1).astype(np.float64), y) for x, y in parts)
-                yield f"{data.name}, {shots} shots, seed {seed}", (train, val, test)
+                test = store.raw("test", slice(None), 1)[:, 0].astype(np.float64), store.labels("test")
+                parts = (drawn(store, "train", shots, seed), drawn(store, "val", min(shots, 4), seed), test)
+                yield f"{store.meta.dataset}, {shots} shots, seed {seed}", parts
             for kind in given.made_up or ([] if given.stores else ["100x1024x0.7"]):
                 yield f"{kind}, {shots} shots, seed {seed}", made_up(kind, shots, seed)
 

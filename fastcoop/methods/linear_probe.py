@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
+SMALL = 10_000  # coefficients; with fewer, calls take longer than products, and threads wait for each other
 REPRODUCIBLE = 100  # iterations; after more, rounding may be visible
 
 
@@ -135,8 +136,11 @@ def choose_c(
     from fastcoop.engine.weights import limit_threads
 
     kind = _ConvergedFits if settings.solver == "converged" else _OfficialFits
-    threads = torch.get_num_threads()
-    with limit_threads(1), ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
+    is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
+    threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
+    with limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
+        warnings.simplefilter("ignore", UserWarning)
         fits = kind(train, val, settings, device, pool)
         fits.add(START)
         best = max(START, key=fits.accuracy)  # max keeps the first of equals
@@ -202,11 +206,7 @@ class _Fits:
 
     def _scikit_learn(self, log_c: float) -> LogisticRegression:
         """Return scikit-learn's own fit, or its error."""
-        model = self._unfitted(log_c)
-        with warnings.catch_warnings():
-            # It warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
-            warnings.simplefilter("ignore", UserWarning)
-            return model.fit(*self._train)
+        return self._unfitted(log_c).fit(*self._train)
 
     def _unfitted(self, log_c: float) -> LogisticRegression:
         from sklearn.linear_model import LogisticRegression
@@ -236,6 +236,8 @@ class _OfficialFits(_Fits):
             return self._scikit_learn(log_c)
         if self._device.type != "cpu":
             return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
+        if len(self._classes) * self._problem.dim < SMALL:
+            return self._scikit_learn(log_c)
         nearest = min(self._fitted, key=lambda other: abs(other - log_c), default=None)
         if nearest is not None and self.model(nearest).n_iter_[0] > REPRODUCIBLE:  # this one will be as long
             return self._scikit_learn(log_c)

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 import fastcoop as fc
 from fastcoop.errors import UserError
+from fastcoop.methods import linear_probe
 from fastcoop.methods.linear_probe import LinearProbeSettings, choose_c
 from fastcoop.methods.logistic import LogisticProblem
 from tests.advice import follows
@@ -58,6 +59,11 @@ def check_search(kind: str, classes: int, shots: int, dim: int) -> None:
     assert abs(correct - official_correct) <= 1
 
 
+@pytest.fixture(autouse=True)
+def quick_fits_of_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_probe, "SMALL", 0)
+
+
 @pytest.mark.parametrize(("kind", "classes", "shots", "dim"), SEARCHES[:: len(SIZES) - 1])
 def test_the_search_chooses_scikit_learns_c(kind: str, classes: int, shots: int, dim: int) -> None:
     check_search(kind, classes, shots, dim)
@@ -92,6 +98,14 @@ def test_a_search_computes_its_quick_fits_itself(solver: str, monkeypatch: pytes
     train, val, _ = images("clear", 7, 2, 30)
     choose_c(train, val, LinearProbeSettings(solver=solver))
     assert len(fitted) <= (3 if solver == "official" else 0)
+
+
+def test_small_searches_are_scikit_learns_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    train, val, _ = images("clear", 7, 2, 30)
+    log_c, _, model = choose_c(train, val, LinearProbeSettings(search_steps=1))
+    official = LogisticRegression(C=10**log_c, max_iter=1000).fit(*train)
+    np.testing.assert_array_equal(model.coef_, official.coef_)
 
 
 @pytest.mark.parametrize(("shots", "dim"), [(1, 6), (4, 3)])
