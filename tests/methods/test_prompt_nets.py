@@ -25,8 +25,8 @@ from tests.methods.conftest import DIM, job, make_data, run
 from tests.reference import reference_features
 
 QUICK: dict[str, dict[str, Any]] = {
-    "cocoop": {"epochs": 4, "learning_rate": 0.1, "reduction": 4, "batch_size": 2},
-    "tcp": {"epochs": 6, "layer": 1, "lmbda": 3.0, "batch_size": 4},
+    "cocoop": {"epochs": 3, "learning_rate": 0.1, "reduction": 4, "batch_size": 2},
+    "tcp": {"epochs": 4, "layer": 1, "lmbda": 3.0, "batch_size": 4},
 }
 NET = ("meta_net.linear1.weight", "meta_net.linear1.bias", "meta_net.linear2.weight", "meta_net.linear2.bias")
 
@@ -146,7 +146,7 @@ def test_each_setting_changes_what_is_learned(backbone: Backbone, data: Data, na
         "init": "the photo of",
         "reduction": 2,
         "batch_size": 3,
-        "epochs": 3,
+        "epochs": 2,
         "learning_rate": 0.01,
     }
     if name == "tcp":
@@ -185,7 +185,7 @@ def test_a_sweep_says_what_cocoop_costs(data: Data) -> None:
     new = make_data(("pug", "maine coon"), name="pets")
     runs = [job(data, "cocoop", **QUICK["cocoop"], seed=seed, targets=(new,)) for seed in (1, 2)]
     assert [*METHODS["cocoop"].notes(runs)] == [
-        "cocoop encodes a prompt per image and class: 144 prompts forward and backward in training, and 234 in tests, "
+        "cocoop encodes a prompt per image and class: 108 prompts forward and backward in training, and 234 in tests, "
         "in 2 runs."
     ]
 

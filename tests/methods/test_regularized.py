@@ -21,8 +21,8 @@ from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features
 
 QUICK: dict[str, dict[str, Any]] = {
-    "kgcoop": {"epochs": 8, "learning_rate": 0.1, "batch_size": 4},
-    "prograd": {"epochs": 8, "learning_rate": 0.1, "batch_size": 4, "context_length": 6},
+    "kgcoop": {"epochs": 5, "learning_rate": 0.2, "batch_size": 4},
+    "prograd": {"epochs": 5, "learning_rate": 0.2, "batch_size": 4, "context_length": 6},
 }
 
 
@@ -79,12 +79,12 @@ def test_training_is_the_formula(backbone: Backbone, data: Data, name: str, spec
 
 def test_runs_of_all_objectives_train_in_one_forest_each_as_if_alone(backbone: Backbone, data: Data) -> None:
     runs = [job(data, name, seed=seed, **QUICK[name], init="random") for name in QUICK for seed in (1, 2)]
-    runs += [job(data, "coop", seed=3, epochs=8, learning_rate=0.1, batch_size=4, context_length=4)]
+    runs += [job(data, "coop", seed=3, epochs=5, learning_rate=0.2, batch_size=4, context_length=4)]
     runs += [job(data, "kgcoop", **QUICK["kgcoop"], lmbda=1.0)]
     trainings = [METHODS[one.method].training(backbone, one) for one in runs]
     states: list[Any] = []
     together = train(backbone, trainings, on_step=lambda state: states.append(state()))
-    resumed = train(backbone, trainings, state=states[5])
+    resumed = train(backbone, trainings, state=states[2])
     for one, found, later in zip(trainings, together, resumed, strict=True):
         (alone,) = train(backbone, [one])
         assert (found.contexts == alone.contexts).all()
