@@ -40,7 +40,7 @@ SCORED = 4096, 1000  # images and classes
 FIGURE = (
     "Figure 3 in hours. Caching: all images and views that can be drawn, at the rate of cropping and encoding JPEG "
     "files. Probes: 165 searches, the time of one scaled by images x classes. Trainings: operations by the rate of "
-    "measured steps. Tests: class features and logits of 660 runs. Report: 836 runs recorded and reported. Official: "
+    "measured steps. Tests: class features and logits of 660 runs. The report: 836 runs, with their records. Official: "
     "measured steps, one run at a time, which encode their images again; its probes are not measured."
 )
 

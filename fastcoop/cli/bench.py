@@ -38,7 +38,7 @@ def bench(
         str | None, Option(help='"fig3": also print the time that each part of Figure 3 takes.')
     ] = None,
     measure: Annotated[
-        str | None, Option(help='"study": instead run a small study, and print the time of its parts.')
+        str | None, Option(help='"study": only print the time that each part of a small study takes.')
     ] = None,
     as_json: AsJson = False,
 ) -> None:
