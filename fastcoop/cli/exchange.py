@@ -17,7 +17,10 @@ from fastcoop.cli.options import (
     Device,
     Recipe,
     Results,
+    ResultsFolder,
     RunKey,
+    Where,
+    comma_list,
 )
 from fastcoop.cli.output import say, show
 from fastcoop.progress import counted, progress
@@ -81,6 +84,30 @@ def export(
     name = "" if format == "coop" else f"{key[:12]}.{format}.safetensors"
     written = export_run(results, key, format, out or Path("exported", name), backbone)
     show({"key": key, "file": written}, [written], as_json)
+
+
+@app.command("export-weights")
+def export_weights(
+    results: ResultsFolder,
+    where: Where = None,
+    out: Annotated[Path, Option(help="Folder to write to.")] = Path("prototypes"),
+    backbones: Annotated[
+        list[str] | None, comma_list("--backbone", help="Backbones that are not found by name.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write the class weights of few-shot runs for other programs.
+
+    Each run becomes Few-shot/METHOD/ENCODER/Kshots/DATASET/seedS/text_features.pt, a tensor of (classes, dim), the
+    layout of TransCLIP's prototypes. Methods whose logits are no product of image features and class weights have none.
+
+    Example:  fastcoop export-weights results/field_fewshot --where method=coop,task_res --where shots=16
+    """
+    from fastcoop.exchange import export_text_features
+
+    paths = export_text_features(results, out, where=where or (), backbones=backbones or (), device=device)
+    show(paths if as_json else None, paths, as_json)
 
 
 @app.command("predict")

@@ -10,8 +10,9 @@ from fastcoop.exchange.runs import (
     import_coop,
     make_classifier,
 )
+from fastcoop.exchange.text_features import export_text_features
 
 __all__ = [
-    "FORMATS", "Classifier", "ImportedRun", "LearnedRun", "Prediction", "export_run", "find_run", "image_files",
-    "import_coop", "make_classifier", "predict",
+    "FORMATS", "Classifier", "ImportedRun", "LearnedRun", "Prediction", "export_run", "export_text_features",
+    "find_run", "image_files", "import_coop", "make_classifier", "predict",
 ]  # fmt: skip

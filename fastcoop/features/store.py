@@ -263,6 +263,11 @@ class FeatureStore:
         inner = self._split(split).rows
         return self.file.verified(split, array)[rows if inner is None else inner[rows], :views]
 
+    def holds(self, kinds: Sequence[str]) -> bool:
+        """Return whether features of all these kinds are stored."""
+        known = {"coop", *self.meta.kinds, *((TIP, FLIP) if self.meta.recipe == IMPORTED else ())}
+        return known.issuperset(kinds)
+
     def _array(self, kind: str) -> str:
         """Return the array that holds a kind of training features."""
         imported = self.meta.recipe == IMPORTED

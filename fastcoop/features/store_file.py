@@ -303,7 +303,7 @@ def write_store(
                         shape = meta.shape(split, array, len(content.rows))
                         group.create_dataset(array, shape, np.dtype(meta.dtype).newbyteorder("<"))
                     for array, rows, views, block in content.blocks:
-                        if len(rows):
+                        if block.size:
                             group[array][rows, views] = block
                 sha256 = {split: array_sha256(file[split]) for split in contents}
                 further = [

@@ -70,16 +70,26 @@ LOOKS = {
     "coop end csc": Look("CoOp (end, CSC)", "#E69F00", "^", "--"),
     "coop mid csc": Look("CoOp (mid, CSC)", "#56B4E9", "D", "--", 1.5),
     "coop front csc": Look("CoOp (front, CSC)", "#E3B5CF", "X", "--", 1.25),
+    # Methods of the field: learned prompts, caches and closed forms, adapters and probes.
+    "kgcoop": Look("KgCoOp", "#E69F00", "^", "-"),
+    "prograd": Look("ProGrad", "#CC79A7", "s", "--"),
+    "cocoop": Look("CoCoOp", "#882255", "D", "-."),
+    "tcp": Look("TCP", "#8C564B", "P", "-"),
+    "tip_adapter": Look("Tip-Adapter", "#56B4E9", "o", "--"),
+    "tip_adapter_f": Look("Tip-Adapter-F", "#0072B2", "s", "-"),
+    "gda": Look("GDA", "#661100", "D", "-."),
+    "proker": Look("ProKeR", "#DD4477", "P", "-"),
+    "clip_adapter": Look("CLIP-Adapter", "#44AA99", "^", "--"),
+    "task_res": Look("TaskRes", "#117733", "v", "-"),
+    "cross_modal": Look("Cross-modal probe", "#332288", "X", "-."),
+    "lp_plus_plus": Look("LP++", "#B8860B", "<", "-"),
+    "zs_lp": Look("ZS-LP", "#999933", ">", "--"),
+    "clap": Look("CLAP", "#AA4499", "d", "-"),
+    "prolip": Look("ProLIP", "#009E73", "p", "-."),
     "text_transform": Look("Text transform", "#332288", "<", "-."),
     "text_bias": Look("Text bias", "#999933", ">", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
-# Names of methods without a look of their own, where capital letters matter.
-TITLES = {
-    "clap": "CLAP", "clip_adapter": "CLIP-Adapter", "cocoop": "CoCoOp", "gda": "GDA", "kgcoop": "KgCoOp",
-    "lp_plus_plus": "LP++", "prograd": "ProGrad", "proker": "ProKeR", "prolip": "ProLIP", "task_res": "TaskRes",
-    "tcp": "TCP", "tip_adapter": "Tip-Adapter", "tip_adapter_f": "Tip-Adapter-F", "zs_lp": "ZS-LP",
-}  # fmt: skip
 # Looks of other methods and of series with unusual settings. The lengths have no common factor, so that combinations of
 # color, marker and line repeat only after 8 * 7 * 3 series.
 OTHER_COLORS = ("#999999", "#8C564B", "#C2185B", "#6A3D9A", "#1B9E9E", "#7A9A01", "#B8860B", "#1F3A93")
@@ -93,12 +103,8 @@ def look(series: str) -> Look:
     if series in LOOKS:
         return LOOKS[series]
     base, _, settings = series.partition(" (")
-    label = (
-        f"{LOOKS[base].label}, {settings[:-1]}"
-        if base in LOOKS
-        else series.replace(base, TITLES.get(base, base))
-    )
-    label = label.replace("_", " ")
+    label = f"{LOOKS[base].label}, {settings[:-1]}" if base in LOOKS else series
+    label = label.replace("_", " ").replace("selection official", "chosen on TEST LABELS")
     place = _others.index(series) if series in _others else 0
     color, marker, line = (looks[place % len(looks)] for looks in (OTHER_COLORS, OTHER_MARKERS, OTHER_LINES))
     return Look(label, color, marker, line)

@@ -21,7 +21,8 @@ LAST_LATIN = 0x17F  # the last character that pdfLaTeX can set without packages;
 class Cell:
     """A mean over seeds, its standard deviation (NaN for one run), the number of runs, and how it is shown.
 
-    ``runs`` 0 marks a number that is not from these results, such as the paper's; it is never the best.
+    ``runs`` 0 marks a number that is not from these results, such as the paper's; it is never the best, and a row of
+    such numbers is gray.
     """
 
     mean: float
@@ -29,6 +30,7 @@ class Cell:
     runs: int = 1
     best: bool = False
     signed: bool = False
+    second: bool = False  # whether it is the second best
 
     def text(self, plus_minus: str = " ± ") -> str:
         """Return the number with its deviation, a dash for NaN."""
@@ -45,11 +47,16 @@ Cells = dict[str, "Cell | str"]  # of one row, by column
 
 
 class Entry(NamedTuple):
-    """A cell as text, whether it is the best of its group, and the number to sort by."""
+    """A cell as text, whether it is the best or second best of its group, and the number to sort by."""
 
     text: str
     best: bool = False
     number: float | None = None
+    second: bool = False
+
+    def marked(self, text: str, bold: str, underlined: str) -> str:
+        """Return ``text`` in the form that marks it (``%s`` is the text), or as it is."""
+        return bold % text if self.best else underlined % text if self.second else text
 
 
 @dataclass
@@ -72,28 +79,39 @@ class Table:
     def add(self, names: Iterable[object], cells: Cells) -> None:
         self.rows.append((tuple(str(name) for name in names), cells))
 
-    def mark_best(self, group: Sequence[int] | None = (0,)) -> None:
+    def mark_best(
+        self, group: Sequence[int] | None = (0,), columns: Sequence[str] | None = None, second: bool = False
+    ) -> None:
         """Mark the highest number, to the digits shown, of each column among rows with equal names ``group``.
 
-        Without a group, mark the highest number of each row.
+        Without a group, mark the highest number of each row. ``columns``: those to mark; None: all. ``second``: mark
+        the second best too.
         """
         rivals: dict[Hashable, list[tuple[Cells, str, Cell]]] = {}
         for row, (names, cells) in enumerate(self.rows):
             for column, cell in cells.items():
+                if columns is not None and column not in columns:
+                    continue
                 if isinstance(cell, Cell) and cell.runs and not math.isnan(cell.mean):
                     key = row if group is None else (column, *(names[i] for i in group))
                     rivals.setdefault(key, []).append((cells, column, cell))
         for found in rivals.values():
-            highest = max(round(cell.mean, 2) for _, _, cell in found)
+            highest, *others = sorted({round(cell.mean, 2) for _, _, cell in found}, reverse=True)
+            next_best = others[0] if second and len(found) > 2 and others else None
             for cells, column, cell in found:
-                cells[column] = replace(cell, best=len(found) > 1 and round(cell.mean, 2) == highest)
+                mean = round(cell.mean, 2)
+                cells[column] = replace(
+                    cell, best=len(found) > 1 and mean == highest, second=mean == next_best
+                )
 
     def footnotes(self) -> list[str]:
         """Return the notes below the table."""
         if not self.unit:
             return list(self.notes)
-        best = any(isinstance(cell, Cell) and cell.best for _, cells in self.rows for cell in cells.values())
-        unit = f"{self.unit}: mean ± standard deviation over seeds{', the best in bold' if best else ''};"
+        shown = [cell for _, cells in self.rows for cell in cells.values() if isinstance(cell, Cell)]
+        marks = ", the best in bold" * any(cell.best for cell in shown)
+        marks += ", the second best underlined" * any(cell.second for cell in shown)
+        unit = f"{self.unit}: mean ± standard deviation over seeds{marks};"
         return [f"{unit} the last column is the number of runs behind each number.", *self.notes]
 
     @property
@@ -107,7 +125,7 @@ class Table:
             entries = []
             for cell in (cells.get(column, "") for column in self.columns):
                 if isinstance(cell, Cell):
-                    entries.append(Entry(cell.text(plus_minus), cell.best, cell.mean))
+                    entries.append(Entry(cell.text(plus_minus), cell.best, cell.mean, cell.second))
                 else:
                     entries.append(Entry(cell or DASH))
             if self.unit:
@@ -117,12 +135,15 @@ class Table:
             yield names, entries
 
     def _texts(
-        self, escaped: Callable[[str], str], bold: str, plus_minus: str = " ± "
+        self, escaped: Callable[[str], str], marks: tuple[str, str], gray: str = "%s", plus_minus: str = " ± "
     ) -> Iterator[list[str]]:
-        """Yield each row as escaped texts, with the best numbers in ``bold`` (``%s`` is the number)."""
-        for names, entries in self._lines(plus_minus):
-            texts = (bold % escaped(entry.text) if entry.best else escaped(entry.text) for entry in entries)
-            yield [*map(escaped, names), *texts]
+        """Yield each row as escaped texts, the best and second best numbers in ``marks``, references in ``gray``."""
+        for (names, entries), (_, cells) in zip(self._lines(plus_minus), self.rows, strict=True):
+            texts = [
+                *map(escaped, names),
+                *(entry.marked(escaped(entry.text), *marks) for entry in entries),
+            ]
+            yield [gray % text if text else "" for text in texts] if _is_reference(cells) else texts
 
     def _align(self, text: str, number: str) -> str:
         """Return the alignment of the columns, from that of texts and that of numbers."""
@@ -147,7 +168,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a Markdown table below a heading, with its notes."""
-        rows = [map(escape.markdown, self.heading), *self._texts(escape.markdown, "**%s**")]
+        rows = [map(escape.markdown, self.heading), *self._texts(escape.markdown, ("**%s**", "<u>%s</u>"))]
         head, *body = (f"| {' | '.join(row)} |" for row in rows)
         title, ruler = f"# {escape.markdown(self.title)}", f"|{self._align('---|', '---:|')}"
         return "\n".join([title, "", head, ruler, *body, "", *map(escape.markdown, self.footnotes()), ""])
@@ -155,7 +176,8 @@ class Table:
     def to_latex(self) -> str:
         """Return a ``table`` environment for booktabs; equal first names are printed once, with space between."""
         out = [
-            r"% needs \usepackage{booktabs}",
+            r"% needs \usepackage{booktabs}"
+            + " and xcolor" * any(_is_reference(cells) for _, cells in self.rows),
             r"\begin{table}",
             r"\centering\small",
             rf"\caption{{{escape.latex(self.title)}}}",
@@ -165,7 +187,8 @@ class Table:
             r"\midrule",
         ]
         last = None
-        for first, *others in self._texts(escape.latex, r"\textbf{%s}", plus_minus="±"):
+        marks, gray = (r"\textbf{%s}", r"\underline{%s}"), r"\textcolor{gray}{%s}"
+        for first, *others in self._texts(escape.latex, marks, gray, plus_minus="±"):
             if len(self.heads) > 1 and last not in (None, first):
                 out.append(r"\addlinespace")
             shown = "" if len(self.heads) > 1 and first == last else first
@@ -184,17 +207,24 @@ class Table:
         head = "".join(f"<th>{escape.html(name)}</th>" for name in self.heading)
         number_class = ' class="n"' if self.unit else ""
         body = []
-        for names, entries in self._lines():
+        for (names, entries), (_, cells) in zip(self._lines(), self.rows, strict=True):
             row = "".join(f"<td>{escape.html(name)}</td>" for name in names)
-            for text, best, number in entries:
-                value = f"<b>{escape.html(text)}</b>" if best else escape.html(text)
+            for entry in entries:
+                value = entry.marked(escape.html(entry.text), "<b>%s</b>", "<u>%s</u>")
+                number = entry.number
                 sort = "" if number is None or math.isnan(number) else f' data-sort="{number:.8g}"'
                 row += f"<td{number_class}{sort}>{value}</td>"
-            body.append(f"<tr>{row}</tr>")
+            body.append(f"<tr{' class=ref' * _is_reference(cells)}>{row}</tr>")
         rows = "\n".join(body)
         table = f"<table class=sortable><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
         notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in self.footnotes())
         return f"<div class=wide>{table}</div>{notes}"
+
+
+def _is_reference(cells: Cells) -> bool:
+    """Return whether all numbers of a row are from elsewhere."""
+    numbers = [cell for cell in cells.values() if isinstance(cell, Cell)]
+    return bool(numbers) and not any(cell.runs for cell in numbers)
 
 
 def save_table(table: Table, stem: Path) -> list[Path]:

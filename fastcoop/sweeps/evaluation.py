@@ -109,7 +109,7 @@ def evaluate(
     rows = _select(folder, runs)
     datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
     refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})
-    found = _load_backbones(rows, backbones, device)
+    found = load_backbones(rows, backbones, device)
     recipe = recipe or _recipe(folder, rows)
     planned = _plan(folder, rows, datasets, found, strict=bool(runs))
     swept = {row.key for row in rows if "imported_epoch" not in row.extra}
@@ -185,7 +185,7 @@ def _recipe(folder: Path, rows: Iterable[Any]) -> str:
     return str(recipes.pop()) if recipes else recorded_grid(folder).get("recipe", "current")
 
 
-def _load_backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[str, Backbone]:
+def load_backbones(rows: Iterable[Any], specs: Sequence[str], device: str) -> dict[str, Backbone]:
     """Return the backbones of the runs by digest. Raises UserError if one is not found or has other weights."""
     given = [backbone_from_spec(spec, device=device) for spec in specs]
     found = {backbone.digest: backbone for backbone in given}

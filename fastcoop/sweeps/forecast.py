@@ -218,7 +218,9 @@ def _time_runs(runs: Sequence[RunSpec[Any]]) -> tuple[float, float] | None:
 
     The smallest run is timed, and one of about mean size or ``MAX_RUN_SECONDS`` at most. None if features are missing.
     """
-    if any(data.store is None for run in runs for data in (run.data, *run.targets)):
+    kinds = METHODS[runs[0].method].kinds  # the runs are of one method
+    stores = {id(data): data.store for run in runs for data in (run.data, *run.targets)}.values()
+    if not all(store is not None and store.holds(kinds) for store in stores):
         return None
     sizes = sorted(runs, key=_size)
     if isinstance(sizes[0].settings, ScheduleSettings) and not sizes[0].has_learned:

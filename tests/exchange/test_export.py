@@ -14,7 +14,15 @@ from PIL import Image
 from safetensors import safe_open
 
 from fastcoop.errors import UserError
-from fastcoop.exchange import Classifier, export_run, find_run, image_files, make_classifier, predict
+from fastcoop.exchange import (
+    Classifier,
+    export_run,
+    export_text_features,
+    find_run,
+    image_files,
+    make_classifier,
+    predict,
+)
 from fastcoop.features import FeatureStore
 from fastcoop.results import load_contexts, load_predictions, load_results
 from fastcoop.sweeps import sweep
@@ -192,3 +200,39 @@ def test_runs_that_no_classifier_file_can_hold_are_refused(world, other_methods,
         export_run(other_methods, keys[method], "classifier", tmp_path / "made", str(world / "tiny"))
     assert not (tmp_path / "made").exists()
     export_run(other_methods, keys["gda"], "classifier", tmp_path / "made", str(world / "tiny"))
+
+
+def read_by_transclip(root: Path, method: str, features: np.ndarray) -> np.ndarray:
+    """Predict as TransCLIP begins: the tensor transposed, times 100 and features of length 1."""
+    path = root / "Few-shot" / method / "tiny" / "2shots" / "colours" / "seed1" / "text_features.pt"
+    prototypes = torch.load(path, weights_only=True).T.detach().float()
+    images = torch.nn.functional.normalize(torch.from_numpy(features).float())
+    return (100 * images @ prototypes).softmax(1).numpy()
+
+
+@follows("change --where", "choose one with --where", "leave such runs out with --where")
+def test_class_weights_are_the_classifier_in_the_layout_of_transclip(world, tmp_path):
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "shots": 2, "seeds": 1, "views": 1,
+        "methods": {
+            "task_res": {"epochs": 3}, "linear_probe": None, "coop": {"context_length": 3, "epochs": [1, 2]},
+        },
+    }  # fmt: skip
+    results = tmp_path / "results"
+    sweep(grid, data_root=world / "data", cache=world / "cache", results=results, jobs=1)
+    where, given = ["method=task_res"], {"backbones": [str(world / "tiny")]}
+    features = FeatureStore.open(world / "cache" / "tiny" / "colours.h5").split("test")[0].numpy()
+    for method, more in (("taskres", where), ("coop", ["method=coop", "epochs=2"])):
+        assert len(export_text_features(results, tmp_path / "out", where=more, **given)) == 1
+        probabilities = read_by_transclip(tmp_path / "out", method, features)
+        frame = load_results(results)
+        frame = frame[(frame.method == more[0].split("=")[1]) & (frame.epochs.fillna(2) == 2)]
+        stored = load_predictions(results, frame.key.iloc[0])
+        np.testing.assert_array_equal(probabilities.argmax(1), stored.predicted)
+        np.testing.assert_allclose(probabilities.max(1), stored.confidence.astype(np.float32), atol=1e-3)
+    with pytest.raises(UserError, match=r"would both be written to .*seed1; choose one with --where"):
+        export_text_features(results, tmp_path / "two", where=["method=coop"], **given)
+    with pytest.raises(UserError, match="no products of image features and class weights"):
+        export_text_features(results, tmp_path / "probe", where=["method=linear_probe"], **given)
+    with pytest.raises(UserError, match="no few-shot run that meets the conditions"):
+        export_text_features(results, tmp_path / "none", where=["shots=4"], **given)

@@ -226,6 +226,8 @@ def test_a_store_without_a_kind_names_the_command_and_imported_views_stand_for_e
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
     store = cached(backbone, dataset, tmp_path)
+    assert store.holds(("coop",))
+    assert not store.holds(("coop", "tip"))
     with pytest.raises(UserError, match="fastcoop cache-features --kinds tip"):
         store.train(store.indices("train"), kind="tip")
     cached(backbone, dataset, tmp_path, kinds=("tip",)).train(store.indices("train"), kind="tip")
@@ -243,6 +245,17 @@ def test_a_store_without_a_kind_names_the_command_and_imported_views_stand_for_e
     with pytest.raises(UserError, match="name a dataset of images"):
         imported.split("test", "pre")
     assert cached(backbone, dataset, tmp_path, kinds=("pre",)).split("test", "pre")[0].shape == (9, 64)
+
+
+def test_no_augmented_views_leave_the_test_crop(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+    store = cached(backbone, dataset, tmp_path, views=0, kinds=ALL)
+    data = Data(dataset, store, views=0)
+    subset = data.subset(2, 1)
+    for kind in ("coop", "tip", "flip"):
+        assert np.array_equal(data.train_views(subset, kind)[0], store.train(subset.train, views=False))
+    assert check_store(store.path, backbone, dataset).ok
+    more = cached(backbone, dataset, tmp_path, views=2, kinds=ALL)
+    assert more.train(subset.train, kind="tip").shape[1] == 3
 
 
 def test_half_of_the_classes_read_their_part_of_every_kind(backbone: Backbone, tmp_path: Path) -> None:

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import harmonic_mean
+from statistics import harmonic_mean, mean
 
 import pandas as pd
 
-from fastcoop.reports import frames
+from fastcoop.reports import field, frames
 from fastcoop.reports.item import Exhibit, Item, Value, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Cell, Cells, Table
 
 MIN_CLASSES = 4  # two for each half
 COLUMNS = ("base", "new", "harmonic mean")
+MEAN_OF_H = "mean of harmonic means"
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
     found = _halves(piece)
     title = f"Base to new classes at {frames.in_shots(found.shots.max())} ({piece.subtitle})"
-    table = Table(title, ("dataset", "method"), COLUMNS, "tested on")
+    more = field.fact_columns(found)
+    table = Table(title, ("dataset", "method"), (*COLUMNS, MEAN_OF_H, *more), "tested on")
     methods, names = frames.kinds(found), list(found.family.unique())
     whole = [name for name in names if all((kind.runs.family == name).any() for kind in methods)]
     groups = {name: [name] for name in names}
     if len(names) > 1 and whole:
         groups = {f"{frames.AVERAGE} over {len(whole)} datasets": whole, **groups}
         table.notes += frames.left_out_note([name for name in names if name not in whole])
-    for title, families in groups.items():
+    tests = piece.everything[piece.everything.classes == "base"]
+    for place, (title, families) in enumerate(groups.items()):
         for kind in methods:
             rows = kind.runs[kind.runs.family.isin(families)]
             if len(rows):
-                table.add((title, kind.name), _average(rows))
-    table.mark_best()
+                own = tests[tests.key.isin(rows.key) & (tests.source == tests.dataset)]
+                table.add((title, kind.name), _average(rows) | (field.facts(study, own) if more else {}))
+        if more and not place:
+            field.add_published(
+                table, "base-to-new", piece.backbone, {"base": "base", "new": "new", "H": "harmonic mean"}
+            )
+    table.mark_best(columns=(*COLUMNS, MEAN_OF_H), second=True)
     table.notes.append(
         "Base: the first half of the classes, whose images are used in training; new: the second half. The harmonic"
-        " mean is that of the two means; its deviation is over the harmonic means of the seeds."
+        " mean is that of the two means; its deviation is over the harmonic means of the seeds. The mean of harmonic"
+        " means is over the harmonic mean of each dataset; both definitions are in use, and published numbers mix them."
     )
+    if more:
+        table.notes += ["ECE is that of the base classes.", *field.NOTES]
     return [Exhibit(piece.suffix, piece.subtitle, None, table)]
 
 
@@ -53,6 +64,8 @@ def _halves(piece: Slice) -> pd.DataFrame:
     frame = frames.with_init(frame.fillna({"context_length": 0.0}))
     keys = ["family", "series", "context_length", "init", "shots", "seed"]
     wide = frame.pivot_table(index=keys, columns="classes", values="accuracy", sort=False)
+    for name in ("key", "method"):
+        wide[name] = frame.groupby(keys, sort=False)[name].first()
     if not {"base", "new"} <= set(wide.columns) or wide.dropna().empty:
         raise frames.Missing(
             "no run learned on the first half of the classes (NAME:base) was tested on both halves"
@@ -68,7 +81,11 @@ def _average(rows: pd.DataFrame) -> Cells:
     each = seeds.groupby("seed")[["base", "new"]].mean()
     means["harmonic mean"] = harmonic_mean([means.base, means.new])
     each["harmonic mean"] = [harmonic_mean(pair) for pair in zip(each.base, each.new, strict=True)]
-    return {name: Cell(float(means[name]), float(each[name].std()), len(rows)) for name in COLUMNS}
+    found: Cells = {name: Cell(float(means[name]), float(each[name].std()), len(rows)) for name in COLUMNS}
+    if rows.family.nunique() > 1:
+        pairs = rows.groupby("family")[["base", "new"]].mean().itertuples(index=False)
+        found[MEAN_OF_H] = Cell(float(mean([harmonic_mean(pair) for pair in pairs])), runs=len(rows))
+    return found
 
 
 def _targets(study: Study) -> dict[str, Value]:

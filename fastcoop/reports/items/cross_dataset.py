@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcoop.reports import frames
+from fastcoop.reports import field, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Table
@@ -18,7 +18,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     shots = frames.moved_shots(moved)
     targets = [str(name) for name in moved.dataset.unique()]
     title = f"From one dataset to others of other classes, {frames.in_shots(shots)} ({piece.subtitle})"
-    table = Table(title, ("source", "method"), (SOURCE, *targets, MEAN), "tested on")
+    more = field.fact_columns(moved)
+    table = Table(title, ("source", "method"), (SOURCE, *targets, MEAN, *more), "tested on")
     zero = frame[frame.method == "zero_shot"].drop_duplicates("dataset")
     trained = frame[(frame.shots == shots) & frame.source.isin(moved.source) & (frame.kind != frames.SHIFT)]
     for source, runs in trained.groupby("source", sort=False):
@@ -27,12 +28,16 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         for kind in [*frames.kinds(zero), *frames.kinds(runs)]:
             if kind.runs.dataset.isin(own).any():  # not tested on the source only
                 cells = frames.cells_of(frames.summarize(kind.runs, ["dataset"]), "dataset", columns)
-                table.add((source, kind.name), cells | {MEAN: frames.mean_cell(kind.runs, own)})
-    table.mark_best()
+                tests = kind.runs[kind.runs.dataset == source]
+                averages = {MEAN: frames.mean_cell(kind.runs, own)}
+                table.add((source, kind.name), cells | averages | (field.facts(study, tests) if more else {}))
+    table.mark_best(columns=(SOURCE, *targets, MEAN), second=True)
     table.notes.append(
         "The context is learned on the source only and precedes the targets' own class names; zero-shot CLIP uses each"
         " dataset's own prompt. The mean is over the targets that have a number; the best are marked per source."
     )
+    if more:
+        table.notes += ["ECE is that of the source.", *field.NOTES]
     return [Exhibit(piece.suffix, piece.subtitle, None, table)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fastcoop.reports import frames
+from fastcoop.reports.field import FIELD
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.style import ONE_COLUMN, TWO_COLUMNS, add_series_legend, draw_curves, panel_figure
@@ -14,7 +15,7 @@ NOT_DRAWN = ("ensemble", "ensemble all", "text_transform", "text_bias", "finetun
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
     runs = frames.main_runs(piece.runs)
-    runs = runs[~runs.series.isin(NOT_DRAWN)]  # a user's own method is drawn
+    runs = runs[~runs.series.isin(NOT_DRAWN) & ~runs.method.isin(FIELD)]  # a user's own method is drawn
     runs = runs[runs.dataset.isin(runs.dataset[runs.shots > 0])]  # no panel that has only a star
     length = frames.main_setting(runs).length
     found, notes = frames.panels(runs, ["series", "shots"])

@@ -6,6 +6,7 @@ import pandas as pd
 
 from fastcoop import escape
 from fastcoop.reports import frames
+from fastcoop.reports.field import FIELD
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.paper import add_printed, printed
 from fastcoop.reports.study import Slice, Study
@@ -20,7 +21,7 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     """Return {source: (targets, runs)}: tests on the source and on its targets, at the most shots.
 
     The runs are the linear probe, unified CoOp with the class at the end for every context length that was tested on a
-    target, and zero-shot CLIP. Datasets of other classes are not targets of a shift.
+    target, zero-shot CLIP, and the field's methods. Datasets of other classes are not targets of a shift.
     """
     frame = piece.everything[(piece.everything.classes == "all") & (piece.everything.kind != frames.TRANSFER)]
     moved = frame[(frame.source != frame.dataset) & (frame.shots > 0)]
@@ -28,7 +29,7 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
         raise frames.Missing("no run was tested on another dataset than its own; give the grid `targets:`")
     shots, init = frames.moved_shots(moved), frames.main_setting(frame).init
     frame = frames.own_prompt(frame)
-    frame = frame[frame.series.isin(SERIES)]
+    frame = frame[frame.series.isin(SERIES) | frame.method.isin(FIELD)]
     found = {}
     for source, away in moved.groupby("source", sort=False):
         targets = [str(name) for name in away.dataset.unique()]

@@ -1,0 +1,134 @@
+"""What tables of the field's methods have in common: families, protocols, cost, calibration, published numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fastcoop.errors import UserError
+from fastcoop.reports import frames
+from fastcoop.reports.paper import plain
+from fastcoop.reports.study import Study
+from fastcoop.reports.table import Cell, Cells, Table
+from fastcoop.results.parameters import load_parameters
+from fastcoop.results.predictions import calibration_error, load_predictions
+
+FAMILIES = {  # methods of the panels of a figure
+    "Learned prompts": ("coop", "kgcoop", "prograd", "cocoop", "tcp"),
+    "Caches and closed forms": ("tip_adapter", "tip_adapter_f", "gda", "proker"),
+    "Adapters and probes": (
+        "clip_adapter", "task_res", "cross_modal", "lp_plus_plus", "zs_lp", "clap", "prolip", "linear_probe",
+    ),
+}  # fmt: skip
+PAPER = (
+    *("zero_shot", "ensemble", "linear_probe", "coop"),
+    *("text_transform", "text_bias", "finetune_image_encoder"),
+)
+FIELD = tuple(name for family in FAMILIES.values() for name in family if name not in PAPER)
+CHOSEN, ECE, PARAMETERS, SECONDS, SOURCE = "chosen on", "ECE", "parameters", "seconds", "source"
+FACTS = (CHOSEN, ECE, PARAMETERS, SECONDS)  # columns after the accuracies
+OFFICIAL = "TEST LABELS (official)"
+PUBLISHED = "published, 11 datasets"
+NOTES = (
+    "Chosen on: the images that values of a method were chosen on, its selection: few_val (at most four validation"
+    " images per class), shots_val (as many as training images), full_val, imagenet_val, or fixed (nothing was chosen)."
+    f" {OFFICIAL}: as in the official code, which looks at the test labels; compare such rows with each other only.",
+    "ECE: expected calibration error in percentage points, over 15 bins, of the runs at the most shots. Parameters:"
+    " numbers trained by steps; closed forms train none. Seconds: of a run, with its tests; of runs that train together"
+    " its share.",
+)
+
+
+def fact_columns(runs: pd.DataFrame) -> tuple[str, ...]:
+    """Return the columns after the accuracies: none for a table of the paper's methods only."""
+    return FACTS if set(runs.method) - set(PAPER) else ()
+
+
+def facts(study: Study, runs: pd.DataFrame) -> Cells:
+    """Return what runs of one method and number of shots were chosen on, their calibration error and cost."""
+    if runs.empty:
+        return {}
+    errors = [_calibration(study.folder, row.key, row.dataset) for row in frames.rows_of(runs)]
+    found = np.array([one for one in errors if one is not None])
+    cells: Cells = {CHOSEN: chosen_on(runs), PARAMETERS: _parameters(study, runs)}
+    if len(found) == len(runs):
+        cells[ECE] = f"{found.mean():.2f}"
+    if (runs.shots > 0).all():
+        cells[SECONDS] = f"{runs.seconds.mean():.2g}"
+    return {name: value for name, value in cells.items() if value}
+
+
+def chosen_on(runs: pd.DataFrame) -> str:
+    """Return what the values of runs of one method were chosen on."""
+    method = str(runs.method.iloc[0])
+    if "selection" in runs and runs.selection.notna().any():
+        return ", ".join(
+            OFFICIAL if one == "official" else str(one) for one in runs.selection.dropna().unique()
+        )
+    if method in ("zero_shot", "ensemble"):
+        return ""
+    chosen = runs.settings.map(lambda one: one.get("select") == "best" or method == "linear_probe").any()
+    return "few_val" if chosen else "fixed"
+
+
+def _calibration(folder: Path, key: str, dataset: str) -> float | None:
+    try:
+        return calibration_error(load_predictions(folder, key, dataset))
+    except UserError:  # results without predictions, or a run that diverged
+        return None
+
+
+def _parameters(study: Study, runs: pd.DataFrame) -> str:
+    """Return how many numbers a run trains, as text; of several datasets the range; "" if it is not known."""
+    counts = set()
+    for row in frames.rows_of(runs.drop_duplicates(["source"])):
+        extra: dict[str, Any] = (
+            json.loads(row.extra) if "extra" in runs and isinstance(row.extra, str) else {}
+        )
+        if "trained_parameters" in extra:
+            counts.add(int(extra["trained_parameters"]))
+        elif row.method not in FIELD and (learned := load_parameters(study.folder, row.key)) is not None:
+            arrays = (
+                [learned.contexts] if learned.contexts is not None else list((learned.weights or {}).values())
+            )
+            counts.add(sum(array.size for array in arrays if array.dtype.kind == "f"))
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts)))) if counts else ""
+
+
+@cache
+def _numbers() -> list[dict[str, str]]:
+    with (Path(__file__).parent / "field_numbers.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_published(table: Table, protocol: str, backbone: str, columns: dict[str, str]) -> None:
+    """Add gray rows of the means over the 11 datasets that others published for a backbone, with their sources.
+
+    Args:
+        table: Of the names (dataset, method).
+        protocol: "few-shot" or "base-to-new".
+        backbone: Name of the backbone.
+        columns: The table's columns, by those of ``field_numbers.csv``.
+    """
+    rows = [
+        row for row in _numbers() if row["protocol"] == protocol and plain(row["backbone"]) == plain(backbone)
+    ]
+    rows = [row for row in rows if row["column"] in columns]
+    for method, source in dict.fromkeys((row["method"], row["source"]) for row in rows):
+        own = [row for row in rows if (row["method"], row["source"]) == (method, source)]
+        cells: Cells = {columns[row["column"]]: Cell(float(row["accuracy"]), runs=0) for row in own}
+        chosen = OFFICIAL if own[0]["chosen_on"] == "official" else own[0]["chosen_on"]
+        tower = ", trains the image tower" * bool(own[0]["tuned_tower"])
+        table.add((PUBLISHED, f"{method}{tower}"), {**cells, CHOSEN: chosen, SOURCE: source})
+    if rows:
+        table.columns = (*table.columns, SOURCE)
+        table.notes.append(
+            "Gray rows are means over CoOp's 11 datasets that others published, by the named source: other"
+            " implementations, splits, prompts and protocols. A source that is not the method's own is second-hand."
+        )

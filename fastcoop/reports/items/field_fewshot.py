@@ -1,0 +1,146 @@
+"""The field's few-shot table: every method at every number of shots, with protocol, calibration and cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from fastcoop.reports import field, frames
+from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
+from fastcoop.reports.study import Slice, Study
+from fastcoop.reports.style import (
+    TWO_COLUMNS,
+    add_legend,
+    add_series_legend,
+    draw_curves,
+    look,
+    panel_figure,
+    rank,
+)
+from fastcoop.reports.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BACKGROUND = "#D5D5D5"  # of the other families' curves
+
+
+def make(study: Study, piece: Slice) -> list[Exhibit]:
+    runs = frames.own_prompt(piece.runs)
+    if not set(runs.method) - set(field.PAPER):
+        raise frames.Missing("there is no run of one of the field's methods; add one, such as tip_adapter")
+    kinds = frames.kinds(runs)
+    names = {str(place): kind.name for place, kind in enumerate(kinds)}
+    runs = pd.concat([kind.runs.assign(kind=str(place)) for place, kind in enumerate(kinds)])
+    found, notes = frames.panels(runs, ["kind", "series", "shots"])
+    columns = {count: frames.in_shots(count) for count in sorted(runs.shots.unique())}
+    title = f"Few-shot methods ({piece.subtitle})"
+    table = Table(title, ("dataset", "method"), (*columns.values(), *field.FACTS), "shots", notes=notes)
+    most = runs.shots.max()
+    for place, (dataset, summary) in enumerate(found.items()):
+        own = runs if dataset.startswith(frames.AVERAGE) else runs[runs.dataset == dataset]
+        for kind, name in names.items():
+            if (summary.kind == kind).any():
+                rows = own[(own.kind == kind) & own.shots.isin((0, most))]
+                table.add(
+                    (dataset, name),
+                    frames.cells_of(summary, "shots", columns, kind=kind) | field.facts(study, rows),
+                )
+        if not place:
+            field.add_published(table, "few-shot", piece.backbone, _published(columns))
+    table.mark_best(columns=tuple(columns.values()), second=True)
+    table.notes += field.NOTES
+    first = next(iter(found.values()))
+    drawn = first[first.kind.isin(_one_per_series(first))]
+    if drawn[drawn.shots > 0].shots.nunique() < 2:
+        return [Exhibit(piece.suffix, piece.subtitle, None, table)]
+    cost = _cost_figure(piece, drawn, runs[runs.shots.isin((0, most)) & runs.kind.isin(drawn.kind)], most)
+    return [
+        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table),
+        Exhibit(f"{piece.suffix}-cost", f"Accuracy against training cost ({piece.subtitle})", cost),
+    ]
+
+
+def _published(columns: dict[float, str]) -> dict[str, str]:
+    return {frames.shots_text(count): title for count, title in columns.items()}
+
+
+def _one_per_series(summary: pd.DataFrame) -> list[str]:
+    """Return one kind of each series, the one with the most numbers of shots."""
+    counts = (
+        summary.groupby(["series", "kind"], sort=False).size().sort_values(ascending=False, kind="stable")
+    )
+    return list(counts.reset_index().drop_duplicates("series").kind)
+
+
+def _family(series: str) -> str:
+    base = series.partition(" ")[0]
+    return next((title for title, names in field.FAMILIES.items() if base in names), "Other methods")
+
+
+def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
+    """Draw a panel per family of methods, with the curves of the others in the background."""
+    learned = summary[summary.shots > 0]
+    families = {
+        title: learned[learned.series.map(_family) == title] for title in (*field.FAMILIES, "Other methods")
+    }
+    families = {title: own for title, own in families.items() if len(own)}
+    ticks = {count: frames.shots_text(count) for count in sorted(summary.shots.unique())}
+    figure, axes = panel_figure(
+        families, len(families), (TWO_COLUMNS, 3.2), piece.subtitle, "training images per class"
+    )
+    low, high = summary["mean"].min(), summary["mean"].max()
+    for axis, own in zip(axes, families.values(), strict=True):
+        for _, other in learned[~learned.series.isin(own.series)].groupby("series"):
+            places = [list(ticks).index(count) for count in other.shots]
+            axis.plot(places, other["mean"], color=BACKGROUND, linewidth=0.7, zorder=0.5)
+        shown = pd.concat([summary[summary.shots == 0], own])
+        draw_curves(
+            axis, shown.assign(std=float("nan")), "shots", ticks
+        )  # bands of eight curves would hide them
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes[0].set_ylabel("accuracy (%)")
+    for axis in axes[1:]:
+        axis.tick_params(labelleft=False)
+    add_series_legend(figure, lambda series: look(series).label, 5)
+    return figure
+
+
+def _cost_figure(piece: Slice, summary: pd.DataFrame, runs: pd.DataFrame, most: float) -> Figure:
+    """Draw accuracy at the most shots over the seconds of a run."""
+    datasets = list(runs.dataset.unique())
+    where = datasets[0] if len(datasets) == 1 else f"mean over {len(datasets)} datasets"
+    title = f"{where}, {frames.in_shots(most)}"
+    figure, (axis,) = panel_figure([title], 1, (5.0, 3.6), piece.subtitle, "seconds of a run")
+    seconds = runs[runs.shots > 0].groupby("series").seconds.mean()
+    handles, labels = [], []
+    for series in sorted(set(summary.series), key=rank):
+        style, own = look(series), summary[summary.series == series]
+        if set(own.shots) == {0.0}:
+            handles.append(
+                axis.axhline(own["mean"].iloc[0], color=style.color, linewidth=0.8, linestyle=(0, (1, 3)))
+            )
+        elif (point := own[own.shots == most]).size:
+            x, y, spread = seconds[series], point["mean"].iloc[0], point["std"].fillna(0.0).iloc[0]
+            axis.errorbar(x, y, yerr=spread, fmt="none", color=style.color, linewidth=0.8)
+            handles += axis.plot(x, y, marker=style.marker, color=style.color, linestyle="None", markersize=6)
+        else:
+            continue
+        labels.append(style.label)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_ylabel("accuracy (%)")
+    add_legend(figure, handles, labels, 4)
+    return figure
+
+
+ITEM = Item(
+    "field_fewshot",
+    "Few-shot methods of the field",
+    "Not in the paper: prompts, adapters, caches and probes on the same features and few-shot subsets; what each may"
+    " look at to choose its values is in the table. The figures show one panel per family, the other families in gray,"
+    " and accuracy against the time of a run, with bars of one standard deviation over seeds.",
+    per_slice(make),
+    sweep_command("field_fewshot"),
+)

@@ -1,0 +1,125 @@
+"""Tables of the field's methods: protocols, marks, published rows and both definitions of H."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fastcoop.reports import field
+from fastcoop.reports.frames import Missing
+from fastcoop.reports.items import base_to_new, field_fewshot, figure3
+from fastcoop.reports.study import study_of
+from fastcoop.reports.style import drawing
+from tests.advice import follows
+from tests.reports.made_up_results import results, run
+
+GAINS = {"tip_adapter": ("few_val", 1.0), "clap": ("fixed", 3.0), "tip_adapter_f": ("official", 9.0)}
+
+
+def fewshot(backbone: str = "ViT-B-16", datasets: tuple[str, ...] = ("pets", "cars")) -> pd.DataFrame:
+    rows = []
+    for place, dataset in enumerate(datasets):
+        common = {"backbone": backbone, "dataset": dataset}
+        rows.append(run(**common, method="zero_shot", shots=0, seed=0, accuracy=50.0))
+        for method, (selection, gain) in GAINS.items():
+            for shots in (1, 16):
+                for seed in (1, 2, 3):
+                    rows.append(
+                        run(
+                            **common, method=method, shots=shots, seed=seed, seconds=0.5 * shots, selection=selection,
+                            accuracy=50 + gain * shots**0.5 + place + seed,
+                            settings=json.dumps({"selection": selection}),
+                            extra=json.dumps({"trained_parameters": 1024.0 * (1 + place)}),
+                        )
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp_path: Path) -> None:
+    study = study_of(fewshot(), tmp_path)
+    with drawing(study.runs.series):
+        shots, cost = field_fewshot.ITEM.make(study)
+    assert shots.figure is not None
+    assert cost.figure is not None
+    assert len(shots.figure.axes) == 2  # caches, and probes
+    rows, average = dict(shots.table.rows), "Average over 2 datasets"
+    clap, official = rows[average, "CLAP"], rows[average, "Tip-Adapter-F"]
+    assert clap["16 shots"].mean == pytest.approx(50 + 3 * 4 + 0.5 + 2)
+    assert clap["16 shots"].std == pytest.approx(1.0)
+    assert (clap["chosen on"], official["chosen on"]) == ("fixed", "TEST LABELS (official)")
+    assert official["16 shots"].best
+    assert clap["16 shots"].second
+    assert not rows[average, "Tip-Adapter"]["16 shots"].second
+    assert (clap["parameters"], clap["seconds"]) == ("1,024 to 2,048", "8")
+    published = {names[1]: cells for names, cells in shots.table.rows if names[0] == field.PUBLISHED}
+    assert published["MaPLe, trains the image tower"]["16 shots"].mean == 81.79
+    assert published["SD-LoRA, trains the image tower"]["chosen on"] == "TEST LABELS (official)"
+    assert published["ProKeR"]["source"] == "CLIP-SVD's README"
+    assert not any(
+        cell.best or cell.second
+        for cells in published.values()
+        for cell in cells.values()
+        if hasattr(cell, "best")
+    )
+    assert shots.table.to_html().count("<tr class=ref>") == len(published)
+    assert r"\textcolor{gray}{81.79}" in shots.table.to_latex()
+    assert "<u>" in shots.table.to_markdown()
+    assert "the second best underlined" in shots.table.footnotes()[0]
+
+
+def test_another_backbone_has_no_published_rows(tmp_path: Path) -> None:
+    study = study_of(fewshot("demo-resnet"), tmp_path)
+    with drawing(study.runs.series):
+        shots, _ = field_fewshot.ITEM.make(study)
+    assert {names[0] for names, _ in shots.table.rows} == {"Average over 2 datasets", "pets", "cars"}
+    assert "source" not in shots.table.columns
+
+
+@follows("there is no run of one of the field's methods; add one, such as tip_adapter")
+def test_a_study_of_the_papers_methods_has_no_field_table(tmp_path: Path) -> None:
+    paper = results(datasets=("pets",))
+    with pytest.raises(Missing, match="add one, such as tip_adapter"):
+        field_fewshot.ITEM.make(study_of(paper, tmp_path))
+    study = study_of(pd.concat([paper, fewshot("demo-resnet", ("pets",))]), tmp_path)
+    with drawing(study.runs.series):
+        assert field_fewshot.ITEM.make(study)
+        (part,) = figure3.ITEM.make(study)
+    assert not any("Tip" in names[1] for names, _ in part.table.rows)  # Figure 3 is the paper's
+
+
+def test_both_definitions_of_h(tmp_path: Path) -> None:
+    halves = {"pets": (90.0, 60.0), "cars": (60.0, 90.0)}
+    rows = [
+        run(
+            backbone="ViT-B-16", dataset=f"{name}:{half}", source=f"{name}:base", method="clap", shots=16, seed=seed,
+            accuracy=value, selection="fixed",
+        )
+        for name, pair in halves.items() for half, value in zip(("base", "new"), pair, strict=True) for seed in (1, 2)
+    ]  # fmt: skip
+    (part,) = base_to_new.ITEM.make(study_of(pd.DataFrame(rows), tmp_path))
+    cells = dict(part.table.rows)["Average over 2 datasets", "CLAP"]
+    assert cells["harmonic mean"].mean == pytest.approx(75.0)
+    assert cells[base_to_new.MEAN_OF_H].mean == pytest.approx(statistics.harmonic_mean([90, 60]))
+    published = dict(part.table.rows)[field.PUBLISHED, "GDA"]
+    assert (published["base"].mean, published["new"].mean, published["harmonic mean"].mean) == (
+        83.96,
+        74.53,
+        78.72,
+    )
+
+
+def test_published_numbers_are_each_there_once_with_a_source() -> None:
+    path = Path(field.__file__).with_name("field_numbers.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    places = [
+        tuple(row[name] for name in ("protocol", "backbone", "method", "source", "column")) for row in rows
+    ]
+    assert len(set(places)) == len(places) > 150
+    assert all(row["source"] and row["chosen_on"] and 40 < float(row["accuracy"]) < 90 for row in rows)
+    assert {row["method"] for row in rows} >= {"MaPLe", "PromptSRC", "CLIP-LoRA", "CLIP-SVD"}
