@@ -109,8 +109,8 @@ class LossParts(NamedTuple):
 def loss_parts(images: int, classes: int, dim: int, on_cpu: bool) -> LossParts:
     """Return the parts of a loss over ``images`` images and views: as large as `LOSS_NUMBERS` allows."""
     limit, per_row = LOSS_NUMBERS[on_cpu], 4 * classes + 2 * dim
-    number = max(1, -(-images * per_row // limit))
-    rows = -(-images // number)
+    most = max(1, limit // per_row)
+    rows = -(-images // -(-images // most))  # parts of about one size
     return LossParts(rows, max(1, limit // (rows * per_row)))
 
 

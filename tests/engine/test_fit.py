@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastcoop.engine import train
-from fastcoop.engine.fit import BatchBudget, RunShape, plan_training
+from fastcoop.engine.fit import LOSS_NUMBERS, BatchBudget, RunShape, loss_parts, plan_training
 from fastcoop.engine.forest import Buffer, Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
 from fastcoop.prompts import PromptLayout
@@ -123,3 +123,32 @@ def test_a_plan_of_many_runs_adds_up(backbone):
     assert len(plan.trees) == 2
     assert plan.flops == pytest.approx(sum(cost.flops for cost in plan.runs))
     assert sum(stage.steps * len(stage.runs) for stage in plan.stages()) == 200 * 20
+
+
+def test_a_fast_run_s_loss_and_matrices_are_counted(backbone32):
+    """Every image in each step, in parts of the loss of one size at most, however many runs."""
+
+    def cost(images: int, **options):
+        shape = RunShape(NAMES, PromptLayout(4), 10, images, 8, images * 8, is_fast=True, **options)
+        return plan_training(backbone32, [shape] * 3)
+
+    small, large = cost(10), cost(10**6)
+    products = 2 * 2 * 80 * len(NAMES) * 24 + 2 * 2 * 4 * 32 * 32  # logits and gradients; covariance and root
+    assert small.runs[0].step_flops - small.runs[0].tree.flops == products
+    assert small.runs[0].flops == 10 * small.runs[0].step_flops
+    limit = large.max_loss_bytes
+    assert small.runs[0].loss_bytes == 80 * (4 * len(NAMES) + 2 * 24) * 4 < limit == large.runs[0].loss_bytes
+    for plan in (small, large):
+        one, two = plan.bytes_of([0]), plan.bytes_of([0, 1])
+        more = plan.runs[0].tree.activation_bytes + plan.runs[0].state_bytes + plan.runs[0].feature_bytes
+        assert two - one == more + (plan.runs[0].loss_bytes if plan is small else 0)
+    assert small.runs[0].state_bytes > 4 * 8 * 32 * 32  # statistics and root, and those of the next step
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 2), (1000, 10), (128_000, 1000), (10**6, 20_000)])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_parts_of_a_loss_are_as_large_as_the_limit_allows(images, classes, on_cpu):
+    rows, runs = loss_parts(images, classes, 512, on_cpu)
+    per_row = 4 * classes + 2 * 512
+    assert rows * runs * per_row <= LOSS_NUMBERS[on_cpu]
+    assert rows == images or 2 * rows * per_row > LOSS_NUMBERS[on_cpu]
