@@ -21,7 +21,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone, backbone_from_spec, load_backbone
     from fastcoop.datasets import Dataset, few_shot, load_dataset
-    from fastcoop.engine import PromptEncoder, PromptLearner, Run, Trained, encode_prompts, train
+    from fastcoop.engine import (
+        CrossEntropy,
+        FastSchedule,
+        Images,
+        Objective,
+        PromptEncoder,
+        PromptLearner,
+        PullToPrompt,
+        Run,
+        Trained,
+        encode_prompts,
+        train,
+    )
     from fastcoop.errors import FastcoopError, MissingFile, UserError
     from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
     from fastcoop.features import FeatureStore, cache_features, check_store, import_features
@@ -59,7 +71,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "backbones": "Backbone backbone_from_spec load_backbone",
     "datasets": "Dataset few_shot load_dataset",
-    "engine": "PromptEncoder PromptLearner Run Trained encode_prompts train",
+    "engine": "CrossEntropy FastSchedule Images Objective PromptEncoder PromptLearner PullToPrompt Run Trained "
+    "encode_prompts train",
     "errors": "FastcoopError MissingFile UserError",
     "exchange": "Classifier export_run find_run import_coop make_classifier predict",
     "features": "FeatureStore cache_features check_store import_features",
@@ -76,14 +89,15 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "CLAP", "GDA", "TCP", "Backbone", "CLIPAdapter", "Classifier", "CoCoOp", "CoOpClassifier",
-    "CrossModalLinearProbe", "Dataset", "FastcoopError", "FeatureStore", "KgCoOp", "LPPlusPlus",
-    "LinearProbe", "MethodClassifier", "MissingFile", "ProGrad", "ProKeR", "ProLIP", "PromptEncoder",
-    "PromptEnsemble", "PromptLayout", "PromptLearner", "Run", "TaskRes", "TextBias", "TextTransform",
-    "TipAdapter", "TipAdapterF", "Trained", "UserError", "ZeroShot", "ZeroShotLinearProbe",
-    "backbone_from_spec", "cache_features", "check_store", "encode_prompts", "evaluate", "export_run",
-    "few_shot", "find_run", "import_coop", "import_features", "initial_contexts", "interpret",
-    "load_backbone", "load_contexts", "load_dataset", "load_predictions", "load_results", "make_classifier",
-    "merge_results", "nearest_words", "paired_test", "predict", "report", "sweep", "train",
+    "CrossEntropy", "CrossModalLinearProbe", "Dataset", "FastSchedule", "FastcoopError", "FeatureStore",
+    "Images", "KgCoOp", "LPPlusPlus", "LinearProbe", "MethodClassifier", "MissingFile", "Objective",
+    "ProGrad", "ProKeR", "ProLIP", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner",
+    "PullToPrompt", "Run", "TaskRes", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained",
+    "UserError", "ZeroShot", "ZeroShotLinearProbe", "backbone_from_spec", "cache_features", "check_store",
+    "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
+    "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
+    "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report",
+    "sweep", "train",
 ]  # fmt: skip
 
 logging.getLogger("fastcoop").addHandler(logging.NullHandler())
