@@ -13,6 +13,7 @@ from fastcoop.engine.training import WARM_UP, WORTH_RECORDING
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import tiny_backbone
 from tests.engine.test_exact import FEATURES, GRADIENTS, NAMES, relative
+from tests.engine.test_fast import fast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -65,6 +66,14 @@ def test_recorded_training_ends_where_the_cpu_s_ends_and_again_in_the_same_bits(
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-9)
         for epoch, kept in theirs.snapshots.items():
             assert relative(ours.snapshots[epoch], kept) < 1e-9
+
+
+def test_the_fast_schedule_is_the_cpu_s(backbone, device, make_run):
+    """Recorded in two variants: with a new inverse root by products, and with the one before."""
+    runs = [fast(make_run(layout, seed=seed), 24 + seed, pull=True) for seed, layout in enumerate(LAYOUTS)]
+    for run, ours, theirs in zip(runs, train(on(device), runs), train(backbone, runs), strict=True):
+        assert relative(ours.contexts, theirs.contexts) < 1e-8
+        assert relative(ours.contexts, run.contexts) > 0.01
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
