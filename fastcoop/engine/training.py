@@ -48,6 +48,7 @@ log = logging.getLogger("fastcoop")
 
 
 @disable_autocast
+@torch.inference_mode(False)  # objectives are differentiated by torch
 def train(
     backbone: Backbone,
     runs: Sequence[Run],

@@ -166,7 +166,7 @@ class ProGradMethod(RegularizedMethod):
                 f'The words "{words}", which the contexts of prograd start from, are {len(tokens)} tokens, but there '
                 f"are {M} context vectors; give a context_length of at least {len(tokens)}, or init: random."
             )
-        start = torch.zeros(M, backbone.text.width)
+        start = torch.zeros(M, backbone.text.width, dtype=torch.float32)
         if tokens:
             start[M - len(tokens) :] = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
         return start

@@ -93,6 +93,16 @@ def test_runs_of_all_objectives_train_in_one_forest_each_as_if_alone(backbone: B
 
 
 @pytest.mark.parametrize("name", QUICK)
+def test_a_callers_modes_of_torch_change_nothing(backbone: Backbone, data: Data, name: str) -> None:
+    (plain,) = run(backbone, name, [job(data, name, **QUICK[name])])
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        with mode:
+            (found,) = run(backbone, name, [job(data, name, **QUICK[name])])
+        assert (found.contexts == plain.contexts).all()
+        assert (found.losses == plain.losses).all()
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_learned_contexts_are_tested_later_and_elsewhere(backbone: Backbone, data: Data, name: str) -> None:
     new = make_data(("pug", "maine coon"), name="pets", seed=4)
     one = job(data, name, targets=(new,), **QUICK[name])
