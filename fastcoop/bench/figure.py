@@ -34,7 +34,7 @@ from fastcoop.results.store import open_store
 
 VIEWS, VAL_SHOTS = 8, 4
 PHOTOS, PHOTO_SIZE = 64, (500, 375)
-FAST_RUNS = 4  # that train together where the fast schedule is timed
+FAST_RUNS = 2  # that train together where the fast schedule is timed
 PROBE_CLASSES, PROBE_SHOTS = 20, 4
 SCORED = 4096, 1000  # images and classes
 FIGURE = (
@@ -128,7 +128,7 @@ def _shape(names: Sequence[str], layout: str, shots: int, dataset: str, fast: bo
 def _fast_rate(backbone: Backbone, names: Sequence[str]) -> float:
     """Return the operations per second of steps of the fast schedule."""
     draw = torch.Generator().manual_seed(0)
-    images, layout, steps = 16 * len(names), LAYOUTS["end"], 4 if backbone.device.type == "cpu" else 25
+    images, layout, steps = 16 * len(names), LAYOUTS["end"], 8 if backbone.device.type == "cpu" else 25
     labels = torch.arange(images) % len(names)
 
     def run(seed: int) -> Run:
