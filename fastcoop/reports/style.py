@@ -103,7 +103,9 @@ def look(series: str) -> Look:
     if series in LOOKS:
         return LOOKS[series]
     base, _, settings = series.partition(" (")
-    label = f"{LOOKS[base].label}, {settings[:-1]}" if base in LOOKS else series
+    label = LOOKS[base].label if base in LOOKS else base
+    if settings:
+        label += f", {settings[:-1]}" if label.endswith(")") else f" ({settings}"
     label = label.replace("_", " ").replace("selection official", "chosen on TEST LABELS")
     place = _others.index(series) if series in _others else 0
     color, marker, line = (looks[place % len(looks)] for looks in (OTHER_COLORS, OTHER_MARKERS, OTHER_LINES))
