@@ -130,7 +130,7 @@ def cache_features(
 
     The store holds the training images that these shots and seeds can draw, and all of validation and test. A later
     call with more shots or seeds adds the missing images. Images that cannot be decoded are listed at the end, after
-    all others are stored. A grid file (*.yaml) names all of this itself: its methods determine the kinds.
+    all others are stored. A grid file (*.yaml) names all of this itself.
 
     Example:  fastcoop cache-features oxford_pets --backbone RN50 --data-root data
     """
