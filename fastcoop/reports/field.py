@@ -93,7 +93,7 @@ def _parameters(study: Study, runs: pd.DataFrame) -> str:
         )
         if "trained_parameters" in extra:
             counts.add(int(extra["trained_parameters"]))
-        elif row.method not in FIELD and (learned := load_parameters(study.folder, row.key)) is not None:
+        elif (learned := load_parameters(study.folder, row.key)) is not None:
             arrays = (
                 [learned.contexts] if learned.contexts is not None else list((learned.weights or {}).values())
             )

@@ -321,7 +321,7 @@ class Adapter(Method[S]):
         groups: dict[Any, list[_Row]] = {}
         for row in rows:
             run, selection = row.run, row.selection
-            settings = [(name, float if isinstance(v, float) else v) for name, v in run.settings]
+            settings = [(name, float if isinstance(v, float) else str(v)) for name, v in run.settings]
             judged = 0 if selection in ("fixed", "official") else len(drawn_for(run, selection))
             images = len(run.data.readable("train", run.subset.train))
             groups.setdefault((id(run.data), images, selection, judged, *settings), []).append(row)
