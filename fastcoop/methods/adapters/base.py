@@ -230,19 +230,22 @@ class Adapter(Method[S]):
     def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> Classifier:
         import torch
 
-        texts = Texts.of(backbone, data)
-        weights = {
-            name: torch.from_numpy(np.asarray(array))[None].to(backbone.device)
-            for name, array in run.weights.items()
-        }
-        rows = known_classes(run.data, data)
-        if data is not run.data and not np.array_equal(rows, np.arange(len(run.data.class_names))):
-            weights = self.carry(weights, torch.from_numpy(rows).to(backbone.device), texts)
-        if type(self).class_weights is Adapter.class_weights:
-            return AdapterClassifier(self, weights, texts)
-        W, b = self.class_weights(weights, texts)
-        bias = None if b is None else b[0].cpu().numpy()
-        return LinearClassifier(W[0].cpu().numpy(), bias, texts.scale, unit_length=True)
+        from fastcoop.backbones.precision import fresh_state
+
+        with fresh_state():
+            texts = Texts.of(backbone, data)
+            weights = {
+                name: torch.from_numpy(np.asarray(array))[None].to(backbone.device)
+                for name, array in run.weights.items()
+            }
+            rows = known_classes(run.data, data)
+            if data is not run.data and not np.array_equal(rows, np.arange(len(run.data.class_names))):
+                weights = self.carry(weights, torch.from_numpy(rows).to(backbone.device), texts)
+            if type(self).class_weights is Adapter.class_weights:
+                return AdapterClassifier(self, weights, texts)
+            W, b = self.class_weights(weights, texts)
+            bias = None if b is None else b[0].cpu().numpy()
+            return LinearClassifier(W[0].cpu().numpy(), bias, texts.scale, unit_length=True)
 
     def run(self, backbone: Backbone, runs: Sequence[RunSpec[S]], done: Done, context: RunContext) -> None:
         import torch  # noqa: F401  (its first import takes seconds, which are not a run's)
@@ -364,8 +367,8 @@ class Adapter(Method[S]):
                     accuracy = fitted.accuracy
                 if not official:
                     extra["val_accuracy"] = accuracy
-        extra |= {name: weights[name] for name in self.values}
-        weights = self.settle(weights, stack.texts)
+            extra |= {name: weights[name] for name in self.values}
+            weights = self.settle(weights, stack.texts)
         trained = sum(weights[name][0].numel() for name in fitted.trained)
         kept = {name: one.cpu().numpy() for name, one in weights.items()}
         losses = None if fitted.losses is None else fitted.losses.cpu().numpy()
@@ -414,10 +417,12 @@ class AdapterClassifier:
         """Return logits float32 (images, classes) of raw features (images, dim)."""
         import torch
 
+        from fastcoop.backbones.precision import fresh_state
+
         device = self.texts.raw.device
         size = max(1, TEST_BYTES // self.adapter.image_bytes(self.weights, self.texts))
         found = [np.zeros((0, len(self.texts)), np.float32)]
-        with torch.no_grad():
+        with fresh_state(), torch.no_grad():
             for start in range(0, len(features), size):
                 part = np.asarray(features[start : start + size], np.float32)
                 images = torch.from_numpy(part).to(device)[None]
