@@ -38,8 +38,10 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     title = f"Few-shot methods ({piece.subtitle})"
     table = Table(title, ("dataset", "method"), (*columns.values(), *field.FACTS), "shots", notes=notes)
     most = runs.shots.max()
+    counts = runs.drop_duplicates(["dataset", "kind", "shots"]).dataset.value_counts()
+    averaged = runs[runs.dataset.isin(counts.index[counts == counts.max()])]
     for place, (dataset, summary) in enumerate(found.items()):
-        own = runs if dataset.startswith(frames.AVERAGE) else runs[runs.dataset == dataset]
+        own = averaged if dataset.startswith(frames.AVERAGE) else runs[runs.dataset == dataset]
         for kind, name in names.items():
             if (summary.kind == kind).any():
                 rows = own[(own.kind == kind) & own.shots.isin((0, most))]
@@ -51,11 +53,12 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
             field.add_published(table, "few-shot", piece.backbone, _published(columns))
     table.mark_best(columns=tuple(columns.values()), second=True)
     table.notes += field.NOTES
-    first = next(iter(found.values()))
+    average, first = next(iter(found.items()))
     drawn = first[first.kind.isin(_one_per_series(first))]
     if drawn[drawn.shots > 0].shots.nunique() < 2:
         return [Exhibit(piece.suffix, piece.subtitle, None, table)]
-    cost = _cost_figure(piece, drawn, runs[runs.shots.isin((0, most)) & runs.kind.isin(drawn.kind)], most)
+    timed = averaged[averaged.shots.isin((0, most)) & averaged.kind.isin(drawn.kind)]
+    cost = _cost_figure(piece, average, drawn, timed, most)
     return [
         Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table),
         Exhibit(f"{piece.suffix}-cost", f"Accuracy against training cost ({piece.subtitle})", cost),
@@ -107,12 +110,11 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def _cost_figure(piece: Slice, summary: pd.DataFrame, runs: pd.DataFrame, most: float) -> Figure:
+def _cost_figure(piece: Slice, where: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float) -> Figure:
     """Draw accuracy at the most shots over the seconds of a run."""
-    datasets = list(runs.dataset.unique())
-    where = datasets[0] if len(datasets) == 1 else f"mean over {len(datasets)} datasets"
-    title = f"{where}, {frames.in_shots(most)}"
-    figure, (axis,) = panel_figure([title], 1, (5.0, 3.6), piece.subtitle, "seconds of a run")
+    figure, (axis,) = panel_figure(
+        [f"{where}, {frames.in_shots(most)}"], 1, (5.0, 3.6), piece.subtitle, "seconds of a run"
+    )
     seconds = runs[runs.shots > 0].groupby("series").seconds.mean()
     handles, labels = [], []
     for series in sorted(set(summary.series), key=rank):
