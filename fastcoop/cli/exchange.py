@@ -97,7 +97,7 @@ def export_weights(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write the class weights of few-shot runs for other programs.
+    """Write class weights of few-shot runs.
 
     Each run becomes Few-shot/METHOD/ENCODER/Kshots/DATASET/seedS/text_features.pt, a tensor of (classes, dim), the
     layout of TransCLIP's prototypes. Methods whose logits are no product of image features and class weights have none.

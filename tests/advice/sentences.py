@@ -27,6 +27,8 @@ SQL = re.compile(r"\s*(?:SELECT|CREATE|DELETE|DROP|INSERT|UPDATE) ")
 # Strings that only look like advice, such as help texts that name an option's effect, and what they are.
 NO_ADVICE: dict[str, str] = {
     "Leave out images that cannot be decoded": "help of --skip-unreadable",
+    "TEST LABELS (official)": "a mark in tables",
+    "Chosen on: the images that values of a method were chosen on": "a note below tables",
     "Report folder (reports/": "help of --out",
     "Only rows that meet this": "help of --where",
     "Try runs again that failed.": "help of --retry-failed",
