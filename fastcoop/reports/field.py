@@ -38,7 +38,7 @@ PUBLISHED = "published, 11 datasets"
 NOTES = (
     "Chosen on: the images that values of a method were chosen on, its selection: few_val (at most four validation"
     " images per class), shots_val (as many as training images), full_val, imagenet_val, or fixed (nothing was chosen)."
-    f" {OFFICIAL}: as in the official code, which looks at the test labels; compare such rows with each other only.",
+    f" {OFFICIAL}: as in the official code, which looks at the test labels; such rows are not ranked.",
     "ECE: expected calibration error in percentage points, over 15 bins, of the runs at the most shots. Parameters:"
     " numbers trained by steps; closed forms train none. Seconds: of a run, with its tests; of runs that train together"
     " its share.",

@@ -80,15 +80,21 @@ class Table:
         self.rows.append((tuple(str(name) for name in names), cells))
 
     def mark_best(
-        self, group: Sequence[int] | None = (0,), columns: Sequence[str] | None = None, second: bool = False
+        self,
+        group: Sequence[int] | None = (0,),
+        columns: Sequence[str] | None = None,
+        second: bool = False,
+        without: str = "",
     ) -> None:
         """Mark the highest number, to the digits shown, of each column among rows with equal names ``group``.
 
         Without a group, mark the highest number of each row. ``columns``: those to mark; None: all. ``second``: mark
-        the second best too.
+        the second best too. ``without``: rows with this text in a cell do not compete.
         """
         rivals: dict[Hashable, list[tuple[Cells, str, Cell]]] = {}
         for row, (names, cells) in enumerate(self.rows):
+            if without and without in cells.values():
+                continue
             for column, cell in cells.items():
                 if columns is not None and column not in columns:
                     continue

@@ -167,7 +167,9 @@ def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]
     )
 
 
-@pytest.mark.parametrize("name", METHODS.keys() - {one.name for one in ADAPTERS})  # see test_adapters.py
+@pytest.mark.parametrize(
+    "name", sorted(METHODS.keys() - {one.name for one in ADAPTERS})
+)  # see test_adapters.py
 def test_every_setting_changes_the_key_or_is_refused(name: str, backbone: Backbone, data: Data) -> None:
     method = get_method(name)
     refused = {"pull"} if name in ("kgcoop", "prograd") else set()  # tests/methods/test_regularized.py

@@ -18,7 +18,10 @@ from fastcoop.reports.style import drawing
 from tests.advice import follows
 from tests.reports.made_up_results import results, run
 
-GAINS = {"tip_adapter": ("few_val", 1.0), "clap": ("fixed", 3.0), "tip_adapter_f": ("official", 9.0)}
+GAINS = {
+    "tip_adapter": ("few_val", 1.0), "gda": ("few_val", 2.0), "clap": ("fixed", 3.0),
+    "tip_adapter_f": ("official", 9.0),
+}  # fmt: skip
 
 
 def fewshot(backbone: str = "ViT-B-16", datasets: tuple[str, ...] = ("pets", "cars")) -> pd.DataFrame:
@@ -52,8 +55,10 @@ def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp
     assert clap["16 shots"].mean == pytest.approx(50 + 3 * 4 + 0.5 + 2)
     assert clap["16 shots"].std == pytest.approx(1.0)
     assert (clap["chosen on"], official["chosen on"]) == ("fixed", "TEST LABELS (official)")
-    assert official["16 shots"].best
-    assert clap["16 shots"].second
+    assert clap["16 shots"].best
+    assert not official["16 shots"].best  # choices on test labels do not compete
+    assert not official["16 shots"].second
+    assert rows[average, "GDA"]["16 shots"].second
     assert not rows[average, "Tip-Adapter"]["16 shots"].second
     assert (clap["parameters"], clap["seconds"]) == ("1,024 to 2,048", "8")
     published = {names[1]: cells for names, cells in shots.table.rows if names[0] == field.PUBLISHED}

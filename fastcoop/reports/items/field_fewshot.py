@@ -51,7 +51,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
                 )
         if not place:
             field.add_published(table, "few-shot", piece.backbone, _published(columns))
-    table.mark_best(columns=tuple(columns.values()), second=True)
+    table.mark_best(columns=tuple(columns.values()), second=True, without=field.OFFICIAL)
     table.notes += field.NOTES
     average, first = next(iter(found.items()))
     drawn = first[first.kind.isin(_one_per_series(first))]
