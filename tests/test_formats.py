@@ -106,7 +106,10 @@ def test_an_exported_csv_reads_back_as_the_page_says(world: Path, tmp_path: Path
     names = ["=1+1", "'=1", "-1+2", "2020", "NA", "a\nb", "\tx", "plain", "café", " @x", "1e3", "-5"]
     frame = pd.DataFrame(dict.fromkeys(("key", "backbone", "dataset", "source", "method", "label"), names))
     frame["accuracy"] = [-1.5, *[2.0] * (len(names) - 2), None]
+    frame["macro_accuracy"] = frame.accuracy
     monkeypatch.setattr("fastcoop.results.listing.load_results", lambda folder: frame)
+    errors = dict.fromkeys(zip(names, names, strict=True), 1.5)
+    monkeypatch.setattr("fastcoop.results.listing.calibration_errors", lambda folder: errors)
     assert export_results("results", tmp_path / "runs.csv") == len(names)
     monkeypatch.chdir(tmp_path)
     read, bare = blocks("formats.md", "python")[1:3]

@@ -199,7 +199,9 @@ class _Fits:
             self._fitted[log_c] = float((model.predict(self._val[0]) == self._val[1]).mean()), model
 
     def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
-        return list(self._pool.map(self._fit, log_cs))
+        # A GPU does the fits of all threads one after another.
+        apply = self._pool.map if self._device.type == "cpu" else map
+        return list(apply(self._fit, log_cs))
 
     def _fit(self, log_c: float) -> LogisticRegression:
         raise NotImplementedError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, RunContext, RunSpec
 from fastcoop.methods.schedule import ScheduleSettings, epochs_of, steps_per_epoch
@@ -227,19 +228,28 @@ def _time_runs(runs: Sequence[RunSpec[Any]]) -> tuple[float, float] | None:
         short = [sizes[0].settings.model_copy(update={"epochs": epochs}) for epochs in (1, 2, 4, 8, 16)]
         sizes = [replace(sizes[0], settings=settings) for settings in short]
     small, least = _time(sizes[0]), _size(sizes[0])
+    if small is None:
+        return None
     limit = min(mean(map(_size, sizes)), least * MAX_RUN_SECONDS / small)
     large = [run for run in sizes if least < _size(run) <= limit]
-    if not large:
+    seconds = _time(large[-1]) if large else None
+    if seconds is None:
         return 0.0, small / least
-    slope = max(0.0, _time(large[-1]) - small) / (_size(large[-1]) - least)
+    slope = max(0.0, seconds - small) / (_size(large[-1]) - least)
     return small - slope * least, slope
 
 
-def _time(run: RunSpec[Any]) -> float:
-    """Return the seconds of a run outside the engine, once its method is imported and its features are read."""
+def _time(run: RunSpec[Any]) -> float | None:
+    """Return the seconds of a run outside the engine, once its method is imported and its features are read.
+
+    None if the features of some images are missing, or are of other pictures than there are now.
+    """
     method, context, clock = METHODS[run.method], RunContext(), _clock(run.model)
     method.run(run.model, [], lambda index, outcome: None, context)
-    read = [data.test for data in run.tests], run.subset and run.data.train(run.subset)
+    try:
+        read = [data.test for data in run.tests], run.subset and run.data.train(run.subset)
+    except UserError:
+        return None
     start = clock()
     method.run(run.model, [run], lambda index, outcome: None, context)
     del read

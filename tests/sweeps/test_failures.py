@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -239,14 +239,16 @@ def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
 def test_the_summary_names_collapsed_runs(
     run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test = Method.scores
+    test = Method.scores_of
 
-    def low(self: Method[Any], backbone: Any, run: RunSpec, learned: Any) -> Any:
-        fallen = (run.seed, run.shots) == (3, 1)
-        scores = test(self, backbone, run, learned)
-        return scores if fallen else {name: replace(one, accuracy=90.0) for name, one in scores.items()}
+    def low(self: Method[Any], backbone: Any, runs: Sequence[RunSpec], learned: Any) -> Any:
+        return [
+            scores if (run.seed, run.shots) == (3, 1)
+            else {name: replace(one, accuracy=90.0) for name, one in scores.items()}
+            for run, scores in zip(runs, test(self, backbone, runs, learned), strict=True)
+        ]  # fmt: skip
 
-    monkeypatch.setattr(Method, "scores", low)
+    monkeypatch.setattr(Method, "scores_of", low)
     grid["methods"] = {"coop": {"context_length": 2, "epochs": 2}}
     summary = run(grid | {"seeds": [1, 2, 3], "shots": 1}, results=tmp_path)
     assert len(summary.collapsed) == 1
