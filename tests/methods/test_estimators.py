@@ -367,24 +367,25 @@ def tiny_backbone() -> Backbone:
         return backbone_from_spec(str(write_backbone(Path(folder) / "tiny", text_layers=2)))
 
 
-class PaddedKgCoOp(Padded, MethodClassifier, method="kgcoop"):
+class PaddedTiny(Padded):
     def _load_backbone(self) -> Backbone:
         return tiny_backbone()
 
 
-class PaddedProGrad(Padded, MethodClassifier, method="prograd"):
-    def _load_backbone(self) -> Backbone:
-        return tiny_backbone()
+class PaddedKgCoOp(PaddedTiny, MethodClassifier, method="kgcoop"):
+    pass
 
 
-class PaddedTCP(Padded, MethodClassifier, method="tcp"):
-    def _load_backbone(self) -> Backbone:
-        return tiny_backbone()
+class PaddedProGrad(PaddedTiny, MethodClassifier, method="prograd"):
+    pass
 
 
-class PaddedCoCoOp(Padded, MethodClassifier, method="cocoop"):
-    def _load_backbone(self) -> Backbone:
-        return tiny_backbone()
+class PaddedTCP(PaddedTiny, MethodClassifier, method="tcp"):
+    pass
+
+
+class PaddedCoCoOp(PaddedTiny, MethodClassifier, method="cocoop"):
+    pass
 
 
 class PaddedBias(Padded, MethodClassifier, method="text_bias"):

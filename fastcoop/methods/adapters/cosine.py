@@ -26,8 +26,9 @@ def cosine_cross_entropy(
         images: Image features (runs, batch, dim), of length 1.
         labels: int64 (runs, batch).
         scale: Factor on the cosine similarities.
-        anchors: (classes, dim), and
-        pull: (runs, classes), of a penalty, the sum over classes of ``pull * |classes - anchors| ** 2``.
+        anchors: (classes, dim), where a penalty holds the class vectors.
+        pull: (runs, classes), weights of the penalty: the sum over classes of ``pull * |classes - anchors| ** 2`` is
+            added to the loss.
     """
     losses: Tensor = _function().apply(classes, images, labels, scale, anchors, pull)
     return losses
