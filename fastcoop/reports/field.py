@@ -73,7 +73,7 @@ def chosen_on(runs: pd.DataFrame) -> str:
         )
     if method in ("zero_shot", "ensemble"):
         return ""
-    chosen = runs.settings.map(lambda one: one.get("select") == "best" or method == "linear_probe").any()
+    chosen = runs.settings.map(lambda one: one.get("select") == "best_val" or method == "linear_probe").any()
     return "few_val" if chosen else "fixed"
 
 

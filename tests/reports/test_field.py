@@ -128,3 +128,18 @@ def test_published_numbers_are_each_there_once_with_a_source() -> None:
     assert len(set(places)) == len(places) > 150
     assert all(row["source"] and row["chosen_on"] and 40 < float(row["accuracy"]) < 90 for row in rows)
     assert {row["method"] for row in rows} >= {"MaPLe", "PromptSRC", "CLIP-LoRA", "CLIP-SVD"}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        ("zero_shot", {}, ""),
+        ("coop", {"select": "last"}, "fixed"),
+        ("coop", {"select": "best_val"}, "few_val"),
+        ("linear_probe", {}, "few_val"),
+    ],
+)
+def test_methods_without_a_selection_say_what_they_were_chosen_on(
+    method: str, settings: dict[str, str], expected: str
+) -> None:
+    assert field.chosen_on(pd.DataFrame({"method": [method], "settings": [settings]})) == expected
