@@ -84,13 +84,14 @@ def export_text_features(
             prompt = known.get(row.dataset, {}).get("prompt", "[CLASS]").replace("[CLASS]", "{}")
             data = Data(replace(run.data.dataset, template=prompt), None)
             found = METHODS[row.method].classifier(run.model, run, data)
-            if not (isinstance(found, LinearClassifier) and found.unit_length and found.bias is None):
+            if not (isinstance(found, LinearClassifier) and found.unit_length) or (
+                found.bias is not None or found.rows is not None
+            ):
                 raise UserError(
                     f"The logits of {row.label} are no products of image features and class weights, so they have no "
                     "text_features.pt; leave such runs out with --where."
                 )
-            weights = found.weights if found.rows is None else found.weights[found.rows]
-            weights = np.asarray(weights * (found.scale / SCALE), np.float32)
+            weights = np.asarray(found.weights * (found.scale / SCALE), np.float32)
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path / "text_features.pt") as part:
