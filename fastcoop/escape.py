@@ -59,9 +59,8 @@ def markdown(text: object) -> str:
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is literal
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
     text = text.replace("](", r"]\(")
-    text = re.sub(
-        r"^(\d+)(?=[.)](\s|$))", r"\1\\", text
-    )  # the first mark would begin a list, a heading or a rule
+    # At the beginning these marks would begin a list, a heading or a rule.
+    text = re.sub(r"^(\d+)(?=[.)](\s|$))", r"\1\\", text)
     return re.sub(r"^([-+#=]+)(?=\s|[.)]\s|$)", r"\\\1", text)
 
 

@@ -32,9 +32,7 @@ class Weights:
     state: dict[str, Tensor]
     quick_gelu: bool | None = None  # whether the activation is QuickGELU
     config: dict[str, Any] | None = None  # of open_clip
-    trained_tokens: Tensor | None = (
-        None  # bool (vocabulary,), the token embeddings that were trained; None: all
-    )
+    trained_tokens: Tensor | None = None  # bool (vocabulary,): the trained token embeddings; None: all
 
 
 def read_weights(path: Path) -> Weights:

@@ -84,9 +84,8 @@ def project_figure(backbone: Backbone, bench: Bench) -> pd.DataFrame:
             hours["trainings"]["fast"] += SEEDS * fast_plan.flops / fast_rate
             steps = SEEDS * sum(shape.steps for shape in shapes)
             hours["trainings"]["official"] += steps * (BATCH_SIZE * image_s + classes * class_s)
-            encoding = (
-                paper_plan.runs[0].tree.flops / 2 / step_rates[layout]
-            )  # a step without its backward pass
+            forward_flops = paper_plan.runs[0].tree.flops / 2  # half of a step's
+            encoding = forward_flops / step_rates[layout]
             _add(hours["tests"], runs * (encoding + counts["test"] * classes * logit_s))
     hours["report"] = dict.fromkeys(("paper", "fast"), _report_seconds(names))
     frame = pd.DataFrame(hours).T.rename_axis("part").reset_index()

@@ -144,9 +144,8 @@ def _project(rows: list[dict[str, Any]]) -> pd.DataFrame:
             for layout in set(VARIANTS.values())
         }
         epochs = dict.fromkeys(EPOCHS, IMAGENET_EPOCHS) if dataset == "imagenet" else EPOCHS
-        steps = SEEDS * sum(
-            epochs[n] * max(1, n * own[0]["classes"] // BATCH_SIZE) for n in EPOCHS
-        )  # n shots
+        classes = own[0]["classes"]
+        steps = SEEDS * sum(epochs[shots] * max(1, shots * classes // BATCH_SIZE) for shots in EPOCHS)
         official = own[0]["official_image_s"] + own[0]["official_text_s"]
         ours = sum(step[layout] for layout in VARIANTS.values())
         lines.append({

@@ -23,13 +23,10 @@ FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
 CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows only take memory
 GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
 SPARE_ROWS = 144  # rows that fill up CPU products (`RowRule`); measured in training, typical here
-LOSS_NUMBERS = {
-    True: 2**21,
-    False: 2**26,
-}  # of a part of a fast schedule's loss, on a CPU (in its cache) or a GPU
-SHAMPOO_COPIES = (
-    6  # of a float64 (width, width): statistics, root, their next values, eigenvectors and scratch
-)
+# Of a part of a fast schedule's loss: on a CPU (True), in its cache, and on a GPU.
+LOSS_NUMBERS = {True: 2**21, False: 2**26}
+# Of a float64 (width, width): statistics, root, their next values, eigenvectors and scratch.
+SHAMPOO_COPIES = 6
 STATE_COPIES = 5  # of the contexts: themselves, momentum, gradient, and the next step's momentum and change
 
 

@@ -401,9 +401,8 @@ class StepImages:
         self._batched = [group for group in groups if group[0].batches is not None]
         if self._batched:
             self._build_tables([a for group in self._batched for a in group], steps)
-        whole = {
-            a.run.images: a.run for a in active if a.batches is None
-        }  # runs of one few-shot subset share them
+        # Runs of one few-shot subset share its images.
+        whole = {a.run.images: a.run for a in active if a.batches is None}
         features = {
             key: self._normalized(run.features.flatten(0, 1).to(self.device)) for key, run in whole.items()
         }

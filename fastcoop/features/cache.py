@@ -185,10 +185,9 @@ class EncodingPlan:
     encoding: Encoding  # with the views and dtype of the finished store
     store: FeatureStore | None  # the present store
     chunks: list[Chunk] = field(default_factory=list)
-    index: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # split -> ascending indices of all images to store
-    skipped: dict[str, np.ndarray] = field(default_factory=dict)  # split -> indices left out earlier
+    # By split: ascending indices of all images to store, and those left out earlier.
+    index: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: dict[str, np.ndarray] = field(default_factory=dict)
 
     def stored(self, chunk: Chunk) -> dict[str, tuple[View, ...]]:
         """Return the views that the present store holds of a chunk's images, by array: of all of them or of none."""
@@ -231,16 +230,13 @@ def plan_encoding(
 def _reconcile(store: FeatureStore, asked: Encoding) -> Encoding:
     """Return how to encode more for a store."""
     meta = store.meta
+    dtype = "float32" if meta.dtype == "float32" else asked.dtype  # a float32 store serves both
     for what, stored, value in (
         ("recipe", meta.recipe, asked.recipe),
         ("view seed", meta.view_seed, asked.view_seed),
         ("a backbone in", meta.compute_dtype, asked.compute_dtype),
         ("products in", meta.precision, asked.precision),
-        (
-            "features in",
-            meta.dtype,
-            "float32" if meta.dtype == "float32" else asked.dtype,
-        ),  # float32 serves both
+        ("features in", meta.dtype, dtype),
     ):
         if stored != value:
             raise UserError(

@@ -342,9 +342,7 @@ def encode_missing(encoding: Encoding, chunks: Sequence[Chunk], store: Path) -> 
             else:
                 advance(chunk.crops)
         for chunk, encoded in encode_chunks(encoding, missing, advance):
-            content = (
-                io.BytesIO()
-            )  # on a full disk zipfile itself would print errors in addition to our message
+            content = io.BytesIO()  # on a full disk zipfile would print errors of its own
             np.savez(content, **encoded._asdict())
             path = _chunk_file(store, encoding, chunk)
             with atomic_write(path) as temporary, temporary.open("wb") as file:

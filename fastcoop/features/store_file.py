@@ -48,9 +48,8 @@ ADVICE = {  # by number of an error of the system
     ),
 }
 
-Block = tuple[
-    str, np.ndarray, slice, np.ndarray
-]  # array, rows (k,) ascending, views, features (k, views, dim)
+# An array's name, rows (k,) ascending, views, features (k, views, dim).
+Block = tuple[str, np.ndarray, slice, np.ndarray]
 
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
 
@@ -94,13 +93,11 @@ class StoreMeta:
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
     precision: str = "float32"  # of the products of a float32 backbone: "float32", "tf32" or "bfloat16"
     precision_difference: float | None = None  # largest measured from float32, relative to a feature's length
-    kinds: Mapping[str, int] = field(
-        default_factory=dict
-    )  # further kinds of features, and their augmented views
+    # Further kinds of features, and their augmented views.
+    kinds: Mapping[str, int] = field(default_factory=dict)
     before_dim: int = 0  # size of features before the projection, if they are stored
-    kinds_sha256: Mapping[str, str] = field(
-        default_factory=dict
-    )  # "split/kind" -> digest of indices and features
+    # "split/kind" -> digest of its rows' indices and features.
+    kinds_sha256: Mapping[str, str] = field(default_factory=dict)
 
     def arrays(self, split: str) -> dict[str, tuple[View, ...]]:
         """Return a split's arrays of features, and the views of an image that each holds."""
@@ -128,9 +125,8 @@ class StoredSplit:
     index: np.ndarray  # int64 (n,), ascending: which of the split's images are stored
     labels: np.ndarray  # int64 (n,)
     files: np.ndarray  # `FILE` records (n,) of the image files when they were encoded
-    arrays: Mapping[
-        str, np.ndarray
-    ]  # (rows, views, dim) each, of all images in the file; mapped, not verified
+    # (rows, views, dim) each, of all images in the file; mapped, not verified.
+    arrays: Mapping[str, np.ndarray]
     rows: np.ndarray | None = None  # int64 (n,), rows of these images in ``arrays``; None: all
 
     def take(self, chosen: np.ndarray) -> StoredSplit:
@@ -395,9 +391,7 @@ def _refuse_while_written(file: BinaryIO) -> None:
     if sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(
-                file, fcntl.LOCK_UN
-            )  # now: the mapping would keep the file open, and the lock with it
+            fcntl.flock(file, fcntl.LOCK_UN)  # at once: the mapping keeps the file open, and its lock
         except BlockingIOError:
             raise
         except OSError:

@@ -42,15 +42,8 @@ log = logging.getLogger("fastcoop")
 N_VALIDATIONS = 20  # evenly over a schedule
 TESTED_AT_ONCE = 64  # runs that have learned before
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
-NEWER = {
-    "prompt",
-    "select",
-    "val_every",
-    "val_accuracy",
-    "precision",
-    "schedule",
-    "pull",
-}  # in keys only if used
+# Settings that are in a run's key only if used.
+NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision", "schedule", "pull"}
 
 
 class CoOpSettings(ScheduleSettings):

@@ -20,11 +20,8 @@ COLUMNS = (
     "key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds", "error",
 )  # fmt: skip
 SORTED_BY = ("backbone", "dataset", "method", "label", "shots", "seed")
-SHOWN_ONCE = (
-    "backbone",
-    "dataset",
-    "status",
-)  # above the table if all rows agree, so that it fits 80 columns
+# Above the table if all rows agree, so that it fits 80 columns.
+SHOWN_ONCE = ("backbone", "dataset", "status")
 
 
 def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFrame:

@@ -152,9 +152,8 @@ def backward_kernel(
         total = total * factor + tl.sum(chain_p, 1)
         weighted = weighted * factor + tl.sum(chain_p * chain_grad_p, 1)
         largest = larger
-    inverse = tl.where(
-        is_query, 1.0 / tl.where(is_query, total, 1.0), 0.0
-    )  # a row without a query gives nothing
+    # A row without a query gives nothing.
+    inverse = tl.where(is_query, 1.0 / tl.where(is_query, total, 1.0), 0.0)
     mean = weighted * inverse
 
     p = tl.exp(scores - largest[:, None]) * inverse[:, None]

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # searched, as in the official code
-NEIGHBORS, COPIES = (
-    64,
-    16,
-)  # of the mean of a class without images: the nearest features, and times its text counts
+# Of the mean of a class without images: the nearest features, and how often its text counts.
+NEIGHBORS, COPIES = 64, 16
 ROUNDING = 1e-12  # squared: the spread of equal features
 
 

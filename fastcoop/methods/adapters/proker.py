@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KERNEL_BYTES = 4 << 30  # of the largest kernel matrix of float64
-SEARCHED = {
-    "beta": (0.5, 3.0, 20),
-    "lmbda": (0.001, 1.0, 10),
-}  # first, last and number, of an official configuration
+# First, last and number of values, of an official configuration.
+SEARCHED = {"beta": (0.5, 3.0, 20), "lmbda": (0.001, 1.0, 10)}
 
 
 class ProKeRSettings(AdapterSettings):

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from fastcoop.methods.adapters.base import Adapter
 
 Selection = Literal["fixed", "few_val", "shots_val", "full_val", "imagenet_val", "official"]
-ValidationOnly = Literal[
-    "fixed", "few_val", "shots_val", "full_val", "imagenet_val"
-]  # no test labels in official code
+# Of methods whose official code reads no test labels.
+ValidationOnly = Literal["fixed", "few_val", "shots_val", "full_val", "imagenet_val"]
 BLOCK_BYTES = 64 << 20  # of the logits of images that are judged at once
 
 
@@ -94,9 +93,8 @@ class Judge:
                 logits = self.adapter.scorer(weights, images, self.stack.texts)
                 for number, values in enumerate(grid):
                     found, own = logits(**{**given, **values}), labels[..., None]
-                    highest = found.gather(-1, own)[
-                        ..., 0
-                    ]  # and of the other classes; argmax takes ten times as long
+                    # The true class against the highest of the others; argmax takes ten times as long.
+                    highest = found.gather(-1, own)[..., 0]
                     others = found.scatter(-1, own, -math.inf).amax(-1)
                     correct[number] += (highest > others).sum(-1)
         return 100 * correct / self.labels.shape[1]

@@ -99,9 +99,8 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
             places = [list(ticks).index(count) for count in other.shots]
             axis.plot(places, other["mean"], color=BACKGROUND, linewidth=0.7, zorder=0.5)
         shown = pd.concat([summary[summary.shots == 0], own])
-        draw_curves(
-            axis, shown.assign(std=float("nan")), "shots", ticks
-        )  # bands of eight curves would hide them
+        without_bands = shown.assign(std=float("nan"))  # those of eight curves would hide them
+        draw_curves(axis, without_bands, "shots", ticks)
         axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
