@@ -170,7 +170,7 @@ import sys, types
 import joblib.externals.loky as own
 sys.modules["loky"] = own
 sys.modules["joblib.externals.loky"] = None
-from fastcoop.orphans import ProcessPoolExecutor
+from fastcoop.processes import ProcessPoolExecutor
 assert ProcessPoolExecutor is own.ProcessPoolExecutor
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -13,10 +13,10 @@ import torch
 
 import fastcoop as fc
 from fastcoop.features import FeatureStore
+from fastcoop.memo import memoize
 from fastcoop.methods import METHODS, Data
 from fastcoop.methods.data import matching_classes
 from fastcoop.prompts import mean_initial_distance, random_distances
-from fastcoop.remember import remember
 from tests.methods.conftest import job, make_data, run
 from tests.small_world import write_backbone, write_dataset
 
@@ -28,7 +28,7 @@ class Owner:
 def test_results_are_kept_with_their_owner_and_no_longer() -> None:
     calls: list[int] = []
 
-    @remember(2)
+    @memoize(2)
     def square(owner: Owner, number: int) -> np.ndarray:
         calls.append(number)
         return np.array(number**2)

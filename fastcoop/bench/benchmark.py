@@ -24,7 +24,7 @@ from fastcoop.bench.tables import Bench, write_bench
 from fastcoop.datasets.official_files import paper_class_names
 from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.errors import MissingFile, UserError, nearest, writing
-from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
+from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
 from fastcoop.progress import progress
 
 IMAGENET = {"imagenet-10": 10, "imagenet-100": 100, "imagenet": None}  # the first classes, None: all

@@ -22,7 +22,7 @@ from fastcoop.datasets.files import abbreviate, normalized, reading
 from fastcoop.datasets.splits import read_items, read_json
 from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
-from fastcoop.remember import remember
+from fastcoop.memo import memoize
 
 MAX_VAL_SHOTS = 4
 DATUM = ("dassl.data.datasets.base_dataset", "Datum")
@@ -121,7 +121,7 @@ def _in_half(half: Dataset, split: str, drawn: np.ndarray) -> np.ndarray:
     return np.searchsorted(rows, drawn[np.isin(drawn, rows)]).astype(np.int64)
 
 
-@remember(1)
+@memoize(1)
 def _drawable(dataset: Dataset) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """Return the training rows that may be drawn, the places among them of each class, and each class's val rows.
 

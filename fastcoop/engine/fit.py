@@ -15,9 +15,9 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.engine.tree_layout import Packing, TreeKey, pack_tree, tree_key, tree_of
 from fastcoop.engine.weights import CPU_CHUNK, Precision, dtype_of
+from fastcoop.memo import memoize
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.tree import Tree
-from fastcoop.remember import remember
 
 FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
 CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows only take memory
@@ -320,7 +320,7 @@ def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
     return RunCost(run, tree, (STATE_COPIES * contexts + loss) * state + tables, features)
 
 
-@remember(1024)
+@memoize(1024)
 def _tree_cost(backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _Sizes) -> TreeCost:
     tree = tree_of(backbone.tokenizer, names, layout, backbone.text.context_length, backbone.text.end_id)
     rows = int(tree.live.sum())

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from fastcoop.engine.weights import FoldedTower, bmm, disable_autocast
 from fastcoop.errors import UserError
+from fastcoop.memo import memoize
 from fastcoop.prompts.layout import PromptLayout, Tokenizer, class_prompts
 from fastcoop.prompts.tree import Tree, build_tree
-from fastcoop.remember import remember
 
 NONE = -1  # in place of a node: padding
 # Costs of attention in comparisons of a query with a key, about 0.4 us each with 8 heads of 64 on one CPU core.
@@ -48,7 +48,7 @@ def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
     return tuple(class_names), layout
 
 
-@remember(64)
+@memoize(64)
 def tree_of(
     tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int, end_id: int | None
 ) -> Tree:

@@ -10,13 +10,13 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.checks import LARGEST_BATCH
+from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
 from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_net
 from fastcoop.methods.schedule import epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.progress import counted
-from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +154,7 @@ def image_logits(
         yield logit_scale * (texts @ part[:, :, None])[..., 0]
 
 
-@remember(2)
+@memoize(2)
 def _encoder(backbone: Backbone, class_names: tuple[str, ...], layout: PromptLayout) -> PromptEncoder:
     from fastcoop.engine import PromptEncoder
 

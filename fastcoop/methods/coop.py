@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
+from fastcoop.memo import memoize
 from fastcoop.methods.base import Done, Outcome, RunContext
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import (
@@ -30,7 +31,6 @@ from fastcoop.methods.schedule import (
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
-from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -418,7 +418,7 @@ def _encode(
     return np.asarray(features.float().cpu().numpy())
 
 
-@remember(1)
+@memoize(1)
 def _trees(backbone: Backbone) -> Any:
     """Return the engine's view of a frozen tower. Making it takes longer than testing a run."""
     from fastcoop.engine.forest import Trees
@@ -426,7 +426,7 @@ def _trees(backbone: Backbone) -> Any:
     return Trees(backbone)
 
 
-@remember(256)
+@memoize(256)
 def _words_length(backbone: Backbone, words: str) -> int:
     from fastcoop.prompts.vectors import word_tokens
 

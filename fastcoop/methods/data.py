@@ -13,8 +13,8 @@ import numpy as np
 
 from fastcoop.datasets.files import normalized
 from fastcoop.errors import UserError
+from fastcoop.memo import memoize
 from fastcoop.methods.scores import unit
-from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.datasets import Dataset, FewShot
@@ -100,7 +100,7 @@ class Data:
         """Return those of a split's images that could be read when its features were cached."""
         return rows[~np.isin(rows, np.array(self._skipped(split), dtype=np.int64))]
 
-    @remember(256)
+    @memoize(256)
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """Return the few-shot subset, which is the same for all methods."""
         from fastcoop.datasets import few_shot

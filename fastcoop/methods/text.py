@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import AfterValidator
 
 from fastcoop.errors import UserError
+from fastcoop.memo import memoize
 from fastcoop.methods.data import Data
 from fastcoop.methods.scores import unit
-from fastcoop.remember import remember
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
@@ -77,7 +77,7 @@ def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: 
     return unit(raw_prompt_features(backbone, class_names, template))
 
 
-@remember(512)
+@memoize(512)
 def raw_prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
     """Return text features float32 (classes, dim), as the text tower gives them, of class names in a template."""
     import torch

@@ -23,7 +23,7 @@ from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.methods import FeatureBank
-from fastcoop.orphans import ProcessPoolExecutor, exit_with_parent
+from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
 from fastcoop.results.records import Batch
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBank, WorkerSpec, run_task

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def remember(most: int) -> Callable[[Function], Function]:
+def memoize(most: int) -> Callable[[Function], Function]:
     """Cache a function's last ``most`` results for each object passed as its first argument.
 
     Results and further arguments must not refer to the object, or it would never be freed.
@@ -20,12 +20,12 @@ def remember(most: int) -> Callable[[Function], Function]:
         known: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
         @wraps(function)
-        def remembering(owner: Any, *arguments: Any) -> Any:
+        def memoized(owner: Any, *arguments: Any) -> Any:
             if owner not in known:
                 weak = ref(owner)  # the cache must not keep the owner alive
                 known[owner] = lru_cache(most)(lambda *others: function(weak(), *others))
             return known[owner](*arguments)
 
-        return remembering  # type: ignore[return-value]
+        return memoized  # type: ignore[return-value]
 
     return decorate
