@@ -291,9 +291,15 @@ def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
     """Return the keys and values of a tree's constant nodes, per layer (2, H, constant nodes, d), in the nodes' order.
 
     Constant nodes form paths of their own (the start token; with the class in front, the class names). A plain causal
-    pass over these paths gives their keys and values in every layer.
+    pass over these paths gives their keys and values in every layer. Without a start token there may be none.
     """
-    paths = [[node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in tree.leaf]
+    every = ([node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in tree.leaf)
+    paths = [path for path in every if path]
+    if not paths:
+        empty = tower.token_embedding.new_empty(
+            2, tower.heads, 0, tower.width // tower.heads, dtype=tower.dtype
+        )
+        return (empty,) * len(tower.blocks)
     longest = max(len(path) for path in paths)
     nodes = torch.tensor([path + [path[-1]] * (longest - len(path)) for path in paths])
     tokens = torch.as_tensor(tree.index)[nodes].to(tower.device)

@@ -20,7 +20,8 @@ Tokenizer = Callable[..., Tensor]
 
 CLASS = "[CLASS]"
 VECTORS = re.compile(r"\s*\[V\](?:x(\d+))?\s*")
-PLACEHOLDER = "X"  # one token in every vocabulary; stands for a context vector
+PLACEHOLDER = "X"  # stands for a context vector in the official code
+FRAME_LENGTH = 8  # tokens; more than any tokenizer puts around a text
 UNLIMITED = 4096  # tokens, where the tower's own limit is checked later
 
 
@@ -142,21 +143,34 @@ class Slot(NamedTuple):
 Prompt = tuple[Slot, ...]
 
 
+class Frame(NamedTuple):
+    """The tokens that a tokenizer puts before and after the tokens of every text.
+
+    CLIP's puts one before and one after it, mT5's one after it. Padding may be the end token, too.
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Frame:
+        """Return the frame of an empty text."""
+        empty, other = tokenizer(["", "a"], context_length=FRAME_LENGTH).tolist()
+        start = next(n for n, (one, two) in enumerate(zip(empty, other, strict=True)) if one != two)
+        stop = max((n for n, token in enumerate(empty) if token != empty[-1]), default=-1) + 1
+        return cls(tuple(empty[:start]), tuple(empty[start : max(stop, start + 1)]))
+
+
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
     """Return each text's token ids from the start token to the end token, without padding.
 
-    Raises UserError for a text of more than ``context_length`` tokens, or a tokenizer without a start token.
+    Raises UserError for a text of more than ``context_length`` tokens.
     """
-    (start, _, end), (other, *_) = tokenizer([PLACEHOLDER, "a"], context_length=3).tolist()
-    if start != other:
-        raise UserError(
-            "This backbone's tokenizer puts no start token before a text, which prompt learning needs; choose a "
-            "backbone with CLIP's own tokenizer, such as RN50 or ViT-B-16."
-        )
+    start, end = Frame.of(tokenizer)
     # The tokenizer cuts silently at its length, so it gets a longer one than the tower has.
     long = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
     rows = tokenizer(list(texts), context_length=long).tolist()
-    sequences = [row[: row.index(end) + 1] for row in rows]
+    sequences = [row[: row.index(end[0], len(start)) + len(end)] for row in rows]
     for text, sequence in zip(texts, sequences, strict=True):
         if len(sequence) > context_length:
             raise UserError(
@@ -183,11 +197,12 @@ def class_prompts(
     for k, name in enumerate(names):
         if not name.strip():
             raise UserError(f"Expected a name for every class, got an empty name of class {k}.")
-    pattern = layout.pattern
+    pattern, (start, end) = layout.pattern, Frame.of(tokenizer)
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
     before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
     stops = {
-        text: len(ids) - 1 for text, ids in zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)
+        text: len(ids) - len(end)
+        for text, ids in zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)
     }
     prompts = []
     for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):
@@ -200,7 +215,7 @@ def class_prompts(
             )
         slots = [Slot(False, token) for token in tokens]
         vector = k * layout.context_length if layout.class_specific else 0
-        prompt, at = [slots[0]], 1
+        prompt, at = slots[: len(start)], len(start)
         for words_before, count in pattern.groups:
             stop = stops[words_before.replace(CLASS, name)]
             prompt += [*slots[at:stop], *(Slot(True, vector + m) for m in range(count))]

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from fastcoop.backbones import Backbone
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError
-from fastcoop.prompts.layout import PromptLayout, tokenize
+from fastcoop.prompts.layout import Frame, PromptLayout, tokenize
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -64,7 +64,9 @@ def initial_contexts(
 
 def word_tokens(backbone: Backbone, words: str) -> list[int]:
     """Return the token ids of ``words``, without start and end. Raises UserError if there are none."""
-    tokens = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)[0][1:-1]
+    (tokens,) = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)
+    start, end = Frame.of(backbone.tokenizer)
+    tokens = tokens[len(start) : -len(end)]
     if not tokens:
         raise UserError(
             "Expected words to start the context from, got none; give some, or leave them out for random vectors."
@@ -129,7 +131,7 @@ def _excluded(backbone: Backbone, trained_only: bool) -> Tensor:
     table, tokenizer = backbone.text.token_embedding, _tokenizer(backbone)
     excluded = torch.zeros(len(table), dtype=torch.bool, device=table.device)
     excluded[tokenizer.all_special_ids] = True
-    excluded[len(tokenizer.decoder) if hasattr(tokenizer, "decoder") else len(tokenizer) :] = True
+    excluded[len(_pieces(tokenizer) or tokenizer) :] = True
     if trained_only and backbone.trained_tokens is not None:
         excluded |= ~backbone.trained_tokens.to(table.device)
     return excluded
@@ -142,13 +144,19 @@ def _token_text(backbone: Backbone, token: int, latin_only: bool = False) -> str
     # Latin: up to Unicode's Latin Extended-B, or general punctuation and currency signs.
     if latin_only and not all(ord(char) < 0x250 or 0x2000 <= ord(char) < 0x20D0 for char in text):
         return NOT_LATIN
-    if not hasattr(tokenizer, "decoder"):
+    if not (pieces := _pieces(tokenizer)):
         return text.strip() or str(tokenizer.convert_ids_to_tokens(token))
-    return text.strip() if tokenizer.decoder[token].endswith(WORD_END) else f"{text}-"
+    return text.strip() if pieces[token].endswith(WORD_END) else f"{text}-"
 
 
 def _tokenizer(backbone: Backbone) -> Any:
     return getattr(backbone.tokenizer, "tokenizer", backbone.tokenizer)  # open_clip wraps transformers'
+
+
+def _pieces(tokenizer: Any) -> dict[int, str]:
+    """Return the tokens of CLIP's own tokenizer by id; {} for transformers', whose decoder is no mapping."""
+    pieces = getattr(tokenizer, "decoder", None)
+    return pieces if isinstance(pieces, dict) else {}
 
 
 def mean_initial_distance(

@@ -34,16 +34,6 @@ def test_a_tokenizer_that_belongs_to_the_tower(backbone):
     PromptEncoder(backbone, NAMES, PromptLayout(4))
 
 
-@follows("choose a backbone with CLIP's own tokenizer")
-def test_a_backbone_with_clip_s_own_tokenizer(backbone):
-    def startless(texts, context_length=77):
-        return backbone.tokenizer(texts, context_length=context_length + 1)[:, 1:]
-
-    with pytest.raises(UserError, match="choose a backbone with CLIP's own tokenizer"):
-        PromptEncoder(replace(backbone, tokenizer=startless), NAMES, PromptLayout(4))
-    PromptEncoder(backbone, NAMES, PromptLayout(4))  # it has CLIP's
-
-
 @follows("which the text tower reads, got {}; use fewer context vectors")
 def test_fewer_context_vectors(backbone):
     with pytest.raises(UserError, match="use fewer context vectors"):

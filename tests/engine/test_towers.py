@@ -58,11 +58,3 @@ def test_a_tower_read_at_the_largest_token_needs_that_to_be_the_last(backbone):
 
     with pytest.raises(UserError, match=r"reads its output at token .* ends a prompt with token 1;"):
         PromptEncoder(replace(backbone, tokenizer=reversed_ids), NAMES, PromptLayout(4))
-
-
-def test_a_tokenizer_without_a_start_token_is_refused(backbone):
-    def startless(texts, context_length=77):
-        return backbone.tokenizer(texts, context_length=context_length + 1)[:, 1:]
-
-    with pytest.raises(UserError, match="no start token"):
-        PromptEncoder(replace(backbone, tokenizer=startless), NAMES, PromptLayout(4))
