@@ -2,6 +2,9 @@
 
 from fastcoop.backbones.backbone import Backbone, Preprocess
 from fastcoop.backbones.load import backbone_from_spec, load_backbone
-from fastcoop.backbones.text_tower import TextTower
+from fastcoop.backbones.text_tower import PlainTower, PromptPath, TextTower, prompt_path_of
 
-__all__ = ["Backbone", "Preprocess", "TextTower", "backbone_from_spec", "load_backbone"]
+__all__ = [
+    "Backbone", "PlainTower", "Preprocess", "PromptPath", "TextTower", "backbone_from_spec", "load_backbone",
+    "prompt_path_of",
+]  # fmt: skip

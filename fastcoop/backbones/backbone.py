@@ -16,7 +16,14 @@ from torch import Tensor
 
 from fastcoop.backbones.precision import products_in_tf32, torch_defaults
 from fastcoop.backbones.projection import ImageProjection, encode_both, image_projection
-from fastcoop.backbones.text_tower import TextTower
+from fastcoop.backbones.text_tower import (
+    PlainTower,
+    PromptPath,
+    TextTower,
+    encode_ids,
+    prompt_path,
+    text_tower,
+)
 from fastcoop.errors import UserError
 
 TEXT_BATCH = 256  # prompts encoded at once by the plain text path
@@ -76,9 +83,24 @@ class Backbone:
         return float(scale.to(torch.promote_types(scale.dtype, torch.float32)).exp())
 
     @cached_property
-    def text(self) -> TextTower:
-        """The text tower's parts."""
-        return TextTower.from_model(self.model)
+    def text(self) -> TextTower | PlainTower:
+        """The text tower: in parts if its prompts share what they have in common."""
+        return text_tower(self.model, getattr(self.tokenizer, "context_length", None))
+
+    @property
+    def shared_text(self) -> TextTower:
+        """The parts of a causal text tower. Raises UserError for another."""
+        if isinstance(self.text, TextTower):
+            return self.text
+        raise UserError(
+            f"This needs a causal text tower, read at its end token, which {self.name} does not have: "
+            f"{self.prompt_path.reason}. Choose another backbone, such as RN50 or ViT-B-16."
+        )
+
+    @cached_property
+    def prompt_path(self) -> PromptPath:
+        """How the backbone learns prompts, and why not otherwise."""
+        return prompt_path(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,7 +165,7 @@ class Backbone:
             UserError: A prompt does not fit the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        return torch.cat([self.model.encode_text(part) for part in ids.split(TEXT_BATCH)])
+        return torch.cat([encode_ids(self.model, part) for part in ids.split(TEXT_BATCH)])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return token ids, int64 (n, context_length).

@@ -22,7 +22,7 @@ import fastcoop
 from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
 from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.sources import fetch_weights, find_weights, is_model_folder, read_folder_config
-from fastcoop.backbones.text_tower import TextTower, refuse_config
+from fastcoop.backbones.text_tower import PlainTower, TextTower, text_tower
 from fastcoop.backbones.weights import Weights, known_activation, read_weights
 from fastcoop.checks import whole_number
 from fastcoop.errors import UserError, nearest
@@ -152,8 +152,7 @@ def load_backbone(
         force_quick_gelu: Whether the activation is QuickGELU; None: stated by name, tag, archive, config or digest.
 
     Raises:
-        UserError: Unknown model or tag, weights that do not fit or cannot be read, an unknown activation, or a text
-            tower that is not causal or not read at its end token.
+        UserError: Unknown model or tag, weights that do not fit or cannot be read, or an unknown activation.
     """
     device = resolve_device(device)
     if pretrained is None:
@@ -174,7 +173,7 @@ def load_backbone(
     log.debug("%s: weights %s, %s, images of %d pixels.", *facts)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     tokenizer = _tokenizer(source.config["text_cfg"], source.tokenizer_folder)
-    _check_tokenizer(tokenizer, TextTower.from_model(model))
+    _check_tokenizer(tokenizer, text_tower(model, getattr(tokenizer, "context_length", None)))
     embed_dim, trained = source.config["embed_dim"], source.weights.trained_tokens if source.weights else None
     return Backbone(source.name, model, digest, tokenizer, preprocess, embed_dim, quick_gelu, trained)
 
@@ -217,7 +216,6 @@ def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
     if not known:
         tags = list_pretrained_tags_by_model(model)
         raise UserError(f'"{tag}" is neither a file, nor a folder, nor a tag of {model}.{nearest(tag, tags)}')
-    refuse_config(config)  # before a download
     path = fetch_weights(model, tag, known)
     config = _with_activation(config, known.get("quick_gelu") if stated is None else stated)
     label = model if tag == "openai" else f"{model}-{tag}"
@@ -280,8 +278,7 @@ def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[s
 
 
 def _build(config: dict[str, Any], origin: Path | str = "open_clip", seed: int = 0) -> nn.Module:
-    """Build the model with random weights from ``seed``, without a download; its text tower is checked."""
-    refuse_config(config)
+    """Build the model with random weights from ``seed``, without a download."""
     config = deepcopy(config)
     custom_text = config.pop("custom_text", False)
     if "timm_model_name" in config["vision_cfg"]:
@@ -294,7 +291,7 @@ def _build(config: dict[str, Any], origin: Path | str = "open_clip", seed: int =
             model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
         raise UserError(f"The model config from {origin} cannot be built: {error}") from error
-    tower = TextTower.from_model(model)
+    tower = text_tower(model)
     if tower.dim != config["embed_dim"]:
         raise UserError(
             f"The model config from {origin} has text features of {tower.dim} numbers and image features of "
@@ -330,18 +327,19 @@ def _unusual(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_tokenizer(tokenizer: Callable[..., Tensor], tower: TextTower) -> None:
+def _check_tokenizer(tokenizer: Callable[..., Tensor], tower: TextTower | PlainTower) -> None:
     """Refuse a tokenizer with tokens that the tower lacks, or without its end token."""
     tokens = tokenizer(["a"], context_length=tower.context_length)[0].tolist()
-    words = len(tower.token_embedding)
-    if max(tokens) >= words:
+    words = tower.vocabulary
+    if words is not None and max(tokens) >= words:
         raise UserError(
             f"The tokenizer makes the token {max(tokens)}, but the text tower has {words} tokens; name the tower's own "
             "tokenizer in the model config (hf_tokenizer_name), or correct its vocab_size."
         )
-    if tower.end_id is not None and tower.end_id not in tokens:
+    end_id = getattr(tower, "end_id", None)
+    if end_id is not None and end_id not in tokens:
         raise UserError(
-            f"The text tower reads its output at token {tower.end_id} (eos_id of the model config), which its "
+            f"The text tower reads its output at token {end_id} (eos_id of the model config), which its "
             "tokenizer never makes; name the tower's own tokenizer (hf_tokenizer_name), or correct eos_id."
         )
 

@@ -1,13 +1,18 @@
-"""The parts of a CLIP text tower, read from an open_clip model, or the reason why it cannot be used."""
+"""Text towers of open_clip models: causal ones in parts, all others as they are.
+
+Prompts of a `TextTower` share what they have in common; a `PlainTower` computes all positions of all prompts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
@@ -17,12 +22,30 @@ END_POOLS = ("argmax", "eos")
 CLS_TOKEN = "its output is read at an appended class token, not at the end token"
 NOT_CAUSAL = "its attention is not causal"
 NOT_OPEN_CLIPS = "it is not one of open_clip's own text transformers"
+NO_TABLE = "its text tower has no table of word embeddings"
 READ_ELSEWHERE = 'its output is read at "{}", not at the end token'
 # Options of open_clip's text_cfg that make its blocks another kind, which the engine does not compute.
 OTHER_BLOCKS = (
     *("block_type", "qk_norm", "scaled_cosine_attn"),
     *("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
 )
+
+
+class PromptPath(NamedTuple):
+    """How a model learns prompts.
+
+    Attributes:
+        path: "shared" (a causal tower: prompts share what they have in common), "plain" (all positions of all prompts),
+            or None (not at all).
+        reason: Why not shared, or why not at all; empty for "shared".
+    """
+
+    path: Literal["shared", "plain"] | None
+    reason: str = ""
+
+
+class NotSharedError(Exception):
+    """Why prompts of a text tower cannot share what they have in common."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,25 +107,34 @@ class TextTower:
     def device(self) -> torch.device:
         return self.token_embedding.device
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token embeddings."""
+        return len(self.token_embedding)
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
     @classmethod
     def from_model(cls, model: nn.Module) -> TextTower:
         """Read the tower of an open_clip ``CLIP`` (tower on the model) or ``CustomTextCLIP`` (under ``.text``).
 
         Raises:
-            UserError: Prompt learning cannot compute the tower exactly: it is not causal, is not read at the end
-                token, or is built from other blocks.
+            NotSharedError: It is not causal, is not read at the end token, or is built from other blocks.
         """
         text: Any = getattr(model, "text", model)
         if not hasattr(text, "token_embedding") or not hasattr(text, "transformer"):
-            raise _refused(NOT_OPEN_CLIPS)
+            raise NotSharedError(NOT_OPEN_CLIPS)
         blocks = text.transformer.resblocks
         pool = str(getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax"))
         mask = getattr(text, "attn_mask", None)
         norms = [text.ln_final, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
         _refuse(
-            (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
             (getattr(text, "cls_emb", None) is not None, CLS_TOKEN),
             (mask is None or not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)), NOT_CAUSAL),
+            (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
             (not len(blocks), "it has no layers"),
             (
                 any(norm.weight is None or norm.bias is None for norm in norms),
@@ -112,7 +144,7 @@ class TextTower:
         for block in blocks:
             if type(block) is not ResidualAttentionBlock or block.attn.in_proj_weight is None:
                 kind = type(block).__name__
-                raise _refused(f"its blocks are {kind}, not open_clip's ResidualAttentionBlock")
+                raise NotSharedError(f"its blocks are {kind}, not open_clip's ResidualAttentionBlock")
         projection: Any = text.text_projection
         bias = None
         if isinstance(projection, nn.Linear):
@@ -125,33 +157,179 @@ class TextTower:
         )  # fmt: skip
 
 
-def refuse_config(config: Mapping[str, Any]) -> None:
-    """Refuse an open_clip model config whose tower `TextTower.from_model` would refuse, before it is built."""
+@dataclass(frozen=True, eq=False)
+class PlainTower:
+    """A frozen text tower of any kind, computed by the model's own modules with its embedding step replaced."""
+
+    model: nn.Module  # without its image tower
+    embedding: nn.Module | None  # token ids to vectors
+    context_length: int  # positions of a prompt
+    layers: int  # blocks
+    heads: int | None  # attention heads of a block, where known
+    dim: int  # size of a projected text feature
+    reads_padding: bool  # whether padding changes a feature: else prompts are as long as the longest
+
+    @classmethod
+    def from_model(cls, model: nn.Module, context_length: int | None = None) -> PlainTower:
+        """Return the tower of an open_clip model; ``context_length`` is its tokenizer's, by default its own."""
+        text: Any = getattr(model, "text", model)
+        alone = copy.copy(model)
+        alone._modules = {
+            name: part for name, part in model._modules.items() if name not in ("visual", "text_decoder")
+        }
+        is_hf = isinstance(text, HFTextEncoder)
+        blocks: Any = next((part for part in alone.modules() if isinstance(part, nn.ModuleList)), ())
+        heads = next(
+            (part.num_heads for part in alone.modules() if isinstance(part, nn.MultiheadAttention)), None
+        )
+        if is_hf:
+            names = ("num_attention_heads", "num_heads", "encoder_attention_heads")
+            heads = next((getattr(text.config, name) for name in names if hasattr(text.config, name)), None)
+        # open_clip's towers without a projection put out their width.
+        width = text.token_embedding.weight.shape[1] if hasattr(text, "token_embedding") else 0
+        dim = width if getattr(text, "text_projection", text) is None else _projected(text, width)
+        length: Any = context_length or model.context_length
+        # A Hugging Face tower gets a mask of the padding, and its pooling leaves it out.
+        return cls(alone, _embedding(text), length, len(blocks), heads, dim, reads_padding=not is_hf)
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """The words' vectors (vocabulary, width), before any scale that the tower applies to them."""
+        table = _table(self.embedding)
+        if table is None:
+            raise UserError(
+                f"This backbone cannot learn prompts: {NO_TABLE}. Use zero-shot, a linear probe or an adapter with it."
+            )
+        return table
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token embeddings; None without a table of them."""
+        table = _table(self.embedding)
+        return None if table is None else len(table)
+
+    @property
+    def width(self) -> int:
+        """Size of a context vector."""
+        return self.token_embedding.shape[1]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> PlainTower:
+        """Return a copy of the tower with ``function`` applied to every tensor."""
+        model = copy.deepcopy(self.model)._apply(function)
+        return replace(self, model=model, embedding=_embedding(getattr(model, "text", model)))
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Return the features (n, dim), not normalized, of token ids (n, positions)."""
+        return encode_ids(self.model, ids)
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Return context vectors (n, width) as the embedding step puts them out: some towers scale words."""
+        if self.embedding is None or type(self.embedding) is nn.Embedding:
+            return vectors
+        # As rows of its table, behind the row of padding, which has no gradient.
+        first = (getattr(self.embedding, "padding_idx", None) or 0) + 1
+        table = torch.cat([vectors.new_zeros(first, vectors.shape[1]), vectors])
+        rows = torch.arange(first, len(table), device=vectors.device)
+        embedded: Tensor = torch.func.functional_call(self.embedding, {"weight": table}, (rows,))
+        return embedded
+
+    def encode_embedded(self, ids: Tensor, embedded: Tensor) -> Tensor:
+        """Return the features of prompts whose embedding step puts out ``embedded`` (n, positions, width).
+
+        ``ids`` (n, positions) say where padding and the end are.
+        """
+        assert self.embedding is not None
+        hook = self.embedding.register_forward_hook(lambda module, given, words: embedded)
+        try:
+            return self.encode(ids)
+        finally:
+            hook.remove()
+
+
+def encode_ids(model: Any, ids: Tensor) -> Tensor:
+    """Return an open_clip model's text features (n, dim), not normalized, of token ids (n, positions)."""
+    features: Tensor = model.encode_text(ids, normalize=False)  # CoCa's are normalized by default
+    return features
+
+
+def text_tower(model: nn.Module, context_length: int | None = None) -> TextTower | PlainTower:
+    """Return the text tower of an open_clip model: in parts if it is causal and read at its end token."""
+    try:
+        return TextTower.from_model(model)
+    except NotSharedError:
+        return PlainTower.from_model(model, context_length)
+
+
+def prompt_path(model: nn.Module) -> PromptPath:
+    """Return how an open_clip model learns prompts."""
+    try:
+        TextTower.from_model(model)
+    except NotSharedError as reason:
+        if PlainTower.from_model(model).vocabulary is None:
+            return PromptPath(None, NO_TABLE)
+        return PromptPath("plain", str(reason))
+    return PromptPath("shared")
+
+
+def prompt_path_of(config: Mapping[str, Any]) -> PromptPath:
+    """Return how the model of an open_clip config learns prompts, before it is built or its weights are there."""
     text = config["text_cfg"]
     pool = text.get("pool_type", "argmax")
     other = next((option for option in OTHER_BLOCKS if text.get(option)), None)
-    _refuse(
-        (text.get("hf_model_name"), f"{NOT_OPEN_CLIPS} but {text.get('hf_model_name')}"),
-        (text.get("embed_cls"), CLS_TOKEN),
-        (config.get("multimodal_cfg"), "it belongs to a model that also writes captions (CoCa)"),
-        (text.get("no_causal_mask"), NOT_CAUSAL),
-        (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
-        (other and text.get("block_type") != "default", f"its blocks are not the standard ones ({other})"),
-    )
+    try:
+        _refuse(
+            (text.get("hf_model_name"), f"{NOT_OPEN_CLIPS} but {text.get('hf_model_name')}"),
+            (text.get("embed_cls"), CLS_TOKEN),
+            (text.get("no_causal_mask"), NOT_CAUSAL),
+            (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
+            (
+                other and text.get("block_type") != "default",
+                f"its blocks are not the standard ones ({other})",
+            ),
+        )
+    except NotSharedError as reason:
+        return PromptPath("plain", str(reason))
+    return PromptPath("shared")
+
+
+def _embedding(text: Any) -> nn.Module | None:
+    """Return the module that turns token ids into vectors; None if there is none."""
+    found = getattr(text, "token_embedding", None)
+    if found is None and isinstance(text, HFTextEncoder):
+        try:
+            found = text.transformer.get_input_embeddings()
+        except NotImplementedError:  # transformers' models of characters or bytes
+            return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _table(embedding: nn.Module | None) -> Tensor | None:
+    """Return the weight (vocabulary, width) of an embedding step; None if it has none."""
+    weight = getattr(embedding, "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def _projected(text: Any, width: int) -> int:
+    """Return the size of what a tower's projection puts out."""
+    projection = getattr(text, "text_projection", None)
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return int(text.output_dim if projection is None else projection.shape[1])
 
 
 def _refuse(*cases: tuple[Any, str]) -> None:
     """Raise the reason of the first case whose condition holds."""
     for condition, reason in cases:
         if condition:
-            raise _refused(reason)
-
-
-def _refused(reason: str) -> UserError:
-    return UserError(
-        f"This text tower cannot be used for prompt learning: {reason}. "
-        "Choose a CLIP whose text tower is causal and read at the end token, such as RN50 or ViT-B-16."
-    )
+            raise NotSharedError(reason)
 
 
 def _block(block: ResidualAttentionBlock) -> Block:
@@ -168,4 +346,4 @@ def _activation(module: nn.Module) -> str:
         return "quick_gelu"
     if isinstance(module, nn.GELU) and module.approximate in ("none", "tanh"):
         return "gelu" if module.approximate == "none" else "gelu_tanh"
-    raise _refused(f"its activation is {type(module).__name__}, not GELU or QuickGELU")
+    raise NotSharedError(f"its activation is {type(module).__name__}, not GELU or QuickGELU")

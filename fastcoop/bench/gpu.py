@@ -123,7 +123,7 @@ def measure_step(
 def measure_official(backbone: Backbone, class_names: Sequence[str], repeats: int) -> dict[str, Any]:
     """Return the times of the official step's image part and of its text part at the tower's full length."""
     length = backbone.text.context_length
-    part = list(class_names)[: classes_that_fit(backbone.text, length)]
+    part = list(class_names)[: classes_that_fit(backbone.shared_text, length)]
     images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(
         backbone.device, backbone.dtype
     )

@@ -33,7 +33,7 @@ class Matmuls:
     """The matrix products of one text block, forward and backward, on random inputs."""
 
     def __init__(self, backbone: Backbone, rows: int):
-        text = backbone.text
+        text = backbone.shared_text
         hidden = text.blocks[0].fc.weight.shape[0]
         shapes = [(text.width, 3 * text.width), (text.width, text.width), (text.width, hidden)]
         shapes += [(out, into) for into, out in shapes] + [(hidden, text.width), (text.width, hidden)]
@@ -103,7 +103,7 @@ def measure_dataset(
     backbone: Backbone, name: str, class_names: list[str], repeats: int
 ) -> list[dict[str, Any]]:
     """Return a row per layout of everything measured on these class names, ready for JSON."""
-    text, device = backbone.text, backbone.device
+    text, device = backbone.shared_text, backbone.device
     # If memory does not hold all classes in one official step, it is measured on some of them and scaled to all.
     part = class_names[: classes_that_fit(text, text.context_length)]
     scale = len(class_names) / len(part)

@@ -263,7 +263,7 @@ def plan_training(
     Raises:
         UserError: For a prompt that does not fit the text tower.
     """
-    text, on_cpu = backbone.text, backbone.device.type == "cpu"
+    text, on_cpu = backbone.shared_text, backbone.device.type == "cpu"
     hidden, layers = text.blocks[0].fc.weight.shape[0], len(text.blocks)
     item_bytes = (dtype_of(precision) or text.dtype).itemsize
     sizes = _Sizes(text.width, hidden, layers, text.heads, text.dim, item_bytes, on_cpu)
@@ -322,7 +322,8 @@ def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
 
 @memoize(1024)
 def _tree_cost(backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _Sizes) -> TreeCost:
-    tree = tree_of(backbone.tokenizer, names, layout, backbone.text.context_length, backbone.text.end_id)
+    text = backbone.shared_text
+    tree = tree_of(backbone.tokenizer, names, layout, text.context_length, text.end_id)
     rows = int(tree.live.sum())
     memory = _activation_bytes(rows, len(names), pack_tree(tree), sizes)
     return TreeCost(tree.nodes, rows, _flops(tree, rows, sizes), memory)

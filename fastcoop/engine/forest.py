@@ -30,9 +30,10 @@ class Trees:
     """
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
-        self.tower = fold(backbone.text, dtype)
+        text = backbone.shared_text
+        self.tower = fold(text, dtype)
         self._tokenizer = backbone.tokenizer
-        self._context_length, self._end_id = backbone.text.context_length, backbone.text.end_id
+        self._context_length, self._end_id = text.context_length, text.end_id
         self._known: dict[TreeKey, TreeLayout] = {}
 
     def __getitem__(self, key: TreeKey) -> TreeLayout:

@@ -140,7 +140,7 @@ def _training_batches(
     plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
     rows = {tree: cost.rows for tree, cost in plan.trees.items()}
     place = {tree: number for number, tree in enumerate(sorted(rows, key=repr))}
-    row_seconds = 4 * 12 * backbone.text.width**2 * len(backbone.text.blocks) / CORE_FLOPS
+    row_seconds = 4 * 12 * backbone.text.width**2 * backbone.text.layers / CORE_FLOPS
     costs = {key: rows[trees[key]] * shape.steps * row_seconds for key, shape in shapes.items()}
     fill, max_cost = plan.rows_estimate, sum(costs.values()) * MAX_BATCH_FRACTION
     batches: list[Batch] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import torch
 
 from fastcoop.backbones import backbone_from_spec, load_backbone
 from fastcoop.backbones.load import resolve_device
@@ -91,3 +93,32 @@ def test_a_tokenizer_without_its_package(tmp_path: Path, monkeypatch: pytest.Mon
     plain = open_clip.SimpleTokenizer()
     monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", lambda *_, **__: plain)
     backbone_from_spec(str(folder))
+
+
+@follows("Choose another backbone, such as RN50 or ViT-B-16")
+def test_what_needs_a_causal_tower(tmp_path: Path) -> None:
+    backbone = backbone_from_spec(str(write_model(tmp_path / "tiny", True, no_causal_mask=True)))
+    with pytest.raises(UserError, match=r"does not have: its attention is not causal\. Choose another"):
+        _ = backbone.shared_text
+    assert load_backbone("RN50").shared_text.layers == 12
+
+
+@follows("Use zero-shot, a linear probe or an adapter with it")
+def test_a_tower_without_a_table_of_words(tmp_path: Path) -> None:
+    class OfBytes(torch.nn.Module):
+        context_length, output_dim = 77, 24
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.Linear(77, 24)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.weights(ids / 256)
+
+    loaded = backbone_from_spec(str(write_model(tmp_path / "tiny", True, no_causal_mask=True)))
+    loaded.model.text = OfBytes()
+    backbone = replace(loaded)
+    assert backbone.prompt_path.path is None
+    with pytest.raises(UserError, match="This backbone cannot learn prompts"):
+        _ = backbone.text.width
+    assert backbone.encode_text(["a cat", "a dog"]).shape == (2, 24)
