@@ -128,9 +128,8 @@ def test_what_is_imported_is_declared() -> None:
 
 def test_everything_declared_has_a_lower_bound_and_is_used() -> None:
     used = set().union(*(imported(path) for path in (ROOT / "fastcoop").rglob("*.py")))
-    owners = {
-        owner.replace("_", "-").lower() for name in used for owner in packages_distributions().get(name, [])
-    }
+    by_module = packages_distributions()
+    owners = {owner.replace("_", "-").lower() for name in used for owner in by_module.get(name, [])}
     for one in declared("dependencies"):
         (bound,) = one.specifier
         assert bound.operator == ">="
@@ -186,6 +185,9 @@ def snapshot() -> list[object]:
     ]  # fmt: skip
 
 
+SHORT = {"epochs": 3, "iterations": 3, "layer": 1}  # settings, of methods that have them
+
+
 def study(folder: Path) -> dict[str, np.ndarray]:
     """Everything that computes, once; returns its numbers."""
     backbone = fc.backbone_from_spec(str(folder))
@@ -193,7 +195,7 @@ def study(folder: Path) -> dict[str, np.ndarray]:
     data, found = make_data(), {"weights": random_one.model.visual.conv1.weight.numpy().copy()}
     for name in METHODS.keys() - {"finetune_image_encoder"}:
         fields = METHODS[name].Settings.model_fields
-        short = {key: value for key, value in (("epochs", 3), ("layer", 1)) if key in fields}
+        short = {key: value for key, value in SHORT.items() if key in fields}
         (outcome,) = run(backbone, name, [job(data, name, **short)])
         for key, value in {"contexts": outcome.contexts, "losses": outcome.losses, **outcome.weights}.items():
             if value is not None:
@@ -207,11 +209,19 @@ def study(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["float64", "no_grad", "inference", "autocast"])
-def test_calls_neither_change_nor_depend_on_global_state(tmp_path: Path, mode: str) -> None:
-    folder = write_backbone(tmp_path / "tiny", text_layers=2)
-    before, expected = snapshot(), study(folder)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    folder = write_backbone(tmp_path_factory.mktemp("backbone") / "tiny", text_layers=2)
+    before, found = snapshot(), study(folder)
     assert snapshot() == before
+    return folder, found
+
+
+@pytest.mark.parametrize("mode", ["float64", "no_grad", "inference", "autocast"])
+def test_calls_neither_change_nor_depend_on_global_state(
+    undisturbed: tuple[Path, dict[str, np.ndarray]], mode: str
+) -> None:
+    folder, expected = undisturbed
     managers = {
         "no_grad": torch.no_grad(), "inference": torch.inference_mode(),
         "autocast": torch.autocast("cpu", dtype=torch.bfloat16),

@@ -56,7 +56,7 @@ def test_methods_keep_neither_backbone_nor_data(tmp_path: Path) -> None:
     data, target = make_data(), make_data(("Cat", "old_dog", "sea lion"), "sketches")
     for name in METHODS.keys() - {"finetune_image_encoder"}:
         fields = METHODS[name].Settings.model_fields
-        short = {key: 1 for key in ("epochs", "layer") if key in fields}
+        short = {key: 1 for key in ("epochs", "iterations", "layer") if key in fields}
         run(backbone, name, [job(data, name, targets=(target,), **short)])
     run(backbone, "coop", [job(data, "coop", targets=(target,), class_specific=True, init="a", epochs=1)])
     assert matching_classes(data, target) == [0, 2, 1]
