@@ -1,8 +1,9 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing with ``-q``."""
+"""Progress of long work: a bar on a terminal, a line in a notebook, plain lines elsewhere, nothing with ``-q``."""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,11 @@ from typing import Any, Protocol
 
 from fastcoop import escape
 
-PLAIN_LINE_EVERY = 5.0  # seconds
+# Seconds between plain lines: at first, and at most. In between it is a share of the time passed: logs stay short.
+PLAIN_LINE_EVERY = 5.0
+LINE_SHARE = 1 / 20
+MAX_LINE_EVERY = 300.0
+NOTEBOOK_LINE_EVERY = 0.5
 
 
 def is_shown() -> bool:
@@ -21,14 +26,19 @@ def is_shown() -> bool:
 
 def on_terminal() -> bool:
     """Return whether standard error is a terminal; it may also be closed."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty() and not in_notebook()
 
 
-def print_line(text: str) -> None:
+def in_notebook() -> bool:
+    """Return whether standard error is shown below a notebook's cell, where a line can be overwritten."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def print_line(text: str, start: str = "", end: str = "\n") -> None:
     """Print a line to standard error. A closed stream is no error: the work continues without it."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            print(escape.visible(text), file=sys.stderr, flush=True)
+            print(f"{start}{escape.visible(text)}", end=end, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -36,6 +46,14 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def time_left(seconds: float) -> str:
+    """Return an estimate as text, such as "about 3 min left"."""
+    if seconds < PLAIN_LINE_EVERY:
+        return "a few seconds left"
+    rounded = 10 * math.ceil(seconds / 10) if 20 <= seconds < 100 else seconds
+    return f"about {duration(rounded)} left"
 
 
 def counted(number: int, noun: str) -> str:
@@ -54,8 +72,8 @@ class Advance(Protocol):
 def progress(title: str, total: float) -> Iterator[Advance]:
     """Show progress of ``total`` units on standard error while the block runs.
 
-    On a terminal it is a bar (rich respects NO_COLOR), elsewhere a line every few seconds with the share done and the
-    time left. Nothing is shown if the "fastcoop" logger only passes errors.
+    On a terminal it is a bar (rich respects NO_COLOR), elsewhere now and then a line with the share done and the time
+    left, which a notebook overwrites. Nothing is shown if the "fastcoop" logger only passes errors.
 
     Args:
         title: Shown before the bar.
@@ -81,22 +99,66 @@ def progress(title: str, total: float) -> Iterator[Advance]:
 
             yield advance
     else:
-        yield _line_printer(title, total)
+        with _plain(title, total) as advance:
+            yield advance
 
 
-def _line_printer(title: str, total: float) -> Advance:
-    start = last = time.monotonic()
-    done = 0.0
+class PlainLines:
+    """Lines of progress without a terminal: a few in a log, fewer the longer the work takes; in a notebook, one line
+    that is overwritten."""
+
+    def __init__(self) -> None:
+        self._start = self._printed = time.monotonic()
+        self._in_notebook, self._width = in_notebook(), 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last line can be overwritten."""
+        return self._width > 0
+
+    def is_due(self) -> bool:
+        """Return whether the last line is old enough for another one."""
+        now = time.monotonic()
+        every = min(max(PLAIN_LINE_EVERY, (now - self._start) * LINE_SHARE), MAX_LINE_EVERY)
+        return now - self._printed >= (NOTEBOOK_LINE_EVERY if self._in_notebook else every)
+
+    def show(self, text: str, *details: str) -> None:
+        """Print a line, in a log with lines of details below."""
+        self._printed = time.monotonic()
+        if self._in_notebook:
+            text = escape.visible(text)
+            print_line(text.ljust(self._width), start="\r", end="")
+            self._width = len(text)
+            return
+        for line in (text, *(f"  {detail}" for detail in details)):
+            print_line(line)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.close()
+        print_line(text)
+
+    def close(self) -> None:
+        """End the line that is overwritten."""
+        if self.is_open:
+            print_line("")
+            self._width = 0
+
+
+@contextmanager
+def _plain(title: str, total: float) -> Iterator[Advance]:
+    lines, start, done = PlainLines(), time.monotonic(), 0.0
 
     def advance(n: float = 1, note: str | None = None) -> None:
-        nonlocal done, last
+        nonlocal done
         done += n
-        now = time.monotonic()
-        if now - last < PLAIN_LINE_EVERY or not done:
+        if not done or not lines.is_due():
             return
-        last = now
-        left = (now - start) * max(total - done, 0.0) / done
+        left = (time.monotonic() - start) * max(total - done, 0.0) / done
         share = 100.0 * min(done / total, 1.0) if total else 100.0
-        print_line(f"{title}: {share:.0f}%, {duration(left)} left{f' ({note})' if note else ''}")
+        lines.show(f"{title}: {share:.0f}%, {time_left(left)}{f' ({note})' if note else ''}")
 
-    return advance
+    try:
+        yield advance
+    finally:
+        lines.close()

@@ -325,6 +325,14 @@ def ended_runs(state: State, runs: Sequence[Run]) -> dict[int, Trained]:
     return ended
 
 
+def shares_done(state: State, runs: Sequence[Run]) -> list[float]:
+    """Return the share of each run's steps that are done in ``state``; 1 for runs that ended."""
+    return [
+        1.0 if f"ended.{index}" in state else int(state.get(f"step.{index}", 0)) / run.steps
+        for index, run in enumerate(runs)
+    ]
+
+
 def _named(index: int, tensors: dict[str, Tensor], snapshots: dict[int, Tensor]) -> State:
     kept = {f"snapshot.{index}.{epoch}": contexts for epoch, contexts in snapshots.items()}
     return {f"{name}.{index}": tensor for name, tensor in tensors.items()} | kept

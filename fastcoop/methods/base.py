@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -95,11 +97,41 @@ class RunContext:
         memory_budget: Bytes that training may use at once; None for the engine's own choice.
         on_progress: Called with the number of runs done since the last call; with fractions during long runs.
         checkpoint: Checkpoint of runs that train together; None for none.
+        on_resume: Called with the work that a checkpoint has, as ``on_progress``.
     """
 
     memory_budget: int | None = None
     on_progress: Callable[[float], None] = lambda runs: None
     checkpoint: Checkpoint | None = None
+    on_resume: Callable[[float], None] = lambda runs: None
+
+
+_on_share: ContextVar[Callable[[float], None]] = ContextVar("_on_share", default=lambda share: None)
+
+
+def report_share(share: float) -> None:
+    """Report that this share of the current run's work is done, from `Method.learn`. The rest is reported at its
+    end."""
+    _on_share.get()(share)
+
+
+@contextmanager
+def _sharing(on_progress: Callable[[float], None]) -> Iterator[None]:
+    """Report one run's work to ``on_progress``: in the block what `report_share` receives, and then the rest."""
+    reported = 0.0
+
+    def on_share(share: float) -> None:
+        nonlocal reported
+        share = min(share, 1.0 - reported)
+        reported += share
+        on_progress(share)
+
+    token = _on_share.set(on_share)
+    try:
+        yield
+    finally:
+        _on_share.reset(token)
+    on_progress(1.0 - reported)
 
 
 class Method(Generic[S]):
@@ -153,11 +185,11 @@ class Method(Generic[S]):
         """
         for index, run in enumerate(runs):
             start = time.perf_counter()
-            outcome = self.learn(backbone, run) if self.learns and not run.has_learned else Outcome({})
-            scores = outcome.scores or self.scores(backbone, run, outcome)
-            seconds = 0.0 if self.learns and run.has_learned else time.perf_counter() - start
-            done(index, replace(outcome, scores=scores, seconds=seconds))
-            context.on_progress(1.0)
+            with _sharing(context.on_progress):
+                outcome = self.learn(backbone, run) if self.learns and not run.has_learned else Outcome({})
+                scores = outcome.scores or self.scores(backbone, run, outcome)
+                seconds = 0.0 if self.learns and run.has_learned else time.perf_counter() - start
+                done(index, replace(outcome, scores=scores, seconds=seconds))
 
     def classifiers(
         self, backbone: Backbone, tests: Sequence[tuple[RunSpec[S], Data]]

@@ -292,6 +292,7 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         import torch
 
         from fastcoop.engine import plan_training, train
+        from fastcoop.engine.runs import shares_done
 
         trainings = [self.training(backbone, runs[index]) for index in order]
         costs = [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
@@ -333,10 +334,14 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         if name == "float32" and backbone.device.type == "cuda":
             _advise_precision()
         precision: Any = {"float32": None, "bfloat16": torch.bfloat16}.get(name, name)
+        state = (checkpoint.load() if checkpoint else None) or {}
+        if before := sum(
+            cost * share for cost, share in zip(costs, shares_done(state, trainings), strict=True)
+        ):
+            context.on_resume(before * len(order) / sum(costs))
         train(
             backbone, trainings, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
-            precision=precision,
-            state=checkpoint.load() if checkpoint else None, on_step=on_step,
+            precision=precision, state=state, on_step=on_step,
         )  # fmt: skip
         if ended:
             report()

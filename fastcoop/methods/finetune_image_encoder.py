@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.methods.base import Done, Outcome, RunContext
+from fastcoop.methods.base import Done, Outcome, RunContext, report_share
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
 from fastcoop.methods.scores import accuracy, score, unit
@@ -132,6 +132,7 @@ def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
             loss.backward()
             optimizer.step()
             losses[epoch] += loss.item() / len(steps)
+            report_share(1 / (epochs * len(steps)))
     return tower.requires_grad_(False), losses
 
 

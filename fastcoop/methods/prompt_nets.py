@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Outcome
+from fastcoop.methods.base import Outcome, report_share
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduledMethod, ScheduleSettings, epochs_of
 from fastcoop.methods.spec import RunSpec
@@ -149,6 +149,7 @@ class PromptNetMethod(ScheduledMethod[S]):
                 chosen.zero_grad()
                 total += backward(net, normalize(images[rows].to(dtype), dim=-1), labels[rows // views])
                 chosen.step()
+                report_share(1 / len(batches))
             losses.append(total / per_epoch)
             if not np.isfinite(total):
                 break

@@ -172,6 +172,12 @@ def steps_per_epoch(run: RunSpec[Any]) -> int:
     return 1 if run.settings.fast else steps_per_epoch(len(run.subset.train), run.settings.batch_size)
 
 
+def steps_of(run: RunSpec[Any]) -> int:
+    """Return the optimizer steps of a run; 0 for methods without a schedule and for runs that have learned."""
+    scheduled = isinstance(run.settings, ScheduleSettings) and run.subset is not None and not run.has_learned
+    return epochs_of(run) * steps_per_epoch(run) if scheduled else 0
+
+
 def shots_per_class(run: RunSpec[Any]) -> float:
     """Return the shots of a run; for "all" shots the mean number of training images per class."""
     return run.shots if isinstance(run.shots, int) else len(run.subset.train) / len(run.data.class_names)

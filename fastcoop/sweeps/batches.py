@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, RunSpec
+from fastcoop.methods.schedule import steps_of
 from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ MIN_BATCH_FILLS = 1 / 8  # batches with fewer rows are slow, so they also take r
 MIN_GPU_ROWS = 16384  # a GPU's batches are not cut into parts with fewer rows
 MAX_RUNS_TOGETHER = 256  # of a method that learns runs of one dataset in one batch of tensors
 MAX_GPU_CONTEXTS = 1e9  # bytes of all contexts in a GPU's batch: its checkpoint holds them
-CORE_FLOPS = 3e10  # per second; only decides whether a sweep is worth starting workers
+CORE_FLOPS = 3e10  # per second; as the next, only a first guess of how long batches take
+STEP_SECONDS = 0.05  # of a training outside the engine
+MAX_FIRST_SECONDS = 60.0  # expected, of a batch that starts before others because it is short
 
 
 def form_batches(
@@ -64,7 +67,9 @@ def form_batches(
             batches.append(replace(batch, backbone=planned[batch.keys[0]].backbone))
             taken.update(batch.keys)
     rest = [run for key, run in pending.items() if key not in taken]
-    return in_order([*batches, *plan_batches(rest, budget=budget, gpu_workers=gpu_workers)])
+    return in_order(
+        [*batches, *plan_batches(rest, budget=budget, gpu_workers=gpu_workers)], {**planned, **pending}
+    )
 
 
 def plan_batches(runs: Iterable[RunSpec], *, budget: int, gpu_workers: int | None = None) -> list[Batch]:
@@ -88,18 +93,37 @@ def shape_of(run: RunSpec) -> RunShape | None:
     return None if run.has_learned else METHODS[run.method].run_shape(run, run.model)
 
 
-def in_order(batches: Sequence[Batch]) -> list[Batch]:
-    """Return batches in the order to start them.
+def in_order(batches: Sequence[Batch], runs: Mapping[str, RunSpec]) -> list[Batch]:
+    """Return batches in the order to start them. ``runs``: theirs, by key.
 
-    One backbone after the other; first methods that learn nothing, then others outside the engine, whose time is
-    unknown, then training, longest first, so that short batches even out the end.
+    The cheapest results of every dataset come first, so that a mistake shows early: methods that learn nothing, with
+    all backbones. Then one backbone after the other: a short batch of each method and dataset, where there is one; then
+    others outside the engine, whose time is unknown, by shots; then training, longest first, so that short batches even
+    out the end.
     """
     methods, backbones = list(METHODS), list(dict.fromkeys(batch.backbone for batch in batches))
+    learning = [batch for batch in batches if METHODS[batch.method].learns]
+    first, shown = set[tuple[str, ...]](), set[tuple[str, ...]]()
+    for batch in sorted(learning, key=lambda batch: batch.cost):
+        shows = {(batch.backbone, batch.method, runs[key].dataset) for key in batch.keys}
+        if batch.cost <= MAX_FIRST_SECONDS and not shows <= shown:
+            first.add(batch.keys)
+            shown |= shows
+
+    def shots(batch: Batch) -> float:
+        return min(float("inf") if runs[key].shots == "all" else float(runs[key].shots) for key in batch.keys)
 
     def place(batch: Batch) -> tuple[Any, ...]:
-        kind = 2 if batch.trains else int(METHODS[batch.method].learns)
-        method = 0 if batch.trains else methods.index(batch.method)
-        return backbones.index(batch.backbone), kind, method, -batch.cost
+        method, backbone = methods.index(batch.method), backbones.index(batch.backbone)
+        if not METHODS[batch.method].learns:
+            return 0, backbone, method
+        if batch.keys in first:
+            return 1, backbone, 0, batch.cost
+        return (
+            (1, backbone, 2, -batch.cost)
+            if batch.trains
+            else (1, backbone, 1, shots(batch), method, -batch.cost)
+        )
 
     return sorted(batches, key=place)
 
@@ -118,7 +142,10 @@ def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
     batches = []
     for (method, *_), group in groups.items():
         images = len(group[0].subset.train) if group[0].subset else 0
-        cost = 0.5 + images / 200 if METHODS[method].learns else 0.1 * len(group)
+        steps = steps_of(group[0])
+        cost = 0.5 + steps * STEP_SECONDS if steps else 0.5 + images / 200
+        if not METHODS[method].learns:
+            cost = 0.1 * len(group)
         if METHODS[method].runs_together:
             cost = 0.5 + sum(len(run.subset.train) for run in group) / 2000
         batches.append(Batch(method, group[0].backbone, tuple(run.key for run in group), 1, cost=cost))

@@ -20,7 +20,7 @@ import psutil
 from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, RunContext, RunSpec
-from fastcoop.methods.schedule import ScheduleSettings, epochs_of, steps_per_epoch
+from fastcoop.methods.schedule import ScheduleSettings, steps_of
 from fastcoop.progress import counted, duration
 from fastcoop.results.database import DATABASE
 from fastcoop.results.read import load_runs
@@ -265,9 +265,7 @@ def _size(run: RunSpec[Any]) -> float:
     """Return what the time of a run outside the engine grows with: steps, or images and classes."""
     if run.has_learned or run.subset is None:
         return 1.0
-    if isinstance(run.settings, ScheduleSettings):
-        return float(epochs_of(run) * steps_per_epoch(run))
-    return float(len(run.subset.train) * len(run.data.class_names))
+    return float(steps_of(run) or len(run.subset.train) * len(run.data.class_names))
 
 
 def _crop_seconds(loaded: LoadedGrid, missing: dict[tuple[str, str], int]) -> float:

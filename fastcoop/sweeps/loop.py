@@ -64,6 +64,7 @@ class RunLoop:
         # A pending run of a recorded batch trains as if nothing were known of it, together with the rest of the batch.
         self._training = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
         recorded, done = {batch.name: batch for batch in store.batches()}, store.finished()
+        self._done_before = sum(key in done and key not in pending for key in planned)
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
         store.replace_batches(over, [b for b in batches if b.trains and b.name not in recorded])
         self._remove_stale_checkpoints()
@@ -73,20 +74,27 @@ class RunLoop:
         start = time.monotonic()
         self._tasks.extend(self._task(batch) for batch in self.batches)
         self._pace = Pace(self.batches, executor.size)
-        self._live = Live(len(self.pending), self._pace)
+        self._live = Live(len(self.pending), self._pace, self._done_before)
         with self._live:
             try:
                 executor.run(self._tasks, self._on_event, self._on_tick)
+            except KeyboardInterrupt:
+                kept, state = counted(self.finished + self._done_before, "run"), self._live.state()
+                self._live.say(f"Stopped: {state}. {self.store.folder} keeps {kept}.")
+                raise
             finally:
                 self._record()
         self._remove_stale_checkpoints()
         self.worker_seconds = (time.monotonic() - start) * executor.size
 
-    def _task(self, batch: Batch) -> Task:
+    def _runs_of(self, batch: Batch) -> list[RunSpec]:
         runs = self._training if batch.trains else self.pending
+        return [runs[key] for key in batch.keys]
+
+    def _task(self, batch: Batch) -> Task:
         keeps = batch.trains and self._with_checkpoints
         path = checkpoint_path(self.store.folder.resolve(), batch.name) if keeps else None
-        return Task(batch, tuple(runs[key].unbound() for key in batch.keys), path)
+        return Task(batch, tuple(run.unbound() for run in self._runs_of(batch)), path)
 
     def _on_tick(self) -> None:
         self._live.tick()
@@ -98,7 +106,9 @@ class RunLoop:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, BatchProgress):
-            self._pace.progress(event.batch, event.runs)
+            self._pace.progress(event.batch, event.runs, event.before)
+            if not event.runs and not event.before:
+                self._live.start(event.batch, self._runs_of(event.batch))
         elif isinstance(event, RunFinished):
             self._on_run_finished(event.key, event.outcome)
         else:
@@ -126,10 +136,10 @@ class RunLoop:
         self._record()
         batch = event.batch
         self.engine_seconds += event.engine_seconds
-        self._pace.finish(batch, event.seconds)
         if event.warning:
             self._live.say(f"{event.warning}; if the sweep is stopped now, those batches start over.")
         left = [key for key in batch.keys if key in self.pending]
+        self._pace.finish(batch, event.seconds, len(left))
         error = event.error or f"{batch.method} reported no outcome"
         retries = _retries(batch, left, event.died)
         if retries:

@@ -37,10 +37,14 @@ class Task:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """Work done since the last such event, as a number of ``runs``: 0 when the batch starts, fractions in long runs."""
+    """Work done since the last such event, as a number of ``runs``: 0 when the batch starts, fractions in long runs.
+
+    ``before``: work that a resumed batch has from its checkpoint.
+    """
 
     batch: Batch
     runs: float = 0.0
+    before: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +162,8 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
         runs = [bank.bind(run) for run in task.runs]
         if task.checkpoint:
             watch.checkpoint = CheckpointFile(task.checkpoint, [train_files(run) for run in runs])
-        context = RunContext(batch.budget, watch.on_progress, watch if batch.trains else None)
+        checkpoint = watch if batch.trains else None
+        context = RunContext(batch.budget, watch.on_progress, checkpoint, watch.on_resume)
         torch.set_num_threads(batch.threads)
         METHODS[batch.method].run(backbone, runs, done, context)
     except Exception as caught:
@@ -213,6 +218,9 @@ class _Watch:
         if self.checkpoint:
             self.checkpoint.offer(get_state)
         self._step_start = time.monotonic()
+
+    def on_resume(self, runs: float) -> None:
+        self.report(BatchProgress(self._batch, before=runs))
 
     def on_progress(self, runs: float) -> None:
         now = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,46 @@ def test_a_gpu_gets_one_batch_of_each_precision_per_worker(
     assert {batch.keys for batch in again if batch.trains} == {batch.keys for batch in recorded}
 
 
-def test_the_order_is_quick_then_plain_then_the_longest_first(planned: dict[str, RunSpec]) -> None:
-    batches = in_order(plan_batches(planned.values(), budget=1))
-    kinds = [batch.method for batch in batches]
-    assert kinds == sorted(kinds, key=["zero_shot", "linear_probe", "coop"].index)
-    costs = [batch.cost for batch in batches if batch.trains]
-    assert costs == sorted(costs, reverse=True)
+def test_the_cheapest_results_of_every_dataset_come_first() -> None:
+    runs: dict[str, RunSpec] = {}
+
+    def batch(
+        cost: float, method: str, *datasets: str, shots: tuple[int, ...] = (0,), backbone: str = "a"
+    ) -> Batch:
+        keys = []
+        for dataset, number in product(datasets, shots):
+            keys.append(f"{backbone} {method} {dataset} {number}")
+            runs[keys[-1]] = RunSpec(method, METHODS[method].Settings(), backbone, dataset, number, 1)
+        return Batch(method, backbone, tuple(keys), 1, 9 if method == "coop" else None, cost)
+
+    expected = [
+        batch(0.1, "zero_shot", "x"),
+        batch(0.1, "zero_shot", "y"),
+        batch(0.1, "zero_shot", "x", backbone="b"),  # a bad backbone shows at once
+        # A short batch of each method and dataset.
+        batch(0.6, "linear_probe", "x", shots=(1,)),
+        batch(0.7, "linear_probe", "y", shots=(1,)),
+        batch(20.0, "coop", "x", "y", shots=(1, 2)),
+        # Others outside the engine by shots; then training, longest first.
+        batch(0.9, "linear_probe", "x", shots=(2,)),
+        batch(1.6, "linear_probe", "x", shots=(16,)),
+        batch(9e9, "coop", "y", shots=(16,)),
+        batch(300.0, "coop", "x", shots=(16,)),
+        batch(40.0, "coop", "x", shots=(4,)),
+        batch(70.0, "cocoop", "x", shots=(1,), backbone="b"),
+        batch(500.0, "coop", "z", shots=(1,), backbone="b"),
+    ]
+    mixed = expected[::-1]
+    mixed.sort(key=lambda one: one.backbone)
+    assert in_order(mixed, runs)[2:] == expected[2:]
+    assert {one.keys for one in in_order(mixed, runs)[:2]} == {one.keys for one in expected[:2]}
+
+
+def test_order_changes_no_batch(planned: dict[str, RunSpec]) -> None:
+    batches = plan_batches(planned.values(), budget=1)
+    ordered = in_order(batches, planned)
+    assert sorted(map(repr, ordered)) == sorted(map(repr, batches))
+    assert ordered[0].method == "zero_shot"
 
 
 def test_recorded_batches_are_formed_again_with_their_done_runs(
