@@ -79,8 +79,9 @@ class RunLoop:
             try:
                 executor.run(self._tasks, self._on_event, self._on_tick)
             except KeyboardInterrupt:
-                kept, state = counted(self.finished + self._done_before, "run"), self._live.state()
-                self._live.say(f"Stopped: {state}. {self.store.folder} keeps {kept}.")
+                self._record()
+                kept, state = counted(len(self.store.finished()), "run"), self._live.state()
+                self._live.say(f"{state}; kept in {self.store.folder}: {kept}")
                 raise
             finally:
                 self._record()

@@ -15,6 +15,7 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 from fastcoop.results import load_contexts, load_predictions, load_results, merge_results
 from fastcoop.results.records import RunDescription
 from fastcoop.results.store import ResultsStore, open_store
@@ -125,7 +126,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         patch.setattr(ResultsStore, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(grid, results=tmp_path)
-    assert "Stopped" not in capsys.readouterr().err, "only the command line prints"
+    said = capsys.readouterr().err
+    assert f"; kept in {tmp_path}: {counted(stop_after, 'run')}\n" in said
+    assert "Stopped" not in said, "only the command line prints that"
     assert set(load_results(tmp_path).key) == set(recorded)
     assert run(grid, results=tmp_path).done_before == stop_after
     pd.testing.assert_frame_equal(comparable(tmp_path), comparable(done), check_exact=True)
