@@ -36,6 +36,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f" Valid: {', '.join(names[:LISTED])}{more}." if names else ""
 
 
+def unknown(kind: str, name: object, valid: Iterable[str]) -> UserError:
+    """Return the error of a name that is not one of ``valid``, with the nearest that is."""
+    return UserError(f'There is no {kind} "{name}".{nearest(str(name), valid)}')
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """Turn the OSError of a full, read-only or missing disk into a UserError while ``place`` is written."""

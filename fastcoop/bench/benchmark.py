@@ -23,7 +23,7 @@ from fastcoop.bench.measure import CONTEXT_LENGTH, compare_precision, measure_da
 from fastcoop.bench.tables import Bench, write_bench
 from fastcoop.datasets.official_files import paper_class_names
 from fastcoop.engine.weights import warn_if_dtype_is_slow
-from fastcoop.errors import MissingFile, UserError, nearest, writing
+from fastcoop.errors import MissingFile, UserError, unknown, writing
 from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
 from fastcoop.progress import progress
 
@@ -56,7 +56,7 @@ def class_lists(only: Sequence[str] = (), folder: Path | None = None) -> dict[st
             raise MissingFile(f"{folder} holds no *.json; put one list of class names per dataset there.")
     for name in only:
         if name not in lists:
-            raise UserError(f'There is no list of class names "{name}".{nearest(name, lists)}')
+            raise unknown("list of class names", name, lists)
     return dict(sorted(((name, lists[name]) for name in only or lists), key=lambda item: len(item[1])))
 
 

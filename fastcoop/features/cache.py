@@ -17,7 +17,7 @@ from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import SPLITS, warn_once
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import UserError, nearest, writing
+from fastcoop.errors import UserError, unknown, writing
 from fastcoop.features.encode import (
     PRECISIONS,
     Chunk,
@@ -252,7 +252,7 @@ def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     """Return the kinds of training features, each once, or raise a UserError for an unknown one."""
     for kind in (kinds := tuple(dict.fromkeys(several(kinds)))):
         if kind not in KINDS:
-            raise UserError(f'There is no kind of features "{kind}".{nearest(str(kind), KINDS)}')
+            raise unknown("kind of features", kind, KINDS)
     return kinds
 
 

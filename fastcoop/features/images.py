@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 
 from fastcoop.backbones import Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import unknown
 
 MAX_PIXELS = 89_478_485  # above, Pillow warns of a decompression bomb; a quarter of a gigabyte as RGB
 FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # 16-bit images of these formats may open in mode I
@@ -113,7 +113,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def check_recipe(recipe: str) -> str:
     """Return ``recipe`` if it is one of `RECIPES`, else raise a UserError."""
     if recipe not in RECIPES:
-        raise UserError(f'There is no recipe "{recipe}".{nearest(recipe, RECIPES)}')
+        raise unknown("recipe", recipe, RECIPES)
     return recipe
 
 

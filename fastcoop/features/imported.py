@@ -15,7 +15,7 @@ from fastcoop.datasets import Split
 from fastcoop.datasets.config import check_name_and_template
 from fastcoop.datasets.dataset import SPLITS, make_dataset
 from fastcoop.datasets.notes import OVERLAPS, notes_on_classes
-from fastcoop.errors import MissingFile, UserError, nearest, writing
+from fastcoop.errors import MissingFile, UserError, unknown, writing
 from fastcoop.features.cache import check_dtype, store_lock
 from fastcoop.features.encode import Encoding
 from fastcoop.features.image_files import unknown_files
@@ -59,9 +59,9 @@ def import_features(
     check_name_and_template(name, template)
     check_dtype(dtype)
     backbone = backbone_from_spec(backbone, device="cpu")
-    unknown = [split for split in sources if split not in SPLITS]
-    if unknown:
-        raise UserError(f'There is no split "{unknown[0]}".{nearest(unknown[0], SPLITS)}')
+    others = [split for split in sources if split not in SPLITS]
+    if others:
+        raise unknown("split", others[0], SPLITS)
     if "test" not in sources:
         raise UserError(f"Expected features of the test split, got {' and '.join(sources) or 'no file'}.")
     files = {split: _read(Path(sources[split]), split, dtype) for split in SPLITS if split in sources}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import UserError, nearest, unknown
 from fastcoop.grids.lines import Lines, read_yaml
 from fastcoop.grids.values import as_list
 from fastcoop.methods import METHODS
@@ -101,9 +101,9 @@ def keep_only(given: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
         UserError: The grid has none of them.
     """
     blocks = given.get("blocks") or {}
-    if unknown := [name for name in only if name not in METHODS and name not in blocks]:
+    if others := [name for name in only if name not in METHODS and name not in blocks]:
         kind = "method or block" if blocks else "method"
-        raise UserError(f'There is no {kind} "{unknown[0]}".{nearest(unknown[0], [*METHODS, *blocks])}')
+        raise unknown(kind, others[0], [*METHODS, *blocks])
     methods = [name for name in only if name in METHODS] or list(METHODS)
 
     def kept(scope: dict[str, Any]) -> dict[str, Any]:

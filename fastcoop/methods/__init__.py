@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import unknown
 from fastcoop.methods.adapters import ADAPTERS
 from fastcoop.methods.base import Method, MethodSettings, Outcome, RunContext, expand
 from fastcoop.methods.cocoop import CoCoOpMethod
@@ -50,7 +50,7 @@ METHODS = Registry[Method[Any]]("fastcoop.methods", "method", {one.name: one for
 def get_method(name: str) -> Method:
     """Return the method of this name. Raises UserError, with the nearest name, if there is none."""
     if name not in METHODS:
-        raise UserError(f'There is no method "{name}".{nearest(name, METHODS)}')
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 

@@ -179,3 +179,11 @@ def test_class_names_for_the_benchmark(tmp_path: Path) -> None:
         class_lists(folder=tmp_path)
     (tmp_path / "pets.json").write_text('["cat", "dog"]')
     assert class_lists(folder=tmp_path) == {"pets": ["cat", "dog"]}
+
+
+@follows("Expected a command before a folder; use `fastcoop results list {}`")
+def test_a_results_folder_in_place_of_a_command(call: Call) -> None:
+    code, out, err = call("results", "results/grid")
+    assert (code, out) == (2, "")
+    assert "use `fastcoop results list results/grid`" in err
+    assert call("results", "list", "results/grid")[0] == 0
