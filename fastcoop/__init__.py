@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from fastcoop.errors import FastcoopError, MissingFile, UserError
     from fastcoop.exchange import Classifier, export_run, find_run, import_coop, make_classifier, predict
-    from fastcoop.features import FeatureStore, cache_features, check_store, import_features
+    from fastcoop.features import FeatureStore, PictureFinder, cache_features, check_store, import_features
     from fastcoop.methods.estimators import (
         CLAP,
         GDA,
@@ -63,7 +63,15 @@ if TYPE_CHECKING:
     )
     from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words
     from fastcoop.reports.report import report
-    from fastcoop.results import load_contexts, load_predictions, load_results, merge_results, paired_test
+    from fastcoop.results import (
+        confusion,
+        load_contexts,
+        load_predictions,
+        load_results,
+        merge_results,
+        mistakes,
+        paired_test,
+    )
     from fastcoop.sweeps.evaluation import evaluate
     from fastcoop.sweeps.grid_sweep import sweep
     from fastcoop.sweeps.interpretation import interpret
@@ -75,14 +83,14 @@ _MODULES = {
     "encode_prompts train",
     "errors": "FastcoopError MissingFile UserError",
     "exchange": "Classifier export_run find_run import_coop make_classifier predict",
-    "features": "FeatureStore cache_features check_store import_features",
+    "features": "FeatureStore PictureFinder cache_features check_store import_features",
     "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias "
     "TextTransform ZeroShot CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF "
     "TaskRes CLIPAdapter LPPlusPlus ZeroShotLinearProbe CLAP ProLIP KgCoOp ProGrad "
     "TCP CoCoOp",
     "prompts": "PromptLayout initial_contexts nearest_words",
     "reports": "report",
-    "results": "load_contexts load_predictions load_results merge_results paired_test",
+    "results": "confusion load_contexts load_predictions load_results merge_results mistakes paired_test",
     "sweeps": "sweep evaluate interpret",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -91,12 +99,12 @@ __all__ = [
     "CLAP", "GDA", "TCP", "Backbone", "CLIPAdapter", "Classifier", "CoCoOp", "CoOpClassifier",
     "CrossEntropy", "CrossModalLinearProbe", "Dataset", "FastSchedule", "FastcoopError", "FeatureStore",
     "Images", "KgCoOp", "LPPlusPlus", "LinearProbe", "MethodClassifier", "MissingFile", "Objective",
-    "ProGrad", "ProKeR", "ProLIP", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner",
+    "PictureFinder", "ProGrad", "ProKeR", "ProLIP", "PromptEncoder", "PromptEnsemble", "PromptLayout", "PromptLearner",
     "PullToPrompt", "Run", "TaskRes", "TextBias", "TextTransform", "TipAdapter", "TipAdapterF", "Trained",
     "UserError", "ZeroShot", "ZeroShotLinearProbe", "backbone_from_spec", "cache_features", "check_store",
-    "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
+    "confusion", "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
     "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
-    "load_results", "make_classifier", "merge_results", "nearest_words", "paired_test", "predict", "report",
+    "load_results", "make_classifier", "merge_results", "mistakes", "nearest_words", "paired_test", "predict", "report",
     "sweep", "train",
 ]  # fmt: skip
 

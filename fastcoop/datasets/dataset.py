@@ -162,6 +162,15 @@ def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> s
     return digest.hexdigest()
 
 
+def test_digest(dataset: Dataset, skipped: Sequence[int]) -> str:
+    """Return the sha256 hex of a test: the dataset's digest, unless test images were ``skipped`` as unreadable."""
+    return (
+        hashlib.sha256(f"{dataset.digest} without {list(skipped)}".encode()).hexdigest()
+        if skipped
+        else dataset.digest
+    )
+
+
 def split_spec(spec: str) -> tuple[str, str | None]:
     """Return ``"NAME:base"`` as ("NAME", "base"), and a name without a half with None."""
     name, colon, half = spec.rpartition(":")

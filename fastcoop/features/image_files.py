@@ -39,6 +39,12 @@ def read_file(path: Path) -> tuple[bytes, np.ndarray]:
     return content, np.array((len(content), mtime_ns, digest), FILE)
 
 
+def files_digest(records: np.ndarray) -> str | None:
+    """Return the sha256 hex over the digests of files, None if some are not known. It is the same on every machine."""
+    known = (records["size"] != UNKNOWN).all()
+    return hashlib.sha256(records["sha256"].tobytes()).hexdigest() if known else None
+
+
 def find_changes(
     paths: Sequence[Path], recorded: np.ndarray, title: str, *, hash_all: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

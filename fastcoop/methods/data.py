@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcoop.datasets.dataset import test_digest
 from fastcoop.datasets.files import normalized
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
@@ -56,10 +56,7 @@ class Data:
     @property
     def test_digest(self) -> str:
         """SHA-256 hex digest of the test images: the dataset's digest, unless some images could not be read."""
-        skipped = self._skipped("test")
-        if not skipped:
-            return self.dataset.digest
-        return hashlib.sha256(f"{self.dataset.digest} without {skipped}".encode()).hexdigest()
+        return test_digest(self.dataset, self._skipped("test"))
 
     @property
     def test_features(self) -> str | None:
@@ -80,7 +77,7 @@ class Data:
 
     def _files_digest(self, split: str, images: np.ndarray | None = None) -> str | None:
         """Return the digest over the files of a split, or of some of its images in any order."""
-        from fastcoop.features.image_files import UNKNOWN
+        from fastcoop.features.image_files import files_digest
 
         if self.store is None or split not in self.store.splits:
             return None
@@ -89,8 +86,7 @@ class Data:
             if not np.isin(images, index).all():
                 return None
             files = files[np.searchsorted(index, images)]
-        known = (files["size"] != UNKNOWN).all()
-        return hashlib.sha256(files["sha256"].tobytes()).hexdigest() if known else None
+        return files_digest(files)
 
     def _skipped(self, split: str) -> list[int]:
         """Return the images of a split that could not be read when its features were cached."""

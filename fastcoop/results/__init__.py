@@ -1,5 +1,17 @@
 """The results folder: its records, writing, reading, selecting, comparing and merging. Loads no torch."""
 
+from fastcoop.results.confusions import (
+    calibration_curve,
+    class_accuracies,
+    confused_pairs,
+    confusion,
+    confusion_table,
+    disagreements,
+    group_confusion,
+    mistakes,
+    representative_run,
+    wrong_images,
+)
 from fastcoop.results.merge import merge_results
 from fastcoop.results.parameters import load_contexts
 from fastcoop.results.predictions import (
@@ -16,9 +28,16 @@ from fastcoop.results.read import load_failures, load_results, load_runs, load_u
 __all__ = [
     "PairedTest",
     "Predictions",
+    "calibration_curve",
     "calibration_error",
     "calibration_errors",
+    "class_accuracies",
+    "confused_pairs",
+    "confusion",
     "confusion_matrix",
+    "confusion_table",
+    "disagreements",
+    "group_confusion",
     "load_contexts",
     "load_failures",
     "load_predictions",
@@ -26,5 +45,8 @@ __all__ = [
     "load_runs",
     "load_untested",
     "merge_results",
+    "mistakes",
     "paired_test",
+    "representative_run",
+    "wrong_images",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,17 @@ def recorded_grid(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / GRID
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return content if isinstance(content, dict) else {}
+
+
+def recorded_places(folder: str | Path) -> list[str | Path]:
+    """Return the ``--cache`` and ``--data-root`` options of a results folder's sweep, as ``grid.yaml`` has them."""
+    path = Path(folder) / GRID
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found: list[str | Path] = []
+    with suppress(ValueError):
+        for word, place in pairwise(shlex.split(text.partition("\n")[0].removeprefix("# "))):
+            found += [word, Path(place)] if word in ("--cache", "--data-root") else []
+    return found
 
 
 def add_datasets(folder: Path, datasets: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,4 +1,7 @@
-"""The predictions of a run: reading them, confusion matrices, calibration and paired tests."""
+"""The predictions of a run: reading them, confusion matrices, calibration and paired tests.
+
+`fastcoop.results.confusions` makes tables of them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.results.database import reading
+from fastcoop.results.metadata import recorded_places
 from fastcoop.results.records import NO_CLASS
 
 BINS = 15  # of the calibration error, the usual number
@@ -51,9 +56,15 @@ def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -
     )
     with reading(Path(folder)) as db:
         row = db.execute(query, (key, dataset)).fetchone()
-    if row is None:
-        raise UserError(f"{folder} has no run {key}{f' tested on {dataset}' if dataset else ''}.")
-    return _decoded(*row)
+        known = db.execute("SELECT dataset FROM runs WHERE key = ?", (key,)).fetchone()
+    if row is not None:
+        return _decoded(*row)
+    if known is None:
+        raise UserError(f"{folder} has no run {key}.")
+    target = dataset or known[0]
+    words = ("fastcoop", "evaluate", Path(folder), "--targets", target, "--run", key[:12])
+    command = escape.shell_command(*words, *recorded_places(folder))
+    raise UserError(f"The run {key[:12]} was not tested on {target}; run `{command}`.")
 
 
 def _decoded(class_names: str, *blobs: bytes) -> Predictions:
@@ -70,7 +81,7 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
     Raises:
         UserError: the run diverged and predicted nothing.
     """
-    _refuse_diverged(predictions)
+    refuse_diverged(predictions)
     classes = len(predictions.class_names)
     counts = np.bincount(classes * predictions.labels + predictions.predicted, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64)
@@ -91,12 +102,18 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
     Raises:
         UserError: the run diverged and predicted nothing.
     """
-    _refuse_diverged(predictions)
+    images, confidence, correct = binned(predictions, bins)
+    return float(100 * np.abs(correct - confidence).sum() / images.sum())
+
+
+def binned(predictions: Predictions, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the images, the sum of their confidence and the correct ones, (bins,) each, by confidence."""
+    refuse_diverged(predictions)
     confidence = predictions.confidence.astype(np.float64)
-    correct = predictions.predicted == predictions.labels
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
-    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(100 * np.abs(gaps).sum() / len(confidence))
+    weights = None, confidence, predictions.predicted == predictions.labels
+    images, total, correct = (np.bincount(index, weights=one, minlength=bins) for one in weights)
+    return images, total, correct
 
 
 def calibration_errors(folder: str | Path) -> dict[tuple[str, str], float]:
@@ -138,10 +155,7 @@ def paired_test(first: Predictions, second: Predictions) -> PairedTest:
     """
     from scipy.stats import binomtest
 
-    for predictions in (first, second):
-        _refuse_diverged(predictions)
-    if first.class_names != second.class_names or not np.array_equal(first.labels, second.labels):
-        raise UserError("The two runs were tested on other images; compare runs tested on the same dataset.")
+    refuse_other_images(first, second)
     one, other = first.predicted == first.labels, second.predicted == second.labels
     only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
     differ = only_first + only_second
@@ -149,7 +163,16 @@ def paired_test(first: Predictions, second: Predictions) -> PairedTest:
     return PairedTest(only_first, only_second, p)
 
 
-def _refuse_diverged(predictions: Predictions) -> None:
+def refuse_other_images(first: Predictions, second: Predictions) -> None:
+    """Raise UserError where two runs were tested on different images, or one diverged."""
+    for predictions in (first, second):
+        refuse_diverged(predictions)
+    if first.class_names != second.class_names or not np.array_equal(first.labels, second.labels):
+        raise UserError("The two runs were tested on other images; compare runs tested on the same dataset.")
+
+
+def refuse_diverged(predictions: Predictions) -> None:
+    """Raise UserError where a run predicted nothing."""
     if (predictions.predicted < 0).any():
         raise UserError(
             "The run diverged: its outputs are not finite, so it predicted nothing; choose another run."

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,11 +123,8 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
         )
         tests = {}
         for test in map(dict, db.execute(query, (key,))):
-            names = json.loads(test.pop("class_names"))
-            unique = [
-                name if names.count(name) == 1 else f"{name} (class {i})" for i, name in enumerate(names)
-            ]
-            test["per_class"] = dict(zip(unique, json.loads(test["per_class"]), strict=True))
+            names = unique_names(json.loads(test.pop("class_names")))
+            test["per_class"] = dict(zip(names, json.loads(test["per_class"]), strict=True))
             tests[test.pop("dataset")] = test
     run = dict(row)
     for name in ("settings", "losses", "extra", "versions"):
@@ -133,6 +132,12 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
     run |= json.loads(run.pop("columns"))
     path = parameters_path(Path(folder), key)
     return run | {"contexts": str(path) if path.is_file() else None, "tests": tests}
+
+
+def unique_names(class_names: Sequence[str]) -> list[str]:
+    """Return class names with their labels behind those that several classes have."""
+    counts = Counter(class_names)
+    return [f"{name} (class {i})" if counts[name] > 1 else name for i, name in enumerate(class_names)]
 
 
 def percent(accuracy: float | None) -> str:
