@@ -95,7 +95,7 @@ class _TwoTrees:
         self.own, self.kept = own, torch.as_tensor(kept, device=device)
         self.source = torch.as_tensor(source[kept], device=device)
         self.sources = torch.as_tensor(sources, device=device)
-        self.sum_sources = OrderedSum(position, device, trees.tower.dtype)
+        self.sum_sources = OrderedSum(position, device, trees.tower.sum_dtype)
 
     @torch.no_grad()
     @disable_autocast

@@ -343,7 +343,9 @@ def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) 
     kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
     # Once: about 8 widths (qkv 3, its gradient by pack 3, attended 1, grad_input 1); scores by kind, joined, and their
     # gradient (3); class features, leaf features and their gradients (about 4).
-    scratch = rows * 8 * width + heads * 3 * scores + classes * 4 * sizes.dim
+    # In numbers of two bytes, 2 more widths: residual gradients are in float32.
+    widths = 10 if sizes.item_bytes == 2 else 8
+    scratch = rows * widths * width + heads * 3 * scores + classes * 4 * sizes.dim
     scratch += 0 if sizes.on_cpu else rows * sizes.per_chunk_row
     return (sizes.layers * kept + scratch) * sizes.item_bytes
 

@@ -205,15 +205,19 @@ class Workspace:
         self.scores = buffer()  # (R, H, P, queries, S + K): both side by side
         self.grad_scores = buffer()  # (R, H, P, queries, S + K)
         self.activation = buffer()  # (rows of a chunk, hidden): behind the activation, or the gradient there
-        self.grad_x = buffer()  # (rows, width): the gradient of the first or last layer's input
+        self.grad_x = buffer(
+            tower.sum_dtype
+        )  # (rows, width): the gradient of the first or last layer's input
 
         # With kernels.
         self.learned_x = buffer()  # (learned rows, width): the first layer's input where it has a vector
         self.leaf_q = buffer()  # (leaves, width): the last layer's queries
-        self.slots = buffer(torch.promote_types(tower.dtype, torch.float32))  # (chain entries, 2 width)
+        self.slots = buffer(tower.sum_dtype)  # (chain entries, 2 width)
+        self.first_layer_of: object = None  # the pass that has written the tokens' rows of the first layer
 
     def begin(self) -> None:
         """Prepare for another forest: count what it uses from zero."""
+        self.first_layer_of = None
         for memory in self.attention:
             memory.saved.clear()
         for buffer in self._buffers:

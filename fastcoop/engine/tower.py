@@ -64,7 +64,7 @@ class ForestPass:
     @torch.no_grad()
     @disable_autocast
     def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return the gradients of the contexts, per group (runs, slots, width) in the tower's dtype.
+        """Return the gradients of the contexts, per group (runs, slots, width), in float32 at least.
 
         Args:
             grads: Per group, of the class features (runs, classes, dim).
@@ -106,7 +106,7 @@ class ForestPass:
         ]
 
     def output_backward(self, grads: Sequence[Tensor], workspace: Workspace) -> Tensor:
-        """Return the gradient of the last layer's output (leaves, width)."""
+        """Return the gradient of the last layer's output (leaves, width), in float32 at least."""
         forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
         for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
@@ -114,7 +114,7 @@ class ForestPass:
         output = workspace.layers[-1]
         normal = forest.rule.mm(leaves, tower.projection.t())
         x, stats = output.x(forest.leaves, tower.width), output.x_stats(2, forest.leaves, 1)
-        return tower.layer_norm_backward(normal, x, *stats)
+        return tower.layer_norm_backward(normal, x, *stats).to(tower.sum_dtype)
 
     def layer_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
         """Return the gradient of a layer's input; ``grad``, of its output, is overwritten."""
@@ -185,12 +185,13 @@ class ForestPass:
         memory, qkv = workspace.layers[self.last], self.tower.blocks[self.last].qkv
         x, (mean, rstd) = memory.x(forest.rows, width), memory.x_stats(2, forest.rows, 1)
         grad_x, leaf_rows = workspace.grad_x(forest.rows, width), forest.leaf_rows[: forest.used_leaves]
+        normal = grad_x if grad_x.dtype == x.dtype else torch.empty_like(x)
         for c in forest.chunks(forest.rows):
-            mm(grad_qkv[c, width:], qkv[:, width:].t(), grad_x[c])
+            mm(grad_qkv[c, width:], qkv[:, width:].t(), normal[c])
         through_queries = mm(grad_qkv[forest.leaf_rows, :width], qkv[:, :width].t())
-        grad_x[leaf_rows] += through_queries[: len(leaf_rows)]
+        normal[leaf_rows] += through_queries[: len(leaf_rows)]
         for c in forest.chunks(forest.rows):
-            grad_x[c] = self.tower.layer_norm_backward(grad_x[c], x[c], mean[c], rstd[c])
+            grad_x[c] = self.tower.layer_norm_backward(normal[c], x[c], mean[c], rstd[c])
         grad_x[leaf_rows] += grad[: len(leaf_rows)]
         return grad_x
 
@@ -228,9 +229,10 @@ class ForestPass:
             memory.middle_stats(2, len(grad), 1),
         )
         for c in self.forest.chunks(len(grad)):
-            grad_hidden = rule.mm(grad[c], block.proj.t(), workspace.activation(*hidden[c].shape))
+            rounded = grad[c].to(tower.dtype)
+            grad_hidden = rule.mm(rounded, block.proj.t(), workspace.activation(*hidden[c].shape))
             tower.activate_backward(grad_hidden, hidden[c])
             normal = rule.mm(grad_hidden, block.fc.t())
             tower.layer_norm_backward(normal, middle[c], mean[c], rstd[c], onto=grad[c])
-            rule.mm(grad[c], block.out.t(), grad_attended[c])
+            rule.mm(grad[c].to(tower.dtype), block.out.t(), grad_attended[c])
         return grad_attended

@@ -251,7 +251,7 @@ class TreeLayout:
         self.learned_rows = tensor(np.flatnonzero(learned))  # rows with a context vector
         self.slots = tensor(slots)  # the vector at each learned row
         self.slot_count = int(slots.max()) + 1  # context vectors of one run
-        self.sum_slots = OrderedSum(slots, device, dtype)  # from learned rows to vectors
+        self.sum_slots = OrderedSum(slots, device, tower.sum_dtype)  # from learned rows to vectors
         embeddings = tower.positional_embedding[tensor(tree.depth[live_nodes])]
         self.learned_positions = embeddings[self.learned_rows]  # (learned rows, width)
 

@@ -93,6 +93,11 @@ class FoldedTower:
         return self.projection.dtype
 
     @property
+    def sum_dtype(self) -> torch.dtype:
+        """Of residual gradients, to which every layer adds: float32 at least."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
     def device(self) -> torch.device:
         return self.projection.device
 

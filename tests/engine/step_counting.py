@@ -87,20 +87,25 @@ class Recorder(TorchDispatchMode):
 def moved_bytes(name: str, a: dict[str, Any]) -> int:
     """Bytes that a kernel reads and writes; what several programs read (weights, constants) counts once for each."""
     if name in ("forward_kernel", "backward_kernel"):
-        chain = len(a["chain"]) * 2 * size(a["k"][:1])  # the keys and values of each tile's chain
-        inputs = size(a["q"], a["k"], a["v"])
+        chain = (
+            len(a["chain"]) * 2 * size(a["k"][:1])
+        )  # the keys and values of each tile's chain, all in one block
+        read = size(a["q"], a["k"], a["v"]) + chain
         if name == "forward_kernel":
-            return inputs + chain + size(a["out"])
+            return read + size(a["out"])
         grads = size(a["grad"], a["grad_q"], a["grad_k"], a["grad_v"])
-        return inputs + 2 * chain + grads + size(a["slot_k"], a["slot_v"])  # backward reads the chain twice
+        return read + grads + size(a["slot_k"], a["slot_v"])
     if name == "add_segments_kernel":
         return size(a["values"]) + 2 * size(a["out"][:1]) * len(a["rows"])
     if name == "layer_norm_kernel":
         rows = a["normal"]  # of x, only chosen rows are read
-        return size(a["x"][:1]) * len(rows) + size(a["branch"], a["sums"], rows, a["mean"], a["rstd"])
+        return size(a["x"][:1]) * len(rows) + size(a["branch"], a["sums"], rows)
     if name == "layer_norm_backward_kernel":
-        gathered = size(a["residual"], a["extra"]) if a["place"] is None else 2 * size(a["grad"])
-        return size(a["grad"], a["x"], a["mean"], a["rstd"], a["out"]) + gathered
+        gathered = (a["residual"], a["residual_low"], a["extra"])  # of each at most the rows that there are
+        rows = len(a["grad"])
+        return size(
+            a["grad"], a["x"], a["out"], a["out_low"], *(x if x is None else x[:rows] for x in gathered)
+        )
     if name == "activation_kernel":
         return size(a["x"], a["out"])
     if name == "activation_backward_kernel":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from unittest.mock import patch
 
@@ -11,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastcoop.engine import PromptEncoder, encode_prompts, tree_layout
+from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.tower import ForestPass
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.prompts.layout import tokenize
+from tests.engine.conftest import tiny_backbone
 from tests.reference import reference_features
 
 # prefixes of each other, repeated, one token, twelve tokens, punctuation, non-ASCII letters
@@ -172,3 +176,24 @@ def test_random_forests_match_the_reference_however_their_paths_are_bundled(back
         features, gradients = compare(backbone, built)
     assert features < FEATURES
     assert gradients < GRADIENTS
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_residual_gradients_are_summed_in_float32_at_least(dtype):
+    """Layers whose parts are below the last digit of a bfloat16 sum: what they add up to is known to a few percent."""
+    sums = []
+    for precision in (torch.float64, dtype):
+        torch.manual_seed(0)
+        trees = Trees(tiny_backbone(layers=12), precision)
+        small = tuple(replace(b, out=b.out / 8192, proj=b.proj / 8192) for b in trees.tower.blocks)
+        trees.replace_tower(replace(trees.tower, blocks=small))
+        forest = Forest(trees.tower, [(trees[NAMES, PromptLayout(4)], 1)])
+        forest_pass, workspace = ForestPass(forest), Workspace(trees.tower)
+        contexts = torch.randn(1, 4, trees.tower.width, dtype=torch.float64)
+        forest_pass.forward([contexts], workspace)
+        start = torch.randn(forest.rows, trees.tower.width, dtype=torch.float64).sign()
+        grad = start.to(torch.promote_types(precision, torch.float32), copy=True)
+        for layer in range(10, 0, -1):
+            grad = forest_pass.layer_backward(layer, grad, workspace)
+        sums.append(grad.double() - start)
+    assert relative(sums[1], sums[0]) < 0.05

@@ -72,9 +72,15 @@ def test_the_worked_example_of_the_tiles():
         [5, 2, 7, 1], [7, 2, 8, 3], [9, 1, 11, 3], [10, 2, 14, 1], [12, 2, 15, 3], [14, 1, 18, 3],
     ]  # fmt: skip
     assert plan.chain[7:].tolist() == [-2, -2, 5, 6, -2, 5, 8, -2, -2, 10, 11, -2, 10, 13]
-    assert plan.slots.rows.tolist() == [0, 1, 3, 5, 6, 8, 10, 11, 13]
-    assert plan.slots.first.tolist() == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12]
-    assert plan.slots.order.tolist() == [2, 5, 3, 6, 9, 12, 10, 13, 16, 19, 17, 20]
+    assert plan.every.of_row.tolist() == list(range(15))
+    assert plan.every.slots.rows.tolist() == [0, 1, 3, 5, 6, 8, 10, 11, 13]
+    assert plan.every.slots.first.tolist() == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12]
+    assert plan.every.slots.order.tolist() == [2, 5, 3, 6, 9, 12, 10, 13, 16, 19, 17, 20]
+    # Each run has one vector, v, in its first row.
+    assert plan.learned.of_row.tolist() == [0, *[-1] * 4, 1, *[-1] * 4, 2, *[-1] * 4]
+    assert plan.learned.slots.rows.tolist() == [0, 1, 2]
+    assert plan.learned.slots.first.tolist() == [0, 2, 4, 6]
+    assert plan.learned.slots.order.tolist() == [2, 5, 9, 12, 16, 19]
 
 
 @with_triton

@@ -5,7 +5,8 @@ and writes where the next product reads: nothing is gathered, and no scores reac
 
 - Forward attends to the tile's own rows, then to its chain in blocks, with an online softmax.
 - Backward recomputes the scores. It first finds each query's softmax sum and the sum of p dp, then the gradients:
-  those of the tile's rows are written in place, those of the chain's keys to slots.
+  those of the tile's rows are written in place, those of the chain's keys to slots. The chain's first block is kept
+  for both; few chains are longer.
 - `rows.add_segments` adds the slots to the rows, in order, without atomics: the same bits every time.
 
 Scores, softmax and sums are in float32 (float64 for float64 inputs), whatever the inputs are.
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fastcoop.engine.kernels.launch import launch, padded, product_precision
 from fastcoop.engine.kernels.rows import add_segments
-from fastcoop.engine.kernels.tiles import TilePlan
+from fastcoop.engine.kernels.tiles import Places, TilePlan
 
 # Rows of a tile, for numbers of two bytes and of more: what fits the registers and the shared memory of most GPUs.
 TILE, WIDE_TILE = 64, 32
@@ -48,7 +49,7 @@ def _load_chain(
     k, v, constant_k, constant_v, chain, start, end, entry, is_entry, row, kv_stride, constant_stride, head,
     D: tl.constexpr, D_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Load keys and values of a chain's entries, and return which of the rows ``row`` read them."""
+    """Load keys and values of a chain's entries; return which of the rows ``row`` read them, and the keys' rows."""
     key = tl.load(chain + entry, mask=is_entry, other=0)
     first = tl.load(start + entry, mask=is_entry, other=0)
     stop = tl.load(end + entry, mask=is_entry, other=0)
@@ -59,7 +60,7 @@ def _load_chain(
     values = _load_head(v, key, kv_stride, head, is_row, D, D_BLOCK)
     values += _load_head(constant_v, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
     reads = (first[None, :] <= row[:, None]) & (row[:, None] < stop[None, :])
-    return keys, values, reads, is_row
+    return keys, values, reads, key
 
 
 @triton.jit
@@ -110,10 +111,30 @@ def forward_kernel(
 
 
 @triton.jit
+def _add_keys(largest, total, weighted, scores, grad_p):
+    """Add keys to each query's largest score, the sum of its exponentials, and their sum weighted by ``grad_p``."""
+    larger = tl.maximum(largest, tl.max(scores, 1))
+    factor = tl.exp(largest - larger)
+    p = tl.exp(scores - larger[:, None])
+    return larger, total * factor + tl.sum(p, 1), weighted * factor + tl.sum(p * grad_p, 1)
+
+
+@triton.jit
+def _gradients(queries, grads, keys, scores, grad_p, largest, inverse, mean, PRECISION: tl.constexpr):
+    """Return what these keys give to the gradient of the queries, and the gradients of the keys and their values."""
+    p = tl.exp(scores - largest[:, None]) * inverse[:, None]
+    grad_scores = (p * (grad_p - mean[:, None])).to(keys.dtype)
+    p = p.to(keys.dtype)
+    grad_queries = tl.dot(grad_scores, keys, input_precision=PRECISION)
+    grad_keys = tl.dot(tl.trans(grad_scores), queries, input_precision=PRECISION)
+    return grad_queries, grad_keys, tl.dot(tl.trans(p), grads, input_precision=PRECISION)
+
+
+@triton.jit
 def backward_kernel(
     q, k, v, constant_k, constant_v, grad, grad_q, grad_k, grad_v, slot_k, slot_v,
-    tiles, row_end, chain, chain_start, chain_end, query_of_row,
-    q_stride, kv_stride, constant_stride, grad_stride, grad_q_stride, grad_kv_stride, slot_stride,
+    tiles, row_end, chain, chain_start, chain_end, query_of_row, place_of_row,
+    q_stride, kv_stride, constant_stride, grad_stride, grad_qkv_stride, slot_stride,
     D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -131,55 +152,54 @@ def backward_kernel(
     values = _load_head(v, row, kv_stride, head, is_row, D, D_BLOCK)
     scores = _scores(queries, keys, (row[None, :] <= row[:, None]) & (row[:, None] < end[None, :]), PRECISION)
     grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+    entry = first_entry + tl.arange(0, CHAIN)
+    chain_keys, chain_values, chain_reads, chain_row = _load_chain(
+        k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
+        kv_stride, constant_stride, head, D, D_BLOCK,
+    )  # fmt: skip
+    chain_scores = _scores(queries, chain_keys, chain_reads, PRECISION)
+    chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
 
-    # Each query's largest score, the sum of its exponentials, and their sum weighted by grad_p.
-    largest = tl.max(scores, 1)
-    largest = tl.where(is_row, largest, 0.0)  # rows that only fill up the tile read nothing
-    p = tl.exp(scores - largest[:, None])
-    total = tl.sum(p, 1)
-    weighted = tl.sum(p * grad_p, 1)
-    for begin in range(0, entries, CHAIN):
-        entry = first_entry + begin + tl.arange(0, CHAIN)
-        chain_keys, chain_values, reads, _ = _load_chain(
-            k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
+    largest = tl.where(is_row, tl.max(scores, 1), 0.0)  # rows that only fill up the tile read nothing
+    none = tl.zeros_like(largest)
+    largest, total, weighted = _add_keys(largest, none, none, scores, grad_p)
+    largest, total, weighted = _add_keys(largest, total, weighted, chain_scores, chain_grad_p)
+    for begin in range(CHAIN, entries, CHAIN):
+        more = entry + begin
+        more_keys, more_values, reads, _ = _load_chain(
+            k, v, constant_k, constant_v, chain, chain_start, chain_end, more, more < first_entry + entries, row,
             kv_stride, constant_stride, head, D, D_BLOCK,
         )  # fmt: skip
-        chain_scores = _scores(queries, chain_keys, reads, PRECISION)
-        chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
-        larger = tl.maximum(largest, tl.max(chain_scores, 1))
-        factor = tl.exp(largest - larger)
-        chain_p = tl.exp(chain_scores - larger[:, None])
-        total = total * factor + tl.sum(chain_p, 1)
-        weighted = weighted * factor + tl.sum(chain_p * chain_grad_p, 1)
-        largest = larger
+        more_scores = _scores(queries, more_keys, reads, PRECISION)
+        more_grad_p = tl.dot(grads, tl.trans(more_values), input_precision=PRECISION)
+        largest, total, weighted = _add_keys(largest, total, weighted, more_scores, more_grad_p)
     # A row without a query gives nothing.
     inverse = tl.where(is_query, 1.0 / tl.where(is_query, total, 1.0), 0.0)
     mean = weighted * inverse
 
-    p = tl.exp(scores - largest[:, None]) * inverse[:, None]
-    grad_scores = (p * (grad_p - mean[:, None])).to(keys.dtype)
-    p = p.to(keys.dtype)
-    grad_queries = tl.dot(grad_scores, keys, input_precision=PRECISION)
-    grad_keys = tl.dot(tl.trans(grad_scores), queries, input_precision=PRECISION)
-    grad_values = tl.dot(tl.trans(p), grads, input_precision=PRECISION)
-    _store_head(grad_k, grad_keys, row, grad_kv_stride, head, is_row, D, D_BLOCK)
-    _store_head(grad_v, grad_values, row, grad_kv_stride, head, is_row, D, D_BLOCK)
+    grad_queries, grad_keys, grad_values = _gradients(
+        queries, grads, keys, scores, grad_p, largest, inverse, mean, PRECISION
+    )
+    place = tl.load(place_of_row + row, mask=is_row, other=-1)
+    _store_head(grad_k, grad_keys, place, grad_qkv_stride, head, place >= 0, D, D_BLOCK)
+    _store_head(grad_v, grad_values, place, grad_qkv_stride, head, place >= 0, D, D_BLOCK)
     for begin in range(0, entries, CHAIN):
-        entry = first_entry + begin + tl.arange(0, CHAIN)
-        chain_keys, chain_values, reads, has_slot = _load_chain(
-            k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
-            kv_stride, constant_stride, head, D, D_BLOCK,
-        )  # fmt: skip
-        chain_p = tl.exp(_scores(queries, chain_keys, reads, PRECISION) - largest[:, None]) * inverse[:, None]
-        chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
-        chain_grad_scores = (chain_p * (chain_grad_p - mean[:, None])).to(keys.dtype)
-        chain_p = chain_p.to(keys.dtype)
-        grad_queries += tl.dot(chain_grad_scores, chain_keys, input_precision=PRECISION)
-        chain_grad_k = tl.dot(tl.trans(chain_grad_scores), queries, input_precision=PRECISION)
-        chain_grad_v = tl.dot(tl.trans(chain_p), grads, input_precision=PRECISION)
-        _store_head(slot_k, chain_grad_k, entry, slot_stride, head, has_slot, D, D_BLOCK)
-        _store_head(slot_v, chain_grad_v, entry, slot_stride, head, has_slot, D, D_BLOCK)
-    _store_head(grad_q, grad_queries, query, grad_q_stride, head, is_query, D, D_BLOCK)
+        if begin > 0:
+            chain_keys, chain_values, chain_reads, chain_row = _load_chain(
+                k, v, constant_k, constant_v, chain, chain_start, chain_end, entry + begin,
+                entry + begin < first_entry + entries, row, kv_stride, constant_stride, head, D, D_BLOCK,
+            )  # fmt: skip
+            chain_scores = _scores(queries, chain_keys, chain_reads, PRECISION)
+            chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
+        more_grad_queries, chain_grad_k, chain_grad_v = _gradients(
+            queries, grads, chain_keys, chain_scores, chain_grad_p, largest, inverse, mean, PRECISION
+        )
+        grad_queries += more_grad_queries
+        has_slot = (entry + begin < first_entry + entries) & (chain_row >= 0)
+        has_slot &= tl.load(place_of_row + chain_row, mask=has_slot, other=-1) >= 0
+        _store_head(slot_k, chain_grad_k, entry + begin, slot_stride, head, has_slot, D, D_BLOCK)
+        _store_head(slot_v, chain_grad_v, entry + begin, slot_stride, head, has_slot, D, D_BLOCK)
+    _store_head(grad_q, grad_queries, place, grad_qkv_stride, head, is_query & (place >= 0), D, D_BLOCK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,29 +228,30 @@ class TiledAttention:
         self,
         inputs: tuple[Tensor, Tensor, Tensor],
         grad: Tensor,
-        grads: tuple[Tensor, Tensor],
+        grad_qkv: Tensor,
         slots: Tensor,
         query_of_row: Tensor,
+        places: Places,
     ) -> None:
-        """Write the gradients of q and kv.
+        """Write the gradients of q, k and v.
 
         Args:
             inputs: q, kv and constants, as ``forward`` had them.
             grad: Of ``forward``'s result.
-            grads: Of q and kv, to be written.
+            grad_qkv: (places, 3 width), written; those of q where a row has a query.
             slots: Memory, (entries, 2 width), float32 (float64 for float64 inputs).
             query_of_row: As ``forward`` had it.
+            places: Of rows whose gradients are read.
         """
-        (q, kv, constants), (grad_q, grad_kv) = inputs, grads
-        plan = self.plan
+        (q, kv, constants), plan = inputs, self.plan
         launch(
             backward_kernel, (len(plan.tiles), self.heads), q, *_halves(kv), *_halves(constants), grad,
-            grad_q, *_halves(grad_kv), *_halves(slots),
-            plan.tiles, plan.row_end, plan.chain, plan.chain_start, plan.chain_end, query_of_row,
-            q.stride(0), kv.stride(0), constants.stride(0), grad.stride(0), grad_q.stride(0), grad_kv.stride(0),
-            slots.stride(0), **self._constants(q),
+            *grad_qkv.chunk(3, dim=1), *_halves(slots),
+            plan.tiles, plan.row_end, plan.chain, plan.chain_start, plan.chain_end, query_of_row, places.of_row,
+            q.stride(0), kv.stride(0), constants.stride(0), grad.stride(0), grad_qkv.stride(0), slots.stride(0),
+            **self._constants(q),
         )  # fmt: skip
-        add_segments(grad_kv, slots, plan.slots, onto=True)
+        add_segments(grad_qkv[:, q.shape[1] :], slots, places.slots, onto=True)
 
     def _constants(self, q: Tensor) -> dict[str, Any]:
         d = q.shape[1] // self.heads

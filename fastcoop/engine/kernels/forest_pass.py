@@ -19,6 +19,7 @@ from torch import Tensor
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels.attention import TILE, WIDE_TILE, TiledAttention
 from fastcoop.engine.kernels.rows import (
+    Sums,
     activation,
     activation_backward,
     add_segments,
@@ -49,6 +50,7 @@ class KernelPass:
         ]
         self.learned_rows = forest.learned_rows.int()
         self.all_rows = torch.arange(forest.rows, dtype=torch.int32, device=device)
+        self.row_of_leaf = forest.leaf_rows.int()
         self.leaf_of_row = torch.full((forest.rows,), -1, dtype=torch.int32, device=device)
         self.leaf_of_row[forest.leaf_rows] = torch.arange(forest.leaves, dtype=torch.int32, device=device)
 
@@ -100,24 +102,23 @@ class KernelPass:
         normal = self._embed(vectors.contiguous(), x, workspace)
         for layer, (block, constants) in enumerate(zip(tower.blocks, self.constants, strict=True)):
             memory, after, is_last = workspace.layers[layer], workspace.layers[layer + 1], layer == last
-            q, kv, x = self._project_qkv(layer, normal, x, workspace)
+            q, kv = self._project_qkv(layer, normal, workspace)
             attended = workspace.attended(*q.shape)
             self.attention.forward(q, kv, constants, attended, self.leaf_of_row if is_last else self.all_rows)
-            rows = len(x)
-            middle, middle_stats = memory.middle(*x.shape), memory.middle_stats(2, rows, 1)
-            normal = torch.empty_like(x)
+            rows = len(attended)
+            middle, normal = memory.middle(rows, tower.width), torch.empty_like(attended)
             layer_norm(
-                x, normal, middle_stats, block.eps_2, LN_OFFSET,
-                branch=attended @ block.out, bias=block.out_bias, sums=middle,
+                x, normal, block.eps_2, LN_OFFSET, branch=attended @ block.out, bias=block.out_bias,
+                rows=self.row_of_leaf if is_last else None, sums=middle,
             )  # fmt: skip
             hidden = torch.mm(normal, block.fc, out=memory.hidden(rows, tower.hidden))
             active = workspace.activation(rows, tower.hidden)
             activation(hidden, tower.activation, active)
-            x, stats = after.x(rows, tower.width), after.x_stats(2, rows, 1)
+            x = after.x(rows, tower.width)
             eps = tower.eps_final if is_last else tower.blocks[layer + 1].eps_1
             layer_norm(
-                middle, normal, stats, eps, LN_OFFSET, branch=active @ block.proj, bias=block.proj_bias, sums=x
-            )  # fmt: skip
+                middle, normal, eps, LN_OFFSET, branch=active @ block.proj, bias=block.proj_bias, sums=x
+            )
         features: Tensor = (normal @ tower.projection).index_select(0, self.leaf_of_class)
         return features
 
@@ -133,92 +134,85 @@ class KernelPass:
         forest, tower, width = self.forest, self.tower, self.tower.width
         grad_leaves = grad_classes.new_empty(forest.leaves, tower.dim)
         add_segments(grad_leaves, grad_classes, self.sum_classes)
-        normal, output = grad_leaves @ tower.projection.t(), workspace.layers[-1]
-        grad = torch.empty_like(normal)
-        x, stats = output.x(forest.leaves, width), output.x_stats(2, forest.leaves, 1)
-        layer_norm_backward(normal, x, stats, grad)
+        normal = grad_leaves @ tower.projection.t()
+        grad = Sums.like(normal)
+        layer_norm_backward(normal, workspace.layers[-1].x(*normal.shape), tower.eps_final, grad)
         for layer in range(self.last, -1, -1):
             grad = self._layer_backward(layer, grad, workspace)
-        if self.last == 0:
-            grad = grad.index_select(0, forest.learned_rows)
-        wide = torch.promote_types(tower.dtype, torch.float32)
-        grad_vectors = grad.new_empty(self.vectors, width, dtype=wide)
-        add_segments(grad_vectors, grad, self.sum_vectors)
+        grad_vectors = torch.empty(self.vectors, width, dtype=grad.high.dtype, device=tower.device)
+        add_segments(grad_vectors, grad.high, self.sum_vectors)
         return grad_vectors
 
     def _embed(self, vectors: Tensor, x: Tensor, workspace: Workspace) -> Tensor:
         """Fill the first layer's input x; return the norm of rows with a vector, or of all in an only layer."""
-        forest, block, memory = self.forest, self.tower.blocks[0], workspace.layers[0]
-        count = len(self.learned_rows)
-        normal, learned = x.new_empty(count, x.shape[1]), workspace.learned_x(count, x.shape[1])
-        stats = memory.x_stats(2, count, 1)
+        forest, block = self.forest, self.tower.blocks[0]
+        count, width = len(self.learned_rows), x.shape[1]
+        normal, learned = x.new_empty(count, width), workspace.learned_x(count, width)
         layer_norm(
-            vectors, normal, stats, block.eps_1, LN_OFFSET,
+            vectors, normal, block.eps_1, LN_OFFSET,
             branch=forest.learned_positions, rows=self.vector_of_row, sums=learned,
         )  # fmt: skip
-        x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
+        # Rows with a token enter the first layer with known numbers, which stay where nothing else is written.
+        if workspace.first_layer_of is not self:
+            x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
+            if self.last > 0:
+                qkv = workspace.attention[0].qkv(forest.rows, 3 * width)
+                qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
+            workspace.first_layer_of = self if workspace.keep else None
         x.index_copy_(0, forest.learned_rows, learned)
         if self.last == 0:
-            normal, stats = torch.empty_like(x), memory.x_stats(2, len(x), 1)
-            layer_norm(x, normal, stats, block.eps_1, LN_OFFSET)
+            normal = torch.empty_like(x)
+            layer_norm(x, normal, block.eps_1, LN_OFFSET)
         return normal
 
-    def _project_qkv(
-        self, layer: int, normal: Tensor, x: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of a layer, and its input x; queries and x of leaves in the last layer."""
+    def _project_qkv(self, layer: int, normal: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+        """Return queries, and keys with values, of a layer; queries of leaves alone in the last layer."""
         forest, width, weight = self.forest, self.tower.width, self.tower.blocks[layer].qkv
         qkv = workspace.attention[layer].qkv(forest.rows, 3 * width)
         if layer == self.last:  # all rows have keys and values, only leaves have queries
             torch.mm(normal, weight[:, width:], out=qkv[:, width:])
             q = workspace.leaf_q(forest.leaves, width)
             torch.mm(normal.index_select(0, forest.leaf_rows), weight[:, :width], out=q)
-            return q, qkv[:, width:], x.index_select(0, forest.leaf_rows)
-        if layer == 0:  # rows with a token have known queries, keys and values
-            qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
+            return q, qkv[:, width:]
+        if layer == 0:  # only rows with a vector: `_embed` wrote the others
             qkv.index_copy_(0, forest.learned_rows, normal @ weight)
         else:
             torch.mm(normal, weight, out=qkv)
-        return qkv[:, :width], qkv[:, width:], x
+        return qkv[:, :width], qkv[:, width:]
 
-    def _layer_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
+    def _layer_backward(self, layer: int, grad: Sums, workspace: Workspace) -> Sums:
         """Return the gradient of a layer's input from that of its output, which is overwritten.
 
-        In the first of several layers it is that of the rows with a vector: nothing reads a token's.
+        In the first layer it is that of the rows with a vector, in float32 at least: nothing reads a token's.
         """
         forest, tower, width = self.forest, self.tower, self.tower.width
-        block, memory, is_last = tower.blocks[layer], workspace.layers[layer], layer == self.last
-        rows = len(grad)
-        grad_hidden = torch.mm(grad, block.proj.t(), out=workspace.activation(rows, tower.hidden))
+        block, memory = tower.blocks[layer], workspace.layers[layer]
+        is_first, is_last, rows = layer == 0, layer == self.last, len(grad.high)
+        grad_hidden = torch.mm(grad.high, block.proj.t(), out=workspace.activation(rows, tower.hidden))
         activation_backward(grad_hidden, memory.hidden(rows, tower.hidden), tower.activation)
-        middle, stats = memory.middle(rows, width), memory.middle_stats(2, rows, 1)
-        layer_norm_backward(grad_hidden @ block.fc.t(), middle, stats, grad, residual=grad)
+        middle = memory.middle(rows, width)
+        layer_norm_backward(grad_hidden @ block.fc.t(), middle, block.eps_2, grad, residual=grad)
 
-        grad_attended = torch.mm(grad, block.out.t(), out=workspace.grad_attended(rows, width))
-        shape = forest.rows, 3 * width
-        qkv, grad_qkv = workspace.attention[layer].qkv(*shape), workspace.grad_qkv(*shape)
-        q, grad_q = qkv[:, :width], grad_qkv[:, :width]
-        if is_last:
-            q, grad_q = workspace.leaf_q(forest.leaves, width), torch.empty_like(grad)
-        slots = workspace.slots(len(self.attention.plan.chain), 2 * width)
+        grad_attended = torch.mm(grad.high, block.out.t(), out=workspace.grad_attended(rows, width))
+        qkv = workspace.attention[layer].qkv(forest.rows, 3 * width)
+        q = workspace.leaf_q(forest.leaves, width) if is_last else qkv[:, :width]
+        grad_qkv = workspace.grad_qkv(len(self.learned_rows) if is_first else forest.rows, 3 * width)
         self.attention.backward(
-            (q, qkv[:, width:], self.constants[layer]), grad_attended, (grad_q, grad_qkv[:, width:]), slots,
+            (q, qkv[:, width:], self.constants[layer]), grad_attended, grad_qkv,
+            workspace.slots(len(self.attention.plan.chain), 2 * width),
             self.leaf_of_row if is_last else self.all_rows,
+            self.attention.plan.learned if is_first else self.attention.plan.every,
         )  # fmt: skip
 
-        x = memory.x(forest.rows, width)
-        if is_last:
-            normal, extra = grad_qkv[:, width:] @ block.qkv[:, width:].t(), grad_q @ block.qkv[:, :width].t()
-            stats = memory.x_stats(2, forest.rows, 1)
-            layer_norm_backward(normal, x, stats, normal, residual=grad, extra=extra, place=self.leaf_of_row)
-            return normal
-        if layer > 0:
-            layer_norm_backward(
-                grad_qkv @ block.qkv.t(), x, memory.x_stats(2, forest.rows, 1), grad, residual=grad
-            )
-            return grad
-        learned = workspace.learned_x(len(self.learned_rows), width)
-        normal = grad_qkv.index_select(0, forest.learned_rows) @ block.qkv.t()
-        stats = memory.x_stats(2, len(learned), 1)
-        layer_norm_backward(normal, learned, stats, normal, residual=grad, place=self.learned_rows)
-        return normal
+        used = slice(width, None) if is_last else slice(None)  # only leaves have queries in the last layer
+        normal = grad_qkv[:, used] @ block.qkv[:, used].t()
+        x, result, extra, place = memory.x(*normal.shape), grad, None, None
+        if is_first:
+            x, place = workspace.learned_x(*normal.shape), self.learned_rows
+            result = Sums(torch.empty_like(normal, dtype=tower.sum_dtype), None)
+        elif is_last:
+            extra, place = grad_qkv[:, :width].index_select(0, forest.leaf_rows), self.leaf_of_row
+            extra, result = extra @ block.qkv[:, :width].t(), Sums.like(normal)
+        residual = None if is_first and is_last else grad  # leaves are tokens
+        layer_norm_backward(normal, x, block.eps_1, result, residual=residual, extra=extra, place=place)
+        return result

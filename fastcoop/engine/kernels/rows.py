@@ -1,7 +1,14 @@
-"""The element-wise work of a layer, in one pass over its rows each. Sums are in float32 (float64 for float64)."""
+"""The element-wise work of a layer, in one pass over its rows each. Sums are in float32 (float64 for float64).
+
+Sums of residual gradients stay so from kernel to kernel: numbers of two bytes are stored with what their rounding left
+off (`Sums`). Products read the rounded ones.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -74,9 +81,69 @@ def _store_rows(matrix, numbers, index, mask, WIDTH: tl.constexpr, BLOCK: tl.con
     tl.store(at, numbers.to(matrix.dtype.element_ty), mask=mask[:, None] & (w[None, :] < WIDTH))
 
 
+class Sums(NamedTuple):
+    """Rows that are added to, (rows, width): ``high``, in the tower's dtype, and what its rounding left off.
+
+    With bfloat16, ``low`` is int16: float32's further bits. With float16 it is float16.
+    """
+
+    high: Tensor
+    low: Tensor | None  # None for numbers of four bytes and more
+
+    @classmethod
+    def like(cls, rows: Tensor) -> Sums:
+        """Return memory for sums shaped and typed as ``rows``."""
+        low = {torch.bfloat16: torch.int16, torch.float16: torch.float16}.get(rows.dtype)
+        return cls(torch.empty_like(rows), None if low is None else torch.empty_like(rows, dtype=low))
+
+
+@triton.jit
+def _bits(numbers):
+    return numbers.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _load_sums(high, low, index, mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Load rows of `Sums`."""
+    numbers = _load_rows(high, index, mask, WIDTH, BLOCK)
+    if low is not None:
+        left_off = _load_rows(low, index, mask, WIDTH, BLOCK)
+        if low.dtype.element_ty == tl.int16:
+            numbers = (_bits(numbers) + left_off.to(tl.int32)).to(tl.float32, bitcast=True)
+        else:
+            numbers += left_off
+    return numbers
+
+
+@triton.jit
+def _store_sums(high, low, numbers, index, mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    rounded = numbers
+    if low is not None:
+        if low.dtype.element_ty == tl.int16:
+            # Halves are rounded up, so that what is left off fits 16 bits, with its sign.
+            rounded = ((_bits(numbers) + 32768) & -65536).to(tl.float32, bitcast=True)
+            rounded = tl.where(numbers == numbers, rounded, numbers)  # a NaN's bits may overflow
+            left_off = _bits(numbers) - _bits(rounded)
+        else:
+            rounded = wide(numbers.to(high.dtype.element_ty))
+            left_off = numbers - rounded
+        _store_rows(low, left_off, index, mask, WIDTH, BLOCK)
+    _store_rows(high, rounded, index, mask, WIDTH, BLOCK)
+
+
+@triton.jit
+def _normalized(value, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the layer norm, without gain, of rows (rows, BLOCK) of WIDTH numbers, and their reciprocal deviations."""
+    w = tl.arange(0, BLOCK)
+    center = tl.sum(value, 1) / WIDTH
+    centered = tl.where(w[None, :] < WIDTH, value - center[:, None], 0.0)
+    scale = 1 / tl.sqrt(tl.sum(centered * centered, 1) / WIDTH + eps)
+    return centered * scale[:, None], scale
+
+
 @triton.jit
 def layer_norm_kernel(
-    x, branch, bias, rows, sums, normal, mean, rstd, count, eps,
+    x, branch, bias, rows, sums, normal, count, eps,
     OFFSET: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     i, w = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
@@ -93,20 +160,16 @@ def layer_norm_kernel(
         value = value.to(sums.dtype.element_ty)  # the norm of what is stored: backward reads that
         _store_rows(sums, value, i, is_row, WIDTH, BLOCK)
         value = wide(value)
-    center = tl.sum(value, 1) / WIDTH
-    centered = tl.where(w[None, :] < WIDTH, value - center[:, None], 0.0)
-    scale = 1 / tl.sqrt(tl.sum(centered * centered, 1) / WIDTH + eps)
-    _store_rows(normal, centered * scale[:, None] + OFFSET, i, is_row, WIDTH, BLOCK)
-    tl.store(mean + i, center, mask=is_row)
-    tl.store(rstd + i, scale, mask=is_row)
+    normalized, _ = _normalized(value, eps, WIDTH, BLOCK)
+    _store_rows(normal, normalized + OFFSET, i, is_row, WIDTH, BLOCK)
 
 
 @triton.jit
 def layer_norm_backward_kernel(
-    grad, extra, x, mean, rstd, residual, place, out, count,
+    grad, extra, x, residual, residual_low, place, out, out_low, count, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    i, w = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = i < count
     other, has_other = i, is_row
     if place is not None:
@@ -115,22 +178,19 @@ def layer_norm_backward_kernel(
     normal = _load_rows(grad, i, is_row, WIDTH, BLOCK)
     if extra is not None:
         normal += _load_rows(extra, other, has_other, WIDTH, BLOCK)
-    scale = tl.load(rstd + i, mask=is_row, other=0.0)
-    value = _load_rows(x, i, is_row, WIDTH, BLOCK) - tl.load(mean + i, mask=is_row, other=0.0)[:, None]
-    value = tl.where(w[None, :] < WIDTH, value * scale[:, None], 0.0)
+    value, scale = _normalized(_load_rows(x, i, is_row, WIDTH, BLOCK), eps, WIDTH, BLOCK)
     through = (
         normal - (tl.sum(normal, 1) / WIDTH)[:, None] - value * (tl.sum(normal * value, 1) / WIDTH)[:, None]
     )
     through *= scale[:, None]
     if residual is not None:
-        through += _load_rows(residual, other, has_other, WIDTH, BLOCK)
-    _store_rows(out, through, i, is_row, WIDTH, BLOCK)
+        through += _load_sums(residual, residual_low, other, has_other, WIDTH, BLOCK)
+    _store_sums(out, out_low, through, i, is_row, WIDTH, BLOCK)
 
 
 def layer_norm(
     x: Tensor,
     normal: Tensor,
-    stats: Tensor,
     eps: float,
     offset: float,
     *,
@@ -144,7 +204,6 @@ def layer_norm(
     Args:
         x: The residual stream.
         normal: The result, (count, width).
-        stats: (2, count), written: means and reciprocal deviations.
         eps: Added to the variance.
         offset: Added to the result.
         branch: (count, width), added to the rows first.
@@ -156,17 +215,17 @@ def layer_norm(
     per_program = max(1, NUMBERS // padded(width))
     launch(
         layer_norm_kernel, (blocks(count, per_program),), x, branch, bias, rows, sums, normal,
-        stats[0], stats[1], count, eps, OFFSET=offset, WIDTH=width, BLOCK=padded(width), ROWS=per_program,
+        count, eps, OFFSET=offset, WIDTH=width, BLOCK=padded(width), ROWS=per_program,
     )  # fmt: skip
 
 
 def layer_norm_backward(
     grad: Tensor,
     x: Tensor,
-    stats: Tensor,
-    out: Tensor,
+    eps: float,
+    out: Sums,
     *,
-    residual: Tensor | None = None,
+    residual: Sums | None = None,
     extra: Tensor | None = None,
     place: Tensor | None = None,
 ) -> None:
@@ -175,8 +234,8 @@ def layer_norm_backward(
     Args:
         grad: Of the layer norm's result, (count, width).
         x: Its input, (count, width).
-        stats: Of `layer_norm`, (2, count).
-        out: The result, (count, width); may be ``grad``, or ``residual`` without ``place``.
+        eps: Added to the variance.
+        out: The result, (count, width); may be ``residual`` where there is no ``place``.
         residual: (rows, width), added to the result.
         extra: (rows, width), added to ``grad``.
         place: int32 (count,): each row's place in ``extra`` and ``residual``, by default the same one; -1 for rows
@@ -185,8 +244,8 @@ def layer_norm_backward(
     count, width = grad.shape
     per_program = max(1, NUMBERS // padded(width))
     launch(
-        layer_norm_backward_kernel, (blocks(count, per_program),), grad, extra, x, stats[0], stats[1], residual,
-        place, out, count, WIDTH=width, BLOCK=padded(width), ROWS=per_program,
+        layer_norm_backward_kernel, (blocks(count, per_program),), grad, extra, x, *(residual or (None, None)),
+        place, *out, count, eps, WIDTH=width, BLOCK=padded(width), ROWS=per_program,
     )  # fmt: skip
 
 

@@ -56,10 +56,19 @@ class Segments:
 
 
 @dataclass(frozen=True, eq=False)
+class Places:
+    """Where the gradients of some rows are written."""
+
+    of_row: Tensor  # int32 (rows,), -1 for rows whose gradients nothing reads
+    slots: Segments  # from entries of the chains to these places: the sums of the keys' and values' gradients
+
+
+@dataclass(frozen=True, eq=False)
 class TilePlan:
     """The tiles of a forest. All tensors are int32."""
 
-    slots: Segments  # from entries of the chains to rows: the sums of their gradients
+    every: Places  # of all rows, in order
+    learned: Places  # of rows with a context vector alone, in order
     tiles: Tensor  # (tiles, 4): first row, number of rows, first entry of the chain, number of entries
     row_end: Tensor  # (rows,) the row behind the last one that reads this row
     chain: Tensor  # (entries,) the row of each chain's keys; constant c is -1 - c
@@ -76,7 +85,7 @@ def plan_tiles(trees: Sequence[tuple[Tree, int]], device: torch.device | str, ti
         device: Of the result.
         tile: Rows of a tile.
     """
-    tiles, row_end, keys, starts, ends = [], [], [], [], []
+    tiles, row_end, keys, starts, ends, learned = [], [], [], [], [], []
     row = entry = constant = 0  # the next run's first ones
     for tree, runs in trees:
         own_tiles, own_end, key, start, end = _tree_tiles(tree, tile)
@@ -86,10 +95,19 @@ def plan_tiles(trees: Sequence[tuple[Tree, int]], device: torch.device | str, ti
             keys.append(key + np.where(key >= 0, row, -constant))
             starts.append(start + row)
             ends.append(end + row)
+            learned.append(tree.learned[tree.live])
             row, entry = row + len(own_end), entry + len(key)
         constant += int((~tree.live).sum())
     arrays = [np.concatenate(parts) for parts in (tiles, row_end, keys, starts, ends)]
-    return TilePlan(Segments.of(arrays[2], device), *_int32(device, *arrays))
+    is_learned = np.concatenate(learned)
+    every = _places(np.arange(row), arrays[2], device)
+    places_learned = _places(np.where(is_learned, np.cumsum(is_learned) - 1, -1), arrays[2], device)
+    return TilePlan(every, places_learned, *_int32(device, *arrays))
+
+
+def _places(of_row: np.ndarray, chain: np.ndarray, device: torch.device | str) -> Places:
+    slots = Segments.of(np.where(chain >= 0, of_row[np.maximum(chain, 0)], -1), device)
+    return Places(_int32(device, of_row)[0], slots)
 
 
 def _tree_tiles(tree: Tree, tile: int) -> tuple[np.ndarray, ...]:
