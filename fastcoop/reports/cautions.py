@@ -1,11 +1,11 @@
-"""Warnings printed at the top of a report."""
+"""Warnings of a report: in full on a list, and in a few words at the figures that they concern."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,28 +20,40 @@ from fastcoop.results.tables import find_collapsed
 MAX_NAMED = 8  # cases that a warning names; it counts the others
 
 
-def cautions(study: Study) -> Iterator[str]:
-    """Yield one or two sentences per warning, the most serious first."""
+class Caution(NamedTuple):
+    """A warning: one or two sentences, a few words for figures, and the datasets that it concerns (none: all)."""
+
+    text: str
+    short: str = ""
+    datasets: frozenset[str] = frozenset()
+
+
+def cautions(study: Study) -> Iterator[Caution]:
+    """Yield the warnings, the most serious first."""
     runs = study.runs
     if cases := [f"{_case(row)} ({row.error})" for row in frames.rows_of(study.failed)]:
-        yield f"Left out, because {'it' if len(cases) == 1 else 'they'} failed: {_some(cases)}."
+        text = f"Left out, because {'it' if len(cases) == 1 else 'they'} failed: {_some(cases)}."
+        yield _caution(text, "failed runs left out", study.failed.dataset)
     if cases := [_case(row) for row in frames.rows_of(study.untested)]:
         words = ("fastcoop", "evaluate", study.folder, "--targets", evaluate_targets(study.untested))
         command = escape.shell_command(*words, *study.places)
-        yield f"Left out, because they were not tested yet: {_some(cases)}. To test them, run `{command}`."
+        text = f"Left out, because they were not tested yet: {_some(cases)}. To test them, run `{command}`."
+        yield _caution(text, "untested runs left out", study.untested.dataset)
     guessing = runs[runs.accuracy <= pd.to_numeric(runs.chance, errors="coerce")]
     collapsed = find_collapsed(runs, GROUP_COLUMNS)
-    for text, noun, rows in (
-        ("The means include {} (a loss was not finite)", "diverged run", runs[runs.status != "done"]),
-        ("The means include {} far below the other seeds of the same setting", "run", collapsed),
-        ("The means include {} not better than chance", "run", guessing),
+    for text, noun, short, rows in (
+        ("The means include {} (a loss was not finite)", "diverged run", "means include diverged runs",
+         runs[runs.status != "done"]),
+        ("The means include {} far below the other seeds of the same setting", "run",
+         "means include runs far below the other seeds", collapsed),
+        ("The means include {} not better than chance", "run", "means include runs not better than chance", guessing),
         ("Left out of every figure: {} of diverged runs without an accuracy (their outputs are not finite)", "test",
-         study.diverged),
-        ("Left out: {} repeated later with the same settings and seed on features that were computed again", "run",
+         "diverged runs left out", study.diverged),
+        ("Left out: {} repeated later with the same settings and seed on features that were computed again", "run", "",
          study.repeated),
     ):  # fmt: skip
         if len(rows):
-            yield f"{text.format(counted(len(rows), noun))}: {_named(rows)}."
+            yield _caution(f"{text.format(counted(len(rows), noun))}: {_named(rows)}.", short, rows.dataset)
     yield from _ambiguous_datasets(runs)
     yield from _mixed_epochs(runs)
     yield from _few_tests(runs)
@@ -51,44 +63,52 @@ def cautions(study: Study) -> Iterator[str]:
         yield from _spread_above_gain(piece)
     schedules = list(dict.fromkeys(piece.schedule for piece in slices))
     for note in filter(None, map(schedule_note, schedules)):
-        yield (
+        text = (
             f"Training used a {note}. The paper's schedule has 50 to 200 epochs and gives other accuracies."
         )
+        yield Caution(text)  # every figure's subtitle names the schedule
     if len(schedules) > 1:
-        yield f"The runs have {len(schedules)} schedules; each is drawn and judged separately."
+        yield Caution(f"The runs have {len(schedules)} schedules; each is drawn and judged separately.")
 
 
-def _ambiguous_datasets(runs: pd.DataFrame) -> Iterator[str]:
+def _caution(text: str, short: str, datasets: Iterable[object]) -> Caution:
+    return Caution(text, short, frozenset(map(str, datasets)))
+
+
+def _ambiguous_datasets(runs: pd.DataFrame) -> Iterator[Caution]:
     """Yield datasets of one name with different classes, images or splits."""
     names = pd.Series(runs.dataset.unique())
     for name, found in names.groupby(names.map(plain_dataset), sort=False):
         if len(found) > 1:
-            yield (
+            yield Caution(
                 f"{name} is the name of {len(found)} different sets of classes, images or splits, which are shown"
                 f" separately: {' and '.join(found)}."
             )
 
 
-def _mixed_epochs(runs: pd.DataFrame) -> Iterator[str]:
+def _mixed_epochs(runs: pd.DataFrame) -> Iterator[Caution]:
     """Yield points of curves whose seeds were trained for different numbers of epochs."""
-    cases = []
+    cases, datasets = [], []
     for _, group in runs.dropna(subset=["epochs"]).groupby(GROUP_COLUMNS, sort=False, dropna=False):
         if group.epochs.nunique() > 1:
             several = " and ".join(f"{n:g}" for n in sorted(group.epochs.unique()))
             cases.append(f"{_point(group.iloc[0])}: {several}")
+            datasets.append(group.dataset.iloc[0])
     if cases:
-        yield f"Runs with different numbers of epochs are averaged in {_some(cases)}."
+        text = f"Runs with different numbers of epochs are averaged in {_some(cases)}."
+        yield _caution(text, "averages over different numbers of epochs", datasets)
 
 
-def _few_tests(runs: pd.DataFrame) -> Iterator[str]:
+def _few_tests(runs: pd.DataFrame) -> Iterator[Caution]:
     """Yield datasets with classes that have no test images."""
     for dataset, frame in runs.dropna(subset=["per_class"]).groupby("dataset", sort=False):
         values = json.loads(frame.per_class.iloc[0])
         if empty := sum(value is None or value != value for value in values):
-            yield f"{dataset}: {empty} of {len(values)} classes have no test images and do not count in accuracies."
+            short = f"{empty} of {len(values)} classes have no test images"
+            yield _caution(f"{dataset}: {short} and do not count in accuracies.", short, [dataset])
 
 
-def _few_images(study: Study) -> Iterator[str]:
+def _few_images(study: Study) -> Iterator[Caution]:
     """Yield datasets with few training images, and those whose few-shot subsets contain all training images."""
     runs = study.runs[study.runs.shots > 0]
     own = runs[(runs.source == runs.dataset) & (runs.shots != frames.ALL_SHOTS)].dropna(
@@ -98,21 +118,26 @@ def _few_images(study: Study) -> Iterator[str]:
     classes = tested.per_class.map(lambda text: len(json.loads(text))).astype(float)
     for dataset, frame in tested[tested.train_images < classes * tested.shots].groupby("dataset", sort=False):
         shots = ", ".join(map(frames.in_shots, sorted(frame.shots.unique())))
-        yield f"{dataset} has classes with fewer training images than requested, at {shots}."
+        text = f"{dataset} has classes with fewer training images than requested, at {shots}."
+        yield _caution(text, f"classes with too few images at {shots}", [dataset])
     seeds = runs.groupby("dataset", sort=False).seed.nunique()
     if len(alone := seeds.index[seeds == 1]):
-        yield f"Only one seed was run on {', '.join(alone)}: no deviation, and no test over seeds."
+        text = f"Only one seed was run on {', '.join(alone)}: no deviation, and no test over seeds."
+        yield _caution(text, "one seed, so no deviation", alone)
     whole = {name: about.get("train") for name, about in study.known.items()}
     own = own[own.train_images == pd.to_numeric(own.source.map(whole), errors="coerce")]
     seeds = own.groupby(["source", "shots"], sort=False).seed.nunique()
     if cases := [f"{source} at {frames.in_shots(shots)}" for source, shots in seeds.index[seeds > 1]]:
-        yield (
+        text = (
             f"All seeds train on the same images, because there are no others: {_some(cases)}. Their"
             " deviation does not include the choice of training images, and is smaller than with different subsets."
         )
+        most = ", ".join(dict.fromkeys(frames.in_shots(shots) for _, shots in seeds.index[seeds > 1]))
+        short = f"all seeds share their images at {most}: the deviation is too small"
+        yield _caution(text, short, (source for source, _ in seeds.index[seeds > 1]))
 
 
-def _spread_above_gain(piece: Slice) -> Iterator[str]:
+def _spread_above_gain(piece: Slice) -> Iterator[Caution]:
     try:
         runs = frames.main_runs(piece.runs)
     except frames.Missing:
@@ -124,7 +149,9 @@ def _spread_above_gain(piece: Slice) -> Iterator[str]:
     means["context_length"] = length
     unclear = frames.rows_of(means[means.gain.abs() < means["std"]])
     if cases := [f"{_point(row)} ({row.gain:+.1f} ± {row.std:.1f})" for row in unclear]:
-        yield f"{piece.short_title}: the deviation over seeds exceeds the gain over zero-shot for {_some(cases)}."
+        yield Caution(
+            f"{piece.short_title}: the deviation over seeds exceeds the gain over zero-shot for {_some(cases)}."
+        )
 
 
 def _case(row: Any) -> str:

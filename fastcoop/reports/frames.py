@@ -67,9 +67,10 @@ def moved_shots(moved: pd.DataFrame) -> float:
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return each group's mean accuracy, standard deviation over seeds (NaN for one run) and number of runs."""
-    grouped = runs.dropna(subset=["accuracy"]).groupby(list(by), sort=False, dropna=False).accuracy
-    return grouped.agg(mean="mean", std="std", runs="count").reset_index()
+    """Return each group's mean accuracy, standard deviation over seeds (NaN for one run), runs and seeds."""
+    grouped = runs.dropna(subset=["accuracy"]).groupby(list(by), sort=False, dropna=False)
+    found = grouped.accuracy.agg(mean="mean", std="std", runs="count")
+    return found.assign(seeds=grouped.seed.nunique()).reset_index()
 
 
 def average(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -79,8 +80,9 @@ def average(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         table = group.pivot_table(index="seed", columns="dataset", values="accuracy", aggfunc="mean")
         seeds = table.dropna().mean(axis=1)
         std = seeds.std() if len(seeds) > 1 else np.nan
-        rows.append((*(key if isinstance(key, tuple) else (key,)), table.mean().mean(), std, len(group)))
-    return pd.DataFrame(rows, columns=[*by, "mean", "std", "runs"])
+        names = key if isinstance(key, tuple) else (key,)
+        rows.append((*names, table.mean().mean(), std, len(group), len(seeds)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "std", "runs", "seeds"])
 
 
 def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[Panels, list[str]]:
@@ -89,14 +91,19 @@ def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[Panels, list[str]]:
     With one dataset there is no average. Datasets that lack a group of ``by`` are left out of it, with a note.
     """
     found = {str(name): summarize(frame, by) for name, frame in runs.groupby("dataset", sort=False)}
-    counts = runs.drop_duplicates([*by, "dataset"]).groupby("dataset", sort=False).size()
-    is_whole = counts == len(runs.drop_duplicates(list(by)))
     if len(found) < 2:
         return found, []
-    if is_whole.any():
-        whole = runs[runs.dataset.isin(counts.index[is_whole])]
-        found = {f"{AVERAGE} over {is_whole.sum()} datasets": average(whole, by), **found}
-    return found, left_out_note(counts.index[~is_whole])
+    whole = averaged_datasets(runs, by)
+    if whole:
+        averages = average(runs[runs.dataset.isin(whole)], by)
+        found = {f"{AVERAGE} over {len(whole)} datasets": averages, **found}
+    return found, left_out_note(name for name in found if name in set(runs.dataset) - set(whole))
+
+
+def averaged_datasets(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """Return the datasets that have every group of ``by``."""
+    counts = runs.drop_duplicates([*by, "dataset"]).groupby("dataset", sort=False).size()
+    return [str(name) for name in counts.index[counts == len(runs.drop_duplicates(list(by)))]]
 
 
 def panel_table(

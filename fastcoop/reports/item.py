@@ -11,6 +11,7 @@ import yaml
 
 import fastcoop
 from fastcoop import escape
+from fastcoop.reports.chart import Chart
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.table import Table
@@ -28,12 +29,26 @@ Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
 @dataclass
 class Exhibit:
-    """A figure, a table, or both, made from one slice of the results. Its files are named ``<item><suffix>``."""
+    """A figure, a table, or both, made from one slice of the results. Its files are named ``<item><suffix>``.
+
+    Attributes:
+        suffix: Distinguishes the files of an item's exhibits.
+        subtitle: What was drawn.
+        figure: Static; the page shows it in print, and on screen if there is no ``chart``.
+        table: Numbers or texts.
+        chart: The figure's points, which the page draws so that it can be pointed at.
+        html: More content of the page, such as pictures as ``data:`` addresses. All text in it must have passed through
+            `fastcoop.escape.html`.
+        fold: The line that the exhibit is folded behind. Successive exhibits with equal lines are folded together.
+    """
 
     suffix: str
     subtitle: str
     figure: Figure | None = None
     table: Table | None = None
+    chart: Chart | None = None
+    html: str = ""
+    fold: str = ""
 
 
 @dataclass(frozen=True)

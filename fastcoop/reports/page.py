@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import math
 import platform
+from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,17 +19,26 @@ import pandas as pd
 
 from fastcoop import escape
 from fastcoop.progress import counted
-from fastcoop.reports.claims import NOTES, Judged, texts_of
+from fastcoop.reports.best import best_methods
+from fastcoop.reports.cautions import Caution
+from fastcoop.reports.chart import BARS, Chart, swatch
+from fastcoop.reports.claims import NOTES, Judged, claims_table, texts_of
 from fastcoop.reports.frames import rows_of, shots_text
 from fastcoop.reports.item import ADD, Exhibit, Item
-from fastcoop.reports.paired import DATASETS, FAILS, HOLDS, SEEDS, PairedDifference
+from fastcoop.reports.paired import FAILS, HOLDS, UNKNOWN
 from fastcoop.reports.study import Study, joined, schedule_note
 from fastcoop.reports.table import Table
 
-MAX_ROWS = 40  # of a table that is not folded
-PIXELS_PER_INCH = 130  # at which a figure is shown
+FOLDER = Path(__file__).parent
+TITLES = {"png": "PNG", "svg": "SVG", "csv": "CSV", "tex": "LaTeX"}
+
+MAX_NAMES = 6  # of datasets or backbones in a sentence
+MAX_ROWS = 12  # of a table that is not folded
+MAX_UNPACKED = 100  # rows of a folded table that is not compressed
+PANEL_HEIGHT, LARGE_HEIGHT, BAR_HEIGHT = 190, 350, 34  # pixels of charts, and of a bar with its text
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
-CLAIM_HEADS = ("claim", "results", "verdict", "numbers here", "difference", "test")
+VERDICTS = {HOLDS: "holds", FAILS: "fails"}
+Drawn = dict[str, tuple[Item, Exhibit, Chart]]  # exhibits with charts, by the ids of these on the page
 
 
 def page(
@@ -34,20 +46,33 @@ def page(
     made: list[tuple[Item, list[Exhibit]]],
     missing: list[tuple[Item, str]],
     judged: list[Judged],
-    warnings: Iterable[str],
+    warnings: Iterable[Caution],
     out: Path,
 ) -> str:
     """Return the HTML of a report whose figures are files in ``out``."""
     runs = pd.concat([study.runs, study.repeated, study.diverged])
-    warned = "".join(f"<li>{escape.html(text)}</li>" for text in warnings)
-    warned = f"<div class=warn><ul>{warned}</ul></div>" if warned else "<p>No warnings.</p>"
-    sections = [("warnings", "Warnings", warned), ("claims", "Claims", _claims(judged))]
-    sections += [(item.name, item.title, _item(item, exhibits, out)) for item, exhibits in made]
-    sections += [("missing", "Missing", _missing(missing, study))] * bool(missing)
-    sections += [
-        ("runs", "Runs", _fold(f"All {len(runs)} results with their settings", _runs(runs).to_html()))
+    warnings = list(warnings)
+    drawn: Drawn = {}
+    for item, found in made:
+        drawn |= {
+            f"{item.name}{one.suffix}": (item, one, one.chart) for one in found if one.chart is not None
+        }
+    datasets = set(study.runs.dataset)
+    charts = {name: _described(chart, warnings, datasets) for name, (*_, chart) in drawn.items()}
+    first = _first_item(drawn)
+    made = sorted(made, key=lambda pair: pair[0] is not first)
+    of_runs = _fold(f"All {len(runs)} results with their settings", _runs(runs).to_html(), len(runs))
+    export = escape.shell_command("fastcoop", "results", "export", study.folder, "runs.csv")
+    sections = [
+        (item.name, item.title, _item(item, exhibits, item is first, charts, out)) for item, exhibits in made
     ]
-    sections += [("reproduce", "Reproduce", _reproduce(study, out))]
+    sections += [
+        ("claims", "Claims", _claims(judged)),
+        ("warnings", "Warnings", _warnings(warnings)),
+        *[("missing", "Missing", _missing(missing, study))] * bool(missing),
+        ("runs", "Runs", f"{of_runs}<p>As CSV: <code>{escape.html(export)}</code></p>"),
+        ("reproduce", "Reproduce", _reproduce(study, out)),
+    ]
     contents = "".join(
         f'<a href="#{name}">{escape.html(title.split(". ")[0])}</a>' for name, title, _ in sections
     )
@@ -55,80 +80,216 @@ def page(
         f'<section id="{name}"><h2>{escape.html(title)}</h2>{text}</section>'
         for name, title, text in sections
     )
-    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    title, lead = escape.html(f"fastcoop report: {study.folder.resolve().name}"), escape.html(_lead(study))
-    return template.substitute(title=title, lead=lead, contents=contents, body=body)
+    own = {name: one for name, one in drawn.items() if one[0] is first and one[2].runs is not None}
+    library = (FOLDER / "vega.js.gz").read_bytes() if charts else b""
+    return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape.html(f"fastcoop report: {study.folder.resolve().name}"), lead=escape.html(_lead(study)),
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"), contents=contents, body=_top(own) + body,
+        charts=json.dumps(charts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        library=base64.b64encode(library).decode(), script=(FOLDER / "page.js").read_text(encoding="utf-8"),
+    )  # fmt: skip
+
+
+def _first_item(drawn: Drawn) -> Item | None:
+    """Return the item whose curves over shots have the most methods; it stands first."""
+    counts = [(len(chart.looks), item) for item, _, chart in drawn.values() if chart.runs is not None]
+    return max(counts, key=lambda pair: pair[0])[1] if counts else None
+
+
+def _lead(study: Study) -> str:
+    """Return in a sentence what the page shows."""
+    runs = study.runs
+    backbones, datasets = (list(dict.fromkeys(column)) for column in (runs.backbone, runs.dataset))
+    shots = sorted(set(runs.shots) - {0.0})
+    ends = " to ".join(dict.fromkeys(shots_text(one) for one in (shots[0], shots[-1]))) if shots else "no"
+    lead = (
+        f"Accuracy on test images of {counted(runs.label.nunique(), 'method')} with {ends} training images per class:"
+        f" {counted(runs.key.nunique(), 'run')} on {_some(datasets)} with {_some(backbones)}."
+    )
+    quick = sorted({schedule_note(schedule) for schedule in runs.schedule if schedule not in ("", "paper")})
+    return lead + (f" Not trained by the paper's schedule: {'; '.join(quick)}." if quick else "")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _top(own: Drawn) -> str:
+    """Return the first screen: the curves of a panel that the reader chooses, and the best method per shots."""
+    if not own:
+        return ""
+    options, tables = [], []
+    for name, (_, one, chart) in own.items():
+        group = "".join(
+            f'<option value="{name}|{place}">{escape.html(panel)}</option>'
+            for place, panel in enumerate(chart.panels)
+        )
+        options.append(
+            f'<optgroup label="{escape.html(one.subtitle)}">{group}</optgroup>' if len(own) > 1 else group
+        )
+        best = best_methods(chart, f"Best method per number of shots ({one.subtitle})")
+        shown = (
+            f"{best.to_html()}{_get(f'best{one.suffix}', None, best)}" if best else "<p>One method only.</p>"
+        )
+        tables.append(f'<div class="best" data-of="{name}">{shown}</div>')
+    legends = "".join(f'<div data-of="{name}">{_legend(chart)}</div>' for name, (*_, chart) in own.items())
+    item, *_ = next(iter(own.values()))
+    return (
+        '<section class="top" id="top"><div class="draw"><div class="bar">'
+        f'<h2>{escape.html(item.title)}</h2><label>of <select id="chosen">{"".join(options)}</select></label></div>'
+        f'<p class="care"></p><div class="chart" data-height="{LARGE_HEIGHT}"></div>{legends}</div>'
+        f'<div class="side"><h2>Best method per number of shots</h2>{"".join(tables)}</div></section>'
+    )
 
 
 def _pre(text: str) -> str:
     return f"<pre>{escape.html(text, keep=chr(10))}</pre>"
 
 
-def _fold(summary: str, content: str) -> str:
-    return f"<details><summary>{summary}</summary>{content}</details>"
+def _fold(summary: str, content: str, rows: int = 0) -> str:
+    """Return content behind a line; many ``rows`` are compressed, and unpacked when they are first shown."""
+    if rows > MAX_UNPACKED:
+        packed = base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+        content = f'<script type="text/plain" data-packed>{packed}</script>'
+    return f"<details><summary>{escape.html(summary)}</summary>{content}</details>"
 
 
-def _lead(study: Study) -> str:
-    runs = study.runs
-    backbones, datasets = (", ".join(dict.fromkeys(column)) for column in (runs.backbone, runs.dataset))
-    lead = f"{counted(runs.key.nunique(), 'run')}; backbones: {backbones}; datasets: {datasets}."
-    quick = sorted({schedule_note(schedule) for schedule in runs.schedule if schedule not in ("", "paper")})
-    return lead + (f" Not trained by the paper's schedule: {'; '.join(quick)}." if quick else "")
+def _link(name: str, text: str, kind: str) -> str:
+    """Return a link that saves a text as a file."""
+    content = base64.b64encode(text.encode()).decode()
+    return f'<a download="{name}.{kind}" href="data:text/plain;base64,{content}">{TITLES[kind]}</a>'
+
+
+def _get(stem: str, image: str | None, table: Table | None) -> str:
+    """Return links to a figure, given by its id, and a table as files."""
+    name = escape.html(stem)
+    links = [
+        f'<a download="{name}.{kind}" data-image="{image}">{TITLES[kind]}</a>'
+        for kind in ("png", "svg")
+        if image
+    ]
+    if table is not None:
+        links += [_link(name, table.to_csv(), "csv"), _link(name, table.to_latex(), "tex")]
+    return f'<p class="get">{"".join(links)}</p>' if links else ""
+
+
+def _legend(chart: Chart) -> str:
+    """Return a button per method, which hides it."""
+    if len(chart.looks) < 2:
+        return ""
+    buttons = (
+        f'<button type="button" aria-pressed="true" data-method="{escape.html(name)}">{swatch(look)}'
+        f"{escape.html(name)}</button>"
+        for name, look in chart.looks.items()
+    )
+    return f'<div class="legend" role="group" aria-label="Methods shown">{"".join(buttons)}</div>'
+
+
+def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dict[str, Any]:
+    """Return a chart for the page's script: its specification, its panels, and short warnings on all and on each."""
+    own = datasets & set(chart.panels)
+    notes: dict[str, list[str]] = {title: [] for title in chart.panels}
+    general = []
+    for text, named in ((one.short, one.datasets) for one in warnings if one.short):
+        with_names = f"{text} ({_some(sorted(named))})"
+        if named >= (own or datasets):
+            general.append(text)
+        elif not own:
+            general.append(with_names)
+        else:
+            for title in chart.panels:
+                notes[title] += [text] * (title in named) if title in own else [with_names]
+    panels = [
+        {"title": title, "points": points, "notes": notes[title]} for title, points in chart.panels.items()
+    ]
+    return {"spec": chart.spec(), "x": chart.xlabel, "notes": general, "panels": panels}
+
+
+def _care(notes: list[str]) -> str:
+    return f'<p class="care">{escape.html("; ".join(notes))}</p>' if notes else ""
+
+
+def _item(item: Item, exhibits: list[Exhibit], is_first: bool, charts: dict[str, Any], out: Path) -> str:
+    text = [f"<p>{escape.html(item.caption)}</p>"]
+    for fold, group in groupby(exhibits, key=lambda one: one.fold):
+        parts = "\n".join(_exhibit(item, one, len(exhibits) > 1, is_first, charts, out) for one in group)
+        text.append(_fold(fold, parts) if fold else parts)
+    return "\n".join(text)
+
+
+def _exhibit(
+    item: Item, one: Exhibit, is_named: bool, is_first: bool, charts: dict[str, Any], out: Path
+) -> str:
+    stem, text = f"{item.name}{one.suffix}", []
+    if is_named and not one.fold:
+        text.append(f"<h3>{escape.html(one.table.title if one.table else one.subtitle)}</h3>")
+    if one.chart is not None:
+        described = charts[stem]
+        panels = list(enumerate(described["panels"]))
+        shown = panels[1:] if is_first and len(panels) > 1 else panels  # the first screen has the average
+        boxes = "".join(_panel(stem, place, panel, one.chart.kind) for place, panel in shown)
+        text.append(
+            f'{_care(described["notes"])}{_legend(one.chart)}<div class="panels {one.chart.kind}">{boxes}</div>'
+        )
+    if one.figure is not None:
+        image = base64.b64encode((out / f"{stem}.svg").read_bytes()).decode()
+        alt = escape.html(f"{item.title} ({one.subtitle}); the numbers are in the table below")
+        kind = "figure" if one.chart is None else "static"
+        text.append(
+            f'<img id="image-{stem}" class="{kind}" alt="{alt}" src="data:image/svg+xml;base64,{image}">'
+        )
+    text.append(_get(stem, f"image-{stem}" if one.figure is not None else None, one.table))
+    if one.table is not None:
+        rows, table = len(one.table.rows), one.table.to_html()
+        summary = "The numbers" if one.figure is not None else f"All {rows} rows"
+        text.append(_fold(summary, table, rows) if one.figure is not None or rows > MAX_ROWS else table)
+    return "\n".join([*text, one.html])
+
+
+def _panel(name: str, place: int, panel: dict[str, Any], kind: str) -> str:
+    height = BAR_HEIGHT * len(panel["points"]) + BAR_HEIGHT if kind == BARS else PANEL_HEIGHT
+    box = f'<div class="chart" data-chart="{name}" data-panel="{place}" data-height="{height}"></div>'
+    return (
+        f"<figure><figcaption>{escape.html(panel['title'])}{_care(panel['notes'])}</figcaption>{box}</figure>"
+    )
+
+
+def _warnings(warnings: list[Caution]) -> str:
+    if not warnings:
+        return "<p>No warnings.</p>"
+    return f'<ul class="warnings">{"".join(f"<li>{escape.html(one.text)}</li>" for one in warnings)}</ul>'
 
 
 def _claims(judged: list[Judged]) -> str:
-    rows = []
+    """Return a line per claim and finding, the numbers behind it."""
+    rows: tuple[list[str], list[str]] = ([], [])
     for claim, results, finding in judged:
-        criterion = escape.html(f"{claim.where}. Holds here if {claim.holds_if}.")
-        kind = {HOLDS: "holds", FAILS: "fails"}.get(finding.verdict, "unknown")
-        cells = [
-            f">{escape.html(claim.text)}<div class=note>{criterion}</div>",
-            f">{escape.html(results)}",
-            f'><span class="verdict {kind}">{escape.html(finding.verdict)}</span>',
-            f">{escape.html(finding.numbers)}",
-            *([">", ">"] if finding.test is None else _test_cells(finding.test)),
-        ]
-        named = (f'<td data-head="{head}"{cell}</td>' for head, cell in zip(CLAIM_HEADS, cells, strict=True))
-        rows.append(f"<tr>{''.join(named)}</tr>")
-    head = "".join(f"<th>{name}</th>" for name in CLAIM_HEADS)
+        facts = {"in the paper": claim.where, "holds here if": claim.holds_if, "results": results}
+        facts |= {
+            "numbers": finding.numbers,
+            **{name: str(text) for name, text in texts_of(finding.test).items()},
+        }
+        listed = "".join(
+            f"<dt>{escape.html(name)}</dt><dd>{escape.html(text)}</dd>"
+            for name, text in facts.items()
+            if text
+        )
+        kind = VERDICTS.get(finding.verdict, "unknown")
+        where = "" if results == "all" else f' <span class="note">{escape.html(results)}</span>'
+        verdict = f'<span class="verdict {kind}">{escape.html(finding.verdict)}</span>'
+        rows[finding.verdict == UNKNOWN].append(
+            f"<details><summary>{verdict}: {escape.html(claim.text)}{where}</summary><dl>{listed}</dl></details>"
+        )
+    counts = Counter(finding.verdict for _, _, finding in judged)
+    counted_ = ", ".join(f"{counts[name]} {name}" for name in (HOLDS, FAILS, UNKNOWN) if counts[name])
     notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in NOTES)
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class=wide><table class="sortable claims">{body}</table></div>{notes}'
-
-
-def _test_cells(test: PairedDifference) -> list[str]:
-    """Return the cells of the difference with its interval and of the test, with what was counted below it."""
-
-    def p_of(unit: str) -> str:
-        p = text[f"p over {unit}"]
-        return f"p = {p}".replace("= <", "< ") if p else ""
-
-    text, other = texts_of(test), SEEDS if test.unit == DATASETS else DATASETS
-    shown = f"{p_of(test.unit) or 'none'} over {test.unit}"
-    note = f"{counted(test.datasets, 'dataset')}, {test.pairs} pairs"
-    note += f"; over {other}: {p_of(other)}" if p_of(other) else ""
-    return [
-        f' data-sort="{test.mean:.8g}">{text["difference"]}<div class=note>{text["interval"]}</div>',
-        f' data-sort="{1 if math.isnan(test.p) else test.p:.8g}">{escape.html(shown)}'
-        f"<div class=note>{escape.html(note)}</div>",
-    ]
-
-
-def _item(item: Item, exhibits: list[Exhibit], out: Path) -> str:
-    text = [f"<p>{escape.html(item.caption)}</p>"]
-    for one in exhibits:
-        if len(exhibits) > 1:
-            text.append(f"<h3>{escape.html(one.table.title if one.table else one.subtitle)}</h3>")
-        if one.figure is not None:
-            image = base64.b64encode((out / f"{item.name}{one.suffix}.png").read_bytes()).decode()
-            width = int(one.figure.get_figwidth() * PIXELS_PER_INCH)
-            alt = escape.html(f"{item.title} ({one.subtitle}); the numbers are in the table below")
-            text.append(f'<img width="{width}" alt="{alt}" src="data:image/png;base64,{image}">')
-        if one.table is not None:
-            rows, table = len(one.table.rows), one.table.to_html()
-            summary = "The numbers" if one.figure is not None else f"All {rows} rows"
-            text.append(_fold(summary, table) if one.figure is not None or rows > MAX_ROWS else table)
-    return "\n".join(text)
+    unknown = f'<div class="claims">{"".join(rows[1])}</div>'
+    return (
+        f"<p>The paper's claims on these results: {counted_}.</p>{_get('claims', None, claims_table(judged))}"
+        f'<div class="claims">{"".join(rows[0])}</div>{_fold(f"{len(rows[1])} with {UNKNOWN}", unknown)}'
+        f"{_fold('How claims are judged', notes)}"
+    )
 
 
 def _missing(missing: list[tuple[Item, str]], study: Study) -> str:
@@ -136,7 +297,10 @@ def _missing(missing: list[tuple[Item, str]], study: Study) -> str:
         f"<li><b>{escape.html(item.title)}</b>: {escape.html(why)}.{_pre(item.command(study))}</li>"
         for item, why in missing
     )
-    return f"<p>These results lack runs for the following. {escape.html(ADD)}</p><ul>{lines}</ul>"
+    names = ", ".join(item.title.partition(". ")[0] for item, _ in missing)
+    listed = f"<p>{escape.html(ADD)}</p><ul>{lines}</ul>"
+    fold = _fold("What each needs, and the command", listed)
+    return f"<p>These results lack runs for {escape.html(names)}.</p>{fold}"
 
 
 def _runs(runs: pd.DataFrame) -> Table:
@@ -173,7 +337,7 @@ def _reproduce(study: Study, out: Path) -> str:
         grid = study.grid_text
     parts = [_pre(f"{sweep}\n{escape.shell_command('fastcoop', 'report', study.folder, '--out', out)}")]
     if grid:
-        parts.append(f"<p>{escape.html(study.folder / 'grid.yaml')}:</p>{_pre(grid)}")
+        parts.append(_fold(str(study.folder / "grid.yaml"), _pre(grid)))
     if versions := sorted(set(study.runs.versions.dropna())):
         texts = (_settings(json.loads(text)) for text in versions)
         parts.append(f"<p>Versions of the runs: {escape.html('; '.join(texts))}.</p>")

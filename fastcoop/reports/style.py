@@ -27,6 +27,10 @@ WIDE = 13.5  # characters per inch of a title below which its letters count as w
 AVERAGE = "Average"  # the first word of the titles of averages over datasets
 LEGEND_HEIGHT = 0.5  # inches that figures reserve
 MARGIN = 0.04  # inches around text that does not fit
+# Without dates and versions.
+METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Creator": None, "Date": None},
+}  # fmt: skip
 RC: dict[str, Any] = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 8, "figure.titlesize": 8, "axes.spines.top": False,
@@ -34,6 +38,7 @@ RC: dict[str, Any] = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6,
     "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 3.4, "pdf.fonttype": 42,
     "hatch.linewidth": 0.6, "text.parse_math": False,  # names may contain a $
+    "svg.hashsalt": "fastcoop",
 }  # fmt: skip
 # Background of a number that a grid line would cross.
 ON_GRID: dict[str, Any] = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"}
@@ -251,7 +256,7 @@ def drawing(series: Iterable[str] = ()) -> Iterator[None]:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.pdf`` (vector, fonts embedded); the same figure gives the same bytes."""
+    """Write ``stem.png``, ``stem.pdf`` and ``stem.svg`` (vector, letters as shapes); equal figures give equal bytes."""
     from matplotlib.transforms import Bbox
 
     figure.set_dpi(PNG_DOTS_PER_INCH)
@@ -262,7 +267,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     # Text that does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
     box = None if inside else Bbox.union([page, ink.padded(MARGIN)])
     written = []
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+    for kind, metadata in METADATA.items():
         path = stem.with_name(f"{stem.name}.{kind}")
         with atomic_write(path) as part:
             figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)

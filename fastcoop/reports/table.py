@@ -209,9 +209,13 @@ class Table:
         return "\n".join(out)
 
     def to_html(self) -> str:
-        """Return a sortable table with its notes."""
-        head = "".join(f"<th>{escape.html(name)}</th>" for name in self.heading)
+        """Return a table with its notes; its heads are buttons, by which the page sorts it."""
         number_class = ' class="n"' if self.unit else ""
+        classes = [""] * len(self.heads) + [number_class] * (len(self.heading) - len(self.heads))
+        head = "".join(
+            f'<th scope="col"{kind}><button type="button">{escape.html(name)}</button></th>'
+            for kind, name in zip(classes, self.heading, strict=True)
+        )
         body = []
         for (names, entries), (_, cells) in zip(self._lines(), self.rows, strict=True):
             row = "".join(f"<td>{escape.html(name)}</td>" for name in names)
@@ -222,7 +226,7 @@ class Table:
                 row += f"<td{number_class}{sort}>{value}</td>"
             body.append(f"<tr{' class=ref' * _is_reference(cells)}>{row}</tr>")
         rows = "\n".join(body)
-        table = f"<table class=sortable><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
+        table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
         notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in self.footnotes())
         return f"<div class=wide>{table}</div>{notes}"
 

@@ -15,7 +15,7 @@ from tests.reports.made_up_results import results
 
 
 def warned(frame: pd.DataFrame) -> str:
-    return "\n".join(cautions(study_of(frame, "results")))
+    return "\n".join(one.text for one in cautions(study_of(frame, "results")))
 
 
 def calm() -> pd.DataFrame:
@@ -136,7 +136,7 @@ def test_seeds_that_share_all_their_images_are_said(tmp_path):
     (tmp_path / "datasets.json").write_text('{"objects": {"train": 160}}')
     frame = calm()
     frame["train_images"] = 10 * frame.shots.where(frame.shots > 0)
-    (found,) = cautions(study_of(frame, tmp_path))
+    ((found, _, _),) = cautions(study_of(frame, tmp_path))
     assert found.startswith(
         "All seeds train on the same images, because there are no others: objects at 16 shots."
     )
@@ -158,7 +158,7 @@ def test_failed_runs_are_named_with_their_error():
         "seed": 2,
         "error": "out of memory",
     }
-    text = "\n".join(cautions(dataclasses.replace(study, failed=pd.DataFrame([row]))))
+    text = "\n".join(one.text for one in cautions(dataclasses.replace(study, failed=pd.DataFrame([row]))))
     assert (
         text
         == "Left out, because it failed: CoOp (M=16, end) on objects at 16 shots, seed 2 (out of memory)."

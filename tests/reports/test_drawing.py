@@ -166,7 +166,7 @@ def test_nothing_runs_out_of_a_picture(frame, tmp_path):
                 for part in item.make(made)[:1]:
                     if part.figure is None:
                         continue
-                    path, _ = save_figure(part.figure, tmp_path / item.name)
+                    path, *_ = save_figure(part.figure, tmp_path / item.name)
                     image = np.asarray(Image.open(path).convert("L"))
                     for edge in (image[:, :2], image[:, -2:], image[:2], image[-2:]):
                         assert not (edge < 128).any(), item.name

@@ -35,7 +35,7 @@ def test_figure3_and_its_numbers_come_out_in_all_formats(folder_of, tmp_path):
     store_words(folder, frame)
     written = report(folder, tmp_path / "out")
     names = {path.name for path in written}
-    assert {f"figure3.{kind}" for kind in ("png", "pdf", "csv", "md", "tex")} <= names
+    assert {f"figure3.{kind}" for kind in ("png", "pdf", "svg", "csv", "md", "tex")} <= names
     assert {"table4.csv", "missing.txt", "claims.csv", "claims.md", "index.html"} <= names
     assert all(path.stat().st_size for path in written)
     assert (tmp_path / "out" / "figure3.pdf").read_bytes().startswith(b"%PDF")

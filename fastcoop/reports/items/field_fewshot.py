@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from fastcoop.reports import field, frames
+from fastcoop.reports import chart, field, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.style import (
@@ -57,11 +57,16 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     drawn = first[first.kind.isin(_one_per_series(first))]
     if drawn[drawn.shots > 0].shots.nunique() < 2:
         return [Exhibit(piece.suffix, piece.subtitle, None, table)]
+    ticks = {count: text.partition(" ")[0] for count, text in columns.items()}
+    shown = {title: one[one.kind.isin(drawn.kind)] for title, one in found.items()}
+    official = runs["selection"] == "official" if "selection" in runs else False
+    ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
+    curves = chart.lines(shown, "shots", ticks, chart.SHOTS, _label, ranked, ("kind", "series", "shots"))
     timed = averaged[averaged.shots.isin((0, most)) & averaged.kind.isin(drawn.kind)]
     cost = _cost_figure(piece, average, drawn, timed, most)
     return [
-        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table),
-        Exhibit(f"{piece.suffix}-cost", f"Accuracy against training cost ({piece.subtitle})", cost),
+        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table, curves),
+        Exhibit(f"{piece.suffix}-cost", f"Accuracy against training cost ({piece.subtitle})", *cost),
     ]
 
 
@@ -75,6 +80,10 @@ def _one_per_series(summary: pd.DataFrame) -> list[str]:
         summary.groupby(["series", "kind"], sort=False).size().sort_values(ascending=False, kind="stable")
     )
     return list(counts.reset_index().drop_duplicates("series").kind)
+
+
+def _label(series: str) -> str:
+    return look(series).label
 
 
 def _family(series: str) -> str:
@@ -105,15 +114,16 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
-    add_series_legend(figure, lambda series: look(series).label, 5)
+    add_series_legend(figure, _label, 5)
     return figure
 
 
-def _cost_figure(piece: Slice, where: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float) -> Figure:
-    """Draw accuracy at the most shots over the seconds of a run."""
-    figure, (axis,) = panel_figure(
-        [f"{where}, {frames.in_shots(most)}"], 1, (5.0, 3.6), piece.subtitle, "seconds of a run"
-    )
+def _cost_figure(
+    piece: Slice, where: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float
+) -> tuple[Figure, None, chart.Chart]:
+    """Draw accuracy at the most shots over the seconds of a run; return the parts of an exhibit."""
+    title, xlabel = f"{where}, {frames.in_shots(most)}", "seconds of a run"
+    figure, (axis,) = panel_figure([title], 1, (5.0, 3.6), piece.subtitle, xlabel)
     seconds = runs[runs.shots > 0].groupby("series").seconds.mean()
     handles, labels = [], []
     for series in sorted(set(summary.series), key=rank):
@@ -133,7 +143,8 @@ def _cost_figure(piece: Slice, where: str, summary: pd.DataFrame, runs: pd.DataF
     axis.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axis.set_ylabel("accuracy (%)")
     add_legend(figure, handles, labels, 4)
-    return figure
+    shown = chart.marks(title, summary[summary.shots == most], dict(seconds), xlabel, _label)
+    return figure, None, shown
 
 
 ITEM = Item(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from fastcoop.reports import frames
+from fastcoop.reports import chart, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.paper import AS_PRINTED, NOTE, printed
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, add_legend, look, panel_figure, shortened
+from fastcoop.reports.style import PAPER_MARK, TWO_COLUMNS, add_legend, look, name_of, panel_figure, shortened
 from fastcoop.reports.table import Cell, Cells, Table
 
 if TYPE_CHECKING:
@@ -23,12 +23,16 @@ LEARNED = "[V]₁ [V]₂ … [V]ᴍ [CLASS]."
 
 
 class Bar(NamedTuple):
-    """A prompt as shown, its series, its mean in these results, and the number in the paper."""
+    """A prompt as shown, its series, the summary of its runs, and the number in the paper."""
 
     prompt: str
     series: str
-    cell: Cell
+    summary: Any
     number: Cell | None
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(float(self.summary.mean), float(self.summary.std), int(self.summary.runs))
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
@@ -43,7 +47,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         if len(bars) > 1 and not coop.empty:
             number = printed("figure1", piece.backbone, name, "coop", setting)
             bars.sort(key=lambda bar: bar.cell.mean)
-            found[name] = [*bars, Bar(learned, "coop end", _cell(coop), number)]
+            found[name] = [*bars, Bar(learned, "coop end", _summary(coop), number)]
     if not found:
         raise frames.Missing(
             "no dataset has CoOp and zero_shot runs with two or more prompts; list several under `prompts:`"
@@ -67,7 +71,9 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         _draw(axis, bars)
     if has_numbers:
         add_legend(figure, [axes[0].scatter([], [], **PAPER_MARK)], [AS_PRINTED], 1)
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table)]
+    prompts = {name: [(bar.series, bar.prompt, bar.summary) for bar in bars] for name, bars in found.items()}
+    drawn = chart.bars(prompts, chart.ACCURACY, lambda series: name_of(series, setting.length))
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, drawn)]
 
 
 def _prompts(piece: Slice, runs: pd.DataFrame, setting: frames.Setting, own: str | None) -> list[Bar]:
@@ -78,13 +84,13 @@ def _prompts(piece: Slice, runs: pd.DataFrame, setting: frames.Setting, own: str
         words = own.replace("[CLASS]", "{}") if own and prompt == OWN else str(prompt)
         shown = words.replace("{}", "[CLASS]") + ("  (its own)" if prompt == OWN and words != OWN else "")
         number = printed("figure1", piece.backbone, runs.dataset.iloc[0], "zero_shot", setting, words)
-        bars.append(Bar(shown, "zero_shot", _cell(frame), number))
+        bars.append(Bar(shown, "zero_shot", _summary(frame), number))
     return bars
 
 
-def _cell(runs: pd.DataFrame) -> Cell:
-    ((_, mean, std, count),) = frames.summarize(runs, ["dataset"]).itertuples(index=False)
-    return Cell(mean, std, count)
+def _summary(runs: pd.DataFrame) -> Any:
+    (row,) = frames.rows_of(frames.summarize(runs, ["dataset"]))
+    return row
 
 
 def _draw(axis: Axes, bars: list[Bar]) -> None:
@@ -92,7 +98,8 @@ def _draw(axis: Axes, bars: list[Bar]) -> None:
     spreads = [0.0 if math.isnan(bar.cell.std) else bar.cell.std for bar in bars]
     ends = [bar.cell.mean + spread for bar, spread in zip(bars, spreads, strict=True)]
     top = max(*ends, *(bar.number.mean for bar in bars if bar.number))
-    for place, (prompt, series, cell, number) in enumerate(bars):
+    for place, bar in enumerate(bars):
+        prompt, series, cell, number = bar.prompt, bar.series, bar.cell, bar.number
         axis.barh(place, cell.mean, 0.4, color=look(series).color)
         if not math.isnan(cell.std):
             axis.errorbar(cell.mean, place, xerr=cell.std, color="#555555", linewidth=1, capsize=1.5)

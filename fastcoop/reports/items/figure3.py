@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fastcoop.reports import frames
+from fastcoop.reports import chart, frames
 from fastcoop.reports.field import FIELD
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
@@ -32,12 +32,14 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     height = (2.4 if columns_drawn == 1 else 1.85) * math.ceil(len(found) / columns_drawn) + 0.75
     xlabel = "training images per class" if columns_drawn < 4 else "images per class"
     figure, axes = panel_figure(found, columns_drawn, (width, height), piece.subtitle, xlabel)
+    ticks = {count: frames.shots_text(count) for count in shots}
     for axis, summary in zip(axes, found.values(), strict=True):
-        draw_curves(axis, summary, "shots", {count: frames.shots_text(count) for count in shots})
+        draw_curves(axis, summary, "shots", ticks)
     for axis in axes[::columns_drawn]:
         axis.set_ylabel("accuracy (%)")
     add_series_legend(figure, name, min(columns_drawn + 1, 3))
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table)]
+    drawn = chart.lines(found, "shots", ticks, chart.SHOTS, name, runs)
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, drawn)]
 
 
 ITEM = Item(

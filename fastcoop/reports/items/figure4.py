@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcoop.reports import frames
+from fastcoop.reports import chart, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.style import ON_GRID, ONE_COLUMN, fitted, look, name_of, panel_figure, shortened
@@ -27,9 +27,9 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     gains = gains.sort_values("gain", ascending=False, kind="stable")
     title = f"{name_of('coop end', length)}, {frames.in_shots(shots)}, over zero-shot CLIP"
     table = Table(f"{title} ({piece.subtitle})", ("dataset",), ("zero-shot", "CoOp", "gain"), "number")
-    for name, mean, std, count, before, gain in gains.itertuples(index=False):
-        own, more = Cell(mean, std, count), Cell(gain, std, count, signed=True)
-        table.add((name,), {"zero-shot": Cell(before), "CoOp": own, "gain": more})
+    for row in frames.rows_of(gains):
+        own, more = Cell(row.mean, row.std, row.runs), Cell(row.gain, row.std, row.runs, signed=True)
+        table.add((row.dataset,), {"zero-shot": Cell(row.zero), "CoOp": own, "gain": more})
 
     figure, (axis,) = panel_figure([""], 1, (ONE_COLUMN, 0.24 * len(gains) + 1.0), piece.subtitle, XLABEL)
     places, gain, spread = range(len(gains)), gains.gain, gains["std"].fillna(0.0)
@@ -50,7 +50,13 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     axis.axvline(0, color="#333333", linewidth=0.7)
     axis.grid(visible=False, axis="y")
     axis.set_title(fitted(title, ONE_COLUMN), loc="right")
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table)]
+    rows = frames.rows_of(gains.assign(mean=gains.gain))
+    drawn = chart.bars(
+        {title: [("coop end", row.dataset, row) for row in rows]},
+        XLABEL,
+        lambda series: name_of(series, length),
+    )
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, drawn)]
 
 
 ITEM = Item(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcoop.reports import frames
+from fastcoop.reports import chart, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.style import ONE_COLUMN, add_series_legend, draw_curves, name_of, panel_figure
@@ -31,7 +31,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     draw_curves(axis, summary, "context_length", drawn)
     axis.set_ylabel("accuracy (%)")
     add_series_legend(figure, name_of, 2)
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table)]
+    shown = chart.lines(found, "context_length", lengths, xlabel, name_of)
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, shown)]
 
 
 ITEM = Item(

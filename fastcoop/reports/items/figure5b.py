@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fastcoop import escape
-from fastcoop.reports import frames, style
+from fastcoop.reports import chart, frames, style
 from fastcoop.reports.item import Exhibit, Item, sweep_command
 from fastcoop.reports.study import Study, diverged_note, joined, schedule_note
 
@@ -69,7 +69,11 @@ def make(study: Study) -> list[Exhibit]:
         table = frames.panel_table(title, found, notes, "backbone", columns, names.__getitem__)
         name, summary = next(iter(found.items()))
         figure = _figure(f"{name}, {frames.in_shots(shots)}", summary, order, names, note)
-        exhibits.append(Exhibit(suffix_of(schedule, [*of_schedules]), note, figure, table))
+        shown = chart.bars(
+            {name: [(row.series, row.backbone, row) for row in frames.rows_of(one)] for name, one in found.items()},
+            chart.ACCURACY, names.__getitem__,
+        )  # fmt: skip
+        exhibits.append(Exhibit(suffix_of(schedule, [*of_schedules]), note, figure, table, shown))
     return exhibits
 
 

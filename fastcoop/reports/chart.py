@@ -1,0 +1,243 @@
+"""Charts of the page: the points of a figure, and the Vega-Lite specification that draws them in a browser.
+
+The static figures are matplotlib's (`fastcoop.reports.style`); both have the same names, colors, markers and lines.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from fastcoop import escape
+from fastcoop.reports.frames import Panels, averaged_datasets, rows_of
+from fastcoop.reports.style import Look, look, rank
+
+LINES, BARS, MARKS = "lines", "bars", "marks"
+ACCURACY, SHOTS = "accuracy (%)", "training images per class"
+DARK_SHARE = 0.42  # of white that a color gets on a dark background
+METHOD = {"field": "method", "type": "nominal", "legend": None}
+POINT = {"content": "data"}  # a tooltip of all values, which the page's script words
+INK = "var(--ink)"
+# Markers as SVG paths within [-1, 1], by matplotlib's names.
+MARKERS = {
+    "o": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z", "s": "M-.85,-.85H.85V.85H-.85Z", "^": "M0,-1L1,.8H-1Z",
+    "v": "M0,1L1,-.8H-1Z", "<": "M-1,0L.8,-1V1Z", ">": "M1,0L-.8,-1V1Z", "D": "M0,-1.1L1.1,0L0,1.1L-1.1,0Z",
+    "d": "M0,-1.2L.7,0L0,1.2L-.7,0Z", "P": "M-.35,-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z",
+    "X": "M-1,-.5L-.5,-1L0,-.5L.5,-1L1,-.5L.5,0L1,.5L.5,1L0,.5L-.5,1L-1,.5L-.5,0Z",
+    "p": "M0,-1L.95,-.31L.59,.81H-.59L-.95,-.31Z", "h": "M0,-1L.87,-.5V.5L0,1L-.87,.5V-.5Z",
+    "*": "M0,-1.3L.31,-.42H1.24L.49,.13L.76,1.05L0,.5L-.76,1.05L-.49,.13L-1.24,-.42H-.31Z",
+}  # fmt: skip
+MARKERS |= {"H": MARKERS["h"], "8": MARKERS["o"]}
+DASHES = {"-": [], "--": [6, 3], "-.": [7, 3, 2, 3], ":": [2, 3], "None": [1, 3]}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a figure shows, for the page.
+
+    Attributes:
+        kind: `LINES` over evenly spaced values, `BARS`, or `MARKS` over a logarithmic axis.
+        panels: The points of each panel by its title. A point has a method, its ``x``, ``mean``, ``low`` and ``high``
+            (None without a spread), the mean and spread as text (``shown``), and numbers of ``seeds`` and ``runs``.
+        looks: How each method is drawn, in the order of the legend.
+        xlabel, ylabel: Titles of the axes; bars have no ``ylabel``.
+        ticks: The values of ``x`` of lines, in order.
+        runs: The runs behind lines over shots; the best method is found in those ``ranked``, by their ``name``.
+        averaged: The datasets of the panel of the average.
+    """
+
+    kind: str
+    panels: dict[str, list[dict[str, Any]]]
+    looks: dict[str, Look]
+    xlabel: str
+    ylabel: str = ACCURACY
+    ticks: tuple[str, ...] = ()
+    runs: pd.DataFrame | None = None
+    averaged: tuple[str, ...] = ()
+
+    def spec(self) -> dict[str, Any]:
+        """Return the Vega-Lite specification of a panel; the page adds its points and its height.
+
+        Methods in the list ``hidden``, a parameter that the page sets, are left out.
+        """
+        color = _scale(self.looks, [_css_color(one.color) for one in self.looks.values()])
+        encoding: dict[str, Any] = {"color": METHOD | {"scale": color}}
+        layers = {LINES: self._lines, BARS: self._bars, MARKS: self._marks}[self.kind](encoding)
+        return {
+            "width": "container",
+            "params": [{"name": "hidden", "value": []}],
+            "transform": [{"filter": "indexof(hidden, datum.method) < 0"}],
+            "encoding": encoding,
+            "layer": layers,
+        }
+
+    def _lines(self, encoding: dict[str, Any]) -> list[Any]:
+        axis = {"labelAngle": 0, "grid": False}
+        domain = {"domain": self.ticks}
+        encoding["x"] = {"field": "x", "type": "ordinal", "title": self.xlabel, "scale": domain, "axis": axis}
+        encoding["y"] = _mean(self.ylabel)
+        dashes = METHOD | {"scale": _scale(self.looks, [DASHES[one.line] for one in self.looks.values()])}
+        band = {"y": _mean(self.ylabel, "low"), "y2": {"field": "high"}}
+        every = [point for points in self.panels.values() for point in points]
+        has_lone = any(point["alone"] and not point["level"] for point in every)
+        return [
+            _layer({"type": "area", "opacity": 0.15}, band, "!datum.alone"),
+            _layer({"type": "rule", "strokeWidth": 1, "strokeDash": [1, 3]}, {"x": None}, "datum.level"),
+            _layer({"type": "line", "strokeWidth": 2}, {"strokeDash": dashes}, "!datum.alone"),
+            *[_spread("y", self.ylabel, "datum.alone && !datum.level")] * has_lone,
+            self._markers(),
+        ]
+
+    def _bars(self, encoding: dict[str, Any]) -> list[Any]:
+        encoding["y"] = {"field": "label", "type": "nominal", "sort": None, "axis": None}
+        encoding["x"] = _mean(self.xlabel, zero=True) | {"axis": {"tickCount": 8}}
+        bar = {"type": "bar", "height": 11, "yOffset": 8, "opacity": 0.85, "tooltip": POINT}
+        text = {"type": "text", "align": "left", "dy": -5, "x": 2, "color": INK, "limit": {"expr": "width"}}
+        spread = _spread("x", self.xlabel, zero=True)
+        spread["mark"] |= {"yOffset": 8, "color": INK}
+        labels = {"text": {"field": "label"}, "x": None, "color": None}
+        return [{"mark": bar}, spread, {"mark": text | {"tooltip": POINT}, "encoding": labels}]
+
+    def _marks(self, encoding: dict[str, Any]) -> list[Any]:
+        axis = {"grid": False, "format": "~g", "labelOverlap": True}
+        log = {"type": "log"}
+        encoding["x"] = {
+            "field": "x",
+            "type": "quantitative",
+            "title": self.xlabel,
+            "scale": log,
+            "axis": axis,
+        }
+        encoding["y"] = _mean(self.ylabel)
+        return [_spread("y", self.ylabel), self._markers()]
+
+    def _markers(self) -> dict[str, Any]:
+        """Return the layer of markers; the one nearest to the pointer is large and has the tooltip."""
+        shapes = _scale(self.looks, [MARKERS[one.marker] for one in self.looks.values()])
+        select = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True}
+        size = {"condition": {"param": "near", "empty": False, "value": 110}, "value": 36}
+        return {
+            "mark": {"type": "point", "filled": True, "opacity": 1, "tooltip": POINT},
+            "params": [{"name": "near", "select": select}],
+            "encoding": {"shape": METHOD | {"scale": shapes}, "size": size},
+        }
+
+
+def lines(
+    found: Panels, over: str, ticks: Mapping[float, str], xlabel: str, name: Callable[[str], str],
+    runs: pd.DataFrame | None = None, by: Sequence[str] = ("series", "shots"),
+) -> Chart:  # fmt: skip
+    """Return the chart of curves over a column.
+
+    Args:
+        found: Summaries, with the column ``series``.
+        over: The column; its value 0 is a level without training.
+        ticks: Texts of the column's values, in order.
+        xlabel: Title of the axis.
+        name: Returns the name of a series.
+        runs: The runs behind curves over shots; the column ``ranked``, if there is one, excludes some from ranking.
+        by: The columns that ``found`` was summarized by.
+    """
+    names = {series: name(series) for summary in found.values() for series in summary.series.unique()}
+    panels = {}
+    for title, summary in found.items():
+        points = [
+            _point(names[row.series], ticks[getattr(row, over)], row) | {"level": getattr(row, over) == 0}
+            for row in rows_of(_ordered(summary))
+        ]
+        counts = pd.Series([point["method"] for point in points]).value_counts()
+        panels[title] = [point | {"alone": bool(counts[point["method"]] == 1)} for point in points]
+    looks = looks_of(names, name)
+    drawn = Chart(LINES, panels, looks, xlabel, ticks=tuple(ticks.values()))
+    if runs is None:
+        return drawn
+    ranked = runs.assign(
+        name=runs.series.map({series: escape.visible(text) for series, text in names.items()})
+    )
+    if "ranked" not in ranked:
+        ranked["ranked"] = True
+    return replace(drawn, runs=ranked, averaged=tuple(averaged_datasets(runs, by)))
+
+
+def bars(
+    found: Mapping[str, Iterable[tuple[str, str, Any]]], xlabel: str, name: Callable[[str], str]
+) -> Chart:
+    """Return the chart of bars: per panel the series, the text and the summary (mean, std, runs) of each."""
+    panels, drawn = {}, {}
+    for title, given in found.items():
+        drawn[title] = list(given)
+        points = [_point(name(series), text, row) for series, text, row in drawn[title]]
+        panels[title] = [point | {"label": f"{point['x']}   {point['shown']}"} for point in points]
+    looks = looks_of((series for given in drawn.values() for series, _, _ in given), name)
+    return Chart(BARS, panels, looks, xlabel)
+
+
+def marks(
+    title: str, summary: pd.DataFrame, xs: Mapping[str, float], xlabel: str, name: Callable[[str], str]
+) -> Chart:
+    """Return the chart of one mark per series of a summary, over the numbers ``xs`` of the series."""
+    shown = _ordered(summary[summary.series.isin(list(xs))])
+    points = [
+        _point(name(row.series), "", row) | {"x": float(f"{xs[row.series]:.3g}")} for row in rows_of(shown)
+    ]
+    return Chart(MARKS, {title: points}, looks_of(shown.series, name), xlabel)
+
+
+def looks_of(series: Iterable[str], name: Callable[[str], str]) -> dict[str, Look]:
+    """Return the look of each series by its name, in the order of legends."""
+    return {escape.visible(name(one)): look(one) for one in sorted(set(series), key=rank)}
+
+
+def swatch(style: Look) -> str:
+    """Return the line and marker of a method as SVG."""
+    color = _css_color(style.color)
+    dash = " ".join(map(str, DASHES[style.line]))
+    line = f'<path d="M-14,0H14" fill="none" stroke-width="1.8" stroke-dasharray="{dash}" style="stroke:{color}"/>'
+    mark = f'<path d="{MARKERS[style.marker]}" transform="scale(4.2)" style="fill:{color}"/>'
+    return f'<svg viewBox="-15 -7 30 14" width="30" height="14" aria-hidden="true">{line}{mark}</svg>'
+
+
+def _ordered(summary: pd.DataFrame) -> pd.DataFrame:
+    return summary.sort_values("series", key=lambda column: column.map(rank), kind="stable")
+
+
+def _point(method: str, x: str, row: Any) -> dict[str, Any]:
+    mean, std = float(row.mean), float(row.std)
+    has_spread = not math.isnan(std)
+    shown = f"{mean:.2f}" + (f" ± {std:.2f}" if has_spread else "")
+    ends = (round(mean - std, 3), round(mean + std, 3)) if has_spread else (None, None)
+    return {
+        "method": escape.visible(method), "x": escape.visible(x), "mean": round(mean, 3), "low": ends[0],
+        "high": ends[1], "shown": shown, "seeds": int(row.seeds), "runs": int(row.runs),
+    }  # fmt: skip
+
+
+def _mean(title: str, column: str = "mean", zero: bool = False) -> dict[str, Any]:
+    return {"field": column, "type": "quantitative", "title": title, "scale": {"zero": zero}}
+
+
+def _layer(mark: dict[str, Any], encoding: dict[str, Any], only: str = "true") -> dict[str, Any]:
+    """Return a layer for the points that meet ``only``; screen readers get those of the markers."""
+    return {"mark": mark | {"aria": False}, "encoding": encoding, "transform": [{"filter": only}]}
+
+
+def _spread(axis: str, title: str, only: str = "true", zero: bool = False) -> dict[str, Any]:
+    """Return the layer of bars of one standard deviation."""
+    ends = {axis: _mean(title, "low", zero), f"{axis}2": {"field": "high"}}
+    return _layer({"type": "rule"}, ends, only)
+
+
+def _scale(names: Iterable[str], values: list[Any]) -> dict[str, Any]:
+    return {"domain": list(names), "range": values}
+
+
+def _css_color(color: str) -> str:
+    """Return a color (``#rrggbb``) as CSS, lighter on a dark background."""
+    parts = [int(part, 16) for part in re.findall("..", color.removeprefix("#"))]
+    light = [round(part + (255 - part) * DARK_SHARE) if max(parts) > 64 else 232 for part in parts]
+    return f"light-dark({color}, #{''.join(f'{part:02x}' for part in light)})"
