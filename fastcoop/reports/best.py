@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -49,7 +50,7 @@ def _rivals(tested: pd.DataFrame, shots: float) -> pd.DataFrame:
 
     A method without training has the same accuracy for every seed.
     """
-    learned = tested[shots].dropna(how="all")
+    learned: Any = tested[shots].dropna(how="all")
     if 0.0 in tested.columns:
         fixed = tested[0.0].groupby(level="dataset").mean()
         learned = learned.join(fixed[fixed.columns.difference(learned.columns)], on="dataset")
