@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -101,6 +101,15 @@ class Backbone:
     def prompt_path(self) -> PromptPath:
         """How the backbone learns prompts, and why not otherwise."""
         return prompt_path(self.model)
+
+    def on_plain_path(self) -> Backbone:
+        """Return the backbone with all positions of all prompts computed, to compare with the shared path."""
+        other = replace(self)
+        plain = PlainTower.from_model(self.model, self.text.context_length)
+        other.__dict__.update(
+            text=plain, prompt_path=PromptPath("plain", "the shared path is compared with it")
+        )
+        return other
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.forest import Forest, Trees, Workspace
-from fastcoop.engine.tower import AnyPass, build_pass
+from fastcoop.engine.forest import Trees
+from fastcoop.engine.tower import AnyPass, AnyWorkspace, build_pass, new_workspace
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import limit_threads, row_rule
 from fastcoop.errors import UserError
@@ -68,13 +68,13 @@ class PromptEncoder(nn.Module):
     def runs_at_once(self) -> int:
         """Number of runs that fill a forest; with more, `forward` only takes more memory."""
         rows = ROWS_AT_ONCE[self._trees.tower.device.type]
-        return max(1, rows // self._trees[self.class_names, self.layout].rows)
+        return max(1, rows // int(self._trees[self.class_names, self.layout].rows))
 
     def _forest_pass(self, runs: int) -> AnyPass:
         forest_pass = self._passes.get(runs)
         if forest_pass is None:
             trees = [(self._trees[self.class_names, self.layout], runs)]
-            forest_pass = self._passes[runs] = build_pass(Forest(self._trees.tower, trees))
+            forest_pass = self._passes[runs] = build_pass(self._trees.tower, trees)
             if len(self._passes) > FORESTS:
                 self._passes.popitem(last=False)
         return forest_pass
@@ -143,7 +143,7 @@ def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | Non
     trees = trees or Trees(backbone)
     given = [_by_run(trees, item) for item in items]
     groups = [(trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
-    features = _class_features(build_pass(Forest(trees.tower, groups)), [runs for runs, _ in given])
+    features = _class_features(build_pass(trees.tower, groups), [runs for runs, _ in given])
     return [out[0] if is_single else out for out, (_, is_single) in zip(features, given, strict=True)]
 
 
@@ -161,7 +161,7 @@ def encode_runs(trees: Trees, class_names: Sequence[str], layout: PromptLayout, 
     with limit_threads(tower.heads):
         for part in runs.split(at_once):
             if forest_pass is None or len(part) != at_once:
-                forest_pass = build_pass(Forest(tower, [(tree, len(part))], row_rule(tower)))
+                forest_pass = build_pass(tower, [(tree, len(part))], row_rule(tower))
             features += _class_features(forest_pass, [part])
     return torch.cat(features)
 
@@ -185,7 +185,7 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
 def _class_features(forest_pass: Any, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return each group's class features; what backward needs is kept only where a gradient may be asked for."""
     keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
-    workspace = Workspace(forest_pass.tower, keep)
+    workspace = new_workspace(forest_pass.tower, keep)
     if not keep:
         return tuple(forest_pass.forward(contexts, workspace))
     features: tuple[Tensor, ...] = _ForestFunction.apply(forest_pass, workspace, *contexts)
@@ -195,7 +195,7 @@ def _class_features(forest_pass: Any, contexts: Sequence[Tensor]) -> tuple[Tenso
 class _ForestFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, forest_pass: AnyPass, workspace: Workspace, *contexts: Tensor
+        ctx: Any, forest_pass: AnyPass, workspace: AnyWorkspace, *contexts: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.forest_pass, ctx.workspace = forest_pass, workspace
         ctx.dtypes = [c.dtype for c in contexts]

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import psutil
 import torch
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, PlainTower, TextTower
+from fastcoop.engine.plain import PlainLayout, prompts_of
 from fastcoop.engine.tree_layout import Packing, TreeKey, pack_tree, tree_key, tree_of
 from fastcoop.engine.weights import CPU_CHUNK, Precision, dtype_of
 from fastcoop.memo import memoize
@@ -61,12 +62,14 @@ class RunShape:
 
 @dataclass(frozen=True)
 class TreeCost:
-    """What one step of one run of a tree takes."""
+    """What one step of one run of a tree takes. On the plain path, each position of each prompt is a node and a row."""
 
     nodes: int  # distinct token prefixes, constants included
     rows: int  # nodes that every step computes
     flops: float  # forward and backward: two operations per multiply-add of every matrix product
     activation_bytes: int  # activations and scratch memory, in the tower's precision
+    shared_rows: int  # rows that the same prompts have, or would have, in a causal tower
+    part_bytes: int = 0  # plain path: memory of the prompts that are computed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +199,11 @@ class TrainingPlan:
         """Floating-point operations of all runs, every step counted."""
         return sum(run.flops for run in self.runs)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory for what the plain path keeps of a batch."""
+        return max(0, self.memory_bytes - self.scratch_bytes)
+
     def budget(self) -> BatchBudget:
         """Return an empty batch with this plan's limits."""
         return BatchBudget(self.scratch_bytes, self.memory_bytes, self.max_rows, self.max_loss_bytes)
@@ -263,19 +271,29 @@ def plan_training(
     Raises:
         UserError: For a prompt that does not fit the text tower.
     """
-    text, on_cpu = backbone.shared_text, backbone.device.type == "cpu"
-    hidden, layers = text.blocks[0].fc.weight.shape[0], len(text.blocks)
+    text, on_cpu = backbone.text, backbone.device.type == "cpu"
+    hidden = text.blocks[0].fc.weight.shape[0] if isinstance(text, TextTower) else 0
     item_bytes = (dtype_of(precision) or text.dtype).itemsize
-    sizes = _Sizes(text.width, hidden, layers, text.heads, text.dim, item_bytes, on_cpu)
-    memory = int(FREE_FRACTION * free_bytes(backbone.device)) if memory_budget is None else memory_budget
+    sizes = _Sizes(text.width, hidden, text.layers, text.heads or 0, text.dim, item_bytes, on_cpu)
+    memory = usable_bytes(backbone.device) if memory_budget is None else memory_budget
     # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
-    fit = max(1, memory // (layers * 12 * text.width * 4))
-    # Scratch memory of a chunk of rows and spare rows. A GPU takes all rows as one chunk, counted with them.
-    scratch = CPU_CHUNK * sizes.per_chunk_row + SPARE_ROWS * layers * (2 * text.width + hidden + 4)
+    fit = max(1, memory // (max(1, text.layers) * 12 * text.width * 4))
+    costs = [_run_cost(backbone, sizes, run) for run in runs]
+    if isinstance(text, TextTower):
+        # Scratch memory of a chunk of rows and spare rows. A GPU takes all rows as one chunk, counted with them.
+        scratch = CPU_CHUNK * sizes.per_chunk_row + SPARE_ROWS * text.layers * (2 * text.width + hidden + 4)
+        scratch *= item_bytes if on_cpu else 0
+    else:
+        scratch = max((cost.tree.part_bytes for cost in costs), default=0)
+        left = max(0, memory - scratch)  # what does not fit is computed again
+        costs = [
+            replace(cost, tree=replace(cost.tree, activation_bytes=min(cost.tree.activation_bytes, left)))
+            for cost in costs
+        ]
     return TrainingPlan(
-        runs=tuple(_run_cost(backbone, sizes, run) for run in runs),
+        runs=tuple(costs),
         memory_bytes=memory,
-        scratch_bytes=scratch * item_bytes if on_cpu else 0,
+        scratch_bytes=scratch,
         max_rows=CPU_ROWS if on_cpu else GPU_ROWS,
         rows_estimate=min(CPU_ROWS, fit) if on_cpu else fit,
         max_loss_bytes=LOSS_NUMBERS[on_cpu] * max(4, item_bytes),
@@ -322,11 +340,20 @@ def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
 
 @memoize(1024)
 def _tree_cost(backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _Sizes) -> TreeCost:
-    text = backbone.shared_text
+    text = backbone.text
+    if isinstance(text, PlainTower):
+        prompts = prompts_of(backbone.tokenizer, names, layout, text.context_length)
+        plain = PlainLayout(prompts, text)
+        flops, kept = (
+            plain.cost.flops * len(names),
+            plain.cost.kept_bytes * sizes.item_bytes // text.dtype.itemsize,
+        )
+        part, shared = kept * min(plain.at_once, len(names)), int(prompts.tree().live.sum())
+        return TreeCost(plain.rows, plain.rows, flops, kept * len(names), shared, part)
     tree = tree_of(backbone.tokenizer, names, layout, text.context_length, text.end_id)
     rows = int(tree.live.sum())
     memory = _activation_bytes(rows, len(names), pack_tree(tree), sizes)
-    return TreeCost(tree.nodes, rows, _flops(tree, rows, sizes), memory)
+    return TreeCost(tree.nodes, rows, _flops(tree, rows, sizes), memory, rows)
 
 
 def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) -> int:
@@ -363,6 +390,11 @@ def _flops(tree: Tree, rows: int, sizes: _Sizes) -> float:
     middle = max(layers - 2, 0) * rows * (3 * width * width + branch)
     last = rows * 2 * width * width + len(leaves) * (width * width + branch)  # only end tokens have queries
     return attention + both * (first + middle + last + len(leaves) * width * sizes.dim)
+
+
+def usable_bytes(device: torch.device) -> int:
+    """Return the memory that training takes where no budget is given: a fraction of the free memory."""
+    return int(FREE_FRACTION * free_bytes(device))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -13,36 +13,48 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, PlainTower, TextTower
+from fastcoop.engine.plain import PlainLayout, prompts_of
 from fastcoop.engine.tree_layout import TreeKey, TreeLayout, tree_of
-from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, fold
+from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, cast, fold
 
 
 class Trees:
-    """The folded tower of a backbone, and the layouts of its runs' trees: ``trees[class_names, prompt_layout]``.
+    """The tower of a backbone, folded if causal, and the layouts of its runs: ``trees[class_names, prompt_layout]``.
 
-    A tree is laid out at its first use, which raises UserError where a prompt does not fit the text tower.
+    Prompts are laid out at their first use, as a tree or plainly, which raises UserError where one does not fit the
+    text tower.
     """
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
-        text = backbone.shared_text
-        self.tower = fold(text, dtype)
-        self._tokenizer = backbone.tokenizer
-        self._context_length, self._end_id = text.context_length, text.end_id
-        self._known: dict[TreeKey, TreeLayout] = {}
+    tower: Any  # FoldedTower or PlainTower
 
-    def __getitem__(self, key: TreeKey) -> TreeLayout:
+    def __init__(self, backbone: Backbone, dtype: torch.dtype | None = None):
+        self._text, self._tokenizer = backbone.text, backbone.tokenizer
+        if isinstance(self._text, TextTower):
+            self.tower = fold(self._text, dtype)
+        else:
+            _ = self._text.token_embedding  # raises if there is none
+            same = dtype in (None, self._text.dtype)
+            self.tower = self._text if same else self._text.map(lambda weight: cast(weight, dtype))
+        self._known: dict[TreeKey, Any] = {}
+
+    def __getitem__(self, key: TreeKey) -> Any:
+        """Return the `TreeLayout` or `PlainLayout`."""
         if key not in self._known:
-            tree = tree_of(self._tokenizer, *key, self._context_length, self._end_id)
-            self._known[key] = TreeLayout(tree, self.tower)
+            text, length = self._text, self._text.context_length
+            if isinstance(text, TextTower):
+                tree = tree_of(self._tokenizer, *key, length, text.end_id)
+                self._known[key] = TreeLayout(tree, self.tower)
+            else:
+                self._known[key] = PlainLayout(prompts_of(self._tokenizer, *key, length), self.tower)
         return self._known[key]
 
-    def replace_tower(self, tower: FoldedTower) -> None:
+    def replace_tower(self, tower: FoldedTower | PlainTower) -> None:
         """Use ``tower``, on another device or in another precision, from now on."""
         self.tower = tower
         self._known.clear()

@@ -11,29 +11,55 @@ Work per row is done in chunks of rows that stay in cache, in memory that every 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fastcoop.backbones import PlainTower
 from fastcoop.engine.attention import PackAttention
+from fastcoop.engine.fit import usable_bytes
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels import are_usable
-from fastcoop.engine.weights import disable_autocast
+from fastcoop.engine.plain import PlainPass, PlainWorkspace
+from fastcoop.engine.weights import ANY_ROWS, RowRule, disable_autocast
 
 if TYPE_CHECKING:
     from fastcoop.engine.kernels.forest_pass import KernelPass
 
-AnyPass: TypeAlias = "ForestPass | KernelPass"
+AnyPass: TypeAlias = "ForestPass | KernelPass | PlainPass"
+AnyWorkspace: TypeAlias = Any  # Workspace or PlainWorkspace
 
 
-def build_pass(forest: Forest) -> AnyPass:
-    """Return the forward and backward pass for the forest's device and precision."""
+def build_pass(tower: Any, groups: Sequence[tuple[Any, int]], rule: RowRule = ANY_ROWS) -> AnyPass:
+    """Return the forward and backward pass of runs, for the tower's kind, device and precision.
+
+    Args:
+        tower: Of a `Trees`.
+        groups: Layouts of the same `Trees`, and the number of runs of each.
+        rule: Numbers of rows that products of a forest may have.
+    """
+    if isinstance(tower, PlainTower):
+        return PlainPass(tower, groups)
+    forest = Forest(tower, groups, rule)
     if are_usable(forest.tower.device, forest.tower.dtype):
         from fastcoop.engine.kernels.forest_pass import KernelPass
 
         return KernelPass(forest)
     return ForestPass(forest)
+
+
+def new_workspace(tower: Any, keep: bool = True, memory_bytes: int | None = None) -> AnyWorkspace:
+    """Return memory for the passes of a tower.
+
+    Args:
+        tower: Of a `Trees`.
+        keep: Whether backward follows forward.
+        memory_bytes: For what the plain path keeps; None: a fraction of the free memory.
+    """
+    if isinstance(tower, PlainTower):
+        return PlainWorkspace(keep, usable_bytes(tower.device) if memory_bytes is None else memory_bytes)
+    return Workspace(tower, keep)
 
 
 class ForestPass:

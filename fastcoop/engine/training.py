@@ -21,11 +21,12 @@ from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.checks import whole_number
 from fastcoop.engine.fit import LossParts, TrainingPlan, is_out_of_memory, loss_parts, plan_training
-from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import Images, class_gradients
 from fastcoop.engine.optimizers import Optimizer
+from fastcoop.engine.plain import PlainPass
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
-from fastcoop.engine.tower import ForestPass, build_pass
+from fastcoop.engine.tower import AnyWorkspace, ForestPass, build_pass, new_workspace
 from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import (
     Precision,
@@ -124,7 +125,7 @@ class _Training:
     ):
         self.trees, self.logit_scale, self.runs, self.plan = trees, logit_scale, runs, plan
         self.given_state, self.on_done = state, on_done or (lambda index, trained: None)
-        self.budget, self.workspace = plan.budget(), Workspace(trees.tower)
+        self.budget, self.workspace = plan.budget(), new_workspace(trees.tower, memory_bytes=plan.kept_bytes)
         self.results = ended_runs(state, runs)
         self.waiting = deque(n for n in plan.order() if n not in self.results)
         self.started: dict[int, ActiveRun] = {}  # also those that wait again since memory ran out
@@ -149,7 +150,7 @@ class _Training:
             if not self.budget.shrink():
                 raise
             log.warning("Out of memory with %d runs together; continuing with fewer.", len(self.active))
-            self.workspace = Workspace(tower)
+            self.workspace = new_workspace(tower, memory_bytes=self.plan.kept_bytes)
             if tower.device.type == "cuda":
                 torch.cuda.empty_cache()
             return False
@@ -218,7 +219,7 @@ class Batch:
     """One forest over the ``active`` runs, and one tensor of all their contexts; valid until the first run ends."""
 
     def __init__(
-        self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: Workspace | None = None
+        self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: AnyWorkspace | None = None
     ):
         groups: dict[Hashable, list[ActiveRun]] = {}
         for a in active:
@@ -229,8 +230,8 @@ class Batch:
         self.groups = sorted(groups.values(), key=lambda group: group[0].run.optimizer.__name__)
         self.active = active = [a for group in self.groups for a in group]
         planned = [(trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups]
-        self.forest_pass = build_pass(Forest(trees.tower, planned, row_rule(trees.tower)))
-        self.workspace = workspace or Workspace(trees.tower)
+        self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
+        self.workspace = workspace or new_workspace(trees.tower)
         self.workspace.begin()
 
         self.steps = min(a.steps_left for a in active)
@@ -276,7 +277,9 @@ class Batch:
         first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
         self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
         self._kernel_step: Callable[[], None] | None = None
-        if not isinstance(self.forest_pass, ForestPass):
+        if isinstance(self.forest_pass, PlainPass):
+            self._recorded = RecordedStep(0, device)  # autograd's graph is built in each step
+        elif not isinstance(self.forest_pass, ForestPass):
             from fastcoop.engine.kernels.training_step import KernelStep
 
             self._kernel_step = KernelStep.of(self, self.forest_pass, DIVERGED)

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastcoop.backbones.text_tower import Block, TextTower
+from fastcoop.backbones.text_tower import Block, PlainTower, TextTower
 
 QUICK_GELU = 1.702
 # Constant added to every layer-norm output; small against the outputs' deviation of 1, so that bfloat16 keeps
@@ -41,6 +41,11 @@ def disable_autocast(function: Function) -> Function:
 
 
 Precision = torch.dtype | Literal["tf32"]
+
+
+def cast(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return floating-point numbers in ``dtype``, others as they are."""
+    return weight.to(dtype) if weight.is_floating_point() else weight
 
 
 def dtype_of(precision: Precision | None) -> torch.dtype | None:
@@ -277,12 +282,12 @@ RULES = (
 )
 
 
-def row_rule(tower: FoldedTower) -> RowRule:
-    """Return the rule for training with the current number of threads; ANY_ROWS on a GPU.
+def row_rule(tower: FoldedTower | PlainTower) -> RowRule:
+    """Return the rule for training with the current number of threads; ANY_ROWS on a GPU and on the plain path.
 
     A GPU's libraries choose by rows, too, in ways that are slow to measure: there runs agree to rounding.
     """
-    if tower.device.type != "cpu":
+    if isinstance(tower, PlainTower) or tower.device.type != "cpu":
         return ANY_ROWS
     return _measure_rule(tower.width, tower.hidden, tower.dim, tower.dtype, torch.get_num_threads())
 
@@ -326,10 +331,10 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 @contextmanager
-def limit_threads(number: int) -> Iterator[None]:
+def limit_threads(number: int | None) -> Iterator[None]:
     """Use at most ``number`` threads: attention's heads, since its smallest batched product has one matrix per head."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, number))
+    torch.set_num_threads(min(before, number or before))
     try:
         yield
     finally:

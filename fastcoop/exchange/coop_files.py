@@ -162,7 +162,7 @@ def frozen_embeddings(
     """
     filler = " ".join([PLACEHOLDER] * context_length)
     ids = backbone.tokenize([f"{filler} {name.replace('_', ' ')}." for name in class_names])
-    embedded = backbone.text.token_embedding.detach().float().cpu()[ids]
+    embedded = backbone.shared_text.token_embedding.detach().float().cpu()[ids]
     return embedded[:, :1], embedded[:, 1 + context_length :]
 
 

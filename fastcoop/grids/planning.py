@@ -177,7 +177,7 @@ def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]
         UserError: A prompt with a class name is longer than the text tower takes.
     """
     from fastcoop.methods.text import check_class_names, check_prompts
-    from fastcoop.prompts.layout import class_prompts
+    from fastcoop.prompts.plain import check_class_prompts
 
     checked = set() if checked is None else checked
     for run in planned:
@@ -192,5 +192,5 @@ def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]
                 if isinstance(form, str):
                     check_prompts(backbone, data, form)
                 else:
-                    class_prompts(backbone.tokenizer, data.class_names, form, backbone.text.context_length)
+                    check_class_prompts(backbone, data.class_names, form)
                 checked.add(what)

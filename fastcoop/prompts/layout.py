@@ -191,12 +191,7 @@ def class_prompts(
 
     Raises UserError for no class, an empty name, or a prompt of more than ``context_length`` tokens.
     """
-    if not class_names:
-        raise UserError("Expected at least one class name, got none.")
-    names = [name.replace("_", " ") for name in class_names]
-    for k, name in enumerate(names):
-        if not name.strip():
-            raise UserError(f"Expected a name for every class, got an empty name of class {k}.")
+    names = spaced(class_names)
     pattern, (start, end) = layout.pattern, Frame.of(tokenizer)
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
     before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
@@ -208,11 +203,7 @@ def class_prompts(
     for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):
         length = len(tokens) + layout.context_length
         if length > context_length:
-            raise UserError(
-                f'The prompt of class "{name}" has {length} tokens with its {layout.context_length} context '
-                f"vectors, start and end, but the text tower reads at most {context_length}; shorten the name or "
-                "use fewer context vectors."
-            )
+            raise too_long(name, length, layout.context_length, context_length)
         slots = [Slot(False, token) for token in tokens]
         vector = k * layout.context_length if layout.class_specific else 0
         prompt, at = slots[: len(start)], len(start)
@@ -222,3 +213,22 @@ def class_prompts(
             at, vector = stop, vector + count
         prompts.append((*prompt, *slots[at:]))
     return prompts
+
+
+def spaced(class_names: Sequence[str]) -> list[str]:
+    """Return class names with spaces for underscores. Raises UserError for no class or an empty name."""
+    if not class_names:
+        raise UserError("Expected at least one class name, got none.")
+    names = [name.replace("_", " ") for name in class_names]
+    for k, name in enumerate(names):
+        if not name.strip():
+            raise UserError(f"Expected a name for every class, got an empty name of class {k}.")
+    return names
+
+
+def too_long(name: str, length: int, vectors: int, context_length: int) -> UserError:
+    """Return the error for a class whose prompt has more tokens than the text tower reads."""
+    return UserError(
+        f'The prompt of class "{name}" has {length} tokens with its {vectors} context vectors, start and end, but the '
+        f"text tower reads at most {context_length}; shorten the name or use fewer context vectors."
+    )

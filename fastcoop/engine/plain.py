@@ -1,0 +1,222 @@
+"""The plain path: all positions of all prompts through the model's own modules, for towers that share nothing.
+
+Towers that attend in both directions, attend to padding or are read elsewhere than at the end token give prompts with
+a common beginning nothing in common. `PlainPass` has the interface of `ForestPass` and leaves the computation to the
+model: its embedding step puts out the words' embeddings and the context vectors, and autograd gives the gradients.
+
+Prompts are encoded in parts. Autograd's graph of a part is kept for the backward pass while memory allows; the other
+parts are encoded a second time there. On a CPU a part has prompts of one run only, and the same ones in any company,
+so a run's bits do not depend on the runs beside it; on a GPU a part has prompts of many runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastcoop.backbones import PlainTower
+from fastcoop.engine.weights import disable_autocast
+from fastcoop.memo import memoize
+from fastcoop.prompts.layout import PromptLayout, Tokenizer
+from fastcoop.prompts.plain import PlainPrompts, plain_prompts
+
+ROWS_OF_PART = {"cpu": 2048, "cuda": 8192}  # positions encoded at once: enough for full speed
+
+Graph = tuple[Tensor, Tensor]  # context vectors and the features computed from them
+
+
+@memoize(64)
+def prompts_of(
+    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int
+) -> PlainPrompts:
+    """Return `plain_prompts`, which are tokenized once."""
+    return plain_prompts(tokenizer, names, layout, length)
+
+
+class PlainLayout:
+    """The prompts of one list of classes for one tower.
+
+    Attributes:
+        ids: int64 (classes, positions), token ids.
+        tokens: (distinct tokens, width), what the embedding step puts out for them.
+        table_rows: int64 (classes, positions), rows of ``tokens`` with a run's context vectors behind them.
+        rows: Positions of all prompts of one run.
+        vectors: Context vectors of one run.
+        parts: The classes of each part.
+    """
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    @disable_autocast
+    def __init__(self, prompts: PlainPrompts, tower: PlainTower):
+        assert tower.embedding is not None
+        self.tower = tower
+        positions = prompts.ids.shape[1] if tower.reads_padding else int(prompts.lengths.max())
+        ids, vectors = (torch.as_tensor(a[:, :positions]) for a in (prompts.ids, prompts.vectors))
+        distinct, at = ids.unique(return_inverse=True)
+        self.ids = ids.to(tower.device)
+        self.tokens = tower.embedding(distinct.to(tower.device)).to(tower.dtype)
+        self.table_rows = torch.where(vectors >= 0, len(distinct) + vectors, at).to(tower.device)
+        self.classes, self.positions = self.ids.shape
+        self.rows, self.vectors = self.ids.numel(), int(vectors.max()) + 1
+        self.at_once = max(1, ROWS_OF_PART[tower.device.type] // positions)  # prompts of a part
+
+    def encode(self, vectors: Tensor, prompts: range) -> Tensor:
+        """Return the features (n, dim) of n prompts, numbered run by run, with ``vectors`` (runs, vectors, width)."""
+        number = torch.arange(prompts.start, prompts.stop, device=self.ids.device)
+        run, k = number // self.classes, number % self.classes
+        rows = self.table_rows[k]
+        rows = torch.where(rows >= len(self.tokens), rows + self.vectors * run[:, None], rows)
+        table = torch.cat([self.tokens, self.tower.embed(vectors.flatten(0, 1))])
+        return self.tower.encode_embedded(self.ids[k], F.embedding(rows, table))
+
+    @cached_property
+    def cost(self) -> PromptCost:
+        """What one prompt takes, measured on the first."""
+        frozen = {weight.untyped_storage().data_ptr() for weight in self.tower.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            vectors = self.tokens.new_zeros(1, self.vectors, self.tokens.shape[1]).requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                features = self.encode(vectors, range(1))
+            torch.autograd.grad(features.sum(), vectors)
+        return PromptCost(float(counter.get_total_flops()), sum(kept.values()))
+
+
+class PromptCost(NamedTuple):
+    """What one prompt takes."""
+
+    flops: float  # operations, forward and backward
+    kept_bytes: int  # what autograd keeps for the backward pass
+
+
+@dataclass(eq=False)
+class PlainWorkspace:
+    """What a forward pass leaves for the backward pass.
+
+    Attributes:
+        keep: Whether backward follows forward.
+        memory_bytes: For the graphs of parts; parts beyond it are encoded again.
+    """
+
+    keep: bool = True
+    memory_bytes: int = 0
+    contexts: list[Tensor] = field(default_factory=list)
+    graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)
+    nbytes: int = 0
+
+    def begin(self) -> None:
+        """Forget the previous forward pass."""
+        self.graphs.clear()
+        self.contexts.clear()
+        self.nbytes = 0
+
+    def offer(self, part: tuple[int, int], graph: Graph, graph_bytes: int) -> None:
+        """Keep a part's graph if its bytes fit."""
+        if self.nbytes + graph_bytes <= self.memory_bytes:
+            self.graphs[part] = graph
+            self.nbytes += graph_bytes
+
+    def trim(self) -> None:
+        """Free memory that is not used: there is none."""
+
+
+class PlainPass:
+    """Forward and backward of runs' prompts; the interface is that of `ForestPass`.
+
+    Args:
+        tower: The tower.
+        groups: The prompts of each group, and its number of runs.
+    """
+
+    def __init__(self, tower: PlainTower, groups: Sequence[tuple[PlainLayout, int]]):
+        self.tower, self.groups = tower, tuple(groups)
+        self.parts = [self._parts(*group) for group in groups]
+
+    def _parts(self, layout: PlainLayout, runs: int) -> list[range]:
+        """Cut the prompts of all runs, numbered run by run, into parts of about one size."""
+        per_run, size = layout.classes, layout.classes * runs
+        pieces = [range(run * per_run, (run + 1) * per_run) for run in range(runs)]
+        if self.tower.device.type != "cpu":
+            pieces = [range(size)]
+        parts = []
+        for piece in pieces:
+            number = -(-len(piece) // layout.at_once)
+            ends = [piece.start + len(piece) * n // number for n in range(number + 1)]
+            parts += [range(*ends[n : n + 2]) for n in range(number)]
+        return parts
+
+    @torch.no_grad()
+    @torch.inference_mode(False)
+    @disable_autocast
+    def forward(self, contexts: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
+        """Return each group's class features (runs, classes, dim), projected and not normalized.
+
+        Args:
+            contexts: Per group, (runs, vectors, width), any float dtype.
+            workspace: What backward reads is written there.
+        """
+        workspace.begin()
+        features = []
+        for number, ((layout, runs), given) in enumerate(zip(self.groups, contexts, strict=True)):
+            given = given.to(self.tower.dtype, copy=True)
+            workspace.contexts.append(given)
+            found = []
+            for part in self.parts[number]:
+                graph = self._encode(layout, given, part, workspace.keep)
+                found.append(graph[1].detach())
+                if workspace.keep:
+                    workspace.offer((number, part.start), graph, len(part) * layout.cost.kept_bytes)
+            features.append(torch.cat(found).view(runs, layout.classes, -1))
+        return features
+
+    @torch.no_grad()
+    @torch.inference_mode(False)
+    @disable_autocast
+    def backward(self, grads: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
+        """Return the gradients of the contexts, per group (runs, vectors, width) in the tower's dtype.
+
+        Args:
+            grads: Per group, of the class features (runs, classes, dim).
+            workspace: As forward left it.
+        """
+        gradients = [torch.zeros_like(contexts) for contexts in workspace.contexts]
+        for number, (grad, gradient) in enumerate(zip(grads, gradients, strict=True)):
+            layout, (of_prompts, contexts) = (
+                self.groups[number][0],
+                (grad.flatten(0, 1), workspace.contexts[number]),
+            )
+            for part in self.parts[number]:
+                kept = workspace.graphs.get((number, part.start))
+                vectors, features = kept or self._encode(layout, contexts, part, True)
+                own = of_prompts[part.start : part.stop].to(features.dtype)
+                (found,) = torch.autograd.grad(features, vectors, own, retain_graph=kept is not None)
+                gradient[self._runs(layout, part)] += found
+        return gradients
+
+    @staticmethod
+    def _runs(layout: PlainLayout, part: range) -> slice:
+        """Return the runs that a part has prompts of."""
+        return slice(part.start // layout.classes, (part.stop - 1) // layout.classes + 1)
+
+    def _encode(self, layout: PlainLayout, contexts: Tensor, part: range, keep: bool) -> Graph:
+        """Return the vectors of a part's runs and the features of its prompts; with ``keep``, in one graph."""
+        runs = self._runs(layout, part)
+        with torch.set_grad_enabled(keep):
+            vectors = contexts[runs].detach().requires_grad_(keep)
+            first = runs.start * layout.classes
+            return vectors, layout.encode(vectors, range(part.start - first, part.stop - first))
