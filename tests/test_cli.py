@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def test_sweep_report_interpret_and_results_from_one_grid(run, world, tmp_path):
     code, out, _ = run("sweep", grid, *data, "--dry-run")
     assert code == 0
     assert "would run 5 of 5 runs" in out
+    assert re.search(
+        r"^tiny  prompts on the shared path: \d+ positions .* 308 on the plain path$", out, re.MULTILINE
+    )
     assert not (tmp_path / "results").exists()
     code, out, _ = run("sweep", grid, *data)
     assert code == 0

@@ -30,6 +30,7 @@ from fastcoop.sweeps.caching import missing_crops
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.engine import TrainingPlan
+    from fastcoop.engine.fit import RunCost
     from fastcoop.sweeps.grid_sweep import SweepPlan
 
 MAX_STEP_FLOPS = 1e10  # of a timed training step: about a third of a second of a core
@@ -52,11 +53,33 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """How a backbone learns prompts: its path, why it is not "shared", and the positions that a run's step computes on
+    it and on the other path, means of all runs."""
+
+    backbone: str
+    path: str
+    reason: str
+    positions: float
+    other_positions: float
+
+    def line(self) -> str:
+        """Return this as a line of text."""
+        why = f" ({self.reason})" if self.reason else ""
+        other = "plain" if self.path == "shared" else "shared"
+        return (
+            f"{self.backbone}  prompts on the {self.path} path{why}: {self.positions:,.0f} positions per run and step, "
+            f"{self.other_positions:,.0f} on the {other} path"
+        )
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What is left of a sweep.
 
     Attributes:
         parts: Its batches, by backbone and method.
+        prompts: How each backbone learns prompts, where it does.
         nodes: Distinct token prefixes that training computes, counted once per step and run.
         flops: Floating-point operations of training, forward and backward.
         crops: Images and views that are encoded first.
@@ -66,6 +89,7 @@ class Forecast:
     """
 
     parts: tuple[Part, ...]
+    prompts: tuple[Prompts, ...]
     nodes: float
     flops: float
     crops: int
@@ -82,6 +106,7 @@ class Forecast:
             took = "time unknown" if part.seconds is None else f"{duration(part.seconds)} for one worker"
             batches = f"{counted(part.batches, 'batch')} of up to {part.largest}"
             yield f"{part.backbone}  {part.method}: {counted(part.runs, 'run')} in {batches}, {took}"
+        yield from (one.line() for one in self.prompts)
         if self.nodes:
             yield f"training computes {self.nodes:.3g} nodes, {self.flops:.3g} floating-point operations"
         took = "unknown time" if self.seconds is None else duration(self.seconds)
@@ -109,6 +134,7 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
     parts: list[Part] = []
     seconds: list[float] = []
     trainings: list[TrainingPlan] = []
+    costs_of: dict[str, list[RunCost]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.team.threads)
     with threadpool_limits(plan.team.threads):
@@ -144,16 +170,22 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path) -> Forecast:
             parts.append(Part(*names, len(groups), sum(counts), max(counts), sum(found) if found else None))
             seconds += found or []
             trainings += plans
+            costs_of.setdefault(names[0], []).extend(cost for one in plans for cost in one.runs)
         for backbone in {name for name, _ in missing}:
             wall += _crop_seconds(loaded, {names: n for names, n in missing.items() if names[0] == backbone})
     torch.set_num_threads(threads)
     wall += startup * (2 if plan.team.size > 1 else 1)  # workers load what this process has loaded
     wall += max(max(seconds, default=0.0), sum(seconds) / plan.team.size)
-    costs = [cost for training in trainings for cost in training.runs]
+    costs = [cost for of_backbone in costs_of.values() for cost in of_backbone]
     largest = max((one.bytes_of(next(one.stages()).runs) for one in trainings), default=0)
     processes = plan.team.size + (plan.team.size > 1)
     return Forecast(
         parts=tuple(parts),
+        prompts=tuple(
+            _prompts(loaded.backbone(name), of_backbone)
+            for name, of_backbone in costs_of.items()
+            if of_backbone
+        ),
         nodes=float(sum(cost.tree.nodes * cost.shape.steps for cost in costs)),
         flops=float(sum(cost.flops for cost in costs)),
         crops=sum(missing.values()),
@@ -169,6 +201,13 @@ def _plan(runs: Sequence[RunSpec[Any]], budget: int | None) -> TrainingPlan:
 
     shapes = [shape for run in runs if (shape := shape_of(run))]
     return plan_training(runs[0].model, shapes, memory_budget=budget)
+
+
+def _prompts(backbone: Backbone, costs: Sequence[RunCost]) -> Prompts:
+    path, reason = backbone.prompt_path
+    rows, shared = (mean(getattr(one.tree, name) for one in costs) for name in ("rows", "shared_rows"))
+    plain = mean(len(one.shape.class_names) for one in costs) * backbone.text.context_length
+    return Prompts(backbone.name, str(path), reason, rows, plain if path == "shared" else shared)
 
 
 def _work(plan: TrainingPlan) -> tuple[float, float, float]:
