@@ -38,14 +38,14 @@ def write_dataset(
     return folder
 
 
-def write_backbone(folder: Path, text_layers: int = 1) -> Path:
+def write_backbone(folder: Path, text_layers: int = 1, embed_dim: int = 16) -> Path:
     """A model folder: open_clip config and random weights of a one-layer CLIP with CLIP's tokenizer."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
     config = {
-        "embed_dim": 16,
+        "embed_dim": embed_dim,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
         "text_cfg": {
             "context_length": 77,

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from fastcoop.backbones import Backbone
 
-STACK_BYTES = 512 << 20  # of the tensors of runs that are learned at once
+# Of the tensors of runs that are learned at once. The numbers that change stay in a CPU's cache.
+STACK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 TEST_BYTES = 64 << 20  # of the tensors of images that are classified at once
 
 
@@ -134,7 +135,7 @@ class Adapter(Method[S]):
         return found if b is None else found + b[:, None]
 
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
-        """Return a function from all of `values`, (runs,) by name, to logits. It computes once what they share."""
+        """Return a function from all of `values`, (runs,) by name, to new logits. It computes once what they share."""
         return lambda **values: self.logits({**weights, **values}, images, texts)
 
     def searched(self, settings: S) -> Mapping[str, Sequence[float]]:
@@ -278,8 +279,9 @@ class Adapter(Method[S]):
             for tried in self.tries(run) if selection != "fixed" else (tuned,):
                 settings = run.settings.model_copy(update=dict(tried))
                 rows.append(_Row(index, len(rows), selection, replace(run, settings=settings), tried))
+        most = STACK_BYTES[str(backbone.device).partition(":")[0]]
         left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
-        for part in self._stacks(rows, context.memory_budget or STACK_BYTES):
+        for part in self._stacks(rows, min(context.memory_budget or most, most)):
             finished = []
             for row in self._learn_stack(backbone, part):
                 index, known = row.index, best.get(row.index)

@@ -57,13 +57,16 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
             "warm_epoch",
         )
 
-        def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
+        def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, list[Tensor]]:
             batch = stack.take(rows, views, images)
-            return cosine_cross_entropy(parameters["prototypes"], *batch, texts.scale, texts.raw, pull)
+            losses, found = cosine_cross_entropy(
+                parameters["prototypes"], *batch, texts.scale, texts.raw, pull
+            )
+            return losses, [found]
 
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
         batches = pooled_batches(stack, settings.epochs, settings.batch_size)
-        learned, losses = train(start, batches, loss, Optimizer("sgd", rates))
+        learned, losses = train(start, batches, gradient, Optimizer("sgd", rates))
         return Fitted(learned, losses, trained=("prototypes",))
 
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, None]:
@@ -104,10 +107,6 @@ def pooled_batches(stack: Stack, epochs: int, batch_size: int) -> Iterator[list[
     steps = steps_of(stack, batch_size, keep_short=False)
     draws = [np.random.default_rng(run.seed) for run in stack.runs]
     for _ in range(epochs):
-        order = torch.from_numpy(
-            np.stack([rng.permutation(images * views)[: steps * batch_size] for rng in draws])
-        )
-        yield [
-            (batch // views, batch % views)
-            for batch in order.to(stack.labels.device).split(batch_size, dim=1)
-        ]
+        order = np.stack([rng.permutation(images * views)[: steps * batch_size] for rng in draws])
+        parts = (torch.from_numpy(part).to(stack.labels.device) for part in np.divmod(order, views))
+        yield list(zip(*(part.split(batch_size, dim=1) for part in parts), strict=True))

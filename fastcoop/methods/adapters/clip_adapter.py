@@ -12,6 +12,7 @@ from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import (
     Optimizer,
+    by_autograd,
     cosine_rates,
     cross_entropy,
     epochs_of_batches,
@@ -87,7 +88,9 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
             return cross_entropy(self.logits({**parameters, "ratio": ratio}, images, texts), labels)
 
         batches = epochs_of_batches(stack, epochs, batch_size, keep_short=False)
-        learned, losses = train(self.start(stack), batches, loss, Optimizer("sgd", rates, WEIGHT_DECAY))
+        learned, losses = train(
+            self.start(stack), batches, by_autograd(loss), Optimizer("sgd", rates, WEIGHT_DECAY)
+        )
         return Fitted(learned | {"ratio": ratio}, losses, trained=("down", "up"))
 
     def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:

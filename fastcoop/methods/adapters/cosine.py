@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +15,8 @@ def cosine_cross_entropy(
     scale: float,
     anchors: Tensor | None = None,
     pull: Tensor | None = None,
-) -> Tensor:
-    """Return each run's mean cross-entropy, (runs,), which can be differentiated once with respect to ``classes``.
+) -> tuple[Tensor, Tensor]:
+    """Return each run's mean cross-entropy, (runs,), and its gradient for ``classes``, (runs, classes, dim).
 
     Autograd's steps through the normalization of the classes and the penalty would double the time of a step.
 
@@ -30,38 +29,17 @@ def cosine_cross_entropy(
         pull: (runs, classes), weights of the penalty: the sum over classes of ``pull * |classes - anchors| ** 2`` is
             added to the loss.
     """
-    losses: Tensor = _function().apply(classes, images, labels, scale, anchors, pull)
-    return losses
-
-
-@cache
-def _function() -> Any:
-    import torch
-
-    class CosineCrossEntropy(torch.autograd.Function):
-        @staticmethod
-        def forward(
-            ctx: Any, classes: Tensor, images: Tensor, labels: Tensor, scale: float, anchors: Any, pull: Any
-        ) -> Tensor:
-            factor = scale / classes.norm(dim=-1)
-            logits = (images @ classes.mT).mul_(factor[:, None])
-            likelihoods, target = logits.log_softmax(-1), labels[..., None]
-            losses = -likelihoods.gather(2, target).mean((1, 2))
-            change = likelihoods.exp_()  # the gradient of each image's loss with respect to its logits
-            change.scatter_add_(2, target, change.new_full((), -1.0).expand_as(target))
-            along = (change * logits).mean(1)  # of classes' gradients, their part along the classes
-            gradient = change.mul_(factor[:, None] / labels.shape[1]).mT @ images
-            gradient.addcmul_(classes, (along * (factor / scale).square())[..., None], value=-1)
-            if pull is not None:
-                moved = classes - anchors
-                gradient.addcmul_(moved, pull[..., None], value=2)
-                losses = losses + (pull * moved.norm(dim=-1).square()).sum(-1)
-            ctx.save_for_backward(gradient)
-            return losses
-
-        @staticmethod
-        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-            (gradient,) = ctx.saved_tensors
-            return gradient.mul_(upstream[:, None, None]), None, None, None, None, None
-
-    return CosineCrossEntropy
+    factor = scale / classes.norm(dim=-1)
+    logits = (images @ classes.mT).mul_(factor[:, None])
+    likelihoods, target = logits.log_softmax(-1), labels[..., None]
+    losses = -likelihoods.gather(2, target).mean((1, 2))
+    change = likelihoods.exp_()  # the gradient of each image's loss with respect to its logits
+    change.scatter_add_(2, target, change.new_full((), -1.0).expand_as(target))
+    along = logits.mul_(change).mean(1)  # of classes' gradients, their part along the classes
+    gradient = change.mul_(factor[:, None] / labels.shape[1]).mT @ images
+    gradient.addcmul_(classes, (along * (factor / scale).square())[..., None], value=-1)
+    if pull is not None and anchors is not None:
+        moved = classes - anchors
+        gradient.addcmul_(moved, pull[..., None], value=2)
+        losses += (pull * moved.norm(dim=-1).square()).sum(-1)
+    return losses, gradient

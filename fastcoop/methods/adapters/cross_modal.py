@@ -15,7 +15,7 @@ from pydantic import Field
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
-from fastcoop.methods.adapters.training import Optimizer, cosine_rates, cross_entropy, train
+from fastcoop.methods.adapters.training import Optimizer, by_autograd, cosine_rates, cross_entropy, train
 from fastcoop.methods.schedule import Coefficient, LearningRate, Positive
 from fastcoop.methods.spec import RunSpec
 
@@ -98,7 +98,7 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
         W, losses = train(
             {"W": self.start(stack)},
             batches(stack, labels.shape[1], sizes, settings.iterations),
-            loss,
+            by_autograd(loss),
             Optimizer("adamw", rates, decay),
             on_epoch,
         )

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
-from fastcoop.methods.adapters.training import Batch, Optimizer, cosine_rates, cross_entropy, train
+from fastcoop.methods.adapters.training import (
+    Batch,
+    Optimizer,
+    by_autograd,
+    cosine_rates,
+    cross_entropy,
+    train,
+)
 from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
 
@@ -86,9 +93,8 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
 
         rates = cosine_rates(stack.value("learning_rate", LEARNING_RATE), settings.epochs, 1)
         start = {"P": first.expand(len(stack), -1, -1)}
-        learned, losses = train(
-            start, view_by_view(stack, settings.epochs), loss, Optimizer("adam", rates, eps=EPS)
-        )
+        batches = view_by_view(stack, settings.epochs)
+        learned, losses = train(start, batches, by_autograd(loss), Optimizer("adam", rates, eps=EPS))
         return Fitted(learned | {"bias": bias}, losses, trained=("P",))
 
     def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:

@@ -95,7 +95,7 @@ class Judge:
                     found, own = logits(**{**given, **values}), labels[..., None]
                     # The true class against the highest of the others; argmax takes ten times as long.
                     highest = found.gather(-1, own)[..., 0]
-                    others = found.scatter(-1, own, -math.inf).amax(-1)
+                    others = found.scatter_(-1, own, -math.inf).amax(-1)
                     correct[number] += (highest > others).sum(-1)
         return 100 * correct / self.labels.shape[1]
 

@@ -71,14 +71,17 @@ class TaskResMethod(Adapter[TaskResSettings]):
         )
         rates = cosine_rates(rate, epochs, steps_of(stack, batch_size, keep_short=False), "warm_epoch")
 
-        def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
-            images, labels = stack.take(rows, views)
-            classes = texts.raw + over(alpha, parameters["x"]) * parameters["x"]
-            return cosine_cross_entropy(classes, normalized(images), labels, texts.scale)
+        images_of, factor = normalized(stack.views), over(alpha, stack.crops)
+
+        def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+            images, labels = stack.take(rows, views, images_of)
+            classes = texts.raw.addcmul(factor, parameters["x"])
+            losses, found = cosine_cross_entropy(classes, images, labels, texts.scale)
+            return losses, [found.mul_(factor)]
 
         start = {"x": texts.raw.new_zeros(len(stack), *texts.raw.shape)}
         batches = epochs_of_batches(stack, epochs, batch_size, keep_short=False)
-        learned, losses = train(start, batches, loss, Optimizer("adam", rates, WEIGHT_DECAY))
+        learned, losses = train(start, batches, gradient, Optimizer("adam", rates, WEIGHT_DECAY))
         return Fitted(learned | {"alpha": alpha}, losses, trained=("x",))
 
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, None]:

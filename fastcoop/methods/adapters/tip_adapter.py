@@ -18,7 +18,6 @@ from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, o
 from fastcoop.methods.adapters.training import (
     Optimizer,
     cosine_rates,
-    cross_entropy,
     epochs_of_batches,
     steps_of,
     train,
@@ -84,12 +83,11 @@ class TipAdapterMethod(Adapter[TipSettings]):
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
         x = normalized(images)
         zero_shot, affinity = texts.zero_shot(x), weights["keys"] @ x.mT
-        sum_by_class = class_summer(weights["labels"], len(texts))
+        classes = KeyClasses(weights["labels"], len(texts))
 
         @lru_cache(maxsize=1)  # the search tries all alphas with one beta
         def cached(beta: Tensor) -> Tensor:
-            sharpness = over(beta, affinity)
-            return sum_by_class((-sharpness).addcmul(affinity, sharpness).exp_()).mT
+            return classes.sum(activation(affinity, beta)).mT.contiguous()
 
         return lambda alpha, beta: zero_shot.addcmul(over(alpha, zero_shot), cached(beta))
 
@@ -103,22 +101,43 @@ class TipAdapterMethod(Adapter[TipSettings]):
         return weights | {"keys": weights["keys"][:, kept], "labels": places[labels][None, kept]}
 
 
-def class_summer(labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that sums (runs, keys, n) over the keys of each class, to (runs, classes, n).
+def activation(affinity: Tensor, beta: Tensor) -> Tensor:
+    """Return exp(-beta (1 - affinity)), of (runs, keys, n), with a sharpness per run."""
+    sharpness = over(beta, affinity)
+    return (-sharpness).addcmul(affinity, sharpness).exp_()
+
+
+class KeyClasses:
+    """The classes of keys, for sums over the keys of a class.
 
     Args:
         labels: int64 (runs, keys), sorted.
         classes: Their number.
     """
-    import torch
 
-    keys = labels.shape[1]
-    if keys and keys % classes == 0:
-        even = torch.arange(classes, device=labels.device).repeat_interleave(keys // classes)
-        if bool((labels == even).all()):
-            return lambda values: values.unflatten(1, (classes, -1)).sum(2)
-    onehot = torch.nn.functional.one_hot(labels, classes).mT
-    return lambda values: onehot.to(values.dtype) @ values
+    def __init__(self, labels: Tensor, classes: int):
+        import torch
+
+        self.labels, self.classes, keys = labels, classes, labels.shape[1]
+        self.per_class = 0  # keys of each class, if all runs have as many of each
+        if keys and keys % classes == 0:
+            even = torch.arange(classes, device=labels.device).repeat_interleave(keys // classes)
+            if bool((labels == even).all()):
+                self.per_class = keys // classes
+        self.onehot = None if self.per_class else torch.nn.functional.one_hot(labels, classes).mT.float()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sums (runs, classes, n) of values (runs, keys, n); the values themselves if each has one key."""
+        if self.onehot is not None:
+            return self.onehot @ values
+        return values if self.per_class == 1 else values.unflatten(1, (self.classes, -1)).sum(2)
+
+    def multiply(self, values: Tensor, factors: Tensor) -> None:
+        """Multiply values (runs, keys, n), in place, by the factors (runs, classes, n) of their classes."""
+        if self.onehot is not None:
+            values.mul_(factors.take_along_dim(self.labels[..., None], 1))
+        else:
+            values.unflatten(1, (self.classes, -1)).mul_(factors[:, :, None])
 
 
 class TipFSettings(TipSettings):
@@ -154,14 +173,27 @@ class TipAdapterFMethod(TipAdapterMethod):
         steps = steps_of(stack, settings.batch_size, keep_short=True)
         rates = cosine_rates(stack.value("learning_rate"), settings.epochs, steps)
 
-        def loss(keys: Weights, rows: Tensor, views: Tensor) -> Tensor:
-            images, targets = stack.take(rows, views)
-            return cross_entropy(self.logits({**keys, **labels, **given}, images, stack.texts), targets)
+        views_of, classes = normalized(stack.views), KeyClasses(labels["labels"], len(stack.texts))
+        beta, alpha, texts = given["beta"], given["alpha"], stack.texts.scale * stack.texts.unit
+
+        def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+            images, targets = stack.take(rows, views, views_of)
+            values = activation(parameters["keys"] @ images.mT, beta)
+            logits = (texts @ images.mT).addcmul_(
+                over(alpha, values), classes.sum(values)
+            )  # (runs, classes, batch)
+            likelihoods, target = logits.log_softmax(1), targets[:, None]
+            losses = -likelihoods.gather(1, target).mean((1, 2))
+            change = likelihoods.exp_()  # the gradient of each image's loss with respect to its logits
+            change.scatter_add_(1, target, change.new_full((), -1.0).expand_as(target))
+            change.mul_(over(alpha * beta / targets.shape[1], change))
+            classes.multiply(values, change)
+            return losses, [values @ images]
 
         best = BestEpoch(judge, labels | given) if judge else None
         batches = epochs_of_batches(stack, settings.epochs, settings.batch_size)
         optimizer = Optimizer("adamw", rates, weight_decay=0.01, eps=1e-4)
-        keys, losses = train(start, batches, loss, optimizer, *([best] if best else []))
+        keys, losses = train(start, batches, gradient, optimizer, *([best] if best else []))
         if best is None:
             return Fitted(keys | labels, losses, ("keys",))
         return Fitted(best.best | labels, losses, ("keys",), {"epoch": best.epoch})

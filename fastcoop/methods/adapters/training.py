@@ -1,23 +1,26 @@
 """One small trainer for stacked runs: every tensor has an axis of runs, and no run affects another.
 
-Optimizers are those of ``torch.optim``, which work on each number by itself, with a learning rate per run.
+Optimizers are those of ``torch.optim``, with a learning rate per run and without its overhead per step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fastcoop.methods.adapters.stack import Stack, Weights
+from fastcoop.methods.adapters.stack import Stack, Weights, over
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Batch = tuple["Tensor", "Tensor"]  # images and views, int64 (runs, batch) each
 Loss = Callable[[Weights, "Tensor", "Tensor"], "Tensor"]  # parameters, rows, views -> (runs,)
+# parameters, rows, views -> losses (runs,), and the gradient of each run's own loss for each parameter, in order
+Gradient = Callable[[Weights, "Tensor", "Tensor"], tuple["Tensor", Sequence["Tensor"]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,38 +45,53 @@ class Optimizer:
     def prepare(self, parameters: Sequence[Tensor]) -> Callable[[int, Sequence[Tensor]], None]:
         """Return a function that changes the parameters, (runs, ...) each, by their gradients in a step from 0.
 
-        Runs of equal rates and weight decay are one group of ``torch.optim``.
+        It may change the gradients too.
         """
         import torch
 
-        rates, runs = self.rates.double().cpu().numpy(), self.rates.shape[1]
-        decays = torch.as_tensor(self.weight_decay).double().expand(runs).tolist()
-        members: dict[tuple[bytes, float], list[int]] = {}
-        for run, decay in enumerate(decays):
-            members.setdefault((rates[:, run].tobytes(), decay), []).append(run)
-        rows = [of_group[0] for of_group in members.values()]
-        places: list[list[Any]] = [[slice(None)]] if len(members) == 1 else [*members.values()]
-        groups = [
-            {"params": [one[place] for one in parameters for place in of_group], "weight_decay": decay}
-            for (_, decay), of_group in zip(members, places, strict=True)
-        ]
-        optimizer: torch.optim.Optimizer
-        if self.kind == "sgd":
-            optimizer = torch.optim.SGD(groups, 0.0, momentum=self.momentum, fused=True)
-        else:
-            kind = torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW
-            optimizer = kind(groups, 0.0, betas=self.betas, eps=self.eps, fused=True)
+        decays, kind = (
+            torch.as_tensor(self.weight_decay).to(self.rates).expand(self.rates.shape[1]),
+            self.kind,
+        )
+        decay, rates = _Factor(decays[None]), _Factor(self.rates)
+        has_decay = bool(decays.any())
+        first = [torch.zeros_like(one) for one in parameters]
+        second = [torch.zeros_like(one) for one in parameters] if kind != "sgd" else first
+        beta, beta_2 = self.betas
 
         def step(number: int, gradients: Sequence[Tensor]) -> None:
-            given = [one.contiguous() for one in gradients]
-            for group, row, of_group in zip(optimizer.param_groups, rows, places, strict=True):
-                group["lr"] = float(rates[number, row])
-                parts = (one[place] for one in given for place in of_group)
-                for tensor, part in zip(group["params"], parts, strict=True):
-                    tensor.grad = part
-            optimizer.step()
+            shrink = math.sqrt(1 - beta_2 ** (number + 1))
+            for one, gradient, mean, square in zip(parameters, gradients, first, second, strict=True):
+                if has_decay and kind == "adamw":
+                    one.sub_(one * over(self.rates[number] * decays, one))
+                elif has_decay:
+                    decay.add(gradient, one, 0)
+                if kind == "sgd":
+                    torch.add(gradient, mean, alpha=self.momentum, out=mean)
+                    rates.add(one, mean, number, -1.0)
+                else:  # torch's Adam, with both sides of a fraction divided by ``shrink``
+                    mean.lerp_(gradient, 1 - beta)
+                    square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
+                    change = mean / square.sqrt().add_(self.eps * shrink)
+                    rates.add(one, change, number, -shrink / (1 - beta ** (number + 1)))
 
         return step
+
+
+class _Factor:
+    """A number per step and run, by which a tensor (runs, ...) is added to another: in one pass if runs agree."""
+
+    def __init__(self, values: Tensor):
+        """``values``: (steps, runs)."""
+        self.values = values
+        self.shared = values[:, 0].tolist() if bool((values == values[:, :1]).all()) else None
+
+    def add(self, to: Tensor, what: Tensor, step: int, times: float = 1.0) -> None:
+        """Add ``times`` the number of a step times ``what``, in place."""
+        if self.shared is not None:
+            to.add_(what, alpha=times * self.shared[step])
+        else:
+            to.addcmul_(what, over(self.values[step], what), value=times)
 
 
 def cosine_rates(
@@ -139,10 +157,23 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
 
 
+def by_autograd(loss: Loss) -> Gradient:
+    """Return the gradient of a loss, computed by autograd."""
+    import torch
+
+    def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        with torch.enable_grad():
+            given = {name: one.detach().requires_grad_() for name, one in parameters.items()}
+            losses = loss(given, rows, views)
+            return losses.detach(), torch.autograd.grad(losses.sum(), list(given.values()))
+
+    return gradient
+
+
 def train(
     start: Weights,
     epochs: Iterator[list[Batch]],
-    loss: Loss,
+    gradient: Gradient,
     optimizer: Optimizer,
     on_epoch: Callable[[int, Weights], None] = lambda epoch, parameters: None,
 ) -> tuple[Weights, Tensor]:
@@ -151,7 +182,7 @@ def train(
     Args:
         start: Parameters at the start, (runs, ...) each. They are not changed.
         epochs: Of batches, such as `epochs_of_batches`.
-        loss: Returns the loss of each run, (runs,), of parameters and a batch.
+        gradient: Returns the losses of parameters and a batch, and their gradients; see `by_autograd`.
         optimizer: The optimizer.
         on_epoch: Called after each epoch, counted from 1, with the parameters, which later steps change.
 
@@ -160,16 +191,16 @@ def train(
     """
     import torch
 
-    parameters = {name: one.clone().requires_grad_() for name, one in start.items()}
-    step = optimizer.prepare([one.detach() for one in parameters.values()])
+    parameters = {name: one.clone() for name, one in start.items()}
+    step = optimizer.prepare([*parameters.values()])
     losses, number = [], 0
-    for epoch, batches in enumerate(epochs, 1):
-        total: Tensor | float = 0.0
-        for batch in batches:
-            each = loss(parameters, *batch)
-            gradients = torch.autograd.grad(each.sum(), list(parameters.values()))
-            step(number, gradients)
-            total, number = total + each.detach() / len(batches), number + 1
-        losses.append(total)
-        on_epoch(epoch, {name: one.detach() for name, one in parameters.items()})
-    return {name: one.detach() for name, one in parameters.items()}, torch.stack(losses, 1)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for epoch, batches in enumerate(epochs, 1):
+            total: Tensor | float = 0.0
+            for batch in batches:
+                each, gradients = gradient(parameters, *batch)
+                step(number, gradients)
+                total, number = total + each / len(batches), number + 1
+            losses.append(total)
+            on_epoch(epoch, parameters)
+    return parameters, torch.stack(losses, 1)  # type: ignore[arg-type]
