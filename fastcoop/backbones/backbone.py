@@ -24,9 +24,11 @@ from fastcoop.backbones.text_tower import (
     prompt_path,
     text_tower,
 )
+from fastcoop.backbones.tokenizer import count_tokens
 from fastcoop.errors import UserError
 
 TEXT_BATCH = 256  # prompts encoded at once by the plain text path
+RESIZE_MODES = ("shortest", "squash", "longest")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Preprocess:
         mean: Per RGB channel, of values in [0, 1].
         std: Per RGB channel, of values in [0, 1].
         interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" (shorter side to ``size``, center crop) or "squash" (both sides to ``size``).
+        resize_mode: "shortest" (shorter side to ``size``, center crop), "squash" (both sides to ``size``) or "longest"
+            (longer side to ``size``, padded to a square).
+        fill_color: The padding's color in every channel, 0 to 255.
     """
 
     size: int
@@ -46,6 +50,11 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields as a dict, without the padding's color where it is black."""
+        return {name: value for name, value in asdict(self).items() if name != "fill_color" or value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +64,7 @@ class Backbone:
     Attributes:
         name: Short and safe as a folder name, such as "RN50" or "demo-resnet".
         model: The open_clip model, in eval mode, without gradients.
-        digest: sha256 hex of weights, activation and preprocessing: equal digests, equal features.
+        digest: sha256 hex of weights, activation, preprocessing and unusual settings: equal digests, equal features.
         tokenizer: open_clip's; list of n strings -> int64 (n, context_length). It truncates without warning.
         preprocess: The image preprocessing of the weights.
         embed_dim: Size of an image or text feature.
@@ -64,7 +73,7 @@ class Backbone:
     """
 
     name: str
-    model: open_clip.CLIP | open_clip.CustomTextCLIP
+    model: open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa
     digest: str
     tokenizer: Callable[..., Tensor]
     preprocess: Preprocess
@@ -81,6 +90,12 @@ class Backbone:
         """The factor on cosine similarities, exponentiated: about 100 for CLIP."""
         scale = self.model.logit_scale
         return float(scale.to(torch.promote_types(scale.dtype, torch.float32)).exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The number that a model trained with sigmoids (SigLIP) adds to its logits, or None. It changes no softmax."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias)
 
     @cached_property
     def text(self) -> TextTower | PlainTower:
@@ -132,7 +147,7 @@ class Backbone:
             Features (b, embed_dim), not normalized, on the model's device and in its dtype or bfloat16.
         """
         with self._computing_in(precision):
-            features: Tensor = self.model.encode_image(images.to(self.device, self.dtype))
+            features: Tensor = self.model.encode_image(images.to(self.device, self.dtype), normalize=False)
         return features
 
     @torch_defaults()
@@ -182,14 +197,15 @@ class Backbone:
         Raises:
             UserError: A text does not fit the context length; open_clip would truncate it.
         """
-        context_length = self.text.context_length
-        ids = self.tokenizer(list(texts), context_length=context_length)
-        longer = self.tokenizer(list(texts), context_length=context_length + 1)
-        cut = (longer[:, :context_length] != ids).any(dim=1)
-        if cut.any():
-            text, limit = texts[int(cut.nonzero()[0])], f"{context_length} tokens of {self.name}"
-            raise UserError(f'The text "{text}" does not fit the {limit}; shorten it.')
-        return ids
+        length = self.text.context_length
+        if too_long := next((text for text in texts if self.count_tokens(text) > length), None):
+            limit = f"{length} tokens of {self.name}"
+            raise UserError(f'The text "{too_long}" does not fit the {limit}; shorten it.')
+        return self.tokenizer(list(texts), context_length=length)
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text has with its start and end, however long it is."""
+        return count_tokens(self.tokenizer, text)
 
 
 def fingerprint(
@@ -202,7 +218,7 @@ def fingerprint(
 
     Floating-point tensors are hashed as float32, so that files of other dtypes agree.
     """
-    facts: dict[str, Any] = {"quick_gelu": quick_gelu, "preprocess": asdict(preprocess)}
+    facts: dict[str, Any] = {"quick_gelu": quick_gelu, "preprocess": preprocess.facts()}
     if unusual:
         facts["unusual"] = dict(unusual)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -1,10 +1,11 @@
-"""Load a backbone from a name, a tag, a file or a folder. Its activation is known, never guessed."""
+"""Load a backbone from a name, a tag, a file, a folder or the hub. Its activation is known, never guessed."""
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
-from collections.abc import Callable
+import tempfile
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +14,28 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.convert import convert_state_dict, load_big_vision_weights
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
 import fastcoop
-from fastcoop.backbones.backbone import Backbone, Preprocess, fingerprint
+from fastcoop.backbones import hf_clip
+from fastcoop.backbones.backbone import RESIZE_MODES, Backbone, Preprocess, fingerprint
 from fastcoop.backbones.precision import torch_defaults
-from fastcoop.backbones.sources import fetch_weights, find_weights, is_model_folder, read_folder_config
-from fastcoop.backbones.text_tower import PlainTower, TextTower, text_tower
+from fastcoop.backbones.sources import (
+    HUB_PREFIX,
+    agreed_settings,
+    fetch_model,
+    fetch_weights,
+    find_weights,
+    is_model_folder,
+    read_folder_config,
+    read_tower_config,
+)
+from fastcoop.backbones.text_tower import text_tower
+from fastcoop.backbones.tokenizer import NEEDS_TRANSFORMERS, check_tokenizer, load_tokenizer, tokenizer_facts
 from fastcoop.backbones.weights import Weights, known_activation, read_weights
 from fastcoop.checks import whole_number
 from fastcoop.errors import UserError, nearest
@@ -31,9 +44,16 @@ PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
 EMBEDDED_WEIGHTS = Path(fastcoop.__path__[0]) / "demo" / "weights"
 # Settings of open_clip's configs that change features and no shape of any weight, except heads: they follow from width.
 WITHOUT_WEIGHTS = {
-    "text_cfg": "act_kwargs norm_kwargs pool_type eos_id hf_tokenizer_name tokenizer_mode tokenizer_kwargs",
-    "vision_cfg": "act_kwargs norm_kwargs pool_type final_ln_after_pool",
+    "text_cfg": "act_kwargs norm_kwargs pool_type eos_id hf_tokenizer_name tokenizer_mode tokenizer_kwargs "
+    "no_causal_mask hf_pooler_type",
+    "vision_cfg": "act_kwargs norm_kwargs pool_type final_ln_after_pool attn_pooler_heads",
 }
+OF_OTHER_TOWERS = (
+    "no_causal_mask",
+    "embed_cls",
+    "hf_model_name",
+)  # in text_cfg: the digest covers the tokenizer, too
+OLD_POSITIONS = "text.transformer.embeddings.position_ids"  # in checkpoints of older versions of transformers
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 
 log = logging.getLogger("fastcoop")
@@ -52,7 +72,9 @@ class _Source:
     weights_file: Path | None = None
     config_file: Path | str = "open_clip"
     preprocess: dict[str, Any] = field(default_factory=dict)
-    tokenizer_folder: Path | None = None
+    folder: Path | None = (
+        None  # may hold a Hugging Face tokenizer, and the config of a Hugging Face text tower
+    )
 
 
 def resolve_device(device: str | torch.device) -> str:
@@ -85,9 +107,9 @@ def backbone_from_spec(
 
     Args:
         spec: One of the paper's four ("RN50", "RN101", "ViT-B/32", "ViT-B/16", with OpenAI's weights), an embedded one
-            ("demo-resnet", "demo-vit"), "MODEL:TAG" or "MODEL:FILE", or the path of a model folder or of a weights
-            file that carries its config. A MODEL may end in "-quickgelu" or "-gelu": its activation. A backbone is
-            returned as it is.
+            ("demo-resnet", "demo-vit"), "MODEL:TAG" or "MODEL:FILE", "hf-hub:ORGANIZATION/NAME", or the path of a
+            model folder or of a weights file that carries its config. A MODEL may end in "-quickgelu" or "-gelu": its
+            activation. A backbone is returned as it is.
         device: The device to load it to: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: The dtype of its weights and features.
 
@@ -98,6 +120,8 @@ def backbone_from_spec(
         return spec
     load = functools.partial(load_backbone, device=device, dtype=dtype)
     path, spec = Path(spec).expanduser(), str(spec)
+    if spec.startswith(HUB_PREFIX):
+        return load(spec)
     if is_model_path(path):
         return load(path.stem if path.is_file() else path.resolve().name, path)
     embedded = EMBEDDED_WEIGHTS / f"{spec}.safetensors"
@@ -120,7 +144,7 @@ def backbone_from_spec(
     embedded_names = [file.stem for file in EMBEDDED_WEIGHTS.glob("*.safetensors")]
     raise UserError(
         f'There is no backbone "{spec}": neither a model, nor "MODEL:TAG", nor a folder or file on disk.'
-        + nearest(spec, [*PAPER_BACKBONES, *embedded_names])
+        + nearest(spec, [*PAPER_BACKBONES, *embedded_names, *open_clip.list_models()])
     )
 
 
@@ -142,10 +166,11 @@ def load_backbone(
     """Load a frozen CLIP through open_clip.
 
     Args:
-        name: An open_clip model ("ViT-B/32" and "ViT-B-32" are the same), or any name for a model whose config is in
-            its folder.
-        pretrained: A tag of open_clip's; a weights file (OpenAI's TorchScript archive, a plain state dict,
-            safetensors); a model folder (config and weights); or None: random weights drawn from ``seed``.
+        name: An open_clip model ("ViT-B/32" and "ViT-B-32" are the same), "hf-hub:ORGANIZATION/NAME" with its weights,
+            or any name for a model whose config is in its folder.
+        pretrained: A tag of open_clip's; a weights file (OpenAI's TorchScript archive, a plain state dict, a
+            checkpoint, safetensors, big_vision's .npz); a model folder (config and weights, in open_clip's format or
+            Hugging Face's); or None: random weights drawn from ``seed``.
         device: The device to load it to: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: The dtype of its weights and features.
         seed: Seed of random weights.
@@ -155,6 +180,13 @@ def load_backbone(
         UserError: Unknown model or tag, weights that do not fit or cannot be read, or an unknown activation.
     """
     device = resolve_device(device)
+    if name.startswith(HUB_PREFIX):
+        if pretrained is not None:
+            raise UserError(
+                f'"{name}" has its own weights; leave out pretrained, or name the model without "{HUB_PREFIX}".'
+            )
+        name = name.removeprefix(HUB_PREFIX)
+        pretrained = fetch_model(name)
     if pretrained is None:
         whole_number(seed, "the seed")
         model_name, config, stated = _named_config(name, force_quick_gelu)
@@ -163,43 +195,55 @@ def load_backbone(
         raise UserError("A seed draws random weights, and these are given (pretrained); leave it out.")
     else:
         source = _find_source(name, pretrained, force_quick_gelu)
-    quick_gelu = source.config["quick_gelu"]
-    model = _build(source.config, source.config_file, seed)
+    config, text_cfg = source.config, source.config["text_cfg"]
+    quick_gelu, hf_name = config["quick_gelu"], text_cfg.get("hf_model_name")
+    hf_config = read_tower_config(hf_name, source.folder) if hf_name else None
+    tokenizer = load_tokenizer(text_cfg, source.folder)
+    model = _build(config, source.config_file, seed, hf_config)
     if source.weights is not None:
         _fill(model, source.weights.state, source.weights_file)
+    tower = text_tower(model, text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH))
+    end_id = text_cfg.get("eos_id", 2) if text_cfg.get("pool_type") == "eos" else None
+    check_tokenizer(tokenizer, tower.vocabulary, end_id, tower.context_length)
     preprocess = _preprocess(model, source.preprocess)
-    digest = fingerprint(model.state_dict(), quick_gelu, preprocess, _unusual(source.config))
+    unusual = _unusual(config) | ({"hf_config": hf_config} if hf_name else {})
+    if any(text_cfg.get(name) for name in OF_OTHER_TOWERS):
+        unusual |= {"tokenizer": tokenizer_facts(tokenizer), "pad_id": text_cfg.get("pad_id", 0)}
+    digest = fingerprint(model.state_dict(), quick_gelu, preprocess, unusual)
     facts = source.name, digest[:12], "QuickGELU" if quick_gelu else "GELU", preprocess.size
     log.debug("%s: weights %s, %s, images of %d pixels.", *facts)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    tokenizer = _tokenizer(source.config["text_cfg"], source.tokenizer_folder)
-    _check_tokenizer(tokenizer, text_tower(model, getattr(tokenizer, "context_length", None)))
-    embed_dim, trained = source.config["embed_dim"], source.weights.trained_tokens if source.weights else None
-    return Backbone(source.name, model, digest, tokenizer, preprocess, embed_dim, quick_gelu, trained)
+    trained = source.weights.trained_tokens if source.weights else None
+    return Backbone(
+        source.name, model, digest, tokenizer, preprocess, config["embed_dim"], quick_gelu, trained
+    )
 
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:
     path = Path(pretrained).expanduser()
     is_tag = str(pretrained) in {tag for _, tag in list_pretrained()}  # a folder may have the name of a tag
     if is_model_folder(path) or (path.is_dir() and not is_tag):
-        folder: Path | None = path
+        folder, is_named = path, False
         path = find_weights(path)
     elif path.is_file():
-        folder = path.parent if _open_clip_model(name) is None else None
+        folder, is_named = path.parent, _open_clip_model(name) is not None
     else:
         return _from_tag(name, str(pretrained), force_quick_gelu)
     weights = read_weights(path)
     if weights.config is not None:
         return _Source(_clean(name), _with_activation(weights.config, force_quick_gelu), weights, path)
-    if folder is not None:
+    if not is_named:
         config, preprocess, config_file = read_folder_config(folder)
         quick_gelu = _activation(force_quick_gelu, weights, config, path)
-        if quick_gelu is None:
+        other_parts = config["text_cfg"].get("hf_model_name") and config["vision_cfg"].get("timm_model_name")
+        if quick_gelu is None and not other_parts:  # the activations of other libraries' towers are their own
             _warn_defaulting_to_gelu(config_file)
         config = _with_activation(config, quick_gelu)
         return _Source(_clean(name), config, weights, path, config_file, preprocess, folder)
     model, config, stated = _named_config(name, force_quick_gelu)
+    agreed = agreed_settings(model)
     quick_gelu = _activation(stated, weights, config, path)
+    quick_gelu = agreed.get("quick_gelu") if quick_gelu is None else quick_gelu
     if quick_gelu is None:
         raise UserError(
             f"{path} does not state which activation it was trained with, and a wrong one gives wrong features without "
@@ -207,7 +251,8 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
             "(OpenAI's weights use QuickGELU)."
         )
     label = model if path.stem.startswith(model) else f"{model}-{path.stem}"
-    return _Source(label, _with_activation(config, quick_gelu), weights, path)
+    config = _with_activation(config, quick_gelu)
+    return _Source(label, config, weights, path, preprocess=agreed, folder=folder)
 
 
 def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
@@ -277,24 +322,39 @@ def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[s
     raise UserError(f'open_clip has no model "{name}".{nearest(_clean(name), open_clip.list_models())}')
 
 
-def _build(config: dict[str, Any], origin: Path | str = "open_clip", seed: int = 0) -> nn.Module:
+def _build(
+    config: dict[str, Any],
+    origin: Path | str = "open_clip",
+    seed: int = 0,
+    hf_config: dict[str, Any] | None = None,
+) -> nn.Module:
     """Build the model with random weights from ``seed``, without a download."""
     config = deepcopy(config)
-    custom_text = config.pop("custom_text", False)
+    text, is_custom = config["text_cfg"], config.pop("custom_text", False) or hf_config is not None
+    kind = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP" if is_custom else "CLIP"
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     for part in ("vision_cfg", "text_cfg"):
-        config[part].pop("output_tokens", None)  # outputs at every position, which are not used
-    try:
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
-            model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
-    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
-        raise UserError(f"The model config from {origin} cannot be built: {error}") from error
-    tower = text_tower(model)
-    if tower.dim != config["embed_dim"]:
+        config[part]["output_tokens"] = (
+            kind == "CoCa"
+        )  # outputs at every position, which only CoCa's own code needs
+    with tempfile.TemporaryDirectory() as folder:
+        if hf_config is not None:  # open_clip reads a file; this one holds only what was checked
+            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+            text |= {"hf_model_name": folder, "hf_model_pretrained": False}
+        try:
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
+                model: nn.Module = getattr(open_clip, kind)(**config)
+        except Exception as error:  # odd settings may raise any exception
+            if hf_config is not None and "pip install transformers" in str(error):
+                name = NEEDS_TRANSFORMERS.format("The text tower of", origin)
+                raise UserError(name) from None
+            raise UserError(f"The model config from {origin} cannot be built: {error}") from error
+    dim = text_tower(model).dim
+    if dim != config["embed_dim"]:
         raise UserError(
-            f"The model config from {origin} has text features of {tower.dim} numbers and image features of "
+            f"The model config from {origin} has text features of {dim} numbers and image features of "
             f"{config['embed_dim']}; expected the same size of both."
         )
     return model
@@ -302,13 +362,34 @@ def _build(config: dict[str, Any], origin: Path | str = "open_clip", seed: int =
 
 def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> None:
     """Load ``state``; refuse one that does not fit."""
+    if origin is not None and origin.suffix == ".npz":
+        try:
+            load_big_vision_weights(model, str(origin))
+            return
+        except Exception as error:  # damaged files may raise any exception
+            raise UserError(f"The weights in {origin} do not fit the model: {error}") from error
+    if hf_clip.TOKEN_TABLE in state:
+        state = hf_clip.open_clip_state(state)
     state = convert_state_dict(model, dict(state))
     if hasattr(model, "text"):
         state = convert_to_custom_text_state_dict(state)
     expected = model.state_dict()
+    if "logit_bias" in expected:
+        state.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in expected and state[key].numel() == 1:
             state[key] = state[key].reshape(expected[key].shape)
+    if OLD_POSITIONS not in expected:
+        state.pop(OLD_POSITIONS, None)
+    stored = {key: value.shape for key, value in state.items() if key.endswith("positional_embedding")}
+    resize_pos_embed(state, model)
+    resize_text_pos_embed(state, model)
+    for key, shape in stored.items():
+        if state[key].shape != shape:
+            sizes = f"from {tuple(shape)} to {tuple(state[key].shape)}"
+            log.warning(
+                f"{origin}: {key} is interpolated {sizes}, as open_clip does for another image or text size."
+            )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -327,51 +408,15 @@ def _unusual(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_tokenizer(tokenizer: Callable[..., Tensor], tower: TextTower | PlainTower) -> None:
-    """Refuse a tokenizer with tokens that the tower lacks, or without its end token."""
-    tokens = tokenizer(["a"], context_length=tower.context_length)[0].tolist()
-    words = tower.vocabulary
-    if words is not None and max(tokens) >= words:
-        raise UserError(
-            f"The tokenizer makes the token {max(tokens)}, but the text tower has {words} tokens; name the tower's own "
-            "tokenizer in the model config (hf_tokenizer_name), or correct its vocab_size."
-        )
-    end_id = getattr(tower, "end_id", None)
-    if end_id is not None and end_id not in tokens:
-        raise UserError(
-            f"The text tower reads its output at token {end_id} (eos_id of the model config), which its "
-            "tokenizer never makes; name the tower's own tokenizer (hf_tokenizer_name), or correct eos_id."
-        )
-
-
 def _preprocess(model: nn.Module, settings: dict[str, Any]) -> Preprocess:
     height, width = np.broadcast_to(model.visual.image_size, 2).tolist()  # type: ignore[union-attr,arg-type]
     merged = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), settings)
     interpolation = "bicubic" if merged["interpolation"] == "random" else merged["interpolation"]
-    if height != width or merged["resize_mode"] not in ("shortest", "squash"):
+    mode = merged["resize_mode"]
+    if height != width or mode not in RESIZE_MODES:
         raise UserError(
-            f"Image preprocessing to {height} x {width} pixels by resize mode {merged['resize_mode']} is "
-            "not supported; expected a square, and shortest or squash."
+            f"Image preprocessing to {height} x {width} pixels by resize mode {mode} is not supported; expected a "
+            f"square, and one of {', '.join(RESIZE_MODES)}."
         )
     mean, std = (np.broadcast_to(merged[key], 3).astype(float).tolist() for key in ("mean", "std"))
-    return Preprocess(int(height), tuple(mean), tuple(std), interpolation, merged["resize_mode"])
-
-
-def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., Tensor]:
-    length = text_cfg.get("context_length", 77)
-    options = text_cfg.get("tokenizer_kwargs") or {}
-    if not text_cfg.get("hf_tokenizer_name"):
-        plain: Callable[..., Tensor] = open_clip.SimpleTokenizer(context_length=length, **options)
-        return plain
-    source, mode = str(folder or text_cfg["hf_tokenizer_name"]), text_cfg.get("tokenizer_mode")
-    try:
-        tokenizer: Callable[..., Tensor] = open_clip.tokenizer.HFTokenizer(
-            source, context_length=length, tokenizer_mode=mode, **options
-        )
-    except ImportError:
-        raise UserError(f'The tokenizer "{source}" needs the package transformers; install it.') from None
-    except Exception as error:  # transformers raises the exceptions of its network client
-        raise UserError(
-            f'The tokenizer "{source}" is not on this machine and could not be fetched: {error}'
-        ) from error
-    return tokenizer
+    return Preprocess(int(height), tuple(mean), tuple(std), interpolation, mode, int(merged["fill_color"]))

@@ -58,7 +58,7 @@ def encode_both(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(matrix := getattr(visual, "proj", None), Tensor):
         headless = copy.copy(visual)
         headless._parameters = {**visual._parameters, "proj": None}
-        before = headless(images)
+        before = _features(headless(images))
         return before @ matrix, before
     # The projection's input. A ResNet's attention pool does not call the layer, but reads its weights, so the pool is
     # computed again with an identity in its place.
@@ -67,7 +67,7 @@ def encode_both(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     module = visual.head.proj if pool is None else pool
     hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        features = visual(images)
+        features = _features(visual(images))
     finally:
         hook.remove()
     if pool is None:
@@ -80,6 +80,12 @@ def encode_both(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     identity.bias = nn.Parameter(identity.weight.new_zeros(width), False)
     headless._modules = {**pool._modules, "c_proj": identity}
     return features, headless(seen[0])
+
+
+def _features(output: Any) -> Tensor:
+    """Return the features of a tower that may put out its tokens, too (CoCa's)."""
+    features: Tensor = output[0] if isinstance(output, tuple) else output
+    return features
 
 
 def _last_linear(visual: nn.Module) -> nn.Linear | None:

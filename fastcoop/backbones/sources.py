@@ -1,48 +1,117 @@
-"""Where weights are: in model folders beside their config, in the caches of open_clip and OpenAI, or on the network."""
+"""Where the files of a model are: in folders, in caches (open_clip's, OpenAI's, Hugging Face's), or on the network."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from open_clip.pretrained import download_pretrained
+from open_clip.hf_configs import arch_dict
+from open_clip.pretrained import (
+    download_pretrained,
+    get_pretrained_cfg,
+    list_pretrained,
+    list_pretrained_tags_by_model,
+)
 
+from fastcoop.backbones.hf_clip import is_hf_clip, open_clip_config, preprocess_settings
 from fastcoop.backbones.weights import expected_sha256, file_sha256
 from fastcoop.errors import UserError
 
+HUB_PREFIX = "hf-hub:"  # open_clip's, before the name of a repository
 HUB_CONFIG = "open_clip_config.json"
 CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's own package, and so the official CoOp code, keeps them
 PREFERRED_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+TOKENIZER_VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.txt", "vocab.json"),
+)
+SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizers
+# Settings in a Hugging Face config that change no feature, or that would make its library load other code or dtypes.
+NOT_OF_A_TOWER = (
+    *(
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "dtype",
+        "torch_dtype",
+    ),
+    *("quantization_config", "transformers_version", "use_cache"),
+)
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises UserError for one that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
 
 
 def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """Return the open_clip config in ``folder``, its preprocessing settings ({} where it states none), and its file.
 
-    It is ``open_clip_config.json``, else the only ``*.json`` that is a model config.
+    It is ``open_clip_config.json``, else the only ``*.json`` that is a model config, else the ``config.json`` of a CLIP
+    in Hugging Face's format.
     """
     found = []
     hub = folder / HUB_CONFIG
     for path in [hub] if hub.is_file() else sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
+        content = read_json(path)
         model = content.get("model_cfg", content) if isinstance(content, dict) else None
         if not isinstance(model, dict) or not all(key in model for key in CONFIG_KEYS):
             continue
         if odd := [key for key in CONFIG_KEYS[1:] if not isinstance(model[key], dict)]:
             raise UserError(f"{path}: {odd[0]} should hold keys and values, as in open_clip's configs.")
         found.append((model, content.get("preprocess_cfg") or {}, path))
+    plain = folder / "config.json"
+    if not found and plain.is_file() and is_hf_clip(content := read_json(plain)):
+        model = open_clip_config(content, plain)
+        return model, _hf_preprocessing(folder, model["vision_cfg"]["image_size"]), plain
     if len(found) != 1:
         raise UserError(
             f"{folder} holds {len(found) or 'no'} open_clip model configs; expected {HUB_CONFIG}, or one .json file "
-            f"with {', '.join(CONFIG_KEYS)}."
+            f"with {', '.join(CONFIG_KEYS)}, or the config.json of a CLIP in Hugging Face's format."
         )
     return found[0]
+
+
+def _hf_preprocessing(folder: Path, image_size: int) -> dict[str, Any]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        content = read_json(path) if path.is_file() else None
+        if isinstance(content, dict) and (settings := content.get("image_processor", content)):
+            return preprocess_settings(settings, image_size, path)
+    return {}
+
+
+def read_tower_config(name: str, folder: Path | None) -> dict[str, Any]:
+    """Return the Hugging Face config of the text tower ``name``: the config.json in ``folder``, else the hub's.
+
+    Raises:
+        UserError: It is not on this machine, or is the config of a tower that open_clip does not build.
+    """
+    own = folder / "config.json" if folder is not None else None
+    content = read_json(own) if own is not None and own.is_file() else None
+    if not isinstance(content, dict) or content.get("model_type") not in arch_dict:
+        where = find_hub_files(
+            name, "config", ("config.json",), lambda folder: (folder / "config.json").is_file()
+        )
+        content = read_json(where / "config.json")
+    if not isinstance(content, dict) or content.get("model_type") not in arch_dict:
+        kind = content.get("model_type") if isinstance(content, dict) else None
+        raise UserError(
+            f'The text tower "{name}" is of type "{kind}"; open_clip builds the types {", ".join(arch_dict)}.'
+        )
+    return {key: value for key, value in content.items() if key not in NOT_OF_A_TOWER}
 
 
 def is_model_folder(path: Path) -> bool:
@@ -54,19 +123,40 @@ def is_model_folder(path: Path) -> bool:
     return ".json" in suffixes and not suffixes.isdisjoint(WEIGHT_SUFFIXES)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether ``folder`` holds the vocabulary of a tokenizer in Hugging Face's format."""
+    return any((folder / name).is_file() for name in TOKENIZER_VOCABULARIES)
+
+
 def find_weights(folder: Path) -> Path:
     """Return the weights file in ``folder``: one of open_clip's usual names, else the only one."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    usual = [folder / f"{stem}{suffix}" for stem in PREFERRED_STEMS for suffix in WEIGHT_SUFFIXES]
-    if found := next((path for path in usual if path in files), None):
-        return found
-    if len(files) != 1:
-        names = ", ".join(path.name for path in files) or "none"
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if (found := _choose(files)) is None:
         raise UserError(
-            f"{folder} should hold one weights file ({', '.join(WEIGHT_SUFFIXES)}), found: {names}; "
-            "pass the file itself."
+            f"{folder} should hold one weights file ({', '.join(WEIGHT_SUFFIXES)}), found: "
+            f"{', '.join(files) or 'none'}; pass the file itself."
         )
-    return files[0]
+    return folder / found
+
+
+def _choose(files: Sequence[str]) -> str | None:
+    """Return the weights file among ``files``: one of open_clip's usual names, else the only one, else None."""
+    usual = (f"{stem}{suffix}" for stem in PREFERRED_STEMS for suffix in WEIGHT_SUFFIXES)
+    return next((name for name in usual if name in files), files[0] if len(files) == 1 else None)
+
+
+def agreed_settings(model_name: str) -> dict[str, Any]:
+    """Return the settings that open_clip's tags of a model agree on, which hold for its weights from a file as well.
+
+    These are the preprocessing, and "quick_gelu": False where neither a tag nor a variant of the model has QuickGELU.
+    """
+    tags = [get_pretrained_cfg(model_name, tag) for tag in list_pretrained_tags_by_model(model_name)]
+    names = [name for name in PREPROCESSING if len({repr(tag.get(name)) for tag in tags}) == 1]
+    settings = {name: tags[0].get(name) for name in PREPROCESSING} if len(names) == len(PREPROCESSING) else {}
+    has_variant = any(name == f"{model_name}-quickgelu" for name, _ in list_pretrained())
+    if tags and not has_variant and not any(tag.get("quick_gelu") for tag in tags):
+        settings["quick_gelu"] = False
+    return settings
 
 
 def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
@@ -76,11 +166,9 @@ def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
     expected = expected_sha256(url)
     if expected and cached.is_file() and file_sha256(cached).startswith(expected):
         return cached
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # it logs every retry
     try:
-        return Path(download_pretrained(config))
+        with _hub_errors_only():
+            return Path(download_pretrained(config))
     except Exception as error:  # a network client may raise any exception
         repository, _, filename = str(config.get("hf_hub", "")).rpartition("/")
         file = filename or "open_clip_model.safetensors"
@@ -90,5 +178,69 @@ def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
             f'where there is a network, then name the file with the model: "{model_name}:FILE", on the command line as '
             'in a grid, or pretrained="FILE" in Python.'
         ) from error
+
+
+def fetch_model(repository: str) -> Path:
+    """Return the folder of a model of the Hugging Face hub, with config, weights and tokenizer; download what lacks."""
+    return find_hub_files(repository, "model", SMALL_FILES, is_model_folder, weights=True)
+
+
+def find_hub_files(
+    repository: str,
+    what: str,
+    names: Iterable[str],
+    is_complete: Callable[[Path], bool],
+    weights: bool = False,
+) -> Path:
+    """Return the folder of a repository in Hugging Face's cache, from the network where it is not complete.
+
+    Args:
+        repository: Name on the hub, such as "timm/ViT-B-16-SigLIP".
+        what: "model", "tokenizer" or "config", for messages.
+        names: The files to download, or patterns of their names.
+        is_complete: Whether a folder has what is needed.
+        weights: Whether to download the weights, too.
+
+    Raises:
+        UserError: The files are neither on this machine nor on the network.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    with suppress(Exception):  # not in the cache
+        cached = Path(snapshot_download(repository, local_files_only=True))
+        if is_complete(cached):
+            return cached
+    wanted, cause = [*names], None
+    try:
+        with _hub_errors_only():
+            if weights:
+                files = [name for name in list_repo_files(repository) if name.endswith(WEIGHT_SUFFIXES)]
+                wanted += [_choose(files) or "*.safetensors"]
+            folder = Path(snapshot_download(repository, allow_patterns=wanted))
+        if is_complete(folder):
+            return folder
+    except Exception as error:  # a network client may raise any exception
+        cause = error
+    if weights:
+        raise UserError(
+            f'The model "{repository}" is not on this machine and could not be downloaded. Run "hf download '
+            f'{repository} --local-dir FOLDER" where there is a network, then name FOLDER as the backbone.'
+        ) from cause
+    only = " ".join(f"--include '{name}'" for name in wanted)
+    raise UserError(
+        f'The {what} "{repository}" is not on this machine and could not be downloaded. Run "hf download {repository} '
+        f"{only} --local-dir FOLDER\" where there is a network, then move its files next to the model's "
+        "weights."
+    ) from cause
+
+
+@contextmanager
+def _hub_errors_only() -> Iterator[None]:
+    """Silence the retries that the hub's client logs."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         hub.setLevel(level)

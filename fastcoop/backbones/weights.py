@@ -38,12 +38,16 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Read OpenAI's TorchScript archive, a plain state dict, a training checkpoint or safetensors.
 
+    The state dict of an .npz file of big_vision is empty: open_clip reads such a file into a model itself.
+
     Raises:
         UserError: The file is missing, damaged, or none of these.
     """
     if not path.is_file():
         raise MissingFile(f"There is no weights file {path}.")
     try:
+        if path.suffix == ".npz":
+            return Weights({})
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         if zipfile.is_zipfile(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +129,7 @@ class Classifier(MadeWithBackbone):
         header = FORMAT | {
             "format_version": VERSIONS[self.bias is not None],
             "class_names": json.dumps(list(self.class_names)),
-            "preprocess": json.dumps(asdict(self.preprocess)),
+            "preprocess": json.dumps(self.preprocess.facts()),
             "backbone": self.backbone,
             "backbone_digest": self.backbone_digest,
             "origin": json.dumps(self.origin),

@@ -158,6 +158,12 @@ def _current(image: Image.Image, preprocess: Preprocess, rng: random.Random | No
         return _random_resized_crop(image, preprocess, rng, CROP_SCALE)
     if preprocess.resize_mode == "squash":
         return F.resize(image, [size, size], mode)
+    if preprocess.resize_mode == "longest":
+        ratio = max(image.size) / size
+        width, height = (max(1, round(side / ratio)) for side in image.size)
+        left, top = (size - width) // 2, (size - height) // 2
+        padding = [left, top, size - width - left, size - height - top]
+        return F.pad(F.resize(image, [height, width], mode), padding, preprocess.fill_color)
     return F.center_crop(F.resize(image, [size], mode), [size, size])
 
 

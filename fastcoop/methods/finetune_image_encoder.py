@@ -115,6 +115,7 @@ def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
     labels = torch.from_numpy(data.dataset.splits["train"].labels[rows]).to(backbone.device)
     texts = torch.from_numpy(class_texts(backbone, data)).to(backbone.device)
     tower: nn.Module = deepcopy(backbone.model.visual).to(torch.float32).eval().requires_grad_(True)
+    tower.output_tokens = False  # type: ignore[assignment]  # CoCa's puts out its tokens, too
     optimizer = torch.optim.SGD(tower.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     epochs = epochs_of(run)
     rates = np.minimum(learning_rates(epochs, settings.learning_rate), settings.learning_rate)

@@ -49,9 +49,7 @@ def check_prompts(backbone: Backbone, data: Data, template: str) -> None:
     for name, prompt in zip(data.class_names, fill(template, data.class_names), strict=True):
         if prompt.isascii() and len(prompt) + 4 <= limit:  # a character is one token at most
             continue
-        ids = backbone.tokenizer([prompt], context_length=3 * len(prompt) + limit)[0]
-        tokens = int((ids != ids[-1]).nonzero().max()) + 1  # the rest is padding
-        if tokens > limit:
+        if (tokens := backbone.count_tokens(prompt)) > limit:
             raise UserError(
                 f'The prompt "{shorten(template, 60)}" of class "{shorten(name, 60)}" of {data.name} has {tokens} '
                 f"tokens with its start and end, but the text tower of {backbone.name} reads at most {limit}; shorten "

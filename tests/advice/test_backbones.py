@@ -77,12 +77,15 @@ def test_a_tokenizer_of_another_tower(
         return tokenize
 
     monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", own_tokenizer)
-    backbone_from_spec(str(write_model(tmp_path / "own", **wrong, hf_tokenizer_name="own/tokenizer")))
+    own = write_model(tmp_path / "own", **wrong, hf_tokenizer_name="own/tokenizer")
+    (own / "tokenizer.json").touch()
+    backbone_from_spec(str(own))
 
 
-@follows('The tokenizer "{}" needs the package transformers; install it')
+@follows('{} "{}" needs the package transformers; install it (pip install "fastcoop[hf]")')
 def test_a_tokenizer_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_model(tmp_path / "tiny", hf_tokenizer_name="some/tokenizer")
+    (folder / "tokenizer.json").touch()
 
     def missing(*_: object, **__: object) -> None:
         raise ImportError("no transformers")

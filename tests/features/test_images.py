@@ -26,16 +26,17 @@ COOP, TIP = (0.08, 1.0), (0.5, 1.0)  # share of the area that a random crop keep
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_view_zero_equals_open_clips_preprocessing(mode: str, interpolation: str) -> None:
-    facts = Preprocess(24, MEAN, STD, interpolation, mode)
+    facts = Preprocess(24, MEAN, STD, interpolation, mode, fill_color=7)
     config = open_clip.transform.PreprocessCfg(
-        24, mean=MEAN, std=STD, interpolation=interpolation, resize_mode=mode
+        24, mean=MEAN, std=STD, interpolation=interpolation, resize_mode=mode, fill_color=7
     )
-    theirs = open_clip.transform.image_transform_v2(config, is_train=False)(RGB)
-    ours = normalize(crops(RGB, "x", [0], facts, "current", 0), facts, torch.device("cpu"))
-    assert torch.equal(ours[0], theirs)
+    for image in (RGB, RGB.rotate(90, expand=True), RGB.resize((20, 9))):
+        theirs = open_clip.transform.image_transform_v2(config, is_train=False)(image)
+        ours = normalize(crops(image, "x", [0], facts, "current", 0), facts, torch.device("cpu"))
+        assert torch.equal(ours[0], theirs)
 
 
 @pytest.mark.parametrize("recipe", images.RECIPES)

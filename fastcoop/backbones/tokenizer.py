@@ -1,0 +1,87 @@
+"""Tokenizers of text towers: CLIP's own, or one in Hugging Face's format, and how many tokens they make of a text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import Tensor
+
+from fastcoop.backbones.sources import SMALL_FILES, find_hub_files, has_tokenizer
+from fastcoop.errors import UserError
+
+PROBE = "A Café's two  sea-lions, (no. 17); x_y!"  # tells tokenizers of one vocabulary apart
+NEEDS_TRANSFORMERS = '{} "{}" needs the package transformers; install it (pip install "fastcoop[hf]").'
+
+
+def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., Tensor]:
+    """Return the tokenizer that open_clip gives a text tower: list of n strings -> int64 (n, context_length).
+
+    Args:
+        text_cfg: The text_cfg of the model's config. Without ``hf_tokenizer_name``, it means CLIP's tokenizer.
+        folder: Folder of the weights; its own tokenizer files come before those of ``hf_tokenizer_name``.
+
+    Raises:
+        UserError: The files are missing or damaged, or the package transformers is.
+    """
+    length = text_cfg.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    options = text_cfg.get("tokenizer_kwargs") or {}
+    name = text_cfg.get("hf_tokenizer_name")
+    if not name:
+        plain: Callable[..., Tensor] = open_clip.SimpleTokenizer(context_length=length, **options)
+        return plain
+    own = folder is not None and has_tokenizer(folder)
+    source = folder if own else find_hub_files(name, "tokenizer", SMALL_FILES, has_tokenizer)
+    try:
+        tokenizer: Callable[..., Tensor] = open_clip.tokenizer.HFTokenizer(
+            str(source), context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            trust_remote_code=False, **options,
+        )  # fmt: skip
+    except ImportError as error:
+        if "transformers" not in str(error):  # a tokenizer may need a package of its own
+            raise UserError(f'The tokenizer "{name}" cannot be read: {error}') from error
+        raise UserError(NEEDS_TRANSFORMERS.format("The tokenizer", name)) from None
+    except Exception as error:  # damaged files may raise any exception
+        raise UserError(f"The tokenizer in {source} cannot be read: {error}") from error
+    return tokenizer
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Return how many tokens a text has with its start and end, however long it is."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None:  # padding follows the end token, and a byte is one token at most
+        ids = tokenizer([text], context_length=4 * len(text) + 8)[0]
+        return int((ids != ids[-1]).nonzero().max()) + 1
+    adds_its_own = tokenizer.tokenizer_mode == "clips"  # start, end and class token
+    ids = inner(tokenizer.clean_fn(text), add_special_tokens=not adds_its_own, verbose=False)["input_ids"]
+    return len(ids) + 3 * adds_its_own
+
+
+def check_tokenizer(
+    tokenizer: Callable[..., Tensor], tokens: int | None, end_id: int | None, length: int
+) -> None:
+    """Refuse a tokenizer with tokens that a tower of ``tokens`` tokens lacks, or without its end token."""
+    ids = tokenizer(["a"], context_length=length)[0].tolist()
+    if tokens is not None and max(ids) >= tokens:
+        raise UserError(
+            f"The tokenizer makes the token {max(ids)}, but the text tower has {tokens} tokens; name the tower's own "
+            "tokenizer in the model config (hf_tokenizer_name), or correct its vocab_size."
+        )
+    if end_id is not None and end_id not in ids:
+        raise UserError(
+            f"The text tower reads its output at token {end_id} (eos_id of the model config), which its "
+            "tokenizer never makes; name the tower's own tokenizer (hf_tokenizer_name), or correct eos_id."
+        )
+
+
+def tokenizer_facts(tokenizer: Any) -> str | None:
+    """Return a hash of a Hugging Face tokenizer's vocabulary and of its tokens of a text; None for CLIP's own."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None:
+        return None
+    facts = sorted(inner.get_vocab().items()), tokenizer([PROBE])[0].tolist()
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
