@@ -19,17 +19,11 @@ from open_clip import factory
 from timm.models import vision_transformer_hybrid
 from timm.models.vitamin import VitCfg, VitConvCfg
 
+from tests.tokenizers import write_tokenizer
+
 NAMES = open_clip.list_models()
 CONFIGS = {name: open_clip.get_model_config(name) for name in NAMES}
 WIDTH = 16
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789."
-# Special tokens by their ids, and what a text stands in, of each family of tokenizers.
-FAMILIES = {
-    "roberta": (["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>"),
-    "nllb": (["<s>", "<pad>", "</s>", "<unk>", "eng_Latn"], "eng_Latn $A </s>"),
-    "t5": (["<pad>", "</s>", "<unk>"], "$A </s>"),
-    "bert": (["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "[CLS] $A [SEP]"),
-}
 TOWERS: dict[str, dict[str, Any]] = {
     "roberta": {"model_type": "roberta", "max_position_embeddings": 80},
     "xlm-roberta": {"model_type": "xlm-roberta", "max_position_embeddings": 80},
@@ -51,39 +45,8 @@ BERT_LIKE = {
 
 def family_of(name: str) -> str:
     """The family of a tokenizer by its name on the hub."""
-    if "nllb" in name:
-        return "nllb"
-    return "t5" if re.search("mt5|SigLIP", name) else "bert" if "bert-base-uncased" in name else "roberta"
-
-
-def write_tokenizer(folder: Path, family: str) -> int:
-    """Write a tokenizer that spells words by their letters, and return the size of its vocabulary."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    special, template = FAMILIES[family]
-    vocabulary = [*special, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    unknown = next(token for token in special if "unk" in token.lower())
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(token, ids[token]) for token in special]
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    roles = {"pad_token": next(token for token in special if "pad" in token.lower()), "unk_token": unknown}
-    if "</s>" in special:
-        roles["eos_token"] = "</s>"
-    if family == "bert":
-        roles |= {"sep_token": "[SEP]", "cls_token": "[CLS]"}
-    facts = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 512,
-        "padding_side": "right",
-    } | roles
-    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
-    return len(vocabulary)
+    patterns = {"nllb": "nllb", "mt5": "mt5", "SigLIP": "siglip", "bert-base-uncased": "bert", "": "xlm-v"}
+    return next(family for pattern, family in patterns.items() if pattern in name)
 
 
 def write_tower(folder: Path, kind: str, vocabulary: int) -> None:

@@ -23,9 +23,9 @@ from tests.backbones.small_models import (
     hub_folder,
     small_config,
     write_hub,
-    write_tokenizer,
     write_tower,
 )
+from tests.tokenizers import write_tokenizer
 
 BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 VISION = {"image_size": 32, "patch_size": 16, "width": 16, "head_width": 8, "layers": 1}
@@ -35,7 +35,6 @@ PREPROCESS = {
     "resize_mode": "squash",
     "interpolation": "bilinear",
 }
-LONG = "cat " * 30
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +148,7 @@ def test_whatever_changes_features_is_another_backbone(tmp_path: Path) -> None:
         digests.append(backbone_from_spec(str(tmp_path / str(text)), device="cpu").digest)
     write_biomed(tmp_path / "words")
     tokenizer = tmp_path / "words" / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text().replace('"Lowercase"', '"NFC"'))
+    tokenizer.write_text(tokenizer.read_text().replace('"fish"', '"fishes"'))
     digests.append(backbone_from_spec(str(tmp_path / "words"), device="cpu").digest)
     assert len(set(digests)) == len(digests) == 7
 
@@ -183,25 +182,28 @@ def test_a_tower_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         backbone_from_spec(str(tmp_path / "biomed"), device="cpu")
 
 
-KINDS = {
-    "right": ("bert", {}, {}),
-    "left": ("t5", {"padding_side": "left"}, {}),
-    "no end token": ("t5", {"strip": True}, {}),
-    "clips": ("roberta", {"bos_token": "<s>", "cls_token": "</s>"}, {"tokenizer_mode": "clips"}),
-    "stripped separator": ("bert", {}, {"tokenizer_kwargs": {"strip_sep_token": True}}),
-    "canonical": ("t5", {}, {"tokenizer_kwargs": {"clean": "canonicalize"}}),
-}
+CLASS_TOKEN = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "</s>"}
+KINDS = {  # the family, changes of tokenizer_config.json and of text_cfg, and the special tokens of a text
+    "padded behind": ("bert", {}, {}, 2),
+    "padded before": ("mt5", {"padding_side": "left"}, {}, 1),
+    "padded with the end token": ("siglip", {}, {}, 1),
+    "without an end token": ("mt5", {}, {}, 0),
+    "with a class token": ("xlm-v", CLASS_TOKEN, {"tokenizer_mode": "clips"}, 3),
+    "without separators": ("bert", {}, {"tokenizer_kwargs": {"strip_sep_token": True}}, 2),
+    "cleaned": ("mt5", {}, {"tokenizer_kwargs": {"clean": "canonicalize"}}, 1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_that_do_not_fit_are_refused_with_every_tokenizer(tmp_path: Path, kind: str) -> None:
-    """A letter is a token here; how many others there are depends on the tokenizer."""
-    family, facts, text = KINDS[kind]
+    family, facts, text, special = KINDS[kind]
     folder = tmp_path / "tiny"
     size = write_tokenizer(folder, family)
-    path = folder / ("tokenizer.json" if "strip" in facts else "tokenizer_config.json")
-    facts = {"post_processor": None} if "strip" in facts else facts
+    path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    if not special:
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
     config = {
         "embed_dim": WIDTH, "vision_cfg": VISION,
         "text_cfg": {
@@ -212,14 +214,12 @@ def test_texts_that_do_not_fit_are_refused_with_every_tokenizer(tmp_path: Path, 
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
     backbone = backbone_from_spec(str(folder), device="cpu")
-    special = backbone.count_tokens("")
-    assert special == {"no end token": 0, "clips": 3, "left": 1, "canonical": 1}.get(kind, 2)
-    fits, cut = "a" * (24 - special), "b" * (25 - special)
-    if kind == "canonical":
-        fits, cut = f"{fits}?!", f"{cut.upper()}..."
-    assert (backbone.count_tokens(fits), backbone.count_tokens(cut)) == (24, 25)
+    fits, cut = " ".join(["cat"] * (24 - special)), " ".join(["dog"] * (25 - special))
+    if kind == "cleaned":
+        fits, cut = f"{fits.upper()}?!", f"{cut}..."
+    assert [backbone.count_tokens(one) for one in ("", fits, cut)] == [special, 24, 25]
     assert backbone.encode_text([fits, "a"]).shape == (2, WIDTH)
-    with pytest.raises(UserError, match=r'The text "b|The text "B'):
+    with pytest.raises(UserError, match='The text "dog dog'):
         backbone.encode_text([fits, cut])
 
 
