@@ -16,15 +16,14 @@ from fastcoop.reports.table import Cells, Table
 BEST, ACCURACY, LEAD, SURE = "best method", "accuracy (%)", "lead over the next", "sure?"
 NOTE = (
     f"Lead: the mean difference between runs of the same dataset and seed, with its {CONFIDENCE:.0%} interval, in"
-    f" percentage points. Yes: significant at p < {LEVEL}, one-sided, not corrected for the choice of the best method"
-    " among several. Unknown: too few seeds."
+    f" percentage points. Yes: the interval is above 0 and p < {LEVEL}, one-sided, not corrected for the choice of the"
+    " best method among several. Unknown: too few seeds."
 )
 
 
-def best_methods(chart: Chart, title: str) -> Table | None:
-    """Return the best method of each panel and number of shots of a chart of curves; None without rivals."""
-    if chart.runs is None:
-        return None
+def best_methods(chart: Chart, title: str) -> Table:
+    """Return the best method of each panel and number of shots of a chart of curves that has ``runs``."""
+    assert chart.runs is not None
     table = Table(title, ("dataset", "shots"), (BEST, ACCURACY, LEAD, SURE), unit="", notes=[NOTE])
     runs = chart.runs[chart.runs.ranked]
     tested = runs.pivot_table(index=["dataset", "seed"], columns=["shots", "name"], values="accuracy")
@@ -33,16 +32,17 @@ def best_methods(chart: Chart, title: str) -> Table | None:
         own = tested.loc[list(chart.averaged) if panel.startswith(AVERAGE) else [panel]]
         for shots in sorted(set(own.columns.get_level_values("shots")) - {0.0}):
             rivals = _rivals(own, shots)
-            if len(rivals.columns) < 2:
-                continue
             means = rivals.groupby(level="dataset").mean().mean().sort_values(ascending=False, kind="stable")
-            best, following = means.index[:2]
-            test = compare_pairs(rivals[best] - rivals[following])
+            if means.empty:
+                continue
+            best, *others = means.index
             text = shown.get((best, shots_text(shots))) or shown[best, "0"]
-            lead = f"{_lead(test)} over {following}"
-            cells: Cells = {BEST: str(best), ACCURACY: text, LEAD: lead, SURE: _verdict(test)}
+            cells: Cells = {BEST: str(best), ACCURACY: text}
+            if others:
+                test = compare_pairs(rivals[best] - rivals[others[0]])
+                cells |= {LEAD: f"{_lead(test)} over {others[0]}", SURE: _verdict(test)}
             table.add((panel, shots_text(shots)), cells)
-    return table if table.rows else None
+    return table
 
 
 def _rivals(tested: pd.DataFrame, shots: float) -> pd.DataFrame:
@@ -66,8 +66,8 @@ def _lead(test: PairedDifference) -> str:
 
 
 def _verdict(test: PairedDifference) -> str:
-    """Return "yes" or "no", with the p-value, or what is missing to tell."""
-    p = test.p
-    if math.isnan(p):
+    """Return "yes" or "no" with the p-value, or "unknown"."""
+    if math.isnan(test.p):
         return "unknown"
-    return f"{'yes' if p < LEVEL and test.mean > 0 else 'no'} (p {'< 0.001' if p < 0.001 else f'= {p:.2g}'})"
+    is_sure = test.p < LEVEL and not test.low <= 0  # NaN: all seeds differ by the same
+    return f"{'yes' if is_sure else 'no'} (p {'< 0.001' if test.p < 0.001 else f'= {test.p:.2g}'})"

@@ -120,7 +120,10 @@ class Chart:
         """Return the layer of markers; the one nearest to the pointer is large and has the tooltip."""
         shapes = _scale(self.looks, [MARKERS[one.marker] for one in self.looks.values()])
         select = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True}
-        size = {"condition": {"param": "near", "empty": False, "value": 110}, "value": 36}
+        size = {
+            "condition": {"param": "near", "empty": False, "value": 110},
+            "value": 80 if self.kind == MARKS else 36,
+        }
         return {
             "mark": {"type": "point", "filled": True, "opacity": 1, "tooltip": POINT},
             "params": [{"name": "near", "select": select}],
@@ -172,7 +175,7 @@ def bars(
     for title, given in found.items():
         drawn[title] = list(given)
         points = [_point(name(series), text, row) for series, text, row in drawn[title]]
-        panels[title] = [point | {"label": f"{point['x']}   {point['shown']}"} for point in points]
+        panels[title] = [point | {"label": f"{point['shown']} · {point['x']}"} for point in points]
     looks = looks_of((series for given in drawn.values() for series, _, _ in given), name)
     return Chart(BARS, panels, looks, xlabel)
 

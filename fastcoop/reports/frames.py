@@ -88,13 +88,13 @@ def average(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def panels(runs: pd.DataFrame, by: Sequence[str]) -> tuple[Panels, list[str]]:
     """Return ({name: summary}, notes): the average over datasets first, then each dataset.
 
-    With one dataset there is no average. Datasets that lack a group of ``by`` are left out of it, with a note.
+    There is no average of fewer than two datasets. Those that lack a group of ``by`` are left out of it, with a note.
     """
     found = {str(name): summarize(frame, by) for name, frame in runs.groupby("dataset", sort=False)}
     if len(found) < 2:
         return found, []
     whole = averaged_datasets(runs, by)
-    if whole:
+    if len(whole) > 1:
         averages = average(runs[runs.dataset.isin(whole)], by)
         found = {f"{AVERAGE} over {len(whole)} datasets": averages, **found}
     return found, left_out_note(name for name in found if name in set(runs.dataset) - set(whole))

@@ -61,7 +61,7 @@ def page(
     charts = {name: _described(chart, warnings, datasets) for name, (*_, chart) in drawn.items()}
     first = _first_item(drawn)
     made = sorted(made, key=lambda pair: pair[0] is not first)
-    of_runs = _fold(f"All {len(runs)} results with their settings", _runs(runs).to_html(), len(runs))
+    of_runs = _fold(f"{counted(len(runs), 'result')} with settings", _runs(runs).to_html(), len(runs))
     export = escape.shell_command("fastcoop", "results", "export", study.folder, "runs.csv")
     sections = [
         (item.name, item.title, _item(item, exhibits, item is first, charts, out)) for item, exhibits in made
@@ -121,18 +121,14 @@ def _top(own: Drawn) -> str:
         return ""
     options, tables = [], []
     for name, (_, one, chart) in own.items():
-        group = "".join(
-            f'<option value="{name}|{place}">{escape.html(panel)}</option>'
+        where = f" ({one.subtitle})" if len(own) > 1 else ""
+        options += [
+            f'<option value="{name}|{place}">{escape.html(panel + where)}</option>'
             for place, panel in enumerate(chart.panels)
-        )
-        options.append(
-            f'<optgroup label="{escape.html(one.subtitle)}">{group}</optgroup>' if len(own) > 1 else group
-        )
+        ]
         best = best_methods(chart, f"Best method per number of shots ({one.subtitle})")
-        shown = (
-            f"{best.to_html()}{_get(f'best{one.suffix}', None, best)}" if best else "<p>One method only.</p>"
-        )
-        tables.append(f'<div class="best" data-of="{name}">{shown}</div>')
+        links = _get(f"best{one.suffix}", None, best)
+        tables.append(f'<div class="best" data-of="{name}">{best.to_html()}{links}</div>')
     legends = "".join(f'<div data-of="{name}">{_legend(chart)}</div>' for name, (*_, chart) in own.items())
     item, *_ = next(iter(own.values()))
     return (
@@ -225,13 +221,13 @@ def _exhibit(
     if is_named and not one.fold:
         text.append(f"<h3>{escape.html(one.table.title if one.table else one.subtitle)}</h3>")
     if one.chart is not None:
-        described = charts[stem]
-        panels = list(enumerate(described["panels"]))
-        shown = panels[1:] if is_first and len(panels) > 1 else panels  # the first screen has the average
-        boxes = "".join(_panel(stem, place, panel, one.chart.kind) for place, panel in shown)
-        text.append(
-            f'{_care(described["notes"])}{_legend(one.chart)}<div class="panels {one.chart.kind}">{boxes}</div>'
-        )
+        panels = list(enumerate(charts[stem]["panels"]))
+        if is_first and one.chart.runs is not None:
+            del panels[0]  # the first screen has it
+        boxes = "".join(_panel(stem, place, panel, one.chart.kind) for place, panel in panels)
+        text.append(_care(charts[stem]["notes"]))
+        if panels:
+            text.append(f'{_legend(one.chart)}<div class="panels {one.chart.kind}">{boxes}</div>')
     if one.figure is not None:
         image = base64.b64encode((out / f"{stem}.svg").read_bytes()).decode()
         alt = escape.html(f"{item.title} ({one.subtitle}); the numbers are in the table below")

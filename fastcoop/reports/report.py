@@ -21,8 +21,8 @@ from fastcoop.reports.table import save_table, write_text
 def report(results_folder: str | Path, out_folder: str | Path) -> list[Path]:
     """Write the report of a results folder.
 
-    Figures are PNG and PDF, tables CSV, Markdown and LaTeX. ``missing.txt`` names the items that the results lack runs
-    for, with the commands that add them. The same results give the same bytes.
+    Figures are PNG, PDF and SVG, tables CSV, Markdown and LaTeX. ``missing.txt`` names the items that the results lack
+    runs for, with the commands that add them. The same results give the same bytes.
 
     Args:
         results_folder: The results of a sweep.

@@ -1,4 +1,4 @@
-"""One look for every figure: a color, marker and line per method, sizes for a two-column paper, PNG and PDF."""
+"""One look for every figure: a color, marker and line per method, sizes for a two-column paper, files."""
 
 from __future__ import annotations
 
