@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fastcoop.reports import report
+from fastcoop.reports import report, style
 from fastcoop.reports.best import BEST, LEAD, SURE, best_methods
 from fastcoop.reports.item import Exhibit, Item
 from fastcoop.reports.items import ITEMS, figure3
@@ -78,6 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 ("untested", pd.DataFrame()),
             ):
                 patch.setattr(f"fastcoop.results.load_{kind}", lambda folder, table=table: table)
+            patch.setattr(style, "METADATA", {"svg": style.METADATA["svg"]})  # the page needs no other
             if name == "own":
                 patch.setitem(ITEMS.data, "extra", EXTRA)
                 store_words(folder, rows)
