@@ -1,0 +1,51 @@
+"""Count the parameters of open_clip's models: ``python -m tools.count_backbones`` writes ``backbones/models.csv``.
+
+Nothing is downloaded, and no memory is used for weights. Run it after an update of open_clip.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import astuple, fields
+
+import open_clip
+
+from fastcoop.backbones.catalog import COUNTS, TextSize, count_parameters, text_size
+
+_ROBERTA = {"model_type": "roberta", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "max_position_embeddings": 514, "type_vocab_size": 1}  # fmt: skip
+_XLM = _ROBERTA | {"model_type": "xlm-roberta", "vocab_size": 250002}
+_MT5 = {"model_type": "mt5", "vocab_size": 250112, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
+_NLLB = {"model_type": "m2m_100", "vocab_size": 256206, "d_model": 1024, "max_position_embeddings": 1024,
+         "encoder_attention_heads": 16, "decoder_attention_heads": 16}  # fmt: skip
+# The Hugging Face text towers that open_clip's configs name: the sizes in their config.json.
+HF_TOWERS = {
+    "roberta-base": _ROBERTA | {"vocab_size": 50265},
+    "xlm-roberta-base": _XLM,
+    "xlm-roberta-large": _XLM | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+                                 "intermediate_size": 4096},
+    "google/mt5-base": _MT5 | {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+    "google/mt5-xl": _MT5 | {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+    "facebook/nllb-200-distilled-600M": _NLLB | {"encoder_layers": 12, "encoder_ffn_dim": 4096},
+    "facebook/nllb-200-distilled-1.3B": _NLLB | {"encoder_layers": 24, "encoder_ffn_dim": 8192},
+}  # fmt: skip
+
+
+def row(model: str) -> list[str | int]:
+    """Return a model's row: its name, parameters, image parameters, and the sizes of its text tower."""
+    config = open_clip.get_model_config(model)
+    tower = HF_TOWERS.get(config["text_cfg"].get("hf_model_name"))
+    return [model, *count_parameters(config, tower), *astuple(text_size(config, tower))]
+
+
+def main() -> None:
+    """Write the table."""
+    rows = [row(model) for model in open_clip.list_models()]
+    with COUNTS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "parameters", "image_parameters", *(one.name for one in fields(TextSize))])
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
