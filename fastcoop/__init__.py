@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone, backbone_from_spec, load_backbone
-    from fastcoop.datasets import Dataset, few_shot, load_dataset
+    from fastcoop.datasets import Dataset, few_shot, load_dataset, write_class_names
     from fastcoop.engine import (
         CrossEntropy,
         FastSchedule,
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "backbones": "Backbone backbone_from_spec load_backbone",
-    "datasets": "Dataset few_shot load_dataset",
+    "datasets": "Dataset few_shot load_dataset write_class_names",
     "engine": "CrossEntropy FastSchedule Images Objective PromptEncoder PromptLearner PullToPrompt Run Trained "
     "encode_prompts train",
     "errors": "FastcoopError MissingFile UserError",
@@ -105,7 +105,7 @@ __all__ = [
     "confusion", "encode_prompts", "evaluate", "export_run", "few_shot", "find_run", "import_coop", "import_features",
     "initial_contexts", "interpret", "load_backbone", "load_contexts", "load_dataset", "load_predictions",
     "load_results", "make_classifier", "merge_results", "mistakes", "nearest_words", "paired_test", "predict", "report",
-    "sweep", "train",
+    "sweep", "train", "write_class_names",
 ]  # fmt: skip
 
 logging.getLogger("fastcoop").addHandler(logging.NullHandler())

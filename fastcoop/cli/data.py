@@ -11,9 +11,20 @@ from typer import Argument, Option
 
 from fastcoop.cli import options
 from fastcoop.cli.groups import app, datasets_app, features_app
-from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, Device, Dtype, Recipe, SkipUnreadable
+from fastcoop.cli.options import (
+    AsJson,
+    BackboneSpec,
+    Cache,
+    ClassNames,
+    DataRoot,
+    Device,
+    Dtype,
+    Recipe,
+    SkipUnreadable,
+)
 from fastcoop.cli.output import show
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 
 if TYPE_CHECKING:
     from fastcoop.datasets.survey import Check
@@ -42,6 +53,7 @@ def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json
 def check(
     name: Annotated[str, Argument(help="A dataset's name, or a folder.")],
     data_root: DataRoot = Path("data"),
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare a dataset with Table 6.
@@ -52,10 +64,36 @@ def check(
     """
     from fastcoop.datasets.survey import check_dataset
 
-    found = check_dataset(name, data_root)
+    found = check_dataset(name, data_root, class_names)
     show(found, _check_lines(found), as_json)
     if found.problems:
         raise typer.Exit(2)
+
+
+@datasets_app.command("names")
+def names(
+    name: Annotated[str, Argument(help="A folder or CSV of your own.")],
+    data_root: DataRoot = Path("data"),
+    out: Annotated[Path | None, Option(help="File to write (NAME-names.csv).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a CSV with a name for each class, to be corrected.
+
+    Class folders such as 001.Black_footed_Albatross, n02085620-Chihuahua and AnnualCrop make poor prompts. The file
+    suggests names without numbers, IDs and words like "class" in front. Correct them, and pass the file to other
+    commands with --class-names, or name it under class_names in the folder's dataset.yaml.
+
+    Example:  fastcoop datasets names birds --data-root data
+    """
+    from fastcoop.datasets import write_class_names
+
+    path, found = write_class_names(name, out, data_root)
+    changed = sum(old != new for old, new in found.items())
+    show(
+        {"path": path, "names": found},
+        [f"{path}: {counted(len(found), 'class')}, {changed} renamed"],
+        as_json,
+    )
 
 
 @datasets_app.command("draw")
@@ -65,6 +103,7 @@ def draw(
     shots: Annotated[str, Option(help="Images per class.")] = "1,2,4,8,16",
     seeds: Annotated[str, Option(help="Seeds, such as 1,2,3 or 1-10.")] = "1,2,3",
     out: Annotated[Path | None, Option(help="Folder to write to (below draws/).")] = None,
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Write few-shot subsets as .jsonl files for other programs.
@@ -76,7 +115,7 @@ def draw(
     """
     from fastcoop.datasets import load_dataset, write_draw
 
-    dataset = load_dataset(name, data_root)
+    dataset = load_dataset(name, data_root, class_names)
     folder = out or Path("draws", dataset.name)
     draws = [
         (number, int(seed))
@@ -124,6 +163,7 @@ def cache_features(
     ] = None,
     skip_unreadable: SkipUnreadable = False,
     device: Device = "auto",
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute image features once and keep them in HDF5.
@@ -135,7 +175,7 @@ def cache_features(
     Example:  fastcoop cache-features oxford_pets --backbone RN50 --data-root data
     """
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.features import cache_all, find_dataset
+    from fastcoop.features import cache_all, find_datasets
     from fastcoop.sweeps import cache_grid
 
     if any(name.endswith((".yaml", ".yml")) for name in datasets):
@@ -145,14 +185,14 @@ def cache_features(
             )
         paths = cache_grid(
             datasets[0], data_root=data_root, cache=cache, dtype=dtype, precision=precision,
-            skip_unreadable=skip_unreadable, device=device,
+            skip_unreadable=skip_unreadable, device=device, class_names=class_names,
         )  # fmt: skip
     else:
         draws = (
             options.numbers(shots, "--shots", also=["all"]),
             [int(one) for one in options.numbers(seeds, "--seeds")],
         )
-        wanted = [(find_dataset(name, data_root), *draws) for name in datasets]
+        wanted = [(one, *draws) for one in find_datasets(datasets, data_root, class_names).values()]
         paths = cache_all(
             [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, kinds=kinds or ["coop"],
             recipe=recipe, dtype=dtype, precision=precision, skip_unreadable=skip_unreadable,
@@ -167,6 +207,7 @@ def check_features(
     dataset: Annotated[str | None, Option(help="The dataset whose images to encode.")] = None,
     data_root: DataRoot = Path("data"),
     sample: Annotated[int, Option(help="Images to encode again.")] = 32,
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify a store's digests and counts.
@@ -180,7 +221,7 @@ def check_features(
     from fastcoop.features import check_store, find_dataset
 
     model = backbone_from_spec(backbone) if backbone else None
-    images = find_dataset(dataset, data_root) if dataset else None
+    images = find_dataset(dataset, data_root, class_names) if dataset else None
     found = check_store(file, model, images, sample=sample)
     show(found, found.lines(), as_json)
     if not found.ok:

@@ -13,6 +13,7 @@ from fastcoop.cli.options import (
     FOUND_BY_NAME,
     AsJson,
     BackboneSpec,
+    ClassNames,
     DataRoot,
     Device,
     Recipe,
@@ -37,6 +38,7 @@ def import_coop(
     shots: Annotated[int | None, Option(help="Images per class.")] = None,
     seed: Annotated[int | None, Option(help="Seed of the subset.")] = None,
     recipe: Recipe = "current",
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Import checkpoints of the official CoOp code.
@@ -51,7 +53,7 @@ def import_coop(
     from fastcoop.datasets import load_dataset
     from fastcoop.exchange import import_coop as import_all
 
-    data, model = load_dataset(dataset, data_root), backbone_from_spec(backbone)
+    data, model = load_dataset(dataset, data_root, class_names), backbone_from_spec(backbone)
     found = import_all(
         place, model, data, results, class_position=class_position, shots=shots, seed=seed, recipe=recipe
     )

@@ -60,9 +60,12 @@ CONDITION = (
     "Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold."
 )
 
+CLASS_NAMES = "CSV of names for the classes of your own dataset (`fastcoop datasets names`)."
+
 AsJson = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[str, Option("--backbone", help=BACKBONE)]
 Cache = Annotated[Path, Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
+ClassNames = Annotated[Path | None, Option("--class-names", metavar="FILE", help=CLASS_NAMES)]
 DataRoot = Annotated[Path, Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]
 Device = Annotated[str, Option(help=DEVICE, callback=_device)]
 Dtype = Annotated[str, Option(help="float16 or float32.")]

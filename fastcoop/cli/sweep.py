@@ -13,7 +13,16 @@ from typer import Argument, Option
 
 from fastcoop.cli import options
 from fastcoop.cli.groups import app
-from fastcoop.cli.options import AsJson, Cache, DataRoot, Device, ResultsFolder, Runs, SkipUnreadable
+from fastcoop.cli.options import (
+    AsJson,
+    Cache,
+    ClassNames,
+    DataRoot,
+    Device,
+    ResultsFolder,
+    Runs,
+    SkipUnreadable,
+)
 from fastcoop.cli.output import say, show
 from fastcoop.progress import counted
 
@@ -52,6 +61,7 @@ def sweep(
     skip_unreadable: SkipUnreadable = False,
     backend: Annotated[str, Option(help="local, or dask: a cluster (docs/cluster.md).")] = "local",
     address: Annotated[str | None, Option(help="The scheduler: tcp://HOST:8786, or its file.")] = None,
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Do every run of a grid file that is not done yet.
@@ -82,7 +92,7 @@ def sweep(
     given_values: dict[str, Any] = read | {
         "data_root": data_root, "cache": cache, "results": results, "dry_run": dry_run, "device": device, "jobs": jobs,
         "memory_budget": memory_budget, "retry_failed": retry_failed, "skip_unreadable": skip_unreadable,
-        "backend": backend, "address": address,
+        "backend": backend, "address": address, "class_names": class_names,
     }  # fmt: skip
     summary = run_sweep(grid, **given_values)
     show(summary.as_json(), _planned_lines(summary) if dry_run else _summary_lines(summary), as_json)
@@ -144,6 +154,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     skip_unreadable: SkipUnreadable = False,
+    class_names: ClassNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Test runs on other datasets, without training.
@@ -160,7 +171,7 @@ def evaluate(
 
     tested = test_runs(
         results, targets, runs=runs or (), backbones=backbones or (), data_root=data_root, cache=cache,
-        recipe=recipe, device=device, skip_unreadable=skip_unreadable,
+        recipe=recipe, device=device, skip_unreadable=skip_unreadable, class_names=class_names,
     )  # fmt: skip
     names = [(one.label, one.source, one.dataset) for one in tested]
     widths = [max(map(len, column)) for column in zip(*names, strict=True)]

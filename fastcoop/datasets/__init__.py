@@ -2,7 +2,7 @@
 
 from fastcoop.datasets.dataset import Dataset, Split
 from fastcoop.datasets.fewshot import FewShot, few_shot, write_draw
-from fastcoop.datasets.load import load_dataset
+from fastcoop.datasets.load import load_dataset, write_class_names
 from fastcoop.datasets.official import Download, OfficialDataset
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Split",
     "few_shot",
     "load_dataset",
+    "write_class_names",
     "write_draw",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from fastcoop.datasets.files import normalized, reading
+from fastcoop.datasets.names import shown_names
 from fastcoop.errors import UserError, nearest
 
 KEYS = ("name", "template", "class_names", "val_share")
@@ -26,12 +27,20 @@ class DatasetConfig(BaseModel, frozen=True):
 
     name: str  # used in file names; default: the folder's name
     template: str = DEFAULT_TEMPLATE  # prompt with one ``{}`` for the class name
-    class_names: dict[str, str] = {}  # names to show, by the class's name in the folder, CSV or split file
+    class_names: (
+        dict[str, str] | str
+    ) = {}  # to show, by the name in the folder, CSV or split file; or a file of all
     val_share: float | None = Field(None, gt=0, le=0.5)  # of the images, where there is no validation set
     source: Path | None = None  # the file
 
-    def rename(self, classes: Sequence[str]) -> list[str]:
-        """Return the class names to show for ``classes``; refuse names for other classes."""
+    def rename(
+        self, classes: Sequence[str], place: Path, given: str | Path | Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Return the class names to show for ``classes``, those of ``place``, by ``given`` or else by the YAML."""
+        if given is not None:
+            return shown_names(given, classes, place)
+        if isinstance(self.class_names, str):
+            return shown_names(Path(str(self.source)).parent / self.class_names, classes, place)
         composed = {normalized(name): name for name in classes} | {name: name for name in classes}
         found = {key: composed.get(key) or composed.get(normalized(key), key) for key in self.class_names}
         names = {found[key]: name for key, name in self.class_names.items()}
@@ -62,7 +71,7 @@ def read_config(place: Path, default_name: str | None = None) -> DatasetConfig:
         config = DatasetConfig(**values, source=source)
     except ValidationError as error:
         wrong = error.errors()[0]
-        key = ".".join(map(str, wrong["loc"]))
+        key = ".".join(str(part) for part in wrong["loc"] if part != "dict[str,str]")  # a kind of class_names
         raise UserError(f"{path}: {key}: {wrong['msg']}, got {reprlib.repr(wrong['input'])}.") from None
     check_name_and_template(config.name, config.template, f"{source or place}: ")
     return config

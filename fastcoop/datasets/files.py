@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import os
 import posixpath
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, nearest
 
 # The same on every machine, since which files are images decides how a folder is split at random.
 IMAGE_SUFFIXES = {
@@ -36,6 +37,40 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path} {problem}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8, or get {kind} again.") from None
+
+
+def read_csv(
+    path: Path, columns: Sequence[str], required: Sequence[str], form: str
+) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Return the columns of a CSV with a header, and its rows by line number.
+
+    Args:
+        path: The file.
+        columns: Known columns, none of which may be there twice.
+        required: Those that must be there, and not be empty in any row.
+        form: What is expected, for the message.
+    """
+    rows: dict[int, dict[str, str]] = {}
+    try:
+        with reading(path, "a CSV"), path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            reader.fieldnames = found = [name.strip().lower() for name in reader.fieldnames or []]
+            for column in columns:
+                if found.count(column) > 1:
+                    raise UserError(f'{path} line 1 names the column "{column}" twice; rename one of them.')
+                if column in required and column not in found:
+                    known = nearest(column, found)
+                    raise UserError(f'{path} line 1: expected {form}; there is no "{column}".{known}')
+            for row in reader:
+                line = f"{path} line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"{line} does not have the {len(found)} columns of line 1.")
+                if empty := [column for column in required if not row[column].strip()]:
+                    raise UserError(f"{line} has an empty {empty[0]}.")
+                rows[reader.line_num] = row
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.reader.line_num} is not valid CSV: {error}.") from None
+    return found, rows
 
 
 class Listing(NamedTuple):
@@ -121,6 +156,11 @@ class Tree:
 def normalized(text: str) -> str:
     """Return Unicode's composed form (NFC): macOS may write e and its accent as two characters, others as one."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def in_prompt(class_name: str) -> str:
+    """Return what a prompt can tell of a class name: not case, underscores, spaces, or how letters are composed."""
+    return " ".join(normalized(class_name).replace("_", " ").lower().split())
 
 
 def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+SUFFIX = re.compile(r"(?<=.)[ _-]?(?:set|data|images)$")
 FORMS = (
     "train/ and test/ (or val/) folders with a folder per class, or a folder per class, or a split.json "
     "in the official format"
@@ -51,8 +53,12 @@ class Content(NamedTuple):
 
 
 def split_called(name: str) -> str | None:
-    """Return "train", "val" or "test" for their usual names, in any case; None for other names."""
-    return SPLIT_NAMES.get(name.strip().lower())
+    """Return "train", "val" or "test" for their usual names, in any case, such as "Test_Set"; None for other names."""
+    return SPLIT_NAMES.get(_stem(name))
+
+
+def _stem(name: str) -> str:
+    return SUFFIX.sub("", name.strip().lower())
 
 
 def is_described(folder: Path) -> bool:
@@ -150,10 +156,10 @@ def _find_splits(tree: Tree, at: str) -> dict[str, str]:
             f"The folder {place / flat} holds images but no class folders; sort them into a folder per class"
             f"{instead}; {USE_CSV}."
         )
-    has_test = any(name.lower() in ("test", "testing") for name in named)
+    has_test = any(_stem(name) in ("test", "testing") for name in named)
     splits: dict[str, str] = {}
     for name, split in named.items():
-        if has_test and name.lower().startswith("eval") and "val" not in named.values():
+        if has_test and _stem(name).startswith("eval") and "val" not in named.values():
             split = "val"
         if split in splits:
             pair = f"{splits[split]}/ and {name}/"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +12,17 @@ from fastcoop.datasets.config import config_file, read_config
 from fastcoop.datasets.dataset import Dataset, half_of, split_spec, warn_once
 from fastcoop.datasets.files import Tree, find_images
 from fastcoop.datasets.layout import is_described
+from fastcoop.datasets.names import save_names
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, find_official, load_official
-from fastcoop.datasets.own import load_own
+from fastcoop.datasets.own import classes_of, load_own
 from fastcoop.errors import MissingFile, UserError, nearest
 
+ClassNames = str | Path | Mapping[str, str]
 
-def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None) -> Dataset:
+
+def load_dataset(
+    spec: str | Path | Dataset, data_root: str | Path | None = None, class_names: ClassNames | None = None
+) -> Dataset:
     """Load a dataset. Each of its notes is logged as a warning, once.
 
     Args:
@@ -26,6 +31,8 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
             Either followed by ":base" or ":new" is the first or second half of its classes. A dataset is returned as
             it is.
         data_root: The folder that holds the datasets; None: the current folder.
+        class_names: A name to show for each class of a dataset of the user's own: a mapping, or a CSV as
+            `fastcoop.datasets.write_class_names` writes it.
 
     Raises:
         UserError: There is no such dataset (the message suggests the nearest name), or its files cannot be used.
@@ -34,15 +41,16 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
         return spec
     name, half = split_spec(str(spec))
     if half is not None:
-        return half_of(load_dataset(name, data_root), half)
+        return half_of(load_dataset(name, data_root, class_names), half)
     place, row = locate(spec, data_root)
     if row is not None:
+        refuse_names(row, class_names)
         own = Path(os.path.expanduser(data_root or ""), spec)
         if not (place / row.images).is_dir() and own.is_dir() and Tree(own).listing().folders:
             advice = f"If {own} is a dataset of your own, put a dataset.yaml into it, which may be empty."
             raise UserError(f"{row.missing(place)} {advice}")
         return load_official(row, place)
-    dataset = load_own(place)
+    dataset = load_own(place, class_names)
     encoding = sys.getfilesystemencoding().lower()
     odd = next((name for name in (dataset.name, *dataset.class_names) if not name.isascii()), None)
     if odd is not None and encoding != "utf-8":  # prompts would have other letters
@@ -54,6 +62,45 @@ def load_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
     for note in dataset.notes:
         warn_once(note)
     return dataset
+
+
+def write_class_names(
+    spec: str | Path, out: str | Path | None = None, data_root: str | Path | None = None
+) -> tuple[Path, dict[str, str]]:
+    """Write a CSV with a name to show for each class of a dataset of the user's own, to be corrected by hand.
+
+    Args:
+        spec, data_root: As `load_dataset` takes them.
+        out: The file, which must not exist; by default ``<name>-names.csv`` in the current folder.
+
+    Returns:
+        The file, and its names by class. They are those of the dataset's YAML or else cleaned: without numbers,
+        WordNet IDs and words like "class" in front, and with spaces between words.
+
+    Raises:
+        UserError: As `load_dataset`; or the dataset is an official one, or ``out`` exists.
+    """
+    place, row = locate(spec, data_root)
+    if row is not None:
+        refuse_names(row, "")
+    classes, names, name = classes_of(place)
+    path = Path(out or f"{name}-names.csv")
+    save_names(classes, names, path)
+    return path, dict(zip(classes, names, strict=True))
+
+
+def refuse_names(row: OfficialDataset, class_names: ClassNames | None) -> None:
+    """Raise UserError for class names that are given for an official dataset."""
+    if class_names is not None:
+        raise UserError(
+            f"{row.title} has class names of its own; give names for a folder or CSV of yours only."
+        )
+
+
+def own_specs(specs: Sequence[str | Path | Dataset], data_root: str | Path | None) -> list[str]:
+    """Return the datasets of the user's own among ``specs``, each once, without features computed elsewhere."""
+    names = dict.fromkeys(split_spec(str(spec))[0] for spec in specs if not isinstance(spec, Dataset))
+    return [name for name in names if Path(name).suffix != ".h5" and locate(name, data_root)[1] is None]
 
 
 def locate(spec: str | Path, data_root: str | Path | None) -> tuple[Path, OfficialDataset | None]:

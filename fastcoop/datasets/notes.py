@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastcoop.datasets.dataset import Item, Split
-from fastcoop.datasets.files import Tree, abbreviate, normalized
+from fastcoop.datasets.files import Tree, abbreviate, in_prompt
 from fastcoop.progress import counted
 
 # Endings of pictures that not every Pillow can decode; files with other endings are checked by their first bytes.
@@ -152,7 +152,7 @@ def notes_on_classes(
     """
     read: dict[str, list[str]] = defaultdict(list)
     for class_name in class_names:
-        read[" ".join(normalized(class_name).replace("_", " ").lower().split())].append(class_name)
+        read[in_prompt(class_name)].append(class_name)
     for alike in (names for names in read.values() if len(names) > 1):
         yield (
             f"The classes {abbreviate(alike)} of {name} have the same prompt, which cannot tell them apart; name "

@@ -178,11 +178,12 @@ def wordnet_names(home: Path) -> dict[str, str]:
     for path in (home / "classnames.txt", home.parent / "imagenet" / "classnames.txt"):
         if path.is_file():
             return dict(read_list(path, "a folder and a class name", parse))
-    return _packaged_names()
+    return packaged_names()
 
 
 @functools.cache
-def _packaged_names() -> dict[str, str]:
+def packaged_names() -> dict[str, str]:
+    """Return ImageNet's class names by WordNet ID, as open_clip has them."""
     from timm.data import ImageNetInfo
 
     return dict(zip(ImageNetInfo().label_names(), paper_class_names()["imagenet"], strict=True))

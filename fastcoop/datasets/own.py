@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import re
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
 from fastcoop import escape
-from fastcoop.datasets.config import read_config
+from fastcoop.datasets.config import DatasetConfig, read_config
 from fastcoop.datasets.dataset import Dataset, Items, make_dataset, make_splits
-from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate, find_images, reading
+from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate, find_images, read_csv
 from fastcoop.datasets.layout import ALL, SPLIT_NAMES, Content, read_folder, split_called
+from fastcoop.datasets.names import WORDNET_ID, suggest_names
 from fastcoop.datasets.notes import notes_on_classes, notes_on_overlap
 from fastcoop.datasets.splits import VAL_SHARE, names_by_label, split_by_class, split_train_val
 from fastcoop.errors import UserError, nearest
 
-WORDNET_ID = re.compile(r"n\d{8}")  # names of ImageNet's class folders
 COLUMNS = ("path", "class", "split")
 CSV = "a .csv with the columns path, class and (optional) split, separated by commas"
 
 
-def load_own(place: Path) -> Dataset:
+def load_own(place: Path, class_names: str | Path | Mapping[str, str] | None = None) -> Dataset:
     """Load a folder in one of the layouts of `layout`, or a CSV; a YAML file may describe either.
+
+    ``class_names``, which `load_dataset` describes, are in place of those of the YAML.
 
     Images without splits are split at random into 50% train, 20% val and 30% test of every class. A missing
     validation set is drawn from train; a missing test set is the validation set.
     """
-    config = read_config(place)
-    home, root, items, notes = read_folder(place) if place.is_dir() else _read_csv(place)
-    if home != place:
-        config = read_config(home, config.name)
+    config, (home, root, items, notes) = _read(place)
     names, name, val_share = names_by_label(items, home), config.name, config.val_share or VAL_SHARE
     if ALL in items:
         notes.append(f"{home} has no splits: its images are split at random, the same way each time.")
@@ -45,7 +43,7 @@ def load_own(place: Path) -> Dataset:
     notes += notes_on_overlap(name, root, items)
     if items.get("train") and not items.get("val"):
         items["train"], items["val"] = split_train_val(items["train"], val_share)
-    shown, splits = config.rename(names), make_splits(items)
+    shown, splits = config.rename(names, home, class_names), make_splits(items)
     notes += notes_on_classes(name, shown, splits)
     # IDs choose among the classes of a target, so they must be in the digest: as class names or in the paths.
     in_paths = (f"/{old}/" in f"/{path}" for path, _, old in chain(*items.values()))
@@ -56,6 +54,20 @@ def load_own(place: Path) -> Dataset:
     )
 
 
+def classes_of(place: Path) -> tuple[list[str], list[str], str]:
+    """Return the classes of a folder or CSV, a name to show for each, by its YAML or else suggested, and its name."""
+    config, content = _read(place)
+    classes = names_by_label(content.items, content.home)
+    shown = config.rename(classes, content.home) if config.class_names else suggest_names(classes)
+    return classes, shown, config.name
+
+
+def _read(place: Path) -> tuple[DatasetConfig, Content]:
+    config = read_config(place)
+    content = read_folder(place) if place.is_dir() else _read_csv(place)
+    return config if content.home == place else read_config(content.home, config.name), content
+
+
 def _read_csv(path: Path) -> Content:
     """Read a CSV with the columns path, class and (optional) split."""
     if path.suffix == ".h5":
@@ -63,7 +75,8 @@ def _read_csv(path: Path) -> Content:
         raise UserError(f"{path} is a feature store, which holds no images; `{command}` looks into it.")
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path} is a file; expected a folder, or {CSV}.")
-    columns, rows = _read_rows(path)
+    columns, table = read_csv(path, COLUMNS, COLUMNS[:2], CSV)
+    rows = {line: _checked(row, path, line) for line, row in table.items()}
     unused = [column for column in columns if column not in COLUMNS]
     notes = [f"{path} has columns that are not used: {abbreviate(unused)}."] if unused else []
     found = find_images(path.parent, (row["path"] for row in rows.values()), inside=False)
@@ -84,36 +97,12 @@ def _read_csv(path: Path) -> Content:
     return Content(path, path.parent, items, notes)
 
 
-def _read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """Return the columns, and the path, class and split of the rows by line number."""
-    rows: dict[int, dict[str, str]] = {}
-    try:
-        with reading(path, "a CSV"), path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            reader.fieldnames = columns = [name.strip().lower() for name in reader.fieldnames or []]
-            for column in COLUMNS:
-                if columns.count(column) > 1:
-                    raise UserError(f'{path} line 1 names the column "{column}" twice; rename one of them.')
-                if column != "split" and column not in columns:
-                    known = nearest(column, columns)
-                    raise UserError(f'{path} line 1: expected {CSV}; there is no "{column}".{known}')
-            for row in reader:
-                rows[reader.line_num] = _checked(row, columns, f"{path} line {reader.line_num}")
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.reader.line_num} is not valid CSV: {error}.") from None
-    for row in rows.values():
-        if os.path.isabs(row["path"]):
-            row["path"] = os.path.relpath(row["path"], path.parent)
-    return columns, rows
-
-
-def _checked(row: dict[str, str], columns: list[str], line: str) -> dict[str, str]:
-    if None in row or None in row.values():
-        raise UserError(f"{line} does not have the {len(columns)} columns of line 1.")
-    if empty := [column for column in ("path", "class") if not row[column].strip()]:
-        raise UserError(f"{line} has an empty {empty[0]}.")
+def _checked(row: dict[str, str], path: Path, line: int) -> dict[str, str]:
     split = split_called(row["split"]) if "split" in row else ALL
     if split is None:
         known = nearest(row["split"], SPLIT_NAMES)
-        raise UserError(f'{line} has the split "{row["split"]}", expected train, val or test.{known}')
-    return {"path": row["path"], "class": row["class"].strip(), "split": split}  # a path may end with a space
+        raise UserError(
+            f'{path} line {line} has the split "{row["split"]}", expected train, val or test.{known}'
+        )
+    image = os.path.relpath(row["path"], path.parent) if os.path.isabs(row["path"]) else row["path"]
+    return {"path": image, "class": row["class"].strip(), "split": split}  # a path may end with a space

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from fastcoop.datasets.dataset import SPLITS
 from fastcoop.datasets.files import find_images
-from fastcoop.datasets.load import check_data_root, load_dataset, locate, own_datasets
+from fastcoop.datasets.load import (
+    ClassNames,
+    check_data_root,
+    load_dataset,
+    locate,
+    own_datasets,
+    refuse_names,
+)
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, read_official
 from fastcoop.errors import UserError
 
@@ -62,14 +69,17 @@ def _status(row: OfficialDataset, root: Path) -> str:
     return "found, official split" if has_split else f"found, without {row.split_file}"
 
 
-def check_dataset(name: str | Path, data_root: str | Path | None = None) -> Check:
+def check_dataset(
+    name: str | Path, data_root: str | Path | None = None, class_names: ClassNames | None = None
+) -> Check:
     """Compare a dataset's counts with Table 6 and find what is missing; for the user's own, count its images."""
     home, row = locate(name, data_root)
     if row is None:
-        own = load_dataset(name, data_root)
+        own = load_dataset(name, data_root, class_names)
         sizes = [len(own.class_names), *(len(own.splits.get(key, ())) for key in SPLITS)]
         own_counts = {key: (size, None) for key, size in zip(COUNTED, sizes, strict=True)}
         return Check(own.name, own.title, own.root, own_counts, notes=own.notes)
+    refuse_names(row, class_names)
     images = home / row.images
     try:
         names, items, split_file = read_official(row, home)

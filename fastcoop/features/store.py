@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from torch import Tensor
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split, load_dataset
 from fastcoop.datasets.dataset import content_digest, half_of, rows_in_whole, split_spec, warn_once
+from fastcoop.datasets.files import abbreviate
+from fastcoop.datasets.load import ClassNames, own_specs
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import UNKNOWN, find_changes
 from fastcoop.features.images import FLIP
@@ -47,13 +49,38 @@ def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> 
     return Path(cache_root) / backbone.name / f"{dataset.name}.h5"
 
 
-def find_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None) -> Dataset:
+def find_datasets(
+    specs: Iterable[str | Path | Dataset], data_root: str | Path | None, class_names: ClassNames | None = None
+) -> dict[str | Path | Dataset, Dataset]:
+    """Load datasets as `find_dataset`; ``class_names`` are those of the only one that is the user's own.
+
+    Raises:
+        UserError: As `find_dataset`; or ``class_names`` are given and several or none of them are the user's own.
+    """
+    specs = list(dict.fromkeys(specs))
+    own = own_specs(specs, data_root) if class_names is not None else []
+    if class_names is not None and len(own) != 1:
+        raise UserError(
+            f"Class names are for a single dataset of your own, got {abbreviate(own) or 'none'}; leave them out, or "
+            "name a file under class_names in the dataset.yaml of each."
+        )
+
+    def names_for(spec: str | Path | Dataset) -> ClassNames | None:
+        return class_names if not isinstance(spec, Dataset) and split_spec(str(spec))[0] in own else None
+
+    return {spec: find_dataset(spec, data_root, names_for(spec)) for spec in specs}
+
+
+def find_dataset(
+    spec: str | Path | Dataset, data_root: str | Path | None = None, class_names: ClassNames | None = None
+) -> Dataset:
     """Load a dataset as `load_dataset`, or from its imported features.
 
     Args:
         spec: What `load_dataset` takes; the path of a store (``*.h5``), itself or relative to ``data_root``; or a
             `Dataset`, which is returned as it is.
         data_root: Folder of datasets; the current one if None.
+        class_names: As `load_dataset` takes them, for images.
 
     Raises:
         UserError: As `load_dataset` and `FeatureStore.open`.
@@ -62,9 +89,9 @@ def find_dataset(spec: str | Path | Dataset, data_root: str | Path | None = None
         return spec
     name, half = split_spec(str(spec))
     if half is not None:
-        return half_of(find_dataset(name, data_root), half)
+        return half_of(find_dataset(name, data_root, class_names), half)
     if Path(spec).suffix != ".h5":
-        return load_dataset(spec, data_root)
+        return load_dataset(spec, data_root, class_names)
     under_root = Path(data_root or "").expanduser() / spec
     return FeatureStore.open(under_root if under_root.is_file() else Path(spec).expanduser()).as_dataset()
 
@@ -123,6 +150,17 @@ class FeatureStore:
         if dataset is not None:
             dataset = find_dataset(dataset)
             whole = dataset.whole or dataset
+            if (
+                content_digest(store.meta.class_names, whole.splits)
+                == store.meta.dataset_digest
+                != whole.digest
+            ):
+                names = zip(store.meta.class_names, whole.class_names, strict=False)
+                changed = [f'"{old}" is now "{new}"' for old, new in names if old != new]
+                raise UserError(
+                    f"{path} was made with other class names: {abbreviate(changed, 2)}; give the names as before, or "
+                    "use another cache folder."
+                )
             _refuse_unless_equal(path, "images", store.meta.dataset, store.meta.dataset_digest, whole)
             if only_unchanged and whole.store is None:
                 store = store._without_changed_images(whole)

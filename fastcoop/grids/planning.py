@@ -11,8 +11,9 @@ from typing import Any
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
+from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, find_dataset
+from fastcoop.features import FeatureStore, find_datasets
 from fastcoop.grids.grid import Grid
 from fastcoop.grids.keys import RunKeys
 from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
@@ -58,15 +59,18 @@ class LoadedGrid(FeatureBank):
         return self.bind(replace(run, backbone=backbone, dataset=dataset, target_names=targets))
 
 
-def load_grid(grid: Grid, data_root: Path | None, device: str) -> LoadedGrid:
-    """Load the backbones and datasets of a grid.
+def load_grid(
+    grid: Grid, data_root: Path | None, device: str, class_names: ClassNames | None = None
+) -> LoadedGrid:
+    """Load the backbones and datasets of a grid. ``class_names``: as `find_datasets` takes them.
 
     Raises:
         UserError: One of them does not exist or cannot be used, or two of them share a name.
     """
     from fastcoop.backbones import backbone_from_spec
 
-    datasets = {spec: find_dataset(spec, data_root) for spec in (*grid.datasets, *grid.targets)}
+    found = find_datasets((*grid.datasets, *grid.targets), data_root, class_names)
+    datasets = {str(spec): dataset for spec, dataset in found.items()}
     refuse_shared_names("datasets", datasets)
     for dataset in datasets.values():
         _warn_of_unused_keys(grid, dataset)

@@ -11,6 +11,7 @@ from typing import Any
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import warn_once
+from fastcoop.datasets.load import ClassNames
 from fastcoop.features import FeatureStore, cache_all, open_if_there, store_path
 from fastcoop.features.cache import counts_of, plan_encoding
 from fastcoop.features.encode import Encoding
@@ -32,11 +33,12 @@ def cache_grid(
     precision: str | None = None,
     skip_unreadable: bool = False,
     device: str = "auto",
+    class_names: ClassNames | None = None,
 ) -> Iterator[Path]:
     """Cache the features of all images that the runs of a grid can draw.
 
     Args:
-        grid, data_root, cache, skip_unreadable, device: As `sweep` takes them.
+        grid, data_root, cache, skip_unreadable, device, class_names: As `sweep` takes them.
         dtype: Of the stored features: "float16" or "float32".
         precision: Of the image tower's products, as `cache_features` takes it.
 
@@ -46,7 +48,8 @@ def cache_grid(
     Raises:
         UserError: As `sweep` and `cache_features` do; for unreadable images only after everything else is stored.
     """
-    loaded = load_grid(read_grid(grid), Path(data_root) if data_root is not None else None, device)
+    root = Path(data_root) if data_root is not None else None
+    loaded = load_grid(read_grid(grid), root, device, class_names)
     yield from cache_loaded(
         loaded, Path(cache), dtype=dtype, precision=precision, skip_unreadable=skip_unreadable
     )

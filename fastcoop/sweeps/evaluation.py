@@ -17,8 +17,9 @@ from fastcoop.backbones.load import resolve_device
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.checks import several
 from fastcoop.datasets import Dataset
+from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
-from fastcoop.features import cache_all, find_dataset, open_current, open_if_there, store_path
+from fastcoop.features import cache_all, find_datasets, open_current, open_if_there, store_path
 from fastcoop.features.images import RECIPES, check_recipe
 from fastcoop.grids.planning import refuse_long_prompts, refuse_shared_names
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
@@ -73,6 +74,7 @@ def evaluate(
     recipe: str | None = None,
     device: str = "auto",
     skip_unreadable: bool = False,
+    class_names: ClassNames | None = None,
 ) -> list[Tested]:
     """Test runs of a results folder on further datasets, with the class names of these datasets.
 
@@ -92,6 +94,8 @@ def evaluate(
         recipe: Image transforms for the targets; by default those that the runs were trained with.
         device: Device of the backbones, as `sweep` takes it.
         skip_unreadable: Leave out images that cannot be decoded, with a warning, in place of raising.
+        class_names: Names to show for the classes of the only target that is the user's own, as `load_dataset` takes
+            them.
 
     Returns:
         All tests of the selected runs on the targets, new or not.
@@ -107,7 +111,7 @@ def evaluate(
     recipe = None if recipe is None else check_recipe(recipe)
     device = resolve_device(device)
     rows = _select(folder, runs)
-    datasets = [find_dataset(spec, root) for spec in dict.fromkeys(targets)]
+    datasets = list(find_datasets(targets, root, class_names).values())
     refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})
     found = load_backbones(rows, backbones, device)
     recipe = recipe or _recipe(folder, rows)

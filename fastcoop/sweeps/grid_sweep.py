@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastcoop.backbones.load import resolve_device
 from fastcoop.backbones.precision import fresh_state
+from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features import open_current, open_if_there
 from fastcoop.grids.grid import read_grid
@@ -154,6 +155,7 @@ def sweep(
     skip_unreadable: bool = False,
     backend: Backend = "local",
     address: str | None = None,
+    class_names: ClassNames | None = None,
 ) -> Summary:
     """Run everything of a grid that is not done yet. Missing features are cached first.
 
@@ -174,6 +176,8 @@ def sweep(
         skip_unreadable: Leave out images that cannot be decoded, with a warning, in place of raising.
         backend: "local" for this machine, or "dask" for the workers of a Dask cluster.
         address: Of the Dask cluster's scheduler.
+        class_names: Names to show for the classes of the grid's only dataset that is the user's own, as `load_dataset`
+            takes them. They are part of its runs' keys.
 
     Returns:
         What was done, or would be done.
@@ -190,7 +194,10 @@ def sweep(
     workers_device, device = device, resolve_device(device)
     folder, cache = results_folder(grid, results), Path(cache)
     loaded = load_grid(
-        read_grid(grid, overrides, only), Path(data_root) if data_root is not None else None, device
+        read_grid(grid, overrides, only),
+        Path(data_root) if data_root is not None else None,
+        device,
+        class_names,
     )
     digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
     planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work

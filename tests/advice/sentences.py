@@ -33,6 +33,7 @@ NO_ADVICE: dict[str, str] = {
     "Only rows that meet this": "help of --where",
     "Try runs again that failed.": "help of --retry-failed",
     "folders with a folder per class, or a folder per class, or a split.json": "a list of layouts",
+    "a .csv with the columns class and name": "the form of a file",
     "expected train, val or test": "a list of values",
     "Prompt learning for CLIP (CoOp): cache": "help of fastcoop",
     "Check and import feature stores.": "help of features",

@@ -514,3 +514,15 @@ def test_a_key_given_twice_in_the_yaml(tmp_path, put):
     put(tmp_path, images("a", "b"))
     (tmp_path / "dataset.yaml").write_text("class_names:\n  a: x\n  a: y\n")
     assert 'line 3 is not valid YAML: "a" is given twice' in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("training_set", "test_set"), ("Train_Data", "Test-Data"), ("train images", "validation_images")],
+)
+def test_splits_with_a_word_behind(tmp_path, put, names):
+    train, test = names
+    put(tmp_path, images(f"{train}/{train}/a", f"{train}/{train}/b", f"{test}/{test}/a", f"{test}/{test}/b"))
+    assert sizes(load_dataset(tmp_path)) == {"train": 16, "val": 4, "test": 20}
+    put(tmp_path / "classes", images("set", "train set of railways"))  # no names of splits
+    assert load_dataset(tmp_path / "classes").class_names == ("set", "train set of railways")
