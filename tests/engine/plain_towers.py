@@ -11,7 +11,7 @@ import open_clip
 import torch
 from torch import nn
 
-from fastcoop.backbones import Backbone, Preprocess
+from fastcoop.backbones import Backbone, backbone_from_spec
 from tests.tokenizers import WORDS, write_pieces, write_tokenizer
 
 WIDTH, DIM = 16, 24
@@ -43,46 +43,48 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def plain_backbone(
-    folder: Path, kind: str, dtype: torch.dtype = torch.float64, words: list[str] = WORDS
-) -> Backbone:
-    """A small random model of this kind, its tokenizer and its tower's config written to ``folder``."""
+def write_plain(folder: Path, kind: str, words: list[str] = WORDS) -> Path:
+    """A model folder of a small random model of this kind, with its tokenizer and its tower's config."""
+    folder.mkdir(exist_ok=True)
     family, options, text, hf = KINDS[kind]
-    length = text.get("context_length", 24)
-    if family == "openai":
-        vocabulary, tokenizer = 49408, open_clip.SimpleTokenizer(context_length=length)
-    else:
+    length, vocabulary = text.get("context_length", 24), 49408
+    named: dict[str, Any] = {}
+    if family != "openai":
         write = write_pieces if family == "roberta" else partial(write_tokenizer, family=family)
         vocabulary = write(folder, words=words)
-        tokenizer = open_clip.tokenizer.HFTokenizer(str(folder), context_length=length, **options)
-    text = {"context_length": length, "vocab_size": vocabulary} | text
+        named = {"hf_tokenizer_name": "tiny/tokenizer", "tokenizer_kwargs": options}
+    text = {"context_length": length, "vocab_size": vocabulary, **text, **named}
+    config: dict[str, Any] = {"embed_dim": DIM, "vision_cfg": dict(VISION), "text_cfg": text}
+    local: dict[str, Any] = {}
     if hf:
-        special = {"pad_token_id": tokenizer.tokenizer.pad_token_id, "vocab_size": vocabulary}
-        config = hf | special | {"max_position_embeddings": 64, "tie_word_embeddings": True}
-        (folder / "config.json").write_text(json.dumps(config))
-        text |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
-    torch.manual_seed(0)
-    given: dict[str, Any] = {"embed_dim": DIM, "vision_cfg": dict(VISION), "text_cfg": text}
+        pad = open_clip.tokenizer.HFTokenizer(str(folder)).tokenizer.pad_token_id
+        special = {"pad_token_id": pad, "vocab_size": vocabulary, "max_position_embeddings": 64}
+        (folder / "config.json").write_text(json.dumps(hf | special))
+        local = {"hf_model_name": str(folder), "hf_model_pretrained": False}
+        text["hf_model_name"] = "tiny/tower"
     if kind == "coca":
-        decoder = {
-            "context_length": length,
-            "vocab_size": vocabulary,
-            "width": WIDTH,
-            "heads": 2,
-            "layers": 1,
-        }
-        given["multimodal_cfg"] = decoder
+        sizes = {"width": WIDTH, "heads": 2, "layers": 1, "context_length": length, "vocab_size": vocabulary}
+        config["multimodal_cfg"] = sizes
+        config["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
         text["output_tokens"] = True
-        given["vision_cfg"] |= {"output_tokens": True, "attentional_pool": True, "attn_pooler_heads": 2}
-        model: Any = open_clip.CoCa(**given)
     else:
-        model = open_clip.CustomTextCLIP(**given)
+        config["custom_text"] = True
+    torch.manual_seed(0)
+    given = {key: value for key, value in config.items() if key != "custom_text"} | {"text_cfg": text | local}
+    model: Any = (open_clip.CoCa if kind == "coca" else open_clip.CustomTextCLIP)(**given)
     for name, weight in model.text.named_parameters():  # far from open_clip's tiny random ones
         if weight.ndim > 1 or "embedding" in name:
             nn.init.normal_(weight, std=0.5 if "embed" in name else weight.shape[-1] ** -0.5)
         elif name.endswith("bias"):
             nn.init.normal_(weight, std=0.2)
     model.logit_scale.data.fill_(4.6)
-    model = model.to(dtype).eval().requires_grad_(False)
-    square = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
-    return Backbone("tiny", model, "0" * 64, tokenizer, square, DIM, quick_gelu=False)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+def plain_backbone(
+    folder: Path, kind: str, dtype: torch.dtype = torch.float64, words: list[str] = WORDS
+) -> Backbone:
+    """The model of `write_plain`, loaded."""
+    return backbone_from_spec(str(write_plain(folder, kind, words)), device="cpu", dtype=dtype)

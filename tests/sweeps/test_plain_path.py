@@ -1,0 +1,65 @@
+"""A study on the demo's objects with two models whose prompts share nothing: one like SigLIP, one with a BERT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastcoop.backbones import backbone_from_spec
+from fastcoop.demo import world
+from fastcoop.demo.world import DatasetPlan, build_world
+from fastcoop.errors import UserError
+from fastcoop.reports import report
+from fastcoop.results import load_results
+from fastcoop.sweeps import interpret, sweep
+from tests.engine.plain_towers import write_plain
+from tests.tokenizers import WORDS
+
+GRID = {
+    "datasets": "objects",
+    "shots": [1, 2],
+    "seeds": [1],
+    "views": 0,
+    "methods": {
+        "zero_shot": None,
+        "coop": {"context_length": 2, "class_specific": [False, True], "epochs": "3 steps"},
+        "kgcoop": {"init": "a photo", "epochs": 1},
+        "cocoop": {"init": "a photo", "epochs": 1},
+    },
+}
+
+
+@pytest.fixture
+def specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    objects = next(one for one in world.plan() if one.name == "objects")
+    members = {
+        split: {name: keys[:3] for name, keys in sorted(classes.items())[:3]}
+        for split, classes in objects.members.items()
+    }
+    few = DatasetPlan(objects.name, objects.template, objects.variation, members)
+    monkeypatch.setattr(world, "plan", lambda: [few])
+    build_world(tmp_path / "data")
+    names = " ".join([*members["test"], objects.template]).replace("_", " ").replace("{}.", "").split()
+    words = list(dict.fromkeys([*WORDS, *names]))
+    return [str(write_plain(tmp_path / kind, kind, words)) for kind in ("siglip", "bert")]
+
+
+def test_a_study_runs_from_features_to_figure_3(tmp_path: Path, specs: list[str]) -> None:
+    folders = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    summary = sweep({"backbones": specs} | GRID, jobs=1, **folders)
+    assert (summary.runs, summary.failed) == (2 + 2 * 2 * 4, {})
+    found = load_results(folders["results"])
+    assert found.accuracy.between(0, 100).all()
+    assert set(found.status) == {"done"}
+    for spec in specs:
+        assert len(interpret(folders["results"], backbone_from_spec(spec))) > 0
+    pages = report(folders["results"], tmp_path / "report")
+    assert any(path.name.startswith("figure3") and path.suffix == ".png" for path in pages)
+
+
+def test_methods_that_replace_layers_need_a_causal_tower(tmp_path: Path, specs: list[str]) -> None:
+    folders = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    grid = GRID | {"backbones": specs[0], "methods": {"tcp": None}}
+    with pytest.raises(UserError, match=r"needs a causal text tower, .* siglip does not have"):
+        sweep(grid, jobs=1, **folders)
