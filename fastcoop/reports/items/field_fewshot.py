@@ -110,7 +110,8 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
         shown = pd.concat([summary[summary.shots == 0], own])
         without_bands = shown.assign(std=float("nan"))  # those of eight curves would hide them
         draw_curves(axis, without_bands, "shots", ticks)
-        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        room = 0.05 * (high - low) or 1.0
+        axis.set_ylim(low - room, high + room)
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
