@@ -57,7 +57,7 @@ def page(
         drawn |= {
             f"{item.name}{one.suffix}": (item, one, one.chart) for one in found if one.chart is not None
         }
-    datasets = set(study.runs.dataset)
+    datasets = {name for piece in study.slices() for name in piece.runs.dataset}
     charts = {name: _described(chart, warnings, datasets) for name, (*_, chart) in drawn.items()}
     first = _first_item(drawn)
     made = sorted(made, key=lambda pair: pair[0] is not first)
@@ -99,7 +99,8 @@ def _first_item(drawn: Drawn) -> Item | None:
 def _lead(study: Study) -> str:
     """Return in a sentence what the page shows."""
     runs = study.runs
-    backbones, datasets = (list(dict.fromkeys(column)) for column in (runs.backbone, runs.dataset))
+    names = runs.source.str.replace(r":(base|new)$", "", regex=True)
+    backbones, datasets = (list(dict.fromkeys(column)) for column in (runs.backbone, names))
     shots = sorted(set(runs.shots) - {0.0})
     ends = " to ".join(dict.fromkeys(shots_text(one) for one in (shots[0], shots[-1]))) if shots else "no"
     lead = (
@@ -187,13 +188,14 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
     own = datasets & set(chart.panels)
     notes: dict[str, list[str]] = {title: [] for title in chart.panels}
     general = []
-    for text, named in ((one.short, one.datasets) for one in warnings if one.short):
+    for text, all_named in ((one.short, one.datasets) for one in warnings if one.short):
+        named = all_named & (own or datasets)
         with_names = f"{text} ({_some(sorted(named))})"
-        if named >= (own or datasets):
+        if named == (own or datasets):
             general.append(text)
-        elif not own:
+        elif named and not own:
             general.append(with_names)
-        else:
+        elif named:
             for title in chart.panels:
                 notes[title] += [text] * (title in named) if title in own else [with_names]
     panels = [

@@ -152,8 +152,8 @@ ITEM = Item(
     "field_fewshot",
     "Few-shot methods of the field",
     "Not in the paper: prompts, adapters, caches and probes on the same features and few-shot subsets; what each may"
-    " look at to choose its values is in the table. The figures show one panel per family, the other families in gray,"
-    " and accuracy against the time of a run, with bars of one standard deviation over seeds.",
+    " look at to choose its values is in the table. The picture files show one panel per family, the other families in"
+    " gray. The second figure is accuracy against the time of a run, with bars of one standard deviation over seeds.",
     per_slice(make),
     sweep_command("field_fewshot"),
 )
