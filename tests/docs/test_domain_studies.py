@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import fastcoop
 from fastcoop.backbones.load import load_backbone
 from fastcoop.cli import main
+from fastcoop.reports import style
 from tests.backbones.small_models import cut_models, hub_folder, small_config, write_tower
 from tests.backbones.test_hf_clip import write_clip
 from tests.docs.test_documents import ROOT, commands
@@ -83,6 +84,7 @@ def test_the_commands_for_domain_models_run(
     grid |= {"shots": [1], "seeds": [1], "views": 1}
     grid["methods"]["coop"] = {"context_length": 2, "epochs": 1}
     file.write_text(yaml.safe_dump(grid), encoding="utf-8")
+    monkeypatch.setattr(style, "METADATA", {"svg": style.METADATA["svg"]})  # the page needs no other figures
     cut_models(monkeypatch, tmp_path / "hub")
     write_models(tmp_path, tmp_path / "hub")
     monkeypatch.chdir(tmp_path)
