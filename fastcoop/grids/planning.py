@@ -144,6 +144,7 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
     planned: dict[str, RunSpec] = {}
     for named in loaded.grid.runs():
         run = loaded.resolve(named)
+        _refuse_tower(run)
         METHODS[run.method].check(run)
         run = replace(run, key=keys.of(run))
         known = planned.get(run.key)
@@ -159,6 +160,18 @@ def plan_runs(loaded: LoadedGrid) -> list[RunSpec]:
         planned[run.key] = run
     refuse_long_prompts(planned.values())
     return list(planned.values())
+
+
+def _refuse_tower(run: RunSpec) -> None:
+    """Refuse a run whose method cannot compute prompts with the backbone's text tower."""
+    method, (path, reason) = METHODS[run.method], run.model.prompt_path
+    if path != "shared" and (
+        method.needs_causal_tower or (path is None and method.layout(run.settings, run.model))
+    ):
+        raise UserError(
+            f'The method "{run.method}" cannot run on the backbone {run.model.name}: {reason}. Leave out the method '
+            "there, or use a backbone such as RN50 or ViT-B-16; zero-shot, ensembles and probes run on every backbone."
+        )
 
 
 def warn_of_unused_settings(planned: Iterable[RunSpec]) -> None:

@@ -147,6 +147,7 @@ class Method(Generic[S]):
         augments: Whether they learn from augmented views of its images.
         kinds: Kinds of training features that they read, as `cache_features` takes them.
         needs_backbone: Whether runs use the backbone for more than text features of hand-written prompts.
+        needs_causal_tower: Whether runs compute prompts by the parts of a causal text tower.
         reads_prompt: Whether runs use the text features of each dataset's own prompt, such as ``class_texts``.
         runs_together: Whether `run` learns runs of one dataset in one batch of tensors.
     """
@@ -158,6 +159,7 @@ class Method(Generic[S]):
     augments: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("coop",)
     needs_backbone: ClassVar[bool] = True
+    needs_causal_tower: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
     runs_together: ClassVar[bool] = False
 

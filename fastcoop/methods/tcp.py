@@ -66,6 +66,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
     name = "tcp"
     title = "TCP"
     Settings = TCPSettings
+    needs_causal_tower = True
 
     def prompts(self, settings: TCPSettings, data: Data) -> tuple[str, ...]:
         own = TEMPLATES.get(data.name.partition(":")[0], data.dataset.template)

@@ -14,11 +14,14 @@ from typing import Any
 import open_clip
 import pytest
 import timm
+import torch
 from huggingface_hub import constants
 from open_clip import factory
+from safetensors.torch import save_file
 from timm.models import vision_transformer_hybrid
 from timm.models.vitamin import VitCfg, VitConvCfg
 
+from fastcoop.backbones import load_backbone
 from tests.tokenizers import write_tokenizer
 
 NAMES = open_clip.list_models()
@@ -118,6 +121,21 @@ def timm_cuts(name: str) -> tuple[dict[str, Any], int]:
     if re.search("eva|pe_core", name):
         cuts["ref_feat_shape"] = (2, 2)
     return cuts, size
+
+
+def write_folder(folder: Path, name: str) -> Path:
+    """Write a cut model with random weights that tell pictures apart, while `cut_models` holds."""
+    model = load_backbone(name, device="cpu").model
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": small_config(name)}))
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
+    return folder
 
 
 def cut_models(monkeypatch: pytest.MonkeyPatch, hub_cache: Path) -> None:
