@@ -108,11 +108,11 @@ def _numbers() -> list[dict[str, str]]:
 
 
 def add_published(table: Table, protocol: str, backbone: str, columns: dict[str, str]) -> None:
-    """Add gray rows of the means over the 11 datasets that others published for a backbone, with their sources.
+    """Add gray rows of what others published for a backbone, with their sources.
 
     Args:
-        table: Of the names (dataset, method).
-        protocol: "few-shot" or "base-to-new".
+        table: Of the names (dataset, method), or (method,).
+        protocol: "few-shot" or "base-to-new", whose numbers are means over the 11 datasets, or "shift".
         backbone: Name of the backbone.
         columns: The table's columns, by those of ``field_numbers.csv``.
     """
@@ -125,10 +125,12 @@ def add_published(table: Table, protocol: str, backbone: str, columns: dict[str,
         cells: Cells = {columns[row["column"]]: Cell(float(row["accuracy"]), runs=0) for row in own}
         chosen = OFFICIAL if own[0]["chosen_on"] == "official" else own[0]["chosen_on"]
         tower = ", trains the image tower" * bool(own[0]["tuned_tower"])
-        table.add((PUBLISHED, f"{method}{tower}"), {**cells, CHOSEN: chosen, SOURCE: source})
+        names = (f"{method}{tower}, published",) if len(table.heads) == 1 else (PUBLISHED, f"{method}{tower}")
+        table.add(names, cells | ({CHOSEN: chosen} if CHOSEN in table.columns else {}) | {SOURCE: source})
     if rows:
         table.columns = (*table.columns, SOURCE)
+        numbers = "what" if protocol == "shift" else "means over CoOp's 11 datasets that"
         table.notes.append(
-            "Gray rows are means over CoOp's 11 datasets that others published, by the named source: other"
-            " implementations, splits, prompts and protocols. A source that is not the method's own is second-hand."
+            f"Gray rows are {numbers} others published, by the named source: other implementations, splits, prompts and"
+            " protocols. A source that is not the method's own is second-hand."
         )

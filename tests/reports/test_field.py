@@ -12,11 +12,11 @@ import pytest
 
 from fastcoop.reports import field
 from fastcoop.reports.frames import Missing
-from fastcoop.reports.items import base_to_new, field_fewshot, figure3
+from fastcoop.reports.items import base_to_new, field_fewshot, figure3, table1
 from fastcoop.reports.study import study_of
 from fastcoop.reports.style import drawing
 from tests.advice import follows
-from tests.reports.made_up_results import results, run
+from tests.reports.made_up_results import coop, results, run
 
 GAINS = {
     "tip_adapter": ("few_val", 1.0), "gda": ("few_val", 2.0), "clap": ("fixed", 3.0),
@@ -118,6 +118,27 @@ def test_both_definitions_of_h(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("methods", [("coop",), ("coop", "clap")])
+def test_the_shift_table_of_the_fields_methods_has_published_rows(
+    tmp_path: Path, methods: tuple[str, ...]
+) -> None:
+    rows = []
+    for dataset in ("imagenet", "imagenet_a"):
+        of_dataset = {"backbone": "ViT-B-16", "dataset": dataset, "source": "imagenet", "shots": 16, "seed": 1}
+        rows.append(coop(**of_dataset, accuracy=60.0))
+        if "clap" in methods:
+            rows.append(run(**of_dataset, method="clap", accuracy=50.0, selection="fixed"))
+    (part,) = table1.ITEM.make(study_of(pd.DataFrame(rows), tmp_path))
+    published = {names[0]: cells for names, cells in part.table.rows if "published" in names[0]}
+    if methods == ("coop",):  # the paper's own table has the paper's numbers
+        assert not published
+    else:
+        cells = published["CoOp, published"]
+        assert (cells["imagenet (source)"].mean, cells["imagenet_a"].mean) == (71.51, 49.71)
+        assert cells["source"] == "Awesome-Prompt-Adapter-Learning"
+        assert "protocols" in part.table.notes[-1]
+
+
 def test_published_numbers_are_each_there_once_with_a_source() -> None:
     path = Path(field.__file__).with_name("field_numbers.csv")
     with path.open(encoding="utf-8", newline="") as file:
@@ -126,7 +147,10 @@ def test_published_numbers_are_each_there_once_with_a_source() -> None:
         tuple(row[name] for name in ("protocol", "backbone", "method", "source", "column")) for row in rows
     ]
     assert len(set(places)) == len(places) > 150
-    assert all(row["source"] and row["chosen_on"] and 40 < float(row["accuracy"]) < 90 for row in rows)
+    for row in rows:  # sketches and adversarial images are harder
+        assert row["source"]
+        assert row["chosen_on"]
+        assert (20 if row["protocol"] == "shift" else 40) < float(row["accuracy"]) < 90
     assert {row["method"] for row in rows} >= {"MaPLe", "PromptSRC", "CLIP-LoRA", "CLIP-SVD"}
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fastcoop import escape
 from fastcoop.reports import frames
-from fastcoop.reports.field import FIELD
+from fastcoop.reports.field import FIELD, add_published
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.paper import add_printed, printed
 from fastcoop.reports.study import Slice, Study
@@ -63,6 +63,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
                 for dataset, column in columns.items()
             }
             add_printed(table, (name_of(series, length),), numbers)
+        if runs.method.isin(FIELD).any():
+            add_published(table, "shift", piece.backbone, columns)
         table.mark_best(group=())
         suffix = piece.suffix + (f"-{names[source]}" if len(found) > 1 else "")
         exhibits.append(Exhibit(suffix, piece.subtitle, None, table))
