@@ -84,6 +84,7 @@ DONE = {
     "datasets draw": ["colours", "--shots", "1", "--seeds", "1", "--out", "draws"],
     "evaluate": ["results/grid", *TARGET],
     "export": ["KEY", "--results", "results/grid", "--backbone", "tiny", "--out", "again.safetensors"],
+    "export-weights": ["results/grid", "--backbone", "tiny", "--out", "prototypes"],
     "features check": [STORE],
     "features import": ["--test", "test.npz", "--name", "NEW", "--backbone", "tiny"],
     "import-coop": ["output", "--dataset", "colours", "--backbone", "tiny", "--results", "NEW"],

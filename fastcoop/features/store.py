@@ -328,13 +328,13 @@ class FeatureStore:
         Raises:
             UserError: Not every image of the dataset is stored.
         """
-        if any(len(rows) for rows in self.meta.skipped.values()):
-            raise UserError(
-                f"{self.path} leaves out images that could not be read, so it cannot stand for its dataset; "
-                f"name the dataset {self.meta.dataset} itself."
-            )
-        # With no image skipped, positions in the store are those in the dataset.
-        splits = {name: Split(self.paths(name), self.labels(name)[self._rows(name)]) for name in self.splits}
+        for name, split in self._splits.items():
+            if len(split.index) < (images := self.meta.expected[name]):
+                raise UserError(
+                    f"{self.path} has {len(split.index):,} of {images:,} {name} images, so it cannot stand for its "
+                    f"dataset; name the dataset {self.meta.dataset} itself."
+                )
+        splits = {name: Split(self.paths(name), self.labels(name)) for name in self.splits}
         if content_digest(self.meta.class_names, splits) != self.meta.dataset_digest:
             raise damaged(self.path, "its class names, paths and labels are not those that were written")
         name, root = self.meta.dataset, self.path.parent

@@ -173,6 +173,14 @@ def read_grid(
         raise UserError(f"{lines.where(error.place)}{error}") from None
     if not (overrides or only):
         _warn_of_unused_keys(grid, lines)
+    for path, content in scopes_of(given):
+        seed = str(content.get("seeds", "")).strip()
+        if seed.isdecimal() and int(seed) > 3:
+            where = lines.where((*path, "seeds"))
+            log.warning(
+                f"{where}This is the one seed {seed}; write seeds: 1-{seed} for that many draws, or seeds: [{seed}] "
+                "for this one."
+            )
     for one, key in zip(overrides, keys, strict=True):
         if not _users(grid.blocks, key.split(".")):
             log.warning("--set %s changes nothing: no run uses it.", one)

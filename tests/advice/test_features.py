@@ -125,12 +125,17 @@ def test_a_store_of_a_newer_version(
 
 
 @follows("so it cannot stand for its dataset; name the dataset {} itself")
-def test_a_store_that_leaves_images_out(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_store_that_leaves_images_out(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, split: str
+) -> None:
     from fastcoop.features import find_dataset
 
-    (dataset.root / "test" / "cat" / "0.png").write_bytes(b"no picture")
-    path = cache_features(backbone, dataset, tmp_path, **ASK | {"shots": ["all"]}, skip_unreadable=True)
-    with pytest.raises(UserError, match="name the dataset animals itself"):
+    if split == "test":
+        (dataset.root / "test" / "cat" / "0.png").write_bytes(b"no picture")
+    shots = ["all"] if split == "test" else [1]
+    path = cache_features(backbone, dataset, tmp_path, **ASK | {"shots": shots}, skip_unreadable=True)
+    with pytest.raises(UserError, match=f"of .* {split} images.*; name the dataset animals itself"):
         find_dataset(path)
     assert find_dataset("animals", dataset.root.parent).digest == dataset.digest
 

@@ -52,6 +52,18 @@ def test_files(tmp_path: Path, wrong: str, message: str, right: str) -> None:
     assert [*read_grid(file).runs()]
 
 
+@follows("This is the one seed {}; write seeds: 1-{} for that many draws, or seeds: [{}] for this one")
+def test_a_number_of_seeds(caplog: pytest.LogCaptureFixture) -> None:
+    given = {"backbones": "b", "datasets": "d", "shots": 1, "methods": "coop"}
+    assert read_grid(given | {"seeds": 10}).blocks[0].seeds == (10,)
+    assert "This is the one seed 10; write seeds: 1-10" in caplog.text
+    caplog.clear()
+    assert read_grid(given | {"seeds": "1-10"}).blocks[0].seeds == tuple(range(1, 11))
+    assert read_grid(given | {"seeds": [10]}).blocks[0].seeds == (10,)
+    assert read_grid(given, ["seeds=3"]).blocks[0].seeds == (3,)
+    assert not caplog.text
+
+
 @follows(
     "--set gives {} twice; leave one of them",
     'The value in "{}" is not YAML; quote it',

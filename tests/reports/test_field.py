@@ -124,7 +124,13 @@ def test_the_shift_table_of_the_fields_methods_has_published_rows(
 ) -> None:
     rows = []
     for dataset in ("imagenet", "imagenet_a"):
-        of_dataset = {"backbone": "ViT-B-16", "dataset": dataset, "source": "imagenet", "shots": 16, "seed": 1}
+        of_dataset = {
+            "backbone": "ViT-B-16",
+            "dataset": dataset,
+            "source": "imagenet",
+            "shots": 16,
+            "seed": 1,
+        }
         rows.append(coop(**of_dataset, accuracy=60.0))
         if "clap" in methods:
             rows.append(run(**of_dataset, method="clap", accuracy=50.0, selection="fixed"))
