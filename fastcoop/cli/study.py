@@ -1,4 +1,4 @@
-"""``demo``, ``report`` and ``interpret``."""
+"""``demo``, ``report``, ``interpret`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from fastcoop.cli.groups import app
-from fastcoop.cli.options import AsJson, BackboneSpec, ResultsFolder, Runs
+from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, ResultsFolder, Runs
 from fastcoop.cli.output import show
 
 
@@ -37,18 +37,32 @@ def demo(
 def report(
     results: ResultsFolder,
     out: Annotated[Path | None, Option(help="Report folder (reports/<results name>).")] = None,
+    gallery: Annotated[bool, Option("--gallery", help="Show wrong test images on the page.")] = False,
+    runs: Runs = None,
+    data_root: DataRoot | None = None,
+    cache: Cache | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Make figures, tables and a page from results.
 
     The page also checks the claims of the paper. Where runs are missing for an item, the command that would supply
-    them is printed.
+    them is printed. For one run per dataset the page shows what went wrong: confusions, classes, calibration and, with
+    --gallery, the pictures, from --data-root (by default the folder of the sweep). --run A,B shows run A in its place,
+    and which pictures only one of A and B gets right.
 
-    Example:  fastcoop report results/photographs
+    Example:  fastcoop report results/photographs --gallery
     """
     from fastcoop.reports import report as make_report
 
-    written = make_report(results, out or Path("reports") / results.name)
+    pictures = None
+    if gallery:
+        from fastcoop.features import PictureFinder
+        from fastcoop.results.metadata import recorded_places
+
+        given = ["--data-root", "data", "--cache", "cache", *recorded_places(results)]
+        places = dict(zip(given[::2], given[1::2], strict=True))
+        pictures = PictureFinder(data_root or places["--data-root"], cache or places["--cache"])
+    written = make_report(results, out or Path("reports") / results.name, pictures, runs or ())
     missing = next(path for path in written if path.name == "missing.txt").read_text(encoding="utf-8")
     show(written, [*missing.split("\n"), f"{len(written)} files: {written[0]}"], as_json)
 
@@ -80,6 +94,20 @@ def interpret(
     )  # fmt: skip
     words_by_run = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     show(words_by_run, _word_lines(words_by_run), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Print versions, devices, folders and weights, for bug reports.
+
+    The last lines are what is slow or missing, and what to do about it.
+
+    Example:  fastcoop doctor
+    """
+    from fastcoop.doctor import examine, lines
+
+    found = examine()
+    show(found, lines(found), as_json)
 
 
 def _word_lines(words_by_run: Mapping[str, dict[str, Any]]) -> Iterator[str]:

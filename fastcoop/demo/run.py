@@ -12,6 +12,7 @@ import pandas as pd
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
 from fastcoop.errors import writing
+from fastcoop.features import PictureFinder
 from fastcoop.grids import read_grid
 from fastcoop.progress import counted, duration
 from fastcoop.reports import report
@@ -56,7 +57,8 @@ class DemoSummary:
             f"results   {self.results}  ({counted(self.runs, 'run')}, {self.finished} finished by this call)"
         )
         lines += [f"figure 3  {path}" for path in self.figures] + [f"words     {path}" for path in self.words]
-        return "\n".join([*lines, f"page      {self.page}", duration(self.seconds)])
+        page = Path(self.page).absolute().as_uri()  # which many terminals open at a click
+        return "\n".join([*lines, f"time      {duration(self.seconds)}", "", f"The page: {page}"])
 
 
 def run_demo(out: Path, full: bool = False) -> DemoSummary:
@@ -88,7 +90,7 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
     if summary.finished or not page.exists():
         for spec in read_grid(grid).backbones:
             interpret(results, backbone_from_spec(spec))
-        report(results, pages)
+        report(results, pages, PictureFinder(data, cache))
     return DemoSummary(
         accuracy=_mean_accuracies(results),
         features=str(cache),

@@ -93,16 +93,9 @@ const prepare = table => {
     }
   });
 };
-all("table").forEach(prepare);
-all("script[data-packed]").forEach(packed => packed.closest("details").addEventListener("toggle", async () => {
-  const place = document.createElement("div");
-  place.innerHTML = await unpack(packed.textContent);
-  packed.replaceWith(place);
-  all("table", place).forEach(prepare);
-}, {once: true}));
 
 // A figure as SVG is the picture that is printed; the PNG is drawn from it.
-all("[data-image]").forEach(link => {
+const linkImage = link => {
   const image = document.getElementById(link.dataset.image);
   link.href = image.src;
   if (link.download.endsWith(".png")) link.addEventListener("click", () => {
@@ -111,7 +104,20 @@ all("[data-image]").forEach(link => {
     canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
     link.href = canvas.toDataURL();
   });
-});
+};
+
+// What is packed is unpacked when its fold is first opened.
+const begin = place => {
+  all("table", place).forEach(prepare);
+  all("[data-image]", place).forEach(linkImage);
+  all("script[data-packed]", place).forEach(packed => packed.closest("details").addEventListener("toggle", async () => {
+    const inside = document.createElement("div");
+    inside.innerHTML = await unpack(packed.textContent);
+    packed.replaceWith(inside);
+    begin(inside);
+  }, {once: true}));
+};
+begin(document);
 
 document.getElementById("theme").addEventListener("click", () => {
   const isDark = (root.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";

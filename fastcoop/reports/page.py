@@ -34,7 +34,7 @@ TITLES = {"png": "PNG", "svg": "SVG", "csv": "CSV", "tex": "LaTeX"}
 
 MAX_NAMES = 6  # of datasets or backbones in a sentence
 MAX_ROWS = 12  # of a table that is not folded
-MAX_UNPACKED = 100  # rows of a folded table that is not compressed
+MAX_UNPACKED, MAX_LETTERS = 100, 50_000  # rows of a table, letters of a fold, that are not compressed
 PANEL_HEIGHT, LARGE_HEIGHT, BAR_HEIGHT = 190, 350, 34  # pixels of charts, and of a bar with its text
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 VERDICTS = {HOLDS: "holds", FAILS: "fails"}
@@ -145,8 +145,8 @@ def _pre(text: str) -> str:
 
 
 def _fold(summary: str, content: str, rows: int = 0) -> str:
-    """Return content behind a line; many ``rows`` are compressed, and unpacked when they are first shown."""
-    if rows > MAX_UNPACKED:
+    """Return content behind a line; many ``rows`` or letters are compressed, and unpacked when they are first shown."""
+    if rows > MAX_UNPACKED or len(content) > MAX_LETTERS:
         packed = base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
         content = f'<script type="text/plain" data-packed>{packed}</script>'
     return f"<details><summary>{escape.html(summary)}</summary>{content}</details>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastcoop.errors import writing
@@ -13,12 +15,18 @@ from fastcoop.reports.item import ADD, Exhibit, Item
 from fastcoop.reports.items import ITEMS
 from fastcoop.reports.page import page
 from fastcoop.reports.paper_claims import PAPER_CLAIMS
-from fastcoop.reports.study import Study, read_study
+from fastcoop.reports.study import PictureSource, Study, read_study
 from fastcoop.reports.style import drawing, save_figure
 from fastcoop.reports.table import save_table, write_text
+from fastcoop.results.read import find_key
 
 
-def report(results_folder: str | Path, out_folder: str | Path) -> list[Path]:
+def report(
+    results_folder: str | Path,
+    out_folder: str | Path,
+    pictures: PictureSource | None = None,
+    runs: Sequence[str] = (),
+) -> list[Path]:
     """Write the report of a results folder.
 
     Figures are PNG, PDF and SVG, tables CSV, Markdown and LaTeX. ``missing.txt`` names the items that the results lack
@@ -27,6 +35,10 @@ def report(results_folder: str | Path, out_folder: str | Path) -> list[Path]:
     Args:
         results_folder: The results of a sweep.
         out_folder: Folder to write to.
+        pictures: Where the test images are (`fastcoop.features.PictureFinder`); the page then contains small copies of
+            wrong ones. None: no pictures.
+        runs: Keys, or their beginnings, of the runs whose mistakes are shown: the first that was tested on a dataset,
+            compared with the second. By default the page chooses one per dataset.
 
     Returns:
         The paths of the files, first that of the page.
@@ -35,6 +47,8 @@ def report(results_folder: str | Path, out_folder: str | Path) -> list[Path]:
         UserError: the results folder holds no finished run, or the files cannot be written.
     """
     study, out = read_study(Path(results_folder)), Path(out_folder)
+    keys = tuple(find_key(results_folder, run) for run in runs)
+    study = replace(study, pictures=pictures, chosen=keys)
     written: list[Path] = []
     made: list[tuple[Item, list[Exhibit]]] = []
     missing: list[tuple[Item, str]] = []

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import yaml
@@ -23,7 +20,7 @@ from fastcoop.progress import counted
 from fastcoop.reports import series
 from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, rows_of
 from fastcoop.reports.style import name_of
-from fastcoop.results.metadata import GRID, recorded_datasets, recorded_grid
+from fastcoop.results.metadata import GRID, recorded_datasets, recorded_grid, recorded_places
 
 WITHOUT_SCHEDULE = ("zero_shot", "ensemble", "linear_probe")  # every schedule's figures show their runs
 
@@ -64,6 +61,24 @@ class Slice:
         return " ".join([name_of(name, length), *(limits if name == "linear_probe" else ())])
 
 
+class Pictures(Protocol):
+    """The test images of a dataset, in the order of predictions."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Their paths in the dataset's folder."""
+
+    def thumbnail(self, row: int) -> bytes:
+        """Return an image as a small JPEG. Raises UserError where it is not the one that was tested."""
+
+
+class PictureSource(Protocol):
+    """Where the test images of runs are, such as `fastcoop.features.PictureFinder`."""
+
+    def find(self, name: str, test: str, images: str | None, specs: Iterable[str] = ()) -> Pictures:
+        """Return the images of a test of these digests. Raises UserError where they are not there."""
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
     """All runs of a results folder, one row for each test."""
@@ -75,6 +90,8 @@ class Study:
     known: series.Known  # datasets by name, as the sweep recorded them
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs with their ``error``
     untested: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs without a test
+    pictures: PictureSource | None = None  # of the test images; None: no pictures are shown
+    chosen: tuple[str, ...] = ()  # keys of runs whose mistakes are shown; none: one run per dataset
 
     @property
     def backbones(self) -> list[str]:
@@ -96,11 +113,7 @@ class Study:
     @property
     def places(self) -> list[str | Path]:
         """The ``--cache`` and ``--data-root`` options of the sweep, as ``grid.yaml`` records them."""
-        found: list[str | Path] = []
-        with suppress(ValueError):
-            for word, place in pairwise(shlex.split(self.grid_text.partition("\n")[0].removeprefix("# "))):
-                found += [word, Path(place)] if word in ("--cache", "--data-root") else []
-        return found
+        return recorded_places(self.folder)
 
     def slices(self) -> list[Slice]:
         """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's."""

@@ -13,6 +13,7 @@ from fastcoop.reports.item import Item
 NAMES = (
     "figure3", "figure1", "figure4", "figure5a", "figure5b", "table1", "table2", "table3", "table4", "table5", "table6",
     "base_to_new", "cross_dataset", "field_fewshot",
+    "mistakes",
 )  # fmt: skip
 
 

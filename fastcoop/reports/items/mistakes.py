@@ -1,0 +1,256 @@
+"""What went wrong: per dataset one run's confusions, its accuracy by class, its calibration and its wrong pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fastcoop import escape
+from fastcoop.errors import UserError
+from fastcoop.progress import counted
+from fastcoop.reports import frames
+from fastcoop.reports.item import Exhibit, Item
+from fastcoop.reports.series import plain_dataset
+from fastcoop.reports.study import Pictures, Study, evaluate_targets
+from fastcoop.reports.style import TWO_COLUMNS, shortened
+from fastcoop.reports.table import DASH, Table
+from fastcoop.results import (
+    Predictions,
+    calibration_curve,
+    calibration_error,
+    class_accuracies,
+    confused_pairs,
+    confusion_table,
+    disagreements,
+    group_confusion,
+    load_predictions,
+    representative_run,
+    wrong_images,
+)
+from fastcoop.results.confusions import MOST_CLASSES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PICTURES = 160  # of all datasets together, under 1 MB
+PICTURES = 12  # of one list
+PAIRS = 10  # of the table
+COUNTED = 16  # classes, above which a matrix has small letters
+NAME_LENGTH = 18  # characters of a class in a figure
+WRONG, RIGHT = "#D55E00", "#8A8A8A"
+WHOSE = (
+    "Chosen to look at, not to score: {}. Its accuracy is selected on test images; the tables have the means."
+)
+RULE = (
+    "of the runs with the most shots, the method with the highest mean accuracy over seeds, and its seed of median "
+    "accuracy"
+)
+
+
+def make(study: Study) -> list[Exhibit]:
+    shown = _shown_runs(study)
+    pictures = min(PICTURES, max(3, MOST_PICTURES // (2 * max(len(shown), 1))))
+    names = escape.file_names(run.dataset for run, _ in shown)
+    exhibits: list[Exhibit] = []
+    for run, rival in shown:
+        try:
+            predictions = load_predictions(study.folder, run.key, plain_dataset(run.dataset))
+        except UserError:
+            continue
+        exhibits += _of_run(study, run, rival, predictions, f"-{names[run.dataset]}", pictures)
+    if not exhibits:
+        raise frames.Missing("no predictions of a run on its own dataset are stored")
+    return exhibits
+
+
+def _shown_runs(study: Study) -> list[tuple[Any, Any]]:
+    """Return (run, the run it is compared with or None), rows of the study's table, one per tested dataset."""
+    if study.chosen:
+        keys = list(study.chosen)
+        rows = study.runs[study.runs.key.isin(keys)]
+        rows = rows.assign(place=rows.key.map(keys.index)).sort_values("place", kind="stable")
+        groups = (list(frames.rows_of(frame)) for _, frame in rows.groupby("dataset", sort=False))
+        return [(first, others[0] if others else None) for first, *others in groups]
+    own = frames.own_prompt(study.runs[study.runs.dataset == study.runs.source])
+    found = []
+    for _, frame in own.groupby("dataset", sort=False):
+        run = representative_run(frame)
+        others = frame[(frame.backbone == run.backbone) & (frame.label != run.label)]
+        plain = others[others.method == "zero_shot"]
+        others = plain if len(plain) else others
+        found.append((run, representative_run(others) if len(others) else None))
+    return found
+
+
+def _of_run(
+    study: Study, run: Any, rival: Any, predictions: Predictions, suffix: str, pictures: int
+) -> Iterator[Exhibit]:
+    table = confusion_table(predictions)
+    pairs, wrong = confused_pairs(table), wrong_images(predictions)
+    title, error = _title(run), calibration_error(predictions)
+    fold = f"{run.dataset}: {len(wrong):,} of {counted(len(predictions.labels), 'test image')} wrong"
+    if len(pairs):
+        first = pairs.iloc[0]
+        fold += (
+            f"; most confused: {first['first']} and {first['second']} ({counted(first['images'], 'image')})"
+        )
+    where, html = f"{run.dataset} ({title})", _gallery_html(study, run, rival, predictions, wrong, pictures)
+    yield Exhibit(f"{suffix}-pairs", title, table=_pair_table(where, pairs, run.key), html=html, fold=fold)
+    figure = _figure(table, predictions, f"{run.dataset}: {title}", error)
+    yield Exhibit(suffix, title, figure, _class_table(where, table, error), fold=fold)
+
+
+def _title(run: Any) -> str:
+    parts = [run.label, run.backbone]
+    return ", ".join([*parts, frames.in_shots(run.shots), f"seed {run.seed}"] if run.shots else parts)
+
+
+def _pair_table(where: str, pairs: pd.DataFrame, key: str) -> Table:
+    columns = ("images", "first taken for second", "second taken for first", "share of both (%)")
+    heads = ("first class", "second class")
+    table = Table(f"Most confused pairs of classes, {where}", heads, columns, unit="")
+    for row in frames.rows_of(pairs.head(PAIRS)):
+        values = str(row.images), str(row.first_as_second), str(row.second_as_first), f"{row.share:.1f}"
+        table.add((row.first, row.second), dict(zip(columns, values, strict=True)))
+    table.notes = [
+        f"The {len(table.rows)} most frequent of {len(pairs)} confused pairs, {where}, key {key[:12]}."
+    ]
+    return table
+
+
+def _class_table(where: str, confusions: pd.DataFrame, error: float) -> Table:
+    columns = ("test images", "correct", "accuracy (%)", "most often taken for")
+    table = Table(f"Accuracy by class, {where}", ("class",), columns, unit="")
+    for name, row in class_accuracies(confusions).iterrows():
+        accuracy = f"{row.accuracy:.1f}" if row.images else DASH
+        mistaken = f"{row.mistaken_for} ({row.times})" if row.times else ""
+        values = str(row.images), str(row.correct), accuracy, mistaken
+        table.add((name,), dict(zip(columns, values, strict=True)))
+    table.notes = [f"Expected calibration error: {error:.1f} percentage points."]
+    return table
+
+
+def _figure(table: pd.DataFrame, predictions: Predictions, title: str, error: float) -> Figure:
+    """Draw the confusion matrix and the calibration curve side by side."""
+    from matplotlib.figure import Figure
+
+    shown = group_confusion(table)
+    height = float(np.clip(1.3 + 0.14 * len(shown), 2.6, 4.9))
+    figure = Figure(figsize=(TWO_COLUMNS, height), layout="constrained")
+    figure.suptitle(shortened(title, 100), color="#444444", style="italic")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1) if len(shown) <= COUNTED else (2.2, 1))
+    _draw_confusions(left, shown, len(table))
+    _draw_calibration(right, calibration_curve(predictions), error)
+    return figure
+
+
+def _draw_confusions(axis: Axes, table: pd.DataFrame, classes: int) -> None:
+    """Draw shares of each true class: what is right in gray, what is wrong in orange."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    counts = table.to_numpy()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    is_right = np.eye(len(counts), dtype=bool)
+    most = max(float(share[~is_right].max(initial=0.0)), 1e-9)
+    scales = [LinearSegmentedColormap.from_list("", ("#FFFFFF", to_rgb(color))) for color in (RIGHT, WRONG)]
+    colors = np.where(is_right[..., None], scales[0](share), scales[1](share / most))
+    axis.imshow(colors, interpolation="nearest", aspect="auto")
+    names = [shortened(str(name), NAME_LENGTH) for name in table.index]
+    size = 7 if len(names) <= COUNTED else 5.5
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(names)), names, fontsize=size)
+    axis.tick_params(length=0)
+    axis.grid(visible=False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true class")
+    grouped = f", the most confused of {classes}" if len(table) < classes else ""
+    axis.set_title(f"Confusions{grouped}")
+    for row, column in np.argwhere(counts):
+        axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=size - 0.5)
+
+
+def _draw_calibration(axis: Axes, curve: pd.DataFrame, error: float) -> None:
+    """Draw accuracy over confidence, and which share of the images has this confidence as bars."""
+    width = curve.high - curve.low
+    bars = 100 * curve.images / curve.images.sum()
+    axis.bar(
+        curve.low, bars, width, align="edge", color="#DDDDDD", edgecolor="white", label="share of images"
+    )
+    axis.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle="--")
+    known = curve[curve.images > 0]
+    axis.plot(known.confidence, known.accuracy, color="#0072B2", marker="o", clip_on=False, label="accuracy")
+    axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="%")
+    axis.set_title(f"Calibration (error {error:.1f} points)")
+    axis.legend(loc="upper left")
+
+
+def _gallery_html(
+    study: Study, run: Any, rival: Any, predictions: Predictions, wrong: pd.DataFrame, most: int
+) -> str:
+    """Return the HTML of the run's wrong pictures, and of those that only it or only its rival gets right."""
+    if not len(wrong):
+        return _note("No test image is wrong.")
+    if study.pictures is None:
+        command = escape.shell_command("fastcoop", "report", study.folder, "--gallery", *study.places)
+        return _note(f"To see the pictures: {command}")
+    name = plain_dataset(run.dataset)
+    images = run.images if isinstance(run.images, str) else None
+    try:
+        source = study.pictures.find(name, run.test, images, study.datasets)
+    except UserError as problem:
+        return _note(f"No pictures are shown. {problem}")
+    parts = [_grid(source, f"The surest of {counted(len(wrong), 'mistake')}", wrong, most)]
+    if images is None:
+        parts.append(_note("Whether the pictures have changed since the test is not known."))
+    if rival is not None:
+        with suppress(UserError):  # the rival was tested on other images, or diverged
+            differ = disagreements(predictions, load_predictions(study.folder, rival.key, name))
+            names = (run.label, rival.label) if run.label != rival.label else (_title(run), _title(rival))
+            for right, (good, bad) in (("first", names), ("second", names[::-1])):
+                found = differ[differ.right == right]
+                title = f"Right by {good}, wrong by {bad}: {counted(len(found), 'image')}"
+                parts.append(_grid(source, title, found, most // 2))
+    return "".join(parts)
+
+
+def _note(text: str) -> str:
+    return f"<p class=note>{escape.html(text)}</p>"
+
+
+def _grid(source: Pictures, title: str, images: pd.DataFrame, most: int) -> str:
+    """Return the HTML of the first ``most`` images, with what they are and what they were taken for."""
+    tiles = []
+    for one in frames.rows_of(images.head(most)):
+        try:
+            jpeg = base64.b64encode(source.thumbnail(int(one.image))).decode()
+            alt = escape.html(f"{one.true}, taken for {one.predicted}")
+            shown = f'<img width=96 height=96 loading=lazy alt="{alt}" src="data:image/jpeg;base64,{jpeg}">'
+        except UserError as problem:
+            shown = _note(str(problem))
+        true, predicted, path = map(escape.html, (one.true, one.predicted, source.paths[one.image]))
+        words = f"<b>{true}</b><br>taken for {predicted}, {100 * one.probability:.0f}%"
+        tiles.append(f'<div title="{path}">{shown}<div class=note>{words}</div></div>')
+    title += f" ({len(tiles)} shown)" * (len(tiles) < len(images))
+    return f"<h3>{escape.html(title)}</h3><div class=grid>{''.join(tiles)}</div>"
+
+
+def _command(study: Study) -> str:
+    """Return the command that tests runs on their own datasets, which stores predictions."""
+    words = ("fastcoop", "evaluate", study.folder, "--targets", evaluate_targets(study.runs))
+    return escape.shell_command(*words, *study.places)
+
+
+ITEM = Item(
+    "mistakes",
+    "What went wrong",
+    f"One run per dataset. {WHOSE.format(RULE)} With more than {MOST_CLASSES} classes, the matrix has the most "
+    "confused ones; the others are one row. Confidence is the softmax probability of the prediction.",
+    make,
+    _command,
+)
