@@ -54,7 +54,7 @@ def given_options(context: typer.Context, names: Sequence[str]) -> list[str]:
 
 
 FOUND_BY_NAME = Option(help="The backbone's folder or weights, if its name does not find it.")
-BACKBONE = "RN50, ViT-B/16, MODEL:TAG, demo-resnet, or a folder with config and weights."
+BACKBONE = "RN50, MODEL:TAG, hf-hub:ORGANIZATION/NAME or a folder: `fastcoop backbones` lists them."
 DEVICE = "Where the towers run: auto (a GPU if there is one), cpu, cuda or cuda:1."
 CONDITION = (
     "Only rows with NAME=A,B (or !=, <, <=, >, >=), of a column or setting. Repeatable; all must hold."

@@ -109,12 +109,15 @@ def test_the_cost_is_what_the_engine_plans() -> None:
     text = catalog.TextSize(32, 3, 4, 128, 77)
     names = tuple(f"{first} {second}" for first in "abcdefghij" for second in "klmnopqrst")
     shape = RunShape(names, PromptLayout(16), 0, 4, 1, 1)
-    cost, planned = PromptCost.of(text), plan_training(tiny_backbone(), [shape]).runs[0]
+    backbone = tiny_backbone()
+    cost, planned = PromptCost.of(text), plan_training(backbone, [shape]).runs[0]
+    plain = plan_training(backbone.on_plain_path(), [shape]).runs[0]
     assert cost.vectors == 16
-    assert cost.plain_positions == 100 * 77
+    assert cost.plain_positions == plain.tree.rows == 100 * 77
     assert cost.shared_positions == 416
     assert planned.tree.rows == 16 + 10 + 100 * 3  # here names share their first token
     assert 1 < cost.shared_flops / planned.step_flops < 2
+    assert 1 < cost.plain_flops / plain.step_flops < 2
     assert PromptCost.of(catalog.TextSize(32, 3, 4, 128, 16)).vectors == 11  # the most that fit
     assert PromptCost.of(text, masks_padding=True).plain_positions == 100 * (16 + 2 + 3)
 
