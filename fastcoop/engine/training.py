@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, PlainTower
 from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.checks import whole_number
 from fastcoop.engine.fit import LossParts, TrainingPlan, is_out_of_memory, loss_parts, plan_training
@@ -125,7 +125,8 @@ class _Training:
     ):
         self.trees, self.logit_scale, self.runs, self.plan = trees, logit_scale, runs, plan
         self.given_state, self.on_done = state, on_done or (lambda index, trained: None)
-        self.budget, self.workspace = plan.budget(), new_workspace(trees.tower, memory_bytes=plan.kept_bytes)
+        self.budget, self.kept_bytes = plan.budget(), plan.kept_bytes
+        self.workspace = new_workspace(trees.tower, memory_bytes=self.kept_bytes)
         self.results = ended_runs(state, runs)
         self.waiting = deque(n for n in plan.order() if n not in self.results)
         self.started: dict[int, ActiveRun] = {}  # also those that wait again since memory ran out
@@ -147,10 +148,14 @@ class _Training:
                 raise
             self.sync()  # the steps that were done count
             self.batch = None
-            if not self.budget.shrink():
+            if self.budget.shrink():
+                log.warning("Out of memory with %d runs together; continuing with fewer.", len(self.active))
+            elif isinstance(tower, PlainTower) and self.workspace.nbytes:
+                self.kept_bytes = self.workspace.nbytes // 2
+                log.warning("Out of memory with one run; continuing with less kept for its backward pass.")
+            else:
                 raise
-            log.warning("Out of memory with %d runs together; continuing with fewer.", len(self.active))
-            self.workspace = new_workspace(tower, memory_bytes=self.plan.kept_bytes)
+            self.workspace = new_workspace(tower, memory_bytes=self.kept_bytes)
             if tower.device.type == "cuda":
                 torch.cuda.empty_cache()
             return False

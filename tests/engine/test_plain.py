@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone, PlainTower
-from fastcoop.engine import PromptEncoder, PromptLearner, Run, RunShape, plan_training, train
+from fastcoop.engine import (
+    FastSchedule,
+    ProjectedGradient,
+    PromptEncoder,
+    PromptLearner,
+    Run,
+    RunShape,
+    plan_training,
+    train,
+)
 from fastcoop.engine.class_tokens import ClassTokenEncoder
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
@@ -144,8 +153,10 @@ def a_run(layout: PromptLayout, names: tuple[str, ...], seed: int, **options: An
 def test_runs_in_company_have_the_bits_that_they_have_alone(tmp_path: Path, kind: str) -> None:
     """Also where memory holds no graph, so that each part is computed a second time."""
     backbone = plain_backbone(tmp_path, kind, torch.float32)
+    pulled = ProjectedGradient(torch.randn(3, DIM, generator=torch.Generator().manual_seed(9)), 1.0)
     runs = [
-        a_run(LAYOUTS["end"], NAMES, 0),
+        a_run(LAYOUTS["end"], NAMES, 0, objective=pulled),  # two backward passes of one forward pass
+        a_run(LAYOUTS["end"], NAMES, 4, schedule=FastSchedule()),
         a_run(LAYOUTS["class-specific"], NAMES[:2], 1),
         a_run(LAYOUTS["end"], NAMES, 2),
         a_run(LAYOUTS["written"], (*NAMES, "lion"), 3),
@@ -185,6 +196,27 @@ def test_what_is_kept_follows_the_memory(backbones: dict[str, Backbone]) -> None
         kept.append((len(workspace.graphs), features, grad))
     assert [count for count, _, _ in kept] == [0, 1, 6]
     assert all(torch.equal(kept[0][1], one) and torch.equal(kept[0][2], two) for _, one, two in kept)
+
+
+def test_a_run_that_memory_does_not_hold_keeps_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = plain_backbone(tmp_path, "siglip", torch.float32)
+    run = a_run(LAYOUTS["end"], tuple(f"cat {'old ' * n}" for n in range(9)) * 40, 0)
+    (expected,) = train(backbone, [run])
+    backward, used = PlainPass.backward, []
+
+    def small_machine(self: PlainPass, grads: Any, workspace: PlainWorkspace) -> list[Tensor]:
+        used.append(len(workspace.graphs))
+        if len(workspace.graphs) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return backward(self, grads, workspace)
+
+    monkeypatch.setattr(PlainPass, "backward", small_machine)
+    (found,) = train(backbone, [run])
+    assert used[:2] == [3, 1]
+    assert caplog.text.count("Out of memory with one run; continuing with less kept") == 1
+    assert torch.equal(found.contexts, expected.contexts)
 
 
 def test_the_measured_memory_is_what_autograd_keeps(backbones: dict[str, Backbone]) -> None:

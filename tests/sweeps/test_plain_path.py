@@ -10,7 +10,8 @@ from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo import world
 from fastcoop.demo.world import DatasetPlan, build_world
 from fastcoop.errors import UserError
-from fastcoop.reports import report
+from fastcoop.reports.items import field_fewshot, figure3
+from fastcoop.reports.study import read_study
 from fastcoop.results import load_results
 from fastcoop.sweeps import interpret, sweep
 from tests.engine.plain_towers import write_plain
@@ -25,6 +26,7 @@ GRID = {
         "zero_shot": None,
         "coop": {"context_length": 2, "class_specific": [False, True], "epochs": "3 steps"},
         "kgcoop": {"init": "a photo", "epochs": 1},
+        "prograd": {"context_length": 4, "epochs": 1},
         "cocoop": {"init": "a photo", "epochs": 1},
     },
 }
@@ -48,14 +50,20 @@ def specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_study_runs_from_features_to_figure_3(tmp_path: Path, specs: list[str]) -> None:
     folders = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
     summary = sweep({"backbones": specs} | GRID, jobs=1, **folders)
-    assert (summary.runs, summary.failed) == (2 + 2 * 2 * 4, {})
+    assert (summary.runs, summary.failed) == (2 + 2 * 2 * 5, {})
     found = load_results(folders["results"])
     assert found.accuracy.between(0, 100).all()
     assert set(found.status) == {"done"}
     for spec in specs:
         assert len(interpret(folders["results"], backbone_from_spec(spec))) > 0
-    pages = report(folders["results"], tmp_path / "report")
-    assert any(path.name.startswith("figure3") and path.suffix == ".png" for path in pages)
+    study = read_study(folders["results"])
+    for item in (figure3.ITEM, field_fewshot.ITEM):  # also where, by chance, all accuracies are equal
+        drawn = item.make(study)
+        assert len(drawn) >= len(specs)
+        for number, exhibit in enumerate(drawn):
+            if exhibit.figure is not None:
+                exhibit.figure.savefig(tmp_path / f"{item.name}-{number}.png")
+    assert len(list(tmp_path.glob("figure3-*.png"))) == len(specs)
 
 
 def test_methods_that_replace_layers_need_a_causal_tower(tmp_path: Path, specs: list[str]) -> None:
