@@ -26,13 +26,13 @@ from fastcoop.backbones.backbone import RESIZE_MODES, Backbone, Preprocess, fing
 from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.sources import (
     HUB_PREFIX,
-    agreed_settings,
     fetch_model,
     fetch_weights,
     find_weights,
     is_model_folder,
     read_folder_config,
     read_tower_config,
+    usual_settings,
 )
 from fastcoop.backbones.text_tower import text_tower
 from fastcoop.backbones.tokenizer import NEEDS_TRANSFORMERS, check_tokenizer, load_tokenizer, tokenizer_facts
@@ -241,9 +241,9 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
         config = _with_activation(config, quick_gelu)
         return _Source(_clean(name), config, weights, path, config_file, preprocess, folder)
     model, config, stated = _named_config(name, force_quick_gelu)
-    agreed = agreed_settings(model)
+    usual, unlike = usual_settings(model)
     quick_gelu = _activation(stated, weights, config, path)
-    quick_gelu = agreed.get("quick_gelu") if quick_gelu is None else quick_gelu
+    quick_gelu = usual.get("quick_gelu") if quick_gelu is None else quick_gelu
     if quick_gelu is None:
         raise UserError(
             f"{path} does not state which activation it was trained with, and a wrong one gives wrong features without "
@@ -251,8 +251,13 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
             "(OpenAI's weights use QuickGELU)."
         )
     label = model if path.stem.startswith(model) else f"{model}-{path.stem}"
+    if unlike:
+        log.warning(
+            f"Images for {path} are prepared as for most weights of {model}, but not as for {', '.join(unlike)}; if "
+            "the file is one of these, name the folder of the file with its open_clip_config.json instead."
+        )
     config = _with_activation(config, quick_gelu)
-    return _Source(label, config, weights, path, preprocess=agreed, folder=folder)
+    return _Source(label, config, weights, path, preprocess=usual, folder=folder)
 
 
 def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:

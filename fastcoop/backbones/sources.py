@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from open_clip.hf_configs import arch_dict
 from open_clip.pretrained import (
     download_pretrained,
@@ -45,6 +47,7 @@ NOT_OF_A_TOWER = (
     ),
     *("quantization_config", "transformers_version", "use_cache"),
 )
+WORD = "photo</w>"  # tells vocabularies apart by its number
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -75,6 +78,7 @@ def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Pa
     plain = folder / "config.json"
     if not found and plain.is_file() and is_hf_clip(content := read_json(plain)):
         model = open_clip_config(content, plain)
+        _check_vocabulary(folder / "vocab.json")
         return model, _hf_preprocessing(folder, model["vision_cfg"]["image_size"]), plain
     if len(found) != 1:
         raise UserError(
@@ -82,6 +86,16 @@ def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Pa
             f"with {', '.join(CONFIG_KEYS)}, or the config.json of a CLIP in Hugging Face's format."
         )
     return found[0]
+
+
+def _check_vocabulary(path: Path) -> None:
+    """Refuse the vocabulary of a CLIP in Hugging Face's format, if there is one, unless it is CLIP's own."""
+    own = open_clip.tokenizer._tokenizer.encoder
+    if path.is_file() and ((words := read_json(path)).get(WORD), len(words)) != (own[WORD], len(own)):
+        raise UserError(
+            f"{path} holds another vocabulary than CLIP's of {len(own)} tokens; in Hugging Face's format only CLIPs "
+            "with CLIP's own tokenizer can be read."
+        )
 
 
 def _hf_preprocessing(folder: Path, image_size: int) -> dict[str, Any]:
@@ -145,18 +159,22 @@ def _choose(files: Sequence[str]) -> str | None:
     return next((name for name in usual if name in files), files[0] if len(files) == 1 else None)
 
 
-def agreed_settings(model_name: str) -> dict[str, Any]:
-    """Return the settings that open_clip's tags of a model agree on, which hold for its weights from a file as well.
+def usual_settings(model_name: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of most of a model's tags in open_clip, for weights from a file, and the tags unlike them.
 
     These are the preprocessing, and "quick_gelu": False where neither a tag nor a variant of the model has QuickGELU.
     """
-    tags = [get_pretrained_cfg(model_name, tag) for tag in list_pretrained_tags_by_model(model_name)]
-    names = [name for name in PREPROCESSING if len({repr(tag.get(name)) for tag in tags}) == 1]
-    settings = {name: tags[0].get(name) for name in PREPROCESSING} if len(names) == len(PREPROCESSING) else {}
+    tags = {tag: get_pretrained_cfg(model_name, tag) for tag in list_pretrained_tags_by_model(model_name)}
+    ways = {
+        tag: {name: config[name] for name in PREPROCESSING if name in config} for tag, config in tags.items()
+    }
+    counts = Counter(map(repr, ways.values()))
+    settings = next((way for way in ways.values() if repr(way) == counts.most_common(1)[0][0]), {})
+    unlike = [tag for tag, way in ways.items() if way != settings]
     has_variant = any(name == f"{model_name}-quickgelu" for name, _ in list_pretrained())
-    if tags and not has_variant and not any(tag.get("quick_gelu") for tag in tags):
-        settings["quick_gelu"] = False
-    return settings
+    if tags and not has_variant and not any(config.get("quick_gelu") for config in tags.values()):
+        settings = settings | {"quick_gelu": False}
+    return settings, unlike
 
 
 def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:

@@ -187,6 +187,17 @@ def test_odd_settings_are_refused(tmp_path: Path, file: str, values: dict[str, A
         backbone_from_spec(str(tmp_path / "m"))
 
 
+def test_the_vocabulary_must_be_clips(tmp_path: Path) -> None:
+    write_clip(tmp_path / "m")
+    own = open_clip.SimpleTokenizer().encoder
+    (tmp_path / "m" / "vocab.json").write_text(json.dumps(own))
+    assert backbone_from_spec(str(tmp_path / "m"), device="cpu").name == "m"
+    for other in ({"photo</w>": 1125}, own | {"photo</w>": 3}):
+        (tmp_path / "m" / "vocab.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match="another vocabulary than CLIP's of 49408 tokens"):
+            backbone_from_spec(str(tmp_path / "m"))
+
+
 def test_images_may_be_squashed(tmp_path: Path) -> None:
     write_clip(tmp_path / "m")
     size = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 2}

@@ -250,6 +250,88 @@ def test_a_checkpoint_of_a_sigmoid_model_keeps_scale_bias_and_preprocessing(
     assert load_backbone("RN50", seed=1, device="cpu", force_quick_gelu=True).logit_bias is None
 
 
+def big_vision(model: Any) -> dict[str, np.ndarray]:
+    """Names and shapes of big_vision's files of SigLIP: kernels are (in, out), attention's (in, heads, size)."""
+    out: dict[str, np.ndarray] = {}
+
+    def put(name: str, layer: Any) -> None:
+        weight = layer.weight.detach().numpy()
+        key = "scale" if weight.ndim == 1 else "kernel"
+        out[f"{name}/{key}"] = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+        out[f"{name}/bias"] = layer.bias.detach().numpy()
+
+    def attention(
+        name: str, weight: torch.Tensor, bias: torch.Tensor, output: Any, names: tuple[str, ...]
+    ) -> None:
+        for part, rows, own in zip(names, weight.chunk(len(names)), bias.chunk(len(names)), strict=True):
+            out[f"{name}/{part}/kernel"] = rows.detach().numpy().T.reshape(WIDTH, 2, -1)
+            out[f"{name}/{part}/bias"] = own.detach().numpy().reshape(2, -1)
+        put(f"{name}/out", output)
+        out[f"{name}/out/kernel"] = out[f"{name}/out/kernel"].reshape(2, -1, WIDTH)
+
+    trunk, text = model.visual.trunk, model.text
+    for name, tower, first in (("img", trunk, trunk.blocks[0]), ("txt", text, text.transformer.resblocks[0])):
+        is_image = name == "img"
+        encoder = "img/Transformer" if is_image else "txt/Encoder_0"
+        block, qkv = f"{encoder}/encoderblock_0", ("query", "key", "value")
+        attn, where = first.attn, f"{block}/MultiHeadDotProductAttention_0"
+        if is_image:
+            attention(where, attn.qkv.weight, attn.qkv.bias, attn.proj, qkv)
+        else:
+            attention(where, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj, qkv)
+        layers = (first.mlp.fc1, first.mlp.fc2) if is_image else (first.mlp.c_fc, first.mlp.c_proj)
+        norms = (first.norm1, first.norm2) if is_image else (first.ln_1, first.ln_2)
+        for number in (0, 1):
+            put(f"{block}/LayerNorm_{number}", norms[number])
+            put(f"{block}/MlpBlock_0/Dense_{number}", layers[number])
+        put(f"{encoder}/encoder_norm", tower.norm if is_image else tower.ln_final)
+    put("img/embedding", trunk.patch_embed.proj)
+    out["img/pos_embedding"] = trunk.pos_embed.detach().numpy()
+    head, pool = "img/MAPHead_0", trunk.attn_pool
+    out[f"{head}/probe"] = pool.latent.detach().numpy()
+    where = f"{head}/MultiHeadDotProductAttention_0"
+    attention(where, pool.kv.weight, pool.kv.bias, pool.proj, ("key", "value"))
+    attention(where, pool.q.weight, pool.q.bias, pool.proj, ("query",))
+    put(f"{head}/LayerNorm_0", pool.norm)
+    put(f"{head}/MlpBlock_0/Dense_0", pool.mlp.fc1)
+    put(f"{head}/MlpBlock_0/Dense_1", pool.mlp.fc2)
+    out["txt/Embed_0/embedding"] = text.token_embedding.weight.detach().numpy()
+    out["txt/pos_embedding"] = text.positional_embedding.detach().numpy()[None]
+    put("txt/head", text.text_projection)
+    return out | {"b": np.array([-9.0]), "t": np.array([4.5])}
+
+
+def test_a_file_of_big_vision_is_read(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_hub(hub)
+    cut_models(monkeypatch, hub)
+    made = load_backbone("ViT-B-16-SigLIP", seed=3, device="cpu")
+    weights = big_vision(made.model)
+    np.savez(tmp_path / "siglip.npz", **{f"params/{name}": value for name, value in weights.items()})
+    backbone = load_backbone("ViT-B-16-SigLIP", tmp_path / "siglip.npz", device="cpu")
+    image = torch.randn(1, 3, backbone.image_size, backbone.image_size)
+    assert torch.equal(backbone.encode_images(image), made.encode_images(image))
+    assert torch.equal(backbone.encode_text(["a cat"]), made.encode_text(["a cat"]))
+    assert (backbone.logit_bias, backbone.logit_scale) == (-9, pytest.approx(np.exp(4.5), rel=1e-6))
+    for broken in ({"b": weights["b"]}, {"b": np.array([object()])}):
+        np.savez(tmp_path / "siglip.npz", **broken)
+        with pytest.raises(UserError, match=r"siglip\.npz do not fit the model"):
+            load_backbone("ViT-B-16-SigLIP", tmp_path / "siglip.npz", device="cpu")
+
+
+@follows("if the file is one of these, name the folder of the file with its open_clip_config.json instead")
+def test_a_file_is_prepared_like_most_weights_of_its_model(
+    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut_models(monkeypatch, hub)
+    file = tmp_path / "dfn.safetensors"
+    save_file(load_backbone("ViT-H-14", device="cpu").model.state_dict(), file)
+    plain = backbone_from_spec(f"ViT-H-14-quickgelu:{file}", device="cpu")
+    assert (plain.preprocess.resize_mode, "but not as for dfn5b" in caplog.text) == ("shortest", True)
+    facts = {"model_cfg": small_config("ViT-H-14-quickgelu"), "preprocess_cfg": {"resize_mode": "squash"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(facts))
+    assert backbone_from_spec(str(tmp_path), device="cpu").preprocess.resize_mode == "squash"
+
+
 def test_positions_of_another_image_size_are_interpolated_aloud(
     tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
