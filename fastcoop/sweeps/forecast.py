@@ -54,22 +54,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a backbone learns prompts: its path, why it is not "shared", and the positions that a run's step computes on
-    it and on the other path, means of all runs."""
+    """How a backbone learns prompts: its path, why it is not "shared", the positions that a run's step computes on it
+    and on the other path (means of all runs), and whether its tokenizer drops the full stop."""
 
     backbone: str
     path: str
     reason: str
     positions: float
     other_positions: float
+    drops_full_stop: bool
 
     def line(self) -> str:
         """Return this as a line of text."""
         why = f" ({self.reason})" if self.reason else ""
         other = "plain" if self.path == "shared" else "shared"
+        stop = "; its tokenizer drops their full stop" if self.drops_full_stop else ""
         return (
             f"{self.backbone}  prompts on the {self.path} path{why}: {self.positions:,.0f} positions per run and step, "
-            f"{self.other_positions:,.0f} on the {other} path"
+            f"{self.other_positions:,.0f} on the {other} path{stop}"
         )
 
 
@@ -204,10 +206,13 @@ def _plan(runs: Sequence[RunSpec[Any]], budget: int | None) -> TrainingPlan:
 
 
 def _prompts(backbone: Backbone, costs: Sequence[RunCost]) -> Prompts:
+    from fastcoop.prompts.plain import drops_full_stop
+
     path, reason = backbone.prompt_path
     rows, shared = (mean(getattr(one.tree, name) for one in costs) for name in ("rows", "shared_rows"))
     plain = mean(len(one.shape.class_names) for one in costs) * backbone.text.context_length
-    return Prompts(backbone.name, str(path), reason, rows, plain if path == "shared" else shared)
+    other, drops = plain if path == "shared" else shared, drops_full_stop(backbone.tokenizer)
+    return Prompts(backbone.name, str(path), reason, rows, other, drops)
 
 
 def _work(plan: TrainingPlan) -> tuple[float, float, float]:
