@@ -10,7 +10,6 @@ import pandas as pd
 from fastcoop.reports.chart import Chart
 from fastcoop.reports.frames import shots_text
 from fastcoop.reports.paired import CONFIDENCE, LEVEL, PairedDifference, compare_pairs
-from fastcoop.reports.style import AVERAGE
 from fastcoop.reports.table import Cells, Table
 
 BEST, ACCURACY, LEAD, SURE = "best method", "accuracy (%)", "lead over the next", "sure?"
@@ -27,9 +26,10 @@ def best_methods(chart: Chart, title: str) -> Table:
     table = Table(title, ("dataset", "shots"), (BEST, ACCURACY, LEAD, SURE), unit="", notes=[NOTE])
     runs = chart.runs[chart.runs.ranked]
     tested = runs.pivot_table(index=["dataset", "seed"], columns=["shots", "name"], values="accuracy")
+    datasets = set(runs.dataset)
     for panel, points in chart.panels.items():
         shown = {(point["method"], point["x"]): point["shown"] for point in points}
-        own = tested.loc[list(chart.averaged) if panel.startswith(AVERAGE) else [panel]]
+        own = tested.loc[[panel] if panel in datasets else list(chart.averaged)]
         for shots in sorted(set(own.columns.get_level_values("shots")) - {0.0}):
             rivals = _rivals(own, shots)
             means = rivals.groupby(level="dataset").mean().mean().sort_values(ascending=False, kind="stable")
@@ -62,7 +62,7 @@ def _rivals(tested: pd.DataFrame, shots: float) -> pd.DataFrame:
 
 def _lead(test: PairedDifference) -> str:
     interval = "" if math.isnan(test.low) else f" [{test.low:+.2f}, {test.high:+.2f}]"
-    return f"{test.mean:+.2f}{interval}"
+    return f"{round(test.mean, 2) + 0.0:+.2f}{interval}"  # + 0.0: never -0.00
 
 
 def _verdict(test: PairedDifference) -> str:

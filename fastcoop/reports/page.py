@@ -85,7 +85,7 @@ def page(
     return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape.html(f"fastcoop report: {study.folder.resolve().name}"), lead=escape.html(_lead(study)),
         style=(FOLDER / "page.css").read_text(encoding="utf-8"), contents=contents, body=_top(own) + body,
-        charts=json.dumps(charts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        charts=json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c"),
         library=base64.b64encode(library).decode(), script=(FOLDER / "page.js").read_text(encoding="utf-8"),
     )  # fmt: skip
 
@@ -134,7 +134,8 @@ def _top(own: Drawn) -> str:
     item, *_ = next(iter(own.values()))
     return (
         '<section class="top" id="top"><div class="draw"><div class="bar">'
-        f'<h2>{escape.html(item.title)}</h2><label>of <select id="chosen">{"".join(options)}</select></label></div>'
+        f"<h2>{escape.html(item.title)}</h2>"
+        f'<label>of <select id="chosen" aria-label="Dataset">{"".join(options)}</select></label></div>'
         f'<p class="care"></p><div class="chart" data-height="{LARGE_HEIGHT}"></div>{legends}</div>'
         f'<div class="side"><h2>Best method per number of shots</h2>{"".join(tables)}</div></section>'
     )
@@ -199,7 +200,8 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
             for title in chart.panels:
                 notes[title] += [text] * (title in named) if title in own else [with_names]
     panels = [
-        {"title": title, "points": points, "notes": notes[title]} for title, points in chart.panels.items()
+        {"title": escape.visible(title), "points": points, "notes": notes[title]}
+        for title, points in chart.panels.items()
     ]
     return {"spec": chart.spec(), "x": chart.xlabel, "notes": general, "panels": panels}
 

@@ -45,6 +45,13 @@ def one_run() -> pd.DataFrame:
     return pd.DataFrame([coop(backbone="b", dataset="pets", shots=16, seed=1, accuracy=60.0)])
 
 
+def strange_names() -> pd.DataFrame:
+    """Names that act in HTML or JSON, that are control characters, and that are those of averages."""
+    frame = results(datasets=("objects", "digits"), shots=(1, 16), seeds=(1, 2))
+    names = {"objects": "Average </script><b>\x1b", "digits": "a\u2028b | \"c\" & 'd'"}
+    return frame.assign(dataset=frame.dataset.map(names), source=frame.source.map(names))
+
+
 def without_learning() -> pd.DataFrame:
     return pd.DataFrame(
         [run(backbone="b", dataset="pets", method="zero_shot", shots=0, seed=0, accuracy=60.0)]
@@ -52,7 +59,8 @@ def without_learning() -> pd.DataFrame:
 
 
 FRAMES = {
-    "own": two_datasets, "backbones": two_backbones, "field": fewshot, "one-run": one_run, "zero": without_learning,
+    "own": two_datasets, "backbones": two_backbones, "field": fewshot, "one-run": one_run,
+    "strange": strange_names, "zero": without_learning,
 }  # fmt: skip
 EXTRA = Item(
     "extra", "An item of a package", "Its caption.",
@@ -215,6 +223,19 @@ def test_the_first_screen_answers_which_method_is_best_and_how_sure_that_is(visi
     assert "means include runs far below the other seeds" in page.inner_text(".top .care")
     page.select_option("#chosen", label="objects")
     assert "far below" not in page.inner_text(".top .care")
+
+
+def test_strange_names_are_chosen_like_others(visit):
+    page = visit("strange")
+    options = page.locator("#chosen option").all_inner_texts()
+    assert options[1:] == ["Average </script><b>\\x1b", "a\\u2028b | \"c\" & 'd'"]
+    for place, lead in ((0, "Average over 2"), (1, "Average <"), (2, "a\\u2028b")):
+        page.select_option("#chosen", index=place)
+        rows = page.locator(".top .best tbody tr:not([hidden]) td:first-child").evaluate_all(
+            "all => all.map(one => one.textContent)"
+        )
+        assert len(rows) == 2
+        assert all(name.startswith(lead) for name in rows)
 
 
 def test_pointing_at_a_curve_shows_method_shots_mean_spread_and_seeds(visit):
