@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from fastcoop.cli.groups import app
-from fastcoop.cli.options import AsJson, BackboneSpec, Cache, DataRoot, ResultsFolder, Runs
+from fastcoop.cli.options import AsJson, BackboneSpec, ResultsFolder, Runs, comma_list
 from fastcoop.cli.output import show
 
 
@@ -38,17 +38,22 @@ def report(
     results: ResultsFolder,
     out: Annotated[Path | None, Option(help="Report folder (reports/<results name>).")] = None,
     gallery: Annotated[bool, Option("--gallery", help="Show wrong test images on the page.")] = False,
-    runs: Runs = None,
-    data_root: DataRoot | None = None,
-    cache: Cache | None = None,
+    runs: Annotated[
+        list[str] | None, comma_list("--run", help="Show these runs' mistakes; a second one is compared.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the pictures (the sweep's).")
+    ] = None,
+    cache: Annotated[
+        Path | None, Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores (the sweep's).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make figures, tables and a page from results.
 
     The page also checks the claims of the paper. Where runs are missing for an item, the command that would supply
     them is printed. For one run per dataset the page shows what went wrong: confusions, classes, calibration and, with
-    --gallery, the pictures, from --data-root (by default the folder of the sweep). --run A,B shows run A in its place,
-    and which pictures only one of A and B gets right.
+    --gallery, the pictures. --run A,B shows run A in its place, and which pictures only one of A and B gets right.
 
     Example:  fastcoop report results/photographs --gallery
     """
@@ -98,9 +103,9 @@ def interpret(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Print versions, devices, folders and weights, for bug reports.
+    """Describe this machine, for bug reports.
 
-    The last lines are what is slow or missing, and what to do about it.
+    It prints versions, devices, memory, folders and weights, and at the end what is slow or missing and what to do.
 
     Example:  fastcoop doctor
     """
