@@ -25,7 +25,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.backbones.unpickle import TorchFile
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
-from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout
+from fastcoop.prompts.layout import PLACEHOLDER, Frame, PromptLayout
 
 MODEL_FOLDER = "prompt_learner"
 NAME = re.compile(r"model\.pth\.tar-(\d+)|model-best\.pth\.tar")
@@ -158,10 +158,16 @@ def frozen_embeddings(
     They are the embeddings of the prompts "X ... X NAME." at all 77 positions, before and after the M placeholders.
 
     Raises:
-        UserError: a prompt does not fit the text tower.
+        UserError: a prompt does not fit the text tower, or its tokenizer makes other prompts than CLIP's.
     """
     filler = " ".join([PLACEHOLDER] * context_length)
     ids = backbone.tokenize([f"{filler} {name.replace('_', ' ')}." for name in class_names])
+    placeholders = ids[:, 1 : 1 + context_length]
+    if len(Frame.of(backbone.tokenizer).start) != 1 or (placeholders != placeholders[:, :1]).any():
+        raise UserError(
+            f'Official files need a start token and one token for each "{PLACEHOLDER}", which the tokenizer of '
+            f"{backbone.name} does not make; export with --format safetensors."
+        )
     embedded = backbone.shared_text.token_embedding.detach().float().cpu()[ids]
     return embedded[:, :1], embedded[:, 1 + context_length :]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import fastcoop as fc
 from fastcoop.cli import main
 from fastcoop.errors import UserError
+from fastcoop.exchange.coop_files import frozen_embeddings
 from tests.advice import follows
 from tests.exchange.conftest import backbone, dataset, save_official
 from tests.small_world import write_backbone, write_dataset
@@ -173,3 +175,19 @@ def test_a_checkpoint_of_an_old_torch_is_saved_again(
     torch.save(torch.load(path), path)
     (run,) = fc.import_coop(path, backbone, dataset, tmp_path / "results")
     assert np.array_equal(fc.load_contexts(tmp_path / "results", run.key), np.ones((3, 16)))
+
+
+@follows("which the tokenizer of {} does not make; export with --format safetensors")
+def test_an_official_file_of_prompts_without_a_start_token(world, keys, call, tmp_path) -> None:
+    tiny = fc.backbone_from_spec(world / "tiny")
+
+    def startless(texts: list[str], context_length: int = 77) -> torch.Tensor:
+        return tiny.tokenizer(texts, context_length=context_length + 1)[:, 1:]
+
+    with pytest.raises(UserError, match="which the tokenizer of tiny does not make"):
+        frozen_embeddings(replace(tiny, tokenizer=startless), ["cat"], 2)
+    frozen_embeddings(tiny, ["cat"], 2)
+    file = tmp_path / "contexts.safetensors"
+    export = ["export", keys["plain"], "--results", world / "results", "--backbone", world / "tiny"]
+    assert call(*export, "--format", "safetensors", "--out", file)[0] == 0
+    assert file.is_file()
