@@ -413,7 +413,7 @@ class ZeroShotLinearProbe(MethodClassifier, method="zs_lp"):
 
 
 class CLAP(MethodClassifier, method="clap"):
-    """CLAP: the same, held near its start class by class. Parameters: those of `ZeroShotLinearProbeSettings`."""
+    """CLAP: the same, held near its start class by class. Parameters: those of `CLAPSettings`."""
 
 
 class ProLIP(MethodClassifier, method="prolip"):

@@ -50,11 +50,12 @@ CHANGED: dict[str, dict[str, Any]] = {
     "clip_adapter": {"ratio": 0.6, "reduction": 2, "learning_rate": 0.3, "epochs": 4, "batch_size": 2},
     "lp_plus_plus": {"epochs": 30, "sum_alpha_gradients": False},
     "zs_lp": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2},
-    "clap": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2},
+    "clap": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2, "constraint": "adaptive"},
     "prolip": {"learning_rate": 0.3, "lmbda": 9.0, "epochs": 4},
 }  # fmt: skip
-# What makes a case sensitive to the other settings: the only validation of a short training is after its first step.
-SENSITIVE: dict[str, dict[str, Any]] = {"cross_modal": {"selection": "fixed"}}
+# What makes a case sensitive to the other settings: the only validation of a short training is after its first step,
+# and multipliers hardly change in a few epochs.
+SENSITIVE: dict[str, dict[str, Any]] = {"cross_modal": {"selection": "fixed"}, "clap": {"epochs": 30}}
 NAMES = [one.name for one in ADAPTERS]
 CHOOSING = [one.name for one in ADAPTERS if issubclass(one.Settings, AdapterSettings)]
 PROTOCOLS = ["few_val", "shots_val", "full_val", "imagenet_val"]

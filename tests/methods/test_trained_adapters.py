@@ -138,20 +138,27 @@ def test_clip_adapter_is_sgd_on_two_linear_maps(backbone: Backbone, ratio: float
     assert (outcome.scores["animals"].predictions == predicted).all()
 
 
-@pytest.mark.parametrize("name", ["zs_lp", "clap"])
-def test_zs_lp_and_clap_are_sgd_on_all_views(backbone: Backbone, name: str) -> None:
+@pytest.mark.parametrize("given", [{}, {"constraint": "fixed"}, {"constraint": "adaptive"}])
+def test_zs_lp_and_clap_are_sgd_on_all_views(backbone: Backbone, given: dict[str, str]) -> None:
+    name = "clap" if given else "zs_lp"
     data = make_data(views=3)
-    one = job(data, name, SHOTS, epochs=EPOCHS)
+    one = job(data, name, SHOTS, epochs=EPOCHS, **given)
     (outcome,) = run(backbone, name, [one])
     (images, labels), texts = images_of(data, one), texts_of(backbone, data)
     images, labels = images.flatten(0, 1), labels.repeat_interleave(3)
     right = cosine_logits(backbone.logit_scale, images, texts).softmax(-1)[np.arange(len(labels)), labels]
     alpha = torch.stack([right[labels == label].mean() for label in range(CLASSES)])
-    prototypes = parameter(texts)
+    prototypes, rho = parameter(texts), torch.zeros(CLASSES)
 
     def loss(epoch: int) -> Tensor:
         found = cross_entropy(cosine_logits(backbone.logit_scale, images, prototypes), labels)
-        return found + (alpha * (prototypes - texts).square().sum(1)).mean() * (name == "clap")
+        distance = (prototypes - texts).square().sum(1)
+        if (
+            epoch and given.get("constraint") == "adaptive"
+        ):  # the step of the multipliers after the last epoch
+            alpha.add_(rho * distance.detach())
+            rho.copy_(distance.detach())
+        return found + (alpha * distance).mean() * (name == "clap")
 
     rates = [coop_rate(epoch, 0.1) for epoch in range(EPOCHS)]
     losses = plain_training(torch.optim.SGD([prototypes], lr=1.0, momentum=0.9), rates, loss)

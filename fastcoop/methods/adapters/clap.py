@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,9 +14,12 @@ from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import Batch, Optimizer, cosine_rates, steps_of, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
+from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fastcoop.backbones import Backbone
 
 
 class ZeroShotLinearProbeSettings(MethodSettings):
@@ -33,6 +36,18 @@ class ZeroShotLinearProbeSettings(MethodSettings):
     learning_rate: LearningRate = 0.1
 
 
+class CLAPSettings(ZeroShotLinearProbeSettings):
+    """Settings of CLAP.
+
+    Attributes:
+        constraint: Whether the multipliers alpha_c stay as they are, or grow after each epoch with the distance to the
+            start, by the steps of an augmented Lagrangian: alpha_c += rho_c h_c, then rho_c = h_c, where h_c is
+            |w_c - t_c|^2 and rho_c starts at 0.
+    """
+
+    constraint: Literal["fixed", "adaptive"] = "fixed"
+
+
 class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     """SGD on a prototype per class, which starts at the class's raw text feature; logits are scaled cosines.
 
@@ -46,6 +61,10 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     def pull(self, stack: Stack) -> Tensor | None:
         """Return the factor on each class's penalty, (runs, classes); None for no penalty."""
         return None
+
+    def on_epoch(self, stack: Stack, pull: Tensor | None) -> Callable[[int, Weights], None]:
+        """Return what is done after each epoch: it may change ``pull`` in place."""
+        return lambda epoch, parameters: None
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
@@ -66,7 +85,8 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
 
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
         batches = pooled_batches(stack, settings.epochs, settings.batch_size)
-        learned, losses = train(start, batches, gradient, Optimizer("sgd", rates))
+        after = self.on_epoch(stack, pull)
+        learned, losses = train(start, batches, gradient, Optimizer("sgd", rates), after)
         return Fitted(learned, losses, trained=("prototypes",))
 
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, None]:
@@ -86,6 +106,26 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
 
     name = "clap"
     title = "CLAP"
+    Settings = CLAPSettings
+
+    def key_settings(self, run: RunSpec[ZeroShotLinearProbeSettings], backbone: Backbone) -> dict[str, Any]:
+        settings = super().key_settings(run, backbone)
+        if settings["constraint"] == "fixed":  # keys of runs before there was a choice
+            del settings["constraint"]
+        return settings
+
+    def on_epoch(self, stack: Stack, pull: Tensor | None) -> Callable[[int, Weights], None]:
+        import torch
+
+        assert pull is not None
+        held, rho = pull, torch.zeros_like(pull)
+
+        def update(epoch: int, parameters: Weights) -> None:
+            distance = (parameters["prototypes"] - stack.texts.raw).square().sum(-1)
+            held.addcmul_(rho, distance, value=1 / len(stack.texts))
+            rho.copy_(distance)
+
+        return update if stack.settings.constraint == "adaptive" else super().on_epoch(stack, pull)
 
     def pull(self, stack: Stack) -> Tensor:
         probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)

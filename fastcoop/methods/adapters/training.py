@@ -63,17 +63,17 @@ class Optimizer:
             shrink = math.sqrt(1 - beta_2 ** (number + 1))
             for one, gradient, mean, square in zip(parameters, gradients, first, second, strict=True):
                 if has_decay and kind == "adamw":
-                    one.sub_(one * over(self.rates[number] * decays, one))
+                    one.mul_(over(1 - self.rates[number].double() * decays, one).to(one))
                 elif has_decay:
                     decay.add(gradient, one, 0)
                 if kind == "sgd":
                     torch.add(gradient, mean, alpha=self.momentum, out=mean)
                     rates.add(one, mean, number, -1.0)
-                else:  # torch's Adam, with both sides of a fraction divided by ``shrink``
+                else:
                     mean.lerp_(gradient, 1 - beta)
                     square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
-                    change = mean / square.sqrt().add_(self.eps * shrink)
-                    rates.add(one, change, number, -shrink / (1 - beta ** (number + 1)))
+                    change = mean / square.sqrt().div_(shrink).add_(self.eps)
+                    rates.add(one, change, number, -1 / (1 - beta ** (number + 1)))
 
         return step
 
