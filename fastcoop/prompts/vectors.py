@@ -113,15 +113,15 @@ def nearest_words(
     vectors = vectors.to(embeddings.device, torch.float32)
     if metric == "cosine":
         embeddings, vectors = normalize(embeddings, dim=-1), normalize(vectors, dim=-1)
-    excluded = _excluded(backbone, trained_only)
-    k = min(k, int((~excluded).sum()))
-    squared = (embeddings**2).sum(1).masked_fill(excluded, torch.inf)
+    tokens = (~_excluded(backbone, trained_only)).nonzero()[:, 0]
+    embeddings, k = embeddings[tokens], min(k, len(tokens))
+    squared = (embeddings**2).sum(1)
     scores = (torch.addmm(squared, v, embeddings.t(), alpha=-2) for v in vectors.split(VECTORS_AT_ONCE))
     found = torch.cat([torch.topk(score, k, largest=False).indices for score in scores])
     # Distances without cancellation, and the order by them.
     gaps = torch.stack([(embeddings[column] - vectors).norm(dim=-1) for column in found.unbind(1)], dim=1)
     distances, order = (gaps**2 / 2 if metric == "cosine" else gaps).sort(-1)
-    found = found.gather(-1, order).cpu()
+    found = tokens[found.gather(-1, order)].cpu()
     texts = {token: _token_text(backbone, token, latin_only) for token in found.unique().tolist()}
     return Nearest(found, distances.cpu(), [[texts[token] for token in row] for row in found.tolist()])
 
