@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -32,8 +33,7 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
     options = text_cfg.get("tokenizer_kwargs") or {}
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
-        plain: Callable[..., Tensor] = open_clip.SimpleTokenizer(context_length=length, **options)
-        return plain
+        return _clip_tokenizer(length) if not options else _clip_tokenizer.__wrapped__(length, **options)
     own = folder is not None and has_tokenizer(folder)
     source = folder if own else find_hub_files(name, "tokenizer", SMALL_FILES, has_tokenizer)
     try:
@@ -47,6 +47,12 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
         raise UserError(NEEDS_TRANSFORMERS.format("The tokenizer", name)) from None
     except Exception as error:  # damaged files may raise any exception
         raise UserError(f"The tokenizer in {source} cannot be read: {error}") from error
+    return tokenizer
+
+
+@functools.cache  # its tables take a while to build
+def _clip_tokenizer(length: int, **options: Any) -> Callable[..., Tensor]:
+    tokenizer: Callable[..., Tensor] = open_clip.SimpleTokenizer(context_length=length, **options)
     return tokenizer
 
 
