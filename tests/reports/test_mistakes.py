@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 import fastcoop as fc
 from fastcoop.cli import main
@@ -20,6 +21,7 @@ from fastcoop.reports import frames
 from fastcoop.reports.items.mistakes import ITEM
 from fastcoop.reports.study import Study, read_study
 from tests.reports.made_up_results import results as made_up
+from tests.reports.test_page import CHROMIUM
 from tests.small_world import write_backbone, write_dataset
 
 GRID = {
@@ -159,6 +161,19 @@ def test_without_pictures_the_page_names_the_command(study: Study, world: Path, 
     assert key[:12] in Path("report").joinpath("mistakes-colours-pairs.md").read_text()
     assert not list(Path("report").glob("mistakes-odd*"))
     assert Path("report/mistakes-colours.png").stat().st_size > 10_000
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed to open the page in")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.goto(Path("report/index.html").absolute().as_uri())
+        opened.click("#mistakes summary")
+        picture = opened.locator("#mistakes .grid img").first
+        picture.wait_for()
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 24
+        link = opened.locator("#mistakes a[data-image]").last  # in a fold that was unpacked
+        assert link.get_attribute("href").startswith("data:image/svg+xml")
+        browser.close()
 
 
 def test_results_without_predictions_lack_the_item() -> None:

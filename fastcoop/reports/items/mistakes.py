@@ -65,7 +65,8 @@ def make(study: Study) -> list[Exhibit]:
             continue
         exhibits += _of_run(study, run, rival, predictions, f"-{names[run.dataset]}", pictures)
     if not exhibits:
-        raise frames.Missing("no predictions of a run on its own dataset are stored")
+        which = "the runs named have no accuracy and" if study.chosen else "the runs have"
+        raise frames.Missing(f"{which} no predictions on a dataset")
     return exhibits
 
 
@@ -172,7 +173,9 @@ def _draw_confusions(axis: Axes, table: pd.DataFrame, classes: int) -> None:
     grouped = f", the most confused of {classes}" if len(table) < classes else ""
     axis.set_title(f"Confusions{grouped}")
     for row, column in np.argwhere(counts):
-        axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=size - 0.5)
+        count = int(counts[row, column])
+        text = str(count) if count < 1000 else f"{count / 1000:.0f}k"
+        axis.text(column, row, text, ha="center", va="center", fontsize=size - 0.5)
 
 
 def _draw_calibration(axis: Axes, curve: pd.DataFrame, error: float) -> None:
