@@ -27,7 +27,7 @@ from fastcoop.engine.optimizers import Optimizer
 from fastcoop.engine.plain import PlainPass
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import AnyWorkspace, ForestPass, build_pass, new_workspace
-from fastcoop.engine.tree_layout import tree_key
+from fastcoop.engine.tree_layout import TreeKey
 from fastcoop.engine.weights import (
     Precision,
     bmm,
@@ -226,15 +226,19 @@ class Batch:
     def __init__(
         self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: AnyWorkspace | None = None
     ):
-        groups: dict[Hashable, list[ActiveRun]] = {}
+        # The forest takes all runs of a tree together. A loss is of a group of them with equally many images: a
+        # longer batch beside it would change the order of a run's sums.
+        found: dict[tuple[str, TreeKey], dict[Hashable, list[ActiveRun]]] = {}
         for a in active:
-            # By images of a step, too: a longer batch beside it would change the order of a run's sums.
-            key = tree_key(a.run.class_names, a.run.layout), a.run.images_per_step, a.run.objective.kind
-            groups.setdefault((a.run.optimizer.__name__, *key), []).append(a)
-        # An optimizer's runs stand side by side.
-        self.groups = sorted(groups.values(), key=lambda group: group[0].run.optimizer.__name__)
+            of_tree = found.setdefault((a.run.optimizer.__name__, a.run.shape.tree), {})
+            of_tree.setdefault((a.run.images_per_step, a.run.objective.kind), []).append(a)
+        ordered = sorted(found, key=lambda key: key[0])  # an optimizer's runs stand side by side
+        self._groups_of_trees = [list(found[key].values()) for key in ordered]
+        self.groups = [group for groups in self._groups_of_trees for group in groups]
         self.active = active = [a for group in self.groups for a in group]
-        planned = [(trees[tree_key(g[0].run.class_names, g[0].run.layout)], len(g)) for g in self.groups]
+        by_tree = [[a for group in groups for a in group] for groups in self._groups_of_trees]
+        self._shapes = [(len(runs), len(runs[0].contexts)) for runs in by_tree]
+        planned = [(trees[key], len(runs)) for (_, key), runs in zip(ordered, by_tree, strict=True)]
         self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
         self.workspace = workspace or new_workspace(trees.tower)
         self.workspace.begin()
@@ -250,7 +254,7 @@ class Batch:
         self.images = StepImages(self.groups, self.steps, logit_scale)
         self.optimizers: list[tuple[Optimizer, slice, slice]] = []  # with their runs and vectors
         runs = vectors = 0
-        for optimizer, own in itertools.groupby(self.groups, key=lambda group: group[0].run.optimizer):
+        for optimizer, own in itertools.groupby(by_tree, key=lambda runs: runs[0].run.optimizer):
             own_groups = list(own)
             more = [len(a.contexts) for group in own_groups for a in group]
             places = slice(runs, runs + len(more)), slice(vectors, vectors + sum(more))
@@ -326,9 +330,11 @@ class Batch:
             self._kernel_step()
             return
         width, variants = self.vectors.shape[1], self.variants
-        parts = self.vectors.split([len(group) * len(group[0].contexts) for group in self.groups])
-        contexts = [v.view(len(group), -1, width) for v, group in zip(parts, self.groups, strict=True)]
-        features = [f.to(self.vectors.dtype) for f in self.forest_pass.forward(contexts, self.workspace)]
+        parts = self.vectors.split([runs * vectors for runs, vectors in self._shapes])
+        contexts = [part.view(*shape, width) for part, shape in zip(parts, self._shapes, strict=True)]
+        features = [
+            f.to(self.vectors.dtype) for f in self._split(self.forest_pass.forward(contexts, self.workspace))
+        ]
         found = [
             class_gradients(objective, of_group, images)
             for objective, of_group, images in zip(
@@ -354,7 +360,9 @@ class Batch:
         for part in range(number):
             # Groups with fewer parts have zeros in the other passes.
             given = [of_group[part] if part < len(of_group) else 0 * of_group[0] for of_group in grads]
-            passes.append(self.forest_pass.backward(given, self.workspace))
+            of_groups = iter(given)
+            joined = [torch.cat([next(of_groups) for _ in groups]) for groups in self._groups_of_trees]
+            passes.append(self._split(self.forest_pass.backward(joined, self.workspace)))
             if number > 1:  # the next pass uses the same memory
                 passes[-1] = [of_group.clone() for of_group in passes[-1]]
         merged = [
@@ -362,6 +370,11 @@ class Batch:
             for n, objective in enumerate(self.objectives)
         ]
         return torch.cat([of_group.flatten(0, 1) for of_group in merged])
+
+    def _split(self, of_trees: Sequence[Tensor]) -> list[Tensor]:
+        """Cut each tree's values (runs, ...) into those of its groups."""
+        pairs = zip(of_trees, self._groups_of_trees, strict=True)
+        return [part for values, groups in pairs for part in values.split([len(group) for group in groups])]
 
     def _check_divergence(self, loss: Tensor) -> None:
         """Keep this step's losses (runs,), and mark runs whose loss is not finite or above its limit."""

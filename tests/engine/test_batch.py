@@ -269,3 +269,14 @@ def test_a_step_of_many_runs_makes_as_many_calls_as_one_of_few(backbone32, make_
             batch.step()
         calls.append(operations.seen)
     assert calls[0] == calls[1] > 100
+
+
+def test_runs_of_one_tree_are_together_in_the_forest_whatever_their_images(backbone32, make_run):
+    layouts = PromptLayout(4), PromptLayout(4, "mid")
+    runs = [make_run(layout, batch_size=n, seed=n) for n in (3, 5, 8) for layout in layouts]
+    active = [ActiveRun.start(n, run, torch.float32, torch.device("cpu")) for n, run in enumerate(runs)]
+    batch = Batch(Trees(backbone32), active, backbone32.logit_scale)
+    assert [group.runs for group in batch.forest_pass.forest.groups] == [3, 3]
+    assert len(batch.groups) == 6
+    for ours, run in zip(train(backbone32, runs), runs, strict=True):
+        assert distance(ours.contexts, train(backbone32, [run])[0].contexts) < 1e-5
