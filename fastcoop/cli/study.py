@@ -62,11 +62,12 @@ def report(
     pictures = None
     if gallery:
         from fastcoop.features import PictureFinder
-        from fastcoop.results.metadata import recorded_places
+        from fastcoop.results.metadata import CLASS_NAMES, PLACES, recorded_places
 
-        given = ["--data-root", "data", "--cache", "cache", *recorded_places(results)]
+        given = ["--data-root", "data", "--cache", "cache", *recorded_places(results, (*PLACES, CLASS_NAMES))]
         places = dict(zip(given[::2], given[1::2], strict=True))
-        pictures = PictureFinder(data_root or places["--data-root"], cache or places["--cache"])
+        folders = data_root or places["--data-root"], cache or places["--cache"]
+        pictures = PictureFinder(*folders, places.get(CLASS_NAMES))
     written = make_report(results, out or Path("reports") / results.name, pictures, runs or ())
     missing = next(path for path in written if path.name == "missing.txt").read_text(encoding="utf-8")
     show(written, [*missing.split("\n"), f"{len(written)} files: {written[0]}"], as_json)

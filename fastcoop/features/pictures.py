@@ -13,6 +13,7 @@ import numpy as np
 
 from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import test_digest
+from fastcoop.datasets.load import ClassNames, own_specs
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import files_digest, read_file, unknown_files
 from fastcoop.features.images import UnreadableImage, pillow_defaults, read_rgb
@@ -70,10 +71,12 @@ class PictureFinder:
     Attributes:
         data_root: The folder of the datasets.
         cache: The folder of their feature stores, which record what the image files were.
+        class_names: What the sweep took, for a dataset of the user's own.
     """
 
     data_root: str | Path
     cache: str | Path = "cache"
+    class_names: ClassNames | None = None
 
     def find(self, name: str, test: str, images: str | None, specs: Iterable[str] = ()) -> Pictures:
         """Return the test images of a dataset as a run was tested on them.
@@ -90,7 +93,8 @@ class PictureFinder:
         problem = f"There is no dataset {name} under {self.data_root}."
         for spec in dict.fromkeys((name, *specs)):
             try:
-                dataset = find_dataset(spec, self.data_root)
+                names = self.class_names if own_specs([spec], self.data_root) else None
+                dataset = find_dataset(spec, self.data_root, names)
             except UserError:
                 continue
             if dataset.name != name:

@@ -101,7 +101,7 @@ def sweep_command(
         given = {"backbones": study.backbones, "datasets": study.datasets, **settings(study)}
         options = [word for name, value in given.items() for word in ("--set", f"{name}={_yaml(value)}")]
         words = ("fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder)
-        return escape.shell_command(*words, *study.places, *options, *_method_options(grid, study))
+        return escape.shell_command(*words, *study.sweep_options, *options, *_method_options(grid, study))
 
     return command
 

@@ -20,7 +20,14 @@ from fastcoop.progress import counted
 from fastcoop.reports import series
 from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, rows_of
 from fastcoop.reports.style import name_of
-from fastcoop.results.metadata import GRID, recorded_datasets, recorded_grid, recorded_places
+from fastcoop.results.metadata import (
+    CLASS_NAMES,
+    GRID,
+    PLACES,
+    recorded_datasets,
+    recorded_grid,
+    recorded_places,
+)
 
 WITHOUT_SCHEDULE = ("zero_shot", "ensemble", "linear_probe")  # every schedule's figures show their runs
 
@@ -114,6 +121,11 @@ class Study:
     def places(self) -> list[str | Path]:
         """The ``--cache`` and ``--data-root`` options of the sweep, as ``grid.yaml`` records them."""
         return recorded_places(self.folder)
+
+    @property
+    def sweep_options(self) -> list[str | Path]:
+        """The same, with ``--class-names`` where it was given: what a sweep of the same datasets takes."""
+        return recorded_places(self.folder, (*PLACES, CLASS_NAMES))
 
     def slices(self) -> list[Slice]:
         """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +17,20 @@ from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
+PLACES, CLASS_NAMES = ("--cache", "--data-root"), "--class-names"
 
 
 def write_grid(
-    folder: Path, grid: Mapping[str, Any], data_root: str | Path | None, cache: str | Path
+    folder: Path,
+    grid: Mapping[str, Any],
+    data_root: str | Path | None,
+    cache: str | Path,
+    class_names: str | Path | None = None,
 ) -> None:
     """Write a grid as plain values to ``grid.yaml``, below a comment with the command that runs it again."""
     command = ["fastcoop", "sweep", folder / GRID, "--results", folder, "--cache", Path(cache)]
     command += ["--data-root", Path(data_root)] if data_root is not None else []
+    command += ["--class-names", Path(class_names)] if class_names is not None else []
     text = yaml.safe_dump(dict(grid), sort_keys=False)
     _write(folder / GRID, f"# {escape.shell_command(*command)}\n{text}")
 
@@ -36,14 +42,14 @@ def recorded_grid(folder: str | Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def recorded_places(folder: str | Path) -> list[str | Path]:
-    """Return the ``--cache`` and ``--data-root`` options of a results folder's sweep, as ``grid.yaml`` has them."""
+def recorded_places(folder: str | Path, options: Sequence[str] = PLACES) -> list[str | Path]:
+    """Return options of a results folder's sweep that are paths, with these, as ``grid.yaml`` has them."""
     path = Path(folder) / GRID
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found: list[str | Path] = []
     with suppress(ValueError):
         for word, place in pairwise(shlex.split(text.partition("\n")[0].removeprefix("# "))):
-            found += [word, Path(place)] if word in ("--cache", "--data-root") else []
+            found += [word, Path(place)] if word in options else []
     return found
 
 

@@ -228,7 +228,8 @@ def sweep(
             pass
         if open_features(loaded, cache, open_current) != digests:
             planned = plan_runs(loaded)
-        write_grid(folder, loaded.grid.source, data_root, cache)
+        names_file = class_names if isinstance(class_names, str | Path) else None
+        write_grid(folder, loaded.grid.source, data_root, cache, names_file)
         add_datasets(folder, describe_datasets(loaded.datasets.values()))
         complete_records(store, planned)
         plan = make_plan(store.finished(), store.failures(), store.batches())

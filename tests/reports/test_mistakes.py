@@ -61,6 +61,12 @@ def galleries(html: str) -> dict[str, list[tuple[str, str, str, int]]]:
     return found
 
 
+def unpacked(page: str) -> str:
+    """The page, and behind it what it holds compressed."""
+    packed = re.findall(r"data-packed>(.*?)<", page)
+    return page + "".join(gzip.decompress(base64.b64decode(one)).decode() for one in packed)
+
+
 def test_each_dataset_has_the_surest_mistakes_of_its_run(study: Study, world: Path) -> None:
     exhibits = ITEM.make(study)
     folds = dict.fromkeys(one.fold for one in exhibits)
@@ -155,9 +161,7 @@ def test_without_pictures_the_page_names_the_command(study: Study, world: Path, 
         main([*command.split(), "--out", "report", "--run", key[:12]])
     assert not stopped.value.code
     page = Path("report/index.html").read_text(encoding="utf-8")
-    packed = re.findall(r"data-packed>(.*?)<", page)
-    text = page + "".join(gzip.decompress(base64.b64decode(one)).decode() for one in packed)
-    assert "data:image/jpeg;base64," in text
+    assert "data:image/jpeg;base64," in unpacked(page)
     assert key[:12] in Path("report").joinpath("mistakes-colours-pairs.md").read_text()
     assert not list(Path("report").glob("mistakes-odd*"))
     assert Path("report/mistakes-colours.png").stat().st_size > 10_000
@@ -181,3 +185,19 @@ def test_results_without_predictions_lack_the_item() -> None:
     study = Study(Path("nowhere"), made_up(("objects",), (1,)).assign(prompt=None), empty, empty, {})
     with pytest.raises(frames.Missing, match="no predictions"):
         ITEM.make(study)
+
+
+def test_pictures_of_renamed_classes_are_found_again(world: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(shutil.copytree(world, tmp_path / "world", ignore=shutil.ignore_patterns("results")))
+    path, _ = fc.write_class_names("colours", "names.csv", data_root="data")
+    path.write_text(path.read_text().replace(",green", ",leaf green"))
+    zero_shot = {**GRID, "datasets": "colours", "methods": {"zero_shot": None}}
+    fc.sweep(zero_shot, data_root="data", cache="other-cache", results="renamed", jobs=1, class_names=path)
+    assert "--class-names names.csv" in Path("renamed/grid.yaml").read_text().partition("\n")[0]
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "renamed", "--out", "page", "--gallery"])
+    assert not ended.value.code
+    page = unpacked(Path("page/index.html").read_text(encoding="utf-8"))
+    assert "leaf green" in page
+    assert "No pictures are shown" not in page
+    assert "data:image/jpeg;base64," in page

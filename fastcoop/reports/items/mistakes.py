@@ -246,7 +246,7 @@ def _grid(source: Pictures, title: str, images: pd.DataFrame, most: int) -> str:
 def _command(study: Study) -> str:
     """Return the command that tests runs on their own datasets, which stores predictions."""
     words = ("fastcoop", "evaluate", study.folder, "--targets", evaluate_targets(study.runs))
-    return escape.shell_command(*words, *study.places)
+    return escape.shell_command(*words, *study.sweep_options)
 
 
 ITEM = Item(

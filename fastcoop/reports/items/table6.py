@@ -34,7 +34,7 @@ def _text(value: object) -> str:
 
 def _sweep_again(study: Study) -> str:
     grid = study.folder / "grid.yaml" if study.grid_text else "GRID.yaml"
-    return escape.shell_command("fastcoop", "sweep", grid, "--results", study.folder, *study.places)
+    return escape.shell_command("fastcoop", "sweep", grid, "--results", study.folder, *study.sweep_options)
 
 
 ITEM = Item(
