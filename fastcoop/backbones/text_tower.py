@@ -167,7 +167,7 @@ class PlainTower:
     layers: int  # blocks
     heads: int | None  # attention heads of a block, where known
     dim: int  # size of a projected text feature
-    reads_padding: bool  # whether padding changes a feature: else prompts are as long as the longest
+    pad_id: int | None  # the padding that its mask hides, so that prompts are as long as the longest; None: reads padding
 
     @classmethod
     def from_model(cls, model: nn.Module, context_length: int | None = None) -> PlainTower:
@@ -190,7 +190,8 @@ class PlainTower:
         dim = width if getattr(text, "text_projection", text) is None else _projected(text, width)
         length: Any = context_length or model.context_length
         # A Hugging Face tower gets a mask of the padding, and its pooling leaves it out.
-        return cls(alone, _embedding(text), length, len(blocks), heads, dim, reads_padding=not is_hf)
+        pad_id = text.config.pad_token_id if is_hf else None
+        return cls(alone, _embedding(text), length, len(blocks), heads, dim, pad_id)
 
     @property
     def token_embedding(self) -> Tensor:

@@ -58,7 +58,9 @@ class PlainLayout:
     def __init__(self, prompts: PlainPrompts, tower: PlainTower):
         assert tower.embedding is not None
         self.tower = tower
-        positions = prompts.ids.shape[1] if tower.reads_padding else int(prompts.lengths.max())
+        positions = prompts.ids.shape[1]
+        if tower.pad_id is not None:
+            positions = int((prompts.ids != tower.pad_id).any(0).nonzero()[0].max()) + 1
         ids, vectors = (torch.as_tensor(a[:, :positions]) for a in (prompts.ids, prompts.vectors))
         distinct, at = ids.unique(return_inverse=True)
         self.ids = ids.to(tower.device)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastcoop.backbones import Backbone, TextTower
+from fastcoop.backbones.tokenizer import count_tokens
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import (
     CLASS,
@@ -18,7 +19,6 @@ from fastcoop.prompts.layout import (
     Tokenizer,
     class_prompts,
     spaced,
-    tokenize,
     too_long,
 )
 from fastcoop.prompts.tree import Tree, build_tree
@@ -66,11 +66,12 @@ def plain_prompts(
     """
     names = spaced(class_names)
     for pair in PLACEHOLDERS:
+        if not all(_is_one_token(tokenizer, word) for word in pair):
+            continue
         texts, others = (
             [written(layout.pattern, word).replace(CLASS, name) for name in names] for word in pair
         )
-        longest = 3 * max(map(len, texts)) + 8  # a character is three tokens at most
-        lengths = list(map(len, tokenize(tokenizer, texts, longest)))
+        lengths = [count_tokens(tokenizer, text) for text in texts]
         for name, length in zip(names, lengths, strict=True):
             if length > context_length:
                 raise too_long(name, length, layout.context_length, context_length)
@@ -86,6 +87,11 @@ def plain_prompts(
         "This backbone cannot learn prompts: its tokenizer has no word that is always one token, in place of a vector; "
         f"expected {words}."
     )
+
+
+def _is_one_token(tokenizer: Tokenizer, word: str) -> bool:
+    counts = [count_tokens(tokenizer, text) for text in ("", word, f"{word} {word}")]
+    return counts == [counts[0], counts[0] + 1, counts[0] + 2]
 
 
 def written(pattern: Pattern, word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcoop.backbones import Backbone, PlainTower
+from fastcoop.backbones import Backbone, PlainTower, backbone_from_spec
 from fastcoop.engine import (
     FastSchedule,
     ProjectedGradient,
@@ -29,7 +30,7 @@ from fastcoop.prompts.plain import drops_full_stop, plain_prompts, written
 from fastcoop.prompts.vectors import word_tokens
 from tests.advice import follows
 from tests.engine.conftest import tiny_backbone
-from tests.engine.plain_towers import DIM, KINDS, WIDTH, plain_backbone
+from tests.engine.plain_towers import DIM, KINDS, WIDTH, plain_backbone, write_plain
 
 NAMES = ("cat", "sea lion", "very old dog fish")
 LAYOUTS = {
@@ -273,6 +274,45 @@ def test_a_tokenizer_without_a_word_of_one_token(tmp_path: Path) -> None:
     backbone = plain_backbone(tmp_path, "mt5", words=[".", "cat", "dog"])
     with pytest.raises(UserError, match=r'its tokenizer has no word that is always one token.*"X" or "Q"'):
         PromptEncoder(backbone, ["cat", "dog"], PromptLayout(2))
+
+
+def test_a_word_of_two_tokens_does_not_stand_for_a_vector(tmp_path: Path) -> None:
+    """Where " X" is two tokens, the space would stay before each vector."""
+    folder = write_plain(tmp_path / "tiny", "roberta")
+    path = folder / "tokenizer.json"
+    facts = json.loads(path.read_text())
+    facts["model"]["merges"] = []
+    path.write_text(json.dumps(facts))
+    backbone = backbone_from_spec(str(folder), device="cpu")
+    with pytest.raises(UserError, match="its tokenizer has no word that is always one token"):
+        PromptEncoder(backbone, ["cat"], PromptLayout(2))
+
+
+def as_words(backbone: Backbone, names: list[str], layout: PromptLayout) -> tuple[Tensor, Tensor]:
+    """Features of prompts whose vectors are the embeddings of words, and what the model makes of these words."""
+    prompts = plain_prompts(backbone.tokenizer, names, layout, backbone.text.context_length)
+    ids, vectors = map(torch.as_tensor, (prompts.ids, prompts.vectors))
+    contexts = backbone.text.token_embedding[ids[0][vectors[0] >= 0]]
+    with torch.no_grad():
+        return PromptEncoder(backbone, names, layout)(contexts), backbone.model.encode_text(ids)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("bert", "[SEP]"), ("roberta", "</s>")])
+def test_an_end_token_in_a_class_name_does_not_end_its_prompt(
+    backbones: dict[str, Backbone], kind: str, end: str
+) -> None:
+    features, expected = as_words(backbones[kind], [f"old {end} lion fish", "cat"], PromptLayout(2))
+    assert (features - expected).abs().max() < 1e-12
+
+
+def test_padding_that_the_tower_does_not_mask_is_computed(tmp_path: Path) -> None:
+    """The tower's config names another token as padding than the tokenizer pads with."""
+    folder = write_plain(tmp_path / "tiny", "bert")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 1}))
+    backbone = backbone_from_spec(str(folder), device="cpu", dtype=torch.float64)
+    features, expected = as_words(backbone, ["cat", "sea lion"], PromptLayout(2))
+    assert (features - expected).abs().max() < 1e-12
 
 
 def test_what_needs_a_causal_tower_says_so(backbones: dict[str, Backbone]) -> None:
