@@ -18,7 +18,8 @@ _XLM = _ROBERTA | {"model_type": "xlm-roberta", "vocab_size": 250002}
 _MT5 = {"model_type": "mt5", "vocab_size": 250112, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
 _NLLB = {"model_type": "m2m_100", "vocab_size": 256206, "d_model": 1024, "max_position_embeddings": 1024,
          "encoder_attention_heads": 16, "decoder_attention_heads": 16}  # fmt: skip
-# The Hugging Face text towers that open_clip's configs name: the sizes in their config.json.
+# The Hugging Face text towers that open_clip's configs name: the sizes in their config.json. The numbers of parameters
+# that they give are those that open_clip publishes (docs/model_profile.csv in its repository).
 HF_TOWERS = {
     "roberta-base": _ROBERTA | {"vocab_size": 50265},
     "xlm-roberta-base": _XLM,

@@ -24,6 +24,7 @@ from fastcoop.backbones.sources import (
     WEIGHT_SUFFIXES,
     find_weights,
     is_model_folder,
+    missing_model,
     read_folder_config,
     read_tower_config,
 )
@@ -159,13 +160,17 @@ def find_backbone(name: str) -> Listed | None:
     """Return the backbone of exactly this name, alone or with a tag or file behind it; None if there is none.
 
     Raises:
-        UserError: open_clip has no such tag, or a folder's config cannot be read.
+        UserError: open_clip has no such tag, a folder's config cannot be read, or the hub's cache lacks the model.
     """
     path = Path(name).expanduser()
+    if name.startswith(HUB_PREFIX):
+        if (folder := _cached_models().get(name)) is None:
+            raise missing_model(name.removeprefix(HUB_PREFIX))
+        return _of_folder(folder, name)
     if path.is_dir() and is_model_path(path):
         return _of_folder(path, name)
     known = {_plain(one): one for one in _named()}
-    model, _, tag = (name, "", "") if name.startswith(HUB_PREFIX) else name.partition(":")
+    model, _, tag = name.partition(":")
     found = known.get(_plain(model)) or known.get(_plain(model).removesuffix("-gelu"))
     if found is None:
         return None
@@ -381,15 +386,20 @@ def _snapshot(repository: str) -> list[Path]:
     return sorted((_hub_cache() / f"models--{repository.replace('/', '--')}").glob("snapshots/*/*"))
 
 
-def _hub_models() -> dict[str, Path]:
-    """Return the model folders in Hugging Face's cache that are not the weights of an open_clip tag, by their names."""
-    folders = {
-        path.parents[1].name.removeprefix("models--").replace("--", "/"): path
+def _cached_models() -> dict[str, Path]:
+    """Return the model folders in Hugging Face's cache, by their names."""
+    return {
+        HUB_PREFIX + path.parents[1].name.removeprefix("models--").replace("--", "/"): path
         for path in sorted(_hub_cache().glob("models--*/snapshots/*"))
         if is_model_folder(path) and _is_readable(path)
     }
+
+
+def _hub_models() -> dict[str, Path]:
+    """Return those of the cached models that are not the weights of an open_clip tag."""
+    folders = _cached_models()
     tagged = {str(known.get("hf_hub", "")).rpartition("/")[0] for known in _tags()} if folders else set()
-    return {f"{HUB_PREFIX}{name}": path for name, path in folders.items() if name not in tagged}
+    return {name: path for name, path in folders.items() if name.removeprefix(HUB_PREFIX) not in tagged}
 
 
 def _tags() -> Iterator[Mapping[str, Any]]:

@@ -240,16 +240,21 @@ def find_hub_files(
     except Exception as error:  # a network client may raise any exception
         cause = error
     if weights:
-        raise UserError(
-            f'The model "{repository}" is not on this machine and could not be downloaded. Run "hf download '
-            f'{repository} --local-dir FOLDER" where there is a network, then name FOLDER as the backbone.'
-        ) from cause
+        raise missing_model(repository, " and could not be downloaded") from cause
     only = " ".join(f"--include '{name}'" for name in wanted)
     raise UserError(
         f'The {what} "{repository}" is not on this machine and could not be downloaded. Run "hf download {repository} '
         f"{only} --local-dir FOLDER\" where there is a network, then move its files next to the model's "
         "weights."
     ) from cause
+
+
+def missing_model(repository: str, why: str = "") -> UserError:
+    """Return the error for a model of the hub that is not in its cache."""
+    return UserError(
+        f'The model "{repository}" is not on this machine{why}. Run "hf download {repository} --local-dir FOLDER" '
+        "where there is a network, then name FOLDER as the backbone."
+    )
 
 
 @contextmanager

@@ -167,7 +167,9 @@ class PlainTower:
     layers: int  # blocks
     heads: int | None  # attention heads of a block, where known
     dim: int  # size of a projected text feature
-    pad_id: int | None  # the padding that its mask hides, so that prompts are as long as the longest; None: reads padding
+    pad_id: (
+        int | None
+    )  # padding that its mask hides: prompts are as long as the longest; None: padding is read
 
     @classmethod
     def from_model(cls, model: nn.Module, context_length: int | None = None) -> PlainTower:

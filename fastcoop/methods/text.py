@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from string import punctuation
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import AfterValidator
 
+from fastcoop.datasets.files import abbreviate, in_prompt
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.data import Data
@@ -17,6 +21,8 @@ from fastcoop.methods.scores import unit
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
+
+log = logging.getLogger("fastcoop")
 
 AT_ONCE = 256  # prompts encoded
 
@@ -58,7 +64,8 @@ def check_prompts(backbone: Backbone, data: Data, template: str) -> None:
 
 
 def check_class_names(backbone: Backbone, data: Data) -> None:
-    """Raise UserError for a class name that the backbone's tokenizer reads as nothing."""
+    """Raise UserError for a class name that the backbone's tokenizer reads as nothing; warn of names read alike."""
+    _warn_of_names_read_alike(backbone, data.class_names, data.name)
     nothing = backbone.tokenizer([""], context_length=8)
     for name in data.class_names:
         if re.search("[A-Za-z0-9]", name):
@@ -68,6 +75,24 @@ def check_class_names(backbone: Backbone, data: Data) -> None:
                 f"The class name {name!r} of {data.name} reads as nothing in a prompt of {backbone.name}; give the "
                 "class another name (class_names in the dataset's YAML)."
             )
+
+
+@memoize(64)  # once
+def _warn_of_names_read_alike(backbone: Backbone, class_names: tuple[str, ...], dataset: str) -> None:
+    """Warn of names that differ by punctuation only, where the tokenizer drops it."""
+    from fastcoop.prompts.plain import drops_full_stop
+
+    if not drops_full_stop(backbone.tokenizer):
+        return
+    read = defaultdict[str, dict[str, str]](dict)
+    for name in class_names:
+        spelled = in_prompt(name)  # of equal ones the dataset's own notes warn
+        read[" ".join(spelled.translate(str.maketrans("", "", punctuation)).split())][spelled] = name
+    for alike in (list(names.values()) for names in read.values() if len(names) > 1):
+        log.warning(
+            f"The classes {abbreviate(alike)} of {dataset} have the same prompt with {backbone.name}, whose tokenizer "
+            "drops punctuation; name them differently (class_names in the dataset's YAML)."
+        )
 
 
 def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:

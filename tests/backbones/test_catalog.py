@@ -97,6 +97,19 @@ def test_the_table_of_counts_is_right() -> None:
     assert vit.image_parameters == sum(one.numel() for one in model.visual.parameters())
 
 
+# Millions of parameters of models with Hugging Face's towers, as open_clip publishes them (docs/model_profile.csv).
+PUBLISHED = {
+    "roberta-ViT-B-32": 212.72, "coca_roberta-ViT-B-32": 420.37, "xlm-roberta-base-ViT-B-32": 366.12,
+    "xlm-roberta-large-ViT-H-14": 1193.01, "mt5-base-ViT-B-32": 365.71, "mt5-xl-ViT-H-14": 2306.75,
+    "nllb-clip-base": 501.89, "nllb-clip-large": 1399.22,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_hugging_face_towers_have_the_published_number_of_parameters(name: str) -> None:
+    assert round(catalog._counts()[name][0] / 1e6, 2) == PUBLISHED[name]
+
+
 def test_a_model_that_is_not_in_the_table_is_counted_when_it_is_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -184,7 +197,10 @@ def test_a_page_has_every_fact_and_commands_that_parse(run: Command) -> None:
     [
         ("ViT-B-23", 'There is no backbone "ViT-B-23". Did you mean "ViT-B-32"?'),
         ("ViT-B-32:opena", 'There is no file or tag of ViT-B-32 "opena". Did you mean "openai"?'),
-        ("hf-hub:no/thing", 'There is no backbone "hf-hub:no/thing"'),
+        (
+            "hf-hub:no/thing",
+            'The model "no/thing" is not on this machine. Run "hf download no/thing --local-dir',
+        ),
     ],
 )
 def test_an_unknown_name_gets_the_nearest_one_and_exit_code_2(run: Command, name: str, said: str) -> None:

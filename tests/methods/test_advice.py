@@ -17,6 +17,7 @@ from fastcoop.methods import Data, RunSpec, expand, get_method
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.text import check_class_names, check_prompts, prompt_features
 from tests.advice import follows
+from tests.engine.plain_towers import write_plain
 from tests.methods.conftest import job, make_data, run
 from tests.small_world import write_backbone, write_dataset
 
@@ -201,3 +202,15 @@ def test_prompts_and_names_are_changed_as_advised(backbone: Backbone, pictures: 
     with pytest.raises(UserError, match="give the class another name"):
         check_class_names(backbone, named('"\\a"'))
     check_class_names(backbone, named("green"))
+
+
+@follows("have the same prompt with {}, whose tokenizer drops punctuation; name them differently")
+def test_names_that_differ_by_punctuation_only(
+    tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    siglip = backbone_from_spec(str(write_plain(tmp_path / "tiny", "siglip")), device="cpu")
+    for names, warned in (("{green: C++, dark red: C}", True), ("{green: C plus, dark red: C}", False)):
+        caplog.clear()
+        (pictures / "dataset.yaml").write_text(f"class_names: {names}", encoding="utf-8")
+        check_class_names(siglip, Data(load_dataset(pictures), None))
+        assert ("The classes C, C++ of" in caplog.text) == warned
