@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, TextTower
 from fastcoop.backbones.unpickle import TorchFile
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
@@ -158,8 +158,13 @@ def frozen_embeddings(
     They are the embeddings of the prompts "X ... X NAME." at all 77 positions, before and after the M placeholders.
 
     Raises:
-        UserError: a prompt does not fit the text tower, or its tokenizer makes other prompts than CLIP's.
+        UserError: a prompt does not fit the text tower, or the tower or its tokenizer is of another kind than CLIP's.
     """
+    if not isinstance(backbone.text, TextTower):
+        raise UserError(
+            f"Official files need a causal text tower, which {backbone.name} does not have: "
+            f"{backbone.prompt_path.reason}; export with --format safetensors."
+        )
     filler = " ".join([PLACEHOLDER] * context_length)
     ids = backbone.tokenize([f"{filler} {name.replace('_', ' ')}." for name in class_names])
     placeholders = ids[:, 1 : 1 + context_length]
@@ -168,7 +173,7 @@ def frozen_embeddings(
             f'Official files need a start token and one token for each "{PLACEHOLDER}", which the tokenizer of '
             f"{backbone.name} does not make; export with --format safetensors."
         )
-    embedded = backbone.shared_text.token_embedding.detach().float().cpu()[ids]
+    embedded = backbone.text.token_embedding.detach().float().cpu()[ids]
     return embedded[:, :1], embedded[:, 1 + context_length :]
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+import fastcoop as fc
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo import world
 from fastcoop.demo.world import DatasetPlan, build_world
+from fastcoop.errors import UserError
 from fastcoop.reports.items import field_fewshot, figure3
 from fastcoop.reports.study import read_study
 from fastcoop.results import load_results
 from fastcoop.sweeps import interpret, sweep
+from tests.advice import follows
 from tests.engine.plain_towers import write_plain
 from tests.tokenizers import WORDS
 
@@ -46,6 +51,7 @@ def specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [str(write_plain(tmp_path / kind, kind, words)) for kind in ("siglip", "bert")]
 
 
+@follows("which {} does not have: {}; export with --format safetensors")
 def test_a_study_runs_from_features_to_figure_3(tmp_path: Path, specs: list[str]) -> None:
     folders = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
     summary = sweep({"backbones": specs} | GRID, jobs=1, **folders)
@@ -55,6 +61,13 @@ def test_a_study_runs_from_features_to_figure_3(tmp_path: Path, specs: list[str]
     assert set(found.status) == {"done"}
     for spec in specs:
         assert len(interpret(folders["results"], backbone_from_spec(spec))) > 0
+    run = found[(found.method == "coop") & (found.backbone == "bert")].iloc[0]
+    export = partial(fc.export_run, folders["results"], run.key, backbone=specs[1])
+    for kind in ("safetensors", "classifier"):
+        export(kind, tmp_path / kind)
+    assert {"text_features"} <= set(load_file(tmp_path / "classifier"))
+    with pytest.raises(UserError, match=r"causal text tower, which bert does not have.*--format safetensors"):
+        export("coop", tmp_path / "coop")
     more = GRID | {
         "backbones": specs,
         "seeds": [2],
