@@ -167,6 +167,11 @@ def test_models_in_the_hub_s_cache_and_in_folders_are_listed(
         weights.numel() for weights in backbone_from_spec(str(tiny)).model.parameters()
     )
     assert [found.name for found in list_backbones("birds")] == ["hf-hub:somebody/birds-clip"]
+    tagged = snapshot(caches, "timm/ViT-B-16-SigLIP2")  # listed with its tag, and found by its own name, too
+    tagged.parent.mkdir(parents=True)
+    write_backbone(tagged)
+    assert run("hf-hub:timm/ViT-B-16-SigLIP2")[0] == 0
+    assert "hf-hub:timm/ViT-B-16-SigLIP2" not in [found.name for found in list_backbones()]
     monkeypatch.chdir(caches)
     assert [found.name for found in list_backbones("models")] == ["models/tiny"]
     code, out, _ = run("models/tiny")
