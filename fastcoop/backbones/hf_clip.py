@@ -15,7 +15,7 @@ from fastcoop.errors import UserError
 
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"  # a name that only this format has
 PREPROCESSING = {
-    "size": "224 or {'shortest_edge': 224}", "crop_size": "the image size", "resample": "2 (bilinear) or 3 (bicubic)",
+    "size": "{0} or {{'shortest_edge': {0}}}", "crop_size": "the image size", "resample": "2 (bilinear) or 3 (bicubic)",
 }  # fmt: skip
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 TOKENS = 49408  # CLIP's own vocabulary
@@ -127,8 +127,8 @@ def preprocess_settings(config: Mapping[str, Any], image_size: int, path: Path) 
     wrong["crop_size"] = config.get("do_center_crop", True) and crop != image_size
     if odd := next((name for name, is_wrong in wrong.items() if is_wrong), None):
         raise UserError(
-            f"{path} has {odd} {config.get(odd)}; expected {PREPROCESSING[odd]} for a model of images of "
-            f"{image_size} pixels."
+            f"{path} has {odd} {config.get(odd)}; expected {PREPROCESSING[odd].format(image_size)} for a model of "
+            f"images of {image_size} pixels."
         )
     mode = "squash" if fixed else "shortest"
     stated = {"mean": config.get("image_mean"), "std": config.get("image_std")}
