@@ -26,13 +26,13 @@ def main(folder: str, cache: str, gate: Path) -> None:
     backbone, encoded = make_backbone(), [0]
     original = backbone.model.encode_image
 
-    def gated(images: torch.Tensor) -> torch.Tensor:
+    def gated(images: torch.Tensor, normalize: bool) -> torch.Tensor:
         encoded[0] += len(images)
         if encoded[0] > 8:  # the first part is done and written
             gate.with_suffix(".started").touch()
             while not gate.exists():
                 time.sleep(0.02)
-        return original(images)
+        return original(images, normalize)
 
     backbone.model.encode_image = gated  # type: ignore[method-assign]
     cache_features(backbone, load_dataset(folder), cache, shots=["all"], seeds=[1], views=1, batch_size=4)
