@@ -90,7 +90,7 @@ def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Pa
 
 def _check_vocabulary(path: Path) -> None:
     """Refuse the vocabulary of a CLIP in Hugging Face's format, if there is one, unless it is CLIP's own."""
-    own = open_clip.tokenizer._tokenizer.encoder
+    own = open_clip.SimpleTokenizer().encoder
     if path.is_file() and ((words := read_json(path)).get(WORD), len(words)) != (own[WORD], len(own)):
         raise UserError(
             f"{path} holds another vocabulary than CLIP's of {len(own)} tokens; in Hugging Face's format only CLIPs "

@@ -36,7 +36,7 @@ MARKERS |= {"H": MARKERS["h"], "8": MARKERS["o"]}
 DASHES = {"-": [], "--": [6, 3], "-.": [7, 3, 2, 3], ":": [2, 3], "None": [1, 3]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chart:
     """What a figure shows, for the page.
 

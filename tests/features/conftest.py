@@ -27,9 +27,9 @@ def count_encoded(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Callab
     seen = [0]
     original = backbone.model.encode_image
 
-    def counted(images: torch.Tensor) -> torch.Tensor:
+    def counted(images: torch.Tensor, normalize: bool) -> torch.Tensor:
         seen[0] += len(images)
-        return original(images)
+        return original(images, normalize)
 
     def take() -> int:
         seen[0], count = 0, seen[0]

@@ -202,6 +202,8 @@ def test_what_would_supply_an_item_is_a_command_that_runs(item, tmp_path):
     assert str(tmp_path) in words
     if words[1] == "interpret":
         assert words[-2:] == ["--backbone", "demo-resnet"]
+    elif words[1] == "evaluate":  # tests runs on their own datasets
+        assert words[words.index("--targets") + 1] == "my pets,b"
     elif item.name != "table6":  # which runs the results' own grid again
         overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         grid = read_grid(ROOT / words[2], overrides)
@@ -255,7 +257,7 @@ def test_commands_leave_out_what_the_datasets_have_nothing_for(item, tmp_path):
     (tmp_path / "datasets.json").write_text('{"pets": {"classes": 4, "train": 9, "val": null, "test": 9}}')
     (tmp_path / "grid.yaml").write_text("backbones: demo-resnet\ndatasets: cache/pets.h5\n")
     words = shlex.split(item.command(study_of(results(datasets=("pets",)), tmp_path)))
-    if words[1] == "interpret" or item.name == "table6":
+    if words[1] in ("interpret", "evaluate") or item.name == "table6":
         return
     options = {name: [b for a, b in pairwise(words) if a == name] for name in ("--set", "--only")}
     grid = read_grid(ROOT / words[2], options["--set"], options["--only"])
