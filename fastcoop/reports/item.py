@@ -27,7 +27,7 @@ LEARNING_RATE = 0.001  # of text learners without validation images to choose it
 Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
 
-@dataclass
+@dataclass(eq=False)
 class Exhibit:
     """A figure, a table, or both, made from one slice of the results. Its files are named ``<item><suffix>``.
 
