@@ -198,10 +198,8 @@ class PlainPass:
         """
         gradients = [torch.zeros_like(contexts) for contexts in workspace.contexts]
         for number, (grad, gradient) in enumerate(zip(grads, gradients, strict=True)):
-            layout, (of_prompts, contexts) = (
-                self.groups[number][0],
-                (grad.flatten(0, 1), workspace.contexts[number]),
-            )
+            layout, contexts = self.groups[number][0], workspace.contexts[number]
+            of_prompts = grad.flatten(0, 1)
             for part in self.parts[number]:
                 kept = workspace.graphs.get((number, part.start))
                 vectors, features = kept or self._encode(layout, contexts, part, True)

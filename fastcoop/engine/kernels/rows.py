@@ -120,7 +120,7 @@ def _store_sums(high, low, numbers, index, mask, WIDTH: tl.constexpr, BLOCK: tl.
     rounded = numbers
     if low is not None:
         if low.dtype.element_ty == tl.int16:
-            # Halves are rounded up, so that what is left off fits 16 bits, with its sign.
+            # A bit pattern halfway between two bfloat16 numbers takes the larger one: the difference then fits int16.
             rounded = ((_bits(numbers) + 32768) & -65536).to(tl.float32, bitcast=True)
             rounded = tl.where(numbers == numbers, rounded, numbers)  # a NaN's bits may overflow
             left_off = _bits(numbers) - _bits(rounded)
