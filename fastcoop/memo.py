@@ -1,9 +1,10 @@
-"""A cache of function results that lives as long as the object they were computed from."""
+"""What is done once or late: function results that are kept, and modules that are imported when they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from importlib import import_module
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -29,3 +30,13 @@ def memoize(most: int) -> Callable[[Function], Function]:
         return memoized  # type: ignore[return-value]
 
     return decorate
+
+
+class LateModule:
+    """A module that is imported when it is first used, because that takes seconds."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
 from torch import Tensor
 
@@ -26,6 +25,9 @@ from fastcoop.backbones.text_tower import (
 )
 from fastcoop.backbones.tokenizer import count_tokens
 from fastcoop.errors import UserError
+
+if TYPE_CHECKING:
+    import open_clip
 
 TEXT_BATCH = 256  # prompts encoded at once by the plain text path
 RESIZE_MODES = ("shortest", "squash", "longest")

@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from safetensors import safe_open
 
+from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.load import EMBEDDED_WEIGHTS, is_model_path
 from fastcoop.backbones.sources import (
     HUB_PREFIX,
@@ -332,7 +331,10 @@ def _listed(name: str) -> Listed:
         return _facts(name, config, (ListedWeights(name, embedded),))
     if folder := _hub_models().get(name):
         return _of_folder(folder, name)
-    tags = ((tag, get_pretrained_cfg(name, tag)) for tag in list_pretrained_tags_by_model(name))
+    tags = (
+        (tag, open_clip.get_pretrained_cfg(name, tag))
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    )
     weights = tuple(_of_tag(f"{name}:{tag}", known) for tag, known in tags)
     return _facts(name, open_clip.get_model_config(name), weights, _counts().get(name))
 
@@ -404,7 +406,7 @@ def _hub_models() -> dict[str, Path]:
 
 def _tags() -> Iterator[Mapping[str, Any]]:
     for model, tag in open_clip.list_pretrained():
-        yield get_pretrained_cfg(model, tag)
+        yield open_clip.get_pretrained_cfg(model, tag)
 
 
 def _is_readable(folder: Path) -> bool:

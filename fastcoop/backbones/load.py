@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
-from open_clip.convert import convert_state_dict, load_big_vision_weights
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model
-from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
 import fastcoop
 from fastcoop.backbones import hf_clip
 from fastcoop.backbones.backbone import RESIZE_MODES, Backbone, Preprocess, fingerprint
+from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.sources import (
     HUB_PREFIX,
@@ -35,7 +31,13 @@ from fastcoop.backbones.sources import (
     usual_settings,
 )
 from fastcoop.backbones.text_tower import text_tower
-from fastcoop.backbones.tokenizer import NEEDS_TRANSFORMERS, check_tokenizer, load_tokenizer, tokenizer_facts
+from fastcoop.backbones.tokenizer import (
+    DEFAULT_LENGTH,
+    NEEDS_TRANSFORMERS,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_facts,
+)
 from fastcoop.backbones.weights import Weights, known_activation, read_weights
 from fastcoop.checks import whole_number
 from fastcoop.errors import UserError, nearest
@@ -134,7 +136,7 @@ def backbone_from_spec(
     if model in PAPER_BACKBONES:
         return load(spec, "openai")
     if model in open_clip.list_models():
-        tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise UserError(
             f'The backbone "{spec}" needs its weights named, as "{spec}:TAG" or "{spec}:FILE"; tags: {tags}.'
         )
@@ -202,7 +204,7 @@ def load_backbone(
     model = _build(config, source.config_file, seed, hf_config)
     if source.weights is not None:
         _fill(model, source.weights.state, source.weights_file)
-    tower = text_tower(model, text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH))
+    tower = text_tower(model, text_cfg.get("context_length", DEFAULT_LENGTH))
     end_id = text_cfg.get("eos_id", 2) if text_cfg.get("pool_type") == "eos" else None
     check_tokenizer(tokenizer, tower.vocabulary, end_id, tower.context_length)
     preprocess = _preprocess(model, source.preprocess)
@@ -221,7 +223,9 @@ def load_backbone(
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:
     path = Path(pretrained).expanduser()
-    is_tag = str(pretrained) in {tag for _, tag in list_pretrained()}  # a folder may have the name of a tag
+    is_tag = str(pretrained) in {
+        tag for _, tag in open_clip.list_pretrained()
+    }  # a folder may have the name of a tag
     if is_model_folder(path) or (path.is_dir() and not is_tag):
         folder, is_named = path, False
         path = find_weights(path)
@@ -262,9 +266,9 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
 
 def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
     model, config, stated = _named_config(name, force_quick_gelu)
-    known = get_pretrained_cfg(model, tag)
+    known = open_clip.get_pretrained_cfg(model, tag)
     if not known:
-        tags = list_pretrained_tags_by_model(model)
+        tags = open_clip.list_pretrained_tags_by_model(model)
         raise UserError(f'"{tag}" is neither a file, nor a folder, nor a tag of {model}.{nearest(tag, tags)}')
     path = fetch_weights(model, tag, known)
     config = _with_activation(config, known.get("quick_gelu") if stated is None else stated)
@@ -369,15 +373,15 @@ def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> No
     """Load ``state``; refuse one that does not fit."""
     if origin is not None and origin.suffix == ".npz":
         try:
-            load_big_vision_weights(model, str(origin))
+            open_clip.convert.load_big_vision_weights(model, str(origin))
             return
         except Exception as error:  # damaged files may raise any exception
             raise UserError(f"The weights in {origin} do not fit the model: {error}") from error
     if hf_clip.TOKEN_TABLE in state:
         state = hf_clip.open_clip_state(state)
-    state = convert_state_dict(model, dict(state))
+    state = open_clip.convert.convert_state_dict(model, dict(state))
     if hasattr(model, "text"):
-        state = convert_to_custom_text_state_dict(state)
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
     expected = model.state_dict()
     if "logit_bias" in expected:
         state.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))
@@ -387,8 +391,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> No
     if OLD_POSITIONS not in expected:
         state.pop(OLD_POSITIONS, None)
     stored = {key: value.shape for key, value in state.items() if key.endswith("positional_embedding")}
-    resize_pos_embed(state, model)
-    resize_text_pos_embed(state, model)
+    open_clip.model.resize_pos_embed(state, model)
+    open_clip.model.resize_text_pos_embed(state, model)
     for key, shape in stored.items():
         if state[key].shape != shape:
             sizes = f"from {tuple(shape)} to {tuple(state[key].shape)}"

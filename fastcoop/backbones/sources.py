@@ -10,16 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.hf_configs import arch_dict
-from open_clip.pretrained import (
-    download_pretrained,
-    get_pretrained_cfg,
-    list_pretrained,
-    list_pretrained_tags_by_model,
-)
-
 from fastcoop.backbones.hf_clip import is_hf_clip, open_clip_config, preprocess_settings
+from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.weights import expected_sha256, file_sha256
 from fastcoop.errors import UserError
 
@@ -115,15 +107,16 @@ def read_tower_config(name: str, folder: Path | None) -> dict[str, Any]:
     """
     own = folder / "config.json" if folder is not None else None
     content = read_json(own) if own is not None and own.is_file() else None
-    if not isinstance(content, dict) or content.get("model_type") not in arch_dict:
+    if not isinstance(content, dict) or content.get("model_type") not in open_clip.hf_configs.arch_dict:
         where = find_hub_files(
             name, "config", ("config.json",), lambda folder: (folder / "config.json").is_file()
         )
         content = read_json(where / "config.json")
-    if not isinstance(content, dict) or content.get("model_type") not in arch_dict:
+    if not isinstance(content, dict) or content.get("model_type") not in open_clip.hf_configs.arch_dict:
         kind = content.get("model_type") if isinstance(content, dict) else None
         raise UserError(
-            f'The text tower "{name}" is of type "{kind}"; open_clip builds the types {", ".join(arch_dict)}.'
+            f'The text tower "{name}" is of type "{kind}"; open_clip builds the types '
+            f"{', '.join(open_clip.hf_configs.arch_dict)}."
         )
     return {key: value for key, value in content.items() if key not in NOT_OF_A_TOWER}
 
@@ -164,14 +157,15 @@ def usual_settings(model_name: str) -> tuple[dict[str, Any], list[str]]:
 
     These are the preprocessing, and "quick_gelu": False where neither a tag nor a variant of the model has QuickGELU.
     """
-    tags = {tag: get_pretrained_cfg(model_name, tag) for tag in list_pretrained_tags_by_model(model_name)}
+    names = open_clip.list_pretrained_tags_by_model(model_name)
+    tags = {tag: open_clip.get_pretrained_cfg(model_name, tag) for tag in names}
     ways = {
         tag: {name: config[name] for name in PREPROCESSING if name in config} for tag, config in tags.items()
     }
     counts = Counter(map(repr, ways.values()))
     settings = next((way for way in ways.values() if repr(way) == counts.most_common(1)[0][0]), {})
     unlike = [tag for tag, way in ways.items() if way != settings]
-    has_variant = any(name == f"{model_name}-quickgelu" for name, _ in list_pretrained())
+    has_variant = any(name == f"{model_name}-quickgelu" for name, _ in open_clip.list_pretrained())
     if tags and not has_variant and not any(config.get("quick_gelu") for config in tags.values()):
         settings = settings | {"quick_gelu": False}
     return settings, unlike
@@ -186,7 +180,7 @@ def fetch_weights(model_name: str, tag: str, config: dict[str, Any]) -> Path:
         return cached
     try:
         with _hub_errors_only():
-            return Path(download_pretrained(config))
+            return Path(open_clip.pretrained.download_pretrained(config))
     except Exception as error:  # a network client may raise any exception
         repository, _, filename = str(config.get("hf_hub", "")).rpartition("/")
         file = filename or "open_clip_model.safetensors"

@@ -12,10 +12,9 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
-from open_clip.hf_model import HFTextEncoder
-from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from fastcoop.backbones.late import open_clip
 from fastcoop.errors import UserError
 
 END_POOLS = ("argmax", "eos")
@@ -142,7 +141,10 @@ class TextTower:
             ),
         )
         for block in blocks:
-            if type(block) is not ResidualAttentionBlock or block.attn.in_proj_weight is None:
+            if (
+                type(block) is not open_clip.transformer.ResidualAttentionBlock
+                or block.attn.in_proj_weight is None
+            ):
                 kind = type(block).__name__
                 raise NotSharedError(f"its blocks are {kind}, not open_clip's ResidualAttentionBlock")
         projection: Any = text.text_projection
@@ -179,7 +181,7 @@ class PlainTower:
         alone._modules = {
             name: part for name, part in model._modules.items() if name not in ("visual", "text_decoder")
         }
-        is_hf = isinstance(text, HFTextEncoder)
+        is_hf = isinstance(text, open_clip.hf_model.HFTextEncoder)
         blocks: Any = next((part for part in alone.modules() if isinstance(part, nn.ModuleList)), ())
         heads = next(
             (part.num_heads for part in alone.modules() if isinstance(part, nn.MultiheadAttention)), None
@@ -306,7 +308,7 @@ def prompt_path_of(config: Mapping[str, Any]) -> PromptPath:
 def _embedding(text: Any) -> nn.Module | None:
     """Return the module that turns token ids into vectors; None if there is none."""
     found = getattr(text, "token_embedding", None)
-    if found is None and isinstance(text, HFTextEncoder):
+    if found is None and isinstance(text, open_clip.hf_model.HFTextEncoder):
         try:
             found = text.transformer.get_input_embeddings()
         except NotImplementedError:  # transformers' models of characters or bytes
@@ -335,8 +337,10 @@ def _refuse(*cases: tuple[Any, str]) -> None:
             raise NotSharedError(reason)
 
 
-def _block(block: ResidualAttentionBlock) -> Block:
-    scales = (s.gamma if isinstance(s, LayerScale) else None for s in (block.ls_1, block.ls_2))
+def _block(block: Any) -> Block:
+    scales = (
+        s.gamma if isinstance(s, open_clip.transformer.LayerScale) else None for s in (block.ls_1, block.ls_2)
+    )
     attn = block.attn
     return Block(
         block.ln_1, block.ln_2, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj,
@@ -345,7 +349,7 @@ def _block(block: ResidualAttentionBlock) -> Block:
 
 
 def _activation(module: nn.Module) -> str:
-    if isinstance(module, QuickGELU):
+    if isinstance(module, open_clip.transformer.QuickGELU):
         return "quick_gelu"
     if isinstance(module, nn.GELU) and module.approximate in ("none", "tanh"):
         return "gelu" if module.approximate == "none" else "gelu_tanh"

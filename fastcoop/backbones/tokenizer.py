@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from torch import Tensor
 
+from fastcoop.backbones.late import open_clip_part
 from fastcoop.backbones.sources import SMALL_FILES, find_hub_files, has_tokenizer
 from fastcoop.errors import UserError
 
+DEFAULT_LENGTH = 77  # positions of a text tower whose config does not say how many
 PROBE = "A Café's two  sea-lions, (no. 17); x_y!"  # tells tokenizers of one vocabulary apart
 NEEDS_TRANSFORMERS = '{} "{}" needs the package transformers; install it (pip install "fastcoop[hf]").'
 
@@ -29,7 +30,7 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
     Raises:
         UserError: The files are missing or damaged, or the package transformers is.
     """
-    length = text_cfg.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    length = text_cfg.get("context_length", DEFAULT_LENGTH)
     options = text_cfg.get("tokenizer_kwargs") or {}
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
@@ -37,7 +38,7 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
     own = folder is not None and has_tokenizer(folder)
     source = folder if own else find_hub_files(name, "tokenizer", SMALL_FILES, has_tokenizer)
     try:
-        tokenizer: Callable[..., Tensor] = open_clip.tokenizer.HFTokenizer(
+        tokenizer: Callable[..., Tensor] = open_clip_part("tokenizer").HFTokenizer(
             str(source), context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"),
             trust_remote_code=False, **options,
         )  # fmt: skip
@@ -52,7 +53,9 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
 
 @functools.cache  # its tables take a while to build
 def _clip_tokenizer(length: int, **options: Any) -> Callable[..., Tensor]:
-    tokenizer: Callable[..., Tensor] = open_clip.SimpleTokenizer(context_length=length, **options)
+    tokenizer: Callable[..., Tensor] = open_clip_part("tokenizer").SimpleTokenizer(
+        context_length=length, **options
+    )
     return tokenizer
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.unpickle import REBUILD, StandIn, TorchFile
 from fastcoop.errors import MissingFile, UserError
 
@@ -134,8 +134,8 @@ def _cleaned(content: object) -> dict[str, Tensor]:
 def known_activation(path: Path) -> bool | None:
     """Return whether a file that open_clip knows by its sha256 uses QuickGELU; None for other files."""
     digest = file_sha256(path)
-    for model, tag in list_pretrained():
-        config = get_pretrained_cfg(model, tag)
+    for model, tag in open_clip.list_pretrained():
+        config = open_clip.get_pretrained_cfg(model, tag)
         expected = expected_sha256(config.get("url", ""))
         if expected and digest.startswith(expected):
             return bool(config.get("quick_gelu", False))

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from fastcoop.backbones import Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
@@ -153,7 +151,9 @@ def normalize(images: np.ndarray | Tensor, preprocess: Preprocess, device: torch
 def _current(image: Image.Image, preprocess: Preprocess, rng: random.Random | None) -> Image.Image:
     """Resize and crop the center; an augmentation is a random resized crop (scale 0.08 to 1, ratio 3/4 to 4/3) and
     flip."""
-    size, mode = preprocess.size, InterpolationMode(preprocess.interpolation)
+    from torchvision.transforms import functional as F  # imported late: torchvision takes seconds
+
+    size, mode = preprocess.size, F.InterpolationMode(preprocess.interpolation)
     if rng is not None:
         return _random_resized_crop(image, preprocess, rng, CROP_SCALE)
     if preprocess.resize_mode == "squash":
@@ -172,6 +172,8 @@ def _official_2021(image: Image.Image, preprocess: Preprocess, rng: random.Rando
 
     A translation (p = 0.5) enlarges by an eighth and crops at random, always with bilinear interpolation.
     """
+    from torchvision.transforms import functional as F
+
     size, interpolation = preprocess.size, preprocess.interpolation
     out = _resize(image, size, interpolation)
     if rng is not None:

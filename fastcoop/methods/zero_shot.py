@@ -90,8 +90,9 @@ class EnsembleMethod(PromptMethod[EnsembleSettings]):
         return {"prompts": list(self.prompts(run.settings, run.data))}
 
     def prompts(self, settings: EnsembleSettings, data: Data) -> tuple[str, ...]:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+        from fastcoop.backbones.late import open_clip_part
 
-        chosen = SIMPLE_IMAGENET_TEMPLATES if settings.templates == "selected" else OPENAI_IMAGENET_TEMPLATES
+        listed = "SIMPLE" if settings.templates == "selected" else "OPENAI"
+        chosen = getattr(open_clip_part("zero_shot_metadata"), f"{listed}_IMAGENET_TEMPLATES")
         own = () if data.name.partition(":")[0] == "imagenet" else (data.dataset.template,)
         return (*(template("{}") for template in chosen), *own)

@@ -218,7 +218,7 @@ def test_without_a_network_the_message_names_the_file(
         logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 5/5].")
         raise OSError("no route to host")
 
-    monkeypatch.setattr(sources, "download_pretrained", offline)
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", offline)
     monkeypatch.setattr(sources, "OPENAI_CACHE", tmp_path)
     openai = open_clip.pretrained.get_pretrained_cfg("RN50", "openai")
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"openai": openai})
@@ -242,7 +242,7 @@ def test_openais_own_cache_is_used_before_the_network(
     digest = hashlib.sha256((tmp_path / "tiny.pt").read_bytes()).hexdigest()
     tag = {"url": f"https://openaipublic.azureedge.net/{digest}/tiny.pt", "quick_gelu": True}
     monkeypatch.setattr(sources, "OPENAI_CACHE", tmp_path)
-    monkeypatch.setattr(sources, "download_pretrained", lambda _: pytest.fail("downloads"))
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", lambda _: pytest.fail("downloads"))
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"openai": tag})
     assert load_backbone("tiny-clip", "openai").name == "tiny-clip"
 
