@@ -62,7 +62,8 @@ class RunLoop:
         self._unrecorded: list[tuple[RunSpec, Outcome]] = []
         self._sampled, self._recorded = -MEMORY_EVERY, -RECORD_EVERY
         # A pending run of a recorded batch trains as if nothing were known of it, together with the rest of the batch.
-        self._training = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
+        training = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
+        self._runs = {**pending, **training}
         recorded, done = {batch.name: batch for batch in store.batches()}, store.finished()
         self._done_before = sum(key in done and key not in pending for key in planned)
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
@@ -89,8 +90,7 @@ class RunLoop:
         self.worker_seconds = (time.monotonic() - start) * executor.size
 
     def _runs_of(self, batch: Batch) -> list[RunSpec]:
-        runs = self._training if batch.trains else self.pending
-        return [runs[key] for key in batch.keys]
+        return [self._runs[key] for key in batch.keys]
 
     def _task(self, batch: Batch) -> Task:
         keeps = batch.trains and self._with_checkpoints

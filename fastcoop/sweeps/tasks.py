@@ -220,7 +220,8 @@ class _Watch:
         self._step_start = time.monotonic()
 
     def on_resume(self, runs: float) -> None:
-        self.report(BatchProgress(self._batch, before=runs))
+        if runs:
+            self.report(BatchProgress(self._batch, before=runs))
 
     def on_progress(self, runs: float) -> None:
         now = time.monotonic()
@@ -228,6 +229,6 @@ class _Watch:
             self.engine_seconds += now - self._step_start
             self._step_start = None
         self._runs += runs
-        if now - self._reported >= PROGRESS_EVERY:
+        if self._runs and now - self._reported >= PROGRESS_EVERY:
             self.report(BatchProgress(self._batch, self._runs))
             self._runs, self._reported = 0.0, now

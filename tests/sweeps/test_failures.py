@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 import fastcoop.methods.coop as coop
 from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
-from fastcoop.methods import Method, RunSpec
+from fastcoop.methods import METHODS, Method, RunSpec
+from fastcoop.methods.base import report_share
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
-from fastcoop.sweeps import Summary, checkpoints
+from fastcoop.sweeps import Summary, checkpoints, tasks
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
 from fastcoop.sweeps.loop import split_checkpoint
 from fastcoop.sweeps.tasks import BatchFinished, OnEvent, Task
@@ -46,6 +47,24 @@ def bad_run(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     patch.setattr(coop, "engine_run", broken)
     yield patch
     patch.undo()
+
+
+def test_a_method_that_reports_all_of_its_work_ends_like_any_other(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left to report after the run's outcome is then 0, which is not the start of a batch."""
+    monkeypatch.setattr(tasks, "PROGRESS_EVERY", 0.0)
+    method = METHODS["text_bias"]
+    learn = method.learn
+
+    def reporting(*arguments: Any) -> Any:
+        outcome = learn(*arguments)
+        report_share(1.0)
+        return outcome
+
+    monkeypatch.setattr(method, "learn", reporting)
+    summary = run(grid | {"methods": {"text_bias": {"epochs": 1}}}, results=tmp_path)
+    assert summary.finished == summary.runs > 0
 
 
 def test_a_failing_run_is_noted_alone_and_retried_on_request(
