@@ -16,9 +16,9 @@ import fastcoop as fc
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
-from fastcoop.methods.adapters.clap import pooled_batches
 from fastcoop.methods.adapters.prolip import LAMBDAS, RATES
 from fastcoop.methods.adapters.stack import Stack, Texts
+from fastcoop.methods.adapters.training import epochs_of_batches
 from tests.methods.conftest import job, make_data, run
 
 EPOCHS = 25
@@ -193,23 +193,15 @@ def test_zs_lp_draws_its_batches_from_all_views(images: int, views: int, expecte
     features = torch.ones(2, images, 1 + views, 4)
     runs = tuple(replace(job(make_data(), "zs_lp"), seed=seed) for seed in (1, 2))
     stack = Stack(runs, features, torch.zeros(2, images).long(), Texts(torch.ones(3, 4), 1.0))
-    epochs = list(pooled_batches(stack, 20, 32))
+    epochs = list(epochs_of_batches(stack, 20, 32, keep_short=False, pooled=True))
     for batches in epochs:
-        assert [batch.shape[1] for batch, _ in batches] == expected
+        assert [places.shape[1] for (places,) in batches] == expected
         for run_index in range(2):
-            drawn = {
-                (int(r), int(v))
-                for rows, of in batches
-                for r, v in zip(rows[run_index], of[run_index], strict=True)
-            }
+            drawn = {int(place) for (places,) in batches for place in places[run_index]}
             assert len(drawn) == sum(expected)
-            assert drawn <= {(row, view) for row in range(images) for view in range(views)}
-    seen = {
-        (int(r), int(v))
-        for batches in epochs
-        for rows, of in batches
-        for r, v in zip(rows[0], of[0], strict=True)
-    }
+            assert min(drawn) >= run_index * images * views
+            assert max(drawn) < (1 + run_index) * images * views
+    seen = {int(place) for batches in epochs for (places,) in batches for place in places[0]}
     assert len(seen) > 0.9 * images * views
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 # Of the tensors of runs that are learned at once. The numbers that change stay in a CPU's cache.
-STACK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+STACK_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
 TEST_BYTES = 64 << 20  # of the tensors of images that are classified at once
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.cosine import cosine_cross_entropy
 from fastcoop.methods.adapters.selection import Judge
-from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
-from fastcoop.methods.adapters.training import Batch, Optimizer, cosine_rates, steps_of, train
+from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
+from fastcoop.methods.adapters.training import Optimizer, cosine_rates, epochs_of_batches, steps_of, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
 from fastcoop.methods.spec import RunSpec
@@ -68,7 +66,7 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
-        images = normalized(stack.views)
+        samples = Samples(normalized(stack.views), stack.labels)
         rates = cosine_rates(
             stack.value("learning_rate"),
             settings.epochs,
@@ -76,15 +74,17 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
             "warm_epoch",
         )
 
-        def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, list[Tensor]]:
-            batch = stack.take(rows, views, images)
+        def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
+            batch = samples.take(places)
             losses, found = cosine_cross_entropy(
                 parameters["prototypes"], *batch, texts.scale, texts.raw, pull
             )
             return losses, [found]
 
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
-        batches = pooled_batches(stack, settings.epochs, settings.batch_size)
+        batches = epochs_of_batches(
+            stack, settings.epochs, settings.batch_size, keep_short=False, pooled=True
+        )
         after = self.on_epoch(stack, pull)
         learned, losses = train(start, batches, gradient, Optimizer("sgd", rates), after)
         return Fitted(learned, losses, trained=("prototypes",))
@@ -133,20 +133,3 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
         seen = stack.counts > 0
         alpha = right / stack.counts.clamp(min=1)
         return alpha.where(seen, (alpha.sum(-1) / seen.sum(-1))[:, None]) / len(stack.texts)
-
-
-def pooled_batches(stack: Stack, epochs: int, batch_size: int) -> Iterator[list[Batch]]:
-    """Yield the batches of each epoch as CLAP's code draws them: from all views of all images in random order.
-
-    An epoch has the steps that it would have over the images alone, and each step ``batch_size`` views, if there are
-    as many. The order is drawn from the run's seed.
-    """
-    import torch
-
-    images, views = stack.views.shape[1:3]
-    steps = steps_of(stack, batch_size, keep_short=False)
-    draws = [np.random.default_rng(run.seed) for run in stack.runs]
-    for _ in range(epochs):
-        order = np.stack([rng.permutation(images * views)[: steps * batch_size] for rng in draws])
-        parts = (torch.from_numpy(part).to(stack.labels.device) for part in np.divmod(order, views))
-        yield list(zip(*(part.split(batch_size, dim=1) for part in parts), strict=True))

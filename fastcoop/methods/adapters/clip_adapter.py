@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
-from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import (
     Optimizer,
     by_autograd,
@@ -80,11 +80,11 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, ratio = stack.settings, stack.texts, stack.value("ratio")
         epochs, batch_size = epochs_of(stack.runs[0]), settings.batch_size
-        steps = steps_of(stack, batch_size, keep_short=False)
+        steps, samples = steps_of(stack, batch_size, keep_short=False), Samples(stack.views, stack.labels)
         rates = cosine_rates(stack.value("learning_rate"), epochs, steps, "warm_epoch")
 
-        def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
-            images, labels = stack.take(rows, views)
+        def loss(parameters: Weights, places: Tensor) -> Tensor:
+            images, labels = samples.take(places)
             return cross_entropy(self.logits({**parameters, "ratio": ratio}, images, texts), labels)
 
         batches = epochs_of_batches(stack, epochs, batch_size, keep_short=False)

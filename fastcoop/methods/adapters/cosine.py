@@ -29,17 +29,21 @@ def cosine_cross_entropy(
         pull: (runs, classes), weights of the penalty: the sum over classes of ``pull * |classes - anchors| ** 2`` is
             added to the loss.
     """
-    factor = scale / classes.norm(dim=-1)
-    logits = (images @ classes.mT).mul_(factor[:, None])
-    likelihoods, target = logits.log_softmax(-1), labels[..., None]
-    losses = -likelihoods.gather(2, target).mean((1, 2))
+    import torch
+
+    norms = torch.linalg.vector_norm(classes, dim=-1)
+    factor = (scale / norms)[..., None]
+    # Classes come before images, so that no product needs a transposed copy.
+    logits = (classes @ images.mT).mul_(factor)
+    likelihoods, target = logits.log_softmax(1), labels[:, None]
+    losses = -likelihoods.gather(1, target).mean((1, 2))
     change = likelihoods.exp_()  # the gradient of each image's loss with respect to its logits
-    change.scatter_add_(2, target, change.new_full((), -1.0).expand_as(target))
-    along = logits.mul_(change).mean(1)  # of classes' gradients, their part along the classes
-    gradient = change.mul_(factor[:, None] / labels.shape[1]).mT @ images
-    gradient.addcmul_(classes, (along * (factor / scale).square())[..., None], value=-1)
+    change.scatter_add_(1, target, change.new_full((), -1.0).expand_as(target))
+    along = logits.mul_(change).mean(2)  # of classes' gradients, their part along the classes
+    gradient = change.mul_(factor / labels.shape[1]) @ images
+    gradient.addcmul_(classes, along.div_(norms.square_())[..., None], value=-1)
     if pull is not None and anchors is not None:
         moved = classes - anchors
         gradient.addcmul_(moved, pull[..., None], value=2)
-        losses += (pull * moved.norm(dim=-1).square()).sum(-1)
+        losses += (pull * torch.linalg.vector_norm(moved, dim=-1).square()).sum(-1)
     return losses, gradient

@@ -15,7 +15,14 @@ from pydantic import Field
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
-from fastcoop.methods.adapters.training import Optimizer, by_autograd, cosine_rates, cross_entropy, train
+from fastcoop.methods.adapters.training import (
+    Batch,
+    Optimizer,
+    by_autograd,
+    cosine_rates,
+    cross_entropy,
+    train,
+)
 from fastcoop.methods.schedule import Coefficient, LearningRate, Positive
 from fastcoop.methods.spec import RunSpec
 
@@ -128,9 +135,7 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
         return weights | {"W": weights["W"][:, rows.clamp(min=0)].where(known, texts.unit)}
 
 
-def batches(
-    stack: Stack, samples: int, sizes: tuple[int, int], iterations: int
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def batches(stack: Stack, samples: int, sizes: tuple[int, int], iterations: int) -> Iterator[list[Batch]]:
     """Yield the batches between validations: one, then `EVERY` each. Rows are (runs, size) of images and of texts.
 
     Images and texts are each drawn in random orders, whose last, short batches are left out.

@@ -126,8 +126,7 @@ def one_view(stack: Stack) -> Tensor:
     drawn = torch.from_numpy(
         np.stack([np.random.default_rng(run.seed).integers(views, size=images) for run in stack.runs])
     ).to(stack.labels.device)
-    rows = torch.arange(images, device=drawn.device).expand(len(stack), -1)
-    return normalized(stack.take(rows, drawn)[0])
+    return normalized(stack.views.take_along_dim(drawn[..., None, None], 2)[:, :, 0])
 
 
 def step_sizes(images: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge, ValidationOnly
-from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
+from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import (
     Batch,
     Optimizer,
@@ -85,9 +85,10 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
         settings, texts, runs = stack.settings, stack.texts, stack.runs
         first, bias = projection(stack)
         factor = stack.crops.new_tensor([penalty(run) for run in runs])
+        samples = Samples(stack.views, stack.labels)
 
-        def loss(parameters: Weights, rows: Tensor, views: Tensor) -> Tensor:
-            images, labels = stack.take(rows, views)
+        def loss(parameters: Weights, places: Tensor) -> Tensor:
+            images, labels = samples.take(places)
             found = cross_entropy(self.logits({**parameters, "bias": bias}, images, texts), labels)
             return found + factor * (parameters["P"] - first).square().sum((1, 2))
 
@@ -132,6 +133,6 @@ def view_by_view(stack: Stack, epochs: int) -> Iterator[list[Batch]]:
     import torch
 
     images, views = stack.views.shape[1:3]
-    rows = torch.arange(images, device=stack.labels.device).expand(len(stack), -1)
+    first = torch.arange(0, len(stack) * images * views, views, device=stack.labels.device)
     for epoch in range(1, epochs + 1):
-        yield [(rows, torch.full_like(rows, epoch % views))]
+        yield [(first.view(-1, images) + epoch % views,)]

@@ -133,16 +133,21 @@ class Stack:
         """Return the sum of each class's features, (runs, classes, dim), of features (runs, images, dim)."""
         return self.onehot.mT @ images
 
-    def take(self, rows: Tensor, views: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return features (runs, batch, dim) and labels (runs, batch) of images and views, (runs, batch) each.
 
-        The features are the raw ones, or those of ``features`` (runs, images, views, dim).
-        """
-        import torch
+class Samples:
+    """A list of all views of all images of stacked runs, which batches are taken from.
 
-        if features is None:
-            features, views = self.features, views + int(self.features.shape[2] > 1)
-        runs, images, number, dim = features.shape
-        place = torch.arange(runs, device=rows.device)[:, None] * images + rows
-        picked = features.reshape(-1, dim).index_select(0, (place * number + views).flatten())
-        return picked.view(*rows.shape, dim), self.labels.flatten()[place]
+    Args:
+        features: float32 (runs, images, views, dim).
+        labels: int64 (runs, images).
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor):
+        self.features = features.flatten(0, 2)
+        self.labels = labels.repeat_interleave(features.shape[2], 1).flatten()
+
+    def take(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (runs, batch, dim) and labels (runs, batch) of places in the list, (runs, batch)."""
+        flat = places.flatten()
+        features, labels = self.features.index_select(0, flat), self.labels.index_select(0, flat)
+        return features.view(*places.shape, -1), labels.view(places.shape)

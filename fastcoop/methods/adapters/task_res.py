@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.cosine import cosine_cross_entropy
 from fastcoop.methods.adapters.selection import Judge
-from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import Optimizer, cosine_rates, epochs_of_batches, steps_of, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
@@ -71,12 +71,11 @@ class TaskResMethod(Adapter[TaskResSettings]):
         )
         rates = cosine_rates(rate, epochs, steps_of(stack, batch_size, keep_short=False), "warm_epoch")
 
-        images_of, factor = normalized(stack.views), over(alpha, stack.crops)
+        samples, factor = Samples(normalized(stack.views), stack.labels), over(alpha, stack.crops)
 
-        def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, list[Tensor]]:
-            images, labels = stack.take(rows, views, images_of)
+        def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
             classes = texts.raw.addcmul(factor, parameters["x"])
-            losses, found = cosine_cross_entropy(classes, images, labels, texts.scale)
+            losses, found = cosine_cross_entropy(classes, *samples.take(places), texts.scale)
             return losses, [found.mul_(factor)]
 
         start = {"x": texts.raw.new_zeros(len(stack), *texts.raw.shape)}

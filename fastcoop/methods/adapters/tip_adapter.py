@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge
-from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import (
     Optimizer,
     cosine_rates,
@@ -173,11 +173,12 @@ class TipAdapterFMethod(TipAdapterMethod):
         steps = steps_of(stack, settings.batch_size, keep_short=True)
         rates = cosine_rates(stack.value("learning_rate"), settings.epochs, steps)
 
-        views_of, classes = normalized(stack.views), KeyClasses(labels["labels"], len(stack.texts))
+        samples = Samples(normalized(stack.views), stack.labels)
+        classes = KeyClasses(labels["labels"], len(stack.texts))
         beta, alpha, texts = given["beta"], given["alpha"], stack.texts.scale * stack.texts.unit
 
-        def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, list[Tensor]]:
-            images, targets = stack.take(rows, views, views_of)
+        def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
+            images, targets = samples.take(places)
             values = activation(parameters["keys"] @ images.mT, beta)
             logits = (texts @ images.mT).addcmul_(
                 over(alpha, values), classes.sum(values)

@@ -17,10 +17,12 @@ from fastcoop.methods.adapters.stack import Stack, Weights, over
 if TYPE_CHECKING:
     from torch import Tensor
 
-Batch = tuple["Tensor", "Tensor"]  # images and views, int64 (runs, batch) each
-Loss = Callable[[Weights, "Tensor", "Tensor"], "Tensor"]  # parameters, rows, views -> (runs,)
-# parameters, rows, views -> losses (runs,), and the gradient of each run's own loss for each parameter, in order
-Gradient = Callable[[Weights, "Tensor", "Tensor"], tuple["Tensor", Sequence["Tensor"]]]
+DRAWN_AT_ONCE = 16  # epochs whose batches are drawn at once
+
+Batch = tuple["Tensor", ...]  # int64 (runs, batch) each; of `Samples`, one tensor of places
+Loss = Callable[..., "Tensor"]  # parameters, and the tensors of a batch -> (runs,)
+# The same -> losses (runs,), and the gradient of each run's own loss for each parameter, in order
+Gradient = Callable[..., tuple["Tensor", Sequence["Tensor"]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,23 +133,36 @@ def steps_of(stack: Stack, batch_size: int, keep_short: bool) -> int:
 
 
 def epochs_of_batches(
-    stack: Stack, epochs: int, batch_size: int, keep_short: bool = True
+    stack: Stack, epochs: int, batch_size: int, keep_short: bool = True, pooled: bool = False
 ) -> Iterator[list[Batch]]:
-    """Yield the batches of each epoch: each run's images in its own random order, at a random view of each image.
+    """Yield the batches of each epoch, as places in `Samples` of the views.
 
-    Orders and views are drawn from the run's seed, so they are the same whichever runs train together.
+    A run's images are in its own random order, at a random view of each. Orders and views are drawn from the run's
+    seed, so they are the same whichever runs train together.
+
+    Args:
+        stack: The runs.
+        epochs: Number of epochs.
+        batch_size: Images of a step.
+        keep_short: Whether the last, short batch is a step too; see `steps_of`.
+        pooled: Draw from all views of all images in random order, as CLAP's code does. An epoch has the steps that it
+            would have over the images alone, and each step ``batch_size`` views, if there are as many.
     """
     import torch
 
     images, views = stack.views.shape[1:3]
-    steps = steps_of(stack, batch_size, keep_short)
+    steps, first = steps_of(stack, batch_size, keep_short), images * views * np.arange(len(stack))[:, None]
     draws = [np.random.default_rng(run.seed) for run in stack.runs]
-    for _ in range(epochs):
-        order = np.stack([rng.permutation(images) for rng in draws])
-        view = np.stack([rng.integers(views, size=images) for rng in draws])
-        rows, drawn = (torch.from_numpy(part).to(stack.labels.device) for part in (order, view))
-        cuts = [slice(at * batch_size, (at + 1) * batch_size) for at in range(steps)]
-        yield [(rows[:, cut], drawn[:, cut]) for cut in cuts]
+
+    def order(rng: np.random.Generator) -> np.ndarray:
+        if pooled:
+            return rng.permutation(images * views)[: steps * batch_size]
+        return rng.permutation(images) * views + rng.integers(views, size=images)
+
+    for start in range(0, epochs, DRAWN_AT_ONCE):
+        drawn = [[order(rng) for rng in draws] for _ in range(min(DRAWN_AT_ONCE, epochs - start))]
+        for places in torch.from_numpy(first + np.array(drawn)).to(stack.labels.device):
+            yield [(part,) for part in places.split(batch_size, 1)[:steps]]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -161,10 +176,10 @@ def by_autograd(loss: Loss) -> Gradient:
     """Return the gradient of a loss, computed by autograd."""
     import torch
 
-    def gradient(parameters: Weights, rows: Tensor, views: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def gradient(parameters: Weights, *batch: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         with torch.enable_grad():
             given = {name: one.detach().requires_grad_() for name, one in parameters.items()}
-            losses = loss(given, rows, views)
+            losses = loss(given, *batch)
             return losses.detach(), torch.autograd.grad(losses.sum(), list(given.values()))
 
     return gradient
