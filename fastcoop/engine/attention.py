@@ -11,14 +11,16 @@ Queries arrive scaled (the weights are folded).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.engine.forest import Buffer, Forest, Group, SavedPack, Workspace
-from fastcoop.engine.tree_layout import LayerConstants, TreeLayout
+from fastcoop.engine.forest import Buffer, Forest, SavedPack, Workspace
+from fastcoop.engine.tree_layout import TreeLayout
 
 
 class Routes:
@@ -56,70 +58,82 @@ class Routes:
     """
 
     def __init__(self, tree_layout: TreeLayout, heads: int, runs: int, leaves_only: bool):
-        layout, device, R, H = tree_layout, tree_layout.copied_rows.device, runs, heads
-        # Number the slices of every position, and the outputs, and put the numbers in the order of the packs.
-        numbers = np.arange(R * layout.positions * 3 * H).reshape(R, layout.positions, 3, H)
-        outputs = np.arange(R * layout.positions * H).reshape(R, layout.positions, H)
-        by_pack, by_query, self.masks = [], [], []
-        self._shapes: list[tuple[int, ...]] = []
-        for pack in layout.packs:
-            queries, mask = pack.positions, pack.mask
-            if leaves_only:
-                queries = np.take_along_axis(queries, pack.leaf_places, 1)
-                mask = mask.take_along_dim(torch.as_tensor(pack.leaf_places, device=device)[..., None], 1)
-            for kind, positions in enumerate((queries, pack.positions, pack.positions)):
-                by_pack.append(numbers[:, positions, kind].transpose(0, 3, 1, 2).ravel())
-                self._shapes.append((R, H, *positions.shape))
-            by_query.append(outputs[:, queries].transpose(0, 3, 1, 2).ravel())
-            self.masks.append(mask)
-        self._sizes, self._output_sizes = [len(n) for n in by_pack], [len(n) for n in by_query]
-        self.slices, self.queries = sum(self._sizes), sum(self._output_sizes)
-
-        at, at_query = np.concatenate(by_pack), np.concatenate(by_query)
-        slice_of, query_of = np.zeros(numbers.size, np.int64), np.zeros(outputs.size, np.int64)
-        slice_of[at], query_of[at_query] = np.arange(self.slices), np.arange(self.queries)
-        slice_of, query_of = slice_of.reshape(numbers.shape), query_of.reshape(outputs.shape)
+        layout, device = tree_layout, tree_layout.copied_rows.device
+        self.sizes = runs, heads
+        self._parts: list[np.ndarray] = []  # positions of the queries, keys and values of each pack
+        self.masks: list[Tensor] = []
+        for positions, mask, _, places in layout.packs:
+            queries = np.take_along_axis(positions, places, 1) if leaves_only else positions
+            self._parts += [queries, positions, positions]
+            at = torch.as_tensor(places, device=device)[..., None]
+            self.masks.append(mask.take_along_dim(at, 1) if leaves_only else mask)
+        slice_at, slice_of = _number(self._parts, runs, layout.positions, 3, heads)
+        query_at, query_of = _number(self._parts[::3], runs, layout.positions, 1, heads)
+        self.slices, self.queries = len(slice_at), len(query_at)
 
         queried = layout.leaf_query_positions if leaves_only else layout.query_positions
         place = np.zeros(layout.positions, np.int64)  # of each queried position among its run's outputs
         place[queried] = np.arange(len(queried))
-        row_slices = np.arange(R * layout.rows * 3 * H).reshape(R, layout.rows, 3 * H)[:, layout.gather]
-        row_outputs = np.arange(R * len(queried) * H).reshape(R, len(queried), H)[:, place]
+        row_slices = _count(runs, layout.rows, 3 * heads)[:, layout.gather]
+        row_outputs = _count(runs, len(queried), heads)[:, place]
         read = query_of[:, queried]
 
         def tensor(numbers: np.ndarray) -> Tensor:
             return torch.as_tensor(numbers.ravel(), device=device)
 
-        self.rows_to_packs = tensor(row_slices.ravel()[at])
+        self.rows_to_packs = tensor(row_slices.ravel()[slice_at])
         self.packs_to_rows = tensor(slice_of[:, layout.query_positions])
-        self.query_index = tensor(row_outputs.ravel()[at_query])
+        self.query_index = tensor(row_outputs.ravel()[query_at])
         self.output_index = tensor(read)
         self.unused_queries = tensor(np.setdiff1d(np.arange(self.queries), read))
         self.copies = tensor(slice_of[:, layout.copies, 1:])
 
     def qkv(self, slices: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return each pack's queries, keys and values (R, H, P, positions, d), views of ``slices`` (slices, d)."""
-        blocks = (
-            b.view(*s, b.shape[1]) for b, s in zip(slices.split(self._sizes), self._shapes, strict=True)
-        )
+        blocks = iter(self._views(slices, self._parts))
         return list(zip(blocks, blocks, blocks, strict=True))
 
     def outputs(self, queries: Tensor) -> list[Tensor]:
         """Return each pack's outputs (R, H, P, Q, d), views of ``queries`` (queries, d)."""
-        blocks = zip(queries.split(self._output_sizes), self._shapes[::3], strict=True)
-        return [block.view(*shape, block.shape[1]) for block, shape in blocks]
+        return self._views(queries, self._parts[::3])
+
+    def _views(self, numbers: Tensor, parts: Sequence[np.ndarray]) -> list[Tensor]:
+        shapes = [(*self.sizes, *part.shape) for part in parts]
+        blocks = numbers.split([math.prod(shape) for shape in shapes])
+        return [block.view(*shape, numbers.shape[1]) for block, shape in zip(blocks, shapes, strict=True)]
+
+
+def _count(*shape: int) -> np.ndarray:
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def _number(parts: Sequence[np.ndarray], *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number (R, positions, kinds, H), and return the numbers in the order of ``parts``, and where each one is there.
+
+    Parts are positions of each kind in turn; the numbers of a part are in the order (R, H, *positions).
+    """
+    number, kinds = _count(*shape), shape[2]
+    ordered = [number[:, part, n % kinds].transpose(0, 3, 1, 2).ravel() for n, part in enumerate(parts)]
+    at = np.concatenate(ordered)
+    place = np.zeros(number.size, np.int64)
+    place[at] = np.arange(len(at))
+    return at, place.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Some runs of a group, so few that their scores stay in a CPU's cache, and their places in the forest."""
 
-    group: Group
+    layout: TreeLayout
     runs: int
     routes: Routes
-    constants: tuple[LayerConstants, ...]  # of each layer
+    constants: list[list[Tensor]]  # the layout's, of each layer
     rows: slice
     outputs: slice  # rows, or leaves
+
+    def of_runs(self, constants: Tensor) -> Tensor:
+        """Return keys and values (2, H, ...) of constants as those of each run, (2, R, H, ...), a view."""
+        return constants[:, None].expand(-1, self.runs, *[-1] * (constants.ndim - 1))
 
 
 class PackAttention:
@@ -130,29 +144,30 @@ class PackAttention:
     """
 
     def __init__(self, forest: Forest):
-        self.rows, self.leaves, self.width = forest.rows, forest.leaves, forest.tower.width
-        self.used_rows, self.used_leaves = forest.used_rows, forest.used_leaves
+        self.forest, self.width = forest, forest.tower.width
         self.last = len(forest.tower.blocks) - 1
         self.d = self.width // forest.tower.heads
         # The chunks of all layers but the last, and of the last.
-        self.chunks: tuple[list[Chunk], list[Chunk]] = ([], [])
-        for g in forest.groups:
-            layout = g.tree_layout
-            most = max(1, forest.chunk // layout.positions)  # runs
-            for leaves_only, chunks in enumerate(self.chunks):
-                outputs, count = (g.leaves, layout.leaves) if leaves_only else (g.rows, layout.rows)
-                routes: dict[int, Routes] = {}
-                for first in range(0, g.runs, most):
-                    runs = min(most, g.runs - first)
-                    if runs not in routes:
-                        routes[runs] = Routes(layout, forest.tower.heads, runs, bool(leaves_only))
-                    at_rows = _of_runs(g.rows, layout.rows, first, runs)
-                    at_outputs = _of_runs(outputs, count, first, runs)
-                    chunks.append(Chunk(g, runs, routes[runs], layout.packed_constants, at_rows, at_outputs))
+        self.chunks = [list(self._cut(leaves_only)) for leaves_only in (False, True)]
+
+    def _cut(self, leaves_only: bool) -> Iterator[Chunk]:
+        for g in self.forest.groups:
+            layout, routes = g.tree_layout, dict[int, Routes]()
+            outputs, of_run = (g.leaves, layout.leaves) if leaves_only else (g.rows, layout.rows)
+            most = max(1, self.forest.chunk // layout.positions)  # runs
+            for first in range(0, g.runs, most):
+                runs = min(most, g.runs - first)
+                if runs not in routes:
+                    routes[runs] = Routes(layout, self.forest.tower.heads, runs, leaves_only)
+                places = (
+                    slice(part.start + first * count, part.start + (first + runs) * count)
+                    for part, count in ((g.rows, layout.rows), (outputs, of_run))
+                )
+                yield Chunk(layout, runs, routes[runs], layout.packed_constants, *places)
 
     def qkv(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the memory (rows, 3 width) into which the tower writes a layer's queries, keys and values."""
-        qkv = workspace.qkv(self.rows, 3 * self.width)
+        qkv = workspace.qkv(self.forest.rows, 3 * self.width)
         # Packs are padded with queries of other rows, which must be finite. The last layer writes those of leaves only;
         # the others hold an earlier layer's, unless this is the only layer.
         if layer == self.last == 0:
@@ -161,17 +176,32 @@ class PackAttention:
 
     def forward(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the outputs (rows, width) for what is in ``qkv``; in the last layer (leaves, width)."""
-        last, d = layer == self.last, self.d
-        qkv = workspace.qkv(self.rows, 3 * self.width)
-        result = workspace.attended(self.leaves if last else self.rows, self.width)
-        for c, chunk in enumerate(self.chunks[last]):
-            routes = chunk.routes
-            slices = workspace.attention[layer].slices[c if workspace.keep else 0](routes.slices, d)
-            torch.index_select(qkv[chunk.rows].view(-1, d), 0, routes.rows_to_packs, out=slices)
-            outputs = workspace.attended_slices(routes.queries, d)
-            self._packs_forward(layer, c, slices, outputs, workspace)
-            torch.index_select(outputs, 0, routes.output_index, out=result[chunk.outputs].view(-1, d))
-        result[self.used_leaves if last else self.used_rows :].zero_()
+        forest, memory, keep = self.forest, workspace.attention[layer], workspace.keep
+        is_last, qkv = layer == self.last, workspace.qkv(forest.rows, 3 * self.width)
+        result = workspace.attended(forest.leaves if is_last else forest.rows, self.width)
+        for c, chunk in enumerate(self.chunks[is_last]):
+            layout, routes = chunk.layout, chunk.routes
+            slices = memory.slices[c if keep else 0](routes.slices, self.d)
+            torch.index_select(qkv[chunk.rows].view(-1, self.d), 0, routes.rows_to_packs, out=slices)
+            outputs = workspace.attended_slices(routes.queries, self.d)
+            constants, *before = chunk.constants[layer]
+            shared = chunk.of_runs(constants)
+            blocks = zip(routes.qkv(slices), routes.outputs(outputs), strict=True)
+            for p, ((q, k, v), out) in enumerate(blocks):  # the trunk comes first: all others read its keys
+                key = (c, p) if keep else (0, 0)
+                if before[p].numel():
+                    k, v = _join(chunk.of_runs(before[p]), (k, v), memory.own_kv[key])
+                if out.numel():
+                    probabilities = memory.probabilities[key](*q.shape[:4], shared.shape[3] + k.shape[3])
+                    scores = _scores(q, shared[0], k, routes.masks[p], workspace)
+                    torch.softmax(scores, -1, out=probabilities)
+                    _weighted_sum(probabilities, shared[1], v, out)
+                    if keep:
+                        memory.saved[key] = SavedPack(q, k, v, shared[0], shared[1], probabilities)
+                if layout.packs[p] is layout.trunk:  # from here on, S grows by the trunk's length
+                    shared = _join(shared, (k[:, :, 0], v[:, :, 0]), memory.shared_kv[key[0]])
+            torch.index_select(outputs, 0, routes.output_index, out=result[chunk.outputs].view(-1, self.d))
+        result[forest.used_leaves if is_last else forest.used_rows :].zero_()
         return result
 
     def backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
@@ -179,75 +209,36 @@ class PackAttention:
 
         In the last layer, the queries' gradient is defined at leaves only.
         """
-        last, d, width = layer == self.last, self.d, self.width
-        result = workspace.grad_qkv(self.rows, 3 * width)
-        for c, chunk in enumerate(self.chunks[last]):
-            routes, layout, rows = chunk.routes, chunk.group.tree_layout, result[chunk.rows]
+        d, width, saved = self.d, self.width, workspace.attention[layer].saved
+        result = workspace.grad_qkv(self.forest.rows, 3 * width)
+        for c, chunk in enumerate(self.chunks[layer == self.last]):
+            layout, routes, rows = chunk.layout, chunk.routes, result[chunk.rows]
             outputs = workspace.attended_slices(routes.queries, d)
             torch.index_select(grad[chunk.outputs].view(-1, d), 0, routes.query_index, out=outputs)
             outputs.index_fill_(0, routes.unused_queries, 0.0)
             slices = workspace.grad_slices(routes.slices, d)
-            self._packs_backward(layer, c, outputs, slices, workspace)
+            # Gradients of the shared keys and values: the constants', which nothing reads, then the trunk's.
+            _, H, constants, _ = chunk.constants[layer][0].shape
+            trunk = layout.trunk.positions.size if layout.trunk else 0
+            shared = grad.new_zeros(2, chunk.runs, H, constants + trunk, d)
+            blocks = list(zip(layout.packs, routes.outputs(outputs), routes.qkv(slices), strict=True))
+            for p, (pack, of_outputs, of_qkv) in reversed([*enumerate(blocks)]):  # the trunk comes last
+                if (c, p) in saved:
+                    below = shared if trunk and pack is not layout.trunk else None
+                    attend_backward(of_outputs, saved[c, p], workspace, of_qkv, below)
+                else:  # the pack has no queries
+                    for of_keys in of_qkv[1:]:
+                        of_keys.zero_()
+                if pack is layout.trunk:
+                    for of_keys, of_shared in zip(of_qkv[1:], shared, strict=True):
+                        of_keys[:, :, 0].add_(of_shared[:, :, constants:])
             torch.index_select(slices, 0, routes.packs_to_rows, out=rows.view(-1, d))
             if len(layout.copies):
                 copies = slices.index_select(0, routes.copies).view(chunk.runs, -1, 2 * width)
                 of_run = rows.view(chunk.runs, layout.rows, 3 * width)
                 of_run[:, layout.copied_rows, width:] += layout.sum_copies(copies)
-        result[self.used_rows :].zero_()
+        result[self.forest.used_rows :].zero_()
         return result
-
-    def _packs_forward(
-        self, layer: int, c: int, slices: Tensor, outputs: Tensor, workspace: Workspace
-    ) -> None:
-        """Write the outputs of chunk ``c``'s queries; the trunk comes first, since all others read its keys."""
-        memory, chunk = workspace.attention[layer], self.chunks[layer == self.last][c]
-        layout, routes = chunk.group.tree_layout, chunk.routes
-        constants = chunk.constants[layer]
-        shared = _for_runs(constants.shared, chunk.runs)
-        packs = zip(layout.packs, routes.qkv(slices), routes.masks, routes.outputs(outputs), strict=True)
-        for p, (pack, (q, k, v), mask, out) in enumerate(packs):
-            key, before = (c, p) if workspace.keep else (0, 0), constants.before[p]
-            if before is not None:
-                k, v = _join(_for_runs(before, chunk.runs), (k, v), memory.own_kv[key])
-            if out.numel():
-                probabilities = memory.probabilities[key](*q.shape[:4], shared.shape[3] + k.shape[3])
-                saved = SavedPack(q, k, v, shared[0], shared[1], probabilities)
-                attend(saved, mask, workspace, out)
-                if workspace.keep:
-                    memory.saved[key] = saved
-            if pack is layout.trunk:  # from here on all packs read the trunk, too: S grows by its length
-                shared = _join(shared, (k[:, :, 0], v[:, :, 0]), memory.shared_kv[key[0]])
-
-    def _packs_backward(self, layer: int, c: int, grad: Tensor, into: Tensor, workspace: Workspace) -> None:
-        """Write the gradients of chunk ``c``'s slices ``into`` place; the trunk comes last."""
-        saved, chunk = workspace.attention[layer].saved, self.chunks[layer == self.last][c]
-        layout = chunk.group.tree_layout
-        _, H, constants, d = chunk.constants[layer].shared.shape
-        trunk = layout.trunk.length if layout.trunk else 0
-        # Gradients of the shared keys and values: the constants', which nothing reads, then the trunk's.
-        shared = grad.new_zeros(2, chunk.runs, H, constants + trunk, d)
-        grads, blocks = chunk.routes.outputs(grad), chunk.routes.qkv(into)
-        for p in reversed(range(len(layout.packs))):
-            is_trunk, (_, grad_k, grad_v) = layout.packs[p] is layout.trunk, blocks[p]
-            if (c, p) in saved:
-                below = shared if trunk and not is_trunk else None
-                attend_backward(grads[p], saved[c, p], workspace, blocks[p], below)
-            else:  # the pack has no queries
-                grad_k.zero_()
-                grad_v.zero_()
-            if is_trunk:
-                grad_k[:, :, 0] += shared[0, :, :, constants:]
-                grad_v[:, :, 0] += shared[1, :, :, constants:]
-
-
-def _of_runs(places: slice, count: int, first: int, runs: int) -> slice:
-    """Return the part of a group's places that ``runs`` runs from ``first`` on have, ``count`` each."""
-    return slice(places.start + first * count, places.start + (first + runs) * count)
-
-
-def _for_runs(constants: Tensor, runs: int) -> Tensor:
-    """Return keys and values (2, H, ...) of constants as (2, runs, H, ...), a view."""
-    return constants[:, None].expand(-1, runs, *[-1] * (constants.ndim - 1))
 
 
 def _join(before: Tensor, kv: tuple[Tensor, Tensor], buffer: Buffer) -> Tensor:
@@ -258,43 +249,20 @@ def _join(before: Tensor, kv: tuple[Tensor, Tensor], buffer: Buffer) -> Tensor:
     return joined
 
 
-def attend(pack: SavedPack, mask: Tensor, workspace: Workspace, out: Tensor) -> None:
-    """Fill ``pack.probabilities`` and write the outputs of a pack.
-
-    Args:
-        pack: Its queries, keys and values.
-        mask: (P or 1, Q, K), added to the scores against the bundle's own keys.
-        workspace: For the scores.
-        out: (R, H, P, Q, d), contiguous.
-    """
-    scores = _scores(pack.q, pack.shared_k, pack.k, mask, workspace)
-    torch.softmax(scores, -1, out=pack.probabilities)
-    _weighted_sum(pack.probabilities, pack.shared_v, pack.v, out)
-
-
 def attend_backward(
-    grad: Tensor,
-    pack: SavedPack,
-    workspace: Workspace,
-    grads: tuple[Tensor, Tensor, Tensor],
-    grad_shared: Tensor | None,
+    grad: Tensor, pack: SavedPack, workspace: Workspace, grads: Sequence[Tensor], grad_shared: Tensor | None
 ) -> None:
-    """Write the gradients of q, k and v, and add those of the shared keys and values.
+    """Write the gradients of q, k and v, without the constants before them, from that of the outputs (R, H, P, Q, d).
 
-    Args:
-        grad: Of the outputs, (R, H, P, Q, d), contiguous.
-        pack: As `attend` left it.
-        workspace: For the scores.
-        grads: Of q (R, H, P, Q, d), and of k and v (R, H, P, T, d), without the constants; contiguous.
-        grad_shared: (2, R, H, S, d); None where nothing reads it.
+    Those of the shared keys and values are added to ``grad_shared`` (2, R, H, S, d), unless nothing reads them.
     """
-    q, k, probabilities = pack.q, pack.k, pack.probabilities
+    q, probabilities = pack.q, pack.probabilities
     grad_q, *grad_kv = grads
     (R, H, P, Q, d), S, T = q.shape, pack.shared_k.shape[2], grads[1].shape[3]
     grad_probabilities = _scores(grad, pack.shared_v, pack.v, None, workspace)
     grad_scores = workspace.grad_scores(*probabilities.shape)
     softmax_backward(grad_probabilities, probabilities, grad_scores)
-    _weighted_sum(grad_scores, pack.shared_k, k, grad_q)
+    _weighted_sum(grad_scores, pack.shared_k, pack.k, grad_q)
     for n, (weights, x) in enumerate(((grad_scores, q), (probabilities, grad))):  # of keys, of values
         own = weights.view(R * H * P, Q, -1)[..., -T:]
         torch.bmm(own.transpose(1, 2), x.view(R * H * P, Q, d), out=grad_kv[n].view(R * H * P, T, d))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.forest import Trees
-from fastcoop.engine.tower import AnyPass, AnyWorkspace, build_pass, new_workspace
-from fastcoop.engine.tree_layout import tree_key
-from fastcoop.engine.weights import limit_threads, row_rule
+from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.tower import AnyPass, AnyWorkspace, ForestPass, build_pass, new_workspace
+from fastcoop.engine.tree_layout import OrderedSum, TreeLayout, tree_key
+from fastcoop.engine.weights import disable_autocast, limit_threads, row_rule
 from fastcoop.errors import UserError
+from fastcoop.progress import counted
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.vectors import initial_contexts
 
@@ -67,17 +70,15 @@ class PromptEncoder(nn.Module):
     @property
     def runs_at_once(self) -> int:
         """Number of runs that fill a forest; with more, `forward` only takes more memory."""
-        rows = ROWS_AT_ONCE[self._trees.tower.device.type]
-        return max(1, rows // int(self._trees[self.class_names, self.layout].rows))
+        return _runs_at_once(self._trees, self._trees[self.class_names, self.layout])
 
     def _forest_pass(self, runs: int) -> AnyPass:
-        forest_pass = self._passes.get(runs)
-        if forest_pass is None:
+        if runs not in self._passes:
             trees = [(self._trees[self.class_names, self.layout], runs)]
-            forest_pass = self._passes[runs] = build_pass(self._trees.tower, trees)
+            self._passes[runs] = build_pass(self._trees.tower, trees)
             if len(self._passes) > FORESTS:
                 self._passes.popitem(last=False)
-        return forest_pass
+        return self._passes[runs]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptEncoder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -127,6 +128,51 @@ class PromptLearner(nn.Module):
         return features
 
 
+class ClassTokenEncoder:
+    """Class features of prompts whose context vectors are replaced, from a layer on, by vectors of each class (TCP).
+
+        encoder = ClassTokenEncoder(backbone, ["cat", "dog"], PromptLayout(4), layer=8)
+        features = encoder(contexts, tokens)   # (M, width), (classes, M, width) -> (classes, dim)
+
+    Args:
+        backbone: Its text tower and tokenizer are used.
+        class_names: Names of the classes.
+        layout: The prompt layout.
+        layer: The layer, counted from 0, at whose input the vectors are replaced.
+
+    Raises:
+        UserError: For a prompt that does not fit the text tower, or a layer that it does not have.
+    """
+
+    def __init__(self, backbone: Backbone, class_names: Sequence[str], layout: PromptLayout, layer: int):
+        check_layer(backbone, layer)
+        trees, both = Trees(backbone), [replace(layout, class_specific=own) for own in (False, True)]
+        shared, own = (trees[tree_key(class_names, one)] for one in both)
+        self._pass = _TwoTrees(trees, shared, own, layer)
+
+    def __call__(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+        """Return class features (classes, dim) as the tower projects them, not normalized.
+
+        Args:
+            contexts: (M, width), which enter the first layer.
+            tokens: (classes, M, width), which replace them. Gradients flow to both.
+        """
+        device = self._pass.tower.device
+        given = [contexts.to(device)[None], tokens.to(device).flatten(0, 1)[None]]
+        return _class_features(self._pass, given)[0][0]
+
+
+def check_layer(backbone: Backbone, layer: int) -> None:
+    """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
+    layers = len(backbone.shared_text.blocks)
+    if not 1 <= layer < layers:
+        most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
+        raise UserError(
+            f"Expected a layer {most}, at whose input context vectors are replaced, got {layer}: the text tower of "
+            f"{backbone.name} has {counted(layers, 'layer')}, counted from 0."
+        )
+
+
 def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | None = None) -> list[Tensor]:
     """Encode a mixed list of prompts in one forest, differentiably.
 
@@ -155,31 +201,32 @@ def encode_runs(trees: Trees, class_names: Sequence[str], layout: PromptLayout, 
     """
     runs, _ = _by_run(trees, (class_names, layout, contexts))
     tower, tree = trees.tower, trees[tree_key(class_names, layout)]
-    at_once = max(1, ROWS_AT_ONCE[tower.device.type] // tree.rows)
+    passes: dict[int, AnyPass] = {}  # by number of runs
     features: list[Tensor] = []
-    forest_pass = None
     with limit_threads(tower.heads):
-        for part in runs.split(at_once):
-            if forest_pass is None or len(part) != at_once:
-                forest_pass = build_pass(tower, [(tree, len(part))], row_rule(tower))
-            features += _class_features(forest_pass, [part])
+        for part in runs.split(_runs_at_once(trees, tree)):
+            if len(part) not in passes:
+                passes[len(part)] = build_pass(tower, [(tree, len(part))], row_rule(tower))
+            features += _class_features(passes[len(part)], [part])
     return torch.cat(features)
 
 
+def _runs_at_once(trees: Trees, tree: Any) -> int:
+    return max(1, ROWS_AT_ONCE[trees.tower.device.type] // int(tree.rows))
+
+
 def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
-    """Return an item's contexts as (runs, slots, width) on the tower's device, and whether they are one run's."""
+    """Return an item's contexts as (runs, vectors, width) on the tower's device, and whether they are one run's."""
     class_names, layout, contexts = item
     names, _ = tree_key(class_names, layout)
-    shape = layout.shape(len(names), trees.tower.width)
-    is_single = contexts.ndim == len(shape)
-    has_runs = contexts.ndim == len(shape) + 1 and len(contexts) > 0
-    if contexts.shape[-len(shape) :] != shape or not (is_single or has_runs):
+    shape, given = layout.shape(len(names), trees.tower.width), tuple(contexts.shape)
+    if given[-len(shape) :] != shape or len(given) - len(shape) not in (0, 1) or given[0] == 0:
         raise UserError(
             f"Expected contexts of shape {shape} or (runs, *{shape}) for {len(names)} classes and {layout}, got "
-            f"{tuple(contexts.shape)}."
+            f"{given}."
         )
     by_run = contexts.reshape(-1, math.prod(shape[:-1]), shape[-1])
-    return by_run.to(trees.tower.device), is_single
+    return by_run.to(trees.tower.device), len(given) == len(shape)
 
 
 def _class_features(forest_pass: Any, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -209,3 +256,64 @@ class _ForestFunction(torch.autograd.Function):
             )
         contexts = ctx.forest_pass.backward(grads, ctx.workspace)
         return None, None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))
+
+
+class _TwoTrees:
+    """The pass of a `ClassTokenEncoder`, as `ForestPass`.
+
+    Below the layer all classes share the context vectors, so the trunk of their tree; from it on nothing of it is
+    shared. So the layers below run over the tree of shared contexts, the others over the tree of class-specific ones,
+    and between them each row of the second takes the row of the first at the same place of the same prompt. That is
+    exact: a prompt has the same activations in both trees up to the replacement.
+    """
+
+    def __init__(self, trees: Trees, shared: TreeLayout, own: TreeLayout, layer: int):
+        self.tower, self.layer, self.own, device = trees.tower, layer, own, trees.tower.device
+        self.below, self.above = (
+            ForestPass(Forest(trees.tower, [(tree, 1)], row_rule(trees.tower))) for tree in (shared, own)
+        )
+        row, own_row = (np.cumsum(tree.tree.live) - 1 for tree in (shared, own))  # of live nodes
+        source = np.full(own.rows, -1)
+        for leaf, own_leaf in zip(shared.tree.leaf, own.tree.leaf, strict=True):
+            for node, own_node in zip(shared.tree.path(int(leaf)), own.tree.path(int(own_leaf)), strict=True):
+                if own.tree.live[own_node] and not own.tree.learned[own_node]:
+                    source[own_row[own_node]] = row[node]
+        kept = np.flatnonzero(source >= 0)
+        sources, position = np.unique(source[kept], return_inverse=True)
+        self.kept, self.source, self.sources = (
+            torch.as_tensor(rows, device=device) for rows in (kept, source[kept], sources)
+        )
+        self.sum_sources = OrderedSum(position, device, trees.tower.sum_dtype)
+
+    @torch.no_grad()
+    @disable_autocast
+    def forward(self, given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return [class features (1, classes, dim)] of contexts (1, M, width) and tokens (1, classes M, width)."""
+        contexts, tokens = given
+        x = self.below.input([contexts], workspace)
+        for layer in range(self.layer):
+            x = self.below.layer(layer, x, workspace)
+        x = x.clone()  # the next input has the same memory
+        if self.layer == self.above.last:  # it writes queries of leaves only, and reads the others as padding
+            workspace.qkv(self.above.forest.rows, 3 * self.tower.width).zero_()
+        y = workspace.layers[self.layer].x(self.above.forest.rows, self.tower.width)
+        y[self.above.forest.used_rows :].zero_()
+        y.index_copy_(0, self.kept, x.index_select(0, self.source))
+        y.index_copy_(0, self.own.learned_rows, tokens[0, self.own.vector_of_row].to(self.tower.dtype))
+        for layer in range(self.layer, len(self.tower.blocks)):
+            y = self.above.layer(layer, y, workspace)
+        return self.above.output(y, workspace)
+
+    @torch.no_grad()
+    @disable_autocast
+    def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return the gradients of the contexts and of the tokens."""
+        grad = self.above.output_backward(grads, workspace)
+        for layer in range(self.above.last, self.layer - 1, -1):
+            grad = self.above.layer_backward(layer, grad, workspace)
+        tokens = self.own.sum_vectors(grad[self.own.learned_rows][None])
+        below = grad.new_zeros(self.below.forest.rows, self.tower.width)
+        below[self.sources] = self.sum_sources(grad[self.kept][None])[0]
+        for layer in range(self.layer - 1, -1, -1):
+            below = self.below.layer_backward(layer, below, workspace)
+        return [*self.below.input_backward(below), tokens]

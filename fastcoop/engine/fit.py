@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -33,27 +34,18 @@ STATE_COPIES = 5  # of the contexts: themselves, momentum, gradient, and the nex
 
 @dataclass(frozen=True)
 class RunShape:
-    """A run described by its sizes.
-
-    Args:
-        class_names: Names of its classes.
-        layout: Its prompt layout. Runs with equal names and layout share a tree.
-        steps: Optimizer steps.
-        images: Training images; 0 leaves their features out of the count.
-        views: Cached views of each image.
-        batch_size: Images of a step.
-        features: Runs with equal values share one copy of their features. None: the run shares them with no other.
-        is_fast: Whether its schedule is a fast one: ``batch_size`` is the number of all images and views.
-    """
+    """A run described by its sizes. Runs with equal names and layout share a tree."""
 
     class_names: Sequence[str]
     layout: PromptLayout
-    steps: int
-    images: int = 0
-    views: int = 1
-    batch_size: int = 32
-    features: Hashable = None
-    is_fast: bool = False
+    steps: int  # of the optimizer
+    images: int = 0  # training images; 0 leaves their features out of the count
+    views: int = 1  # cached views of each image
+    batch_size: int = 32  # images of a step; of a fast schedule, all images and views
+    features: Hashable = (
+        None  # runs with equal values share one copy of their features; None: it is not shared
+    )
+    is_fast: bool = False  # whether the schedule is a fast one
 
     @property
     def tree(self) -> TreeKey:
@@ -99,19 +91,12 @@ class RunCost:
         return self.step_flops * self.shape.steps
 
 
-class LossParts(NamedTuple):
-    """How a fast schedule's loss is cut: ``rows`` images of ``runs`` runs at a time."""
-
-    rows: int
-    runs: int
-
-
-def loss_parts(images: int, classes: int, dim: int, on_cpu: bool) -> LossParts:
-    """Return the parts of a loss over ``images`` images and views: as large as `LOSS_NUMBERS` allows."""
+def loss_parts(images: int, classes: int, dim: int, on_cpu: bool) -> tuple[int, int]:
+    """Return how many images (views counted) of how many runs a part of a fast schedule's loss has: `LOSS_NUMBERS`."""
     limit, per_row = LOSS_NUMBERS[on_cpu], 4 * classes + 2 * dim
     most = max(1, limit // per_row)
     rows = -(-images // -(-images // most))  # parts of about one size
-    return LossParts(rows, max(1, limit // (rows * per_row)))
+    return rows, max(1, limit // (rows * per_row))
 
 
 class Stage(NamedTuple):
@@ -121,73 +106,17 @@ class Stage(NamedTuple):
     runs: tuple[int, ...]
 
 
-class BatchBudget:
-    """Decides which runs train at once: a run is added if bytes and rows allow it; a single run always is.
-
-    Args:
-        scratch_bytes: Memory of a batch of any size.
-        memory_bytes: Memory for the whole batch.
-        max_rows: Rows of the whole batch.
-        max_loss_bytes: Memory of the losses of fast schedules, however many.
-    """
-
-    def __init__(self, scratch_bytes: int, memory_bytes: int, max_rows: int, max_loss_bytes: int):
-        self.scratch_bytes, self.memory_bytes, self.max_rows = scratch_bytes, memory_bytes, max_rows
-        self.max_loss_bytes = max_loss_bytes
-        self.clear()
-
-    def clear(self) -> None:
-        """Start an empty batch."""
-        self.runs = self.rows = self.other_bytes = self.loss_bytes = 0
-        self.activation_bytes = self.scratch_bytes
-        self._features: set[Hashable] = {None}
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the batch: activations, scratch, optimizer state and features."""
-        return self.activation_bytes + self.other_bytes + min(self.loss_bytes, self.max_loss_bytes)
-
-    def try_add(self, cost: RunCost) -> bool:
-        """Add a run to the batch if it fits; return whether it was added."""
-        is_shared = cost.shape.features is not None and cost.shape.features in self._features
-        other = cost.state_bytes + (0 if is_shared else cost.feature_bytes)
-        loss = min(cost.loss_bytes, max(0, self.max_loss_bytes - self.loss_bytes))
-        too_large = self.bytes + cost.tree.activation_bytes + other + loss > self.memory_bytes
-        if self.runs and (too_large or self.rows + cost.tree.rows > self.max_rows):
-            return False
-        self.runs, self.rows = self.runs + 1, self.rows + cost.tree.rows
-        self.activation_bytes += cost.tree.activation_bytes
-        self.other_bytes += other
-        self.loss_bytes += cost.loss_bytes
-        self._features.add(cost.shape.features)
-        return True
-
-    def shrink(self) -> bool:
-        """Halve the rows after an allocation failed. Returns False where the batch was a single run."""
-        self.max_rows = self.rows // 2
-        return self.runs > 1
-
-
 @dataclass(frozen=True, eq=False)
 class TrainingPlan:
-    """What a set of runs takes, and how it is cut into stages.
+    """What a set of runs takes, and how it is cut into stages."""
 
-    Attributes:
-        runs: The cost of each run, in the order given.
-        memory_bytes: The memory that a batch may take.
-        scratch_bytes: Memory of a batch of any size, beside what its runs take.
-        max_rows: Rows that train at once at most.
-        rows_estimate: About how many rows fit ``memory_bytes``, by the tower's size alone. Sweeps cut their batches
-            by it, into the same batches as earlier versions.
-        max_loss_bytes: Memory of the losses of fast schedules, however many.
-    """
-
-    runs: tuple[RunCost, ...]
-    memory_bytes: int
-    scratch_bytes: int
-    max_rows: int
+    runs: tuple[RunCost, ...]  # in the order given
+    memory_bytes: int  # that a batch may take
+    scratch_bytes: int  # memory of a batch of any size, beside what its runs take
+    max_rows: int  # that train at once
+    # About how many rows fit memory_bytes, by the tower's size alone: sweeps cut the same batches as earlier versions.
     rows_estimate: int
-    max_loss_bytes: int
+    max_loss_bytes: int  # memory of the losses of fast schedules, however many
 
     @property
     def trees(self) -> dict[TreeKey, TreeCost]:
@@ -199,20 +128,14 @@ class TrainingPlan:
         """Floating-point operations of all runs, every step counted."""
         return sum(run.flops for run in self.runs)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Memory for what the plain path keeps of a batch."""
-        return max(0, self.memory_bytes - self.scratch_bytes)
-
     def budget(self) -> BatchBudget:
         """Return an empty batch with this plan's limits."""
-        return BatchBudget(self.scratch_bytes, self.memory_bytes, self.max_rows, self.max_loss_bytes)
+        return BatchBudget(self)
 
     def bytes_of(self, runs: Sequence[int]) -> int:
         """Return the memory of these runs (places in the plan, repeats allowed) when they train together."""
-        unlimited = BatchBudget(self.scratch_bytes, 2**63, 2**63, self.max_loss_bytes)
-        for run in runs:
-            unlimited.try_add(self.runs[run])
+        unlimited = replace(self, memory_bytes=2**63, max_rows=2**63).budget()
+        unlimited.fill(deque(runs))
         return unlimited.bytes
 
     def order(self) -> list[int]:
@@ -236,21 +159,62 @@ class TrainingPlan:
 
         A forecast: `train` fills its batches as it goes, in the same order.
         """
-        waiting = self.order()[::-1]
+        waiting, budget = deque(self.order()), self.budget()
         steps_left = [run.shape.steps for run in self.runs]
-        active: list[int] = []
-        budget = self.budget()
-        while waiting or active:
-            budget.clear()
-            waiting += reversed(active)
-            active = []
-            while waiting and budget.try_add(self.runs[waiting[-1]]):
-                active.append(waiting.pop())
+        while waiting:
+            active = budget.fill(waiting)
             steps = min(steps_left[n] for n in active)
             yield Stage(steps, tuple(active))
             for n in active:
                 steps_left[n] -= steps
-            active = [n for n in active if steps_left[n]]
+            waiting.extendleft(n for n in reversed(active) if steps_left[n])
+
+
+class BatchBudget:
+    """Decides which runs train at once: a run is added if bytes and rows allow it; a single run always is."""
+
+    def __init__(self, plan: TrainingPlan):
+        self.plan, self.max_rows = plan, plan.max_rows
+        self.clear()
+
+    def clear(self) -> None:
+        """Start an empty batch."""
+        self.runs = self.rows = self.other_bytes = self.loss_bytes = 0
+        self.activation_bytes = self.plan.scratch_bytes
+        self._features: set[Hashable] = {None}
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the batch: activations, scratch, optimizer state and features."""
+        return self.activation_bytes + self.other_bytes + min(self.loss_bytes, self.plan.max_loss_bytes)
+
+    def try_add(self, cost: RunCost) -> bool:
+        """Add a run to the batch if it fits; return whether it was added."""
+        is_shared = cost.shape.features is not None and cost.shape.features in self._features
+        other = cost.state_bytes + (0 if is_shared else cost.feature_bytes)
+        loss = min(cost.loss_bytes, max(0, self.plan.max_loss_bytes - self.loss_bytes))
+        too_large = self.bytes + cost.tree.activation_bytes + other + loss > self.plan.memory_bytes
+        if self.runs and (too_large or self.rows + cost.tree.rows > self.max_rows):
+            return False
+        self.runs, self.rows = self.runs + 1, self.rows + cost.tree.rows
+        self.activation_bytes += cost.tree.activation_bytes
+        self.other_bytes += other
+        self.loss_bytes += cost.loss_bytes
+        self._features.add(cost.shape.features)
+        return True
+
+    def fill(self, waiting: deque[int]) -> list[int]:
+        """Fill an empty batch with the first ``waiting`` runs of the plan, as many as fit, which are removed there."""
+        self.clear()
+        batch = []
+        while waiting and self.try_add(self.plan.runs[waiting[0]]):
+            batch.append(waiting.popleft())
+        return batch
+
+    def shrink(self) -> bool:
+        """Halve the rows after an allocation failed. Returns False where the batch was a single run."""
+        self.max_rows = self.rows // 2
+        return self.runs > 1
 
 
 def plan_training(
@@ -276,28 +240,19 @@ def plan_training(
     item_bytes = (dtype_of(precision) or text.dtype).itemsize
     sizes = _Sizes(text.width, hidden, text.layers, text.heads or 0, text.dim, item_bytes, on_cpu)
     memory = usable_bytes(backbone.device) if memory_budget is None else memory_budget
-    # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
-    fit = max(1, memory // (max(1, text.layers) * 12 * text.width * 4))
     costs = [_run_cost(backbone, sizes, run) for run in runs]
-    if isinstance(text, TextTower):
-        # Scratch memory of a chunk of rows and spare rows. A GPU takes all rows as one chunk, counted with them.
-        scratch = CPU_CHUNK * sizes.per_chunk_row + SPARE_ROWS * text.layers * (2 * text.width + hidden + 4)
-        scratch *= item_bytes if on_cpu else 0
-    else:
+    if isinstance(text, PlainTower):
         scratch = max((cost.tree.part_bytes for cost in costs), default=0)
         left = max(0, memory - scratch)  # what does not fit is computed again
-        costs = [
-            replace(cost, tree=replace(cost.tree, activation_bytes=min(cost.tree.activation_bytes, left)))
-            for cost in costs
-        ]
-    return TrainingPlan(
-        runs=tuple(costs),
-        memory_bytes=memory,
-        scratch_bytes=scratch,
-        max_rows=CPU_ROWS if on_cpu else GPU_ROWS,
-        rows_estimate=min(CPU_ROWS, fit) if on_cpu else fit,
-        max_loss_bytes=LOSS_NUMBERS[on_cpu] * max(4, item_bytes),
-    )
+        trees = (replace(c.tree, activation_bytes=min(c.tree.activation_bytes, left)) for c in costs)
+        costs = [replace(cost, tree=tree) for cost, tree in zip(costs, trees, strict=True)]
+    else:  # a chunk of rows and spare rows; a GPU takes all rows as one chunk, counted with them
+        scratch = CPU_CHUNK * sizes.per_chunk_row + SPARE_ROWS * text.layers * (2 * text.width + hidden + 4)
+        scratch *= item_bytes if on_cpu else 0
+    # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
+    fit = max(1, memory // (max(1, text.layers) * 12 * text.width * 4))
+    rows = (CPU_ROWS, min(CPU_ROWS, fit)) if on_cpu else (GPU_ROWS, fit)
+    return TrainingPlan(tuple(costs), memory, scratch, *rows, LOSS_NUMBERS[on_cpu] * max(4, item_bytes))
 
 
 class _Sizes(NamedTuple):
@@ -319,23 +274,17 @@ class _Sizes(NamedTuple):
 
 def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
     names, layout = run.tree
-    state = max(4, sizes.item_bytes)  # bytes of a number: contexts are float32 at least
+    tree = _tree_cost(backbone, names, layout, sizes)
+    state = max(4, sizes.item_bytes)  # contexts are float32 at least
     contexts = layout.context_length * sizes.width * (len(names) if layout.class_specific else 1)
     loss = run.batch_size * (4 * len(names) + 2 * sizes.dim)
     features = run.images * run.views * sizes.dim * state  # less where they are stored in float16
-    tree = _tree_cost(backbone, names, layout, sizes)
-    if run.is_fast:
-        vectors, square = contexts // sizes.width, sizes.width**2
-        own = (
-            STATE_COPIES * contexts * state
-            + 16 * contexts
-            + SHAMPOO_COPIES * 8 * square
-            + 2 * state * run.steps
-        )
-        flops = 4.0 * run.batch_size * len(names) * sizes.dim + 4.0 * vectors * square
-        return RunCost(run, tree, own, features, min(loss, LOSS_NUMBERS[sizes.on_cpu]) * state, flops)
-    tables = run.steps * (4 * run.batch_size + 2 * state)
-    return RunCost(run, tree, (STATE_COPIES * contexts + loss) * state + tables, features)
+    own = (STATE_COPIES * contexts + 2 * run.steps) * state
+    if not run.is_fast:
+        return RunCost(run, tree, own + loss * state + 4 * run.batch_size * run.steps, features)
+    own += 16 * contexts + SHAMPOO_COPIES * 8 * sizes.width**2
+    flops = 4.0 * run.batch_size * len(names) * sizes.dim + 4.0 * contexts * sizes.width
+    return RunCost(run, tree, own, features, min(loss, LOSS_NUMBERS[sizes.on_cpu]) * state, flops)
 
 
 @memoize(1024)
@@ -344,11 +293,9 @@ def _tree_cost(backbone: Backbone, names: tuple[str, ...], layout: PromptLayout,
     if isinstance(text, PlainTower):
         prompts = prompts_of(backbone.tokenizer, names, layout, text.context_length)
         plain = PlainLayout(prompts, text)
-        flops, kept = (
-            plain.cost.flops * len(names),
-            plain.cost.kept_bytes * sizes.item_bytes // text.dtype.itemsize,
-        )
+        kept = plain.cost.kept_bytes * sizes.item_bytes // text.dtype.itemsize
         part, shared = kept * min(plain.at_once, len(names)), int(prompts.tree().live.sum())
+        flops = plain.cost.flops * len(names)
         return TreeCost(plain.rows, plain.rows, flops, kept * len(names), shared, part)
     tree = tree_of(backbone.tokenizer, names, layout, text.context_length, text.end_id)
     rows = int(tree.live.sum())
@@ -360,11 +307,10 @@ def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) 
     """Bytes that one run adds to a batch: what layers keep for backward, and scratch memory."""
     width, heads = sizes.width, sizes.heads
     shared, positions, scores = len(packing.constants), 0, 0
-    for number, pack in enumerate(packing.packs):
-        before, length = (max(len(nodes) for nodes in kind) for kind in zip(*pack, strict=True))
-        positions += len(pack) * length
-        scores += len(pack) * length * (shared + before + length)
-        shared += length if number == 0 and packing.has_trunk else 0
+    for number, (constants, live) in enumerate(packing.packs):
+        positions += live.size
+        scores += live.size * (shared + constants.shape[1] + live.shape[1])
+        shared += live.size if number == 0 and packing.has_trunk else 0
     # Per layer: two residual streams, the MLP's hidden row, two means and two deviations; by pack q, k and v, and the
     # attention probabilities.
     kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
@@ -379,16 +325,16 @@ def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) 
 
 def _flops(tree: Tree, rows: int, sizes: _Sizes) -> float:
     """Operations of one run's step, without the comparisons that attention's masks discard (a few percent)."""
-    width, hidden, layers = sizes.width, sizes.hidden, sizes.layers
+    width, layers = sizes.width, sizes.layers
     leaves = sorted(set(tree.leaf.tolist()))
     keys = tree.depth + 1  # a node reads the nodes above it and itself
     attention = 12 * width * ((layers - 1) * int(keys[tree.live].sum()) + int(keys[leaves].sum()))
 
-    both = 2 * 2  # a multiply and an add, forward and backward
-    branch = width * width + 2 * width * hidden
-    first = (int(tree.learned.sum()) * 3 * width * width + rows * branch) if layers > 1 else 0
-    middle = max(layers - 2, 0) * rows * (3 * width * width + branch)
+    qkv, branch = 3 * width * width, width * width + 2 * width * sizes.hidden
+    first = (int(tree.learned.sum()) * qkv + rows * branch) if layers > 1 else 0
+    middle = max(layers - 2, 0) * rows * (qkv + branch)
     last = rows * 2 * width * width + len(leaves) * (width * width + branch)  # only end tokens have queries
+    both = 2 * 2  # a multiply and an add, forward and backward
     return attention + both * (first + middle + last + len(leaves) * width * sizes.dim)
 
 

@@ -12,7 +12,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from fastcoop.backbones import Backbone, PlainTower, TextTower
 from fastcoop.engine.plain import PlainLayout, prompts_of
 from fastcoop.engine.tree_layout import TreeKey, TreeLayout, tree_of
-from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, cast, fold
+from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, fold
 
 
 class Trees:
@@ -39,19 +38,19 @@ class Trees:
             self.tower = fold(self._text, dtype)
         else:
             _ = self._text.token_embedding  # raises if there is none
-            same = dtype in (None, self._text.dtype)
-            self.tower = self._text if same else self._text.map(lambda weight: cast(weight, dtype))
+            self.tower = self._text
+            if dtype not in (None, self._text.dtype):
+                self.tower = self._text.map(lambda w: w.to(dtype) if w.is_floating_point() else w)
         self._known: dict[TreeKey, Any] = {}
 
     def __getitem__(self, key: TreeKey) -> Any:
         """Return the `TreeLayout` or `PlainLayout`."""
-        if key not in self._known:
-            text, length = self._text, self._text.context_length
-            if isinstance(text, TextTower):
-                tree = tree_of(self._tokenizer, *key, length, text.end_id)
-                self._known[key] = TreeLayout(tree, self.tower)
-            else:
-                self._known[key] = PlainLayout(prompts_of(self._tokenizer, *key, length), self.tower)
+        text = self._text
+        if key not in self._known and isinstance(text, TextTower):
+            tree = tree_of(self._tokenizer, *key, text.context_length, text.end_id)
+            self._known[key] = TreeLayout(tree, self.tower)
+        elif key not in self._known:
+            self._known[key] = PlainLayout(prompts_of(self._tokenizer, *key, text.context_length), self.tower)
         return self._known[key]
 
     def replace_tower(self, tower: FoldedTower | PlainTower) -> None:
@@ -76,34 +75,26 @@ class Group:
 
 
 class Forest:
-    """Groups side by side. Rows and leaves are padded at the end with spare ones, to numbers that ``rule`` allows.
-
-    Args:
-        tower: The folded tower.
-        trees: For each group its tree layout and number of runs.
-        rule: Numbers of rows that products may have.
-    """
+    """Groups side by side. Rows and leaves are padded at the end with spare ones, to numbers that ``rule`` allows."""
 
     def __init__(self, tower: FoldedTower, trees: Sequence[tuple[TreeLayout, int]], rule: RowRule = ANY_ROWS):
         self.tower, self.rule = tower, rule
-        row_starts, leaf_starts = [0], [0]
-        for tree_layout, runs in trees:
-            row_starts.append(row_starts[-1] + runs * tree_layout.rows)
-            leaf_starts.append(leaf_starts[-1] + runs * tree_layout.leaves)
-        places = zip(trees, pairwise(row_starts), pairwise(leaf_starts), strict=True)
-        self.groups = groups = tuple(
-            Group(*tree, slice(*rows), slice(*leaves)) for tree, rows, leaves in places
-        )
-        self.used_rows, self.used_leaves = row_starts[-1], leaf_starts[-1]
+        rows = leaves = 0
+        self.groups: list[Group] = []
+        for layout, runs in trees:
+            of_rows = slice(rows, rows := rows + runs * layout.rows)
+            of_leaves = slice(leaves, leaves := leaves + runs * layout.leaves)
+            self.groups.append(Group(layout, runs, of_rows, of_leaves))
+        self.used_rows, self.used_leaves = rows, leaves
         # Spare rows only bring a product to an allowed number of rows. No other row reads them.
         self.rows = rule.padded(self.used_rows)  # spare rows included
-        self.learned_rows = torch.cat([g.rows_of(g.tree_layout.learned_rows) for g in groups])
-        self.frozen_rows = torch.cat([g.rows_of(g.tree_layout.frozen_rows) for g in groups])
-        self.leaf_rows = self._padded(torch.cat([g.rows_of(g.tree_layout.leaf_rows) for g in groups]))
+        self.learned_rows = torch.cat([g.rows_of(g.tree_layout.learned_rows) for g in self.groups])
+        self.frozen_rows = torch.cat([g.rows_of(g.tree_layout.frozen_rows) for g in self.groups])
+        self.leaf_rows = self._padded(torch.cat([g.rows_of(g.tree_layout.leaf_rows) for g in self.groups]))
         self.leaves = len(self.leaf_rows)  # spare leaves included
         self.first_rows = self._padded(self.learned_rows)  # rows that the first layer computes
         self.learned_positions, self.frozen_input, self.frozen_qkv = (
-            torch.cat([getattr(g.tree_layout, name).repeat(g.runs, 1) for g in groups])
+            torch.cat([getattr(g.tree_layout, name).repeat(g.runs, 1) for g in self.groups])
             for name in ("learned_positions", "frozen_input", "frozen_qkv")
         )
         # Rows that are worked on at a time, so that they stay in a CPU's cache. A GPU takes all at once.
@@ -154,10 +145,7 @@ PackKey = tuple[int, int]  # a chunk of the forest's attention, a pack of its tr
 
 
 class LayerMemory:
-    """What a layer's forward pass writes for its backward pass.
-
-    In the last layer, the rows of ``middle`` and ``hidden`` are leaves.
-    """
+    """What a layer's forward pass writes for its backward pass; in the last layer, the last three are of leaves."""
 
     def __init__(self, buffer: Callable[[], Buffer], stats: Callable[[], Buffer]):
         self.x = buffer()  # (rows, width): the residual stream that enters the layer
@@ -184,9 +172,7 @@ class AttentionMemory:
 class Workspace:
     """The memory that steps write, allocated once: no step allocates (and page-faults) a large tensor.
 
-    Args:
-        tower: Its sizes, precision and device are used.
-        keep: Whether backward follows forward; if not, layers share their memory.
+    Without ``keep``, no backward follows forward, and layers share their memory.
     """
 
     def __init__(self, tower: FoldedTower, keep: bool = True):
@@ -200,8 +186,7 @@ class Workspace:
 
         self.keep, self._buffers = keep, buffers
         layers = len(tower.blocks)
-        # Behind the last layer, the tower's output is one more ``x``. Without ``keep``, even layers
-        # share one memory, and odd layers another.
+        # Behind the last layer, the tower's output is one more x. Without keep, every other layer shares one memory.
         memory = [LayerMemory(buffer, lambda: buffer(stats_dtype)) for _ in range(layers + 1 if keep else 2)]
         self.layers = [memory[layer % len(memory)] for layer in range(layers + 1)]
         attention = [AttentionMemory(buffer) for _ in range(layers if keep else 1)]
@@ -217,9 +202,7 @@ class Workspace:
         self.scores = buffer()  # (R, H, P, queries, S + K): both side by side
         self.grad_scores = buffer()  # (R, H, P, queries, S + K)
         self.activation = buffer()  # (rows of a chunk, hidden): behind the activation, or the gradient there
-        self.grad_x = buffer(
-            tower.sum_dtype
-        )  # (rows, width): the gradient of the first or last layer's input
+        self.grad_x = buffer(tower.sum_dtype)  # (rows, width): gradient of the first or last layer's input
 
         # With kernels.
         self.learned_x = buffer()  # (learned rows, width): the first layer's input where it has a vector

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcoop.backbones import PlainTower
 from fastcoop.engine.weights import disable_autocast
 from fastcoop.memo import memoize
-from fastcoop.prompts.layout import PromptLayout, Tokenizer
 from fastcoop.prompts.plain import PlainPrompts, plain_prompts
 
 ROWS_OF_PART = {"cpu": 2048, "cuda": 8192}  # positions encoded at once: enough for full speed
@@ -32,25 +32,11 @@ ROWS_OF_PART = {"cpu": 2048, "cuda": 8192}  # positions encoded at once: enough 
 Graph = tuple[Tensor, Tensor]  # context vectors and the features computed from them
 
 
-@memoize(64)
-def prompts_of(
-    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int
-) -> PlainPrompts:
-    """Return `plain_prompts`, which are tokenized once."""
-    return plain_prompts(tokenizer, names, layout, length)
+prompts_of = memoize(64)(plain_prompts)  # tokenized once
 
 
 class PlainLayout:
-    """The prompts of one list of classes for one tower.
-
-    Attributes:
-        ids: int64 (classes, positions), token ids.
-        tokens: (distinct tokens, width), what the embedding step puts out for them.
-        table_rows: int64 (classes, positions), rows of ``tokens`` with a run's context vectors behind them.
-        rows: Positions of all prompts of one run.
-        vectors: Context vectors of one run.
-        parts: The classes of each part.
-    """
+    """The prompts of one list of classes for one tower."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -63,11 +49,13 @@ class PlainLayout:
             positions = int((prompts.ids != tower.pad_id).any(0).nonzero()[0].max()) + 1
         ids, vectors = (torch.as_tensor(a[:, :positions]) for a in (prompts.ids, prompts.vectors))
         distinct, at = ids.unique(return_inverse=True)
-        self.ids = ids.to(tower.device)
+        self.ids = ids.to(tower.device)  # int64 (classes, positions)
+        # What the embedding step puts out for each distinct token (tokens, width); a run's vectors stand behind them.
         self.tokens = tower.embedding(distinct.to(tower.device)).to(tower.dtype)
+        # int64 (classes, positions): the row in this table.
         self.table_rows = torch.where(vectors >= 0, len(distinct) + vectors, at).to(tower.device)
-        self.classes, self.positions = self.ids.shape
-        self.rows, self.vectors = self.ids.numel(), int(vectors.max()) + 1
+        self.classes, self.rows = len(ids), ids.numel()  # of one run: rows are the positions of all prompts
+        self.vectors = int(vectors.max()) + 1  # context vectors of one run
         self.at_once = max(1, ROWS_OF_PART[tower.device.type] // positions)  # prompts of a part
 
     def encode(self, vectors: Tensor, prompts: range) -> Tensor:
@@ -108,14 +96,9 @@ class PromptCost(NamedTuple):
 
 @dataclass(eq=False)
 class PlainWorkspace:
-    """What a forward pass leaves for the backward pass.
+    """What a forward pass leaves for the backward pass; graphs of parts beyond ``memory_bytes`` are computed again."""
 
-    Attributes:
-        keep: Whether backward follows forward.
-        memory_bytes: For the graphs of parts; parts beyond it are encoded again.
-    """
-
-    keep: bool = True
+    keep: bool = True  # whether backward follows forward
     memory_bytes: int = 0
     contexts: list[Tensor] = field(default_factory=list)
     graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)
@@ -138,48 +121,33 @@ class PlainWorkspace:
 
 
 class PlainPass:
-    """Forward and backward of runs' prompts; the interface is that of `ForestPass`.
-
-    Args:
-        tower: The tower.
-        groups: The prompts of each group, and its number of runs.
-    """
+    """Forward and backward of runs' prompts, for each group its layout and number of runs; as `ForestPass`."""
 
     def __init__(self, tower: PlainTower, groups: Sequence[tuple[PlainLayout, int]]):
         self.tower, self.groups = tower, tuple(groups)
-        self.parts = [self._parts(*group) for group in groups]
+        self.parts = [self._cut(*group) for group in groups]
 
-    def _parts(self, layout: PlainLayout, runs: int) -> list[range]:
+    def _cut(self, layout: PlainLayout, runs: int) -> list[range]:
         """Cut the prompts of all runs, numbered run by run, into parts of about one size."""
-        per_run, size = layout.classes, layout.classes * runs
-        pieces = [range(run * per_run, (run + 1) * per_run) for run in range(runs)]
-        if self.tower.device.type != "cpu":
-            pieces = [range(size)]
-        parts = []
-        for piece in pieces:
-            number = -(-len(piece) // layout.at_once)
-            ends = [piece.start + len(piece) * n // number for n in range(number + 1)]
-            parts += [range(*ends[n : n + 2]) for n in range(number)]
-        return parts
+        whole = 1 if self.tower.device.type == "cpu" else runs  # runs that are cut together
+        size = layout.classes * whole
+        number = -(-size // layout.at_once)
+        firsts = range(0, layout.classes * runs, size)
+        ends = [first + size * n // number for first in firsts for n in range(number)]
+        return [range(*ends) for ends in pairwise([*ends, layout.classes * runs])]
 
     @torch.no_grad()
     @torch.inference_mode(False)
     @disable_autocast
     def forward(self, contexts: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
-        """Return each group's class features (runs, classes, dim), projected and not normalized.
-
-        Args:
-            contexts: Per group, (runs, vectors, width), any float dtype.
-            workspace: What backward reads is written there.
-        """
+        """Return each group's class features (runs, classes, dim) of contexts (runs, vectors, width)."""
         workspace.begin()
+        workspace.contexts += [given.to(self.tower.dtype, copy=True) for given in contexts]
         features = []
-        for number, ((layout, runs), given) in enumerate(zip(self.groups, contexts, strict=True)):
-            given = given.to(self.tower.dtype, copy=True)
-            workspace.contexts.append(given)
+        for number, (layout, runs) in enumerate(self.groups):
             found = []
             for part in self.parts[number]:
-                graph = self._encode(layout, given, part, workspace.keep)
+                graph = self._encode(number, part, workspace, workspace.keep)
                 found.append(graph[1].detach())
                 if workspace.keep:
                     workspace.offer((number, part.start), graph, len(part) * layout.cost.kept_bytes)
@@ -190,33 +158,26 @@ class PlainPass:
     @torch.inference_mode(False)
     @disable_autocast
     def backward(self, grads: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
-        """Return the gradients of the contexts, per group (runs, vectors, width) in the tower's dtype.
-
-        Args:
-            grads: Per group, of the class features (runs, classes, dim).
-            workspace: As forward left it.
-        """
+        """Return the gradients of the contexts, in the tower's dtype, from those of the features."""
         gradients = [torch.zeros_like(contexts) for contexts in workspace.contexts]
         for number, (grad, gradient) in enumerate(zip(grads, gradients, strict=True)):
-            layout, contexts = self.groups[number][0], workspace.contexts[number]
-            of_prompts = grad.flatten(0, 1)
             for part in self.parts[number]:
                 kept = workspace.graphs.get((number, part.start))
-                vectors, features = kept or self._encode(layout, contexts, part, True)
-                own = of_prompts[part.start : part.stop].to(features.dtype)
+                vectors, features = kept or self._encode(number, part, workspace, True)
+                own = grad.flatten(0, 1)[part.start : part.stop].to(features.dtype)
                 (found,) = torch.autograd.grad(features, vectors, own, retain_graph=kept is not None)
-                gradient[self._runs(layout, part)] += found
+                gradient[self._runs(number, part)] += found
         return gradients
 
-    @staticmethod
-    def _runs(layout: PlainLayout, part: range) -> slice:
-        """Return the runs that a part has prompts of."""
-        return slice(part.start // layout.classes, (part.stop - 1) // layout.classes + 1)
+    def _runs(self, number: int, part: range) -> slice:
+        """Return the runs that a group's part has prompts of."""
+        classes = self.groups[number][0].classes
+        return slice(part.start // classes, (part.stop - 1) // classes + 1)
 
-    def _encode(self, layout: PlainLayout, contexts: Tensor, part: range, keep: bool) -> Graph:
+    def _encode(self, number: int, part: range, workspace: PlainWorkspace, keep: bool) -> Graph:
         """Return the vectors of a part's runs and the features of its prompts; with ``keep``, in one graph."""
-        runs = self._runs(layout, part)
+        runs, layout = self._runs(number, part), self.groups[number][0]
         with torch.set_grad_enabled(keep):
-            vectors = contexts[runs].detach().requires_grad_(keep)
+            vectors = workspace.contexts[number][runs].detach().requires_grad_(keep)
             first = runs.start * layout.classes
             return vectors, layout.encode(vectors, range(part.start - first, part.stop - first))

@@ -127,23 +127,18 @@ class Run:
         in_range = all(1 <= epoch <= self.epochs for epoch in self.snapshots)
         _expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
         if self.batches is not None:
+            alone = "no batches beside a fast schedule, which reads all images"
+            _expect(self.schedule is None, alone, "batches")
+            given, rows = np.asarray(self.batches), images[0] * images[1]
+            fit = given.ndim == 2 and len(given) == self.steps and np.issubdtype(given.dtype, np.integer)
+            got = f"{given.dtype} {given.shape}"
+            _expect(fit, f"batches as integers ({self.steps} steps, batch size)", got)
+            low, high = given.min(), given.max()
             _expect(
-                self.schedule is None, "no batches beside a fast schedule, which reads all images", "batches"
+                low >= -1 and high < rows and (given.max(1) >= 0).all(),
+                f"batches of image * views + view, so 0 to {rows - 1}, or -1 to pad, and at least one image each",
+                f"{low} to {high}",
             )
-            self._check_batches(np.asarray(self.batches))
-
-    def _check_batches(self, batches: np.ndarray) -> None:
-        rows = self.features.shape[0] * self.features.shape[1]
-        fit = batches.ndim == 2 and len(batches) == self.steps and np.issubdtype(batches.dtype, np.integer)
-        _expect(
-            fit, f"batches as integers ({self.steps} steps, batch size)", f"{batches.dtype} {batches.shape}"
-        )
-        low, high = batches.min(), batches.max()
-        _expect(
-            low >= -1 and high < rows and (batches.max(1) >= 0).all(),
-            f"batches of image * views + view, so 0 to {rows - 1}, or -1 to pad, and at least one image each",
-            f"{low} to {high}",
-        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -158,8 +153,8 @@ class Run:
     def shape(self) -> RunShape:
         """The run's sizes, for `plan_training`."""
         images, views = self.features.shape[:2]
-        size, is_fast = self.images_per_step, self.schedule is not None
-        return RunShape(self.class_names, self.layout, self.steps, images, views, size, self.images, is_fast)
+        sizes = self.steps, images, views, self.images_per_step, self.images, self.schedule is not None
+        return RunShape(self.class_names, self.layout, *sizes)
 
     @property
     def images_per_step(self) -> int:
@@ -237,14 +232,12 @@ def draw_batches(run: Run) -> np.ndarray:
     if run.batches is not None:
         return np.asarray(run.batches, np.int64)
     images, views = run.features.shape[:2]
-    rng = np.random.default_rng(run.seed)
-    take = run.steps_per_epoch * min(run.batch_size, images)
-    rows = np.stack(
-        [
-            rng.permutation(images)[:take] * views + rng.integers(views, size=images)[:take]
-            for _ in range(run.epochs)
-        ]
-    ).reshape(run.steps, -1)
+    rng, taken = np.random.default_rng(run.seed), slice(run.steps_per_epoch * min(run.batch_size, images))
+    epochs = [
+        rng.permutation(images)[taken] * views + rng.integers(views, size=images)[taken]
+        for _ in range(run.epochs)
+    ]
+    rows = np.stack(epochs).reshape(run.steps, -1)
     return np.pad(rows, ((0, 0), (0, run.batch_size - rows.shape[1])), constant_values=-1)
 
 
@@ -254,7 +247,7 @@ class ActiveRun:
 
     index: int  # in the list of runs
     run: Run
-    contexts: Tensor  # (slots, width) on the device
+    contexts: Tensor  # (vectors, width) on the device
     tensors: dict[str, Tensor]  # the optimizer's own, on the device
     batches: Tensor | None  # (steps, batch size); None: all images in each
     rates: np.ndarray  # learning rate of each step
@@ -288,18 +281,19 @@ class ActiveRun:
         status = "done" if self.diverged_at is None else "diverged"
         return Trained(self.snapshot(), means, status, self.diverged_at, self.snapshots)
 
-    def state(self) -> State:
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._saved().items()}
-        return _named(self.index, tensors | {"step": torch.tensor(self.step)}, self.snapshots)
-
+    @property
     def _saved(self) -> dict[str, Tensor]:
         """What is saved with the step, by name; batches and rates follow from the run."""
         return {"contexts": self.contexts, "losses": self.losses} | self.tensors
 
+    def state(self) -> State:
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._saved.items()}
+        return _named(self.index, tensors | {"step": torch.tensor(self.step)}, self.snapshots)
+
     def restore(self, state: State) -> None:
         """Continue a newly started run from ``state``, if ``state`` contains it."""
         if f"step.{self.index}" in state:
-            for name, tensor in self._saved().items():
+            for name, tensor in self._saved.items():
                 tensor.copy_(state[f"{name}.{self.index}"])
             self.step = int(state[f"step.{self.index}"])
             self.snapshots.update(_snapshots(state, self.index))
@@ -319,18 +313,15 @@ def ended_runs(state: State, runs: Sequence[Run]) -> dict[int, Trained]:
         if f"ended.{index}" in state:
             at = int(state[f"ended.{index}"])
             status, diverged_at = ("done", None) if at < 0 else ("diverged", at)
-            contexts = state[f"contexts.{index}"].view(run.contexts.shape)
-            losses = state[f"losses.{index}"].numpy()
-            ended[index] = Trained(contexts, losses, status, diverged_at, _snapshots(state, index))
+            contexts, losses = state[f"contexts.{index}"].view(run.contexts.shape), state[f"losses.{index}"]
+            ended[index] = Trained(contexts, losses.numpy(), status, diverged_at, _snapshots(state, index))
     return ended
 
 
 def shares_done(state: State, runs: Sequence[Run]) -> list[float]:
     """Return the share of each run's steps that are done in ``state``; 1 for runs that ended."""
-    return [
-        1.0 if f"ended.{index}" in state else int(state.get(f"step.{index}", 0)) / run.steps
-        for index, run in enumerate(runs)
-    ]
+    done = ((f"ended.{n}" in state, int(state.get(f"step.{n}", 0)) / run.steps) for n, run in enumerate(runs))
+    return [1.0 if has_ended else share for has_ended, share in done]
 
 
 def _named(index: int, tensors: dict[str, Tensor], snapshots: dict[int, Tensor]) -> State:

@@ -32,12 +32,9 @@ AnyWorkspace: TypeAlias = Any  # Workspace or PlainWorkspace
 
 
 def build_pass(tower: Any, groups: Sequence[tuple[Any, int]], rule: RowRule = ANY_ROWS) -> AnyPass:
-    """Return the forward and backward pass of runs, for the tower's kind, device and precision.
+    """Return the pass of runs, for the tower's kind, device and precision.
 
-    Args:
-        tower: Of a `Trees`.
-        groups: Layouts of the same `Trees`, and the number of runs of each.
-        rule: Numbers of rows that products of a forest may have.
+    ``groups`` are layouts of the tower's `Trees`, each with its number of runs.
     """
     if isinstance(tower, PlainTower):
         return PlainPass(tower, groups)
@@ -50,12 +47,9 @@ def build_pass(tower: Any, groups: Sequence[tuple[Any, int]], rule: RowRule = AN
 
 
 def new_workspace(tower: Any, keep: bool = True, memory_bytes: int | None = None) -> AnyWorkspace:
-    """Return memory for the passes of a tower.
+    """Return memory for the passes of a tower; with ``keep``, backward follows forward.
 
-    Args:
-        tower: Of a `Trees`.
-        keep: Whether backward follows forward.
-        memory_bytes: For what the plain path keeps; None: a fraction of the free memory.
+    The plain path keeps ``memory_bytes`` at most, by default a fraction of the free memory.
     """
     if isinstance(tower, PlainTower):
         return PlainWorkspace(keep, usable_bytes(tower.device) if memory_bytes is None else memory_bytes)
@@ -78,9 +72,7 @@ class ForestPass:
     def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim), projected and not normalized.
 
-        Args:
-            contexts: Per group, (runs, slots, width), any float dtype.
-            workspace: What backward reads is written there.
+        ``contexts`` are (runs, vectors, width) of each group, in any float dtype.
         """
         x = self.input(contexts, workspace)
         for layer in range(len(self.tower.blocks)):
@@ -90,12 +82,7 @@ class ForestPass:
     @torch.no_grad()
     @disable_autocast
     def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return the gradients of the contexts, per group (runs, slots, width), in float32 at least.
-
-        Args:
-            grads: Per group, of the class features (runs, classes, dim).
-            workspace: As forward left it.
-        """
+        """Return the gradients of each group's contexts, in float32 at least, from those of its class features."""
         grad = self.output_backward(grads, workspace)
         for layer in range(self.last, -1, -1):
             grad = self.layer_backward(layer, grad, workspace)
@@ -107,7 +94,7 @@ class ForestPass:
         """Return the first layer's input (rows, width)."""
         forest, tower = self.forest, self.tower
         groups = zip(contexts, forest.groups, strict=True)
-        vectors = torch.cat([c[:, g.tree_layout.slots].reshape(-1, tower.width) for c, g in groups])
+        vectors = torch.cat([c[:, g.tree_layout.vector_of_row].reshape(-1, tower.width) for c, g in groups])
         x = workspace.layers[0].x(forest.rows, tower.width)
         x[forest.used_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
@@ -122,22 +109,18 @@ class ForestPass:
 
     def output(self, x: Tensor, workspace: Workspace) -> list[Tensor]:
         """Return each group's class features of the last layer's output (leaves, width)."""
-        forest, tower = self.forest, self.tower
-        mean, rstd = workspace.layers[-1].x_stats(2, forest.leaves, 1)
-        normal, mean[:], rstd[:] = tower.layer_norm(x, tower.eps_final)
-        features = forest.rule.mm(normal, tower.projection)
-        return [
-            features[g.leaves].view(g.runs, g.tree_layout.leaves, -1)[:, g.tree_layout.class_leaf]
-            for g in forest.groups
-        ]
+        mean, rstd = workspace.layers[-1].x_stats(2, len(x), 1)
+        normal, mean[:], rstd[:] = self.tower.layer_norm(x, self.tower.eps_final)
+        features = self.forest.rule.mm(normal, self.tower.projection)
+        groups = [(g, g.tree_layout) for g in self.forest.groups]
+        return [features[g.leaves].view(g.runs, t.leaves, -1)[:, t.class_leaf] for g, t in groups]
 
     def output_backward(self, grads: Sequence[Tensor], workspace: Workspace) -> Tensor:
         """Return the gradient of the last layer's output (leaves, width), in float32 at least."""
-        forest, tower = self.forest, self.tower
+        forest, tower, output = self.forest, self.tower, workspace.layers[-1]
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
         for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
             leaves[g.leaves] = g.tree_layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
-        output = workspace.layers[-1]
         normal = forest.rule.mm(leaves, tower.projection.t())
         x, stats = output.x(forest.leaves, tower.width), output.x_stats(2, forest.leaves, 1)
         return tower.layer_norm_backward(normal, x, *stats).to(tower.sum_dtype)
@@ -146,9 +129,8 @@ class ForestPass:
         """Return the gradient of a layer's input; ``grad``, of its output, is overwritten."""
         grad_attended = self._out_and_mlp_backward(layer, grad, workspace)
         grad_qkv = self.attention.backward(layer, grad_attended, workspace)
-        if layer == self.last:
-            return self._last_qkv_backward(grad, grad_qkv, workspace)
-        return self._qkv_backward(layer, grad, grad_qkv, workspace)
+        qkv_backward = self._last_qkv_backward if layer == self.last else self._qkv_backward
+        return qkv_backward(layer, grad, grad_qkv, workspace)
 
     def input_backward(self, grad: Tensor) -> list[Tensor]:
         """Return the gradients of each group's contexts from that of the first layer's input."""
@@ -156,10 +138,8 @@ class ForestPass:
             grad = grad[self.forest.learned_rows]
         result, start = [], 0
         for g in self.forest.groups:
-            rows = len(g.tree_layout.slots)
-            of_group = grad[start : start + g.runs * rows].view(g.runs, rows, -1)
-            result.append(g.tree_layout.sum_slots(of_group))
-            start += g.runs * rows
+            rows = slice(start, start := start + g.runs * len(g.tree_layout.vector_of_row))
+            result.append(g.tree_layout.sum_vectors(grad[rows].view(g.runs, -1, grad.shape[1])))
         return result
 
     # A layer's queries, keys and values, forward and backward.
@@ -169,19 +149,19 @@ class ForestPass:
         forest, tower, width, mm = self.forest, self.tower, self.tower.width, self.forest.rule.mm
         block, is_last = tower.blocks[layer], layer == self.last
         qkv = self.attention.qkv(layer, workspace)
-        if layer == 0 and not is_last:
+        rows = forest.first_rows if layer == 0 and not is_last else None
+        if rows is not None:
             qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
-            mean, rstd = workspace.layers[layer].x_stats(2, len(forest.first_rows), 1)
-            for c in forest.chunks(len(forest.first_rows)):
-                rows = forest.first_rows[c]
-                normal, mean[c], rstd[c] = tower.layer_norm(x.index_select(0, rows), block.eps_1)
-                qkv.index_copy_(0, rows, mm(normal, block.qkv))
-            return x
         used = slice(width, None) if is_last else slice(None)
-        mean, rstd = workspace.layers[layer].x_stats(2, forest.rows, 1)
-        for c in forest.chunks(forest.rows):
-            normal, mean[c], rstd[c] = tower.layer_norm(x[c], block.eps_1)
-            mm(normal, block.qkv[:, used], qkv[c, used])
+        count = forest.rows if rows is None else len(rows)
+        mean, rstd = workspace.layers[layer].x_stats(2, count, 1)
+        for c in forest.chunks(count):
+            given = x[c] if rows is None else x.index_select(0, rows[c])
+            normal, mean[c], rstd[c] = tower.layer_norm(given, block.eps_1)
+            if rows is None:
+                mm(normal, block.qkv[:, used], qkv[c, used])
+            else:
+                qkv.index_copy_(0, rows[c], mm(normal, block.qkv))
         if is_last:
             x = x[forest.leaf_rows]
             qkv[forest.leaf_rows, :width] = mm(tower.layer_norm(x, block.eps_1)[0], block.qkv[:, :width])
@@ -205,10 +185,10 @@ class ForestPass:
             torch.add(through, grad[at], out=grad_x[c])
         return grad_x
 
-    def _last_qkv_backward(self, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
+    def _last_qkv_backward(self, layer: int, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
         """Return the gradient of the last layer's input: all rows have keys and values, only leaves queries."""
         forest, width, mm = self.forest, self.tower.width, self.forest.rule.mm
-        memory, qkv = workspace.layers[self.last], self.tower.blocks[self.last].qkv
+        memory, qkv = workspace.layers[layer], self.tower.blocks[layer].qkv
         x, (mean, rstd) = memory.x(forest.rows, width), memory.x_stats(2, forest.rows, 1)
         grad_x, leaf_rows = workspace.grad_x(forest.rows, width), forest.leaf_rows[: forest.used_leaves]
         normal = grad_x if grad_x.dtype == x.dtype else torch.empty_like(x)
@@ -225,14 +205,10 @@ class ForestPass:
 
     def _out_and_mlp(self, layer: int, x: Tensor, attended: Tensor, workspace: Workspace) -> Tensor:
         """Return the layer's output (rows, width) from its input x and attention's output (rows, width)."""
-        tower, rule, block, memory = (
-            self.tower,
-            self.forest.rule,
-            self.tower.blocks[layer],
-            workspace.layers[layer],
-        )
+        tower, rule, block = self.tower, self.forest.rule, self.tower.blocks[layer]
+        memory, out = workspace.layers[layer], workspace.layers[layer + 1].x(*x.shape)
         middle, hidden = memory.middle(*x.shape), memory.hidden(len(x), tower.hidden)
-        out, (mean, rstd) = workspace.layers[layer + 1].x(*x.shape), memory.middle_stats(2, len(x), 1)
+        mean, rstd = memory.middle_stats(2, len(x), 1)
         for c in self.forest.chunks(len(x)):
             rule.addmm_(torch.add(x[c], block.out_bias, out=middle[c]), attended[c], block.out)
             normal, mean[c], rstd[c] = tower.layer_norm(middle[c], block.eps_2)
@@ -243,22 +219,15 @@ class ForestPass:
 
     def _out_and_mlp_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
         """Turn ``grad``, of the layer's output, into that of ``middle``; return that of attention's output."""
-        tower, rule, block, memory = (
-            self.tower,
-            self.forest.rule,
-            self.tower.blocks[layer],
-            workspace.layers[layer],
-        )
+        tower, rule, block = self.tower, self.forest.rule, self.tower.blocks[layer]
+        memory, grad_attended = workspace.layers[layer], workspace.grad_attended(*grad.shape)
         middle, hidden = memory.middle(*grad.shape), memory.hidden(len(grad), tower.hidden)
-        grad_attended, (mean, rstd) = (
-            workspace.grad_attended(*grad.shape),
-            memory.middle_stats(2, len(grad), 1),
-        )
+        mean, rstd = memory.middle_stats(2, len(grad), 1)
         for c in self.forest.chunks(len(grad)):
             rounded = grad[c].to(tower.dtype)
             grad_hidden = rule.mm(rounded, block.proj.t(), workspace.activation(*hidden[c].shape))
             tower.activate_backward(grad_hidden, hidden[c])
             normal = rule.mm(grad_hidden, block.fc.t())
-            tower.layer_norm_backward(normal, middle[c], mean[c], rstd[c], onto=grad[c])
+            grad[c].add_(tower.layer_norm_backward(normal, middle[c], mean[c], rstd[c]))
             rule.mm(grad[c].to(tower.dtype), block.out.t(), grad_attended[c])
         return grad_attended

@@ -7,10 +7,10 @@ no Python loop goes over the runs, and on a GPU the whole step is recorded once 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain, groupby, product
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from fastcoop.backbones import Backbone, PlainTower
 from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.checks import whole_number
-from fastcoop.engine.fit import LossParts, TrainingPlan, is_out_of_memory, loss_parts, plan_training
+from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, loss_parts, plan_training
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import Images, class_gradients
 from fastcoop.engine.optimizers import Optimizer
@@ -98,9 +98,8 @@ def train(
     shapes = [run.shape for run in runs]
     plan = plan_training(backbone, shapes, memory_budget=memory_budget, precision=precision)
     training = _Training(trees, backbone.logit_scale, runs, plan, state or {}, on_done)
-    in_tf32 = precision == "tf32"
     while training.waiting or training.active:
-        with products_in_tf32(in_tf32):
+        with products_in_tf32(precision == "tf32"):
             if not training.step():
                 continue
         if on_progress is not None:
@@ -125,7 +124,7 @@ class _Training:
     ):
         self.trees, self.logit_scale, self.runs, self.plan = trees, logit_scale, runs, plan
         self.given_state, self.on_done = state, on_done or (lambda index, trained: None)
-        self.budget, self.kept_bytes = plan.budget(), plan.kept_bytes
+        self.budget, self.kept_bytes = plan.budget(), max(0, plan.memory_bytes - plan.scratch_bytes)
         self.workspace = new_workspace(trees.tower, memory_bytes=self.kept_bytes)
         self.results = ended_runs(state, runs)
         self.waiting = deque(n for n in plan.order() if n not in self.results)
@@ -140,9 +139,11 @@ class _Training:
         tower = self.trees.tower
         try:
             with limit_threads(tower.heads):
-                self.batch = self.batch or self._next_batch()
-                self.batch.step()
-                self._read_progress(self.batch)
+                self.batch = batch = self.batch or self._next_batch()
+                batch.step()
+                every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active))
+                if batch.done == batch.steps or (batch.done % every == 0 and batch.has_diverged()):
+                    batch.sync()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,31 +160,28 @@ class _Training:
             if tower.device.type == "cuda":
                 torch.cuda.empty_cache()
             return False
-        if self.batch.done == 1:
+        if batch.done == 1:
             self.workspace.trim()
-            self._check_estimate()
+            used, estimate, runs = self.workspace.nbytes, self.budget.activation_bytes, self.budget.runs
+            log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", runs, used / 1e9, estimate / 1e9)
+            if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
+                more = 100 * (used / estimate - 1)
+                text = "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer."
+                log.warning(text, runs, used / 1e9, more)
         return True
 
     def _next_batch(self) -> Batch:
         """Fill a batch with the runs in training, then with waiting ones."""
-        self.budget.clear()
-        self.waiting.extendleft(a.index for a in reversed(self.active))
-        self.active.clear()
-        tower = self.trees.tower
+        waiting = deque([*(a.index for a in self.active), *self.waiting])
+        tower, chosen = self.trees.tower, self.budget.fill(waiting)
         dtype = torch.float64 if tower.dtype == torch.float64 else torch.float32
-        while self.waiting and self.budget.try_add(self.plan.runs[self.waiting[0]]):
-            n = self.waiting.popleft()
+        for n in chosen:
             if n not in self.started:
-                self.started[n] = ActiveRun.start(n, self.runs[n], dtype, tower.device)
-                self.started[n].restore(self.given_state)
-            self.active.append(self.started[n])
+                started = ActiveRun.start(n, self.runs[n], dtype, tower.device)
+                started.restore(self.given_state)
+                self.started[n] = started
+        self.waiting, self.active = waiting, [self.started[n] for n in chosen]
         return Batch(self.trees, self.active, self.logit_scale, self.workspace)
-
-    def _read_progress(self, batch: Batch) -> None:
-        """Read the runs' progress at the end of the batch, and before it where a run has diverged."""
-        every = max(SYNC_EVERY, *(a.run.steps_per_epoch for a in self.active))
-        if batch.done == batch.steps or (batch.done % every == 0 and batch.has_diverged()):
-            batch.sync()
 
     def remove_ended(self) -> None:
         """Report the runs that ended, as far as their progress has been read, and drop the batch with them."""
@@ -204,20 +202,9 @@ class _Training:
     def state(self) -> State:
         """Return the state of started and ended runs; runs not in it have not started."""
         self.sync()
-        state: State = {}
-        for a in self.started.values():
-            state |= a.state()
-        for index, trained in self.results.items():
-            state |= state_of_ended(index, trained)
-        return state
-
-    def _check_estimate(self) -> None:
-        """Compare the bytes that a batch's activations take after its first step with the estimate."""
-        used, estimate, runs = self.workspace.nbytes, self.budget.activation_bytes, self.budget.runs
-        log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", runs, used / 1e9, estimate / 1e9)
-        if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
-            message = "%d runs take %.2f GB, %.0f%% more than estimated; a smaller memory budget is safer."
-            log.warning(message, runs, used / 1e9, 100 * (used / estimate - 1))
+        states = [a.state() for a in self.started.values()]
+        states += [state_of_ended(index, trained) for index, trained in self.results.items()]
+        return {name: tensor for state in states for name, tensor in state.items()}
 
 
 class Batch:
@@ -227,18 +214,17 @@ class Batch:
         self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: AnyWorkspace | None = None
     ):
         # The forest takes all runs of a tree together. A loss is of a group of them with equally many images: a
-        # longer batch beside it would change the order of a run's sums.
+        # longer batch beside it would change the order of a run's sums. An optimizer's runs stand side by side.
         found: dict[tuple[str, TreeKey], dict[Hashable, list[ActiveRun]]] = {}
-        for a in active:
+        for a in sorted(active, key=lambda a: a.run.optimizer.__name__):
             of_tree = found.setdefault((a.run.optimizer.__name__, a.run.shape.tree), {})
             of_tree.setdefault((a.run.images_per_step, a.run.objective.kind), []).append(a)
-        ordered = sorted(found, key=lambda key: key[0])  # an optimizer's runs stand side by side
-        self._groups_of_trees = [list(found[key].values()) for key in ordered]
+        self._groups_of_trees = [list(of_tree.values()) for of_tree in found.values()]
         self.groups = [group for groups in self._groups_of_trees for group in groups]
         self.active = active = [a for group in self.groups for a in group]
-        by_tree = [[a for group in groups for a in group] for groups in self._groups_of_trees]
+        by_tree = [list(chain(*groups)) for groups in self._groups_of_trees]
         self._shapes = [(len(runs), len(runs[0].contexts)) for runs in by_tree]
-        planned = [(trees[key], len(runs)) for (_, key), runs in zip(ordered, by_tree, strict=True)]
+        planned = [(trees[key], len(runs)) for (_, key), runs in zip(found, by_tree, strict=True)]
         self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
         self.workspace = workspace or new_workspace(trees.tower)
         self.workspace.begin()
@@ -247,25 +233,20 @@ class Batch:
         self.start_steps = [a.step for a in active]
         self.vectors = torch.cat([a.contexts for a in active])  # (vectors of all runs, width)
         device, dtype = self.vectors.device, self.vectors.dtype
-        self.objectives = [
-            group[0].run.objective.stack([a.run.objective for a in group], dtype, device)
-            for group in self.groups
-        ]
+        objectives = [[a.run.objective for a in group] for group in self.groups]
+        self.objectives = [own[0].stack(own, dtype, device) for own in objectives]
         self.images = StepImages(self.groups, self.steps, logit_scale)
         self.optimizers: list[tuple[Optimizer, slice, slice]] = []  # with their runs and vectors
         runs = vectors = 0
-        for optimizer, own in itertools.groupby(by_tree, key=lambda runs: runs[0].run.optimizer):
+        for optimizer, own in groupby(by_tree, key=lambda runs: runs[0].run.optimizer):
             own_groups = list(own)
-            more = [len(a.contexts) for group in own_groups for a in group]
-            places = slice(runs, runs + len(more)), slice(vectors, vectors + sum(more))
+            sizes = [len(a.contexts) for a in chain(*own_groups)]
+            places = slice(runs, runs := runs + len(sizes)), slice(vectors, vectors := vectors + sum(sizes))
             self.optimizers.append((optimizer(own_groups, self.steps), *places))
-            runs, vectors = places[0].stop, places[1].stop
-        sizes = [len(a.contexts) for a in active]
-        for a, contexts in zip(active, self.vectors.split(sizes), strict=True):
+        for a, contexts in zip(active, self.vectors.split([len(a.contexts) for a in active]), strict=True):
             a.contexts = contexts  # a step of all runs is a step of each
         self.done = 0
         self.counter = torch.zeros(1, dtype=torch.long, device=device)
-        self._recorded = RecordedStep(self.steps, device)
         self.steps_read = 0  # whose losses have been copied to the runs
         self.snapshot_steps: dict[int, list[tuple[ActiveRun, int]]] = {}
         for a in active:
@@ -285,6 +266,7 @@ class Batch:
         self.untrained_loss = untrained.to(device)
         first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
         self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
+        self._recorded = RecordedStep(self.steps, device)
         self._kernel_step: Callable[[], None] | None = None
         if isinstance(self.forest_pass, PlainPass):
             self._recorded = RecordedStep(0, device)  # autograd's graph is built in each step
@@ -329,25 +311,19 @@ class Batch:
         if self._kernel_step is not None:
             self._kernel_step()
             return
-        width, variants = self.vectors.shape[1], self.variants
+        width, dtype = self.vectors.shape[1], self.vectors.dtype
         parts = self.vectors.split([runs * vectors for runs, vectors in self._shapes])
         contexts = [part.view(*shape, width) for part, shape in zip(parts, self._shapes, strict=True)]
-        features = [
-            f.to(self.vectors.dtype) for f in self._split(self.forest_pass.forward(contexts, self.workspace))
-        ]
-        found = [
-            class_gradients(objective, of_group, images)
-            for objective, of_group, images in zip(
-                self.objectives, features, self.images(self.counter), strict=True
-            )
-        ]
+        features = [f.to(dtype) for f in self._split(self.forest_pass.forward(contexts, self.workspace))]
+        groups = zip(self.objectives, features, self.images(self.counter), strict=True)
+        found = [class_gradients(*group) for group in groups]
         self._check_divergence(torch.cat([loss for loss, _ in found]))
         grad = self._backward([grads for _, grads in found])
         frozen = self.diverged_at >= 0
         # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
         updates = [
             update
-            for (optimizer, runs, own), variant in zip(self.optimizers, variants, strict=True)
+            for (optimizer, runs, own), variant in zip(self.optimizers, self.variants, strict=True)
             for update in optimizer.updates(self.vectors[own], grad[own], self.counter, frozen[runs], variant)
         ]
         for tensor, value in updates:
@@ -359,16 +335,13 @@ class Batch:
         passes, number = [], max(objective.parts for objective in self.objectives)
         for part in range(number):
             # Groups with fewer parts have zeros in the other passes.
-            given = [of_group[part] if part < len(of_group) else 0 * of_group[0] for of_group in grads]
-            of_groups = iter(given)
+            of_groups = iter([own[part] if part < len(own) else 0 * own[0] for own in grads])
             joined = [torch.cat([next(of_groups) for _ in groups]) for groups in self._groups_of_trees]
             passes.append(self._split(self.forest_pass.backward(joined, self.workspace)))
             if number > 1:  # the next pass uses the same memory
                 passes[-1] = [of_group.clone() for of_group in passes[-1]]
-        merged = [
-            objective.combine([one[n] for one in passes[: objective.parts]])
-            for n, objective in enumerate(self.objectives)
-        ]
+        pairs = zip(self.objectives, zip(*passes, strict=True), strict=True)
+        merged = [objective.combine(of_parts[: objective.parts]) for objective, of_parts in pairs]
         return torch.cat([of_group.flatten(0, 1) for of_group in merged])
 
     def _split(self, of_trees: Sequence[Tensor]) -> list[Tensor]:
@@ -416,29 +389,27 @@ class StepImages:
     """
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int, logit_scale: float):
-        self.logit_scale = logit_scale
-        active = [a for group in groups for a in group]
+        self.logit_scale, active = logit_scale, list(chain(*groups))
         self.device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
         self._batched = [group for group in groups if group[0].batches is not None]
         if self._batched:
-            self._build_tables([a for group in self._batched for a in group], steps)
-        # Runs of one few-shot subset share its images.
-        whole = {a.run.images: a.run for a in active if a.batches is None}
-        features = {
-            key: self._normalized(run.features.flatten(0, 1).to(self.device)) for key, run in whole.items()
-        }
-        labels = {key: run.labels.repeat_interleave(run.features.shape[1]) for key, run in whole.items()}
-        self._whole: list[
-            tuple[list[Tensor], Tensor, LossParts] | None
-        ] = []  # images, labels and parts of a group
+            self._build_tables(list(chain(*self._batched)), steps)
+        # The images, labels and loss parts of groups that learn from all images at once. Runs of one few-shot subset
+        # share its images.
+        self._whole: list[tuple[list[Tensor], Tensor, tuple[int, int]] | None] = []
+        known: dict[Hashable, Tensor] = {}
         for group in groups:
             if group[0].batches is not None:
                 self._whole.append(None)
                 continue
-            own, (rows, dim) = [a.run.images for a in group], features[group[0].run.images].shape
-            parts = loss_parts(rows, len(group[0].run.class_names), dim, self.device.type == "cpu")
-            own_labels = torch.stack([labels[key] for key in own]).to(self.device)
-            self._whole.append(([features[key] for key in own], own_labels, parts))
+            for a in group:
+                if a.run.images not in known:
+                    known[a.run.images] = self._normalized(a.run.features.flatten(0, 1).to(self.device))
+            features = [known[a.run.images] for a in group]
+            labels = torch.stack([_labels_of_views(a.run) for a in group]).to(self.device)
+            classes, on_cpu = len(group[0].run.class_names), self.device.type == "cpu"
+            parts = loss_parts(len(features[0]), classes, features[0].shape[1], on_cpu)
+            self._whole.append((features, labels, parts))
 
     def _build_tables(self, active: Sequence[ActiveRun], steps: int) -> None:
         starts: dict[Hashable, int] = {}  # where a run's images begin among those of all runs
@@ -447,16 +418,15 @@ class StepImages:
         rows = torch.full((steps, len(active), longest), -1, dtype=torch.int32)
         for i, a in enumerate(active):
             assert a.batches is not None
-            run, own = a.run, a.batches[a.step : a.step + steps]
-            if run.images not in starts:
-                starts[run.images] = size
-                pool.append((run.features.flatten(0, 1), run.labels.repeat_interleave(run.features.shape[1])))
+            own = a.batches[a.step : a.step + steps]
+            if a.run.images not in starts:
+                starts[a.run.images] = size
+                pool.append((a.run.features.flatten(0, 1), _labels_of_views(a.run)))
                 size += len(pool[-1][0])
-            rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[run.images], -1)
-        self.images, self.labels = (
-            torch.cat([part.to(self.device) for part in parts]) for parts in zip(*pool, strict=True)
-        )
-        self.rows = rows.to(self.device)
+            rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[a.run.images], -1)
+        images, labels = zip(*pool, strict=True)
+        self.images = torch.cat([part.to(self.device) for part in images])
+        self.labels, self.rows = torch.cat(labels).to(self.device), rows.to(self.device)
 
     def __call__(self, step: Tensor) -> Iterator[Iterator[tuple[slice, Images]]]:
         """Yield for each group the images of a step, int64 (1,) of this batch on the device, part by part."""
@@ -471,30 +441,31 @@ class StepImages:
         labels = torch.where(rows >= 0, self.labels[at], -1)
         start = 0
         for group in self._batched:
-            part = slice(start, start + len(group)), slice(group[0].run.images_per_step)
-            start += len(group)
+            part = slice(start, start := start + len(group)), slice(group[0].run.images_per_step)
             real = (labels[part] >= 0).to(self.dtype)
             weights = real / real.sum(1, keepdim=True)
             yield slice(0, len(group)), Images(images[part], labels[part], weights, self.logit_scale)
 
     def _cut(
-        self, features: Sequence[Tensor], labels: Tensor, parts: LossParts
+        self, features: Sequence[Tensor], labels: Tensor, parts: tuple[int, int]
     ) -> Iterator[tuple[slice, Images]]:
         """Yield all images of a group's runs, in parts that depend on a run's own sizes alone, not on its group's."""
-        runs, count = labels.shape
+        (runs, count), (rows_at_once, runs_at_once) = labels.shape, parts
         weight = torch.full((1, 1), 1 / count, dtype=self.dtype, device=self.device)
-        for run in range(0, runs, parts.runs):
-            chosen = slice(run, min(run + parts.runs, runs))
-            for row in range(0, count, parts.rows):
-                rows = slice(row, row + parts.rows)
-                of_runs, of_labels = torch.stack([f[rows] for f in features[chosen]]), labels[chosen, rows]
-                weights = weight.expand(of_labels.shape)
-                # Few large products are alone in any company, so that threads may share one.
-                product = torch.bmm if parts.runs == 1 else bmm
-                yield chosen, Images(of_runs, of_labels, weights, self.logit_scale, product)
+        # Few large products are alone in any company, so that threads may share one.
+        multiply = torch.bmm if runs_at_once == 1 else bmm
+        for run, row in product(range(0, runs, runs_at_once), range(0, count, rows_at_once)):
+            chosen, rows = slice(run, min(run + runs_at_once, runs)), slice(row, row + rows_at_once)
+            of_runs, of_labels = torch.stack([f[rows] for f in features[chosen]]), labels[chosen, rows]
+            weights = weight.expand(of_labels.shape)
+            yield chosen, Images(of_runs, of_labels, weights, self.logit_scale, multiply)
 
     def _normalized(self, images: Tensor) -> Tensor:
         return F.normalize(images.to(self.dtype), dim=-1, eps=0.0)
+
+
+def _labels_of_views(run: Run) -> Tensor:
+    return run.labels.repeat_interleave(run.features.shape[1])
 
 
 class RecordedStep:

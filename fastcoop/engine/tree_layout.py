@@ -16,7 +16,6 @@ whose subtree contains it. A node in two bundles is a query in the first; the se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
 from typing import NamedTuple
@@ -52,14 +51,9 @@ def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
 def tree_of(
     tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int, end_id: int | None
 ) -> Tree:
-    """Return the tree of a run's prompts.
+    """Return the tree of a run's prompts for a tower of ``length`` positions.
 
-    Args:
-        tokenizer: Of the text tower.
-        names: Names of the classes.
-        layout: The prompt layout.
-        length: Positions of the text tower.
-        end_id: The token at which the tower reads its output; None for the largest of a prompt.
+    The tower reads its output at the token ``end_id``, or at the largest token where that is None.
 
     Raises:
         UserError: For a prompt that does not fit the tower, or that the tower does not read at its last token.
@@ -88,7 +82,9 @@ class Packing(NamedTuple):
 
     constants: list[int]  # constant nodes above every leaf
     has_trunk: bool
-    packs: list[list[Bundle]]
+    packs: list[
+        tuple[np.ndarray, np.ndarray]
+    ]  # nodes of bundles, padded: constants (bundles, before), live (bundles, T)
 
 
 def pack_tree(tree: Tree) -> Packing:
@@ -97,11 +93,11 @@ def pack_tree(tree: Tree) -> Packing:
     shared = 0  # nodes above every leaf
     while all(shared < len(path) - 1 and path[shared] == paths[0][shared] for path in paths):
         shared += 1
-    common = paths[0][:shared]
-    trunk = Bundle([], [node for node in common if tree.live[node]])
+    constants, trunk = _split(tree, paths[0][:shared])
     packs = into_packs(bundle_paths(tree, [path[shared:] for path in paths], shared), shared)
-    constants = [node for node in common if not tree.live[node]]
-    return Packing(constants, bool(trunk.live), [[trunk], *packs] if trunk.live else packs)
+    packs = [[Bundle([], trunk)], *packs] if trunk else packs
+    of_kinds = (zip(*pack, strict=True) for pack in packs)
+    return Packing(constants, bool(trunk), [(_padded(before), _padded(live)) for before, live in of_kinds])
 
 
 def bundle_paths(tree: Tree, paths: Sequence[Sequence[int]], shared: int) -> list[Bundle]:
@@ -111,7 +107,7 @@ def bundle_paths(tree: Tree, paths: Sequence[Sequence[int]], shared: int) -> lis
     """
     bundles: list[Bundle] = []
     for path in paths:
-        constants, live = ([node for node in path if tree.live[node] == is_live] for is_live in (False, True))
+        constants, live = _split(tree, path)
         if bundles:
             last = bundles[-1]
             new = sorted(set(live).difference(last.live))
@@ -140,34 +136,33 @@ def into_packs(bundles: Sequence[Bundle], shared: int) -> list[list[Bundle]]:
             last = list(chain(*sizes[start:end]))
             ways.append((cost + PACK_COST + _cost(len(last), size(last[0]), shared), [*packs, last]))
         best.append(min(ways, key=lambda way: way[0]))
-    cut = []
-    for pack in best[-1][1]:
-        step = max(1, PACK_POSITIONS // size(pack[0]))
-        cut += [pack[i : i + step] for i in range(0, len(pack), step)]
-    return cut
+    steps = [(pack, max(1, PACK_POSITIONS // size(pack[0]))) for pack in best[-1][1]]
+    return [pack[i : i + step] for pack, step in steps for i in range(0, len(pack), step)]
 
 
 def _cost(bundles: int, length: int, shared: int) -> int:
     return bundles * length * (POSITION_COST + shared + length)
 
 
-@dataclass(frozen=True, eq=False)
-class Pack:
-    """Bundles padded at the end to ``length`` positions each."""
+def _split(tree: Tree, nodes: Sequence[int]) -> Bundle:
+    return Bundle(*([node for node in nodes if tree.live[node] == is_live] for is_live in (False, True)))
 
-    bundles: int
-    length: int
+
+def _padded(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return lists of nodes as rows, padded at the end with NONE."""
+    rows = np.full((len(lists), max(map(len, lists))), NONE, np.int64)
+    for row, nodes in zip(rows, lists, strict=True):
+        row[: len(nodes)] = nodes
+    return rows
+
+
+class Pack(NamedTuple):
+    """One batched product of attention: bundles, padded at the end to one length."""
+
     positions: np.ndarray  # (bundles, length), numbered through all packs
     mask: Tensor  # (bundles or 1, length, before + length): 0 where a position reads a key of its bundle, else -inf
     constants: np.ndarray  # (bundles, before) constant nodes read before the bundle's own keys
     leaf_places: np.ndarray  # (bundles, most leaves of one): places of leaves, padded with other places
-
-
-class LayerConstants(NamedTuple):
-    """Keys and values of constant nodes in one layer, as the packs read them."""
-
-    shared: Tensor  # (2, H, S, d): of the constants above every leaf
-    before: tuple[Tensor | None, ...]  # for each pack (2, H, bundles, before, d); None where it reads none
 
 
 class OrderedSum:
@@ -203,30 +198,20 @@ class TreeLayout:
         def tensor(values: np.ndarray) -> Tensor:
             return torch.as_tensor(values, device=device)
 
-        self.tree = tree
-        packing = pack_tree(tree)
-        packs, order, start = [], [], 0
-        for bundles in packing.packs:
-            before, length = (max(len(nodes) for nodes in kind) for kind in zip(*bundles, strict=True))
-            keys = np.full((len(bundles), before + length), NONE, np.int64)
-            for row, bundle in zip(keys, bundles, strict=True):
-                row[: len(bundle.constants)] = bundle.constants
-                row[before : before + len(bundle.live)] = bundle.live
-            constants, nodes = np.split(keys, [before], axis=1)
+        self.tree, packing, packs, start = tree, pack_tree(tree), [], 0
+        for constants, nodes in packing.packs:
             positions = np.arange(start, start := start + nodes.size).reshape(nodes.shape)
+            mask = _mask(tree, nodes, np.hstack([constants, nodes]), dtype).to(device)
             is_leaf = np.isin(nodes, tree.leaf)
             leaf_places = np.argsort(~is_leaf, axis=1, kind="stable")[:, : is_leaf.sum(1).max()]
-            mask = _mask(tree, nodes, keys, dtype).to(device)
-            packs.append(Pack(len(bundles), length, positions, mask, constants, leaf_places))
-            order.append(nodes.ravel())
+            packs.append(Pack(positions, mask, constants, leaf_places))
         self.packs = tuple(packs)
         self.trunk = packs[0] if packing.has_trunk else None
         self.shared_constants = np.array(packing.constants, np.int64)  # constant nodes above every leaf
 
         live_nodes = np.flatnonzero(tree.live)
-        row_of = np.full(tree.nodes, NONE, np.int64)
-        row_of[live_nodes] = np.arange(len(live_nodes))
-        nodes = np.concatenate(order)
+        row_of = np.cumsum(tree.live) - 1  # of each live node
+        nodes = np.concatenate([live.ravel() for _, live in packing.packs])
         padding = nodes == NONE
         self.rows = len(live_nodes)  # of one run
         self.positions = len(nodes)  # of all packs
@@ -247,11 +232,11 @@ class TreeLayout:
         self.sum_classes = OrderedSum(class_leaf, device, dtype)  # from classes to leaves
 
         learned = tree.learned[live_nodes]
-        slots = tree.index[live_nodes][learned]
+        vectors = tree.index[live_nodes][learned]
         self.learned_rows = tensor(np.flatnonzero(learned))  # rows with a context vector
-        self.slots = tensor(slots)  # the vector at each learned row
-        self.slot_count = int(slots.max()) + 1  # context vectors of one run
-        self.sum_slots = OrderedSum(slots, device, tower.sum_dtype)  # from learned rows to vectors
+        self.vector_of_row = tensor(vectors)  # (learned rows,) the vector there
+        self.vectors = int(vectors.max()) + 1  # context vectors of one run
+        self.sum_vectors = OrderedSum(vectors, device, tower.sum_dtype)  # from learned rows to vectors
         embeddings = tower.positional_embedding[tensor(tree.depth[live_nodes])]
         self.learned_positions = embeddings[self.learned_rows]  # (learned rows, width)
 
@@ -264,16 +249,12 @@ class TreeLayout:
         self.constants = constants_of(tower, tree)  # per layer
 
     @cached_property
-    def packed_constants(self) -> tuple[LayerConstants, ...]:
-        """Per layer, the constants as the packs read them."""
+    def packed_constants(self) -> list[list[Tensor]]:
+        """Per layer, the shared constants (2, H, S, d), and those before each pack (2, H, bundles, before, d)."""
         number = np.cumsum(~self.tree.live) - 1  # of each constant node
-        indices = [self.shared_constants, *(pack.constants for pack in self.packs)]
-        at = [torch.as_tensor(number[np.maximum(index, 0)]) for index in indices]  # padding is masked
-        layers = []
-        for kv in self.constants:
-            shared, *before = (kv[:, :, index.to(kv.device)].contiguous() for index in at)
-            layers.append(LayerConstants(shared, tuple(b if b.shape[3] else None for b in before)))
-        return tuple(layers)
+        nodes = [self.shared_constants, *(pack.constants for pack in self.packs)]
+        at = [torch.as_tensor(number[np.maximum(index, 0)]) for index in nodes]  # padding is masked
+        return [[kv[:, :, index.to(kv.device)].contiguous() for index in at] for kv in self.constants]
 
 
 def _mask(tree: Tree, queries: np.ndarray, keys: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -293,27 +274,26 @@ def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
     Constant nodes form paths of their own (the start token; with the class in front, the class names). A plain causal
     pass over these paths gives their keys and values in every layer. Without a start token there may be none.
     """
-    every = ([node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in tree.leaf)
-    paths = [path for path in every if path]
+    paths = [path for leaf in tree.leaf if (path := _split(tree, tree.path(int(leaf))).constants)]
     if not paths:
-        empty = tower.token_embedding.new_empty(
-            2, tower.heads, 0, tower.width // tower.heads, dtype=tower.dtype
-        )
-        return (empty,) * len(tower.blocks)
-    longest = max(len(path) for path in paths)
-    nodes = torch.tensor([path + [path[-1]] * (longest - len(path)) for path in paths])
-    tokens = torch.as_tensor(tree.index)[nodes].to(tower.device)
-    x = (tower.token_embedding[tokens] + tower.positional_embedding[:longest]).to(tower.dtype).flatten(0, 1)
-
-    where = torch.zeros(tree.nodes, dtype=torch.long)  # a (path, position) that holds each constant node
-    # Padding repeats a path's last node at later, wrong positions. Flipped, a node's first position is written last
-    # and is the one that stays. Several paths may hold a node; its position is the same in all of them.
-    where[nodes.flip(1).reshape(-1)] = torch.arange(nodes.numel()).view_as(nodes).flip(1).reshape(-1)
-    at = where[torch.as_tensor(np.flatnonzero(~tree.live))].to(tower.device)
+        d = tower.width // tower.heads
+        return (tower.projection.new_empty(2, tower.heads, 0, d),) * len(tower.blocks)
+    nodes = _padded(paths)
+    tokens = torch.as_tensor(tree.index[nodes]).to(tower.device)
+    x = (
+        (tower.token_embedding[tokens] + tower.positional_embedding[: nodes.shape[1]])
+        .to(tower.dtype)
+        .flatten(0, 1)
+    )
+    place = np.zeros(
+        tree.nodes, np.int64
+    )  # of each constant node in a path; where several have it, all are alike
+    place[nodes[nodes != NONE]] = np.flatnonzero(nodes != NONE)
+    at = torch.as_tensor(place[~tree.live]).to(tower.device)
 
     constants = []
     for block in tower.blocks:
-        qkv = (tower.layer_norm(x, block.eps_1)[0] @ block.qkv).view(len(paths), longest, 3, tower.heads, -1)
+        qkv = (tower.layer_norm(x, block.eps_1)[0] @ block.qkv).view(*nodes.shape, 3, tower.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (paths, H, positions, d)
         kv = torch.stack([k, v]).transpose(1, 2).flatten(2, 3)  # (2, H, paths * positions, d)
         constants.append(kv[:, :, at].contiguous())

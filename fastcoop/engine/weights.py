@@ -11,12 +11,11 @@ Matrices are stored (in, out), so that forward is ``x @ w`` and backward is ``g 
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -25,12 +24,20 @@ from torch import Tensor, nn
 from fastcoop.backbones.text_tower import Block, PlainTower, TextTower
 
 QUICK_GELU = 1.702
-# Constant added to every layer-norm output; small against the outputs' deviation of 1, so that bfloat16 keeps
-# precision.
-LN_OFFSET = 0.25
+LN_OFFSET = (
+    0.25  # added to every layer-norm output; small against their deviation of 1, so bfloat16 keeps precision
+)
 
-log = logging.getLogger("fastcoop")
+aten = torch.ops.aten
+ACTIVATIONS: dict[str, tuple[Any, Any, dict[str, str]]] = {  # forward, backward, options of both
+    "silu": (aten.silu.out, aten.silu_backward.grad_input, {}),
+    "gelu": (aten.gelu.out, aten.gelu_backward.grad_input, {"approximate": "none"}),
+    "gelu_tanh": (aten.gelu.out, aten.gelu_backward.grad_input, {"approximate": "tanh"}),
+}
+
+Precision = torch.dtype | Literal["tf32"]
 Function = TypeVar("Function", bound=Callable[..., object])
+log = logging.getLogger("fastcoop")
 
 
 def disable_autocast(function: Function) -> Function:
@@ -38,14 +45,6 @@ def disable_autocast(function: Function) -> Function:
     for device_type in ("cpu", "cuda"):
         function = torch.autocast(device_type, enabled=False)(function)
     return function
-
-
-Precision = torch.dtype | Literal["tf32"]
-
-
-def cast(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return floating-point numbers in ``dtype``, others as they are."""
-    return weight.to(dtype) if weight.is_floating_point() else weight
 
 
 def dtype_of(precision: Precision | None) -> torch.dtype | None:
@@ -69,7 +68,7 @@ class FoldedBlock:
 
 @dataclass(frozen=True, eq=False)
 class FoldedTower:
-    """A text tower ready for the engine."""
+    """A text tower ready for the engine, and its element-wise operations; each is here only."""
 
     blocks: tuple[FoldedBlock, ...]
     token_embedding: Tensor  # (vocabulary, width)
@@ -79,7 +78,7 @@ class FoldedTower:
     shift: Tensor  # (width,) LN_OFFSET
     eps_final: float
     heads: int
-    activation: str  # "silu", "gelu" or "gelu_tanh"
+    activation: str  # of ACTIVATIONS
 
     @property
     def width(self) -> int:
@@ -106,42 +105,27 @@ class FoldedTower:
     def device(self) -> torch.device:
         return self.projection.device
 
-    # Element-wise operations; each is here only.
-
     def layer_norm(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalized ``x`` (..., width) plus LN_OFFSET, means and reciprocal deviations (..., 1)."""
         return torch.native_layer_norm(x, x.shape[-1:], self.gain, self.shift, eps)
 
-    def layer_norm_backward(
-        self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, onto: Tensor | None = None
-    ) -> Tensor:
-        """Return the gradient (rows, width) of x from that of its layer norm, added to ``onto`` where that is given."""
+    def layer_norm_backward(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        """Return the gradient (rows, width) of x from that of its layer norm."""
         shape, wanted = (x.shape[-1],), (True, False, False)
-        through = torch.ops.aten.native_layer_norm_backward(grad, x, shape, mean, rstd, None, None, wanted)[0]
-        return through if onto is None else onto.add_(through)
+        return aten.native_layer_norm_backward(grad, x, shape, mean, rstd, None, None, wanted)[0]
 
     def activate(self, hidden: Tensor, out: Tensor) -> Tensor:
         """Write the activation of ``hidden`` (rows, hidden) into ``out`` and return it."""
+        function, _, options = ACTIVATIONS[self.activation]
         for c in even_slices(hidden):
-            if self.activation == "silu":
-                torch.ops.aten.silu.out(hidden[c], out=out[c])
-            else:
-                torch.ops.aten.gelu.out(hidden[c], approximate=self._approximate, out=out[c])
+            function(hidden[c], **options, out=out[c])
         return out
 
     def activate_backward(self, grad: Tensor, hidden: Tensor) -> None:
         """Multiply ``grad`` by the activation's derivative at ``hidden`` (rows, hidden), in place."""
+        _, function, options = ACTIVATIONS[self.activation]
         for c in even_slices(hidden):
-            if self.activation == "silu":
-                torch.ops.aten.silu_backward.grad_input(grad[c], hidden[c], grad_input=grad[c])
-            else:
-                torch.ops.aten.gelu_backward.grad_input(
-                    grad[c], hidden[c], approximate=self._approximate, grad_input=grad[c]
-                )
-
-    @property
-    def _approximate(self) -> str:
-        return "tanh" if self.activation == "gelu_tanh" else "none"
+            function(grad[c], hidden[c], **options, grad_input=grad[c])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FoldedTower:
         """Return the tower with ``function`` applied to every tensor."""
@@ -159,10 +143,10 @@ def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
     """Fold ``tower`` in float64 and round once, to ``dtype`` (by default the tower's own)."""
     to = dtype or tower.dtype
     quick = tower.activation == "quick_gelu"
-    identity = torch.eye(tower.width, device=tower.device, dtype=torch.float64)
-    projection = identity if tower.projection is None else tower.projection.double()
-    bias = torch.zeros(1, device=tower.device) if tower.projection_bias is None else tower.projection_bias
-    projection, bias = _behind_norm(tower.ln_final, projection, bias.double())
+    projection, bias = tower.projection, tower.projection_bias
+    projection = torch.eye(tower.width, device=tower.device) if projection is None else projection
+    bias = torch.zeros(1, device=tower.device) if bias is None else bias
+    projection, bias = _behind_norm(tower.ln_final, projection, bias)
     return FoldedTower(
         blocks=tuple(_fold_block(block, tower.heads, quick, to) for block in tower.blocks),
         token_embedding=tower.token_embedding.detach().to(to),
@@ -177,14 +161,14 @@ def fold(tower: TextTower, dtype: torch.dtype | None = None) -> FoldedTower:
 
 
 def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> FoldedBlock:
-    (out, out_bias), (fc, fc_bias), (proj, proj_bias) = (
-        (linear.weight.double().t(), linear.bias.double()) for linear in (block.out, block.fc, block.proj)
+    qkv, qkv_bias = _behind_norm(block.ln_1, block.qkv_weight.t(), block.qkv_bias)
+    fc, fc_bias = _behind_norm(block.ln_2, block.fc.weight.t(), block.fc.bias)
+    (out, out_bias), (proj, proj_bias) = (
+        (linear.weight.double().t(), linear.bias.double()) for linear in (block.out, block.proj)
     )
-    qkv, qkv_bias = _behind_norm(block.ln_1, block.qkv_weight.double().t(), block.qkv_bias.double())
     query = torch.ones_like(qkv_bias)
     query[: len(out)] = (len(out) // heads) ** -0.5
     qkv, qkv_bias = qkv * query, qkv_bias * query
-    fc, fc_bias = _behind_norm(block.ln_2, fc, fc_bias)
     if quick:
         fc, fc_bias, proj = fc * QUICK_GELU, fc_bias * QUICK_GELU, proj / QUICK_GELU
     if block.scale_1 is not None:
@@ -197,7 +181,8 @@ def _fold_block(block: Block, heads: int, quick: bool, to: torch.dtype) -> Folde
 
 def _behind_norm(norm: nn.LayerNorm, matrix: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return the matrix and bias, in float64, that need no affine of the layer norm before them."""
-    return norm.weight.double()[:, None] * matrix, bias + norm.bias.double() @ matrix
+    gain, shift, matrix = norm.weight.double(), norm.bias.double(), matrix.double()
+    return gain[:, None] * matrix, bias.double() + shift @ matrix
 
 
 def _absorb(matrix: Tensor, bias: Tensor) -> Tensor:
@@ -209,7 +194,7 @@ def _absorb(matrix: Tensor, bias: Tensor) -> Tensor:
     return matrix - matrix.mean(0) + bias / (LN_OFFSET * len(matrix))
 
 
-@functools.cache
+@cache
 def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
     """Return whether matrix products in ``dtype`` lack fast kernels here; log a warning once per process if so."""
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
@@ -218,10 +203,8 @@ def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
     is_supported = getattr(torch.ops.mkldnn, supported[dtype], lambda: True)  # private to torch
     if torch.backends.mkldnn.is_available() and is_supported():
         return False
-    name = str(dtype).removeprefix("torch.")
-    log.warning(
-        "This CPU has no instructions for %s, so torch is many times slower in it than in float32.", name
-    )
+    message = "This CPU has no instructions for %s, so torch is many times slower in it than in float32."
+    log.warning(message, str(dtype).removeprefix("torch."))
     return True
 
 
@@ -238,14 +221,11 @@ THREAD_GRAIN = 32768  # torch uses one thread for element-wise operations on few
 
 
 class RowRule(NamedTuple):
-    """Numbers of rows for which a BLAS sums a row in one order: ``least`` or more, in multiples of ``step``.
+    """Numbers of rows for which a BLAS sums a row in one order."""
 
-    With fewer than FEW_ROWS rows, sums are cut into pieces of ``terms`` (None: they are not cut).
-    """
-
-    least: int
-    step: int
-    terms: int | None = None
+    least: int  # rows
+    step: int  # the number of rows is a multiple of it
+    terms: int | None = None  # fewer than FEW_ROWS rows are summed in pieces of so many terms
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``a @ b`` of (rows, n) and (n, m)."""
@@ -301,10 +281,8 @@ def _measure_rule(width: int, hidden: int, dim: int, dtype: torch.dtype, threads
 
     shapes = ((hidden, width), (width, 3 * width), (width, width), (width, dim))
     forward = [random(*shape) for shape in shapes]
-    products = []
-    for matrix in [*forward, *(matrix.t() for matrix in forward)]:
-        rows = random(CPU_CHUNK, len(matrix))
-        products.append((rows, matrix, rows @ matrix))
+    pairs = [(random(CPU_CHUNK, len(matrix)), matrix) for matrix in (*forward, *(m.t() for m in forward))]
+    products = [(rows, matrix, rows @ matrix) for rows, matrix in pairs]
     return next((rule for rule in RULES if all(_holds(rule, *product) for product in products)), ANY_ROWS)
 
 
@@ -313,12 +291,10 @@ def _holds(rule: RowRule, rows: Tensor, matrix: Tensor, whole: Tensor) -> bool:
     # Kernels change mostly at small numbers of rows, so the sizes are dense there (Fibonacci numbers of steps) and
     # sparse above. Parts begin at three places, since a row's place in a block of rows may matter as well.
     sizes = [rule.least + step * rule.step for step in (0, 1, 2, 3, 5, 8, 21, 55, 144)]
-    for number, size in enumerate([*(size for size in sizes if size < FEW_ROWS), FEW_ROWS]):
-        start = rule.step * (number % 3)
-        part = slice(start, start + size)
-        if not torch.equal(rule.mm(rows[part], matrix), whole[part]):
-            return False
-    return True
+    sizes = [*(size for size in sizes if size < FEW_ROWS), FEW_ROWS]
+    starts = [rule.step * (number % 3) for number in range(len(sizes))]
+    parts = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return all(torch.equal(rule.mm(rows[part], matrix), whole[part]) for part in parts)
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastcoop.backbones import Backbone
-    from fastcoop.engine.class_tokens import ClassTokenEncoder
+    from fastcoop.engine.encoder import ClassTokenEncoder
     from fastcoop.prompts import PromptLayout
 
 ADAM_EPS = 1e-3  # as the official code's README asks for
@@ -73,7 +73,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         return (settings.template or own,)
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        from fastcoop.engine.class_tokens import check_layer
+        from fastcoop.engine.encoder import check_layer
 
         check_layer(backbone, run.settings.layer)
         frame = self.prompt_layout(run.settings, backbone, run.data)
@@ -126,7 +126,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         return LinearClassifier.of_texts(np.asarray(features), backbone.logit_scale)
 
     def _encoder(self, backbone: Backbone, run: Run, data: Data) -> ClassTokenEncoder:
-        from fastcoop.engine.class_tokens import ClassTokenEncoder
+        from fastcoop.engine.encoder import ClassTokenEncoder
 
         layout = self.prompt_layout(run.settings, backbone, data)
         return ClassTokenEncoder(backbone, data.class_names, layout, run.settings.layer)

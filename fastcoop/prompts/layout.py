@@ -195,10 +195,8 @@ def class_prompts(
     pattern, (start, end) = layout.pattern, Frame.of(tokenizer)
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
     before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
-    stops = {
-        text: len(ids) - len(end)
-        for text, ids in zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)
-    }
+    tokenized = zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)
+    stops = {text: len(ids) - len(end) for text, ids in tokenized}
     prompts = []
     for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):
         length = len(tokens) + layout.context_length

@@ -42,16 +42,9 @@ class PlainPrompts(NamedTuple):
 
     def tree(self) -> Tree:
         """Return the tree that these prompts would have in a causal tower."""
-        rows = zip(self.ids.tolist(), self.vectors.tolist(), self.lengths.tolist(), strict=True)
-        return build_tree(
-            [
-                tuple(
-                    Slot(v >= 0, v if v >= 0 else token)
-                    for token, v in zip(ids[:n], vectors[:n], strict=True)
-                )
-                for ids, vectors, n in rows
-            ]
-        )
+        is_learned, numbers = self.vectors >= 0, np.where(self.vectors >= 0, self.vectors, self.ids)
+        rows = zip(is_learned.tolist(), numbers.tolist(), self.lengths.tolist(), strict=True)
+        return build_tree([tuple(map(Slot, learned[:n], number[:n])) for learned, number, n in rows])
 
 
 def plain_prompts(
@@ -68,9 +61,8 @@ def plain_prompts(
     for pair in PLACEHOLDERS:
         if not all(_is_one_token(tokenizer, word) for word in pair):
             continue
-        texts, others = (
-            [written(layout.pattern, word).replace(CLASS, name) for name in names] for word in pair
-        )
+        prompts = (written(layout.pattern, word) for word in pair)
+        texts, others = ([prompt.replace(CLASS, name) for name in names] for prompt in prompts)
         lengths = [count_tokens(tokenizer, text) for text in texts]
         for name, length in zip(names, lengths, strict=True):
             if length > context_length:

@@ -32,7 +32,7 @@ def test_counted_operations_are_those_that_run_less_what_attention_masks_away(po
     trees = Trees(backbone)
     layout = trees[tuple(NAMES), PromptLayout(8, position)]
     forest_pass, workspace = ForestPass(Forest(trees.tower, [(layout, 3)])), Workspace(trees.tower)
-    contexts, grads = torch.zeros(3, layout.slot_count, 64), torch.zeros(3, len(NAMES), 24)
+    contexts, grads = torch.zeros(3, layout.vectors, 64), torch.zeros(3, len(NAMES), 24)
     in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         forest_pass.forward([contexts], workspace)

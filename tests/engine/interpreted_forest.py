@@ -39,13 +39,13 @@ def test_a_forest_through_the_kernels_is_the_one_through_the_packs(dtype, layers
     backbone = tiny_backbone(dtype, layers=layers, quick_gelu=quick_gelu, width=width)
     if not start:  # as mT5's tokenizer, so that there may be no constants
         backbone = replace(backbone, tokenizer=partial(startless, backbone.tokenizer))
-    trees, classes = Trees(backbone), (*NAMES, NAMES[1])  # two classes share a leaf
+    trees, classes = Trees(backbone), (*NAMES[:2], NAMES[1])  # two classes share a leaf
     layouts = LAYOUTS if start else LAYOUTS[:1]
     planned = [
         (trees[tree_key(classes, layout)], runs) for layout, runs in zip(layouts, (2, 1, 1), strict=False)
     ]
     forest = Forest(trees.tower, planned)
-    contexts = [torch.randn(runs, tree.slot_count, width, dtype=dtype) for tree, runs in planned]
+    contexts = [torch.randn(runs, tree.vectors, width, dtype=dtype) for tree, runs in planned]
     grads = [torch.randn(runs, len(classes), 24, dtype=dtype) for _, runs in planned]
     results = []
     for forest_pass in (ForestPass(forest), KernelPass(forest)):
@@ -61,7 +61,8 @@ def test_a_step_of_training_is_the_plain_one(make_run, monkeypatch):
     monkeypatch.setattr(training, "row_rule", lambda tower: ANY_ROWS)  # as on a GPU: no spare rows
     backbone = tiny_backbone(layers=2)
     trees = Trees(backbone)
-    runs = [make_run(layout, seed=seed, momentum=0.5 + 0.1 * seed) for seed, layout in enumerate(LAYOUTS)]
+    settings = [{"seed": seed, "momentum": 0.5 + 0.1 * seed, "images": 5} for seed in range(len(LAYOUTS))]
+    runs = [make_run(layout, NAMES[:2], **given) for layout, given in zip(LAYOUTS, settings, strict=True)]
     states = []
     for with_kernels in (False, True):
         active = [ActiveRun.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]

@@ -33,7 +33,7 @@ def random_trees(draw) -> Tree:
     """Prompts with one to 20 vectors before, in, or behind each name, shared by the classes or each class's own."""
     vectors, before, own = draw(st.sampled_from([1, 4, 20])), draw(st.integers(0, 2)), draw(st.booleans())
     prompts = []
-    for number, name in enumerate(draw(st.lists(names, min_size=1, max_size=6))):
+    for number, name in enumerate(draw(st.lists(names, min_size=1, max_size=4))):
         learned = [Slot(True, m + own * vectors * number) for m in range(vectors)]
         cut = (0, vectors // 2, vectors)[before]
         tokens = [Slot(False, token) for token in name]
@@ -41,7 +41,7 @@ def random_trees(draw) -> Tree:
     return build_tree(prompts)
 
 
-forests = st.lists(st.tuples(random_trees(), st.integers(1, 3)), min_size=1, max_size=3)
+forests = st.lists(st.tuples(random_trees(), st.integers(1, 2)), min_size=1, max_size=2)
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

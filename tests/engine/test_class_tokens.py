@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.class_tokens import ClassTokenEncoder
+from fastcoop.engine.encoder import ClassTokenEncoder
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import NAMES, tiny_backbone

@@ -22,7 +22,7 @@ def test_the_estimate_covers_what_a_pass_holds(backbone, position, class_specifi
     trees, runs = Trees(backbone), 8
     layout = trees[NAMES, PromptLayout(16, position, class_specific)]
     forest_pass, workspace = ForestPass(Forest(trees.tower, [(layout, runs)])), Workspace(trees.tower)
-    forest_pass.forward([torch.zeros(runs, layout.slot_count, 32)], workspace)
+    forest_pass.forward([torch.zeros(runs, layout.vectors, 32)], workspace)
     forest_pass.backward([torch.zeros(runs, len(NAMES), 24)], workspace)
     cost = plan_training(backbone, [RunShape(NAMES, PromptLayout(16, position, class_specific), 1)]).runs[0]
     estimate = runs * cost.tree.activation_bytes
@@ -50,7 +50,7 @@ def test_buffers_of_an_earlier_forest_are_freed(backbone):
         layout = trees[names, PromptLayout(4, "mid", names is NAMES)]
         forest_pass = ForestPass(Forest(trees.tower, [(layout, 2)] * len(names)))
         workspace.begin()
-        forest_pass.forward([torch.zeros(2, layout.slot_count, 32)] * len(names), workspace)
+        forest_pass.forward([torch.zeros(2, layout.vectors, 32)] * len(names), workspace)
         forest_pass.backward([torch.zeros(2, len(names), 24)] * len(names), workspace)
         workspace.trim()
         held.append((workspace.nbytes, sum(buffer.memory.numel() > 0 for buffer in workspace._buffers)))

@@ -21,7 +21,7 @@ from fastcoop.engine import (
     plan_training,
     train,
 )
-from fastcoop.engine.class_tokens import ClassTokenEncoder
+from fastcoop.engine.encoder import ClassTokenEncoder
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
 from fastcoop.errors import UserError

@@ -45,27 +45,51 @@ def _store_head(matrix, numbers, index, stride, head, mask, D: tl.constexpr, D_B
 
 
 @triton.jit
-def _load_chain(
-    k, v, constant_k, constant_v, chain, start, end, entry, is_entry, row, kv_stride, constant_stride, head,
-    D: tl.constexpr, D_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Load keys and values of a chain's entries; return which of the rows ``row`` read them, and the keys' rows."""
-    key = tl.load(chain + entry, mask=is_entry, other=0)
-    first = tl.load(start + entry, mask=is_entry, other=0)
-    stop = tl.load(end + entry, mask=is_entry, other=0)
-    is_row, is_constant = is_entry & (key >= 0), is_entry & (key < 0)
-    # One of the two loads is masked, and adds zero.
-    keys = _load_head(k, key, kv_stride, head, is_row, D, D_BLOCK)
-    keys += _load_head(constant_k, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
-    values = _load_head(v, key, kv_stride, head, is_row, D, D_BLOCK)
-    values += _load_head(constant_v, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
-    reads = (first[None, :] <= row[:, None]) & (row[:, None] < stop[None, :])
-    return keys, values, reads, key
+def _scores(q, k, reads, PRECISION: tl.constexpr):
+    return tl.where(reads, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
 
 
 @triton.jit
-def _scores(q, k, reads, PRECISION: tl.constexpr):
-    return tl.where(reads, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
+def _read_tile(
+    q, k, v, tiles, row_end, query_of_row, q_stride, kv_stride, tile, head,
+    D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Read a tile: its rows, queries, keys, values and scores, and where its chain begins and ends."""
+    first, rows, begin = (
+        tl.load(tiles + 4 * tile),
+        tl.load(tiles + 4 * tile + 1),
+        tl.load(tiles + 4 * tile + 2),
+    )
+    row = first + tl.arange(0, TILE)
+    is_row = row < first + rows
+    query = tl.load(query_of_row + row, mask=is_row, other=-1)
+    end = tl.load(row_end + row, mask=is_row, other=0)
+    queries = _load_head(q, query, q_stride, head, query >= 0, D, D_BLOCK)
+    keys = _load_head(k, row, kv_stride, head, is_row, D, D_BLOCK)
+    values = _load_head(v, row, kv_stride, head, is_row, D, D_BLOCK)
+    scores = _scores(queries, keys, (row[None, :] <= row[:, None]) & (row[:, None] < end[None, :]), PRECISION)
+    return row, is_row, query, queries, keys, values, scores, begin, begin + tl.load(tiles + 4 * tile + 3)
+
+
+@triton.jit
+def _read_chain(
+    k, v, constant_k, constant_v, chain, chain_start, chain_end, begin, stop, row, queries, kv_stride, constant_stride,
+    head, D: tl.constexpr, D_BLOCK: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Read CHAIN entries: their keys, values and scores with the queries of ``row``, and the keys' rows or -1."""
+    entry = begin + tl.arange(0, CHAIN)
+    is_entry = entry < stop
+    key = tl.load(chain + entry, mask=is_entry, other=-1)
+    first = tl.load(chain_start + entry, mask=is_entry, other=0)
+    end = tl.load(chain_end + entry, mask=is_entry, other=0)
+    is_constant = is_entry & (key < 0)
+    # One of the two loads is masked, and adds zero.
+    keys = _load_head(k, key, kv_stride, head, key >= 0, D, D_BLOCK)
+    keys += _load_head(constant_k, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
+    values = _load_head(v, key, kv_stride, head, key >= 0, D, D_BLOCK)
+    values += _load_head(constant_v, -1 - key, constant_stride, head, is_constant, D, D_BLOCK)
+    reads = (first[None, :] <= row[:, None]) & (row[:, None] < end[None, :])
+    return keys, values, _scores(queries, keys, reads, PRECISION), key
 
 
 @triton.jit
@@ -75,39 +99,27 @@ def forward_kernel(
     D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
-    first_row, rows = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
-    first_entry, entries = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
-    row = first_row + tl.arange(0, TILE)
-    is_row = row < first_row + rows
-    query = tl.load(query_of_row + row, mask=is_row, other=-1)
-    is_query = query >= 0
-    end = tl.load(row_end + row, mask=is_row, other=0)
-
-    queries = _load_head(q, query, q_stride, head, is_query, D, D_BLOCK)
-    keys = _load_head(k, row, kv_stride, head, is_row, D, D_BLOCK)
-    values = _load_head(v, row, kv_stride, head, is_row, D, D_BLOCK)
-    scores = _scores(queries, keys, (row[None, :] <= row[:, None]) & (row[:, None] < end[None, :]), PRECISION)
-    largest = tl.max(scores, 1)
-    largest = tl.where(is_row, largest, 0.0)  # rows that only fill up the tile read nothing
+    row, is_row, query, queries, _, values, scores, first, stop = _read_tile(
+        q, k, v, tiles, row_end, query_of_row, q_stride, kv_stride, tile, head, D, D_BLOCK, TILE, PRECISION
+    )
+    largest = tl.where(is_row, tl.max(scores, 1), 0.0)  # rows that only fill up the tile read nothing
     p = tl.exp(scores - largest[:, None])
     total = tl.sum(p, 1)
     sums = tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
-    for begin in range(0, entries, CHAIN):
-        entry = first_entry + begin + tl.arange(0, CHAIN)
-        chain_keys, chain_values, reads, _ = _load_chain(
-            k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
-            kv_stride, constant_stride, head, D, D_BLOCK,
+    for begin in range(first, stop, CHAIN):
+        _, more_values, more_scores, _ = _read_chain(
+            k, v, constant_k, constant_v, chain, chain_start, chain_end, begin, stop, row, queries,
+            kv_stride, constant_stride, head, D, D_BLOCK, CHAIN, PRECISION,
         )  # fmt: skip
-        chain_scores = _scores(queries, chain_keys, reads, PRECISION)
-        larger = tl.maximum(largest, tl.max(chain_scores, 1))
+        larger = tl.maximum(largest, tl.max(more_scores, 1))
         factor = tl.exp(largest - larger)
-        chain_p = tl.exp(chain_scores - larger[:, None])
-        total = total * factor + tl.sum(chain_p, 1)
+        p = tl.exp(more_scores - larger[:, None])
+        total = total * factor + tl.sum(p, 1)
         sums = sums * factor[:, None]
-        sums += tl.dot(chain_p.to(values.dtype), chain_values, input_precision=PRECISION)
+        sums += tl.dot(p.to(values.dtype), more_values, input_precision=PRECISION)
         largest = larger
     total = tl.where(is_row, total, 1.0)
-    _store_head(out, sums / total[:, None], query, out_stride, head, is_query, D, D_BLOCK)
+    _store_head(out, sums / total[:, None], query, out_stride, head, query >= 0, D, D_BLOCK)
 
 
 @triton.jit
@@ -138,39 +150,27 @@ def backward_kernel(
     D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
-    first_row, rows = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
-    first_entry, entries = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
-    row = first_row + tl.arange(0, TILE)
-    is_row = row < first_row + rows
-    query = tl.load(query_of_row + row, mask=is_row, other=-1)
+    row, is_row, query, queries, keys, values, scores, first, stop = _read_tile(
+        q, k, v, tiles, row_end, query_of_row, q_stride, kv_stride, tile, head, D, D_BLOCK, TILE, PRECISION
+    )
     is_query = query >= 0
-    end = tl.load(row_end + row, mask=is_row, other=0)
-
-    queries = _load_head(q, query, q_stride, head, is_query, D, D_BLOCK)
     grads = _load_head(grad, query, grad_stride, head, is_query, D, D_BLOCK)
-    keys = _load_head(k, row, kv_stride, head, is_row, D, D_BLOCK)
-    values = _load_head(v, row, kv_stride, head, is_row, D, D_BLOCK)
-    scores = _scores(queries, keys, (row[None, :] <= row[:, None]) & (row[:, None] < end[None, :]), PRECISION)
     grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-    entry = first_entry + tl.arange(0, CHAIN)
-    chain_keys, chain_values, chain_reads, chain_row = _load_chain(
-        k, v, constant_k, constant_v, chain, chain_start, chain_end, entry, entry < first_entry + entries, row,
-        kv_stride, constant_stride, head, D, D_BLOCK,
+    chain_keys, chain_values, chain_scores, chain_row = _read_chain(
+        k, v, constant_k, constant_v, chain, chain_start, chain_end, first, stop, row, queries,
+        kv_stride, constant_stride, head, D, D_BLOCK, CHAIN, PRECISION,
     )  # fmt: skip
-    chain_scores = _scores(queries, chain_keys, chain_reads, PRECISION)
     chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
 
     largest = tl.where(is_row, tl.max(scores, 1), 0.0)  # rows that only fill up the tile read nothing
     none = tl.zeros_like(largest)
     largest, total, weighted = _add_keys(largest, none, none, scores, grad_p)
     largest, total, weighted = _add_keys(largest, total, weighted, chain_scores, chain_grad_p)
-    for begin in range(CHAIN, entries, CHAIN):
-        more = entry + begin
-        more_keys, more_values, reads, _ = _load_chain(
-            k, v, constant_k, constant_v, chain, chain_start, chain_end, more, more < first_entry + entries, row,
-            kv_stride, constant_stride, head, D, D_BLOCK,
+    for begin in range(first + CHAIN, stop, CHAIN):
+        _, more_values, more_scores, _ = _read_chain(
+            k, v, constant_k, constant_v, chain, chain_start, chain_end, begin, stop, row, queries,
+            kv_stride, constant_stride, head, D, D_BLOCK, CHAIN, PRECISION,
         )  # fmt: skip
-        more_scores = _scores(queries, more_keys, reads, PRECISION)
         more_grad_p = tl.dot(grads, tl.trans(more_values), input_precision=PRECISION)
         largest, total, weighted = _add_keys(largest, total, weighted, more_scores, more_grad_p)
     # A row without a query gives nothing.
@@ -183,22 +183,21 @@ def backward_kernel(
     place = tl.load(place_of_row + row, mask=is_row, other=-1)
     _store_head(grad_k, grad_keys, place, grad_qkv_stride, head, place >= 0, D, D_BLOCK)
     _store_head(grad_v, grad_values, place, grad_qkv_stride, head, place >= 0, D, D_BLOCK)
-    for begin in range(0, entries, CHAIN):
-        if begin > 0:
-            chain_keys, chain_values, chain_reads, chain_row = _load_chain(
-                k, v, constant_k, constant_v, chain, chain_start, chain_end, entry + begin,
-                entry + begin < first_entry + entries, row, kv_stride, constant_stride, head, D, D_BLOCK,
+    for begin in range(first, stop, CHAIN):
+        if begin > first:
+            chain_keys, chain_values, chain_scores, chain_row = _read_chain(
+                k, v, constant_k, constant_v, chain, chain_start, chain_end, begin, stop, row, queries,
+                kv_stride, constant_stride, head, D, D_BLOCK, CHAIN, PRECISION,
             )  # fmt: skip
-            chain_scores = _scores(queries, chain_keys, chain_reads, PRECISION)
             chain_grad_p = tl.dot(grads, tl.trans(chain_values), input_precision=PRECISION)
         more_grad_queries, chain_grad_k, chain_grad_v = _gradients(
             queries, grads, chain_keys, chain_scores, chain_grad_p, largest, inverse, mean, PRECISION
         )
         grad_queries += more_grad_queries
-        has_slot = (entry + begin < first_entry + entries) & (chain_row >= 0)
-        has_slot &= tl.load(place_of_row + chain_row, mask=has_slot, other=-1) >= 0
-        _store_head(slot_k, chain_grad_k, entry + begin, slot_stride, head, has_slot, D, D_BLOCK)
-        _store_head(slot_v, chain_grad_v, entry + begin, slot_stride, head, has_slot, D, D_BLOCK)
+        entry = begin + tl.arange(0, CHAIN)
+        has_slot = tl.load(place_of_row + chain_row, mask=chain_row >= 0, other=-1) >= 0
+        _store_head(slot_k, chain_grad_k, entry, slot_stride, head, has_slot, D, D_BLOCK)
+        _store_head(slot_v, chain_grad_v, entry, slot_stride, head, has_slot, D, D_BLOCK)
     _store_head(grad_q, grad_queries, place, grad_qkv_stride, head, is_query & (place >= 0), D, D_BLOCK)
 
 

@@ -59,11 +59,11 @@ class KernelPass:
         self.vectors = 0
         for g in groups:
             layout, run = g.tree_layout, np.arange(g.runs)[:, None]
-            slots = layout.tree.index[layout.tree.live & layout.tree.learned]
-            vectors.append((self.vectors + run * layout.slot_count + slots).ravel())
+            vector_of_row = layout.tree.index[layout.tree.live & layout.tree.learned]
+            vectors.append((self.vectors + run * layout.vectors + vector_of_row).ravel())
             _, class_leaf = np.unique(layout.tree.leaf, return_inverse=True)
             leaves.append((g.leaves.start + run * layout.leaves + class_leaf).ravel())
-            self.vectors += g.runs * layout.slot_count
+            self.vectors += g.runs * layout.vectors
         vector_of_row, leaf_of_class = np.concatenate(vectors), np.concatenate(leaves)
         self.vector_of_row = torch.as_tensor(vector_of_row.astype(np.int32), device=device)  # of learned rows
         self.leaf_of_class = torch.as_tensor(leaf_of_class, device=device)
@@ -73,7 +73,7 @@ class KernelPass:
     # Group by group, as `tower.ForestPass`.
 
     def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return each group's class features (runs, classes, dim), from contexts (runs, slots, width) of each."""
+        """Return each group's class features (runs, classes, dim), from contexts (runs, vectors, width) of each."""
         features = self.class_features(torch.cat([c.flatten(0, 1) for c in contexts]), workspace)
         parts = features.split([g.runs * len(g.tree_layout.tree.leaf) for g in self.forest.groups])
         return [p.unflatten(0, (g.runs, -1)) for p, g in zip(parts, self.forest.groups, strict=True)]
@@ -82,7 +82,7 @@ class KernelPass:
         """Return the gradients of the contexts, shaped as they were, from those of the class features."""
         grad = torch.cat([g.flatten(0, 1) for g in grads]).to(self.tower.dtype)
         parts = self.vector_grads(grad, workspace).split(
-            [g.runs * g.tree_layout.slot_count for g in self.forest.groups]
+            [g.runs * g.tree_layout.vectors for g in self.forest.groups]
         )
         return [p.unflatten(0, (g.runs, -1)) for p, g in zip(parts, self.forest.groups, strict=True)]
 

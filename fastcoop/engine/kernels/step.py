@@ -62,18 +62,8 @@ def cross_entropy_kernel(
     total, right = tl.zeros((BATCH,), DTYPE), tl.zeros((BATCH,), DTYPE)
     for begin in range(0, classes, CLASSES):
         cosines, _, _ = _cosines(
-            features,
-            images,
-            first + begin,
-            classes - begin,
-            image,
-            is_image,
-            dim,
-            DTYPE,
-            DIM_BLOCK,
-            CLASSES,
-            BATCH,
-        )
+            features, images, first + begin, classes - begin, image, is_image, dim, DTYPE, DIM_BLOCK, CLASSES, BATCH
+        )  # fmt: skip
         logits = tl.where((begin + c < classes)[None, :], scale * cosines, float("-inf"))
         right += tl.sum(tl.where((begin + c)[None, :] == label[:, None], logits, 0.0), 1)
         larger = tl.maximum(largest, tl.max(logits, 1), propagate_nan=tl.PropagateNan.ALL)
