@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate
 from fastcoop.errors import UserError
+from fastcoop.memo import memoize
 from fastcoop.progress import counted
 
 SPLITS = ("train", "val", "test")
@@ -78,6 +79,10 @@ class Dataset:
     class_ids: tuple[str, ...] = ()
     whole: Dataset | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def files(self, split: str, rows: Iterable[int]) -> list[Path]:
+        """Return the image files at ``rows`` of a split."""
+        return [self.root / self.splits[split].paths[row] for row in rows]
 
 
 def make_dataset(
@@ -203,6 +208,7 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
     )  # fmt: skip
 
 
+@memoize(3)
 def rows_in_whole(half: Dataset, split: str) -> np.ndarray:
     """Return the positions of a half's images in the whole dataset's split, int64 (images,), ascending."""
     assert half.whole is not None

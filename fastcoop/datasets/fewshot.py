@@ -70,7 +70,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     if "train" not in dataset.splits:
         raise UserError(f"Dataset {dataset.name} has only test images; nothing can be trained on it.")
     train, val = dataset.splits["train"], dataset.splits.get("val", Split((), np.zeros(0, np.int64)))
-    rows, classes, val_classes = _drawable(dataset)
+    rows = _drawable(dataset)[0]
     if isinstance(shots, str):
         return FewShot(rows, np.arange(len(val), dtype=np.int64))
     counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names))
@@ -82,12 +82,20 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     subset = _read_subset(dataset, shots, seed)
     if "val" in subset:
         return FewShot(subset["train"], subset["val"])
-    rng = random.Random(seed)
+    if not subset:
+        return _drawn(dataset, shots, seed)
     # ImageNet's official subsets have no validation set: the one drawn here shares no image with them.
-    drawn = subset["train"] if subset else rows[_draw(classes, shots, rng)]
-    used = {train.paths[row] for row in drawn} if subset else set()
-    val_drawn = _draw(val_classes, min(shots, MAX_VAL_SHOTS), rng)
-    return FewShot(drawn, np.array([row for row in val_drawn if val.paths[row] not in used], dtype=np.int64))
+    used = {train.paths[row] for row in subset["train"]}
+    val_drawn = _draw(_drawable(dataset)[2], min(shots, MAX_VAL_SHOTS), random.Random(seed))
+    return FewShot(
+        subset["train"], np.array([row for row in val_drawn if val.paths[row] not in used], np.int64)
+    )
+
+
+@memoize(256)  # of few numbers; caching and runs, over every backbone, share them
+def _drawn(dataset: Dataset, shots: int, seed: int) -> FewShot:
+    rng, (rows, classes, val_classes) = random.Random(seed), _drawable(dataset)
+    return FewShot(rows[_draw(classes, shots, rng)], _draw(val_classes, min(shots, MAX_VAL_SHOTS), rng))
 
 
 def validation_images(dataset: Dataset, train: np.ndarray, shots: int | str, seed: int) -> np.ndarray:

@@ -6,11 +6,11 @@ from fastcoop.exchange.runs import (
     ImportedRun,
     LearnedRun,
     export_run,
+    export_text_features,
     find_run,
     import_coop,
     make_classifier,
 )
-from fastcoop.exchange.text_features import export_text_features
 
 __all__ = [
     "FORMATS", "Classifier", "ImportedRun", "LearnedRun", "Prediction", "export_run", "export_text_features",

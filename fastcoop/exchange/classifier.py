@@ -17,13 +17,12 @@ from fastcoop.checks import several
 from fastcoop.datasets.files import Tree
 from fastcoop.datasets.notes import notes_on_unknown_endings
 from fastcoop.errors import MissingFile, UserError, writing
-from fastcoop.features.images import RECIPES, UnreadableImage, crops, normalize, read_rgb
+from fastcoop.features.images import RECIPES, UnreadableImage, encode_pictures
 from fastcoop.methods import unit
 from fastcoop.results.parameters import write_arrays
 
 FORMAT = {"format": "fastcoop classifier"}
 VERSIONS = ("1", "2")  # 2: with a bias
-BATCH_SIZE = 32  # images
 
 log = logging.getLogger("fastcoop")
 
@@ -222,23 +221,10 @@ def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | P
     """
     classifier.check_backbone(backbone)
     paths = [Path(image) for image in several(images)]
-    unusable = f"{backbone.name} gives it features that are not finite"
-    for start in range(0, len(paths), BATCH_SIZE):
-        pixels: dict[Path, np.ndarray] = {}
-        problems: dict[Path, str] = {}
-        found: dict[Path, np.ndarray] = {}
-        batch = paths[start : start + BATCH_SIZE]
-        for path in batch:
-            try:
-                pixels[path] = crops(
-                    read_rgb(path), path.name, [0], classifier.preprocess, classifier.recipe, 0
-                )
-            except UnreadableImage as error:
-                problems[path] = str(error)
-        if pixels:
-            inputs = normalize(np.concatenate([*pixels.values()]), classifier.preprocess, backbone.device)
-            rows = classifier.probabilities(backbone.encode_images(inputs).float().cpu().numpy())
-            found = {path: row for path, row in zip(pixels, rows, strict=True) if np.isfinite(row).all()}
-        for path in batch:
-            problem = None if path in found else problems.get(path, unusable)
-            yield Prediction(path, found.get(path), problem)
+    for path, found in zip(paths, encode_pictures(backbone, paths, classifier.recipe), strict=True):
+        if isinstance(found, UnreadableImage):
+            yield Prediction(path, None, str(found))
+        elif np.isfinite(row := classifier.probabilities(found[None])[0]).all():
+            yield Prediction(path, row)
+        else:
+            yield Prediction(path, None, f"{backbone.name} gives it features that are not finite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.checks import whole_number
+from fastcoop.checks import several, whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
@@ -29,20 +30,29 @@ from fastcoop.exchange.coop_files import (
     write_coop_file,
 )
 from fastcoop.features.images import RECIPES, check_recipe
+from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS, Data, LinearClassifier, Outcome, RunSpec, unit
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, layout_of
 from fastcoop.methods.schedule import paper_epochs
-from fastcoop.results import load_contexts, load_predictions
+from fastcoop.progress import progress
+from fastcoop.results import load_contexts, load_predictions, load_results
+from fastcoop.results.metadata import recorded_datasets
 from fastcoop.results.parameters import load_parameters, parameters_path, write_arrays
 from fastcoop.results.read import find_key, load_run, load_runs
 from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.store import open_store
-from fastcoop.sweeps.evaluation import restore_run
+from fastcoop.results.tables import select_rows
+from fastcoop.sweeps.evaluation import load_backbones, restore_run
 from fastcoop.sweeps.records import read_settings, record_outcome
 
 FORMATS = ("coop", "safetensors", "classifier")
 HEADER = {"format": "fastcoop contexts", "format_version": "1"}
+SCALE = 100.0  # that readers of class weights multiply products by
+METHOD_NAMES = {"task_res": "taskres"}  # where readers of class weights have other names than grid files
+ENCODERS = {
+    "RN50": "rn50", "RN101": "rn101", "ViT-B-32": "vit_b32", "ViT-B-16": "vit_b16", "ViT-L-14": "vit_l14",
+}  # fmt: skip
 IN_RESULTS = ("key", "backbone", "backbone_digest", "dataset", "shots", "seed", "epochs")
 IN_ORIGIN = ("key", "dataset", "shots", "seed", "epochs", "settings")
 TOLERANCE = 2e-3  # of embeddings in float16, against the same in float32
@@ -153,23 +163,37 @@ def linear_classifier(results: str | Path, key: str, backbone: str | None = None
     """
     folder = Path(results)
     key = find_key(folder, key)
-    row = next(one for one in load_runs(folder).itertuples() if one.key == key)
-    model = RecordedRun(key, str(row.backbone), str(row.backbone_digest)).load_backbone(backbone)
-    run, kept = restore_run(folder, row, model), load_parameters(folder, key)
-    template = json.loads(str(row.settings)).get(DATASET_PROMPT, run.data.dataset.template)
-    data = Data(replace(run.data.dataset, template=template), None)
-    made = METHODS[run.method].classifier(model, replace(run, data=data), data)
-    if not (isinstance(made, LinearClassifier) and made.unit_length and made.rows is None):
+    row: Any = next(one for one in load_runs(folder).itertuples() if one.key == key)
+    model = RecordedRun(key, row.backbone, row.backbone_digest).load_backbone(backbone)
+    if (made := _linear(folder, row, model)) is None:
         raise UserError(
             f"Run {key[:12]} is {row.label}, whose logits are no linear function of image features of length 1, as a "
             "classifier file needs; choose a run of another method."
         )
+    names, kept = restore_run(folder, row, model).data.class_names, load_parameters(folder, key)
     origin = {name: str(getattr(row, name)) for name in IN_ORIGIN}
     recipe = kept.recipe if kept is not None and kept.recipe in RECIPES else "current"
     return Classifier(
-        data.class_names, made.weights, made.scale, model.preprocess, str(row.backbone), str(row.backbone_digest),
-        origin, str(recipe), made.bias,
-    )  # fmt: skip
+        names,
+        made.weights,
+        made.scale,
+        model.preprocess,
+        row.backbone,
+        row.backbone_digest,
+        origin,
+        recipe,
+        made.bias,
+    )
+
+
+def _linear(folder: Path, row: Any, backbone: Backbone) -> LinearClassifier | None:
+    """Return the classifier of a recorded run; None if it is no linear function of image features of length 1."""
+    run = restore_run(folder, row, backbone)
+    prompt = recorded_datasets(folder).get(row.dataset, {}).get("prompt", "{}").replace("[CLASS]", "{}")
+    template = json.loads(row.settings).get(DATASET_PROMPT, prompt)
+    data = Data(replace(run.data.dataset, template=template), None)
+    made = METHODS[run.method].classifier(backbone, replace(run, data=data), data)
+    return made if isinstance(made, LinearClassifier) and made.unit_length and made.rows is None else None
 
 
 @fresh_state()
@@ -199,12 +223,10 @@ def export_run(
         linear_classifier(results, key, backbone).save(path)
         return path
     run = find_run(results, key)
-    if format == "safetensors":
-        if backbone is not None:
-            run.load_backbone(backbone)
+    model = None if format == "safetensors" and backbone is None else run.load_backbone(backbone)
+    if format == "safetensors" or model is None:
         run.write_contexts(path)
         return path
-    model = run.load_backbone(backbone)
     if format == "classifier":
         make_classifier(run, model).save(path)
         return path
@@ -221,6 +243,70 @@ def export_run(
     with writing(path):
         write_coop_file(path, contexts, *frozen, run.epochs)
     return path
+
+
+@fresh_state()
+def export_text_features(
+    results: str | Path,
+    out: str | Path,
+    *,
+    where: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    device: str = "auto",
+) -> list[Path]:
+    """Write the class weights of runs, each as a float32 tensor (classes, dim) of ``torch.load``.
+
+    The layout is that of the prototypes of TransCLIP (Zanella et al., NeurIPS 2024):
+    ``Few-shot/METHOD/ENCODER/Kshots/DATASET/seedS/text_features.pt``. The products of a tensor with image features of
+    length 1, times 100, are logits.
+
+    Args:
+        results: A results folder.
+        out: Folder to write ``Few-shot/...`` to.
+        where: Conditions on the runs, as `results list` takes them. Runs without few-shot training are left out.
+        backbones: Names or folders of the runs' backbones, if they are not found by their recorded names.
+        device: Of the backbones.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: There is no such run, several runs would be written to one file, a run's logits are no products of
+            image features of length 1 and class weights, or a file cannot be written.
+    """
+    folder = Path(results)
+    table = load_results(folder)
+    few_shot = table[(table.dataset == table.source) & (table.shots.astype(str) != "0")]
+    table = select_rows(few_shot, several(where))
+    if table.empty:
+        raise UserError(f"{folder} has no few-shot run that meets the conditions; change --where.")
+    rows: list[Any] = list(table.itertuples())
+    places: dict[Path, str] = {}
+    for row in rows:
+        method, encoder = METHOD_NAMES.get(row.method, row.method), ENCODERS.get(row.backbone, row.backbone)
+        path = Path(out, "Few-shot", method, encoder, f"{row.shots}shots", row.dataset, f"seed{row.seed}")
+        if path in places:
+            raise UserError(
+                f"Runs of {places[path]} and {row.label} would both be written to {path}; choose one with --where, "
+                f'such as --where "label={row.label}".'
+            )
+        places[path] = row.label
+    models = load_backbones(rows, several(backbones), device)
+    with progress("Exporting class weights", len(places)) as advance:
+        for path, row in zip(places, rows, strict=True):
+            found = _linear(folder, row, models[row.backbone_digest])
+            if found is None or found.bias is not None:
+                raise UserError(
+                    f"The logits of {row.label} are no products of image features and class weights, so they have no "
+                    "text_features.pt; leave such runs out with --where."
+                )
+            weights = np.asarray(found.weights * (found.scale / SCALE), np.float32)
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path / "text_features.pt") as part:
+                    torch.save(torch.from_numpy(weights), part)
+            advance()
+    return [path / "text_features.pt" for path in places]
 
 
 class ImportedRun(NamedTuple):

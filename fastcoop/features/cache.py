@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from fastcoop.features.encode import (
     read_chunk,
 )
 from fastcoop.features.image_files import unknown_files
-from fastcoop.features.images import FLIP, View, check_recipe
+from fastcoop.features.images import FLIP, check_recipe
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
-from fastcoop.features.store_file import BEFORE, KINDS, ROWS_AT_ONCE, Block, SplitContent, write_store
+from fastcoop.features.store_file import KINDS, ROWS_AT_ONCE, Block, SplitContent, write_store
 from fastcoop.files import lock
 from fastcoop.progress import counted
 
@@ -119,20 +120,21 @@ def cache_features(
 
     Raises:
         UserError: An unknown kind, recipe, dtype or precision, an image tower without a projection for "pre", TF32 on a
-            CPU, a store made with other weights, images or
-            settings, a disk that cannot be written; and, after everything else is stored, images that could not be
-            decoded (``UnreadableImages``), or no test image that could be.
+            CPU, a store made with other weights, images or settings, a disk that cannot be written; and, after
+            everything else is stored, images that could not be decoded (``UnreadableImages``), or no test image.
     """
     check_recipe(recipe)
     check_dtype(dtype)
-    kinds = check_kinds(kinds)
+    for kind in (kinds := several(kinds)):
+        if kind not in KINDS:
+            raise unknown("kind of features", kind, KINDS)
     view_seed = whole_number(view_seed, "view_seed")
-    views = whole_number(views, "views", 0, MOST_VIEWS)
-    if precision is not None and precision not in PRECISIONS:
+    counts = view_counts(kinds, whole_number(views, "views", 0, MOST_VIEWS))
+    if precision not in (None, *PRECISIONS):
         raise UserError(f'Features are computed in float32, tf32 or bfloat16, not "{precision}".')
     if batch_size is not None:
         batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
-    shots, seeds = several(shots), several(seeds)
+    draws = list(product(several(shots), several(seeds)))
     backbone, dataset = backbone_from_spec(backbone), find_dataset(dataset)
     dataset = dataset.whole or dataset
     path = store_path(cache_root, backbone, dataset)
@@ -140,12 +142,17 @@ def cache_features(
         FeatureStore.open(path, backbone, dataset)
         return path
     encoding = Encoding(
-        backbone, dataset, recipe, view_seed, views if "coop" in kinds else 0, dtype, batch_size, precision,
-        counts_of(kinds, views),
-    )  # fmt: skip
+        backbone,
+        dataset,
+        recipe,
+        view_seed,
+        dtype=dtype,
+        batch_size=batch_size,
+        precision=precision,
+        **counts,
+    )
     _ = encoding.before_dim  # refuses a tower without a projection before anything is written
-    draws = [(number, seed) for number in shots for seed in seeds if "train" in dataset.splits]
-    subsets = [few_shot(dataset, number, seed).train for number, seed in draws]
+    subsets = [few_shot(dataset, *draw).train for draw in draws] if "train" in dataset.splits else []
     failures: Failures = {}
 
     def make_plan() -> EncodingPlan:
@@ -174,7 +181,7 @@ def cache_features(
                 if not plan.chunks:
                     assemble(plan, path, skip_unreadable)
     _report(dataset, failures, skip_unreadable)
-    _check_coverage(dataset, FeatureStore.open(path), shots, seeds)
+    _check_coverage(dataset, FeatureStore.open(path), draws, subsets)
     return path
 
 
@@ -188,13 +195,6 @@ class EncodingPlan:
     # By split: ascending indices of all images to store, and those left out earlier.
     index: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def stored(self, chunk: Chunk) -> dict[str, tuple[View, ...]]:
-        """Return the views that the present store holds of a chunk's images, by array: of all of them or of none."""
-        there = self.store is not None and chunk.split in self.store.splits
-        if self.store is None or not there or not np.isin(chunk.rows[0], self.store.indices(chunk.split)):
-            return {}
-        return self.store.meta.arrays(chunk.split)
 
 
 def plan_encoding(
@@ -248,17 +248,10 @@ def _reconcile(store: FeatureStore, asked: Encoding) -> Encoding:
     return replace(asked, dtype=meta.dtype, views=max(meta.views, asked.views), kinds=kinds)
 
 
-def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """Return the kinds of training features, each once, or raise a UserError for an unknown one."""
-    for kind in (kinds := tuple(dict.fromkeys(several(kinds)))):
-        if kind not in KINDS:
-            raise unknown("kind of features", kind, KINDS)
-    return kinds
-
-
-def counts_of(kinds: Sequence[str], views: int) -> dict[str, int]:
-    """Return the further kinds of features and their augmented views, in the order of `KINDS`."""
-    return {kind: 1 if kind == FLIP else views for kind in KINDS[1:] if kind in kinds}
+def view_counts(kinds: Sequence[str], views: int) -> dict[str, Any]:
+    """Return the ``views`` and ``kinds`` of an `Encoding` with ``views`` augmented views of each kind."""
+    further = {kind: 1 if kind == FLIP else views for kind in KINDS[1:] if kind in kinds}
+    return {"views": views if "coop" in kinds else 0, "kinds": further}
 
 
 def check_dtype(dtype: str) -> None:
@@ -290,8 +283,7 @@ def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
     Those are left out; with ``skip_unreadable`` the store records that they were. An existing store stays as it is if
     no image of the plan could be read and none is to be recorded.
     """
-    failures: Failures = {}
-    contents, skipped = {}, {}
+    failures, contents, skipped = Failures(), {}, {}
     for split, rows in plan.index.items():
         files, readable = unknown_files(len(rows)), np.ones(len(rows), bool)
         if plan.store is not None and split in plan.store.splits:
@@ -300,7 +292,7 @@ def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
             encoded, at = _read(path, plan, chunk), np.searchsorted(rows, chunk.rows)
             failures |= {(split, row): problem for row, problem in encoded.failures(chunk).items()}
             readable[at] &= encoded.problems == ""
-            if not plan.stored(chunk):  # further views do not determine which bytes view 0 was made of
+            if chunk.is_new:  # further views do not determine which bytes view 0 was made of
                 files[at] = encoded.files
         unread = rows[~readable] if skip_unreadable else rows[:0]
         skipped[split] = np.union1d(plan.skipped[split], unread).tolist()
@@ -339,18 +331,13 @@ def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> It
                 features = plan.store.raw(split, slice(start, start + ROWS_AT_ONCE), array=array)
                 yield block(array, old[start : start + ROWS_AT_ONCE], 0, features)
     for chunk in (chunk for chunk in plan.chunks if chunk.split == split):
-        encoded, stored, places = _read(path, plan, chunk), plan.stored(chunk), list(chunk.views)
-        for array, views in plan.encoding.arrays(split).items():
-            first = len(stored.get(array, ()))  # views that the store holds are kept
-            if len(views) > first:
-                found = encoded.before if array == BEFORE else encoded.features
-                columns = [places.index(view) for view in views[first:]]
-                yield block(array, np.array(chunk.rows), first, found[:, columns])
+        encoded = _read(path, plan, chunk)
+        for array, (stored, _) in chunk.adds.items():  # views that the store holds are kept
+            yield block(array, np.array(chunk.rows), stored, encoded.of(chunk, array))
 
 
 def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:
-    encoded = read_chunk(store, plan.encoding, chunk)
-    if encoded is None:
+    if (encoded := read_chunk(store, plan.encoding, chunk)) is None:
         raise UserError(
             f"A part of {store} was removed while the store was being made; run the command again."
         )
@@ -359,33 +346,34 @@ def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:
 
 def _warn_of_changes(plan: EncodingPlan) -> None:
     changed = plan.store.changed if plan.store is not None else {}
-    count = sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items())
-    if count:
+    if count := sum(int(np.isin(indices, plan.index[split]).sum()) for split, indices in changed.items()):
         images, name = counted(count, "image file"), plan.encoding.dataset.name
         log.warning(f"{images} of {name} changed since the last encoding; encoding again.")
 
 
 def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None:
     """Name the images that could not be read, in a warning or an error."""
-    if not failures:
-        return
-    listed = [
-        f"\n  {dataset.root / dataset.splits[split].paths[row]}: {reason}"
+    listed = "".join(
+        f"\n  {dataset.files(split, [row])[0]}: {reason}"
         for (split, row), reason in list(failures.items())[:LISTED]
-    ]
+    )
     if len(failures) > LISTED:
-        listed.append(f"\n  and {len(failures) - LISTED} more")
+        listed += f"\n  and {len(failures) - LISTED} more"
     count = f"{counted(len(failures), 'image')} of {dataset.name} could not be read"
-    if not skip_unreadable:
+    if failures and not skip_unreadable:
         raise UnreadableImages(
             f"{count}; the others are stored. Repair these, or leave them out with --skip-unreadable "
-            f"(skip_unreadable=True in Python):{''.join(listed)}"
+            f"(skip_unreadable=True in Python):{listed}"
         )
-    log.warning(f"{count} and were left out:{''.join(listed)}")
+    if failures:
+        log.warning(f"{count} and were left out:{listed}")
 
 
 def _check_coverage(
-    dataset: Dataset, store: FeatureStore, shots: Sequence[int | str], seeds: Sequence[int]
+    dataset: Dataset,
+    store: FeatureStore,
+    draws: Iterable[tuple[int | str, int]],
+    subsets: Iterable[np.ndarray],
 ) -> None:
     """Refuse a store without test images; warn of subsets without a readable image of some class."""
     if not len(store.indices("test")):
@@ -393,8 +381,7 @@ def _check_coverage(
             f"None of the test images of {dataset.name} could be read, so no accuracy can be measured on it."
         )
     skipped = store.skipped("train")
-    for number, seed in ((number, seed) for number in shots for seed in seeds if len(skipped)):
-        drawn = few_shot(dataset, number, seed).train
+    for (number, seed), drawn in zip(draws, subsets, strict=False) if len(skipped) else ():
         left = set(dataset.splits["train"].labels[drawn[~np.isin(drawn, skipped)]].tolist())
         absent = [name for label, name in enumerate(dataset.class_names) if label not in left]
         if absent:

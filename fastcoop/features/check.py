@@ -15,7 +15,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.features.encode import Chunk, Encoding, cut_chunks, difference, encode_chunks, precision_note
 from fastcoop.features.image_files import find_changes
 from fastcoop.features.store import FeatureStore, find_dataset
-from fastcoop.features.store_file import BEFORE, FEATURES, IMPORTED, StoreMeta
+from fastcoop.features.store_file import FEATURES, IMPORTED, StoreMeta
 from fastcoop.progress import counted
 
 MOST_CLASSES = 100  # whose prompts are encoded to measure what float16 does to logits
@@ -60,10 +60,8 @@ class StoreReport:
             f"weights {meta.backbone_digest[:12]}, dataset {meta.dataset_digest[:12]}",
         ]
         if meta.kinds:
-            kinds = ", ".join(
-                f"{kind} ({counted(views, 'augmented view')})" for kind, views in meta.kinds.items()
-            )
-            lines.append(f"further kinds of features: {kinds}")
+            kinds = (f"{kind} ({counted(views, 'augmented view')})" for kind, views in meta.kinds.items())
+            lines.append(f"further kinds of features: {', '.join(kinds)}")
         if meta.precision_difference is not None:
             lines.append(precision_note(meta.precision, meta.precision_difference))
         if half is not None:
@@ -107,23 +105,19 @@ def check_store(
         damage = [one for array in store.meta.arrays(split) for one in store.file.problems(split, array)]
         report.problems += damage + _split_problems(store, split, None if damage else dataset)
         is_damaged |= bool(damage)
-    reason = ""
+    meta = store.meta
     if backbone is None or dataset is None:
-        reason = ": that takes both --backbone and --dataset"
-    elif store.meta.recipe == IMPORTED:
-        reason = ": the features were imported, without images"
+        report.notes.append("No image was encoded again: that takes both --backbone and --dataset.")
+    elif meta.recipe == IMPORTED:
+        report.notes.append("No image was encoded again: the features were imported, without images.")
     elif is_damaged:
-        reason = ", because the store is damaged"
+        report.notes.append("No image was encoded again, because the store is damaged.")
     else:
         drawn = np.random.default_rng(seed).permutation(sum(report.counts.values()))[:sample]
-        precision = "bfloat16" if store.meta.precision == "bfloat16" else "float32"
-        encoding = Encoding(
-            backbone, dataset, store.meta.recipe, store.meta.view_seed, store.meta.views, "float32", None, precision,
-            store.meta.kinds,
-        )  # fmt: skip
+        made = meta.recipe, meta.view_seed, meta.views
+        precision = "bfloat16" if meta.precision == "bfloat16" else "float32"
+        encoding = Encoding(backbone, dataset, *made, "float32", None, precision, meta.kinds)
         _encode_again(store, encoding, drawn, report)
-    if reason:
-        report.notes.append(f"No image was encoded again{reason}.")
     return report
 
 
@@ -139,7 +133,7 @@ def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) ->
             problems.append(f"The {split} paths differ from the dataset's.")
         if not np.array_equal(source.labels[index], store.labels(split)):
             problems.append(f"The {split} labels differ from the dataset's.")
-        paths = [dataset.root / source.paths[row] for row in index]
+        paths = dataset.files(split, index)
         changed, _ = find_changes(paths, store.files(split), f"Reading {split} image files", hash_all=True)
         if changed.any():
             images, first = counted(int(changed.sum()), f"{split} image file"), paths[int(changed.argmax())]
@@ -166,9 +160,8 @@ def _encode_again(store: FeatureStore, encoding: Encoding, drawn: np.ndarray, re
         failures = found.failures(chunk).items()
         report.problems += [f"{paths[row]} can no longer be read: {problem}." for row, problem in failures]
         rows = np.searchsorted(store.indices(chunk.split), np.array(chunk.rows)[readable])
-        for array, views in encoding.arrays(chunk.split).items():
-            columns = [list(chunk.views).index(view) for view in views]
-            new = (found.before if array == BEFORE else found.features)[readable][:, columns]
+        for array in chunk.adds:
+            new = found.of(chunk, array)[readable]
             worst = max(worst, difference(new, store.raw(chunk.split, rows, array=array).astype(np.float32)))
             if array == FEATURES:
                 encoded.append(new.reshape(-1, new.shape[-1]))

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +30,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features.image_files import find_changes, read_file, unknown_files
 from fastcoop.features.images import UnreadableImage, View, crops, normalize, pillow_defaults, read_rgb
-from fastcoop.features.store_file import BEFORE, StoreMeta, unusable_rows, views_by_array
+from fastcoop.features.store_file import BEFORE, FEATURES, StoreMeta, unusable_rows, views_by_array
 from fastcoop.files import atomic_write
 from fastcoop.progress import Advance, progress
 
@@ -115,15 +114,19 @@ class Chunk(NamedTuple):
     rows: tuple[int, ...]  # ascending indices into the split
     views: Sequence[View]
     before: bool = False  # whether to keep the features before the projection too
+    adds: Mapping[
+        str, tuple[int, Sequence[View]]
+    ] = {}  # by array: its number of stored views, and those to add
 
     @property
     def crops(self) -> int:
         """Number of crops to encode."""
         return len(self.rows) * len(self.views)
 
-    def files(self, dataset: Dataset) -> list[Path]:
-        """Return the image files."""
-        return [dataset.root / dataset.splits[self.split].paths[row] for row in self.rows]
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of these images is stored yet."""
+        return FEATURES in self.adds and self.adds[FEATURES][0] == 0
 
 
 class Decoded(NamedTuple):
@@ -147,6 +150,11 @@ class Encoded(NamedTuple):
         problems = zip(chunk.rows, self.problems.tolist(), strict=True)
         return {row: problem for row, problem in problems if problem}
 
+    def of(self, chunk: Chunk, array: str) -> np.ndarray:
+        """Return the features (rows, views, dim) that the chunk adds to an array."""
+        columns = [list(chunk.views).index(view) for view in chunk.adds[array][1]]
+        return (self.before if array == BEFORE else self.features)[:, columns]
+
 
 def cut_chunks(
     split: str,
@@ -162,12 +170,15 @@ def cut_chunks(
         arrays: Arrays of features and their views, each of which is encoded once.
         stored: The first of these views that the arrays hold already.
     """
-    lacking = {array: views[len(stored.get(array, ())) :] for array, views in arrays.items()}
-    views = tuple(dict.fromkeys(chain.from_iterable(lacking.values())))
+    held = {array: len(stored.get(array, ())) for array in arrays}
+    adds = {
+        array: (held[array], views[held[array] :]) for array, views in arrays.items() if views[held[array] :]
+    }
+    views = tuple(dict.fromkeys(view for _, added in adds.values() for view in added))
     size = max(1, CROPS_PER_CHUNK // max(1, len(views)))
     starts = range(0, len(rows), size) if views else ()
-    before = bool(lacking.get(BEFORE))
-    return [Chunk(split, tuple(rows[start : start + size].tolist()), views, before) for start in starts]
+    cut = (tuple(rows[start : start + size].tolist()) for start in starts)
+    return [Chunk(split, images, views, BEFORE in adds, adds) for images in cut]
 
 
 def encode_chunks(
@@ -280,16 +291,11 @@ def _to_device(encoding: Encoding, crops: Tensor) -> Tensor:
 
 def _check_usable(encoding: Encoding, chunk: Chunk, features: np.ndarray, readable: Sequence[int]) -> None:
     """Raise UserError where the features of a readable image are not finite, or all zeros."""
-    for row in readable:
-        if unusable_rows(features[row : row + 1]).any():
-            what = "are all zeros" if np.isfinite(features[row]).all() else f"{encoding.dtype} cannot hold"
-            advice = (
-                "use --dtype float32, or other weights"
-                if encoding.dtype == "float16"
-                else "use other weights"
-            )
-            path = encoding.dataset.splits[chunk.split].paths[chunk.rows[row]]
-            raise UserError(f"{encoding.backbone.name} gives features of {path} that {what}; {advice}.")
+    for row in np.array(readable, np.int64)[unusable_rows(features[readable])]:
+        what = "are all zeros" if np.isfinite(features[row]).all() else f"{encoding.dtype} cannot hold"
+        advice = "use " + "--dtype float32, or " * (encoding.dtype == "float16") + "other weights"
+        path = encoding.dataset.splits[chunk.split].paths[chunk.rows[row]]
+        raise UserError(f"{encoding.backbone.name} gives features of {path} that {what}; {advice}.")
 
 
 def precision_difference(encoding: Encoding, chunk: Chunk) -> float:
@@ -325,22 +331,17 @@ def encode_missing(encoding: Encoding, chunks: Sequence[Chunk], store: Path) -> 
     dataset, total = encoding.dataset, sum(chunk.crops for chunk in chunks)
     chunks_folder(store).mkdir(parents=True, exist_ok=True)
     logging.getLogger("fastcoop").debug("%s: %d crops to encode.", store, total)
-    with (
-        pillow_defaults(),
-        progress(f"Encoding {dataset.name} with {encoding.backbone.name}", total) as advance,
-    ):
-        missing = []
-        for chunk in chunks:
-            done = read_chunk(store, encoding, chunk)
-            title = f"Reading image files of {dataset.name}"
-            if (
-                done is None
-                or (done.problems != "").any()
-                or find_changes(chunk.files(dataset), done.files, title)[0].any()
-            ):
-                missing.append(chunk)
-            else:
-                advance(chunk.crops)
+
+    def is_done(chunk: Chunk) -> bool:
+        done, title = read_chunk(store, encoding, chunk), f"Reading image files of {dataset.name}"
+        if done is None or (done.problems != "").any():
+            return False
+        return not find_changes(dataset.files(chunk.split, chunk.rows), done.files, title)[0].any()
+
+    title = f"Encoding {dataset.name} with {encoding.backbone.name}"
+    with pillow_defaults(), progress(title, total) as advance:
+        missing = [chunk for chunk in chunks if not is_done(chunk)]
+        advance(total - sum(chunk.crops for chunk in missing))
         for chunk, encoded in encode_chunks(encoding, missing, advance):
             content = io.BytesIO()  # on a full disk zipfile would print errors of its own
             np.savez(content, **encoded._asdict())

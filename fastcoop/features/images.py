@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from fastcoop.backbones import Preprocess
+from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
 from fastcoop.errors import unknown
 
@@ -25,6 +28,7 @@ CROP_SCALE = (0.08, 1.0)  # share of the area kept by the current recipe's rando
 TIP_SCALE = (0.5, 1.0)  # and by Tip-Adapter's
 CROP_RATIO = (3 / 4, 4 / 3)
 ENLARGE = 1.125  # of the recipe in use before October 2021
+PICTURES_AT_ONCE = 32  # outside of datasets
 FLIP = "flip"  # the view that mirrors the test-time crop
 
 View = int | str  # 0: the test-time crop; n: augmentation n; "tip n": Tip-Adapter's augmentation n; "flip"
@@ -124,16 +128,49 @@ def crops(
     view) only, where ``name`` is the path of the image in its dataset. Tip-Adapter's ("tip 1") are random resized crops
     that keep at least half of the area, in every recipe.
     """
-    out = np.empty((len(views), preprocess.size, preprocess.size, 3), np.uint8)
-    for row, view in zip(out, views, strict=True):
-        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape"))
+
+    def crop(view: View) -> Image.Image:
         if view in (0, FLIP):
-            row[:] = np.asarray(RECIPES[recipe](image, preprocess, None))[:, :: -1 if view else 1]
-        elif isinstance(view, str):
-            row[:] = np.asarray(_random_resized_crop(image, preprocess, rng, TIP_SCALE))
-        else:
-            row[:] = np.asarray(RECIPES[recipe](image, preprocess, rng))
-    return out
+            test_crop = RECIPES[recipe](image, preprocess, None)
+            return test_crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view else test_crop
+        rng = random.Random(f"{seed}/{view}/{name}".encode("utf-8", "surrogateescape"))
+        if isinstance(view, str):
+            return _random_resized_crop(image, preprocess, rng, TIP_SCALE)
+        return RECIPES[recipe](image, preprocess, rng)
+
+    return np.stack([np.asarray(crop(view)) for view in views])
+
+
+def encode_pictures(
+    backbone: Backbone, images: Iterable[Any], recipe: str = "current", before: bool = False
+) -> Iterator[np.ndarray | UnreadableImage]:
+    """Encode the test-time crops of pictures that belong to no dataset.
+
+    Args:
+        backbone: Backbone to encode with.
+        images: Paths of image files, or PIL images.
+        recipe: Name of the image transforms.
+        before: Whether to return the features before the image tower's projection.
+
+    Yields:
+        For each picture, its raw features float32 (dim,), or why it cannot be decoded.
+    """
+
+    def crop(image: Any) -> np.ndarray | UnreadableImage:
+        try:
+            rgb = read_rgb(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
+        except UnreadableImage as error:
+            return error
+        return crops(rgb, "", [0], backbone.preprocess, recipe, 0)
+
+    waiting = iter(images)
+    while batch := [crop(image) for image in islice(waiting, PICTURES_AT_ONCE)]:
+        rows: Iterator[np.ndarray] = iter(())
+        if pixels := [one for one in batch if isinstance(one, np.ndarray)]:
+            inputs = normalize(np.concatenate(pixels), backbone.preprocess, backbone.device)
+            found = backbone.encode_images_both(inputs)[1] if before else backbone.encode_images(inputs)
+            rows = iter(found.float().cpu().numpy())
+        yield from (one if isinstance(one, UnreadableImage) else next(rows) for one in batch)
 
 
 def normalize(images: np.ndarray | Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = "a photo of a {}."
 LOGIT_SCALE = 100.0  # CLIP's
-IMAGES_AT_ONCE = 32
 HELD_OUT_EVERY = 5  # images of a class, where no validation images are given
 NO_IMAGES = np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int64)
 NO_DIRECTION = "X has features of length 0, which have no direction; remove these images."
@@ -432,24 +431,16 @@ def encode_images(backbone: Backbone, images: Sequence[Any], before: bool = Fals
     Raises:
         UserError: An image cannot be decoded; `MissingFile` if it is not there.
     """
-    from fastcoop.features.images import UnreadableImage, crops, normalize, read_rgb, to_rgb
-
-    def crop(image: Any) -> np.ndarray:
-        is_path = isinstance(image, str | os.PathLike)
-        try:
-            rgb = read_rgb(Path(image)) if is_path else to_rgb(image)
-        except UnreadableImage as error:
-            kind = MissingFile if is_path and not Path(image).exists() else UserError
-            raise kind(f"The image {image} cannot be read: {error}.") from None
-        return crops(rgb, "", [0], backbone.preprocess, "current", 0)
+    from fastcoop.features.images import UnreadableImage, encode_pictures
 
     found = []
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        pixels = np.concatenate([crop(image) for image in images[start : start + IMAGES_AT_ONCE]])
-        batch = normalize(pixels, backbone.preprocess, backbone.device)
-        features = backbone.encode_images_both(batch)[1] if before else backbone.encode_images(batch)
-        found.append(features.float().cpu().numpy())
-    return np.concatenate(found)
+    for image, features in zip(images, encode_pictures(backbone, images, before=before), strict=True):
+        if isinstance(features, UnreadableImage):
+            is_missing = isinstance(image, str | os.PathLike) and not Path(image).exists()
+            kind = MissingFile if is_missing else UserError
+            raise kind(f"The image {image} cannot be read: {features}.")
+        found.append(features)
+    return np.stack(found)
 
 
 def _are_images(X: Any) -> bool:

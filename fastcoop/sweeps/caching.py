@@ -13,7 +13,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.load import ClassNames
 from fastcoop.features import FeatureStore, cache_all, open_if_there, store_path
-from fastcoop.features.cache import counts_of, plan_encoding
+from fastcoop.features.cache import plan_encoding, view_counts
 from fastcoop.features.encode import Encoding
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import LoadedGrid, load_grid
@@ -111,9 +111,8 @@ def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:
             data = loaded.data(backbone.name, dataset.name)
             shots, seeds = grid.drawn(spec)
             subsets = (data.subset(number, seed).train for number in shots for seed in seeds)
-            views = grid.views if "coop" in grid.kinds else 0
-            kinds = counts_of(grid.kinds, grid.views)
-            encoding = Encoding(backbone, dataset, grid.recipe, views=views, precision=None, kinds=kinds)
+            counts = view_counts(grid.kinds, grid.views)
+            encoding = Encoding(backbone, dataset, grid.recipe, precision=None, **counts)
             plan = plan_encoding(encoding, subsets, data.store, leave_skipped=True)
             if crops := sum(chunk.crops for chunk in plan.chunks):
                 missing[backbone.name, dataset.name] = crops
