@@ -192,7 +192,7 @@ def test_a_command_line_that_is_wrong_is_one_sentence(capsys):
         ("sweep grid.yaml --results other", "fastcoop.sweeps.caching.cache_all"),
         (
             "cache-features colours --backbone tiny --cache other --shots 1",
-            "fastcoop.features.cache.encode_missing",
+            "fastcoop.features.encode.encode_missing",
         ),
         ("evaluate results/grid --targets shades --backbone tiny", "fastcoop.sweeps.evaluate"),
         ("interpret results/grid --backbone tiny", "fastcoop.sweeps.interpret"),

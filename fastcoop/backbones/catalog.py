@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -15,18 +13,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from fastcoop.backbones import sources
 from fastcoop.backbones.late import open_clip
-from fastcoop.backbones.load import EMBEDDED_WEIGHTS, is_model_path
-from fastcoop.backbones.sources import (
-    HUB_PREFIX,
-    OPENAI_CACHE,
-    WEIGHT_SUFFIXES,
-    find_weights,
-    is_model_folder,
-    missing_model,
-    read_folder_config,
-    read_tower_config,
-)
+from fastcoop.backbones.load import EMBEDDED_WEIGHTS, construct, is_model_path
+from fastcoop.backbones.sources import HUB_PREFIX
 from fastcoop.backbones.text_tower import prompt_path_of
 from fastcoop.backbones.weights import expected_sha256
 from fastcoop.errors import UserError, unknown
@@ -164,7 +154,7 @@ def find_backbone(name: str) -> Listed | None:
     path = Path(name).expanduser()
     if name.startswith(HUB_PREFIX):
         if (folder := _cached_models().get(name)) is None:
-            raise missing_model(name.removeprefix(HUB_PREFIX))
+            raise sources.missing_model(name.removeprefix(HUB_PREFIX))
         return _of_folder(folder, name)
     if path.is_dir() and is_model_path(path):
         return _of_folder(path, name)
@@ -208,26 +198,23 @@ def page_lines(one: Listed) -> Iterator[str]:
         facts["parameters"] += f", {_millions(one.image_parameters)} of them for images"
     facts["images"] = f"{one.image_size} x {one.image_size} pixels, features of {one.features} numbers"
     if (text := one.text) is not None:
-        facts["text tower"] = (
-            f"width {text.width}, {text.layers} layers, {text.heads} heads, {text.tokens} tokens"
-        )
+        sizes = f"width {text.width}, {text.layers} layers, {text.heads} heads"
+        facts["text tower"] = f"{sizes}, {text.tokens} tokens"
         if (room := text.tokens - VECTORS - 2) < text.tokens // 2:
             facts["text tower"] += f"; {VECTORS} vectors leave {max(room, 0)} for a class name and full stop"
     facts["tokenizer"] = one.tokenizer
-    facts["prompts"] = ": ".join(
-        filter(None, (f"{one.path} path" if one.path else "not learned", one.reason))
+    facts["prompts"] = (f"{one.path} path" if one.path else "not learned") + (
+        one.reason and f": {one.reason}"
     )
     if one.path and (cost := one.cost) is not None:
         costs = {
             "shared": f"{cost.shared_positions:,} positions, {cost.shared_flops:.2g} operations",
             "plain": f"{cost.plain_positions:,} positions, {cost.plain_flops:.2g} operations",
         }
-        other = "plain" if one.path == "shared" else "shared"
-        ratio = cost.plain_flops / cost.shared_flops
-        facts["a step"] = (
-            f"{CLASSES} classes, M = {cost.vectors}: {costs[one.path]} ({other} path: {costs[other]}"
-        )
-        facts["a step"] += f", {ratio:.0f} times as many)" if other == "plain" else f", 1/{ratio:.0f})"
+        other, ratio = "plain" if one.path == "shared" else "shared", cost.plain_flops / cost.shared_flops
+        share = f"{ratio:.0f} times as many" if other == "plain" else f"1/{ratio:.0f}"
+        step = f"{CLASSES} classes, M = {cost.vectors}: {costs[one.path]}"
+        facts["a step"] = f"{step} ({other} path: {costs[other]}, {share})"
     yield one.name
     yield from (f"  {name:<10}  {fact}" for name, fact in facts.items())
     for number, weights in enumerate(one.weights):
@@ -246,7 +233,7 @@ def _commands(one: Listed) -> Iterator[str]:
     if best.file is None and best.repository:
         yield f"hf download {best.repository} --local-dir FOLDER  # without a network here: elsewhere; then name FOLDER"
     if best.file is None and expected_sha256(best.address):
-        place = OPENAI_CACHE / Path(best.address).name
+        place = sources.OPENAI_CACHE / Path(best.address).name
         yield f"curl -L -o {place} {best.address}  # or only the weights, to this place"
 
 
@@ -259,17 +246,8 @@ def count_parameters(
         config: The model config.
         hf_config: The config of its Hugging Face text tower, if it has one.
     """
-    parts = deepcopy(dict(config))
-    custom_text = parts.pop("custom_text", False) or hf_config is not None
-    kind = "CoCa" if "multimodal_cfg" in parts else "CustomTextCLIP" if custom_text else "CLIP"
-    if "timm_model_name" in parts["vision_cfg"]:
-        parts["vision_cfg"]["timm_model_pretrained"] = False
-    with tempfile.TemporaryDirectory() as folder:
-        if hf_config is not None:
-            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
-            parts["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
-        with torch.device("meta"):
-            model = getattr(open_clip, kind)(**parts)
+    with torch.device("meta"):
+        model: Any = construct(config, hf_config)
     whole, image = (sum(one.numel() for one in part.parameters()) for part in (model, model.visual))
     return whole, image
 
@@ -298,15 +276,10 @@ def text_size(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = N
 def _counts() -> dict[str, tuple[int, int, TextSize]]:
     """Return the parameters, image parameters and text tower of open_clip's models, by name."""
     with COUNTS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["model"]: (
-            int(row["parameters"]),
-            int(row["image_parameters"]),
-            TextSize(**{one.name: int(row[one.name]) for one in fields(TextSize)}),
-        )
-        for row in rows
-    }
+        names, *rows = csv.reader(file)
+    assert names == ["model", "parameters", "image_parameters", *(one.name for one in fields(TextSize))]
+    numbers = {model: list(map(int, row)) for model, *row in rows}
+    return {model: (row[0], row[1], TextSize(*row[2:])) for model, row in numbers.items()}
 
 
 def _plain(name: str) -> str:
@@ -349,7 +322,7 @@ def _facts(
     hub_name = config["text_cfg"].get("hf_model_name")
     if counts is None:
         try:
-            tower = read_tower_config(hub_name, folder) if hub_name else None
+            tower = sources.read_tower_config(hub_name, folder) if hub_name else None
             counts = *count_parameters(config, tower), text_size(config, tower)
         except Exception:  # odd settings may raise any exception; loading explains them
             counts = None, None, None
@@ -363,16 +336,16 @@ def _facts(
 
 
 def _of_folder(folder: Path, name: str) -> Listed:
-    config, _, _ = read_folder_config(folder)
-    return _facts(name, config, (ListedWeights(name, find_weights(folder)),), folder=folder)
+    config, _, _ = sources.read_folder_config(folder)
+    return _facts(name, config, (ListedWeights(name, sources.find_weights(folder)),), folder=folder)
 
 
 def _of_tag(backbone: str, known: Mapping[str, Any]) -> ListedWeights:
     url, (repository, _, filename) = known.get("url", ""), str(known.get("hf_hub", "")).rpartition("/")
-    downloaded = OPENAI_CACHE.expanduser() / Path(url).name
+    downloaded = sources.OPENAI_CACHE.expanduser() / Path(url).name
     found = downloaded if url and downloaded.is_file() else None
     for path in () if found else _snapshot(repository):
-        if path.suffix in WEIGHT_SUFFIXES and (not filename or path.stem == Path(filename).stem):
+        if path.suffix in sources.WEIGHT_SUFFIXES and (not filename or path.stem == Path(filename).stem):
             found = path
     return ListedWeights(backbone, found, repository, url)
 
@@ -393,29 +366,25 @@ def _cached_models() -> dict[str, Path]:
     return {
         HUB_PREFIX + path.parents[1].name.removeprefix("models--").replace("--", "/"): path
         for path in sorted(_hub_cache().glob("models--*/snapshots/*"))
-        if is_model_folder(path) and _is_readable(path)
+        if sources.is_model_folder(path) and _is_readable(path)
     }
 
 
 def _hub_models() -> dict[str, Path]:
     """Return those of the cached models that are not the weights of an open_clip tag."""
     folders = _cached_models()
-    tagged = {str(known.get("hf_hub", "")).rpartition("/")[0] for known in _tags()} if folders else set()
+    tags = open_clip.list_pretrained() if folders else ()
+    tagged = {str(open_clip.get_pretrained_cfg(*tag).get("hf_hub", "")).rpartition("/")[0] for tag in tags}
     return {name: path for name, path in folders.items() if name.removeprefix(HUB_PREFIX) not in tagged}
-
-
-def _tags() -> Iterator[Mapping[str, Any]]:
-    for model, tag in open_clip.list_pretrained():
-        yield open_clip.get_pretrained_cfg(model, tag)
 
 
 def _is_readable(folder: Path) -> bool:
     try:
-        read_folder_config(folder)
+        sources.read_folder_config(folder)
     except UserError:
         return False
     return True
 
 
 def _model_folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if is_model_folder(path) and _is_readable(path)]
+    return [path for path in sorted(folder.iterdir()) if sources.is_model_folder(path) and _is_readable(path)]

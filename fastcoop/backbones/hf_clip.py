@@ -115,14 +115,16 @@ def preprocess_settings(config: Mapping[str, Any], image_size: int, path: Path) 
     Raises:
         UserError: It prepares images in another way than resizing, cropping the center and standardizing.
     """
-    size, crop = config.get("size", image_size), config.get("crop_size", image_size)
-    resample, fixed = config.get("resample", 3), isinstance(size, dict) and "height" in size
-    if isinstance(size, dict):
-        size = size.get(
-            "shortest_edge", size.get("height") if size.get("height") == size.get("width") else None
-        )
-    if isinstance(crop, dict):
-        crop = crop.get("height") if crop.get("height") == crop.get("width") else None
+
+    def side(name: str) -> Any:
+        value = config.get(name, image_size)
+        if not isinstance(value, dict):
+            return value
+        square = value.get("height") if value.get("height") == value.get("width") else None
+        return value.get("shortest_edge", square) if name == "size" else square
+
+    size, crop, resample = side("size"), side("crop_size"), config.get("resample", 3)
+    fixed = isinstance(config.get("size"), dict) and "height" in config["size"]
     wrong = {"size": size != image_size, "resample": resample not in RESAMPLING}
     wrong["crop_size"] = config.get("do_center_crop", True) and crop != image_size
     if odd := next((name for name, is_wrong in wrong.items() if is_wrong), None):
@@ -130,11 +132,8 @@ def preprocess_settings(config: Mapping[str, Any], image_size: int, path: Path) 
             f"{path} has {odd} {config.get(odd)}; expected {PREPROCESSING[odd].format(image_size)} for a model of "
             f"images of {image_size} pixels."
         )
-    mode = "squash" if fixed else "shortest"
-    stated = {"mean": config.get("image_mean"), "std": config.get("image_std")}
-    return {"interpolation": RESAMPLING[resample], "resize_mode": mode} | {
-        k: v for k, v in stated.items() if v
-    }
+    stated = {name: config[f"image_{name}"] for name in ("mean", "std") if config.get(f"image_{name}")}
+    return {"interpolation": RESAMPLING[resample], "resize_mode": "squash" if fixed else "shortest"} | stated
 
 
 def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import fastcoop
-from fastcoop.backbones import hf_clip
+from fastcoop.backbones import hf_clip, sources
 from fastcoop.backbones.backbone import RESIZE_MODES, Backbone, Preprocess, fingerprint
 from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.precision import torch_defaults
-from fastcoop.backbones.sources import (
-    HUB_PREFIX,
-    fetch_model,
-    fetch_weights,
-    find_weights,
-    is_model_folder,
-    read_folder_config,
-    read_tower_config,
-    usual_settings,
-)
+from fastcoop.backbones.sources import HUB_PREFIX
 from fastcoop.backbones.text_tower import text_tower
 from fastcoop.backbones.tokenizer import (
     DEFAULT_LENGTH,
@@ -74,9 +66,7 @@ class _Source:
     weights_file: Path | None = None
     config_file: Path | str = "open_clip"
     preprocess: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = (
-        None  # may hold a Hugging Face tokenizer, and the config of a Hugging Face text tower
-    )
+    folder: Path | None = None  # may hold the config and the tokenizer of a Hugging Face text tower
 
 
 def resolve_device(device: str | torch.device) -> str:
@@ -141,8 +131,8 @@ def backbone_from_spec(
             f'The backbone "{spec}" needs its weights named, as "{spec}:TAG" or "{spec}:FILE"; tags: {tags}.'
         )
     if path.is_dir():  # raises an error that says what the folder lacks
-        find_weights(path)
-        read_folder_config(path)
+        sources.find_weights(path)
+        sources.read_folder_config(path)
     embedded_names = [file.stem for file in EMBEDDED_WEIGHTS.glob("*.safetensors")]
     raise UserError(
         f'There is no backbone "{spec}": neither a model, nor "MODEL:TAG", nor a folder or file on disk.'
@@ -152,7 +142,7 @@ def backbone_from_spec(
 
 def is_model_path(path: Path) -> bool:
     """Return whether ``path`` is a model folder or any file; a folder with a model's name may be a cache's."""
-    return path.is_file() or is_model_folder(path)
+    return path.is_file() or sources.is_model_folder(path)
 
 
 @torch_defaults()
@@ -188,7 +178,7 @@ def load_backbone(
                 f'"{name}" has its own weights; leave out pretrained, or name the model without "{HUB_PREFIX}".'
             )
         name = name.removeprefix(HUB_PREFIX)
-        pretrained = fetch_model(name)
+        pretrained = sources.fetch_model(name)
     if pretrained is None:
         whole_number(seed, "the seed")
         model_name, config, stated = _named_config(name, force_quick_gelu)
@@ -199,7 +189,7 @@ def load_backbone(
         source = _find_source(name, pretrained, force_quick_gelu)
     config, text_cfg = source.config, source.config["text_cfg"]
     quick_gelu, hf_name = config["quick_gelu"], text_cfg.get("hf_model_name")
-    hf_config = read_tower_config(hf_name, source.folder) if hf_name else None
+    hf_config = sources.read_tower_config(hf_name, source.folder) if hf_name else None
     tokenizer = load_tokenizer(text_cfg, source.folder)
     model = _build(config, source.config_file, seed, hf_config)
     if source.weights is not None:
@@ -215,20 +205,18 @@ def load_backbone(
     facts = source.name, digest[:12], "QuickGELU" if quick_gelu else "GELU", preprocess.size
     log.debug("%s: weights %s, %s, images of %d pixels.", *facts)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    trained = source.weights.trained_tokens if source.weights else None
-    return Backbone(
-        source.name, model, digest, tokenizer, preprocess, config["embed_dim"], quick_gelu, trained
-    )
+    trained, dim = source.weights.trained_tokens if source.weights else None, config["embed_dim"]
+    return Backbone(source.name, model, digest, tokenizer, preprocess, dim, quick_gelu, trained)
 
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:
     path = Path(pretrained).expanduser()
-    is_tag = str(pretrained) in {
-        tag for _, tag in open_clip.list_pretrained()
-    }  # a folder may have the name of a tag
-    if is_model_folder(path) or (path.is_dir() and not is_tag):
+    tags = {tag for _, tag in open_clip.list_pretrained()}
+    if sources.is_model_folder(path) or (
+        path.is_dir() and str(pretrained) not in tags
+    ):  # it may have a tag's name
         folder, is_named = path, False
-        path = find_weights(path)
+        path = sources.find_weights(path)
     elif path.is_file():
         folder, is_named = path.parent, _open_clip_model(name) is not None
     else:
@@ -237,7 +225,7 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
     if weights.config is not None:
         return _Source(_clean(name), _with_activation(weights.config, force_quick_gelu), weights, path)
     if not is_named:
-        config, preprocess, config_file = read_folder_config(folder)
+        config, preprocess, config_file = sources.read_folder_config(folder)
         quick_gelu = _activation(force_quick_gelu, weights, config, path)
         other_parts = config["text_cfg"].get("hf_model_name") and config["vision_cfg"].get("timm_model_name")
         if quick_gelu is None and not other_parts:  # the activations of other libraries' towers are their own
@@ -245,7 +233,7 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
         config = _with_activation(config, quick_gelu)
         return _Source(_clean(name), config, weights, path, config_file, preprocess, folder)
     model, config, stated = _named_config(name, force_quick_gelu)
-    usual, unlike = usual_settings(model)
+    usual, unlike = sources.usual_settings(model)
     quick_gelu = _activation(stated, weights, config, path)
     quick_gelu = usual.get("quick_gelu") if quick_gelu is None else quick_gelu
     if quick_gelu is None:
@@ -270,7 +258,7 @@ def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise UserError(f'"{tag}" is neither a file, nor a folder, nor a tag of {model}.{nearest(tag, tags)}')
-    path = fetch_weights(model, tag, known)
+    path = sources.fetch_weights(model, tag, known)
     config = _with_activation(config, known.get("quick_gelu") if stated is None else stated)
     label = model if tag == "openai" else f"{model}-{tag}"
     return _Source(label, config, read_weights(path), path, preprocess=known)
@@ -337,35 +325,38 @@ def _build(
     seed: int = 0,
     hf_config: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the model with random weights from ``seed``, without a download."""
-    config = deepcopy(config)
-    text, is_custom = config["text_cfg"], config.pop("custom_text", False) or hf_config is not None
-    kind = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP" if is_custom else "CLIP"
-    if "timm_model_name" in config["vision_cfg"]:
-        config["vision_cfg"]["timm_model_pretrained"] = False
-    for part in ("vision_cfg", "text_cfg"):
-        config[part]["output_tokens"] = (
-            kind == "CoCa"
-        )  # outputs at every position, which only CoCa's own code needs
-    with tempfile.TemporaryDirectory() as folder:
-        if hf_config is not None:  # open_clip reads a file; this one holds only what was checked
-            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
-            text |= {"hf_model_name": folder, "hf_model_pretrained": False}
-        try:
-            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
-                model: nn.Module = getattr(open_clip, kind)(**config)
-        except Exception as error:  # odd settings may raise any exception
-            if hf_config is not None and "pip install transformers" in str(error):
-                name = NEEDS_TRANSFORMERS.format("The text tower of", origin)
-                raise UserError(name) from None
-            raise UserError(f"The model config from {origin} cannot be built: {error}") from error
+    """Return the model with random weights from ``seed``, without a download."""
+    try:
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
+            model = construct(config, hf_config)
+    except Exception as error:  # odd settings may raise any exception
+        if hf_config is not None and "pip install transformers" in str(error):
+            raise UserError(NEEDS_TRANSFORMERS.format("The text tower of", origin)) from None
+        raise UserError(f"The model config from {origin} cannot be built: {error}") from error
     dim = text_tower(model).dim
     if dim != config["embed_dim"]:
         raise UserError(
             f"The model config from {origin} has text features of {dim} numbers and image features of "
             f"{config['embed_dim']}; expected the same size of both."
         )
+    return model
+
+
+def construct(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return the model of an open_clip config; ``hf_config`` is that of its Hugging Face text tower, if it has one."""
+    parts = deepcopy(dict(config))
+    is_custom = parts.pop("custom_text", False) or hf_config is not None
+    kind = "CoCa" if "multimodal_cfg" in parts else "CustomTextCLIP" if is_custom else "CLIP"
+    if "timm_model_name" in parts["vision_cfg"]:
+        parts["vision_cfg"]["timm_model_pretrained"] = False
+    for part in ("vision_cfg", "text_cfg"):
+        parts[part]["output_tokens"] = kind == "CoCa"  # at every position, which only its own code needs
+    with tempfile.TemporaryDirectory() as folder:
+        if hf_config is not None:  # open_clip reads a file; this one holds only what was checked
+            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+            parts["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
+        model: nn.Module = getattr(open_clip, kind)(**parts)
     return model
 
 

@@ -22,23 +22,14 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's own package, and so the official CoOp code, keeps them
 PREFERRED_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 TOKENIZER_VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("vocab.txt", "vocab.json"),
-)
+    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json",
+)  # fmt: skip
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizers
 # Settings in a Hugging Face config that change no feature, or that would make its library load other code or dtypes.
 NOT_OF_A_TOWER = (
-    *(
-        "_commit_hash",
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "dtype",
-        "torch_dtype",
-    ),
-    *("quantization_config", "transformers_version", "use_cache"),
-)
+    "_commit_hash", "_name_or_path", "architectures", "attn_implementation", "auto_map", "dtype", "torch_dtype",
+    "quantization_config", "transformers_version", "use_cache",
+)  # fmt: skip
 WORD = "photo</w>"  # tells vocabularies apart by its number
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -105,18 +96,18 @@ def read_tower_config(name: str, folder: Path | None) -> dict[str, Any]:
     Raises:
         UserError: It is not on this machine, or is the config of a tower that open_clip does not build.
     """
-    own = folder / "config.json" if folder is not None else None
-    content = read_json(own) if own is not None and own.is_file() else None
-    if not isinstance(content, dict) or content.get("model_type") not in open_clip.hf_configs.arch_dict:
-        where = find_hub_files(
-            name, "config", ("config.json",), lambda folder: (folder / "config.json").is_file()
-        )
-        content = read_json(where / "config.json")
-    if not isinstance(content, dict) or content.get("model_type") not in open_clip.hf_configs.arch_dict:
-        kind = content.get("model_type") if isinstance(content, dict) else None
+
+    def read(folder: Path) -> dict[str, Any]:
+        content = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+        return content if isinstance(content, dict) else {}
+
+    content, kinds = read(folder) if folder is not None else {}, open_clip.hf_configs.arch_dict
+    if content.get("model_type") not in kinds:
+        files = ("config.json",)
+        content = read(find_hub_files(name, "config", files, lambda folder: (folder / files[0]).is_file()))
+    if (kind := content.get("model_type")) not in kinds:
         raise UserError(
-            f'The text tower "{name}" is of type "{kind}"; open_clip builds the types '
-            f"{', '.join(open_clip.hf_configs.arch_dict)}."
+            f'The text tower "{name}" is of type "{kind}"; open_clip builds the types {", ".join(kinds)}.'
         )
     return {key: value for key, value in content.items() if key not in NOT_OF_A_TOWER}
 
@@ -159,9 +150,7 @@ def usual_settings(model_name: str) -> tuple[dict[str, Any], list[str]]:
     """
     names = open_clip.list_pretrained_tags_by_model(model_name)
     tags = {tag: open_clip.get_pretrained_cfg(model_name, tag) for tag in names}
-    ways = {
-        tag: {name: config[name] for name in PREPROCESSING if name in config} for tag, config in tags.items()
-    }
+    ways = {tag: {name: one[name] for name in PREPROCESSING if name in one} for tag, one in tags.items()}
     counts = Counter(map(repr, ways.values()))
     settings = next((way for way in ways.values() if repr(way) == counts.most_common(1)[0][0]), {})
     unlike = [tag for tag, way in ways.items() if way != settings]

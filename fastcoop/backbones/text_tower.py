@@ -25,9 +25,8 @@ NO_TABLE = "its text tower has no table of word embeddings"
 READ_ELSEWHERE = 'its output is read at "{}", not at the end token'
 # Options of open_clip's text_cfg that make its blocks another kind, which the engine does not compute.
 OTHER_BLOCKS = (
-    *("block_type", "qk_norm", "scaled_cosine_attn"),
-    *("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
-)
+    "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
+)  # fmt: skip
 
 
 class PromptPath(NamedTuple):
@@ -136,7 +135,7 @@ class TextTower:
             (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
             (not len(blocks), "it has no layers"),
             (
-                any(norm.weight is None or norm.bias is None for norm in norms),
+                any(n.weight is None or n.bias is None for n in norms),
                 "its layer norms have no weight or no bias",
             ),
         )
@@ -177,18 +176,15 @@ class PlainTower:
     def from_model(cls, model: nn.Module, context_length: int | None = None) -> PlainTower:
         """Return the tower of an open_clip model; ``context_length`` is its tokenizer's, by default its own."""
         text: Any = getattr(model, "text", model)
-        alone = copy.copy(model)
-        alone._modules = {
-            name: part for name, part in model._modules.items() if name not in ("visual", "text_decoder")
-        }
+        alone, others = copy.copy(model), ("visual", "text_decoder")
+        alone._modules = {name: part for name, part in model._modules.items() if name not in others}
         is_hf = isinstance(text, open_clip.hf_model.HFTextEncoder)
         blocks: Any = next((part for part in alone.modules() if isinstance(part, nn.ModuleList)), ())
-        heads = next(
-            (part.num_heads for part in alone.modules() if isinstance(part, nn.MultiheadAttention)), None
-        )
+        found = (part.num_heads for part in alone.modules() if isinstance(part, nn.MultiheadAttention))
         if is_hf:
             names = ("num_attention_heads", "num_heads", "encoder_attention_heads")
-            heads = next((getattr(text.config, name) for name in names if hasattr(text.config, name)), None)
+            found = (getattr(text.config, name) for name in names if hasattr(text.config, name))
+        heads = next(found, None)
         # open_clip's towers without a projection put out their width.
         width = text.token_embedding.weight.shape[1] if hasattr(text, "token_embedding") else 0
         dim = width if getattr(text, "text_projection", text) is None else _projected(text, width)

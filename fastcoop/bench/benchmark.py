@@ -21,7 +21,7 @@ import fastcoop
 from fastcoop.backbones import Backbone, load_backbone
 from fastcoop.bench.measure import CONTEXT_LENGTH, compare_precision, measure_dataset
 from fastcoop.bench.tables import Bench, write_bench
-from fastcoop.datasets.official_files import paper_class_names
+from fastcoop.datasets.official import paper_class_names
 from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.errors import MissingFile, UserError, unknown, writing
 from fastcoop.processes import ProcessPoolExecutor, exit_with_parent

@@ -20,7 +20,7 @@ from fastcoop.bench.measure import CONTEXT_LENGTH, LAYOUTS, timed, wait
 from fastcoop.bench.tables import EPOCHS, IMAGENET_EPOCHS, SEEDS, VARIANTS, Bench
 from fastcoop.datasets import Split
 from fastcoop.datasets.dataset import make_dataset
-from fastcoop.datasets.official_files import paper_class_names
+from fastcoop.datasets.official import paper_class_names
 from fastcoop.engine import FastSchedule, Run, RunShape, plan_training, train
 from fastcoop.engine.runs import BATCH_SIZE, steps_per_epoch
 from fastcoop.features.encode import Encoding, cut_chunks, encode_chunks

@@ -6,13 +6,6 @@ from fastcoop.datasets.load import load_dataset, write_class_names
 from fastcoop.datasets.official import Download, OfficialDataset
 
 __all__ = [
-    "Dataset",
-    "Download",
-    "FewShot",
-    "OfficialDataset",
-    "Split",
-    "few_shot",
-    "load_dataset",
-    "write_class_names",
+    "Dataset", "Download", "FewShot", "OfficialDataset", "Split", "few_shot", "load_dataset", "write_class_names",
     "write_draw",
-]
+]  # fmt: skip

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from fastcoop.progress import counted
 
 SPLITS = ("train", "val", "test")
 HALVES = ("base", "new")  # runs are trained on one half of the classes and tested on both
+MAX_NAME_BYTES = 120  # files are named after it, and file systems allow 255
+WINDOWS_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no names for files
+EXAMPLE = 'for example: template: "a photo of a {}, a type of flower."'
 Item = tuple[str, int, str]  # relative path, label, class name: an entry of the official split files
 Items = dict[str, list[Item]]  # by split
 
@@ -101,9 +105,8 @@ def make_dataset(
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     place = f"Dataset {name} in {root}"
     if len(class_names) < 2:
-        raise UserError(
-            f"{place} has {counted(len(class_names), 'class')}, expected at least two; add images of others."
-        )
+        classes = counted(len(class_names), "class")
+        raise UserError(f"{place} has {classes}, expected at least two; add images of others.")
     for class_name in class_names:
         try:
             class_name.encode()
@@ -135,20 +138,32 @@ def make_dataset(
     )  # fmt: skip
 
 
+def check_name_and_template(name: str, template: str, where: str = "") -> None:
+    """Raise a UserError for a name that cannot name files, or a template without one ``{}``."""
+    too_long = len(name.encode()) > MAX_NAME_BYTES
+    if too_long or not re.fullmatch(r"\w([\w.-]*[\w-])?", name) or WINDOWS_NAMES.fullmatch(name):
+        raise UserError(
+            f'{where}name must be letters, digits, "_", "-" or ".", so that it can name files on every system: at most '
+            f'{MAX_NAME_BYTES} bytes, no "." at the end and none of Windows\' own names (con, nul, ...); got "{name}". '
+            "Give another name, for a folder or CSV under name: of its YAML."
+        )
+    before, braces, after = template.partition("{}")
+    if not braces or re.search("[{}]", before + after):
+        place = "where the class name goes"
+        raise UserError(f'{where}template must have {{}} once, {place}, got "{template}"; {EXAMPLE}')
+
+
 def trainable_rows(splits: Mapping[str, Split]) -> np.ndarray:
     """Return the rows of the training images that are not validation images too, int64, ascending."""
     held_out = set(splits["val"].paths) if "val" in splits else set()
-    return np.array(
-        [row for row, path in enumerate(splits["train"].paths) if path not in held_out], dtype=np.int64
-    )
+    rows = [row for row, path in enumerate(splits["train"].paths) if path not in held_out]
+    return np.array(rows, np.int64)
 
 
 def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:
     """Turn items into splits; their class names are dropped."""
     return {
-        key: Split(
-            tuple(path for path, _, _ in part), np.array([label for _, label, _ in part], dtype=np.int64)
-        )
+        key: Split(tuple(path for path, _, _ in part), np.array([label for _, label, _ in part], np.int64))
         for key, part in items.items()
     }
 
@@ -169,11 +184,9 @@ def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> s
 
 def test_digest(dataset: Dataset, skipped: Sequence[int]) -> str:
     """Return the sha256 hex of a test: the dataset's digest, unless test images were ``skipped`` as unreadable."""
-    return (
-        hashlib.sha256(f"{dataset.digest} without {list(skipped)}".encode()).hexdigest()
-        if skipped
-        else dataset.digest
-    )
+    if not skipped:
+        return dataset.digest
+    return hashlib.sha256(f"{dataset.digest} without {list(skipped)}".encode()).hexdigest()
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
@@ -202,9 +215,9 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
     if "test" not in splits:
         raise UserError(f"{name} has no test images, which accuracies are measured on.")
     names, ids = dataset.class_names[first:stop], dataset.class_ids[first:stop]
-    title, digest = f"{dataset.title} ({half})", content_digest(names, splits)
     return replace(
-        dataset, name=name, title=title, class_names=names, class_ids=ids, splits=splits, digest=digest, whole=dataset
+        dataset, name=name, title=f"{dataset.title} ({half})", class_names=names, class_ids=ids, splits=splits,
+        digest=content_digest(names, splits), whole=dataset,
     )  # fmt: skip
 
 

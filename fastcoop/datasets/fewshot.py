@@ -74,8 +74,9 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     if isinstance(shots, str):
         return FewShot(rows, np.arange(len(val), dtype=np.int64))
     counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names))
-    small = [f"{dataset.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < shots)]
-    if small:
+    if small := [
+        f"{dataset.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < shots)
+    ]:
         warn_once(
             f"{dataset.name} has classes with fewer than {shots} training images, all used: {abbreviate(small, 5)}."
         )
@@ -149,10 +150,7 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
 
 def _draw(classes: list[np.ndarray], shots: int, rng: random.Random) -> np.ndarray:
     """Draw ``shots`` positions of every class, or all where there are fewer."""
-    drawn = [
-        members[rng.sample(range(len(members)), shots)] if len(members) >= shots else members
-        for members in classes
-    ]
+    drawn = [some[rng.sample(range(len(some)), shots)] if len(some) >= shots else some for some in classes]
     return np.concatenate([*drawn, np.zeros(0, np.int64)]).astype(np.int64)
 
 
@@ -164,15 +162,12 @@ def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarra
     path = dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.pkl"
     if path.is_file():
         return _locate(dataset, _read_pickle(path), path)
-    lines = {
-        key: one for key in ("train", "val") if (one := _jsonl_path(path.parent, shots, seed, key)).is_file()
-    }
-    if "train" in lines:
-        return _locate(dataset, {key: _read_jsonl(one) for key, one in lines.items()}, lines["train"])
+    pair = {key: _jsonl_path(path.parent, shots, seed, key) for key in ("train", "val")}
+    if pair["train"].is_file():
+        items = {key: _read_jsonl(one) for key, one in pair.items() if one.is_file()}
+        return _locate(dataset, items, pair["train"])
     path = path.with_suffix(".json")
-    if not path.is_file():
-        return {}
-    content = read_json(path)
+    content = read_json(path) if path.is_file() else {"digest": None}
     if isinstance(content, dict) and content.get("digest", dataset.digest) != dataset.digest:
         return {}
     return _locate(dataset, read_items(path, required=("train",)), path)
@@ -190,16 +185,15 @@ def write_draw(dataset: Dataset, shots: int | str, seed: int, folder: Path) -> l
     subset, written = few_shot(dataset, shots, seed), []
     for key, rows in (("train", subset.train), ("val", subset.val)):
         if len(rows):
-            split, path = dataset.splits[key], _jsonl_path(folder, shots, seed, key)
-            places = [(str(dataset.root / split.paths[row]), int(split.labels[row])) for row in rows]
-            values = [(place, label, 0, dataset.class_names[label]) for place, label in places]
-            lines = [
-                json.dumps(dict(zip(JSONL_KEYS, one, strict=True)), ensure_ascii=False) for one in values
-            ]
+            path, labels = _jsonl_path(folder, shots, seed, key), dataset.splits[key].labels[rows].tolist()
+            text = ""
+            for file, label in zip(dataset.files(key, rows), labels, strict=True):
+                values = str(file), label, 0, dataset.class_names[label]
+                text += json.dumps(dict(zip(JSONL_KEYS, values, strict=True)), ensure_ascii=False) + "\n"
             with writing(path):
                 folder.mkdir(parents=True, exist_ok=True)
-            with writing(path), atomic_write(path) as part:
-                part.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+                with atomic_write(path) as part:
+                    part.write_text(text, encoding="utf-8", errors="surrogateescape")
             written.append(path)
     return written
 
@@ -273,14 +267,15 @@ def _locate(dataset: Dataset, items: Items, source: Path) -> dict[str, np.ndarra
         # The file may come from a system that composes letters differently; a path as written has priority.
         rows = {normalized(path): row for row, path in enumerate(split.paths)}
         rows |= {path: row for row, path in enumerate(split.paths)}
-        found = [_find(path, rows) for path, _, _ in part]
-        for row, (path, label, _) in zip(found, part, strict=True):
+        located[key] = np.zeros(len(part), np.int64)
+        for place, (path, label, _) in enumerate(part):
+            row = _find(path, rows)
             if row is None or split.labels[row] != label:
                 raise UserError(
                     f"{source} was drawn from another split: {path} with label {label} is not in the "
                     f"{key} split of {dataset.name}; delete it, or use the split file that it was drawn from."
                 )
-        located[key] = np.array(found, dtype=np.int64)
+            located[key][place] = row
     drawn = set(dataset.splits["train"].labels[located["train"]].tolist())
     if not drawn:
         raise UserError(f"{source} has no training images; delete it, and a subset is drawn.")

@@ -195,9 +195,8 @@ def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[s
         return found
 
     def find(path: str) -> str | None:
-        for form in dict.fromkeys(
-            (path, path.strip(), path.replace("\\", "/"), path.strip().replace("\\", "/"))
-        ):
+        written = path, path.strip()
+        for form in dict.fromkeys((*written, *(one.replace("\\", "/") for one in written))):
             form = posixpath.normpath(form)
             folder, name = posixpath.split(form)
             leaves = form.startswith("/") or form.split("/")[0] == ".."

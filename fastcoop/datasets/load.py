@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastcoop.datasets.config import config_file, read_config
 from fastcoop.datasets.dataset import Dataset, half_of, split_spec, warn_once
 from fastcoop.datasets.files import Tree, find_images
-from fastcoop.datasets.layout import is_described
-from fastcoop.datasets.names import save_names
+from fastcoop.datasets.names import config_file, read_config, save_names
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, find_official, load_official
-from fastcoop.datasets.own import classes_of, load_own
+from fastcoop.datasets.own import classes_of, is_described, load_own
 from fastcoop.errors import MissingFile, UserError, nearest
 
 ClassNames = str | Path | Mapping[str, str]

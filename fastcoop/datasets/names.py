@@ -1,17 +1,21 @@
-"""Class names to show in place of those of folders: files that give them, and suggestions for such a file."""
+"""What describes a dataset of the user's own: its YAML file, and class names to show in place of those of folders."""
 
 from __future__ import annotations
 
 import csv
-import io
 import re
+import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcoop.datasets.files import abbreviate, in_prompt, normalized, read_csv
-from fastcoop.datasets.official_files import packaged_names
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from fastcoop.datasets.dataset import EXAMPLE, check_name_and_template
+from fastcoop.datasets.files import abbreviate, in_prompt, normalized, read_csv, reading
+from fastcoop.datasets.official import packaged_names
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.files import atomic_write
 from fastcoop.progress import counted
@@ -21,10 +25,8 @@ FORM = "a .csv with the columns class and name, as `fastcoop datasets names FOLD
 WORDNET_ID = re.compile(r"n\d{8}")  # names of ImageNet's class folders
 PREFIXES = (  # suggestions leave one out where every class has it and a letter follows
     re.compile(r"n\d{8}[ _.-]+"),  # n02085620-Chihuahua
-    re.compile(
-        r"(?:(?:class|category|label)[ _.-]*)?\d+[ _.:)-]+", re.IGNORECASE
-    ),  # 001.Black_footed_Albatross
-    re.compile(r"(?:class|category|label)[ _.:-]+", re.IGNORECASE),
+    re.compile(r"(?i:(?:class|category|label)[ _.-]*)?\d+[ _.:)-]+"),  # 001.Black_footed_Albatross
+    re.compile(r"(?i:class|category|label)[ _.:-]+"),
 )
 CAMEL = re.compile(r"(?<=[a-z]{2})(?=[A-Z][a-z])")  # AnnualCrop, but not McDonald
 
@@ -42,9 +44,8 @@ def shown_names(given: str | Path | Mapping[str, str], classes: Sequence[str], p
     for where, key, name in _pairs(given):
         one = composed.get(key) or composed.get(normalized(key))
         if one is None:
-            raise UserError(
-                f'{where} names the class "{key}", which {place} does not have.{nearest(key, classes)}'
-            )
+            near = nearest(key, classes)
+            raise UserError(f'{where} names the class "{key}", which {place} does not have.{near}')
         if one in names:
             raise UserError(f'{where} names the class "{key}" a second time; leave one of them.')
         if not in_prompt(name):
@@ -97,8 +98,102 @@ def save_names(classes: Sequence[str], names: Sequence[str], out: Path) -> None:
     """Write a file of class names, which must not exist."""
     if out.exists():
         raise UserError(f"{out} is already there; choose another file (--out), or remove it.")
-    text = io.StringIO()
-    rows: Any = zip(classes, names, strict=True)
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    with writing(out), atomic_write(out) as part:
-        part.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
+    with (
+        writing(out),
+        atomic_write(out) as part,
+        part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *zip(classes, names, strict=True)])
+
+
+KEYS = ("name", "template", "class_names", "val_share")
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+class DatasetConfig(BaseModel, frozen=True):
+    """The contents of ``dataset.yaml``; every key is optional."""
+
+    name: str  # used in file names; default: the folder's name
+    template: str = DEFAULT_TEMPLATE  # prompt with one ``{}`` for the class name
+    class_names: (
+        dict[str, str] | str
+    ) = {}  # to show, by name in the folder, CSV or split file; or a file of all
+    val_share: float | None = Field(None, gt=0, le=0.5)  # of the images, where there is no validation set
+    source: Path | None = None  # the file
+
+    def rename(
+        self, classes: Sequence[str], place: Path, given: str | Path | Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Return the class names to show for ``classes``, those of ``place``, by ``given`` or else by the YAML."""
+        if given is not None:
+            return shown_names(given, classes, place)
+        if isinstance(self.class_names, str):
+            return shown_names(Path(str(self.source)).parent / self.class_names, classes, place)
+        composed = {normalized(name): name for name in classes} | {name: name for name in classes}
+        found = {key: composed.get(key) or composed.get(normalized(key), key) for key in self.class_names}
+        names = {found[key]: name for key, name in self.class_names.items()}
+        _check_known(names, classes, f"{self.source} renames class", "there is no such class")
+        return [names.get(name, name) for name in classes]
+
+
+def config_file(place: Path) -> Path:
+    """Return the YAML file that describes a folder or CSV, ``.yaml`` or ``.yml`` but not both; it may not exist."""
+    stem = place / "dataset" if place.is_dir() else place.parent / place.stem
+    yaml_file, yml_file = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("yaml", "yml"))
+    if yaml_file.is_file() and yml_file.is_file():
+        raise UserError(f"There are both {yaml_file} and {yml_file.name}; leave one of them.")
+    return yml_file if yml_file.is_file() else yaml_file
+
+
+def read_config(place: Path, default_name: str | None = None) -> DatasetConfig:
+    """Read the YAML file of a folder or CSV if it has one, or return the defaults; refuse unknown keys and values."""
+    path = config_file(place)
+    source = path if path.is_file() else None
+    name = default_name or (place.name if place.is_dir() else place.stem)
+    name = re.sub(r"[^\w.-]+", "-", normalized(name)).strip(".-") or "dataset"
+    values = _load(path) if source else {}
+    _check_known(values, KEYS, f"{path} has the key", "that is not a key of a dataset's YAML")
+    given = values.get("name", name)
+    values["name"] = normalized(given) if isinstance(given, str) else given
+    try:
+        config = DatasetConfig(**values, source=source)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(str(part) for part in wrong["loc"] if part != "dict[str,str]")  # a kind of class_names
+        raise UserError(f"{path}: {key}: {wrong['msg']}, got {reprlib.repr(wrong['input'])}.") from None
+    check_name_and_template(config.name, config.template, f"{source or place}: ")
+    return config
+
+
+def _check_known(keys: Iterable[str], valid: Sequence[str], subject: str, verdict: str) -> None:
+    for key in keys:
+        if key not in valid:
+            raise UserError(f'{subject} "{key}", but {verdict}.{nearest(key, valid)}')
+
+
+class _Loader(yaml.BaseLoader):
+    """Reads every scalar as text, since class folders may be called 0, no or 1e3. Refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if keys.setdefault(str(key.value), key) is not key:
+                problem = f'"{key.value}" is given twice'
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with reading(path, "a YAML file"):
+            values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise UserError(f"{path}{line} is not valid YAML: {problem}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for a dataset's YAML.") from None
+    if not isinstance(values or {}, dict):
+        raise UserError(f"{path} must hold keys and values ({', '.join(KEYS)}); {EXAMPLE}")
+    return values or {}

@@ -42,8 +42,7 @@ _Files = Sequence[tuple[str, int, os.stat_result]]  # path, label
 def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> Iterator[str]:
     """Report pictures in ``tree`` that are not used, and those of the used ``paths`` in ``at`` that may be masks."""
     used = {posixpath.join(at, path) for path in paths}
-    unused = [path for path in tree.paths("images") if path not in used]
-    if unused:
+    if unused := [path for path in tree.paths("images") if path not in used]:
         yield (
             f"{name} leaves out {counted(len(unused), 'image')} beside or below its class folders, such as "
             f"{abbreviate(unused, 1)}; move them into a class folder to use them, or list them in a CSV."
@@ -54,8 +53,7 @@ def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> I
 
 def notes_on_unknown_endings(name: str, tree: Tree) -> Iterator[str]:
     """Report the pictures below ``tree.root`` whose names do not end as those of images do."""
-    unknown = [path for path in tree.paths("others") if _is_picture(tree.root / path)]
-    if unknown:
+    if unknown := [path for path in tree.paths("others") if _is_picture(tree.root / path)]:
         yield (
             f"{name} leaves out {counted(len(unknown), 'picture')} with an unknown ending, such as "
             f"{abbreviate(unknown, 1)}; let the names of JPEG files end in .jpg, and save other kinds as .jpg or .png."
@@ -65,13 +63,11 @@ def notes_on_unknown_endings(name: str, tree: Tree) -> Iterator[str]:
 def _is_picture(path: Path) -> bool:
     if path.suffix.lower() in OTHER_PICTURES:
         return True
-    try:
-        if not path.is_file():  # opening a pipe would block
-            return False
-        with path.open("rb") as file:
-            return MAGIC.match(file.read(16)) is not None
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        if path.is_file():  # opening a pipe would block
+            with path.open("rb") as file:
+                return MAGIC.match(file.read(16)) is not None
+    return False
 
 
 def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
@@ -79,16 +75,12 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
     stems: dict[str, list[str]] = defaultdict(list)  # paths by path without ending
     for path in sorted(paths):
         stems[os.path.splitext(path)[0]].append(path)
-    folders = [
-        folder for stem in stems if MASK_WORD.fullmatch(posixpath.basename(folder := posixpath.dirname(stem)))
-    ]
-    if folders:
-        yield f"{name} has a class folder {min(folders)}/; if it holds masks, move it elsewhere."
-    pairs = []
+    folders = {posixpath.dirname(stem) for stem in stems}
+    if masks := [folder for folder in folders if MASK_WORD.fullmatch(posixpath.basename(folder))]:
+        yield f"{name} has a class folder {min(masks)}/; if it holds masks, move it elsewhere."
+    pairs = [(alike[0], other) for alike in stems.values() for other in alike[1:]]
     for stem, alike in stems.items():
-        pairs += [(alike[0], other) for other in alike[1:]]
-        match = MASK.fullmatch(stem)
-        if match and match[1] in stems:
+        if (match := MASK.fullmatch(stem)) and match[1] in stems:
             pairs += [(stems[match[1]][0], other) for other in alike]
     if pairs:
         first, other = min(pairs)
@@ -100,7 +92,11 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
 
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
     """Report images that two splits share: by path, by link, or as copies with the same file name."""
-    files = {split: list(_files(root, part)) for split, part in items.items()}
+    files: dict[str, list[tuple[str, int, os.stat_result]]] = {split: [] for split in items}
+    for split, part in items.items():
+        for path, label, _ in part:
+            with contextlib.suppress(OSError, ValueError):  # reported when features are cached
+                files[split].append((path, label, os.stat(root / path)))
     for (first, second), effect in OVERLAPS.items():
         pairs = _shared(root, files.get(first, []), files.get(second, []))
         # Images listed in both train and val are not drawn for training.
@@ -113,12 +109,6 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
                 example += f" and {len(some) - 1} more" if len(some) > 1 else ""
                 images = counted(len(some), "image")
                 yield f"{name} has {images} in both {first} and {second}, such as {example}: {result}."
-
-
-def _files(root: Path, part: Sequence[Item]) -> Iterator[tuple[str, int, os.stat_result]]:
-    for path, label, _ in part:
-        with contextlib.suppress(OSError, ValueError):  # reported when features are cached
-            yield path, label, os.stat(root / path)
 
 
 def _shared(root: Path, first: _Files, second: _Files) -> list[tuple[str, str]]:

@@ -1,22 +1,48 @@
-"""The datasets of the paper, and those of installed packages, in their official layouts."""
+"""The datasets of the paper, and those of installed packages, in their official layouts.
+
+Readers of the datasets' own files serve users without the split file. Each takes the dataset's folder and returns items
+by split, with paths relative to the folder of its images. Random splits use fastcoop's own seed (``SPLIT_SEED``): the
+official ones cannot be drawn again.
+"""
 
 from __future__ import annotations
 
+import functools
+import posixpath
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 
-from fastcoop.datasets import official_files
-from fastcoop.datasets.config import check_name_and_template
-from fastcoop.datasets.dataset import SPLITS, Dataset, Items, make_dataset, make_splits, warn_once
-from fastcoop.datasets.files import FEWSHOT_FOLDER
-from fastcoop.datasets.splits import find_items, names_by_label, read_items
-from fastcoop.errors import MissingFile
+from fastcoop.datasets.dataset import (
+    SPLITS,
+    Dataset,
+    Item,
+    Items,
+    check_name_and_template,
+    make_dataset,
+    make_splits,
+    warn_once,
+)
+from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, abbreviate, reading
+from fastcoop.datasets.splits import (
+    SPLIT_SEED,
+    by_class,
+    class_items,
+    find_items,
+    names_by_label,
+    read_items,
+    read_json,
+    split_by_class,
+    split_train_val,
+)
+from fastcoop.errors import MissingFile, UserError
 from fastcoop.plugins import Registry
 
 
@@ -85,20 +111,18 @@ def _paper_datasets() -> Iterator[OfficialDataset]:
     rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     for name, row in rows.items():
         row["folder"], _, images = row.pop("images").partition("/")
-        row["counts"], row["downloads"] = (
-            tuple(row["counts"]),
-            tuple(Download(**one) for one in row["downloads"]),
-        )
+        row["counts"] = tuple(row["counts"])
+        row["downloads"] = tuple(Download(**one) for one in row["downloads"])
         if (options := row.pop("random_split", None)) is not None:
-            row["read"] = partial(official_files.random_split, images=images, **options)
+            row["read"] = partial(random_split, images=images, **options)
         elif name.startswith("imagenet") and name != "imagenet":
-            row["read"] = partial(official_files.imagenet_target, images=images)
+            row["read"] = partial(imagenet_target, images=images)
         else:
-            row["read"] = getattr(official_files, name)
+            row["read"] = globals()[name]
         if name.startswith("imagenet"):
-            row["class_ids"] = official_files.imagenet_ids
+            row["class_ids"] = imagenet_ids
         if forms := row.get("class_folders"):
-            row["class_folders"] = partial(official_files.class_folders, forms=forms)
+            row["class_folders"] = partial(class_folders, forms=forms)
         yield OfficialDataset(name, images=images, **row)
 
 
@@ -112,15 +136,6 @@ def _check(name: str, provided: Any) -> OfficialDataset:
     return provided
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-_PAPER = {row.name: row for row in _paper_datasets()}
-_BY_ALIAS = {_plain(alias): row for row in _PAPER.values() for alias in (row.folder, row.title, row.name)}
-OFFICIAL = Registry("fastcoop.datasets", "dataset", _PAPER, _check)
-
-
 def find_official(name: str) -> OfficialDataset | None:
     """Return the official dataset of this name, if any.
 
@@ -128,7 +143,7 @@ def find_official(name: str) -> OfficialDataset | None:
     """
     if "/" in name or "\\" in name:
         return None
-    return _BY_ALIAS.get(_plain(name)) or OFFICIAL.get(name)
+    return _BY_ALIAS.get(re.sub(SEPARATORS, "", name.lower())) or OFFICIAL.get(name)
 
 
 def read_official(row: OfficialDataset, home: Path) -> tuple[list[str], Items, Path | None]:
@@ -164,3 +179,238 @@ def load_official(row: OfficialDataset, home: Path) -> Dataset:
         row.name, root, names, row.template, make_splits(items), title=row.title,
         fewshot_dir=home / FEWSHOT_FOLDER, class_ids=ids,
     )  # fmt: skip
+
+
+SEPARATORS = "[^a-z0-9]"  # left out of names in lower case, where these are compared
+HELD_OUT = 4  # validation images per class of ImageNet, the most that a few-shot validation set has
+T = TypeVar("T")
+
+
+def random_split(
+    home: Path, images: str, renamed: Mapping[str, str] | None = None, ignored: Collection[str] = ()
+) -> Items:
+    """Split the class folders of ``images`` at random: 50% train, 20% val, 30% test."""
+    tree = Tree(home / images)
+    folders = [name for name in tree.listing().folders if name not in ignored]
+    classes = [(name, label, (renamed or {}).get(name, name)) for label, name in enumerate(folders)]
+    return split_by_class(class_items(tree, classes), tree.root)
+
+
+def oxford_flowers(home: Path) -> Items:
+    numbers = _read_mat(home / "imagelabels.mat", "labels", int)
+    names_file = _required(home / "cat_to_name.json")
+    names = read_json(names_file)
+    labels = {number: label for label, number in enumerate(sorted(set(numbers)))}
+    if not isinstance(names, dict) or not all(isinstance(names.get(str(number)), str) for number in labels):
+        raise UserError(f"{names_file} must map every class number in imagelabels.mat to a flower's name.")
+    items = [
+        (f"image_{image:05d}.jpg", labels[number], names[str(number)])
+        for image, number in enumerate(numbers, start=1)
+    ]
+    return split_by_class(items, home)
+
+
+def oxford_pets(home: Path) -> Items:
+    def parse(line: str) -> Item:
+        image, label, _species, _breed_number = line.split(" ")
+        return f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()
+
+    folder, expected = home / "annotations", "image, class, species and breed number"
+    return _train_and_test(folder / "trainval.txt", folder / "test.txt", expected, parse)
+
+
+def stanford_cars(home: Path) -> Items:
+    def year_first(model: str) -> str:
+        *words, year = str(model).split(" ")
+        return " ".join([year, *words])
+
+    names = _read_mat(home / "devkit" / "cars_meta.mat", "class_names", year_first)
+
+    def read(path: Path, folder: str) -> list[Item]:
+        def parse(row: Any) -> Item:
+            label = int(row["class"]) - 1
+            return f"{folder}/{row['fname']}", label, names[label]
+
+        return _read_mat(path, "annotations", parse)
+
+    train, val = split_train_val(read(home / "devkit" / "cars_train_annos.mat", "cars_train"))
+    test = read(home / "cars_test_annos_withlabels.mat", "cars_test")
+    return {"train": train, "val": val, "test": test}
+
+
+def fgvc_aircraft(home: Path) -> Items:
+    labels = {name: label for label, name in enumerate(read_list(home / "variants.txt", "a variant", str))}
+
+    def parse(line: str) -> Item:
+        image, _, variant = line.partition(" ")
+        return f"{image}.jpg", labels[variant], variant
+
+    expected = "an image and a variant of variants.txt"
+    return {key: read_list(home / f"images_variant_{key}.txt", expected, parse) for key in SPLITS}
+
+
+def sun397(home: Path) -> Items:
+    classes = read_list(home / "ClassName.txt", "a class", str)
+    labels = {name[1:]: label for label, name in enumerate(classes)}
+
+    def parse(line: str) -> Item:
+        image = line[1:]
+        scene = image.rpartition("/")[0]
+        # The class "a/apartment_building/outdoor" is called "outdoor apartment_building".
+        return image, labels[scene], " ".join(reversed(scene.split("/")[1:]))
+
+    expected = "an image in a class of ClassName.txt"
+    return _train_and_test(home / "Training_01.txt", home / "Testing_01.txt", expected, parse)
+
+
+def ucf101(home: Path) -> Items:
+    def parse_class(line: str) -> tuple[str, int]:
+        label, action = line.split(" ")
+        return action, int(label) - 1
+
+    folder, expected = home / "ucfTrainTestlist", "Action/video.avi with an action of classInd.txt"
+    labels = dict(read_list(folder / "classInd.txt", "a class number and an action", parse_class))
+
+    def parse(line: str) -> Item:
+        action, video = line.split(" ")[0].split("/")
+        name = "_".join(re.findall("[A-Z][^A-Z]*", action))
+        return f"{name}/{video.removesuffix('.avi')}.jpg", labels[action], name
+
+    return _train_and_test(folder / "trainlist01.txt", folder / "testlist01.txt", expected, parse)
+
+
+def imagenet(home: Path) -> Items:
+    """Read ImageNet: its validation images are the test set; ``HELD_OUT`` training images per class validate.
+
+    The held-out images stay in train, which is the official list; few-shot sampling leaves them out.
+    """
+    tree = Tree(home / "images")
+    train, test = (_imagenet_items(tree, home, folder) for folder in ("train", "val"))
+    folders = [{path.split("/")[1] for path, _, _ in part} for part in (train, test)]
+    if folders[0] != folders[1]:
+        odd = abbreviate(sorted(folders[0] ^ folders[1]))
+        raise UserError(f"Expected the same class folders in {tree.root}/train and /val; only one has {odd}.")
+    rng = random.Random(SPLIT_SEED)
+    val = [
+        item
+        for members in by_class(train)
+        for item in rng.sample(members, min(HELD_OUT, max(1, len(members) // 5), len(members) - 1))
+    ]
+    return {"train": train, "val": val, "test": test}
+
+
+def imagenet_target(home: Path, images: str) -> Items:
+    """Read a test set with a folder per class of ImageNet; classes without a folder are left out."""
+    return {"test": _imagenet_items(Tree(home / images), home)}
+
+
+def imagenet_ids(home: Path, items: Items) -> tuple[str, ...]:
+    """Return WordNet IDs in label order, from the folders of the test images."""
+    folders = {label: path.split("/")[-2] for path, label, _ in reversed(items["test"])}
+    ids = list(wordnet_names(home))
+    ordered = [folders[label] for label in range(len(folders))]
+    return tuple(ids[int(folder)] if folder.isdecimal() else folder for folder in ordered)
+
+
+def class_folders(home: Path, forms: Collection[str]) -> list[str]:
+    """Return the class folders of a complete copy of ImageNet or a target, by their forms in ``official.yaml``."""
+    names = list(enumerate(wordnet_names(home)))
+    return [form.format(id=id, number=number) for form in forms for number, id in names]
+
+
+def wordnet_names(home: Path) -> dict[str, str]:
+    """Return ImageNet's class names by WordNet ID, in label order.
+
+    They come from ``classnames.txt`` in ``home`` or in ImageNet's own folder beside it, else from ``class_names.json``.
+    """
+
+    def parse(line: str) -> tuple[str, str]:
+        folder, name = line.split(" ", 1)
+        return folder, name
+
+    for path in (home / "classnames.txt", home.parent / "imagenet" / "classnames.txt"):
+        if path.is_file():
+            return dict(read_list(path, "a folder and a class name", parse))
+    return packaged_names()
+
+
+@functools.cache
+def packaged_names() -> dict[str, str]:
+    """Return ImageNet's class names by WordNet ID, as open_clip has them."""
+    from timm.data import ImageNetInfo
+
+    return dict(zip(ImageNetInfo().label_names(), paper_class_names()["imagenet"], strict=True))
+
+
+def paper_class_names() -> dict[str, list[str]]:
+    """Return the class names of the paper's eleven datasets in label order, as prompts have them."""
+    names: dict[str, list[str]] = read_json(Path(__file__).with_name("class_names.json"))
+    return names
+
+
+def _imagenet_items(tree: Tree, home: Path, inside: str = "") -> list[Item]:
+    """Return the images of the class folders in ``inside``, labeled in the order of their numbers or WordNet IDs."""
+    folder, names = tree.root / inside, wordnet_names(home)
+    numbered = dict(enumerate(names.values()))
+    if not folder.is_dir():
+        raise MissingFile(f"{folder} is missing; it should hold a folder per class (n01440764, ...).")
+    if not (folders := tree.listing(inside).folders):
+        raise UserError(
+            f"{folder} holds no folders; sort its images into a folder per class (n01440764, ...)."
+        )
+    known = {name: names.get(name) or numbered.get(int(name) if name.isdecimal() else -1) for name in folders}
+    if unknown := abbreviate([name for name in folders if not known[name]]):
+        raise UserError(f"{folder} holds folders that are none of ImageNet's 1,000 classes: {unknown}.")
+    ordered = sorted(folders, key=lambda name: (int(name) if name.isdecimal() else 0, name))
+    places = [(posixpath.join(inside, name), label, known[name] or "") for label, name in enumerate(ordered)]
+    return class_items(tree, places)
+
+
+def _train_and_test(train_list: Path, test_list: Path, expected: str, parse: Callable[[str], Item]) -> Items:
+    train, val = split_train_val(read_list(train_list, expected, parse))
+    return {"train": train, "val": val, "test": read_list(test_list, expected, parse)}
+
+
+def _required(path: Path) -> Path:
+    if not path.is_file():
+        raise MissingFile(
+            f"{path} is missing: without the official split file the dataset's own annotations are needed; "
+            "`fastcoop datasets check NAME --data-root FOLDER` says where to get both."
+        )
+    return path
+
+
+def read_list(path: Path, expected: str, parse: Callable[[str], T]) -> list[T]:
+    """Parse the lines of a file that are not empty; ``expected`` says what a line should contain."""
+    with reading(_required(path), "a list"):
+        text = path.read_text(encoding="utf-8-sig")
+    parsed = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        try:
+            parsed += [parse(line)] if line else []
+        except (ValueError, KeyError):
+            raise UserError(f'{path} line {number}: expected {expected}, got "{line}".') from None
+    return parsed
+
+
+def _read_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
+    import scipy.io
+
+    try:
+        with reading(_required(path), "a MATLAB file"):
+            rows = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)[key])
+            return [parse(row) for row in rows]
+    except UserError:
+        raise
+    except Exception as error:  # damaged files may raise any exception
+        message = f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."
+        raise UserError(message) from None
+
+
+_PAPER = {row.name: row for row in _paper_datasets()}
+_BY_ALIAS = {
+    re.sub(SEPARATORS, "", alias.lower()): row
+    for row in _PAPER.values()
+    for alias in (row.folder, row.title, row.name)
+}
+OFFICIAL = Registry("fastcoop.datasets", "dataset", _PAPER, _check)

@@ -63,24 +63,19 @@ def read_items(path: Path, required: Sequence[str] = ()) -> Items:
 def find_items(items: Items, root: Path, source: str | Path) -> Items:
     """Return the items with the paths of their images under ``root``; refuse missing and repeated images."""
     found = find_images(root, (image for image, _, _ in chain(*items.values())))
-    missing = [image for image, place in found.items() if place is None]
-    if missing:
+    if missing := [image for image, place in found.items() if place is None]:
         images = counted(len(missing), "image")
         raise UserError(
             f"{source} names {images} (of {sum(map(len, items.values()))}) that cannot be found under {root}: "
             f"{abbreviate(missing)}; extract the whole dataset there, or fix the list."
         )
-    placed = {
-        key: [(found[image] or image, label, name) for image, label, name in part]
-        for key, part in items.items()
-    }
+    placed = {key: [(found[one[0]] or "", *one[1:]) for one in part] for key, part in items.items()}
     return _distinct(placed, source)
 
 
 def _distinct(items: Items, source: str | Path) -> Items:
     for key, part in items.items():
-        repeated = [image for image, count in Counter(image for image, _, _ in part).items() if count > 1]
-        if repeated:
+        if repeated := [image for image, count in Counter(one[0] for one in part).items() if count > 1]:
             images = abbreviate(repeated)
             raise UserError(f"{source} lists {images} more than once in {key}; list each image once.")
     return items

@@ -91,7 +91,7 @@ def check_dataset(
     problems = [
         f"{found:,} {key} where Table 6 has {expected:,}."
         for key, (found, expected) in counts.items()
-        if expected is not None and found != expected
+        if expected not in (None, found)
     ]
     counts_differ = bool(problems)
     places = find_images(images, (path for part in items.values() for path, _, _ in part))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone, TextTower
-from fastcoop.backbones.unpickle import TorchFile
+from fastcoop.backbones.weights import TorchFile
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
 from fastcoop.prompts.layout import PLACEHOLDER, Frame, PromptLayout

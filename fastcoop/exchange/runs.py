@@ -19,16 +19,9 @@ from fastcoop.checks import several, whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
+from fastcoop.exchange import coop_files
 from fastcoop.exchange.classifier import Classifier, MadeWithBackbone
-from fastcoop.exchange.coop_files import (
-    CoOpFile,
-    coop_path,
-    find_coop_files,
-    frozen_embeddings,
-    path_facts,
-    read_coop_file,
-    write_coop_file,
-)
+from fastcoop.exchange.coop_files import CoOpFile
 from fastcoop.features.images import RECIPES, check_recipe
 from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS, Data, LinearClassifier, Outcome, RunSpec, unit
@@ -235,13 +228,13 @@ def export_run(
         raise UserError(
             f'The official code has no place for the words of "{layout.prompt}"; export the classifier instead.'
         )
-    path = coop_path(
+    path = coop_files.coop_path(
         path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, run.settings.init
     )
     contexts = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
-    frozen = frozen_embeddings(model, run.class_names, layout.context_length)
+    frozen = coop_files.frozen_embeddings(model, run.class_names, layout.context_length)
     with writing(path):
-        write_coop_file(path, contexts, *frozen, run.epochs)
+        coop_files.write_coop_file(path, contexts, *frozen, run.epochs)
     return path
 
 
@@ -355,7 +348,7 @@ def import_coop(
         "shots": None if shots is None else whole_number(shots, "shots", 1),
         "seed": None if seed is None else whole_number(seed, "the seed"),
     }
-    files = [read_coop_file(path) for path in find_coop_files(Path(place))]
+    files = [coop_files.read_coop_file(path) for path in coop_files.find_coop_files(Path(place))]
     runs = [_as_run(file, backbone, dataset, given, recipe) for file in files]
     folder, data = Path(results), Data(dataset, None, recipe=recipe)
     with open_store(folder) as store:
@@ -375,7 +368,7 @@ def _as_run(
     file: CoOpFile, backbone: Backbone, dataset: Dataset, given: dict[str, Any], recipe: str
 ) -> LearnedRun:
     """Return a checkpoint as a run, its properties from the path and the caller."""
-    path, ctx, facts = file.path, file.ctx, path_facts(file.path)
+    path, ctx, facts = file.path, file.ctx, coop_files.path_facts(file.path)
     for name, value in given.items():
         option = name.replace("_", "-")
         if value is not None and facts.setdefault(name, value) != value:
@@ -423,7 +416,9 @@ def _as_run(
 def _check_fit(file: CoOpFile, backbone: Backbone, dataset: Dataset) -> None:
     """Refuse contexts that do not fit; warn where they were learned with other class names."""
     path, classes, length = file.path, len(dataset.class_names), file.ctx.shape[-2]
-    prefix, suffix = (one.numpy() for one in frozen_embeddings(backbone, dataset.class_names, length))
+    prefix, suffix = (
+        one.numpy() for one in coop_files.frozen_embeddings(backbone, dataset.class_names, length)
+    )
     ctx_shape = (*(classes,) * (file.ctx.ndim - 2), length, backbone.text.width)
     for name, array, shape in (
         ("ctx", file.ctx, ctx_shape),

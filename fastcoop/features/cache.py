@@ -19,18 +19,8 @@ from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import SPLITS, warn_once
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, unknown, writing
-from fastcoop.features.encode import (
-    PRECISIONS,
-    Chunk,
-    Encoded,
-    Encoding,
-    chunks_folder,
-    cut_chunks,
-    encode_missing,
-    precision_difference,
-    precision_note,
-    read_chunk,
-)
+from fastcoop.features import encode
+from fastcoop.features.encode import Chunk, Encoded, Encoding
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.images import FLIP, check_recipe
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
@@ -130,7 +120,7 @@ def cache_features(
             raise unknown("kind of features", kind, KINDS)
     view_seed = whole_number(view_seed, "view_seed")
     counts = view_counts(kinds, whole_number(views, "views", 0, MOST_VIEWS))
-    if precision not in (None, *PRECISIONS):
+    if precision not in (None, *encode.PRECISIONS):
         raise UserError(f'Features are computed in float32, tf32 or bfloat16, not "{precision}".')
     if batch_size is not None:
         batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
@@ -161,7 +151,7 @@ def cache_features(
 
     with writing(path):
         plan = make_plan()
-        if plan.chunks or chunks_folder(path).exists():
+        if plan.chunks or encode.chunks_folder(path).exists():
             with store_lock(path):
                 plan = make_plan()
                 if plan.chunks:
@@ -171,9 +161,9 @@ def cache_features(
                             "in tf32 another cache folder."
                         )
                     _warn_of_changes(plan)
-                    encode_missing(plan.encoding, plan.chunks, path)
+                    encode.encode_missing(plan.encoding, plan.chunks, path)
                     failures = assemble(plan, path, skip_unreadable)
-                shutil.rmtree(chunks_folder(path), ignore_errors=True)
+                shutil.rmtree(encode.chunks_folder(path), ignore_errors=True)
         elif plan.store is not None and plan.store.has_new_times:
             # New times of unchanged files are recorded where possible: the next call need not hash them again.
             with suppress(OSError), lock(_lock_path(path), timeout_s=0):
@@ -220,9 +210,9 @@ def plan_encoding(
             have = store.indices(split)
             if leave_skipped:
                 skipped = store.skipped(split)
-            plan.chunks.extend(cut_chunks(split, have, arrays, store.meta.arrays(split)))
+            plan.chunks.extend(encode.cut_chunks(split, have, arrays, store.meta.arrays(split)))
         new = np.setdiff1d(wanted, np.union1d(have, skipped))
-        plan.chunks.extend(cut_chunks(split, new, arrays))
+        plan.chunks.extend(encode.cut_chunks(split, new, arrays))
         plan.index[split], plan.skipped[split] = np.union1d(have, new), skipped
     return plan
 
@@ -311,9 +301,9 @@ def _measured_difference(plan: EncodingPlan) -> float | None:
     if precision == "float32":
         return None
     known = plan.store.meta.precision_difference if plan.store is not None else None
-    largest = precision_difference(plan.encoding, plan.chunks[0]) if known is None else known
+    largest = encode.precision_difference(plan.encoding, plan.chunks[0]) if known is None else known
     if plan.chunks:
-        log.warning(f"{plan.encoding.dataset.name}: {precision_note(precision, largest)}")
+        log.warning(f"{plan.encoding.dataset.name}: {encode.precision_note(precision, largest)}")
     return largest
 
 
@@ -337,7 +327,7 @@ def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> It
 
 
 def _read(store: Path, plan: EncodingPlan, chunk: Chunk) -> Encoded:
-    if (encoded := read_chunk(store, plan.encoding, chunk)) is None:
+    if (encoded := encode.read_chunk(store, plan.encoding, chunk)) is None:
         raise UserError(
             f"A part of {store} was removed while the store was being made; run the command again."
         )

@@ -12,8 +12,7 @@ import torch
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Split
-from fastcoop.datasets.config import check_name_and_template
-from fastcoop.datasets.dataset import SPLITS, make_dataset
+from fastcoop.datasets.dataset import SPLITS, check_name_and_template, make_dataset
 from fastcoop.datasets.notes import OVERLAPS, notes_on_classes
 from fastcoop.errors import MissingFile, UserError, unknown, writing
 from fastcoop.features.cache import check_dtype, store_lock

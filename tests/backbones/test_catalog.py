@@ -11,7 +11,7 @@ import open_clip
 import pytest
 from huggingface_hub import constants
 
-from fastcoop.backbones import backbone_from_spec, catalog
+from fastcoop.backbones import backbone_from_spec, catalog, sources
 from fastcoop.backbones.catalog import PromptCost, find_backbone, list_backbones, text_size
 from fastcoop.cli import main
 from fastcoop.engine.fit import RunShape, plan_training
@@ -30,7 +30,7 @@ Command = Callable[..., tuple[int, str, str]]
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty caches: this folder's ``hub`` is Hugging Face's, its ``clip`` is open_clip's."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(catalog, "OPENAI_CACHE", tmp_path / "clip")
+    monkeypatch.setattr(sources, "OPENAI_CACHE", tmp_path / "clip")
     return tmp_path
 
 

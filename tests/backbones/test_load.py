@@ -194,7 +194,7 @@ def test_the_papers_four_mean_openais_weights_with_quickgelu(
         built.append(config)
         raise UserError("the weights would be loaded now")
 
-    monkeypatch.setattr(load, "fetch_weights", fetch_weights)
+    monkeypatch.setattr(sources, "fetch_weights", fetch_weights)
     monkeypatch.setattr(load, "read_weights", lambda _: Weights({}))
     monkeypatch.setattr(load, "_build", build)
     with pytest.raises(UserError, match="would be loaded now"):
@@ -262,7 +262,7 @@ def test_a_folder_called_like_a_model_is_one_only_with_config_and_weights(
         fetched.append(f"{model}:{tag}")
         raise UserError("no network")
 
-    monkeypatch.setattr(load, "fetch_weights", fetch)
+    monkeypatch.setattr(sources, "fetch_weights", fetch)
     for spec in ("RN50", "RN50:openai"):
         with pytest.raises(UserError, match="no network"):
             backbone_from_spec(spec)

@@ -11,8 +11,7 @@ import pytest
 
 from fastcoop.datasets import Split, few_shot
 from fastcoop.datasets.dataset import make_dataset
-from fastcoop.datasets.official import OFFICIAL, find_official
-from fastcoop.datasets.official_files import paper_class_names
+from fastcoop.datasets.official import OFFICIAL, find_official, paper_class_names
 
 # Images of each class in the order of the split file, whose classes come one after another; the labels in that order
 # where it is not 0, 1, ...; and the sha256 of what the official code draws for 4 shots and seed 1, as positions in the

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from fastcoop.backbones import Backbone
-from fastcoop.datasets.official_files import paper_class_names
+from fastcoop.datasets.official import paper_class_names
 from fastcoop.engine.kernels.attention import TILE
 from fastcoop.engine.kernels.forest_pass import KernelPass
 from fastcoop.engine.kernels.step import MAX_BATCH

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcoop.backbones.unpickle import TorchFile
+from fastcoop.backbones.weights import TorchFile
 from fastcoop.errors import UserError
 from fastcoop.exchange import Classifier, export_run, find_run, import_coop, predict
 from fastcoop.exchange.coop_files import coop_path, path_facts, read_coop_file

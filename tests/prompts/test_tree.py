@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcoop.datasets.official_files import paper_class_names
+from fastcoop.datasets.official import paper_class_names
 from fastcoop.prompts import PromptLayout, build_tree, class_prompts
 from fastcoop.prompts.layout import Slot
 
