@@ -15,8 +15,7 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, check_store, import_features
-from fastcoop.features import cache as cache_module
+from fastcoop.features import FeatureStore, cache_features, check_store, encode, import_features
 from tests.advice import follows
 from tests.features.small import make_backbone, make_folder
 
@@ -55,14 +54,14 @@ def test_images_that_are_not_cached(backbone: Backbone, dataset: Dataset, tmp_pa
 def test_parts_that_were_removed(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = cache_module.encode_missing
+    original = encode.encode_missing
 
     def encode_and_remove(*arguments: Any) -> None:
         original(*arguments)
         shutil.rmtree(tmp_path / "tiny" / "animals.h5.parts")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "encode_missing", encode_and_remove)
+        patch.setattr(encode, "encode_missing", encode_and_remove)
         with pytest.raises(UserError, match="run the command again"):
             cache_features(backbone, dataset, tmp_path, **ASK)
     cache_features(backbone, dataset, tmp_path, **ASK)
