@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from open_clip import factory
 from safetensors.torch import save_file
 
 from fastcoop.backbones import Backbone, backbone_from_spec, load, load_backbone, sources
@@ -18,6 +19,7 @@ from fastcoop.backbones.weights import OPENAI_INTEGERS, Weights
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.backbones.openai_archive import published, write_archive
+from tests.backbones.small_models import small_config
 from tools.pretrain.sparse import write_sparse_model
 
 TRACING = ("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
@@ -63,7 +65,11 @@ def check_every_format(original: Backbone, name: str, config: dict[str, Any], tm
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
 @pytest.mark.filterwarnings(*TRACING)
-def test_weights_written_in_each_format_load_back_to_identical_features(name: str, tmp_path: Path) -> None:
+def test_weights_written_in_each_format_load_back_to_identical_features(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the kinds of layers that OpenAI's two kinds of image towers have, fewer and narrower."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, name, small_config(name))
     original = load_backbone(f"{name}-quickgelu", seed=3)
     check_every_format(original, name, open_clip.get_model_config(name), tmp_path)
 
