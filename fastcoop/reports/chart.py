@@ -11,15 +11,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fastcoop import escape
 from fastcoop.reports.frames import Panels, averaged_datasets, rows_of
 from fastcoop.reports.style import Look, look, rank
 
-LINES, BARS, MARKS = "lines", "bars", "marks"
+LINES, BARS, MARKS, CONFUSIONS, CALIBRATION = "lines", "bars", "marks", "confusions", "calibration"
 ACCURACY, SHOTS = "accuracy (%)", "training images per class"
+MANY = 8  # methods, above which bands of deviation are faint and panels higher
+HEIGHTS = {LINES: 190, MARKS: 260, CALIBRATION: 260}  # pixels of a panel
+ROW_HEIGHTS = {BARS: 34, CONFUSIONS: 19}  # of a bar with its text, or a class
 DARK_SHARE = 0.42  # of white that a color gets on a dark background
+WRONG, RIGHT = "#D55E00", "#8A8A8A"  # of confusions, on both backgrounds
+STRENGTH = 0.8  # opacity of the most frequent confusion, on which a count can be read
+TIP = {"method": "method", "x": "", "shown": "mean ± deviation", "seeds": "seeds", "runs": "runs"}
+TIPS = {  # titles in a tooltip, by field of a point
+    CONFUSIONS: {"y": "true class", "x": "predicted", "images": "images", "shown": "of the true class"},
+    CALIBRATION: {"bin": "confidence", "shown": "accuracy", "images": "images", "share": "of all images (%)"},
+}
 METHOD = {"field": "method", "type": "nominal", "legend": None}
 POINT = {"content": "data"}  # a tooltip of all values, which the page's script words
 INK = "var(--ink)"
@@ -41,12 +52,12 @@ class Chart:
     """What a figure shows, for the page.
 
     Attributes:
-        kind: `LINES` over evenly spaced values, `BARS`, or `MARKS` over a logarithmic axis.
-        panels: The points of each panel by its title. A point has a method, its ``x``, ``mean``, ``low`` and ``high``
+        kind: `LINES` over evenly spaced values, `BARS`, `MARKS` over a logarithmic axis, `CONFUSIONS` or `CALIBRATION`.
+        panels: The points of each panel by its title. A point of a method has its ``x``, ``mean``, ``low`` and ``high``
             (None without a spread), the mean and spread as text (``shown``), and numbers of ``seeds`` and ``runs``.
-        looks: How each method is drawn, in the order of the legend.
+        looks: How each method is drawn, in the order of the legend; empty where no methods are compared.
         xlabel, ylabel: Titles of the axes; bars have no ``ylabel``.
-        ticks: The values of ``x`` of lines, in order.
+        ticks: The values of ``x`` of lines, or of both axes of confusions, in order.
         runs: The runs behind lines over shots; the best method is found in those ``ranked``, by their ``name``.
         averaged: The datasets of the panel of the average.
     """
@@ -67,7 +78,7 @@ class Chart:
         """
         color = _scale(self.looks, [_css_color(one.color) for one in self.looks.values()])
         encoding: dict[str, Any] = {"color": METHOD | {"scale": color}}
-        layers = {LINES: self._lines, BARS: self._bars, MARKS: self._marks}[self.kind](encoding)
+        layers = getattr(self, f"_{self.kind}")(encoding)
         return {
             "width": "container",
             "params": [{"name": "hidden", "value": []}],
@@ -75,6 +86,16 @@ class Chart:
             "encoding": encoding,
             "layer": layers,
         }
+
+    def tips(self) -> dict[str, str]:
+        """Return the titles of a tooltip's lines, by field of a point."""
+        return TIPS.get(self.kind) or TIP | {"x": self.xlabel}
+
+    def height(self, title: str) -> int:
+        """Return the height of a panel in pixels."""
+        if rows := ROW_HEIGHTS.get(self.kind):
+            return rows * (len(self.ticks) or len(self.panels[title]) + 1)
+        return HEIGHTS[self.kind] + 70 * (self.kind == LINES and len(self.looks) > MANY)
 
     def _lines(self, encoding: dict[str, Any]) -> list[Any]:
         axis = {"labelAngle": 0, "grid": False}
@@ -86,7 +107,9 @@ class Chart:
         every = [point for points in self.panels.values() for point in points]
         has_lone = any(point["alone"] and not point["level"] for point in every)
         return [
-            _layer({"type": "area", "opacity": 0.15}, band, "!datum.alone"),
+            _layer(
+                {"type": "area", "opacity": 0.05 if len(self.looks) > MANY else 0.15}, band, "!datum.alone"
+            ),
             _layer({"type": "rule", "strokeWidth": 1, "strokeDash": [1, 3]}, {"x": None}, "datum.level"),
             _layer({"type": "line", "strokeWidth": 2}, {"strokeDash": dashes}, "!datum.alone"),
             *[_spread("y", self.ylabel, "datum.alone && !datum.level")] * has_lone,
@@ -95,16 +118,17 @@ class Chart:
 
     def _bars(self, encoding: dict[str, Any]) -> list[Any]:
         encoding["y"] = {"field": "label", "type": "nominal", "sort": None, "axis": None}
-        encoding["x"] = _mean(self.xlabel, zero=True) | {"axis": {"tickCount": 8}}
+        encoding["x"] = _mean(self.xlabel, zero=True) | {"axis": {"tickCount": 8, "grid": False}}
         bar = {"type": "bar", "height": 11, "yOffset": 8, "opacity": 0.85, "tooltip": POINT}
         text = {"type": "text", "align": "left", "dy": -5, "x": 2, "color": INK, "limit": {"expr": "width"}}
         spread = _spread("x", self.xlabel, zero=True)
         spread["mark"] |= {"yOffset": 8, "color": INK}
+        spread["encoding"]["color"] = None
         labels = {"text": {"field": "label"}, "x": None, "color": None}
         return [{"mark": bar}, spread, {"mark": text | {"tooltip": POINT}, "encoding": labels}]
 
     def _marks(self, encoding: dict[str, Any]) -> list[Any]:
-        axis = {"grid": False, "format": "~g", "labelOverlap": True}
+        axis = {"grid": False, "format": "~g", "labelOverlap": True, "labelSeparation": 8}
         log = {"type": "log"}
         encoding["x"] = {
             "field": "x",
@@ -115,6 +139,61 @@ class Chart:
         }
         encoding["y"] = _mean(self.ylabel)
         return [_spread("y", self.ylabel), self._markers()]
+
+    def _confusions(self, encoding: dict[str, Any]) -> list[Any]:
+        for name, title, angle in (("x", self.xlabel, -90), ("y", self.ylabel, 0)):
+            axis = {
+                "domain": False,
+                "ticks": False,
+                "labelAngle": angle,
+                "labelLimit": 110,
+                "labelFontSize": 10,
+            }
+            scale = {"domain": self.ticks}
+            encoding[name] = {"field": name, "type": "nominal", "title": title, "axis": axis, "scale": scale}
+        encoding |= {
+            "color": {"field": "color", "type": "nominal", "scale": None},
+            "text": {"field": "images"},
+        }
+        opacity = {"opacity": {"field": "strength", "type": "quantitative", "scale": None}}
+        return [
+            _layer({"type": "rect", "tooltip": POINT}, opacity),
+            {
+                "mark": {"type": "text", "fontSize": 10, "color": INK, "tooltip": POINT},
+                "encoding": {"color": None},
+            },
+        ]
+
+    def _calibration(self, encoding: dict[str, Any]) -> list[Any]:
+        del encoding["color"]
+        whole = {"domain": [0, 100]}
+        axis = {
+            "type": "quantitative",
+            "scale": whole,
+            "axis": {"grid": False, "values": [0, 20, 40, 60, 80, 100]},
+        }
+        encoding["x"] = {"field": "x", "title": self.xlabel} | axis
+        encoding["y"] = {"field": "y", "title": self.ylabel} | axis
+        share: dict[str, Any] = {"x": axis | {"field": "low"}, "y": axis | {"field": "share"}}
+        share |= {"x2": {"field": "high"}, "y2": {"datum": 0}}
+        ends = {name: {"datum": end} for name, end in (("x", 0), ("y", 0), ("x2", 100), ("y2", 100))}
+        color = _css_color("#0072B2")
+        return [
+            _layer({"type": "rect", "color": "var(--rule)", "stroke": "var(--paper)"}, share),
+            _layer({"type": "rule", "color": "var(--soft)", "strokeDash": [6, 3]}, ends),
+            _layer({"type": "line", "color": color, "strokeWidth": 2}, {}, "datum.images > 0"),
+            {
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "opacity": 1,
+                    "size": 45,
+                    "color": color,
+                    "tooltip": POINT,
+                },
+                "transform": [{"filter": "datum.images > 0"}],
+            },
+        ]
 
     def _markers(self) -> dict[str, Any]:
         """Return the layer of markers; the one nearest to the pointer is large and has the tooltip."""
@@ -189,6 +268,35 @@ def marks(
         _point(name(row.series), "", row) | {"x": float(f"{xs[row.series]:.3g}")} for row in rows_of(shown)
     ]
     return Chart(MARKS, {title: points}, looks_of(shown.series, name), xlabel)
+
+
+def confusions(title: str, table: pd.DataFrame) -> Chart:
+    """Return the chart of a confusion matrix, shaded by shares of the true classes: right in gray, wrong in orange."""
+    names = [escape.visible(name) for name in table.index]
+    share = table.div(table.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+    most = max((share[place] for place in np.ndindex(share.shape) if len({*place}) > 1), default=0.0)
+    points = []
+    for row, column in np.argwhere(table.to_numpy()):
+        own, color = share[row, column], RIGHT if row == column else WRONG
+        points.append({
+            "y": names[row], "x": names[column], "images": int(table.iloc[row, column]), "shown": f"{100 * own:.0f}%",
+            "color": color, "strength": round(STRENGTH * own / (1 if row == column else most), 2),
+        })  # fmt: skip
+    return Chart(CONFUSIONS, {title: points}, {}, "predicted", "true class", tuple(names))
+
+
+def calibration(title: str, curve: pd.DataFrame) -> Chart:
+    """Return the chart of accuracy over confidence in bins, with the share of the images in each bin as bars."""
+    share = 100 * curve.images / curve.images.sum()
+    points = [
+        {
+            "x": round(row.confidence, 2), "y": round(row.accuracy, 2), "low": row.low, "high": row.high,
+            "shown": f"{row.accuracy:.1f}%", "bin": f"{row.low:.0f} to {row.high:.0f}%", "images": int(row.images),
+            "share": round(part, 1),
+        }
+        for row, part in zip(rows_of(curve.fillna(0.0)), share, strict=True)
+    ]  # fmt: skip
+    return Chart(CALIBRATION, {title: points}, {}, "confidence (%)", "%")
 
 
 def looks_of(series: Iterable[str], name: Callable[[str], str]) -> dict[str, Look]:

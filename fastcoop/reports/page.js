@@ -15,14 +15,13 @@ const AXIS = {labelColor: "var(--soft)", titleColor: "var(--soft)", gridColor: "
   tickColor: "var(--rule)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11, gridOpacity: .7};
 const CONFIG = {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis: AXIS};
 const OPTIONS = {renderer: "svg", actions: false, ast: true, logLevel: 1, config: CONFIG};
-const wording = x => ({method, x: value, shown, seeds, runs}, sanitize) => "<table>" + [["method", method], [x, value],
-  ["mean ± deviation", shown], ["seeds", seeds], ["runs", runs]].map(([name, text]) =>
-  `<tr><td class="key">${sanitize(name)}</td><td>${sanitize(text)}</td></tr>`).join("") + "</table>";
+const wording = tips => (point, sanitize) => "<table>" + Object.entries(tips).map(([field, title]) =>
+  `<tr><td class="key">${sanitize(title)}</td><td>${sanitize(point[field])}</td></tr>`).join("") + "</table>";
 const draw = async box => {
-  const {spec, panels, x} = charts[box.dataset.chart], panel = panels[box.dataset.panel];
+  const {spec, panels, tips} = charts[box.dataset.chart], panel = panels[box.dataset.panel];
   views.get(box)?.finalize();
   const height = Number(box.dataset.height), data = {values: panel.points};
-  const tooltip = {disableDefaultStyle: true, formatTooltip: wording(x)};
+  const tooltip = {disableDefaultStyle: true, formatTooltip: wording(tips)};
   const {view} = await vegaEmbed(box, {...spec, height, data, description: panel.title}, {...OPTIONS, tooltip});
   views.set(box, view);
   if (hidden.size) await view.signal("hidden", [...hidden]).runAsync();
@@ -30,14 +29,15 @@ const draw = async box => {
 const whenSeen = new IntersectionObserver(entries => {
   for (const {isIntersecting, target} of entries) if (isIntersecting) { whenSeen.unobserve(target); draw(target); }
 }, {rootMargin: "300px"});
+const observe = place => all(".panels .chart", place).forEach(box => whenSeen.observe(box));
 const showCharts = async () => {
   if (!Object.keys(charts).length) return;
   const script = document.createElement("script");
   script.textContent = await unpack(document.getElementById("library").textContent);
   document.body.append(script);
   root.classList.add("live");
-  all(".panels .chart").forEach(box => whenSeen.observe(box));
-  if (chosen) showChosen(); 
+  observe(document);
+  if (chosen) showChosen();
 };
 
 // The legend hides a method in every chart.
@@ -79,7 +79,7 @@ const prepare = table => {
     rows.sort(([a], [b]) => a === null || b === null ? (a === null) - (b === null) : up ? compare(a, b) : compare(b, a));
     body.append(...rows.map(([, row]) => row));
   }));
-  if (body.rows.length < 8 || table.closest(".best")) return;
+  if (body.rows.length <= 12 || table.closest(".best")) return;
   const label = document.createElement("label"), input = document.createElement("input");
   input.type = "search";
   label.className = "filter";
@@ -110,11 +110,15 @@ const linkImage = link => {
 const begin = place => {
   all("table", place).forEach(prepare);
   all("[data-image]", place).forEach(linkImage);
+  all("[data-packed-file]", place).forEach(async link => {
+    link.href = URL.createObjectURL(new Blob([await unpack(link.dataset.packedFile)]));
+  });
   all("script[data-packed]", place).forEach(packed => packed.closest("details").addEventListener("toggle", async () => {
     const inside = document.createElement("div");
     inside.innerHTML = await unpack(packed.textContent);
     packed.replaceWith(inside);
     begin(inside);
+    observe(inside);
   }, {once: true}));
 };
 begin(document);

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from fastcoop import escape
 from fastcoop.progress import counted
 from fastcoop.reports.best import best_methods
 from fastcoop.reports.cautions import Caution
-from fastcoop.reports.chart import BARS, Chart, swatch
+from fastcoop.reports.chart import Chart, swatch
 from fastcoop.reports.claims import NOTES, Judged, claims_table, texts_of
 from fastcoop.reports.frames import rows_of, shots_text
 from fastcoop.reports.item import ADD, Exhibit, Item
@@ -35,7 +35,7 @@ TITLES = {"png": "PNG", "svg": "SVG", "csv": "CSV", "tex": "LaTeX"}
 MAX_NAMES = 6  # of datasets or backbones in a sentence
 MAX_ROWS = 12  # of a table that is not folded
 MAX_UNPACKED, MAX_LETTERS = 100, 50_000  # rows of a table, letters of a fold, that are not compressed
-PANEL_HEIGHT, LARGE_HEIGHT, BAR_HEIGHT = 190, 350, 34  # pixels of charts, and of a bar with its text
+LARGE_HEIGHT = 350  # pixels of the first chart
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 VERDICTS = {HOLDS: "holds", FAILS: "fails"}
 Drawn = dict[str, tuple[Item, Exhibit, Chart]]  # exhibits with charts, by the ids of these on the page
@@ -55,13 +55,17 @@ def page(
     drawn: Drawn = {}
     for item, found in made:
         drawn |= {
-            f"{item.name}{one.suffix}": (item, one, one.chart) for one in found if one.chart is not None
+            f"{item.name}{one.suffix}{f'/{place}' * (place > 0)}": (item, one, chart)
+            for one in found
+            for place, chart in enumerate(one.charts)
         }
     datasets = {name for piece in study.slices() for name in piece.runs.dataset}
     charts = {name: _described(chart, warnings, datasets) for name, (*_, chart) in drawn.items()}
     first = _first_item(drawn)
     made = sorted(made, key=lambda pair: pair[0] is not first)
-    of_runs = _fold(f"{counted(len(runs), 'result')} with settings", _runs(runs).to_html(), len(runs))
+    table = _runs(runs)
+    of_runs = _fold(f"{counted(len(runs), 'result')} with settings", table.to_html(), len(runs))
+    files = {"csv": _wide_csv(table), "tex": table.to_latex()}
     export = escape.shell_command("fastcoop", "results", "export", study.folder, "runs.csv")
     sections = [
         (item.name, item.title, _item(item, exhibits, item is first, charts, out)) for item, exhibits in made
@@ -70,7 +74,11 @@ def page(
         ("claims", "Claims", _claims(judged)),
         ("warnings", "Warnings", _warnings(warnings)),
         *[("missing", "Missing", _missing(missing, study))] * bool(missing),
-        ("runs", "Runs", f"{of_runs}<p>As CSV: <code>{escape.html(export)}</code></p>"),
+        (
+            "runs",
+            "Runs",
+            f"{_get('runs', None, files)}{of_runs}<p>All columns: <code>{escape.html(export)}</code></p>",
+        ),
         ("reproduce", "Reproduce", _reproduce(study, out)),
     ]
     contents = "".join(
@@ -103,12 +111,12 @@ def _lead(study: Study) -> str:
     backbones, datasets = (list(dict.fromkeys(column)) for column in (runs.backbone, names))
     shots = sorted(set(runs.shots) - {0.0})
     ends = " to ".join(dict.fromkeys(shots_text(one) for one in (shots[0], shots[-1]))) if shots else "no"
-    lead = (
+    quick = sorted({schedule_note(one).partition(":")[0] for one in set(runs.schedule) - {"", "paper"}})
+    schedule = f" ({joined(*quick)}, not the paper's)" if quick else ""
+    return (
         f"Accuracy on test images of {counted(runs.label.nunique(), 'method')} with {ends} training images per class:"
-        f" {counted(runs.key.nunique(), 'run')} on {_some(datasets)} with {_some(backbones)}."
+        f" {counted(runs.key.nunique(), 'run')} on {_some(datasets)} with {_some(backbones)}{schedule}."
     )
-    quick = sorted({schedule_note(schedule) for schedule in runs.schedule if schedule not in ("", "paper")})
-    return lead + (f" Not trained by the paper's schedule: {'; '.join(quick)}." if quick else "")
 
 
 def _some(names: list[str]) -> str:
@@ -128,7 +136,7 @@ def _top(own: Drawn) -> str:
             for place, panel in enumerate(chart.panels)
         ]
         best = best_methods(chart, f"Best method per number of shots ({one.subtitle})")
-        links = _get(f"best{one.suffix}", None, best)
+        links = _get(f"best{one.suffix}", None, _texts(best))
         tables.append(f'<div class="best" data-of="{name}">{best.to_html()}{links}</div>')
     legends = "".join(f'<div data-of="{name}">{_legend(chart)}</div>' for name, (*_, chart) in own.items())
     item, *_ = next(iter(own.values()))
@@ -145,31 +153,32 @@ def _pre(text: str) -> str:
     return f"<pre>{escape.html(text, keep=chr(10))}</pre>"
 
 
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
 def _fold(summary: str, content: str, rows: int = 0) -> str:
     """Return content behind a line; many ``rows`` or letters are compressed, and unpacked when they are first shown."""
     if rows > MAX_UNPACKED or len(content) > MAX_LETTERS:
-        packed = base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
-        content = f'<script type="text/plain" data-packed>{packed}</script>'
+        content = f'<script type="text/plain" data-packed>{_packed(content)}</script>'
     return f"<details><summary>{escape.html(summary)}</summary>{content}</details>"
 
 
-def _link(name: str, text: str, kind: str) -> str:
-    """Return a link that saves a text as a file."""
-    content = base64.b64encode(text.encode()).decode()
-    return f'<a download="{name}.{kind}" href="data:text/plain;base64,{content}">{TITLES[kind]}</a>'
-
-
-def _get(stem: str, image: str | None, table: Table | None) -> str:
-    """Return links to a figure, given by its id, and a table as files."""
+def _get(stem: str, image: str | None, texts: Mapping[str, str] | None = None) -> str:
+    """Return links that save a figure, given by its id, and texts by kind; long texts are compressed."""
     name = escape.html(stem)
-    links = [
-        f'<a download="{name}.{kind}" data-image="{image}">{TITLES[kind]}</a>'
-        for kind in ("png", "svg")
-        if image
-    ]
-    if table is not None:
-        links += [_link(name, table.to_csv(), "csv"), _link(name, table.to_latex(), "tex")]
-    return f'<p class="get">{"".join(links)}</p>' if links else ""
+    links = [(kind, f'data-image="{image}"') for kind in ("png", "svg") if image]
+    for kind, text in (texts or {}).items():
+        if len(text) > MAX_LETTERS:
+            links.append((kind, f'data-packed-file="{_packed(text)}"'))
+        else:
+            links.append((kind, f'href="data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"'))
+    shown = (f'<a download="{name}.{kind}" {where}>{TITLES[kind]}</a>' for kind, where in links)
+    return f'<p class="get">{"".join(shown)}</p>' if links else ""
+
+
+def _texts(table: Table) -> dict[str, str]:
+    return {"csv": table.to_csv(), "tex": table.to_latex()}
 
 
 def _legend(chart: Chart) -> str:
@@ -189,7 +198,7 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
     own = datasets & set(chart.panels)
     notes: dict[str, list[str]] = {title: [] for title in chart.panels}
     general = []
-    for text, all_named in ((one.short, one.datasets) for one in warnings if one.short):
+    for text, all_named in ((one.short, one.datasets) for one in warnings if one.short and chart.looks):
         named = all_named & (own or datasets)
         with_names = f"{text} ({_some(sorted(named))})"
         if named == (own or datasets):
@@ -200,10 +209,15 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
             for title in chart.panels:
                 notes[title] += [text] * (title in named) if title in own else [with_names]
     panels = [
-        {"title": escape.visible(title), "points": points, "notes": notes[title]}
+        {
+            "title": escape.visible(title),
+            "points": points,
+            "notes": notes[title],
+            "height": chart.height(title),
+        }
         for title, points in chart.panels.items()
     ]
-    return {"spec": chart.spec(), "x": chart.xlabel, "notes": general, "panels": panels}
+    return {"spec": chart.spec(), "tips": chart.tips(), "notes": general, "panels": panels}
 
 
 def _care(notes: list[str]) -> str:
@@ -224,22 +238,26 @@ def _exhibit(
     stem, text = f"{item.name}{one.suffix}", []
     if is_named and not one.fold:
         text.append(f"<h3>{escape.html(one.table.title if one.table else one.subtitle)}</h3>")
-    if one.chart is not None:
-        panels = list(enumerate(charts[stem]["panels"]))
-        if is_first and one.chart.runs is not None:
-            del panels[0]  # the first screen has it
-        boxes = "".join(_panel(stem, place, panel, one.chart.kind) for place, panel in panels)
-        text.append(_care(charts[stem]["notes"]))
-        if panels:
-            text.append(f'{_legend(one.chart)}<div class="panels {one.chart.kind}">{boxes}</div>')
+    shown = {f"{stem}{f'/{place}' * (place > 0)}": chart for place, chart in enumerate(one.charts)}
+    boxes = []
+    for name, chart in shown.items():
+        is_on_top = is_first and chart.runs is not None  # the first screen has the first panel
+        boxes += [_panel(name, place, panel) for place, panel in enumerate(charts[name]["panels"])][
+            is_on_top:
+        ]
+        text.append(_care(charts[name]["notes"]))
+        text += [_legend(chart)] if boxes else []
+    if boxes:
+        text.append(f'<div class="panels {next(iter(shown.values())).kind}">{"".join(boxes)}</div>')
     if one.figure is not None:
-        image = base64.b64encode((out / f"{stem}.svg").read_bytes()).decode()
+        svg = base64.b64encode((out / f"{stem}.svg").read_bytes()).decode()
         alt = escape.html(f"{item.title} ({one.subtitle}); the numbers are in the table below")
-        kind = "figure" if one.chart is None else "static"
+        kind = "static" if shown else "figure"
         text.append(
-            f'<img id="image-{stem}" class="{kind}" alt="{alt}" src="data:image/svg+xml;base64,{image}">'
+            f'<img id="image-{stem}" class="{kind}" alt="{alt}" src="data:image/svg+xml;base64,{svg}">'
         )
-    text.append(_get(stem, f"image-{stem}" if one.figure is not None else None, one.table))
+    image = f"image-{stem}" if one.figure is not None else None
+    text.append(_get(stem, image, _texts(one.table) if one.table is not None else None))
     if one.table is not None:
         rows, table = len(one.table.rows), one.table.to_html()
         summary = "The numbers" if one.figure is not None else f"All {rows} rows"
@@ -247,12 +265,11 @@ def _exhibit(
     return "\n".join([*text, one.html])
 
 
-def _panel(name: str, place: int, panel: dict[str, Any], kind: str) -> str:
-    height = BAR_HEIGHT * len(panel["points"]) + BAR_HEIGHT if kind == BARS else PANEL_HEIGHT
-    box = f'<div class="chart" data-chart="{name}" data-panel="{place}" data-height="{height}"></div>'
-    return (
-        f"<figure><figcaption>{escape.html(panel['title'])}{_care(panel['notes'])}</figcaption>{box}</figure>"
-    )
+def _panel(name: str, place: int, panel: dict[str, Any]) -> str:
+    where = f'data-chart="{name}" data-panel="{place}" data-height="{panel["height"]}"'
+    box = f'<div class="chart" {where} style="min-height:{panel["height"]}px"></div>'
+    title = f"{escape.html(panel['title'])}{_care(panel['notes'])}"
+    return f"<figure><figcaption>{title}</figcaption>{box}</figure>"
 
 
 def _warnings(warnings: list[Caution]) -> str:
@@ -282,11 +299,12 @@ def _claims(judged: list[Judged]) -> str:
             f"<details><summary>{verdict}: {escape.html(claim.text)}{where}</summary><dl>{listed}</dl></details>"
         )
     counts = Counter(finding.verdict for _, _, finding in judged)
-    counted_ = ", ".join(f"{counts[name]} {name}" for name in (HOLDS, FAILS, UNKNOWN) if counts[name])
+    words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "lack runs to tell"}
+    summary = ", ".join(f"{counts[name]} {text}" for name, text in words.items() if counts[name])
     notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in NOTES)
     unknown = f'<div class="claims">{"".join(rows[1])}</div>'
     return (
-        f"<p>The paper's claims on these results: {counted_}.</p>{_get('claims', None, claims_table(judged))}"
+        f"<p>The paper's claims on these results: {summary}.</p>{_get('claims', None, _texts(claims_table(judged)))}"
         f'<div class="claims">{"".join(rows[0])}</div>{_fold(f"{len(rows[1])} with {UNKNOWN}", unknown)}'
         f"{_fold('How claims are judged', notes)}"
     )
@@ -318,6 +336,12 @@ def _runs(runs: pd.DataFrame) -> Table:
     for label, row in zip(runs.label, rows, strict=True):
         table.add((label,), row)
     return table
+
+
+def _wide_csv(table: Table) -> str:
+    """Return a table of texts as CSV with a line per row."""
+    rows = [(*names, *(cells[column] for column in table.columns)) for names, cells in table.rows]
+    return pd.DataFrame(rows, columns=[*table.heads, *table.columns]).map(escape.csv_cell).to_csv(index=False)
 
 
 def _number(value: float) -> str:

@@ -177,6 +177,22 @@ def test_without_pictures_the_page_names_the_command(study: Study, world: Path, 
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 24
         link = opened.locator("#mistakes a[data-image]").last  # in a fold that was unpacked
         assert link.get_attribute("href").startswith("data:image/svg+xml")
+        cells = opened.locator("#mistakes .panels.confusions .chart svg .mark-rect path")
+        opened.locator("#mistakes .panels.confusions").scroll_into_view_if_needed()
+        cells.first.wait_for()
+        assert not opened.locator("#mistakes img.static").is_visible()
+        background = "getComputedStyle(document.querySelector('#mistakes .chart svg')).backgroundColor"
+        for scheme in ("light", "dark"):
+            opened.emulate_media(color_scheme=scheme)
+            assert opened.evaluate(background) == "rgba(0, 0, 0, 0)"
+        box = cells.first.bounding_box()
+        opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # over its count
+        tip = opened.locator("#vg-tooltip-element.visible")
+        tip.wait_for()
+        rows = [line.split("\t") for line in tip.inner_text().splitlines()]
+        assert [name for name, _ in rows] == ["true class", "predicted", "images", "of the true class"]
+        table = fc.confusion("results", key, "colours")
+        assert table.loc[rows[0][1], rows[1][1]] == int(rows[2][1])
         browser.close()
 
 

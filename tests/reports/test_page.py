@@ -327,6 +327,33 @@ def test_every_figure_and_table_is_saved_with_one_click(visit, pages):
     assert {"best.csv", "best.tex", "claims.csv"} <= names
 
 
+@pytest.mark.parametrize("name", ["own", "field"])
+def test_no_figure_or_table_lacks_its_files(visit, name):
+    page = visit(name)
+    for _ in range(2):  # what is unpacked may hold folds
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        page.wait_for_function("!document.querySelector('details[open] > script[data-packed]')")
+    found = page.evaluate("""[...document.querySelectorAll('main table, main .panels, main img.static')].map(one => {
+      const kind = one.tagName, up = one => one.querySelector('.get') ? one : up(one.parentElement);
+      return [kind, [...up(one).querySelectorAll('.get a[href]')].map(link => link.textContent).join(' ')]; })""")
+    assert {kind for kind, _ in found} == {"TABLE", "DIV", "IMG"}
+    for kind, links in found:
+        assert ("CSV LaTeX" if kind == "TABLE" else "PNG SVG CSV LaTeX") in links, kind
+
+
+def test_the_table_of_runs_is_saved_with_a_line_per_run(visit):
+    page = visit("own")
+    for kind in ("CSV", "LaTeX"):
+        with page.expect_download() as saved:
+            page.click(f"#runs .get >> text={kind}")
+        if kind == "CSV":
+            runs = pd.read_csv(saved.value.path())
+            assert len(runs) == len(two_datasets())
+            assert set(runs["tested on"]) == {"objects", "digits"}
+        else:
+            assert r"\begin{table}" in Path(saved.value.path()).read_text(encoding="utf-8")
+
+
 def test_folds_open_and_an_items_own_content_stands_in_them(visit):
     page = visit("own")
     folds = page.locator("#extra > details")

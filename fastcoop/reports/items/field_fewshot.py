@@ -63,10 +63,11 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
     curves = chart.lines(shown, "shots", ticks, chart.SHOTS, _label, ranked, ("kind", "series", "shots"))
     timed = averaged[averaged.shots.isin((0, most)) & averaged.kind.isin(drawn.kind)]
-    cost = _cost_figure(piece, average, drawn, timed, most)
+    title = f"Accuracy against training cost ({piece.subtitle})"
+    cost = _cost(piece, title, average, drawn, timed, most)
     return [
         Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table, curves),
-        Exhibit(f"{piece.suffix}-cost", f"Accuracy against training cost ({piece.subtitle})", *cost),
+        Exhibit(f"{piece.suffix}-cost", title, *cost),
     ]
 
 
@@ -119,12 +120,13 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def _cost_figure(
-    piece: Slice, where: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float
-) -> tuple[Figure, None, chart.Chart]:
+def _cost(
+    piece: Slice, title: str, average: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float
+) -> tuple[Figure, Table, chart.Chart]:
     """Draw accuracy at the most shots over the seconds of a run; return the parts of an exhibit."""
-    title, xlabel = f"{where}, {frames.in_shots(most)}", "seconds of a run"
-    figure, (axis,) = panel_figure([title], 1, (5.0, 3.6), piece.subtitle, xlabel)
+    where, xlabel = f"{average}, {frames.in_shots(most)}", "seconds of a run"
+    table = Table(title, ("method",), (xlabel, "accuracy"), notes=[f"{where}."])
+    figure, (axis,) = panel_figure([where], 1, (5.0, 3.6), piece.subtitle, xlabel)
     seconds = runs[runs.shots > 0].groupby("series").seconds.mean()
     handles, labels = [], []
     for series in sorted(set(summary.series), key=rank):
@@ -136,6 +138,7 @@ def _cost_figure(
         elif (point := own[own.shots == most]).size:
             x, y, spread = seconds[series], point["mean"].iloc[0], point["std"].fillna(0.0).iloc[0]
             axis.errorbar(x, y, yerr=spread, fmt="none", color=style.color, linewidth=0.8)
+            table.add((style.label,), {xlabel: f"{x:.2g}", "accuracy": frames.cell_of(point)})
             handles += axis.plot(x, y, marker=style.marker, color=style.color, linestyle="None", markersize=6)
         else:
             continue
@@ -144,8 +147,8 @@ def _cost_figure(
     axis.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axis.set_ylabel("accuracy (%)")
     add_legend(figure, handles, labels, 4)
-    shown = chart.marks(title, summary[summary.shots == most], dict(seconds), xlabel, _label)
-    return figure, None, shown
+    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, _label)
+    return figure, table, shown
 
 
 ITEM = Item(

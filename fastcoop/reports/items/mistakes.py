@@ -13,7 +13,8 @@ import pandas as pd
 from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
-from fastcoop.reports import frames
+from fastcoop.reports import chart, frames
+from fastcoop.reports.chart import RIGHT, WRONG
 from fastcoop.reports.item import Exhibit, Item
 from fastcoop.reports.series import plain_dataset
 from fastcoop.reports.study import Pictures, Study, evaluate_targets
@@ -43,7 +44,6 @@ PICTURES = 12  # of one list
 PAIRS = 10  # of the table
 COUNTED = 16  # classes, above which a matrix has small letters
 NAME_LENGTH = 18  # characters of a class in a figure
-WRONG, RIGHT = "#D55E00", "#8A8A8A"
 WHOSE = (
     "Chosen to look at, not to score: {}. Its accuracy is selected on test images; the tables have the means."
 )
@@ -103,8 +103,12 @@ def _of_run(
         )
     where, html = f"{run.dataset} ({title})", _gallery_html(study, run, rival, predictions, wrong, pictures)
     yield Exhibit(f"{suffix}-pairs", title, table=_pair_table(where, pairs, run.key), html=html, fold=fold)
-    figure = _figure(table, predictions, f"{run.dataset}: {title}", error)
-    yield Exhibit(suffix, title, figure, _class_table(where, table, error), fold=fold)
+    matrix, curve = group_confusion(table), calibration_curve(predictions)
+    grouped = f", the most confused of {len(table)}" if len(matrix) < len(table) else ""
+    titles = f"Confusions{grouped}", f"Calibration (error {error:.1f} points)"
+    figure = _figure(matrix, curve, f"{run.dataset}: {title}", titles)
+    charts = chart.confusions(titles[0], matrix), chart.calibration(titles[1], curve)
+    yield Exhibit(suffix, title, figure, _class_table(where, table, error), charts, fold=fold)
 
 
 def _title(run: Any) -> str:
@@ -137,21 +141,23 @@ def _class_table(where: str, confusions: pd.DataFrame, error: float) -> Table:
     return table
 
 
-def _figure(table: pd.DataFrame, predictions: Predictions, title: str, error: float) -> Figure:
+def _figure(matrix: pd.DataFrame, curve: pd.DataFrame, title: str, titles: tuple[str, str]) -> Figure:
     """Draw the confusion matrix and the calibration curve side by side."""
     from matplotlib.figure import Figure
 
-    shown = group_confusion(table)
-    height = float(np.clip(1.3 + 0.14 * len(shown), 2.6, 4.9))
+    height = float(np.clip(1.3 + 0.14 * len(matrix), 2.6, 4.9))
     figure = Figure(figsize=(TWO_COLUMNS, height), layout="constrained")
     figure.suptitle(shortened(title, 100), color="#444444", style="italic")
-    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1) if len(shown) <= COUNTED else (2.2, 1))
-    _draw_confusions(left, shown, len(table))
-    _draw_calibration(right, calibration_curve(predictions), error)
+    axes = figure.subplots(1, 2, width_ratios=(1.4, 1) if len(matrix) <= COUNTED else (2.2, 1))
+    for axis, draw, frame, name in zip(
+        axes, (_draw_confusions, _draw_calibration), (matrix, curve), titles, strict=True
+    ):
+        draw(axis, frame)
+        axis.set_title(name)
     return figure
 
 
-def _draw_confusions(axis: Axes, table: pd.DataFrame, classes: int) -> None:
+def _draw_confusions(axis: Axes, table: pd.DataFrame) -> None:
     """Draw shares of each true class: what is right in gray, what is wrong in orange."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
@@ -170,15 +176,13 @@ def _draw_confusions(axis: Axes, table: pd.DataFrame, classes: int) -> None:
     axis.grid(visible=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true class")
-    grouped = f", the most confused of {classes}" if len(table) < classes else ""
-    axis.set_title(f"Confusions{grouped}")
     for row, column in np.argwhere(counts):
         count = int(counts[row, column])
         text = str(count) if count < 1000 else f"{count / 1000:.0f}k"
         axis.text(column, row, text, ha="center", va="center", fontsize=size - 0.5)
 
 
-def _draw_calibration(axis: Axes, curve: pd.DataFrame, error: float) -> None:
+def _draw_calibration(axis: Axes, curve: pd.DataFrame) -> None:
     """Draw accuracy over confidence, and which share of the images has this confidence as bars."""
     width = curve.high - curve.low
     bars = 100 * curve.images / curve.images.sum()
@@ -189,7 +193,6 @@ def _draw_calibration(axis: Axes, curve: pd.DataFrame, error: float) -> None:
     known = curve[curve.images > 0]
     axis.plot(known.confidence, known.accuracy, color="#0072B2", marker="o", clip_on=False, label="accuracy")
     axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="%")
-    axis.set_title(f"Calibration (error {error:.1f} points)")
     axis.legend(loc="upper left")
 
 
