@@ -97,11 +97,7 @@ def measure_rates(backbone: Backbone, rows: Sequence[int], repeats: int) -> dict
 
 
 def measure_step(
-    backbone: Backbone,
-    class_names: Sequence[str],
-    layout: str,
-    rows: int,
-    precision: Precision | None,
+    backbone: Backbone, class_names: Sequence[str], layout: str, rows: int, precision: Precision | None
 ) -> dict[str, Any]:
     """Return the time of a recorded step of equal runs, together about ``rows`` rows, its kernels and its memory."""
     tree = plan_equal_runs(backbone, class_names, LAYOUTS[layout], 1).runs[0].tree

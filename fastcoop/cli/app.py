@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from fastcoop.cli import backbones, bench, data, exchange, results, study, sweep  # noqa: F401
+from fastcoop.cli import bench, data, exchange, results, study, sweep  # noqa: F401
 from fastcoop.cli.groups import app
 from fastcoop.cli.output import flush, prepare_streams, say
 from fastcoop.errors import FastcoopError

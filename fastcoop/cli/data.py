@@ -1,4 +1,4 @@
-"""``datasets``, ``cache-features`` and ``features``: what runs read."""
+"""``datasets``, ``backbones``, ``cache-features`` and ``features``: what runs read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ from typer import Argument, Option
 
 from fastcoop.cli import options
 from fastcoop.cli.groups import app, datasets_app, features_app
-from fastcoop.cli.options import (
-    AsJson,
-    BackboneSpec,
-    Cache,
-    ClassNames,
-    DataRoot,
-    Device,
-    Dtype,
-    Recipe,
-    SkipUnreadable,
-)
 from fastcoop.cli.output import show
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
@@ -34,7 +23,9 @@ IN_GRIDS = ("backbone", "shots", "seeds", "views", "kinds", "recipe")  # what a 
 
 
 @datasets_app.callback(invoke_without_command=True)
-def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json: AsJson = False) -> None:
+def datasets(
+    context: typer.Context, data_root: options.DataRoot = Path("data"), as_json: options.AsJson = False
+) -> None:
     """List datasets and whether they are complete.
 
     Example:  fastcoop datasets --data-root data
@@ -52,9 +43,9 @@ def datasets(context: typer.Context, data_root: DataRoot = Path("data"), as_json
 @datasets_app.command("check")
 def check(
     name: Annotated[str, Argument(help="A dataset's name, or a folder.")],
-    data_root: DataRoot = Path("data"),
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    data_root: options.DataRoot = Path("data"),
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare a dataset with Table 6.
 
@@ -73,9 +64,9 @@ def check(
 @datasets_app.command("names")
 def names(
     name: Annotated[str, Argument(help="A folder or CSV of your own.")],
-    data_root: DataRoot = Path("data"),
+    data_root: options.DataRoot = Path("data"),
     out: Annotated[Path | None, Option(help="File to write (NAME-names.csv).")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a CSV with a name for each class, to be corrected.
 
@@ -89,22 +80,19 @@ def names(
 
     path, found = write_class_names(name, out, data_root)
     changed = sum(old != new for old, new in found.items())
-    show(
-        {"path": path, "names": found},
-        [f"{path}: {counted(len(found), 'class')}, {changed} renamed"],
-        as_json,
-    )
+    line = f"{path}: {counted(len(found), 'class')}, {changed} renamed"
+    show({"path": path, "names": found}, [line], as_json)
 
 
 @datasets_app.command("draw")
 def draw(
     name: Annotated[str, Argument(help="A dataset's name, or a folder.")],
-    data_root: DataRoot = Path("data"),
+    data_root: options.DataRoot = Path("data"),
     shots: Annotated[str, Option(help="Images per class.")] = "1,2,4,8,16",
     seeds: Annotated[str, Option(help="Seeds, such as 1,2,3 or 1-10.")] = "1,2,3",
     out: Annotated[Path | None, Option(help="Folder to write to (below draws/).")] = None,
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write few-shot subsets as .jsonl files for other programs.
 
@@ -141,13 +129,38 @@ def _check_lines(found: Check) -> Iterator[str]:
         yield f"  all there{notes if found.notes else ''}"
 
 
+@app.command()
+def backbones(
+    name: Annotated[str | None, Argument(help="A backbone, part of names, or a folder of models.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List backbones, or show one.
+
+    Listed are the embedded backbones, the models in Hugging Face's cache and all that open_clip knows, or those with
+    NAME in their names. The whole name of one shows everything about it: its weights and where they are, the commands
+    to use it, and how it learns prompts: on the shared path (what prompts have in common is computed once) or the
+    plain path (all positions of all prompts), with what a step costs.
+
+    Example:  fastcoop backbones siglip
+
+    Example:  fastcoop backbones ViT-B-16-SigLIP2
+    """
+    from fastcoop.backbones.catalog import find_backbone, list_backbones, list_lines, page_lines
+
+    if name is not None and (one := find_backbone(name)):
+        show(one, page_lines(one), as_json)
+        return
+    found = list_backbones(name)
+    show(found, list_lines(found), as_json)
+
+
 @app.command("cache-features")
 def cache_features(
     context: typer.Context,
     datasets: Annotated[list[str], Argument(help="Names, folders, CSV files, or one grid file.")],
-    backbone: BackboneSpec = "RN50",
-    data_root: DataRoot = Path("data"),
-    cache: Cache = Path("cache"),
+    backbone: options.BackboneSpec = "RN50",
+    data_root: options.DataRoot = Path("data"),
+    cache: options.Cache = Path("cache"),
     shots: Annotated[str, Option(help='Shots to cache for, or "all".')] = "1,2,4,8,16",
     seeds: Annotated[str, Option(help="Seeds to cache for.")] = "1,2,3",
     views: Annotated[int, Option(help="Augmented views per training image, of each kind.")] = 8,
@@ -155,16 +168,16 @@ def cache_features(
         list[str] | None,
         options.comma_list(help="Kinds of features: coop (default), tip, flip, pre (docs/formats.md)."),
     ] = None,
-    recipe: Recipe = "current",
-    dtype: Dtype = "float16",
+    recipe: options.Recipe = "current",
+    dtype: options.Dtype = "float16",
     precision: Annotated[
         str | None,
         Option(help="Of products: float32, tf32 (GPU), bfloat16. Default: the store's, or float32."),
     ] = None,
-    skip_unreadable: SkipUnreadable = False,
-    device: Device = "auto",
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    skip_unreadable: options.SkipUnreadable = False,
+    device: options.Device = "auto",
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compute image features once and keep them in HDF5.
 
@@ -205,10 +218,10 @@ def check_features(
     file: Annotated[Path, Argument(help="A feature store (*.h5).")],
     backbone: Annotated[str | None, Option(help="Encode a sample again with this backbone.")] = None,
     dataset: Annotated[str | None, Option(help="The dataset whose images to encode.")] = None,
-    data_root: DataRoot = Path("data"),
+    data_root: options.DataRoot = Path("data"),
     sample: Annotated[int, Option(help="Images to encode again.")] = 32,
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Verify a store's digests and counts.
 
@@ -232,13 +245,13 @@ def check_features(
 def import_store(
     test: Annotated[Path, Option(help=".npz or .pt of features, labels and class names.")],
     name: Annotated[str, Option(help="The dataset's name.")],
-    backbone: BackboneSpec,
+    backbone: options.BackboneSpec,
     train: Annotated[Path | None, Option(help="The same for training images.")] = None,
     val: Annotated[Path | None, Option(help="The same for validation images.")] = None,
     template: Annotated[str, Option(help="The hand-written prompt.")] = "a photo of a {}.",
-    dtype: Dtype = "float16",
-    cache: Cache = Path("cache"),
-    as_json: AsJson = False,
+    dtype: options.Dtype = "float16",
+    cache: options.Cache = Path("cache"),
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a store of features that were computed elsewhere.
 

@@ -8,21 +8,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from fastcoop.cli import options
 from fastcoop.cli.groups import app
-from fastcoop.cli.options import (
-    FOUND_BY_NAME,
-    AsJson,
-    BackboneSpec,
-    ClassNames,
-    DataRoot,
-    Device,
-    Recipe,
-    Results,
-    ResultsFolder,
-    RunKey,
-    Where,
-    comma_list,
-)
 from fastcoop.cli.output import say, show
 from fastcoop.progress import counted, progress
 
@@ -31,15 +18,15 @@ from fastcoop.progress import counted, progress
 def import_coop(
     place: Annotated[Path, Argument(help="A checkpoint, or a folder with checkpoints below it.")],
     dataset: Annotated[str, Option(help="The dataset that they were trained on.")],
-    backbone: BackboneSpec,
-    data_root: DataRoot = Path("data"),
-    results: Results = Path("results/imported"),
+    backbone: options.BackboneSpec,
+    data_root: options.DataRoot = Path("data"),
+    results: options.Results = Path("results/imported"),
     class_position: Annotated[str | None, Option(help="end, mid or front.")] = None,
     shots: Annotated[int | None, Option(help="Images per class.")] = None,
     seed: Annotated[int | None, Option(help="Seed of the subset.")] = None,
-    recipe: Recipe = "current",
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    recipe: options.Recipe = "current",
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Import checkpoints of the official CoOp code.
 
@@ -64,12 +51,12 @@ def import_coop(
 
 @app.command("export")
 def export(
-    run: RunKey,
-    results: Results,
+    run: options.RunKey,
+    results: options.Results,
     format: Annotated[str, Option("--format", help="coop, safetensors or classifier.")] = "classifier",
     out: Annotated[Path | None, Option(help="File to write, for coop a folder (below exported/).")] = None,
-    backbone: Annotated[str | None, FOUND_BY_NAME] = None,
-    as_json: AsJson = False,
+    backbone: Annotated[str | None, options.FOUND_BY_NAME] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a run's learned prompt for other programs.
 
@@ -90,14 +77,14 @@ def export(
 
 @app.command("export-weights")
 def export_weights(
-    results: ResultsFolder,
-    where: Where = None,
+    results: options.ResultsFolder,
+    where: options.Where = None,
     out: Annotated[Path, Option(help="Folder to write to.")] = Path("prototypes"),
     backbones: Annotated[
-        list[str] | None, comma_list("--backbone", help="Backbones that are not found by name.")
+        list[str] | None, options.comma_list("--backbone", help="Backbones that are not found by name.")
     ] = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Write class weights of few-shot runs.
 
@@ -117,9 +104,9 @@ def predict(
     classifier: Annotated[Path, Argument(help="A file of `fastcoop export --format classifier`.")],
     images: Annotated[list[Path], Argument(help="Image files, and folders of them.")],
     k: Annotated[int, Option("-k", min=1, help="Labels per image.")] = 3,
-    backbone: Annotated[str | None, FOUND_BY_NAME] = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    backbone: Annotated[str | None, options.FOUND_BY_NAME] = None,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Label images, with probabilities.
 

@@ -13,16 +13,6 @@ from typer import Argument, Option
 
 from fastcoop.cli import options
 from fastcoop.cli.groups import app
-from fastcoop.cli.options import (
-    AsJson,
-    Cache,
-    ClassNames,
-    DataRoot,
-    Device,
-    ResultsFolder,
-    Runs,
-    SkipUnreadable,
-)
 from fastcoop.cli.output import say, show
 from fastcoop.progress import counted
 
@@ -41,8 +31,8 @@ GRID_ONLY = ("grid", "overrides", "only", "show_grid", "as_json")  # the only on
 def sweep(
     context: typer.Context,
     grid: Annotated[Path, Argument(help="The grid file.")],
-    data_root: DataRoot = Path("data"),
-    cache: Cache = Path("cache"),
+    data_root: options.DataRoot = Path("data"),
+    cache: options.Cache = Path("cache"),
     results: Annotated[Path | None, Option(help="Results folder (results/<grid name>).")] = None,
     overrides: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Replaces the grid's value. Repeatable.")
@@ -53,16 +43,16 @@ def sweep(
         bool, Option("--dry-run", help="Only print what would run, with time and memory.")
     ] = False,
     memory_budget: Annotated[float | None, Option(help="Memory for training, in GB.")] = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     jobs: Annotated[
         int, Option(help="Worker processes (-1: one per GPU, or chosen for the cores; 1: this one).")
     ] = -1,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Also do runs that failed before.")] = False,
-    skip_unreadable: SkipUnreadable = False,
+    skip_unreadable: options.SkipUnreadable = False,
     backend: Annotated[str, Option(help="local, or dask: a cluster (docs/cluster.md).")] = "local",
     address: Annotated[str | None, Option(help="The scheduler: tcp://HOST:8786, or its file.")] = None,
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Do every run of a grid file that is not done yet.
 
@@ -141,21 +131,21 @@ def _first(lines: Sequence[str]) -> list[str]:
 
 @app.command()
 def evaluate(
-    results: ResultsFolder,
+    results: options.ResultsFolder,
     targets: Annotated[list[str], options.comma_list(help="Datasets to test on.")],
-    runs: Runs = None,
+    runs: options.Runs = None,
     backbones: Annotated[
         list[str] | None, options.comma_list("--backbone", help="Backbones that are not found by name.")
     ] = None,
-    data_root: DataRoot = Path("data"),
-    cache: Cache = Path("cache"),
+    data_root: options.DataRoot = Path("data"),
+    cache: options.Cache = Path("cache"),
     recipe: Annotated[
         str | None, Option(help="Image transforms: current or official-2021 (as in training).")
     ] = None,
-    device: Device = "auto",
-    skip_unreadable: SkipUnreadable = False,
-    class_names: ClassNames = None,
-    as_json: AsJson = False,
+    device: options.Device = "auto",
+    skip_unreadable: options.SkipUnreadable = False,
+    class_names: options.ClassNames = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Test runs on other datasets, without training.
 

@@ -145,10 +145,7 @@ class Table:
     ) -> Iterator[list[str]]:
         """Yield each row as escaped texts, the best and second best numbers in ``marks``, references in ``gray``."""
         for (names, entries), (_, cells) in zip(self._lines(plus_minus), self.rows, strict=True):
-            texts = [
-                *map(escaped, names),
-                *(entry.marked(escaped(entry.text), *marks) for entry in entries),
-            ]
+            texts = [*map(escaped, names), *(entry.marked(escaped(entry.text), *marks) for entry in entries)]
             yield [gray % text if text else "" for text in texts] if _is_reference(cells) else texts
 
     def _align(self, text: str, number: str) -> str:
