@@ -80,9 +80,7 @@ def export_weights(
     results: options.ResultsFolder,
     where: options.Where = None,
     out: Annotated[Path, Option(help="Folder to write to.")] = Path("prototypes"),
-    backbones: Annotated[
-        list[str] | None, options.comma_list("--backbone", help="Backbones that are not found by name.")
-    ] = None,
+    backbones: options.Backbones = None,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:

@@ -64,6 +64,9 @@ CLASS_NAMES = "CSV of names for the classes of your own dataset (`fastcoop datas
 
 AsJson = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
 BackboneSpec = Annotated[str, Option("--backbone", help=BACKBONE)]
+Backbones = Annotated[
+    list[str] | None, comma_list("--backbone", help="Backbones that are not found by name.")
+]
 Cache = Annotated[Path, Option(envvar="FASTCOOP_CACHE", help="Folder of the feature stores.")]
 ClassNames = Annotated[Path | None, Option("--class-names", metavar="FILE", help=CLASS_NAMES)]
 DataRoot = Annotated[Path, Option(envvar="FASTCOOP_DATA_ROOT", help="Folder of the datasets.")]

@@ -134,9 +134,7 @@ def evaluate(
     results: options.ResultsFolder,
     targets: Annotated[list[str], options.comma_list(help="Datasets to test on.")],
     runs: options.Runs = None,
-    backbones: Annotated[
-        list[str] | None, options.comma_list("--backbone", help="Backbones that are not found by name.")
-    ] = None,
+    backbones: options.Backbones = None,
     data_root: options.DataRoot = Path("data"),
     cache: options.Cache = Path("cache"),
     recipe: Annotated[

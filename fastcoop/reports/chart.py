@@ -1,4 +1,4 @@
-"""Charts of the page: the points of a figure, and the Vega-Lite specification that draws them in a browser.
+"""Charts of the page: the points of a figure, which ``page.js`` draws in a browser with Vega-Lite.
 
 The static figures are matplotlib's (`fastcoop.reports.style`); both have the same names, colors, markers and lines.
 """
@@ -20,20 +20,9 @@ from fastcoop.reports.style import Look, look, rank
 
 LINES, BARS, MARKS, CONFUSIONS, CALIBRATION = "lines", "bars", "marks", "confusions", "calibration"
 ACCURACY, SHOTS = "accuracy (%)", "training images per class"
-MANY = 8  # methods, above which bands of deviation are faint and panels higher
-HEIGHTS = {LINES: 190, MARKS: 260, CALIBRATION: 260}  # pixels of a panel
-ROW_HEIGHTS = {BARS: 34, CONFUSIONS: 19}  # of a bar with its text, or a class
 DARK_SHARE = 0.42  # of white that a color gets on a dark background
 WRONG, RIGHT = "#D55E00", "#8A8A8A"  # of confusions, on both backgrounds
 STRENGTH = 0.8  # opacity of the most frequent confusion, on which a count can be read
-TIP = {"method": "method", "x": "", "shown": "mean ± deviation", "seeds": "seeds", "runs": "runs"}
-TIPS = {  # titles in a tooltip, by field of a point
-    CONFUSIONS: {"y": "true class", "x": "predicted", "images": "images", "shown": "of the true class"},
-    CALIBRATION: {"bin": "confidence", "shown": "accuracy", "images": "images", "share": "of all images (%)"},
-}
-METHOD = {"field": "method", "type": "nominal", "legend": None}
-POINT = {"content": "data"}  # a tooltip of all values, which the page's script words
-INK = "var(--ink)"
 # Markers as SVG paths within [-1, 1], by matplotlib's names.
 MARKERS = {
     "o": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z", "s": "M-.85,-.85H.85V.85H-.85Z", "^": "M0,-1L1,.8H-1Z",
@@ -71,143 +60,20 @@ class Chart:
     runs: pd.DataFrame | None = None
     averaged: tuple[str, ...] = ()
 
-    def spec(self) -> dict[str, Any]:
-        """Return the Vega-Lite specification of a panel; the page adds its points and its height.
-
-        Methods in the list ``hidden``, a parameter that the page sets, are left out.
-        """
-        color = _scale(self.looks, [_css_color(one.color) for one in self.looks.values()])
-        encoding: dict[str, Any] = {"color": METHOD | {"scale": color}}
-        layers = getattr(self, f"_{self.kind}")(encoding)
-        return {
-            "width": "container",
-            "params": [{"name": "hidden", "value": []}],
-            "transform": [{"filter": "indexof(hidden, datum.method) < 0"}],
-            "encoding": encoding,
-            "layer": layers,
-        }
-
-    def tips(self) -> dict[str, str]:
-        """Return the titles of a tooltip's lines, by field of a point."""
-        return TIPS.get(self.kind) or TIP | {"x": self.xlabel}
-
-    def height(self, title: str) -> int:
-        """Return the height of a panel in pixels."""
-        if rows := ROW_HEIGHTS.get(self.kind):
-            return rows * (len(self.ticks) or len(self.panels[title]) + 1)
-        return HEIGHTS[self.kind] + 70 * (self.kind == LINES and len(self.looks) > MANY)
-
-    def _lines(self, encoding: dict[str, Any]) -> list[Any]:
-        axis = {"labelAngle": 0, "grid": False}
-        domain = {"domain": self.ticks}
-        encoding["x"] = {"field": "x", "type": "ordinal", "title": self.xlabel, "scale": domain, "axis": axis}
-        encoding["y"] = _mean(self.ylabel)
-        dashes = METHOD | {"scale": _scale(self.looks, [DASHES[one.line] for one in self.looks.values()])}
-        band = {"y": _mean(self.ylabel, "low"), "y2": {"field": "high"}}
-        every = [point for points in self.panels.values() for point in points]
-        has_lone = any(point["alone"] and not point["level"] for point in every)
-        return [
-            _layer(
-                {"type": "area", "opacity": 0.05 if len(self.looks) > MANY else 0.15}, band, "!datum.alone"
-            ),
-            _layer({"type": "rule", "strokeWidth": 1, "strokeDash": [1, 3]}, {"x": None}, "datum.level"),
-            _layer({"type": "line", "strokeWidth": 2}, {"strokeDash": dashes}, "!datum.alone"),
-            *[_spread("y", self.ylabel, "datum.alone && !datum.level")] * has_lone,
-            self._markers(),
-        ]
-
-    def _bars(self, encoding: dict[str, Any]) -> list[Any]:
-        encoding["y"] = {"field": "label", "type": "nominal", "sort": None, "axis": None}
-        encoding["x"] = _mean(self.xlabel, zero=True) | {"axis": {"tickCount": 8, "grid": False}}
-        bar = {"type": "bar", "height": 11, "yOffset": 8, "opacity": 0.85, "tooltip": POINT}
-        text = {"type": "text", "align": "left", "dy": -5, "x": 2, "color": INK, "limit": {"expr": "width"}}
-        spread = _spread("x", self.xlabel, zero=True)
-        spread["mark"] |= {"yOffset": 8, "color": INK}
-        spread["encoding"]["color"] = None
-        labels = {"text": {"field": "label"}, "x": None, "color": None}
-        return [{"mark": bar}, spread, {"mark": text | {"tooltip": POINT}, "encoding": labels}]
-
-    def _marks(self, encoding: dict[str, Any]) -> list[Any]:
-        axis = {"grid": False, "format": "~g", "labelOverlap": True, "labelSeparation": 8}
-        log = {"type": "log"}
-        encoding["x"] = {
-            "field": "x",
-            "type": "quantitative",
-            "title": self.xlabel,
-            "scale": log,
-            "axis": axis,
-        }
-        encoding["y"] = _mean(self.ylabel)
-        return [_spread("y", self.ylabel), self._markers()]
-
-    def _confusions(self, encoding: dict[str, Any]) -> list[Any]:
-        for name, title, angle in (("x", self.xlabel, -90), ("y", self.ylabel, 0)):
-            axis = {
-                "domain": False,
-                "ticks": False,
-                "labelAngle": angle,
-                "labelLimit": 110,
-                "labelFontSize": 10,
+    def described(self) -> dict[str, Any]:
+        """Return what the page's script needs beside the points."""
+        looks = [
+            {
+                "name": name,
+                "color": css_color(one.color),
+                "marker": MARKERS[one.marker],
+                "dash": DASHES[one.line],
             }
-            scale = {"domain": self.ticks}
-            encoding[name] = {"field": name, "type": "nominal", "title": title, "axis": axis, "scale": scale}
-        encoding |= {
-            "color": {"field": "color", "type": "nominal", "scale": None},
-            "text": {"field": "images"},
-        }
-        opacity = {"opacity": {"field": "strength", "type": "quantitative", "scale": None}}
-        return [
-            _layer({"type": "rect", "tooltip": POINT}, opacity),
-            {
-                "mark": {"type": "text", "fontSize": 10, "color": INK, "tooltip": POINT},
-                "encoding": {"color": None},
-            },
+            for name, one in self.looks.items()
         ]
-
-    def _calibration(self, encoding: dict[str, Any]) -> list[Any]:
-        del encoding["color"]
-        whole = {"domain": [0, 100]}
-        axis = {
-            "type": "quantitative",
-            "scale": whole,
-            "axis": {"grid": False, "values": [0, 20, 40, 60, 80, 100]},
-        }
-        encoding["x"] = {"field": "x", "title": self.xlabel} | axis
-        encoding["y"] = {"field": "y", "title": self.ylabel} | axis
-        share: dict[str, Any] = {"x": axis | {"field": "low"}, "y": axis | {"field": "share"}}
-        share |= {"x2": {"field": "high"}, "y2": {"datum": 0}}
-        ends = {name: {"datum": end} for name, end in (("x", 0), ("y", 0), ("x2", 100), ("y2", 100))}
-        color = _css_color("#0072B2")
-        return [
-            _layer({"type": "rect", "color": "var(--rule)", "stroke": "var(--paper)"}, share),
-            _layer({"type": "rule", "color": "var(--soft)", "strokeDash": [6, 3]}, ends),
-            _layer({"type": "line", "color": color, "strokeWidth": 2}, {}, "datum.images > 0"),
-            {
-                "mark": {
-                    "type": "point",
-                    "filled": True,
-                    "opacity": 1,
-                    "size": 45,
-                    "color": color,
-                    "tooltip": POINT,
-                },
-                "transform": [{"filter": "datum.images > 0"}],
-            },
-        ]
-
-    def _markers(self) -> dict[str, Any]:
-        """Return the layer of markers; the one nearest to the pointer is large and has the tooltip."""
-        shapes = _scale(self.looks, [MARKERS[one.marker] for one in self.looks.values()])
-        select = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True}
-        size = {
-            "condition": {"param": "near", "empty": False, "value": 110},
-            "value": 80 if self.kind == MARKS else 36,
-        }
         return {
-            "mark": {"type": "point", "filled": True, "opacity": 1, "tooltip": POINT},
-            "params": [{"name": "near", "select": select}],
-            "encoding": {"shape": METHOD | {"scale": shapes}, "size": size},
-        }
+            "kind": self.kind, "looks": looks, "xlabel": self.xlabel, "ylabel": self.ylabel, "ticks": self.ticks,
+        }  # fmt: skip
 
 
 def lines(
@@ -306,7 +172,7 @@ def looks_of(series: Iterable[str], name: Callable[[str], str]) -> dict[str, Loo
 
 def swatch(style: Look) -> str:
     """Return the line and marker of a method as SVG."""
-    color = _css_color(style.color)
+    color = css_color(style.color)
     dash = " ".join(map(str, DASHES[style.line]))
     line = f'<path d="M-14,0H14" fill="none" stroke-width="1.8" stroke-dasharray="{dash}" style="stroke:{color}"/>'
     mark = f'<path d="{MARKERS[style.marker]}" transform="scale(4.2)" style="fill:{color}"/>'
@@ -328,26 +194,7 @@ def _point(method: str, x: str, row: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mean(title: str, column: str = "mean", zero: bool = False) -> dict[str, Any]:
-    return {"field": column, "type": "quantitative", "title": title, "scale": {"zero": zero}}
-
-
-def _layer(mark: dict[str, Any], encoding: dict[str, Any], only: str = "true") -> dict[str, Any]:
-    """Return a layer for the points that meet ``only``; screen readers get those of the markers."""
-    return {"mark": mark | {"aria": False}, "encoding": encoding, "transform": [{"filter": only}]}
-
-
-def _spread(axis: str, title: str, only: str = "true", zero: bool = False) -> dict[str, Any]:
-    """Return the layer of bars of one standard deviation."""
-    ends = {axis: _mean(title, "low", zero), f"{axis}2": {"field": "high"}}
-    return _layer({"type": "rule"}, ends, only)
-
-
-def _scale(names: Iterable[str], values: list[Any]) -> dict[str, Any]:
-    return {"domain": list(names), "range": values}
-
-
-def _css_color(color: str) -> str:
+def css_color(color: str) -> str:
     """Return a color (``#rrggbb``) as CSS, lighter on a dark background."""
     parts = [int(part, 16) for part in re.findall("..", color.removeprefix("#"))]
     light = [round(part + (255 - part) * DARK_SHARE) if max(parts) > 64 else 232 for part in parts]

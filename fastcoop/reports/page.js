@@ -15,21 +15,119 @@ const AXIS = {labelColor: "var(--soft)", titleColor: "var(--soft)", gridColor: "
   tickColor: "var(--rule)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11, gridOpacity: .7};
 const CONFIG = {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis: AXIS};
 const OPTIONS = {renderer: "svg", actions: false, ast: true, logLevel: 1, config: CONFIG};
+const POINT = {content: "data"}; // a tooltip of all values, which `wording` words
+const INK = "var(--ink)";
+const MANY = 8; // methods, above which bands of deviation are faint and panels higher
+const looked = (looks, field) => ({field: "method", type: "nominal", legend: null,
+  scale: {domain: looks.map(one => one.name), range: looks.map(one => one[field])}});
+const amount = (title, field = "mean", zero = false) => ({field, type: "quantitative", title, scale: {zero}});
+// A layer of the points that meet a condition; screen readers get those of the layer that has the tooltips.
+const layer = (mark, encoding, only = "true") => ({mark: {...mark, aria: false}, encoding, transform: [{filter: only}]});
+const spread = (axis, title, only, zero) => layer({type: "rule"},
+  {[axis]: amount(title, "low", zero), [`${axis}2`]: {field: "high"}}, only);
+const markers = (looks, size) => ({ // the one nearest to the pointer is large and has the tooltip
+  mark: {type: "point", filled: true, opacity: 1, tooltip: POINT},
+  params: [{name: "near", select: {type: "point", on: "pointermove", clear: "pointerout", nearest: true}}],
+  encoding: {shape: looked(looks, "marker"), size: {condition: {param: "near", empty: false, value: 110}, value: size}},
+});
+const KINDS = { // how each kind of chart is drawn, with the height of its panels and the titles of its tooltips
+  lines: {
+    height: ({looks}) => looks.length > MANY ? 260 : 190,
+    spec: ({looks, ticks, xlabel, ylabel, panels}) => ({
+      encoding: {color: looked(looks, "color"), y: amount(ylabel),
+        x: {field: "x", type: "ordinal", title: xlabel, scale: {domain: ticks}, axis: {labelAngle: 0, grid: false}}},
+      layer: [
+        layer({type: "area", opacity: looks.length > MANY ? .05 : .15},
+          {y: amount(ylabel, "low"), y2: {field: "high"}}, "!datum.alone"),
+        layer({type: "rule", strokeWidth: 1, strokeDash: [1, 3]}, {x: null}, "datum.level"),
+        layer({type: "line", strokeWidth: 2}, {strokeDash: looked(looks, "dash")}, "!datum.alone"),
+        ...panels.some(({points}) => points.some(one => one.alone && !one.level))
+          ? [spread("y", ylabel, "datum.alone && !datum.level")] : [],
+        markers(looks, 36)],
+    }),
+  },
+  bars: {
+    height: (_, {points}) => 34 * (points.length + 1),
+    spec: ({looks, xlabel}) => {
+      const deviation = spread("x", xlabel, "true", true);
+      Object.assign(deviation.mark, {yOffset: 8, color: INK});
+      deviation.encoding.color = null;
+      const text = {type: "text", align: "left", dy: -5, x: 2, color: INK, limit: {expr: "width"}, tooltip: POINT};
+      return {
+        encoding: {color: looked(looks, "color"), y: {field: "label", type: "nominal", sort: null, axis: null},
+          x: {...amount(xlabel, "mean", true), axis: {tickCount: 8, grid: false}}},
+        layer: [{mark: {type: "bar", height: 11, yOffset: 8, opacity: .85, tooltip: POINT}}, deviation,
+          {mark: text, encoding: {text: {field: "label"}, x: null, color: null}}],
+      };
+    },
+  },
+  marks: {
+    height: () => 260,
+    spec: ({looks, xlabel, ylabel}) => ({
+      encoding: {color: looked(looks, "color"), y: amount(ylabel),
+        x: {field: "x", type: "quantitative", title: xlabel, scale: {type: "log"},
+          axis: {grid: false, format: "~g", labelOverlap: true, labelSeparation: 8}}},
+      layer: [spread("y", ylabel), markers(looks, 80)],
+    }),
+  },
+  confusions: {
+    height: ({ticks}) => 19 * ticks.length,
+    tips: {y: "true class", x: "predicted", images: "images", shown: "of the true class"},
+    spec: ({ticks, xlabel, ylabel}) => {
+      const axis = labelAngle => ({domain: false, ticks: false, labelAngle, labelLimit: 110, labelFontSize: 10});
+      const names = (field, title, angle) => ({field, type: "nominal", title, axis: axis(angle), scale: {domain: ticks}});
+      return {
+        encoding: {x: names("x", xlabel, -90), y: names("y", ylabel, 0), text: {field: "images"}},
+        layer: [
+          layer({type: "rect", tooltip: POINT}, {color: {field: "color", type: "nominal", scale: null},
+            opacity: {field: "strength", type: "quantitative", scale: null}}),
+          {mark: {type: "text", fontSize: 10, color: INK, tooltip: POINT}}],
+      };
+    },
+  },
+  calibration: {
+    height: () => 260,
+    tips: {bin: "confidence", shown: "accuracy", images: "images", share: "of all images (%)"},
+    spec: ({xlabel, ylabel}) => {
+      const color = "light-dark(#0072b2, #6bafd2)", some = "datum.images > 0";
+      const percent = (field, title) => ({field, title, type: "quantitative", scale: {domain: [0, 100]},
+        axis: {grid: false, values: [0, 20, 40, 60, 80, 100]}});
+      return {
+        encoding: {x: percent("x", xlabel), y: percent("y", ylabel)},
+        layer: [
+          layer({type: "rect", color: "var(--rule)", stroke: "var(--paper)"},
+            {x: percent("low", xlabel), x2: {field: "high"}, y: percent("share", ylabel), y2: {datum: 0}}),
+          layer({type: "rule", color: "var(--soft)", strokeDash: [6, 3]},
+            {x: {datum: 0}, y: {datum: 0}, x2: {datum: 100}, y2: {datum: 100}}),
+          layer({type: "line", color, strokeWidth: 2}, {}, some),
+          {mark: {type: "point", filled: true, opacity: 1, size: 45, color, tooltip: POINT}, transform: [{filter: some}]}],
+      };
+    },
+  },
+};
 const wording = tips => (point, sanitize) => "<table>" + Object.entries(tips).map(([field, title]) =>
   `<tr><td class="key">${sanitize(title)}</td><td>${sanitize(point[field])}</td></tr>`).join("") + "</table>";
 const draw = async box => {
-  const {spec, panels, tips} = charts[box.dataset.chart], panel = panels[box.dataset.panel];
+  const chart = charts[box.dataset.chart], panel = chart.panels[box.dataset.panel], kind = KINDS[chart.kind];
   views.get(box)?.finalize();
-  const height = Number(box.dataset.height), data = {values: panel.points};
+  const tips = kind.tips ?? {method: "method", x: chart.xlabel, shown: "mean ± deviation", seeds: "seeds", runs: "runs"};
   const tooltip = {disableDefaultStyle: true, formatTooltip: wording(tips)};
-  const {view} = await vegaEmbed(box, {...spec, height, data, description: panel.title}, {...OPTIONS, tooltip});
+  const {view} = await vegaEmbed(box, {
+    width: "container", height: box.closest(".top") ? 350 : kind.height(chart, panel), description: panel.title,
+    data: {values: panel.points}, params: [{name: "hidden", value: []}],
+    transform: [{filter: "indexof(hidden, datum.method) < 0"}], ...kind.spec(chart),
+  }, {...OPTIONS, tooltip});
   views.set(box, view);
   if (hidden.size) await view.signal("hidden", [...hidden]).runAsync();
 };
 const whenSeen = new IntersectionObserver(entries => {
   for (const {isIntersecting, target} of entries) if (isIntersecting) { whenSeen.unobserve(target); draw(target); }
 }, {rootMargin: "300px"});
-const observe = place => all(".panels .chart", place).forEach(box => whenSeen.observe(box));
+const observe = place => all(".panels .chart", place).forEach(box => {
+  const chart = charts[box.dataset.chart];
+  box.style.minHeight = `${KINDS[chart.kind].height(chart, chart.panels[box.dataset.panel]) + 40}px`;
+  whenSeen.observe(box);
+});
 const showCharts = async () => {
   if (!Object.keys(charts).length) return;
   const script = document.createElement("script");

@@ -35,7 +35,6 @@ TITLES = {"png": "PNG", "svg": "SVG", "csv": "CSV", "tex": "LaTeX"}
 MAX_NAMES = 6  # of datasets or backbones in a sentence
 MAX_ROWS = 12  # of a table that is not folded
 MAX_UNPACKED, MAX_LETTERS = 100, 50_000  # rows of a table, letters of a fold, that are not compressed
-LARGE_HEIGHT = 350  # pixels of the first chart
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 VERDICTS = {HOLDS: "holds", FAILS: "fails"}
 Drawn = dict[str, tuple[Item, Exhibit, Chart]]  # exhibits with charts, by the ids of these on the page
@@ -144,7 +143,7 @@ def _top(own: Drawn) -> str:
         '<section class="top" id="top"><div class="draw"><div class="bar">'
         f"<h2>{escape.html(item.title)}</h2>"
         f'<label>of <select id="chosen" aria-label="Dataset">{"".join(options)}</select></label></div>'
-        f'<p class="care"></p><div class="chart" data-height="{LARGE_HEIGHT}"></div>{legends}</div>'
+        f'<p class="care"></p><div class="chart"></div>{legends}</div>'
         f'<div class="side"><h2>Best method per number of shots</h2>{"".join(tables)}</div></section>'
     )
 
@@ -209,15 +208,10 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
             for title in chart.panels:
                 notes[title] += [text] * (title in named) if title in own else [with_names]
     panels = [
-        {
-            "title": escape.visible(title),
-            "points": points,
-            "notes": notes[title],
-            "height": chart.height(title),
-        }
+        {"title": escape.visible(title), "points": points, "notes": notes[title]}
         for title, points in chart.panels.items()
     ]
-    return {"spec": chart.spec(), "tips": chart.tips(), "notes": general, "panels": panels}
+    return chart.described() | {"notes": general, "panels": panels}
 
 
 def _care(notes: list[str]) -> str:
@@ -266,8 +260,7 @@ def _exhibit(
 
 
 def _panel(name: str, place: int, panel: dict[str, Any]) -> str:
-    where = f'data-chart="{name}" data-panel="{place}" data-height="{panel["height"]}"'
-    box = f'<div class="chart" {where} style="min-height:{panel["height"]}px"></div>'
+    box = f'<div class="chart" data-chart="{name}" data-panel="{place}"></div>'
     title = f"{escape.html(panel['title'])}{_care(panel['notes'])}"
     return f"<figure><figcaption>{title}</figcaption>{box}</figure>"
 
