@@ -99,7 +99,7 @@ def in_this_process(monkeypatch):
 
 
 def test_a_fresh_process_has_as_many_threads_and_raises_what_the_function_raises():
-    both = "__import__('os').getpid(), __import__('torch').get_num_threads()"  # a process takes seconds to start
+    both = "__import__('os').getpid(), __import__('torch').get_num_threads()"
     process, threads = run_in_fresh_process(eval, both)
     assert process != os.getpid()
     assert threads == torch.get_num_threads()
