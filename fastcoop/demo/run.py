@@ -18,7 +18,9 @@ from fastcoop.progress import counted, duration
 from fastcoop.reports import report
 from fastcoop.results import load_results
 from fastcoop.sweeps import interpret, sweep
+from fastcoop.sweeps.workers import available_cores
 
+REPORT_JOBS = 4  # at most: a process takes two seconds to start
 GRID, FULL_GRID = Path("experiments/demo.yaml"), Path("experiments/demo-full.yaml")
 
 
@@ -90,7 +92,7 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
     if summary.finished or not page.exists():
         for spec in read_grid(grid).backbones:
             interpret(results, backbone_from_spec(spec))
-        report(results, pages, PictureFinder(data, cache))
+        report(results, pages, PictureFinder(data, cache), jobs=min(REPORT_JOBS, available_cores()))
     return DemoSummary(
         accuracy=_mean_accuracies(results),
         features=str(cache),

@@ -68,17 +68,19 @@ def drawings_of(keys: list[str]) -> Drawing:
     from sklearn.datasets import load_digits
 
     digits = load_digits().images if any(key.startswith("digit/") for key in keys) else ()
+    named = [key.rpartition(" ") for key in keys if not key.startswith(("digit/", "texture/"))]
+    drawn = draw([_glyphs()[glyph] for _, _, glyph in named])  # at once: opening a font takes longest
+    icons = zip(drawn, (style for style, _, _ in named), strict=True)
     drawings = np.zeros((len(keys), SIZE, SIZE), np.uint8)
     for drawing, key in zip(drawings, keys, strict=True):
         rng = np.random.default_rng(zlib.crc32(key.encode()))
-        style, _, glyph = key.rpartition(" ")
         if key.startswith("digit/"):
             small = Image.fromarray((digits[int(key[6:])] * 15.9).astype(np.uint8))
             drawing[4:60, 8:56] = np.asarray(small.resize((48, 56), Image.Resampling.BICUBIC))
         elif key.startswith("texture/"):
             drawing[:] = texture(key.split("/")[1], rng)
         else:
-            (icon,) = draw([_glyphs()[glyph]])
+            icon, style = next(icons)
             drawing[:] = restyle(icon, style, rng) if style else icon
     return drawings
 

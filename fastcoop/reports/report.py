@@ -16,7 +16,7 @@ from fastcoop.reports.items import ITEMS
 from fastcoop.reports.page import page
 from fastcoop.reports.paper_claims import PAPER_CLAIMS
 from fastcoop.reports.study import PictureSource, Study, read_study
-from fastcoop.reports.style import drawing, save_figure
+from fastcoop.reports.style import drawing, saving
 from fastcoop.reports.table import save_table, write_text
 from fastcoop.results.read import find_key
 
@@ -26,6 +26,7 @@ def report(
     out_folder: str | Path,
     pictures: PictureSource | None = None,
     runs: Sequence[str] = (),
+    jobs: int = 1,
 ) -> list[Path]:
     """Write the report of a results folder.
 
@@ -39,6 +40,7 @@ def report(
             wrong ones. None: no pictures.
         runs: Keys, or their beginnings, of the runs whose mistakes are shown: the first that was tested on a dataset,
             compared with the second. By default the page chooses one per dataset.
+        jobs: Processes that write the figures (1: this one).
 
     Returns:
         The paths of the files, first that of the page.
@@ -54,19 +56,20 @@ def report(
     missing: list[tuple[Item, str]] = []
     with writing(out), progress("Report", len(ITEMS)) as advance, drawing(study.runs.series):
         out.mkdir(parents=True, exist_ok=True)
-        for item in ITEMS.values():
-            try:
-                exhibits = item.make(study)
-            except Missing as why:
-                missing.append((item, str(why)))
-            else:
-                made.append((item, exhibits))
-                for one in exhibits:
-                    stem = out / f"{item.name}{one.suffix}"
-                    written += save_figure(one.figure, stem) if one.figure is not None else []
-                    written += save_table(one.table, stem) if one.table is not None else []
-            advance(1, item.title)
-        judged = judge(study, PAPER_CLAIMS)
+        with saving(study.runs.series, jobs) as save_figure:
+            for item in ITEMS.values():
+                try:
+                    exhibits = item.make(study)
+                except Missing as why:
+                    missing.append((item, str(why)))
+                else:
+                    made.append((item, exhibits))
+                    for one in exhibits:
+                        stem = out / f"{item.name}{one.suffix}"
+                        written += save_figure(one.figure, stem) if one.figure is not None else []
+                        written += save_table(one.table, stem) if one.table is not None else []
+                advance(1, item.title)
+            judged = judge(study, PAPER_CLAIMS)
         claims = claims_table(judged)
         texts = {
             "index.html": page(study, made, missing, judged, cautions(study), out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -255,6 +256,38 @@ def drawing(series: Iterable[str] = ()) -> Iterator[None]:
             _others[:] = before
 
 
+@contextmanager
+def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path], list[Path]]]:
+    """Give a function like `save_figure`. With several ``jobs``, as many processes write until the block ends."""
+    if jobs == 1:
+        yield save_figure
+        return
+    from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
+
+    pool = ProcessPoolExecutor(jobs, initializer=exit_with_parent, initargs=(os.getpid(),))
+    waiting, series = [], list(series)
+
+    def submit(figure: Figure, stem: Path) -> list[Path]:
+        waiting.append(pool.submit(_save_in_worker, figure, stem, series))
+        return _paths(stem)
+
+    try:
+        yield submit
+        for one in waiting:
+            one.result()
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+def _save_in_worker(figure: Figure, stem: Path, series: list[str]) -> None:
+    with drawing(series):
+        save_figure(figure, stem)
+
+
+def _paths(stem: Path) -> list[Path]:
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in METADATA]
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png``, ``stem.pdf`` and ``stem.svg`` (vector, letters as shapes); equal figures give equal bytes."""
     from matplotlib.transforms import Bbox
@@ -266,10 +299,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     inside = page.x0 <= ink.x0 and page.y0 <= ink.y0 and ink.x1 <= page.x1 and ink.y1 <= page.y1
     # Text that does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
     box = None if inside else Bbox.union([page, ink.padded(MARGIN)])
-    written = []
-    for kind, metadata in METADATA.items():
-        path = stem.with_name(f"{stem.name}.{kind}")
+    for path, (kind, metadata) in zip(_paths(stem), METADATA.items(), strict=True):
         with atomic_write(path) as part:
             figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
-        written.append(path)
-    return written
+    return _paths(stem)

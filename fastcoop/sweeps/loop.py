@@ -20,7 +20,7 @@ from fastcoop.sweeps.records import describe, record_outcome
 from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, RunFinished, Task
 from fastcoop.sweeps.workers import Executor
 
-MEMORY_EVERY = 0.5  # seconds between samples
+MEMORY_EVERY = 2.0  # seconds between samples, each of which lists the machine's processes
 RECORD_EVERY = 0.5  # seconds between writes of finished runs: the most results that a kill loses
 MAX_UNRECORDED = 256
 

@@ -24,6 +24,7 @@ from fastcoop.reports.style import (
     name_of,
     rank,
     save_figure,
+    saving,
     shortened,
 )
 from tests.reports.made_up_results import coop, results, run, whole_study
@@ -204,3 +205,22 @@ def test_wide_names_leave_the_bars_of_figure_4_their_room():
             part.figure.draw_without_rendering()
             (axis,) = part.figure.axes
             assert axis.bbox.width > 0.4 * part.figure.bbox.width
+
+
+def write_figure(folder: Path, jobs: int) -> list[Path]:
+    made = study(["A"])
+    with drawing(made.runs.series), saving(made.runs.series, jobs) as save:
+        (part,) = figure4.ITEM.make(made)
+        return save(part.figure, folder / "figure")
+
+
+def test_other_processes_write_the_same_files(tmp_path):
+    (tmp_path / "other").mkdir()
+    paths, others = write_figure(tmp_path, 1), write_figure(tmp_path / "other", 2)
+    assert others == [tmp_path / "other" / path.name for path in paths]
+    assert [path.read_bytes() for path in others] == [path.read_bytes() for path in paths]
+
+
+def test_an_error_of_a_process_that_writes_is_raised(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        write_figure(tmp_path / "missing", 2)
