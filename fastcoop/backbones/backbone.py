@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +73,7 @@ class Backbone:
         embed_dim: Size of an image or text feature.
         quick_gelu: Whether the towers use OpenAI's QuickGELU.
         trained_tokens: bool (vocabulary,), the token embeddings that were trained; None: all.
+        files: The files that it was read from.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Backbone:
     embed_dim: int
     quick_gelu: bool
     trained_tokens: Tensor | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def image_size(self) -> int:

@@ -206,7 +206,9 @@ def load_backbone(
     log.debug("%s: weights %s, %s, images of %d pixels.", *facts)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     trained, dim = source.weights.trained_tokens if source.weights else None, config["embed_dim"]
-    return Backbone(source.name, model, digest, tokenizer, preprocess, dim, quick_gelu, trained)
+    places = source.weights_file, source.config_file
+    files = tuple(path.resolve() for path in places if isinstance(path, Path))
+    return Backbone(source.name, model, digest, tokenizer, preprocess, dim, quick_gelu, trained, files)
 
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:

@@ -88,6 +88,11 @@ class TextTower:
         return self.token_embedding.shape[1]
 
     @property
+    def hidden(self) -> int:
+        """Size of the hidden layer of a block's MLP."""
+        return self.blocks[0].fc.weight.shape[0]
+
+    @property
     def context_length(self) -> int:
         """Positions the tower has, 77 for CLIP."""
         return self.positional_embedding.shape[0]

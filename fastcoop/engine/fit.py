@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from fastcoop.backbones import Backbone, PlainTower, TextTower
+from fastcoop.backbones import Backbone, PlainTower
 from fastcoop.engine.plain import PlainLayout, prompts_of
 from fastcoop.engine.tree_layout import Packing, TreeKey, pack_tree, tree_key, tree_of
 from fastcoop.engine.weights import CPU_CHUNK, Precision, dtype_of
@@ -236,7 +236,7 @@ def plan_training(
         UserError: For a prompt that does not fit the text tower.
     """
     text, on_cpu = backbone.text, backbone.device.type == "cpu"
-    hidden = text.blocks[0].fc.weight.shape[0] if isinstance(text, TextTower) else 0
+    hidden = 0 if isinstance(text, PlainTower) else text.hidden
     item_bytes = (dtype_of(precision) or text.dtype).itemsize
     sizes = _Sizes(text.width, hidden, text.layers, text.heads or 0, text.dim, item_bytes, on_cpu)
     memory = usable_bytes(backbone.device) if memory_budget is None else memory_budget

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,20 @@ class LoadedGrid(FeatureBank):
 
 
 def load_grid(
-    grid: Grid, data_root: Path | None, device: str, class_names: ClassNames | None = None
+    grid: Grid,
+    data_root: Path | None,
+    device: str,
+    class_names: ClassNames | None = None,
+    load: Callable[[str], Backbone] | None = None,
 ) -> LoadedGrid:
-    """Load the backbones and datasets of a grid. ``class_names``: as `find_datasets` takes them.
+    """Load the backbones and datasets of a grid.
+
+    Args:
+        grid: The grid.
+        data_root: Folder of the datasets.
+        device: Of the backbones.
+        class_names: As `find_datasets` takes them.
+        load: Loads a backbone, in place of `backbone_from_spec`.
 
     Raises:
         UserError: One of them does not exist or cannot be used, or two of them share a name.
@@ -82,7 +94,8 @@ def load_grid(
                 f'The dataset "{without_train[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
                 "under targets instead."
             )
-    backbones = {spec: backbone_from_spec(spec, device=device) for spec in grid.backbones}
+    load = load or partial(backbone_from_spec, device=device)
+    backbones = {spec: load(spec) for spec in grid.backbones}
     refuse_shared_names("backbones", backbones)
     return LoadedGrid(grid, backbones, datasets)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError, nearest
+from fastcoop.memo import memoize
 
 ClassPosition = Literal["end", "mid", "front"]
 Tokenizer = Callable[..., Tensor]
@@ -155,10 +156,15 @@ class Frame(NamedTuple):
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Frame:
         """Return the frame of an empty text."""
-        empty, other = tokenizer(["", "a"], context_length=FRAME_LENGTH).tolist()
-        start = next(n for n, (one, two) in enumerate(zip(empty, other, strict=True)) if one != two)
-        stop = max((n for n, token in enumerate(empty) if token != empty[-1]), default=-1) + 1
-        return cls(tuple(empty[:start]), tuple(empty[start : max(stop, start + 1)]))
+        return cls(*_frame(tokenizer))
+
+
+@memoize(1)
+def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    empty, other = tokenizer(["", "a"], context_length=FRAME_LENGTH).tolist()
+    start = next(n for n, (one, two) in enumerate(zip(empty, other, strict=True)) if one != two)
+    stop = max((n for n, token in enumerate(empty) if token != empty[-1]), default=-1) + 1
+    return tuple(empty[:start]), tuple(empty[start : max(stop, start + 1)])
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
@@ -191,7 +197,13 @@ def class_prompts(
 
     Raises UserError for no class, an empty name, or a prompt of more than ``context_length`` tokens.
     """
-    names = spaced(class_names)
+    return list(_class_prompts(tokenizer, tuple(spaced(class_names)), layout, context_length))
+
+
+@memoize(256)
+def _class_prompts(
+    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, context_length: int
+) -> tuple[Prompt, ...]:
     pattern, (start, end) = layout.pattern, Frame.of(tokenizer)
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
     before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
@@ -210,7 +222,7 @@ def class_prompts(
             prompt += [*slots[at:stop], *(Slot(True, vector + m) for m in range(count))]
             at, vector = stop, vector + count
         prompts.append((*prompt, *slots[at:]))
-    return prompts
+    return tuple(prompts)
 
 
 def spaced(class_names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastcoop.backbones import Backbone, TextTower
+from fastcoop.backbones import Backbone, PlainTower
 from fastcoop.backbones.tokenizer import count_tokens
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import (
@@ -103,7 +103,7 @@ def _joined(text: str, more: str) -> str:
 
 def check_class_prompts(backbone: Backbone, class_names: Sequence[str], layout: PromptLayout) -> None:
     """Raise UserError for a class whose prompt does not fit the text tower."""
-    prompts = class_prompts if isinstance(backbone.text, TextTower) else plain_prompts
+    prompts = plain_prompts if isinstance(backbone.text, PlainTower) else class_prompts
     prompts(backbone.tokenizer, class_names, layout, backbone.text.context_length)
 
 

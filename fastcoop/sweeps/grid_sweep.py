@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps.batches import form_batches
 from fastcoop.sweeps.caching import cache_loaded, open_features, open_unchanged
+from fastcoop.sweeps.known import record_backbones, recorded_backbone
 from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.records import (
     complete_records,
@@ -187,6 +189,8 @@ def sweep(
         KeyboardInterrupt: On Ctrl-C, after all worker processes have ended. Finished runs are kept, and the same call
             resumes.
     """
+    from fastcoop.sweeps.forecast import forecast, record
+
     start = time.monotonic()
     if dry_run:
         backend, address = "local", None  # a forecast is of this machine
@@ -198,6 +202,7 @@ def sweep(
         Path(data_root) if data_root is not None else None,
         device,
         class_names,
+        partial(recorded_backbone, cache, device=device) if dry_run else None,
     )
     digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
     planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work
@@ -216,10 +221,8 @@ def sweep(
         return SweepPlan(by_key, counts, pending, skipped, batches, team)
 
     if dry_run:
-        from fastcoop.sweeps.forecast import forecast
-
         plan = make_plan(*_read_progress(folder))
-        found = forecast(loaded, plan, folder) if plan.pending else None
+        found = forecast(loaded, plan, folder, cache) if plan.pending else None
         seconds = time.monotonic() - start
         return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
 
@@ -244,7 +247,9 @@ def sweep(
             "%d runs in %d batches for %d process(es).", len(plan.pending), len(plan.batches), executor.size
         )
         loop = RunLoop(store, plan.runs, plan.pending, plan.batches, executor.keeps_checkpoints)
+        record_backbones(cache, loaded.named)
         loop.run(executor)
+    record(plan.runs, folder, cache, plan.team.threads)
     return Summary(
         folder,
         plan.counts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.results.read import load_runs
-from fastcoop.sweeps import Summary, cache_grid, forecast
+from fastcoop.sweeps import Summary, cache_grid, known, timing
 
 
 def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
@@ -49,11 +50,48 @@ def test_times_are_those_of_the_runs_that_are_done(
 ) -> None:
     run(grid, results=tmp_path, overrides=["seeds=1"])
     seconds = load_runs(tmp_path).query("method != 'zero_shot'").groupby("method").seconds.sum()
-    for measure in ("_time_runs", "_time_steps"):
-        monkeypatch.setattr(forecast, measure, lambda *runs: pytest.fail("measured"))
+    monkeypatch.setattr(timing, "speed", lambda *runs: pytest.fail("timed"))
     found = run(grid, results=tmp_path, dry_run=True).forecast
     assert found is not None
     assert {part.method: part.seconds for part in found.parts} == pytest.approx(seconds.to_dict())
+    assert {part.source for part in found.parts} == {"by runs that are done"}
+
+
+def test_a_dry_run_builds_no_model_and_times_nothing_that_a_sweep_recorded(
+    run: Callable[..., Summary],
+    world: Path,
+    grid: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(world / "cache", cache)
+    run(grid, cache=cache, results=tmp_path / "first", overrides=["seeds=1"])
+    with monkeypatch.context() as patched:
+        patched.setattr(known, "backbone_from_spec", lambda *given, **others: pytest.fail("loaded"))
+        patched.setattr(timing, "speed", lambda *runs: pytest.fail("timed"))
+        found = run(grid, cache=cache, results=tmp_path / "second", dry_run=True).forecast
+    assert found is not None
+    assert {part.source for part in found.parts} == {"by earlier sweeps"}
+    assert found.seconds is not None
+    (cache / known.FILE).unlink()
+    again = run(grid, cache=cache, results=tmp_path / "second", dry_run=True).forecast
+    assert again is not None
+    assert {part.source for part in again.parts} == {"timed now"}
+    same = ("nodes", "flops", "crops", "prompts")
+    assert [getattr(again, name) for name in same] == [getattr(found, name) for name in same]
+    assert [(part.runs, part.batches, part.largest) for part in again.parts] == [
+        (part.runs, part.batches, part.largest) for part in found.parts
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"backbones": {"x": 1}}', "not JSON"])
+def test_a_damaged_record_is_ignored(
+    run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path, text: str
+) -> None:
+    shutil.copytree(world / "cache", tmp_path / "cache")
+    (tmp_path / "cache" / known.FILE).write_text(text)
+    assert run(grid, cache=tmp_path / "cache", results=tmp_path / "r", dry_run=True).forecast is not None
 
 
 def test_missing_features_are_counted_and_only_training_is_timed(

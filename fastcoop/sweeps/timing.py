@@ -1,0 +1,120 @@
+"""Times of a few training steps, runs or images on this machine, for a forecast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import mean, median
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from fastcoop.backbones import Backbone
+from fastcoop.errors import UserError
+from fastcoop.grids.planning import LoadedGrid
+from fastcoop.methods import METHODS, RunContext, RunSpec
+from fastcoop.methods.schedule import ScheduleSettings
+from fastcoop.sweeps.batches import shape_of
+from fastcoop.sweeps.forecast import plan_of, work_of
+from fastcoop.sweeps.known import loaded_backbone
+
+MAX_STEP_FLOPS = 3e9  # of a timed training step: about a tenth of a second of a core
+MAX_RUN_SECONDS = 1.0  # of a timed run of a method outside the engine
+EPOCHS = (1, 2, 4, 8, 16)  # of such runs that train by steps
+TIMED_CROPS = 8
+
+
+def speed(runs: Sequence[RunSpec[Any]], threads: int) -> float | None:
+    """Return the seconds per unit of work (`work_of`) of runs of one method and backbone; None without features."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            return _step(runs) if shape_of(runs[0]) else _run(runs)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _step(runs: Sequence[RunSpec[Any]]) -> float:
+    """Time steps of the first runs that would train together, on features of ones: as many as are allowed."""
+    from fastcoop.engine import FastSchedule, Run, plan_training, train
+    from fastcoop.prompts import initial_contexts
+
+    backbone, plan = loaded_backbone(runs[0].model), plan_of(runs)
+    on_cpu, clock = backbone.device.type == "cpu", _clock(backbone)
+    epochs, left = (
+        (4, MAX_STEP_FLOPS) if on_cpu else (25, 1000 * MAX_STEP_FLOPS)
+    )  # a GPU records, then replays
+    timed: list[Run] = []
+    for cost in (plan.runs[index] for index in next(plan.stages()).runs):
+        if timed and cost.step_flops > left:
+            break
+        names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
+        names = names[: max(1, int(len(names) * min(1.0, left / cost.step_flops)))]
+        schedule = FastSchedule() if cost.shape.is_fast else None
+        contexts = initial_contexts(backbone, layout, len(names), 0)
+        features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
+        timed.append(Run(names, layout, contexts, features, labels, epochs, 0, size, schedule=schedule))
+        left -= cost.step_flops
+    ends = [clock()]
+    train(backbone, timed, on_step=lambda get_state: ends.append(clock()))
+    _, *steps = (end - start for start, end in pairwise(ends))
+    return median(steps) * epochs / plan_training(backbone, [run.shape for run in timed]).flops
+
+
+def _run(runs: Sequence[RunSpec[Any]]) -> float | None:
+    """Time the smallest run, and the largest of at most mean size that is short enough, if there is another."""
+    kinds = METHODS[runs[0].method].kinds
+    stores = {id(data): data.store for run in runs for data in (run.data, *run.targets)}.values()
+    if not all(store is not None and store.holds(kinds) for store in stores):
+        return None
+    sizes, size = sorted(runs, key=lambda run: work_of(run, {})), mean(work_of(run, {}) for run in runs)
+    if isinstance(sizes[0].settings, ScheduleSettings) and not sizes[0].has_learned:
+        short = (sizes[0].settings.model_copy(update={"epochs": epochs}) for epochs in EPOCHS)
+        sizes = [replace(sizes[0], settings=settings) for settings in short]
+    backbone = loaded_backbone(runs[0].model)
+    seconds, work = _time(sizes[0], backbone), work_of(sizes[0], {})
+    if seconds is not None:
+        limit = min(size, work * MAX_RUN_SECONDS / max(seconds, 1e-9))
+        if large := [run for run in sizes if work < work_of(run, {}) <= limit]:
+            seconds, work = _time(large[-1], backbone), work_of(large[-1], {})
+    return None if seconds is None else seconds / work
+
+
+def _time(run: RunSpec[Any], backbone: Backbone) -> float | None:
+    """Return the seconds of a run outside the engine, once its method is imported and its features are read.
+
+    None if the features of some images are missing, or are of other pictures than there are now.
+    """
+    run, method, clock = replace(run, model=backbone), METHODS[run.method], _clock(backbone)
+    method.run(backbone, [], lambda index, outcome: None, RunContext())
+    try:
+        read = [data.test for data in run.tests], run.subset and run.data.train(run.subset)
+    except UserError:
+        return None
+    start = clock()
+    method.run(backbone, [run], lambda index, outcome: None, RunContext())
+    del read
+    return float(clock() - start)
+
+
+def _clock(backbone: Backbone) -> Any:
+    """Return a clock: of this thread's work on a CPU, whatever else the machine does, or else of wall time."""
+    return time.thread_time if backbone.device.type == "cpu" else time.perf_counter
+
+
+def crop_seconds(loaded: LoadedGrid, name: str, missing: Mapping[tuple[str, str], int]) -> float:
+    """Return the seconds of encoding a backbone's missing crops, by the time of a few test images."""
+    from fastcoop.features.encode import Chunk, Encoding, decode, start_encoding
+
+    of_backbone = {names: count for names, count in missing.items() if names[0] == name}
+    images, backbone = loaded.data(*next(iter(of_backbone))).dataset, loaded_backbone(loaded.backbone(name))
+    chunk = Chunk("test", tuple(range(min(TIMED_CROPS, len(images.splits["test"])))), range(1))
+    encoding = Encoding(backbone, images, loaded.grid.recipe, dtype="float32", batch_size=TIMED_CROPS)
+    crops = [decode(encoding, chunk, row) for row in chunk.rows]  # others are read meanwhile
+    start = time.perf_counter()
+    start_encoding(encoding, chunk, crops)()
+    return sum(of_backbone.values()) * (time.perf_counter() - start) / len(chunk.rows)
