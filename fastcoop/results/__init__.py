@@ -26,27 +26,8 @@ from fastcoop.results.predictions import (
 from fastcoop.results.read import load_failures, load_results, load_runs, load_untested
 
 __all__ = [
-    "PairedTest",
-    "Predictions",
-    "calibration_curve",
-    "calibration_error",
-    "calibration_errors",
-    "class_accuracies",
-    "confused_pairs",
-    "confusion",
-    "confusion_matrix",
-    "confusion_table",
-    "disagreements",
-    "group_confusion",
-    "load_contexts",
-    "load_failures",
-    "load_predictions",
-    "load_results",
-    "load_runs",
-    "load_untested",
-    "merge_results",
-    "mistakes",
-    "paired_test",
-    "representative_run",
-    "wrong_images",
-]
+    "PairedTest", "Predictions", "calibration_curve", "calibration_error", "calibration_errors", "class_accuracies",
+    "confused_pairs", "confusion", "confusion_matrix", "confusion_table", "disagreements", "group_confusion",
+    "load_contexts", "load_failures", "load_predictions", "load_results", "load_runs", "load_untested",
+    "merge_results", "mistakes", "paired_test", "representative_run", "wrong_images",
+]  # fmt: skip

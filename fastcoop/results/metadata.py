@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ def write_grid(
 
 
 def recorded_grid(folder: str | Path) -> dict[str, Any]:
-    """Return the content of a results folder's ``grid.yaml``; {} where there is none."""
+    """Return the content of a results folder's ``grid.yaml``; {} where there is none. It must not be changed."""
     path = Path(folder) / GRID
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    content = _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
     return content if isinstance(content, dict) else {}
+
+
+_parsed = lru_cache(4)(yaml.safe_load)  # a report asks for the grid many times
 
 
 def recorded_places(folder: str | Path, options: Sequence[str] = PLACES) -> list[str | Path]:
