@@ -6,24 +6,26 @@ grid's runs in the results folder, or from what sweeps recorded on this machine,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from fastcoop.engine.fit import RunCost, TrainingPlan, plan_training
+from fastcoop.engine.fit import RunCost
 from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import RunSpec
-from fastcoop.methods.schedule import steps_of
 from fastcoop.progress import counted, duration
 from fastcoop.prompts.plain import drops_full_stop
 from fastcoop.results.store import seconds_of
-from fastcoop.sweeps.batches import shape_of
+from fastcoop.sweeps import timing
 from fastcoop.sweeps.caching import missing_crops
-from fastcoop.sweeps.known import record_speeds, speeds_of
+from fastcoop.sweeps.known import known_speeds
+from fastcoop.sweeps.timing import costs_of, kind_of, plan_of, speeds_of, work_of
 
 if TYPE_CHECKING:
     from fastcoop.sweeps.grid_sweep import SweepPlan
@@ -95,48 +97,46 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path, cache: Path) -> 
     Args:
         loaded: The grid with its backbones, datasets and opened feature stores.
         plan: The runs and their batches.
-        folder: The results folder; its runs give the times of others of their method and backbone.
+        folder: The results folder; its runs give the times of others of their kind.
         cache: The folder of features, with what sweeps recorded on this machine.
     """
-    from fastcoop.sweeps import timing
-
-    costs = cost_of_runs(plan.runs)
-    missing, took = missing_crops(loaded), _speeds(plan.runs, costs, seconds_of(folder))
-    parts, seconds, largest, threads = [], list[float](), 0, plan.team.threads
+    costs, missing, threads = costs_of(plan.runs), missing_crops(loaded), plan.team.threads
+    runs = {
+        batch.name: [(plan.runs if batch.trains else plan.pending)[key] for key in batch.keys]
+        for batch in plan.batches
+    }
+    kinds: dict[str, list[RunSpec[Any]]] = {}
+    for run in chain(*runs.values()):
+        kinds.setdefault(kind_of(run), []).append(run)
+    done = speeds_of(plan.runs, costs, seconds_of(folder))
+    speeds = known_speeds(cache, str(loaded.backbones[0].device), threads) | done
+    sources = dict.fromkeys(speeds, "by earlier sweeps") | dict.fromkeys(done, "by runs that are done")
+    for kind in kinds.keys() - speeds.keys():
+        found = timing.speed(kinds[kind], threads)
+        sources[kind] = "no features" if found is None else "timed now"
+        speeds |= {} if found is None else {kind: found}
+    took = {
+        name: sum(work_of(run, costs) * speeds.get(kind_of(run), math.nan) for run in of_batch)
+        for name, of_batch in runs.items()
+    }
+    parts = []
+    for names in dict.fromkeys((batch.backbone, batch.method) for batch in plan.batches):
+        batches = [batch.name for batch in plan.batches if (batch.backbone, batch.method) == names]
+        sizes, seconds = [len(runs[name]) for name in batches], sum(took[name] for name in batches)
+        source = ", ".join(dict.fromkeys(sources[kind_of(run)] for name in batches for run in runs[name]))
+        known = None if math.isnan(seconds) else seconds
+        parts.append(Part(*names, len(sizes), sum(sizes), max(sizes), known, source))
     trained: dict[str, list[RunCost]] = {}
-    for backbone, method, trains in dict.fromkeys(
-        (one.backbone, one.method, one.trains) for one in plan.batches
-    ):
-        batches = [
-            one
-            for one in plan.batches
-            if (one.backbone, one.method, one.trains) == (backbone, method, trains)
-        ]
-        groups = [[(plan.runs if trains else plan.pending)[key] for key in one.keys] for one in batches]
-        first, name = groups[0][0], f"{backbone} {method}"
-        recorded = speeds_of(cache, str(first.model.device), threads)
-        source, speed = "by runs that are done", took.get(name)
-        if first.has_learned or speed is None:
-            source, speed = "by earlier sweeps", None if first.has_learned else recorded.get(name)
-        if speed is None:
-            source, speed = "timed now", timing.speed([run for group in groups for run in group], threads)
-        if speed is None:
-            source = "no features"
-        if trains:
-            trained.setdefault(backbone, []).extend(costs[run.key] for group in groups for run in group)
-            plans = [plan_of(group, batch.budget) for group, batch in zip(groups, batches, strict=True)]
-            largest = max(largest, *(one.bytes_of(next(one.stages()).runs) for one in plans))
-        works = [sum(work_of(run, costs) for run in group) for group in groups]
-        found = [] if speed is None else [work * speed for work in works]
-        counts = [len(group) for group in groups]
-        total = sum(found) if found else None
-        parts.append(Part(backbone, method, len(groups), sum(counts), max(counts), total, source))
-        seconds += found
-    every = [cost for of_backbone in trained.values() for cost in of_backbone]
+    largest = 0
+    for batch in (batch for batch in plan.batches if batch.trains):
+        trained.setdefault(batch.backbone, []).extend(costs[key] for key in batch.keys)
+        planned = plan_of(runs[batch.name], batch.budget)
+        largest = max(largest, planned.bytes_of(next(planned.stages()).runs))
     wall = sum(timing.crop_seconds(loaded, name, missing) for name in {name for name, _ in missing})
     wall += STARTUP_SECONDS * (2 if plan.team.size > 1 else 1)  # of this process, then of its workers
-    wall += max(max(seconds, default=0.0), sum(seconds) / plan.team.size)
+    wall += max(max(took.values(), default=0.0), sum(took.values()) / plan.team.size)
     resident = max(psutil.Process().memory_info().rss, PROCESS_BYTES)
+    every = list(chain(*trained.values()))
     return Forecast(
         parts=tuple(parts),
         prompts=tuple(_prompts(loaded, trained)),
@@ -145,56 +145,9 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path, cache: Path) -> 
         crops=sum(missing.values()),
         workers=plan.team.size,
         threads=threads,
-        seconds=wall if len(seconds) == len(plan.batches) else None,
+        seconds=None if math.isnan(sum(took.values())) else wall,
         memory_bytes=int((plan.team.size + (plan.team.size > 1)) * (resident + largest)),
     )
-
-
-def record(runs: Mapping[str, RunSpec[Any]], folder: Path, cache: Path, threads: int) -> None:
-    """Record the speed of runs that are done, for dry runs of other grids on this machine."""
-    for device in {str(run.model.device) for run in runs.values()}:
-        record_speeds(cache, device, threads, _speeds(runs, cost_of_runs(runs), seconds_of(folder)))
-
-
-def cost_of_runs(runs: Mapping[str, RunSpec[Any]]) -> dict[str, RunCost]:
-    """Return the cost of all runs that train in the engine, by key."""
-    by_model: dict[Any, list[RunSpec[Any]]] = {}
-    for run in runs.values():
-        if shape_of(run):
-            by_model.setdefault(run.model, []).append(run)
-    return {
-        run.key: cost
-        for group in by_model.values()
-        for run, cost in zip(group, plan_of(group).runs, strict=True)
-    }
-
-
-def plan_of(runs: Sequence[RunSpec[Any]], budget: int | None = None) -> TrainingPlan:
-    """Return the engine's plan of runs of one backbone that train."""
-    shapes = [shape for run in runs if (shape := shape_of(run))]
-    return plan_training(runs[0].model, shapes, memory_budget=budget)
-
-
-def work_of(run: RunSpec[Any], costs: Mapping[str, RunCost]) -> float:
-    """Return what a run's time grows with: operations in the engine, and else steps, or images and classes."""
-    if run.has_learned or run.subset is None:
-        return 1.0
-    if run.key in costs:
-        return costs[run.key].flops
-    return float(steps_of(run) or len(run.subset.train) * len(run.data.class_names))
-
-
-def _speeds(
-    runs: Mapping[str, RunSpec[Any]], costs: Mapping[str, RunCost], took: Mapping[str, tuple[float, str]]
-) -> dict[str, float]:
-    """Return the seconds per unit of work of runs that are done, by "backbone method"."""
-    sums: dict[str, list[float]] = {}
-    for key, run in runs.items():
-        seconds, device = took.get(key, (0.0, ""))
-        if seconds > 0 and device == str(run.model.device):
-            total = sums.setdefault(f"{run.backbone} {run.method}", [0.0, 0.0])
-            total[:] = total[0] + seconds, total[1] + work_of(run, costs)
-    return {name: seconds / work for name, (seconds, work) in sums.items()}
 
 
 def _prompts(loaded: LoadedGrid, costs: Mapping[str, Sequence[RunCost]]) -> Iterator[str]:

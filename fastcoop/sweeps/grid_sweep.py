@@ -189,7 +189,8 @@ def sweep(
         KeyboardInterrupt: On Ctrl-C, after all worker processes have ended. Finished runs are kept, and the same call
             resumes.
     """
-    from fastcoop.sweeps.forecast import forecast, record
+    from fastcoop.sweeps.forecast import forecast
+    from fastcoop.sweeps.timing import record
 
     start = time.monotonic()
     if dry_run:
@@ -249,7 +250,9 @@ def sweep(
         loop = RunLoop(store, plan.runs, plan.pending, plan.batches, executor.keeps_checkpoints)
         record_backbones(cache, loaded.named)
         loop.run(executor)
-    record(plan.runs, folder, cache, plan.team.threads)
+    if backend == "local":
+        did = {key: run for key, run in plan.pending.items() if not run.has_learned}
+        record(did, folder, cache, plan.team.threads)
     return Summary(
         folder,
         plan.counts,

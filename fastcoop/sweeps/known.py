@@ -76,14 +76,14 @@ def record_backbones(cache: Path, named: Mapping[str, Backbone]) -> None:
     _add(cache, "backbones", found)
 
 
-def speeds_of(cache: Path, device: str, threads: int) -> dict[str, float]:
-    """Return the recorded seconds per unit of work on this machine, by "backbone method"."""
+def known_speeds(cache: Path, device: str, threads: int) -> dict[str, float]:
+    """Return the recorded seconds per unit of work on this machine, by kind of run."""
     return dict(_read(cache)["speeds"].get(f"{platform.node()} {device} {threads}", {}))
 
 
 def record_speeds(cache: Path, device: str, threads: int, found: Mapping[str, float]) -> None:
-    """Record seconds per unit of work, by "backbone method"."""
-    known = speeds_of(cache, device, threads)
+    """Record seconds per unit of work, by kind of run."""
+    known = known_speeds(cache, device, threads)
     _add(cache, "speeds", {f"{platform.node()} {device} {threads}": known | dict(found)})
 
 

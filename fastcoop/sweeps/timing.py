@@ -1,4 +1,4 @@
-"""Times of a few training steps, runs or images on this machine, for a forecast."""
+"""What the time of runs grows with, and their speed: of runs that are done, or of a few steps that are timed now."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -13,18 +14,73 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fastcoop.backbones import Backbone
+from fastcoop.engine.fit import RunCost, TrainingPlan, plan_training
 from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, RunContext, RunSpec
-from fastcoop.methods.schedule import ScheduleSettings
+from fastcoop.methods.schedule import ScheduleSettings, steps_of
+from fastcoop.results.store import seconds_of
 from fastcoop.sweeps.batches import shape_of
-from fastcoop.sweeps.forecast import plan_of, work_of
-from fastcoop.sweeps.known import loaded_backbone
+from fastcoop.sweeps.known import loaded_backbone, record_speeds
 
 MAX_STEP_FLOPS = 3e9  # of a timed training step: about a tenth of a second of a core
 MAX_RUN_SECONDS = 1.0  # of a timed run of a method outside the engine
 EPOCHS = (1, 2, 4, 8, 16)  # of such runs that train by steps
 TIMED_CROPS = 8
+
+
+def kind_of(run: RunSpec[Any]) -> str:
+    """Return the name of runs whose time grows with their work alike: backbone, method, and what they do."""
+    shape = shape_of(run)
+    what = " (tests only)" if run.has_learned else " (fast)" if shape and shape.is_fast else ""
+    return f"{run.backbone} {run.method}{what}"
+
+
+def costs_of(runs: Mapping[str, RunSpec[Any]]) -> dict[str, RunCost]:
+    """Return the cost of all runs that train in the engine, by key."""
+    by_model: dict[Any, list[RunSpec[Any]]] = {}
+    for run in runs.values():
+        if shape_of(run):
+            by_model.setdefault(run.model, []).append(run)
+    return {
+        run.key: cost
+        for group in by_model.values()
+        for run, cost in zip(group, plan_of(group).runs, strict=True)
+    }
+
+
+def plan_of(runs: Sequence[RunSpec[Any]], budget: int | None = None) -> TrainingPlan:
+    """Return the engine's plan of runs of one backbone that train."""
+    shapes = [shape for run in runs if (shape := shape_of(run))]
+    return plan_training(runs[0].model, shapes, memory_budget=budget)
+
+
+def work_of(run: RunSpec[Any], costs: Mapping[str, RunCost]) -> float:
+    """Return what a run's time grows with: operations in the engine, and else steps, or images and classes."""
+    if run.has_learned or run.subset is None:
+        return 1.0
+    if run.key in costs:
+        return costs[run.key].flops
+    return float(steps_of(run) or len(run.subset.train) * len(run.data.class_names))
+
+
+def speeds_of(
+    runs: Mapping[str, RunSpec[Any]], costs: Mapping[str, RunCost], took: Mapping[str, tuple[float, str]]
+) -> dict[str, float]:
+    """Return the seconds per unit of work of runs that are done, by `kind_of`."""
+    sums: dict[str, list[float]] = {}
+    for key, run in runs.items():
+        seconds, device = took.get(key, (0.0, ""))
+        if seconds > 0 and device == str(run.model.device):
+            total = sums.setdefault(kind_of(run), [0.0, 0.0])
+            total[:] = total[0] + seconds, total[1] + work_of(run, costs)
+    return {name: seconds / work for name, (seconds, work) in sums.items()}
+
+
+def record(runs: Mapping[str, RunSpec[Any]], folder: Path, cache: Path, threads: int) -> None:
+    """Record the speed of runs that a sweep did, for dry runs on this machine."""
+    for device in {str(run.model.device) for run in runs.values()}:
+        record_speeds(cache, device, threads, speeds_of(runs, costs_of(runs), seconds_of(folder)))
 
 
 def speed(runs: Sequence[RunSpec[Any]], threads: int) -> float | None:
@@ -40,7 +96,7 @@ def speed(runs: Sequence[RunSpec[Any]], threads: int) -> float | None:
 
 def _step(runs: Sequence[RunSpec[Any]]) -> float:
     """Time steps of the first runs that would train together, on features of ones: as many as are allowed."""
-    from fastcoop.engine import FastSchedule, Run, plan_training, train
+    from fastcoop.engine import FastSchedule, Run, train
     from fastcoop.prompts import initial_contexts
 
     backbone, plan = loaded_backbone(runs[0].model), plan_of(runs)
