@@ -24,13 +24,14 @@ from fastcoop.prompts.plain import drops_full_stop
 from fastcoop.results.store import seconds_of
 from fastcoop.sweeps import timing
 from fastcoop.sweeps.caching import missing_crops
-from fastcoop.sweeps.known import known_speeds
+from fastcoop.sweeps.known import Speed, known_speeds
 from fastcoop.sweeps.timing import costs_of, kind_of, plan_of, speeds_of, work_of
 
 if TYPE_CHECKING:
     from fastcoop.sweeps.grid_sweep import SweepPlan
 
 STARTUP_SECONDS = 6.0  # of a process, on one core: importing libraries, loading a backbone
+UNKNOWN = Speed(math.nan, math.nan)
 PROCESS_BYTES = 700e6  # of a process with these libraries and a small backbone
 
 
@@ -116,7 +117,11 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path, cache: Path) -> 
         sources[kind] = "no features" if found is None else "timed now"
         speeds |= {} if found is None else {kind: found}
     took = {
-        name: sum(work_of(run, costs) * speeds.get(kind_of(run), math.nan) for run in of_batch)
+        name: sum(
+            speed.per_run + work_of(run, costs) * speed.per_work
+            for run in of_batch
+            for speed in (speeds.get(kind_of(run), UNKNOWN),)
+        )
         for name, of_batch in runs.items()
     }
     parts = []

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,13 @@ from fastcoop.files import atomic_write
 
 FILE = ".plans.json"  # in the folder of features
 SIZES = ("width", "hidden", "layers", "heads", "dim", "context_length", "vocabulary", "end_id")
+
+
+class Speed(NamedTuple):
+    """The seconds of a run, and what it adds to them per unit of its work."""
+
+    per_run: float
+    per_work: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +83,14 @@ def record_backbones(cache: Path, named: Mapping[str, Backbone]) -> None:
     _add(cache, "backbones", found)
 
 
-def known_speeds(cache: Path, device: str, threads: int) -> dict[str, float]:
-    """Return the recorded seconds per unit of work on this machine, by kind of run."""
-    return dict(_read(cache)["speeds"].get(f"{platform.node()} {device} {threads}", {}))
+def known_speeds(cache: Path, device: str, threads: int) -> dict[str, Speed]:
+    """Return the recorded speeds of this machine, by kind of run."""
+    found = _read(cache)["speeds"].get(f"{platform.node()} {device} {threads}", {})
+    return {kind: Speed(*speed) for kind, speed in found.items()}
 
 
-def record_speeds(cache: Path, device: str, threads: int, found: Mapping[str, float]) -> None:
-    """Record seconds per unit of work, by kind of run."""
+def record_speeds(cache: Path, device: str, threads: int, found: Mapping[str, Speed]) -> None:
+    """Record speeds, by kind of run."""
     known = known_speeds(cache, device, threads)
     _add(cache, "speeds", {f"{platform.node()} {device} {threads}": known | dict(found)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from fastcoop.methods import METHODS, RunContext, RunSpec
 from fastcoop.methods.schedule import ScheduleSettings, steps_of
 from fastcoop.results.store import seconds_of
 from fastcoop.sweeps.batches import shape_of
-from fastcoop.sweeps.known import loaded_backbone, record_speeds
+from fastcoop.sweeps.known import Speed, loaded_backbone, record_speeds
 
 MAX_STEP_FLOPS = 3e9  # of a timed training step: about a tenth of a second of a core
 MAX_RUN_SECONDS = 1.0  # of a timed run of a method outside the engine
@@ -66,25 +67,41 @@ def work_of(run: RunSpec[Any], costs: Mapping[str, RunCost]) -> float:
 
 def speeds_of(
     runs: Mapping[str, RunSpec[Any]], costs: Mapping[str, RunCost], took: Mapping[str, tuple[float, str]]
-) -> dict[str, float]:
-    """Return the seconds per unit of work of runs that are done, by `kind_of`."""
-    sums: dict[str, list[float]] = {}
+) -> dict[str, Speed]:
+    """Return the speed of runs that are done, by `kind_of`."""
+    done: dict[str, list[tuple[float, float]]] = {}
     for key, run in runs.items():
         seconds, device = took.get(key, (0.0, ""))
         if seconds > 0 and device == str(run.model.device):
-            total = sums.setdefault(kind_of(run), [0.0, 0.0])
-            total[:] = total[0] + seconds, total[1] + work_of(run, costs)
-    return {name: seconds / work for name, (seconds, work) in sums.items()}
+            done.setdefault(kind_of(run), []).append((work_of(run, costs), seconds))
+    return {kind: _line(points) for kind, points in done.items()}
 
 
 def record(runs: Mapping[str, RunSpec[Any]], folder: Path, cache: Path, threads: int) -> None:
-    """Record the speed of runs that a sweep did, for dry runs on this machine."""
+    """Record the speed of runs that a sweep did, for dry runs on this machine.
+
+    Runs of one size alone say nothing of other sizes, except in the engine, which trains them together.
+    """
+    costs, works = costs_of(runs), dict[str, set[float]]()
+    for run in runs.values():
+        works.setdefault(kind_of(run), set()).add(1.0 if run.key in costs else work_of(run, costs))
     for device in {str(run.model.device) for run in runs.values()}:
-        record_speeds(cache, device, threads, speeds_of(runs, costs_of(runs), seconds_of(folder)))
+        found = speeds_of(runs, costs, seconds_of(folder))
+        kept = {kind: speed for kind, speed in found.items() if works[kind] == {1.0} or len(works[kind]) > 1}
+        record_speeds(cache, device, threads, kept)
 
 
-def speed(runs: Sequence[RunSpec[Any]], threads: int) -> float | None:
-    """Return the seconds per unit of work (`work_of`) of runs of one method and backbone; None without features."""
+def _line(points: Sequence[tuple[float, float]]) -> Speed:
+    """Return the line through (work, seconds) with the least squares, neither part of it below zero."""
+    work, seconds = (mean(column) for column in zip(*points, strict=True))
+    spread = sum((one - work) ** 2 for one, _ in points)
+    slope = sum((one - work) * (took - seconds) for one, took in points) / spread if spread else math.inf
+    slope = min(max(slope, 0.0), seconds / work)
+    return Speed(seconds - slope * work, slope)
+
+
+def speed(runs: Sequence[RunSpec[Any]], threads: int) -> Speed | None:
+    """Time a few steps or runs of one kind; None where their features are missing."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -94,7 +111,7 @@ def speed(runs: Sequence[RunSpec[Any]], threads: int) -> float | None:
         torch.set_num_threads(before)
 
 
-def _step(runs: Sequence[RunSpec[Any]]) -> float:
+def _step(runs: Sequence[RunSpec[Any]]) -> Speed:
     """Time steps of the first runs that would train together, on features of ones: as many as are allowed."""
     from fastcoop.engine import FastSchedule, Run, train
     from fastcoop.prompts import initial_contexts
@@ -118,10 +135,10 @@ def _step(runs: Sequence[RunSpec[Any]]) -> float:
     ends = [clock()]
     train(backbone, timed, on_step=lambda get_state: ends.append(clock()))
     _, *steps = (end - start for start, end in pairwise(ends))
-    return median(steps) * epochs / plan_training(backbone, [run.shape for run in timed]).flops
+    return Speed(0.0, median(steps) * epochs / plan_training(backbone, [run.shape for run in timed]).flops)
 
 
-def _run(runs: Sequence[RunSpec[Any]]) -> float | None:
+def _run(runs: Sequence[RunSpec[Any]]) -> Speed | None:
     """Time the smallest run, and the largest of at most mean size that is short enough, if there is another."""
     kinds = METHODS[runs[0].method].kinds
     stores = {id(data): data.store for run in runs for data in (run.data, *run.targets)}.values()
@@ -131,13 +148,14 @@ def _run(runs: Sequence[RunSpec[Any]]) -> float | None:
     if isinstance(sizes[0].settings, ScheduleSettings) and not sizes[0].has_learned:
         short = (sizes[0].settings.model_copy(update={"epochs": epochs}) for epochs in EPOCHS)
         sizes = [replace(sizes[0], settings=settings) for settings in short]
-    backbone = loaded_backbone(runs[0].model)
-    seconds, work = _time(sizes[0], backbone), work_of(sizes[0], {})
-    if seconds is not None:
-        limit = min(size, work * MAX_RUN_SECONDS / max(seconds, 1e-9))
-        if large := [run for run in sizes if work < work_of(run, {}) <= limit]:
-            seconds, work = _time(large[-1], backbone), work_of(large[-1], {})
-    return None if seconds is None else seconds / work
+    backbone, work = loaded_backbone(runs[0].model), work_of(sizes[0], {})
+    seconds = _time(sizes[0], backbone)
+    if seconds is None:
+        return None
+    points, limit = [(work, seconds)], min(size, work * MAX_RUN_SECONDS / max(seconds, 1e-9))
+    if large := [run for run in sizes if work < work_of(run, {}) <= limit]:
+        points.append((work_of(large[-1], {}), _time(large[-1], backbone) or seconds))
+    return _line(points)
 
 
 def _time(run: RunSpec[Any], backbone: Backbone) -> float | None:
