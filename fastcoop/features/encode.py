@@ -293,7 +293,8 @@ def _check_usable(encoding: Encoding, chunk: Chunk, features: np.ndarray, readab
     """Raise UserError where the features of a readable image are not finite, or all zeros."""
     for row in np.array(readable, np.int64)[unusable_rows(features[readable])]:
         what = "are all zeros" if np.isfinite(features[row]).all() else f"{encoding.dtype} cannot hold"
-        advice = "use " + "--dtype float32, or " * (encoding.dtype == "float16") + "other weights"
+        is_half = encoding.dtype == "float16"
+        advice = "use --dtype float32, or other weights" if is_half else "use other weights"
         path = encoding.dataset.splits[chunk.split].paths[chunk.rows[row]]
         raise UserError(f"{encoding.backbone.name} gives features of {path} that {what}; {advice}.")
 
