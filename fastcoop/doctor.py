@@ -21,8 +21,11 @@ PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "scikit-learn", "h5py", "pillow",
     "matplotlib",
 )  # fmt: skip
-EXTRAS = {"qtawesome": "demo", "pyarrow": "parquet", "distributed": "cluster"}  # package -> extra of fastcoop
-EXTRA_USES = {"demo": "The demo", "parquet": "Writing Parquet", "cluster": "A sweep on a cluster"}
+EXTRAS = {  # by package: the extra of fastcoop that has it, and what needs it
+    "qtawesome": ("demo", "The demo"),
+    "pyarrow": ("parquet", "Writing Parquet"),
+    "distributed": ("cluster", "A sweep on a cluster"),
+}
 FOLDERS = {"data": "FASTCOOP_DATA_ROOT", "cache": "FASTCOOP_CACHE", "results": None, "reports": None}
 VARIABLES = (
     "FASTCOOP_DATA_ROOT", "FASTCOOP_CACHE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME",
@@ -91,40 +94,28 @@ def _extras() -> Found:
 
 
 def _devices() -> Found:
-    """Return the processors, and the rate of products of large float32 matrices on the CPU."""
+    """Return the processors, the device that "auto" is, and the rate of large float32 products on the CPU."""
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
+    from fastcoop.backbones.load import resolve_device
+    from fastcoop.sweeps.workers import available_cores
+
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    facts = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(": ")[2] for line in facts if line.startswith("model name")]
     found: Found = {
-        "cpu": _cpu(),
+        "cpu": models[0] if models else platform.machine(),
         "cores": os.cpu_count(),
-        "cores allowed": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores allowed": available_cores(),
         "threads of torch": torch.get_num_threads(),
         "float32 GFLOP/s": round(_gflops(torch)),
-        "gpu answers": _answers(torch) if torch.cuda.is_available() else None,
         "cuda of torch": torch.version.cuda or "none (a build for CPUs)",
+        "device auto": resolve_device("auto"),
     }
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         found[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}"
     return found
-
-
-def _cpu() -> str:
-    """Return the processor's name, where Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    names = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    return next(
-        (line.partition(": ")[2] for line in names if line.startswith("model name")), platform.machine()
-    )
-
-
-def _answers(torch: Any) -> bool:
-    try:
-        torch.ones(1, device="cuda").cpu()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _gflops(torch: Any) -> float:
@@ -159,18 +150,14 @@ def _folders() -> Found:
 
 
 def _weights() -> Found:
-    """Return the weights that need no download: included ones, and files in the caches of OpenAI and of the hub."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    """Return the backbones whose weights need no download: included ones, and others."""
+    from fastcoop.backbones.catalog import EMBEDDED_WEIGHTS, list_backbones
 
-    included = Path(fastcoop.__path__[0]) / "demo" / "weights"
-    return {
-        "included": sorted(path.stem for path in included.glob("*.safetensors")),
-        "clip": sorted(path.name for path in Path("~/.cache/clip").expanduser().glob("*.pt")),
-        "hub": sorted(
-            {path.parents[2].name.removeprefix("models--").replace("--", "/")
-             for path in Path(HF_HUB_CACHE).glob("models--*/snapshots/*/*") if path.name.startswith("open_clip")}
-        ),
-    }  # fmt: skip
+    found: Found = {"included": [], "downloaded": []}
+    for one in list_backbones():
+        is_included = (EMBEDDED_WEIGHTS / f"{one.name}.safetensors").is_file()
+        found["included" if is_included else "downloaded"] += [weights.backbone for weights in one.at_hand]
+    return found
 
 
 def advice(found: Found) -> Iterator[str]:
@@ -179,16 +166,16 @@ def advice(found: Found) -> Iterator[str]:
     for name, one in known["versions"].items():
         if one == "not installed":
             yield f"{name} is missing: reinstall fastcoop with pip."
-    for name, extra in EXTRAS.items():
+    for name, (extra, use) in EXTRAS.items():
         if known["extras"].get(name) == "not installed":
-            yield f'{EXTRA_USES[extra]} needs {name}; install it with `pip install "fastcoop[{extra}]"`.'
+            yield f'{use} needs {name}; install it with `pip install "fastcoop[{extra}]"`.'
     devices = known["devices"]
     if not devices:
         yield f"torch does not work, {found['devices']}: install it as pytorch.org says for this system."
-    elif devices["gpu answers"] is False:
-        yield "The GPU does not answer, so the CPU is used: restart its driver, or this machine."
-    elif devices["gpu answers"] is None:
-        if NVIDIA.exists():
+    elif devices["device auto"] == "cpu":
+        if "cuda:0" in devices:
+            yield "The GPU does not answer, so the CPU is used: restart its driver, or this machine."
+        elif NVIDIA.exists():
             yield "There is an NVIDIA driver, but torch finds no GPU: install torch's build for CUDA (pytorch.org)."
         if (threads := devices["threads of torch"]) < (cores := devices["cores allowed"]):
             yield f"torch uses {threads} of {cores} cores: unset OMP_NUM_THREADS where no other program needs them."
@@ -197,5 +184,5 @@ def advice(found: Found) -> Iterator[str]:
     for name, folder in known["folders"].items():
         if folder["free GB"] < LITTLE_DISK_GB:
             yield f"Only {folder['free GB']} GB are free for {name}: delete files there, or choose another folder."
-    if known["weights"].get("clip") == known["weights"].get("hub") == []:
+    if known["weights"].get("downloaded") == []:
         yield "No pretrained weights are on this machine; a name such as RN50 downloads them once."

@@ -21,10 +21,10 @@ from tests.advice import follows
 WELL: dict[str, Any] = {
     "versions": {"torch": "2.14.1"},
     "extras": dict.fromkeys(doctor.EXTRAS, "1"),
-    "devices": {"gpu answers": None, "threads of torch": 2, "cores allowed": 2},
+    "devices": {"device auto": "cpu", "threads of torch": 2, "cores allowed": 2},
     "memory": {"available GB": 20.0},
     "folders": {"cache": {"free GB": 20.0}},
-    "weights": {"clip": ["RN50.pt"], "hub": []},
+    "weights": {"downloaded": ["RN50:openai"]},
 }
 
 
@@ -81,11 +81,11 @@ def test_broken_packages_are_described(capsys, monkeypatch) -> None:
             'The demo needs qtawesome; install it with `pip install "fastcoop[demo]"`',
         ),
         ("devices", None, "unknown (OSError: x)", "torch does not work, unknown (OSError: x)"),
-        ("devices", "gpu answers", False, "The GPU does not answer"),
+        ("devices", "cuda:0", "a card", "The GPU does not answer"),
         ("devices", "threads of torch", 1, "torch uses 1 of 2 cores: unset OMP_NUM_THREADS"),
         ("memory", "available GB", 1.0, "Only 1.0 GB of memory are free"),
         ("folders", "cache", {"free GB": 0.5}, "Only 0.5 GB are free for cache"),
-        ("weights", "clip", [], "No pretrained weights are on this machine"),
+        ("weights", "downloaded", [], "No pretrained weights are on this machine"),
     ],
 )
 def test_each_problem_has_one_line_of_advice(monkeypatch, tmp_path, topic, name, value, sentence) -> None:
@@ -97,7 +97,7 @@ def test_each_problem_has_one_line_of_advice(monkeypatch, tmp_path, topic, name,
     doctor.NVIDIA.touch()
     (line,) = doctor.advice(WELL)
     assert line.startswith("There is an NVIDIA driver")
-    assert not list(doctor.advice(WELL | {"devices": WELL["devices"] | {"gpu answers": True}}))
+    assert not list(doctor.advice(WELL | {"devices": WELL["devices"] | {"device auto": "cuda"}}))
 
 
 def commands(group: Any, name: str = "fastcoop") -> dict[str, Any]:
