@@ -123,8 +123,7 @@ def evaluate(
             data.store = open_if_there(path, backbone, data.dataset, only_unchanged=True)
     with open_store(folder) as store:
         tested = store.finished()
-        _refuse_other_datasets(folder, planned, tested)
-        _refuse_other_features(folder, planned, tested, swept)
+        _refuse_replacements(folder, planned, tested, swept)
         pending = _pending(planned, tested)
         pending += [run for run in planned if any(data.store is None for data in run.targets)]
         for _ in cache_all(
@@ -140,19 +139,19 @@ def evaluate(
             pass
         for backbone, data in _targets(pending):
             data.store = open_current(store_path(cache, backbone, data.dataset), backbone, data.dataset)
-        _refuse_other_features(folder, planned, tested, swept)
+        _refuse_replacements(folder, planned, tested, swept)
         pending = _pending(planned, tested)
         add_datasets(folder, describe_datasets(datasets))
         _test(pending, store)
     new = {(run.key, data.name) for run, data in _tests(pending)}
     recorded: dict[Any, Any] = load_results(folder).set_index(["key", "dataset"]).to_dict("index")
-    tests = [(run, data.name, recorded[run.key, data.name]) for run, data in _tests(planned)]
     return [
         Tested(
-            run.key, str(row["label"]), str(row["source"]), run.shots, run.seed, name, float(row["accuracy"]),
-            float(row["macro_accuracy"]), (run.key, name) in new,
+            run.key, str(row["label"]), str(row["source"]), run.shots, run.seed, data.name, float(row["accuracy"]),
+            float(row["macro_accuracy"]), (run.key, data.name) in new,
         )
-        for run, name, row in tests
+        for run, data in _tests(planned)
+        for row in [recorded[run.key, data.name]]
     ]  # fmt: skip
 
 
@@ -168,10 +167,9 @@ def _targets(runs: Iterable[RunSpec[Any]]) -> Iterable[tuple[Backbone, Data]]:
 def _select(folder: Path, runs: Sequence[str]) -> list[Any]:
     """Return rows of the runs' table: those whose keys begin with one of ``runs``, or all."""
     rows: list[Any] = list(load_runs(folder).itertuples())
-    for run in runs:
-        if not any(row.key.startswith(run) for row in rows):
-            command = escape.shell_command("fastcoop", "results", "list", folder)
-            raise UserError(f"{folder} has no run {run}; `{command}` shows its runs.")
+    if missing := [run for run in runs if not any(row.key.startswith(run) for row in rows)]:
+        command = escape.shell_command("fastcoop", "results", "list", folder)
+        raise UserError(f"{folder} has no run {missing[0]}; `{command}` shows its runs.")
     if not rows:
         raise UserError(f"{folder} holds no runs yet; run `fastcoop sweep` into it first.")
     return [row for row in rows if not runs or row.key.startswith(tuple(runs))]
@@ -268,15 +266,20 @@ def restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     )  # fmt: skip
 
 
-def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], tested: Tests) -> None:
-    """Raise UserError for a target with the name of another dataset that its run was tested on.
+def _refuse_replacements(
+    folder: Path, planned: Sequence[RunSpec[Any]], tested: Tests, swept: Collection[str]
+) -> None:
+    """Raise UserError for a test that would replace one of another dataset, since a run keeps one test per name; or one
+    of a swept run on its own dataset, whose features its key contains, with other features.
 
-    A run keeps one test per name, so the new one would replace the other.
+    Features that are not cached are passed over.
     """
     for run, data in _tests(planned):
         before = tested.get(run.key, {}).get(data.name)
+        if before is None:
+            continue
         # The test may have been of all images, or of those that the store has.
-        if before is not None and before.test not in (data.dataset.digest, data.test_digest):
+        if before.test not in (data.dataset.digest, data.test_digest):
             known = load_predictions(folder, run.key, data.name)
             raise UserError(
                 f"Run {run.key[:12]} of {folder} was tested on another dataset called {data.name} "
@@ -284,21 +287,8 @@ def _refuse_other_datasets(folder: Path, planned: Sequence[RunSpec[Any]], tested
                 f"{data.dataset.root} ({len(data.class_names)} classes, {len(data.dataset.splits['test'])} test "
                 "images), whose test would replace it; give this one another name, under name: of its YAML."
             )
-
-
-def _refuse_other_features(
-    folder: Path, planned: Sequence[RunSpec[Any]], tested: Tests, swept: Collection[str]
-) -> None:
-    """Raise UserError for a test of a swept run on its own dataset with other features than before.
-
-    The run's key contains those features, and the new test would replace the one with them. Features that are not
-    cached are passed over.
-    """
-    for run, data in _tests(planned):
-        before = tested.get(run.key, {}).get(data.name)
-        if run.key not in swept or data.name != run.dataset or before is None or before.features is None:
-            continue
-        if data.test_features not in (None, before.features):
+        in_key = run.key in swept and data.name == run.dataset and before.features is not None
+        if in_key and data.test_features not in (None, before.features):
             raise UserError(
                 f"Run {run.key[:12]} of {folder} was tested on its own dataset {data.name} with other features than "
                 "today's: the pictures, their recipe or how they were encoded changed. The new test would replace that "

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -115,16 +115,24 @@ def interpret(
         (folder / NEAREST_WORDS).mkdir(exist_ok=True)
     options = {"metric": metric, "k": k, "trained_only": trained_only, "latin_only": latin_only}
     paths = {row.key: folder / NEAREST_WORDS / f"{row.key}.json" for row in rows}
-    writer = _Writer(paths, backbone, options)
+    search = _Search(backbone, options)
     diverged: list[str] = []
+    contexts: list[_Context] = []
     for row in rows:
         if again or not _holds(paths[row.key], options):
             context = _load_context(folder, row)
             if torch.isfinite(context.vectors.square().sum(dim=-1)).all():  # else no distance is finite
-                writer.add(context)
+                contexts.append(context)
             else:
                 diverged.append(row.key)
-    writer.write()
+        if contexts and (
+            row is rows[-1] or sum(one.vectors[..., 0].numel() for one in contexts) >= MAX_VECTORS
+        ):
+            for context, content in zip(contexts, search.contents(contexts), strict=True):
+                path = paths[context.key]
+                with writing(path), atomic_write(path) as part:
+                    part.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+            contexts.clear()
     if diverged:
         count = f"{len(diverged)} of {len(rows)} runs of {folder} diverged ({diverged[0][:12]}, ...)"
         if runs or len(diverged) == len(rows):
@@ -153,43 +161,32 @@ def _load_context(folder: Path, row: Any) -> _Context:
     return _Context(row.key, vectors, names, int(row.seed), words)
 
 
-class _Writer:
+class _Search:
     """Searches the vectors of many runs at once. Equal initial contexts are searched once."""
 
-    def __init__(self, paths: dict[str, Path], backbone: Backbone, options: dict[str, Any]):
-        self._paths, self._backbone, self._options = paths, backbone, options
+    def __init__(self, backbone: Backbone, options: dict[str, Any]):
+        self._backbone, self._options = backbone, options
         self._of_random = {name: options[name] for name in ("trained_only", "metric")}
         self._by_chance = mean_initial_distance(backbone, **self._of_random)
         self._starts: dict[tuple[Any, ...], tuple[float, list[str]]] = {}  # mean distance, nearest words
-        self._pending: list[_Context] = []
 
-    def add(self, context: _Context) -> None:
-        """Write the file of a run, at once or later together with others."""
-        self._pending.append(context)
-        if sum(one.vectors.shape[:-1].numel() for one in self._pending) >= MAX_VECTORS:
-            self.write()
-
-    def write(self) -> None:
-        """Write one file per pending run, from one search."""
-        contexts, self._pending = self._pending, []
-        if not contexts:
-            return
+    def contents(self, contexts: Sequence[_Context]) -> Iterator[dict[str, Any]]:
+        """Yield what the file of each context holds."""
         new = {context.start: context for context in contexts if context.start not in self._starts}
         if new:
             starts = [self._initial(context) for context in new.values()]
             found = nearest_words(self._backbone, torch.cat(starts), **self._options | {"k": 1})
-            for start, rows in zip(new, _slices(starts), strict=True):
-                nearest = [words[0] for words in found.words[rows]]
-                self._starts[start] = _short(found.distances[rows].mean()), nearest
+            words, sizes = iter(found.words), list(map(len, starts))
+            for start, distances in zip(new, found.distances.split(sizes), strict=True):
+                nearest = [word for (word,) in islice(words, len(distances))]
+                self._starts[start] = _short(distances.mean()), nearest
         flat = [context.vectors.flatten(0, -2) for context in contexts]
         found = nearest_words(self._backbone, torch.cat(flat), **self._options)
         chance = random_distances(self._backbone, torch.cat(flat).norm(dim=-1), **self._of_random)
-        for context, rows in zip(contexts, _slices(flat), strict=True):
-            distances, random = found.distances[rows].tolist(), chance[rows].tolist()
-            content = self._content(context, found.words[rows], distances, random)
-            path = self._paths[context.key]
-            with writing(path), atomic_write(path) as part:
-                part.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        words, sizes = iter(found.words), list(map(len, flat))
+        for context, *parts in zip(contexts, found.distances.split(sizes), chance.split(sizes), strict=True):
+            distances, random = (part.tolist() for part in parts)
+            yield self._content(context, list(islice(words, len(random))), distances, random)
 
     def _content(
         self, context: _Context, words: list[list[str]], distances: list[list[float]], chance: list[float]
@@ -223,12 +220,6 @@ class _Writer:
         count = classes[0] if specific else 1
         start = initial_contexts(self._backbone, layout, count, context.seed, context.words)
         return start.flatten(0, -2)[:MAX_INITIAL_VECTORS]
-
-
-def _slices(parts: Sequence[Tensor]) -> Iterator[slice]:
-    """Yield the rows of each tensor in the concatenation of all."""
-    ends = list(accumulate(map(len, parts)))
-    return (slice(end - len(part), end) for part, end in zip(parts, ends, strict=True))
 
 
 def _short(number: Any) -> float:

@@ -73,14 +73,12 @@ def choose_team(jobs: int, device: str, batches: Sequence[Batch]) -> ExecutorCon
     processes share nothing but memory. Small sweeps run in this process, since a worker takes seconds to start. With
     GPUs it is one process per GPU; more share them, and `budget_of` divides the memory of each.
     """
-    cores = available_cores()
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    cores, gpus = available_cores(), _gpus_of(device)
     if jobs < 0:
         fit = max(1, int(psutil.virtual_memory().available / WORKER_BYTES))
         small = sum(batch.cost for batch in batches) < SMALL_SWEEP
-        one = small or device.startswith("cuda:")
-        jobs = 1 if one else max(1, gpus or min(cores, len(batches), fit))
-    devices = tuple(f"cuda:{number % gpus}" if gpus > 1 else device for number in range(jobs))
+        jobs = 1 if small else len(gpus) or max(1, min(cores, len(batches), fit))
+    devices = tuple(gpus[number % len(gpus)] if len(gpus) > 1 else device for number in range(jobs))
     threads, allowed = max(1, cores // jobs), os.environ.get("OMP_NUM_THREADS", "")
     return ExecutorConfig(
         devices, min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
@@ -119,9 +117,9 @@ def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
     """
     if memory_budget is not None:
         return max(1, int(memory_budget * 1e9 / workers))
-    gpus = _gpus_of(device)
-    devices = [torch.device(name) for name in gpus[:workers] or ("cpu",)]
-    return int(FREE_FRACTION * min(map(free_bytes, devices)) / math.ceil(workers / len(gpus or devices)))
+    devices = _gpus_of(device)[:workers] or ("cpu",)
+    free = min(free_bytes(torch.device(name)) for name in devices)
+    return int(FREE_FRACTION * free / math.ceil(workers / len(devices)))
 
 
 def _gpus_of(device: str) -> tuple[str, ...]:
