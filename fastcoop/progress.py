@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from fastcoop import escape
 
-# Seconds between plain lines: at first, and at most. In between it is a share of the time passed: logs stay short.
+# Seconds between plain lines: at first, and at most. In between they double, so that logs stay short.
 PLAIN_LINE_EVERY = 5.0
-LINE_SHARE = 1 / 20
 MAX_LINE_EVERY = 300.0
 NOTEBOOK_LINE_EVERY = 0.5
 
@@ -30,15 +29,15 @@ def on_terminal() -> bool:
 
 
 def in_notebook() -> bool:
-    """Return whether standard error is shown below a notebook's cell, where a line can be overwritten."""
+    """Return whether standard error is shown below a notebook's cell, where a display can be updated."""
     return type(sys.stderr).__module__.startswith("ipykernel")
 
 
-def print_line(text: str, start: str = "", end: str = "\n") -> None:
+def print_line(text: str) -> None:
     """Print a line to standard error. A closed stream is no error: the work continues without it."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            print(f"{start}{escape.visible(text)}", end=end, file=sys.stderr, flush=True)
+            print(escape.visible(text), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -73,7 +72,7 @@ def progress(title: str, total: float) -> Iterator[Advance]:
     """Show progress of ``total`` units on standard error while the block runs.
 
     On a terminal it is a bar (rich respects NO_COLOR), elsewhere now and then a line with the share done and the time
-    left, which a notebook overwrites. Nothing is shown if the "fastcoop" logger only passes errors.
+    left, which a notebook updates in place. Nothing is shown if the "fastcoop" logger only passes errors.
 
     Args:
         title: Shown before the bar.
@@ -105,44 +104,35 @@ def progress(title: str, total: float) -> Iterator[Advance]:
 
 class PlainLines:
     """Lines of progress without a terminal: a few in a log, fewer the longer the work takes; in a notebook, one line
-    that is overwritten."""
+    that is updated in place."""
 
     def __init__(self) -> None:
         self._start = self._printed = time.monotonic()
-        self._in_notebook, self._width = in_notebook(), 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the last line can be overwritten."""
-        return self._width > 0
+        self._in_notebook, self._shown = in_notebook(), None  # IPython's handle of the line
 
     def is_due(self) -> bool:
         """Return whether the last line is old enough for another one."""
-        now = time.monotonic()
-        every = min(max(PLAIN_LINE_EVERY, (now - self._start) * LINE_SHARE), MAX_LINE_EVERY)
-        return now - self._printed >= (NOTEBOOK_LINE_EVERY if self._in_notebook else every)
+        every = min(max(PLAIN_LINE_EVERY, self._printed - self._start), MAX_LINE_EVERY)
+        return time.monotonic() - self._printed >= (NOTEBOOK_LINE_EVERY if self._in_notebook else every)
 
     def show(self, text: str, *details: str) -> None:
         """Print a line, in a log with lines of details below."""
         self._printed = time.monotonic()
-        if self._in_notebook:
-            text = escape.visible(text)
-            print_line(text.ljust(self._width), start="\r", end="")
-            self._width = len(text)
-            return
-        for line in (text, *(f"  {detail}" for detail in details)):
-            print_line(line)
+        if not self._in_notebook:
+            for line in (text, *(f"  {detail}" for detail in details)):
+                print_line(line)
+        elif self._shown is None:
+            from IPython.display import display
 
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.close()
-        print_line(text)
+            show: Any = display
+            self._shown = show({"text/plain": escape.visible(text)}, raw=True, display_id=True)
+        else:
+            self._shown.update({"text/plain": escape.visible(text)}, raw=True)
 
-    def close(self) -> None:
-        """End the line that is overwritten."""
-        if self.is_open:
-            print_line("")
-            self._width = 0
+    def finish(self, text: str) -> None:
+        """Update a notebook's line, if there is one, for the last time."""
+        if self._shown is not None:
+            self.show(text)
 
 
 @contextmanager
@@ -158,7 +148,5 @@ def _plain(title: str, total: float) -> Iterator[Advance]:
         share = 100.0 * min(done / total, 1.0) if total else 100.0
         lines.show(f"{title}: {share:.0f}%, {time_left(left)}{f' ({note})' if note else ''}")
 
-    try:
-        yield advance
-    finally:
-        lines.close()
+    yield advance
+    lines.finish(f"{title}: 100%")

@@ -31,6 +31,9 @@ MAX_RUNS_TOGETHER = 256  # of a method that learns runs of one dataset in one ba
 MAX_GPU_CONTEXTS = 1e9  # bytes of all contexts in a GPU's batch: its checkpoint holds them
 CORE_FLOPS = 3e10  # per second; as the next, only a first guess of how long batches take
 STEP_SECONDS = 0.05  # of a training outside the engine
+ROOT_FLOPS = (
+    40  # of a fast schedule's inverse root in each step, times the width cubed, by the time that it takes
+)
 MAX_FIRST_SECONDS = 60.0  # expected, of a batch that starts before others because it is short
 
 
@@ -168,7 +171,11 @@ def _training_batches(
     rows = {tree: cost.rows for tree, cost in plan.trees.items()}
     place = {tree: number for number, tree in enumerate(sorted(rows, key=repr))}
     row_seconds = 4 * 12 * backbone.text.width**2 * backbone.text.layers / CORE_FLOPS
-    costs = {key: rows[trees[key]] * shape.steps * row_seconds for key, shape in shapes.items()}
+    root_seconds = ROOT_FLOPS * backbone.text.width**3 / CORE_FLOPS
+    costs = {
+        key: shape.steps * (rows[trees[key]] * row_seconds + shape.is_fast * root_seconds)
+        for key, shape in shapes.items()
+    }
     fill, max_cost = plan.rows_estimate, sum(costs.values()) * MAX_BATCH_FRACTION
     batches: list[Batch] = []
     keys: list[str] = []

@@ -1,4 +1,4 @@
-"""An executor on the machines of a Dask cluster, through joblib's Dask backend.
+"""An executor on the machines of a Dask cluster.
 
 Batches, and so results, are the same as on one machine. Dask gives the batches of a dead worker to others, which resume
 from the last checkpoint if all workers see the results folder.
@@ -14,13 +14,24 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
 from fastcoop.errors import UserError
-from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBank, WorkerSpec, run_task
+from fastcoop.results.records import Batch
+from fastcoop.sweeps.tasks import (
+    BatchFinished,
+    BatchProgress,
+    Event,
+    OnEvent,
+    Task,
+    WorkerBank,
+    WorkerSpec,
+    run_task,
+)
+from fastcoop.sweeps.workers import TICK
 
-MAX_LOST_RESULTS = 8  # results lost on their way to this process before the cluster counts as unusable
 CONNECT_TIMEOUT_S = 20.0  # for the scheduler, and for a first worker
 
 
@@ -56,46 +67,50 @@ class ClusterExecutor:
             self._client.close()
             raise UserError(f"The cluster's workers do not answer as fastcoop's: {error}.") from None
         stores = {} if sees_stores else {names: path.read_bytes() for names, path in spec.stores.items()}
-        self._payload = ClusterPayload(uuid4().hex, spec, stores)
-        self._lost = 0
+        self._payload, self._sent = ClusterPayload(uuid4().hex, spec, stores), None
+        self._running: dict[str, tuple[Batch, Any]] = {}  # with their futures, by Dask's keys
 
     def run(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
+        arrived: SimpleQueue[Any] = SimpleQueue()  # messages of progress, and keys of futures that are done
+        self._client.subscribe_topic(self._payload.name, lambda event: arrived.put(event[1]))
         try:
-            while tasks:
-                self._round(tasks, on_event, on_tick)
+            while tasks or self._running:
+                while tasks:
+                    self._submit(tasks.popleft()).add_done_callback(lambda future: arrived.put([future.key]))
+                with suppress(Empty):
+                    key, *work = arrived.get(timeout=TICK)
+                    if key in self._running:  # else it is a late message of progress
+                        batch = self._running[key][0]
+                        for event in [BatchProgress(batch, *work)] if work else self._results(key):
+                            on_event(event)
+                on_tick()
         finally:
             with suppress(Exception):  # a scheduler or worker that is gone has nothing to free
                 self._client.run(_free_banks, self._payload.name)
             self._client.close()
 
-    def _round(self, tasks: deque[Task], on_event: OnEvent, on_tick: Callable[[], None]) -> None:
-        """Run the present tasks; those that ``on_event`` appends wait for the next round."""
-        from distributed import KilledWorker
-        from joblib import Parallel, delayed, parallel_config
+    def _submit(self, task: Task) -> Any:
+        if self._sent is None or self._sent.status != "finished":  # or no worker is left that has it
+            self._sent = self._client.scatter(self._payload, broadcast=True, hash=False)
+        key = f"{task.batch.name}-{uuid4().hex}"
+        future = self._client.submit(_run, task, self._sent, key=key, pure=False)
+        self._running[key] = task.batch, future
+        return future
 
-        pending = {task.batch.name: task for task in tasks}
-        tasks.clear()
+    def _results(self, key: str) -> list[Event]:
+        """Return the events of a task that is done, or that its workers died."""
+        from distributed import KilledWorker
+
+        batch, future = self._running.pop(key)
         try:
-            with parallel_config("dask", client=self._client, scatter=[self._payload], pure=False):
-                parallel = Parallel(batch_size=1, pre_dispatch="2*n_jobs", return_as="generator_unordered")
-                calls = [delayed(_TaskCall(name))(task, self._payload) for name, task in pending.items()]
-                for events in parallel(calls):
-                    for event in events:
-                        if isinstance(event, BatchFinished):
-                            del pending[event.batch.name]
-                        on_event(event)
-                    on_tick()
-        except KilledWorker as error:  # names the call, and so the batch
-            fatal = next((name for name in pending if name in str(error.task)), None)
-            if fatal is None:
-                raise
-            cause = f"{error.allowed_failures + 1} workers died of it"
-            on_event(BatchFinished(pending.pop(fatal).batch, error=cause, died=True))
-        except (OSError, CancelledError, TimeoutError):  # a result was lost with the worker that held it
-            self._lost += 1
-            if self._lost > MAX_LOST_RESULTS:
-                raise
-        tasks.extend(pending.values())
+            events: list[Event] = future.result()
+        except KilledWorker as error:
+            events = [
+                BatchFinished(batch, error=f"{error.allowed_failures + 1} workers died of it", died=True)
+            ]
+        except CancelledError:
+            events = [BatchFinished(batch, error="all workers that held its features died", died=True)]
+        return events
 
 
 def _connect(address: str | None) -> Any:
@@ -127,20 +142,22 @@ _banks: dict[str, tuple[WorkerBank, tempfile.TemporaryDirectory[str]]] = {}  # o
 _one_task = threading.Lock()  # a Dask worker may have several threads, but trains one batch at a time
 
 
-class _TaskCall:
-    """Runs a task on a worker and returns its events. Dask shows the call under the batch's name."""
+def _run(task: Task, payload: ClusterPayload) -> list[Event]:
+    """Run a task on a worker and return its results. Progress is sent at once, under the payload's name."""
+    from distributed import get_worker
 
-    def __init__(self, name: str):
-        self.__name__ = name
+    worker, results = get_worker(), list[Event]()
+    key = worker.get_current_task()
 
-    def __call__(self, task: Task, payload: ClusterPayload) -> list[Event]:
-        import joblib
+    def on_event(event: Event) -> None:
+        if isinstance(event, BatchProgress):
+            worker.log_event(payload.name, (key, event.runs, event.before))
+        else:
+            results.append(event)
 
-        events: list[Event] = []
-        # Otherwise scikit-learn's joblib calls would go to the cluster and wait for the worker that waits for them.
-        with _one_task, joblib.parallel_config("sequential"):
-            run_task(task, _bank(payload), events.append)
-        return events
+    with _one_task:
+        run_task(task, _bank(payload), on_event)
+    return results
 
 
 def _bank(payload: ClusterPayload) -> WorkerBank:

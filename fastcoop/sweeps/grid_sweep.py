@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -197,7 +198,7 @@ def sweep(
         backend, address = "local", None  # a forecast is of this machine
     check_options(jobs, memory_budget, backend, address)
     workers_device, device = device, resolve_device(device)
-    folder, cache = results_folder(grid, results), Path(cache)
+    folder, cache = _results_folder(grid, results), Path(cache)
     loaded = load_grid(
         read_grid(grid, overrides, only),
         Path(data_root) if data_root is not None else None,
@@ -209,8 +210,12 @@ def sweep(
     planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work
     warn_of_unused_settings(planned)
 
-    def make_plan(tested: Tests, failures: Mapping[str, str], recorded: Sequence[Batch]) -> SweepPlan:
-        counts, pending, skipped = select_pending(planned, tested, folder, {} if retry_failed else failures)
+    def make_plan(store: ResultsStore | None) -> SweepPlan:
+        recorded = store.batches() if store else []
+        failures = store.failures() if store and not retry_failed else {}
+        counts, pending, skipped = select_pending(
+            planned, store.finished() if store else {}, folder, failures
+        )
         by_key = {run.key: run for run in planned}
         workers = 1 if backend == "dask" else max_workers(jobs, device)
         budget = budget_of(device, memory_budget, workers)
@@ -222,7 +227,8 @@ def sweep(
         return SweepPlan(by_key, counts, pending, skipped, batches, team)
 
     if dry_run:
-        plan = make_plan(*_read_progress(folder))
+        with reading(folder) if (folder / DATABASE).is_file() else nullcontext() as db:
+            plan = make_plan(ResultsStore(folder, db) if db else None)
         found = forecast(loaded, plan, folder, cache) if plan.pending else None
         seconds = time.monotonic() - start
         return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
@@ -236,7 +242,7 @@ def sweep(
         write_grid(folder, loaded.grid.source, data_root, cache, names_file)
         add_datasets(folder, describe_datasets(loaded.datasets.values()))
         complete_records(store, planned)
-        plan = make_plan(store.finished(), store.failures(), store.batches())
+        plan = make_plan(store)
         executor: Executor = SerialExecutor(loaded)
         if backend == "dask" and plan.batches:
             from fastcoop.sweeps.cluster import ClusterExecutor
@@ -247,46 +253,25 @@ def sweep(
         log.debug(
             "%d runs in %d batches for %d process(es).", len(plan.pending), len(plan.batches), executor.size
         )
-        loop = RunLoop(store, plan.runs, plan.pending, plan.batches, executor.keeps_checkpoints)
+        loop = RunLoop(store, plan.runs, plan.pending, plan.batches, executor)
         record_backbones(cache, loaded.named)
-        loop.run(executor)
+        loop.run()
     if backend == "local":
         did = {key: run for key, run in plan.pending.items() if not run.has_learned}
         record(did, folder, cache, plan.team.threads)
     return Summary(
-        folder,
-        plan.counts,
-        loop.finished,
-        loop.diverged,
-        {**plan.skipped, **loop.failed},
-        _collapsed(folder, plan.runs),
-        loop.engine_seconds / max(loop.worker_seconds, 1e-9),
-        executor.size,
-        loop.peak_memory_bytes,
+        folder, plan.counts, loop.live.finished, loop.live.diverged, {**plan.skipped, **loop.failed},
+        _collapsed(folder, plan.runs), loop.engine_share, executor.size, loop.peak_memory_bytes,
         time.monotonic() - start,
-    )
+    )  # fmt: skip
 
 
-def results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | None) -> Path:
-    """Return the results folder of a grid: ``results``, or ``results/<name of the grid file>``.
-
-    Raises:
-        UserError: The grid is not a file, and no folder is given.
-    """
+def _results_folder(grid: str | Path | Mapping[str, Any], results: str | Path | None) -> Path:
     if results is not None:
         return Path(results)
     if isinstance(grid, Mapping):
         raise UserError("A grid that is not a file needs a results folder; give one (results=...).")
     return Path("results") / Path(grid).stem
-
-
-def _read_progress(folder: Path) -> tuple[Tests, Mapping[str, str], Sequence[Batch]]:
-    """Return tests, failures and unfinished batches of a results folder, which need not exist."""
-    if not (folder / DATABASE).is_file():
-        return {}, {}, []
-    with reading(folder) as db:
-        store = ResultsStore(folder, db)
-        return store.finished(), store.failures(), store.batches()
 
 
 def select_pending(

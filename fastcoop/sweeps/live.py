@@ -7,8 +7,8 @@ import statistics
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from fastcoop import escape
 from fastcoop.datasets.files import abbreviate
 from fastcoop.methods import METHODS, Outcome, RunSpec
 from fastcoop.methods.schedule import steps_of
-from fastcoop.progress import PlainLines, counted, is_shown, on_terminal, time_left
+from fastcoop.progress import PlainLines, counted, is_shown, on_terminal, print_line, time_left
 from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ SHOWN = 12  # results at once on a terminal, and below plain lines of a young sw
 SHOWN_LATER = 3  # new results below a later plain line
 SHOWN_RUNNING = 4  # running batches on a terminal at once
 YOUNG = 60.0  # seconds
+MAX_UNKNOWN = 1 / 2  # of the expected time left: more of it without a known pace, and none is stated
 MAX_WAITED = 0.9  # of the expected time of a batch that reports no progress, however long it has run
 COLUMN_WIDTHS = {"shots": 5, "seed": 4, "accuracy": 14, "seconds": 7}  # "62.5% diverged" fits
 
@@ -33,113 +34,131 @@ Kind = tuple[str, str, bool]  # of work: method, backbone, and whether the engin
 
 
 @dataclass
+class _Work:
+    """The work of one kind, as `Batch.cost`: what is left, what is done, and what of that took ``seconds``."""
+
+    left: float = 0.0
+    done: float = 0.0
+    timed: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
 class _Running:
-    """A batch that has started. Work in units of its runs: ``before`` of an earlier sweep, ``done`` since ``start``."""
+    """A batch that runs: how much of its cost is done, and since when it has reported nothing."""
 
     batch: Batch
-    start: float
-    before: float = 0.0
+    since: float
     done: float = 0.0
 
     @property
-    def kind(self) -> Kind:
-        return self.batch.method, self.batch.backbone, self.batch.trains
-
-    @property
-    def run_cost(self) -> float:
-        return self.batch.cost / len(self.batch.keys)
-
-    @property
     def share(self) -> float:
-        return (self.before + self.done) / len(self.batch.keys)
+        return self.done / self.batch.cost if self.batch.cost else 0.0
 
 
 class Pace:
     """Measures how much of the work is done, by the pace of each method with each backbone so far.
 
-    Safe to use from two threads.
+    Safe to use from two threads, as is all that holds its ``lock``.
     """
 
     def __init__(self, batches: Iterable[Batch], workers: int):
         self.workers = max(1, workers)
-        self._left: defaultdict[Kind, float] = defaultdict(float)  # costs, as `Batch.cost`
-        self._done: defaultdict[Kind, float] = defaultdict(float)
-        self._timed: defaultdict[Kind, float] = defaultdict(float)  # costs of what took ``_seconds``
-        self._seconds: defaultdict[Kind, float] = defaultdict(float)
+        self.lock = threading.RLock()
+        self._works: defaultdict[Kind, _Work] = defaultdict(_Work)
         self._running: dict[tuple[str, ...], _Running] = {}  # by keys
         self._shown_share = 0.0
-        self._lock = threading.Lock()
         for batch in batches:
             self.add(batch)
 
     def add(self, batch: Batch) -> None:
-        with self._lock:
-            self._left[_Running(batch, 0.0).kind] += batch.cost
+        with self.lock:
+            self._works[_kind(batch)].left += batch.cost
+
+    def start(self, batch: Batch) -> None:
+        """Count the time of a batch from now on, and none of its work so far: it may start again elsewhere."""
+        with self.lock:
+            if (one := self._running.get(batch.keys)) is not None:
+                self._count(one, -one.done, timed=False)
+            self._running[batch.keys] = _Running(batch, time.monotonic())
 
     def progress(self, batch: Batch, runs: float = 0.0, before: float = 0.0) -> None:
-        """Count ``runs`` more of a batch, and ``before`` that an earlier sweep did; the first call starts its time."""
-        with self._lock:
+        """Count ``runs`` more of a batch, and ``before`` that an earlier sweep did."""
+        run_cost = batch.cost / len(batch.keys)
+        with self.lock:
             one = self._running.setdefault(batch.keys, _Running(batch, time.monotonic()))
-            one.before += before
-            one.done = min(len(batch.keys) - one.before, one.done + runs)
+            if before:
+                self._count(one, before * run_cost, timed=False)
+            if runs:
+                self._count(one, min(runs * run_cost, batch.cost - one.done))
 
-    def finish(self, batch: Batch, seconds: float, failed: int = 0) -> None:
+    def finish(self, batch: Batch, failed: int = 0) -> None:
         """Count the end of a batch, ``failed`` runs of which have no outcome."""
-        over = batch.cost * (1 - failed / len(batch.keys))
-        with self._lock:
-            one = self._running.pop(batch.keys, _Running(batch, 0.0))
-            self._left[one.kind] -= batch.cost
-            self._done[one.kind] += over
-            self._timed[one.kind] += max(0.0, over - one.before * one.run_cost)
-            self._seconds[one.kind] += seconds
+        with self.lock:
+            one = self._running.pop(batch.keys, _Running(batch, time.monotonic()))
+            self._count(one, batch.cost * (1 - failed / len(batch.keys)) - one.done)
+            self._works[_kind(batch)].left -= batch.cost - one.done
+
+    def _count(self, one: _Running, cost: float, timed: bool = True) -> None:
+        """Count ``cost`` more of a batch as done, ``timed`` if it took the time since the last such call."""
+        work, now = self._works[_kind(one.batch)], time.monotonic()
+        work.left -= cost
+        work.done += cost
+        one.done += cost
+        if timed:
+            work.timed += max(cost, 0.0)
+            work.seconds += now - one.since
+        one.since = now
 
     def running(self) -> list[tuple[Batch, float]]:
         """Return the batches that run now, each with the share of its work that is done."""
-        with self._lock:
+        with self.lock:
             return [(one.batch, one.share) for one in self._running.values()]
 
     def share(self) -> float:
         """Return the share of all work that is done. It never falls."""
-        share, _ = self._measure()
-        with self._lock:
-            self._shown_share = max(self._shown_share, share)
+        with self.lock:
+            self._shown_share = max(self._shown_share, self._measure()[0])
             return self._shown_share
 
     def seconds_left(self) -> float | None:
-        """Return the expected seconds until everything is done, if no worker is idle; None before a pace is known."""
-        return self._measure()[1]
+        """Return the expected seconds until everything is done, if no worker is idle; None before there is ground for
+        it: a pace of most of the work that is left."""
+        with self.lock:
+            return self._measure()[1]
 
     def _measure(self) -> tuple[float, float | None]:
-        now = time.monotonic()
-        with self._lock:
-            left, done, timed, seconds = (
-                costs.copy() for costs in (self._left, self._done, self._timed, self._seconds)
-            )
-            running = [replace(one) for one in self._running.values()]
-        for one in running:
-            left[one.kind] -= one.share * one.batch.cost
-            done[one.kind] += one.share * one.batch.cost
-            if one.done:
-                timed[one.kind] += one.done * one.run_cost
-                seconds[one.kind] += now - one.start
-        rates = {kind: seconds[kind] / cost for kind, cost in timed.items() if cost > 0 and seconds[kind]}
+        rates = {
+            kind: work.seconds / work.timed
+            for kind, work in self._works.items()
+            if work.timed and work.seconds
+        }
+        of_method = {(method, trains) for method, _, trains in rates}
 
         def rate(kind: Kind) -> float:
             # An unknown pace is that of the method with other backbones, or else the median of methods alike: one that
             # is far slower than planned says nothing about others. Costs of tests, of trainings in the engine and of
             # those outside are guessed in different ways.
-            same = [one for (method, _, _), one in rates.items() if method == kind[0]]
+            same = [one for other, one in rates.items() if (other[0], other[2]) == (kind[0], kind[2])]
             alike = [one for other, one in rates.items() if _group(other) == _group(kind)]
             return rates.get(kind) or statistics.median(same or alike or [1.0])
 
-        over = sum(cost * rate(kind) for kind, cost in done.items())
-        todo = sum(max(cost, 0.0) * rate(kind) for kind, cost in left.items())
-        share, longest = over / (over + todo) if over else 0.0, 0.0
-        for one in running:
-            rest = (1 - one.share) * one.batch.cost * rate(one.kind)
-            waited = 0.0 if one.done else min(now - one.start, MAX_WAITED * rest)
-            todo, longest = todo - waited, max(longest, rest - waited)
-        return share, max(todo / self.workers, longest, 0.0) if rates else None
+        over = sum(work.done * rate(kind) for kind, work in self._works.items())
+        rest = {kind: max(work.left, 0.0) * rate(kind) for kind, work in self._works.items()}
+        todo, longest = sum(rest.values()), 0.0
+        share = over / (over + todo) if over else 0.0
+        unknown = sum(rest[kind] for kind in rest if (kind[0], kind[2]) not in of_method)
+        if not rates or unknown > MAX_UNKNOWN * todo:
+            return share, None
+        for one in self._running.values():
+            of_batch = (1 - one.share) * one.batch.cost * rate(_kind(one.batch))
+            waited = min(time.monotonic() - one.since, MAX_WAITED * of_batch)
+            todo, longest = todo - waited, max(longest, of_batch - waited)
+        return share, max(todo / self.workers, longest, 0.0)
+
+
+def _kind(batch: Batch) -> Kind:
+    return batch.method, batch.backbone, batch.trains
 
 
 def _group(kind: Kind) -> tuple[bool, bool]:
@@ -156,17 +175,19 @@ class Live:
     Args:
         runs: Number of runs to do.
         pace: Measures their progress.
+        specs: The runs of its batches, by key.
         done_before: Number of the grid's other runs, which are done.
     """
 
-    def __init__(self, runs: int, pace: Pace, done_before: int = 0):
-        self.runs, self.pace, self.done_before = runs, pace, done_before
-        self.ended = self.failed = self.diverged = 0
+    def __init__(
+        self, runs: int, pace: Pace, specs: Mapping[str, RunSpec] | None = None, done_before: int = 0
+    ):
+        self.runs, self.pace, self.specs, self.done_before = runs, pace, specs or {}, done_before
+        self.finished = self.failed = self.diverged = 0
         self._start, self._lines, self._line = time.monotonic(), PlainLines(), ""
         self._last: deque[tuple[RunSpec, Outcome]] = deque(maxlen=SHOWN)
         self._new = 0  # results since the last plain line
-        self._texts: dict[tuple[str, ...], tuple[str, int]] = {}  # and steps of running batches, by keys
-        self._lock = threading.Lock()
+        self._texts: dict[tuple[str, ...], tuple[str, int]] = {}  # of batches and their steps, by keys
         self._live = None
         if is_shown() and on_terminal():
             from rich.console import Console
@@ -186,70 +207,56 @@ class Live:
     ) -> None:
         if self._live:
             self._live.stop()
-        if self._lines.is_open:
-            self._lines.show(self.state())
-        self._lines.close()
-
-    def start(self, batch: Batch, runs: Sequence[RunSpec]) -> None:
-        """Show that a batch of these runs has started."""
-        with self._lock:
-            self._texts[batch.keys] = describe(runs), sum(map(steps_of, runs))
+        self._lines.finish(self.state())
 
     def result(self, run: RunSpec, outcome: Outcome) -> None:
-        with self._lock:
-            self.ended += 1
+        with self.pace.lock:
+            self.finished += 1
             self._new += 1
             self.diverged += outcome.status != "done"
             self._last.append((run, outcome))
-
-    def fail(self) -> None:
-        with self._lock:
-            self.failed += 1
 
     def tick(self) -> None:
         """Print a line, if the last one is old enough and something has changed. To be called every now and then."""
         if self._live is not None or not is_shown() or not self._lines.is_due():
             return
         line = "; ".join([self.state(), *self._running(1)])
-        with self._lock:
-            shown = min(self._new, SHOWN if time.monotonic() - self._start < YOUNG else SHOWN_LATER)
-            last, more, self._new = list(self._last)[len(self._last) - shown :], self._new - shown, 0
-        if line != self._line or last:
-            results = [_sentence(*one) for one in last]
-            self._lines.show(line, *results, *([f"and {counted(more, 'earlier result')}"] if more else []))
-        self._line = line
+        shown = min(self._new, SHOWN if time.monotonic() - self._start < YOUNG else SHOWN_LATER)
+        if line != self._line or shown:
+            results = [_sentence(*one) for one in list(self._last)[len(self._last) - shown :]]
+            more = [f"and {counted(self._new - shown, 'earlier result')}"] if self._new > shown else []
+            self._lines.show(line, *results, *more)
+        self._line, self._new = line, 0
 
     def say(self, text: str) -> None:
         if self._live:
             self._live.console.print(escape.visible(text), markup=False, highlight=False)
         elif is_shown():
-            self._lines.say(text)
+            print_line(text)
 
     def state(self) -> str:
         """Return the sweep's progress as one line."""
-        with self._lock:
-            ended, failed, diverged = self.ended, self.failed, self.diverged
-        left = self.pace.seconds_left() if ended + failed < self.runs else None
-        parts = [f"{math.floor(100 * self.pace.share())}% done, {ended} of {counted(self.runs, 'run')}"]
-        parts[0] += f" ({self.done_before:,} before)" if self.done_before else ""
-        parts += [f"{failed} failed"] if failed else []
-        parts += [f"{diverged} diverged"] if diverged else []
-        return ", ".join([*parts, *([time_left(left)] if left is not None else [])])
+        with self.pace.lock:
+            left = self.pace.seconds_left() if self.finished + self.failed < self.runs else None
+            share = math.floor(100 * self.pace.share())
+            parts = [f"{share}% done, {self.finished} of {counted(self.runs, 'run')}"]
+            parts[0] += f" ({self.done_before:,} before)" if self.done_before else ""
+            parts += [f"{self.failed} failed"] if self.failed else []
+            parts += [f"{self.diverged} diverged"] if self.diverged else []
+            return ", ".join([*parts, *([time_left(left)] if left is not None else [])])
 
     def _running(self, most: int) -> list[str]:
         """Return what is running now, a sentence each, and how many more."""
         running = self.pace.running()
-        with self._lock:
-            texts = [(*self._texts.get(batch.keys, (batch.method, 0)), share) for batch, share in running]
-            if len(self._texts) > len(running):
-                self._texts = {
-                    batch.keys: self._texts[batch.keys] for batch, _ in running if batch.keys in self._texts
-                }
-        sentences = [
-            f"now {math.floor(100 * share)}% of {counted(steps, 'step')}: {text}" if steps else f"now {text}"
-            for text, steps, share in texts[:most]
-        ]
-        more = [f"and {counted(len(texts) - most, 'more batch')}"] if len(texts) > most else []
+        sentences = []
+        for batch, share in running[:most]:
+            if batch.keys not in self._texts:
+                runs = [self.specs[key] for key in batch.keys]
+                self._texts[batch.keys] = describe(runs), sum(map(steps_of, runs))
+            text, steps = self._texts[batch.keys]
+            of_steps = f"{math.floor(100 * share)}% of {counted(steps, 'step')}: " if steps else ""
+            sentences.append(f"now {of_steps}{text}")
+        more = [f"and {counted(len(running) - most, 'more batch')}"] if len(running) > most else []
         return sentences + more
 
     def _table(self) -> Group:
@@ -262,7 +269,7 @@ class Live:
             table.add_column(name)  # long names wrap; numbers stay whole
         for name, width in COLUMN_WIDTHS.items():
             table.add_column(name, justify="right", no_wrap=True, min_width=width)
-        with self._lock:
+        with self.pace.lock:
             last = list(self._last)
         for run, outcome in last:
             texts = (run.dataset, _label(run), *_numbers(run, outcome), f"{outcome.seconds:.1f}")

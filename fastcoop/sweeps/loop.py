@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
 from fastcoop.sweeps.live import Live, Pace
 from fastcoop.sweeps.records import describe, record_outcome
-from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, RunFinished, Task
+from fastcoop.sweeps.tasks import BatchFinished, Event, RunFinished, Task
 from fastcoop.sweeps.workers import Executor
 
 MEMORY_EVERY = 2.0  # seconds between samples, each of which lists the machine's processes
@@ -34,14 +34,12 @@ class RunLoop:
             bits.
         pending: The runs to do.
         batches: The batches of all pending runs, in order.
-        with_checkpoints: Whether training states are kept in the results folder.
+        executor: Runs them.
 
     Attributes:
-        finished: Runs with an outcome.
-        diverged: How many of those diverged.
+        live: The display, which counts the runs with an outcome.
         failed: Errors of failed runs, by key.
-        engine_seconds: Time in training steps of the engine, summed over workers.
-        worker_seconds: Time of all workers, idle or not.
+        engine_share: Share of all workers' time, idle or not, in training steps of the engine.
         peak_memory_bytes: Largest sum of the resident sizes of this process and its children.
     """
 
@@ -51,13 +49,12 @@ class RunLoop:
         planned: Mapping[str, RunSpec],
         pending: Mapping[str, RunSpec],
         batches: Sequence[Batch],
-        with_checkpoints: bool = True,
+        executor: Executor,
     ):
-        self.finished = self.diverged = self.peak_memory_bytes = 0
         self.failed: dict[str, str] = {}
-        self.engine_seconds = self.worker_seconds = 0.0
-        self.store, self.pending, self.batches = store, dict(pending), list(batches)
-        self._with_checkpoints = with_checkpoints
+        self.engine_share = self._engine_seconds = 0.0
+        self.peak_memory_bytes = 0
+        self._store, self._pending, self._executor = store, dict(pending), executor
         self._tasks: deque[Task] = deque()
         self._unrecorded: list[tuple[RunSpec, Outcome]] = []
         self._sampled, self._recorded = -MEMORY_EVERY, -RECORD_EVERY
@@ -65,40 +62,40 @@ class RunLoop:
         training = {key: planned[key] for batch in batches if batch.trains for key in batch.keys}
         self._runs = {**pending, **training}
         recorded, done = {batch.name: batch for batch in store.batches()}, store.finished()
-        self._done_before = sum(key in done and key not in pending for key in planned)
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
         store.replace_batches(over, [b for b in batches if b.trains and b.name not in recorded])
         self._remove_stale_checkpoints()
+        self._pace = Pace([], executor.size)
+        done_before = sum(key in done and key not in pending for key in planned)
+        self.live = Live(len(pending), self._pace, self._runs, done_before)
+        self._add(batches)
 
-    def run(self, executor: Executor) -> None:
+    def run(self) -> None:
         """Run all batches. Raises UserError where results cannot be written."""
         start = time.monotonic()
-        self._tasks.extend(self._task(batch) for batch in self.batches)
-        self._pace = Pace(self.batches, executor.size)
-        self._live = Live(len(self.pending), self._pace, self._done_before)
-        with self._live:
+        with self.live:
             try:
-                executor.run(self._tasks, self._on_event, self._on_tick)
+                self._executor.run(self._tasks, self._on_event, self._on_tick)
             except KeyboardInterrupt:
                 self._record()
-                kept, state = counted(len(self.store.finished()), "run"), self._live.state()
-                self._live.say(f"{state}; kept in {self.store.folder}: {kept}")
+                kept, state = counted(len(self._store.finished()), "run"), self.live.state()
+                self.live.say(f"{state}; kept in {self._store.folder}: {kept}")
                 raise
             finally:
                 self._record()
         self._remove_stale_checkpoints()
-        self.worker_seconds = (time.monotonic() - start) * executor.size
+        worker_seconds = (time.monotonic() - start) * self._executor.size
+        self.engine_share = self._engine_seconds / max(worker_seconds, 1e-9)
 
-    def _runs_of(self, batch: Batch) -> list[RunSpec]:
-        return [self._runs[key] for key in batch.keys]
-
-    def _task(self, batch: Batch) -> Task:
-        keeps = batch.trains and self._with_checkpoints
-        path = checkpoint_path(self.store.folder.resolve(), batch.name) if keeps else None
-        return Task(batch, tuple(run.unbound() for run in self._runs_of(batch)), path)
+    def _add(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            keeps = batch.trains and self._executor.keeps_checkpoints
+            path = checkpoint_path(self._store.folder.resolve(), batch.name) if keeps else None
+            self._pace.add(batch)
+            self._tasks.append(Task(batch, tuple(self._runs[key].unbound() for key in batch.keys), path))
 
     def _on_tick(self) -> None:
-        self._live.tick()
+        self.live.tick()
         if time.monotonic() - self._recorded >= RECORD_EVERY or len(self._unrecorded) >= MAX_UNRECORDED:
             self._record()
         if time.monotonic() - self._sampled >= MEMORY_EVERY:
@@ -106,64 +103,56 @@ class RunLoop:
             self._sampled = time.monotonic()
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, BatchProgress):
-            self._pace.progress(event.batch, event.runs, event.before)
-            if not event.runs and not event.before:
-                self._live.start(event.batch, self._runs_of(event.batch))
-        elif isinstance(event, RunFinished):
-            self._on_run_finished(event.key, event.outcome)
-        else:
+        if isinstance(event, BatchFinished):
             self._on_batch_finished(event)
-
-    def _on_run_finished(self, key: str, outcome: Outcome) -> None:
-        if key not in self.pending:
-            return  # it was done before, and trained again together with a pending one
-        run = self.pending.pop(key)
-        self._unrecorded.append((run, outcome))
-        self._live.result(run, outcome)
-        self.finished += 1
-        self.diverged += outcome.status == "diverged"
+        elif isinstance(event, RunFinished):
+            run = self._pending.pop(event.key, None)
+            if run is not None:  # else it was done before, and trained again together with a pending one
+                self._unrecorded.append((run, event.outcome))
+                self.live.result(run, event.outcome)
+        elif event.runs or event.before:
+            self._pace.progress(event.batch, event.runs, event.before)
+        else:
+            self._pace.start(event.batch)
 
     def _record(self) -> None:
         """Write the finished runs, all in one transaction."""
         runs, self._unrecorded = self._unrecorded, []
         if runs:
-            with self.store.together():
+            with self._store.together():
                 for run, outcome in runs:
-                    record_outcome(self.store, run, outcome)
+                    record_outcome(self._store, run, outcome)
         self._recorded = time.monotonic()
 
     def _on_batch_finished(self, event: BatchFinished) -> None:
         self._record()
         batch = event.batch
-        self.engine_seconds += event.engine_seconds
+        self._engine_seconds += event.engine_seconds
         if event.warning:
-            self._live.say(f"{event.warning}; if the sweep is stopped now, those batches start over.")
-        left = [key for key in batch.keys if key in self.pending]
-        self._pace.finish(batch, event.seconds, len(left))
+            self.live.say(f"{event.warning}; if the sweep is stopped now, those batches start over.")
+        left = [key for key in batch.keys if key in self._pending]
+        self._pace.finish(batch, len(left))
         error = event.error or f"{batch.method} reported no outcome"
         retries = _retries(batch, left, event.died)
         if retries:
             how = "in halves" if len(retries) > 1 else "once more"
             runs = counted(len(batch.keys), f"{batch.method} run")
-            self._live.say(f"A batch of {runs} failed, tried {how}: {error}.")
+            self.live.say(f"A batch of {runs} failed, tried {how}: {error}.")
         elif left:
             for key in left:
-                self.store.record_failure(describe(self.pending.pop(key)), error)
+                self._store.record_failure(describe(self._pending.pop(key)), error)
                 self.failed[key] = error
-                self._live.fail()
-            self._live.say(f"{counted(len(left), f'{batch.method} run')} failed: {error}.")
+            self.live.failed = len(self.failed)
+            self.live.say(f"{counted(len(left), f'{batch.method} run')} failed: {error}.")
         if batch.trains:
-            split_checkpoint(self.store, batch, retries)
-            self.store.replace_batches([batch], retries)
+            split_checkpoint(self._store, batch, retries)
+            self._store.replace_batches([batch], retries)
             if batch.keys not in {one.keys for one in retries}:
-                checkpoint_path(self.store.folder, batch.name).unlink(missing_ok=True)
-        for retry in retries:
-            self._pace.add(retry)
-            self._tasks.append(self._task(retry))
+                checkpoint_path(self._store.folder, batch.name).unlink(missing_ok=True)
+        self._add(retries)
 
     def _remove_stale_checkpoints(self) -> None:
-        remove_stale(self.store.folder, {batch.name for batch in self.store.batches()})
+        remove_stale(self._store.folder, {batch.name for batch in self._store.batches()})
 
 
 def split_checkpoint(store: ResultsStore, batch: Batch, parts: Sequence[Batch]) -> None:

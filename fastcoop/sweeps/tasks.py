@@ -37,7 +37,8 @@ class Task:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """Work done since the last such event, as a number of ``runs``: 0 when the batch starts, fractions in long runs.
+    """Work done since the last such event, as a number of ``runs``: fractions in long runs; 0 when the batch starts,
+    and again when everything that it needs is loaded.
 
     ``before``: work that a resumed batch has from its checkpoint.
     """
@@ -61,15 +62,13 @@ class BatchFinished:
 
     Attributes:
         batch: Its batch.
-        seconds: Time that it took.
-        engine_seconds: Share of it in training steps of the engine.
+        engine_seconds: Time in training steps of the engine.
         error: Why some runs have no outcome; None if all have one.
         died: Whether the process died, so that the run at fault is unknown.
         warning: A problem that does not affect the outcomes.
     """
 
     batch: Batch
-    seconds: float = 0.0
     engine_seconds: float = 0.0
     error: str | None = None
     died: bool = False
@@ -147,7 +146,7 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
     """Run a task and report its events. Errors of the task are reported; those of ``on_event`` are raised."""
     import torch
 
-    batch, start, threads = task.batch, time.monotonic(), torch.get_num_threads()
+    batch, threads = task.batch, torch.get_num_threads()
     watch = _Watch(batch, on_event)
     error = None
 
@@ -165,6 +164,8 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
         checkpoint = watch if batch.trains else None
         context = RunContext(batch.budget, watch.on_progress, checkpoint, watch.on_resume)
         torch.set_num_threads(batch.threads)
+        METHODS[batch.method].run(backbone, [], done, RunContext())  # imports what it needs
+        watch.report(BatchProgress(batch))  # its own time starts here
         METHODS[batch.method].run(backbone, runs, done, context)
     except Exception as caught:
         if watch.listener_error:
@@ -173,9 +174,7 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
     finally:
         torch.set_num_threads(threads)
     warning = watch.checkpoint.problem if watch.checkpoint else None
-    on_event(
-        BatchFinished(batch, time.monotonic() - start, watch.engine_seconds, error=error, warning=warning)
-    )
+    on_event(BatchFinished(batch, watch.engine_seconds, error=error, warning=warning))
 
 
 def describe(error: BaseException) -> str:

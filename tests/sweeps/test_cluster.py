@@ -14,6 +14,7 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary
+from fastcoop.sweeps.live import Pace
 from tests.sweeps.test_workers import same_results
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed (fastcoop[cluster])")
@@ -57,23 +58,6 @@ def test_a_cluster_of_which_a_worker_is_killed_does_what_one_process_does(
     same_results(tmp_path / "alone", tmp_path / "many")
 
 
-def test_what_a_worker_does_is_not_sent_on_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe's fit inside a task would wait for a worker, and that for the task to end."""
-    import joblib
-    from joblib.parallel import get_active_backend
-
-    from fastcoop.sweeps import cluster as cluster_module
-
-    def run_task(task: Any, bank: Any, on_event: Callable[[Any], None]) -> None:
-        on_event(type(get_active_backend()[0]).__name__)
-
-    monkeypatch.setattr(cluster_module, "run_task", run_task)
-    monkeypatch.setattr(cluster_module, "_bank", lambda payload: None)
-    task: Any = None
-    with joblib.parallel_config("threading", n_jobs=2):
-        assert cluster_module._TaskCall("one")(task, task) == ["SequentialBackend"]
-
-
 def test_features_travel_along_where_workers_do_not_see_them(
     cluster: Any, run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,13 +65,27 @@ def test_features_travel_along_where_workers_do_not_see_them(
 
     monkeypatch.setattr(cluster_module, "_sees", blind)
     address = cluster.scheduler_address
+    with distributed.Client(address, set_as_default=False) as client:
+        client.run(report_each_step)
+    shares: list[float] = []
+    progress = Pace.progress
+    monkeypatch.setattr(
+        Pace, "progress", lambda pace, *work: progress(pace, *work) or shares.append(pace.running()[0][1])
+    )
     grid |= {"methods": {"coop": {"context_length": 2, "epochs": 2}, "zero_shot": None}, "shots": 1}
     run(grid, results=tmp_path / "alone")
     summary = run(grid, results=tmp_path / "far", backend="dask", jobs=-1, address=address)
     assert (summary.finished, summary.failed) == (3, {})
+    assert any(0 < share < 1 for share in shares), "progress arrives while a task runs"
     same_results(tmp_path / "alone", tmp_path / "far")
     with distributed.Client(address, set_as_default=False) as client:
         assert set(client.run(held).values()) == {0}, "backbones and features are freed with the sweep"
+
+
+def report_each_step() -> None:
+    from fastcoop.sweeps import tasks
+
+    tasks.PROGRESS_EVERY = 0.0
 
 
 def held() -> int:

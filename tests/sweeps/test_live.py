@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import subprocess
@@ -36,6 +35,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def do(pace: Pace, clock: list[float], batch: Batch, seconds: float) -> None:
+    """Run a batch that reports nothing until it ends."""
+    pace.start(batch)
+    clock[0] += seconds
+    pace.finish(batch)
+
+
 def test_time_left_goes_by_the_pace_of_each_kind_of_work(clock: list[float]) -> None:
     probe, long, short = (
         Batch("linear_probe", "b", ("1",), 1, None, 1.0), Batch("coop", "b", ("2", "3"), 1, 9, 20.0),
@@ -43,47 +49,78 @@ def test_time_left_goes_by_the_pace_of_each_kind_of_work(clock: list[float]) -> 
     )  # fmt: skip
     pace = Pace([probe, long, short], workers=2)
     assert pace.seconds_left() is None, "nothing is measured"
-    pace.progress(probe)
-    pace.finish(probe, seconds=3.0)
-    assert pace.seconds_left() == pytest.approx(30 / 2), "as planned, as long as no such work is known"
-    pace.progress(long)
-    clock[0] = 10.0
+    do(pace, clock, probe, 3.0)
+    assert pace.seconds_left() is None, "nothing of what is left is measured"
+    pace.start(long)
+    clock[0] += 10.0
     pace.progress(long, runs=1.0)  # half of it in 10 s
     assert pace.running() == [(long, 0.5)]
     assert pace.seconds_left() == pytest.approx((10 + 10) * 1.0 / 2)
-    pace.finish(long, seconds=40.0)
+    clock[0] += 30.0
+    pace.finish(long)
     assert pace.seconds_left() == pytest.approx(10 * 2.0 / 2)
-    pace.progress(short)
+    pace.start(short)
     assert pace.seconds_left() == pytest.approx(10 * 2.0), "the other worker has nothing to do"
-    pace.finish(short, seconds=5.0)
+    clock[0] += 5.0
+    pace.finish(short)
     assert (pace.seconds_left(), pace.share()) == (0, 1)
+
+
+def test_a_time_is_stated_when_most_of_what_is_left_has_a_pace(clock: list[float]) -> None:
+    known, unknown = (
+        Batch("coop", "b", ("1", "2"), 1, 9, 80.0),
+        Batch("linear_probe", "b", ("3",), 1, None, 30.0),
+    )
+    pace = Pace([known, unknown], workers=1)
+    pace.start(known)
+    clock[0] += 10.0
+    pace.progress(known, runs=0.25)
+    assert pace.seconds_left() == pytest.approx(70 + 30)
+    clock[0] += 50.0
+    pace.progress(known, runs=1.25)
+    assert pace.seconds_left() is None, "of 20 and 30 s"
 
 
 def test_the_time_of_the_last_batch_passes(clock: list[float]) -> None:
     done, last = (Batch("linear_probe", "b", (key,), 1, None, 10.0) for key in "12")
     pace = Pace([done, last], workers=8)
-    pace.progress(done)
-    pace.progress(last)
-    pace.finish(done, seconds=10.0)
+    do(pace, clock, done, 10.0)
+    pace.start(last)
+    start = clock[0]
     assert pace.seconds_left() == pytest.approx(10)
-    clock[0] = 4.0
+    clock[0] = start + 4.0
     assert pace.seconds_left() == pytest.approx(6)
-    clock[0] = 400.0
+    clock[0] = start + 400.0
     assert pace.seconds_left() == pytest.approx(1), "never below zero"
+
+
+def test_the_time_of_loading_is_not_that_of_the_work(clock: list[float]) -> None:
+    """Nor is work that was done by a worker that died since."""
+    batches = [Batch("coop", "b", (key,), 1, 9, 10.0) for key in "12"]
+    pace = Pace(batches, workers=1)
+    pace.start(batches[0])
+    clock[0] += 50.0
+    pace.start(batches[0])
+    clock[0] += 5.0
+    pace.progress(batches[0], runs=0.5)
+    assert pace.seconds_left() == pytest.approx(15)
+    pace.start(batches[0])  # elsewhere
+    assert pace.running() == [(batches[0], 0.0)]
+    assert pace.seconds_left() == pytest.approx(20)
 
 
 def test_work_far_slower_than_thought_says_nothing_of_other_kinds(clock: list[float]) -> None:
     quick = [Batch("linear_probe", "b", ("1",), 1, None, 2.0), Batch("text_bias", "b", ("2",), 1, None, 2.0)]
     slow, others = Batch("finetune_image_encoder", "b", ("3",), 1, None, 2.0), [
-        Batch("coop", "b", ("4",), 1, 9, 100.0), Batch("finetune_image_encoder", "c", ("5",), 1, None, 2.0),
+        Batch("linear_probe", "c", ("4",), 1, None, 400.0), Batch("finetune_image_encoder", "c", ("5",), 1, None, 2.0),
+        Batch("linear_probe", "b", ("7",), 1, None, 1000.0),
     ]  # fmt: skip
     only_tests = Batch("zero_shot", "b", ("6",), 1, None, 0.1)
     pace = Pace([only_tests, *quick, slow, *others], workers=1)
-    pace.finish(only_tests, 10.0)  # encoding class names takes long at first
+    do(pace, clock, only_tests, 10.0)  # encoding class names takes long at first
     for batch, seconds in (*((batch, 2.0) for batch in quick), (slow, 100.0)):
-        pace.progress(batch)
-        pace.finish(batch, seconds)
-    assert pace.seconds_left() == pytest.approx(100 * 1.0 + 2 * 50.0), (
+        do(pace, clock, batch, seconds)
+    assert pace.seconds_left() == pytest.approx(1400 * 1.0 + 2 * 50.0), (
         "its own method, on another backbone, is as slow"
     )
 
@@ -95,19 +132,17 @@ def test_the_share_is_of_work_and_never_falls(clock: list[float]) -> None:
     )
     pace = Pace([probe, training], workers=1)
     assert pace.share() == 0
-    pace.progress(probe)
-    clock[0] = 1.0
-    pace.finish(probe, seconds=1.0)
+    do(pace, clock, probe, 1.0)
     assert pace.share() == pytest.approx(0.01), "one of two batches, a hundredth of the work"
-    pace.progress(training)
+    pace.start(training)
     pace.progress(training, before=1.0)  # by an earlier sweep, so its time is not of this one
     assert pace.share() == pytest.approx(0.505)
-    assert pace.seconds_left() == pytest.approx(49.5)
-    clock[0] = 11.0
+    clock[0] += 10.0
     pace.progress(training, runs=0.25)
     assert pace.seconds_left() == pytest.approx(30)
     before = pace.share()
-    pace.finish(training, seconds=20.0, failed=2)
+    clock[0] += 20.0
+    pace.finish(training, failed=2)
     pace.add(training)
     assert 0.5 < before == pace.share() < 1, "failed runs are to do again"
 
@@ -130,9 +165,8 @@ def test_plain_lines_are_a_few_seconds_apart_and_say_something_new(
 ) -> None:
     batch = Batch("coop", "b", (one_run.key,), 1, 9, 60.0)
     pace = Pace([batch], 1)
-    with Live(4, pace, done_before=2) as live:
-        pace.progress(batch)
-        live.start(batch, [one_run])
+    with Live(4, pace, {one_run.key: one_run}, done_before=2) as live:
+        pace.start(batch)
         for _ in range(120):
             clock[0] += 0.1
             live.tick()
@@ -164,21 +198,25 @@ def test_a_long_log_is_short(
     assert lines[-1] == "  and 27 earlier results"
 
 
-class NotebookStream(io.StringIO):
-    """As ipykernel's, by the name of its module."""
-
-    __module__ = "ipykernel.iostream"
-
-
-def test_a_notebook_has_one_line_that_is_overwritten(
-    clock: list[float], one_run: RunSpec, monkeypatch: pytest.MonkeyPatch
+def test_a_notebook_has_one_line_that_is_updated(
+    clock: list[float], one_run: RunSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream = NotebookStream()
-    monkeypatch.setattr(sys, "stderr", stream)
+    shown: list[str] = []
+
+    class Display:
+        def update(self, content: dict[str, str], raw: bool) -> None:
+            shown.append(content["text/plain"])
+
+    def display(content: dict[str, str], raw: bool, display_id: bool) -> Display:
+        assert not shown, "one for all"
+        shown.append(content["text/plain"])
+        return Display()
+
+    monkeypatch.setattr("fastcoop.progress.in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", display)
     pace = Pace([batch := Batch("coop", "b", (one_run.key,), 1, 9, 60.0)], 1)
-    with Live(40, pace) as live:
-        pace.progress(batch)
-        live.start(batch, [one_run])
+    with Live(40, pace, {one_run.key: one_run}) as live:
+        pace.start(batch)
         for _ in range(40):
             clock[0] += 0.1
             live.result(one_run, outcome())
@@ -186,20 +224,20 @@ def test_a_notebook_has_one_line_that_is_overwritten(
         live.say("A batch failed.")
         clock[0] += 1
         live.tick()
-        pace.finish(batch, 60.0)
-    shown = [line.split("\r")[-1].rstrip() for line in stream.getvalue().split("\n")]
-    assert shown[0].startswith("0% done, 36 of 40 runs; now 0% of 3 steps: CoOp")
-    assert shown[1:] == ["A batch failed.", "100% done, 40 of 40 runs", ""]
-    assert stream.getvalue().count("\r") > 4
+        pace.finish(batch)
+    assert len(shown) > 4
+    assert shown[0].startswith("0% done, 5 of 40 runs; now 0% of 3 steps: CoOp")
+    assert shown[-1] == "100% done, 40 of 40 runs"
+    assert capsys.readouterr().err == "A batch failed.\n"
 
 
 def test_a_terminal_has_a_table(one_run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    many = [Batch("coop", "b", (str(number),), 1, 9, 1.0) for number in range(6)]
-    live = Live(40, Pace(many, 1))
+    many = [Batch("coop", "b", (f"{number}a", f"{number}b"), 1, 9, 1.0) for number in range(6)]
+    live = Live(40, Pace(many, 1), dict.fromkeys([key for batch in many for key in batch.keys], one_run))
     for batch in many:
-        live.start(batch, [one_run, one_run])
-        live.pace.progress(batch, 0.5)
+        live.pace.start(batch)
+        live.pace.progress(batch, 1.0)
     for _ in range(live_module.SHOWN + 3):
         live.result(one_run, outcome())
     console = Console(width=80, record=True)
@@ -216,7 +254,7 @@ def test_a_terminal_has_a_table(one_run: RunSpec, monkeypatch: pytest.MonkeyPatc
 def test_the_table_is_drawn_while_results_come(one_run: RunSpec) -> None:
     """rich draws from a thread of its own."""
     pace, errors, drawn = Pace([], 1), [], 0
-    live = Live(10**6, pace)
+    live = Live(10**6, pace, {one_run.key: one_run})
     stop = threading.Event()
 
     def draw() -> None:
@@ -238,7 +276,7 @@ def test_the_table_is_drawn_while_results_come(one_run: RunSpec) -> None:
             pace.add(batch)
             pace.progress(batch, 0.5)
             live.result(one_run, outcome())
-            pace.finish(batch, 0.1)
+            pace.finish(batch)
             if drawn > 100 or errors:
                 break
     finally:
