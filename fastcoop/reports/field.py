@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pandas as pd
 
 from fastcoop.errors import UserError
 from fastcoop.reports import frames
-from fastcoop.reports.paper import plain
+from fastcoop.reports.paper import plain, read_numbers
 from fastcoop.reports.study import Study
 from fastcoop.reports.table import Cell, Cells, Table
 from fastcoop.results.parameters import load_parameters
@@ -101,12 +99,6 @@ def _parameters(study: Study, runs: pd.DataFrame) -> str:
     return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts)))) if counts else ""
 
 
-@cache
-def _numbers() -> list[dict[str, str]]:
-    with (Path(__file__).parent / "field_numbers.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def add_published(table: Table, protocol: str, backbone: str, columns: dict[str, str]) -> None:
     """Add gray rows of what others published for a backbone, with their sources.
 
@@ -117,7 +109,9 @@ def add_published(table: Table, protocol: str, backbone: str, columns: dict[str,
         columns: The table's columns, by those of ``field_numbers.csv``.
     """
     rows = [
-        row for row in _numbers() if row["protocol"] == protocol and plain(row["backbone"]) == plain(backbone)
+        row
+        for row in read_numbers("field_numbers.csv")
+        if row["protocol"] == protocol and plain(row["backbone"]) == plain(backbone)
     ]
     rows = [row for row in rows if row["column"] in columns]
     for method, source in dict.fromkeys((row["method"], row["source"]) for row in rows):

@@ -27,7 +27,9 @@ AS_PRINTED = "as printed in the paper"
 NOTE = f"Rows “{AS_PRINTED}” are from Zhou et al. (2022): another implementation, not runs of these results."
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+@cache
+def read_numbers(name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file of this package."""
     with (Path(__file__).parent / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -38,7 +40,7 @@ def _numbers() -> dict[tuple[str, ...], Cell]:
     return {
         (row["item"], plain(row["backbone"]), plain(row["dataset"]), row["method"], row["context_length"],
          row["init"], row["prompt"]): Cell(float(row["accuracy"]), runs=0)
-        for row in _rows("paper_numbers.csv")
+        for row in read_numbers("paper_numbers.csv")
     }  # fmt: skip
 
 
@@ -72,4 +74,6 @@ def add_printed(table: Table, names: tuple[str, ...], numbers: Mapping[str, Cell
 
 def printed_dataset(name: str) -> dict[str, str] | None:
     """Return Table 6's row of a dataset: classes, train, val, test, prompt."""
-    return next((row for row in _rows("paper_datasets.csv") if plain(row["dataset"]) == plain(name)), None)
+    return next(
+        (row for row in read_numbers("paper_datasets.csv") if plain(row["dataset"]) == plain(name)), None
+    )
