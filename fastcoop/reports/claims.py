@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastcoop.reports import paired
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.table import Cells, Table
+from fastcoop.reports.table import Cell, Table
 
 NOTES = (
     "Differences are between runs with the same dataset, seed and number of shots, in percentage points (in percent for"
@@ -75,7 +75,7 @@ def judge(study: Study, claims: Sequence[Claim]) -> list[Judged]:
     return judged
 
 
-def texts_of(test: paired.PairedDifference | None) -> Cells:
+def texts_of(test: paired.PairedDifference | None) -> dict[str, str]:
     """Return a test's results as text, by column of `COLUMNS`; empty without a test."""
     if test is None:
         return {}
@@ -95,6 +95,6 @@ def claims_table(judged: list[Judged]) -> Table:
     heads = ("claim", "in the paper", "holds here if", "results")
     table = Table("The paper's claims on these results", heads, COLUMNS, "item", unit="", notes=list(NOTES))
     for claim, results, finding in judged:
-        cells: Cells = {"numbers here": finding.numbers, "verdict": finding.verdict}
-        table.add((claim.text, claim.where, claim.holds_if, results), cells | texts_of(finding.test))
+        texts = {"numbers here": finding.numbers, "verdict": finding.verdict, **texts_of(finding.test)}
+        table.add((claim.text, claim.where, claim.holds_if, results), dict[str, Cell | str](texts))
     return table

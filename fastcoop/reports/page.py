@@ -276,15 +276,13 @@ def _claims(judged: list[Judged]) -> str:
     rows: tuple[list[str], list[str]] = ([], [])
     for claim, results, finding in judged:
         facts = {"in the paper": claim.where, "holds here if": claim.holds_if, "results": results}
-        facts |= {
-            "numbers": finding.numbers,
-            **{name: str(text) for name, text in texts_of(finding.test).items()},
-        }
-        listed = "".join(
+        facts |= {"numbers": finding.numbers, **texts_of(finding.test)}
+        lines = (
             f"<dt>{escape.html(name)}</dt><dd>{escape.html(text)}</dd>"
             for name, text in facts.items()
             if text
         )
+        listed = "".join(lines)
         kind = VERDICTS.get(finding.verdict, "unknown")
         where = "" if results == "all" else f' <span class="note">{escape.html(results)}</span>'
         verdict = f'<span class="verdict {kind}">{escape.html(finding.verdict)}</span>'
@@ -292,7 +290,7 @@ def _claims(judged: list[Judged]) -> str:
             f"<details><summary>{verdict}: {escape.html(claim.text)}{where}</summary><dl>{listed}</dl></details>"
         )
     counts = Counter(finding.verdict for _, _, finding in judged)
-    words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "lack runs to tell"}
+    words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "undecided"}
     summary = ", ".join(f"{counts[name]} {text}" for name, text in words.items() if counts[name])
     notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in NOTES)
     unknown = f'<div class="claims">{"".join(rows[1])}</div>'
