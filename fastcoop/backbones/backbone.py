@@ -124,11 +124,9 @@ class Backbone:
 
     def on_plain_path(self) -> Backbone:
         """Return the backbone with all positions of all prompts computed, to compare with the shared path."""
-        other = replace(self)
+        other, path = replace(self), PromptPath("plain", "the shared path is compared with it")
         plain = PlainTower.from_model(self.model, self.text.context_length)
-        other.__dict__.update(
-            text=plain, prompt_path=PromptPath("plain", "the shared path is compared with it")
-        )
+        other.__dict__.update(text=plain, prompt_path=path)
         return other
 
     @property
@@ -296,10 +294,8 @@ def encode_both(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     if pool is None:
         return features, seen[0]
     width, headless = pool.c_proj.in_features, copy.copy(pool)
-    identity = nn.Linear(width, width, device="meta")
-    identity.weight = nn.Parameter(
-        torch.eye(width, dtype=pool.c_proj.weight.dtype, device=images.device), False
-    )
+    identity, like = nn.Linear(width, width, device="meta"), pool.c_proj.weight
+    identity.weight = nn.Parameter(torch.eye(width, dtype=like.dtype, device=images.device), False)
     identity.bias = nn.Parameter(identity.weight.new_zeros(width), False)
     headless._modules = {**pool._modules, "c_proj": identity}
     return features, headless(seen[0])

@@ -203,9 +203,8 @@ def page_lines(one: Listed) -> Iterator[str]:
         if (room := text.tokens - VECTORS - 2) < text.tokens // 2:
             facts["text tower"] += f"; {VECTORS} vectors leave {max(room, 0)} for a class name and full stop"
     facts["tokenizer"] = one.tokenizer
-    facts["prompts"] = (f"{one.path} path" if one.path else "not learned") + (
-        one.reason and f": {one.reason}"
-    )
+    facts["prompts"] = f"{one.path} path" if one.path else "not learned"
+    facts["prompts"] += one.reason and f": {one.reason}"
     if one.path and (cost := one.cost) is not None:
         costs = {
             "shared": f"{cost.shared_positions:,} positions, {cost.shared_flops:.2g} operations",

@@ -339,10 +339,8 @@ def _refuse(*cases: tuple[Any, str]) -> None:
 
 
 def _block(block: Any) -> Block:
-    scales = (
-        s.gamma if isinstance(s, open_clip.transformer.LayerScale) else None for s in (block.ls_1, block.ls_2)
-    )
-    attn = block.attn
+    scaled, attn = open_clip.transformer.LayerScale, block.attn
+    scales = (one.gamma if isinstance(one, scaled) else None for one in (block.ls_1, block.ls_2))
     return Block(
         block.ln_1, block.ln_2, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj,
         block.mlp.c_fc, block.mlp.c_proj, *scales,

@@ -53,10 +53,8 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
 
 @functools.cache  # its tables take a while to build
 def _clip_tokenizer(length: int, **options: Any) -> Callable[..., Tensor]:
-    tokenizer: Callable[..., Tensor] = open_clip_part("tokenizer").SimpleTokenizer(
-        context_length=length, **options
-    )
-    return tokenizer
+    make: Callable[..., Callable[..., Tensor]] = open_clip_part("tokenizer").SimpleTokenizer
+    return make(context_length=length, **options)
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:

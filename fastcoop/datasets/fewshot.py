@@ -73,10 +73,9 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     rows = _drawable(dataset)[0]
     if isinstance(shots, str):
         return FewShot(rows, np.arange(len(val), dtype=np.int64))
-    counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names))
-    if small := [
-        f"{dataset.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < shots)
-    ]:
+    counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names)).tolist()
+    named = zip(dataset.class_names, counts, strict=True)
+    if small := [f"{name} ({count})" for name, count in named if count < shots]:
         warn_once(
             f"{dataset.name} has classes with fewer than {shots} training images, all used: {abbreviate(small, 5)}."
         )
@@ -88,9 +87,8 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     # ImageNet's official subsets have no validation set: the one drawn here shares no image with them.
     used = {train.paths[row] for row in subset["train"]}
     val_drawn = _draw(_drawable(dataset)[2], min(shots, MAX_VAL_SHOTS), random.Random(seed))
-    return FewShot(
-        subset["train"], np.array([row for row in val_drawn if val.paths[row] not in used], np.int64)
-    )
+    unused = [row for row in val_drawn if val.paths[row] not in used]
+    return FewShot(subset["train"], np.array(unused, np.int64))
 
 
 @memoize(256)  # of few numbers; caching and runs, over every backbone, share them

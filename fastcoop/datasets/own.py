@@ -207,10 +207,9 @@ def load_own(place: Path, class_names: str | Path | Mapping[str, str] | None = N
     # IDs choose among the classes of a target, so they must be in the digest: as class names or in the paths.
     in_paths = (f"/{old}/" in f"/{path}" for path, _, old in chain(*items.values()))
     ids = names if all(map(WORDNET_ID.fullmatch, names)) and (shown == names or all(in_paths)) else []
-    fewshot_dir = root / f"{home.stem}_{FEWSHOT_FOLDER}" if home.is_file() else home / FEWSHOT_FOLDER
-    return make_dataset(
-        name, root, shown, config.template, splits, fewshot_dir=fewshot_dir, class_ids=ids, notes=notes
-    )
+    draws = root / f"{home.stem}_{FEWSHOT_FOLDER}" if home.is_file() else home / FEWSHOT_FOLDER
+    made = name, root, shown, config.template, splits
+    return make_dataset(*made, fewshot_dir=draws, class_ids=ids, notes=notes)
 
 
 def classes_of(place: Path) -> tuple[list[str], list[str], str]:

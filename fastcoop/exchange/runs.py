@@ -228,9 +228,8 @@ def export_run(
         raise UserError(
             f'The official code has no place for the words of "{layout.prompt}"; export the classifier instead.'
         )
-    path = coop_files.coop_path(
-        path, run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, run.settings.init
-    )
+    facts = run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, run.settings.init
+    path = coop_files.coop_path(path, *facts)
     contexts = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
     frozen = coop_files.frozen_embeddings(model, run.class_names, layout.context_length)
     with writing(path):
@@ -416,9 +415,8 @@ def _as_run(
 def _check_fit(file: CoOpFile, backbone: Backbone, dataset: Dataset) -> None:
     """Refuse contexts that do not fit; warn where they were learned with other class names."""
     path, classes, length = file.path, len(dataset.class_names), file.ctx.shape[-2]
-    prefix, suffix = (
-        one.numpy() for one in coop_files.frozen_embeddings(backbone, dataset.class_names, length)
-    )
+    embedded = coop_files.frozen_embeddings(backbone, dataset.class_names, length)
+    prefix, suffix = (one.numpy() for one in embedded)
     ctx_shape = (*(classes,) * (file.ctx.ndim - 2), length, backbone.text.width)
     for name, array, shape in (
         ("ctx", file.ctx, ctx_shape),
@@ -431,9 +429,8 @@ def _check_fit(file: CoOpFile, backbone: Backbone, dataset: Dataset) -> None:
                 f"got {array.shape} in {path}; name the backbone and the dataset that it was learned with."
             )
     if file.prefix is not None and _differ(file.prefix, prefix).any():
-        raise UserError(
-            f"{path} was learned over other weights than {backbone.name}'s: its start token differs."
-        )
+        weights = f"other weights than {backbone.name}'s"
+        raise UserError(f"{path} was learned over {weights}: its start token differs.")
     other = np.flatnonzero(_differ(suffix if file.suffix is None else file.suffix, suffix))
     if len(other):
         message = (

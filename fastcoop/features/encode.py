@@ -171,9 +171,8 @@ def cut_chunks(
         stored: The first of these views that the arrays hold already.
     """
     held = {array: len(stored.get(array, ())) for array in arrays}
-    adds = {
-        array: (held[array], views[held[array] :]) for array, views in arrays.items() if views[held[array] :]
-    }
+    adds = {array: (held[array], views[held[array] :]) for array, views in arrays.items()}
+    adds = {array: (first, added) for array, (first, added) in adds.items() if added}
     views = tuple(dict.fromkeys(view for _, added in adds.values() for view in added))
     size = max(1, CROPS_PER_CHUNK // max(1, len(views)))
     starts = range(0, len(rows), size) if views else ()

@@ -109,11 +109,9 @@ def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
     """Warn where two splits hold the same features, and so the same images."""
     rows = {split: {row.tobytes() for row in file.features[:, 0]} for split, file in files.items()}
     for (first, second), effect in OVERLAPS.items():
-        shared = len(rows.get(first, set()) & rows.get(second, set()))
-        if shared:
-            log.warning(
-                f"{name} has {counted(shared, 'image')} of equal features in {first} and {second}: {effect}."
-            )
+        if shared := len(rows.get(first, set()) & rows.get(second, set())):
+            images = f"{counted(shared, 'image')} of equal features"
+            log.warning(f"{name} has {images} in {first} and {second}: {effect}.")
 
 
 def _read(path: Path, split: str, dtype: str) -> _File:

@@ -146,22 +146,18 @@ class FeatureStore:
         store = cls(file, file.meta, file.splits)
         if backbone is not None:
             asked = backbone_from_spec(backbone, device="cpu")
-            _refuse_unless_equal(path, "weights", store.meta.backbone, store.meta.backbone_digest, asked)
+            _refuse_other(path, "weights", store.meta.backbone, store.meta.backbone_digest, asked)
         if dataset is not None:
             dataset = find_dataset(dataset)
-            whole = dataset.whole or dataset
-            if (
-                content_digest(store.meta.class_names, whole.splits)
-                == store.meta.dataset_digest
-                != whole.digest
-            ):
+            whole, made_of = dataset.whole or dataset, store.meta.dataset_digest
+            if whole.digest != made_of == content_digest(store.meta.class_names, whole.splits):
                 names = zip(store.meta.class_names, whole.class_names, strict=False)
                 changed = [f'"{old}" is now "{new}"' for old, new in names if old != new]
                 raise UserError(
                     f"{path} was made with other class names: {abbreviate(changed, 2)}; give the names as before, or "
                     "use another cache folder."
                 )
-            _refuse_unless_equal(path, "images", store.meta.dataset, store.meta.dataset_digest, whole)
+            _refuse_other(path, "images", store.meta.dataset, store.meta.dataset_digest, whole)
             if only_unchanged and whole.store is None:
                 store = store._without_changed_images(whole)
             if dataset.whole is not None:
@@ -264,13 +260,9 @@ class FeatureStore:
         rows, array = self._rows("train", indices), self._array(kind)
         parts: list[tuple[str, int | None]] = [(array, None if views else 1)]
         if array in (TIP, FLIP):  # arrays without view 0
-            parts = [(FEATURES, 1), (array, None)] if views else [(FEATURES, 1)]
-        found = [
-            torch.from_numpy(self.raw("train", rows, count, one))
-            if as_stored
-            else self._read("train", rows, count, one)
-            for one, count in parts
-        ]
+            parts = [(FEATURES, 1), (array, None)][: 1 + views]
+        stored = [("train", rows, count, one) for one, count in parts]
+        found = [torch.from_numpy(self.raw(*one)) if as_stored else self._read(*one) for one in stored]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -441,9 +433,7 @@ def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureSto
     return store
 
 
-def _refuse_unless_equal(
-    path: str | Path, what: str, name: str, digest: str, asked: Backbone | Dataset
-) -> None:
+def _refuse_other(path: str | Path, what: str, name: str, digest: str, asked: Backbone | Dataset) -> None:
     if digest != asked.digest:
         raise UserError(
             f"{path} was made from other {what}: it holds {name} ({digest[:12]}) and {asked.name} "

@@ -40,12 +40,11 @@ HASHED = ("index", "labels", FEATURES)
 FILE_FIELDS = ("file_size", "file_mtime_ns", "file_sha256")
 ROWS_AT_ONCE = 256  # where all of a file is read
 IMPORTED = "imported"  # the recipe of features computed elsewhere
+PERMISSIONS = "change its permissions or use another cache folder"
+OPEN_FILES = "close other programs or allow more open files (ulimit -n), and run the same command again"
 ADVICE = {  # by number of an error of the system
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or use another cache folder"),
-    **dict.fromkeys(
-        (errno.EMFILE, errno.ENFILE),
-        "close other programs or allow more open files (ulimit -n), and run the same command again",
-    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), PERMISSIONS),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), OPEN_FILES),
 }
 
 # An array's name, rows (k,) ascending, views, features (k, views, dim).
@@ -178,16 +177,13 @@ class StoreFile:
             content = file.read() if on_windows else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with h5py.File(_seekable(content), "r") as store:
                 meta, version = _read_meta(path, store)
-                splits = {
-                    name: _read_split(store[name], name, meta, version, content) for name in meta.expected
-                }
+                splits = {one: _read_split(store[one], one, meta, version, content) for one in meta.expected}
         return cls(path, meta, splits, content, identity)
 
     @property
     def version(self) -> StoreVersion:
         """What the file holds."""
-        index = {name: split.index for name, split in self.splits.items()}
-        meta = self.meta
+        index, meta = {name: split.index for name, split in self.splits.items()}, self.meta
         return StoreVersion(index, meta.sha256, meta.views, meta.kinds, meta.kinds_sha256)
 
     def as_version(self, version: StoreVersion) -> StoreFile:
@@ -203,14 +199,13 @@ class StoreFile:
         meta = replace(self.meta, **held)
         splits = {}
         for name, index in version.index.items():
-            here, arrays = self.splits.get(name), meta.arrays(name)
+            here, arrays, is_held = self.splits.get(name), meta.arrays(name), False
             if here is not None and np.isin(index, here.index).all() and here.arrays.keys() >= arrays.keys():
                 rows = np.searchsorted(here.index, index)
                 kept = {array: here.arrays[array][rows, : len(views)] for array, views in arrays.items()}
-                splits[name] = replace(here.take(rows), arrays=kept, rows=None)
-            if name not in splits or any(
-                splits[name].sha256(array) != meta.digest_of(name, array) for array in arrays
-            ):
+                splits[name] = split = replace(here.take(rows), arrays=kept, rows=None)
+                is_held = all(split.sha256(array) == meta.digest_of(name, array) for array in arrays)
+            if not is_held:
                 raise UserError(
                     f"Another process has written other features to {self.path} since this work was planned; run the "
                     "same command again."
@@ -223,11 +218,8 @@ class StoreFile:
         what = split if array == FEATURES else f"{split} ({array})"
         if self.splits[split].sha256(array) != self.meta.digest_of(split, array):
             found.append(f"The {what} features have changed since they were written: digests differ.")
-        unusable = sum(
-            unusable_rows(features[start : start + ROWS_AT_ONCE]).sum()
-            for start in range(0, len(features), ROWS_AT_ONCE)
-        )
-        if unusable:
+        starts = range(0, len(features), ROWS_AT_ONCE)
+        if unusable := sum(unusable_rows(features[start : start + ROWS_AT_ONCE]).sum() for start in starts):
             found.append(f"The {what} features of {unusable} images are not finite, or all zeros.")
         return found
 
@@ -302,9 +294,8 @@ def write_store(
                         if block.size:
                             group[array][rows, views] = block
                 sha256 = {split: array_sha256(file[split]) for split in contents}
-                further = [
-                    (split, kind) for split in contents for kind in meta.arrays(split) if kind != FEATURES
-                ]
+                arrays = [(split, array) for split in contents for array in meta.arrays(split)]
+                further = [(split, array) for split, array in arrays if array != FEATURES]
                 kinds_sha256 = {f"{split}/{kind}": array_sha256(file[split], kind) for split, kind in further}
                 meta = replace(meta, sha256=sha256, kinds_sha256=kinds_sha256)
                 text = meta.as_json()
@@ -370,11 +361,10 @@ def reading(path: Path) -> Iterator[None]:
             raise UserError(
                 f"Expected a feature store at {path}, got a folder; move it away or use another cache folder."
             ) from error
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # HDF5's errors for contents have no number
-            advice = ADVICE.get(error.errno, "check the disk and run the same command again")
-            raise UserError(f"{path} cannot be read ({os.strerror(error.errno)}); {advice}.") from error
+        number = error.errno if isinstance(error, OSError) else None
+        if number is not None:  # HDF5's errors for contents have none
+            advice = ADVICE.get(number, "check the disk and run the same command again")
+            raise UserError(f"{path} cannot be read ({os.strerror(number)}); {advice}.") from error
         raise damaged(path, error) from error
 
 
