@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,7 +18,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot, load_dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, check_store, encode, store_path
+from fastcoop.features import FeatureStore, cache_all, cache_features, check_store, encode, store_path
 from fastcoop.features.images import crops, normalize, read_rgb
 from tests.advice import follows
 from tests.features.small import contents, make_backbone
@@ -31,6 +33,17 @@ def reference(backbone: Backbone, dataset: Dataset, split: str, row: int, views:
         crop = crops(image, name, [view], backbone.preprocess, "current", 0)
         rows.append(backbone.encode_images(normalize(crop, backbone.preprocess, torch.device("cpu")))[0])
     return torch.stack(rows)
+
+
+def test_backbones_share_one_draw_of_each_subset(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, sample = [], random.Random.sample
+    monkeypatch.setattr(random.Random, "sample", lambda *given: drawn.append(given) or sample(*given))
+    backbones, shots, seeds = (backbone, replace(make_backbone(1), name="other")), [1, 2], [1, 2, 3]
+    assert len(list(cache_all(backbones, [(dataset, shots, seeds)], tmp_path, views=0))) == 2
+    few_shot(dataset, 2, 3)
+    assert len(drawn) == len(shots) * len(seeds) * 2 * 3  # training and validation images of three classes
 
 
 def test_a_store_holds_what_the_shots_and_seeds_draw_and_nothing_more(
