@@ -365,8 +365,8 @@ def test_a_label_of_any_size_is_refused_at_once(tmp_path, put):
         assert "without gaps; no image has label 1" in refusal(tmp_path)
 
 
-def test_thousands_of_classes_and_names_of_any_script(tmp_path, put):
-    count = 3000
+def test_a_thousand_classes_and_names_of_any_script(tmp_path, put):
+    count = 1000
     put(tmp_path, [f"{split}/класс {i:04d} 猫/é 1.jpg" for split in ("train", "test") for i in range(count)])
     dataset = load_dataset(tmp_path)
     assert len(dataset.class_names) == count
