@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastcoop.datasets.dataset import test_digest
-from fastcoop.datasets.files import normalized
+from fastcoop.datasets.files import in_prompt
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.scores import unit
@@ -232,4 +232,4 @@ def _matching(
 @lru_cache(maxsize=256)
 def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return class names for comparisons: lower case, NFC, underscores as spaces, no surrounding space."""
-    return tuple(" ".join(normalized(name).replace("_", " ").lower().split()) for name in names)
+    return tuple(map(in_prompt, names))
