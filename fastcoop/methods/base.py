@@ -110,28 +110,27 @@ _on_share: ContextVar[Callable[[float], None]] = ContextVar("_on_share", default
 
 
 def report_share(share: float) -> None:
-    """Report that this share of the current run's work is done, from `Method.learn`. The rest is reported at its
-    end."""
+    """Report that this share of the work in `sharing` is done, such as from `Method.learn`."""
     _on_share.get()(share)
 
 
 @contextmanager
-def _sharing(on_progress: Callable[[float], None]) -> Iterator[None]:
-    """Report one run's work to ``on_progress``: in the block what `report_share` receives, and then the rest."""
+def sharing(on_progress: Callable[[float], None], runs: float = 1.0) -> Iterator[None]:
+    """Report the work of runs to ``on_progress``: in the block what `report_share` receives, and then the rest."""
     reported = 0.0
 
     def on_share(share: float) -> None:
         nonlocal reported
         share = min(share, 1.0 - reported)
         reported += share
-        on_progress(share)
+        on_progress(share * runs)
 
     token = _on_share.set(on_share)
     try:
         yield
     finally:
         _on_share.reset(token)
-    on_progress(1.0 - reported)
+    on_progress((1.0 - reported) * runs)
 
 
 class Method(Generic[S]):
@@ -187,7 +186,7 @@ class Method(Generic[S]):
         """
         for index, run in enumerate(runs):
             start = time.perf_counter()
-            with _sharing(context.on_progress):
+            with sharing(context.on_progress):
                 outcome = self.learn(backbone, run) if self.learns and not run.has_learned else Outcome({})
                 scores = outcome.scores or self.scores(backbone, run, outcome)
                 seconds = 0.0 if self.learns and run.has_learned else time.perf_counter() - start

@@ -16,7 +16,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cocoop": {"epochs": 3, "batch_size": 2},
     "tcp": {"epochs": 4, "layer": 1, "batch_size": 4},
     "linear_probe": {},
-    "task_res": {"epochs": 2},
+    "task_res": {"epochs": 4},
+    "lp_plus_plus": {"epochs": 4},
+    "prolip": {"epochs": 4, "selection": "few_val"},
+    "tip_adapter": {},
     "zero_shot": {},
 }
 
@@ -30,7 +33,7 @@ def test_the_work_of_each_run_adds_up_to_one(backbone: Backbone, data: Data, nam
     METHODS[name].run(backbone, jobs, lambda index, outcome: None, RunContext(on_progress=reported.append))
     assert sum(reported) == pytest.approx(len(jobs))
     assert min(reported) > -1e-9
-    if name in ("coop", "cocoop", "tcp"):
+    if name in ("coop", "cocoop", "tcp", "task_res", "lp_plus_plus", "prolip"):
         assert len(reported) >= 2 * len(jobs), "and within a run, which may take long"
 
 

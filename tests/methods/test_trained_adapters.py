@@ -18,7 +18,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.adapters.prolip import LAMBDAS, RATES
 from fastcoop.methods.adapters.stack import Stack, Texts
-from fastcoop.methods.adapters.training import epochs_of_batches
+from fastcoop.methods.adapters.training import ImageBatches
 from tests.methods.conftest import job, make_data, run
 
 EPOCHS = 25
@@ -193,7 +193,7 @@ def test_zs_lp_draws_its_batches_from_all_views(images: int, views: int, expecte
     features = torch.ones(2, images, 1 + views, 4)
     runs = tuple(replace(job(make_data(), "zs_lp"), seed=seed) for seed in (1, 2))
     stack = Stack(runs, features, torch.zeros(2, images).long(), Texts(torch.ones(3, 4), 1.0))
-    epochs = list(epochs_of_batches(stack, 20, 32, keep_short=False, pooled=True))
+    epochs = list(ImageBatches(stack, 20, 32, pooled=True))
     for batches in epochs:
         assert [places.shape[1] for (places,) in batches] == expected
         for run_index in range(2):

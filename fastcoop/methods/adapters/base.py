@@ -19,7 +19,7 @@ import numpy as np
 from fastcoop.errors import UserError
 from fastcoop.methods.adapters.selection import Judge, Selection, drawn_for
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
-from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext
+from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext, sharing
 from fastcoop.methods.data import Data, known_classes
 from fastcoop.methods.scores import Classifier, LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -266,7 +266,8 @@ class Adapter(Method[S]):
             for row, of_run in zip(rows, scores, strict=True):
                 seconds = 0.0 if row.run.has_learned else row.outcome.seconds + tested
                 done(row.index, replace(row.outcome, scores=of_run, seconds=seconds))
-                context.on_progress(1.0)
+                if row.run.has_learned:
+                    context.on_progress(1.0)
 
     def _learn_all(
         self, backbone: Backbone, runs: Mapping[int, RunSpec[S]], context: RunContext
@@ -280,10 +281,13 @@ class Adapter(Method[S]):
                 settings = run.settings.model_copy(update=dict(tried))
                 rows.append(_Row(index, len(rows), selection, replace(run, settings=settings), tried))
         most = STACK_BYTES[str(backbone.device).partition(":")[0]]
-        left, best, seconds = Counter(row.index for row in rows), dict[int, _Row](), dict[int, float]()
+        tries = Counter(row.index for row in rows)
+        left, best, seconds = tries.copy(), dict[int, _Row](), dict[int, float]()
         for part in self._stacks(rows, min(context.memory_budget or most, most)):
             finished = []
-            for row in self._learn_stack(backbone, part):
+            with sharing(context.on_progress, sum(1 / tries[row.index] for row in part)):
+                learned = [*self._learn_stack(backbone, part)]
+            for row in learned:
                 index, known = row.index, best.get(row.index)
                 seconds[index] = seconds.get(index, 0.0) + row.outcome.seconds
                 if known is None or row.rank > known.rank:
@@ -310,7 +314,7 @@ class Adapter(Method[S]):
                 run, data=run.tuning, dataset=run.tuning.name, subset=run.tuning.subset(run.shots, run.seed),
                 settings=run.settings.model_copy(update={"selection": "full_val"}),
             )  # fmt: skip
-        parts = self._learn_all(backbone, tuning, context) if tuning else ()
+        parts = self._learn_all(backbone, tuning, RunContext(context.memory_budget)) if tuning else ()
         found = {row.index: row for part in parts for row in part}
         known = dict(runs)
         for indices in elsewhere.values():

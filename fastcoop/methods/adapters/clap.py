@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
-from fastcoop.methods.adapters.cosine import cosine_cross_entropy
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
-from fastcoop.methods.adapters.training import Optimizer, cosine_rates, epochs_of_batches, steps_of, train
+from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
 from fastcoop.methods.spec import RunSpec
@@ -67,12 +66,8 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
         samples = Samples(normalized(stack.views), stack.labels)
-        rates = cosine_rates(
-            stack.value("learning_rate"),
-            settings.epochs,
-            steps_of(stack, settings.batch_size, keep_short=False),
-            "warm_epoch",
-        )
+        batches = ImageBatches(stack, settings.epochs, settings.batch_size, pooled=True)
+        rates = batches.rates(stack.value("learning_rate"), "warm_epoch")
 
         def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
             batch = samples.take(places)
@@ -82,9 +77,6 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
             return losses, [found]
 
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
-        batches = epochs_of_batches(
-            stack, settings.epochs, settings.batch_size, keep_short=False, pooled=True
-        )
         after = self.on_epoch(stack, pull)
         learned, losses = train(start, batches, gradient, Optimizer("sgd", rates), after)
         return Fitted(learned, losses, trained=("prototypes",))

@@ -10,15 +10,7 @@ from pydantic import Field
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
-from fastcoop.methods.adapters.training import (
-    Optimizer,
-    by_autograd,
-    cosine_rates,
-    cross_entropy,
-    epochs_of_batches,
-    steps_of,
-    train,
-)
+from fastcoop.methods.adapters.training import ImageBatches, Optimizer, by_autograd, cross_entropy, train
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epochs_of
 from fastcoop.methods.spec import RunSpec
 
@@ -79,15 +71,14 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, ratio = stack.settings, stack.texts, stack.value("ratio")
-        epochs, batch_size = epochs_of(stack.runs[0]), settings.batch_size
-        steps, samples = steps_of(stack, batch_size, keep_short=False), Samples(stack.views, stack.labels)
-        rates = cosine_rates(stack.value("learning_rate"), epochs, steps, "warm_epoch")
+        batches = ImageBatches(stack, epochs_of(stack.runs[0]), settings.batch_size)
+        rates = batches.rates(stack.value("learning_rate"), "warm_epoch")
+        samples = Samples(stack.views, stack.labels)
 
         def loss(parameters: Weights, places: Tensor) -> Tensor:
             images, labels = samples.take(places)
             return cross_entropy(self.logits({**parameters, "ratio": ratio}, images, texts), labels)
 
-        batches = epochs_of_batches(stack, epochs, batch_size, keep_short=False)
         learned, losses = train(
             self.start(stack), batches, by_autograd(loss), Optimizer("sgd", rates, WEIGHT_DECAY)
         )

@@ -10,6 +10,7 @@ import numpy as np
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.base import report_share
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import EpochNumber
 from fastcoop.methods.scores import Classifier
@@ -105,6 +106,7 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
                 )
             if best:
                 best(epoch, parameters)
+            report_share(1 / stack.settings.epochs)
         if best is None:
             return Fitted(parameters, torch.stack(losses, 1), tuple(parameters))
         extra = {"epoch": best.epoch}

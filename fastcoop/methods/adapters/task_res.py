@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
-from fastcoop.methods.adapters.cosine import cosine_cross_entropy
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
-from fastcoop.methods.adapters.training import Optimizer, cosine_rates, epochs_of_batches, steps_of, train
+from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
 from fastcoop.methods.spec import RunSpec
@@ -69,8 +68,8 @@ class TaskResMethod(Adapter[TaskResSettings]):
         alpha, rate = (
             stack.crops.new_tensor([one[name] for one in given]) for name in ("alpha", "learning_rate")
         )
-        rates = cosine_rates(rate, epochs, steps_of(stack, batch_size, keep_short=False), "warm_epoch")
-
+        batches = ImageBatches(stack, epochs, batch_size)
+        rates = batches.rates(rate, "warm_epoch")
         samples, factor = Samples(normalized(stack.views), stack.labels), over(alpha, stack.crops)
 
         def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -79,7 +78,6 @@ class TaskResMethod(Adapter[TaskResSettings]):
             return losses, [found.mul_(factor)]
 
         start = {"x": texts.raw.new_zeros(len(stack), *texts.raw.shape)}
-        batches = epochs_of_batches(stack, epochs, batch_size, keep_short=False)
         learned, losses = train(start, batches, gradient, Optimizer("adam", rates, WEIGHT_DECAY))
         return Fitted(learned | {"alpha": alpha}, losses, trained=("x",))
 

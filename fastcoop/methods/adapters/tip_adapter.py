@@ -15,13 +15,7 @@ from pydantic import Field
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
-from fastcoop.methods.adapters.training import (
-    Optimizer,
-    cosine_rates,
-    epochs_of_batches,
-    steps_of,
-    train,
-)
+from fastcoop.methods.adapters.training import ImageBatches, Optimizer, softmax_gradient, train
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
 
@@ -170,8 +164,8 @@ class TipAdapterFMethod(TipAdapterMethod):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         start, given, settings = self.cache(stack), self.given(stack), stack.settings
         labels = {"labels": start.pop("labels")}
-        steps = steps_of(stack, settings.batch_size, keep_short=True)
-        rates = cosine_rates(stack.value("learning_rate"), settings.epochs, steps)
+        batches = ImageBatches(stack, settings.epochs, settings.batch_size, keep_short=True)
+        rates = batches.rates(stack.value("learning_rate"), "step")
 
         samples = Samples(normalized(stack.views), stack.labels)
         classes = KeyClasses(labels["labels"], len(stack.texts))
@@ -183,16 +177,12 @@ class TipAdapterFMethod(TipAdapterMethod):
             logits = (texts @ images.mT).addcmul_(
                 over(alpha, values), classes.sum(values)
             )  # (runs, classes, batch)
-            likelihoods, target = logits.log_softmax(1), targets[:, None]
-            losses = -likelihoods.gather(1, target).mean((1, 2))
-            change = likelihoods.exp_()  # the gradient of each image's loss with respect to its logits
-            change.scatter_add_(1, target, change.new_full((), -1.0).expand_as(target))
+            losses, change = softmax_gradient(logits, targets)
             change.mul_(over(alpha * beta / targets.shape[1], change))
             classes.multiply(values, change)
             return losses, [values @ images]
 
         best = BestEpoch(judge, labels | given) if judge else None
-        batches = epochs_of_batches(stack, settings.epochs, settings.batch_size)
         optimizer = Optimizer("adamw", rates, weight_decay=0.01, eps=1e-4)
         keys, losses = train(start, batches, gradient, optimizer, *([best] if best else []))
         if best is None:

@@ -6,19 +6,21 @@ Optimizers are those of ``torch.optim``, with a learning rate per run and withou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fastcoop.methods.adapters.stack import Stack, Weights, over
+from fastcoop.methods.base import report_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DRAWN_AT_ONCE = 16  # epochs whose batches are drawn at once
 
+Per = Literal["step", "epoch", "warm_epoch"]
 Batch = tuple["Tensor", ...]  # int64 (runs, batch) each; of `Samples`, one tensor of places
 Loss = Callable[..., "Tensor"]  # parameters, and the tensors of a batch -> (runs,)
 # The same -> losses (runs,), and the gradient of each run's own loss for each parameter, in order
@@ -100,7 +102,7 @@ def cosine_rates(
     rate: Tensor,
     epochs: int,
     steps: int,
-    per: Literal["step", "epoch", "warm_epoch"] = "step",
+    per: Per = "step",
     warmup: int = 0,
 ) -> Tensor:
     """Return the learning rates (steps of all epochs, runs) of a cosine to zero.
@@ -126,43 +128,57 @@ def cosine_rates(
     return rate.new_tensor(factors.repeat(every, axis=0))
 
 
-def steps_of(stack: Stack, batch_size: int, keep_short: bool) -> int:
-    """Return the steps of an epoch. The last, short batch is left out unless ``keep_short`` or it is the only one."""
-    images = stack.labels.shape[1]
-    return max(1, -(-images // batch_size) if keep_short else images // batch_size)
-
-
-def epochs_of_batches(
-    stack: Stack, epochs: int, batch_size: int, keep_short: bool = True, pooled: bool = False
-) -> Iterator[list[Batch]]:
-    """Yield the batches of each epoch, as places in `Samples` of the views.
+@dataclass(frozen=True, eq=False)
+class ImageBatches:
+    """The batches of each epoch, as places in `Samples` of the views of stacked runs.
 
     A run's images are in its own random order, at a random view of each. Orders and views are drawn from the run's
     seed, so they are the same whichever runs train together.
 
-    Args:
+    Attributes:
         stack: The runs.
         epochs: Number of epochs.
         batch_size: Images of a step.
-        keep_short: Whether the last, short batch is a step too; see `steps_of`.
+        keep_short: Whether the last, short batch of an epoch is a step although it is not the only one.
         pooled: Draw from all views of all images in random order, as CLAP's code does. An epoch has the steps that it
             would have over the images alone, and each step ``batch_size`` views, if there are as many.
     """
-    import torch
 
-    images, views = stack.views.shape[1:3]
-    steps, first = steps_of(stack, batch_size, keep_short), images * views * np.arange(len(stack))[:, None]
-    draws = [np.random.default_rng(run.seed) for run in stack.runs]
+    stack: Stack
+    epochs: int
+    batch_size: int
+    keep_short: bool = False
+    pooled: bool = False
 
-    def order(rng: np.random.Generator) -> np.ndarray:
-        if pooled:
-            return rng.permutation(images * views)[: steps * batch_size]
-        return rng.permutation(images) * views + rng.integers(views, size=images)
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        images, size = self.stack.labels.shape[1], self.batch_size
+        return max(1, -(-images // size) if self.keep_short else images // size)
 
-    for start in range(0, epochs, DRAWN_AT_ONCE):
-        drawn = [[order(rng) for rng in draws] for _ in range(min(DRAWN_AT_ONCE, epochs - start))]
-        for places in torch.from_numpy(first + np.array(drawn)).to(stack.labels.device):
-            yield [(part,) for part in places.split(batch_size, 1)[:steps]]
+    def rates(self, rate: Tensor, per: Per) -> Tensor:
+        """Return the `cosine_rates` of all steps."""
+        return cosine_rates(rate, self.epochs, self.steps, per)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        import torch
+
+        (images, views), runs = self.stack.views.shape[1:3], self.stack.runs
+        first, draws = (
+            images * views * np.arange(len(runs)),
+            [np.random.default_rng(run.seed) for run in runs],
+        )
+
+        def order(rng: np.random.Generator) -> np.ndarray:
+            if self.pooled:
+                return rng.permutation(images * views)[: self.steps * self.batch_size]
+            return rng.permutation(images) * views + rng.integers(views, size=images)
+
+        for start in range(0, self.epochs, DRAWN_AT_ONCE):
+            epochs = range(start, min(start + DRAWN_AT_ONCE, self.epochs))
+            drawn = np.array([[order(rng) for rng in draws] for _ in epochs]) + first[:, None]
+            for places in torch.from_numpy(drawn).to(self.stack.labels.device):
+                yield [(part,) for part in places.split(self.batch_size, 1)[: self.steps]]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -170,6 +186,54 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+
+
+def softmax_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each run's mean cross-entropy, (runs,), and each image's gradient for its logits (runs, classes, batch).
+
+    Classes come before images, so that products with images and classes need no transposed copy.
+    """
+    likelihoods, target = logits.log_softmax(1), labels[:, None]
+    losses = -likelihoods.gather(1, target).mean((1, 2))
+    change = likelihoods.exp_()
+    return losses, change.scatter_add_(1, target, change.new_full((), -1.0).expand_as(target))
+
+
+def cosine_cross_entropy(
+    classes: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    scale: float,
+    anchors: Tensor | None = None,
+    pull: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return each run's mean cross-entropy, (runs,), and its gradient for ``classes``, (runs, classes, dim).
+
+    Autograd's steps through the normalization of the classes and the penalty would double the time of a step.
+
+    Args:
+        classes: Class vectors (runs, classes, dim), of any length.
+        images: Image features (runs, batch, dim), of length 1.
+        labels: int64 (runs, batch).
+        scale: Factor on the cosine similarities.
+        anchors: (classes, dim), where a penalty holds the class vectors.
+        pull: (runs, classes), weights of the penalty: the sum over classes of ``pull * |classes - anchors| ** 2`` is
+            added to the loss.
+    """
+    import torch
+
+    norms = torch.linalg.vector_norm(classes, dim=-1)
+    factor = (scale / norms)[..., None]
+    logits = (classes @ images.mT).mul_(factor)
+    losses, change = softmax_gradient(logits, labels)
+    along = logits.mul_(change).mean(2)  # of classes' gradients, their part along the classes
+    gradient = change.mul_(factor / labels.shape[1]) @ images
+    gradient.addcmul_(classes, along.div_(norms.square_())[..., None], value=-1)
+    if pull is not None and anchors is not None:
+        moved = classes - anchors
+        gradient.addcmul_(moved, pull[..., None], value=2)
+        losses += (pull * torch.linalg.vector_norm(moved, dim=-1).square()).sum(-1)
+    return losses, gradient
 
 
 def by_autograd(loss: Loss) -> Gradient:
@@ -187,7 +251,7 @@ def by_autograd(loss: Loss) -> Gradient:
 
 def train(
     start: Weights,
-    epochs: Iterator[list[Batch]],
+    epochs: Iterable[list[Batch]],
     gradient: Gradient,
     optimizer: Optimizer,
     on_epoch: Callable[[int, Weights], None] = lambda epoch, parameters: None,
@@ -196,7 +260,7 @@ def train(
 
     Args:
         start: Parameters at the start, (runs, ...) each. They are not changed.
-        epochs: Of batches, such as `epochs_of_batches`.
+        epochs: Of batches, such as `ImageBatches`.
         gradient: Returns the losses of parameters and a batch, and their gradients; see `by_autograd`.
         optimizer: The optimizer.
         on_epoch: Called after each epoch, counted from 1, with the parameters, which later steps change.
@@ -218,4 +282,5 @@ def train(
                 total, number = total + each / len(batches), number + 1
             losses.append(total)
             on_epoch(epoch, parameters)
+            report_share(len(batches) / len(optimizer.rates))
     return parameters, torch.stack(losses, 1)  # type: ignore[arg-type]
