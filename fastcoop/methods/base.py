@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # workers import this package without torch
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
     from fastcoop.engine.runs import State
+    from fastcoop.methods.training import Trainer
     from fastcoop.prompts import PromptLayout
 
 
@@ -136,7 +137,8 @@ def sharing(on_progress: Callable[[float], None], runs: float = 1.0) -> Iterator
 class Method(Generic[S]):
     """A method that grid files can name.
 
-    Most methods only define `learn` and `classifier`. A method whose runs train together overrides `run`.
+    Most methods only define `learn` and `classifier`. A method whose runs train together overrides `run`, or is a
+    `methods.training.TrainedMethod`.
 
     Attributes:
         name: Name in grid files and results.
@@ -277,8 +279,12 @@ class Method(Generic[S]):
         """Return additional columns of the results table: names, and values that JSON can hold."""
         return {}
 
+    def trainer(self, settings: S) -> Trainer | None:
+        """Return what trains such runs, together with those of equal trainers; None for other methods."""
+        return None
+
     def run_shape(self, run: RunSpec[S], backbone: Backbone) -> RunShape | None:
-        """Return the sizes of a run that trains in the engine, together with others; None for other methods."""
+        """Return the sizes of a run that has a `trainer`; None for other methods."""
         return None
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +11,7 @@ from pydantic import Field, field_validator
 
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
-from fastcoop.methods.base import Done, Outcome, RunContext
+from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data, matching_classes
 from fastcoop.methods.schedule import (
     FAST,
@@ -22,7 +19,6 @@ from fastcoop.methods.schedule import (
     LearningRate,
     Positive,
     Schedule,
-    ScheduledMethod,
     ScheduleSettings,
     epochs_of,
     shots_per_class,
@@ -31,16 +27,14 @@ from fastcoop.methods.schedule import (
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
+from fastcoop.methods.training import EngineTrainer, TrainedMethod
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.engine import FastSchedule, Objective, RunShape, Trained
     from fastcoop.prompts import PromptLayout
 
-log = logging.getLogger("fastcoop")
-
 N_VALIDATIONS = 20  # evenly over a schedule
-TESTED_AT_ONCE = 64  # runs that have learned before
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
 # Settings that are in a run's key only if used.
 NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision", "schedule", "pull"}
@@ -144,7 +138,7 @@ class CoOpSettings(ScheduleSettings):
 Run = RunSpec[CoOpSettings]
 
 
-class CoOpMethod(ScheduledMethod[CoOpSettings]):
+class CoOpMethod(TrainedMethod[CoOpSettings]):
     """Context Optimization. Runs train together in the engine; each has the result that it has alone."""
 
     name = "coop"
@@ -236,9 +230,19 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
         layout = layout_of(run.settings, backbone)
         return RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
 
+    def trainer(self, settings: CoOpSettings) -> EngineTrainer:
+        return EngineTrainer(settings.precision)
+
     def training(self, backbone: Backbone, run: Run) -> Any:
-        """Return the engine's form of a run."""
         return replace(engine_run(run, backbone), objective=self.objective(backbone, run))
+
+    def learned(self, backbone: Backbone, run: Run, trained: Trained) -> Outcome:
+        contexts, extra = select_contexts(backbone, run, trained)
+        # The engine holds the snapshots until all runs end. A resumed training reports a run again.
+        kept = extra.get("epoch")
+        trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
+        losses = np.asarray(trained.losses, dtype=np.float32)
+        return Outcome({}, losses, contexts, status=trained.status, extra=extra)
 
     def objective(self, backbone: Backbone, run: Run) -> Objective:
         """Return what a run minimizes."""
@@ -266,94 +270,6 @@ class CoOpMethod(ScheduledMethod[CoOpSettings]):
             for n, one in zip(of_tree, texts, strict=True):
                 found[n] = LinearClassifier.of_texts(one, backbone.logit_scale)
         return [found[n] for n in range(len(tests))]
-
-    def run(self, backbone: Backbone, runs: Sequence[Run], done: Done, context: RunContext) -> None:
-        learned = [index for index, run in enumerate(runs) if run.has_learned]
-        for start in range(0, len(learned), TESTED_AT_ONCE):
-            some = learned[start : start + TESTED_AT_ONCE]
-            before = [Outcome({}, contexts=np.asarray(runs[index].contexts)) for index in some]
-            found = self.scores_of(backbone, [runs[index] for index in some], before)
-            for index, outcome, scores in zip(some, before, found, strict=True):
-                done(index, replace(outcome, scores=scores))
-                context.on_progress(1.0)
-        by_precision: dict[str, list[int]] = {}
-        for index, run in enumerate(runs):
-            if not run.has_learned:
-                by_precision.setdefault(run.settings.precision, []).append(index)
-        if len(by_precision) > 1:  # they train separately, and a checkpoint holds one training
-            context = replace(context, checkpoint=None)
-        for order in by_precision.values():
-            self._train(backbone, runs, order, done, context)
-
-    def _train(
-        self, backbone: Backbone, runs: Sequence[Run], order: Sequence[int], done: Done, context: RunContext
-    ) -> None:
-        """Train the runs of these indices, all of one precision, together."""
-        import torch
-
-        from fastcoop.engine import plan_training, train
-        from fastcoop.engine.runs import shares_done
-
-        trainings = [self.training(backbone, runs[index]) for index in order]
-        costs = [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
-        worked, start = 0.0, time.perf_counter()
-        checkpoint = context.checkpoint
-        ended: list[tuple[int, Outcome]] = []  # not tested yet: those of one step are tested together
-
-        def on_progress(cost: float) -> None:
-            nonlocal worked
-            worked += cost
-            context.on_progress(cost * len(order) / sum(costs))
-
-        def on_done(number: int, trained: Trained) -> None:
-            run = runs[order[number]]
-            contexts, extra = select_contexts(backbone, run, trained)
-            # The engine holds these objects until all runs end. A resumed training reports a run again.
-            kept = extra.get("epoch")
-            trained.snapshots = {epoch: taken for epoch, taken in trained.snapshots.items() if epoch == kept}
-            # A run that ended before the training was resumed has no known time.
-            seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
-            losses = np.asarray(trained.losses, dtype=np.float32)
-            learned = Outcome({}, losses, contexts, status=trained.status, seconds=seconds, extra=extra)
-            ended.append((order[number], learned))
-
-        def report() -> None:
-            indices, learned = zip(*ended, strict=True)
-            found = self.scores_of(backbone, [runs[index] for index in indices], learned)
-            ended.clear()
-            for index, outcome, scores in zip(indices, learned, found, strict=True):
-                done(index, replace(outcome, scores=scores))
-
-        def on_step(get_state: Callable[[], Any]) -> None:
-            if ended:
-                report()
-            if checkpoint:
-                checkpoint.offer(get_state)
-
-        name = runs[order[0]].settings.precision
-        if name == "float32" and backbone.device.type == "cuda":
-            _advise_precision()
-        precision: Any = {"float32": None, "bfloat16": torch.bfloat16}.get(name, name)
-        state = (checkpoint.load() if checkpoint else None) or {}
-        if before := sum(
-            cost * share for cost, share in zip(costs, shares_done(state, trainings), strict=True)
-        ):
-            context.on_resume(before * len(order) / sum(costs))
-        train(
-            backbone, trainings, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress,
-            precision=precision, state=state, on_step=on_step,
-        )  # fmt: skip
-        if ended:
-            report()
-
-
-@cache
-def _advise_precision() -> None:
-    """Log once per process what a GPU's other precisions save and cost."""
-    log.warning(
-        "coop trains in float32. On most GPUs its steps are several times as fast with precision: tf32 (products keep "
-        "10 bits) and about ten times with precision: bfloat16 (7 bits; features and gradients are off by 1 to 2%)."
-    )
 
 
 def engine_run(run: Run, backbone: Backbone) -> Any:

@@ -1,6 +1,6 @@
 """CoOp held near zero-shot CLIP by a hand-written prompt: KgCoOp (CVPR 2023) and ProGrad (ICCV 2023).
 
-Both are CoOp but for what a step minimizes, so their runs train in the engine, beside CoOp's in one forest.
+Both are CoOp but for what a step minimizes, so their runs train in the engine, and can share a forest with CoOp's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.text import Template, prompt_features
+from fastcoop.methods.training import EngineTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +143,9 @@ class ProGradMethod(RegularizedMethod):
 
         assert isinstance(run.settings, ProGradSettings)
         return ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
+
+    def trainer(self, settings: Any) -> EngineTrainer:
+        return EngineTrainer(settings.precision, gradients=2)
 
     def training(self, backbone: Backbone, run: Run) -> Any:
         training = super().training(backbone, run)

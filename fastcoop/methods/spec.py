@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -85,6 +85,11 @@ class RunSpec(Generic[S]):
         """Return the run by names only, small enough to send to another process."""
         nothing: Any = None
         return replace(self, model=nothing, data=nothing, subset=nothing, targets=(), tuning=None)
+
+
+def method_names(runs: Iterable[RunSpec[Any]]) -> str:
+    """Return the names of the runs' methods, such as "coop + kgcoop"."""
+    return " + ".join(sorted({run.method for run in runs}))
 
 
 class FeatureBank(ABC):

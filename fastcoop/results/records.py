@@ -98,10 +98,10 @@ class Batch:
     """Runs that one worker does together, in the order in which the engine receives them.
 
     Attributes:
-        method, backbone: names.
+        method, backbone: names; of several methods joined, such as "coop + kgcoop".
         keys: of the runs.
         threads: number of threads of the worker.
-        budget: bytes that training may use at once; None for methods that do not train in the engine.
+        budget: bytes that training may use at once; None for runs without a trainer, which do not train together.
         cost: estimated seconds of one core.
         attempt: how often a batch of these runs has failed before.
     """
@@ -121,5 +121,5 @@ class Batch:
 
     @property
     def trains(self) -> bool:
-        """Whether its runs train together in the engine."""
+        """Whether a trainer trains its runs together, from a checkpoint where there is one."""
         return self.budget is not None

@@ -1,8 +1,9 @@
 """Batches: which runs train together, and in which order batches are run.
 
 A batch is recorded, and a resumed sweep restores it, so that its runs train together again and, from a checkpoint,
-reach the same bits. Methods that do not train in the engine have batches of single runs. A GPU is best filled by few
-batches: while one trains, runs that wait take the rows of those that end.
+reach the same bits. Runs of different methods share a batch if their methods name equal trainers; a run without a
+trainer has a batch of its own. A GPU is best filled by few batches: while one trains, runs that wait take the rows of
+those that end.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.schedule import steps_of
+from fastcoop.methods.spec import method_names
 from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
     from fastcoop.engine import RunShape
+    from fastcoop.engine.tree_layout import TreeKey
 
 # "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
 MAX_BATCH_FRACTION = 1 / 16  # of all training work in a batch, so that workers finish at about the same time
@@ -54,8 +57,8 @@ def form_batches(
         pending: The runs to do, by key.
         recorded: Batches of an earlier sweep.
         budget: Memory for the training of each new batch, in bytes.
-        gpu_workers: Processes that train on a GPU, each of which gets one batch per backbone, method and precision.
-            None: batches for cores, or for workers whose number is not known.
+        gpu_workers: Processes that train on a GPU, each of which gets one batch per backbone and trainer. None: batches
+            for cores, or for workers whose number is not known.
 
     Raises:
         UserError: A prompt does not fit the text tower.
@@ -92,7 +95,7 @@ def plan_batches(runs: Iterable[RunSpec], *, budget: int, gpu_workers: int | Non
 
 
 def shape_of(run: RunSpec) -> RunShape | None:
-    """Return the sizes of a run that is to train in the engine; None for other runs."""
+    """Return the sizes of a run that is to be trained by a `Trainer`; None for other runs."""
     return None if run.has_learned else METHODS[run.method].run_shape(run, run.model)
 
 
@@ -101,14 +104,14 @@ def in_order(batches: Sequence[Batch], runs: Mapping[str, RunSpec]) -> list[Batc
 
     The cheapest results of every dataset come first, so that a mistake shows early: methods that learn nothing, with
     all backbones. Then one backbone after the other: a short batch of each method and dataset, where there is one; then
-    others outside the engine, whose time is unknown, by shots; then training, longest first, so that short batches even
+    others without a trainer, whose time is unknown, by shots; then training, longest first, so that short batches even
     out the end.
     """
     methods, backbones = list(METHODS), list(dict.fromkeys(batch.backbone for batch in batches))
-    learning = [batch for batch in batches if METHODS[batch.method].learns]
+    learning = [batch for batch in batches if METHODS[runs[batch.keys[0]].method].learns]
     first, shown = set[tuple[str, ...]](), set[tuple[str, ...]]()
     for batch in sorted(learning, key=lambda batch: batch.cost):
-        shows = {(batch.backbone, batch.method, runs[key].dataset) for key in batch.keys}
+        shows = {(batch.backbone, runs[key].method, runs[key].dataset) for key in batch.keys}
         if batch.cost <= MAX_FIRST_SECONDS and not shows <= shown:
             first.add(batch.keys)
             shown |= shows
@@ -117,8 +120,9 @@ def in_order(batches: Sequence[Batch], runs: Mapping[str, RunSpec]) -> list[Batc
         return min(float("inf") if runs[key].shots == "all" else float(runs[key].shots) for key in batch.keys)
 
     def place(batch: Batch) -> tuple[Any, ...]:
-        method, backbone = methods.index(batch.method), backbones.index(batch.backbone)
-        if not METHODS[batch.method].learns:
+        name, backbone = runs[batch.keys[0]].method, backbones.index(batch.backbone)
+        method = methods.index(name)
+        if not METHODS[name].learns:
             return 0, backbone, method
         if batch.keys in first:
             return 1, backbone, 0, batch.cost
@@ -155,6 +159,17 @@ def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
     return batches
 
 
+class _Sized(NamedTuple):
+    """A run to train, the name of its trainer, and what it takes. ``bytes``: of its contexts, kept in checkpoints."""
+
+    run: RunSpec
+    trainer: str
+    tree: TreeKey
+    rows: int
+    cost: float
+    bytes: int
+
+
 def _training_batches(
     backbone: Backbone,
     runs: Sequence[RunSpec],
@@ -162,70 +177,70 @@ def _training_batches(
     budget: int,
     gpu_workers: int | None,
 ) -> list[Batch]:
-    """Sort runs by tree, longest first, and cut the list into batches."""
+    """Sort runs by trainer and tree, longest first, and cut the list into batches."""
     from fastcoop.engine import plan_training
-    from fastcoop.engine.tree_layout import tree_key
 
-    trees = {key: tree_key(shape.class_names, shape.layout) for key, shape in shapes.items()}
     plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
     rows = {tree: cost.rows for tree, cost in plan.trees.items()}
     place = {tree: number for number, tree in enumerate(sorted(rows, key=repr))}
     row_seconds = 4 * 12 * backbone.text.width**2 * backbone.text.layers / CORE_FLOPS
     root_seconds = ROOT_FLOPS * backbone.text.width**3 / CORE_FLOPS
-    costs = {
-        key: shape.steps * (rows[trees[key]] * row_seconds + shape.is_fast * root_seconds)
-        for key, shape in shapes.items()
-    }
-    fill, max_cost = plan.rows_estimate, sum(costs.values()) * MAX_BATCH_FRACTION
-    batches: list[Batch] = []
-    keys: list[str] = []
-    method, tree, held, cost = "", None, 0, 0.0
 
-    def close() -> None:
-        if keys:
-            batches.append(Batch(method, backbone.name, tuple(keys), 1, budget, cost))
+    def sized(run: RunSpec) -> _Sized:
+        shape, trainer = shapes[run.key], repr(METHODS[run.method].trainer(run.settings))
+        cost = shape.steps * (rows[shape.tree] * row_seconds + shape.is_fast * root_seconds)
+        return _Sized(run, trainer, shape.tree, rows[shape.tree], cost, _context_bytes(shape, backbone))
 
-    runs = sorted(runs, key=lambda r: (r.method, place[trees[r.key]], -shapes[r.key].steps, r.seed, r.key))
-    if gpu_workers is not None:
-        sizes = {key: (rows[trees[key]], _context_bytes(shape, backbone)) for key, shape in shapes.items()}
-        for part in _gpu_parts(runs, costs, sizes, gpu_workers):
-            of_part = tuple(run.key for run in part)
-            whole_cost = sum(costs[key] for key in of_part)
-            batches.append(Batch(part[0].method, backbone.name, of_part, 1, budget, whole_cost))
-        return batches
-    for run in runs:
-        key, more = run.key, held + rows[trees[run.key]]
-        too_large = cost + costs[key] > max_cost or more > MAX_BATCH_FILLS * fill
-        is_full = held >= MIN_BATCH_FILLS * fill and (trees[key] != tree or too_large)
-        if run.method != method or is_full:
-            close()
-            keys, held, cost = [], 0, 0.0
-        method, tree = run.method, trees[key]
-        keys.append(key)
-        held, cost = held + rows[tree], cost + costs[key]
-    close()
-    return batches
+    def order(one: _Sized) -> tuple[Any, ...]:
+        return one.trainer, place[one.tree], -shapes[one.run.key].steps, one.run.seed, one.run.key
+
+    ordered = sorted(map(sized, runs), key=order)
+    whole = (
+        _cpu_parts(ordered, plan.rows_estimate) if gpu_workers is None else _gpu_parts(ordered, gpu_workers)
+    )
+    return [
+        Batch(
+            method_names(one.run for one in part),
+            backbone.name,
+            tuple(one.run.key for one in part),
+            threads=1,
+            budget=budget,
+            cost=sum(one.cost for one in part),
+        )
+        for part in whole
+    ]
 
 
-def _gpu_parts(
-    runs: Sequence[RunSpec], costs: Mapping[str, float], sizes: Mapping[str, tuple[int, int]], workers: int
-) -> list[list[RunSpec]]:
-    """Cut the runs of each method and precision into parts of about the same cost, if possible one per worker.
+def _cpu_parts(runs: Sequence[_Sized], fill: int) -> list[list[_Sized]]:
+    """Cut runs where the trainer changes, and once there are enough rows where the tree does or the part gets large."""
+    max_cost = sum(one.cost for one in runs) * MAX_BATCH_FRACTION
+    parts: list[list[_Sized]] = []
+    rows, cost = 0, 0.0
+    for one in runs:
+        too_large = cost + one.cost > max_cost or rows + one.rows > MAX_BATCH_FILLS * fill
+        if (
+            not parts
+            or parts[-1][-1].trainer != one.trainer
+            or (rows >= MIN_BATCH_FILLS * fill and (too_large or parts[-1][-1].tree != one.tree))
+        ):
+            parts.append([])
+            rows, cost = 0, 0.0
+        parts[-1].append(one)
+        rows, cost = rows + one.rows, cost + one.cost
+    return parts
 
-    ``sizes``: rows and bytes of the contexts, by key.
-    """
-    groups: dict[tuple[str, str], list[RunSpec]] = {}
-    for run in runs:
-        groups.setdefault((run.method, str(getattr(run.settings, "precision", ""))), []).append(run)
-    parts: dict[tuple[str, str, int], list[RunSpec]] = {}
-    for names, group in groups.items():
-        rows, context_bytes = map(sum, zip(*(sizes[run.key] for run in group), strict=True))
+
+def _gpu_parts(runs: Sequence[_Sized], workers: int) -> list[list[_Sized]]:
+    """Cut the runs of each trainer into parts of about the same cost, if possible one per worker."""
+    parts: dict[tuple[str, int], list[_Sized]] = {}
+    for trainer, of_trainer in groupby(runs, key=lambda one: one.trainer):
+        group = list(of_trainer)
+        rows, context_bytes = sum(one.rows for one in group), sum(one.bytes for one in group)
         number = max(1, min(workers, rows // MIN_GPU_ROWS), math.ceil(context_bytes / MAX_GPU_CONTEXTS))
-        share = sum(costs[run.key] for run in group) / number
-        ends = accumulate(costs[run.key] for run in group)
-        for run, end in zip(group, ends, strict=True):
-            middle = end - costs[run.key] / 2
-            parts.setdefault((*names, min(number - 1, int(middle / share))), []).append(run)
+        share = sum(one.cost for one in group) / number
+        for one, end in zip(group, accumulate(one.cost for one in group), strict=True):
+            middle = end - one.cost / 2
+            parts.setdefault((trainer, min(number - 1, int(middle / share))), []).append(one)
     return list(parts.values())
 
 

@@ -16,6 +16,7 @@ from fastcoop import escape
 from fastcoop.datasets.files import abbreviate
 from fastcoop.methods import METHODS, Outcome, RunSpec
 from fastcoop.methods.schedule import steps_of
+from fastcoop.methods.spec import method_names
 from fastcoop.progress import PlainLines, counted, is_shown, on_terminal, print_line, time_left
 from fastcoop.results.records import Batch
 
@@ -284,7 +285,7 @@ class Live:
 def describe(runs: Sequence[RunSpec]) -> str:
     """Return the runs of a batch in a few words."""
     labels = list(dict.fromkeys(map(_label, runs)))
-    label = labels[0] if len(labels) == 1 else f"{counted(len(labels), 'kind')} of {runs[0].method}"
+    label = labels[0] if len(labels) == 1 else f"{counted(len(labels), 'kind')} of {method_names(runs)}"
     text = label
     shots = sorted(
         {run.shots for run in runs if run.shots}, key=lambda shots: (isinstance(shots, str), shots)

@@ -164,9 +164,9 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
         checkpoint = watch if batch.trains else None
         context = RunContext(batch.budget, watch.on_progress, checkpoint, watch.on_resume)
         torch.set_num_threads(batch.threads)
-        METHODS[batch.method].run(backbone, [], done, RunContext())  # imports what it needs
+        METHODS[runs[0].method].run(backbone, [], done, RunContext())  # imports what it needs
         watch.report(BatchProgress(batch))  # its own time starts here
-        METHODS[batch.method].run(backbone, runs, done, context)
+        METHODS[runs[0].method].run(backbone, runs, done, context)
     except Exception as caught:
         if watch.listener_error:
             raise watch.listener_error from None

@@ -92,6 +92,12 @@ def test_runs_of_all_objectives_train_in_one_forest_each_as_if_alone(backbone: B
         assert (found.losses == alone.losses).all()
 
 
+@pytest.mark.parametrize("name", ["coop", *QUICK])
+def test_methods_name_the_gradients_of_their_objective(backbone: Backbone, data: Data, name: str) -> None:
+    one, method = job(data, name, epochs=1), METHODS[name]
+    assert method.trainer(one.settings).gradients == method.training(backbone, one).objective.parts
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_a_callers_modes_of_torch_change_nothing(backbone: Backbone, data: Data, name: str) -> None:
     (plain,) = run(backbone, name, [job(data, name, **QUICK[name])])

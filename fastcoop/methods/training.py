@@ -1,0 +1,188 @@
+"""Runs that train together, whatever their methods: a method names its trainer, and runs of one trainer share a batch.
+
+CoOp, KgCoOp and ProGrad train in the engine; TCP and CoCoOp by `methods.prompt_nets`. Each run has the result that it
+has alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from fastcoop.methods.base import Done, Outcome, RunContext
+from fastcoop.methods.schedule import ScheduledMethod, ScheduleSettings
+from fastcoop.methods.spec import RunSpec
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
+    from fastcoop.engine.runs import State
+
+log = logging.getLogger("fastcoop")
+
+
+class Trainer(Protocol):
+    """Trains runs side by side. Runs whose methods name equal trainers go into one batch."""
+
+    def costs(self, backbone: Backbone, trainings: Sequence[Any]) -> list[float]:
+        """Return the work of each training, in the unit of ``on_progress``."""
+
+    def train(
+        self,
+        backbone: Backbone,
+        trainings: Sequence[Any],
+        *,
+        memory_budget: int | None,
+        on_done: Callable[[int, Any], None],
+        on_progress: Callable[[float], None],
+        state: State,
+        on_step: Callable[[Callable[[], State]], None],
+    ) -> Any:
+        """Train, with the arguments of `fastcoop.engine.train`. States have its names for steps and for runs."""
+
+
+@dataclass(frozen=True)
+class EngineTrainer:
+    """Trains context vectors in the engine.
+
+    Attributes:
+        precision: Of the text tower.
+        gradients: Of a step, as `Objective.parts`. Each goes back through all rows of a forest, so that runs with one
+            gradient are faster without those that have two.
+    """
+
+    precision: str = "float32"
+    gradients: int = 1
+
+    def costs(self, backbone: Backbone, trainings: Sequence[Any]) -> list[float]:
+        from fastcoop.engine import plan_training
+
+        return [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
+
+    def train(self, backbone: Backbone, trainings: Sequence[Any], **options: Any) -> None:
+        import torch
+
+        from fastcoop.engine import train
+
+        if self.precision == "float32" and backbone.device.type == "cuda":
+            _advise_precision()
+        known: dict[str, Any] = {"float32": None, "bfloat16": torch.bfloat16}
+        train(backbone, trainings, precision=known.get(self.precision, self.precision), **options)
+
+
+@cache
+def _advise_precision() -> None:
+    """Log once per process what a GPU's other precisions save and cost."""
+    log.warning(
+        "coop trains in float32. On most GPUs its steps are several times as fast with precision: tf32 (products keep "
+        "10 bits) and about ten times with precision: bfloat16 (7 bits; features and gradients are off by 1 to 2%)."
+    )
+
+
+T = TypeVar("T", bound=ScheduleSettings)
+
+
+class TrainedMethod(ScheduledMethod[T]):
+    """A method whose runs train together, also with those of other such methods.
+
+    Attributes:
+        tested_at_once: Runs that have learned and are tested together at most.
+    """
+
+    tested_at_once: ClassVar[int] = 64
+
+    @abstractmethod
+    def trainer(self, settings: T) -> Trainer:
+        """Return what trains such runs."""
+
+    @abstractmethod
+    def training(self, backbone: Backbone, run: RunSpec[T]) -> Any:
+        """Return the trainer's form of a run."""
+
+    @abstractmethod
+    def learned(self, backbone: Backbone, run: RunSpec[T], trained: Any) -> Outcome:
+        """Return the outcome of a run, without scores, from the trainer's result."""
+
+    def run(self, backbone: Backbone, runs: Sequence[RunSpec[Any]], done: Done, context: RunContext) -> None:
+        """Do runs of any methods of this kind."""
+        from fastcoop.methods import METHODS
+
+        methods: list[TrainedMethod[Any]] = [METHODS[run.method] for run in runs]  # type: ignore[misc]
+
+        def test(
+            ended: Mapping[int, Outcome], on_tested: Callable[[float], None] = lambda runs: None
+        ) -> None:
+            """Test and report runs that have learned."""
+            for method in dict.fromkeys(methods[index] for index in ended):
+                own = [index for index in ended if methods[index] is method]
+                for start in range(0, len(own), method.tested_at_once):
+                    some = own[start : start + method.tested_at_once]
+                    outcomes = [ended[index] for index in some]
+                    found = method.scores_of(backbone, [runs[index] for index in some], outcomes)
+                    for index, outcome, scores in zip(some, outcomes, found, strict=True):
+                        done(index, replace(outcome, scores=scores))
+                        on_tested(1.0)
+
+        test({n: Outcome({}) for n, run in enumerate(runs) if run.has_learned}, context.on_progress)
+        groups: dict[Trainer, dict[int, Any]] = {}
+        for index, (method, run) in enumerate(zip(methods, runs, strict=True)):
+            if not run.has_learned:
+                training = method.training(backbone, run)
+                groups.setdefault(method.trainer(run.settings), {})[index] = training
+        if len(groups) > 1:  # a checkpoint holds one training
+            context = replace(context, checkpoint=None)
+        for trainer, trainings in groups.items():
+
+            def learned(index: int, trained: Any) -> Outcome:
+                return methods[index].learned(backbone, runs[index], trained)
+
+            _train(backbone, trainer, trainings, learned, test, context)
+
+
+def _train(
+    backbone: Backbone,
+    trainer: Trainer,
+    trainings: Mapping[int, Any],
+    learned: Callable[[int, Any], Outcome],
+    test: Callable[[Mapping[int, Outcome]], None],
+    context: RunContext,
+) -> None:
+    """Train runs of one trainer, by their index, and test those that end in one step together."""
+    from fastcoop.engine.runs import shares_done
+
+    indices, given = [*trainings], [*trainings.values()]
+    costs = trainer.costs(backbone, given)
+    worked, start, ended = 0.0, time.perf_counter(), dict[int, Outcome]()
+    checkpoint = context.checkpoint
+
+    def on_progress(cost: float) -> None:
+        nonlocal worked
+        worked += cost
+        context.on_progress(cost * len(costs) / sum(costs))
+
+    def on_done(number: int, trained: Any) -> None:
+        # A run that ended before the training was resumed has no known time.
+        seconds = costs[number] * (time.perf_counter() - start) / worked if worked else 0.0
+        ended[indices[number]] = replace(learned(indices[number], trained), seconds=seconds)
+
+    def report() -> None:
+        test(ended)
+        ended.clear()
+
+    def on_step(get_state: Callable[[], State]) -> None:
+        report()
+        if checkpoint:
+            checkpoint.offer(get_state)
+
+    state = (checkpoint.load() if checkpoint else None) or {}
+    if before := sum(cost * share for cost, share in zip(costs, shares_done(state, given), strict=True)):
+        context.on_resume(before * len(costs) / sum(costs))
+    trainer.train(
+        backbone, given, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress, state=state,
+        on_step=on_step,
+    )  # fmt: skip
+    report()

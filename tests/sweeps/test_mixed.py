@@ -1,0 +1,97 @@
+"""Runs of several methods in one batch: the numbers of each alone, fewer batches, and one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastcoop.engine
+from fastcoop.results import load_contexts, load_results
+from fastcoop.results.store import open_store
+from fastcoop.sweeps import Summary, checkpoints
+
+Sweep = Callable[..., Summary]
+
+SHORT = {"epochs": {1: 2, 2: 4}, "batch_size": 4, "learning_rate": 0.1}
+MIXED: dict[str, dict[str, Any]] = {
+    "coop": SHORT | {"context_length": 4, "class_position": ["end", "mid"]},
+    "kgcoop": SHORT,
+    "prograd": SHORT | {"context_length": 4, "select": "best_val", "val_every": 1},
+}
+
+
+@pytest.fixture
+def grid(grid: dict[str, Any]) -> dict[str, Any]:
+    return grid | {"methods": MIXED}
+
+
+def frame(folder: Path) -> pd.DataFrame:
+    columns = ["key", "label", "accuracy", "losses", "status", "epochs"]
+    return load_results(folder)[columns].sort_values("key", ignore_index=True)
+
+
+def assert_same(one: Path, *others: Path) -> None:
+    found = pd.concat([frame(other) for other in others]).sort_values("key", ignore_index=True)
+    pd.testing.assert_frame_equal(frame(one), found, check_exact=True)
+    known = {key: load_contexts(other, key) for other in others for key in frame(other).key}
+    for key in frame(one).key:
+        assert np.array_equal(load_contexts(one, key), known[key])
+
+
+def test_a_mixed_grid_has_the_numbers_of_one_grid_per_method_and_fewer_batches(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[int] = []
+    train = fastcoop.engine.train
+
+    def counted(backbone: Any, runs: Any, **options: Any) -> Any:
+        trainings.append(len(runs))
+        return train(backbone, runs, **options)
+
+    monkeypatch.setattr(fastcoop.engine, "train", counted)
+    for name in MIXED:
+        run(grid, results=tmp_path / name, only=[name])
+    assert trainings == [8, 4, 4]
+    trainings.clear()
+    forecast = run(grid, results=tmp_path / "mixed", dry_run=True).forecast
+    assert forecast is not None
+    assert {part.method: (part.batches, part.runs) for part in forecast.parts} == {
+        "coop + kgcoop": (1, 12), "prograd": (1, 4),
+    }  # fmt: skip
+    trainings.clear()
+    assert run(grid, results=tmp_path / "mixed").finished == 16
+    assert sorted(trainings) == [4, 12], (
+        "two gradients of ProGrad would both go through the rows of the others"
+    )
+    assert_same(tmp_path / "mixed", *(tmp_path / name for name in MIXED))
+
+
+@pytest.mark.parametrize("stop_after_steps", [1, 3])
+def test_a_mixed_batch_resumes_with_the_same_bits(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
+) -> None:
+    run(grid, results=tmp_path / "whole", only=["coop", "kgcoop"])
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    steps, write = iter(range(1000)), checkpoints.write_state
+
+    def interrupted(*args: Any) -> None:
+        write(*args)
+        if next(steps) == stop_after_steps:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_state", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(grid, results=tmp_path / "cut", only=["coop", "kgcoop"])
+    with open_store(tmp_path / "cut") as store:
+        assert [(batch.method, len(batch.keys)) for batch in store.batches()] == [("coop + kgcoop", 12)]
+    done = len(load_results(tmp_path / "cut")) if stop_after_steps == 3 else 0
+    assert done == (6 if stop_after_steps == 3 else 0), "runs of one shot have ended"
+    summary = run(grid, results=tmp_path / "cut", only=["coop", "kgcoop"])
+    assert summary.finished + summary.done_before == 12
+    assert_same(tmp_path / "cut", tmp_path / "whole")
