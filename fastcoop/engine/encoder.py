@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,8 @@ class PromptEncoder(nn.Module):
 
     def _forest_pass(self, runs: int) -> AnyPass:
         if runs not in self._passes:
-            trees = [(self._trees[self.class_names, self.layout], runs)]
-            self._passes[runs] = build_pass(self._trees.tower, trees)
+            trees, tower = [(self._trees[self.class_names, self.layout], runs)], self._trees.tower
+            self._passes[runs] = build_pass(tower, trees, row_rule(tower))
             if len(self._passes) > FORESTS:
                 self._passes.popitem(last=False)
         return self._passes[runs]
@@ -132,7 +133,7 @@ class ClassTokenEncoder:
     """Class features of prompts whose context vectors are replaced, from a layer on, by vectors of each class (TCP).
 
         encoder = ClassTokenEncoder(backbone, ["cat", "dog"], PromptLayout(4), layer=8)
-        features = encoder(contexts, tokens)   # (M, width), (classes, M, width) -> (classes, dim)
+        features = encoder(contexts, tokens)   # (runs, M, width), (runs, classes, M, width) -> (runs, classes, dim)
 
     Args:
         backbone: Its text tower and tokenizer are used.
@@ -148,18 +149,21 @@ class ClassTokenEncoder:
         check_layer(backbone, layer)
         trees, both = Trees(backbone), [replace(layout, class_specific=own) for own in (False, True)]
         shared, own = (trees[tree_key(class_names, one)] for one in both)
-        self._pass = _TwoTrees(trees, shared, own, layer)
+        self.runs_at_once, self._device = _runs_at_once(trees, own), trees.tower.device
+        self._pass = lru_cache(FORESTS)(lambda runs: _TwoTrees(trees, shared, own, layer, runs))
 
     def __call__(self, contexts: Tensor, tokens: Tensor) -> Tensor:
-        """Return class features (classes, dim) as the tower projects them, not normalized.
+        """Return class features (runs, classes, dim) as the tower projects them, not normalized.
 
         Args:
-            contexts: (M, width), which enter the first layer.
-            tokens: (classes, M, width), which replace them. Gradients flow to both.
+            contexts: (runs, M, width), which enter the first layer.
+            tokens: (runs, classes, M, width), which replace them. Gradients flow to both. The runs dimension may be
+                left out of both, and is then left out of the result.
         """
-        device = self._pass.tower.device
-        given = [contexts.to(device)[None], tokens.to(device).flatten(0, 1)[None]]
-        return _class_features(self._pass, given)[0][0]
+        if contexts.ndim == 2:
+            return self(contexts[None], tokens[None])[0]
+        given = [contexts.to(self._device), tokens.to(self._device).flatten(1, 2)]
+        return _class_features(self._pass(len(contexts)), given)[0]
 
 
 def check_layer(backbone: Backbone, layer: int) -> None:
@@ -267,10 +271,11 @@ class _TwoTrees:
     exact: a prompt has the same activations in both trees up to the replacement.
     """
 
-    def __init__(self, trees: Trees, shared: TreeLayout, own: TreeLayout, layer: int):
+    def __init__(self, trees: Trees, shared: TreeLayout, own: TreeLayout, layer: int, runs: int):
         self.tower, self.layer, self.own, device = trees.tower, layer, own, trees.tower.device
+        self.runs = runs
         self.below, self.above = (
-            ForestPass(Forest(trees.tower, [(tree, 1)], row_rule(trees.tower))) for tree in (shared, own)
+            ForestPass(Forest(trees.tower, [(tree, runs)], row_rule(trees.tower))) for tree in (shared, own)
         )
         row, own_row = (np.cumsum(tree.tree.live) - 1 for tree in (shared, own))  # of live nodes
         source = np.full(own.rows, -1)
@@ -281,14 +286,15 @@ class _TwoTrees:
         kept = np.flatnonzero(source >= 0)
         sources, position = np.unique(source[kept], return_inverse=True)
         self.kept, self.source, self.sources = (
-            torch.as_tensor(rows, device=device) for rows in (kept, source[kept], sources)
+            half.forest.groups[0].rows_of(torch.as_tensor(rows, device=device))
+            for half, rows in ((self.above, kept), (self.below, source[kept]), (self.below, sources))
         )
         self.sum_sources = OrderedSum(position, device, trees.tower.sum_dtype)
 
     @torch.no_grad()
     @disable_autocast
     def forward(self, given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return [class features (1, classes, dim)] of contexts (1, M, width) and tokens (1, classes M, width)."""
+        """Return [class features (runs, classes, dim)] of contexts (runs, M, width) and tokens (runs, n, width)."""
         contexts, tokens = given
         x = self.below.input([contexts], workspace)
         for layer in range(self.layer):
@@ -299,7 +305,8 @@ class _TwoTrees:
         y = workspace.layers[self.layer].x(self.above.forest.rows, self.tower.width)
         y[self.above.forest.used_rows :].zero_()
         y.index_copy_(0, self.kept, x.index_select(0, self.source))
-        y.index_copy_(0, self.own.learned_rows, tokens[0, self.own.vector_of_row].to(self.tower.dtype))
+        of_rows = tokens[:, self.own.vector_of_row].flatten(0, 1)
+        y.index_copy_(0, self.above.forest.learned_rows, of_rows.to(self.tower.dtype))
         for layer in range(self.layer, len(self.tower.blocks)):
             y = self.above.layer(layer, y, workspace)
         return self.above.output(y, workspace)
@@ -311,9 +318,12 @@ class _TwoTrees:
         grad = self.above.output_backward(grads, workspace)
         for layer in range(self.above.last, self.layer - 1, -1):
             grad = self.above.layer_backward(layer, grad, workspace)
-        tokens = self.own.sum_vectors(grad[self.own.learned_rows][None])
+        learned, kept = (
+            grad[rows].unflatten(0, (self.runs, -1)) for rows in (self.above.forest.learned_rows, self.kept)
+        )
+        tokens = self.own.sum_vectors(learned)
         below = grad.new_zeros(self.below.forest.rows, self.tower.width)
-        below[self.sources] = self.sum_sources(grad[self.kept][None])[0]
+        below[self.sources] = self.sum_sources(kept).flatten(0, 1)
         for layer in range(self.layer - 1, -1, -1):
             below = self.below.layer_backward(layer, below, workspace)
         return [*self.below.input_backward(below), tokens]

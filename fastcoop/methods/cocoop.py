@@ -10,10 +10,15 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.checks import LARGEST_BATCH
-from fastcoop.memo import memoize
-from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_net
+from fastcoop.methods.prompt_nets import (
+    NetTraining,
+    PromptNetMethod,
+    PromptNetSettings,
+    StepPart,
+    prompt_encoder,
+    prompt_net,
+)
 from fastcoop.methods.schedule import epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.progress import counted
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastcoop.backbones import Backbone
-    from fastcoop.engine import PromptEncoder
+    from fastcoop.engine import RunShape
     from fastcoop.prompts import PromptLayout
 
 
@@ -48,6 +53,8 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
     name = "cocoop"
     title = "CoCoOp"
     Settings = CoCoOpSettings
+    prompts_per_image = True
+    tested_at_once = 1  # each takes long
 
     def layout(self, settings: CoCoOpSettings, backbone: Backbone) -> PromptLayout:
         from fastcoop.prompts import PromptLayout
@@ -77,27 +84,27 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
             f"and {tested:,} in tests, in {counted(len(runs), 'run')}."
         )
 
-    def train(self, backbone: Backbone, run: Run) -> Outcome:
+    def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
+        shape = super().run_shape(run, backbone)
+        return replace(
+            shape, steps=shape.steps * min(shape.batch_size, shape.images)
+        )  # an image's prompts each
+
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         import torch
-        from torch.nn.functional import cross_entropy
 
         from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY
 
-        encoder = _encoder(backbone, run.data.class_names, self.layout(run.settings, backbone))
+        return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
-        def backward(net: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
-            total, start = 0.0, 0
-            for logits in image_logits(net, encoder, images, backbone.logit_scale):  # a part of the images
-                own = labels[start : (start := start + len(logits))]
-                loss = cross_entropy(logits, own, reduction="sum") / len(labels)
-                loss.backward()
-                total += loss.item()
-            return total
+    def inputs(self, net: Any, images: torch.Tensor, references: Any) -> tuple[torch.Tensor]:
+        return (net.ctx + net.meta_net(images)[:, None],)
 
-        def sgd(parameters: Any) -> torch.optim.Optimizer:
-            return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
+        from torch.nn.functional import cross_entropy
 
-        return self.fit(backbone, run, sgd, backward)
+        logits = _logits(features, part.images, one.scale)
+        return cross_entropy(logits, part.labels, reduction="sum") / part.step_images
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> ImageConditioned:
         return ImageConditioned(run.settings, dict(run.weights), data.class_names, backbone)
@@ -129,10 +136,13 @@ class ImageConditioned:
         method, backbone = CoCoOpMethod(), self.backbone
         with fresh_state(), torch.no_grad():
             net = method.net(backbone, self.settings, self.weights)
-            encoder = _encoder(backbone, self.class_names, method.layout(self.settings, backbone))
+            encoder = prompt_encoder(backbone, self.class_names, method.layout(self.settings, backbone))
             images = torch.from_numpy(np.asarray(features, np.float32)).to(backbone.device)
-            parts = [part.float().cpu() for part in image_logits(net, encoder, images, backbone.logit_scale)]
-        return np.asarray(torch.cat(parts).numpy())
+            parts = [
+                _logits(encoder(*method.inputs(net, part, None)).to(part.dtype), part, backbone.logit_scale)
+                for part in images.split(encoder.runs_at_once)
+            ]
+        return np.asarray(torch.cat(parts).float().cpu().numpy())
 
     def with_backbone(self, backbone: Backbone) -> ImageConditioned:
         """Return the classifier with the backbone that a pickle does not have."""
@@ -142,20 +152,8 @@ class ImageConditioned:
         return self.__dict__ | {"backbone": None}
 
 
-def image_logits(
-    net: Any, encoder: PromptEncoder, images: torch.Tensor, logit_scale: float
-) -> Iterator[torch.Tensor]:
-    """Yield logits (part, classes) of images (n, dim) of length 1, as many at a time as fill a forest."""
+def _logits(features: torch.Tensor, images: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return logits (n, classes) from class features (n, classes, dim) of each image (n, dim) of length 1."""
     from torch.nn.functional import normalize
 
-    for part in images.split(encoder.runs_at_once):
-        contexts = net.ctx + net.meta_net(part)[:, None]  # (part, M, width)
-        texts = normalize(encoder(contexts).to(contexts.dtype), dim=-1)
-        yield logit_scale * (texts @ part[:, :, None])[..., 0]
-
-
-@memoize(2)
-def _encoder(backbone: Backbone, class_names: tuple[str, ...], layout: PromptLayout) -> PromptEncoder:
-    from fastcoop.engine import PromptEncoder
-
-    return PromptEncoder(backbone, class_names, layout)
+    return scale * (normalize(features, dim=-1) @ images[:, :, None])[..., 0]

@@ -1,29 +1,34 @@
 """Prompts that a small network makes: settings, start and training of CoCoOp and TCP.
 
 Both learn context vectors and a network of two layers, in the layout and with the names of the official checkpoints
-(``ctx``, ``meta_net.linear1.weight``, ...). Each run trains by itself; the forest holds the prompts of its step.
+(``ctx``, ``meta_net.linear1.weight``, ...). A forest holds the prompts of a step of several runs.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import Outcome, report_share
+from fastcoop.memo import memoize
+from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import LearningRate, Positive, ScheduledMethod, ScheduleSettings, epochs_of
+from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
+from fastcoop.methods.training import TrainedMethod
 
 if TYPE_CHECKING:
     import torch
 
     from fastcoop.backbones import Backbone
+    from fastcoop.engine import RunShape
+    from fastcoop.engine.runs import State
     from fastcoop.prompts import PromptLayout
 
 
@@ -54,8 +59,14 @@ class PromptNetSettings(ScheduleSettings):
 S = TypeVar("S", bound=PromptNetSettings)
 
 
-class PromptNetMethod(ScheduledMethod[S]):
-    """Context vectors and a network, trained by autograd over the forest of a step's prompts."""
+class PromptNetMethod(TrainedMethod[S]):
+    """Context vectors and a network, trained by autograd over the forest of a step's prompts.
+
+    Attributes:
+        prompts_per_image: Whether each image has prompts of its own.
+    """
+
+    prompts_per_image: ClassVar[bool] = False
 
     def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
         settings, length = run.settings, self.vectors(run.settings, backbone)
@@ -78,15 +89,19 @@ class PromptNetMethod(ScheduledMethod[S]):
 
         return len(word_tokens(backbone, settings.words)) if settings.words else settings.context_length
 
-    def learn(self, backbone: Backbone, run: RunSpec[S]) -> Outcome:
-        from fastcoop.backbones.precision import fresh_state
+    def trainer(self, settings: S) -> PromptNetTrainer:
+        return PromptNetTrainer(self.name)
 
-        with fresh_state():
-            return self.train(backbone, run)
+    def run_shape(self, run: RunSpec[S], backbone: Backbone) -> RunShape:
+        from fastcoop.engine import RunShape
 
-    @abstractmethod
-    def train(self, backbone: Backbone, run: RunSpec[S]) -> Outcome:
-        """Train a run's network, by `fit`."""
+        layout, steps = (
+            self.prompt_layout(run.settings, backbone, run.data),
+            epochs_of(run) * steps_per_epoch(run),
+        )
+        images, features = len(run.subset.train), (run.dataset, run.shots, run.seed)
+        views, size = max(1, run.data.views), run.settings.batch_size
+        return RunShape(run.data.class_names, layout, steps, images, views, size, features)
 
     @abstractmethod
     def new_net(self, backbone: Backbone, settings: S, contexts: torch.Tensor) -> torch.nn.Module:
@@ -95,6 +110,35 @@ class PromptNetMethod(ScheduledMethod[S]):
     @abstractmethod
     def prompt_layout(self, settings: S, backbone: Backbone, data: Data) -> PromptLayout:
         """Return the layout of the prompts of ``data``'s classes."""
+
+    @abstractmethod
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        """Return the optimizer of a network. Its learning rate is set before each step."""
+
+    @abstractmethod
+    def inputs(
+        self, net: Any, images: torch.Tensor, references: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what a network gives to `encoder`, with a first dimension of sets of prompts: one, or one per image.
+
+        Args:
+            net: Of a run.
+            images: Normalized images (n, dim) of its step.
+            references: Its `references`.
+        """
+
+    @abstractmethod
+    def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
+        """Return the loss of a part of a step from the class features (sets, classes, dim) of its `inputs`."""
+
+    def references(self, backbone: Backbone, settings: S, data: Data) -> torch.Tensor | None:
+        """Return the hand-written text features (classes, dim) of length 1 that a network reads; None for none."""
+        return None
+
+    def encoder(self, backbone: Backbone, settings: S, data: Data) -> Any:
+        """Return the encoder of ``data``'s classes, kept for the next call."""
+        layout = self.prompt_layout(settings, backbone, data)
+        return prompt_encoder(backbone, data.class_names, layout, getattr(settings, "layer", None))
 
     def net(self, backbone: Backbone, settings: S, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """Return a run's network with its learned weights."""
@@ -105,58 +149,233 @@ class PromptNetMethod(ScheduledMethod[S]):
         net.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in weights.items()})
         return net.to(backbone.device)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        run: RunSpec[S],
-        optimizer: Callable[[Any], torch.optim.Optimizer],
-        backward: Callable[[Any, torch.Tensor, torch.Tensor], float],
-    ) -> Outcome:
-        """Train a run's network on the batches that an engine's run of the same seed has.
-
-        Args:
-            backbone: Its text tower's precision, at least float32, and device are the network's.
-            run: The run.
-            optimizer: Makes the optimizer of the network's parameters. Its rate is set every epoch.
-            backward: Called with the network, normalized images (batch, dim) and labels (batch,); returns the loss, and
-                leaves its gradients in the parameters.
-        """
+    def training(self, backbone: Backbone, run: RunSpec[S]) -> NetTraining:
+        """Return a run with its first network, and the batches that an engine's run of the same seed has."""
         import torch
-        from torch.nn.functional import normalize
 
         from fastcoop.engine import Run
-        from fastcoop.engine.runs import draw_batches, learning_rates
+        from fastcoop.engine.runs import draw_batches, rates_by_step
         from fastcoop.prompts import initial_contexts
 
-        settings, names, epochs = run.settings, run.data.class_names, epochs_of(run)
+        settings, names = run.settings, run.data.class_names
         layout = self.prompt_layout(settings, backbone, run.data)
         start = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
         features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
-        size, base_rate = settings.batch_size, settings.learning_rate
-        drawn = Run(names, layout, start, features, labels, epochs, run.seed, size, base_rate)
-        batches, per_epoch = torch.as_tensor(draw_batches(drawn)), drawn.steps_per_epoch
+        drawn = Run(
+            names, layout, start, features, labels, epochs_of(run), run.seed, settings.batch_size,
+            settings.learning_rate,
+        )  # fmt: skip
         dtype = torch.float64 if backbone.text.dtype == torch.float64 else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             net = self.new_net(backbone, settings, start).to(backbone.device, dtype)
-        images, labels = features.flatten(0, 1).to(backbone.device), labels.to(backbone.device)
-        chosen = optimizer(net.parameters())
-        losses, views = list[float](), features.shape[1]
-        for rate, epoch in zip(learning_rates(epochs, base_rate), batches.split(per_epoch), strict=True):
-            chosen.param_groups[0]["lr"], total = float(rate), 0.0
-            for batch in epoch:
-                rows = batch[batch >= 0].to(backbone.device)
-                chosen.zero_grad()
-                total += backward(net, normalize(images[rows].to(dtype), dim=-1), labels[rows // views])
-                chosen.step()
-                report_share(1 / len(batches))
-            losses.append(total / per_epoch)
-            if not np.isfinite(total):
-                break
-        weights = {name: tensor.float().cpu().numpy() for name, tensor in net.state_dict().items()}
-        finite = np.isfinite(losses[-1]) and all(np.isfinite(array).all() for array in weights.values())
+        references = self.references(backbone, settings, run.data)
+        return NetTraining(
+            method=self,
+            run=run,
+            scale=backbone.logit_scale,
+            net=net,
+            optimizer=self.optimizer(net.parameters()),
+            images=features.flatten(0, 1).to(backbone.device),
+            labels=labels.repeat_interleave(features.shape[1]).to(backbone.device),
+            references=None if references is None else references.to(backbone.device, dtype),
+            batches=torch.as_tensor(draw_batches(drawn)),
+            rates=rates_by_step(drawn),
+            losses=torch.zeros(drawn.steps, dtype=torch.float64),
+            steps_per_epoch=drawn.steps_per_epoch,
+        )
+
+    def learned(self, backbone: Backbone, run: RunSpec[S], trained: NetTraining) -> Outcome:
+        losses = trained.losses[: trained.step].view(-1, trained.steps_per_epoch).mean(1).numpy()
+        weights = {name: tensor.float().cpu().numpy() for name, tensor in trained.net.state_dict().items()}
+        finite = np.isfinite(losses).all() and all(np.isfinite(array).all() for array in weights.values())
         status = "done" if finite else "diverged"
-        return Outcome({}, np.array(losses, np.float32), weights=weights, status=status)
+        return Outcome({}, losses.astype(np.float32), weights=weights, status=status)
+
+
+class StepPart(NamedTuple):
+    """Images of a run's step, normalized (n, dim), their labels (n,), and the number of images in the whole step."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    step_images: int
+
+
+@dataclass(eq=False, kw_only=True)
+class NetTraining:
+    """A run in training.
+
+    Attributes:
+        images, labels: Raw features (images * views, dim) and labels (images * views,), on the device.
+        references: The method's `references`, in the network's precision.
+        batches: Rows of ``images`` for each step (steps, batch size), -1 where a batch is short.
+        rates: Learning rate of each step.
+        losses: float64 (steps,).
+        step: Steps done.
+    """
+
+    method: PromptNetMethod[Any]
+    run: RunSpec[Any]
+    scale: float
+    net: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    images: torch.Tensor
+    labels: torch.Tensor
+    references: torch.Tensor | None
+    batches: torch.Tensor
+    rates: np.ndarray
+    losses: torch.Tensor
+    steps_per_epoch: int
+    step: int = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.batches)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or an epoch whose loss is not finite."""
+        is_epoch = self.step % self.steps_per_epoch == 0
+        return self.step == self.steps or bool(is_epoch and not self.losses[: self.step].isfinite().all())
+
+    def parts(self, most: int) -> Iterator[StepPart]:
+        """Yield the images of the next step, at most ``most`` at a time if each has prompts of its own."""
+        from torch.nn.functional import normalize
+
+        rows = self.batches[self.step]
+        rows = rows[rows >= 0].to(self.images.device)
+        dtype = next(self.net.parameters()).dtype
+        images, size = normalize(self.images[rows].to(dtype), dim=-1), len(rows)
+        if self.method.prompts_per_image:
+            size = min(size, most)
+        for some, labels in zip(images.split(size), self.labels[rows].split(size), strict=True):
+            yield StepPart(some, labels, len(rows))
+
+    def state(self, index: int) -> State:
+        """Return what `restore` needs, named for the run's place among those that train."""
+        import torch
+
+        own = {"step": torch.tensor(self.step), "losses": self.losses}
+        own |= {f"weights_{k}": one.detach() for k, one in enumerate(self.net.parameters())}
+        for k, kept in self.optimizer.state_dict()["state"].items():
+            own |= {f"{name}_{k}": one for name, one in kept.items() if isinstance(one, torch.Tensor)}
+        return {f"{name}.{index}": one.cpu().clone() for name, one in own.items()}
+
+    def restore(self, index: int, state: State) -> None:
+        """Continue from a state, if it has this run."""
+        import torch
+
+        own = {name.rpartition(".")[0]: one for name, one in state.items() if name.endswith(f".{index}")}
+        if not own:
+            return
+        self.step, self.losses = int(own.pop("step")), own.pop("losses")
+        kept: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in own.items():
+            what, _, place = name.rpartition("_")
+            kept.setdefault(int(place), {})[what] = tensor
+        with torch.no_grad():
+            for k, parameter in enumerate(self.net.parameters()):
+                parameter.copy_(kept[k].pop("weights"))
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": kept})
+
+
+@dataclass(frozen=True)
+class PromptNetTrainer:
+    """Trains networks of one method: in each step, runs of equal prompts are encoded in one forest.
+
+    Each run has its own optimizer, and the weights that it has alone.
+    """
+
+    method: str
+
+    def costs(self, backbone: Backbone, trainings: Sequence[NetTraining]) -> list[float]:
+        return [one.steps * self._step_cost(one) for one in trainings]
+
+    def train(
+        self,
+        backbone: Backbone,
+        trainings: Sequence[NetTraining],
+        *,
+        on_done: Callable[[int, NetTraining], None],
+        on_progress: Callable[[float], None],
+        state: State,
+        on_step: Callable[[Callable[[], State]], None],
+        **others: Any,
+    ) -> None:
+        from fastcoop.backbones.precision import fresh_state
+        from fastcoop.engine.weights import limit_threads
+
+        def get_state() -> State:
+            states = [one.state(n) for n, one in enumerate(trainings) if one.step]
+            return {name: tensor for of_run in states for name, tensor in of_run.items()}
+
+        def left(numbers: Sequence[int]) -> list[int]:
+            for n in numbers:
+                if trainings[n].ended:
+                    on_done(n, trainings[n])
+            return [n for n in numbers if not trainings[n].ended]
+
+        by_encoder: dict[Any, list[int]] = {}
+        for n, one in enumerate(trainings):
+            one.restore(n, state)
+            layout = one.method.prompt_layout(one.run.settings, backbone, one.run.data)
+            key = one.run.data.class_names, layout, getattr(one.run.settings, "layer", None)
+            by_encoder.setdefault(key, []).append(n)
+        for key, numbers in by_encoder.items():
+            active = left(numbers)
+            while active:
+                with fresh_state(), limit_threads(backbone.text.heads):
+                    _step(prompt_encoder(backbone, *key), [trainings[n] for n in active])
+                on_progress(sum(self._step_cost(trainings[n]) for n in active))
+                active = left(active)
+                on_step(get_state)
+
+    @staticmethod
+    def _step_cost(one: NetTraining) -> float:
+        images = one.batches.shape[1] if one.method.prompts_per_image else 1
+        return float(images * len(one.run.data.class_names))
+
+
+def _step(encoder: Any, active: Sequence[NetTraining]) -> None:
+    """Do one step of each run. ``encoder``: of the classes and the layout of all of them."""
+    import torch
+
+    forests: list[list[tuple[NetTraining, StepPart]]] = []
+    room = 0
+    for one in active:
+        one.optimizer.zero_grad()
+        one.optimizer.param_groups[0]["lr"] = float(one.rates[one.step])
+        for part in one.parts(encoder.runs_at_once):
+            taken = len(part.images) if one.method.prompts_per_image else 1
+            if taken > room:
+                forests.append([])
+                room = encoder.runs_at_once
+            room -= taken
+            forests[-1].append((one, part))
+    for forest in forests:
+        inputs = [one.method.inputs(one.net, part.images, one.references) for one, part in forest]
+        features = encoder(*map(torch.cat, zip(*inputs, strict=True)))
+        by_part = features.to(inputs[0][0].dtype).split([len(first) for first, *_ in inputs])
+        losses = [one.method.loss(one, own, part) for (one, part), own in zip(forest, by_part, strict=True)]
+        torch.stack(losses).sum().backward()
+        for (one, _), loss in zip(forest, losses, strict=True):
+            one.losses[one.step] += loss.item()
+    for one in active:
+        one.optimizer.step()
+        one.step += 1
+
+
+@memoize(2)
+def prompt_encoder(
+    backbone: Backbone, class_names: tuple[str, ...], layout: PromptLayout, layer: int | None = None
+) -> Any:
+    """Return the encoder of prompts, kept for the next call; with a layer, one that replaces vectors there."""
+    from fastcoop.engine import PromptEncoder
+    from fastcoop.engine.encoder import ClassTokenEncoder
+
+    if layer is None:
+        return PromptEncoder(backbone, class_names, layout)
+    return ClassTokenEncoder(backbone, class_names, layout, layer)
 
 
 def prompt_net(

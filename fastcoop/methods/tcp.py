@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
-from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_net
+from fastcoop.methods.prompt_nets import NetTraining, PromptNetMethod, PromptNetSettings, StepPart, prompt_net
 from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastcoop.backbones import Backbone
-    from fastcoop.engine.encoder import ClassTokenEncoder
+    from fastcoop.engine import RunShape
     from fastcoop.prompts import PromptLayout
 
 ADAM_EPS = 1e-3  # as the official code's README asks for
@@ -94,26 +94,36 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         sizes = backbone.embed_dim, settings.reduction, contexts.numel()
         return prompt_net(contexts, *sizes, QuickGELU())
 
-    def train(self, backbone: Backbone, run: Run) -> Outcome:
+    def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
+        shape = super().run_shape(run, backbone)
+        return replace(shape, layout=replace(shape.layout, class_specific=True))  # as it is above the layer
+
+    def references(self, backbone: Backbone, settings: TCPSettings, data: Data) -> torch.Tensor:
         import torch
-        from torch.nn.functional import cross_entropy, normalize
+
+        (template,) = self.prompts(settings, data)
+        return torch.from_numpy(prompt_features(backbone, data.class_names, template)).to(backbone.device)
+
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        import torch
 
         from fastcoop.engine.runs import WEIGHT_DECAY
 
-        encoder, texts = self._encoder(backbone, run, run.data), self._texts(backbone, run, run.data)
+        return torch.optim.Adam(parameters, lr=0.0, eps=ADAM_EPS, weight_decay=WEIGHT_DECAY)
 
-        def backward(net: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
-            reference = texts.to(images)
-            learned = normalize(class_features(net, encoder, reference).to(images), dim=-1)
-            loss = cross_entropy(backbone.logit_scale * images @ learned.T, labels)
-            loss = loss + run.settings.lmbda * (1 - (learned * reference).sum(-1).mean())
-            loss.backward()
-            return float(loss.item())
+    def inputs(
+        self, net: Any, images: Any, references: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert references is not None
+        return net.ctx[None], net.meta_net(references).view(1, len(references), *net.ctx.shape)
 
-        def adam(parameters: Any) -> torch.optim.Optimizer:
-            return torch.optim.Adam(parameters, lr=0.0, eps=ADAM_EPS, weight_decay=WEIGHT_DECAY)
+    def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
+        from torch.nn.functional import cross_entropy, normalize
 
-        return self.fit(backbone, run, adam, backward)
+        learned, texts = normalize(features[0], dim=-1), one.references
+        assert texts is not None
+        loss = cross_entropy(one.scale * part.images @ learned.T, part.labels)
+        return loss + one.run.settings.lmbda * (1 - (learned * texts).sum(-1).mean())
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         import torch
@@ -121,25 +131,9 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         from fastcoop.backbones.precision import fresh_state
 
         with fresh_state(), torch.no_grad():
-            net, encoder = self.net(backbone, run.settings, run.weights), self._encoder(backbone, run, data)
-            features = class_features(net, encoder, self._texts(backbone, run, data)).float().cpu().numpy()
-        return LinearClassifier.of_texts(np.asarray(features), backbone.logit_scale)
-
-    def _encoder(self, backbone: Backbone, run: Run, data: Data) -> ClassTokenEncoder:
-        from fastcoop.engine.encoder import ClassTokenEncoder
-
-        layout = self.prompt_layout(run.settings, backbone, data)
-        return ClassTokenEncoder(backbone, data.class_names, layout, run.settings.layer)
-
-    def _texts(self, backbone: Backbone, run: Run, data: Data) -> torch.Tensor:
-        """Return the hand-written text features of the classes (classes, dim), of length 1."""
-        import torch
-
-        (template,) = self.prompts(run.settings, data)
-        return torch.from_numpy(prompt_features(backbone, data.class_names, template)).to(backbone.device)
-
-
-def class_features(net: Any, encoder: ClassTokenEncoder, texts: torch.Tensor) -> torch.Tensor:
-    """Return class features (classes, dim), not normalized, of the hand-written ones ``texts`` (classes, dim)."""
-    tokens = net.meta_net(texts).view(len(texts), *net.ctx.shape)
-    return encoder(net.ctx, tokens)
+            net, encoder = (
+                self.net(backbone, run.settings, run.weights),
+                self.encoder(backbone, run.settings, data),
+            )
+            features = encoder(*self.inputs(net, None, self.references(backbone, run.settings, data)))[0]
+        return LinearClassifier.of_texts(np.asarray(features.float().cpu().numpy()), backbone.logit_scale)

@@ -17,7 +17,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import FewShot
 from fastcoop.engine.encoder import ROWS_AT_ONCE
 from fastcoop.errors import UserError
-from fastcoop.methods import METHODS, Data, Outcome, RunSpec
+from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.prompts import PromptLayout, initial_contexts
 from tests.advice import follows
 from tests.engine.test_class_tokens import plain_features
@@ -116,6 +116,40 @@ def test_training_is_the_formula(backbone: Backbone, data: Data, name: str) -> N
     np.testing.assert_allclose(
         classifier(backbone, one, outcome, data).logits(data.unit_test), logits, atol=2e-3
     )
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_runs_train_together_and_resume_each_with_the_bits_that_it_has_alone(
+    backbone: Backbone, data: Data, name: str
+) -> None:
+    """Of other seeds, shots, lengths and batch sizes, and of two lists of classes; from a state in which one ended."""
+    more = make_data(("pug", "maine coon"), name="pets", seed=4)
+    runs = [
+        job(data, name, seed=1, **QUICK[name]),
+        job(data, name, seed=2, shots=4, **QUICK[name] | {"epochs": 1}),
+        job(data, name, seed=3, shots=4, **QUICK[name] | {"batch_size": 3}),
+        job(more, name, seed=1, **QUICK[name]),
+    ]
+    states: list[Any] = []
+
+    class Kept:
+        def load(self) -> Any:
+            return states[3] if states else None
+
+        def offer(self, get_state: Callable[[], Any]) -> None:
+            states.append(get_state())
+
+    found: list[dict[int, Outcome]] = [{}, {}]
+    for outcomes in found:
+        METHODS[name].run(backbone, runs, outcomes.__setitem__, RunContext(checkpoint=Kept()))
+    assert "step.1" in states[3]
+    assert "step.3" not in states[3]
+    for index, one in enumerate(runs):
+        (alone,) = run(backbone, name, [one])
+        for outcomes in found:
+            assert (outcomes[index].losses == alone.losses).all()
+            for key, array in alone.weights.items():
+                assert (outcomes[index].weights[key] == array).all(), key
 
 
 @pytest.mark.parametrize("name", QUICK)
