@@ -99,7 +99,7 @@ def forward_kernel(
     D: tl.constexpr, D_BLOCK: tl.constexpr, TILE: tl.constexpr, CHAIN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
-    row, is_row, query, queries, _, values, scores, first, stop = _read_tile(
+    row, is_row, query, queries, _tile_keys, values, scores, first, stop = _read_tile(
         q, k, v, tiles, row_end, query_of_row, q_stride, kv_stride, tile, head, D, D_BLOCK, TILE, PRECISION
     )
     largest = tl.where(is_row, tl.max(scores, 1), 0.0)  # rows that only fill up the tile read nothing
@@ -107,16 +107,16 @@ def forward_kernel(
     total = tl.sum(p, 1)
     sums = tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
     for begin in range(first, stop, CHAIN):
-        _, more_values, more_scores, _ = _read_chain(
+        _keys, more_values, more_scores, _row = _read_chain(
             k, v, constant_k, constant_v, chain, chain_start, chain_end, begin, stop, row, queries,
             kv_stride, constant_stride, head, D, D_BLOCK, CHAIN, PRECISION,
         )  # fmt: skip
         larger = tl.maximum(largest, tl.max(more_scores, 1))
         factor = tl.exp(largest - larger)
-        p = tl.exp(more_scores - larger[:, None])
-        total = total * factor + tl.sum(p, 1)
+        more_p = tl.exp(more_scores - larger[:, None])
+        total = total * factor + tl.sum(more_p, 1)
         sums = sums * factor[:, None]
-        sums += tl.dot(p.to(values.dtype), more_values, input_precision=PRECISION)
+        sums += tl.dot(more_p.to(values.dtype), more_values, input_precision=PRECISION)
         largest = larger
     total = tl.where(is_row, total, 1.0)
     _store_head(out, sums / total[:, None], query, out_stride, head, query >= 0, D, D_BLOCK)
@@ -167,7 +167,7 @@ def backward_kernel(
     largest, total, weighted = _add_keys(largest, none, none, scores, grad_p)
     largest, total, weighted = _add_keys(largest, total, weighted, chain_scores, chain_grad_p)
     for begin in range(first + CHAIN, stop, CHAIN):
-        _, more_values, more_scores, _ = _read_chain(
+        _keys, more_values, more_scores, _row = _read_chain(
             k, v, constant_k, constant_v, chain, chain_start, chain_end, begin, stop, row, queries,
             kv_stride, constant_stride, head, D, D_BLOCK, CHAIN, PRECISION,
         )  # fmt: skip
