@@ -33,7 +33,7 @@ MIN_GPU_ROWS = 16384  # a GPU's batches are not cut into parts with fewer rows
 MAX_RUNS_TOGETHER = 256  # of a method that learns runs of one dataset in one batch of tensors
 MAX_GPU_CONTEXTS = 1e9  # bytes of all contexts in a GPU's batch: its checkpoint holds them
 CORE_FLOPS = 3e10  # per second; as the next, only a first guess of how long batches take
-STEP_SECONDS = 0.05  # of a training outside the engine
+STEP_SECONDS = 0.05  # of a training without a trainer
 ROOT_FLOPS = (
     40  # of a fast schedule's inverse root in each step, times the width cubed, by the time that it takes
 )
