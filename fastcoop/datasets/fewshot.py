@@ -72,7 +72,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     train, val = dataset.splits["train"], dataset.splits.get("val", Split((), np.zeros(0, np.int64)))
     rows = _drawable(dataset)[0]
     if isinstance(shots, str):
-        return FewShot(rows, np.arange(len(val), dtype=np.int64))
+        return FewShot(rows.copy(), np.arange(len(val), dtype=np.int64))
     counts = np.bincount(train.labels[rows], minlength=len(dataset.class_names)).tolist()
     named = zip(dataset.class_names, counts, strict=True)
     if small := [f"{name} ({count})" for name, count in named if count < shots]:
@@ -83,7 +83,8 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
     if "val" in subset:
         return FewShot(subset["train"], subset["val"])
     if not subset:
-        return _drawn(dataset, shots, seed)
+        drawn = _drawn(dataset, shots, seed)
+        return FewShot(drawn.train.copy(), drawn.val.copy())  # callers may change them
     # ImageNet's official subsets have no validation set: the one drawn here shares no image with them.
     used = {train.paths[row] for row in subset["train"]}
     val_drawn = _draw(_drawable(dataset)[2], min(shots, MAX_VAL_SHOTS), random.Random(seed))

@@ -65,6 +65,15 @@ def test_the_official_rule_draws_the_same_each_time_and_writes_nothing(folder, s
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("shots", [2, "all"])
+def test_a_caller_may_change_a_draw(folder, shots):
+    dataset = load_dataset(folder)
+    first = few_shot(dataset, shots, 1)
+    expected = drawn(dataset, first)
+    first.train[:], first.val[:] = 0, 0
+    assert drawn(dataset, few_shot(dataset, shots, 1)) == expected
+
+
 def test_a_known_draw():
     """Python's stream itself, so that a subset never changes between versions."""
     assert random.Random(1).sample(range(100), 4) == [17, 72, 97, 8]
