@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fastcoop as fc
 from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.datasets import Split
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.methods.adapters import ADAPTERS, proker, tip_adapter
@@ -141,6 +144,39 @@ def test_stacked_runs_have_the_results_that_they_have_alone(backbone: Backbone, 
         np.testing.assert_array_equal(
             alone.scores["animals"].predictions, outcome.scores["animals"].predictions
         )
+
+
+@pytest.mark.parametrize("name", ["task_res", "clip_adapter"])
+def test_runs_of_different_shots_keep_their_epochs_where_classes_are_small(
+    backbone: Backbone, name: str
+) -> None:
+    whole = make_data(views=0).dataset
+    rows = np.arange(0, 18, 2)  # three images of each class, all of which both runs learn
+    few = Split(tuple(whole.splits["train"].paths[row] for row in rows), whole.splits["train"].labels[rows])
+    small = replace(whole, splits={**whole.splits, "train": few})
+    data = Data(small, ArrayStore(small, 0, 0), 0)
+    jobs = [job(data, name, shots) for shots in (4, 8)]
+    assert [len(one.losses) for one in run(backbone, name, jobs)] == [100, 200]
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_runs_choose_on_the_validation_images_that_could_be_read(backbone: Backbone, name: str) -> None:
+    class WithoutFirst(ArrayStore):
+        meta = SimpleNamespace(recipe="current", skipped={"val": [0]}, sha256={})
+
+        def indices(self, split: str) -> np.ndarray:
+            return super().indices(split)[split == "val" :]
+
+        def split(self, name: str, kind: str = "coop") -> tuple[torch.Tensor, torch.Tensor]:
+            features, labels = super().split(name, kind)
+            return features[name == "val" :], labels[name == "val" :]
+
+    dataset = make_data().dataset
+    data = Data(dataset, WithoutFirst(dataset, 3, 0), 3)
+    jobs = [job(data, name, seed=seed, selection="few_val", **SHORT[name]) for seed in (3, 4)]
+    assert [0 in one.subset.val for one in jobs] == [False, True]
+    for one, outcome in zip(jobs, run(backbone, name, jobs), strict=True):
+        assert_equal(*run(backbone, name, [one]), outcome)
 
 
 def settings_of(names: list[str]) -> list[tuple[str, str]]:

@@ -326,15 +326,16 @@ class Adapter(Method[S]):
         return known
 
     def _stacks(self, rows: Sequence[_Row], budget: int) -> Iterator[list[_Row]]:
-        """Yield rows that are learned together: of one dataset, one shape, and equal settings except floats."""
+        """Yield rows that are learned together: of equal data, shots, shape and settings except floats."""
         groups: dict[Any, list[_Row]] = {}
         for row in rows:
             run, selection = row.run, row.selection
             settings = [(name, float if isinstance(v, float) else str(v)) for name, v in run.settings]
-            judged = 0 if selection in ("fixed", "official") else len(drawn_for(run, selection))
+            drawn = () if selection in ("fixed", "official") else drawn_for(run, selection)
             images = len(run.data.readable("train", run.subset.train))
-            groups.setdefault((id(run.data), images, selection, judged, *settings), []).append(row)
-        for (_, images, *_others), group in groups.items():
+            shape = images, run.shots, len(run.data.readable("val", np.array(drawn, np.int64)))
+            groups.setdefault((*shape, id(run.data), selection, *settings), []).append(row)
+        for (images, *_others), group in groups.items():
             texts = len(group[0].run.data.class_names)
             dim = group[0].run.data.train_views(group[0].run.subset, self.kind)[0].shape[-1]
             size = max(1, budget // self.run_bytes(images, group[0].run.data.views, texts, dim))

@@ -67,8 +67,8 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Runs that are learned in one batch. They share a dataset, the numbers of images and views, and all settings that
-    are not floats.
+    """Runs that are learned in one batch. They share a dataset, the shots, the numbers of images and views, and all
+    settings that are not floats.
 
     Attributes:
         runs: The runs.
