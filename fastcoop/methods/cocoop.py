@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -73,22 +74,16 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
         return prompt_net(contexts, *sizes, torch.nn.ReLU())
 
     def notes(self, runs: Sequence[Run]) -> Iterator[str]:
-        def prompts(run: Run) -> tuple[int, int]:
-            steps, images = epochs_of(run) * steps_per_epoch(run), len(run.subset.train)
-            tested = sum(len(data.dataset.splits["test"]) * len(data.class_names) for data in run.tests)
-            return steps * min(run.settings.batch_size, images) * len(run.data.class_names), tested
-
-        trained, tested = map(sum, zip(*map(prompts, runs), strict=True))
+        trained, tested = map(sum, zip(*map(_prompts, runs), strict=True))
         yield (
             f"{self.name} encodes a prompt per image and class: {trained:,} prompts forward and backward in training, "
             f"and {tested:,} in tests, in {counted(len(runs), 'run')}."
         )
 
     def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
-        shape = super().run_shape(run, backbone)
-        return replace(
-            shape, steps=shape.steps * min(shape.batch_size, shape.images)
-        )  # an image's prompts each
+        trained, tested = _prompts(run)  # a step of one image each; tests are as long, but only go forward
+        steps = math.ceil((trained + tested / 2) / len(run.data.class_names))
+        return replace(super().run_shape(run, backbone), steps=steps)
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         import torch
@@ -150,6 +145,13 @@ class ImageConditioned:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"backbone": None}
+
+
+def _prompts(run: Run) -> tuple[int, int]:
+    """Return the number of prompts that a run encodes in training, and in tests."""
+    steps, images = epochs_of(run) * steps_per_epoch(run), len(run.subset.train)
+    tested = sum(len(data.dataset.splits["test"]) * len(data.class_names) for data in run.tests)
+    return steps * min(run.settings.batch_size, images) * len(run.data.class_names), tested
 
 
 def _logits(features: torch.Tensor, images: torch.Tensor, scale: float) -> torch.Tensor:

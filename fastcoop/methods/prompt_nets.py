@@ -302,7 +302,6 @@ class PromptNetTrainer:
         on_step: Callable[[Callable[[], State]], None],
         **others: Any,
     ) -> None:
-        from fastcoop.backbones.precision import fresh_state
         from fastcoop.engine.weights import limit_threads
 
         def get_state() -> State:
@@ -324,7 +323,7 @@ class PromptNetTrainer:
         for key, numbers in by_encoder.items():
             active = left(numbers)
             while active:
-                with fresh_state(), limit_threads(backbone.text.heads):
+                with limit_threads(backbone.text.heads):
                     _step(prompt_encoder(backbone, *key), [trainings[n] for n in active])
                 on_progress(sum(self._step_cost(trainings[n]) for n in active))
                 active = left(active)

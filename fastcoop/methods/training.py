@@ -109,9 +109,13 @@ class TrainedMethod(ScheduledMethod[T]):
 
     def run(self, backbone: Backbone, runs: Sequence[RunSpec[Any]], done: Done, context: RunContext) -> None:
         """Do runs of any methods of this kind."""
+        from fastcoop.backbones.precision import fresh_state
         from fastcoop.methods import METHODS
 
-        methods: list[TrainedMethod[Any]] = [METHODS[run.method] for run in runs]  # type: ignore[misc]
+        methods: list[TrainedMethod[Any]] = [
+            self if run.method == self.name else METHODS[run.method]  # type: ignore[misc]
+            for run in runs
+        ]
 
         def test(
             ended: Mapping[int, Outcome], on_tested: Callable[[float], None] = lambda runs: None
@@ -122,25 +126,29 @@ class TrainedMethod(ScheduledMethod[T]):
                 for start in range(0, len(own), method.tested_at_once):
                     some = own[start : start + method.tested_at_once]
                     outcomes = [ended[index] for index in some]
+                    before = time.perf_counter()
                     found = method.scores_of(backbone, [runs[index] for index in some], outcomes)
+                    share = (time.perf_counter() - before) / len(some)
                     for index, outcome, scores in zip(some, outcomes, found, strict=True):
-                        done(index, replace(outcome, scores=scores))
+                        seconds = outcome.seconds and outcome.seconds + share  # 0: only tested, or unknown
+                        done(index, replace(outcome, scores=scores, seconds=seconds))
                         on_tested(1.0)
 
         test({n: Outcome({}) for n, run in enumerate(runs) if run.has_learned}, context.on_progress)
+
+        def learned(index: int, trained: Any) -> Outcome:
+            return methods[index].learned(backbone, runs[index], trained)
+
         groups: dict[Trainer, dict[int, Any]] = {}
-        for index, (method, run) in enumerate(zip(methods, runs, strict=True)):
-            if not run.has_learned:
-                training = method.training(backbone, run)
-                groups.setdefault(method.trainer(run.settings), {})[index] = training
-        if len(groups) > 1:  # a checkpoint holds one training
-            context = replace(context, checkpoint=None)
-        for trainer, trainings in groups.items():
-
-            def learned(index: int, trained: Any) -> Outcome:
-                return methods[index].learned(backbone, runs[index], trained)
-
-            _train(backbone, trainer, trainings, learned, test, context)
+        with fresh_state():
+            for index, (method, run) in enumerate(zip(methods, runs, strict=True)):
+                if not run.has_learned:
+                    training = method.training(backbone, run)
+                    groups.setdefault(method.trainer(run.settings), {})[index] = training
+            if len(groups) > 1:  # a checkpoint holds one training
+                context = replace(context, checkpoint=None)
+            for trainer, trainings in groups.items():
+                _train(backbone, trainer, trainings, learned, test, context)
 
 
 def _train(
@@ -170,8 +178,11 @@ def _train(
         ended[indices[number]] = replace(learned(indices[number], trained), seconds=seconds)
 
     def report() -> None:
+        nonlocal start
+        before = time.perf_counter()
         test(ended)
         ended.clear()
+        start += time.perf_counter() - before  # no time of the runs that still train
 
     def on_step(get_state: Callable[[], State]) -> None:
         report()

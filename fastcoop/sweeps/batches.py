@@ -19,6 +19,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.schedule import steps_of
 from fastcoop.methods.spec import method_names
+from fastcoop.methods.training import TrainedMethod
 from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
@@ -160,7 +161,10 @@ def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
 
 
 class _Sized(NamedTuple):
-    """A run to train, the name of its trainer, and what it takes. ``bytes``: of its contexts, kept in checkpoints."""
+    """A run to train, and what it takes.
+
+    ``trainer``: its name, or that of a method whose own `run` trains. ``bytes``: of contexts, kept in checkpoints.
+    """
 
     run: RunSpec
     trainer: str
@@ -187,7 +191,9 @@ def _training_batches(
     root_seconds = ROOT_FLOPS * backbone.text.width**3 / CORE_FLOPS
 
     def sized(run: RunSpec) -> _Sized:
-        shape, trainer = shapes[run.key], repr(METHODS[run.method].trainer(run.settings))
+        shape, method = shapes[run.key], METHODS[run.method]
+        is_own = type(method).run is not TrainedMethod.run  # which knows no other methods
+        trainer = run.method if is_own else repr(method.trainer(run.settings))
         cost = shape.steps * (rows[shape.tree] * row_seconds + shape.is_fast * root_seconds)
         return _Sized(run, trainer, shape.tree, rows[shape.tree], cost, _context_bytes(shape, backbone))
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import psutil
 
 from fastcoop.methods import Outcome, RunSpec
+from fastcoop.methods.spec import method_names
 from fastcoop.progress import counted
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
@@ -143,7 +144,8 @@ class RunLoop:
                 self._store.record_failure(describe(self._pending.pop(key)), error)
                 self.failed[key] = error
             self.live.failed = len(self.failed)
-            self.live.say(f"{counted(len(left), f'{batch.method} run')} failed: {error}.")
+            names = method_names(self._runs[key] for key in left)
+            self.live.say(f"{counted(len(left), f'{names} run')} failed: {error}.")
         if batch.trains:
             split_checkpoint(self._store, batch, retries)
             self._store.replace_batches([batch], retries)

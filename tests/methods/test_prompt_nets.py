@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from fastcoop.datasets import FewShot
 from fastcoop.engine.encoder import ROWS_AT_ONCE
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
+from fastcoop.methods.cocoop import CoCoOpMethod
 from fastcoop.prompts import PromptLayout, initial_contexts
 from tests.advice import follows
 from tests.engine.test_class_tokens import plain_features
@@ -153,6 +155,42 @@ def test_runs_train_together_and_resume_each_with_the_bits_that_it_has_alone(
 
 
 @pytest.mark.parametrize("name", QUICK)
+def test_what_is_learned_does_not_depend_on_the_callers_settings_of_torch(
+    backbone: Backbone, data: Data, name: str
+) -> None:
+    one = job(data, name, **QUICK[name])
+    (plain,), found = run(backbone, name, [one]), []
+    with torch.inference_mode():
+        found += run(backbone, name, [one])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found += run(backbone, name, [one])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for outcome in found:
+        assert all((outcome.weights[key] == array).all() for key, array in plain.weights.items())
+
+
+def test_a_run_that_trains_together_has_the_time_of_its_own_test_and_of_no_other(
+    backbone: Backbone, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, scores_of = iter(range(1000)), CoCoOpMethod.scores_of
+    passed = [0.0]
+
+    def slow(*arguments: Any) -> Any:
+        passed[0] += 1e6
+        return scores_of(*arguments)
+
+    monkeypatch.setattr(CoCoOpMethod, "scores_of", slow)
+    monkeypatch.setattr("fastcoop.methods.training.time.perf_counter", lambda: passed[0] + next(clock))
+    runs = [job(data, "cocoop", seed=seed, **QUICK["cocoop"] | {"epochs": seed}) for seed in (1, 2)]
+    outcomes = run(backbone, "cocoop", runs)
+    assert [round(outcome.seconds / 1e6, 2) for outcome in outcomes] == [1, 1]
+    (later,) = run(backbone, "cocoop", [replace(runs[0], weights=outcomes[0].weights)])
+    assert later.seconds == 0
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_learned_weights_are_tested_later_and_elsewhere(backbone: Backbone, data: Data, name: str) -> None:
     new = make_data(("pug", "maine coon"), name="pets", seed=4)
     one = job(data, name, targets=(new,), **QUICK[name])
@@ -222,6 +260,15 @@ def test_a_sweep_says_what_cocoop_costs(data: Data) -> None:
         "cocoop encodes a prompt per image and class: 108 prompts forward and backward in training, and 234 in tests, "
         "in 2 runs."
     ]
+
+
+def test_the_work_of_a_cocoop_run_has_that_of_its_tests(backbone: Backbone, data: Data) -> None:
+    one = job(data, "cocoop", **QUICK["cocoop"])
+    more = replace(one, targets=(make_data(("pug", "maine coon"), name="pets"),))
+    alone, both = (METHODS["cocoop"].run_shape(each, backbone).steps for each in (one, more))
+    # Prompts over 3 classes: 3 steps in 3 epochs of 2 images, then 27 and 18 test images, which only go forward.
+    assert alone == 3 * 3 * 2 + math.ceil(27 / 2)
+    assert both == math.ceil(3 * 3 * 2 + (27 * 3 + 18 * 2) / 3 / 2)
 
 
 @follows("the size of a feature, got {}; give a smaller number")

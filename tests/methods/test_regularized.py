@@ -16,8 +16,9 @@ from fastcoop.datasets import FewShot
 from fastcoop.engine import train
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
+from fastcoop.methods.regularized import KgCoOpMethod
 from tests.advice import follows
-from tests.methods.conftest import job, make_data, run
+from tests.methods.conftest import ALONE, job, make_data, run
 from tests.reference import reference_features
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -96,6 +97,19 @@ def test_runs_of_all_objectives_train_in_one_forest_each_as_if_alone(backbone: B
 def test_methods_name_the_gradients_of_their_objective(backbone: Backbone, data: Data, name: str) -> None:
     one, method = job(data, name, epochs=1), METHODS[name]
     assert method.trainer(one.settings).gradients == method.training(backbone, one).objective.parts
+
+
+def test_an_object_that_no_package_registers_runs_its_own_way(backbone: Backbone, data: Data) -> None:
+    class Unlike(KgCoOpMethod):
+        name = "unlike"
+
+        def objective(self, backbone: Backbone, run: Any) -> Any:
+            return METHODS["prograd"].objective(backbone, job(data, "prograd"))
+
+    one, outcomes = job(data, "kgcoop", **QUICK["kgcoop"]), list[Any]()
+    Unlike().run(backbone, [replace(one, method="unlike")], lambda _, found: outcomes.append(found), ALONE)
+    (plain,) = run(backbone, "kgcoop", [one])
+    assert (outcomes[0].contexts != plain.contexts).any()
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import fastcoop.engine
+from fastcoop.engine import PullToPrompt
+from fastcoop.methods import METHODS, Method
+from fastcoop.methods.coop import CoOpMethod, CoOpSettings
+from fastcoop.methods.regularized import KgCoOpMethod
+from fastcoop.methods.text import class_texts
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.store import open_store
 from fastcoop.sweeps import Summary, checkpoints
@@ -95,3 +102,82 @@ def test_a_mixed_batch_resumes_with_the_same_bits(
     summary = run(grid, results=tmp_path / "cut", only=["coop", "kgcoop"])
     assert summary.finished + summary.done_before == 12
     assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_run_at_fault_in_a_mixed_batch_fails_alone_and_is_named(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run(grid, results=tmp_path / "whole", only=["coop", "kgcoop"])
+    objective = KgCoOpMethod.objective
+
+    def broken(self: Any, backbone: Any, one: Any) -> Any:
+        if (one.seed, one.shots) == (2, 1):
+            raise ValueError("nothing good")
+        return objective(self, backbone, one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KgCoOpMethod, "objective", broken)
+        summary = run(grid, results=tmp_path / "cut", only=["coop", "kgcoop"])
+    assert (summary.finished, len(summary.failed)) == (11, 1)
+    said = capsys.readouterr().err
+    assert "A batch of 12 coop + kgcoop runs failed, tried in halves: ValueError" in said
+    assert "1 kgcoop run failed: ValueError" in said
+    run(grid, results=tmp_path / "cut", only=["coop", "kgcoop"], retry_failed=True)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+class OwnCoOp(CoOpMethod):
+    """A user's CoOp, which gives its runs a way of its own."""
+
+    name = "own_coop"
+    doubled = 2.0
+
+    def objective(self, backbone: Any, run: Any) -> Any:
+        return PullToPrompt(torch.from_numpy(class_texts(backbone, run.data)), self.doubled)
+
+
+class OwnRun(OwnCoOp):
+    name = "own_run"
+    did: ClassVar[list[str]] = []
+
+    def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
+        assert {run.method for run in runs} <= {self.name}
+        self.did.extend(run.key for run in runs)
+        super().run(backbone, runs, done, context)
+
+
+class OwnTraining(Method[CoOpSettings]):
+    """As before there were trainers: sizes for the engine, and its own `run`."""
+
+    name = "own_training"
+    Settings = CoOpSettings
+    run_shape = CoOpMethod.run_shape
+
+    def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
+        assert {run.method for run in runs} <= {self.name}
+        trained = CoOpMethod()
+        trained.run(backbone, [replace(run, method="coop") for run in runs], done, context)
+
+
+def test_methods_of_users_share_batches_unless_they_run_their_own_way(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [OwnCoOp(), OwnRun(), OwnTraining()]
+    for method in own:
+        monkeypatch.setitem(METHODS, method.name, method)
+    names = ["coop", *(method.name for method in own)]
+    grid |= {"methods": dict.fromkeys(names, SHORT | {"context_length": 4}) | {"kgcoop": SHORT}}
+    summary = run(grid, results=tmp_path / "all", dry_run=True)
+    assert summary.forecast is not None
+    assert {part.method for part in summary.forecast.parts} == {
+        "coop + kgcoop + own_coop",
+        "own_run",
+        "own_training",
+    }
+    assert not run(grid, results=tmp_path / "all").failed
+    table = load_results(tmp_path / "all")
+    assert sorted(OwnRun.did) == sorted(table.key[table.method == "own_run"])
+    same = {name: [*of.sort_values(["seed", "shots"]).losses] for name, of in table.groupby("method")}
+    assert same["own_coop"] == same["own_run"] != same["coop"]
+    assert same["own_training"] == same["coop"]
