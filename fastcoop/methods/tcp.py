@@ -69,8 +69,10 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
     needs_causal_tower = True
 
     def prompts(self, settings: TCPSettings, data: Data) -> tuple[str, ...]:
-        own = TEMPLATES.get(data.name.partition(":")[0], data.dataset.template)
-        return (settings.template or own,)
+        name, own = data.name.partition(":")[0], data.dataset.template
+        template = settings.template or TEMPLATES.get(name, own)
+        # Its words behind the class name are those of the learned prompts, too.
+        return (template,) if name in FRAMES or template == own else (template, own)
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         from fastcoop.engine.encoder import check_layer
@@ -101,7 +103,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
     def references(self, backbone: Backbone, settings: TCPSettings, data: Data) -> torch.Tensor:
         import torch
 
-        (template,) = self.prompts(settings, data)
+        template = self.prompts(settings, data)[0]
         return torch.from_numpy(prompt_features(backbone, data.class_names, template)).to(backbone.device)
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:

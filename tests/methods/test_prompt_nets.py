@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.methods.cocoop import CoCoOpMethod
 from fastcoop.prompts import PromptLayout, initial_contexts
+from fastcoop.sweeps.records import recorded_settings
 from tests.advice import follows
 from tests.engine.test_class_tokens import plain_features
 from tests.methods.conftest import DIM, job, make_data, run
@@ -229,6 +231,23 @@ def test_each_setting_changes_what_is_learned(backbone: Backbone, data: Data, na
               for given, outcome in zip(settings, outcomes, strict=True)]  # fmt: skip
     for key, changed in zip(more, logits[1:], strict=True):
         assert np.abs(changed - logits[0]).max() > 1e-3, key
+
+
+def test_tcp_depends_on_the_words_behind_the_class_name(backbone: Backbone, data: Data) -> None:
+    def behind(words: str) -> Data:
+        return Data(replace(data.dataset, template=f"a photo of a {{}}{words}."), data.store, data.views)
+
+    datas = [behind(words) for words in ("", ", a type of pet")]
+    jobs = [job(one, "tcp", template="a photo of a {}.", **QUICK["tcp"]) for one in datas]
+    (outcome,) = run(backbone, "tcp", jobs[:1])
+    logits = [classifier(backbone, one, outcome, one.data).logits(data.unit_test) for one in jobs]
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+    prompts = [METHODS["tcp"].prompts(one.settings, one.data) for one in jobs]
+    assert prompts[0] != prompts[1]
+    planned = replace(jobs[1], data=Data(datas[1].dataset, None))
+    assert (
+        json.loads(recorded_settings(METHODS["tcp"], planned))["dataset_prompt"] == datas[1].dataset.template
+    )
 
 
 @pytest.mark.parametrize("name", QUICK)
