@@ -30,7 +30,7 @@ from fastcoop.methods.coop import CoOpSettings, layout_of
 from fastcoop.methods.schedule import paper_epochs
 from fastcoop.progress import progress
 from fastcoop.results import load_contexts, load_predictions, load_results
-from fastcoop.results.metadata import recorded_datasets
+from fastcoop.results.metadata import DATASETS, recorded_datasets
 from fastcoop.results.parameters import load_parameters, parameters_path, write_arrays
 from fastcoop.results.read import find_key, load_run, load_runs
 from fastcoop.results.records import DATASET_PROMPT
@@ -181,9 +181,16 @@ def linear_classifier(results: str | Path, key: str, backbone: str | None = None
 
 def _linear(folder: Path, row: Any, backbone: Backbone) -> LinearClassifier | None:
     """Return the classifier of a recorded run; None if it is no linear function of image features of length 1."""
-    run = restore_run(folder, row, backbone)
-    prompt = recorded_datasets(folder).get(row.dataset, {}).get("prompt", "{}").replace("[CLASS]", "{}")
-    template = json.loads(row.settings).get(DATASET_PROMPT, prompt)
+    run, given = restore_run(folder, row, backbone), json.loads(row.settings)
+    prompt = given.get(DATASET_PROMPT) or given.get("template")  # one that is a setting is not recorded twice
+    if prompt is None and run.data.dataset.template in METHODS[run.method].prompts(run.settings, run.data):
+        prompt = recorded_datasets(folder).get(row.dataset, {}).get("prompt")  # results of version 1
+        if prompt is None:
+            raise UserError(
+                f"Neither run {row.key[:12]} nor {folder / DATASETS} says which prompt of {row.dataset} the run has "
+                "been tested with; repeat its sweep into this folder, which records the prompt."
+            )
+    template = (prompt or "{}").replace("[CLASS]", "{}")
     data = Data(replace(run.data.dataset, template=template), None)
     made = METHODS[run.method].classifier(backbone, replace(run, data=data), data)
     return made if isinstance(made, LinearClassifier) and made.unit_length and made.rows is None else None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 
@@ -25,6 +29,7 @@ from fastcoop.exchange import (
 )
 from fastcoop.features import FeatureStore
 from fastcoop.results import load_contexts, load_predictions, load_results
+from fastcoop.results.metadata import add_datasets
 from fastcoop.sweeps import sweep
 from tests.advice import follows
 from tests.reference import reference_features
@@ -200,6 +205,35 @@ def test_runs_that_no_classifier_file_can_hold_are_refused(world, other_methods,
         export_run(other_methods, keys[method], "classifier", tmp_path / "made", str(world / "tiny"))
     assert not (tmp_path / "made").exists()
     export_run(other_methods, keys["gda"], "classifier", tmp_path / "made", str(world / "tiny"))
+
+
+@follows("repeat its sweep into this folder, which records the prompt")
+def test_runs_are_exported_with_the_prompt_that_they_were_tested_with(world, other_methods, tmp_path):
+    results, places = tmp_path / "results", {"data_root": world / "data", "cache": world / "cache"}
+    shutil.copytree(other_methods, results)
+    datasets, backbone = results / "datasets.json", str(world / "tiny")
+    keys = load_results(results).set_index("method").key
+
+    def weights(method: str) -> np.ndarray:
+        export_run(results, keys[method], "classifier", tmp_path / "made", backbone)
+        return Classifier.load(tmp_path / "made").text_features
+
+    expected, of_prompt = datasets.read_text(), weights("zero_shot")
+    add_datasets(results, {"colours": {"prompt": "an x-ray of [CLASS]."}})  # as a later sweep would
+    np.testing.assert_array_equal(weights("zero_shot"), of_prompt)
+    datasets.unlink()
+    np.testing.assert_array_equal(weights("zero_shot"), of_prompt)
+    database = results / "results.sqlite"
+    with closing(sqlite3.connect(database)) as db, db:  # of version 1
+        db.execute("UPDATE runs SET settings = json_remove(settings, '$.dataset_prompt')")
+        db.execute("UPDATE scores SET features = NULL, images = NULL, prompts = NULL")
+    with pytest.raises(UserError, match=r"Neither run .* nor .*datasets\.json says which prompt of colours"):
+        weights("zero_shot")
+    datasets.write_text(expected)
+    np.testing.assert_array_equal(weights("zero_shot"), of_prompt)
+    datasets.unlink()
+    sweep(yaml.safe_load((results / "grid.yaml").read_text()), results=results, jobs=1, **places)
+    np.testing.assert_array_equal(weights("zero_shot"), of_prompt)
 
 
 def read_by_transclip(root: Path, method: str, features: np.ndarray) -> np.ndarray:
