@@ -150,7 +150,7 @@ class _Training:
             self.sync()  # the steps that were done count
             self.batch = None
             if self.budget.shrink():
-                log.warning("Out of memory with %d runs together; continuing with fewer.", len(self.active))
+                log.warning("Out of memory with %d runs together; continuing with fewer.", self.budget.runs)
             elif isinstance(tower, PlainTower) and self.workspace.nbytes:
                 self.kept_bytes = self.workspace.nbytes // 2
                 log.warning("Out of memory with one run; continuing with less kept for its backward pass.")

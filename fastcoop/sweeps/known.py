@@ -6,17 +6,18 @@ A sweep never reads these records.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt
 
 import fastcoop
 from fastcoop.backbones import Backbone, Preprocess, PromptPath, TextTower, backbone_from_spec
@@ -24,14 +25,46 @@ from fastcoop.backbones.tokenizer import load_tokenizer, tokenizer_facts
 from fastcoop.files import atomic_write
 
 FILE = ".plans.json"  # in the folder of features
-SIZES = ("width", "hidden", "layers", "heads", "dim", "context_length", "vocabulary", "end_id")
 
 
 class Speed(NamedTuple):
     """The seconds of a run, and what it adds to them per unit of its work."""
 
-    per_run: float
-    per_work: float
+    per_run: FiniteFloat
+    per_work: FiniteFloat
+
+
+class Sizes(BaseModel, from_attributes=True):
+    """Those of a `TextTower`."""
+
+    width: PositiveInt
+    hidden: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    dim: PositiveInt
+    context_length: PositiveInt
+    vocabulary: PositiveInt
+    end_id: NonNegativeInt | None
+
+
+class Known(BaseModel, from_attributes=True):
+    """What is recorded of a backbone: its own, its text tower's sizes, its files and what it depends on (`_origin`)."""
+
+    name: str
+    digest: str
+    embed_dim: PositiveInt
+    quick_gelu: bool
+    preprocess: Preprocess
+    text: Sizes
+    files: list[Path]
+    of: list[list[str | int]] = []
+
+
+class Records(BaseModel):
+    """The file's content: backbones by the grid's names, and speeds by machine and kind of run."""
+
+    backbones: dict[str, Known] = {}
+    speeds: dict[str, dict[str, Speed]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +73,10 @@ class LateBackbone:
 
     load: Callable[[], Backbone]
     part: str
-    sizes: Mapping[str, Any]
+    known: Mapping[str, Any]
 
     def __getattr__(self, name: str) -> Any:
-        return self.sizes[name] if name in self.sizes else getattr(getattr(self.load(), self.part), name)
+        return self.known[name] if name in self.known else getattr(getattr(self.load(), self.part), name)
 
 
 def loaded_backbone(backbone: Backbone) -> Backbone:
@@ -55,15 +88,17 @@ def loaded_backbone(backbone: Backbone) -> Backbone:
 def recorded_backbone(cache: Path, spec: str, device: str) -> Backbone:
     """Return a backbone by what is recorded of it, or load it if there is no record or its files have changed."""
     load = functools.cache(lambda: backbone_from_spec(spec, device=device))
-    facts = _read(cache)["backbones"].get(spec, {})
-    if facts.get("of") != _origin(facts.get("files", ())):
+    known = _read(cache).backbones.get(spec)
+    if known is None or known.of != _origin(spec, known.files):
         return load()
-    own = facts["backbone"] | {"preprocess": Preprocess(**facts["backbone"]["preprocess"])}
-    tokenizer = load_tokenizer({"context_length": facts["sizes"]["context_length"]}, None)
+    own = {name: getattr(known, name) for name in ("name", "digest", "embed_dim", "quick_gelu", "preprocess")}
+    tokenizer = load_tokenizer({"context_length": known.text.context_length}, None)
     model: Any = LateBackbone(load, "model", {})
     backbone = Backbone(model=model, tokenizer=tokenizer, **own)
-    sizes = facts["sizes"] | {"device": torch.device(device), "dtype": torch.float32}
-    vars(backbone).update(text=LateBackbone(load, "text", sizes), prompt_path=PromptPath("shared"))
+    # As tensors name their device: "cuda" is "cuda:0" there.
+    tensors = {"device": torch.empty(0, device=device).device, "dtype": torch.float32}
+    text = LateBackbone(load, "text", vars(known.text) | tensors)
+    vars(backbone).update(text=text, prompt_path=PromptPath("shared"))
     return backbone
 
 
@@ -73,47 +108,55 @@ def record_backbones(cache: Path, named: Mapping[str, Backbone]) -> None:
     for spec, one in named.items():
         plain = one.dtype == torch.float32 and tokenizer_facts(one.tokenizer) is None
         if isinstance(one.text, TextTower) and plain and one.files:
-            own = {name: getattr(one, name) for name in ("name", "digest", "embed_dim", "quick_gelu")}
-            found[spec] = {
-                "backbone": own | {"preprocess": asdict(one.preprocess)},
-                "sizes": {name: getattr(one.text, name) for name in SIZES},
-                "files": list(map(str, one.files)),
-                "of": _origin(map(str, one.files)),
-            }
+            of = _origin(spec, one.files)
+            found[spec] = Known.model_validate(one).model_copy(update={"of": of})
     _add(cache, "backbones", found)
 
 
 def known_speeds(cache: Path, device: str, threads: int) -> dict[str, Speed]:
     """Return the recorded speeds of this machine, by kind of run."""
-    found = _read(cache)["speeds"].get(f"{platform.node()} {device} {threads}", {})
-    return {kind: Speed(*speed) for kind, speed in found.items()}
+    return _read(cache).speeds.get(_machine(device, threads), {})
 
 
 def record_speeds(cache: Path, device: str, threads: int, found: Mapping[str, Speed]) -> None:
     """Record speeds, by kind of run."""
     known = known_speeds(cache, device, threads)
-    _add(cache, "speeds", {f"{platform.node()} {device} {threads}": known | dict(found)})
+    _add(cache, "speeds", {_machine(device, threads): known | dict(found)} if found else {})
 
 
-def _origin(files: Iterable[str]) -> list[Any]:
-    """Return what a record depends on: versions, the working folder (names may be paths), sizes and times of files."""
-    found: list[Any] = [fastcoop.__path__[0], fastcoop.__version__, version("open_clip_torch"), os.getcwd()]
-    for file in files:
-        with suppress(OSError):
-            found.append([file, os.stat(file).st_size, os.stat(file).st_mtime_ns])
+def _machine(device: str, threads: int) -> str:
+    return f"{platform.node()} {device} {threads}"
+
+
+def _origin(spec: str, files: Iterable[Path]) -> list[list[str | int]]:
+    """Return what a record depends on: versions, the working folder, and what the backbone's name finds there now.
+
+    That is each file's own path, size and time; the same of what the name is a path of, and of the folders and configs
+    around, since another file there may count.
+    """
+    found: list[list[str | int]] = [
+        [fastcoop.__path__[0], fastcoop.__version__, version("open_clip_torch"), os.getcwd()]
+    ]
+    named = [Path(part).expanduser() for part in (spec, spec.partition(":")[2]) if part]
+    folders = {*(file.parent for file in files), *(path for path in named if path.is_dir())}
+    configs = chain.from_iterable(folder.glob("*.json") for folder in folders)
+    for path in sorted({*named, *files, *folders, *configs}):
+        with suppress(OSError, ValueError):
+            found.append([os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns])
     return found
 
 
-def _read(cache: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {"backbones": {}, "speeds": {}}
-    with suppress(OSError, ValueError):
-        found |= dict(json.loads((cache / FILE).read_text(encoding="utf-8")))
-    return found
+def _read(cache: Path) -> Records:
+    with suppress(OSError, ValueError):  # no file, or a damaged one
+        return Records.model_validate_json((cache / FILE).read_bytes())
+    return Records()
 
 
 def _add(cache: Path, kind: str, found: Mapping[str, Any]) -> None:
-    everything = _read(cache)
-    if found and everything[kind] | dict(found) != everything[kind] and cache.is_dir():
-        everything[kind] |= found
-        with suppress(OSError), atomic_write(cache / FILE) as part:  # a folder that is only read keeps none
-            part.write_text(json.dumps(everything), encoding="utf-8")
+    records = _read(cache)
+    known = getattr(records, kind)
+    if known | dict(found) != known and cache.is_dir():
+        known.update(found)
+        # A folder that is only read keeps none, nor is a path kept that is no text.
+        with suppress(OSError, ValueError), atomic_write(cache / FILE) as part:
+            part.write_text(records.model_dump_json(), encoding="utf-8")

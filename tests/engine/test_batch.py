@@ -194,6 +194,26 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, 
     assert refused == sorted(refused, reverse=True)
 
 
+@pytest.mark.parametrize("room", [1, 0])
+def test_starting_runs_may_run_out_of_memory(backbone, make_run, monkeypatch, caplog, room):
+    runs = [make_run(epochs=1, seed=seed) for seed in range(5)]
+    start, tried = ActiveRun.start, []
+
+    def small_machine(index, *given):
+        tried.append(index)
+        if len(tried) in (2, 4) or not room:
+            raise torch.OutOfMemoryError("no room")
+        return start(index, *given)
+
+    monkeypatch.setattr(ActiveRun, "start", small_machine)
+    if room:
+        assert [trained.status for trained in train(backbone, runs)] == ["done"] * 5
+    else:  # one run alone is not tried again
+        with pytest.raises(torch.OutOfMemoryError):
+            train(backbone, runs)
+    assert [record.args for record in caplog.records] == [(5,), (2,)]
+
+
 class OutOfMemoryAt(TorchDispatchMode):
     """Fails at the ``number``-th operation that makes a new tensor: memory runs out in the middle of a step."""
 

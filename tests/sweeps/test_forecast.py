@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastcoop.backbones import backbone_from_spec
 from fastcoop.cli import main
 from fastcoop.results.read import load_runs
 from fastcoop.sweeps import Summary, cache_grid, known, timing
@@ -65,7 +66,7 @@ def test_a_dry_run_builds_no_model_and_times_nothing_that_a_sweep_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "cache"
-    shutil.copytree(world / "cache", cache)
+    list(cache_grid(grid, data_root=world / "data", cache=cache))
     run(grid, cache=cache, results=tmp_path / "first", overrides=["seeds=1"])
     with monkeypatch.context() as patched:
         patched.setattr(known, "backbone_from_spec", lambda *given, **others: pytest.fail("loaded"))
@@ -85,13 +86,59 @@ def test_a_dry_run_builds_no_model_and_times_nothing_that_a_sweep_recorded(
     ]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"backbones": {"x": 1}}', "not JSON"])
-def test_a_damaged_record_is_ignored(
-    run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path, text: str
-) -> None:
-    shutil.copytree(world / "cache", tmp_path / "cache")
-    (tmp_path / "cache" / known.FILE).write_text(text)
-    assert run(grid, cache=tmp_path / "cache", results=tmp_path / "r", dry_run=True).forecast is not None
+@pytest.fixture
+def model(world: Path, tmp_path: Path) -> Path:
+    """A model folder, named by a link, with its record in ``tmp_path``."""
+    shutil.copytree(world / "tiny", tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    link = tmp_path / "link"
+    known.record_backbones(tmp_path, {str(link): backbone_from_spec(link, device="cpu")})
+    return link
+
+
+def is_recorded(cache: Path, model: Path) -> bool:
+    found = known.recorded_backbone(cache, str(model), "cpu")
+    return known.loaded_backbone(found) is not found
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "", "[]", "[1]", "not JSON", "[" * 100_000, '{"backbones": null}', '{"backbones": {"MODEL": 1}}',
+        '{"backbones": {"MODEL": {"files": 1}}}', '{"speeds": {"here": {"coop": [1]}}}', None,
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_replaced(tmp_path: Path, model: Path, damage: str | None) -> None:
+    path = tmp_path / known.FILE
+    assert is_recorded(tmp_path, model)
+    whole = path.read_text()
+    path.write_text(whole[:-40] if damage is None else damage.replace("MODEL", str(model)))
+    assert not is_recorded(tmp_path, model)
+    known.record_speeds(tmp_path, "cpu", 1, {"tiny coop": known.Speed(1.0, 2.0)})
+    assert known.known_speeds(tmp_path, "cpu", 1) == {"tiny coop": (1.0, 2.0)}
+    known.record_backbones(tmp_path, {str(model): backbone_from_spec(model, device="cpu")})
+    assert is_recorded(tmp_path, model)
+
+
+@pytest.mark.parametrize("change", ["weights", "preprocessing", "config", "link"])
+def test_a_record_is_only_of_what_the_name_finds_now(tmp_path: Path, model: Path, change: str) -> None:
+    weights = next(path for path in model.iterdir() if path.suffix != ".json")
+    if change == "weights":
+        weights.write_bytes(weights.read_bytes())  # a new time
+    elif change == "preprocessing":
+        (model / "preprocessor_config.json").write_text("{}")
+    elif change == "config":
+        shutil.copy(model / "tiny.json", model / "open_clip_config.json")  # comes before others
+    else:
+        shutil.copytree(model, tmp_path / "other")
+        model.unlink()
+        model.symlink_to(tmp_path / "other")
+    assert not is_recorded(tmp_path, model)
+
+
+def test_a_recorded_backbone_names_its_device_as_a_loaded_one(tmp_path: Path, model: Path) -> None:
+    found = known.recorded_backbone(tmp_path, str(model), "cpu:0")
+    assert str(found.device) == str(known.loaded_backbone(found).device)
 
 
 def test_missing_features_are_counted_and_only_training_is_timed(
