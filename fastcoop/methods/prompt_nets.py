@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -296,11 +296,11 @@ class PromptNetTrainer:
         backbone: Backbone,
         trainings: Sequence[NetTraining],
         *,
+        memory_budget: int | None,
         on_done: Callable[[int, NetTraining], None],
         on_progress: Callable[[float], None],
         state: State,
         on_step: Callable[[Callable[[], State]], None],
-        **others: Any,
     ) -> None:
         from fastcoop.engine.weights import limit_threads
 
@@ -320,11 +320,12 @@ class PromptNetTrainer:
             layout = one.method.prompt_layout(one.run.settings, backbone, one.run.data)
             key = one.run.data.class_names, layout, getattr(one.run.settings, "layer", None)
             by_encoder.setdefault(key, []).append(n)
+        images = sum(one.images.nbytes for one in trainings)
         for key, numbers in by_encoder.items():
-            active = left(numbers)
+            active, room = left(numbers), _room(backbone, memory_budget, images, *key)
             while active:
                 with limit_threads(backbone.text.heads):
-                    _step(prompt_encoder(backbone, *key), [trainings[n] for n in active])
+                    _step(prompt_encoder(backbone, *key), [trainings[n] for n in active], room)
                 on_progress(sum(self._step_cost(trainings[n]) for n in active))
                 active = left(active)
                 on_step(get_state)
@@ -335,8 +336,27 @@ class PromptNetTrainer:
         return float(images * len(one.run.data.class_names))
 
 
-def _step(encoder: Any, active: Sequence[NetTraining]) -> None:
-    """Do one step of each run. ``encoder``: of the classes and the layout of all of them."""
+def _room(
+    backbone: Backbone,
+    budget: int | None,
+    images: int,
+    names: tuple[str, ...],
+    layout: PromptLayout,
+    layer: int | None,
+) -> int:
+    """Return how many sets of prompts fit into memory at once, next to ``images`` bytes."""
+    from fastcoop.engine import RunShape, plan_training
+
+    deepest = replace(layout, class_specific=layer is not None)  # as it is from the layer on
+    plan = plan_training(backbone, [RunShape(names, deepest, steps=1)], memory_budget=budget)
+    return (plan.memory_bytes - plan.scratch_bytes - images) // max(1, plan.runs[0].tree.activation_bytes)
+
+
+def _step(encoder: Any, active: Sequence[NetTraining], most: int) -> None:
+    """Do one step of each run. ``encoder``: of the classes and the layout of all of them.
+
+    A forest has at most ``most`` sets of prompts, or else those of one part: how a run is cut decides on its bits.
+    """
     import torch
 
     forests: list[list[tuple[NetTraining, StepPart]]] = []
@@ -348,7 +368,7 @@ def _step(encoder: Any, active: Sequence[NetTraining]) -> None:
             taken = len(part.images) if one.method.prompts_per_image else 1
             if taken > room:
                 forests.append([])
-                room = encoder.runs_at_once
+                room = min(encoder.runs_at_once, most)
             room -= taken
             forests[-1].append((one, part))
     for forest in forests:

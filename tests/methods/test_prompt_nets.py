@@ -19,7 +19,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import FewShot
 from fastcoop.engine.encoder import ROWS_AT_ONCE
 from fastcoop.errors import UserError
-from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
+from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, prompt_nets
 from fastcoop.methods.cocoop import CoCoOpMethod
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.sweeps.records import recorded_settings
@@ -154,6 +154,37 @@ def test_runs_train_together_and_resume_each_with_the_bits_that_it_has_alone(
             assert (outcomes[index].losses == alone.losses).all()
             for key, array in alone.weights.items():
                 assert (outcomes[index].weights[key] == array).all(), key
+
+
+@pytest.mark.parametrize(("name", "own"), [("cocoop", 2), ("tcp", 1)])
+def test_the_memory_budget_limits_the_runs_of_a_forest_and_changes_no_bits(
+    backbone: Backbone, data: Data, monkeypatch: pytest.MonkeyPatch, name: str, own: int
+) -> None:
+    """``own``: sets of prompts in a step of one run."""
+    found, sizes = list[list[Outcome]](), list[int]()
+
+    def counted(encoder: Any, inputs: Any, room: int) -> Any:
+        step(Counting(encoder), inputs, room)
+
+    class Counting:
+        def __init__(self, encoder: Any):
+            self.encoder, self.runs_at_once = encoder, encoder.runs_at_once
+
+        def __call__(self, *given: Tensor) -> Tensor:
+            sizes.append(len(given[0]))
+            return self.encoder(*given)
+
+    step = prompt_nets._step
+    monkeypatch.setattr(prompt_nets, "_step", counted)
+    for budget, most in ((None, 3 * own), (1, own)):
+        outcomes: dict[int, Outcome] = {}
+        runs = [job(data, name, seed=seed, **QUICK[name]) for seed in (1, 2, 3)]
+        METHODS[name].run(backbone, runs, outcomes.__setitem__, RunContext(memory_budget=budget))
+        assert set(sizes) == {most}
+        sizes.clear()
+        found.append([outcomes[n] for n in range(3)])
+    for one, other in zip(*found, strict=True):
+        assert all((one.weights[key] == array).all() for key, array in other.weights.items())
 
 
 @pytest.mark.parametrize("name", QUICK)
