@@ -13,6 +13,7 @@ from typing import Any
 from fastcoop.errors import UserError
 
 LARGEST = 2**32 - 1  # the largest seed that every library accepts
+MAX_JOBS = 1024  # processes
 
 LONGEST = 1_000_000  # epochs or steps of a schedule, whose tables grow with both
 LARGEST_BATCH = 65_536  # images; memory for a whole batch is allocated even if there are fewer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fastcoop.checks import MAX_JOBS, whole_number
 from fastcoop.errors import writing
 from fastcoop.progress import progress
 from fastcoop.reports.cautions import cautions
@@ -40,14 +41,16 @@ def report(
             wrong ones. None: no pictures.
         runs: Keys, or their beginnings, of the runs whose mistakes are shown: the first that was tested on a dataset,
             compared with the second. By default the page chooses one per dataset.
-        jobs: Processes that write the figures (1: this one).
+        jobs: Processes that draw the figures (1: this one).
 
     Returns:
         The paths of the files, first that of the page.
 
     Raises:
-        UserError: the results folder holds no finished run, or the files cannot be written.
+        UserError: the results folder holds no finished run, ``jobs`` is no number of processes, or the files cannot be
+            written.
     """
+    jobs = whole_number(jobs, "the number of jobs", 1, MAX_JOBS)
     study, out = read_study(Path(results_folder)), Path(out_folder)
     keys = tuple(find_key(results_folder, run) for run in runs)
     study = replace(study, pictures=pictures, chosen=keys)

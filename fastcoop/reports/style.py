@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,38 +261,56 @@ def drawing(series: Iterable[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path], list[Path]]]:
-    """Give a function like `save_figure`. With several ``jobs``, as many processes write until the block ends."""
+    """Give a function like `save_figure`. With several ``jobs``, as many processes draw; files are written at the end.
+
+    A figure whose process dies is drawn in this one.
+    """
     if jobs == 1:
         yield save_figure
         return
-    from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
+    from fastcoop.processes import ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(jobs, initializer=exit_with_parent, initargs=(os.getpid(),))
-    waiting, series = [], list(series)
+    pool = ProcessPoolExecutor(jobs, initializer=_begin_worker, initargs=(os.getpid(),))
+    waiting: list[tuple[Figure, Path, Future[list[bytes]]]] = []
+    series = list(series)
 
     def submit(figure: Figure, stem: Path) -> list[Path]:
-        waiting.append(pool.submit(_save_in_worker, figure, stem, series))
+        try:
+            waiting.append((figure, stem, pool.submit(_draw_in_worker, figure, series)))
+        except BrokenExecutor:
+            return save_figure(figure, stem)
         return _paths(stem)
 
     try:
         yield submit
-        for one in waiting:
-            one.result()
+        for figure, stem, drawn in waiting:
+            try:
+                _write(stem, drawn.result())
+            except BrokenExecutor:
+                save_figure(figure, stem)
     finally:
         pool.shutdown(wait=True, kill_workers=True)
 
 
-def _save_in_worker(figure: Figure, stem: Path, series: list[str]) -> None:
+def _begin_worker(parent: int) -> None:
+    from fastcoop.processes import exit_with_parent
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    exit_with_parent(parent)
+
+
+def _draw_in_worker(figure: Figure, series: list[str]) -> list[bytes]:
     with drawing(series):
-        save_figure(figure, stem)
-
-
-def _paths(stem: Path) -> list[Path]:
-    return [stem.with_name(f"{stem.name}.{kind}") for kind in METADATA]
+        return _draw(figure)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png``, ``stem.pdf`` and ``stem.svg`` (vector, letters as shapes); equal figures give equal bytes."""
+    return _write(stem, _draw(figure))
+
+
+def _draw(figure: Figure) -> list[bytes]:
+    """Return the content of the files of a figure."""
     from matplotlib.transforms import Bbox
 
     figure.set_dpi(PNG_DOTS_PER_INCH)
@@ -299,7 +320,20 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     inside = page.x0 <= ink.x0 and page.y0 <= ink.y0 and ink.x1 <= page.x1 and ink.y1 <= page.y1
     # Text that does not fit, such as a title of wide letters, makes the picture larger instead of being cut.
     box = None if inside else Bbox.union([page, ink.padded(MARGIN)])
-    for path, (kind, metadata) in zip(_paths(stem), METADATA.items(), strict=True):
+    contents = []
+    for kind, metadata in METADATA.items():
+        file = BytesIO()
+        figure.savefig(file, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
+        contents.append(file.getvalue())
+    return contents
+
+
+def _paths(stem: Path) -> list[Path]:
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in METADATA]
+
+
+def _write(stem: Path, contents: list[bytes]) -> list[Path]:
+    for path, content in zip(_paths(stem), contents, strict=True):
         with atomic_write(path) as part:
-            figure.savefig(part, format=kind, dpi=PNG_DOTS_PER_INCH, metadata=metadata, bbox_inches=box)
+            part.write_bytes(content)
     return _paths(stem)

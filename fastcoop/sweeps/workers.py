@@ -19,7 +19,7 @@ from typing import Protocol
 import psutil
 import torch
 
-from fastcoop.checks import amount, shortened, whole_number
+from fastcoop.checks import MAX_JOBS, amount, shortened, whole_number
 from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.methods import FeatureBank
@@ -30,7 +30,6 @@ from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBan
 
 SMALL_SWEEP = 20.0  # expected seconds of one core; starting a worker takes about 6
 WORKER_BYTES = 700e6  # a worker with its libraries and a small backbone, without what training takes
-MAX_JOBS = 1024
 TICK = 0.5  # seconds between calls of on_tick while no event arrives
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from contextlib import suppress
 from itertools import combinations
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.artist import Artist
 from PIL import Image
 
 from fastcoop.reports.frames import Missing
@@ -207,20 +210,36 @@ def test_wide_names_leave_the_bars_of_figure_4_their_room():
             assert axis.bbox.width > 0.4 * part.figure.bbox.width
 
 
-def write_figure(folder: Path, jobs: int) -> list[Path]:
+class Deadly(Artist):
+    """Kills every process that draws it but one."""
+
+    def __init__(self, survivor: int):
+        super().__init__()
+        self.survivor = survivor
+
+    def draw(self, renderer):
+        if os.getpid() != self.survivor:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_figure(folder: Path, jobs: int, *artists: Artist) -> list[Path]:
     made = study(["A"])
     with drawing(made.runs.series), saving(made.runs.series, jobs) as save:
         (part,) = figure4.ITEM.make(made)
+        for artist in artists:
+            part.figure.add_artist(artist)
         return save(part.figure, folder / "figure")
 
 
-def test_other_processes_write_the_same_files(tmp_path):
+@pytest.mark.parametrize("artists", [(), (Deadly(os.getpid()),)], ids=["", "a_process_dies"])
+def test_other_processes_draw_the_same_files(tmp_path, artists):
     (tmp_path / "other").mkdir()
-    paths, others = write_figure(tmp_path, 1), write_figure(tmp_path / "other", 2)
+    paths, others = write_figure(tmp_path, 1), write_figure(tmp_path / "other", 2, *artists)
     assert others == [tmp_path / "other" / path.name for path in paths]
     assert [path.read_bytes() for path in others] == [path.read_bytes() for path in paths]
+    assert set((tmp_path / "other").iterdir()) == set(others)
 
 
-def test_an_error_of_a_process_that_writes_is_raised(tmp_path):
+def test_an_error_of_writing_is_raised(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         write_figure(tmp_path / "missing", 2)

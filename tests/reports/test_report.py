@@ -128,6 +128,11 @@ def test_results_without_runs_are_refused(folder_of, tmp_path):
         report(folder_of(results().iloc[:0]), tmp_path / "out")
 
 
+def test_a_number_of_processes_is_needed(tmp_path):
+    with pytest.raises(UserError, match="number of jobs to be a whole number from 1"):
+        report(tmp_path, tmp_path / "out", jobs=0)
+
+
 def test_a_broken_words_file_is_named(folder_of, tmp_path):
     frame = results(datasets=("objects",))
     folder = folder_of(frame)
