@@ -110,8 +110,9 @@ class Backbone:
     @property
     def shared_text(self) -> TextTower:
         """The parts of a causal text tower. Raises UserError for another."""
-        if isinstance(self.text, TextTower):
-            return self.text
+        text: Any = self.text
+        if self.prompt_path.path == "shared":
+            return text  # type: ignore[no-any-return]
         raise UserError(
             f"This needs a causal text tower, read at its end token, which {self.name} does not have: "
             f"{self.prompt_path.reason}. Choose another backbone, such as RN50 or ViT-B-16."

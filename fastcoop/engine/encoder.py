@@ -168,7 +168,7 @@ class ClassTokenEncoder:
 
 def check_layer(backbone: Backbone, layer: int) -> None:
     """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
-    layers = len(backbone.shared_text.blocks)
+    layers = backbone.shared_text.layers
     if not 1 <= layer < layers:
         most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import pytest
 
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.cli import main
+from fastcoop.errors import UserError
+from fastcoop.grids.grid import read_grid
+from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.methods import METHODS
 from fastcoop.results.read import load_runs
 from fastcoop.sweeps import Summary, cache_grid, known, timing
+from fastcoop.sweeps.caching import open_features, open_unchanged
 
 
 def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
@@ -134,6 +140,22 @@ def test_a_record_is_only_of_what_the_name_finds_now(tmp_path: Path, model: Path
         model.unlink()
         model.symlink_to(tmp_path / "other")
     assert not is_recorded(tmp_path, model)
+
+
+@pytest.mark.parametrize("methods", [{name: None for name in METHODS if name != "tcp"}, {"tcp": None}])
+def test_a_recorded_backbone_gives_the_keys_and_refusals_of_a_loaded_one(
+    world: Path, grid: dict[str, Any], tmp_path: Path, model: Path, methods: dict[str, Any]
+) -> None:
+    found = []
+    for load in (None, partial(known.recorded_backbone, tmp_path, device="cpu")):
+        whole = read_grid(grid | {"backbones": str(model), "methods": methods})
+        loaded = load_grid(whole, world / "data", "cpu", load=load)
+        open_features(loaded, tmp_path, open_unchanged)
+        try:
+            found.append({run.key for run in plan_runs(loaded)})
+        except UserError as error:
+            found.append({str(error)})
+    assert found[0] == found[1]
 
 
 def test_a_recorded_backbone_names_its_device_as_a_loaded_one(tmp_path: Path, model: Path) -> None:
