@@ -34,7 +34,8 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
     options = text_cfg.get("tokenizer_kwargs") or {}
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
-        return _clip_tokenizer(length) if not options else _clip_tokenizer.__wrapped__(length, **options)
+        make: Callable[..., Callable[..., Tensor]] = open_clip_part("tokenizer").SimpleTokenizer
+        return make(context_length=length, **options) if options else _clip_tokenizer(make, length)
     own = folder is not None and has_tokenizer(folder)
     source = folder if own else find_hub_files(name, "tokenizer", SMALL_FILES, has_tokenizer)
     try:
@@ -52,9 +53,8 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
 
 
 @functools.cache  # its tables take a while to build
-def _clip_tokenizer(length: int, **options: Any) -> Callable[..., Tensor]:
-    make: Callable[..., Callable[..., Tensor]] = open_clip_part("tokenizer").SimpleTokenizer
-    return make(context_length=length, **options)
+def _clip_tokenizer(make: Callable[..., Callable[..., Tensor]], length: int) -> Callable[..., Tensor]:
+    return make(context_length=length)
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import math
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 
 from fastcoop.backbones import Backbone, backbone_from_spec, load, load_backbone, sources
 from fastcoop.backbones.backbone import fingerprint
+from fastcoop.backbones.tokenizer import load_tokenizer
 from fastcoop.backbones.weights import OPENAI_INTEGERS, Weights
 from fastcoop.errors import UserError
 from tests.advice import follows
@@ -410,3 +413,13 @@ def test_prompts_that_do_not_fit_are_refused_not_cut(tiny_folder: Path) -> None:
     assert backbone.encode_text(["cat " * 75]).shape == (1, 16)
     with pytest.raises(UserError, match="does not fit the 77 tokens"):
         backbone.encode_text(["a cat", "cat " * 76])
+
+
+def test_a_tokenizer_that_was_read_before_open_clip_can_be_sent_once_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as before:
+        before.delitem(sys.modules, "open_clip")
+        alone = load_tokenizer({"context_length": 9}, None)
+    sent = pickle.loads(pickle.dumps(load_tokenizer({"context_length": 9}, None)))
+    assert torch.equal(sent(["a Cat's photo"]), alone(["a Cat's photo"]))
