@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[1]
 # Modules that are imported where they are used, for those who installed the extra.
 # loky stands in for joblib's copy of it, where that has none.
 EXTRAS = {"qtawesome": "demo", "distributed": "cluster", "pyarrow": "parquet"}
-WITH_TORCH = {"triton"}  # torch's own requirement on Linux; imported where it is found
+# Requirements of others, imported only where these are: of torch on Linux, and of a notebook's kernel.
+OF_OTHERS = {"triton", "IPython"}
 
 STATE = """
 import json, locale, logging, os, random, sys, warnings
@@ -115,7 +116,7 @@ def test_what_is_imported_is_declared() -> None:
     by_module = packages_distributions()
     for path in (ROOT / "fastcoop").rglob("*.py"):
         for name in imported(path):
-            if name == "loky" or name in WITH_TORCH:
+            if name == "loky" or name in OF_OTHERS:
                 continue
             if name in EXTRAS:
                 assert name in {one.name for one in declared(EXTRAS[name])}
