@@ -135,11 +135,6 @@ class PromptNetMethod(TrainedMethod[S]):
         """Return the hand-written text features (classes, dim) of length 1 that a network reads; None for none."""
         return None
 
-    def encoder(self, backbone: Backbone, settings: S, data: Data) -> Any:
-        """Return the encoder of ``data``'s classes, kept for the next call."""
-        layout = self.prompt_layout(settings, backbone, data)
-        return prompt_encoder(backbone, data.class_names, layout, getattr(settings, "layer", None))
-
     def net(self, backbone: Backbone, settings: S, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """Return a run's network with its learned weights."""
         import torch
@@ -322,7 +317,7 @@ class PromptNetTrainer:
             by_encoder.setdefault(key, []).append(n)
         images = sum(one.images.nbytes for one in trainings)
         for key, numbers in by_encoder.items():
-            active, room = left(numbers), _room(backbone, memory_budget, images, *key)
+            active, room = left(numbers), _room(backbone, memory_budget, images, key)
             while active:
                 with limit_threads(backbone.text.heads):
                     _step(prompt_encoder(backbone, *key), [trainings[n] for n in active], room)
@@ -336,17 +331,11 @@ class PromptNetTrainer:
         return float(images * len(one.run.data.class_names))
 
 
-def _room(
-    backbone: Backbone,
-    budget: int | None,
-    images: int,
-    names: tuple[str, ...],
-    layout: PromptLayout,
-    layer: int | None,
-) -> int:
-    """Return how many sets of prompts fit into memory at once, next to ``images`` bytes."""
+def _room(backbone: Backbone, budget: int | None, images: int, key: tuple[Any, ...]) -> int:
+    """Return how many sets of prompts of `prompt_encoder` fit into memory at once, next to ``images`` bytes."""
     from fastcoop.engine import RunShape, plan_training
 
+    names, layout, layer = key
     deepest = replace(layout, class_specific=layer is not None)  # as it is from the layer on
     plan = plan_training(backbone, [RunShape(names, deepest, steps=1)], memory_budget=budget)
     return (plan.memory_bytes - plan.scratch_bytes - images) // max(1, plan.runs[0].tree.activation_bytes)

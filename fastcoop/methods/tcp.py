@@ -9,7 +9,14 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import NetTraining, PromptNetMethod, PromptNetSettings, StepPart, prompt_net
+from fastcoop.methods.prompt_nets import (
+    NetTraining,
+    PromptNetMethod,
+    PromptNetSettings,
+    StepPart,
+    prompt_encoder,
+    prompt_net,
+)
 from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -132,10 +139,9 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
 
         from fastcoop.backbones.precision import fresh_state
 
+        settings, layout = run.settings, self.prompt_layout(run.settings, backbone, data)
         with fresh_state(), torch.no_grad():
-            net, encoder = (
-                self.net(backbone, run.settings, run.weights),
-                self.encoder(backbone, run.settings, data),
-            )
-            features = encoder(*self.inputs(net, None, self.references(backbone, run.settings, data)))[0]
+            net = self.net(backbone, settings, run.weights)
+            encoder = prompt_encoder(backbone, data.class_names, layout, settings.layer)
+            features = encoder(*self.inputs(net, None, self.references(backbone, settings, data)))[0]
         return LinearClassifier.of_texts(np.asarray(features.float().cpu().numpy()), backbone.logit_scale)
