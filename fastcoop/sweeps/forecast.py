@@ -117,11 +117,7 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path, cache: Path) -> 
         sources[kind] = "no features" if found is None else "timed now"
         speeds |= {} if found is None else {kind: found}
     took = {
-        name: sum(
-            speed.per_run + work_of(run, costs) * speed.per_work
-            for run in of_batch
-            for speed in (speeds.get(kind_of(run), UNKNOWN),)
-        )
+        name: sum(speeds.get(kind_of(run), UNKNOWN).seconds(work_of(run, costs)) for run in of_batch)
         for name, of_batch in runs.items()
     }
     parts = []

@@ -33,6 +33,10 @@ class Speed(NamedTuple):
     per_run: FiniteFloat
     per_work: FiniteFloat
 
+    def seconds(self, work: float) -> float:
+        """Return the seconds of a run with this work."""
+        return self.per_run + self.per_work * work
+
 
 class Sizes(BaseModel, from_attributes=True):
     """Those of a `TextTower`."""

@@ -85,9 +85,9 @@ def record(runs: Mapping[str, RunSpec[Any]], folder: Path, cache: Path, threads:
     costs, works = costs_of(runs), dict[str, set[float]]()
     for run in runs.values():
         works.setdefault(kind_of(run), set()).add(1.0 if run.key in costs else work_of(run, costs))
-    for device in {str(run.model.device) for run in runs.values()}:
-        found = speeds_of(runs, costs, seconds_of(folder))
-        kept = {kind: speed for kind, speed in found.items() if works[kind] == {1.0} or len(works[kind]) > 1}
+    found = speeds_of(runs, costs, seconds_of(folder))
+    kept = {kind: speed for kind, speed in found.items() if works[kind] == {1.0} or len(works[kind]) > 1}
+    for device in {str(run.model.device) for run in runs.values()}:  # one, if there are runs
         record_speeds(cache, device, threads, kept)
 
 
@@ -118,9 +118,8 @@ def _step(runs: Sequence[RunSpec[Any]]) -> Speed:
 
     backbone, plan = loaded_backbone(runs[0].model), plan_of(runs)
     on_cpu, clock = backbone.device.type == "cpu", _clock(backbone)
-    epochs, left = (
-        (4, MAX_STEP_FLOPS) if on_cpu else (25, 1000 * MAX_STEP_FLOPS)
-    )  # a GPU records, then replays
+    # A GPU records, then replays.
+    epochs, left = (4, MAX_STEP_FLOPS) if on_cpu else (25, 1000 * MAX_STEP_FLOPS)
     timed: list[Run] = []
     for cost in (plan.runs[index] for index in next(plan.stages()).runs):
         if timed and cost.step_flops > left:
