@@ -28,6 +28,7 @@ from fastcoop.sweeps.tasks import (
     Task,
     WorkerBank,
     WorkerSpec,
+    describe,
     run_task,
 )
 from fastcoop.sweeps.workers import TICK
@@ -90,10 +91,16 @@ class ClusterExecutor:
             self._client.close()
 
     def _submit(self, task: Task) -> Any:
-        if self._sent is None or self._sent.status != "finished":  # or no worker is left that has it
-            self._sent = self._client.scatter(self._payload, broadcast=True, hash=False)
         key = f"{task.batch.name}-{uuid4().hex}"
-        future = self._client.submit(_run, task, self._sent, key=key, pure=False)
+        try:
+            if self._sent is None or self._sent.status != "finished":  # or no worker is left that has it
+                self._sent = self._client.scatter(self._payload, broadcast=True, hash=False)
+            future = self._client.submit(_run, task, self._sent, key=key, pure=False)
+        except Exception as error:
+            raise UserError(
+                f"The Dask cluster takes no more work ({error}), finished runs are kept; start its scheduler and "
+                "workers, and run the same command again."
+            ) from None
         self._running[key] = task.batch, future
         return future
 
@@ -110,6 +117,8 @@ class ClusterExecutor:
             ]
         except CancelledError:
             events = [BatchFinished(batch, error="all workers that held its features died", died=True)]
+        except Exception as error:  # such as of a worker whose disk is full
+            events = [BatchFinished(batch, error=describe(error))]
         return events
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.results import load_results
-from fastcoop.results.store import open_store
+from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps import evaluate, interpret, sweep
 from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
@@ -166,3 +166,20 @@ def test_a_cluster_from_nothing(run: Call, tmp_path: Path, monkeypatch: pytest.M
         for process in reversed(started):
             process.terminate()
             process.wait()
+
+
+@follows("start its scheduler and workers, and run the same command again")
+def test_a_cluster_that_ends(run: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("fastcoop.sweeps.cluster.CONNECT_TIMEOUT_S", 1)
+    record, options = ResultsStore.record, {"processes": False, "dashboard_address": ":0", "silence_logs": 50}
+    with distributed.LocalCluster(1, **options) as cluster, monkeypatch.context() as ending:
+
+        def end(*arguments: Any) -> None:
+            record(*arguments)
+            cluster.close()
+
+        ending.setattr(ResultsStore, "record", end)
+        refused("run the same command again", run, backend="dask", address=cluster.scheduler_address)
+    with distributed.LocalCluster(1, **options) as cluster:
+        assert run(backend="dask", address=cluster.scheduler_address).finished == 1

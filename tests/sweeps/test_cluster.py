@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ Sweep = Callable[..., Summary]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=None,
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=None,
         worker_dashboard_address=None, silence_logs=50,
     ) as cluster:  # fmt: skip
         yield cluster
@@ -80,6 +81,20 @@ def test_features_travel_along_where_workers_do_not_see_them(
     same_results(tmp_path / "alone", tmp_path / "far")
     with distributed.Client(address, set_as_default=False) as client:
         assert set(client.run(held).values()) == {0}, "backbones and features are freed with the sweep"
+
+
+def test_what_a_worker_cannot_load_is_an_error_of_its_runs(
+    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(payload: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fastcoop.sweeps.cluster._bank", no_space)
+    with distributed.LocalCluster(1, processes=False, dashboard_address=":0", silence_logs=50) as cluster:
+        options = {"backend": "dask", "jobs": -1, "address": cluster.scheduler_address}
+        summary = run(grid | {"methods": {"zero_shot": None}}, results=tmp_path, **options)
+    assert summary.finished == 0
+    assert ["No space left" in error for error in summary.failed.values()] == [True]
 
 
 def report_each_step() -> None:
