@@ -70,9 +70,12 @@ def test_features_travel_along_where_workers_do_not_see_them(
         client.run(report_each_step)
     shares: list[float] = []
     progress = Pace.progress
-    monkeypatch.setattr(
-        Pace, "progress", lambda pace, *work: progress(pace, *work) or shares.append(pace.running()[0][1])
-    )
+
+    def watched(pace: Pace, *work: Any) -> None:
+        progress(pace, *work)
+        shares.extend(share for _, share in pace.running())
+
+    monkeypatch.setattr(Pace, "progress", watched)
     grid |= {"methods": {"coop": {"context_length": 2, "epochs": 2}, "zero_shot": None}, "shots": 1}
     run(grid, results=tmp_path / "alone")
     summary = run(grid, results=tmp_path / "far", backend="dask", jobs=-1, address=address)
