@@ -225,7 +225,7 @@ class RowRule(NamedTuple):
 
     least: int  # rows
     step: int  # the number of rows is a multiple of it
-    terms: int | None = None  # fewer than FEW_ROWS rows are summed in pieces of so many terms
+    terms: int | None = None  # length of the pieces that sums of fewer than FEW_ROWS rows are cut into
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``a @ b`` of (rows, n) and (n, m)."""

@@ -1,4 +1,4 @@
-"""What sweeps record beside the features, so that a dry run needs no model: backbones' sizes, and methods' speed.
+"""What sweeps record in the feature folder, so that a dry run needs no model: sizes of backbones, speeds of methods.
 
 A sweep never reads these records.
 """

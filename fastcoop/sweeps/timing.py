@@ -112,7 +112,11 @@ def speed(runs: Sequence[RunSpec[Any]], threads: int) -> Speed | None:
 
 
 def _step(runs: Sequence[RunSpec[Any]]) -> Speed:
-    """Time steps of the first runs that would train together, on features of ones: as many as are allowed."""
+    """Time a few steps of the first runs that would train together, on features of ones.
+
+    The runs, or the classes of a single one, are cut so that a step has at most MAX_STEP_FLOPS operations (1,000 times
+    as many on a GPU).
+    """
     from fastcoop.engine import FastSchedule, Run, train
     from fastcoop.prompts import initial_contexts
 
