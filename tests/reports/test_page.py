@@ -220,6 +220,9 @@ def test_the_first_screen_answers_which_method_is_best_and_how_sure_that_is(visi
     assert re.match(
         r"4\s+CoOp \(M=16, mid\)\s+[\d.]+ ± [\d.]+\s+\+[\d.]+ \[.*\] over .*\s(yes|no) \(p ", rows[1]
     )
+    names = page.locator(".top .best tbody tr:visible td:nth-child(3)")
+    heights = names.evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
+    assert max(heights) < 30, "the name of a method is broken"
     assert "means include runs far below the other seeds" in page.inner_text(".top .care")
     page.select_option("#chosen", label="objects")
     assert "far below" not in page.inner_text(".top .care")
