@@ -52,15 +52,17 @@ def read_folder(folder: str) -> pd.DataFrame:
 
 
 def read_figure(path: Path) -> pd.DataFrame:
-    """Return the same of a report's Figure 3 by the paper's schedule."""
+    """Return the same of a report's Figure 3: by the paper's schedule, or by that and another."""
     rows = pd.read_csv(path)
-    label = rows.method.str.extract(r"^CoOp \(M=(?P<m>\d+), (?P<position>\w+)(?P<own>, CSC)?\)$")
+    label = rows.method.str.extract(
+        r"^CoOp \(M=(?P<m>\d+), (?P<position>\w+)(?P<own>, CSC)?\)(?:, (?P<by>\S+))?$"
+    )
     rows = rows[label.m.notna() & ~rows.dataset.str.startswith("Average")].join(label)
     own = np.where(rows.own.notna(), ", class-specific", "")
     cells = pd.DataFrame({
         "backbone": re.sub("^figure3-", "", path.stem), "source": rows.dataset, "dataset": rows.dataset,
         "variant": rows.position + ", M=" + rows.m + own, "shots": rows.shots.str.split().str[0].astype(int),
-        "schedule": PAPER, "accuracy": rows["mean"], "seeds": rows.runs.astype(int),
+        "schedule": rows.by.fillna(PAPER), "accuracy": rows["mean"], "seeds": rows.runs.astype(int),
     })  # fmt: skip
     return cells.set_index(CELL)
 

@@ -68,7 +68,7 @@ def cautions(study: Study) -> Iterator[Caution]:
         )
         yield Caution(text)  # every figure's subtitle names the schedule
     if len(schedules) > 1:
-        yield Caution(f"The runs have {len(schedules)} schedules; each is drawn and judged separately.")
+        yield Caution(f"The runs have {len(schedules)} schedules; each is averaged and judged separately.")
 
 
 def _caution(text: str, short: str, datasets: Iterable[object]) -> Caution:

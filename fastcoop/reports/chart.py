@@ -66,6 +66,7 @@ class Chart:
             {
                 "name": name,
                 "color": css_color(one.color),
+                "fill": _fill(one),
                 "marker": MARKERS[one.marker],
                 "dash": DASHES[one.line],
             }
@@ -175,8 +176,13 @@ def swatch(style: Look) -> str:
     color = css_color(style.color)
     dash = " ".join(map(str, DASHES[style.line]))
     line = f'<path d="M-14,0H14" fill="none" stroke-width="1.8" stroke-dasharray="{dash}" style="stroke:{color}"/>'
-    mark = f'<path d="{MARKERS[style.marker]}" transform="scale(4.2)" style="fill:{color}"/>'
+    colors = f"fill:{_fill(style)};stroke:{color}"
+    mark = f'<path d="{MARKERS[style.marker]}" transform="scale(3.8)" stroke-width=".3" style="{colors}"/>'
     return f'<svg viewBox="-15 -7 30 14" width="30" height="14" aria-hidden="true">{line}{mark}</svg>'
+
+
+def _fill(style: Look) -> str:
+    return "var(--paper)" if style.is_open else css_color(style.color)
 
 
 def _ordered(summary: pd.DataFrame) -> pd.DataFrame:

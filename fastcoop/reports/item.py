@@ -75,13 +75,18 @@ class Item:
     command: Callable[[Study], str]
 
 
-def per_slice(make: Callable[[Study, Slice], list[Exhibit]]) -> Callable[[Study], list[Exhibit]]:
-    """Return a function that calls ``make`` for each slice; it raises Missing where no slice has what is needed."""
+def per_slice(
+    make: Callable[[Study, Slice], list[Exhibit]], paired: bool = False
+) -> Callable[[Study], list[Exhibit]]:
+    """Return a function that calls ``make`` for each slice; it raises Missing where no slice has what is needed.
+
+    ``paired``: as in `Study.slices`.
+    """
 
     def make_all(study: Study) -> list[Exhibit]:
         exhibits: list[Exhibit] = []
         reasons: dict[str, list[str]] = {}
-        for piece in study.slices():
+        for piece in study.slices(paired):
             try:
                 exhibits += make(study, piece)
             except Missing as missing:

@@ -26,9 +26,9 @@ const layer = (mark, encoding, only = "true") => ({mark: {...mark, aria: false},
 const spread = (axis, title, only, zero) => layer({type: "rule"},
   {[axis]: amount(title, "low", zero), [`${axis}2`]: {field: "high"}}, only);
 const markers = (looks, size) => ({ // the one nearest to the pointer is large and has the tooltip
-  mark: {type: "point", filled: true, opacity: 1, tooltip: POINT},
+  mark: {type: "point", strokeWidth: 1.3, opacity: 1, tooltip: POINT},
   params: [{name: "near", select: {type: "point", on: "pointermove", clear: "pointerout", nearest: true}}],
-  encoding: {shape: looked(looks, "marker"), size: {condition: {param: "near", empty: false, value: 110}, value: size}},
+  encoding: {shape: looked(looks, "marker"), fill: looked(looks, "fill"), size: {condition: {param: "near", empty: false, value: 110}, value: size}},
 });
 const KINDS = { // how each kind of chart is drawn, with the height of its panels and the titles of its tooltips
   lines: {

@@ -111,7 +111,8 @@ def _lead(study: Study) -> str:
     shots = sorted(set(runs.shots) - {0.0})
     ends = " to ".join(dict.fromkeys(shots_text(one) for one in (shots[0], shots[-1]))) if shots else "no"
     quick = sorted({schedule_note(one).partition(":")[0] for one in set(runs.schedule) - {"", "paper"}})
-    schedule = f" ({joined(*quick)}, not the paper's)" if quick else ""
+    has_both = bool(quick) and "paper" in set(runs.schedule)
+    schedule = f" ({joined(*quick)}, {'and' if has_both else 'not'} the paper's)" if quick else ""
     return (
         f"Accuracy on test images of {counted(runs.label.nunique(), 'method')} with {ends} training images per class:"
         f" {counted(runs.key.nunique(), 'run')} on {_some(datasets)} with {_some(backbones)}{schedule}."

@@ -18,7 +18,7 @@ from fastcoop import escape, results
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 from fastcoop.reports import series
-from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, rows_of
+from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, main_runs, rows_of
 from fastcoop.reports.style import name_of
 from fastcoop.results.metadata import (
     CLASS_NAMES,
@@ -34,7 +34,7 @@ WITHOUT_SCHEDULE = ("zero_shot", "ensemble", "linear_probe")  # every schedule's
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Results that may be drawn together: one backbone, one training schedule."""
+    """Results that may be drawn together: one backbone, one training schedule, or two that are compared."""
 
     backbone: str
     schedule: str
@@ -42,6 +42,7 @@ class Slice:
     everything: pd.DataFrame  # all tests, also on other datasets and on some of the classes
     has_only_schedule: bool  # whether no other slice has another schedule
     diverged: pd.DataFrame  # tests without an accuracy
+    beside: str = ""  # a schedule that is compared with the paper's
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -59,7 +60,10 @@ class Slice:
     @property
     def subtitle(self) -> str:
         """The text on every figure: backbone, schedule unless it is the paper's, number of diverged runs."""
-        return joined(self.backbone, schedule_note(self.schedule), diverged_note(self.diverged))
+        note = schedule_note(self.schedule)
+        if self.beside:
+            note = f"{self.schedule} schedule and {schedule_note(self.beside)}"
+        return joined(self.backbone, note, diverged_note(self.diverged))
 
     def name_of(self, name: str, length: float = 0) -> str:
         """Return a series' name in legends and tables, with the limits of a shortened linear probe."""
@@ -127,24 +131,36 @@ class Study:
         """The same, with ``--class-names`` where it was given: what a sweep of the same datasets takes."""
         return recorded_places(self.folder, (*PLACES, CLASS_NAMES))
 
-    def slices(self) -> list[Slice]:
-        """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's."""
-        pairs = [
-            (str(backbone), schedule)
+    def slices(self, paired: bool = False) -> list[Slice]:
+        """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's.
+
+        With ``paired``, the paper's schedule and a backbone's only other one are in one slice, if both trained a method
+        in the setting that is drawn.
+        """
+        found = {
+            str(backbone): sorted(set(frame.schedule) - {""}) or ["paper"]
             for backbone, frame in self.runs.groupby("backbone", sort=False)
-            for schedule in sorted(set(frame.schedule) - {""}) or ["paper"]
-        ]
-        backbones, schedules = (set(column) for column in zip(*pairs, strict=True))
-        names = {**escape.file_names(backbones), **escape.file_names(schedules)}
-        slices = []
-        for backbone, schedule in pairs:
-            parts = [backbone] * (len(backbones) > 1) + [schedule] * (len(schedules) > 1)
+        }
+        schedules = {schedule for given in found.values() for schedule in given}
+        names = {**escape.file_names(found), **escape.file_names(schedules)}
+
+        def one(backbone: str, schedule: str, beside: str = "") -> Slice:
+            parts = [backbone] * (len(found) > 1) + [schedule] * (len(schedules) > 1 and not beside)
             suffix = "".join(f"-{names[part]}" for part in parts)
             runs, diverged = (
-                frame[(frame.backbone == backbone) & frame.schedule.isin(("", schedule))]
+                frame[(frame.backbone == backbone) & frame.schedule.isin(("", schedule, beside))]
                 for frame in (self.runs, self.diverged)
             )
-            slices.append(Slice(backbone, schedule, suffix, runs, len(schedules) == 1, diverged))
+            return Slice(backbone, schedule, suffix, runs, len(schedules) == 1, diverged, beside)
+
+        slices = []
+        for backbone, given in found.items():
+            own = [one(backbone, schedule) for schedule in given]
+            if paired and len(given) == 2 and "paper" in given:
+                (other,) = set(given) - {"paper"}
+                both = one(backbone, "paper", other)
+                own = [both] if _compares(both) else own
+            slices += own
         return slices
 
 
@@ -286,6 +302,12 @@ def _series(run: Any) -> str:
     return (
         "ensemble all" if run.method == "ensemble" and run.settings.get("templates") == "all" else run.method
     )
+
+
+def _compares(both: Slice) -> bool:
+    """Return whether a variant of CoOp was trained by both schedules in the main setting."""
+    coop = both.runs[both.runs.method == "coop"]
+    return len(coop) > 0 and bool((main_runs(coop).groupby("series").schedule.nunique() > 1).any())
 
 
 def joined(*texts: str) -> str:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class Look:
     marker: str
     line: str
     weight: float = 1.0
+    is_open: bool = False  # whether markers are outlines
 
 
 # Okabe and Ito's palette for Figure 3, Tol's muted one for the others. The class at the end is warm, in the middle
@@ -104,6 +105,8 @@ LOOKS = {
 OTHER_COLORS = ("#999999", "#8C564B", "#C2185B", "#6A3D9A", "#1B9E9E", "#7A9A01", "#B8860B", "#1F3A93")
 OTHER_MARKERS = ("d", "8", "^", "s", "p", "v", "o")
 OTHER_LINES = ("-.", "--", ":")
+BY = " by schedule "  # between a series and its schedule, in a figure of two schedules
+MANY = 8  # series above which bands of deviation are faint
 _others: list[str] = []  # the series without a look of their own in the report that is drawn
 
 
@@ -111,6 +114,10 @@ def look(series: str) -> Look:
     """Return the look of a series; those not in `LOOKS` get different ones inside ``with drawing(series)``."""
     if series in LOOKS:
         return LOOKS[series]
+    series, by, schedule = series.partition(BY)
+    if by:
+        own = replace(look(series), label=f"{look(series).label}, {schedule}")
+        return own if schedule == "paper" else replace(own, line=":", is_open=True)
     base, _, settings = series.partition(" (")
     label = LOOKS[base].label if base in LOOKS else base
     if settings:
@@ -129,7 +136,8 @@ def name_of(series: str, length: float = 0) -> str:
 
 def rank(series: str) -> tuple[int, str]:
     """Return the sort key of a series; one with unusual settings follows the plain one, other methods come last."""
-    order, base = list(LOOKS), series.partition(" (")[0]
+    series = series.removesuffix(f"{BY}paper")  # comes first
+    order, base = list(LOOKS), series.partition(BY)[0].partition(" (")[0]
     return order.index(base) if base in LOOKS else len(order), series
 
 
@@ -169,16 +177,18 @@ def draw_curves(axis: Axes, summary: pd.DataFrame, over: str, ticks: Mapping[flo
     ``ticks`` are the labels of the values of the column ``over``. The lines have their series as gid.
     """
     place = {value: float(at) for at, value in enumerate(ticks)}
+    strength = 0.05 if summary.series.nunique() > MANY else 0.16
     for series in sorted(set(summary.series), key=rank):
         points = summary[summary.series == series].sort_values(over)
         x, mean, std = [place[value] for value in points[over]], points["mean"], points["std"].fillna(0.0)
         style = look(series)
         line: dict[str, Any] = {"marker": style.marker, "color": style.color, "gid": series}
+        line |= {"markerfacecolor": "white"} if style.is_open else {}
         if set(points[over]) == {0.0}:
             axis.axhline(mean.iloc[0], color=style.color, linewidth=0.6, linestyle=(0, (1, 3)), zorder=1)
             axis.plot(x, mean, linestyle="None", markersize=8, zorder=4, clip_on=False, **line)
             continue
-        axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=0.16, linewidth=0)
+        axis.fill_between(x, mean - std, mean + std, color=style.color, alpha=strength, linewidth=0)
         if len(points) == 1:
             axis.errorbar(x, mean, yerr=std, fmt="none", color=style.color, linewidth=0.9, capsize=2)
         line |= {"linewidth": 1.2 * style.weight, "markersize": 3.4 * style.weight}

@@ -144,7 +144,7 @@ def test_seeds_that_share_all_their_images_are_said(tmp_path):
     assert not list(cautions(study_of(frame, tmp_path)))
 
 
-def test_two_schedules_are_said_to_be_drawn_apart():
+def test_two_schedules_are_said_to_be_judged_apart():
     frame = pd.concat([calm(), results(datasets=("objects",), schedule="quick: 5 epochs")])
     assert "The runs have 2 schedules" in warned(frame.drop_duplicates("key"))
 

@@ -91,19 +91,40 @@ def test_a_shorter_schedule_is_named_on_what_is_drawn_and_in_tables(folder_of, t
     assert "schedule" not in part.figure.get_suptitle()
 
 
-def test_two_schedules_are_never_averaged(folder_of, tmp_path):
-    import pandas as pd
+def test_the_papers_schedule_and_another_are_drawn_together_and_never_averaged(tmp_path):
+    from fastcoop.reports.items import figure3, figure4
+    from fastcoop.reports.study import study_of
+    from fastcoop.reports.style import drawing
 
-    frame = pd.concat(
-        [results(("objects",)), results(("objects",), schedule="quick: 5 epochs", lift=-10)]
-    ).drop_duplicates("key")
-    report(folder_of(frame), tmp_path / "out")
-    paper = (tmp_path / "out" / "figure3-paper.csv").read_text()
-    quick = (tmp_path / "out" / "figure3-quick-5-epochs.csv").read_text()
-    assert paper != quick
-    assert {
-        row["runs"] for row in rows_of(tmp_path / "out" / "figure3-paper.csv") if "CoOp" in row["method"]
-    } == {"3"}
+    frames = [
+        results(("objects",), schedule=schedule, lift=lift)
+        for schedule, lift in (("paper", 0), ("fast, no pull", 10), ("quick: 5 epochs", 20))
+    ]
+    study = study_of(pd.concat(frames[:2]).drop_duplicates("key"), tmp_path)
+    with drawing():
+        (part,) = figure3.ITEM.make(study)
+    assert part.suffix == ""
+    assert part.subtitle == "demo-resnet, paper schedule and fast schedule, no pull"
+    cells, axis = dict(part.table.rows), part.figure.axes[0]
+    lines = {line.get_gid(): line for line in axis.lines if line.get_gid()}
+    legend = {text.get_text() for text in part.figure.legends[0].get_texts()}
+    for variant in ("end", "mid", "end, CSC", "mid, CSC"):
+        names = [f"CoOp (M=16, {variant}), {schedule}" for schedule in ("paper", "fast")]
+        paper, fast = (cells["objects", name]["16 shots"] for name in names)
+        assert (paper.runs, fast.runs) == (3, 3)
+        assert fast.mean - paper.mean == pytest.approx(10)
+        assert legend >= {*names}
+        series = f"coop {variant.replace(', CSC', ' csc')} by schedule"
+        drawn = [lines[f"{series} {schedule}"] for schedule in ("paper", "fast")]
+        assert drawn[0].get_color() == drawn[1].get_color() == drawn[0].get_markerfacecolor()
+        assert drawn[0].get_linestyle() in ("-", "--")
+        assert (drawn[1].get_linestyle(), drawn[1].get_markerfacecolor()) == (":", "white")
+        looks = [part.chart.looks[name] for name in names]
+        assert looks[0].color == looks[1].color
+    assert [one.suffix for one in figure4.ITEM.make(study)] == ["-fast-no-pull", "-paper"]
+    three = study_of(pd.concat(frames).drop_duplicates("key"), tmp_path)
+    suffixes = [one.suffix for one in figure3.ITEM.make(three)]
+    assert suffixes == ["-fast-no-pull", "-paper", "-quick-5-epochs"]
 
 
 def test_what_is_missing_is_said(folder_of, tmp_path):
