@@ -179,7 +179,7 @@ def _refuse_tower(run: RunSpec) -> None:
     """Refuse a run whose method cannot compute prompts with the backbone's text tower."""
     method, (path, reason) = METHODS[run.method], run.model.prompt_path
     if path != "shared" and (
-        method.needs_causal_tower or (path is None and method.layout(run.settings, run.model))
+        method.needs_causal_tower or (path is None and method.layout(run.settings, run.model, run.data))
     ):
         raise UserError(
             f'The method "{run.method}" cannot run on the backbone {run.model.name}: {reason}. Leave out the method '
@@ -212,8 +212,8 @@ def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]
     checked = set() if checked is None else checked
     for run in planned:
         method, backbone = METHODS[run.method], run.model
-        layout = method.layout(run.settings, backbone)
         for data in run.tests:
+            layout = method.layout(run.settings, backbone, data)
             for form in (*method.prompts(run.settings, data), *((layout,) if layout else ())):
                 what = (id(backbone), data.class_names, form)
                 if what in checked:

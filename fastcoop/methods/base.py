@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # workers import this package without torch
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
     from fastcoop.engine.runs import State
-    from fastcoop.methods.training import Trainer
+    from fastcoop.methods.prompt_nets import PromptNetTrainer
+    from fastcoop.methods.training import EngineTrainer
     from fastcoop.prompts import PromptLayout
 
 
@@ -271,15 +272,15 @@ class Method(Generic[S]):
         """Return the number of augmented views per image that a run learns from, if the method ``augments``."""
         return data.views
 
-    def layout(self, settings: S, backbone: Backbone) -> PromptLayout | None:
-        """Return the layout of learned prompts; None if such runs have none."""
+    def layout(self, settings: S, backbone: Backbone, data: Data) -> PromptLayout | None:
+        """Return the layout of learned prompts of ``data``'s classes; None if such runs have none."""
         return None
 
     def columns(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
         """Return additional columns of the results table: names, and values that JSON can hold."""
         return {}
 
-    def trainer(self, settings: S) -> Trainer | None:
+    def trainer(self, settings: S) -> EngineTrainer | PromptNetTrainer | None:
         """Return what trains such runs, together with those of equal trainers; None for other methods."""
         return None
 

@@ -22,6 +22,7 @@ from fastcoop.methods.prompt_nets import (
 )
 from fastcoop.methods.schedule import epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
+from fastcoop.methods.training import vectors
 from fastcoop.progress import counted
 
 if TYPE_CHECKING:
@@ -57,13 +58,10 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
     prompts_per_image = True
     tested_at_once = 1  # each takes long
 
-    def layout(self, settings: CoCoOpSettings, backbone: Backbone) -> PromptLayout:
+    def layout(self, settings: CoCoOpSettings, backbone: Backbone, data: Data) -> PromptLayout:
         from fastcoop.prompts import PromptLayout
 
-        return PromptLayout(self.vectors(settings, backbone))
-
-    def prompt_layout(self, settings: CoCoOpSettings, backbone: Backbone, data: Data) -> PromptLayout:
-        return self.layout(settings, backbone)
+        return PromptLayout(vectors(settings, backbone))
 
     def new_net(
         self, backbone: Backbone, settings: CoCoOpSettings, contexts: torch.Tensor
@@ -127,11 +125,13 @@ class ImageConditioned:
         import torch
 
         from fastcoop.backbones.precision import fresh_state
+        from fastcoop.prompts import PromptLayout
 
         method, backbone = CoCoOpMethod(), self.backbone
         with fresh_state(), torch.no_grad():
             net = method.net(backbone, self.settings, self.weights)
-            encoder = prompt_encoder(backbone, self.class_names, method.layout(self.settings, backbone))
+            layout = PromptLayout(len(self.weights["ctx"]))
+            encoder = prompt_encoder(backbone, self.class_names, layout)
             images = torch.from_numpy(np.asarray(features, np.float32)).to(backbone.device)
             parts = [
                 _logits(encoder(*method.inputs(net, part, None)).to(part.dtype), part, backbone.logit_scale)

@@ -22,16 +22,15 @@ from fastcoop.methods.schedule import (
     ScheduleSettings,
     epochs_of,
     shots_per_class,
-    steps_per_epoch,
 )
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
-from fastcoop.methods.training import EngineTrainer, TrainedMethod
+from fastcoop.methods.training import EngineTrainer, TrainedMethod, vectors
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
-    from fastcoop.engine import FastSchedule, Objective, RunShape, Trained
+    from fastcoop.engine import FastSchedule, Objective, Trained
     from fastcoop.prompts import PromptLayout
 
 N_VALIDATIONS = 20  # evenly over a schedule
@@ -178,20 +177,15 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
-        given, length = settings.context_length, layout.context_length
-        is_given = "context_length" in settings.model_fields_set and not run.has_learned
-        if is_given and settings.prompt is None and given != length:
-            raise UserError(
-                f'The words "{settings.init}" are {length} tokens, so the context has {length} vectors and the '
-                f"context_length of {given} is not used: leave it out, or give the words an entry of {self.name} of "
-                "their own."
-            )
         if settings.precision == "tf32" and backbone.device.type == "cpu" and not run.has_learned:
             raise UserError(
                 "precision: tf32 is a way in which a GPU multiplies float32; on a CPU use float32."
             )
-        resolved: dict[str, Any] = {"epochs": epochs_of(run), "views": run.data.views}
-        resolved |= {"context_length": length, "class_position": layout.class_position}
+        unused = NEWER | ({"batch_size", "learning_rate"} if settings.fast else set())
+        resolved = {
+            name: value for name, value in super().key_settings(run, backbone).items() if name not in unused
+        }
+        resolved["class_position"] = layout.class_position
         # Runs from before a setting existed keep their keys.
         if layout.prompt is not None:
             resolved["prompt"] = layout.prompt
@@ -201,40 +195,34 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
             resolved |= {"looked_at": validation_epochs(run), "select": settings.select}
         elif settings.val_accuracy:
             resolved["val_accuracy"] = True
-        given_by_fast = {"epochs", "batch_size", "learning_rate"} if settings.fast else set()
         if settings.fast:
             # Whatever determines the steps; the constants of the optimizer, too, which no setting has.
-            resolved |= {"schedule": asdict(fast_schedule(settings.fast))}
-            if settings.pulls:
-                resolved["pull"] = {
-                    "prompt": run.data.dataset.template,
-                    "weight": PULL / shots_per_class(run),
-                }
-        return settings.model_dump(mode="json", exclude=NEWER | given_by_fast) | resolved
+            resolved["schedule"] = asdict(fast_schedule(settings.fast))
+        if settings.pulls:
+            weight = PULL / shots_per_class(run)
+            resolved["pull"] = {"prompt": run.data.dataset.template, "weight": weight}
+        return resolved
 
-    def layout(self, settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
+    def layout(self, settings: CoOpSettings, backbone: Backbone, data: Data) -> PromptLayout:
         return layout_of(settings, backbone)
 
     def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        layout, given = layout_of(run.settings, backbone), {"class_specific", "init"}
-        position = layout.prompt or layout.class_position
-        laid_out = {"context_length": layout.context_length, "class_position": position}
-        return laid_out | run.settings.model_dump(include=given) | super().columns(run, backbone)
-
-    def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
-        from fastcoop.engine import RunShape
-
-        images, views, is_fast = len(run.subset.train), max(1, run.data.views), run.settings.fast is not None
-        steps, features = epochs_of(run) * steps_per_epoch(run), (run.dataset, run.shots, run.seed)
-        size = images * views if is_fast else run.settings.batch_size
         layout = layout_of(run.settings, backbone)
-        return RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
+        return super().columns(run, backbone) | {
+            "class_position": layout.prompt or layout.class_position,
+            "class_specific": run.settings.class_specific,
+        }
 
     def trainer(self, settings: CoOpSettings) -> EngineTrainer:
         return EngineTrainer(settings.precision)
 
     def training(self, backbone: Backbone, run: Run) -> Any:
-        return replace(engine_run(run, backbone), objective=self.objective(backbone, run))
+        return replace(
+            self.engine_run(backbone, run),
+            snapshots=validation_epochs(run),
+            schedule=fast_schedule(run.settings.fast) if run.settings.fast else None,
+            objective=self.objective(backbone, run),
+        )
 
     def learned(self, backbone: Backbone, run: Run, trained: Trained) -> Outcome:
         contexts, extra = select_contexts(backbone, run, trained)
@@ -270,23 +258,6 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
             for n, one in zip(of_tree, texts, strict=True):
                 found[n] = LinearClassifier.of_texts(one, backbone.logit_scale)
         return [found[n] for n in range(len(tests))]
-
-
-def engine_run(run: Run, backbone: Backbone) -> Any:
-    """Return the engine's form of a run, which learns from `Data.train_views`."""
-    import torch
-
-    from fastcoop.engine import Run
-    from fastcoop.prompts import initial_contexts
-
-    settings, layout, names = run.settings, layout_of(run.settings, backbone), run.data.class_names
-    schedule = fast_schedule(settings.fast) if settings.fast else None
-    features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
-    contexts = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
-    return Run(
-        names, layout, contexts, features, labels, epochs_of(run), run.seed, batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate, snapshots=validation_epochs(run), schedule=schedule,
-    )  # fmt: skip
 
 
 def fast_schedule(settings: FastSettings) -> FastSchedule:
@@ -347,23 +318,15 @@ def _trees(backbone: Backbone) -> Any:
     return Trees(backbone)
 
 
-@memoize(256)
-def _words_length(backbone: Backbone, words: str) -> int:
-    from fastcoop.prompts.vectors import word_tokens
-
-    return len(word_tokens(backbone, words))
-
-
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
     """Return the prompt layout of a run. Raises UserError for a prompt without one vector per token of ``init``."""
     from fastcoop.prompts import PromptLayout
 
-    length = _words_length(backbone, settings.words) if settings.words else None
+    length = vectors(settings, backbone)
     if settings.prompt is None:
-        vectors = length or settings.context_length
-        return PromptLayout(vectors, settings.class_position, settings.class_specific)
+        return PromptLayout(length, settings.class_position, settings.class_specific)
     layout = PromptLayout.written(settings.prompt, settings.class_specific)
-    if length not in (None, layout.context_length):
+    if settings.words and length != layout.context_length:
         raise UserError(
             f'The words "{settings.init}" that contexts start from are {length} tokens, but the prompt '
             f'"{settings.prompt}" has {layout.context_length} vectors; give it {length}.'

@@ -19,7 +19,7 @@ from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings, epochs_of, steps_per_epoch
+from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import TrainedMethod
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from fastcoop.backbones import Backbone
-    from fastcoop.engine import RunShape
     from fastcoop.engine.runs import State
     from fastcoop.prompts import PromptLayout
 
@@ -68,48 +67,12 @@ class PromptNetMethod(TrainedMethod[S]):
 
     prompts_per_image: ClassVar[bool] = False
 
-    def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        settings, length = run.settings, self.vectors(run.settings, backbone)
-        is_given = "context_length" in settings.model_fields_set and not run.has_learned
-        if is_given and settings.context_length != length:
-            raise UserError(
-                f'The words "{settings.init}" are {length} tokens, so the context of {self.name} has {length} vectors '
-                f"and the context_length of {settings.context_length} is not used: leave it out, or give init: random."
-            )
-        return super().key_settings(run, backbone) | {"context_length": length}
-
-    def columns(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        given = {"context_length": self.vectors(run.settings, backbone), "init": run.settings.init}
-        return super().columns(run, backbone) | given
-
-    @staticmethod
-    def vectors(settings: S, backbone: Backbone) -> int:
-        """Return M, the number of context vectors."""
-        from fastcoop.prompts.vectors import word_tokens
-
-        return len(word_tokens(backbone, settings.words)) if settings.words else settings.context_length
-
     def trainer(self, settings: S) -> PromptNetTrainer:
         return PromptNetTrainer(self.name)
-
-    def run_shape(self, run: RunSpec[S], backbone: Backbone) -> RunShape:
-        from fastcoop.engine import RunShape
-
-        layout, steps = (
-            self.prompt_layout(run.settings, backbone, run.data),
-            epochs_of(run) * steps_per_epoch(run),
-        )
-        images, features = len(run.subset.train), (run.dataset, run.shots, run.seed)
-        views, size = max(1, run.data.views), run.settings.batch_size
-        return RunShape(run.data.class_names, layout, steps, images, views, size, features)
 
     @abstractmethod
     def new_net(self, backbone: Backbone, settings: S, contexts: torch.Tensor) -> torch.nn.Module:
         """Return the network of a run that starts from these contexts (M, width), by `prompt_net`."""
-
-    @abstractmethod
-    def prompt_layout(self, settings: S, backbone: Backbone, data: Data) -> PromptLayout:
-        """Return the layout of the prompts of ``data``'s classes."""
 
     @abstractmethod
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
@@ -148,23 +111,15 @@ class PromptNetMethod(TrainedMethod[S]):
         """Return a run with its first network, and the batches that an engine's run of the same seed has."""
         import torch
 
-        from fastcoop.engine import Run
         from fastcoop.engine.runs import draw_batches, rates_by_step
-        from fastcoop.prompts import initial_contexts
 
-        settings, names = run.settings, run.data.class_names
-        layout = self.prompt_layout(settings, backbone, run.data)
-        start = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
-        features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
-        drawn = Run(
-            names, layout, start, features, labels, epochs_of(run), run.seed, settings.batch_size,
-            settings.learning_rate,
-        )  # fmt: skip
+        drawn = self.engine_run(backbone, run)
+        features = drawn.features
         dtype = torch.float64 if backbone.text.dtype == torch.float64 else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
-            net = self.new_net(backbone, settings, start).to(backbone.device, dtype)
-        references = self.references(backbone, settings, run.data)
+            net = self.new_net(backbone, run.settings, drawn.contexts).to(backbone.device, dtype)
+        references = self.references(backbone, run.settings, run.data)
         return NetTraining(
             method=self,
             run=run,
@@ -172,7 +127,7 @@ class PromptNetMethod(TrainedMethod[S]):
             net=net,
             optimizer=self.optimizer(net.parameters()),
             images=features.flatten(0, 1).to(backbone.device),
-            labels=labels.repeat_interleave(features.shape[1]).to(backbone.device),
+            labels=drawn.labels.repeat_interleave(features.shape[1]).to(backbone.device),
             references=None if references is None else references.to(backbone.device, dtype),
             batches=torch.as_tensor(draw_batches(drawn)),
             rates=rates_by_step(drawn),
@@ -312,7 +267,7 @@ class PromptNetTrainer:
         by_encoder: dict[Any, list[int]] = {}
         for n, one in enumerate(trainings):
             one.restore(n, state)
-            layout = one.method.prompt_layout(one.run.settings, backbone, one.run.data)
+            layout = one.method.layout(one.run.settings, backbone, one.run.data)
             key = one.run.data.class_names, layout, getattr(one.run.settings, "layer", None)
             by_encoder.setdefault(key, []).append(n)
         images = sum(one.images.nbytes for one in trainings)

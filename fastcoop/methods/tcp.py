@@ -21,6 +21,7 @@ from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, prompt_features
+from fastcoop.methods.training import vectors
 
 if TYPE_CHECKING:
     import torch
@@ -85,17 +86,17 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         from fastcoop.engine.encoder import check_layer
 
         check_layer(backbone, run.settings.layer)
-        frame = self.prompt_layout(run.settings, backbone, run.data)
+        frame = self.layout(run.settings, backbone, run.data)
         prompts = {"template": self.prompts(run.settings, run.data)[0], "prompt": frame.prompt or "[CLASS]."}
         return super().key_settings(run, backbone) | prompts
 
-    def prompt_layout(self, settings: TCPSettings, backbone: Backbone, data: Data) -> PromptLayout:
+    def layout(self, settings: TCPSettings, backbone: Backbone, data: Data) -> PromptLayout:
         """Return the vectors in place of the words before the class name in the dataset's own prompt."""
         from fastcoop.prompts import PromptLayout
 
         own = "[CLASS]" + data.dataset.template.partition("{}")[2]
         frame = FRAMES.get(data.name.partition(":")[0], own)
-        return PromptLayout.written(f"[V]x{self.vectors(settings, backbone)} {frame}")
+        return PromptLayout.written(f"[V]x{vectors(settings, backbone)} {frame}")
 
     def new_net(self, backbone: Backbone, settings: TCPSettings, contexts: torch.Tensor) -> torch.nn.Module:
         from open_clip.transformer import QuickGELU
@@ -139,7 +140,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
 
         from fastcoop.backbones.precision import fresh_state
 
-        settings, layout = run.settings, self.prompt_layout(run.settings, backbone, data)
+        settings, layout = run.settings, self.layout(run.settings, backbone, data)
         with fresh_state(), torch.no_grad():
             net = self.net(backbone, settings, run.weights)
             encoder = prompt_encoder(backbone, data.class_names, layout, settings.layer)

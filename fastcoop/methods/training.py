@@ -1,4 +1,4 @@
-"""Runs that train together, whatever their methods: a method names its trainer, and runs of one trainer share a batch.
+"""Runs that learn context vectors and train together: runs whose methods name equal trainers share a batch.
 
 CoOp, KgCoOp and ProGrad train in the engine; TCP and CoCoOp by `methods.prompt_nets`. Each run has the result that it
 has alone.
@@ -12,37 +12,23 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from fastcoop.errors import UserError
+from fastcoop.memo import memoize
 from fastcoop.methods.base import Done, Outcome, RunContext
-from fastcoop.methods.schedule import ScheduledMethod, ScheduleSettings
+from fastcoop.methods.data import Data
+from fastcoop.methods.schedule import ScheduledMethod, ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
+    from fastcoop.engine import RunShape
     from fastcoop.engine.runs import State
+    from fastcoop.methods.prompt_nets import PromptNetTrainer
+    from fastcoop.prompts import PromptLayout
 
 log = logging.getLogger("fastcoop")
-
-
-class Trainer(Protocol):
-    """Trains runs side by side. Runs whose methods name equal trainers go into one batch."""
-
-    def costs(self, backbone: Backbone, trainings: Sequence[Any]) -> list[float]:
-        """Return the work of each training, in the unit of ``on_progress``."""
-
-    def train(
-        self,
-        backbone: Backbone,
-        trainings: Sequence[Any],
-        *,
-        memory_budget: int | None,
-        on_done: Callable[[int, Any], None],
-        on_progress: Callable[[float], None],
-        state: State,
-        on_step: Callable[[Callable[[], State]], None],
-    ) -> Any:
-        """Train, with the arguments of `fastcoop.engine.train`. States have its names for steps and for runs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,10 @@ T = TypeVar("T", bound=ScheduleSettings)
 
 
 class TrainedMethod(ScheduledMethod[T]):
-    """A method whose runs train together, also with those of other such methods.
+    """A method that learns context vectors. Its runs train together, also with those of other such methods.
+
+    Its settings have ``context_length``, ``init`` and ``learning_rate``, and the property ``words``: the words of
+    ``init``, or None for random vectors.
 
     Attributes:
         tested_at_once: Runs that have learned and are tested together at most.
@@ -96,7 +85,53 @@ class TrainedMethod(ScheduledMethod[T]):
     tested_at_once: ClassVar[int] = 64
 
     @abstractmethod
-    def trainer(self, settings: T) -> Trainer:
+    def layout(self, settings: T, backbone: Backbone, data: Data) -> PromptLayout:
+        """Return the layout of the prompts of ``data``'s classes."""
+
+    def key_settings(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
+        settings: Any = run.settings
+        length, given = self.layout(settings, backbone, run.data).context_length, settings.context_length
+        is_given = "context_length" in settings.model_fields_set and not run.has_learned
+        if is_given and settings.words and given != length:
+            raise UserError(
+                f'The words "{settings.words}" are {length} tokens, so the context of {self.name} has {length} vectors '
+                f"and the context_length of {given} is not used: leave it out, or move it to an entry of {self.name} "
+                "with init: random."
+            )
+        return super().key_settings(run, backbone) | {"context_length": length}
+
+    def columns(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
+        settings: Any = run.settings
+        length = self.layout(settings, backbone, run.data).context_length
+        return super().columns(run, backbone) | {"context_length": length, "init": settings.init}
+
+    def run_shape(self, run: RunSpec[T], backbone: Backbone) -> RunShape:
+        from fastcoop.engine import RunShape
+
+        settings, images, views = run.settings, len(run.subset.train), max(1, run.data.views)
+        layout, is_fast = self.layout(settings, backbone, run.data), settings.fast is not None
+        size = images * views if is_fast else settings.batch_size
+        steps, features = epochs_of(run) * steps_per_epoch(run), (run.dataset, run.shots, run.seed)
+        return RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
+
+    def engine_run(self, backbone: Backbone, run: RunSpec[T]) -> Any:
+        """Return the engine's form of a run of cross-entropy by SGD, which learns from `Data.train_views`."""
+        import torch
+
+        from fastcoop.engine import Run
+        from fastcoop.prompts import initial_contexts
+
+        settings: Any = run.settings
+        layout, names = self.layout(settings, backbone, run.data), run.data.class_names
+        contexts = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
+        features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
+        return Run(
+            names, layout, contexts, features, labels, epochs_of(run), run.seed, settings.batch_size,
+            settings.learning_rate,
+        )  # fmt: skip
+
+    @abstractmethod
+    def trainer(self, settings: T) -> EngineTrainer | PromptNetTrainer:
         """Return what trains such runs."""
 
     @abstractmethod
@@ -139,7 +174,7 @@ class TrainedMethod(ScheduledMethod[T]):
         def learned(index: int, trained: Any) -> Outcome:
             return methods[index].learned(backbone, runs[index], trained)
 
-        groups: dict[Trainer, dict[int, Any]] = {}
+        groups: dict[EngineTrainer | PromptNetTrainer, dict[int, Any]] = {}
         with fresh_state():
             for index, (method, run) in enumerate(zip(methods, runs, strict=True)):
                 if not run.has_learned:
@@ -153,7 +188,7 @@ class TrainedMethod(ScheduledMethod[T]):
 
 def _train(
     backbone: Backbone,
-    trainer: Trainer,
+    trainer: EngineTrainer | PromptNetTrainer,
     trainings: Mapping[int, Any],
     learned: Callable[[int, Any], Outcome],
     test: Callable[[Mapping[int, Outcome]], None],
@@ -197,3 +232,15 @@ def _train(
         on_step=on_step,
     )  # fmt: skip
     report()
+
+
+def vectors(settings: Any, backbone: Backbone) -> int:
+    """Return M, the number of context vectors: one per token of the words that they start from."""
+    return _count_tokens(backbone, settings.words) if settings.words else settings.context_length
+
+
+@memoize(256)
+def _count_tokens(backbone: Backbone, words: str) -> int:
+    from fastcoop.prompts.vectors import word_tokens
+
+    return len(word_tokens(backbone, words))

@@ -78,7 +78,7 @@ def test_settings_are_given_as_advised(
         assert expand(get_method(method), settings)
 
 
-@follows("is not used: leave it out, or give the words an entry of {} of their own", "vectors; give it {}.")
+@follows("is not used: leave it out, or move it to an entry of {} with init: random", "vectors; give it {}.")
 @pytest.mark.parametrize(
     ("wrong", "message", "right"),
     [

@@ -11,7 +11,6 @@ import torch
 from fastcoop.engine import FastSchedule, PullToPrompt, train
 from fastcoop.errors import UserError
 from fastcoop.methods import get_method
-from fastcoop.methods.coop import engine_run
 from fastcoop.methods.estimators import CoOpClassifier
 from fastcoop.methods.schedule import epochs_of
 from fastcoop.methods.text import class_texts
@@ -72,7 +71,7 @@ def test_keys_differ_in_what_matters_alone(data, backbone):
 def test_a_run_learns_from_all_views_with_the_pull_over_its_shots(data, backbone, pull):
     one = job(data, "coop", 2, context_length=2, schedule={"steps": 5, "learning_rate": 0.01}, pull=pull)
     (outcome,) = run(backbone, "coop", [one])
-    expected = engine_run(job(data, "coop", 2, context_length=2, epochs=5), backbone)
+    expected = get_method("coop").training(backbone, job(data, "coop", 2, context_length=2, epochs=5))
     expected = replace(expected, schedule=FastSchedule(0.01))
     assert expected.features.shape[:2] == (6, 3)
     if pull == "prompt":

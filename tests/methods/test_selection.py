@@ -38,9 +38,8 @@ def test_best_val_keeps_the_first_best_of_the_epochs(backbone: Backbone, seed: i
     (outcome,) = run(backbone, "coop", [one])
 
     from fastcoop.engine import train
-    from fastcoop.methods.coop import engine_run
 
-    (trained,) = train(backbone, [engine_run(one, backbone)])
+    (trained,) = train(backbone, [METHODS["coop"].training(backbone, one)])
     contexts = [trained.snapshots[epoch].numpy() for epoch in range(1, 8)]
     accuracy = [on_validation(backbone, data, c) for c in contexts]
     best = int(np.argmax(accuracy))

@@ -229,7 +229,7 @@ def test_a_context_length_beside_words_is_their_number_of_tokens(backbone: Backb
         key("coop", data, backbone, {**words, "context_length": 16})
 
 
-@follows("is not used: leave it out, or give init: random")
+@follows("is not used: leave it out, or move it to an entry of {} with init: random")
 @pytest.mark.parametrize("name", ["cocoop", "tcp"])
 def test_a_context_length_beside_other_words_is_refused(name: str, backbone: Backbone, data: Data) -> None:
     more = {"layer": 1} if name == "tcp" else {}

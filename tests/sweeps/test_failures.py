@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-import fastcoop.methods.coop as coop
 from fastcoop.errors import UserError
 from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, Method, RunSpec
 from fastcoop.methods.base import report_share
+from fastcoop.methods.coop import CoOpMethod
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore, open_store
@@ -35,16 +35,16 @@ Sweep = Callable[..., Summary]
 @pytest.fixture
 def bad_run(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Makes the class-specific "mid" runs of seed 2 at 1 shot raise; undo to mend them."""
-    make = coop.engine_run
+    make = CoOpMethod.training
 
-    def broken(run: RunSpec, backbone: Any) -> Any:
+    def broken(method: CoOpMethod, backbone: Any, run: RunSpec) -> Any:
         settings = run.settings
         if (run.seed, run.shots, settings.class_position, settings.class_specific) == (2, 1, "mid", True):
             raise ValueError("nothing good")
-        return make(run, backbone)
+        return make(method, backbone, run)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(coop, "engine_run", broken)
+    patch.setattr(CoOpMethod, "training", broken)
     yield patch
     patch.undo()
 
