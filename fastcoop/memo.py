@@ -1,10 +1,9 @@
-"""What is done once or late: function results that are kept, and modules that are imported when they are used."""
+"""What is done once or late: function results that are kept, and objects that are made when they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from importlib import import_module
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -32,11 +31,12 @@ def memoize(most: int) -> Callable[[Function], Function]:
     return decorate
 
 
-class LateModule:
-    """A module that is imported when it is first used, because that takes seconds."""
+class Late:
+    """An object that is made when anything but its ``known`` attributes is first used, because that takes seconds."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, make: Callable[[], Any], **known: Any):
+        vars(self).update(known)
+        self._make = make
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(import_module(self._name), attribute)
+        return getattr(self._make(), attribute)

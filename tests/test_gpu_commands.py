@@ -185,7 +185,7 @@ def test_a_sweep_is_one_process_on_one_gpu_and_more_divide_its_memory(world, tmp
     }
     budgets = {}
 
-    def seen(loaded, plan, folder, cache):
+    def seen(loaded, plan, cache):
         batches = [batch for batch in plan.batches if batch.trains]
         budgets[plan.team.size] = {batch.budget for batch in batches}
         assert len(batches) == 2, "one training per precision"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastcoop.memo import LateModule
+from fastcoop.memo import Late
 
-open_clip: Any = LateModule("open_clip")
+open_clip: Any = Late(partial(import_module, "open_clip"))
 
 
 def open_clip_part(name: str) -> Any:

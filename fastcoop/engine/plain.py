@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastcoop.backbones import PlainTower
 from fastcoop.engine.weights import disable_autocast
@@ -70,6 +69,8 @@ class PlainLayout:
     @cached_property
     def cost(self) -> PromptCost:
         """What one prompt takes, measured on the first."""
+        from torch.utils.flop_counter import FlopCounterMode  # which imports Triton
+
         frozen = {weight.untyped_storage().data_ptr() for weight in self.tower.model.parameters()}
         kept: dict[int, int] = {}
 

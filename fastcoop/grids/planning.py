@@ -36,14 +36,13 @@ class LoadedGrid(FeatureBank):
     def __init__(self, grid: Grid, named: dict[str, Backbone], datasets: dict[str, Dataset]):
         self.grid, self.named, self.datasets = grid, named, datasets
         self.features: dict[tuple[str, str], Data] = {}
-        self._by_name = {backbone.name: backbone for backbone in named.values()}
 
     @property
     def backbones(self) -> tuple[Backbone, ...]:
         return tuple(self.named.values())
 
     def backbone(self, name: str) -> Backbone:
-        return self._by_name[name]
+        return next(backbone for backbone in self.named.values() if backbone.name == name)
 
     def data(self, backbone: str, dataset: str) -> Data:
         return self.features[backbone, dataset]

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastcoop.errors import UserError, writing
 from fastcoop.files import PART, lock
-from fastcoop.results.database import DATABASE, execute_when_unlocked, explained, reading, writing_database
+from fastcoop.results.database import DATABASE, execute_when_unlocked, explained, writing_database
 from fastcoop.results.metadata import DATASETS, GRID
 from fastcoop.results.parameters import CONTEXTS, Parameters, write_parameters
 from fastcoop.results.records import Batch, RunDescription, RunRecord, ScoreInputs, ScoreRecord
@@ -159,16 +159,6 @@ class ResultsStore:
         """Insert a row, or replace the one with its primary key."""
         marks = ", ".join(f":{column}" for column in row)
         self._db.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
-
-
-def seconds_of(folder: Path) -> dict[str, tuple[float, str]]:
-    """Return the seconds and the device of each finished run, by key; {} if the folder holds no results."""
-    if not (folder / DATABASE).is_file():
-        return {}
-    with reading(folder) as db:
-        return {
-            key: (took, device) for key, took, device in db.execute("SELECT key, seconds, device FROM runs")
-        }
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
     from fastcoop.engine import RunShape
+    from fastcoop.engine.fit import RunCost
     from fastcoop.engine.tree_layout import TreeKey
 
 # "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
@@ -100,6 +101,14 @@ def shape_of(run: RunSpec) -> RunShape | None:
     return None if run.has_learned else METHODS[run.method].run_shape(run, run.model)
 
 
+def training_seconds(backbone: Backbone, cost: RunCost) -> float:
+    """Return a first guess of the seconds that a run trains on one core."""
+    text = backbone.text
+    row_seconds = 4 * 12 * text.width**2 * text.layers / CORE_FLOPS
+    root_seconds = ROOT_FLOPS * text.width**3 / CORE_FLOPS
+    return cost.shape.steps * (cost.tree.rows * row_seconds + cost.shape.is_fast * root_seconds)
+
+
 def in_order(batches: Sequence[Batch], runs: Mapping[str, RunSpec]) -> list[Batch]:
     """Return batches in the order to start them. ``runs``: theirs, by key.
 
@@ -147,17 +156,23 @@ def _plain_batches(runs: Sequence[RunSpec]) -> list[Batch]:
         alone = run.key if method.learns and together is None else together
         groups.setdefault((*of_dataset, alone), []).append(run)
         counts[of_dataset] += 1
-    batches = []
-    for (method, *_), group in groups.items():
-        images = len(group[0].subset.train) if group[0].subset else 0
-        steps = steps_of(group[0])
-        cost = 0.5 + steps * STEP_SECONDS if steps else 0.5 + images / 200
-        if not METHODS[method].learns:
-            cost = 0.1 * len(group)
-        if METHODS[method].runs_together:
-            cost = 0.5 + sum(len(run.subset.train) for run in group) / 2000
-        batches.append(Batch(method, group[0].backbone, tuple(run.key for run in group), 1, cost=cost))
-    return batches
+    return [
+        Batch(
+            group[0].method, group[0].backbone, tuple(run.key for run in group), 1, cost=_plain_seconds(group)
+        )
+        for group in groups.values()
+    ]
+
+
+def _plain_seconds(group: Sequence[RunSpec]) -> float:
+    """Return a first guess of the seconds of a batch without a trainer."""
+    method, run = METHODS[group[0].method], group[0]
+    if not method.learns or run.has_learned:
+        return 0.1 * len(group)
+    if method.runs_together:
+        return 0.5 + sum(len(run.subset.train) for run in group) / 2000
+    steps = steps_of(run)
+    return 0.5 + steps * STEP_SECONDS if steps else 0.5 + len(run.subset.train) / 200
 
 
 class _Sized(NamedTuple):
@@ -185,36 +200,29 @@ def _training_batches(
     from fastcoop.engine import plan_training
 
     plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
-    rows = {tree: cost.rows for tree, cost in plan.trees.items()}
-    place = {tree: number for number, tree in enumerate(sorted(rows, key=repr))}
-    row_seconds = 4 * 12 * backbone.text.width**2 * backbone.text.layers / CORE_FLOPS
-    root_seconds = ROOT_FLOPS * backbone.text.width**3 / CORE_FLOPS
+    costs = dict(zip(shapes, plan.runs, strict=True))
+    place = {tree: number for number, tree in enumerate(sorted(plan.trees, key=repr))}
 
     def sized(run: RunSpec) -> _Sized:
-        shape, method = shapes[run.key], METHODS[run.method]
+        cost, method = costs[run.key], METHODS[run.method]
         is_own = type(method).run is not TrainedMethod.run  # which knows no other methods
         trainer = run.method if is_own else repr(method.trainer(run.settings))
-        cost = shape.steps * (rows[shape.tree] * row_seconds + shape.is_fast * root_seconds)
-        return _Sized(run, trainer, shape.tree, rows[shape.tree], cost, _context_bytes(shape, backbone))
+        seconds, kept = training_seconds(backbone, cost), _context_bytes(cost.shape, backbone)
+        return _Sized(run, trainer, cost.shape.tree, cost.tree.rows, seconds, kept)
 
     def order(one: _Sized) -> tuple[Any, ...]:
         return one.trainer, place[one.tree], -shapes[one.run.key].steps, one.run.seed, one.run.key
 
     ordered = sorted(map(sized, runs), key=order)
-    whole = (
-        _cpu_parts(ordered, plan.rows_estimate) if gpu_workers is None else _gpu_parts(ordered, gpu_workers)
-    )
+    fill = plan.rows_estimate
+    parts = _gpu_parts(ordered, gpu_workers) if gpu_workers is not None else _cpu_parts(ordered, fill)
     return [
         Batch(
-            method_names(one.run for one in part),
-            backbone.name,
-            tuple(one.run.key for one in part),
-            threads=1,
-            budget=budget,
-            cost=sum(one.cost for one in part),
+            method_names(one.run for one in part), backbone.name, tuple(one.run.key for one in part), threads=1,
+            budget=budget, cost=sum(one.cost for one in part),
         )
-        for part in whole
-    ]
+        for part in parts
+    ]  # fmt: skip
 
 
 def _cpu_parts(runs: Sequence[_Sized], fill: int) -> list[list[_Sized]]:

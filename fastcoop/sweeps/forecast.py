@@ -1,7 +1,7 @@
 """``--dry-run``: the expected time and memory of a sweep.
 
-Counts, operations and bytes come from the engine's plan. The time of a method's runs with a backbone comes from the
-grid's runs in the results folder, or from what sweeps recorded on this machine, or else a few steps are timed now.
+Counts, operations and bytes come from the engine's plan. Times are the planned cost of batches by the pace of their
+kind, which sweeps recorded on this machine, or else a few steps or runs are timed now.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
-from fastcoop.engine.fit import RunCost
+from fastcoop.engine.fit import RunCost, plan_training
 from fastcoop.grids.planning import LoadedGrid
-from fastcoop.methods import RunSpec
 from fastcoop.progress import counted, duration
 from fastcoop.prompts.plain import drops_full_stop
-from fastcoop.results.store import seconds_of
+from fastcoop.results.records import Batch
 from fastcoop.sweeps import timing
+from fastcoop.sweeps.batches import shape_of
 from fastcoop.sweeps.caching import missing_crops
-from fastcoop.sweeps.known import Speed, known_speeds
-from fastcoop.sweeps.timing import costs_of, kind_of, plan_of, speeds_of, work_of
+from fastcoop.sweeps.known import known_paces
+from fastcoop.sweeps.pace import Kind, kind_of
 
 if TYPE_CHECKING:
     from fastcoop.sweeps.grid_sweep import SweepPlan
 
 STARTUP_SECONDS = 6.0  # of a process, on one core: importing libraries, loading a backbone
-UNKNOWN = Speed(math.nan, math.nan)
 PROCESS_BYTES = 700e6  # of a process with these libraries and a small backbone
 
 
@@ -92,62 +91,51 @@ class Forecast:
             yield "times of methods outside the engine are known once the features are cached"
 
 
-def forecast(loaded: LoadedGrid, plan: SweepPlan, folder: Path, cache: Path) -> Forecast:
+def forecast(loaded: LoadedGrid, plan: SweepPlan, cache: Path) -> Forecast:
     """Return the expected time and memory of the runs that a sweep still has to do.
 
     Args:
         loaded: The grid with its backbones, datasets and opened feature stores.
         plan: The runs and their batches.
-        folder: The results folder; its runs give the times of others of their kind.
         cache: The folder of features, with what sweeps recorded on this machine.
     """
-    costs, missing, threads = costs_of(plan.runs), missing_crops(loaded), plan.team.threads
-    runs = {
-        batch.name: [(plan.runs if batch.trains else plan.pending)[key] for key in batch.keys]
-        for batch in plan.batches
-    }
-    kinds: dict[str, list[RunSpec[Any]]] = {}
-    for run in chain(*runs.values()):
-        kinds.setdefault(kind_of(run), []).append(run)
-    done = speeds_of(plan.runs, costs, seconds_of(folder))
-    speeds = known_speeds(cache, str(loaded.backbones[0].device), threads) | done
-    sources = dict.fromkeys(speeds, "by earlier sweeps") | dict.fromkeys(done, "by runs that are done")
-    for kind in kinds.keys() - speeds.keys():
-        found = timing.speed(kinds[kind], threads)
-        sources[kind] = "no features" if found is None else "timed now"
-        speeds |= {} if found is None else {kind: found}
-    took = {
-        name: sum(speeds.get(kind_of(run), UNKNOWN).seconds(work_of(run, costs)) for run in of_batch)
-        for name, of_batch in runs.items()
-    }
-    parts = []
-    for names in dict.fromkeys((batch.backbone, batch.method) for batch in plan.batches):
-        batches = [batch.name for batch in plan.batches if (batch.backbone, batch.method) == names]
-        sizes, seconds = [len(runs[name]) for name in batches], sum(took[name] for name in batches)
-        source = ", ".join(dict.fromkeys(sources[kind_of(run)] for name in batches for run in runs[name]))
-        known = None if math.isnan(seconds) else seconds
-        parts.append(Part(*names, len(sizes), sum(sizes), max(sizes), known, source))
+    missing, team, runs = missing_crops(loaded), plan.team, {**plan.runs, **plan.pending}
+    known = known_paces(cache, str(loaded.backbones[0].device), team.threads)
+    kinds: dict[Kind, list[Batch]] = {}
+    for batch in plan.batches:
+        kinds.setdefault(kind_of(batch), []).append(batch)
+    parts, took = [], list[float]()  # seconds of each batch, NaN if unknown
+    for kind, batches in kinds.items():
+        pace, source = known.get(kind), "by earlier sweeps"
+        if pace is None:
+            pace = timing.time_work(loaded, batches, runs, team.threads)
+            source = "no features" if pace is None else "timed now"
+        sizes = [len(batch.keys) for batch in batches]
+        seconds = None if pace is None else pace * sum(batch.cost for batch in batches)
+        parts.append(Part(kind[1], kind[0], len(sizes), sum(sizes), max(sizes), seconds, source))
+        took += [math.nan if pace is None else pace * batch.cost for batch in batches]
     trained: dict[str, list[RunCost]] = {}
-    largest = 0
+    largest = 0  # bytes of a batch
     for batch in (batch for batch in plan.batches if batch.trains):
-        trained.setdefault(batch.backbone, []).extend(costs[key] for key in batch.keys)
-        planned = plan_of(runs[batch.name], batch.budget)
+        shapes = [shape for key in batch.keys if (shape := shape_of(plan.runs[key]))]
+        planned = plan_training(loaded.backbone(batch.backbone), shapes, memory_budget=batch.budget)
+        trained.setdefault(batch.backbone, []).extend(planned.runs)
         largest = max(largest, planned.bytes_of(next(planned.stages()).runs))
     wall = sum(timing.crop_seconds(loaded, name, missing) for name in {name for name, _ in missing})
-    wall += STARTUP_SECONDS * (2 if plan.team.size > 1 else 1)  # of this process, then of its workers
-    wall += max(max(took.values(), default=0.0), sum(took.values()) / plan.team.size)
+    wall += STARTUP_SECONDS * (2 if team.size > 1 else 1)  # of this process, then of its workers
+    wall += max(max(took, default=0.0), sum(took) / team.size)
     resident = max(psutil.Process().memory_info().rss, PROCESS_BYTES)
-    every = list(chain(*trained.values()))
+    costs = list(chain(*trained.values()))
     return Forecast(
         parts=tuple(parts),
         prompts=tuple(_prompts(loaded, trained)),
-        nodes=float(sum(cost.tree.nodes * cost.shape.steps for cost in every)),
-        flops=float(sum(cost.flops for cost in every)),
+        nodes=float(sum(cost.tree.nodes * cost.shape.steps for cost in costs)),
+        flops=float(sum(cost.flops for cost in costs)),
         crops=sum(missing.values()),
-        workers=plan.team.size,
-        threads=threads,
-        seconds=None if math.isnan(sum(took.values())) else wall,
-        memory_bytes=int((plan.team.size + (plan.team.size > 1)) * (resident + largest)),
+        workers=team.size,
+        threads=team.threads,
+        seconds=None if math.isnan(sum(took)) else wall,
+        memory_bytes=int((team.size + (team.size > 1)) * (resident + largest)),
     )
 
 

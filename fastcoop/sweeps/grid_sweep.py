@@ -29,7 +29,7 @@ from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps.batches import form_batches
 from fastcoop.sweeps.caching import cache_loaded, open_features, open_unchanged
-from fastcoop.sweeps.known import record_backbones, recorded_backbone
+from fastcoop.sweeps.known import record_backbones, record_paces, recorded_backbone
 from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.records import (
     complete_records,
@@ -191,7 +191,6 @@ def sweep(
             resumes.
     """
     from fastcoop.sweeps.forecast import forecast
-    from fastcoop.sweeps.timing import record
 
     start = time.monotonic()
     if dry_run:
@@ -229,7 +228,7 @@ def sweep(
     if dry_run:
         with reading(folder) if (folder / DATABASE).is_file() else nullcontext() as db:
             plan = make_plan(ResultsStore(folder, db) if db else None)
-        found = forecast(loaded, plan, folder, cache) if plan.pending else None
+        found = forecast(loaded, plan, cache) if plan.pending else None
         seconds = time.monotonic() - start
         return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
 
@@ -257,8 +256,10 @@ def sweep(
         record_backbones(cache, loaded.named)
         loop.run()
     if backend == "local":
-        did = {key: run for key, run in plan.pending.items() if not run.has_learned}
-        record(did, folder, cache, plan.team.threads)
+        # Tests of runs that have learned take far less time than learning.
+        tests = {(run.method, run.backbone) for run in plan.pending.values() if run.has_learned}
+        paces = {kind: pace for kind, pace in loop.pace.rates().items() if kind[2] or kind[:2] not in tests}
+        record_paces(cache, str(loaded.backbones[0].device), plan.team.threads, paces)
     return Summary(
         folder, plan.counts, loop.live.finished, loop.live.diverged, {**plan.skipped, **loop.failed},
         _collapsed(folder, plan.runs), loop.engine_share, executor.size, loop.peak_memory_bytes,

@@ -1,4 +1,4 @@
-"""What sweeps record in the feature folder, so that a dry run needs no model: sizes of backbones, speeds of methods.
+"""What sweeps record in the feature folder, so that a dry run needs no model: sizes of backbones, paces of methods.
 
 A sweep never reads these records.
 """
@@ -8,124 +8,101 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 import fastcoop
 from fastcoop.backbones import Backbone, Preprocess, PromptPath, TextTower, backbone_from_spec
 from fastcoop.backbones.tokenizer import load_tokenizer, tokenizer_facts
 from fastcoop.files import atomic_write
+from fastcoop.memo import Late
+from fastcoop.sweeps.pace import Kind
 
 FILE = ".plans.json"  # in the folder of features
+OWN = ("name", "digest", "embed_dim", "quick_gelu", "preprocess")  # of a `Backbone`
+SIZES = (
+    "width",
+    "hidden",
+    "layers",
+    "heads",
+    "dim",
+    "context_length",
+    "vocabulary",
+    "end_id",
+)  # of a `TextTower`
 
 
-class Speed(NamedTuple):
-    """The seconds of a run, and what it adds to them per unit of its work."""
-
-    per_run: FiniteFloat
-    per_work: FiniteFloat
-
-    def seconds(self, work: float) -> float:
-        """Return the seconds of a run with this work."""
-        return self.per_run + self.per_work * work
-
-
-class Sizes(BaseModel, from_attributes=True):
-    """Those of a `TextTower`."""
-
-    width: PositiveInt
-    hidden: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    dim: PositiveInt
-    context_length: PositiveInt
-    vocabulary: PositiveInt
-    end_id: NonNegativeInt | None
-
-
-class Known(BaseModel, from_attributes=True):
-    """What is recorded of a backbone: its own, its text tower's sizes, its files and what it depends on (`_origin`)."""
+class Known(BaseModel):
+    """What is recorded of a backbone: `OWN`, its text tower's `SIZES`, its files and what it depends on (`_origin`)."""
 
     name: str
     digest: str
     embed_dim: PositiveInt
     quick_gelu: bool
     preprocess: Preprocess
-    text: Sizes
+    sizes: Annotated[dict[str, NonNegativeInt | None], Field(min_length=len(SIZES))]
     files: list[Path]
-    of: list[list[str | int]] = []
+    origin: list[list[str | int]]
 
 
 class Records(BaseModel):
-    """The file's content: backbones by the grid's names, and speeds by machine and kind of run."""
+    """The file's content: backbones by the grid's names; by machine each kind of work with its pace."""
 
     backbones: dict[str, Known] = {}
-    speeds: dict[str, dict[str, Speed]] = {}
-
-
-@dataclass(frozen=True, eq=False)
-class LateBackbone:
-    """Stands for the model and the text tower of a recorded backbone: knows sizes, and loads all else when asked."""
-
-    load: Callable[[], Backbone]
-    part: str
-    known: Mapping[str, Any]
-
-    def __getattr__(self, name: str) -> Any:
-        return self.known[name] if name in self.known else getattr(getattr(self.load(), self.part), name)
+    paces: dict[str, list[tuple[str, str, bool, FiniteFloat]]] = {}
 
 
 def loaded_backbone(backbone: Backbone) -> Backbone:
     """Return the backbone with its model, which a recorded one loads now."""
-    model: Any = backbone.model
-    return model.load() if isinstance(model, LateBackbone) else backbone
+    text: Any = backbone.text
+    return text.backbone() if isinstance(text, Late) else backbone
 
 
 def recorded_backbone(cache: Path, spec: str, device: str) -> Backbone:
     """Return a backbone by what is recorded of it, or load it if there is no record or its files have changed."""
     load = functools.cache(lambda: backbone_from_spec(spec, device=device))
     known = _read(cache).backbones.get(spec)
-    if known is None or known.of != _origin(spec, known.files):
+    if known is None or known.origin != _origin(spec, known.files):
         return load()
-    own = {name: getattr(known, name) for name in ("name", "digest", "embed_dim", "quick_gelu", "preprocess")}
-    tokenizer = load_tokenizer({"context_length": known.text.context_length}, None)
-    model: Any = LateBackbone(load, "model", {})
-    backbone = Backbone(model=model, tokenizer=tokenizer, **own)
+    model: Any = Late(lambda: load().model)
+    tokenizer = load_tokenizer({"context_length": known.sizes["context_length"]}, None)
+    backbone = Backbone(model=model, tokenizer=tokenizer, **{name: getattr(known, name) for name in OWN})
     # As tensors name their device: "cuda" is "cuda:0" there.
     tensors = {"device": torch.empty(0, device=device).device, "dtype": torch.float32}
-    text = LateBackbone(load, "text", vars(known.text) | tensors)
+    text = Late(lambda: load().text, backbone=load, **tensors, **known.sizes)
     vars(backbone).update(text=text, prompt_path=PromptPath("shared"))
     return backbone
 
 
 def record_backbones(cache: Path, named: Mapping[str, Backbone]) -> None:
     """Record the backbones of a sweep, by the grid's names: those with a causal tower and CLIP's own tokenizer."""
-    found = {}
+    records = _read(cache)
     for spec, one in named.items():
         plain = one.dtype == torch.float32 and tokenizer_facts(one.tokenizer) is None
         if isinstance(one.text, TextTower) and plain and one.files:
-            of = _origin(spec, one.files)
-            found[spec] = Known.model_validate(one).model_copy(update={"of": of})
-    _add(cache, "backbones", found)
+            own = {name: getattr(one, name) for name in OWN}
+            sizes = {name: getattr(one.text, name) for name in SIZES}
+            origin = _origin(spec, one.files)
+            records.backbones[spec] = Known(**own, sizes=sizes, files=list(one.files), origin=origin)
+    _write(cache, records)
 
 
-def known_speeds(cache: Path, device: str, threads: int) -> dict[str, Speed]:
-    """Return the recorded speeds of this machine, by kind of run."""
-    return _read(cache).speeds.get(_machine(device, threads), {})
+def known_paces(cache: Path, device: str, threads: int) -> dict[Kind, float]:
+    """Return the recorded seconds of one worker per unit of `Batch.cost`, by kind of work, of this machine."""
+    return {tuple(kind): pace for *kind, pace in _read(cache).paces.get(_machine(device, threads), [])}  # type: ignore[misc]
 
 
-def record_speeds(cache: Path, device: str, threads: int, found: Mapping[str, Speed]) -> None:
-    """Record speeds, by kind of run."""
-    known = known_speeds(cache, device, threads)
-    _add(cache, "speeds", {_machine(device, threads): known | dict(found)} if found else {})
+def record_paces(cache: Path, device: str, threads: int, found: Mapping[Kind, float]) -> None:
+    """Record paces, by kind of work."""
+    records, whole = _read(cache), known_paces(cache, device, threads) | dict(found)
+    records.paces[_machine(device, threads)] = [(*kind, pace) for kind, pace in whole.items()]
+    _write(cache, records)
 
 
 def _machine(device: str, threads: int) -> str:
@@ -142,9 +119,8 @@ def _origin(spec: str, files: Iterable[Path]) -> list[list[str | int]]:
         [fastcoop.__path__[0], fastcoop.__version__, version("open_clip_torch"), os.getcwd()]
     ]
     named = [Path(part).expanduser() for part in (spec, spec.partition(":")[2]) if part]
-    folders = {*(file.parent for file in files), *(path for path in named if path.is_dir())}
-    configs = chain.from_iterable(folder.glob("*.json") for folder in folders)
-    for path in sorted({*named, *files, *folders, *configs}):
+    folders = {*named, *(file.parent for file in files)}
+    for path in sorted({*files, *folders, *(one for folder in folders for one in folder.glob("*.json"))}):
         with suppress(OSError, ValueError):
             found.append([os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns])
     return found
@@ -156,11 +132,8 @@ def _read(cache: Path) -> Records:
     return Records()
 
 
-def _add(cache: Path, kind: str, found: Mapping[str, Any]) -> None:
-    records = _read(cache)
-    known = getattr(records, kind)
-    if known | dict(found) != known and cache.is_dir():
-        known.update(found)
+def _write(cache: Path, records: Records) -> None:
+    if records != _read(cache) and cache.is_dir():
         # A folder that is only read keeps none, nor is a path kept that is no text.
         with suppress(OSError, ValueError), atomic_write(cache / FILE) as part:
             part.write_text(records.model_dump_json(), encoding="utf-8")

@@ -16,7 +16,8 @@ from fastcoop.progress import counted
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
-from fastcoop.sweeps.live import Live, Pace
+from fastcoop.sweeps.live import Live
+from fastcoop.sweeps.pace import Pace
 from fastcoop.sweeps.records import describe, record_outcome
 from fastcoop.sweeps.tasks import BatchFinished, Event, RunFinished, Task
 from fastcoop.sweeps.workers import Executor
@@ -39,6 +40,7 @@ class RunLoop:
 
     Attributes:
         live: The display, which counts the runs with an outcome.
+        pace: How fast the batches run.
         failed: Errors of failed runs, by key.
         engine_share: Share of all workers' time, idle or not, in training steps of the engine.
         peak_memory_bytes: Largest sum of the resident sizes of this process and its children.
@@ -66,9 +68,9 @@ class RunLoop:
         over = [batch for batch in recorded.values() if all(key in done for key in batch.keys)]
         store.replace_batches(over, [b for b in batches if b.trains and b.name not in recorded])
         self._remove_stale_checkpoints()
-        self._pace = Pace([], executor.size)
+        self.pace = Pace([], executor.size)
         done_before = sum(key in done and key not in pending for key in planned)
-        self.live = Live(len(pending), self._pace, self._runs, done_before)
+        self.live = Live(len(pending), self.pace, self._runs, done_before)
         self._add(batches)
 
     def run(self) -> None:
@@ -92,7 +94,7 @@ class RunLoop:
         for batch in batches:
             keeps = batch.trains and self._executor.keeps_checkpoints
             path = checkpoint_path(self._store.folder.resolve(), batch.name) if keeps else None
-            self._pace.add(batch)
+            self.pace.add(batch)
             self._tasks.append(Task(batch, tuple(self._runs[key].unbound() for key in batch.keys), path))
 
     def _on_tick(self) -> None:
@@ -111,10 +113,8 @@ class RunLoop:
             if run is not None:  # else it was done before, and trained again together with a pending one
                 self._unrecorded.append((run, event.outcome))
                 self.live.result(run, event.outcome)
-        elif event.runs or event.before:
-            self._pace.progress(event.batch, event.runs, event.before)
         else:
-            self._pace.start(event.batch)
+            self.pace.follow(event)
 
     def _record(self) -> None:
         """Write the finished runs, all in one transaction."""
@@ -132,7 +132,7 @@ class RunLoop:
         if event.warning:
             self.live.say(f"{event.warning}; if the sweep is stopped now, those batches start over.")
         left = [key for key in batch.keys if key in self._pending]
-        self._pace.finish(batch, len(left))
+        self.pace.finish(batch, len(left))
         error = event.error or f"{batch.method} reported no outcome"
         retries = _retries(batch, left, event.died)
         if retries:

@@ -17,7 +17,6 @@ from fastcoop.errors import UserError
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import METHODS
-from fastcoop.results.read import load_runs
 from fastcoop.sweeps import Summary, cache_grid, known, timing
 from fastcoop.sweeps.caching import open_features, open_unchanged
 
@@ -52,19 +51,7 @@ def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
     assert run(grid, results=tmp_path / "done", only=["zero_shot"], dry_run=True).forecast is None
 
 
-def test_times_are_those_of_the_runs_that_are_done(
-    run: Callable[..., Summary], grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(grid, results=tmp_path, overrides=["seeds=1"])
-    seconds = load_runs(tmp_path).query("method != 'zero_shot'").groupby("method").seconds.sum()
-    monkeypatch.setattr(timing, "speed", lambda *runs: pytest.fail("timed"))
-    found = run(grid, results=tmp_path, dry_run=True).forecast
-    assert found is not None
-    assert {part.method: part.seconds for part in found.parts} == pytest.approx(seconds.to_dict())
-    assert {part.source for part in found.parts} == {"by runs that are done"}
-
-
-def test_a_dry_run_builds_no_model_and_times_nothing_that_a_sweep_recorded(
+def test_a_dry_run_builds_no_model_and_goes_by_the_pace_of_the_last_sweep(
     run: Callable[..., Summary],
     world: Path,
     grid: dict[str, Any],
@@ -73,14 +60,16 @@ def test_a_dry_run_builds_no_model_and_times_nothing_that_a_sweep_recorded(
 ) -> None:
     cache = tmp_path / "cache"
     list(cache_grid(grid, data_root=world / "data", cache=cache))
-    run(grid, cache=cache, results=tmp_path / "first", overrides=["seeds=1"])
+    did = run(grid, cache=cache, results=tmp_path / "first")
     with monkeypatch.context() as patched:
         patched.setattr(known, "backbone_from_spec", lambda *given, **others: pytest.fail("loaded"))
-        patched.setattr(timing, "speed", lambda *runs: pytest.fail("timed"))
+        patched.setattr(timing, "time_work", lambda *given: pytest.fail("timed"))
         found = run(grid, cache=cache, results=tmp_path / "second", dry_run=True).forecast
     assert found is not None
     assert {part.source for part in found.parts} == {"by earlier sweeps"}
     assert found.seconds is not None
+    expected = sum(part.seconds or 0.0 for part in found.parts)
+    assert 0.5 * did.seconds * did.engine_share < expected < did.seconds, "the same runs take the same time"
     (cache / known.FILE).unlink()
     again = run(grid, cache=cache, results=tmp_path / "second", dry_run=True).forecast
     assert again is not None
@@ -90,6 +79,18 @@ def test_a_dry_run_builds_no_model_and_times_nothing_that_a_sweep_recorded(
     assert [(part.runs, part.batches, part.largest) for part in again.parts] == [
         (part.runs, part.batches, part.largest) for part in found.parts
     ]
+
+
+def test_tests_alone_record_no_pace_of_learning(
+    run: Callable[..., Summary], world: Path, grid: dict[str, Any], tmp_path: Path
+) -> None:
+    places = {"cache": tmp_path / "cache", "results": tmp_path / "results"}
+    grid = grid | {"methods": {"text_bias": {"epochs": 2}}}
+    run(grid, **places)
+    paces = known.known_paces(tmp_path / "cache", "cpu", 1)
+    assert set(paces) == {("text_bias", "tiny", False)}
+    assert run(grid | {"targets": {"colours": "other"}}, **places).finished == 4
+    assert known.known_paces(tmp_path / "cache", "cpu", 1) == paces
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def is_recorded(cache: Path, model: Path) -> bool:
     "damage",
     [
         "", "[]", "[1]", "not JSON", "[" * 100_000, '{"backbones": null}', '{"backbones": {"MODEL": 1}}',
-        '{"backbones": {"MODEL": {"files": 1}}}', '{"speeds": {"here": {"coop": [1]}}}', None,
+        '{"backbones": {"MODEL": {"files": 1}}}', '{"paces": {"here": [["coop", 1]]}}', None,
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_replaced(tmp_path: Path, model: Path, damage: str | None) -> None:
@@ -120,8 +121,8 @@ def test_a_damaged_record_is_replaced(tmp_path: Path, model: Path, damage: str |
     whole = path.read_text()
     path.write_text(whole[:-40] if damage is None else damage.replace("MODEL", str(model)))
     assert not is_recorded(tmp_path, model)
-    known.record_speeds(tmp_path, "cpu", 1, {"tiny coop": known.Speed(1.0, 2.0)})
-    assert known.known_speeds(tmp_path, "cpu", 1) == {"tiny coop": (1.0, 2.0)}
+    known.record_paces(tmp_path, "cpu", 1, {("coop", "tiny", True): 2.0})
+    assert known.known_paces(tmp_path, "cpu", 1) == {("coop", "tiny", True): 2.0}
     known.record_backbones(tmp_path, {str(model): backbone_from_spec(model, device="cpu")})
     assert is_recorded(tmp_path, model)
 

@@ -22,8 +22,10 @@ from fastcoop.methods import Outcome, RunSpec, Scores
 from fastcoop.results.records import Batch
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps import live as live_module
-from fastcoop.sweeps.live import Live, Pace
+from fastcoop.sweeps import pace as pace_module
+from fastcoop.sweeps.live import Live
 from fastcoop.sweeps.loop import memory_bytes
+from fastcoop.sweeps.pace import Pace
 
 Sweep = Callable[..., Summary]
 
@@ -31,7 +33,7 @@ Sweep = Callable[..., Summary]
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(live_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now[0])
     return now
 
 
