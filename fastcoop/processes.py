@@ -1,10 +1,12 @@
-"""The pool of worker processes, and their end when the parent process dies."""
+"""The pool of worker processes, their end when the parent process dies, and the processor that they run on."""
 
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
+from pathlib import Path
 
 import psutil
 
@@ -26,3 +28,16 @@ def exit_with_parent(pid: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Return the processor's model, or its architecture where the system does not name it."""
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    facts = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(": ")[2] for line in facts if line.startswith("model name")]
+    return models[0] if models else platform.machine()

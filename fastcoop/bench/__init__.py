@@ -1,6 +1,6 @@
 """Measure the time of a training step, of the official code's method and of fastcoop in turn."""
 
 from fastcoop.bench.benchmark import class_lists, random_backbone, run_bench
-from fastcoop.bench.tables import Bench, projection, table, write_bench
+from fastcoop.bench.tables import Bench, table, write_bench
 
-__all__ = ["Bench", "class_lists", "projection", "random_backbone", "run_bench", "table", "write_bench"]
+__all__ = ["Bench", "class_lists", "random_backbone", "run_bench", "table", "write_bench"]

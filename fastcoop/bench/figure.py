@@ -16,18 +16,19 @@ import torch
 from PIL import Image
 
 from fastcoop.backbones import Backbone
+from fastcoop.bench.gpu import PRECISIONS
 from fastcoop.bench.measure import CONTEXT_LENGTH, LAYOUTS, timed, wait
-from fastcoop.bench.tables import EPOCHS, IMAGENET_EPOCHS, SEEDS, VARIANTS, Bench
+from fastcoop.bench.tables import Bench
 from fastcoop.datasets import Split
 from fastcoop.datasets.dataset import make_dataset
-from fastcoop.datasets.official import paper_class_names
+from fastcoop.datasets.official import OFFICIAL, paper_class_names
 from fastcoop.engine import FastSchedule, Run, RunShape, plan_training, train
 from fastcoop.engine.runs import BATCH_SIZE, steps_per_epoch
+from fastcoop.engine.weights import Precision
 from fastcoop.features.encode import Encoding, cut_chunks, encode_chunks
 from fastcoop.features.images import pillow_defaults
 from fastcoop.methods.estimators import LinearProbe
 from fastcoop.methods.scores import LinearClassifier, score_all
-from fastcoop.reports.paper import printed_dataset
 from fastcoop.reports.report import report
 from fastcoop.results.records import RunRecord, ScoreInputs, ScoreRecord
 from fastcoop.results.store import open_store
@@ -37,12 +38,12 @@ PHOTOS, PHOTO_SIZE = 64, (500, 375)
 FAST_RUNS = 2  # that train together where the fast schedule is timed
 PROBE_CLASSES, PROBE_SHOTS = 20, 4
 SCORED = 4096, 1000  # images and classes
-FIGURE = (
-    "Figure 3 in hours. Caching: all images and views that can be drawn, at the rate of cropping and encoding JPEG "
-    "files. Probes: 165 searches, the time of one scaled by images x classes. Trainings: operations by the rate of "
-    "measured steps. Tests: class features and logits of 660 runs. The report: 836 runs, with their records. Official: "
-    "measured steps, one run at a time, which encode their images again; its probes are not measured."
-)
+SEEDS = 3
+EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots
+IMAGENET_EPOCHS = 50
+# The class in the middle with class-specific contexts has at most one node less than at the end, and counts the same.
+VARIANTS = ("end", "mid", "class-specific", "class-specific")
+OURS = ["paper", "fast"]  # schedules of fastcoop
 
 
 def project_figure(backbone: Backbone, bench: Bench) -> pd.DataFrame:
@@ -50,69 +51,57 @@ def project_figure(backbone: Backbone, bench: Bench) -> pd.DataFrame:
 
     Args:
         backbone: Its rates are measured; its weights may be random.
-        bench: Measured training steps, of any class names; on a GPU those in float32 are used.
+        bench: Measured training steps, of any class names; on a GPU each of their precisions is projected.
     """
-    rows = [row for row in bench.rows if row.get("precision", "float32") == "float32"] or bench.rows
-    step_rates = {
-        name: median(row["flops_per_s"] for row in rows if row["layout"] == name) for name in LAYOUTS
-    }
-    largest = max(rows, key=lambda row: row["classes"])
-    image_s, class_s = (
-        largest["official_image_s"] / BATCH_SIZE,
-        largest["official_text_s"] / largest["classes"],
-    )
-    names = paper_class_names()
-    fast_rate = _fast_rate(backbone, names["eurosat"])
-    crop_s, probe_s, logit_s = _crop_seconds(backbone), _probe_seconds(backbone), _logit_seconds(backbone)
-    hours = {
-        part: dict.fromkeys(("paper", "fast", "official"), 0.0)
-        for part in ("caching", "linear probes", "trainings", "tests")
-    }
+    seconds = {
+        "crop": _crop_seconds(backbone), "probe": _probe_seconds(backbone), "logit": _logit_seconds(backbone),
+        "report": _report_seconds(),
+    }  # fmt: skip
+    frames = []
+    for precision in dict.fromkeys(row.get("precision") for row in bench.rows):
+        rows = [row for row in bench.rows if row.get("precision") == precision]
+        hours = _seconds_of_parts(backbone, rows, PRECISIONS[precision or "float32"], seconds) / 3600
+        hours.loc["all"] = hours.sum()
+        shares = {f"share, {name}": hours[name] / hours[name]["all"] for name in OURS}
+        frame = hours.assign(**shares).reset_index()
+        frames.append(frame if precision is None else frame.assign(precision=precision))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _seconds_of_parts(
+    backbone: Backbone,
+    rows: Sequence[Mapping[str, Any]],
+    precision: Precision | None,
+    seconds: Mapping[str, float],
+) -> pd.DataFrame:
+    """Return the seconds of each part, from measured steps (``rows``) and the ``seconds`` of an item of other parts."""
+    rates = {name: median(row["flops_per_s"] for row in rows if row["layout"] == name) for name in LAYOUTS}
+    largest, names = max(rows, key=lambda row: row["classes"]), paper_class_names()
+    image_s = largest["official_image_s"] / BATCH_SIZE
+    class_s = largest["official_text_s"] / largest["classes"]
+    fast_rate = _fast_rate(backbone, names["eurosat"], precision)
+    index = pd.Index(["caching", "linear probes", "trainings", "tests", "report"], name="part")
+    total = pd.DataFrame(0.0, index, [*OURS, "official"])
     for dataset, class_names in names.items():
-        counts = _counts(dataset)
+        train_images, val_images, test_images = (count or 0 for count in OFFICIAL[dataset].counts[1:])
         classes, runs = len(class_names), SEEDS * len(EPOCHS)
-        crops = min(counts["train"], SEEDS * max(EPOCHS) * classes) * (1 + VIEWS) + counts["test"]
-        crops += min(counts["val"], SEEDS * VAL_SHOTS * classes)
-        _add(hours["caching"], crops * crop_s)
-        _add(hours["linear probes"], SEEDS * sum(EPOCHS) * classes * classes * probe_s)
-        hours["tests"]["official"] += runs * len(VARIANTS) * counts["test"] * image_s
-        for layout in VARIANTS.values():
+        crops = min(train_images, SEEDS * max(EPOCHS) * classes) * (1 + VIEWS) + test_images
+        crops += min(val_images, SEEDS * VAL_SHOTS * classes)
+        total.loc["caching", OURS] += crops * seconds["crop"]
+        total.loc["linear probes", OURS] += SEEDS * sum(EPOCHS) * classes * classes * seconds["probe"]
+        total.loc["tests", "official"] += runs * len(VARIANTS) * test_images * image_s
+        for layout in VARIANTS:
             shapes = [_shape(class_names, layout, shots, dataset) for shots in EPOCHS]
             fast = [_shape(class_names, layout, shots, dataset, fast=True) for shots in EPOCHS]
-            paper_plan, fast_plan = (plan_training(backbone, [*some]) for some in (shapes, fast))
-            hours["trainings"]["paper"] += SEEDS * paper_plan.flops / step_rates[layout]
-            hours["trainings"]["fast"] += SEEDS * fast_plan.flops / fast_rate
-            steps = SEEDS * sum(shape.steps for shape in shapes)
-            hours["trainings"]["official"] += steps * (BATCH_SIZE * image_s + classes * class_s)
-            forward_flops = paper_plan.runs[0].tree.flops / 2  # half of a step's
-            encoding = forward_flops / step_rates[layout]
-            _add(hours["tests"], runs * (encoding + counts["test"] * classes * logit_s))
-    hours["report"] = dict.fromkeys(("paper", "fast"), _report_seconds(names))
-    frame = pd.DataFrame(hours).T.rename_axis("part").reset_index()
-    total = frame.drop(columns="part").sum()
-    shares = {f"share, {name}": frame[name] / total[name] for name in ("paper", "fast")}
-    whole = total.to_frame().T.assign(part="all")
-    hourly = pd.concat(
-        [frame.assign(**shares), whole.assign(**dict.fromkeys(shares, 1.0))], ignore_index=True
-    )
-    hourly[["paper", "fast", "official"]] /= 3600
-    return hourly
-
-
-def _add(hours: dict[str, float], seconds: float) -> None:
-    for schedule in ("paper", "fast"):
-        hours[schedule] += seconds
-
-
-def _counts(dataset: str) -> dict[str, int]:
-    """Return the number of images in each split (Table 6), 0 where it has none."""
-    row = printed_dataset(dataset) or {}
-
-    def number(text: str) -> int:
-        plain = text.replace(",", "").replace("N/A", "0")
-        return round(float(plain.removesuffix("M")) * 1e6) if plain.endswith("M") else int(plain)
-
-    return {split: number(row[split]) for split in ("train", "val", "test")}
+            plan, fast_plan = (plan_training(backbone, some, precision=precision) for some in (shapes, fast))
+            steps = sum(shape.steps for shape in shapes)
+            step_s = BATCH_SIZE * image_s + classes * class_s
+            by_schedule = [plan.flops / rates[layout], fast_plan.flops / fast_rate, steps * step_s]
+            total.loc["trainings"] += SEEDS * np.array(by_schedule)
+            forward_s = plan.runs[0].tree.flops / 2 / rates[layout]  # half of a step
+            total.loc["tests", OURS] += runs * (forward_s + test_images * classes * seconds["logit"])
+    total.loc["report"] = seconds["report"], seconds["report"], float("nan")
+    return total
 
 
 def _shape(names: Sequence[str], layout: str, shots: int, dataset: str, fast: bool = False) -> RunShape:
@@ -124,7 +113,7 @@ def _shape(names: Sequence[str], layout: str, shots: int, dataset: str, fast: bo
     return RunShape(names, LAYOUTS[layout], epochs * steps_per_epoch(images, BATCH_SIZE), images, VIEWS)
 
 
-def _fast_rate(backbone: Backbone, names: Sequence[str]) -> float:
+def _fast_rate(backbone: Backbone, names: Sequence[str], precision: Precision | None) -> float:
     """Return the operations per second of steps of the fast schedule."""
     draw = torch.Generator().manual_seed(0)
     images, layout, steps = 16 * len(names), LAYOUTS["end"], 8 if backbone.device.type == "cpu" else 25
@@ -141,8 +130,8 @@ def _fast_rate(backbone: Backbone, names: Sequence[str]) -> float:
         wait(backbone.device)
         ends.append(time.perf_counter())
 
-    train(backbone, runs, on_step=on_step)
-    flops = plan_training(backbone, [one.shape for one in runs]).flops / steps
+    train(backbone, runs, precision=precision, on_step=on_step)
+    flops = plan_training(backbone, [one.shape for one in runs], precision=precision).flops / steps
     return flops / median(end - start for start, end in pairwise(ends))
 
 
@@ -193,36 +182,36 @@ def _logit_seconds(backbone: Backbone) -> float:
     return timed(lambda: score_all(*given, backbone.device), backbone.device) / (images * classes)
 
 
-def _report_seconds(datasets: Mapping[str, Sequence[str]]) -> float:
+def _report_seconds() -> float:
     """Return the seconds of recording as many runs as Figure 3 has, with made-up scores, and of their report."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         with open_store(Path(folder) / "results") as store, store.together():
-            for number, (run, score) in enumerate(_made_up_runs(datasets)):
+            for number, (run, score) in enumerate(_made_up_runs()):
                 store.record(RunRecord(key=f"{number:064x}", **run), [score])
         report(Path(folder) / "results", Path(folder) / "report")
     return time.perf_counter() - start
 
 
-def _made_up_runs(datasets: Mapping[str, Sequence[str]]) -> Iterator[tuple[dict[str, Any], ScoreRecord]]:
+def _made_up_runs() -> Iterator[tuple[dict[str, Any], ScoreRecord]]:
     rng = np.random.default_rng(0)
-    draws = list(product(EPOCHS, range(1, 1 + SEEDS)))
+    same = {"context_length": CONTEXT_LENGTH, "init": "random", "epochs": 50, "schedule": "paper"}
     kinds: list[tuple[str, dict[str, Any]]] = [("linear_probe", {})]
-    for position, specific in product(("end", "mid"), (False, True)):
-        layout = {"context_length": CONTEXT_LENGTH, "class_position": position, "class_specific": specific}
-        kinds.append(("coop", layout | {"init": "random", "epochs": 50, "schedule": "paper"}))
-    for dataset, names in datasets.items():
-        of_learners = [(*kind, *draw) for kind, draw in product(kinds, draws)]
-        for method, columns, shots, seed in [("zero_shot", {}, 0, 0), *of_learners]:
-            accuracy, images = float(rng.uniform(30, 90)), np.zeros(_counts(dataset)["test"], np.uint16)
-            yield {
-                "backbone": "RN50", "backbone_digest": "", "dataset": dataset, "method": method,
-                "label": " ".join(map(str, (method, *columns.values()))), "shots": shots, "seed": seed,
-                "settings": "{}",
-                "columns": columns, "train_images": shots * len(names), "train_files": None, "status": "done",
-                "seconds": 1.0, "losses": [1.0] * 50 if columns else None, "extra": {}, "device": "cpu",
-            }, ScoreRecord(
-                dataset=dataset, class_names=tuple(names), labels=images, accuracy=accuracy, macro_accuracy=accuracy,
-                inputs=ScoreInputs(dataset, None, None, "[]"), per_class=np.full(len(names), accuracy),
-                predictions=images, confidence=images.astype(np.float16),
-            )  # fmt: skip
+    kinds += [
+        ("coop", same | {"class_position": position, "class_specific": specific})
+        for position, specific in product(("end", "mid"), (False, True))
+    ]
+    draws = product(kinds, EPOCHS, range(1, 1 + SEEDS))
+    runs = [("zero_shot", {}, 0, 0), *((*kind, shots, seed) for kind, shots, seed in draws)]
+    for (dataset, names), (method, columns, shots, seed) in product(paper_class_names().items(), runs):
+        accuracy, images = float(rng.uniform(30, 90)), np.zeros(OFFICIAL[dataset].counts[-1], np.uint16)
+        yield {
+            "backbone": "RN50", "backbone_digest": "", "dataset": dataset, "method": method,
+            "label": " ".join(map(str, (method, *columns.values()))), "shots": shots, "seed": seed,
+            "settings": "{}", "columns": columns, "train_images": shots * len(names), "train_files": None,
+            "status": "done", "seconds": 1.0, "losses": [1.0] * 50 if columns else None, "extra": {}, "device": "cpu",
+        }, ScoreRecord(
+            dataset=dataset, class_names=tuple(names), labels=images, accuracy=accuracy, macro_accuracy=accuracy,
+            inputs=ScoreInputs(dataset, None, None, "[]"), per_class=np.full(len(names), accuracy),
+            predictions=images, confidence=images.astype(np.float16),
+        )  # fmt: skip

@@ -18,15 +18,13 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.bench.benchmark import describe_machine, random_backbone
-from fastcoop.bench.measure import CONTEXT_LENGTH, LAYOUTS, FastcoopStep, Matmuls, plan_equal_runs
-from fastcoop.bench.official import OfficialStep, classes_that_fit
+from fastcoop.bench.measure import LAYOUTS, FastcoopStep, Matmuls, official_parts, plan_equal_runs
 from fastcoop.bench.tables import Bench, write_bench
-from fastcoop.engine.runs import BATCH_SIZE
-from fastcoop.engine.weights import Precision
+from fastcoop.engine.weights import Precision, dtype_of
 from fastcoop.progress import progress
 
 ROWS = (4096, 16384, 65536, 131072)
-PRECISIONS = ("bfloat16", "tf32", "float32")
+PRECISIONS: Mapping[str, Precision | None] = {"bfloat16": torch.bfloat16, "tf32": "tf32", "float32": None}
 SQUARE = 8192  # rows and columns of the products that show a GPU's highest rate
 COPIED_BYTES = 2**31
 WARM_UP = 3  # calls, and steps before one is recorded
@@ -38,7 +36,7 @@ def run_gpu_bench(
     device: str,
     class_lists: Mapping[str, Sequence[str]],
     rows: Sequence[int] = ROWS,
-    precisions: Sequence[str] = PRECISIONS,
+    precisions: Sequence[str] = tuple(PRECISIONS),
     repeats: int = 10,
     out: Path | None = None,
 ) -> Bench:
@@ -56,7 +54,7 @@ def run_gpu_bench(
     bench = Bench({})
     with progress("Measuring", len(precisions) * len(class_lists)) as advance:
         for precision in precisions:
-            backbone = random_backbone(name, device, "bfloat16" if precision == "bfloat16" else "float32")
+            backbone = random_backbone(name, device, dtype_of(PRECISIONS[precision]) or torch.float32)
             with torch.cuda.device(backbone.device), products_in_tf32(precision == "tf32"):
                 bench.machine = bench.machine or describe_machine(backbone)
                 rates = measure_rates(backbone, rows, repeats)
@@ -65,9 +63,7 @@ def run_gpu_bench(
                     official = measure_official(backbone, names, repeats)
                     for layout in LAYOUTS:
                         for size in rows:
-                            # The backbone has the other precisions.
-                            in_tf32: Precision | None = "tf32" if precision == "tf32" else None
-                            step = measure_step(backbone, names, layout, size, in_tf32)
+                            step = measure_step(backbone, names, layout, size, PRECISIONS[precision])
                             share = step["flops_per_s"] / rates["products_flops_per_s"][size]
                             facts = {"dataset": dataset, "layout": layout, "precision": precision}
                             bench.rows.append(facts | official | step | {"matmul_share": share})
@@ -118,18 +114,11 @@ def measure_step(
 
 def measure_official(backbone: Backbone, class_names: Sequence[str], repeats: int) -> dict[str, Any]:
     """Return the times of the official step's image part and of its text part at the tower's full length."""
-    length = backbone.text.context_length
-    part = list(class_names)[: classes_that_fit(backbone.shared_text, length)]
-    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(
-        backbone.device, backbone.dtype
-    )
-    labels = torch.arange(BATCH_SIZE, device=backbone.device) % len(part)
-    step = OfficialStep(backbone, part, CONTEXT_LENGTH, length)
-    features = step.encode_images(images)
-    text = seconds(lambda: step.learn(features, labels), repeats) * len(class_names) / len(part)
+    parts, measured = official_parts(backbone, class_names)
+    image_s, text_s = (seconds(parts[name], repeats) for name in ("image", "text"))
     return {
-        "official_image_s": seconds(lambda: step.encode_images(images), repeats), "official_text_s": text,
-        "official_measured_classes": len(part),
+        "official_image_s": image_s, "official_text_s": text_s * len(class_names) / measured,
+        "official_measured_classes": measured,
     }  # fmt: skip
 
 

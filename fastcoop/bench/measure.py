@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastcoop.backbones import Backbone
 from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
-from fastcoop.engine import Run, RunShape, TrainingPlan, encode_prompts, plan_training, train
-from fastcoop.engine.forest import Trees
+from fastcoop.engine import Run, RunShape, TrainingPlan, plan_training, train
 from fastcoop.engine.runs import BATCH_SIZE
 from fastcoop.engine.weights import Precision
 from fastcoop.prompts import PromptLayout
@@ -104,27 +103,16 @@ def measure_dataset(
 ) -> list[dict[str, Any]]:
     """Return a row per layout of everything measured on these class names, ready for JSON."""
     text, device = backbone.shared_text, backbone.device
-    # If memory does not hold all classes in one official step, it is measured on some of them and scaled to all.
-    part = class_names[: classes_that_fit(text, text.context_length)]
-    scale = len(class_names) / len(part)
-    images = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size).to(device, backbone.dtype)
-    labels = torch.arange(BATCH_SIZE, device=device) % len(part)
-    whole = OfficialStep(backbone, part, CONTEXT_LENGTH, text.context_length)
-    cut = OfficialStep(backbone, part, CONTEXT_LENGTH, longest_prompt(backbone, class_names, CONTEXT_LENGTH))
-    features = whole.encode_images(images)
+    official, measured = official_parts(backbone, class_names)
+    scale = len(class_names) / measured
     matmuls = Matmuls(backbone, MATMUL_ROWS[device.type])
     steps = {
         (layout, runs): FastcoopStep(backbone, class_names, settings, runs, matmuls=matmuls)
         for layout, settings in LAYOUTS.items()
         for runs in run_counts(backbone, class_names, settings)
     }
-    contenders: dict[Any, Callable[[], float]] = {
-        "image": lambda: timed(lambda: whole.encode_images(images), device),
-        "text": lambda: timed(lambda: whole.learn(features, labels), device),
-        "cut": lambda: timed(lambda: cut.learn(features, labels), device),
-        **steps,
-    }
-    times = measure(contenders, repeats)
+    parts = {name: partial(timed, part, device) for name, part in official.items()}
+    times = measure({**parts, **steps}, repeats)
     seconds = {key: median(values) for key, values in times.items()}
     shares = {}  # of the rate of matrix products
     for key, step in steps.items():
@@ -141,7 +129,7 @@ def measure_dataset(
             "dataset": name, "classes": len(class_names), "layout": layout, "nodes": step.plan.runs[0].tree.nodes,
             "official_tokens": len(class_names) * text.context_length, "official_image_s": seconds["image"],
             "official_text_s": seconds["text"] * scale, "official_cut_s": seconds["cut"] * scale,
-            "official_measured_classes": len(part),
+            "official_measured_classes": measured,
             "official_text_flops": official_text_flops(text, len(class_names), text.context_length),
             "run_step_s": per_run, "best_runs": best, "best_run_step_s": per_run[best],
             "flops_per_run": step.flops / best, "flops_per_s": step.flops / seconds[layout, best],
@@ -152,42 +140,26 @@ def measure_dataset(
     return rows
 
 
-def compare_precision(
-    backbone: Backbone, precision: torch.dtype, name: str, class_names: list[str], repeats: int
-) -> dict[str, Any]:
-    """Compare steps in the backbone's precision and in ``precision``: as many runs as fit, layout end.
+def official_parts(
+    backbone: Backbone, class_names: Sequence[str]
+) -> tuple[dict[Any, Callable[[], object]], int]:
+    """Return what an official step does, and the number of classes that it does it for.
 
-    Errors are relative, in norm, of one run's class features and context gradients at random contexts.
+    These are the "image" part, the "text" part at the tower's full length, and the text part "cut" to the longest
+    prompt. If memory does not hold all classes, fewer are measured, and the times of the text parts must be scaled.
     """
-    layout, both = LAYOUTS["end"], (None, precision)
-    runs = max(run_counts(backbone, class_names, layout))
-    steps = {one: FastcoopStep(backbone, class_names, layout, runs, precision=one) for one in both}
-    times = measure(steps, repeats)
-    exact, rough = (_features_and_gradients(backbone, class_names, one) for one in both)
-    feature_error, gradient_error = (
-        float((value.double() - reference.double()).norm() / reference.double().norm())
-        for value, reference in zip(rough, exact, strict=True)
-    )
-    exact_s, rough_s = (median(times[one]) / runs for one in both)
+    text, size = backbone.shared_text, backbone.image_size
+    part = list(class_names)[: classes_that_fit(text, text.context_length)]
+    images = torch.randn(BATCH_SIZE, 3, size, size).to(backbone.device, backbone.dtype)
+    labels = torch.arange(BATCH_SIZE, device=backbone.device) % len(part)
+    whole = OfficialStep(backbone, part, CONTEXT_LENGTH, text.context_length)
+    cut = OfficialStep(backbone, part, CONTEXT_LENGTH, longest_prompt(backbone, class_names, CONTEXT_LENGTH))
+    features = whole.encode_images(images)
     return {
-        "dataset": name, "layout": "end", "runs": runs, "precision": str(precision).removeprefix("torch."),
-        "exact_run_step_s": exact_s, "run_step_s": rough_s, "faster": exact_s / rough_s,
-        "feature_error": feature_error, "gradient_error": gradient_error,
-    }  # fmt: skip
-
-
-def _features_and_gradients(
-    backbone: Backbone, class_names: Sequence[str], precision: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
-    """Return class features and context gradients at contexts and upstream gradients drawn from a fixed seed."""
-    draw = torch.Generator().manual_seed(0)
-    contexts = 0.02 * torch.randn(CONTEXT_LENGTH, backbone.text.width, generator=draw)
-    contexts = contexts.to(backbone.device).requires_grad_()
-    item = (class_names, LAYOUTS["end"], contexts)
-    (features,) = encode_prompts(backbone, [item], Trees(backbone, precision))
-    upstream = torch.randn(features.shape, generator=draw).to(features)
-    (gradients,) = torch.autograd.grad(features, contexts, upstream)
-    return features.detach(), gradients
+        "image": lambda: whole.encode_images(images),
+        "text": lambda: whole.learn(features, labels),
+        "cut": lambda: cut.learn(features, labels),
+    }, len(part)
 
 
 def plan_equal_runs(

@@ -1,8 +1,9 @@
-"""The benchmark as JSON and as tables, with an estimate of what the paper's Figure 3 takes."""
+"""The benchmark as JSON and as tables."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from fastcoop import escape
-from fastcoop.engine.runs import BATCH_SIZE
 from fastcoop.files import atomic_write
 
 LEGEND = (
@@ -32,17 +32,11 @@ RATES_LEGEND = (
     "The GPU's rates in TFLOP/s: of square products, and of the products of a text block by number of rows; and of "
     "memory copies, reading and writing counted."
 )
-SEEDS = 3
-EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots
-IMAGENET_EPOCHS = 50
-# The class in the middle with class-specific contexts has at most one node less than at the end, and counts the same.
-VARIANTS = {"end": "end", "mid": "mid", "end+CSC": "class-specific", "mid+CSC": "class-specific"}
-ARITHMETIC = (
-    "hours = runs x steps per run x seconds per step / 3600. Steps per run = epochs x max(1, images // 32), with 50, "
-    "100, 100, 200, 200 epochs at 1, 2, 4, 8, 16 shots (always 50 on ImageNet) and images = shots x classes. There are "
-    "4 variants (end, mid, each unified and class-specific) of 5 shots x 3 seeds. Official: image part + text part at "
-    "77 tokens, (a). fastcoop: (c) at the best number of runs, averaged over the variants. A dataset's hours are "
-    "4 x steps_per_variant x s_per_step / 3600."
+FIGURE = (
+    "Figure 3 in hours. Caching: all images and views that can be drawn, at the rate of cropping and encoding JPEG "
+    "files. Probes: 165 searches, the time of one scaled by images x classes. Trainings: operations by the rate of "
+    "measured steps. Tests: class features and logits of 660 runs. The report: 836 runs, with their records. Official: "
+    "measured steps, one run at a time, which encode their images again; its probes are not measured."
 )
 
 
@@ -53,14 +47,14 @@ class Bench:
     Attributes:
         machine: Device, threads, versions and settings.
         rows: One entry per dataset and layout.
-        precision: One entry per dataset, if a second precision was measured.
         rates: On a GPU, one entry per precision: the rates of products and copies.
+        projection: One entry per part of Figure 3, if it was projected (`fastcoop.bench.figure`).
     """
 
     machine: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    precision: list[dict[str, Any]] = field(default_factory=list)
     rates: list[dict[str, Any]] = field(default_factory=list)
+    projection: list[dict[Hashable, Any]] = field(default_factory=list)
 
 
 def table(bench: Bench) -> pd.DataFrame:
@@ -122,60 +116,20 @@ def kernels_table(bench: Bench, most: int = 10) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def projection(bench: Bench) -> pd.DataFrame:
-    """Return the estimated hours of Figure 3's trainings: a line per dataset, and the sum of their runs and hours.
-
-    On a GPU there are such lines for each precision.
-    """
-    precisions = list(dict.fromkeys(row.get("precision") for row in bench.rows))
-    frames = []
-    for precision in precisions:
-        frame = _project([row for row in bench.rows if row.get("precision") == precision])
-        frames.append(frame if precision is None else frame.assign(precision=precision))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _project(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    lines = []
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        own = [row for row in rows if row["dataset"] == dataset]
-        step = {
-            layout: min(row["best_run_step_s"] for row in own if row["layout"] == layout)
-            for layout in set(VARIANTS.values())
-        }
-        epochs = dict.fromkeys(EPOCHS, IMAGENET_EPOCHS) if dataset == "imagenet" else EPOCHS
-        classes = own[0]["classes"]
-        steps = SEEDS * sum(epochs[shots] * max(1, shots * classes // BATCH_SIZE) for shots in EPOCHS)
-        official = own[0]["official_image_s"] + own[0]["official_text_s"]
-        ours = sum(step[layout] for layout in VARIANTS.values())
-        lines.append({
-            "dataset": dataset, "runs": len(EPOCHS) * SEEDS * len(VARIANTS), "steps_per_variant": steps,
-            "official_s_per_step": official, "fastcoop_s_per_step": ours / len(VARIANTS),
-            "official_hours": steps * len(VARIANTS) * official / 3600, "fastcoop_hours": steps * ours / 3600,
-        })  # fmt: skip
-    frame = pd.DataFrame(lines)
-    total = frame[["runs", "official_hours", "fastcoop_hours"]].sum().to_frame().T
-    return pd.concat([frame, total.assign(dataset="all")], ignore_index=True)
-
-
 def sections(bench: Bench, profile: bool = False) -> list[str]:
     """Return the tables of a benchmark with their legends, in Markdown; ``profile`` adds the kernels of a GPU."""
-    if not bench.rates:
+    if bench.rates:
+        parts = [RATES_LEGEND, markdown(rates_table(bench)), GPU_LEGEND, markdown(gpu_table(bench))]
+        parts += ["## The longest kernels of each step", markdown(kernels_table(bench))] if profile else []
+    else:
         parts = [LEGEND, markdown(table(bench))]
-        return parts + (
-            ["## A lower precision", markdown(pd.DataFrame(bench.precision))] if bench.precision else []
-        )
-    parts = [RATES_LEGEND, markdown(rates_table(bench)), GPU_LEGEND, markdown(gpu_table(bench))]
-    return parts + (
-        ["## The longest kernels of each step", markdown(kernels_table(bench))] if profile else []
-    )
+    return parts + ([FIGURE, markdown(pd.DataFrame(bench.projection))] if bench.projection else [])
 
 
 def write_bench(bench: Bench, folder: Path) -> list[Path]:
     """Write bench.json and bench.md into ``folder``; return their paths."""
     machine = ", ".join(f"{key}: {value}" for key, value in bench.machine.items())
     text = ["# Training steps, measured", machine, *sections(bench, profile=True)]
-    text += ["## Figure 3 of the paper, projected", ARITHMETIC, markdown(projection(bench))]
     content = {"bench.json": json.dumps(asdict(bench), indent=1), "bench.md": "\n\n".join(text) + "\n"}
     folder.mkdir(parents=True, exist_ok=True)
     for name, part_text in content.items():

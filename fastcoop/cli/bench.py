@@ -19,13 +19,8 @@ def bench(
     datasets: Annotated[
         list[str] | None, comma_list(help="Of the paper, imagenet-10 or imagenet-100.")
     ] = None,
-    class_names: Annotated[
-        Path | None, Option(help="Folder of JSON lists, in place of the paper's datasets.")
-    ] = None,
     backbone: Annotated[str, Option(help="An open_clip model; its weights are random.")] = "RN50",
     repeats: Annotated[int, Option(min=1, help="Measurements, fewer for slow contenders.")] = 5,
-    dtype: Annotated[str, Option(help="Of both contenders: float32 or bfloat16.")] = "float32",
-    precision: Annotated[str | None, Option(help="Also measure this precision: bfloat16.")] = None,
     out: Annotated[Path, Option(help="Folder for bench.json and bench.md.")] = Path("reports/bench"),
     device: Device = "auto",
     rows: Annotated[
@@ -35,7 +30,7 @@ def bench(
         bool, Option("--profile", help="On a GPU: also print each step's longest kernels.")
     ] = False,
     project: Annotated[
-        str | None, Option(help='"fig3": also print the time that each part of Figure 3 takes.')
+        str | None, Option(help='"fig3": also project the time that each part of Figure 3 takes.')
     ] = None,
     measure: Annotated[
         str | None, Option(help='"study": only print the time that each part of a small study takes.')
@@ -53,11 +48,10 @@ def bench(
     Example:  fastcoop bench --datasets imagenet-10 --repeats 5
     """
     from fastcoop.backbones.load import resolve_device
-    from fastcoop.bench import class_lists, random_backbone, run_bench
-    from fastcoop.bench.benchmark import torch_dtype
+    from fastcoop.bench import class_lists, random_backbone, run_bench, write_bench
     from fastcoop.bench.tables import markdown, sections
 
-    lists = class_lists(datasets or (), class_names)
+    lists = class_lists(datasets or ())
     if project not in (None, "fig3"):
         raise UserError(f'Only "fig3" can be projected, not "{project}".')
     if measure not in (None, "study"):
@@ -75,15 +69,11 @@ def bench(
         sizes = [int(size) for size in numbers(rows, "--rows")]
         measured = run_gpu_bench(backbone, device, lists, sizes, repeats=repeats, out=out)
     else:
-        if precision == dtype:
-            raise UserError(f"--precision is compared with --dtype, and both are {dtype}; leave one out.")
-        second = None if precision is None else torch_dtype(precision)
-        measured = run_bench(random_backbone(backbone, device, dtype), lists, repeats, second, out)
-    lines, value = sections(measured, profile)[1:], asdict(measured)
+        measured = run_bench(random_backbone(backbone, device), lists, repeats, out)
     if project:
-        from fastcoop.bench.figure import FIGURE, project_figure
+        from fastcoop.bench.figure import project_figure
 
-        figure = project_figure(random_backbone(backbone, device, dtype), measured)
-        lines += [FIGURE, markdown(figure)]
-        value["projection"] = figure.to_dict("records")
-    show(value, [*"\n\n".join(lines).split("\n"), out / "bench.json", out / "bench.md"], as_json)
+        measured.projection = project_figure(random_backbone(backbone, device), measured).to_dict("records")
+        write_bench(measured, out)
+    lines = "\n\n".join(sections(measured, profile)[1:]).split("\n")
+    show(asdict(measured), [*lines, out / "bench.json", out / "bench.md"], as_json)

@@ -14,11 +14,11 @@ from fastcoop.demo.world import build_world
 from fastcoop.errors import writing
 from fastcoop.features import PictureFinder
 from fastcoop.grids import read_grid
+from fastcoop.processes import available_cores
 from fastcoop.progress import counted, duration
 from fastcoop.reports import report
 from fastcoop.results import load_results
 from fastcoop.sweeps import interpret, sweep
-from fastcoop.sweeps.workers import available_cores
 
 REPORT_JOBS = 4  # at most: a process takes two seconds to start
 GRID, FULL_GRID = Path("experiments/demo.yaml"), Path("experiments/demo-full.yaml")

@@ -23,7 +23,7 @@ from fastcoop.checks import MAX_JOBS, amount, shortened, whole_number
 from fastcoop.engine.fit import FREE_FRACTION, free_bytes
 from fastcoop.errors import UserError
 from fastcoop.methods import FeatureBank
-from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
+from fastcoop.processes import ProcessPoolExecutor, available_cores, exit_with_parent
 from fastcoop.results.records import Batch
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBank, WorkerSpec, run_task
@@ -96,11 +96,6 @@ def check_options(jobs: int, memory_budget: float | None, backend: str, address:
         raise UserError("An address is that of a cluster's scheduler; give the backend dask with it.")
     if jobs != -1 and backend == "dask":
         raise UserError("The number of jobs is the cluster's with the backend dask; leave it out.")
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def max_workers(jobs: int, device: str) -> int:

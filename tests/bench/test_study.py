@@ -40,7 +40,7 @@ def test_figure_3_is_projected_by_part(monkeypatch: pytest.MonkeyPatch, gpu) -> 
     if gpu is pretend_gpu:  # which is slow; these two parts are the CPU's in any case
         monkeypatch.setattr(figure, "FAST_RUNS", 1)
         monkeypatch.setattr(figure, "_probe_seconds", lambda backbone: 1.0)
-        monkeypatch.setattr(figure, "_report_seconds", lambda datasets: 1.0)
+        monkeypatch.setattr(figure, "_report_seconds", lambda: 1.0)
     bench = Bench({}, [ROW | {"layout": layout, "flops_per_s": rate} for layout, rate in RATE.items()])
     with gpu():
         backbone = tiny_backbone(torch.float32)
