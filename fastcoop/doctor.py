@@ -26,7 +26,7 @@ EXTRAS = {  # by package: the extra of fastcoop that has it, and what needs it
     "pyarrow": ("parquet", "Writing Parquet"),
     "distributed": ("cluster", "A sweep on a cluster"),
 }
-FOLDERS = {"data": "FASTCOOP_DATA_ROOT", "cache": "FASTCOOP_CACHE", "results": None, "reports": None}
+FOLDERS = {"data": "FASTCOOP_DATA_ROOT", "cache": "FASTCOOP_CACHE", "results": "", "reports": ""}
 VARIABLES = (
     "FASTCOOP_DATA_ROOT", "FASTCOOP_CACHE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME",
     "HF_HUB_OFFLINE", "NO_COLOR",
@@ -41,56 +41,51 @@ Found = dict[str, Any]
 def examine() -> Found:
     """Return what is found, by topic. Where something cannot be found out, its value is the error's text.
 
-    The topics are ``versions``, ``extras``, ``devices``, ``memory``, ``folders``, ``variables``, ``weights``, and
-    ``advice``: a list of sentences on what is slow or missing.
+    The topics are ``versions``, ``devices``, ``memory``, ``folders``, ``variables``, ``weights``, and ``advice``: a
+    list of sentences on what is slow or missing.
     """
     topics: dict[str, Callable[[], Any]] = {
-        "versions": _versions, "extras": _extras, "devices": _devices, "memory": _memory, "folders": _folders,
+        "versions": _versions, "devices": _devices, "memory": _memory, "folders": _folders,
         "variables": lambda: {name: os.environ[name] for name in VARIABLES if name in os.environ}, "weights": _weights,
     }  # fmt: skip
-    found = {name: _safely(look) for name, look in topics.items()}
-    found["advice"] = _safely(lambda: list(advice(found)))
-    return found
+    found: Found = {}
+    for topic, look in topics.items():
+        try:
+            found[topic] = look()
+        except Exception as error:  # a broken package may raise any exception
+            found[topic] = f"unknown ({type(error).__name__}: {error})"
+    return found | {"advice": list(advice(found))}
 
 
 def lines(found: Found) -> Iterator[str]:
     """Yield the lines that show what `examine` found."""
     for topic, value in found.items():
         yield topic
-        entries = value.items() if isinstance(value, Mapping) else [("", one) for one in _listed(value)]
-        for name, one in entries:
-            parts = (
-                [f"{key} {part}" for key, part in one.items()] if isinstance(one, Mapping) else _listed(one)
-            )
-            yield f"  {name:<18} {', '.join(parts)}" if name else f"  {parts[0]}"
+        if isinstance(value, Mapping):
+            yield from (f"  {name:<18} {_text(one)}" for name, one in value.items())
+        else:
+            yield from (f"  {one}" for one in (value if isinstance(value, list) else [value]))
+        if not value:
+            yield "  none"
 
 
-def _listed(value: Any) -> list[str]:
-    texts = list(map(str, value)) if isinstance(value, list) else [str(value)] if value is not None else []
-    return texts or ["none"]
-
-
-def _safely(look: Callable[[], Any]) -> Any:
-    try:
-        return look()
-    except Exception as error:  # a broken package may raise any exception
-        return f"unknown ({type(error).__name__}: {error})"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def _text(value: Any) -> str:
+    pairs = [f"{name} {part}" for name, part in value.items()] if isinstance(value, Mapping) else value
+    return (", ".join(pairs) or "none") if isinstance(pairs, list) else str(value)
 
 
 def _versions() -> Found:
-    own = {"fastcoop": fastcoop.__version__, "python": sys.version.split()[0], "system": platform.platform()}
-    return own | {name: _version(name) for name in PACKAGES}
-
-
-def _extras() -> Found:
-    return {name: _version(name) for name in EXTRAS}
+    found = {
+        "fastcoop": fastcoop.__version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+    }
+    for package in (*PACKAGES, *EXTRAS):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def _devices() -> Found:
@@ -98,17 +93,19 @@ def _devices() -> Found:
     import torch
 
     from fastcoop.backbones.load import resolve_device
-    from fastcoop.sweeps.workers import available_cores
+    from fastcoop.processes import available_cores, cpu_name
 
-    cpuinfo = Path("/proc/cpuinfo")  # of Linux
-    facts = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(": ")[2] for line in facts if line.startswith("model name")]
+    matrix, seconds = torch.ones(SIDE, SIDE), []
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
     found: Found = {
-        "cpu": models[0] if models else platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "cores allowed": available_cores(),
         "threads of torch": torch.get_num_threads(),
-        "float32 GFLOP/s": round(_gflops(torch)),
+        "float32 GFLOP/s": round(2 * SIDE**3 / min(seconds) / 1e9),
         "cuda of torch": torch.version.cuda or "none (a build for CPUs)",
         "device auto": resolve_device("auto"),
     }
@@ -118,57 +115,44 @@ def _devices() -> Found:
     return found
 
 
-def _gflops(torch: Any) -> float:
-    one, best = torch.ones(SIDE, SIDE), float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        one @ one
-        best = min(best, time.perf_counter() - start)
-    return 2 * SIDE**3 / best / 1e9
-
-
 def _memory() -> Found:
     import psutil
 
     memory = psutil.virtual_memory()
-    return {"total GB": _gigabytes(memory.total), "available GB": _gigabytes(memory.available)}
-
-
-def _gigabytes(count: float) -> float:
-    return round(count / 1e9, 1)
+    return {"total GB": round(memory.total / 1e9, 1), "available GB": round(memory.available / 1e9, 1)}
 
 
 def _folders() -> Found:
     """Return the folders that commands use by default, and the free space of their disks."""
     found = {}
     for name, variable in FOLDERS.items():
-        path = Path((variable and os.environ.get(variable)) or name).expanduser().absolute()
+        path = Path(os.environ.get(variable) or name).expanduser().absolute()
         there = next(place for place in (path, *path.parents) if place.exists())
-        free = _gigabytes(shutil.disk_usage(there).free)
+        free = round(shutil.disk_usage(there).free / 1e9, 1)
         found[name] = {"path": str(path), "exists": path.is_dir(), "free GB": free}
     return found
 
 
 def _weights() -> Found:
     """Return the backbones whose weights need no download: included ones, and others."""
-    from fastcoop.backbones.catalog import EMBEDDED_WEIGHTS, list_backbones
+    from fastcoop.backbones.catalog import EMBEDDED_WEIGHTS, weights_at_hand
 
     found: Found = {"included": [], "downloaded": []}
-    for one in list_backbones():
-        is_included = (EMBEDDED_WEIGHTS / f"{one.name}.safetensors").is_file()
-        found["included" if is_included else "downloaded"] += [weights.backbone for weights in one.at_hand]
+    for one in weights_at_hand():
+        is_included = one.file is not None and one.file.parent == EMBEDDED_WEIGHTS
+        found["included" if is_included else "downloaded"].append(one.backbone)
     return found
 
 
 def advice(found: Found) -> Iterator[str]:
     """Yield what is slow or missing in what `examine` found, and what to do."""
     known = {name: one if isinstance(one, Mapping) else {} for name, one in found.items()}
-    for name, one in known["versions"].items():
-        if one == "not installed":
-            yield f"{name} is missing: reinstall fastcoop with pip."
-    for name, (extra, use) in EXTRAS.items():
-        if known["extras"].get(name) == "not installed":
+    for name in (name for name, one in known["versions"].items() if one == "not installed"):
+        if name in EXTRAS:
+            extra, use = EXTRAS[name]
             yield f'{use} needs {name}; install it with `pip install "fastcoop[{extra}]"`.'
+        else:
+            yield f"{name} is missing: reinstall fastcoop with pip."
     devices = known["devices"]
     if not devices:
         yield f"torch does not work, {found['devices']}: install it as pytorch.org says for this system."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -19,8 +20,7 @@ from fastcoop.cli.app import app
 from tests.advice import follows
 
 WELL: dict[str, Any] = {
-    "versions": {"torch": "2.14.1"},
-    "extras": dict.fromkeys(doctor.EXTRAS, "1"),
+    "versions": {"torch": "2.14.1", "qtawesome": "1"},
     "devices": {"device auto": "cpu", "threads of torch": 2, "cores allowed": 2},
     "memory": {"available GB": 20.0},
     "folders": {"cache": {"free GB": 20.0}},
@@ -52,6 +52,12 @@ def test_it_prints_what_is_there(capsys, monkeypatch, tmp_path) -> None:
     assert f"path {tmp_path}, exists True" in shown
 
 
+def test_open_clip_is_not_imported_which_takes_seconds() -> None:
+    code = "import sys, fastcoop.doctor as d; d.examine(); print('open_clip' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_broken_packages_are_described(capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "psutil", None)
@@ -75,7 +81,7 @@ def test_broken_packages_are_described(capsys, monkeypatch) -> None:
     [
         ("versions", "timm", "not installed", "timm is missing"),
         (
-            "extras",
+            "versions",
             "qtawesome",
             "not installed",
             'The demo needs qtawesome; install it with `pip install "fastcoop[demo]"`',

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from fastcoop.backbones import sources
-from fastcoop.backbones.late import open_clip
+from fastcoop.backbones.late import open_clip, open_clip_part
 from fastcoop.backbones.load import EMBEDDED_WEIGHTS, construct, is_model_path
 from fastcoop.backbones.sources import HUB_PREFIX
 from fastcoop.backbones.text_tower import prompt_path_of
@@ -172,6 +172,15 @@ def find_backbone(name: str) -> Listed | None:
     if not chosen:
         raise unknown(f"file or tag of {found}", tag, (weights.tag for weights in one.weights))
     return replace(one, weights=chosen)
+
+
+def weights_at_hand() -> list[ListedWeights]:
+    """Return the weights on this machine: embedded ones, models in Hugging Face's cache, and open_clip's tags."""
+    embedded = [ListedWeights(path.stem, path) for path in sorted(EMBEDDED_WEIGHTS.glob("*.safetensors"))]
+    cached = [ListedWeights(name, sources.find_weights(folder)) for name, folder in _hub_models().items()]
+    known = open_clip_part("pretrained")  # the whole of open_clip takes seconds
+    tags = [_of_tag(":".join(pair), known.get_pretrained_cfg(*pair)) for pair in known.list_pretrained()]
+    return [one for one in (*embedded, *cached, *tags) if one.file]
 
 
 def list_lines(found: list[Listed]) -> Iterator[str]:
@@ -372,8 +381,9 @@ def _cached_models() -> dict[str, Path]:
 def _hub_models() -> dict[str, Path]:
     """Return those of the cached models that are not the weights of an open_clip tag."""
     folders = _cached_models()
-    tags = open_clip.list_pretrained() if folders else ()
-    tagged = {str(open_clip.get_pretrained_cfg(*tag).get("hf_hub", "")).rpartition("/")[0] for tag in tags}
+    known = open_clip_part("pretrained")
+    tags = known.list_pretrained() if folders else ()
+    tagged = {str(known.get_pretrained_cfg(*tag).get("hf_hub", "")).rpartition("/")[0] for tag in tags}
     return {name: path for name, path in folders.items() if name.removeprefix(HUB_PREFIX) not in tagged}
 
 

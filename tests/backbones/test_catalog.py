@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from fastcoop.backbones import backbone_from_spec, catalog, sources
-from fastcoop.backbones.catalog import PromptCost, find_backbone, list_backbones, text_size
+from fastcoop.backbones.catalog import EMBEDDED_WEIGHTS, PromptCost, find_backbone, list_backbones, text_size
 from fastcoop.cli import main
 from fastcoop.engine.fit import RunShape, plan_training
 from fastcoop.errors import UserError
@@ -150,6 +150,11 @@ def test_weights_are_found_where_open_clip_and_the_hub_keep_them(caches: Path) -
     assert at_hand("ViT-B-16-SigLIP2") == [("ViT-B-16-SigLIP2:webli", webli)]
     listed = [one.name for one in list_backbones("ViT-B")]
     assert set(listed[:3]) == {"ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP2"}
+    both = {"ViT-B-32:openai": openai, "ViT-B-32-quickgelu:openai": openai, "ViT-B-16-SigLIP2:webli": webli}
+    found = {one.backbone: one.file for one in catalog.weights_at_hand()}
+    assert found == both | {
+        name: EMBEDDED_WEIGHTS / f"{name}.safetensors" for name in ("demo-resnet", "demo-vit")
+    }
 
 
 def test_models_in_the_hub_s_cache_and_in_folders_are_listed(
