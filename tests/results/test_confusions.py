@@ -33,7 +33,7 @@ def drawn(seed: int, images: int = 400, classes: int = 5, names: tuple[str, ...]
 @pytest.mark.parametrize("seed", range(3))
 def test_the_tables_are_scikit_learns_numbers(seed: int) -> None:
     one = drawn(seed)
-    table = read.confusion_table(one)
+    table = read.confusion_matrix(one)
     assert (table == sklearn_confusion(one.labels, one.predicted, labels=range(5))).all(axis=None)
     assert (table.index.name, table.columns.name) == ("true", "predicted")
     classes = read.class_accuracies(table)
@@ -71,7 +71,7 @@ def test_pairs_are_counted_both_ways_and_sorted_by_images_then_share() -> None:
 @pytest.mark.parametrize(("classes", "most"), [(40, 30), (31, 30), (6, 3), (6, 2)])
 def test_many_classes_are_the_most_confused_ones_and_all_others_together(classes: int, most: int) -> None:
     one = drawn(1, 3000, classes)
-    table = read.confusion_table(one)
+    table = read.confusion_matrix(one)
     shown = read.group_confusion(table, most)
     assert shown.shape == (most, most)
     assert shown.index[-1] == f"{classes - most + 1} other classes"
@@ -117,7 +117,7 @@ def test_two_runs_are_compared_image_by_image() -> None:
 def test_a_diverged_run_has_no_tables() -> None:
     one = drawn(4)
     lost = replace(one, predicted=np.full_like(one.predicted, -1))
-    for table in (read.confusion_table, read.wrong_images, read.calibration_curve):
+    for table in (read.confusion_matrix, read.wrong_images, read.calibration_curve):
         with pytest.raises(UserError, match="diverged"):
             table(lost)
 
@@ -150,7 +150,7 @@ def test_a_results_folder_is_asked_by_run_or_dataset(grid: dict, run, world: Pat
     own = frame[(frame.dataset == "colours") & (frame.source == "colours")]
     shown = read.representative_run(own)
     table = fc.confusion(folder)
-    assert table.equals(read.confusion_table(fc.load_predictions(folder, shown.key)))
+    assert table.equals(read.confusion_matrix(fc.load_predictions(folder, shown.key)))
     assert table.equals(fc.confusion(folder, shown.key[:10]))
     assert list(table.index) == ["dark red", "green", "grey", "sky blue"]
     with pytest.raises(UserError, match="was not tested on shifted") as refused:

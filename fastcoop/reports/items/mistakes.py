@@ -26,14 +26,14 @@ from fastcoop.results import (
     calibration_error,
     class_accuracies,
     confused_pairs,
-    confusion_table,
+    confusion_matrix,
     disagreements,
     group_confusion,
     load_predictions,
     representative_run,
     wrong_images,
 )
-from fastcoop.results.confusions import MOST_CLASSES
+from fastcoop.results.predictions import MOST_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def _shown_runs(study: Study) -> list[tuple[Any, Any]]:
 def _of_run(
     study: Study, run: Any, rival: Any, predictions: Predictions, suffix: str, pictures: int
 ) -> Iterator[Exhibit]:
-    table = confusion_table(predictions)
+    table = confusion_matrix(predictions)
     pairs, wrong = confused_pairs(table), wrong_images(predictions)
     title, error = _title(run), calibration_error(predictions)
     fold = f"{run.dataset}: {len(wrong):,} of {counted(len(predictions.labels), 'test image')} wrong"
