@@ -23,7 +23,7 @@ from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
-from fastcoop.sweeps import Summary, checkpoints, tasks
+from fastcoop.sweeps import Summary, tasks
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
 from fastcoop.sweeps.loop import split_checkpoint
 from fastcoop.sweeps.tasks import BatchFinished, OnEvent, Task
@@ -170,21 +170,9 @@ def test_a_batch_whose_worker_dies_is_tried_once_more_in_halves(
 
 
 def test_the_halves_of_a_batch_go_on_from_its_checkpoint(
-    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_interrupted: Callable[..., None], grid: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    steps = iter(range(100))
-    write = checkpoints.write_state
-
-    def interrupted(*args: Any) -> None:
-        write(*args)
-        if next(steps) == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_state", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(grid, results=tmp_path, only=["coop"])
+    run_interrupted(1, grid, results=tmp_path, only=["coop"])
     with open_store(tmp_path) as store:
         (batch,) = store.batches()
         half = Batch("coop", batch.backbone, batch.keys[8:], 1, batch.budget)
@@ -198,24 +186,16 @@ def test_the_halves_of_a_batch_go_on_from_its_checkpoint(
 
 @pytest.mark.parametrize("stop_after_steps", [1, 3, 5])
 def test_a_resumed_batch_comes_to_the_same_bits(
-    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
+    run: Sweep,
+    run_interrupted: Callable[..., None],
+    grid: dict[str, Any],
+    tmp_path: Path,
+    stop_after_steps: int,
 ) -> None:
     """Runs of 3 and of 6 epochs in one batch, so that some have ended and are recorded when it is stopped."""
     grid["methods"] = {"coop": grid["methods"]["coop"] | {"epochs": {1: 3, 2: 6}, "batch_size": 4}}
     run(grid, results=tmp_path / "whole")
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    steps = iter(range(1000))
-    write = checkpoints.write_state
-
-    def interrupted(*args: Any) -> None:
-        write(*args)
-        if next(steps) == stop_after_steps:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_state", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(grid, results=tmp_path / "cut")
+    run_interrupted(stop_after_steps, grid, results=tmp_path / "cut")
     summary = run(grid, results=tmp_path / "cut")
     assert summary.finished + summary.done_before == 16
     if stop_after_steps == 5:

@@ -20,7 +20,7 @@ from fastcoop.methods.regularized import KgCoOpMethod
 from fastcoop.methods.text import class_texts
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.store import open_store
-from fastcoop.sweeps import Summary, checkpoints
+from fastcoop.sweeps import Summary
 
 Sweep = Callable[..., Summary]
 
@@ -80,21 +80,14 @@ def test_a_mixed_grid_has_the_numbers_of_one_grid_per_method_and_fewer_batches(
 
 @pytest.mark.parametrize("stop_after_steps", [1, 3])
 def test_a_mixed_batch_resumes_with_the_same_bits(
-    run: Sweep, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
+    run: Sweep,
+    run_interrupted: Callable[..., None],
+    grid: dict[str, Any],
+    tmp_path: Path,
+    stop_after_steps: int,
 ) -> None:
     run(grid, results=tmp_path / "whole", only=["coop", "kgcoop"])
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    steps, write = iter(range(1000)), checkpoints.write_state
-
-    def interrupted(*args: Any) -> None:
-        write(*args)
-        if next(steps) == stop_after_steps:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_state", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(grid, results=tmp_path / "cut", only=["coop", "kgcoop"])
+    run_interrupted(stop_after_steps, grid, results=tmp_path / "cut", only=["coop", "kgcoop"])
     with open_store(tmp_path / "cut") as store:
         assert [(batch.method, len(batch.keys)) for batch in store.batches()] == [("coop + kgcoop", 12)]
     done = len(load_results(tmp_path / "cut")) if stop_after_steps == 3 else 0
