@@ -154,20 +154,18 @@ def evaluate(
 
     Example:  fastcoop evaluate results/table1 --targets imagenetv2,imagenet_sketch
     """
-    from fastcoop.results.read import percent
+    import pandas as pd
+
     from fastcoop.sweeps import evaluate as test_runs
 
     tested = test_runs(
         results, targets, runs=runs or (), backbones=backbones or (), data_root=data_root, cache=cache,
         recipe=recipe, device=device, skip_unreadable=skip_unreadable, class_names=class_names,
     )  # fmt: skip
-    names = [(one.label, one.source, one.dataset) for one in tested]
-    widths = [max(map(len, column)) for column in zip(*names, strict=True)]
-    lines = []
-    for one, row in zip(tested, names, strict=True):
-        padded = "  ".join(f"{name:<{width}}" for name, width in zip(row, widths, strict=True))
-        shots = f"{one.shots} shot{'s' * (str(one.shots) != '1')}"
-        run = f"{shots:>9}  seed {one.seed}  {percent(one.accuracy):>7}"
-        lines.append(f"{one.key[:12]}  {padded}  {run}{'' if one.new else '  (tested before)'}")
-    lines.append(f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}")
+    table = pd.DataFrame(tested).drop(columns="macro_accuracy").assign(key=[one.key[:12] for one in tested])
+    shown = table.to_string(index=False, na_rep="no accuracy", float_format="{:.2f}%".format)
+    lines = [
+        *shown.split("\n"),
+        f"{sum(one.new for one in tested)} of {len(tested)} tests are new: {results}",
+    ]
     show(tested, lines, as_json)

@@ -155,7 +155,8 @@ def representative_run(table: pd.DataFrame) -> pd.Series:
     if table.empty:
         raise UserError("All of these runs diverged and predicted nothing; choose others.")
     shots = pd.to_numeric(table.shots.replace("all", np.inf))
-    groups = table[shots == shots.max()].groupby(["backbone", "label", "settings"])
+    table = table[shots == shots.max()]
+    groups = table.groupby([table[name].astype(str) for name in ("backbone", "label", "settings")])
     best: pd.DataFrame = groups.get_group(groups.accuracy.mean().idxmax())
     seeds = best.sort_values(["accuracy", "seed"], kind="stable")
     return seeds.iloc[(len(seeds) - 1) // 2]
