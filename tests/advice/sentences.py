@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,7 @@ def _docstrings(tree: ast.AST) -> set[ast.AST]:
     }
 
 
+@cache
 def advising() -> list[Sentence]:
     """Return the advising sentences of every module of the package."""
     found = []
@@ -90,6 +92,7 @@ def advising() -> list[Sentence]:
     return found
 
 
+@cache
 def followed() -> dict[str, str]:
     """Return the parts of sentences that tests name with ``follows``, each with the test's name."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastcoop.bench import gpu
+from fastcoop.bench.measure import STEPS
 from fastcoop.bench.tables import gpu_table, kernels_table, rates_table
 from tests.engine.conftest import tiny_backbone
 from tests.pretend_gpu import pretend_gpu
@@ -41,6 +42,8 @@ def backbone_on(name, device, dtype):
 
 def test_a_gpu_is_measured_in_one_process(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(gpu, "random_backbone", backbone_on)
+    monkeypatch.setitem(STEPS, "cuda", 9)  # each takes long here
+    monkeypatch.setattr("fastcoop.engine.training.WORTH_RECORDING", 9)
     monkeypatch.setattr(gpu, "SQUARE", 32)
     monkeypatch.setattr(gpu, "COPIED_BYTES", 1024)
     monkeypatch.setattr(torch.profiler, "profile", Profiler)
