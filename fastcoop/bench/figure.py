@@ -162,9 +162,8 @@ def _probe_seconds(backbone: Backbone) -> float:
         return (centers[y] + 2 * rng.normal(size=(len(y), backbone.embed_dim))).astype(np.float32)
 
     given = features(), features()
-    start = time.perf_counter()
-    LinearProbe().fit(given[0], y, X_val=given[1], y_val=y)
-    return (time.perf_counter() - start) / (len(y) * PROBE_CLASSES)
+    took = timed(lambda: LinearProbe().fit(given[0], y, X_val=given[1], y_val=y), backbone.device)
+    return took / (len(y) * PROBE_CLASSES)
 
 
 def _logit_seconds(backbone: Backbone) -> float:
