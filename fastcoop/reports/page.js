@@ -195,7 +195,8 @@ const prepare = table => {
 // A figure as SVG is the picture that is printed; the PNG is drawn from it.
 const linkImage = link => {
   const image = document.getElementById(link.dataset.image);
-  link.href = image.src;
+  const follow = () => { link.href = image.src; };
+  image.hasAttribute("src") ? follow() : image.addEventListener("load", follow, {once: true});
   if (link.download.endsWith(".png")) link.addEventListener("click", () => {
     const canvas = document.createElement("canvas"), scale = 3;
     [canvas.width, canvas.height] = [scale * image.naturalWidth, scale * image.naturalHeight];
@@ -208,6 +209,9 @@ const linkImage = link => {
 const begin = place => {
   all("table", place).forEach(prepare);
   all("[data-image]", place).forEach(linkImage);
+  all("[data-packed-image]", place).forEach(async image => {
+    image.src = `data:image/svg+xml,${encodeURIComponent(await unpack(image.dataset.packedImage))}`;
+  });
   all("[data-packed-file]", place).forEach(async link => {
     link.href = URL.createObjectURL(new Blob([await unpack(link.dataset.packedFile)]));
   });

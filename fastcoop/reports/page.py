@@ -35,6 +35,7 @@ TITLES = {"png": "PNG", "svg": "SVG", "csv": "CSV", "tex": "LaTeX"}
 MAX_NAMES = 6  # of datasets or backbones in a sentence
 MAX_ROWS = 12  # of a table that is not folded
 MAX_UNPACKED, MAX_LETTERS = 100, 50_000  # rows of a table, letters of a fold, that are not compressed
+MAX_FILE = 2_000  # letters of a file to save that is not compressed
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 VERDICTS = {HOLDS: "holds", FAILS: "fails"}
 Drawn = dict[str, tuple[Item, Exhibit, Chart]]  # exhibits with charts, by the ids of these on the page
@@ -153,6 +154,10 @@ def _pre(text: str) -> str:
     return f"<pre>{escape.html(text, keep=chr(10))}</pre>"
 
 
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
 def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
@@ -169,10 +174,10 @@ def _get(stem: str, image: str | None, texts: Mapping[str, str] | None = None) -
     name = escape.html(stem)
     links = [(kind, f'data-image="{image}"') for kind in ("png", "svg") if image]
     for kind, text in (texts or {}).items():
-        if len(text) > MAX_LETTERS:
+        if len(text) > MAX_FILE:
             links.append((kind, f'data-packed-file="{_packed(text)}"'))
         else:
-            links.append((kind, f'href="data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"'))
+            links.append((kind, f'href="data:text/plain;base64,{_base64(text)}"'))
     shown = (f'<a download="{name}.{kind}" {where}>{TITLES[kind]}</a>' for kind, where in links)
     return f'<p class="get">{"".join(shown)}</p>' if links else ""
 
@@ -222,13 +227,22 @@ def _care(notes: list[str]) -> str:
 def _item(item: Item, exhibits: list[Exhibit], is_first: bool, charts: dict[str, Any], out: Path) -> str:
     text = [f"<p>{escape.html(item.caption)}</p>"]
     for fold, group in groupby(exhibits, key=lambda one: one.fold):
-        parts = "\n".join(_exhibit(item, one, len(exhibits) > 1, is_first, charts, out) for one in group)
+        parts = "\n".join(
+            _exhibit(item, one, len(exhibits) > 1, one is not exhibits[0], is_first, charts, out)
+            for one in group
+        )
         text.append(_fold(fold, parts) if fold else parts)
     return "\n".join(text)
 
 
 def _exhibit(
-    item: Item, one: Exhibit, is_named: bool, is_first: bool, charts: dict[str, Any], out: Path
+    item: Item,
+    one: Exhibit,
+    is_named: bool,
+    is_later: bool,
+    is_first: bool,
+    charts: dict[str, Any],
+    out: Path,
 ) -> str:
     stem, text = f"{item.name}{one.suffix}", []
     if is_named and not one.fold:
@@ -245,12 +259,16 @@ def _exhibit(
     if boxes:
         text.append(f'<div class="panels {next(iter(shown.values())).kind}">{"".join(boxes)}</div>')
     if one.figure is not None:
-        svg = base64.b64encode((out / f"{stem}.svg").read_bytes()).decode()
+        svg = (out / f"{stem}.svg").read_text(encoding="utf-8")
         alt = escape.html(f"{item.title} ({one.subtitle}); the numbers are in the table below")
         kind = "static" if shown else "figure"
-        text.append(
-            f'<img id="image-{stem}" class="{kind}" alt="{alt}" src="data:image/svg+xml;base64,{svg}">'
+        # An item's first figure shows without scripts; the others are compressed, or many would fill the page.
+        source = (
+            f'data-packed-image="{_packed(svg)}"'
+            if is_later
+            else f'src="data:image/svg+xml;base64,{_base64(svg)}"'
         )
+        text.append(f'<img id="image-{stem}" class="{kind}" alt="{alt}" {source}>')
     image = f"image-{stem}" if one.figure is not None else None
     text.append(_get(stem, image, _texts(one.table) if one.table is not None else None))
     if one.table is not None:

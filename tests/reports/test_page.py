@@ -374,6 +374,19 @@ def test_folds_open_and_an_items_own_content_stands_in_them(visit):
     assert tops == sorted(tops)
 
 
+def test_the_second_figure_of_an_item_is_compressed_and_saved_like_the_first(visit, pages):
+    page, out = visit("backbones"), pages["backbones"].parent
+    assert [path.stem for path in sorted(out.glob("figure3*.svg"))] == ["figure3-l", "figure3-s"]
+    assert page.locator("#figure3 img[data-packed-image]").count() == 1
+    for name in ("figure3-l.svg", "figure3-s.svg"):
+        page.wait_for_selector(f'a[download="{name}"][href^="data:"]', state="attached")
+        with page.expect_download() as saved:
+            page.click(f'a[download="{name}"]')
+        assert Path(saved.value.path()).read_bytes() == (out / name).read_bytes()
+    page.emulate_media(media="print")
+    assert page.locator("#figure3 img").evaluate_all("all => all.every(one => one.naturalWidth > 300)")
+
+
 def test_in_print_the_static_figure_stands_for_the_charts_and_the_theme_is_a_button(visit):
     page = visit("own", scheme="dark")
     image = page.locator("#figure3 img.static")
