@@ -6,11 +6,11 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, unknown
 
 LARGEST = 2**32 - 1  # the largest seed that every library accepts
 MAX_JOBS = 1024  # processes
@@ -30,6 +30,13 @@ def shortened(value: Any) -> str:
         return _short.repr(value)
     except ValueError:  # an int of more digits than Python converts
         return "a number of thousands of digits"
+
+
+def one_of(value: str, kind: str, valid: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``valid``, names of the ``kind``, else raise a UserError with the nearest."""
+    if value not in valid:
+        raise unknown(kind, value, valid)
+    return value
 
 
 def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> int:

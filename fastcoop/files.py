@@ -1,19 +1,86 @@
-"""Atomic writes, and locks between processes."""
+"""Files: read with errors as sentences, pickles read without running code, atomic writes, locks between processes."""
 
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
+import pickle
 import secrets
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fastcoop.errors import UserError
 
 PART = ".part"  # suffix of temporary files
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Raise a UserError where ``path``, which should be ``kind``, cannot be read or is not UTF-8 text."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error}); check that you may read it, and the disk"
+        raise UserError(f"{path} {problem}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8, or get {kind} again.") from None
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; a UserError names the file and the line of a mistake."""
+    try:
+        with reading(path, "a JSON file"):
+            return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        place, problem = f"{path} line {error.lineno}", error.msg
+    except RecursionError:
+        place, problem = str(path), "it is nested too deeply"
+    raise UserError(f"{place} is not valid JSON: {problem}; download or write the file again.")
+
+
+class StandIn:
+    """Replaces what a pickle names: keeps the arguments of its call and its state, accepts items, does nothing."""
+
+    name = ""
+    args: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
+        made = object.__new__(cls)
+        made.args = args
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        # A new class for each, so that a pickle's changes of a class do not outlive the reading.
+        return type("StandIn", (StandIn,), {"name": f"{module}.{name}"})
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid  # of torch: ("storage", stand-in of its class, number, device, elements)
+
+
+def unpickle(content: bytes) -> Any:
+    """Return what is pickled, without importing or running anything: all that it names is a `StandIn`."""
+    return _Unpickler(io.BytesIO(content)).load()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Count the parameters of open_clip's models: ``python -m tools.count_backbones`` writes ``backbones/models.csv``.
+"""Collect the facts of open_clip's models: ``python -m tools.count_backbones`` writes ``backbones/models.csv``.
 
 Nothing is downloaded, and no memory is used for weights. Run it after an update of open_clip.
 """
@@ -6,11 +6,11 @@ Nothing is downloaded, and no memory is used for weights. Run it after an update
 from __future__ import annotations
 
 import csv
-from dataclasses import astuple, fields
+from typing import Any
 
 import open_clip
 
-from fastcoop.backbones.catalog import COUNTS, TextSize, count_parameters, text_size
+from fastcoop.backbones.catalog import MODELS, describe
 
 _ROBERTA = {"model_type": "roberta", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
             "intermediate_size": 3072, "max_position_embeddings": 514, "type_vocab_size": 1}  # fmt: skip
@@ -32,19 +32,18 @@ HF_TOWERS = {
 }  # fmt: skip
 
 
-def row(model: str) -> list[str | int]:
-    """Return a model's row: its name, parameters, image parameters, and the sizes of its text tower."""
+def row(model: str) -> dict[str, Any]:
+    """Return a model's row: its name and facts."""
     config = open_clip.get_model_config(model)
-    tower = HF_TOWERS.get(config["text_cfg"].get("hf_model_name"))
-    return [model, *count_parameters(config, tower), *astuple(text_size(config, tower))]
+    return {"model": model} | describe(config, HF_TOWERS.get(config["text_cfg"].get("hf_model_name")))
 
 
 def main() -> None:
     """Write the table."""
     rows = [row(model) for model in open_clip.list_models()]
-    with COUNTS.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "parameters", "image_parameters", *(one.name for one in fields(TextSize))])
+    with MODELS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
         writer.writerows(rows)
 
 

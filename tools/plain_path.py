@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 
-from fastcoop.backbones import Backbone
+from fastcoop.backbones import Backbone, PlainTower, PromptPath
 from fastcoop.bench.benchmark import class_lists, random_backbone
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.tower import build_pass, new_workspace
 from fastcoop.engine.weights import limit_threads, row_rule
 from fastcoop.prompts import PromptLayout
+
+
+def on_plain_path(backbone: Backbone) -> Backbone:
+    """Return the backbone with all positions of all prompts computed."""
+    other, path = replace(backbone), PromptPath("plain", "the shared path is compared with it")
+    other.__dict__.update(
+        text=PlainTower.from_model(backbone.model, backbone.text.context_length), prompt_path=path
+    )
+    return other
 
 
 class Step:
@@ -51,7 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     backbone = random_backbone(given.backbone)
     for name, names in class_lists(given.datasets).items():
-        shared, plain = (Step(one, names, given.runs) for one in (backbone, backbone.on_plain_path()))
+        shared, plain = (Step(one, names, given.runs) for one in (backbone, on_plain_path(backbone)))
         times = [(shared(), plain()) for _ in range(given.repeats + 1)][1:]
         ratio = median(slow / fast for fast, slow in times)
         took = ", ".join(

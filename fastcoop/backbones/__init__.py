@@ -2,9 +2,8 @@
 
 from fastcoop.backbones.backbone import Backbone, Preprocess
 from fastcoop.backbones.load import backbone_from_spec, load_backbone
-from fastcoop.backbones.text_tower import PlainTower, PromptPath, TextTower, prompt_path_of
+from fastcoop.backbones.text_tower import PlainTower, PromptPath, TextTower
 
 __all__ = [
     "Backbone", "PlainTower", "Preprocess", "PromptPath", "TextTower", "backbone_from_spec", "load_backbone",
-    "prompt_path_of",
 ]  # fmt: skip

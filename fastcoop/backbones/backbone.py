@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,24 +36,16 @@ RESIZE_MODES = ("shortest", "squash", "longest")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the (3, size, size) tensor that the image tower was trained on.
+    """How an image becomes the (3, size, size) tensor that the image tower was trained on."""
 
-    Attributes:
-        size: Height and width in pixels.
-        mean: Per RGB channel, of values in [0, 1].
-        std: Per RGB channel, of values in [0, 1].
-        interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" (shorter side to ``size``, center crop), "squash" (both sides to ``size``) or "longest"
-            (longer side to ``size``, padded to a square).
-        fill_color: The padding's color in every channel, 0 to 255.
-    """
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bicubic"
+    size: int  # height and width in pixels
+    mean: tuple[float, float, float]  # per RGB channel, of values in [0, 1]
+    std: tuple[float, float, float]  # per RGB channel, of values in [0, 1]
+    interpolation: str = "bicubic"  # or "bilinear"
+    # "shortest" (shorter side to ``size``, center crop), "squash" (both sides to ``size``) or "longest" (longer side to
+    # ``size``, padded to a square).
     resize_mode: str = "shortest"
-    fill_color: int = 0
+    fill_color: int = 0  # of the padding in every channel, 0 to 255
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as a dict, without the padding's color where it is black."""
@@ -123,13 +115,6 @@ class Backbone:
         """How the backbone learns prompts, and why not otherwise."""
         return prompt_path(self.model)
 
-    def on_plain_path(self) -> Backbone:
-        """Return the backbone with all positions of all prompts computed, to compare with the shared path."""
-        other, path = replace(self), PromptPath("plain", "the shared path is compared with it")
-        plain = PlainTower.from_model(self.model, self.text.context_length)
-        other.__dict__.update(text=plain, prompt_path=path)
-        return other
-
     @property
     def dtype(self) -> torch.dtype:
         return self.text.dtype
@@ -157,22 +142,14 @@ class Backbone:
     @torch_defaults()
     @torch.no_grad()
     def encode_images_both(self, images: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
-        """Encode images as `encode_images`, and return also their features before the projection, (b, before).
-
-        Raises:
-            UserError: As `image_projection`.
-        """
+        """Encode images as `encode_images`, and return also their features before the projection, (b, before)."""
         _ = self.image_projection
         with self._computing_in(precision):
             return encode_both(self.model.visual, images.to(self.device, self.dtype))
 
     @cached_property
     def image_projection(self) -> ImageProjection:
-        """The linear map at the end of the image tower.
-
-        Raises:
-            UserError: The tower has none.
-        """
+        """The linear map at the end of the image tower. Raises UserError for a tower that has none."""
         return image_projection(self.model.visual, self.name)
 
     @contextmanager
@@ -236,15 +213,10 @@ def fingerprint(
 
 @dataclass(frozen=True, eq=False)
 class ImageProjection:
-    """Image features are ``before @ weight + bias``, where ``before`` are the features before the projection.
+    """Image features are ``before @ weight + bias``, where ``before`` are the features before the projection."""
 
-    Attributes:
-        weight: float32 (before, dim), on the model's device. It may be the model's own memory.
-        bias: float32 (dim,), or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
+    weight: Tensor  # float32 (before, dim), on the model's device; it may be the model's own memory
+    bias: Tensor | None  # float32 (dim,)
 
     @property
     def before_dim(self) -> int:
@@ -253,12 +225,9 @@ class ImageProjection:
 
 
 def image_projection(visual: nn.Module, name: str) -> ImageProjection:
-    """Return the projection of an image tower of the backbone ``name``.
+    """Return the projection of an image tower of the backbone ``name``; UserError if it does not end in one.
 
     That is ``proj`` of a vision transformer, ``c_proj`` of a ResNet's attention pool, or ``head.proj`` of a timm model.
-
-    Raises:
-        UserError: The tower does not end in a linear projection.
     """
     matrix, linear = getattr(visual, "proj", None), _last_linear(visual)
     if isinstance(matrix, Tensor):
@@ -302,10 +271,9 @@ def encode_both(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return features, headless(seen[0])
 
 
-def _features(output: Any) -> Tensor:
+def _features(output: Any) -> Any:
     """Return the features of a tower that may put out its tokens, too (CoCa's)."""
-    features: Tensor = output[0] if isinstance(output, tuple) else output
-    return features
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _last_linear(visual: nn.Module) -> nn.Linear | None:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from fastcoop.backbones import sources
 from fastcoop.backbones.late import open_clip, open_clip_part
 from fastcoop.backbones.load import EMBEDDED_WEIGHTS, construct, is_model_path
 from fastcoop.backbones.sources import HUB_PREFIX
-from fastcoop.backbones.text_tower import prompt_path_of
+from fastcoop.backbones.text_tower import NOT_OPEN_CLIPS, prompt_path, text_tower
+from fastcoop.backbones.tokenizer import DEFAULT_LENGTH
 from fastcoop.backbones.weights import expected_sha256
 from fastcoop.errors import UserError, unknown
 
-COUNTS = Path(__file__).with_name("models.csv")  # of open_clip's models, written by tools/count_backbones.py
+MODELS = Path(__file__).with_name(
+    "models.csv"
+)  # facts of open_clip's models, written by tools/count_backbones.py
 # Of `PromptCost`: classes, context vectors, tokens of a class name, and a prompt's start, full stop and end.
 CLASSES, VECTORS, NAME_TOKENS, AROUND = 100, 16, 2, 3
 CLIP_TOKENIZER = "CLIP's own"
@@ -69,19 +75,12 @@ class PromptCost:
 
 @dataclass(frozen=True)
 class ListedWeights:
-    """Weights of a backbone.
+    """Weights of a backbone."""
 
-    Attributes:
-        backbone: What names the backbone with them, such as "ViT-B-32:openai".
-        file: The file, if it is on this machine.
-        repository: The Hugging Face repository with the weights, config and tokenizer, or "".
-        address: Address of the single file, or "".
-    """
-
-    backbone: str
-    file: Path | None = None
-    repository: str = ""
-    address: str = ""
+    backbone: str  # what names the backbone with them, such as "ViT-B-32:openai"
+    file: Path | None = None  # if it is on this machine
+    repository: str = ""  # on the Hugging Face hub, with the weights, config and tokenizer
+    address: str = ""  # of the single file
 
     @property
     def tag(self) -> str:
@@ -91,34 +90,19 @@ class ListedWeights:
 
 @dataclass(frozen=True)
 class Listed:
-    """A backbone in the list.
+    """A backbone in the list. All but its name and weights is None where its model cannot be built."""
 
-    Attributes:
-        name: Of open_clip's model, an embedded backbone, a folder, or "hf-hub:ORGANIZATION/NAME".
-        parameters: Of the whole model; None if they were not counted.
-        image_parameters: Of the image tower.
-        image_size: Pixels.
-        features: Size of an image or text feature.
-        text: Sizes of the text tower; None if they are not known.
-        cost: Of learning prompts.
-        path: How prompts are learned: "shared" (what prompts have in common is computed once), "plain" (all positions
-            of all prompts), or None (not at all).
-        reason: Why not "shared"; "" for shared.
-        tokenizer: "CLIP's own", or a name on the Hugging Face hub.
-        weights: Known weights.
-    """
-
-    name: str
-    parameters: int | None
-    image_parameters: int | None
-    image_size: int
-    features: int
-    text: TextSize | None
-    cost: PromptCost | None
-    path: str | None
-    reason: str
-    tokenizer: str
-    weights: tuple[ListedWeights, ...]
+    name: str  # of open_clip's model, an embedded backbone, a folder, or "hf-hub:ORGANIZATION/NAME"
+    weights: tuple[ListedWeights, ...]  # known weights
+    parameters: int | None = None  # of the whole model
+    image_parameters: int | None = None  # of the image tower
+    image_size: int | None = None  # pixels
+    features: int | None = None  # size of an image or text feature
+    text: TextSize | None = None
+    cost: PromptCost | None = None  # of learning prompts
+    path: str | None = None  # how prompts are learned, as in `PromptPath`
+    reason: str = ""  # why not "shared"; "" for shared
+    tokenizer: str | None = None  # "CLIP's own", or a name on the Hugging Face hub
 
     @property
     def at_hand(self) -> tuple[ListedWeights, ...]:
@@ -135,9 +119,9 @@ def list_backbones(text: str | None = None) -> list[Listed]:
     Raises:
         UserError: Nothing of this name is known; the message suggests the nearest name.
     """
-    folder = Path(text).expanduser() if text else None
-    if folder is not None and folder.is_dir() and (inside := _model_folders(folder)):
-        return [_of_folder(path, str(path)) for path in inside]
+    inside = sorted(Path(text).expanduser().glob("*")) if text else []
+    if models := list(filter(_is_readable, inside)):
+        return [_of_folder(path, str(path)) for path in models]
     named = _named()
     found = [name for name in named if text is None or _plain(text) in _plain(name)]
     if not found:
@@ -178,8 +162,9 @@ def weights_at_hand() -> list[ListedWeights]:
     """Return the weights on this machine: embedded ones, models in Hugging Face's cache, and open_clip's tags."""
     embedded = [ListedWeights(path.stem, path) for path in sorted(EMBEDDED_WEIGHTS.glob("*.safetensors"))]
     cached = [ListedWeights(name, sources.find_weights(folder)) for name, folder in _hub_models().items()]
-    known = open_clip_part("pretrained")  # the whole of open_clip takes seconds
-    tags = [_of_tag(":".join(pair), known.get_pretrained_cfg(*pair)) for pair in known.list_pretrained()]
+    tags = [
+        _of_tag(*tag) for tag in open_clip_part("pretrained").list_pretrained()
+    ]  # all of open_clip takes seconds
     return [one for one in (*embedded, *cached, *tags) if one.file]
 
 
@@ -202,27 +187,26 @@ def list_lines(found: list[Listed]) -> Iterator[str]:
 
 def page_lines(one: Listed) -> Iterator[str]:
     """Yield all facts of a backbone as lines of text, and the commands to use it."""
-    facts = {"parameters": _millions(one.parameters)}
-    if one.image_parameters:
-        facts["parameters"] += f", {_millions(one.image_parameters)} of them for images"
-    facts["images"] = f"{one.image_size} x {one.image_size} pixels, features of {one.features} numbers"
-    if (text := one.text) is not None:
-        sizes = f"width {text.width}, {text.layers} layers, {text.heads} heads"
-        facts["text tower"] = f"{sizes}, {text.tokens} tokens"
-        if (room := text.tokens - VECTORS - 2) < text.tokens // 2:
-            facts["text tower"] += f"; {VECTORS} vectors leave {max(room, 0)} for a class name and full stop"
-    facts["tokenizer"] = one.tokenizer
-    facts["prompts"] = f"{one.path} path" if one.path else "not learned"
-    facts["prompts"] += one.reason and f": {one.reason}"
-    if one.path and (cost := one.cost) is not None:
-        costs = {
-            "shared": f"{cost.shared_positions:,} positions, {cost.shared_flops:.2g} operations",
-            "plain": f"{cost.plain_positions:,} positions, {cost.plain_flops:.2g} operations",
-        }
-        other, ratio = "plain" if one.path == "shared" else "shared", cost.plain_flops / cost.shared_flops
-        share = f"{ratio:.0f} times as many" if other == "plain" else f"1/{ratio:.0f}"
-        step = f"{CLASSES} classes, M = {cost.vectors}: {costs[one.path]}"
-        facts["a step"] = f"{step} ({other} path: {costs[other]}, {share})"
+    facts = {
+        "prompts": (f"{one.path} path" if one.path else "not learned") + (one.reason and f": {one.reason}")
+    }
+    if (text := one.text) is not None and one.cost is not None:
+        room, cost = text.tokens - VECTORS - 2, one.cost
+        sizes = f"width {text.width}, {text.layers} layers, {text.heads} heads, {text.tokens} tokens"
+        if room < text.tokens // 2:
+            sizes += f"; {VECTORS} vectors leave {max(room, 0)} for a class name and full stop"
+        shared = f"{cost.shared_positions:,} positions, {cost.shared_flops:.2g} operations"
+        plain = f"{cost.plain_positions:,} positions, {cost.plain_flops:.2g} operations"
+        ratio = cost.plain_flops / cost.shared_flops
+        both = f"{shared} (plain path: {plain}, {ratio:.0f} times as many)"
+        if one.path == "plain":
+            both = f"{plain} (shared path: {shared}, 1/{ratio:.0f})"
+        facts = {
+            "parameters": f"{_millions(one.parameters)}, {_millions(one.image_parameters)} of them for images",
+            "images": f"{one.image_size} x {one.image_size} pixels, features of {one.features} numbers",
+            "text tower": sizes, "tokenizer": str(one.tokenizer), **facts,
+            "a step": f"{CLASSES} classes, M = {cost.vectors}: {both}",
+        }  # fmt: skip
     yield one.name
     yield from (f"  {name:<10}  {fact}" for name, fact in facts.items())
     for number, weights in enumerate(one.weights):
@@ -245,10 +229,8 @@ def _commands(one: Listed) -> Iterator[str]:
         yield f"curl -L -o {place} {best.address}  # or only the weights, to this place"
 
 
-def count_parameters(
-    config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None
-) -> tuple[int, int]:
-    """Return the parameters of an open_clip config's model and of its image tower, without memory for them.
+def describe(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the facts of an open_clip config's model, as ``models.csv`` has them, without memory for weights.
 
     Args:
         config: The model config.
@@ -257,37 +239,28 @@ def count_parameters(
     with torch.device("meta"):
         model: Any = construct(config, hf_config)
     whole, image = (sum(one.numel() for one in part.parameters()) for part in (model, model.visual))
-    return whole, image
-
-
-def text_size(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None) -> TextSize:
-    """Return the sizes of a config's text tower; ``hf_config`` is that of a Hugging Face tower."""
-    if hf_config is None:
-        names = open_clip.CLIPTextCfg.__dataclass_fields__
-        text = open_clip.CLIPTextCfg(**{k: v for k, v in config["text_cfg"].items() if k in names})
-        hidden = int(text.width * text.mlp_ratio)
-        return TextSize(text.width, text.layers, text.heads, hidden, text.context_length)
-
-    def value(*names: str) -> int:
-        return int(next(hf_config[name] for name in names if name in hf_config))
-
-    return TextSize(
-        value("hidden_size", "d_model"),
-        value("num_hidden_layers", "encoder_layers", "num_layers"),
-        value("num_attention_heads", "encoder_attention_heads", "num_heads"),
-        value("intermediate_size", "encoder_ffn_dim", "d_ff"),
-        config["text_cfg"].get("context_length", open_clip.CLIPTextCfg.context_length),
-    )
+    length = config["text_cfg"].get("context_length", DEFAULT_LENGTH)
+    text, (path, reason) = text_tower(model, length), prompt_path(model)
+    modules = (model.text if hasattr(model, "text") else model.transformer).modules()
+    blocks = next(one for one in modules if isinstance(one, nn.ModuleList))
+    hidden = max(layer.out_features for layer in blocks[-1].modules() if isinstance(layer, nn.Linear))
+    return {
+        "parameters": whole, "image_parameters": image, "image_size": int(np.max(model.visual.image_size)),
+        "features": config["embed_dim"], "width": text.width, "layers": text.layers, "heads": text.heads,
+        "hidden": hidden, "tokens": text.context_length, "path": path, "reason": reason,
+        "tokenizer": config["text_cfg"].get("hf_tokenizer_name") or CLIP_TOKENIZER,
+    }  # fmt: skip
 
 
 @cache
-def _counts() -> dict[str, tuple[int, int, TextSize]]:
-    """Return the parameters, image parameters and text tower of open_clip's models, by name."""
-    with COUNTS.open(encoding="utf-8", newline="") as file:
-        names, *rows = csv.reader(file)
-    assert names == ["model", "parameters", "image_parameters", *(one.name for one in fields(TextSize))]
-    numbers = {model: list(map(int, row)) for model, *row in rows}
-    return {model: (row[0], row[1], TextSize(*row[2:])) for model, row in numbers.items()}
+def _table() -> dict[str, dict[str, Any]]:
+    """Return the facts of open_clip's models by name."""
+    with MODELS.open(encoding="utf-8", newline="") as file:
+        rows = {row.pop("model"): row for row in csv.DictReader(file)}
+    return {
+        name: {key: int(one) if one.isdecimal() else one for key, one in row.items()}
+        for name, row in rows.items()
+    }
 
 
 def _plain(name: str) -> str:
@@ -309,91 +282,75 @@ def _listed(name: str) -> Listed:
     if embedded.is_file():
         with safe_open(embedded, framework="pt") as file:
             config = json.loads((file.metadata() or {})["config"])
-        return _facts(name, config, (ListedWeights(name, embedded),))
+        return _of_config(name, config, [ListedWeights(name, embedded)])
     if folder := _hub_models().get(name):
         return _of_folder(folder, name)
-    tags = (
-        (tag, open_clip.get_pretrained_cfg(name, tag))
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-    )
-    weights = tuple(_of_tag(f"{name}:{tag}", known) for tag, known in tags)
-    return _facts(name, open_clip.get_model_config(name), weights, _counts().get(name))
-
-
-def _facts(
-    name: str,
-    config: Mapping[str, Any],
-    weights: tuple[ListedWeights, ...],
-    counts: tuple[int | None, int | None, TextSize | None] | None = None,
-    folder: Path | None = None,
-) -> Listed:
-    hub_name = config["text_cfg"].get("hf_model_name")
-    if counts is None:
-        try:
-            tower = sources.read_tower_config(hub_name, folder) if hub_name else None
-            counts = *count_parameters(config, tower), text_size(config, tower)
-        except Exception:  # odd settings may raise any exception; loading explains them
-            counts = None, None, None
-    path, reason = prompt_path_of(config)
-    tokenizer = config["text_cfg"].get("hf_tokenizer_name") or CLIP_TOKENIZER
-    size = config["vision_cfg"].get("image_size", 224)
-    pixels = int(size[0] if isinstance(size, list | tuple) else size)
-    cost = None if counts[2] is None else PromptCost.of(counts[2], masks_padding=bool(hub_name))
-    features = config["embed_dim"]
-    return Listed(name, *counts[:2], pixels, features, counts[2], cost, path, reason, tokenizer, weights)
+    weights = [_of_tag(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    if name in _table():
+        return _of_facts(name, _table()[name], weights)
+    return _of_config(name, open_clip.get_model_config(name), weights)
 
 
 def _of_folder(folder: Path, name: str) -> Listed:
     config, _, _ = sources.read_folder_config(folder)
-    return _facts(name, config, (ListedWeights(name, sources.find_weights(folder)),), folder=folder)
+    return _of_config(name, config, [ListedWeights(name, sources.find_weights(folder))], folder)
 
 
-def _of_tag(backbone: str, known: Mapping[str, Any]) -> ListedWeights:
+def _of_config(
+    name: str, config: Mapping[str, Any], weights: list[ListedWeights], folder: Path | None = None
+) -> Listed:
+    hub_name = config["text_cfg"].get("hf_model_name")
+    try:
+        facts = describe(config, sources.read_tower_config(hub_name, folder) if hub_name else None)
+    except Exception as error:  # odd settings may raise any exception
+        return Listed(name, tuple(weights), reason=f"its model cannot be built ({error})")
+    return _of_facts(name, facts, weights)
+
+
+def _of_facts(name: str, facts: Mapping[str, Any], weights: list[ListedWeights]) -> Listed:
+    sizes = [one.name for one in fields(TextSize)]
+    text = TextSize(*(facts[size] for size in sizes))
+    cost = PromptCost.of(text, masks_padding=facts["reason"] == NOT_OPEN_CLIPS)
+    others = {key: fact for key, fact in facts.items() if key not in sizes}
+    return Listed(name, tuple(weights), text=text, cost=cost, **others)
+
+
+def _of_tag(model: str, tag: str) -> ListedWeights:
+    known = open_clip_part("pretrained").get_pretrained_cfg(model, tag)
     url, (repository, _, filename) = known.get("url", ""), str(known.get("hf_hub", "")).rpartition("/")
     downloaded = sources.OPENAI_CACHE.expanduser() / Path(url).name
     found = downloaded if url and downloaded.is_file() else None
-    for path in () if found else _snapshot(repository):
+    for path in () if found else (file for folder in _snapshots(repository) for file in folder.iterdir()):
         if path.suffix in sources.WEIGHT_SUFFIXES and (not filename or path.stem == Path(filename).stem):
             found = path
-    return ListedWeights(backbone, found, repository, url)
+    return ListedWeights(f"{model}:{tag}", found, repository, url)
 
 
-def _hub_cache() -> Path:
+def _snapshots(repository: str = "*") -> list[Path]:
+    """Return the folders of a repository, by default of all, in Hugging Face's cache."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _snapshot(repository: str) -> list[Path]:
-    """Return the cached files of a repository of the Hugging Face hub."""
-    return sorted((_hub_cache() / f"models--{repository.replace('/', '--')}").glob("snapshots/*/*"))
+    return sorted(Path(constants.HF_HUB_CACHE).glob(f"models--{repository.replace('/', '--')}/snapshots/*"))
 
 
 def _cached_models() -> dict[str, Path]:
     """Return the model folders in Hugging Face's cache, by their names."""
-    return {
-        HUB_PREFIX + path.parents[1].name.removeprefix("models--").replace("--", "/"): path
-        for path in sorted(_hub_cache().glob("models--*/snapshots/*"))
-        if sources.is_model_folder(path) and _is_readable(path)
+    folders = {
+        path.parents[1].name.removeprefix("models--"): path for path in filter(_is_readable, _snapshots())
     }
+    return {HUB_PREFIX + name.replace("--", "/"): path for name, path in folders.items()}
 
 
 def _hub_models() -> dict[str, Path]:
     """Return those of the cached models that are not the weights of an open_clip tag."""
-    folders = _cached_models()
-    known = open_clip_part("pretrained")
-    tags = known.list_pretrained() if folders else ()
-    tagged = {str(known.get_pretrained_cfg(*tag).get("hf_hub", "")).rpartition("/")[0] for tag in tags}
-    return {name: path for name, path in folders.items() if name.removeprefix(HUB_PREFIX) not in tagged}
+    pretrained = open_clip_part("pretrained")
+    known = (pretrained.get_pretrained_cfg(*tag) for tag in pretrained.list_pretrained())
+    tagged = {HUB_PREFIX + str(one.get("hf_hub", "")).rpartition("/")[0] for one in known}
+    return {name: path for name, path in _cached_models().items() if name not in tagged}
 
 
 def _is_readable(folder: Path) -> bool:
-    try:
-        sources.read_folder_config(folder)
-    except UserError:
-        return False
-    return True
-
-
-def _model_folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if sources.is_model_folder(path) and _is_readable(path)]
+    """Return whether a folder holds a model whose config can be read."""
+    with suppress(UserError):
+        return sources.is_model_folder(folder) and bool(sources.read_folder_config(folder))
+    return False

@@ -64,11 +64,7 @@ def is_hf_clip(config: object) -> bool:
 
 
 def open_clip_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return open_clip's config of a ``CLIPModel`` of transformers.
-
-    Args:
-        config: The content of its config.json.
-        path: That file, for messages.
+    """Return open_clip's config of a ``CLIPModel`` of transformers, by the content of its config.json at ``path``.
 
     Raises:
         UserError: It is another model than CLIP, or its settings have no counterpart in open_clip.
@@ -110,10 +106,9 @@ def open_clip_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def preprocess_settings(config: Mapping[str, Any], image_size: int, path: Path) -> dict[str, Any]:
-    """Return open_clip's preprocessing settings from the content of a preprocessor_config.json.
+    """Return open_clip's preprocessing settings from the content of a preprocessor_config.json at ``path``.
 
-    Raises:
-        UserError: It prepares images in another way than resizing, cropping the center and standardizing.
+    A UserError says if it is another way than resizing, cropping the center and standardizing.
     """
 
     def side(name: str) -> Any:
@@ -155,8 +150,7 @@ def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _part(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    part = config.get(name) or {}
-    if not isinstance(part, dict):
+    if not isinstance(part := config.get(name) or {}, dict):
         raise UserError(f"{path}: {name} should hold keys and values.")
     return part
 

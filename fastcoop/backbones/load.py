@@ -46,19 +46,18 @@ OF_OTHER_TOWERS = (
     "no_causal_mask",
     "embed_cls",
     "hf_model_name",
-)  # in text_cfg: the digest covers the tokenizer, too
+)  # in text_cfg: the digest covers the tokenizer too
 OLD_POSITIONS = "text.transformer.embeddings.position_ids"  # in checkpoints of older versions of transformers
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
+ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 
 log = logging.getLogger("fastcoop")
 
 
 @dataclass(eq=False)
 class _Source:
-    """What a backbone is made from; without a weights file its weights are random.
-
-    ``config`` is open_clip's, with the activation under "quick_gelu"; ``config_file`` names it in messages.
-    """
+    """What a backbone is made from; without a weights file its weights are random. ``config`` is open_clip's, with
+    the activation under "quick_gelu"; ``config_file`` names it in messages."""
 
     name: str
     config: dict[str, Any]
@@ -112,31 +111,30 @@ def backbone_from_spec(
         return spec
     load = functools.partial(load_backbone, device=device, dtype=dtype)
     path, spec = Path(spec).expanduser(), str(spec)
+    embedded = EMBEDDED_WEIGHTS / f"{spec}.safetensors"
     if spec.startswith(HUB_PREFIX):
         return load(spec)
     if is_model_path(path):
         return load(path.stem if path.is_file() else path.resolve().name, path)
-    embedded = EMBEDDED_WEIGHTS / f"{spec}.safetensors"
     if embedded.is_file():
         return load(spec, embedded)
     name, colon, pretrained = spec.partition(":")
     if colon and len(name) > 1:  # "C:\\..." is a path of Windows that does not exist
         return load(name, pretrained)
-    model = _clean(spec)
+    model, models = _clean(spec), open_clip.list_models()
     if model in PAPER_BACKBONES:
         return load(spec, "openai")
-    if model in open_clip.list_models():
+    if model in models:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise UserError(
             f'The backbone "{spec}" needs its weights named, as "{spec}:TAG" or "{spec}:FILE"; tags: {tags}.'
         )
-    if path.is_dir():  # raises an error that says what the folder lacks
-        sources.find_weights(path)
-        sources.read_folder_config(path)
+    if path.is_dir():
+        return load(path.resolve().name, path)  # raises an error that says what the folder lacks
     embedded_names = [file.stem for file in EMBEDDED_WEIGHTS.glob("*.safetensors")]
     raise UserError(
         f'There is no backbone "{spec}": neither a model, nor "MODEL:TAG", nor a folder or file on disk.'
-        + nearest(spec, [*PAPER_BACKBONES, *embedded_names, *open_clip.list_models()])
+        + nearest(spec, [*PAPER_BACKBONES, *embedded_names, *models])
     )
 
 
@@ -187,13 +185,13 @@ def load_backbone(
         raise UserError("A seed draws random weights, and these are given (pretrained); leave it out.")
     else:
         source = _find_source(name, pretrained, force_quick_gelu)
-    config, text_cfg = source.config, source.config["text_cfg"]
-    quick_gelu, hf_name = config["quick_gelu"], text_cfg.get("hf_model_name")
+    config, text_cfg, weights = source.config, source.config["text_cfg"], source.weights
+    hf_name = text_cfg.get("hf_model_name")
     hf_config = sources.read_tower_config(hf_name, source.folder) if hf_name else None
     tokenizer = load_tokenizer(text_cfg, source.folder)
     model = _build(config, source.config_file, seed, hf_config)
-    if source.weights is not None:
-        _fill(model, source.weights.state, source.weights_file)
+    if weights is not None:
+        _fill(model, weights.state, source.weights_file)
     tower = text_tower(model, text_cfg.get("context_length", DEFAULT_LENGTH))
     end_id = text_cfg.get("eos_id", 2) if text_cfg.get("pool_type") == "eos" else None
     check_tokenizer(tokenizer, tower.vocabulary, end_id, tower.context_length)
@@ -201,29 +199,29 @@ def load_backbone(
     unusual = _unusual(config) | ({"hf_config": hf_config} if hf_name else {})
     if any(text_cfg.get(name) for name in OF_OTHER_TOWERS):
         unusual |= {"tokenizer": tokenizer_facts(tokenizer), "pad_id": text_cfg.get("pad_id", 0)}
-    digest = fingerprint(model.state_dict(), quick_gelu, preprocess, unusual)
-    facts = source.name, digest[:12], "QuickGELU" if quick_gelu else "GELU", preprocess.size
+    digest = fingerprint(model.state_dict(), config["quick_gelu"], preprocess, unusual)
+    facts = source.name, digest[:12], ACTIVATIONS[config["quick_gelu"]], preprocess.size
     log.debug("%s: weights %s, %s, images of %d pixels.", *facts)
-    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    trained, dim = source.weights.trained_tokens if source.weights else None, config["embed_dim"]
     places = source.weights_file, source.config_file
-    files = tuple(path.resolve() for path in places if isinstance(path, Path))
-    return Backbone(source.name, model, digest, tokenizer, preprocess, dim, quick_gelu, trained, files)
+    return Backbone(
+        source.name, model.eval().requires_grad_(False).to(device=device, dtype=dtype), digest, tokenizer, preprocess,
+        config["embed_dim"], config["quick_gelu"], weights.trained_tokens if weights else None,
+        tuple(path.resolve() for path in places if isinstance(path, Path)),
+    )  # fmt: skip
 
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:
-    path = Path(pretrained).expanduser()
-    tags = {tag for _, tag in open_clip.list_pretrained()}
-    if sources.is_model_folder(path) or (
-        path.is_dir() and str(pretrained) not in tags
-    ):  # it may have a tag's name
-        folder, is_named = path, False
+    path, is_named = Path(pretrained).expanduser(), False
+    is_tag = str(pretrained) in {
+        tag for _, tag in open_clip.list_pretrained()
+    }  # a folder may have a tag's name
+    if sources.is_model_folder(path) or (path.is_dir() and not is_tag):
         path = sources.find_weights(path)
     elif path.is_file():
-        folder, is_named = path.parent, _open_clip_model(name) is not None
+        is_named = _open_clip_model(name) is not None
     else:
         return _from_tag(name, str(pretrained), force_quick_gelu)
-    weights = read_weights(path)
+    folder, weights = path.parent, read_weights(path)
     if weights.config is not None:
         return _Source(_clean(name), _with_activation(weights.config, force_quick_gelu), weights, path)
     if not is_named:
@@ -250,8 +248,9 @@ def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | Non
             f"Images for {path} are prepared as for most weights of {model}, but not as for {', '.join(unlike)}; if "
             "the file is one of these, name the folder of the file with its open_clip_config.json instead."
         )
-    config = _with_activation(config, quick_gelu)
-    return _Source(label, config, weights, path, preprocess=usual, folder=folder)
+    return _Source(
+        label, _with_activation(config, quick_gelu), weights, path, preprocess=usual, folder=folder
+    )
 
 
 def _from_tag(name: str, tag: str, force_quick_gelu: bool | None) -> _Source:
@@ -279,10 +278,9 @@ def _activation(stated: bool | None, weights: Weights, config: dict[str, Any], p
     if by_archive is None:
         return known_activation(path) if by_config is None else bool(by_config)
     if by_config is not None and by_archive != by_config:
-        names = {True: "QuickGELU", False: "GELU"}
         raise UserError(
-            f"{path} was traced with {names[by_archive]} and its config says {names[bool(by_config)]}; correct the "
-            "config's quick_gelu."
+            f"{path} was traced with {ACTIVATIONS[by_archive]} and its config says {ACTIVATIONS[bool(by_config)]}; "
+            "correct the config's quick_gelu."
         )
     return by_archive
 
@@ -322,10 +320,7 @@ def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[s
 
 
 def _build(
-    config: dict[str, Any],
-    origin: Path | str = "open_clip",
-    seed: int = 0,
-    hf_config: dict[str, Any] | None = None,
+    config: dict[str, Any], origin: Path | str, seed: int, hf_config: dict[str, Any] | None
 ) -> nn.Module:
     """Return the model with random weights from ``seed``, without a download."""
     try:

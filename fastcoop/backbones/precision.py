@@ -16,10 +16,8 @@ ALL_PRODUCTS = ("mkldnn.matmul", "mkldnn.conv", *GPU_PRODUCTS)
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Reset autocast, the default dtype and device to torch's defaults, and compute products of float32 in float32.
-
-    Convolutions too: on a GPU torch's own default for them is TF32.
-    """
+    """Reset autocast, the default dtype and device to torch's defaults, and compute products of float32 in float32,
+    convolutions too: on a GPU torch's own default for them is TF32."""
     dtype = torch.get_default_dtype()
     cuda = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
     # Entered only where needed, since it slows down every call of torch.
@@ -34,10 +32,8 @@ def torch_defaults() -> Iterator[None]:
 
 @contextmanager
 def fresh_state() -> Iterator[None]:
-    """Reset the settings of torch and NumPy to those of a new process, so that results equal those of workers.
-
-    These are `torch_defaults`, gradients on, inference mode off, and NumPy's handling of floating-point errors.
-    """
+    """Reset the settings of torch and NumPy to those of a new process, so that results equal those of workers:
+    `torch_defaults`, gradients on, inference mode off, and NumPy's handling of floating-point errors."""
     reactions = np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")
     with torch_defaults(), torch.inference_mode(False), torch.enable_grad(), reactions:
         yield

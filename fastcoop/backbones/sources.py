@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from fastcoop.backbones.hf_clip import is_hf_clip, open_clip_config, preprocess_
 from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.weights import expected_sha256, file_sha256
 from fastcoop.errors import UserError
+from fastcoop.files import read_json
 
 HUB_PREFIX = "hf-hub:"  # open_clip's, before the name of a repository
 HUB_CONFIG = "open_clip_config.json"
@@ -32,14 +32,6 @@ NOT_OF_A_TOWER = (
 )  # fmt: skip
 WORD = "photo</w>"  # tells vocabularies apart by its number
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises UserError for one that cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} should be a JSON model config but cannot be read: {error}") from error
 
 
 def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
@@ -81,30 +73,30 @@ def _check_vocabulary(path: Path) -> None:
         )
 
 
+def _read_if_there(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
+
+
 def _hf_preprocessing(folder: Path, image_size: int) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        content = read_json(path) if path.is_file() else None
-        if isinstance(content, dict) and (settings := content.get("image_processor", content)):
-            return preprocess_settings(settings, image_size, path)
+        content = _read_if_there(folder / name)
+        if settings := content.get("image_processor", content):
+            return preprocess_settings(settings, image_size, folder / name)
     return {}
 
 
 def read_tower_config(name: str, folder: Path | None) -> dict[str, Any]:
     """Return the Hugging Face config of the text tower ``name``: the config.json in ``folder``, else the hub's.
 
-    Raises:
-        UserError: It is not on this machine, or is the config of a tower that open_clip does not build.
+    A UserError says if it is not on this machine, or is the config of a tower that open_clip does not build.
     """
-
-    def read(folder: Path) -> dict[str, Any]:
-        content = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-        return content if isinstance(content, dict) else {}
-
-    content, kinds = read(folder) if folder is not None else {}, open_clip.hf_configs.arch_dict
+    file, kinds = "config.json", open_clip.hf_configs.arch_dict
+    content = _read_if_there(folder / file) if folder is not None else {}
     if content.get("model_type") not in kinds:
-        files = ("config.json",)
-        content = read(find_hub_files(name, "config", files, lambda folder: (folder / files[0]).is_file()))
+        content = _read_if_there(
+            find_hub_files(name, "config", [file], lambda at: (at / file).is_file()) / file
+        )
     if (kind := content.get("model_type")) not in kinds:
         raise UserError(
             f'The text tower "{name}" is of type "{kind}"; open_clip builds the types {", ".join(kinds)}.'
@@ -114,11 +106,10 @@ def read_tower_config(name: str, folder: Path | None) -> dict[str, Any]:
 
 def is_model_folder(path: Path) -> bool:
     """Return whether ``path`` is a folder with a weights file and a .json file."""
-    try:
+    with suppress(OSError):
         suffixes = {file.suffix for file in path.iterdir()}
-    except OSError:
-        return False
-    return ".json" in suffixes and not suffixes.isdisjoint(WEIGHT_SUFFIXES)
+        return ".json" in suffixes and not suffixes.isdisjoint(WEIGHT_SUFFIXES)
+    return False
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -195,12 +186,8 @@ def find_hub_files(
 ) -> Path:
     """Return the folder of a repository in Hugging Face's cache, from the network where it is not complete.
 
-    Args:
-        repository: Name on the hub, such as "timm/ViT-B-16-SigLIP".
-        what: "model", "tokenizer" or "config", for messages.
-        names: The files to download, or patterns of their names.
-        is_complete: Whether a folder has what is needed.
-        weights: Whether to download the weights, too.
+    ``names`` are the files to download, or patterns of their names; ``weights`` adds the weights. ``is_complete`` says
+    whether a folder has what is needed, and ``what`` names that in messages: "model", "tokenizer" or "config".
 
     Raises:
         UserError: The files are neither on this machine nor on the network.

@@ -6,7 +6,7 @@ Prompts of a `TextTower` share what they have in common; a `PlainTower` computes
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,28 +18,16 @@ from fastcoop.backbones.late import open_clip
 from fastcoop.errors import UserError
 
 END_POOLS = ("argmax", "eos")
-CLS_TOKEN = "its output is read at an appended class token, not at the end token"
-NOT_CAUSAL = "its attention is not causal"
 NOT_OPEN_CLIPS = "it is not one of open_clip's own text transformers"
 NO_TABLE = "its text tower has no table of word embeddings"
-READ_ELSEWHERE = 'its output is read at "{}", not at the end token'
-# Options of open_clip's text_cfg that make its blocks another kind, which the engine does not compute.
-OTHER_BLOCKS = (
-    "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
-)  # fmt: skip
 
 
 class PromptPath(NamedTuple):
-    """How a model learns prompts.
+    """How a model learns prompts."""
 
-    Attributes:
-        path: "shared" (a causal tower: prompts share what they have in common), "plain" (all positions of all prompts),
-            or None (not at all).
-        reason: Why not shared, or why not at all; empty for "shared".
-    """
-
+    # "shared" (a causal tower: prompts share what they have in common), "plain" (all positions of all) or None.
     path: Literal["shared", "plain"] | None
-    reason: str = ""
+    reason: str = ""  # why not shared, or why not at all
 
 
 class NotSharedError(Exception):
@@ -122,11 +110,8 @@ class TextTower:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> TextTower:
-        """Read the tower of an open_clip ``CLIP`` (tower on the model) or ``CustomTextCLIP`` (under ``.text``).
-
-        Raises:
-            NotSharedError: It is not causal, is not read at the end token, or is built from other blocks.
-        """
+        """Read the tower of an open_clip ``CLIP`` (tower on the model) or ``CustomTextCLIP`` (under ``.text``);
+        raise NotSharedError where it is not causal, is not read at the end token, or is built from other blocks."""
         text: Any = getattr(model, "text", model)
         if not hasattr(text, "token_embedding") or not hasattr(text, "transformer"):
             raise NotSharedError(NOT_OPEN_CLIPS)
@@ -134,21 +119,19 @@ class TextTower:
         pool = str(getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax"))
         mask = getattr(text, "attn_mask", None)
         norms = [text.ln_final, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
-        _refuse(
-            (getattr(text, "cls_emb", None) is not None, CLS_TOKEN),
-            (mask is None or not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)), NOT_CAUSAL),
-            (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
-            (not len(blocks), "it has no layers"),
-            (
-                any(n.weight is None or n.bias is None for n in norms),
-                "its layer norms have no weight or no bias",
-            ),
-        )
+        if getattr(text, "cls_emb", None) is not None:
+            raise NotSharedError("its output is read at an appended class token, not at the end token")
+        if mask is None or not (mask.is_meta or mask.equal(torch.full_like(mask, -torch.inf).triu(1))):
+            raise NotSharedError("its attention is not causal")
+        if pool not in END_POOLS:
+            raise NotSharedError(f'its output is read at "{pool}", not at the end token')
+        if not len(blocks):
+            raise NotSharedError("it has no layers")
+        if any(norm.weight is None or norm.bias is None for norm in norms):
+            raise NotSharedError("its layer norms have no weight or no bias")
         for block in blocks:
-            if (
-                type(block) is not open_clip.transformer.ResidualAttentionBlock
-                or block.attn.in_proj_weight is None
-            ):
+            is_known = type(block) is open_clip.transformer.ResidualAttentionBlock
+            if not is_known or block.attn.in_proj_weight is None:
                 kind = type(block).__name__
                 raise NotSharedError(f"its blocks are {kind}, not open_clip's ResidualAttentionBlock")
         projection: Any = text.text_projection
@@ -173,9 +156,8 @@ class PlainTower:
     layers: int  # blocks
     heads: int | None  # attention heads of a block, where known
     dim: int  # size of a projected text feature
-    pad_id: (
-        int | None
-    )  # padding that its mask hides: prompts are as long as the longest; None: padding is read
+    # Padding that its mask hides: prompts are as long as the longest; None: padding is read.
+    pad_id: int | None
 
     @classmethod
     def from_model(cls, model: nn.Module, context_length: int | None = None) -> PlainTower:
@@ -248,10 +230,8 @@ class PlainTower:
         return embedded
 
     def encode_embedded(self, ids: Tensor, embedded: Tensor) -> Tensor:
-        """Return the features of prompts whose embedding step puts out ``embedded`` (n, positions, width).
-
-        ``ids`` (n, positions) say where padding and the end are.
-        """
+        """Return the features of prompts whose embedding step puts out ``embedded`` (n, positions, width); ``ids``
+        (n, positions) say where padding and the end are."""
         assert self.embedding is not None
         hook = self.embedding.register_forward_hook(lambda module, given, words: embedded)
         try:
@@ -285,27 +265,6 @@ def prompt_path(model: nn.Module) -> PromptPath:
     return PromptPath("shared")
 
 
-def prompt_path_of(config: Mapping[str, Any]) -> PromptPath:
-    """Return how the model of an open_clip config learns prompts, before it is built or its weights are there."""
-    text = config["text_cfg"]
-    pool = text.get("pool_type", "argmax")
-    other = next((option for option in OTHER_BLOCKS if text.get(option)), None)
-    try:
-        _refuse(
-            (text.get("hf_model_name"), f"{NOT_OPEN_CLIPS} but {text.get('hf_model_name')}"),
-            (text.get("embed_cls"), CLS_TOKEN),
-            (text.get("no_causal_mask"), NOT_CAUSAL),
-            (pool not in END_POOLS, READ_ELSEWHERE.format(pool)),
-            (
-                other and text.get("block_type") != "default",
-                f"its blocks are not the standard ones ({other})",
-            ),
-        )
-    except NotSharedError as reason:
-        return PromptPath("plain", str(reason))
-    return PromptPath("shared")
-
-
 def _embedding(text: Any) -> nn.Module | None:
     """Return the module that turns token ids into vectors; None if there is none."""
     found = getattr(text, "token_embedding", None)
@@ -329,13 +288,6 @@ def _projected(text: Any, width: int) -> int:
     if isinstance(projection, nn.Linear):
         return projection.out_features
     return int(text.output_dim if projection is None else projection.shape[1])
-
-
-def _refuse(*cases: tuple[Any, str]) -> None:
-    """Raise the reason of the first case whose condition holds."""
-    for condition, reason in cases:
-        if condition:
-            raise NotSharedError(reason)
 
 
 def _block(block: Any) -> Block:

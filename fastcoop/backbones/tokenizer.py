@@ -23,12 +23,8 @@ NEEDS_TRANSFORMERS = '{} "{}" needs the package transformers; install it (pip in
 def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..., Tensor]:
     """Return the tokenizer that open_clip gives a text tower: list of n strings -> int64 (n, context_length).
 
-    Args:
-        text_cfg: The text_cfg of the model's config. Without ``hf_tokenizer_name``, it means CLIP's tokenizer.
-        folder: Folder of the weights; its own tokenizer files come before those of ``hf_tokenizer_name``.
-
-    Raises:
-        UserError: The files are missing or damaged, or the package transformers is.
+    Tokenizer files in ``folder``, that of the weights, come before those of ``hf_tokenizer_name`` in ``text_cfg``;
+    without that name it is CLIP's. A UserError says which files, or that the package transformers, are missing.
     """
     length = text_cfg.get("context_length", DEFAULT_LENGTH)
     options = text_cfg.get("tokenizer_kwargs") or {}

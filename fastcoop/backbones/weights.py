@@ -1,18 +1,14 @@
 """State dicts from files of every format that CLIP weights come in, read without running code of the files.
 
 A pickle can name any function of any module to be called, and a TorchScript archive contains code that runs while it is
-loaded. Here nothing named is imported: every name but ``OrderedDict`` becomes a stand-in that keeps its arguments and
-does nothing; tensors are read from the file afterwards, by the arguments of their stand-ins.
+loaded. Here nothing named is imported: tensors are read from the file afterwards, by the arguments of their stand-ins.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +21,7 @@ from torch import Tensor
 
 from fastcoop.backbones.late import open_clip
 from fastcoop.errors import MissingFile, UserError
+from fastcoop.files import StandIn, unpickle
 
 DTYPES = {"Half": "f2", "Float": "f4", "Double": "f8", "Bool": "?", "Byte": "u1", "Char": "i1"}
 DTYPES |= {"Short": "i2", "Int": "i4", "Long": "i8"}
@@ -32,71 +29,27 @@ REBUILD = "torch._utils._rebuild_tensor_v2"
 MAX_CODE_BYTES = 1 << 26  # far more than any CLIP's; a few compressed bytes may unpack to any number
 
 
-class StandIn:
-    """Replaces what a pickle names: keeps the arguments of its call and its state, accepts items, does nothing."""
-
-    name = ""
-    args: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
-        made = object.__new__(cls)
-        made.args, made.state = args, None
-        return made
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None: ...
-
-    def extend(self, values: Any) -> None: ...
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        # A new class for each, so that a pickle's changes of a class do not outlive the reading.
-        return type("StandIn", (StandIn,), {"name": f"{module}.{name}"})
-
-    def persistent_load(self, pid: Any) -> Any:
-        return pid  # ("storage", stand-in of its class, number, device, elements)
-
-
-class TorchFile:
-    """A file of ``torch.save`` since torch 1.6, or of ``torch.jit.save``, for a ``with`` statement.
-
-    Damaged files may raise any exception.
-    """
+class TorchFile(zipfile.ZipFile):
+    """A file of ``torch.save`` since torch 1.6, or of ``torch.jit.save``. Damaged files may raise any exception."""
 
     def __init__(self, path: Path):
-        self._archive = zipfile.ZipFile(path)
-        (pickled,) = (entry for entry in self._archive.namelist() if entry.endswith("/data.pkl"))
+        super().__init__(path)
+        (pickled,) = (entry for entry in self.namelist() if entry.endswith("/data.pkl"))
         self._root = pickled.removesuffix("data.pkl")
-        self._order = ">" if self.has("byteorder") and self.read("byteorder") == b"big" else "<"
-
-    def __enter__(self) -> TorchFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._archive.close()
+        self._order = ">" if self.has("byteorder") and self.content("byteorder") == b"big" else "<"
 
     def has(self, entry: str) -> bool:
-        return self._root + entry in self._archive.namelist()
+        return self._root + entry in self.namelist()
 
-    def read(self, entry: str) -> bytes:
+    def content(self, entry: str) -> bytes:
         """Return the bytes of an entry that is not compressed."""
-        if self._archive.getinfo(self._root + entry).compress_type != zipfile.ZIP_STORED:
+        if self.getinfo(self._root + entry).compress_type != zipfile.ZIP_STORED:
             raise ValueError("its entries are compressed, which those of torch.save never are")
-        return self._archive.read(self._root + entry)
+        return self.read(self._root + entry)
 
     def unpickled(self, entry: str = "data.pkl") -> Any:
         """Return what ``entry`` pickles, with stand-ins for all that it names."""
-        return _Unpickler(io.BytesIO(self.read(entry))).load()
+        return unpickle(self.content(entry))
 
     def tensor(self, stand_in: Any, folder: str = "data") -> np.ndarray:
         """Return a tensor's array, in its own dtype, by its stand-in; ``folder`` holds its numbers."""
@@ -106,7 +59,7 @@ class TorchFile:
         kind = DTYPES.get(storage.name.removeprefix("torch.").removesuffix("Storage"))
         if kind is None:
             raise ValueError(f"{storage.name} holds no numbers that are known here")
-        flat = np.frombuffer(self.read(f"{folder}/{number}"), self._order + kind)
+        flat = np.frombuffer(self.content(f"{folder}/{number}"), self._order + kind)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if min((offset, *size, *stride)) < 0 or 0 in size or last >= len(flat):
             raise ValueError(f"a tensor {tuple(size)} reaches outside its {len(flat)} stored numbers")
@@ -115,12 +68,13 @@ class TorchFile:
 
     def code(self) -> str:
         """Return the text of a TorchScript archive's code, "" in a file of ``torch.save``."""
-        folder = f"{self._root}code/"
-        files = [file for file in self._archive.infolist() if file.filename.startswith(folder)]
-        files = [file for file in files if file.filename.endswith(".py")]
+        names = (
+            name for name in self.namelist() if name.startswith(f"{self._root}code/") and name.endswith(".py")
+        )
+        files = [self.getinfo(name) for name in names]
         if sum(file.file_size for file in files) > MAX_CODE_BYTES:
             raise ValueError(f"its code is longer than {MAX_CODE_BYTES} bytes")
-        return "\n".join(self._archive.read(file).decode() for file in files)
+        return "\n".join(self.read(file).decode() for file in files)
 
 
 OPENAI_INTEGERS = ("input_resolution", "context_length", "vocab_size")
@@ -143,10 +97,8 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Read OpenAI's TorchScript archive, a plain state dict, a training checkpoint or safetensors.
 
-    The state dict of an .npz file of big_vision is empty: open_clip reads such a file into a model itself.
-
-    Raises:
-        UserError: The file is missing, damaged, or none of these.
+    The state dict of an .npz file of big_vision is empty: open_clip reads such a file into a model itself. A UserError
+    says if the file is missing, damaged, or none of these.
     """
     if not path.is_file():
         raise MissingFile(f"There is no weights file {path}.")
@@ -172,10 +124,8 @@ def read_weights(path: Path) -> Weights:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    """Read weights that may leave out token embeddings that were never trained, most of a small CLIP.
-
-    These are drawn from N(0, 0.02^2) with the file's seed; such a file has the model's config, too.
-    """
+    """Read weights that may leave out token embeddings that were never trained, most of a small CLIP: these are
+    drawn from N(0, 0.02^2) with the file's seed; such a file has the model's config, too."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -199,14 +149,13 @@ def _read_torchscript(file: TorchFile) -> Weights:
     state = {name: torch.from_numpy(file.tensor(stand_in)) for name, stand_in in found.items()}
     code = file.code()
     scalars = [one for one in file.unpickled("constants.pkl") if _is_tensor(one) and not one.args[2]]
-    quick_gelu: bool | None = None
     # QuickGELU's factor is in the code, or among the constants, where tracing puts it.
-    if "1.702" in code or any(abs(float(file.tensor(one, "constants")) - 1.702) < 1e-3 for one in scalars):
-        quick_gelu = True
-    elif "torch.gelu(" in code:
-        quick_gelu = False
-    elif all(key in state for key in OPENAI_INTEGERS):
-        quick_gelu = True  # only OpenAI's own releases have these three, and all of them use it
+    has_factor = any(abs(float(file.tensor(one, "constants")) - 1.702) < 1e-3 for one in scalars)
+    # Only OpenAI's own releases have these three integers, and all of them use it.
+    is_openai = all(key in state for key in OPENAI_INTEGERS)
+    quick_gelu = (
+        True if "1.702" in code or has_factor else False if "torch.gelu(" in code else is_openai or None
+    )
     return Weights(_cleaned(state), quick_gelu)
 
 

@@ -16,7 +16,7 @@ from fastcoop.errors import UserError
 from fastcoop.progress import counted
 
 if TYPE_CHECKING:
-    from fastcoop.datasets.survey import Check
+    from fastcoop.datasets.load import Check
 
 MAX_LISTED = 20  # missing files printed
 IN_GRIDS = ("backbone", "shots", "seeds", "views", "kinds", "recipe")  # what a grid file names itself
@@ -32,7 +32,7 @@ def datasets(
     """
     if context.invoked_subcommand is not None:
         return
-    from fastcoop.datasets.survey import survey
+    from fastcoop.datasets.load import survey
 
     rows = [(one.name, one.status, str(one.place)) for one in survey(data_root)]
     name, status, _ = (max(map(len, column), default=0) for column in zip(*rows, strict=True))
@@ -53,7 +53,7 @@ def check(
 
     Example:  fastcoop datasets check oxford_pets --data-root data
     """
-    from fastcoop.datasets.survey import check_dataset
+    from fastcoop.datasets.load import check_dataset
 
     found = check_dataset(name, data_root, class_names)
     show(found, _check_lines(found), as_json)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,13 +96,12 @@ def make_dataset(
     class_names: Sequence[str],
     template: str,
     splits: Mapping[str, Split],
-    *,
-    title: str | None = None,
-    fewshot_dir: Path | None = None,
-    class_ids: Sequence[str] = (),
-    notes: Sequence[str] = (),
+    **others: Any,
 ) -> Dataset:
-    """Make a dataset, after checking that it can be trained or tested on, and that prompts can contain its names."""
+    """Make a dataset, after checking that it can be trained or tested on, and that prompts can contain its names.
+
+    ``others`` are further fields of `Dataset`; by default the title is the name.
+    """
     splits = {key: splits[key] for key in SPLITS if key in splits and len(splits[key])}
     place = f"Dataset {name} in {root}"
     if len(class_names) < 2:
@@ -125,17 +125,16 @@ def make_dataset(
     if "train" in splits:
         rows = trainable_rows(splits)
         present = set(splits["train"].labels[rows].tolist())
-        empty = [class_name for label, class_name in enumerate(class_names) if label not in present]
-        if empty:
+        if empty := [class_name for label, class_name in enumerate(class_names) if label not in present]:
             also_val = "" if len(rows) == len(splits["train"]) else " that is not in val too"
             raise UserError(
                 f"{place} has no training image for {abbreviate(empty)}{also_val}; add some, or take such classes out "
                 "of the other splits too."
             )
+    fields: dict[str, Any] = {"title": name, "fewshot_dir": root / FEWSHOT_FOLDER} | others
     return Dataset(
-        name, root, tuple(class_names), template, splits, content_digest(class_names, splits), title or name,
-        fewshot_dir or root / FEWSHOT_FOLDER, class_ids=tuple(class_ids), notes=tuple(notes),
-    )  # fmt: skip
+        name, root, tuple(class_names), template, splits, content_digest(class_names, splits), **fields
+    )
 
 
 def check_name_and_template(name: str, template: str, where: str = "") -> None:
@@ -158,14 +157,6 @@ def trainable_rows(splits: Mapping[str, Split]) -> np.ndarray:
     held_out = set(splits["val"].paths) if "val" in splits else set()
     rows = [row for row, path in enumerate(splits["train"].paths) if path not in held_out]
     return np.array(rows, np.int64)
-
-
-def make_splits(items: Mapping[str, Sequence[Item]]) -> dict[str, Split]:
-    """Turn items into splits; their class names are dropped."""
-    return {
-        key: Split(tuple(path for path, _, _ in part), np.array([label for _, label, _ in part], np.int64))
-        for key, part in items.items()
-    }
 
 
 def content_digest(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:

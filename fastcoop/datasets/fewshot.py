@@ -6,9 +6,7 @@ splits of 2SFS (Farina et al., CVPR 2025) are published. `write_draw` writes suc
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,13 @@ import numpy as np
 
 from fastcoop.checks import whole_number
 from fastcoop.datasets.dataset import Dataset, Item, Items, Split, rows_in_whole, trainable_rows, warn_once
-from fastcoop.datasets.files import abbreviate, normalized, reading
-from fastcoop.datasets.splits import read_items, read_json
+from fastcoop.datasets.files import abbreviate, normalized
+from fastcoop.datasets.splits import read_items
 from fastcoop.errors import UserError, writing
-from fastcoop.files import atomic_write
+from fastcoop.files import atomic_write, read_json, reading, unpickle
 from fastcoop.memo import memoize
 
 MAX_VAL_SHOTS = 4
-DATUM = ("dassl.data.datasets.base_dataset", "Datum")
 JSONL_KEYS = ("_impath", "_label", "_domain", "_classname")
 
 
@@ -99,15 +96,10 @@ def _drawn(dataset: Dataset, shots: int, seed: int) -> FewShot:
 
 
 def validation_images(dataset: Dataset, train: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
-    """Return rows of the validation split, int64 (n,), none of which is a training image of a subset.
+    """Return rows of the validation split, int64 (n,), none of which is among ``train``, a subset's training rows.
 
-    Unlike ``FewShot.val``, they are not four per class at most, and are drawn from a stream of their own.
-
-    Args:
-        dataset: The dataset.
-        train: The subset's rows of the training split.
-        shots: Validation images per class, or "all".
-        seed: Seed of the draw.
+    Unlike ``FewShot.val``, they are not four per class at most but ``shots`` (or "all"), and are drawn from a stream of
+    their own.
     """
     if "val" not in dataset.splits:
         return np.zeros(0, np.int64)
@@ -131,10 +123,8 @@ def _in_half(half: Dataset, split: str, drawn: np.ndarray) -> np.ndarray:
 
 @memoize(1)
 def _drawable(dataset: Dataset) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Return the training rows that may be drawn, the places among them of each class, and each class's val rows.
-
-    All draws share them: listing ImageNet's 1.28 million images by class takes longer than a draw.
-    """
+    """Return the training rows that may be drawn, the places among them of each class, and each class's val rows,
+    for all draws: listing ImageNet's 1.28 million images by class takes longer than a draw."""
     rows, val = trainable_rows(dataset.splits), dataset.splits.get("val")
     labels = dataset.splits["train"].labels[rows]
     return rows, _by_class(labels), _by_class(val.labels) if val else []
@@ -155,9 +145,7 @@ def _draw(classes: list[np.ndarray], shots: int, rng: random.Random) -> np.ndarr
 
 def _read_subset(dataset: Dataset, shots: int, seed: int) -> dict[str, np.ndarray]:
     """Read the rows of a subset from the official code's pickle, .jsonl or JSON; {} where there is none of them.
-
-    Pickles and .jsonl of ImageNet have no "val". A JSON with the digest of another split is ignored.
-    """
+    Pickles and .jsonl of ImageNet have no "val". A JSON with the digest of another split is ignored."""
     path = dataset.fewshot_dir / f"shot_{shots}-seed_{seed}.pkl"
     if path.is_file():
         return _locate(dataset, _read_pickle(path), path)
@@ -185,10 +173,11 @@ def write_draw(dataset: Dataset, shots: int | str, seed: int, folder: Path) -> l
     for key, rows in (("train", subset.train), ("val", subset.val)):
         if len(rows):
             path, labels = _jsonl_path(folder, shots, seed, key), dataset.splits[key].labels[rows].tolist()
-            text = ""
-            for file, label in zip(dataset.files(key, rows), labels, strict=True):
-                values = str(file), label, 0, dataset.class_names[label]
-                text += json.dumps(dict(zip(JSONL_KEYS, values, strict=True)), ensure_ascii=False) + "\n"
+            images = zip(map(str, dataset.files(key, rows)), labels, strict=True)
+            records = (
+                dict(zip(JSONL_KEYS, (*one, 0, dataset.class_names[one[1]]), strict=True)) for one in images
+            )
+            text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
             with writing(path):
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as part:
@@ -207,49 +196,32 @@ def _read_jsonl(path: Path) -> list[Item]:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            match json.loads(line):
-                case {"_impath": str(image), "_label": int(label), "_classname": str(name)}:
-                    items.append((image, label, name))
-                    continue
+            items.append(_item(json.loads(line)))
         except (ValueError, RecursionError):
-            pass
-        raise UserError(
-            f"{path} line {number} should be a JSON object with {', '.join(JSONL_KEYS)}; delete the file, or "
-            "download it again."
-        )
+            raise UserError(
+                f"{path} line {number} should be a JSON object with {', '.join(JSONL_KEYS)}; delete the file, or "
+                "download it again."
+            ) from None
     return items
 
 
-class _Datum:
-    """Replaces the official code's class: keeps the path, the label and the class name."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.item = path, label, name = state["_impath"], state["_label"], state["_classname"]
-        if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
-            raise TypeError("an entry is not a path, a label and a class name")
+def _item(record: Any) -> Item:
+    """Return the item of an image by the attributes of the official code's class, ``Datum``."""
+    match record:
+        case {"_impath": str(image), "_label": int(label), "_classname": str(name)}:
+            return image, label, name
+    raise ValueError("an entry is not a path, a label and a class name")
 
 
 def _read_pickle(path: Path) -> Items:
-    class DatumUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> type:
-            if (module, name) == DATUM:
-                return _Datum
-            raise UserError(
-                f"{path} refers to {module}.{name}, which no few-shot subset needs; nothing in it was run. "
-                "Delete it if you do not know where it comes from."
-            )
-
+    with reading(path, "a pickle"):
+        data = path.read_bytes()
     try:
-        with reading(path, "a pickle"):
-            data = path.read_bytes()
-        content = DatumUnpickler(io.BytesIO(data)).load()
+        content = unpickle(data)
         keys = ("train", "val") if "val" in content else ("train",)
-        return {key: [datum.item for datum in content[key]] for key in keys}
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle may raise any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is not an official few-shot subset ({reason}); delete it.") from None
+        return {key: [_item(datum.state) for datum in content[key]] for key in keys}
+    except Exception:  # a damaged pickle may raise any exception
+        raise UserError(f"{path} is not an official few-shot subset, or damaged; delete it.") from None
 
 
 def _locate(dataset: Dataset, items: Items, source: Path) -> dict[str, np.ndarray]:
@@ -266,20 +238,18 @@ def _locate(dataset: Dataset, items: Items, source: Path) -> dict[str, np.ndarra
         # The file may come from a system that composes letters differently; a path as written has priority.
         rows = {normalized(path): row for row, path in enumerate(split.paths)}
         rows |= {path: row for row, path in enumerate(split.paths)}
-        located[key] = np.zeros(len(part), np.int64)
-        for place, (path, label, _) in enumerate(part):
-            row = _find(path, rows)
+        found = [_find(path, rows) for path, _, _ in part]
+        for (path, label, _), row in zip(part, found, strict=True):
             if row is None or split.labels[row] != label:
                 raise UserError(
                     f"{source} was drawn from another split: {path} with label {label} is not in the "
                     f"{key} split of {dataset.name}; delete it, or use the split file that it was drawn from."
                 )
-            located[key][place] = row
+        located[key] = np.array(found, np.int64)
     drawn = set(dataset.splits["train"].labels[located["train"]].tolist())
     if not drawn:
         raise UserError(f"{source} has no training images; delete it, and a subset is drawn.")
-    absent = [name for label, name in enumerate(dataset.class_names) if label not in drawn]
-    if absent:
+    if absent := [name for label, name in enumerate(dataset.class_names) if label not in drawn]:
         warn_once(f"{source} has no training image of {abbreviate(absent)}, which runs on it do not learn.")
     return located
 

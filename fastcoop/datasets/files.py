@@ -8,11 +8,11 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fastcoop.errors import UserError, nearest
+from fastcoop.files import reading
 
 # The same on every machine, since which files are images decides how a folder is split at random.
 IMAGE_SUFFIXES = {
@@ -27,28 +27,13 @@ SYSTEM_NAMES = {  # made by macOS, Windows, Linux, Synology and QNAP, in lower c
 }
 
 
-@contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Raise a UserError where ``path``, which should be ``kind``, cannot be read or is not UTF-8 text."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error}); check that you may read it, and the disk"
-        raise UserError(f"{path} {problem}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8, or get {kind} again.") from None
-
-
 def read_csv(
     path: Path, columns: Sequence[str], required: Sequence[str], form: str
 ) -> tuple[list[str], dict[int, dict[str, str]]]:
     """Return the columns of a CSV with a header, and its rows by line number.
 
-    Args:
-        path: The file.
-        columns: Known columns, none of which may be there twice.
-        required: Those that must be there, and not be empty in any row.
-        form: What is expected, for the message.
+    None of the known ``columns`` may be there twice. Those ``required`` must be there, and not be empty in any row.
+    ``form`` is what is expected, for the message.
     """
     rows: dict[int, dict[str, str]] = {}
     try:

@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from fastcoop.datasets.dataset import EXAMPLE, check_name_and_template
-from fastcoop.datasets.files import abbreviate, in_prompt, normalized, read_csv, reading
+from fastcoop.datasets.files import abbreviate, in_prompt, normalized, read_csv
 from fastcoop.datasets.official import packaged_names
 from fastcoop.errors import UserError, nearest, writing
-from fastcoop.files import atomic_write
+from fastcoop.files import atomic_write, reading
 from fastcoop.progress import counted
 
 COLUMNS = ("class", "name")
@@ -34,13 +34,9 @@ CAMEL = re.compile(r"(?<=[a-z]{2})(?=[A-Z][a-z])")  # AnnualCrop, but not McDona
 def shown_names(given: str | Path | Mapping[str, str], classes: Sequence[str], place: Path) -> list[str]:
     """Return the name of each of ``classes``, which are those of ``place``, by a file or mapping of all of them.
 
-    Raises:
-        UserError: The file cannot be read, names a class that is not there or one twice, lacks one, or gives two the
-            same name.
+    A UserError says which class is not there, named twice, or lacks a name of its own.
     """
-    composed = {normalized(one): one for one in classes} | {one: one for one in classes}
-    names: dict[str, str] = {}
-    owners: dict[str, str] = {}
+    composed, names, owners = _composed(classes), dict[str, str](), dict[str, str]()
     for where, key, name in _pairs(given):
         one = composed.get(key) or composed.get(normalized(key))
         if one is None:
@@ -63,6 +59,11 @@ def shown_names(given: str | Path | Mapping[str, str], classes: Sequence[str], p
     return [names[one] for one in classes]
 
 
+def _composed(classes: Sequence[str]) -> dict[str, str]:
+    """Return the classes by their names as they are, and by these with composed letters."""
+    return {normalized(one): one for one in classes} | {one: one for one in classes}
+
+
 def _pairs(given: str | Path | Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Yield where a class is named, the class and its name."""
     if isinstance(given, Mapping):
@@ -76,10 +77,8 @@ def _pairs(given: str | Path | Mapping[str, str]) -> Iterator[tuple[str, str, st
 
 
 def suggest_names(classes: Sequence[str]) -> list[str]:
-    """Return cleaned class names: without numbers, WordNet IDs and words like "class" in front, words apart.
-
-    A bare WordNet ID becomes ImageNet's name of it. A name that would be empty or another's stays as it is.
-    """
+    """Return cleaned class names: without numbers, WordNet IDs and words like "class" in front, words apart. A bare
+    WordNet ID becomes ImageNet's name of it. A name that would be empty or another's stays as it is."""
     names = list(classes)
     known = packaged_names() if any(map(WORDNET_ID.fullmatch, names)) else {}
     for prefix in PREFIXES:
@@ -115,9 +114,8 @@ class DatasetConfig(BaseModel, frozen=True):
 
     name: str  # used in file names; default: the folder's name
     template: str = DEFAULT_TEMPLATE  # prompt with one ``{}`` for the class name
-    class_names: (
-        dict[str, str] | str
-    ) = {}  # to show, by name in the folder, CSV or split file; or a file of all
+    # To show, by name in the folder, CSV or split file; or a file of all.
+    class_names: dict[str, str] | str = {}
     val_share: float | None = Field(None, gt=0, le=0.5)  # of the images, where there is no validation set
     source: Path | None = None  # the file
 
@@ -129,9 +127,8 @@ class DatasetConfig(BaseModel, frozen=True):
             return shown_names(given, classes, place)
         if isinstance(self.class_names, str):
             return shown_names(Path(str(self.source)).parent / self.class_names, classes, place)
-        composed = {normalized(name): name for name in classes} | {name: name for name in classes}
-        found = {key: composed.get(key) or composed.get(normalized(key), key) for key in self.class_names}
-        names = {found[key]: name for key, name in self.class_names.items()}
+        composed, own = _composed(classes), self.class_names.items()
+        names = {composed.get(key) or composed.get(normalized(key), key): name for key, name in own}
         _check_known(names, classes, f"{self.source} renames class", "there is no such class")
         return [names.get(name, name) for name in classes]
 

@@ -24,10 +24,8 @@ MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0|....ftyp(?:hei|hev|mif1|avif)",
     re.DOTALL,
 )
-MASK_WORD = re.compile(
-    r"masks?|seg|segmentation|labels?|gt|annotations?|trimap|matte|alpha|depth", re.IGNORECASE
-)
-MASK = re.compile(rf"(.+?)[-_. ]+(?:{MASK_WORD.pattern})(?:[-_ ]?\d+)?", re.IGNORECASE | re.DOTALL)
+MASK_WORD = re.compile(r"(?i:masks?|seg|segmentation|labels?|gt|annotations?|trimap|matte|alpha|depth)")
+MASK = re.compile(rf"(.+?)[-_. ]+{MASK_WORD.pattern}(?:[-_ ]?\d+)?", re.DOTALL)
 MAX_COMPARED = 500  # files of the same name, class and size whose contents are compared for two splits
 OVERLAPS = {  # effects of images that two splits share
     ("train", "test"): "runs are tested on images that they learn from",
@@ -36,7 +34,7 @@ OVERLAPS = {  # effects of images that two splits share
 }
 
 
-_Files = Sequence[tuple[str, int, os.stat_result]]  # path, label
+Found = tuple[str, int, os.stat_result]  # path, label
 
 
 def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> Iterator[str]:
@@ -92,7 +90,7 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
 
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
     """Report images that two splits share: by path, by link, or as copies with the same file name."""
-    files: dict[str, list[tuple[str, int, os.stat_result]]] = {split: [] for split in items}
+    files: dict[str, list[Found]] = {split: [] for split in items}
     for split, part in items.items():
         for path, label, _ in part:
             with contextlib.suppress(OSError, ValueError):  # reported when features are cached
@@ -111,13 +109,12 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
                 yield f"{name} has {images} in both {first} and {second}, such as {example}: {result}."
 
 
-def _shared(root: Path, first: _Files, second: _Files) -> list[tuple[str, str]]:
+def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list[tuple[str, str]]:
     """Return pairs of paths, one of each split, that are the same image."""
     paths = {path: path for path, _, _ in first}
     by_inode = {(stat.st_dev, stat.st_ino): path for path, _, stat in first if stat.st_ino}
     by_name = {(posixpath.basename(path), label, stat.st_size): path for path, label, stat in first}
-    found: list[tuple[str, str]] = []
-    candidates: list[tuple[str, str]] = []
+    found, candidates = list[tuple[str, str]](), list[tuple[str, str]]()
     for path, label, stat in second:
         if same := paths.get(path) or by_inode.get((stat.st_dev, stat.st_ino)):
             found.append((same, path))
@@ -136,10 +133,8 @@ def notes_on_classes(
     splits: Mapping[str, Split],
     where: str = "under class_names of its YAML",
 ) -> Iterator[str]:
-    """Report classes with the same prompt (advice: to name them differently ``where``), or without images in a split.
-
-    Names that differ only by case, underscores, spaces and how letters are composed make the same prompt.
-    """
+    """Report classes with the same prompt (advice: to name them differently ``where``), or without images in a
+    split. Names that differ only by case, underscores, spaces and how letters are composed make the same prompt."""
     read: dict[str, list[str]] = defaultdict(list)
     for class_name in class_names:
         read[in_prompt(class_name)].append(class_name)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
+from fastcoop.datasets import splits as rules
 from fastcoop.datasets.dataset import (
     SPLITS,
     Dataset,
@@ -27,40 +28,24 @@ from fastcoop.datasets.dataset import (
     Items,
     check_name_and_template,
     make_dataset,
-    make_splits,
     warn_once,
 )
-from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, abbreviate, reading
-from fastcoop.datasets.splits import (
-    SPLIT_SEED,
-    by_class,
-    class_items,
-    find_items,
-    names_by_label,
-    read_items,
-    read_json,
-    split_by_class,
-    split_train_val,
-)
+from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, abbreviate
 from fastcoop.errors import MissingFile, UserError
+from fastcoop.files import read_json, reading
 from fastcoop.plugins import Registry
 
 
 @dataclass(frozen=True)
 class Download:
-    """Something to download.
+    """Something to download."""
 
-    Attributes:
-        what: Its address, in words.
-        makes: The path that it makes, relative to the data root.
-        put_into: The folder to put it in, relative to the data root; None: the one that ``makes`` lies in.
-        extract: Whether it is an archive.
-    """
-
-    what: str
-    makes: str
-    put_into: str | None = None
-    extract: bool = True
+    what: str  # its address, in words
+    makes: str  # the path that it makes, relative to the data root
+    put_into: str | None = (
+        None  # the folder to put it in, relative to the data root; None: the one of ``makes``
+    )
+    extract: bool = True  # whether it is an archive
 
     def sentence(self, root: Path) -> str:
         """Return what to do, for the data root ``root``."""
@@ -137,10 +122,8 @@ def _check(name: str, provided: Any) -> OfficialDataset:
 
 
 def find_official(name: str) -> OfficialDataset | None:
-    """Return the official dataset of this name, if any.
-
-    The paper's datasets also have their title or folder as a name, in any case, with or without separators.
-    """
+    """Return the official dataset of this name, if any. The paper's datasets also have their title or folder as a
+    name, in any case, with or without separators."""
     if "/" in name or "\\" in name:
         return None
     return _BY_ALIAS.get(re.sub(SEPARATORS, "", name.lower())) or OFFICIAL.get(name)
@@ -149,24 +132,24 @@ def find_official(name: str) -> OfficialDataset | None:
 def read_official(row: OfficialDataset, home: Path) -> tuple[list[str], Items, Path | None]:
     """Return class names, items by split, and the official split file if they come from it.
 
-    ``home`` is the dataset's folder, usually ``<data root>/<row.folder>``. If it is missing, a UserError says what to
-    download.
+    ``home`` is the dataset's folder, usually ``<data root>/<row.folder>``; if it is missing, a UserError says what to
+    get.
     """
     if not (home / row.images).is_dir():
         raise MissingFile(row.missing(home))
     split_file = home / row.split_file if row.split_file else None
     if split_file is not None and split_file.is_file():
-        items = read_items(split_file, required=SPLITS)
+        items = rules.read_items(split_file, required=SPLITS)
     else:
         split_file, items = None, row.read(home)
-    return names_by_label(items, split_file or home), items, split_file
+    return rules.names_by_label(items, split_file or home), items, split_file
 
 
 def load_official(row: OfficialDataset, home: Path) -> Dataset:
     """Load an official dataset from ``home``, with a warning where the split is not the official one."""
     names, items, split_file = read_official(row, home)
     root = home / row.images
-    items = find_items(items, root, split_file or home)
+    items = rules.find_items(items, root, split_file or home)
     if row.split_file and split_file is None:
         warn_once(
             f"{row.title}: {home / row.split_file} is missing, so the split was made from the dataset's own files and "
@@ -175,10 +158,8 @@ def load_official(row: OfficialDataset, home: Path) -> Dataset:
     if len(names) != row.counts[0]:
         warn_once(f"{row.title}: {len(names)} of its {row.counts[0]} classes are in {root}.")
     ids = row.class_ids(home, items) if row.class_ids else ()
-    return make_dataset(
-        row.name, root, names, row.template, make_splits(items), title=row.title,
-        fewshot_dir=home / FEWSHOT_FOLDER, class_ids=ids,
-    )  # fmt: skip
+    others = {"title": row.title, "fewshot_dir": home / FEWSHOT_FOLDER, "class_ids": ids}
+    return make_dataset(row.name, root, names, row.template, rules.make_splits(items), **others)
 
 
 SEPARATORS = "[^a-z0-9]"  # left out of names in lower case, where these are compared
@@ -193,7 +174,7 @@ def random_split(
     tree = Tree(home / images)
     folders = [name for name in tree.listing().folders if name not in ignored]
     classes = [(name, label, (renamed or {}).get(name, name)) for label, name in enumerate(folders)]
-    return split_by_class(class_items(tree, classes), tree.root)
+    return rules.split_by_class(rules.class_items(tree, classes), tree.root)
 
 
 def oxford_flowers(home: Path) -> Items:
@@ -207,7 +188,7 @@ def oxford_flowers(home: Path) -> Items:
         (f"image_{image:05d}.jpg", labels[number], names[str(number)])
         for image, number in enumerate(numbers, start=1)
     ]
-    return split_by_class(items, home)
+    return rules.split_by_class(items, home)
 
 
 def oxford_pets(home: Path) -> Items:
@@ -233,7 +214,7 @@ def stanford_cars(home: Path) -> Items:
 
         return _read_mat(path, "annotations", parse)
 
-    train, val = split_train_val(read(home / "devkit" / "cars_train_annos.mat", "cars_train"))
+    train, val = rules.split_train_val(read(home / "devkit" / "cars_train_annos.mat", "cars_train"))
     test = read(home / "cars_test_annos_withlabels.mat", "cars_test")
     return {"train": train, "val": val, "test": test}
 
@@ -290,10 +271,10 @@ def imagenet(home: Path) -> Items:
     if folders[0] != folders[1]:
         odd = abbreviate(sorted(folders[0] ^ folders[1]))
         raise UserError(f"Expected the same class folders in {tree.root}/train and /val; only one has {odd}.")
-    rng = random.Random(SPLIT_SEED)
+    rng = random.Random(rules.SPLIT_SEED)
     val = [
         item
-        for members in by_class(train)
+        for members in rules.by_class(train)
         for item in rng.sample(members, min(HELD_OUT, max(1, len(members) // 5), len(members) - 1))
     ]
     return {"train": train, "val": val, "test": test}
@@ -319,10 +300,8 @@ def class_folders(home: Path, forms: Collection[str]) -> list[str]:
 
 
 def wordnet_names(home: Path) -> dict[str, str]:
-    """Return ImageNet's class names by WordNet ID, in label order.
-
-    They come from ``classnames.txt`` in ``home`` or in ImageNet's own folder beside it, else from ``class_names.json``.
-    """
+    """Return ImageNet's class names by WordNet ID, in label order: of ``classnames.txt`` in ``home`` or in
+    ImageNet's own folder beside it, else of ``class_names.json``."""
 
     def parse(line: str) -> tuple[str, str]:
         folder, name = line.split(" ", 1)
@@ -363,11 +342,11 @@ def _imagenet_items(tree: Tree, home: Path, inside: str = "") -> list[Item]:
         raise UserError(f"{folder} holds folders that are none of ImageNet's 1,000 classes: {unknown}.")
     ordered = sorted(folders, key=lambda name: (int(name) if name.isdecimal() else 0, name))
     places = [(posixpath.join(inside, name), label, known[name] or "") for label, name in enumerate(ordered)]
-    return class_items(tree, places)
+    return rules.class_items(tree, places)
 
 
 def _train_and_test(train_list: Path, test_list: Path, expected: str, parse: Callable[[str], Item]) -> Items:
-    train, val = split_train_val(read_list(train_list, expected, parse))
+    train, val = rules.split_train_val(read_list(train_list, expected, parse))
     return {"train": train, "val": val, "test": read_list(test_list, expected, parse)}
 
 
@@ -396,21 +375,16 @@ def read_list(path: Path, expected: str, parse: Callable[[str], T]) -> list[T]:
 def _read_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
     import scipy.io
 
+    _required(path)
     try:
-        with reading(_required(path), "a MATLAB file"):
-            rows = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)[key])
-            return [parse(row) for row in rows]
-    except UserError:
-        raise
+        rows = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)[key])
+        return [parse(row) for row in rows]
     except Exception as error:  # damaged files may raise any exception
         message = f"{path} cannot be read as a MATLAB file with {key} ({error}); download it again."
         raise UserError(message) from None
 
 
 _PAPER = {row.name: row for row in _paper_datasets()}
-_BY_ALIAS = {
-    re.sub(SEPARATORS, "", alias.lower()): row
-    for row in _PAPER.values()
-    for alias in (row.folder, row.title, row.name)
-}
+_ALIASES = ((alias.lower(), row) for row in _PAPER.values() for alias in (row.folder, row.title, row.name))
+_BY_ALIAS = {re.sub(SEPARATORS, "", alias): row for alias, row in _ALIASES}
 OFFICIAL = Registry("fastcoop.datasets", "dataset", _PAPER, _check)

@@ -21,19 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastcoop import escape
-from fastcoop.datasets.dataset import SPLITS, Dataset, Items, make_dataset, make_splits
+from fastcoop.datasets import splits as rules
+from fastcoop.datasets.dataset import SPLITS, Dataset, Items, make_dataset
 from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, abbreviate, find_images, normalized, read_csv
 from fastcoop.datasets.names import WORDNET_ID, DatasetConfig, read_config, suggest_names
 from fastcoop.datasets.notes import notes_on_classes, notes_on_overlap, notes_on_pictures
-from fastcoop.datasets.splits import (
-    VAL_SHARE,
-    class_items,
-    find_items,
-    names_by_label,
-    read_items,
-    split_by_class,
-    split_train_val,
-)
 from fastcoop.errors import UserError, nearest
 
 ALL = "all"  # the split of images that have none
@@ -52,10 +44,8 @@ USE_CSV = "for pictures that lie side by side write a .csv with the columns path
 
 
 class Content(NamedTuple):
-    """What a folder or CSV contains: items with paths relative to ``root``, and notes.
-
-    ``home`` is the folder or CSV whose YAML describes it: the one that was read, or a folder inside.
-    """
+    """What a folder or CSV contains: items with paths relative to ``root``, and notes. ``home`` is the folder or CSV
+    whose YAML describes it: the one that was read, or a folder inside."""
 
     home: Path
     root: Path
@@ -77,10 +67,10 @@ def read_folder(folder: Path) -> Content:
     """Read a folder in one of the layouts above; a UserError says what is wrong with another."""
     file, root = folder / SPLIT_FILE, folder / "images"
     if file.is_file():
-        items, root = read_items(file), root if root.is_dir() else folder
+        items, root = rules.read_items(file), root if root.is_dir() else folder
         if "test" not in items and "val" not in items:
             raise UserError(f'{file} has no "test" split, nor "val"; add one of them.')
-        return Content(folder, root, find_items(items, root, file), [])
+        return Content(folder, root, rules.find_items(items, root, file), [])
     tree, at = Tree(folder), ""
     while not (splits := _find_splits(tree, at)) and (inner := _only_folder(tree, at)):
         at = inner
@@ -92,10 +82,8 @@ def read_folder(folder: Path) -> Content:
 
 
 def _read_classes(tree: Tree, splits: dict[str, str]) -> Items:
-    """Return the images of class folders by split; classes are numbered in sorted order.
-
-    Class folders of two splits whose names differ in how letters are composed are the same class.
-    """
+    """Return the images of class folders by split; classes are numbered in sorted order. Class folders of two splits
+    whose names differ in how letters are composed are the same class."""
     root = tree.root
     if splits and not {"test", "val"} & splits.keys():
         train = splits["train"]
@@ -109,14 +97,12 @@ def _read_classes(tree: Tree, splits: dict[str, str]) -> Items:
         raise UserError(f"{root} has no classes: expected {FORMS}; {USE_CSV}.")
     is_unique = all(len(set(map(normalized, names))) == len(names) for names in folders.values())
     form = normalized if is_unique else str
-    shown: dict[str, str] = {}
-    for name in chain(*folders.values()):
-        shown.setdefault(form(name), name)
+    shown = {form(name): name for name in reversed([*chain(*folders.values())])}  # as the first split has it
     labels = {name: label for label, name in enumerate(sorted(shown.values()))}
     items: Items = {}
     for key, names in folders.items():
         classes = [(posixpath.join(places[key], name), shown[form(name)]) for name in names]
-        items[key] = class_items(tree, ((at, labels[name], name) for at, name in classes), nested=True)
+        items[key] = rules.class_items(tree, ((at, labels[name], name) for at, name in classes), nested=True)
     return items
 
 
@@ -181,18 +167,21 @@ CSV = "a .csv with the columns path, class and (optional) split, separated by co
 
 
 def load_own(place: Path, class_names: str | Path | Mapping[str, str] | None = None) -> Dataset:
-    """Load a folder in one of the layouts of `layout`, or a CSV; a YAML file may describe either.
+    """Load a folder in one of the layouts above, or a CSV; a YAML file may describe either. ``class_names`` replace
+    those of the YAML.
 
-    ``class_names``, which `load_dataset` describes, are in place of those of the YAML.
-
-    Images without splits are split at random into 50% train, 20% val and 30% test of every class. A missing
-    validation set is drawn from train; a missing test set is the validation set.
+    Images without splits are split at random into 50% train, 20% val and 30% test of every class. A missing validation
+    set is drawn from train; a missing test set is the validation set.
     """
     config, (home, root, items, notes) = _read(place)
-    names, name, val_share = names_by_label(items, home), config.name, config.val_share or VAL_SHARE
+    names, name, val_share = (
+        rules.names_by_label(items, home),
+        config.name,
+        config.val_share or rules.VAL_SHARE,
+    )
     if ALL in items:
         notes.append(f"{home} has no splits: its images are split at random, the same way each time.")
-        items = split_by_class(items[ALL], home, val_share)
+        items = rules.split_by_class(items[ALL], home, val_share)
     elif config.val_share is not None and items.get("val") and items.get("test"):
         notes.append(f"val_share in {config.source} changes nothing: {name} has a validation set.")
     if not items.get("test") and items.get("val"):
@@ -201,21 +190,21 @@ def load_own(place: Path, class_names: str | Path | Mapping[str, str] | None = N
         notes.append(f"{name} has no test images of its own: its validation images are the test set.{drawn}")
     notes += notes_on_overlap(name, root, items)
     if items.get("train") and not items.get("val"):
-        items["train"], items["val"] = split_train_val(items["train"], val_share)
-    shown, splits = config.rename(names, home, class_names), make_splits(items)
+        items["train"], items["val"] = rules.split_train_val(items["train"], val_share)
+    shown, splits = config.rename(names, home, class_names), rules.make_splits(items)
     notes += notes_on_classes(name, shown, splits)
     # IDs choose among the classes of a target, so they must be in the digest: as class names or in the paths.
     in_paths = (f"/{old}/" in f"/{path}" for path, _, old in chain(*items.values()))
     ids = names if all(map(WORDNET_ID.fullmatch, names)) and (shown == names or all(in_paths)) else []
     draws = root / f"{home.stem}_{FEWSHOT_FOLDER}" if home.is_file() else home / FEWSHOT_FOLDER
-    made = name, root, shown, config.template, splits
-    return make_dataset(*made, fewshot_dir=draws, class_ids=ids, notes=notes)
+    others = {"fewshot_dir": draws, "class_ids": tuple(ids), "notes": tuple(notes)}
+    return make_dataset(name, root, shown, config.template, splits, **others)
 
 
 def classes_of(place: Path) -> tuple[list[str], list[str], str]:
     """Return the classes of a folder or CSV, a name to show for each, by its YAML or else suggested, and its name."""
     config, content = _read(place)
-    classes = names_by_label(content.items, content.home)
+    classes = rules.names_by_label(content.items, content.home)
     shown = config.rename(classes, content.home) if config.class_names else suggest_names(classes)
     return classes, shown, config.name
 

@@ -12,27 +12,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastcoop.datasets.dataset import SPLITS, Item, Items
-from fastcoop.datasets.files import Tree, abbreviate, find_images, reading
+import numpy as np
+
+from fastcoop.datasets.dataset import SPLITS, Item, Items, Split
+from fastcoop.datasets.files import Tree, abbreviate, find_images
 from fastcoop.errors import UserError, nearest
+from fastcoop.files import read_json
 from fastcoop.progress import counted
 
 SPLIT_SEED = 1  # of splits made here; the official code does not publish its own
 VAL_SHARE = 0.2
 FORMAT = '{"train": [[path, label, class name], ...], "val": [...], "test": [...]}'
 T = TypeVar("T", bound=tuple[Any, ...])
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; a UserError names the file and the line of a mistake."""
-    try:
-        with reading(path, "a JSON file"):
-            return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        place, problem = f"{path} line {error.lineno}", error.msg
-    except RecursionError:
-        place, problem = str(path), "it is nested too deeply"
-    raise UserError(f"{place} is not valid JSON: {problem}; download or write the file again.")
 
 
 def read_items(path: Path, required: Sequence[str] = ()) -> Items:
@@ -102,10 +93,8 @@ def by_class(items: Iterable[T]) -> list[list[T]]:
 
 
 def class_items(tree: Tree, classes: Iterable[Item], nested: bool = False) -> list[Item]:
-    """Return the images of class folders, given as (folder, label, class name); refuse a folder without images.
-
-    If ``nested``, the images of a class may be in a folder inside its own.
-    """
+    """Return the images of class folders, given as (folder, label, class name); refuse a folder without images. If
+    ``nested``, the images of a class may be in a folder inside its own."""
     return [
         (f"{folder}/{file}", label, name)
         for class_folder, label, name in classes
@@ -136,16 +125,20 @@ def split_by_class(items: Iterable[Item], source: str | Path, val_share: float =
 
 
 def split_train_val(trainval: Iterable[Item], val_share: float = VAL_SHARE) -> tuple[list[Item], list[Item]]:
-    """Move ``val_share`` of every class, drawn at random, from the training to a validation set.
-
-    A class with a single image keeps it for training. Classes are in order of first appearance.
-    """
-    rng = random.Random(SPLIT_SEED)
-    train: list[Item] = []
-    val: list[Item] = []
+    """Move ``val_share`` of every class, drawn at random, from the training to a validation set. A class with a
+    single image keeps it for training. Classes are in order of first appearance."""
+    rng, train, val = random.Random(SPLIT_SEED), list[Item](), list[Item]()
     for members in by_class(trainval):
         rng.shuffle(members)
         n_val = min(max(1, round(len(members) * val_share)), len(members) - 1)
         val += members[:n_val]
         train += members[n_val:]
     return train, val
+
+
+def make_splits(items: Items) -> dict[str, Split]:
+    """Turn items into splits; their class names are dropped."""
+    return {
+        key: Split(tuple(path for path, _, _ in part), np.array([label for _, label, _ in part], np.int64))
+        for key, part in items.items()
+    }

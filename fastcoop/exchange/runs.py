@@ -15,14 +15,14 @@ import torch
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.checks import several, whole_number
+from fastcoop.checks import one_of, several, whole_number
 from fastcoop.datasets import Dataset
 from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.exchange import coop_files
 from fastcoop.exchange.classifier import Classifier, MadeWithBackbone
 from fastcoop.exchange.coop_files import CoOpFile
-from fastcoop.features.images import RECIPES, check_recipe
+from fastcoop.features.images import RECIPES
 from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS, Data, LinearClassifier, Outcome, RunSpec, unit
 from fastcoop.methods.base import validate
@@ -348,7 +348,7 @@ def import_coop(
         UserError: no checkpoints, one that cannot be read or does not fit the backbone or the dataset, or a property
             that neither the path nor the caller gives.
     """
-    check_recipe(recipe)
+    one_of(recipe, "recipe", RECIPES)
     given = {
         "class_position": class_position,
         "shots": None if shots is None else whole_number(shots, "shots", 1),

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from fastcoop.backbones import Backbone, backbone_from_spec
-from fastcoop.checks import LARGEST_BATCH, MOST_VIEWS, several, whole_number
+from fastcoop.checks import MOST_VIEWS, one_of, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import SPLITS, warn_once
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import UserError, unknown, writing
+from fastcoop.errors import UserError, writing
 from fastcoop.features import encode
 from fastcoop.features.encode import Chunk, Encoded, Encoding
 from fastcoop.features.image_files import unknown_files
-from fastcoop.features.images import FLIP, check_recipe
+from fastcoop.features.images import FLIP, RECIPES
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
-from fastcoop.features.store_file import KINDS, ROWS_AT_ONCE, Block, SplitContent, write_store
+from fastcoop.features.store_file import DTYPES, KINDS, ROWS_AT_ONCE, Block, SplitContent, write_store
 from fastcoop.files import lock
 from fastcoop.progress import counted
 
@@ -46,11 +46,8 @@ def cache_all(
     cache_root: str | Path,
     **options: Any,
 ) -> Iterator[Path]:
-    """Call `cache_features` with ``options`` for each backbone and dataset, yielding each store's path as it is done.
-
-    Raises:
-        UserError: As `cache_features`; for unreadable images only when all the rest is stored.
-    """
+    """Call `cache_features` with ``options`` for each backbone and dataset, yielding each store's path as it is
+    done. Errors are as there; unreadable images are reported when all the rest is stored."""
     unreadable = []
     for backbone in backbones:
         for dataset, shots, seeds in wanted:
@@ -74,7 +71,6 @@ def cache_features(
     recipe: str = "current",
     dtype: str = "float16",
     precision: str | None = None,
-    batch_size: int | None = None,
     view_seed: int = 0,
     skip_unreadable: bool = False,
     retry_skipped: bool = True,
@@ -103,7 +99,6 @@ def cache_features(
         precision: Of the image tower's products: "float32", "tf32" (on a GPU) or "bfloat16". A store has one
             precision. None: that of the existing store, or float32. For the others the difference from float32 is
             measured on the first images, recorded and logged.
-        batch_size: Crops encoded at once. None: 64 on a CPU, 256 on a GPU.
         view_seed: Seed of the augmentations.
         skip_unreadable: Leave out images that cannot be decoded, with a warning, instead of raising at the end.
         retry_skipped: Try images again that were left out earlier; ignored with ``skip_unreadable``.
@@ -113,17 +108,13 @@ def cache_features(
             CPU, a store made with other weights, images or settings, a disk that cannot be written; and, after
             everything else is stored, images that could not be decoded (``UnreadableImages``), or no test image.
     """
-    check_recipe(recipe)
-    check_dtype(dtype)
+    one_of(recipe, "recipe", RECIPES)
+    one_of(dtype, "dtype of features", DTYPES)
+    one_of(precision or "float32", "precision of products", encode.PRECISIONS)
     for kind in (kinds := several(kinds)):
-        if kind not in KINDS:
-            raise unknown("kind of features", kind, KINDS)
+        one_of(kind, "kind of features", KINDS)
     view_seed = whole_number(view_seed, "view_seed")
     counts = view_counts(kinds, whole_number(views, "views", 0, MOST_VIEWS))
-    if precision not in (None, *encode.PRECISIONS):
-        raise UserError(f'Features are computed in float32, tf32 or bfloat16, not "{precision}".')
-    if batch_size is not None:
-        batch_size = whole_number(batch_size, "batch_size", 1, LARGEST_BATCH)
     draws = list(product(several(shots), several(seeds)))
     backbone, dataset = backbone_from_spec(backbone), find_dataset(dataset)
     dataset = dataset.whole or dataset
@@ -131,16 +122,7 @@ def cache_features(
     if dataset.store is not None:  # imported features are complete
         FeatureStore.open(path, backbone, dataset)
         return path
-    encoding = Encoding(
-        backbone,
-        dataset,
-        recipe,
-        view_seed,
-        dtype=dtype,
-        batch_size=batch_size,
-        precision=precision,
-        **counts,
-    )
+    encoding = Encoding(backbone, dataset, recipe, view_seed, dtype=dtype, precision=precision, **counts)
     _ = encoding.before_dim  # refuses a tower without a projection before anything is written
     subsets = [few_shot(dataset, *draw).train for draw in draws] if "train" in dataset.splits else []
     failures: Failures = {}
@@ -186,17 +168,19 @@ class EncodingPlan:
     index: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def chunks_of(self, split: str) -> list[Chunk]:
+        """Return the chunks of a split."""
+        return [chunk for chunk in self.chunks if chunk.split == split]
+
 
 def plan_encoding(
     encoding: Encoding, subsets: Iterable[np.ndarray], store: FeatureStore | None, leave_skipped: bool
 ) -> EncodingPlan:
     """Return what a store lacks: of the training images those in ``subsets``, of the other splits all images.
 
-    If more views or kinds are asked for than the store has, they are added to every image; none is ever removed.
-    With ``leave_skipped``, images that could not be read earlier are not tried again.
-
-    Raises:
-        UserError: The store was made with settings that cannot be mixed with these.
+    If more views or kinds are asked for than the store has, they are added to every image; none is ever removed. With
+    ``leave_skipped``, images that could not be read earlier are not tried again. A UserError names settings that cannot
+    be mixed with the store's.
     """
     present = "float32" if store is None else store.meta.precision
     encoding = replace(encoding, precision=encoding.precision or present)
@@ -244,12 +228,6 @@ def view_counts(kinds: Sequence[str], views: int) -> dict[str, Any]:
     return {"views": views if "coop" in kinds else 0, "kinds": further}
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise UserError unless features can be stored in ``dtype``."""
-    if dtype not in ("float16", "float32"):
-        raise UserError(f'Features are stored as float16 or float32, not "{dtype}".')
-
-
 def _lock_path(store: Path) -> Path:
     return store.with_name(f"{store.name}.lock")
 
@@ -268,17 +246,15 @@ def store_lock(path: Path) -> Iterator[None]:
 
 
 def assemble(plan: EncodingPlan, path: Path, skip_unreadable: bool) -> Failures:
-    """Write the store of ``plan`` from its chunks and the present store, and return the images not read.
-
-    Those are left out; with ``skip_unreadable`` the store records that they were. An existing store stays as it is if
-    no image of the plan could be read and none is to be recorded.
-    """
+    """Write the store of ``plan`` from its chunks and the present store, and return the images not read: they are
+    left out, which the store records with ``skip_unreadable``. An existing store stays as it is if no image of the
+    plan could be read and none is to be recorded."""
     failures, contents, skipped = Failures(), {}, {}
     for split, rows in plan.index.items():
         files, readable = unknown_files(len(rows)), np.ones(len(rows), bool)
         if plan.store is not None and split in plan.store.splits:
             files[np.searchsorted(rows, plan.store.indices(split))] = plan.store.files(split)
-        for chunk in (chunk for chunk in plan.chunks if chunk.split == split):
+        for chunk in plan.chunks_of(split):
             encoded, at = _read(path, plan, chunk), np.searchsorted(rows, chunk.rows)
             failures |= {(split, row): problem for row, problem in encoded.failures(chunk).items()}
             readable[at] &= encoded.problems == ""
@@ -320,7 +296,7 @@ def _blocks(plan: EncodingPlan, split: str, index: np.ndarray, path: Path) -> It
             for start in range(0, len(old), ROWS_AT_ONCE):
                 features = plan.store.raw(split, slice(start, start + ROWS_AT_ONCE), array=array)
                 yield block(array, old[start : start + ROWS_AT_ONCE], 0, features)
-    for chunk in (chunk for chunk in plan.chunks if chunk.split == split):
+    for chunk in plan.chunks_of(split):
         encoded = _read(path, plan, chunk)
         for array, (stored, _) in chunk.adds.items():  # views that the store holds are kept
             yield block(array, np.array(chunk.rows), stored, encoded.of(chunk, array))
@@ -343,20 +319,19 @@ def _warn_of_changes(plan: EncodingPlan) -> None:
 
 def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None:
     """Name the images that could not be read, in a warning or an error."""
-    listed = "".join(
-        f"\n  {dataset.files(split, [row])[0]}: {reason}"
-        for (split, row), reason in list(failures.items())[:LISTED]
+    if not failures:
+        return
+    reasons = [f"\n  {dataset.files(split, [row])[0]}: {reason}" for (split, row), reason in failures.items()]
+    listed = "".join(reasons[:LISTED]) + (
+        f"\n  and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
     )
-    if len(failures) > LISTED:
-        listed += f"\n  and {len(failures) - LISTED} more"
     count = f"{counted(len(failures), 'image')} of {dataset.name} could not be read"
-    if failures and not skip_unreadable:
+    if not skip_unreadable:
         raise UnreadableImages(
             f"{count}; the others are stored. Repair these, or leave them out with --skip-unreadable "
             f"(skip_unreadable=True in Python):{listed}"
         )
-    if failures:
-        log.warning(f"{count} and were left out:{listed}")
+    log.warning(f"{count} and were left out:{listed}")
 
 
 def _check_coverage(
@@ -373,8 +348,7 @@ def _check_coverage(
     skipped = store.skipped("train")
     for (number, seed), drawn in zip(draws, subsets, strict=False) if len(skipped) else ():
         left = set(dataset.splits["train"].labels[drawn[~np.isin(drawn, skipped)]].tolist())
-        absent = [name for label, name in enumerate(dataset.class_names) if label not in left]
-        if absent:
+        if absent := [name for label, name in enumerate(dataset.class_names) if label not in left]:
             warn_once(
                 f"{dataset.name}: none of the training images of {abbreviate(absent)} that {number} shots and seed "
                 f"{seed} draw could be read; runs on them do not learn that class."

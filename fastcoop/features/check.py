@@ -100,12 +100,11 @@ def check_store(
     dataset = dataset and (dataset.whole or dataset)
     store = FeatureStore.open(path, backbone, dataset)
     report = StoreReport(store.path, store.meta, {split: len(store.indices(split)) for split in store.splits})
-    is_damaged = False
+    is_damaged, meta = False, store.meta
     for split in store.splits:
-        damage = [one for array in store.meta.arrays(split) for one in store.file.problems(split, array)]
+        damage = [one for array in meta.arrays(split) for one in store.file.problems(split, array)]
         report.problems += damage + _split_problems(store, split, None if damage else dataset)
         is_damaged |= bool(damage)
-    meta = store.meta
     if backbone is None or dataset is None:
         report.notes.append("No image was encoded again: that takes both --backbone and --dataset.")
     elif meta.recipe == IMPORTED:
@@ -114,10 +113,9 @@ def check_store(
         report.notes.append("No image was encoded again, because the store is damaged.")
     else:
         drawn = np.random.default_rng(seed).permutation(sum(report.counts.values()))[:sample]
-        made = meta.recipe, meta.view_seed, meta.views
         precision = "bfloat16" if meta.precision == "bfloat16" else "float32"
-        encoding = Encoding(backbone, dataset, *made, "float32", None, precision, meta.kinds)
-        _encode_again(store, encoding, drawn, report)
+        made = meta.recipe, meta.view_seed, meta.views, "float32", precision, meta.kinds
+        _encode_again(store, Encoding(backbone, dataset, *made), drawn, report)
     return report
 
 
@@ -145,10 +143,8 @@ def _split_problems(store: FeatureStore, split: str, dataset: Dataset | None) ->
 
 
 def _encode_again(store: FeatureStore, encoding: Encoding, drawn: np.ndarray, report: StoreReport) -> None:
-    """Encode images again, and add to the report how far they are from the stored features.
-
-    ``drawn`` are positions among all images of the store, split by split.
-    """
+    """Encode images again, and add to the report how far they are from the stored features. ``drawn`` are positions
+    among all images of the store, split by split."""
     chunks, start = list[Chunk](), 0
     for split, count in report.counts.items():
         rows = np.sort(drawn[(start <= drawn) & (drawn < start + count)]) - start

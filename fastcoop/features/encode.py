@@ -41,7 +41,6 @@ PRECISIONS = ("float32", "tf32", "bfloat16")  # of the products of a float32 bac
 PRECISION_SAMPLE = 32  # images whose features are compared with float32's
 PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")  # that features depend on
 
-
 T = TypeVar("T")
 
 
@@ -55,7 +54,6 @@ class Encoding:
     view_seed: int = 0
     views: int = 0
     dtype: str = "float16"
-    batch_size: int | None = None
     precision: str | None = "float32"  # None: that of the present store, or float32
     kinds: Mapping[str, int] = field(default_factory=dict)  # as `views_by_array` takes them
 
@@ -67,7 +65,7 @@ class Encoding:
     @property
     def crops_at_once(self) -> int:
         """Crops in a batch."""
-        return self.batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
+        return GPU_BATCH if self.on_gpu else CPU_BATCH
 
     @property
     def before_dim(self) -> int:
@@ -89,10 +87,8 @@ class Encoding:
         return str(self.backbone.dtype).removeprefix("torch.")
 
     def meta(self, skipped: Mapping[str, Sequence[int]], difference: float | None = None) -> StoreMeta:
-        """Return the description of a store of these features, without digests of its contents.
-
-        ``difference`` is the `precision_difference` of the store.
-        """
+        """Return the description of a store of these features, without digests of its contents. ``difference`` is
+        the `precision_difference` of the store."""
         backbone, dataset = self.backbone, self.dataset
         return StoreMeta(
             backbone=backbone.name, backbone_digest=backbone.digest, dim=backbone.embed_dim,
@@ -114,9 +110,8 @@ class Chunk(NamedTuple):
     rows: tuple[int, ...]  # ascending indices into the split
     views: Sequence[View]
     before: bool = False  # whether to keep the features before the projection too
-    adds: Mapping[
-        str, tuple[int, Sequence[View]]
-    ] = {}  # by array: its number of stored views, and those to add
+    # By array: its number of stored views, and those to add.
+    adds: Mapping[str, tuple[int, Sequence[View]]] = {}
 
     @property
     def crops(self) -> int:
@@ -164,30 +159,25 @@ def cut_chunks(
 ) -> list[Chunk]:
     """Cut images of a split into chunks of at most `CROPS_PER_CHUNK` crops, or of one image.
 
-    Args:
-        split: Name of the split.
-        rows: Ascending indices into the split.
-        arrays: Arrays of features and their views, each of which is encoded once.
-        stored: The first of these views that the arrays hold already.
+    ``rows`` are ascending indices into the split. Of the views of ``arrays``, each is encoded once, unless the arrays
+    hold it already: ``stored`` has the first of their views.
     """
     held = {array: len(stored.get(array, ())) for array in arrays}
-    adds = {array: (held[array], views[held[array] :]) for array, views in arrays.items()}
-    adds = {array: (first, added) for array, (first, added) in adds.items() if added}
+    adds = {
+        array: (held[array], views[held[array] :]) for array, views in arrays.items() if views[held[array] :]
+    }
     views = tuple(dict.fromkeys(view for _, added in adds.values() for view in added))
-    size = max(1, CROPS_PER_CHUNK // max(1, len(views)))
-    starts = range(0, len(rows), size) if views else ()
-    cut = (tuple(rows[start : start + size].tolist()) for start in starts)
+    if not views:
+        return []
+    size = max(1, CROPS_PER_CHUNK // len(views))
+    cut = (tuple(rows[start : start + size].tolist()) for start in range(0, len(rows), size))
     return [Chunk(split, images, views, BEFORE in adds, adds) for images in cut]
 
 
 def encode_chunks(
     encoding: Encoding, chunks: Sequence[Chunk], advance: Advance = lambda n=1, note=None: None
 ) -> Iterator[tuple[Chunk, Encoded]]:
-    """Yield each chunk with its features, in order; ``advance`` receives the number of crops done.
-
-    Raises:
-        UserError: As `start_encoding`.
-    """
+    """Yield each chunk with its features, in order; ``advance`` receives the number of crops done."""
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     late = int(encoding.on_gpu)  # on a GPU a chunk's features are fetched while the next chunk is encoded
     try:
@@ -322,12 +312,7 @@ def difference(features: np.ndarray, others: np.ndarray) -> float:
 
 
 def encode_missing(encoding: Encoding, chunks: Sequence[Chunk], store: Path) -> None:
-    """Encode the chunks of a store that have no file yet, and write each as soon as it is done.
-
-    Raises:
-        UserError: As `start_encoding`.
-        OSError: A chunk cannot be written.
-    """
+    """Encode the chunks of a store that have no file yet, and write each as soon as it is done."""
     dataset, total = encoding.dataset, sum(chunk.crops for chunk in chunks)
     chunks_folder(store).mkdir(parents=True, exist_ok=True)
     logging.getLogger("fastcoop").debug("%s: %d crops to encode.", store, total)

@@ -25,14 +25,8 @@ def unknown_files(count: int) -> np.ndarray:
 
 
 def read_file(path: Path) -> tuple[bytes, np.ndarray]:
-    """Return a file's bytes and its `FILE` record, of no dimensions.
-
-    The time is read before the bytes: if the file changes in between, it has a later time than its record, and the
-    next comparison hashes it.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Return a file's bytes and its `FILE` record, of no dimensions. The time is read before the bytes: if the file
+    changes in between, it has a later time than its record, and the next comparison hashes it."""
     mtime_ns = path.stat().st_mtime_ns
     content = path.read_bytes()
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
@@ -50,10 +44,8 @@ def find_changes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compare n files with their `FILE` records: size and time first, bytes where the times differ or ``hash_all``.
 
-    Files without a record and missing files count as unchanged. ``title`` is that of the progress bar.
-
-    Returns:
-        bool (n,), which files hold other bytes; and the records (n,), with the present time where only that differed.
+    Files without a record and missing files count as unchanged. Returns bool (n,), which files hold other bytes; and
+    the records (n,), with the present time where only that differed. ``title`` is that of the progress bar.
     """
     changed, records = np.zeros(len(paths), bool), recorded.copy()
     doubtful = []

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
-from fastcoop.errors import unknown
 
 MAX_PIXELS = 89_478_485  # above, Pillow warns of a decompression bomb; a quarter of a gigabyte as RGB
 FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # 16-bit images of these formats may open in mode I
@@ -112,13 +111,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def check_recipe(recipe: str) -> str:
-    """Return ``recipe`` if it is one of `RECIPES`, else raise a UserError."""
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    return recipe
-
-
 def crops(
     image: Image.Image, name: str, views: Sequence[View], preprocess: Preprocess, recipe: str, seed: int
 ) -> np.ndarray:
@@ -144,16 +136,11 @@ def crops(
 def encode_pictures(
     backbone: Backbone, images: Iterable[Any], recipe: str = "current", before: bool = False
 ) -> Iterator[np.ndarray | UnreadableImage]:
-    """Encode the test-time crops of pictures that belong to no dataset.
-
-    Args:
-        backbone: Backbone to encode with.
-        images: Paths of image files, or PIL images.
-        recipe: Name of the image transforms.
-        before: Whether to return the features before the image tower's projection.
+    """Encode the test-time crops of pictures (paths, or PIL images) that belong to no dataset.
 
     Yields:
-        For each picture, its raw features float32 (dim,), or why it cannot be decoded.
+        For each picture, its raw features float32 (dim,), or those ``before`` the image tower's projection; or why it
+        cannot be decoded.
     """
 
     def crop(image: Any) -> np.ndarray | UnreadableImage:
@@ -205,10 +192,8 @@ def _current(image: Image.Image, preprocess: Preprocess, rng: random.Random | No
 
 
 def _official_2021(image: Image.Image, preprocess: Preprocess, rng: random.Random | None) -> Image.Image:
-    """Squash, enlarge by an eighth and crop the center; an augmentation is flipped and translated before that.
-
-    A translation (p = 0.5) enlarges by an eighth and crops at random, always with bilinear interpolation.
-    """
+    """Squash, enlarge by an eighth and crop the center; an augmentation is flipped and translated before that. A
+    translation (p = 0.5) enlarges by an eighth and crops at random, always with bilinear interpolation."""
     from torchvision.transforms import functional as F
 
     size, interpolation = preprocess.size, preprocess.interpolation

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 
 from fastcoop.backbones import Backbone, backbone_from_spec
+from fastcoop.checks import one_of
 from fastcoop.datasets import Split
 from fastcoop.datasets.dataset import SPLITS, check_name_and_template, make_dataset
 from fastcoop.datasets.notes import OVERLAPS, notes_on_classes
-from fastcoop.errors import MissingFile, UserError, unknown, writing
-from fastcoop.features.cache import check_dtype, store_lock
+from fastcoop.errors import MissingFile, UserError, writing
+from fastcoop.features.cache import store_lock
 from fastcoop.features.encode import Encoding
 from fastcoop.features.image_files import unknown_files
 from fastcoop.features.store import FeatureStore, store_path
-from fastcoop.features.store_file import FEATURES, IMPORTED, SplitContent, unusable_rows, write_store
+from fastcoop.features.store_file import DTYPES, FEATURES, IMPORTED, SplitContent, unusable_rows, write_store
 from fastcoop.progress import counted
 
 KEYS = ("features", "labels", "names")
@@ -56,11 +57,10 @@ def import_features(
             of that name that exists already.
     """
     check_name_and_template(name, template)
-    check_dtype(dtype)
+    one_of(dtype, "dtype of features", DTYPES)
     backbone = backbone_from_spec(backbone, device="cpu")
-    others = [split for split in sources if split not in SPLITS]
-    if others:
-        raise unknown("split", others[0], SPLITS)
+    for split in sources:
+        one_of(split, "split", SPLITS)
     if "test" not in sources:
         raise UserError(f"Expected features of the test split, got {' and '.join(sources) or 'no file'}.")
     files = {split: _read(Path(sources[split]), split, dtype) for split in SPLITS if split in sources}

@@ -26,17 +26,13 @@ QUALITY = 80  # of its JPEG
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The test images of one dataset, in the order of a run's predictions.
+    """The test images of one dataset, in the order of a run's predictions."""
 
-    Attributes:
-        root: The dataset's folder.
-        paths: Posix paths relative to ``root``.
-        files: `FILE` records of the images that the run was tested on; those of unknown files have size -1.
-    """
-
-    root: Path
-    paths: tuple[str, ...]
-    files: np.ndarray
+    root: Path  # the dataset's folder
+    paths: tuple[str, ...]  # posix paths relative to ``root``
+    files: (
+        np.ndarray
+    )  # `FILE` records of the images that the run was tested on; those of unknown files have size -1
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,11 +53,8 @@ def store_path(cache_root: str | Path, backbone: Backbone, dataset: Dataset) -> 
 def find_datasets(
     specs: Iterable[str | Path | Dataset], data_root: str | Path | None, class_names: ClassNames | None = None
 ) -> dict[str | Path | Dataset, Dataset]:
-    """Load datasets as `find_dataset`; ``class_names`` are those of the only one that is the user's own.
-
-    Raises:
-        UserError: As `find_dataset`; or ``class_names`` are given and several or none of them are the user's own.
-    """
+    """Load datasets as `find_dataset`; ``class_names`` are those of the only one that is the user's own, else a
+    UserError."""
     specs = list(dict.fromkeys(specs))
     own = own_specs(specs, data_root) if class_names is not None else []
     if class_names is not None and len(own) != 1:
@@ -77,8 +75,7 @@ def find_dataset(
     """Load a dataset as `load_dataset`, or from its imported features.
 
     Args:
-        spec: What `load_dataset` takes; the path of a store (``*.h5``), itself or relative to ``data_root``; or a
-            `Dataset`, which is returned as it is.
+        spec: What `load_dataset` takes; or the path of a store (``*.h5``), itself or relative to ``data_root``.
         data_root: Folder of datasets; the current one if None.
         class_names: As `load_dataset` takes them, for images.
 
@@ -261,9 +258,9 @@ class FeatureStore:
         parts: list[tuple[str, int | None]] = [(array, None if views else 1)]
         if array in (TIP, FLIP):  # arrays without view 0
             parts = [(FEATURES, 1), (array, None)][: 1 + views]
-        stored = [("train", rows, count, one) for one, count in parts]
-        found = [torch.from_numpy(self.raw(*one)) if as_stored else self._read(*one) for one in stored]
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+        stored = [torch.from_numpy(self.raw("train", rows, count, one)) for one, count in parts]
+        found = stored[0] if len(stored) == 1 else torch.cat(stored, 1)
+        return found if as_stored else found.float()
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Return labels of training images, int64 (n,), in the order of `train`."""
@@ -277,7 +274,8 @@ class FeatureStore:
             kind: Kind of the features, as `train` takes it. All but "pre" have the same view 0.
         """
         rows, array = self._rows(name), self._array(kind) if kind == BEFORE else FEATURES
-        return self._read(name, rows, 1, array)[:, 0], torch.from_numpy(self.labels(name)[rows])
+        features = torch.from_numpy(self.raw(name, rows, 1, array)).float()
+        return features[:, 0], torch.from_numpy(self.labels(name)[rows])
 
     def raw(
         self, split: str, rows: slice | np.ndarray, views: int | None = None, array: str = FEATURES
@@ -337,10 +335,8 @@ class FeatureStore:
         )  # fmt: skip
 
     def _without_changed_images(self, dataset: Dataset) -> FeatureStore:
-        """Leave out images whose files have changed, and note the present times of files with the same bytes.
-
-        The digests of splits that lack images differ from those of the file.
-        """
+        """Leave out images whose files have changed, and note the present times of files with the same bytes. The
+        digests of splits that lack images differ from those of the file."""
         kept, changed, has_new_times, unknown = {}, {}, False, 0
         sha256, kinds_sha256 = dict(self.meta.sha256), dict(self.meta.kinds_sha256)
         for name, split in self._splits.items():
@@ -366,13 +362,12 @@ class FeatureStore:
     def _half(self, half: Dataset) -> FeatureStore:
         """Return the images of half of the dataset's classes."""
         kept, expected, skipped = {}, {}, {}
-        for name in (name for name in self._splits if name in half.splits):
-            rows = rows_in_whole(half, name)
-            split = self._splits[name].take(np.flatnonzero(np.isin(self._splits[name].index, rows)))
-            index = np.searchsorted(rows, split.index)
-            kept[name] = replace(split, index=index, labels=half.splits[name].labels[index])
+        for name, split in ((name, split) for name, split in self._splits.items() if name in half.splits):
+            rows, unread = rows_in_whole(half, name), self.skipped(name)
+            taken = split.take(np.flatnonzero(np.isin(split.index, rows)))
+            index = np.searchsorted(rows, taken.index)
+            kept[name] = replace(taken, index=index, labels=half.splits[name].labels[index])
             expected[name] = len(rows)
-            unread = self.skipped(name)
             skipped[name] = np.searchsorted(rows, unread[np.isin(unread, rows)]).tolist()
         described = replace(
             self.meta, dataset=half.name, dataset_digest=half.digest, class_names=half.class_names,
@@ -398,32 +393,18 @@ class FeatureStore:
             )
         return np.searchsorted(index, asked)
 
-    def _read(self, split: str, rows: np.ndarray, views: int | None, array: str = FEATURES) -> Tensor:
-        """Return float32 (len(rows), views, dim), converted in pieces so that no second copy is held."""
-        shape = self.raw(split, rows[:0], views, array).shape
-        out = torch.empty(len(rows), *shape[1:], dtype=torch.float32)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            piece = slice(start, start + ROWS_AT_ONCE)
-            out[piece] = torch.from_numpy(self.raw(split, rows[piece], views, array))
-        return out
-
 
 def open_if_there(
     path: Path, backbone: Backbone, dataset: Dataset, only_unchanged: bool = False
 ) -> FeatureStore | None:
     """Open a store as `FeatureStore.open`; return None if there is no file."""
-    try:
+    with suppress(MissingFile):
         return FeatureStore.open(path, backbone, dataset, only_unchanged=only_unchanged)
-    except MissingFile:
-        return None
+    return None
 
 
 def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore:
-    """Open a store whose features have just been cached.
-
-    Raises:
-        UserError: An image file has changed since it was encoded, or as `FeatureStore.open`.
-    """
+    """Open a store whose features have just been cached; a UserError says if an image file has changed meanwhile."""
     store = FeatureStore.open(path, backbone, dataset, only_unchanged=True)
     if store.changed_images:
         raise UserError(

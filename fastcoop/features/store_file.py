@@ -36,6 +36,7 @@ META_SHA256 = "meta_sha256"
 FILES_SHA256 = "files_sha256"
 FEATURES, TIP, BEFORE = "features", "tip", "pre"  # arrays of features; a fourth is `FLIP`
 KINDS = ("coop", TIP, FLIP, BEFORE)  # of training features
+DTYPES = ("float16", "float32")  # of stored features
 HASHED = ("index", "labels", FEATURES)
 FILE_FIELDS = ("file_size", "file_mtime_ns", "file_sha256")
 ROWS_AT_ONCE = 256  # where all of a file is read
@@ -49,6 +50,9 @@ ADVICE = {  # by number of an error of the system
 
 # An array's name, rows (k,) ascending, views, features (k, views, dim).
 Block = tuple[str, np.ndarray, slice, np.ndarray]
+# What a store held when it was opened, small enough to send to processes that open it later: its description, and the
+# stored images of each split.
+StoreVersion = tuple["StoreMeta", Mapping[str, np.ndarray]]
 
 _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process has computed
 
@@ -56,11 +60,9 @@ _verified: set[tuple[Any, ...]] = set()  # contents whose digest this process ha
 def views_by_array(split: str, views: int, kinds: Mapping[str, int]) -> dict[str, tuple[View, ...]]:
     """Return the arrays of features of a split, and the views of an image that each holds.
 
-    Args:
-        split: "train", "val" or "test". Only training images have augmented views.
-        views: Augmented views in "features", beside the test-time crop.
-        kinds: "tip" (Tip-Adapter's augmentations), "flip" (the test-time crop, mirrored) and "pre" (features before the
-            projection, of the test-time crop and Tip-Adapter's augmentations), each with its augmented views.
+    Only training images have augmented views: ``views`` of them in "features", beside the test-time crop, and those of
+    ``kinds`` in further arrays: "tip" (Tip-Adapter's augmentations), "flip" (the test-time crop, mirrored) and "pre"
+    (features before the projection, of the test-time crop and Tip-Adapter's augmentations).
     """
     if split != "train":
         test_crop: tuple[View, ...] = (0,)
@@ -139,18 +141,6 @@ class StoredSplit:
 
 
 @dataclass(frozen=True, eq=False)
-class StoreVersion:
-    """What a store held when it was opened; small enough to send to processes that open it later."""
-
-    index: Mapping[str, np.ndarray]  # split -> its stored images
-    # Of its `StoreMeta`:
-    sha256: Mapping[str, str]
-    views: int
-    kinds: Mapping[str, int]
-    kinds_sha256: Mapping[str, str]
-
-
-@dataclass(frozen=True, eq=False)
 class StoreFile:
     """A store's file as it was when it was opened: another file at its path changes nothing."""
 
@@ -183,22 +173,16 @@ class StoreFile:
     @property
     def version(self) -> StoreVersion:
         """What the file holds."""
-        index, meta = {name: split.index for name, split in self.splits.items()}, self.meta
-        return StoreVersion(index, meta.sha256, meta.views, meta.kinds, meta.kinds_sha256)
+        return self.meta, {name: split.index for name, split in self.splits.items()}
 
     def as_version(self, version: StoreVersion) -> StoreFile:
-        """Return this file, or the part of it that ``version`` held.
-
-        Raises:
-            UserError: Images that ``version`` held are not in this file, or have other features.
-        """
-        kinds = version.kinds_sha256.items() <= self.meta.kinds_sha256.items()
-        if self.meta.sha256 == version.sha256 and kinds:
+        """Return this file, or the part of it that ``version`` held; a UserError says if it has other features now."""
+        meta, stored = version
+        kinds = meta.kinds_sha256.items() <= self.meta.kinds_sha256.items()
+        if self.meta.sha256 == meta.sha256 and kinds:
             return self
-        held = {name: value for name, value in vars(version).items() if name != "index"}
-        meta = replace(self.meta, **held)
         splits = {}
-        for name, index in version.index.items():
+        for name, index in stored.items():
             here, arrays, is_held = self.splits.get(name), meta.arrays(name), False
             if here is not None and np.isin(index, here.index).all() and here.arrays.keys() >= arrays.keys():
                 rows = np.searchsorted(here.index, index)
@@ -224,11 +208,7 @@ class StoreFile:
         return found
 
     def verified(self, split: str, array: str = FEATURES) -> np.ndarray:
-        """Return an array (n, views, dim) of a split, after one pass that compares its digest, once per process.
-
-        Raises:
-            UserError: The contents are not those that were written.
-        """
+        """Return an array (n, views, dim) of a split, after one pass that compares its digest, once per process."""
         known = (*self.identity, split, array, self.meta.digest_of(split, array))
         if known not in _verified:
             if found := self.problems(split, array):
@@ -258,10 +238,8 @@ def write_store(
 ) -> None:
     """Write a store of the dataset's ``images`` by split, with ``meta`` (``sha256`` is filled in), whole or not at all.
 
-    The caller holds the store's lock: temporary files of killed processes are removed.
-
-    Raises:
-        OSError: The disk refuses; the file at ``path`` is then untouched.
+    The caller holds the store's lock: temporary files of killed processes are removed. Where the disk refuses, an
+    OSError is raised and the file at ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{glob.escape(path.name)}.*{PART}"):
@@ -294,11 +272,11 @@ def write_store(
                         if block.size:
                             group[array][rows, views] = block
                 sha256 = {split: array_sha256(file[split]) for split in contents}
-                arrays = [(split, array) for split in contents for array in meta.arrays(split)]
-                further = [(split, array) for split, array in arrays if array != FEATURES]
+                further = (
+                    (split, kind) for split in contents for kind in meta.arrays(split) if kind != FEATURES
+                )
                 kinds_sha256 = {f"{split}/{kind}": array_sha256(file[split], kind) for split, kind in further}
-                meta = replace(meta, sha256=sha256, kinds_sha256=kinds_sha256)
-                text = meta.as_json()
+                text = replace(meta, sha256=sha256, kinds_sha256=kinds_sha256).as_json()
                 file.create_dataset(META, data=text, dtype=h5py.string_dtype())
                 file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
                 file.attrs["format"] = FORMAT

@@ -15,12 +15,12 @@ from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.backbones.load import resolve_device
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.checks import several
+from fastcoop.checks import one_of, several
 from fastcoop.datasets import Dataset
 from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features import cache_all, find_datasets, open_current, open_if_there, store_path
-from fastcoop.features.images import RECIPES, check_recipe
+from fastcoop.features.images import RECIPES
 from fastcoop.grids.planning import refuse_long_prompts, refuse_shared_names
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.progress import counted, progress
@@ -108,7 +108,7 @@ def evaluate(
     targets, runs, backbones = several(targets), several(runs), several(backbones)
     if not targets:
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
-    recipe = None if recipe is None else check_recipe(recipe)
+    recipe = None if recipe is None else one_of(recipe, "recipe", RECIPES)
     device = resolve_device(device)
     rows = _select(folder, runs)
     datasets = list(find_datasets(targets, root, class_names).values())

@@ -119,7 +119,7 @@ def crop_seconds(loaded: LoadedGrid, name: str, missing: Mapping[tuple[str, str]
     of_backbone = {names: count for names, count in missing.items() if names[0] == name}
     images, backbone = loaded.data(*next(iter(of_backbone))).dataset, loaded_backbone(loaded.backbone(name))
     chunk = Chunk("test", tuple(range(min(TIMED_CROPS, len(images.splits["test"])))), range(1))
-    encoding = Encoding(backbone, images, loaded.grid.recipe, dtype="float32", batch_size=TIMED_CROPS)
+    encoding = Encoding(backbone, images, loaded.grid.recipe, dtype="float32")
     crops = [decode(encoding, chunk, row) for row in chunk.rows]  # others are read meanwhile
     start = time.perf_counter()
     start_encoding(encoding, chunk, crops)()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fastcoop.datasets import Dataset, few_shot, load_dataset
+from fastcoop.datasets.load import survey
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset
-from fastcoop.datasets.survey import survey
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.datasets.conftest import JPEG
@@ -244,8 +244,7 @@ def _subset(dataset: Dataset, content: bytes, suffix: str) -> Path:
 
 
 @follows(
-    "Delete it if you do not know where it comes from",
-    "is not an official few-shot subset ({}); delete it",
+    "is not an official few-shot subset, or damaged; delete it",
     "but {} has no {} split; delete it",
     "has no training images; delete it, and a subset is drawn",
     "delete it, or use the split file that it was drawn from",
@@ -253,7 +252,7 @@ def _subset(dataset: Dataset, content: bytes, suffix: str) -> Path:
 @pytest.mark.parametrize(
     ("content", "suffix", "part"),
     [
-        (b"cos\nsystem\n(S'x'\ntR.", "pkl", "Delete it if you do not know where it comes from"),
+        (b"cos\nsystem\n(S'x'\ntR.", "pkl", "is not an official few-shot subset"),
         (b"no pickle", "pkl", "is not an official few-shot subset"),
         (
             b'{"train": [["a/0.jpg", 0, "a"]], "val": [["a/1.jpg", 0, "a"]]}',

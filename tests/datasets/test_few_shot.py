@@ -196,7 +196,7 @@ def test_a_pickle_of_anything_else_is_refused_unrun(folder, official_pickle, tmp
     path = folder / "split_fewshot" / "shot_1-seed_1.pkl"
     for content in ({"train": [Evil()]}, {"train": [np.zeros(2)]}, Evil()):
         official_pickle(path, content)
-        with pytest.raises(UserError, match="refers to"):
+        with pytest.raises(UserError, match="is not an official few-shot subset"):
             few_shot(load_dataset(folder), 1, 1)
     assert not (tmp_path / "owned").exists()
 
@@ -207,11 +207,14 @@ DATUM = b"cdassl.data.datasets.base_dataset\nDatum"
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"cos\nsystem\n(S'touch owned'\ntR.", r"refers to os\.system"),
-        (b"(S'touch owned'\nios\nsystem\n.", r"refers to os\.system"),
-        (b"(cos\nsystem\nS'touch owned'\no.", r"refers to os\.system"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0btouch owned\x85R.", r"refers to os\.system"),
-        (DATUM + b".__setstate__.__globals__\n.", r"refers to dassl\.\S+__globals__"),
+        (b"cos\nsystem\n(S'touch owned'\ntR.", "is not an official few-shot subset"),
+        (b"(S'touch owned'\nios\nsystem\n.", "is not an official few-shot subset"),
+        (b"(cos\nsystem\nS'touch owned'\no.", "is not an official few-shot subset"),
+        (
+            b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0btouch owned\x85R.",
+            "is not an official few-shot subset",
+        ),
+        (DATUM + b".__setstate__.__globals__\n.", "is not an official few-shot subset"),
         (DATUM + b"\n(dS'x'\nS'y'\nsb.", "is not an official few-shot subset"),
         (b"\x80\x02\x82\x01.", "is not an official few-shot subset"),
         (b"Pabc\n.", "is not an official few-shot subset"),

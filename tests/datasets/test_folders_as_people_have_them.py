@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fastcoop.datasets import few_shot, load_dataset
-from fastcoop.datasets.survey import check_dataset, survey
+from fastcoop.datasets.load import check_dataset, survey
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.datasets.conftest import images, refusal, sizes

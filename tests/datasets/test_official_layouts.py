@@ -13,9 +13,9 @@ import pytest
 import scipy.io
 
 from fastcoop.datasets import few_shot, load_dataset
-from fastcoop.datasets import survey as survey_module
+from fastcoop.datasets import load as survey_module
+from fastcoop.datasets.load import check_dataset, survey
 from fastcoop.datasets.official import OFFICIAL, find_official, wordnet_names
-from fastcoop.datasets.survey import check_dataset, survey
 from fastcoop.errors import UserError
 from tests.advice import follows
 

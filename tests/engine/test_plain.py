@@ -31,6 +31,7 @@ from fastcoop.prompts.vectors import word_tokens
 from tests.advice import follows
 from tests.engine.conftest import tiny_backbone
 from tests.engine.plain_towers import DIM, KINDS, WIDTH, plain_backbone, write_plain
+from tools.plain_path import on_plain_path
 
 NAMES = ("cat", "sea lion", "very old dog fish")
 LAYOUTS = {
@@ -130,7 +131,7 @@ def test_features_and_gradients_are_those_of_a_loop(
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_a_causal_tower_gives_the_same_on_both_paths(position: Any, class_specific: bool) -> None:
     backbone = tiny_backbone()
-    plain, names = backbone.on_plain_path(), ("cat", "cat fish", "a big lion")
+    plain, names = on_plain_path(backbone), ("cat", "cat fish", "a big lion")
     assert isinstance(plain.text, PlainTower)
     layout = PromptLayout(4, position, class_specific)
     found = []

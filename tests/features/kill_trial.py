@@ -24,11 +24,11 @@ from tests.features.small import make_backbone
 
 def main(folder: str, cache: Path, trials: int) -> None:
     torch.set_num_threads(1)  # a fork does not bring along the threads that OpenMP would wait for
-    encode.CROPS_PER_CHUNK = 4  # type: ignore[misc]
+    encode.CROPS_PER_CHUNK = encode.CPU_BATCH = 4  # type: ignore[misc]
     backbone, dataset = make_backbone(), load_dataset(folder)
 
     def work(root: Path) -> None:
-        cache_features(backbone, dataset, root, shots=["all"], seeds=[1], views=2, batch_size=4)
+        cache_features(backbone, dataset, root, shots=["all"], seeds=[1], views=2)
 
     begin = time.monotonic()
     work(cache / "whole")

@@ -167,7 +167,7 @@ def test_files_that_cannot_be_imported_are_refused(backbone: Backbone, tmp_path:
         import_features({"test": tmp_path / "model.pt"}, tmp_path, backbone, name="x")
     with pytest.raises(UserError, match="test split"):
         import_features({"train": good}, tmp_path, backbone, name="x")
-    with pytest.raises(UserError, match='not "float8"'):
+    with pytest.raises(UserError, match='There is no dtype of features "float8"'):
         import_features({"test": good}, tmp_path, backbone, name="x", dtype="float8")
     assert not (tmp_path / "tiny").exists()
 

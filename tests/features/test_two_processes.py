@@ -80,7 +80,8 @@ def test_one_works_and_the_other_waits_and_goes_on(
     assert f"Another process is working on {store}; waiting for it." in second_said.read_text()
     assert encoded(second_said) == (CROPS - FIRST_PART if killed else 0)
     monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 8)
-    ask = {"shots": ["all"], "seeds": [1], "views": 1, "batch_size": 4}
+    monkeypatch.setattr(encode, "CPU_BATCH", 4)
+    ask = {"shots": ["all"], "seeds": [1], "views": 1}
     assert contents(store) == contents(cache_features(backbone, dataset, tmp_path / "alone", **ask))
     assert sorted(path.name for path in store.parent.iterdir()) == ["animals.h5", "animals.h5.lock"]
 

@@ -22,7 +22,7 @@ from tests.features.small import make_backbone
 def main(folder: str, cache: str, gate: Path) -> None:
     logging.basicConfig(format="%(message)s")
     torch.set_num_threads(1)
-    encode.CROPS_PER_CHUNK = 8  # type: ignore[misc]
+    encode.CROPS_PER_CHUNK, encode.CPU_BATCH = 8, 4  # type: ignore[misc]
     backbone, encoded = make_backbone(), [0]
     original = backbone.model.encode_image
 
@@ -35,7 +35,7 @@ def main(folder: str, cache: str, gate: Path) -> None:
         return original(images, normalize)
 
     backbone.model.encode_image = gated  # type: ignore[method-assign]
-    cache_features(backbone, load_dataset(folder), cache, shots=["all"], seeds=[1], views=1, batch_size=4)
+    cache_features(backbone, load_dataset(folder), cache, shots=["all"], seeds=[1], views=1)
     print(encoded[0])
 
 
