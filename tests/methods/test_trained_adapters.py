@@ -18,7 +18,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.adapters.prolip import LAMBDAS, RATES
 from fastcoop.methods.adapters.stack import Stack, Texts
-from fastcoop.methods.adapters.training import ImageBatches
+from fastcoop.methods.adapters.training import ImageBatches, Optimizer, softmax_gradient, train
 from tests.methods.conftest import job, make_data, run
 
 EPOCHS = 25
@@ -70,6 +70,39 @@ def assert_moved_alike(found: np.ndarray, expected: Tensor, start: Any) -> None:
     moved = expected.detach() - torch.as_tensor(start)
     assert moved.norm() > 0
     assert (torch.from_numpy(found) - expected.detach()).norm() < 1e-4 * moved.norm()
+
+
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_the_gradient_of_the_softmax_is_that_of_autograd(spread: float) -> None:
+    """Also where the likelihood of the true class is 0 in float32."""
+    logits = parameter(spread * np.random.default_rng(0).normal(size=(2, 5, 7)))
+    labels = torch.randint(5, (2, 7), generator=torch.Generator().manual_seed(0))
+    expected = cross_entropy(logits, labels, reduction="none").mean(1)
+    expected.sum().backward()
+    found = logits.detach().clone()
+    np.testing.assert_allclose(softmax_gradient(found, labels), expected.detach(), rtol=1e-6)
+    assert logits.grad is not None
+    np.testing.assert_allclose(found / 7, logits.grad, atol=1e-7)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_steps() -> None:
+    given = torch.tensor([[1.0, 2.0, 6.0, 5.0], [0.0, 4.0, 8.0, 2.0]])
+    epochs = [[(given[:, 0],)], [(given[:, 1],), (given[:, 2],), (given[:, 3],)]]
+
+    def gradient(parameters: Any, sums: Any, momentum: float, losses: Tensor) -> Tensor:
+        sums["x"].mul_(momentum).add_(losses[:, None])
+        return losses
+
+    learned, losses = train(
+        {"x": torch.zeros(2, 1)}, epochs, gradient, Optimizer("sgd", torch.full((4, 2), 0.5))
+    )
+    torch.testing.assert_close(losses, torch.tensor([[1.0, 13 / 3], [0.0, 14 / 3]]))
+    x = torch.zeros(2, 1, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.5, momentum=0.9)
+    for step in range(4):
+        x.grad = given[:, step, None].clone()
+        optimizer.step()
+    torch.testing.assert_close(learned["x"], x.detach())
 
 
 @pytest.mark.parametrize(("alpha", "rate"), [(0.5, 2e-3), (1.3, 0.05)])

@@ -56,7 +56,7 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     Settings = ZeroShotLinearProbeSettings
 
     def pull(self, stack: Stack) -> Tensor | None:
-        """Return the factor on each class's penalty, (runs, classes); None for no penalty."""
+        """Return the factor on each class's penalty, (runs, classes, 1); None for no penalty."""
         return None
 
     def on_epoch(self, stack: Stack, pull: Tensor | None) -> Callable[[int, Weights], None]:
@@ -64,17 +64,22 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
         return lambda epoch, parameters: None
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
-        samples = Samples(normalized(stack.views), stack.labels)
-        batches = ImageBatches(stack, settings.epochs, settings.batch_size, pooled=True)
-        rates = batches.rates(stack.value("learning_rate"), "warm_epoch")
+        import torch
 
-        def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
-            batch = samples.take(places)
-            losses, found = cosine_cross_entropy(
-                parameters["prototypes"], *batch, texts.scale, texts.raw, pull
-            )
-            return losses, [found]
+        settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
+        samples = Samples(texts.scale * normalized(stack.views), stack.labels)
+        batches = ImageBatches(stack, settings.epochs, settings.batch_size, pooled=True)
+        rates = batches.coop_rates(stack.value("learning_rate"))
+
+        def gradient(parameters: Weights, sums: Weights, momentum: float, places: Tensor) -> Tensor:
+            prototypes, total = parameters["prototypes"], sums["prototypes"]
+            losses = cosine_cross_entropy(prototypes, *samples.take(places), total, momentum)
+            if pull is not None:
+                moved = prototypes - texts.raw
+                total.addcmul_(moved, pull, value=2)
+                distance = torch.linalg.vector_norm(moved, dim=-1, keepdim=True).square_()
+                losses += distance.mul_(pull).sum((1, 2))
+            return losses
 
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
         after = self.on_epoch(stack, pull)
@@ -113,7 +118,7 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
         held, rho = pull, torch.zeros_like(pull)
 
         def update(epoch: int, parameters: Weights) -> None:
-            distance = (parameters["prototypes"] - stack.texts.raw).square().sum(-1)
+            distance = (parameters["prototypes"] - stack.texts.raw).square().sum(-1, keepdim=True)
             held.addcmul_(rho, distance, value=1 / len(stack.texts))
             rho.copy_(distance)
 
@@ -124,4 +129,5 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
         right = (probabilities * stack.onehot).sum(1)
         seen = stack.counts > 0
         alpha = right / stack.counts.clamp(min=1)
-        return alpha.where(seen, (alpha.sum(-1) / seen.sum(-1))[:, None]) / len(stack.texts)
+        alpha = alpha.where(seen, (alpha.sum(-1) / seen.sum(-1))[:, None])
+        return alpha[..., None] / len(stack.texts)

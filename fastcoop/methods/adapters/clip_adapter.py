@@ -72,7 +72,7 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, ratio = stack.settings, stack.texts, stack.value("ratio")
         batches = ImageBatches(stack, epochs_of(stack.runs[0]), settings.batch_size)
-        rates = batches.rates(stack.value("learning_rate"), "warm_epoch")
+        rates = batches.coop_rates(stack.value("learning_rate"))
         samples = Samples(stack.views, stack.labels)
 
         def loss(parameters: Weights, places: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, o
 from fastcoop.methods.adapters.training import (
     Batch,
     Optimizer,
-    by_autograd,
     cosine_rates,
-    cross_entropy,
+    softmax_gradient,
     train,
 )
 from fastcoop.methods.schedule import Coefficient, LearningRate, Positive
@@ -83,15 +82,20 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
         labels = stack.labels.repeat_interleave(stack.features.shape[2], 1)
         texts, run = stack.texts.unit, torch.arange(len(stack), device=labels.device)[:, None]
         batch_size = settings.batch_size or SIZE
-        rates = cosine_rates(stack.value("learning_rate", RATE), settings.iterations, 1)
+        rates = cosine_rates(stack.value("learning_rate", RATE), settings.iterations)
         rising = rates[:1] * torch.arange(WARMUP)[:, None].to(rates) / WARMUP
         rates = torch.cat([rising, rates])[: settings.iterations]
         rates[0] = FIRST_RATE
 
-        def loss(parameters: Weights, rows: Tensor, text_rows: Tensor) -> Tensor:
+        def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
+            rows, text_rows = batch
             x = torch.cat([samples[run, rows], texts[text_rows]], 1)
             targets = torch.cat([labels[run, rows], text_rows], 1)
-            return cross_entropy(stack.texts.scale * x @ parameters["W"].mT, targets)
+            change = (parameters["W"] @ x.mT).mul_(stack.texts.scale)
+            losses = softmax_gradient(change, targets)
+            change.mul_(stack.texts.scale / targets.shape[1])
+            torch.baddbmm(sums["W"], change, x, beta=momentum, out=sums["W"])
+            return losses
 
         sizes = min(batch_size - batch_size // 2, labels.shape[1]), min(batch_size // 2, len(texts))
         decay = stack.value("weight_decay", DECAY)
@@ -105,7 +109,7 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
         W, losses = train(
             {"W": self.start(stack)},
             batches(stack, labels.shape[1], sizes, settings.iterations),
-            by_autograd(loss),
+            gradient,
             Optimizer("adamw", rates, decay),
             on_epoch,
         )

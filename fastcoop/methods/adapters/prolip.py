@@ -92,7 +92,7 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
             found = cross_entropy(self.logits({**parameters, "bias": bias}, images, texts), labels)
             return found + factor * (parameters["P"] - first).square().sum((1, 2))
 
-        rates = cosine_rates(stack.value("learning_rate", LEARNING_RATE), settings.epochs, 1)
+        rates = cosine_rates(stack.value("learning_rate", LEARNING_RATE), settings.epochs)
         start = {"P": first.expand(len(stack), -1, -1)}
         batches = view_by_view(stack, settings.epochs)
         learned, losses = train(start, batches, by_autograd(loss), Optimizer("adam", rates, eps=EPS))

@@ -69,13 +69,15 @@ class TaskResMethod(Adapter[TaskResSettings]):
             stack.crops.new_tensor([one[name] for one in given]) for name in ("alpha", "learning_rate")
         )
         batches = ImageBatches(stack, epochs, batch_size)
-        rates = batches.rates(rate, "warm_epoch")
-        samples, factor = Samples(normalized(stack.views), stack.labels), over(alpha, stack.crops)
+        rates = batches.coop_rates(rate)
+        samples = Samples(texts.scale * normalized(stack.views), stack.labels)
+        factor = over(alpha, stack.crops)
 
-        def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
-            classes = texts.raw.addcmul(factor, parameters["x"])
-            losses, found = cosine_cross_entropy(classes, *samples.take(places), texts.scale)
-            return losses, [found.mul_(factor)]
+        def gradient(parameters: Weights, sums: Weights, momentum: float, places: Tensor) -> Tensor:
+            classes, total = texts.raw.addcmul(factor, parameters["x"]), sums["x"]
+            losses = cosine_cross_entropy(classes, *samples.take(places), total)
+            total.mul_(factor)
+            return losses
 
         start = {"x": texts.raw.new_zeros(len(stack), *texts.raw.shape)}
         learned, losses = train(start, batches, gradient, Optimizer("adam", rates, WEIGHT_DECAY))

@@ -15,7 +15,7 @@ from pydantic import Field
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
-from fastcoop.methods.adapters.training import ImageBatches, Optimizer, softmax_gradient, train
+from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_rates, softmax_gradient, train
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
 
@@ -162,25 +162,25 @@ class TipAdapterFMethod(TipAdapterMethod):
         return True  # the epoch
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
+        import torch
+
         start, given, settings = self.cache(stack), self.given(stack), stack.settings
         labels = {"labels": start.pop("labels")}
         batches = ImageBatches(stack, settings.epochs, settings.batch_size, keep_short=True)
-        rates = batches.rates(stack.value("learning_rate"), "step")
-
+        rates = cosine_rates(stack.value("learning_rate"), settings.epochs * batches.steps)
         samples = Samples(normalized(stack.views), stack.labels)
         classes = KeyClasses(labels["labels"], len(stack.texts))
         beta, alpha, texts = given["beta"], given["alpha"], stack.texts.scale * stack.texts.unit
 
-        def gradient(parameters: Weights, places: Tensor) -> tuple[Tensor, list[Tensor]]:
+        def gradient(parameters: Weights, sums: Weights, momentum: float, places: Tensor) -> Tensor:
             images, targets = samples.take(places)
             values = activation(parameters["keys"] @ images.mT, beta)
-            logits = (texts @ images.mT).addcmul_(
-                over(alpha, values), classes.sum(values)
-            )  # (runs, classes, batch)
-            losses, change = softmax_gradient(logits, targets)
+            change = (texts @ images.mT).addcmul_(over(alpha, values), classes.sum(values))
+            losses = softmax_gradient(change, targets)
             change.mul_(over(alpha * beta / targets.shape[1], change))
             classes.multiply(values, change)
-            return losses, [values @ images]
+            torch.baddbmm(sums["keys"], values, images, beta=momentum, out=sums["keys"])
+            return losses
 
         best = BestEpoch(judge, labels | given) if judge else None
         optimizer = Optimizer("adamw", rates, weight_decay=0.01, eps=1e-4)

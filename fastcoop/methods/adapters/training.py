@@ -6,7 +6,7 @@ Optimizers are those of ``torch.optim``, with a learning rate per run and withou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DRAWN_AT_ONCE = 16  # epochs whose batches are drawn at once
+MOMENTUM = 0.9  # of SGD
+BETAS = (0.9, 0.999)  # of Adam
 
-Per = Literal["step", "epoch", "warm_epoch"]
 Batch = tuple["Tensor", ...]  # int64 (runs, batch) each; of `Samples`, one tensor of places
 Loss = Callable[..., "Tensor"]  # parameters, and the tensors of a batch -> (runs,)
-# The same -> losses (runs,), and the gradient of each run's own loss for each parameter, in order
-Gradient = Callable[..., tuple["Tensor", Sequence["Tensor"]]]
+# (parameters, sums, momentum, the tensors of a batch) -> losses (runs,). It multiplies the sums, one per parameter and
+# of its shape, by the momentum, and adds the gradients of each run's own loss: a product and a sum are one pass.
+Gradient = Callable[..., "Tensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,24 +34,26 @@ class Optimizer:
     """How parameters change by their gradients.
 
     Attributes:
-        kind: "sgd" (momentum), "adam" (weight decay in the gradient), or "adamw" (decoupled).
-        rates: float32 (steps, runs), the learning rate of each step; see `cosine_rates`.
+        kind: "sgd" (with momentum), "adam" (weight decay in the gradient), or "adamw" (decoupled).
+        rates: float32 (steps, runs), the learning rate of each step.
         weight_decay: A number, or (runs,).
-        momentum: Of "sgd".
-        betas, eps: Of "adam" and "adamw".
+        eps: Of "adam" and "adamw".
     """
 
     kind: Literal["sgd", "adam", "adamw"]
     rates: Tensor
     weight_decay: Tensor | float = 0.0
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def prepare(self, parameters: Sequence[Tensor]) -> Callable[[int, Sequence[Tensor]], None]:
-        """Return a function that changes the parameters, (runs, ...) each, by their gradients in a step from 0.
+    @property
+    def momentum(self) -> float:
+        """Factor on the sums of gradients before a batch's are added."""
+        return MOMENTUM if self.kind == "sgd" else 0.0
 
-        It may change the gradients too.
+    def prepare(self, parameters: Weights, sums: Weights) -> Callable[[int], None]:
+        """Return a function that changes the parameters, (runs, ...) each, by the sums of gradients in a step from 0.
+
+        It may change the sums too.
         """
         import torch
 
@@ -59,21 +63,22 @@ class Optimizer:
         )
         decay, rates = _Factor(decays[None]), _Factor(self.rates)
         has_decay = bool(decays.any())
-        first = [torch.zeros_like(one) for one in parameters]
-        second = [torch.zeros_like(one) for one in parameters] if kind != "sgd" else first
-        beta, beta_2 = self.betas
+        first, second = (
+            [torch.zeros_like(one) for one in parameters.values() if kind != "sgd"] for _ in range(2)
+        )
+        beta, beta_2 = BETAS
 
-        def step(number: int, gradients: Sequence[Tensor]) -> None:
+        def step(number: int) -> None:
             shrink = math.sqrt(1 - beta_2 ** (number + 1))
-            for one, gradient, mean, square in zip(parameters, gradients, first, second, strict=True):
+            for place, (one, gradient) in enumerate(zip(parameters.values(), sums.values(), strict=True)):
                 if has_decay and kind == "adamw":
                     one.mul_(over(1 - self.rates[number].double() * decays, one).to(one))
                 elif has_decay:
                     decay.add(gradient, one, 0)
                 if kind == "sgd":
-                    torch.add(gradient, mean, alpha=self.momentum, out=mean)
-                    rates.add(one, mean, number, -1.0)
+                    rates.add(one, gradient, number, -1.0)
                 else:
+                    mean, square = first[place], second[place]
                     mean.lerp_(gradient, 1 - beta)
                     square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
                     change = mean / square.sqrt().div_(shrink).add_(self.eps)
@@ -98,34 +103,10 @@ class _Factor:
             to.addcmul_(what, over(self.values[step], what), value=times)
 
 
-def cosine_rates(
-    rate: Tensor,
-    epochs: int,
-    steps: int,
-    per: Per = "step",
-    warmup: int = 0,
-) -> Tensor:
-    """Return the learning rates (steps of all epochs, runs) of a cosine to zero.
-
-    Args:
-        rate: float32 (runs,), of the start.
-        epochs: Number of epochs.
-        steps: Steps of an epoch.
-        per: "step": the rate changes at each step; "epoch": at each epoch; "warm_epoch": at each epoch as in CoOp,
-            whose first epoch has 1e-5 and whose cosine starts one epoch late.
-        warmup: Of "step": steps of a linear rise before the cosine.
-    """
-    from fastcoop.engine.runs import learning_rates
-
-    every = 1 if per == "step" else steps
-    if per == "warm_epoch":
-        factors = np.stack([learning_rates(epochs, float(one)) for one in rate], 1)
-    else:
-        total = epochs * steps // every - warmup
-        falling = (1 + np.cos(np.pi * np.arange(total) / total)) / 2
-        rising = (1 + np.arange(warmup)) / max(1, warmup)
-        factors = np.concatenate([rising, falling])[:, None] * rate.double().cpu().numpy()
-    return rate.new_tensor(factors.repeat(every, axis=0))
+def cosine_rates(rate: Tensor, steps: int) -> Tensor:
+    """Return learning rates (steps, runs) that fall from ``rate``, float32 (runs,), to zero along a cosine."""
+    factors = (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+    return rate.new_tensor(factors[:, None] * rate.double().cpu().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +137,12 @@ class ImageBatches:
         images, size = self.stack.labels.shape[1], self.batch_size
         return max(1, -(-images // size) if self.keep_short else images // size)
 
-    def rates(self, rate: Tensor, per: Per) -> Tensor:
-        """Return the `cosine_rates` of all steps."""
-        return cosine_rates(rate, self.epochs, self.steps, per)
+    def coop_rates(self, rate: Tensor) -> Tensor:
+        """Return the learning rates of all steps, (steps, runs), which change at each epoch as in CoOp."""
+        from fastcoop.engine.runs import learning_rates
+
+        factors = np.stack([learning_rates(self.epochs, float(one)) for one in rate], 1)
+        return rate.new_tensor(factors.repeat(self.steps, axis=0))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         import torch
@@ -188,63 +172,64 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
 
 
-def softmax_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each run's mean cross-entropy, (runs,), and each image's gradient for its logits (runs, classes, batch).
+def softmax_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each run's mean cross-entropy, (runs,), and replace the logits by each image's gradient for them.
 
-    Classes come before images, so that products with images and classes need no transposed copy.
+    A softmax over the second axis of three takes four times as long as these passes.
+
+    Args:
+        logits: float32 (runs, classes, batch). Classes come before images, so that products with images and classes
+            need no transposed copy.
+        labels: int64 (runs, batch).
     """
-    likelihoods, target = logits.log_softmax(1), labels[:, None]
-    losses = -likelihoods.gather(1, target).mean((1, 2))
-    change = likelihoods.exp_()
-    return losses, change.scatter_add_(1, target, change.new_full((), -1.0).expand_as(target))
+    target = labels[:, None]
+    own = logits.sub_(logits.amax(1, keepdim=True)).gather(1, target)
+    totals = logits.exp_().sum(1, keepdim=True)
+    logits.div_(totals).scatter_(1, target, -1.0, reduce="add")
+    return totals.log_().sub_(own).mean((1, 2))
 
 
 def cosine_cross_entropy(
-    classes: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    scale: float,
-    anchors: Tensor | None = None,
-    pull: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return each run's mean cross-entropy, (runs,), and its gradient for ``classes``, (runs, classes, dim).
+    classes: Tensor, images: Tensor, labels: Tensor, total: Tensor, momentum: float = 0.0
+) -> Tensor:
+    """Return each run's mean cross-entropy, (runs,), and add its gradient for ``classes`` to ``momentum * total``.
 
-    Autograd's steps through the normalization of the classes and the penalty would double the time of a step.
+    Autograd's steps through the normalization of the classes would double the time of a step.
 
     Args:
         classes: Class vectors (runs, classes, dim), of any length.
-        images: Image features (runs, batch, dim), of length 1.
+        images: Image features (runs, batch, dim), as long as the factor on the cosine similarities.
         labels: int64 (runs, batch).
-        scale: Factor on the cosine similarities.
-        anchors: (classes, dim), where a penalty holds the class vectors.
-        pull: (runs, classes), weights of the penalty: the sum over classes of ``pull * |classes - anchors| ** 2`` is
-            added to the loss.
+        total: (runs, classes, dim), changed in place.
+        momentum: Factor on ``total``.
     """
     import torch
 
-    norms = torch.linalg.vector_norm(classes, dim=-1)
-    factor = (scale / norms)[..., None]
-    logits = (classes @ images.mT).mul_(factor)
-    losses, change = softmax_gradient(logits, labels)
-    along = logits.mul_(change).mean(2)  # of classes' gradients, their part along the classes
-    gradient = change.mul_(factor / labels.shape[1]) @ images
-    gradient.addcmul_(classes, along.div_(norms.square_())[..., None], value=-1)
-    if pull is not None and anchors is not None:
-        moved = classes - anchors
-        gradient.addcmul_(moved, pull[..., None], value=2)
-        losses += (pull * torch.linalg.vector_norm(moved, dim=-1).square()).sum(-1)
-    return losses, gradient
+    share, inverse = (
+        1 / labels.shape[1],
+        torch.linalg.vector_norm(classes, dim=-1, keepdim=True).reciprocal_(),
+    )
+    products = torch.bmm(classes, images.mT)
+    change = products * inverse
+    losses = softmax_gradient(change, labels)
+    torch.baddbmm(total, change.mul_(inverse), images, beta=momentum, alpha=share, out=total)
+    along = products.mul_(change).sum(2, keepdim=True)  # of classes' gradients, their part along the classes
+    total.addcmul_(classes, along.mul_(inverse.square_()), value=-share)
+    return losses
 
 
 def by_autograd(loss: Loss) -> Gradient:
     """Return the gradient of a loss, computed by autograd."""
     import torch
 
-    def gradient(parameters: Weights, *batch: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
         with torch.enable_grad():
             given = {name: one.detach().requires_grad_() for name, one in parameters.items()}
             losses = loss(given, *batch)
-            return losses.detach(), torch.autograd.grad(losses.sum(), list(given.values()))
+            found = torch.autograd.grad(losses.sum(), list(given.values()))
+        for total, one in zip(sums.values(), found, strict=True):
+            total.mul_(momentum).add_(one)
+        return losses.detach()
 
     return gradient
 
@@ -261,7 +246,7 @@ def train(
     Args:
         start: Parameters at the start, (runs, ...) each. They are not changed.
         epochs: Of batches, such as `ImageBatches`.
-        gradient: Returns the losses of parameters and a batch, and their gradients; see `by_autograd`.
+        gradient: Adds the gradients of a batch; see `by_autograd`.
         optimizer: The optimizer.
         on_epoch: Called after each epoch, counted from 1, with the parameters, which later steps change.
 
@@ -271,16 +256,19 @@ def train(
     import torch
 
     parameters = {name: one.clone() for name, one in start.items()}
-    step = optimizer.prepare([*parameters.values()])
-    losses, number = [], 0
+    sums = {name: torch.zeros_like(one) for name, one in parameters.items()}
+    step = optimizer.prepare(parameters, sums)
+    losses: list[Tensor] = []
+    steps = []  # of each epoch
     with torch.no_grad():
         for epoch, batches in enumerate(epochs, 1):
-            total: Tensor | float = 0.0
             for batch in batches:
-                each, gradients = gradient(parameters, *batch)
-                step(number, gradients)
-                total, number = total + each / len(batches), number + 1
-            losses.append(total)
+                losses.append(gradient(parameters, sums, optimizer.momentum, *batch))
+                step(len(losses) - 1)
+            steps.append(len(batches))
             on_epoch(epoch, parameters)
             report_share(len(batches) / len(optimizer.rates))
-    return parameters, torch.stack(losses, 1)  # type: ignore[arg-type]
+    number = torch.tensor(steps, device=losses[0].device)
+    epoch_of = torch.arange(len(steps), device=number.device).repeat_interleave(number)
+    each = torch.stack(losses, 1)
+    return parameters, each.new_zeros(len(each), len(steps)).index_add_(1, epoch_of, each) / number
