@@ -90,9 +90,6 @@ def test_runs_refuse_learning_rates_that_are_none(value: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b: a_run(momentum=1.0), "momentum of a run to be from 0 to below 1"),
-        (lambda b: a_run(weight_decay=-1.0), "weight_decay of a run"),
-        (lambda b: a_run(weight_decay=float("nan")), "weight_decay of a run"),
         (lambda b: fc.PromptLayout(4, class_specific="no"), "class_specific to be True or False, got 'no'"),
         (lambda b: fc.PromptLayout(4, "mid", prompt="[V]x4 [CLASS]"), "leave out class_position"),
         (lambda b: fc.PromptLayout(4, 3), 'position "3" is unknown'),

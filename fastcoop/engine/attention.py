@@ -12,14 +12,14 @@ Queries arrive scaled (the weights are folded).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.engine.forest import Buffer, Forest, SavedPack, Workspace
+from fastcoop.engine.forest import Buffer, Forest, Group, SavedPack, Workspace
 from fastcoop.engine.tree_layout import TreeLayout
 
 
@@ -120,50 +120,25 @@ def _number(parts: Sequence[np.ndarray], *shape: int) -> tuple[np.ndarray, np.nd
     return at, place.reshape(shape)
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Some runs of a group, so few that their scores stay in a CPU's cache, and their places in the forest."""
-
-    layout: TreeLayout
-    runs: int
-    routes: Routes
-    constants: list[list[Tensor]]  # the layout's, of each layer
-    rows: slice
-    outputs: slice  # rows, or leaves
-
-    def of_runs(self, constants: Tensor) -> Tensor:
-        """Return keys and values (2, H, ...) of constants as those of each run, (2, R, H, ...), a view."""
-        return constants[:, None].expand(-1, self.runs, *[-1] * (constants.ndim - 1))
-
-
 class PackAttention:
     """Attention of all layers of one forest, by batched products, chunk by chunk and pack by pack.
 
-    It holds indices and constants; what a step writes is in the `Workspace`. In the last layer only leaves have queries
-    and outputs. Spare rows get zeros, which nothing reads.
+    A chunk is so few runs of a group that their scores stay in a CPU's cache. In the last layer only leaves have
+    queries and outputs. Spare rows get zeros, which nothing reads.
     """
 
     def __init__(self, forest: Forest):
-        self.forest, self.width = forest, forest.tower.width
-        self.last = len(forest.tower.blocks) - 1
-        self.d = self.width // forest.tower.heads
-        # The chunks of all layers but the last, and of the last.
-        self.chunks = [list(self._cut(leaves_only)) for leaves_only in (False, True)]
-
-    def _cut(self, leaves_only: bool) -> Iterator[Chunk]:
-        for g in self.forest.groups:
-            layout, routes = g.tree_layout, dict[int, Routes]()
-            outputs, of_run = (g.leaves, layout.leaves) if leaves_only else (g.rows, layout.rows)
-            most = max(1, self.forest.chunk // layout.positions)  # runs
-            for first in range(0, g.runs, most):
-                runs = min(most, g.runs - first)
-                if runs not in routes:
-                    routes[runs] = Routes(layout, self.forest.tower.heads, runs, leaves_only)
-                places = (
-                    slice(part.start + first * count, part.start + (first + runs) * count)
-                    for part, count in ((g.rows, layout.rows), (outputs, of_run))
-                )
-                yield Chunk(layout, runs, routes[runs], layout.packed_constants, *places)
+        self.forest, self.width, heads = forest, forest.tower.width, forest.tower.heads
+        self.last, self.d = len(forest.tower.blocks) - 1, self.width // heads
+        routes = cache(partial(Routes, heads=heads))  # chunks of equal trees and numbers of runs share them
+        # The chunks, their routes and the places of their outputs, in all layers but the last, and in the last.
+        self.chunks: tuple[list[tuple[Group, Routes, slice]], ...] = [], []
+        for group in forest.groups:
+            _ = group.tree_layout.packed_constants  # computed here, since a step may not wait for the host
+            for chunk in group.split(max(1, forest.chunk // group.tree_layout.positions)):
+                for chunks, leaves_only in zip(self.chunks, (False, True), strict=True):
+                    own = routes(chunk.tree_layout, runs=chunk.runs, leaves_only=leaves_only)
+                    chunks.append((chunk, own, chunk.leaves if leaves_only else chunk.rows))
 
     def qkv(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the memory (rows, 3 width) into which the tower writes a layer's queries, keys and values."""
@@ -176,21 +151,20 @@ class PackAttention:
 
     def forward(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the outputs (rows, width) for what is in ``qkv``; in the last layer (leaves, width)."""
-        forest, memory, keep = self.forest, workspace.attention[layer], workspace.keep
+        forest, memory, keep = self.forest, workspace.layers[layer], workspace.keep
         is_last, qkv = layer == self.last, workspace.qkv(forest.rows, 3 * self.width)
         result = workspace.attended(forest.leaves if is_last else forest.rows, self.width)
-        for c, chunk in enumerate(self.chunks[is_last]):
-            layout, routes = chunk.layout, chunk.routes
+        for c, (chunk, routes, places) in enumerate(self.chunks[is_last]):
+            layout = chunk.tree_layout
             slices = memory.slices[c if keep else 0](routes.slices, self.d)
             torch.index_select(qkv[chunk.rows].view(-1, self.d), 0, routes.rows_to_packs, out=slices)
             outputs = workspace.attended_slices(routes.queries, self.d)
-            constants, *before = chunk.constants[layer]
-            shared = chunk.of_runs(constants)
+            shared, *before = (_of_runs(kv, chunk.runs) for kv in layout.packed_constants[layer])
             blocks = zip(routes.qkv(slices), routes.outputs(outputs), strict=True)
             for p, ((q, k, v), out) in enumerate(blocks):  # the trunk comes first: all others read its keys
                 key = (c, p) if keep else (0, 0)
                 if before[p].numel():
-                    k, v = _join(chunk.of_runs(before[p]), (k, v), memory.own_kv[key])
+                    k, v = _join(before[p], (k, v), memory.own_kv[key])
                 if out.numel():
                     probabilities = memory.probabilities[key](*q.shape[:4], shared.shape[3] + k.shape[3])
                     scores = _scores(q, shared[0], k, routes.masks[p], workspace)
@@ -200,7 +174,7 @@ class PackAttention:
                         memory.saved[key] = SavedPack(q, k, v, shared[0], shared[1], probabilities)
                 if layout.packs[p] is layout.trunk:  # from here on, S grows by the trunk's length
                     shared = _join(shared, (k[:, :, 0], v[:, :, 0]), memory.shared_kv[key[0]])
-            torch.index_select(outputs, 0, routes.output_index, out=result[chunk.outputs].view(-1, self.d))
+            torch.index_select(outputs, 0, routes.output_index, out=result[places].view(-1, self.d))
         result[forest.used_leaves if is_last else forest.used_rows :].zero_()
         return result
 
@@ -209,16 +183,16 @@ class PackAttention:
 
         In the last layer, the queries' gradient is defined at leaves only.
         """
-        d, width, saved = self.d, self.width, workspace.attention[layer].saved
+        d, width, saved = self.d, self.width, workspace.layers[layer].saved
         result = workspace.grad_qkv(self.forest.rows, 3 * width)
-        for c, chunk in enumerate(self.chunks[layer == self.last]):
-            layout, routes, rows = chunk.layout, chunk.routes, result[chunk.rows]
+        for c, (chunk, routes, places) in enumerate(self.chunks[layer == self.last]):
+            layout, rows = chunk.tree_layout, result[chunk.rows]
             outputs = workspace.attended_slices(routes.queries, d)
-            torch.index_select(grad[chunk.outputs].view(-1, d), 0, routes.query_index, out=outputs)
+            torch.index_select(grad[places].view(-1, d), 0, routes.query_index, out=outputs)
             outputs.index_fill_(0, routes.unused_queries, 0.0)
             slices = workspace.grad_slices(routes.slices, d)
             # Gradients of the shared keys and values: the constants', which nothing reads, then the trunk's.
-            _, H, constants, _ = chunk.constants[layer][0].shape
+            _, H, constants, _ = layout.packed_constants[layer][0].shape
             trunk = layout.trunk.positions.size if layout.trunk else 0
             shared = grad.new_zeros(2, chunk.runs, H, constants + trunk, d)
             blocks = list(zip(layout.packs, routes.outputs(outputs), routes.qkv(slices), strict=True))
@@ -239,6 +213,11 @@ class PackAttention:
                 of_run[:, layout.copied_rows, width:] += layout.sum_copies(copies)
         result[self.forest.used_rows :].zero_()
         return result
+
+
+def _of_runs(constants: Tensor, runs: int) -> Tensor:
+    """Return keys and values (2, H, ...) of constants as those of each run, (2, R, H, ...), a view."""
+    return constants[:, None].expand(-1, runs, *[-1] * (constants.ndim - 1))
 
 
 def _join(before: Tensor, kv: tuple[Tensor, Tensor], buffer: Buffer) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -51,7 +50,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self._trees = Trees(backbone)
         self.class_names, self.layout = key = tree_key(class_names, layout)
-        self._passes: OrderedDict[int, AnyPass] = OrderedDict()  # by number of runs
+        self._passes: dict[int, AnyPass] = {}  # by number of runs
         _ = self._trees[key]  # raises if a prompt does not fit
 
     def forward(self, contexts: Tensor) -> Tensor:
@@ -75,10 +74,10 @@ class PromptEncoder(nn.Module):
 
     def _forest_pass(self, runs: int) -> AnyPass:
         if runs not in self._passes:
-            trees, tower = [(self._trees[self.class_names, self.layout], runs)], self._trees.tower
-            self._passes[runs] = build_pass(tower, trees, row_rule(tower))
-            if len(self._passes) > FORESTS:
-                self._passes.popitem(last=False)
+            if len(self._passes) == FORESTS:
+                del self._passes[next(iter(self._passes))]
+            tree, tower = self._trees[self.class_names, self.layout], self._trees.tower
+            self._passes[runs] = build_pass(tower, [(tree, runs)], row_rule(tower))
         return self._passes[runs]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptEncoder:
@@ -157,11 +156,8 @@ class ClassTokenEncoder:
 
         Args:
             contexts: (runs, M, width), which enter the first layer.
-            tokens: (runs, classes, M, width), which replace them. Gradients flow to both. The runs dimension may be
-                left out of both, and is then left out of the result.
+            tokens: (runs, classes, M, width), which replace them. Gradients flow to both.
         """
-        if contexts.ndim == 2:
-            return self(contexts[None], tokens[None])[0]
         given = [contexts.to(self._device), tokens.to(self._device).flatten(1, 2)]
         return _class_features(self._pass(len(contexts)), given)[0]
 
@@ -205,14 +201,10 @@ def encode_runs(trees: Trees, class_names: Sequence[str], layout: PromptLayout, 
     """
     runs, _ = _by_run(trees, (class_names, layout, contexts))
     tower, tree = trees.tower, trees[tree_key(class_names, layout)]
-    passes: dict[int, AnyPass] = {}  # by number of runs
-    features: list[Tensor] = []
+    parts = runs.split(_runs_at_once(trees, tree))
     with limit_threads(tower.heads):
-        for part in runs.split(_runs_at_once(trees, tree)):
-            if len(part) not in passes:
-                passes[len(part)] = build_pass(tower, [(tree, len(part))], row_rule(tower))
-            features += _class_features(passes[len(part)], [part])
-    return torch.cat(features)
+        passes = {n: build_pass(tower, [(tree, n)], row_rule(tower)) for n in set(map(len, parts))}
+        return torch.cat([_class_features(passes[len(part)], [part])[0] for part in parts])
 
 
 def _runs_at_once(trees: Trees, tree: Any) -> int:
@@ -302,7 +294,7 @@ class _TwoTrees:
         x = x.clone()  # the next input has the same memory
         if self.layer == self.above.last:  # it writes queries of leaves only, and reads the others as padding
             workspace.qkv(self.above.forest.rows, 3 * self.tower.width).zero_()
-        y = workspace.layers[self.layer].x(self.above.forest.rows, self.tower.width)
+        y = workspace.x[self.layer](self.above.forest.rows, self.tower.width)
         y[self.above.forest.used_rows :].zero_()
         y.index_copy_(0, self.kept, x.index_select(0, self.source))
         of_rows = tokens[:, self.own.vector_of_row].flatten(0, 1)

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import psutil
 import torch
 
-from fastcoop.backbones import Backbone, PlainTower
+from fastcoop.backbones import Backbone, PlainTower, TextTower
 from fastcoop.engine.plain import PlainLayout, prompts_of
-from fastcoop.engine.tree_layout import Packing, TreeKey, pack_tree, tree_key, tree_of
+from fastcoop.engine.tree_layout import TreeKey, pack_tree, tree_key, tree_of
 from fastcoop.engine.weights import CPU_CHUNK, Precision, dtype_of
 from fastcoop.memo import memoize
 from fastcoop.prompts.layout import PromptLayout
@@ -42,9 +41,7 @@ class RunShape:
     images: int = 0  # training images; 0 leaves their features out of the count
     views: int = 1  # cached views of each image
     batch_size: int = 32  # images of a step; of a fast schedule, all images and views
-    features: Hashable = (
-        None  # runs with equal values share one copy of their features; None: it is not shared
-    )
+    features: Hashable = None  # runs of equal values share one copy of their features; None: it is not shared
     is_fast: bool = False  # whether the schedule is a fast one
 
     @property
@@ -99,16 +96,9 @@ def loss_parts(images: int, classes: int, dim: int, on_cpu: bool) -> tuple[int, 
     return rows, max(1, limit // (rows * per_row))
 
 
-class Stage(NamedTuple):
-    """``steps`` steps in which the same runs train together; ``runs`` are their places in the plan."""
-
-    steps: int
-    runs: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class TrainingPlan:
-    """What a set of runs takes, and how it is cut into stages."""
+    """What a set of runs takes, and which of them start together."""
 
     runs: tuple[RunCost, ...]  # in the order given
     memory_bytes: int  # that a batch may take
@@ -117,11 +107,6 @@ class TrainingPlan:
     # About how many rows fit memory_bytes, by the tower's size alone: sweeps cut the same batches as earlier versions.
     rows_estimate: int
     max_loss_bytes: int  # memory of the losses of fast schedules, however many
-
-    @property
-    def trees(self) -> dict[TreeKey, TreeCost]:
-        """The cost of each distinct tree."""
-        return {run.shape.tree: run.tree for run in self.runs}
 
     @property
     def flops(self) -> float:
@@ -154,20 +139,9 @@ class TrainingPlan:
 
         return sorted(range(len(self.runs)), key=place)
 
-    def stages(self) -> Iterator[Stage]:
-        """Yield which runs train together and for how many steps: runs that end leave, waiting ones join.
-
-        A forecast: `train` fills its batches as it goes, in the same order.
-        """
-        waiting, budget = deque(self.order()), self.budget()
-        steps_left = [run.shape.steps for run in self.runs]
-        while waiting:
-            active = budget.fill(waiting)
-            steps = min(steps_left[n] for n in active)
-            yield Stage(steps, tuple(active))
-            for n in active:
-                steps_left[n] -= steps
-            waiting.extendleft(n for n in reversed(active) if steps_left[n])
+    def first_batch(self) -> list[int]:
+        """Return the runs, by their place in the plan, that train first."""
+        return self.budget().fill(deque(self.order()))
 
 
 class BatchBudget:
@@ -236,18 +210,17 @@ def plan_training(
         UserError: For a prompt that does not fit the text tower.
     """
     text, on_cpu = backbone.text, backbone.device.type == "cpu"
-    hidden = 0 if isinstance(text, PlainTower) else text.hidden
     item_bytes = (dtype_of(precision) or text.dtype).itemsize
-    sizes = _Sizes(text.width, hidden, text.layers, text.heads or 0, text.dim, item_bytes, on_cpu)
     memory = usable_bytes(backbone.device) if memory_budget is None else memory_budget
-    costs = [_run_cost(backbone, sizes, run) for run in runs]
+    costs = [_run_cost(backbone, run, item_bytes, on_cpu) for run in runs]
     if isinstance(text, PlainTower):
         scratch = max((cost.tree.part_bytes for cost in costs), default=0)
         left = max(0, memory - scratch)  # what does not fit is computed again
         trees = (replace(c.tree, activation_bytes=min(c.tree.activation_bytes, left)) for c in costs)
         costs = [replace(cost, tree=tree) for cost, tree in zip(costs, trees, strict=True)]
     else:  # a chunk of rows and spare rows; a GPU takes all rows as one chunk, counted with them
-        scratch = CPU_CHUNK * sizes.per_chunk_row + SPARE_ROWS * text.layers * (2 * text.width + hidden + 4)
+        scratch = CPU_CHUNK * _chunk_numbers(text)
+        scratch += SPARE_ROWS * text.layers * (2 * text.width + text.hidden + 4)
         scratch *= item_bytes if on_cpu else 0
     # A layer's residual stream, q, k, v, MLP and scores are about 12 widths, in float32.
     fit = max(1, memory // (max(1, text.layers) * 12 * text.width * 4))
@@ -255,57 +228,42 @@ def plan_training(
     return TrainingPlan(tuple(costs), memory, scratch, *rows, LOSS_NUMBERS[on_cpu] * max(4, item_bytes))
 
 
-class _Sizes(NamedTuple):
-    """All that costs depend on: the text tower's sizes, the bytes of a number, and whether it is on a CPU."""
-
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-    dim: int
-    item_bytes: int
-    on_cpu: bool
-
-    @property
-    def per_chunk_row(self) -> int:
-        """Numbers of scratch memory per row of a chunk."""
-        return 2 * self.hidden + 16 * self.width
-
-
-def _run_cost(backbone: Backbone, sizes: _Sizes, run: RunShape) -> RunCost:
-    names, layout = run.tree
-    tree = _tree_cost(backbone, names, layout, sizes)
-    state = max(4, sizes.item_bytes)  # contexts are float32 at least
-    contexts = layout.context_length * sizes.width * (len(names) if layout.class_specific else 1)
-    loss = run.batch_size * (4 * len(names) + 2 * sizes.dim)
-    features = run.images * run.views * sizes.dim * state  # less where they are stored in float16
+def _run_cost(backbone: Backbone, run: RunShape, item_bytes: int, on_cpu: bool) -> RunCost:
+    (names, layout), width, dim = run.tree, backbone.text.width, backbone.text.dim
+    tree = _tree_cost(backbone, names, layout, item_bytes, on_cpu)
+    state = max(4, item_bytes)  # contexts are float32 at least
+    contexts = layout.context_length * width * (len(names) if layout.class_specific else 1)
+    loss = run.batch_size * (4 * len(names) + 2 * dim)
+    features = run.images * run.views * dim * state  # less where they are stored in float16
     own = (STATE_COPIES * contexts + 2 * run.steps) * state
     if not run.is_fast:
         return RunCost(run, tree, own + loss * state + 4 * run.batch_size * run.steps, features)
-    own += 16 * contexts + SHAMPOO_COPIES * 8 * sizes.width**2
-    flops = 4.0 * run.batch_size * len(names) * sizes.dim + 4.0 * contexts * sizes.width
-    return RunCost(run, tree, own, features, min(loss, LOSS_NUMBERS[sizes.on_cpu]) * state, flops)
+    own += 16 * contexts + SHAMPOO_COPIES * 8 * width**2
+    flops = 4.0 * run.batch_size * len(names) * dim + 4.0 * contexts * width
+    return RunCost(run, tree, own, features, min(loss, LOSS_NUMBERS[on_cpu]) * state, flops)
 
 
 @memoize(1024)
-def _tree_cost(backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, sizes: _Sizes) -> TreeCost:
+def _tree_cost(
+    backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, item_bytes: int, on_cpu: bool
+) -> TreeCost:
     text = backbone.text
     if isinstance(text, PlainTower):
         prompts = prompts_of(backbone.tokenizer, names, layout, text.context_length)
         plain = PlainLayout(prompts, text)
-        kept = plain.cost.kept_bytes * sizes.item_bytes // text.dtype.itemsize
+        kept = plain.cost.kept_bytes * item_bytes // text.dtype.itemsize
         part, shared = kept * min(plain.at_once, len(names)), int(prompts.tree().live.sum())
         flops = plain.cost.flops * len(names)
         return TreeCost(plain.rows, plain.rows, flops, kept * len(names), shared, part)
     tree = tree_of(backbone.tokenizer, names, layout, text.context_length, text.end_id)
     rows = int(tree.live.sum())
-    memory = _activation_bytes(rows, len(names), pack_tree(tree), sizes)
-    return TreeCost(tree.nodes, rows, _flops(tree, rows, sizes), memory, rows)
+    memory = _activation_numbers(tree, rows, text, item_bytes, on_cpu) * item_bytes
+    return TreeCost(tree.nodes, rows, _flops(tree, rows, text), memory, rows)
 
 
-def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) -> int:
-    """Bytes that one run adds to a batch: what layers keep for backward, and scratch memory."""
-    width, heads = sizes.width, sizes.heads
+def _activation_numbers(tree: Tree, rows: int, text: TextTower, item_bytes: int, on_cpu: bool) -> int:
+    """Numbers that one run adds to a batch: what layers keep for backward, and scratch memory."""
+    packing, width, heads = pack_tree(tree), text.width, text.heads
     shared, positions, scores = len(packing.constants), 0, 0
     for number, (constants, live) in enumerate(packing.packs):
         positions += live.size
@@ -313,29 +271,33 @@ def _activation_bytes(rows: int, classes: int, packing: Packing, sizes: _Sizes) 
         shared += live.size if number == 0 and packing.has_trunk else 0
     # Per layer: two residual streams, the MLP's hidden row, two means and two deviations; by pack q, k and v, and the
     # attention probabilities.
-    kept = rows * (2 * width + sizes.hidden + 4) + positions * 3 * width + heads * scores
+    kept = rows * (2 * width + text.hidden + 4) + positions * 3 * width + heads * scores
     # Once: about 8 widths (qkv 3, its gradient by pack 3, attended 1, grad_input 1); scores by kind, joined, and their
     # gradient (3); class features, leaf features and their gradients (about 4).
     # In numbers of two bytes, 2 more widths: residual gradients are in float32.
-    widths = 10 if sizes.item_bytes == 2 else 8
-    scratch = rows * widths * width + heads * 3 * scores + classes * 4 * sizes.dim
-    scratch += 0 if sizes.on_cpu else rows * sizes.per_chunk_row
-    return (sizes.layers * kept + scratch) * sizes.item_bytes
+    widths = 10 if item_bytes == 2 else 8
+    scratch = rows * widths * width + heads * 3 * scores + len(tree.leaf) * 4 * text.dim
+    return text.layers * kept + scratch + (0 if on_cpu else rows * _chunk_numbers(text))
 
 
-def _flops(tree: Tree, rows: int, sizes: _Sizes) -> float:
+def _chunk_numbers(text: TextTower) -> int:
+    """Numbers of scratch memory per row of a chunk."""
+    return 2 * text.hidden + 16 * text.width
+
+
+def _flops(tree: Tree, rows: int, text: TextTower) -> float:
     """Operations of one run's step, without the comparisons that attention's masks discard (a few percent)."""
-    width, layers = sizes.width, sizes.layers
+    width, layers = text.width, text.layers
     leaves = sorted(set(tree.leaf.tolist()))
     keys = tree.depth + 1  # a node reads the nodes above it and itself
     attention = 12 * width * ((layers - 1) * int(keys[tree.live].sum()) + int(keys[leaves].sum()))
 
-    qkv, branch = 3 * width * width, width * width + 2 * width * sizes.hidden
+    qkv, branch = 3 * width * width, width * width + 2 * width * text.hidden
     first = (int(tree.learned.sum()) * qkv + rows * branch) if layers > 1 else 0
     middle = max(layers - 2, 0) * rows * (qkv + branch)
     last = rows * 2 * width * width + len(leaves) * (width * width + branch)  # only end tokens have queries
     both = 2 * 2  # a multiply and an add, forward and backward
-    return attention + both * (first + middle + last + len(leaves) * width * sizes.dim)
+    return attention + both * (first + middle + last + len(leaves) * width * text.dim)
 
 
 def usable_bytes(device: torch.device) -> int:

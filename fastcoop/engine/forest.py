@@ -61,42 +61,58 @@ class Trees:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """``runs`` runs of one tree, and their places among the forest's rows and leaves, run by run."""
+    """``runs`` runs of one tree, and where the first one begins among the forest's rows and leaves."""
 
     tree_layout: TreeLayout
     runs: int
-    rows: slice
-    leaves: slice
+    first_row: int
+    first_leaf: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first_row, self.first_row + self.runs * self.tree_layout.rows)
+
+    @property
+    def leaves(self) -> slice:
+        return slice(self.first_leaf, self.first_leaf + self.runs * self.tree_layout.leaves)
 
     def rows_of(self, index: Tensor) -> Tensor:
         """Return the forest's rows (runs n,) for the rows ``index`` (n,) of one run."""
-        starts = self.rows.start + self.tree_layout.rows * torch.arange(self.runs, device=index.device)
+        starts = self.first_row + self.tree_layout.rows * torch.arange(self.runs, device=index.device)
         return (starts[:, None] + index).reshape(-1)
+
+    def split(self, most: int) -> Iterator[Group]:
+        """Yield the runs as groups of at most ``most``."""
+        layout = self.tree_layout
+        for run in range(0, self.runs, most):
+            first = self.first_row + run * layout.rows, self.first_leaf + run * layout.leaves
+            yield Group(layout, min(most, self.runs - run), *first)
 
 
 class Forest:
-    """Groups side by side. Rows and leaves are padded at the end with spare ones, to numbers that ``rule`` allows."""
+    """Groups one after another. Rows and leaves are padded at the end with spare ones, to numbers ``rule`` allows."""
 
     def __init__(self, tower: FoldedTower, trees: Sequence[tuple[TreeLayout, int]], rule: RowRule = ANY_ROWS):
         self.tower, self.rule = tower, rule
-        rows = leaves = 0
+        self.used_rows = self.used_leaves = 0
         self.groups: list[Group] = []
         for layout, runs in trees:
-            of_rows = slice(rows, rows := rows + runs * layout.rows)
-            of_leaves = slice(leaves, leaves := leaves + runs * layout.leaves)
-            self.groups.append(Group(layout, runs, of_rows, of_leaves))
-        self.used_rows, self.used_leaves = rows, leaves
+            self.groups.append(Group(layout, runs, self.used_rows, self.used_leaves))
+            self.used_rows += runs * layout.rows
+            self.used_leaves += runs * layout.leaves
         # Spare rows only bring a product to an allowed number of rows. No other row reads them.
         self.rows = rule.padded(self.used_rows)  # spare rows included
-        self.learned_rows = torch.cat([g.rows_of(g.tree_layout.learned_rows) for g in self.groups])
-        self.frozen_rows = torch.cat([g.rows_of(g.tree_layout.frozen_rows) for g in self.groups])
-        self.leaf_rows = self._padded(torch.cat([g.rows_of(g.tree_layout.leaf_rows) for g in self.groups]))
-        self.leaves = len(self.leaf_rows)  # spare leaves included
-        self.first_rows = self._padded(self.learned_rows)  # rows that the first layer computes
+        self.learned_rows, self.frozen_rows, leaf_rows = (
+            torch.cat([g.rows_of(getattr(g.tree_layout, name)) for g in self.groups])
+            for name in ("learned_rows", "frozen_rows", "leaf_rows")
+        )
         self.learned_positions, self.frozen_input, self.frozen_qkv = (
             torch.cat([getattr(g.tree_layout, name).repeat(g.runs, 1) for g in self.groups])
             for name in ("learned_positions", "frozen_input", "frozen_qkv")
         )
+        self.leaf_rows = self._padded(leaf_rows)
+        self.leaves = len(self.leaf_rows)  # spare leaves included
+        self.first_rows = self._padded(self.learned_rows)  # rows that the first layer computes
         # Rows that are worked on at a time, so that they stay in a CPU's cache. A GPU takes all at once.
         self.chunk = CPU_CHUNK if tower.device.type == "cpu" else sys.maxsize
 
@@ -110,11 +126,10 @@ class Forest:
 
 
 class Buffer:
-    """Memory of one tensor, allocated once and replaced where a larger view of it is asked for."""
+    """Memory of one tensor, replaced where a larger view of it is asked for."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.memory = torch.empty(0, dtype=dtype, device=device)
-        self.used_bytes = 0
         self._views: dict[tuple[int, ...], Tensor] = {}  # a step needs the same few views, thousands of times
 
     def __call__(self, *shape: int) -> Tensor:
@@ -125,7 +140,6 @@ class Buffer:
             if self.memory.numel() < size:
                 self.memory = self.memory.new_empty(size)
                 self._views.clear()
-            self.used_bytes = max(self.used_bytes, size * self.memory.element_size())
             view = self._views[shape] = self.memory[:size].view(shape)
         return view
 
@@ -145,32 +159,26 @@ PackKey = tuple[int, int]  # a chunk of the forest's attention, a pack of its tr
 
 
 class LayerMemory:
-    """What a layer's forward pass writes for its backward pass; in the last layer, the last three are of leaves."""
+    """What a layer's forward pass writes for its backward pass, besides its input."""
 
     def __init__(self, buffer: Callable[[], Buffer], stats: Callable[[], Buffer]):
-        self.x = buffer()  # (rows, width): the residual stream that enters the layer
-        self.x_stats = stats()  # (2, rows, 1): means and reciprocal deviations of x
-        self.middle = buffer()  # (rows, width): the residual stream between attention and MLP
-        self.middle_stats = stats()  # (2, rows, 1)
-        self.hidden = buffer()  # (rows, hidden): the MLP before its activation
-
-
-class AttentionMemory:
-    """What attention's forward pass in one layer writes for its backward pass."""
-
-    def __init__(self, buffer: Callable[[], Buffer]):
-        # Per chunk (slices, d): queries, keys and values by pack.
+        self.x_stats = stats()  # (2, rows, 1): means and reciprocal deviations of the input
+        # Attention. Per chunk (slices, d): queries, keys and values by pack.
         self.slices = defaultdict[int, Buffer](buffer)
         self.shared_kv = defaultdict[int, Buffer](buffer)  # per chunk (2, R, H, S, d): of constants and trunk
         # (2, R, H, P, K, d): own keys and values, with the constants before them.
         self.own_kv = defaultdict[PackKey, Buffer](buffer)
         self.probabilities = defaultdict[PackKey, Buffer](buffer)  # (R, H, P, queries, S + K)
-        self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the others
         self.saved: dict[PackKey, SavedPack] = {}  # views of the above, for packs with queries
+        self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the above
+        # The MLP; in the last layer, of leaves.
+        self.middle = buffer()  # (rows, width): the residual stream between attention and MLP
+        self.middle_stats = stats()  # (2, rows, 1)
+        self.hidden = buffer()  # (rows, hidden): the MLP before its activation
 
 
 class Workspace:
-    """The memory that steps write, allocated once: no step allocates (and page-faults) a large tensor.
+    """The memory that passes of one forest write, allocated by the first: later steps page-fault no large tensor.
 
     Without ``keep``, no backward follows forward, and layers share their memory.
     """
@@ -184,13 +192,12 @@ class Workspace:
             buffers.append(Buffer(dtype, tower.device))
             return buffers[-1]
 
-        self.keep, self._buffers = keep, buffers
-        layers = len(tower.blocks)
-        # Behind the last layer, the tower's output is one more x. Without keep, every other layer shares one memory.
-        memory = [LayerMemory(buffer, lambda: buffer(stats_dtype)) for _ in range(layers + 1 if keep else 2)]
-        self.layers = [memory[layer % len(memory)] for layer in range(layers + 1)]
-        attention = [AttentionMemory(buffer) for _ in range(layers if keep else 1)]
-        self.attention = [attention[layer % len(attention)] for layer in range(layers)]
+        self.keep, self._buffers, count = keep, buffers, len(tower.blocks) + 1
+        # The residual stream that enters each layer, (rows, width); behind the last, the tower's output at leaves.
+        x = [buffer() for _ in range(count if keep else 2)]
+        self.x = [x[layer % len(x)] for layer in range(count)]
+        layers = [LayerMemory(buffer, lambda: buffer(stats_dtype)) for _ in range(count if keep else 1)]
+        self.layers = [layers[layer % len(layers)] for layer in range(count)]
 
         # Scratch memory. A gradient has the memory of the tensor that its computation no longer reads.
         self.qkv = self.grad_qkv = buffer()  # (rows, 3 width): the layer's queries, keys and values
@@ -210,22 +217,7 @@ class Workspace:
         self.slots = buffer(tower.sum_dtype)  # (chain entries, 2 width)
         self.first_layer_of: object = None  # the pass that has written the tokens' rows of the first layer
 
-    def begin(self) -> None:
-        """Prepare for another forest: count what it uses from zero."""
-        self.first_layer_of = None
-        for memory in self.attention:
-            memory.saved.clear()
-        for buffer in self._buffers:
-            buffer.used_bytes = 0
-            buffer._views.clear()
-
-    def trim(self) -> None:
-        """Free memory that no forest has used since ``begin``."""
-        for buffer in self._buffers:
-            if not buffer.used_bytes:
-                buffer.memory = buffer.memory.new_empty(0)
-
     @property
     def nbytes(self) -> int:
-        """Bytes used since ``begin``."""
-        return sum(buffer.used_bytes for buffer in self._buffers)
+        """Bytes of memory."""
+        return sum(buffer.memory.nbytes for buffer in self._buffers)

@@ -95,14 +95,13 @@ class Objective:
     def gradients(self, texts: Tensor, images: Images) -> tuple[Tensor, list[Tensor]]:
         """Return the weighted mean loss (runs,) of the first part, and for each part its gradient for ``texts``.
 
-        Override it where the gradient is written out by hand.
+        Override it, in place of `losses`, where the gradient is written out by hand.
         """
         with torch.enable_grad():
             texts = texts.detach().requires_grad_()
             found = self.losses(texts, images)
-            means = [
-                (one * images.weights).sum(1) for one in ([found] if isinstance(found, Tensor) else found)
-            ]
+            parts = [found] if isinstance(found, Tensor) else found
+            means = [(one * images.weights).sum(1) for one in parts]
             grads = [torch.autograd.grad(mean.sum(), texts, retain_graph=True)[0] for mean in means]
         return means[0].detach(), grads
 
@@ -111,10 +110,10 @@ class Objective:
     @property
     def kind(self) -> Hashable:
         """What runs must have in common to be computed together."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
-        alike = {name: "float" for name, value in values.items() if isinstance(value, float)}
-        return type(self), tuple((values | shapes | alike).items())
+        values = (getattr(self, field.name) for field in fields(self))
+        return type(self), *(
+            float if isinstance(one, float) else getattr(one, "shape", one) for one in values
+        )
 
     @classmethod
     def stack(cls: type[O], objectives: Sequence[O], dtype: torch.dtype, device: torch.device) -> O:
@@ -141,9 +140,6 @@ class Objective:
 
 class CrossEntropy(Objective):
     """CoOp's objective (equation 3): the mean cross-entropy of the images."""
-
-    def losses(self, texts: Tensor, images: Images) -> Tensor:
-        return -torch.log_softmax(images.logits(texts), -1).gather(-1, images.targets)[..., 0]
 
     def gradients(self, texts: Tensor, images: Images) -> tuple[Tensor, list[Tensor]]:
         logits, target = images.logits(texts), images.targets
@@ -189,11 +185,6 @@ class ProjectedGradient(Objective):
 
     reference: Tensor
     strength: float | Tensor  # (runs,) of several runs
-
-    def losses(self, texts: Tensor, images: Images) -> list[Tensor]:
-        target = torch.softmax(images.logits(self.reference), -1)
-        soft = -(target * torch.log_softmax(images.logits(texts), -1)).sum(-1)
-        return [CrossEntropy().losses(texts, images), soft]
 
     def gradients(self, texts: Tensor, images: Images) -> tuple[Tensor, list[Tensor]]:
         loss, grads = CrossEntropy().gradients(texts, images)

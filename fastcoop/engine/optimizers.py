@@ -6,7 +6,8 @@ A step first computes all new numbers and then writes them, so that a step that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,13 @@ from fastcoop.engine.weights import bmm, limit_threads
 if TYPE_CHECKING:
     from fastcoop.engine.runs import ActiveRun
 
+# Of the official SGD.
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4  # this times the contexts is added to the gradient
+# Of Shampoo: what a step keeps of the average gradient G and of the average of G'G, and when the inverse root is
+# computed: in the first REFRESH steps, and then once in as many.
+AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH = 0.8, 0.95, 4
+
 Update = tuple[Tensor, Tensor]  # a tensor, and its value after the step
 
 
@@ -27,18 +35,24 @@ class Optimizer(ABC):
     Args:
         groups: The runs, in the order of their contexts. Runs of a group have equally many vectors.
         steps: Steps that these runs do together.
+
+    Attributes:
+        rates: Learning rates (steps, runs).
+        momentum: (vectors of all runs, width).
     """
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int):
         self.active = active = [a for group in groups for a in group]
+        self.sizes = [len(a.contexts) for a in active]  # vectors of each run
         self.device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
         rates = np.stack([a.rates[a.step : a.step + steps] for a in active], 1)
-        self.rates = torch.as_tensor(rates, dtype=self.dtype).to(self.device)  # (steps, runs)
+        self.rates = torch.as_tensor(rates, dtype=self.dtype).to(self.device)
+        self.momentum = self._joined("momentum")
 
     @staticmethod
-    @abstractmethod
     def new_tensors(contexts: Tensor) -> dict[str, Tensor]:
         """Return the tensors of a run with these contexts (vectors, width) before its first step."""
+        return {"momentum": torch.zeros_like(contexts)}
 
     def variant(self, step: int) -> int:
         """Return which operations a step consists of: only steps with equal values can be recorded as one."""
@@ -58,47 +72,34 @@ class Optimizer(ABC):
             variant: Of this step.
         """
 
-    def _values(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a setting of each run's schedule, (runs,)."""
-        return torch.tensor(self._settings(name), dtype=dtype or self.dtype, device=self.device)
-
-    def _settings(self, name: str) -> list[float]:
-        return [getattr(a.run.optimizer_settings, name) for a in self.active]
-
-    def _share(self, name: str, joined: Tensor, views: Sequence[Tensor]) -> Tensor:
-        """Make each run's tensor a view of the ``joined`` one: a step of all runs is a step of each."""
-        for a, view in zip(self.active, views, strict=True):
+    def _joined(self, name: str) -> Tensor:
+        """Return the runs' tensors as one, and make each a view of it: a step of all runs is a step of each."""
+        tensors = [a.tensors[name] for a in self.active]
+        joined = torch.cat(tensors)
+        for a, view in zip(self.active, joined.split([len(one) for one in tensors]), strict=True):
             a.tensors[name] = view
         return joined
 
 
-class SGD(Optimizer):
-    """SGD with momentum and weight decay, of all runs in one step.
+def slices(sizes: Iterable[int]) -> list[slice]:
+    """Return the slices of parts of these sizes, one after another."""
+    return [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
 
-    Attributes:
-        momentum: (vectors of all runs, width).
-    """
+
+class SGD(Optimizer):
+    """SGD with momentum and weight decay, of all runs in one step."""
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int):
         super().__init__(groups, steps)
-        sizes = [len(a.contexts) for a in self.active]
-        momentum = torch.cat([a.tensors["momentum"] for a in self.active])
-        self.momentum = self._share("momentum", momentum, momentum.split(sizes))
-        self.run_of_vector = torch.as_tensor(np.repeat(np.arange(len(sizes)), sizes)).to(self.device)
-        self.weight_decay, self.momentum_coef = (  # (vectors, 1)
-            self._values(name)[self.run_of_vector, None] for name in ("weight_decay", "momentum")
-        )
-
-    @staticmethod
-    def new_tensors(contexts: Tensor) -> dict[str, Tensor]:
-        return {"momentum": torch.zeros_like(contexts)}
+        runs = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        self.run_of_vector = torch.as_tensor(runs).to(self.device)
 
     def updates(
         self, vectors: Tensor, grad: Tensor, step: Tensor, frozen: Tensor, variant: int
     ) -> list[Update]:
         rate = self.rates.index_select(0, step)[0]
-        grad = grad.to(vectors.dtype) + self.weight_decay * vectors
-        momentum = (self.momentum_coef * self.momentum).add_(grad)
+        grad = grad.to(vectors.dtype) + WEIGHT_DECAY * vectors
+        momentum = (MOMENTUM * self.momentum).add_(grad)
         change = rate[self.run_of_vector, None] * momentum
         change.masked_fill_(frozen[self.run_of_vector, None], 0.0)
         return [(self.momentum, momentum), (vectors, torch.sub(vectors, change, out=change))]
@@ -110,36 +111,26 @@ class Shampoo(Optimizer):
     Products, norms and the inverse root are computed run by run in float64: the root amplifies rounding.
 
     Attributes:
-        momentum: (vectors of all runs, width).
         statistics: float64 (runs, width, width), moving average of G'G.
         root: float64 (runs, width, width), inverse root of the statistics when they were last used.
     """
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int):
         super().__init__(groups, steps)
-        active, sizes = self.active, [len(a.contexts) for a in self.active]
-        momentum = torch.cat([a.tensors["momentum"] for a in active])
-        self.momentum = self._share("momentum", momentum, momentum.split(sizes))
         self.statistics, self.root = (
-            self._share(name, joined, joined.unbind())
-            for name in ("statistics", "root")
-            for joined in [torch.stack([a.tensors[name] for a in active])]
+            self._joined(name).unflatten(0, (len(self.active), -1)) for name in ("statistics", "root")
         )
-        self.momentum_coef = self._values("momentum")[:, None, None]
-        self.decay, self.ridge = (
-            self._values(name, torch.float64)[:, None, None] for name in ("decay", "ridge")
-        )
-        self.iterations = newton_iterations(self.root.shape[-1], min(self._settings("ridge")))
-        self.groups: list[tuple[slice, slice]] = []  # of runs and vectors
-        runs = vectors = 0
-        for group in groups:
-            more = sum(len(a.contexts) for a in group)
-            self.groups.append((slice(runs, runs + len(group)), slice(vectors, vectors + more)))
-            runs, vectors = runs + len(group), vectors + more
+        # A tensor, so that 1 - kept is what kept, rounded to the contexts' dtype, leaves.
+        self.kept = torch.tensor(AVERAGE_KEPT, dtype=self.dtype, device=self.device)
+        ridges = [a.run.schedule.ridge for a in self.active if a.run.schedule]
+        self.ridge = torch.tensor(ridges, dtype=torch.float64, device=self.device)[:, None, None]
+        self.least_ridge = min(ridges)
+        vectors = slices(sum(len(a.contexts) for a in group) for group in groups)
+        self.groups = list(zip(slices(map(len, groups)), vectors, strict=True))  # of runs and vectors
         # Runs that started at other times refresh their roots in other steps: few patterns, and the host knows them.
-        at = np.array([a.step for a in active]) + np.arange(steps)[:, None]
-        every = np.array(self._settings("refresh"))
-        patterns, self._pattern = np.unique((at < every) | (at % every == 0), axis=0, return_inverse=True)
+        at = np.array([a.step for a in self.active]) + np.arange(steps)[:, None]
+        refreshed = (at < REFRESH) | (at % REFRESH == 0)
+        patterns, self._pattern = np.unique(refreshed, axis=0, return_inverse=True)
         self._due = [
             [torch.as_tensor(np.flatnonzero(due[runs])).to(self.device) for runs, _ in self.groups]
             for due in patterns
@@ -147,10 +138,8 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def new_tensors(contexts: Tensor) -> dict[str, Tensor]:
-        width = contexts.shape[1]
-        statistics = torch.zeros(width, width, dtype=torch.float64, device=contexts.device)
-        root = torch.zeros_like(statistics)
-        return {"momentum": torch.zeros_like(contexts), "statistics": statistics, "root": root}
+        square = contexts.new_zeros(contexts.shape[1], contexts.shape[1], dtype=torch.float64)
+        return Optimizer.new_tensors(contexts) | {"statistics": square, "root": square.clone()}
 
     def variant(self, step: int) -> int:
         return int(self._pattern.reshape(-1)[step])
@@ -162,15 +151,14 @@ class Shampoo(Optimizer):
         updates: list[Update] = []
         for (runs, own), due in zip(self.groups, self._due[variant], strict=True):
             g = grad[own].to(vectors.dtype).unflatten(0, (runs.stop - runs.start, -1))
-            keep, decay = self.momentum_coef[runs], self.decay[runs]
-            momentum = keep * self.momentum[own].view_as(g) + (1 - keep) * g
+            momentum = self.kept * self.momentum[own].view_as(g) + (1 - self.kept) * g
             exact = g.double()
             covariance = bmm(exact.transpose(1, 2), exact)
-            statistics = decay * self.statistics[runs] + (1 - decay) * covariance
+            statistics = COVARIANCE_KEPT * self.statistics[runs] + (1 - COVARIANCE_KEPT) * covariance
             root = self.root[runs]
             if len(due):
                 chosen = statistics.index_select(0, due)
-                roots = inverse_root(chosen, self.ridge[runs].index_select(0, due), self.iterations)
+                roots = inverse_root(chosen, self.ridge[runs].index_select(0, due), self.least_ridge)
                 root = root.index_copy(0, due, roots)
             change = bmm(momentum.double(), root)
             # Row by row, and then over rows: the order of a sum must not depend on the other runs.
@@ -187,7 +175,7 @@ class Shampoo(Optimizer):
 TINY = float(np.finfo(np.float64).tiny)
 
 
-def inverse_root(matrices: Tensor, ridge: Tensor, iterations: int) -> Tensor:
+def inverse_root(matrices: Tensor, ridge: Tensor, least_ridge: float) -> Tensor:
     """Return (A / mean(diag A) + ridge I)^(-1/2) of symmetric float64 matrices A (n, width, width), ridge (n, 1, 1).
 
     A matrix that is not finite, of a run that has diverged, counts as zero. On a CPU by eigenvalues; elsewhere by
@@ -199,7 +187,7 @@ def inverse_root(matrices: Tensor, ridge: Tensor, iterations: int) -> Tensor:
     scaled = matrices / mean.clamp(min=TINY)[:, None, None]
     if matrices.device.type != "cpu":
         identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-        return newton_schulz(scaled + ridge * identity, ridge, iterations)
+        return newton_schulz(scaled + ridge * identity, least_ridge)
     with limit_threads(1):  # small matrices: threads would mostly wait for one another
         values, vectors = torch.linalg.eigh(scaled)
     # Not a power, which rounds by a number's place in memory: roots and reciprocals are exact to the last bit.
@@ -207,27 +195,21 @@ def inverse_root(matrices: Tensor, ridge: Tensor, iterations: int) -> Tensor:
     return bmm(vectors * roots[:, None], vectors.transpose(1, 2))
 
 
-def newton_schulz(matrices: Tensor, least: Tensor, iterations: int) -> Tensor:
-    """Return M^(-1/2) of symmetric matrices M (n, width, width) with eigenvalues of at least ``least`` (n, 1, 1).
+def newton_schulz(matrices: Tensor, least: float) -> Tensor:
+    """Return M^(-1/2) of M = A + ridge I (n, width, width): A >= 0, its mean diagonal <= 1, ridges >= ``least``.
 
-    Coupled Newton-Schulz iterations for M^(1/2) and M^(-1/2). With x the square root of an eigenvalue of Z Y, in
-    [low, 1], each maps x to a x (3 - (a x)^2) / 2, where a is chosen so that the ends of the interval become equal:
-    about 2.6 times larger for small x, where a plain iteration has 1.5.
+    Coupled Newton-Schulz iterations for M^(1/2) and M^(-1/2), to the last bits of float64. With x the square root of
+    an eigenvalue of Z Y, in [low, 1], each maps x to a x (3 - (a x)^2) / 2, where a is chosen so that the ends of the
+    interval become equal: about 2.6 times larger for small x, where a plain iteration has 1.5.
     """
+    width = matrices.shape[-1]
     scale = matrices.square().sum((1, 2), keepdim=True).sqrt()  # at least the largest eigenvalue
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    y, z, low = matrices / scale, identity.expand_as(matrices), (least / scale).sqrt()
-    for _ in range(iterations):
-        a = (3 / (1 + low + low * low)).sqrt()
+    identity = torch.eye(width, dtype=matrices.dtype, device=matrices.device)
+    y, z, low = matrices / scale, identity.expand_as(matrices), (least / (width + least * width**0.5)) ** 0.5
+    is_close = False
+    while not is_close:
+        is_close = 1 - low <= 1e-9  # this iteration squares what is left
+        a = (3 / (1 + low + low * low)) ** 0.5
         t = 0.5 * a * (3 * identity - a * a * (z @ y))
         y, z, low = y @ t, t @ z, 0.5 * a * low * (3 - a * a * low * low)
     return z / scale.sqrt()
-
-
-def newton_iterations(width: int, ridge: float) -> int:
-    """Return the iterations that `newton_schulz` needs for A / mean(diag A) + ridge I to the last bits of float64."""
-    low, iterations = (ridge / (width + ridge * width**0.5)) ** 0.5, 1
-    while 1 - low > 1e-9:  # the last iteration squares what is left
-        a = (3 / (1 + low + low * low)) ** 0.5
-        low, iterations = 0.5 * a * low * (3 - a * a * low * low), iterations + 1
-    return iterations

@@ -102,23 +102,8 @@ class PlainWorkspace:
     keep: bool = True  # whether backward follows forward
     memory_bytes: int = 0
     contexts: list[Tensor] = field(default_factory=list)
-    graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)
-    nbytes: int = 0
-
-    def begin(self) -> None:
-        """Forget the previous forward pass."""
-        self.graphs.clear()
-        self.contexts.clear()
-        self.nbytes = 0
-
-    def offer(self, part: tuple[int, int], graph: Graph, graph_bytes: int) -> None:
-        """Keep a part's graph if its bytes fit."""
-        if self.nbytes + graph_bytes <= self.memory_bytes:
-            self.graphs[part] = graph
-            self.nbytes += graph_bytes
-
-    def trim(self) -> None:
-        """Free memory that is not used: there is none."""
+    graphs: dict[tuple[int, range], Graph] = field(default_factory=dict)  # of a group's part
+    nbytes: int = 0  # of the graphs
 
 
 class PlainPass:
@@ -142,16 +127,19 @@ class PlainPass:
     @disable_autocast
     def forward(self, contexts: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim) of contexts (runs, vectors, width)."""
-        workspace.begin()
-        workspace.contexts += [given.to(self.tower.dtype, copy=True) for given in contexts]
+        workspace.graphs.clear()
+        workspace.nbytes = 0
+        workspace.contexts = [given.to(self.tower.dtype, copy=True) for given in contexts]
         features = []
         for number, (layout, runs) in enumerate(self.groups):
             found = []
             for part in self.parts[number]:
                 graph = self._encode(number, part, workspace, workspace.keep)
                 found.append(graph[1].detach())
-                if workspace.keep:
-                    workspace.offer((number, part.start), graph, len(part) * layout.cost.kept_bytes)
+                graph_bytes = len(part) * layout.cost.kept_bytes if workspace.keep else 0
+                if workspace.keep and workspace.nbytes + graph_bytes <= workspace.memory_bytes:
+                    workspace.graphs[number, part] = graph
+                    workspace.nbytes += graph_bytes
             features.append(torch.cat(found).view(runs, layout.classes, -1))
         return features
 
@@ -163,7 +151,7 @@ class PlainPass:
         gradients = [torch.zeros_like(contexts) for contexts in workspace.contexts]
         for number, (grad, gradient) in enumerate(zip(grads, gradients, strict=True)):
             for part in self.parts[number]:
-                kept = workspace.graphs.get((number, part.start))
+                kept = workspace.graphs.get((number, part))
                 vectors, features = kept or self._encode(number, part, workspace, True)
                 own = grad.flatten(0, 1)[part.start : part.stop].to(features.dtype)
                 (found,) = torch.autograd.grad(features, vectors, own, retain_graph=kept is not None)

@@ -16,8 +16,6 @@ from fastcoop.engine.optimizers import SGD, Optimizer, Shampoo
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
 LEARNING_RATE = 0.002
 WARMUP_RATE = 1e-5
 BATCH_SIZE = 32
@@ -37,29 +35,19 @@ class FastSchedule:
 
     Args:
         learning_rate: Root mean square of the first step's change of the contexts; it falls linearly to zero.
-        momentum: What a step keeps of the average gradient G.
-        decay: What a step keeps of the average of G'G.
-        ridge: Added to the average G'G, whose diagonal is scaled to a mean of 1, before its inverse root.
-        refresh: The inverse root is computed in the first ``refresh`` steps, and then once in as many.
+        ridge: Added to the average of G'G, whose diagonal is scaled to a mean of 1, before its inverse root.
 
     Raises:
         UserError: For a value out of range.
     """
 
     learning_rate: float = 0.006
-    momentum: float = 0.8
-    decay: float = 0.95
     ridge: float = 0.03
-    refresh: int = 4
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate, "a fast schedule")
-        for name in ("momentum", "decay"):
-            value = float(getattr(self, name))
-            _expect(0 <= value < 1, f"the {name} of a fast schedule to be from 0 to below 1", value)
         ridge = amount(self.ridge, "the ridge of a fast schedule")
         _expect(1e-6 <= ridge <= 1e6, "the ridge of a fast schedule to be from 1e-06 to 1e+06", ridge)
-        whole_number(self.refresh, "the refresh of a fast schedule", 1, LONGEST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +64,10 @@ class Run:
         seed: Draws the order of the images and their views.
         batch_size: Images of a step.
         learning_rate: Of the second epoch; the first has 1e-5, and a cosine follows (section 4.1).
-        weight_decay: This factor times the contexts is added to the gradient.
-        momentum: Of SGD.
-        batches: int64 (steps, batch size), in place of the order drawn from ``seed``. Entries are
-            ``image * views + view``; -1 pads a short batch.
         snapshots: Epochs, counted from 1, after which the contexts are kept.
         objective: What is minimized.
-        schedule: A fast schedule: each epoch is one step with all images and views, and ``seed``, ``batch_size``,
-            ``learning_rate``, ``weight_decay``, ``momentum`` and ``batches`` are not used. None: the paper's.
+        schedule: A fast schedule: each epoch is one step with all images and views, and ``seed``, ``batch_size`` and
+            ``learning_rate`` are not used. None: the paper's.
 
     Raises:
         UserError: For a shape or a value that does not fit the others.
@@ -98,9 +82,6 @@ class Run:
     seed: int
     batch_size: int = BATCH_SIZE
     learning_rate: float = LEARNING_RATE
-    weight_decay: float = WEIGHT_DECAY
-    momentum: float = MOMENTUM
-    batches: np.ndarray | None = None
     snapshots: Sequence[int] = ()
     objective: Objective = CrossEntropy()  # noqa: RUF009 (it has no state)
     schedule: FastSchedule | None = None
@@ -121,24 +102,8 @@ class Run:
         whole_number(self.batch_size, "the batch_size of a run", 1, LARGEST_BATCH)
         whole_number(self.seed, "the seed of a run")
         _check_rate(self.learning_rate, "a run")
-        for name, most in (("weight_decay", 1e38), ("momentum", 1.0)):
-            value = float(getattr(self, name))
-            _expect(0 <= value < most, f"the {name} of a run to be from 0 to below {most:g}", value)
         in_range = all(1 <= epoch <= self.epochs for epoch in self.snapshots)
         _expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
-        if self.batches is not None:
-            alone = "no batches beside a fast schedule, which reads all images"
-            _expect(self.schedule is None, alone, "batches")
-            given, rows = np.asarray(self.batches), images[0] * images[1]
-            fit = given.ndim == 2 and len(given) == self.steps and np.issubdtype(given.dtype, np.integer)
-            got = f"{given.dtype} {given.shape}"
-            _expect(fit, f"batches as integers ({self.steps} steps, batch size)", got)
-            low, high = given.min(), given.max()
-            _expect(
-                low >= -1 and high < rows and (given.max(1) >= 0).all(),
-                f"batches of image * views + view, so 0 to {rows - 1}, or -1 to pad, and at least one image each",
-                f"{low} to {high}",
-            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -159,19 +124,12 @@ class Run:
     @property
     def images_per_step(self) -> int:
         """Images of a step, views counted; fewer where a batch is short."""
-        if self.schedule:
-            return self.features.shape[0] * self.features.shape[1]
-        return self.batch_size if self.batches is None else np.shape(self.batches)[1]
+        return self.features.shape[0] * self.features.shape[1] if self.schedule else self.batch_size
 
     @property
     def optimizer(self) -> type[Optimizer]:
         """The optimizer of the run's schedule."""
         return Shampoo if self.schedule else SGD
-
-    @property
-    def optimizer_settings(self) -> Run | FastSchedule:
-        """What has the optimizer's settings."""
-        return self.schedule or self
 
     @property
     def images(self) -> Hashable:
@@ -196,16 +154,19 @@ class Trained:
     Attributes:
         contexts: After the last step, shaped as the run's, on the CPU: float32, or float64 in a float64 tower.
         losses: (epochs,) mean loss of each epoch.
-        status: "done" or "diverged".
-        diverged_at: The step (from 0) whose loss was not finite, or far above those of the first epoch.
+        diverged_at: The step (from 0) whose loss was not finite, or far above those of the first epoch; None for none.
         snapshots: Contexts by epoch.
     """
 
     contexts: Tensor
     losses: np.ndarray
-    status: str = "done"
     diverged_at: int | None = None
     snapshots: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """Return "done" or "diverged"."""
+        return "done" if self.diverged_at is None else "diverged"
 
 
 def learning_rates(epochs: int, base: float = LEARNING_RATE) -> np.ndarray:
@@ -229,8 +190,6 @@ def rates_by_step(run: Run) -> np.ndarray:
 
 def draw_batches(run: Run) -> np.ndarray:
     """Return the run's batches, int64 (steps, batch size): ``image * views + view``, -1 where a batch is short."""
-    if run.batches is not None:
-        return np.asarray(run.batches, np.int64)
     images, views = run.features.shape[:2]
     rng, taken = np.random.default_rng(run.seed), slice(run.steps_per_epoch * min(run.batch_size, images))
     epochs = [
@@ -278,8 +237,7 @@ class ActiveRun:
     def result(self) -> Trained:
         losses, per_epoch = self.losses[: self.step].double().numpy(), self.run.steps_per_epoch
         means = np.array([losses[i : i + per_epoch].mean() for i in range(0, len(losses), per_epoch)])
-        status = "done" if self.diverged_at is None else "diverged"
-        return Trained(self.snapshot(), means, status, self.diverged_at, self.snapshots)
+        return Trained(self.snapshot(), means, self.diverged_at, self.snapshots)
 
     @property
     def _saved(self) -> dict[str, Tensor]:
@@ -311,17 +269,16 @@ def ended_runs(state: State, runs: Sequence[Run]) -> dict[int, Trained]:
     ended = {}
     for index, run in enumerate(runs):
         if f"ended.{index}" in state:
-            at = int(state[f"ended.{index}"])
-            status, diverged_at = ("done", None) if at < 0 else ("diverged", at)
-            contexts, losses = state[f"contexts.{index}"].view(run.contexts.shape), state[f"losses.{index}"]
-            ended[index] = Trained(contexts, losses.numpy(), status, diverged_at, _snapshots(state, index))
+            at, losses = int(state[f"ended.{index}"]), state[f"losses.{index}"].numpy()
+            contexts = state[f"contexts.{index}"].view(run.contexts.shape)
+            ended[index] = Trained(contexts, losses, None if at < 0 else at, _snapshots(state, index))
     return ended
 
 
 def shares_done(state: State, runs: Sequence[Run]) -> list[float]:
     """Return the share of each run's steps that are done in ``state``; 1 for runs that ended."""
-    done = ((f"ended.{n}" in state, int(state.get(f"step.{n}", 0)) / run.steps) for n, run in enumerate(runs))
-    return [1.0 if has_ended else share for has_ended, share in done]
+    steps = [run.steps if f"ended.{n}" in state else state.get(f"step.{n}", 0) for n, run in enumerate(runs)]
+    return [int(done) / run.steps for done, run in zip(steps, runs, strict=True)]
 
 
 def _named(index: int, tensors: dict[str, Tensor], snapshots: dict[int, Tensor]) -> State:

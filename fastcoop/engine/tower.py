@@ -95,7 +95,7 @@ class ForestPass:
         forest, tower = self.forest, self.tower
         groups = zip(contexts, forest.groups, strict=True)
         vectors = torch.cat([c[:, g.tree_layout.vector_of_row].reshape(-1, tower.width) for c, g in groups])
-        x = workspace.layers[0].x(forest.rows, tower.width)
+        x = workspace.x[0](forest.rows, tower.width)
         x[forest.used_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
         x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
@@ -117,12 +117,12 @@ class ForestPass:
 
     def output_backward(self, grads: Sequence[Tensor], workspace: Workspace) -> Tensor:
         """Return the gradient of the last layer's output (leaves, width), in float32 at least."""
-        forest, tower, output = self.forest, self.tower, workspace.layers[-1]
+        forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
         for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
             leaves[g.leaves] = g.tree_layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
         normal = forest.rule.mm(leaves, tower.projection.t())
-        x, stats = output.x(forest.leaves, tower.width), output.x_stats(2, forest.leaves, 1)
+        x, stats = workspace.x[-1](*normal.shape), workspace.layers[-1].x_stats(2, len(normal), 1)
         return tower.layer_norm_backward(normal, x, *stats).to(tower.sum_dtype)
 
     def layer_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
@@ -172,11 +172,11 @@ class ForestPass:
 
         In the first layer it is that of context vectors (learned and spare rows, width): nothing reads a token's.
         """
-        forest, memory, qkv = self.forest, workspace.layers[layer], self.tower.blocks[layer].qkv
+        forest, qkv = self.forest, self.tower.blocks[layer].qkv
         rows = forest.first_rows if layer == 0 else None
         count = forest.rows if rows is None else len(rows)
         grad_x = grad if rows is None else workspace.grad_x(count, self.tower.width)
-        x, (mean, rstd) = memory.x(*grad.shape), memory.x_stats(2, count, 1)
+        x, (mean, rstd) = workspace.x[layer](*grad.shape), workspace.layers[layer].x_stats(2, count, 1)
         for c in forest.chunks(count):
             # grad_x may share grad's memory. This is safe: at[n] >= n, so each row is read before it is overwritten.
             at = c if rows is None else rows[c]
@@ -188,9 +188,9 @@ class ForestPass:
     def _last_qkv_backward(self, layer: int, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
         """Return the gradient of the last layer's input: all rows have keys and values, only leaves queries."""
         forest, width, mm = self.forest, self.tower.width, self.forest.rule.mm
-        memory, qkv = workspace.layers[layer], self.tower.blocks[layer].qkv
-        x, (mean, rstd) = memory.x(forest.rows, width), memory.x_stats(2, forest.rows, 1)
-        grad_x, leaf_rows = workspace.grad_x(forest.rows, width), forest.leaf_rows[: forest.used_leaves]
+        shape, qkv = (forest.rows, width), self.tower.blocks[layer].qkv
+        x, (mean, rstd) = workspace.x[layer](*shape), workspace.layers[layer].x_stats(2, forest.rows, 1)
+        grad_x, leaf_rows = workspace.grad_x(*shape), forest.leaf_rows[: forest.used_leaves]
         normal = grad_x if grad_x.dtype == x.dtype else torch.empty_like(x)
         for c in forest.chunks(forest.rows):
             mm(grad_qkv[c, width:], qkv[:, width:].t(), normal[c])
@@ -206,7 +206,7 @@ class ForestPass:
     def _out_and_mlp(self, layer: int, x: Tensor, attended: Tensor, workspace: Workspace) -> Tensor:
         """Return the layer's output (rows, width) from its input x and attention's output (rows, width)."""
         tower, rule, block = self.tower, self.forest.rule, self.tower.blocks[layer]
-        memory, out = workspace.layers[layer], workspace.layers[layer + 1].x(*x.shape)
+        memory, out = workspace.layers[layer], workspace.x[layer + 1](*x.shape)
         middle, hidden = memory.middle(*x.shape), memory.hidden(len(x), tower.hidden)
         mean, rstd = memory.middle_stats(2, len(x), 1)
         for c in self.forest.chunks(len(x)):

@@ -8,8 +8,8 @@ no Python loop goes over the runs, and on a GPU the whole step is recorded once 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, product
 
 import numpy as np
@@ -23,11 +23,10 @@ from fastcoop.checks import whole_number
 from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, loss_parts, plan_training
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import Images, class_gradients
-from fastcoop.engine.optimizers import Optimizer
+from fastcoop.engine.optimizers import slices
 from fastcoop.engine.plain import PlainPass
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
-from fastcoop.engine.tower import AnyWorkspace, ForestPass, build_pass, new_workspace
-from fastcoop.engine.tree_layout import TreeKey
+from fastcoop.engine.tower import ForestPass, build_pass, new_workspace
 from fastcoop.engine.weights import (
     Precision,
     bmm,
@@ -125,7 +124,6 @@ class _Training:
         self.trees, self.logit_scale, self.runs, self.plan = trees, logit_scale, runs, plan
         self.given_state, self.on_done = state, on_done or (lambda index, trained: None)
         self.budget, self.kept_bytes = plan.budget(), max(0, plan.memory_bytes - plan.scratch_bytes)
-        self.workspace = new_workspace(trees.tower, memory_bytes=self.kept_bytes)
         self.results = ended_runs(state, runs)
         self.waiting = deque(n for n in plan.order() if n not in self.results)
         self.started: dict[int, ActiveRun] = {}  # also those that wait again since memory ran out
@@ -147,22 +145,19 @@ class _Training:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            used = self.batch.workspace.nbytes if self.batch else 0
             self.sync()  # the steps that were done count
             self.batch = None
             if self.budget.shrink():
                 log.warning("Out of memory with %d runs together; continuing with fewer.", self.budget.runs)
-            elif isinstance(tower, PlainTower) and self.workspace.nbytes:
-                self.kept_bytes = self.workspace.nbytes // 2
+            elif isinstance(tower, PlainTower) and used:
+                self.kept_bytes = used // 2
                 log.warning("Out of memory with one run; continuing with less kept for its backward pass.")
             else:
                 raise
-            self.workspace = new_workspace(tower, memory_bytes=self.kept_bytes)
-            if tower.device.type == "cuda":
-                torch.cuda.empty_cache()
             return False
         if batch.done == 1:
-            self.workspace.trim()
-            used, estimate, runs = self.workspace.nbytes, self.budget.activation_bytes, self.budget.runs
+            used, estimate, runs = batch.workspace.nbytes, self.budget.activation_bytes, self.budget.runs
             log.debug("%d runs take %.2f GB; the estimate is %.2f GB.", runs, used / 1e9, estimate / 1e9)
             if used > (1 + MAX_ESTIMATE_ERROR) * estimate:
                 more = 100 * (used / estimate - 1)
@@ -175,13 +170,15 @@ class _Training:
         waiting = deque([*(a.index for a in self.active), *self.waiting])
         tower, chosen = self.trees.tower, self.budget.fill(waiting)
         dtype = torch.float64 if tower.dtype == torch.float64 else torch.float32
+        if tower.device.type == "cuda":
+            torch.cuda.empty_cache()  # the memory of the batch before, in other sizes
         for n in chosen:
             if n not in self.started:
                 started = ActiveRun.start(n, self.runs[n], dtype, tower.device)
                 started.restore(self.given_state)
                 self.started[n] = started
         self.waiting, self.active = waiting, [self.started[n] for n in chosen]
-        return Batch(self.trees, self.active, self.logit_scale, self.workspace)
+        return Batch(self.trees, self.active, self.logit_scale, self.kept_bytes)
 
     def remove_ended(self) -> None:
         """Report the runs that ended, as far as their progress has been read, and drop the batch with them."""
@@ -207,52 +204,60 @@ class _Training:
         return {name: tensor for state in states for name, tensor in state.items()}
 
 
+def _grouped(runs: Sequence[ActiveRun], key: Callable[[ActiveRun], Hashable]) -> list[list[ActiveRun]]:
+    """Return the runs of each key, in the order of their first ones."""
+    groups = defaultdict[Hashable, list[ActiveRun]](list)
+    for a in runs:
+        groups[key(a)].append(a)
+    return list(groups.values())
+
+
 class Batch:
-    """One forest over the ``active`` runs, and one tensor of all their contexts; valid until the first run ends."""
+    """One forest over the ``active`` runs, and one tensor of all their contexts; valid until the first run ends.
+
+    ``kept_bytes``: of the plain path, which a step keeps for its backward pass.
+    """
 
     def __init__(
-        self, trees: Trees, active: list[ActiveRun], logit_scale: float, workspace: AnyWorkspace | None = None
+        self, trees: Trees, active: Sequence[ActiveRun], logit_scale: float, kept_bytes: int | None = None
     ):
-        # The forest takes all runs of a tree together. A loss is of a group of them with equally many images: a
-        # longer batch beside it would change the order of a run's sums. An optimizer's runs stand side by side.
-        found: dict[tuple[str, TreeKey], dict[Hashable, list[ActiveRun]]] = {}
-        for a in sorted(active, key=lambda a: a.run.optimizer.__name__):
-            of_tree = found.setdefault((a.run.optimizer.__name__, a.run.shape.tree), {})
-            of_tree.setdefault((a.run.images_per_step, a.run.objective.kind), []).append(a)
-        self._groups_of_trees = [list(of_tree.values()) for of_tree in found.values()]
-        self.groups = [group for groups in self._groups_of_trees for group in groups]
-        self.active = active = [a for group in self.groups for a in group]
+        # An optimizer's runs stand side by side, and the forest takes those of a tree together. A loss is of a group of
+        # these with equally many images: a longer batch beside it would change the order of a run's sums.
+        by_optimizer = sorted(active, key=lambda a: a.run.optimizer.__name__)
+        self._groups_of_trees = [
+            _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind))
+            for of_tree in _grouped(by_optimizer, lambda a: (a.run.optimizer, a.run.shape.tree))
+        ]
         by_tree = [list(chain(*groups)) for groups in self._groups_of_trees]
-        self._shapes = [(len(runs), len(runs[0].contexts)) for runs in by_tree]
-        planned = [(trees[key], len(runs)) for (_, key), runs in zip(found, by_tree, strict=True)]
+        self.groups = list(chain(*self._groups_of_trees))
+        self.active = active = list(chain(*by_tree))
+        planned = [(trees[of_tree[0].run.shape.tree], len(of_tree)) for of_tree in by_tree]
         self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
-        self.workspace = workspace or new_workspace(trees.tower)
-        self.workspace.begin()
+        self.workspace = new_workspace(trees.tower, memory_bytes=kept_bytes)
 
         self.steps = min(a.steps_left for a in active)
         self.start_steps = [a.step for a in active]
         self.vectors = torch.cat([a.contexts for a in active])  # (vectors of all runs, width)
         device, dtype = self.vectors.device, self.vectors.dtype
+        for a, contexts in zip(active, self.vectors.split([len(a.contexts) for a in active]), strict=True):
+            a.contexts = contexts  # a step of all runs is a step of each
+        of_trees = self.vectors.split([sum(len(a.contexts) for a in of_tree) for of_tree in by_tree])
+        # Of each tree (runs, vectors, width).
+        self.contexts = [v.unflatten(0, (len(runs), -1)) for v, runs in zip(of_trees, by_tree, strict=True)]
         objectives = [[a.run.objective for a in group] for group in self.groups]
         self.objectives = [own[0].stack(own, dtype, device) for own in objectives]
         self.images = StepImages(self.groups, self.steps, logit_scale)
-        self.optimizers: list[tuple[Optimizer, slice, slice]] = []  # with their runs and vectors
-        runs = vectors = 0
-        for optimizer, own in groupby(by_tree, key=lambda runs: runs[0].run.optimizer):
-            own_groups = list(own)
-            sizes = [len(a.contexts) for a in chain(*own_groups)]
-            places = slice(runs, runs := runs + len(sizes)), slice(vectors, vectors := vectors + sum(sizes))
-            self.optimizers.append((optimizer(own_groups, self.steps), *places))
-        for a, contexts in zip(active, self.vectors.split([len(a.contexts) for a in active]), strict=True):
-            a.contexts = contexts  # a step of all runs is a step of each
+        of_optimizers = groupby(by_tree, key=lambda of_tree: of_tree[0].run.optimizer)
+        optimizers = [optimizer(list(own), self.steps) for optimizer, own in of_optimizers]
+        runs, vectors = (slices(size(one.sizes) for one in optimizers) for size in (len, sum))
+        self.optimizers = list(zip(optimizers, runs, vectors, strict=True))
         self.done = 0
         self.counter = torch.zeros(1, dtype=torch.long, device=device)
         self.steps_read = 0  # whose losses have been copied to the runs
-        self.snapshot_steps: dict[int, list[tuple[ActiveRun, int]]] = {}
+        self.snapshot_steps = defaultdict[int, list[tuple[ActiveRun, int]]](list)
         for a in active:
             for epoch in a.run.snapshots:
-                step = epoch * a.run.steps_per_epoch - a.step
-                self.snapshot_steps.setdefault(step, []).append((a, epoch))
+                self.snapshot_steps[epoch * a.run.steps_per_epoch - a.step].append((a, epoch))
 
         self.losses = torch.zeros(self.steps, len(active), dtype=dtype, device=device)
         self.diverged_at = torch.full((len(active),), -1, device=device)
@@ -266,11 +271,10 @@ class Batch:
         self.untrained_loss = untrained.to(device)
         first = [a.losses[: min(max(a.step, 1), a.run.steps_per_epoch)].max() for a in active]  # 0 before any
         self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
-        self._recorded = RecordedStep(self.steps, device)
+        is_plain = isinstance(self.forest_pass, PlainPass)  # whose every step builds autograd's graph
+        self._recorded = RecordedStep(0 if is_plain else self.steps, device)
         self._kernel_step: Callable[[], None] | None = None
-        if isinstance(self.forest_pass, PlainPass):
-            self._recorded = RecordedStep(0, device)  # autograd's graph is built in each step
-        elif not isinstance(self.forest_pass, ForestPass):
+        if not isinstance(self.forest_pass, ForestPass | PlainPass):
             from fastcoop.engine.kernels.training_step import KernelStep
 
             self._kernel_step = KernelStep.of(self, self.forest_pass, DIVERGED)
@@ -279,7 +283,7 @@ class Batch:
         """Do one step of every run: forward, each run's loss, backward, optimizer."""
         self._recorded(self._step, self.variants)
         self.done += 1
-        for a, epoch in self.snapshot_steps.get(self.done, ()):
+        for a, epoch in self.snapshot_steps[self.done]:
             a.snapshots[epoch] = a.snapshot()
 
     @property
@@ -311,14 +315,12 @@ class Batch:
         if self._kernel_step is not None:
             self._kernel_step()
             return
-        width, dtype = self.vectors.shape[1], self.vectors.dtype
-        parts = self.vectors.split([runs * vectors for runs, vectors in self._shapes])
-        contexts = [part.view(*shape, width) for part, shape in zip(parts, self._shapes, strict=True)]
-        features = [f.to(dtype) for f in self._split(self.forest_pass.forward(contexts, self.workspace))]
+        found = self._split(self.forest_pass.forward(self.contexts, self.workspace))
+        features = [of_group.to(self.vectors.dtype) for of_group in found]
         groups = zip(self.objectives, features, self.images(self.counter), strict=True)
-        found = [class_gradients(*group) for group in groups]
-        self._check_divergence(torch.cat([loss for loss, _ in found]))
-        grad = self._backward([grads for _, grads in found])
+        losses, grads = zip(*(class_gradients(*group) for group in groups), strict=True)
+        self._check_divergence(torch.cat(losses))
+        grad = self._backward(grads)
         frozen = self.diverged_at >= 0
         # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
         updates = [
@@ -389,27 +391,17 @@ class StepImages:
     """
 
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int, logit_scale: float):
-        self.logit_scale, active = logit_scale, list(chain(*groups))
+        self.groups, self.logit_scale, active = groups, logit_scale, list(chain(*groups))
         self.device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
-        self._batched = [group for group in groups if group[0].batches is not None]
-        if self._batched:
-            self._build_tables(list(chain(*self._batched)), steps)
-        # The images, labels and loss parts of groups that learn from all images at once. Runs of one few-shot subset
-        # share its images.
-        self._whole: list[tuple[list[Tensor], Tensor, tuple[int, int]] | None] = []
-        known: dict[Hashable, Tensor] = {}
-        for group in groups:
-            if group[0].batches is not None:
-                self._whole.append(None)
-                continue
-            for a in group:
-                if a.run.images not in known:
-                    known[a.run.images] = self._normalized(a.run.features.flatten(0, 1).to(self.device))
-            features = [known[a.run.images] for a in group]
-            labels = torch.stack([_labels_of_views(a.run) for a in group]).to(self.device)
-            classes, on_cpu = len(group[0].run.class_names), self.device.type == "cpu"
-            parts = loss_parts(len(features[0]), classes, features[0].shape[1], on_cpu)
-            self._whole.append((features, labels, parts))
+        batched = [a for a in active if a.batches is not None]
+        if batched:
+            self._build_tables(batched, steps)
+        # Normalized images and labels of each few-shot subset from which runs learn all at once.
+        self._whole: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        for a in active:
+            if a.batches is None and a.run.images not in self._whole:
+                images = self._normalized(a.run.features.flatten(0, 1).to(self.device))
+                self._whole[a.run.images] = images, _labels_of_views(a.run).to(self.device)
 
     def _build_tables(self, active: Sequence[ActiveRun], steps: int) -> None:
         starts: dict[Hashable, int] = {}  # where a run's images begin among those of all runs
@@ -428,37 +420,39 @@ class StepImages:
         self.images = torch.cat([part.to(self.device) for part in images])
         self.labels, self.rows = torch.cat(labels).to(self.device), rows.to(self.device)
 
-    def __call__(self, step: Tensor) -> Iterator[Iterator[tuple[slice, Images]]]:
+    def __call__(self, step: Tensor) -> Iterator[Iterable[tuple[slice, Images]]]:
         """Yield for each group the images of a step, int64 (1,) of this batch on the device, part by part."""
-        batched = self._read_batches(step) if self._batched else iter(())
-        for whole in self._whole:
-            yield iter([next(batched)]) if whole is None else self._cut(*whole)
+        batched = [group for group in self.groups if group[0].batches is not None]
+        of_batches = self._read_batches(step, batched) if batched else iter(())
+        for group in self.groups:
+            yield self._cut(group) if group[0].batches is None else [next(of_batches)]
 
-    def _read_batches(self, step: Tensor) -> Iterator[tuple[slice, Images]]:
+    def _read_batches(
+        self, step: Tensor, groups: Sequence[Sequence[ActiveRun]]
+    ) -> Iterator[tuple[slice, Images]]:
         rows = self.rows.index_select(0, step)[0]
         at = rows.clamp(min=0)
         images = self._normalized(self.images[at])
         labels = torch.where(rows >= 0, self.labels[at], -1)
-        start = 0
-        for group in self._batched:
-            part = slice(start, start := start + len(group)), slice(group[0].run.images_per_step)
+        for group, runs in zip(groups, slices(map(len, groups)), strict=True):
+            part = runs, slice(group[0].run.images_per_step)
             real = (labels[part] >= 0).to(self.dtype)
             weights = real / real.sum(1, keepdim=True)
             yield slice(0, len(group)), Images(images[part], labels[part], weights, self.logit_scale)
 
-    def _cut(
-        self, features: Sequence[Tensor], labels: Tensor, parts: tuple[int, int]
-    ) -> Iterator[tuple[slice, Images]]:
+    def _cut(self, group: Sequence[ActiveRun]) -> Iterator[tuple[slice, Images]]:
         """Yield all images of a group's runs, in parts that depend on a run's own sizes alone, not on its group's."""
-        (runs, count), (rows_at_once, runs_at_once) = labels.shape, parts
+        images, labels = zip(*(self._whole[a.run.images] for a in group), strict=True)
+        (count, dim), classes = images[0].shape, len(group[0].run.class_names)
+        rows_at_once, runs_at_once = loss_parts(count, classes, dim, self.device.type == "cpu")
         weight = torch.full((1, 1), 1 / count, dtype=self.dtype, device=self.device)
         # Few large products are alone in any company, so that threads may share one.
         multiply = torch.bmm if runs_at_once == 1 else bmm
-        for run, row in product(range(0, runs, runs_at_once), range(0, count, rows_at_once)):
-            chosen, rows = slice(run, min(run + runs_at_once, runs)), slice(row, row + rows_at_once)
-            of_runs, of_labels = torch.stack([f[rows] for f in features[chosen]]), labels[chosen, rows]
-            weights = weight.expand(of_labels.shape)
-            yield chosen, Images(of_runs, of_labels, weights, self.logit_scale, multiply)
+        for run, row in product(range(0, len(group), runs_at_once), range(0, count, rows_at_once)):
+            runs, rows = slice(run, min(run + runs_at_once, len(group))), slice(row, row + rows_at_once)
+            own, own_labels = (torch.stack([one[rows] for one in every[runs]]) for every in (images, labels))
+            weights = weight.expand(own_labels.shape)
+            yield runs, Images(own, own_labels, weights, self.logit_scale, multiply)
 
     def _normalized(self, images: Tensor) -> Tensor:
         return F.normalize(images.to(self.dtype), dim=-1, eps=0.0)
@@ -471,27 +465,24 @@ def _labels_of_views(run: Run) -> Tensor:
 class RecordedStep:
     """Replays a step from a CUDA graph, one launch for hundreds, after WARM_UP plain calls; on a CPU, just calls it.
 
-    The step must do the same device work at every call: no shape, branch or number may come from the host. It is
-    passed to each call and not kept: a cycle of references would hold a forest's memory until garbage collection.
+    No shape, branch or number of the step may come from the host. It is passed to each call and not kept: a cycle of
+    references would hold a forest's memory until garbage collection.
     """
 
     def __init__(self, calls: int, device: torch.device):
-        self._device = device
+        self._device, self._records = device, device.type == "cuda" and calls >= WORTH_RECORDING
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        record = device.type == "cuda" and calls >= WORTH_RECORDING
-        self._plain_calls = WARM_UP if record else -1  # -1: all of them
-        self._seen: set[Hashable] = set()
+        self._calls = Counter[Hashable]()
 
     def __call__(self, step: Callable[[], None], variant: Hashable = None) -> None:
-        """Do a step. Steps of equal ``variant`` consist of the same operations; each is recorded when it recurs."""
-        if self._plain_calls == 0 and variant in self._seen and variant not in self._graphs:
+        """Do a step. Steps of equal ``variant`` consist of the same operations; each variant is recorded."""
+        self._calls[variant] += 1
+        if self._records and self._calls[variant] > WARM_UP and variant not in self._graphs:
             self._record(step, variant)  # recording runs nothing
         if variant in self._graphs:
             self._graphs[variant].replay()
-            return
-        self._seen.add(variant)
-        self._plain_calls -= self._plain_calls > 0
-        step()
+        else:
+            step()
 
     def _record(self, step: Callable[[], None], variant: Hashable) -> None:
         graph, device = torch.cuda.CUDAGraph(), self._device
@@ -506,4 +497,4 @@ class RecordedStep:
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # a recording that fails at its end leaves its own stream current
             log.warning("The step could not be recorded (%s); continuing without, more slowly.", error)
-            self._plain_calls = -1
+            self._records = False

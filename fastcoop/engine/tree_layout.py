@@ -82,9 +82,8 @@ class Packing(NamedTuple):
 
     constants: list[int]  # constant nodes above every leaf
     has_trunk: bool
-    packs: list[
-        tuple[np.ndarray, np.ndarray]
-    ]  # nodes of bundles, padded: constants (bundles, before), live (bundles, T)
+    # Nodes of bundles, padded: constants (bundles, before), live (bundles, T).
+    packs: list[tuple[np.ndarray, np.ndarray]]
 
 
 def pack_tree(tree: Tree) -> Packing:
@@ -105,20 +104,18 @@ def bundle_paths(tree: Tree, paths: Sequence[Sequence[int]], shared: int) -> lis
 
     ``paths`` holds each leaf's nodes, in depth-first order, below the ``shared`` nodes that all positions read.
     """
-    bundles: list[Bundle] = []
-    for path in paths:
-        constants, live = _split(tree, path)
-        if bundles:
-            last = bundles[-1]
-            new = sorted(set(live).difference(last.live))
-            together = _cost(1, len(last.live) + len(new), shared)
-            apart = _cost(1, len(last.live), shared) + _cost(1, len(live), shared)
-            if together <= apart:
-                last.live.extend(new)
-                last.constants.extend(sorted(set(constants).difference(last.constants)))
-                continue
-        bundles.append(Bundle(constants, live))
-    return bundles
+
+    def cost(nodes: Sequence[int]) -> int:
+        return _cost(1, int(tree.live[nodes].sum()), shared)
+
+    bundles: list[list[int]] = []
+    for path in map(list, paths):
+        together = sorted({*bundles[-1], *path}) if bundles else []
+        if bundles and cost(together) <= cost(bundles[-1]) + cost(path):
+            bundles[-1] = together
+        else:
+            bundles.append(path)
+    return [_split(tree, nodes) for nodes in bundles]
 
 
 def into_packs(bundles: Sequence[Bundle], shared: int) -> list[list[Bundle]]:
@@ -280,14 +277,9 @@ def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
         return (tower.projection.new_empty(2, tower.heads, 0, d),) * len(tower.blocks)
     nodes = _padded(paths)
     tokens = torch.as_tensor(tree.index[nodes]).to(tower.device)
-    x = (
-        (tower.token_embedding[tokens] + tower.positional_embedding[: nodes.shape[1]])
-        .to(tower.dtype)
-        .flatten(0, 1)
-    )
-    place = np.zeros(
-        tree.nodes, np.int64
-    )  # of each constant node in a path; where several have it, all are alike
+    words = tower.token_embedding[tokens] + tower.positional_embedding[: nodes.shape[1]]
+    x = words.to(tower.dtype).flatten(0, 1)
+    place = np.zeros(tree.nodes, np.int64)  # of each node in a path; where several have it, all are alike
     place[nodes[nodes != NONE]] = np.flatnonzero(nodes != NONE)
     at = torch.as_tensor(place[~tree.live]).to(tower.device)
 

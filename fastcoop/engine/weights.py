@@ -25,7 +25,7 @@ from fastcoop.backbones.text_tower import Block, PlainTower, TextTower
 
 QUICK_GELU = 1.702
 LN_OFFSET = (
-    0.25  # added to every layer-norm output; small against their deviation of 1, so bfloat16 keeps precision
+    0.25  # added to every layer-norm output; small against their deviation of 1, for bfloat16's precision
 )
 
 aten = torch.ops.aten

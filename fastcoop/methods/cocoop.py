@@ -86,7 +86,7 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         import torch
 
-        from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY
+        from fastcoop.engine.optimizers import MOMENTUM, WEIGHT_DECAY
 
         return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 

@@ -109,7 +109,8 @@ def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
     import torch
     from torch.nn.functional import cross_entropy, normalize
 
-    from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY, learning_rates
+    from fastcoop.engine.optimizers import MOMENTUM, WEIGHT_DECAY
+    from fastcoop.engine.runs import learning_rates
 
     data, settings, rows = run.data, run.settings, run.data.readable("train", run.subset.train)
     labels = torch.from_numpy(data.dataset.splits["train"].labels[rows]).to(backbone.device)

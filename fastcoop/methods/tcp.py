@@ -117,7 +117,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         import torch
 
-        from fastcoop.engine.runs import WEIGHT_DECAY
+        from fastcoop.engine.optimizers import WEIGHT_DECAY
 
         return torch.optim.Adam(parameters, lr=0.0, eps=ADAM_EPS, weight_decay=WEIGHT_DECAY)
 

@@ -106,7 +106,8 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         import torch
         from torch.nn.functional import normalize
 
-        from fastcoop.engine.runs import MOMENTUM, WEIGHT_DECAY, learning_rates
+        from fastcoop.engine.optimizers import MOMENTUM, WEIGHT_DECAY
+        from fastcoop.engine.runs import learning_rates
 
         features, labels = run.data.train_views(run.subset)
         given = unit(features.astype(np.float32)), labels, class_texts(backbone, run.data)

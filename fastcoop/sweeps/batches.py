@@ -201,7 +201,9 @@ def _training_batches(
 
     plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
     costs = dict(zip(shapes, plan.runs, strict=True))
-    place = {tree: number for number, tree in enumerate(sorted(plan.trees, key=repr))}
+    place = {
+        tree: number for number, tree in enumerate(sorted({run.shape.tree for run in plan.runs}, key=repr))
+    }
 
     def sized(run: RunSpec) -> _Sized:
         cost, method = costs[run.key], METHODS[run.method]

@@ -120,7 +120,7 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, cache: Path) -> Forecast:
         shapes = [shape for key in batch.keys if (shape := shape_of(plan.runs[key]))]
         planned = plan_training(loaded.backbone(batch.backbone), shapes, memory_budget=batch.budget)
         trained.setdefault(batch.backbone, []).extend(planned.runs)
-        largest = max(largest, planned.bytes_of(next(planned.stages()).runs))
+        largest = max(largest, planned.bytes_of(planned.first_batch()))
     wall = sum(timing.crop_seconds(loaded, name, missing) for name in {name for name, _ in missing})
     wall += STARTUP_SECONDS * (2 if team.size > 1 else 1)  # of this process, then of its workers
     wall += max(max(took, default=0.0), sum(took) / team.size)

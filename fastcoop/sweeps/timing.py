@@ -95,7 +95,7 @@ def _time_steps(backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> float:
     # A GPU records, then replays.
     epochs, left = (4, MAX_STEP_FLOPS) if backbone.device.type == "cpu" else (25, 1000 * MAX_STEP_FLOPS)
     timed: list[Run] = []
-    for cost in (plan.runs[index] for index in next(plan.stages()).runs):
+    for cost in (plan.runs[index] for index in plan.first_batch()):
         if timed and cost.step_flops > left:
             break
         names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size

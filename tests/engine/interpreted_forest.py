@@ -61,8 +61,7 @@ def test_a_step_of_training_is_the_plain_one(make_run, monkeypatch):
     monkeypatch.setattr(training, "row_rule", lambda tower: ANY_ROWS)  # as on a GPU: no spare rows
     backbone = tiny_backbone(layers=2)
     trees = Trees(backbone)
-    settings = [{"seed": seed, "momentum": 0.5 + 0.1 * seed, "images": 5} for seed in range(len(LAYOUTS))]
-    runs = [make_run(layout, NAMES[:2], **given) for layout, given in zip(LAYOUTS, settings, strict=True)]
+    runs = [make_run(layout, NAMES[:2], seed=seed, images=5) for seed, layout in enumerate(LAYOUTS)]
     states = []
     for with_kernels in (False, True):
         active = [ActiveRun.start(n, run, torch.float64, trees.tower.device) for n, run in enumerate(runs)]

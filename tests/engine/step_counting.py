@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -196,11 +195,11 @@ def fake_run(names: Sequence[str], layout: PromptLayout, width: int, dim: int, b
         "class_names": names,
         "layout": layout,
         "contexts": torch.empty(layout.shape(len(names), width)),
-        "features": torch.empty(32, 1, dim, dtype=torch.float16),  # as in a store
-        "labels": torch.empty(32, dtype=torch.long),
+        "features": torch.empty(batch_size, 1, dim, dtype=torch.float16),  # as in a store
+        "labels": torch.empty(batch_size, dtype=torch.long),
         "epochs": 20,
         "seed": 0,
-        "batches": np.zeros((20, batch_size), np.int64),
+        "batch_size": batch_size,
     }
     for field in dataclasses.fields(Run):
         default = None if field.default is dataclasses.MISSING else field.default

@@ -48,7 +48,7 @@ def test_features_and_gradients_are_the_towers(layer: int, quick_gelu: bool, pro
         PromptLayout.written(prompt.replace("X X X", "[V]x3").replace("{}", "[CLASS]")),
         layer,
     )
-    found = encoder(*given)
+    found = encoder(*(one[None] for one in given))[0]
     expected = plain_features(backbone.model, backbone.tokenizer, names, prompt, *given, layer)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
     cotangent = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
@@ -59,7 +59,9 @@ def test_features_and_gradients_are_the_towers(layer: int, quick_gelu: bool, pro
     ):
         torch.testing.assert_close(mine, plain, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(*given), expected, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            encoder(*(one[None] for one in given))[0], expected, rtol=1e-11, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("layer", [0, 3, 8])

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcoop.engine import PromptEncoder, Run, train
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import CrossEntropy, Images, Objective, PullToPrompt
-from fastcoop.engine.optimizers import inverse_root, newton_iterations, newton_schulz
+from fastcoop.engine.optimizers import inverse_root, newton_schulz
 from fastcoop.engine.runs import FastSchedule
 from fastcoop.engine.training import WORTH_RECORDING, ActiveRun, Batch
 from fastcoop.errors import UserError
@@ -43,14 +43,14 @@ def plain_fast(backbone, run: Run, steps: int | None = None) -> Tensor:
             loss = loss + run.objective.weight * (texts - run.objective.reference).square().sum(1).mean()
         (grad,) = torch.autograd.grad(loss, leaf)
         contexts = contexts.detach()
-        momentum = s.momentum * momentum + (1 - s.momentum) * grad
+        momentum = 0.8 * momentum + 0.2 * grad
         rows = grad.reshape(-1, width)
-        statistics = s.decay * statistics + (1 - s.decay) * rows.T @ rows
-        if t < s.refresh or t % s.refresh == 0:
-            mean = statistics / (1 - s.decay ** (t + 1))
+        statistics = 0.95 * statistics + 0.05 * rows.T @ rows
+        if t < 4 or t % 4 == 0:
+            mean = statistics / (1 - 0.95 ** (t + 1))
             values, vectors = torch.linalg.eigh(mean / mean.diagonal().mean())
             root = vectors @ torch.diag((values.clamp(min=0) + s.ridge) ** -0.5) @ vectors.T
-        step = (momentum / (1 - s.momentum ** (t + 1))) @ root
+        step = (momentum / (1 - 0.8 ** (t + 1))) @ root
         step = step * math.sqrt(step.numel()) / step.norm()
         contexts = contexts - s.learning_rate * (1 - t / run.epochs) * step
     return contexts
@@ -72,7 +72,7 @@ def fast(run: Run, epochs: int, pull: bool = False, **settings: float) -> Run:
 @pytest.mark.parametrize("position", ["end", "mid", "front"])
 def test_a_training_ends_where_the_formula_ends(backbone, make_run, position, specific, pull):
     run = fast(make_run(PromptLayout(4, position, specific), learning_rate=0.002), 15, pull)
-    other = fast(make_run(PromptLayout(2, "mid"), seed=3, images=11), 6, not pull, refresh=3, ridge=0.1)
+    other = fast(make_run(PromptLayout(2, "mid"), seed=3, images=11), 6, not pull, ridge=0.1)
     (trained, companion) = train(backbone, [run, other])
     assert distance(trained.contexts, plain_fast(backbone, run)) < 1e-9
     assert distance(companion.contexts, plain_fast(backbone, other)) < 1e-9
@@ -111,7 +111,7 @@ def test_parts_of_the_loss_add_up_and_do_not_depend_on_companions(backbone32, ma
 
 def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_run):
     runs = [fast(make_run(seed=1, snapshots=(2, 6)), 6), make_run(seed=2)]
-    runs.append(fast(make_run(PromptLayout(3, "end", True), seed=5), 8, refresh=2))
+    runs.append(fast(make_run(PromptLayout(3, "end", True), seed=5), 8))
     states = []
     whole = train(backbone32, runs, on_step=lambda state: states.append(state()))
     assert {"statistics.0", "root.0", "momentum.0", "momentum.1"} <= states[2].keys()
@@ -143,10 +143,10 @@ def test_newton_schulz_is_the_root_by_eigenvalues(width, rank, ridge):
     g = torch.randn(3, rank, width, generator=draw, dtype=torch.float64)
     a = g.transpose(1, 2) @ g * torch.tensor([1.0, 1e-12, 1e9], dtype=torch.float64)[:, None, None]
     ridges = torch.full((3, 1, 1), ridge, dtype=torch.float64)
-    by_values = inverse_root(a, ridges, 0)
+    by_values = inverse_root(a, ridges, ridge)
     mean = a.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
     m = a / mean + ridge * torch.eye(width, dtype=torch.float64)
-    by_products = newton_schulz(m, ridges, newton_iterations(width, ridge))
+    by_products = newton_schulz(m, ridge)
     for ours, theirs, matrix in zip(by_products, by_values, m, strict=True):
         assert distance(ours, theirs) < 1e-9
         assert torch.allclose(ours @ matrix @ ours, torch.eye(width, dtype=torch.float64), atol=1e-8)
@@ -208,7 +208,6 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
     ("settings", "message"),
     [
         ({"learning_rate": 0.0}, "the learning_rate of a fast schedule to be a finite number above 0"),
-        ({"momentum": 1.0}, "the momentum of a fast schedule to be from 0 to below 1, got 1.0"),
         ({"ridge": 1e-9}, "the ridge of a fast schedule to be from 1e-06 to 1e"),
     ],
 )
@@ -221,7 +220,7 @@ def test_a_gpu_s_steps_are_recorded_and_end_where_the_cpu_s_end(backbone32, make
     """By products in place of eigenvalues; the pretended GPU refuses to record what waits for the host."""
     runs = [
         fast(make_run(seed=1), 18, pull=True),
-        fast(make_run(PromptLayout(3, "mid", True), seed=2), 20, refresh=3),
+        fast(make_run(PromptLayout(3, "mid", True), seed=2), 20),
     ]
     runs.append(make_run(seed=3, epochs=WORTH_RECORDING))
     expected = train(backbone32, runs)

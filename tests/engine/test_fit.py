@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from fastcoop.engine import train
 from fastcoop.engine.fit import LOSS_NUMBERS, BatchBudget, RunShape, loss_parts, plan_training
 from fastcoop.engine.forest import Buffer, Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
+from fastcoop.engine.training import Batch
 from fastcoop.prompts import PromptLayout
 
 NAMES = tuple(
@@ -42,30 +45,27 @@ def test_training_says_so_where_the_estimate_was_off(backbone32, make_run, monke
     assert "more than estimated; a smaller memory budget is safer" in caplog.text
 
 
-def test_buffers_of_an_earlier_forest_are_freed(backbone):
-    trees = Trees(backbone)
-    workspace = Workspace(trees.tower)
-    held = []
-    for names in (NAMES, NAMES[:2]):
-        layout = trees[names, PromptLayout(4, "mid", names is NAMES)]
-        forest_pass = ForestPass(Forest(trees.tower, [(layout, 2)] * len(names)))
-        workspace.begin()
-        forest_pass.forward([torch.zeros(2, layout.vectors, 32)] * len(names), workspace)
-        forest_pass.backward([torch.zeros(2, len(names), 24)] * len(names), workspace)
-        workspace.trim()
-        held.append((workspace.nbytes, sum(buffer.memory.numel() > 0 for buffer in workspace._buffers)))
-    assert held[1][0] < held[0][0]
-    assert held[1][1] < held[0][1]
+def test_memory_of_an_earlier_forest_is_freed_before_the_next_one_is_built(backbone32, make_run, monkeypatch):
+    build, workspaces = Batch.__init__, []
+
+    def watched(self, *given):
+        assert all(earlier() is None for earlier in workspaces)
+        build(self, *given)
+        workspaces.append(weakref.ref(self.workspace))
+
+    monkeypatch.setattr(Batch, "__init__", watched)
+    train(backbone32, [make_run(epochs=epochs) for epochs in (2, 4, 5)])
+    assert len(workspaces) == 3
 
 
 def test_a_buffer_is_one_memory_also_after_it_grew():
     buffer = Buffer(torch.float32, torch.device("cpu"))
     small = buffer(2, 3)
     assert buffer(2, 3).data_ptr() == small.data_ptr()
-    assert buffer.used_bytes == 6 * 4
+    assert buffer.memory.nbytes == 6 * 4
     large = buffer(4, 3)
     assert buffer(2, 3).data_ptr() == large.data_ptr() != small.data_ptr()
-    assert buffer.used_bytes == 12 * 4
+    assert buffer.memory.nbytes == 12 * 4
 
 
 def shapes(*, images: int = 0, features: object = None) -> list[RunShape]:
@@ -100,7 +100,7 @@ def test_features_are_counted_once_where_runs_share_them(backbone):
 
 
 @pytest.mark.parametrize("fits", [0, 2, 3, 100])
-def test_stages_are_those_of_training(backbone32, make_run, fits):
+def test_the_first_batch_and_all_work_are_those_of_training(backbone32, make_run, fits):
     runs = []
     for seed, shape in enumerate(shapes()):
         runs.append(make_run(shape.layout, NAMES, epochs=shape.steps, seed=seed, views=1))
@@ -109,20 +109,17 @@ def test_stages_are_those_of_training(backbone32, make_run, fits):
     seen: list[float] = []
     train(backbone32, runs, memory_budget=budget, on_progress=seen.append)
     plan = plan_training(backbone32, [run.shape for run in runs], memory_budget=budget)
-    rows = [
-        float(sum(plan.runs[n].tree.rows for n in stage.runs))
-        for stage in plan.stages()
-        for _ in range(stage.steps)
-    ]
-    assert rows == seen
-    assert sum(rows) == sum(run.row_steps for run in plan.runs)
+    first = plan.first_batch()
+    assert len(first) == (min(fits, len(runs)) or 1)
+    assert seen[0] == sum(plan.runs[n].tree.rows for n in first)
+    assert sum(seen) == sum(run.row_steps for run in plan.runs)
 
 
 def test_a_plan_of_many_runs_adds_up(backbone):
     plan = plan_training(backbone, shapes() * 200)
-    assert len(plan.trees) == 2
+    assert len({id(cost.tree) for cost in plan.runs}) == 2
     assert plan.flops == pytest.approx(sum(cost.flops for cost in plan.runs))
-    assert sum(stage.steps * len(stage.runs) for stage in plan.stages()) == 200 * 20
+    assert sorted(plan.order()) == list(range(200 * 7))
 
 
 def test_a_fast_run_s_loss_and_matrices_are_counted(backbone32):

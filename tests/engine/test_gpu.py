@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fastcoop.engine import encode_prompts, fit, kernels
 from fastcoop.engine.forest import Trees
-from fastcoop.engine.runs import Run, draw_batches
+from fastcoop.engine.runs import Run
 from fastcoop.engine.training import SYNC_EVERY, ActiveRun, Batch, train
 from fastcoop.engine.tree_layout import TreeLayout, tree_key
 from fastcoop.prompts import PromptLayout
@@ -65,15 +65,14 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
     trees = Trees(backbone32, precision)
     runs = [make_run(layout, seed=seed, views=1) for seed, layout in enumerate((*LAYOUTS, LAYOUTS[0]))]
     laid_out = {key: trees[key].tree for key in (tree_key(run.class_names, run.layout) for run in runs)}
-    batches, scale = [draw_batches(run) for run in runs], backbone32.logit_scale
+    scale = backbone32.logit_scale
     with FakeTensorMode(allow_non_fake_inputs=False):
         trees.tower = tower = fake(trees.tower)
         for key, tree in laid_out.items():
             trees._known[key] = TreeLayout(tree, tower)
         active = []
-        for n, (run, rows) in enumerate(zip(runs, batches, strict=True)):
-            started = _without_checks(run, rows)
-            active.append(ActiveRun.start(n, started, torch.float32, tower.device))
+        for n, run in enumerate(runs):
+            active.append(ActiveRun.start(n, _without_checks(run), torch.float32, tower.device))
         batch = Batch(trees, active, scale)
         batch._step()
         batch._step()
@@ -116,7 +115,7 @@ def test_contexts_on_the_cpu_are_encoded_on_the_gpu(backbone32):
         assert features.device.type == "cuda"
 
 
-def _without_checks(run: Run, batches: Any) -> Run:
+def _without_checks(run: Run) -> Run:
     """``run`` with fake tensors, whose labels cannot be looked at."""
     other = object.__new__(FakeRun)
     tensors = {
@@ -125,7 +124,6 @@ def _without_checks(run: Run, batches: Any) -> Run:
     }
     for field in dataclasses.fields(run):
         object.__setattr__(other, field.name, tensors.get(field.name, getattr(run, field.name)))
-    object.__setattr__(other, "batches", batches)
     return other
 
 

@@ -186,16 +186,12 @@ def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_ru
     assert sorted(ended) == sorted([*range(5)] * 6)
 
 
-def test_given_batches_are_followed_and_snapshots_kept(backbone, make_run):
-    """Images and views in another order than the run's seed draws."""
+def test_the_seed_orders_the_batches_and_snapshots_are_kept(backbone, make_run):
     drawn = make_run(epochs=5, images=40, batch_size=16, snapshots=(1, 5))
-    order = draw_batches(replace(drawn, seed=77))
-    given = replace(drawn, batches=order)
-    one, other = train(backbone, [drawn, given])
-    assert distance(other.contexts, plain_training(backbone, given)) < 1e-9
+    redrawn = replace(drawn, seed=77)
+    one, other = train(backbone, [drawn, redrawn])
+    assert distance(other.contexts, plain_training(backbone, redrawn)) < 1e-9
     assert distance(other.contexts, one.contexts) > 1e-5
-    redrawn = train(backbone, [replace(drawn, seed=77)])[0]
-    assert distance(other.contexts, redrawn.contexts) < 1e-12
     assert set(one.snapshots) == {1, 5}
     assert torch.equal(one.snapshots[5], one.contexts)
     assert 0 < distance(one.snapshots[1], drawn.contexts) < distance(one.contexts, drawn.contexts)
@@ -297,17 +293,6 @@ def test_unusable_runs_are_refused(make_run):
         Run(good.class_names, good.layout, good.contexts, good.features[:0], good.labels[:0], 1, 0)
     with pytest.raises(UserError, match=r"contexts of shape \(4, 32\), got \(2, 32\)"):
         Run(good.class_names, good.layout, good.contexts[:2], good.features, good.labels, 1, 0)
-
-
-def test_given_batches_that_are_not_the_run_s_are_refused(make_run):
-    good = make_run()
-    order = draw_batches(good)
-    for batches in (order[:-1], order[0], order + 0.5):
-        with pytest.raises(UserError, match=r"batches as integers \(6 steps, batch size\)"):
-            replace(good, batches=batches)
-    for batches in (order + 60, order - 1, np.full_like(order, -1)):
-        with pytest.raises(UserError, match="so 0 to 59, or -1 to pad"):
-            replace(good, batches=batches)
 
 
 def test_runs_of_another_backbone_s_sizes_are_refused(backbone, make_run):

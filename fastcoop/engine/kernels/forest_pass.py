@@ -98,10 +98,10 @@ class KernelPass:
             workspace: What backward reads is written there.
         """
         tower, last = self.tower, self.last
-        x = workspace.layers[0].x(self.forest.rows, tower.width)
+        x = workspace.x[0](self.forest.rows, tower.width)
         normal = self._embed(vectors.contiguous(), x, workspace)
         for layer, (block, constants) in enumerate(zip(tower.blocks, self.constants, strict=True)):
-            memory, after, is_last = workspace.layers[layer], workspace.layers[layer + 1], layer == last
+            memory, is_last = workspace.layers[layer], layer == last
             q, kv = self._project_qkv(layer, normal, workspace)
             attended = workspace.attended(*q.shape)
             self.attention.forward(q, kv, constants, attended, self.leaf_of_row if is_last else self.all_rows)
@@ -114,7 +114,7 @@ class KernelPass:
             hidden = torch.mm(normal, block.fc, out=memory.hidden(rows, tower.hidden))
             active = workspace.activation(rows, tower.hidden)
             activation(hidden, tower.activation, active)
-            x = after.x(rows, tower.width)
+            x = workspace.x[layer + 1](rows, tower.width)
             eps = tower.eps_final if is_last else tower.blocks[layer + 1].eps_1
             layer_norm(
                 middle, normal, eps, LN_OFFSET, branch=active @ block.proj, bias=block.proj_bias, sums=x
@@ -136,7 +136,7 @@ class KernelPass:
         add_segments(grad_leaves, grad_classes, self.sum_classes)
         normal = grad_leaves @ tower.projection.t()
         grad = Sums.like(normal)
-        layer_norm_backward(normal, workspace.layers[-1].x(*normal.shape), tower.eps_final, grad)
+        layer_norm_backward(normal, workspace.x[-1](*normal.shape), tower.eps_final, grad)
         for layer in range(self.last, -1, -1):
             grad = self._layer_backward(layer, grad, workspace)
         grad_vectors = torch.empty(self.vectors, width, dtype=grad.high.dtype, device=tower.device)
@@ -156,7 +156,7 @@ class KernelPass:
         if workspace.first_layer_of is not self:
             x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
             if self.last > 0:
-                qkv = workspace.attention[0].qkv(forest.rows, 3 * width)
+                qkv = workspace.layers[0].qkv(forest.rows, 3 * width)
                 qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
             workspace.first_layer_of = self if workspace.keep else None
         x.index_copy_(0, forest.learned_rows, learned)
@@ -168,7 +168,7 @@ class KernelPass:
     def _project_qkv(self, layer: int, normal: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         """Return queries, and keys with values, of a layer; queries of leaves alone in the last layer."""
         forest, width, weight = self.forest, self.tower.width, self.tower.blocks[layer].qkv
-        qkv = workspace.attention[layer].qkv(forest.rows, 3 * width)
+        qkv = workspace.layers[layer].qkv(forest.rows, 3 * width)
         if layer == self.last:  # all rows have keys and values, only leaves have queries
             torch.mm(normal, weight[:, width:], out=qkv[:, width:])
             q = workspace.leaf_q(forest.leaves, width)
@@ -194,7 +194,7 @@ class KernelPass:
         layer_norm_backward(grad_hidden @ block.fc.t(), middle, block.eps_2, grad, residual=grad)
 
         grad_attended = torch.mm(grad.high, block.out.t(), out=workspace.grad_attended(rows, width))
-        qkv = workspace.attention[layer].qkv(forest.rows, 3 * width)
+        qkv = memory.qkv(forest.rows, 3 * width)
         q = workspace.leaf_q(forest.leaves, width) if is_last else qkv[:, :width]
         grad_qkv = workspace.grad_qkv(len(self.learned_rows) if is_first else forest.rows, 3 * width)
         self.attention.backward(
@@ -206,7 +206,7 @@ class KernelPass:
 
         used = slice(width, None) if is_last else slice(None)  # only leaves have queries in the last layer
         normal = grad_qkv[:, used] @ block.qkv[:, used].t()
-        x, result, extra, place = memory.x(*normal.shape), grad, None, None
+        x, result, extra, place = workspace.x[layer](*normal.shape), grad, None, None
         if is_first:
             x, place = workspace.learned_x(*normal.shape), self.learned_rows
             result = Sums(torch.empty_like(normal, dtype=tower.sum_dtype), None)

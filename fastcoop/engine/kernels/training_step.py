@@ -12,7 +12,7 @@ from fastcoop.engine.forest import Workspace
 from fastcoop.engine.kernels.forest_pass import KernelPass
 from fastcoop.engine.kernels.step import MAX_BATCH, Loss, Optimizer, class_blocks
 from fastcoop.engine.objectives import CrossEntropy
-from fastcoop.engine.optimizers import SGD
+from fastcoop.engine.optimizers import MOMENTUM, SGD, WEIGHT_DECAY
 
 if TYPE_CHECKING:
     from fastcoop.engine.training import Batch
@@ -38,8 +38,9 @@ class KernelStep:
             return None
         blocks = class_blocks([len(a.run.class_names) for a in b.active], b.vectors.device)
         loss = Loss(blocks, images.logit_scale, images.images, images.labels, images.rows, b.counter)
+        decay, momentum = (b.vectors.new_full((len(b.vectors), 1), one) for one in (WEIGHT_DECAY, MOMENTUM))
         optimizer = Optimizer(
-            b.vectors, sgd.momentum, sgd.run_of_vector, sgd.weight_decay, sgd.momentum_coef, sgd.rates, b.losses,
+            b.vectors, sgd.momentum, sgd.run_of_vector, decay, momentum, sgd.rates, b.losses,
             b.limit, b.untrained_loss, b.first_epoch_left, b.diverged_at, b.counter, divergence_factor,
         )  # fmt: skip
         return cls(forest_pass, b.workspace, b.vectors, loss, optimizer)
