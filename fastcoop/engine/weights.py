@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from fastcoop.backbones.text_tower import Block, PlainTower, TextTower
 
 QUICK_GELU = 1.702
-LN_OFFSET = (
-    0.25  # added to every layer-norm output; small against their deviation of 1, for bfloat16's precision
-)
+LN_OFFSET = 0.25  # added to layer-norm outputs; small against their deviation of 1, for bfloat16's precision
 
 aten = torch.ops.aten
 ACTIVATIONS: dict[str, tuple[Any, Any, dict[str, str]]] = {  # forward, backward, options of both
