@@ -145,7 +145,7 @@ class OwnTraining(Method[CoOpSettings]):
 
     name = "own_training"
     Settings = CoOpSettings
-    run_shape = CoOpMethod.run_shape
+    layout, run_shape = CoOpMethod.layout, CoOpMethod.run_shape
 
     def run(self, backbone: Any, runs: Any, done: Any, context: Any) -> None:
         assert {run.method for run in runs} <= {self.name}
