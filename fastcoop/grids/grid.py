@@ -14,15 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 import fastcoop
 from fastcoop.checks import several, shortened
-from fastcoop.errors import MissingFile, UserError, nearest
-from fastcoop.grids.lines import Lines, located, read_yaml
-from fastcoop.grids.options import keep_only, methods_of, override, scopes_of
-from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, as_list, plain
+from fastcoop.errors import MissingFile, UserError
+from fastcoop.grids.lines import Lines, read_yaml
+from fastcoop.grids.scopes import Scope, join, keep_only, located, methods_of, override, split
+from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, plain
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
-
-BLOCK_KEYS = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
-TOP_KEYS = ("views", "recipe", "blocks")
 
 Methods = tuple[tuple[str, tuple[MethodSettings, ...]], ...]  # (name, all its settings)
 
@@ -82,21 +79,15 @@ class Grid:
 
     Attributes:
         blocks: The blocks of the file, or one for a file without blocks.
+        views: Augmented views per training image.
+        recipe: Recipe of the image transforms, "current" or "official-2021".
         source: The content of the file, changed by command-line options.
     """
 
     blocks: tuple[GridBlock, ...]
+    views: int
+    recipe: str
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def views(self) -> int:
-        """Augmented views per training image."""
-        return self.blocks[0].views
-
-    @property
-    def recipe(self) -> str:
-        """Recipe of the image transforms, "current" or "official-2021"."""
-        return self.blocks[0].recipe
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -156,35 +147,22 @@ def read_grid(
     """
     overrides, only = several(overrides), several(only)
     given, lines, name = _content(source)
-    for one in overrides:
-        if not isinstance(one, str):
-            raise UserError(f'Expected overrides such as "shots=1,2", got {shortened(one)}.')
-    keys = [one.partition("=")[0] for one in overrides]
-    if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
-        raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
     try:
-        # Datasets last: they drop targets that are not set.
-        for one in sorted(overrides, key=lambda one: "datasets=" in one):
-            override(given, one, lines)
-        grid = _checked(given, name)
+        scopes = split(given, name)
+        override(scopes, overrides, lines)
+        blocks = _blocks(scopes, name)
         if only:
-            grid = _checked(keep_only(given, only), name)
+            scopes = keep_only(scopes, only)
+            blocks = _blocks(scopes, name)
     except SettingError as error:
         raise UserError(f"{lines.where(error.place)}{error}") from None
+    _warn_of_single_seeds(scopes, lines)
     if not (overrides or only):
-        _warn_of_unused_keys(grid, lines)
-    for path, content in scopes_of(given):
-        seed = str(content.get("seeds", "")).strip()
-        if seed.isdecimal() and int(seed) > 3:
-            where = lines.where((*path, "seeds"))
-            log.warning(
-                f"{where}This is the one seed {seed}; write seeds: 1-{seed} for that many draws, or seeds: [{seed}] "
-                "for this one."
-            )
-    for one, key in zip(overrides, keys, strict=True):
-        if not _users(grid.blocks, key.split(".")):
+        _warn_of_unused_keys(given, scopes, blocks, lines)
+    for one in overrides:
+        if not _users(blocks, one.partition("=")[0].split(".")):
             log.warning("--set %s changes nothing: no run uses it.", one)
-    return grid
+    return Grid(tuple(blocks), blocks[0].views, blocks[0].recipe, join(scopes))
 
 
 def _content(source: Any) -> tuple[dict[str, Any], Lines, str]:
@@ -222,82 +200,47 @@ def shipped_grid(name: str | Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _checked(given: dict[str, Any], name: str) -> Grid:
-    """Return the grid of a file's content. Raises SettingError, with the place in it, for what is wrong."""
-    _refuse_unknown(given, (*BLOCK_KEYS, *TOP_KEYS), name)
-    blocks = given.get("blocks")
-    if blocks is None:
-        made = [_block(None, given, name)]
-    elif not isinstance(blocks, dict) or not blocks:
-        raise SettingError(f'"blocks" of {name} should be names with keys of their own.', ("blocks",))
-    else:
-        shared = {key: value for key, value in given.items() if key != "blocks"}
-        made = []
-        for block, content in blocks.items():
-            with located("blocks", block):
-                _check_block(block, content)
-                made.append(_block(block, shared | content, f'block "{block}" of {name}'))
-    for path, content in scopes_of(given):
-        datasets = {one for block in made if not path or block.name == path[1] for one in block.datasets}
-        for dataset in content.get("targets") or {}:
-            if str(dataset) not in datasets:
+def _blocks(scopes: Sequence[Scope], name: str) -> list[GridBlock]:
+    """Return the blocks of a grid. Raises SettingError, with the place in it, for what is wrong."""
+    blocks = []
+    for scope in scopes:
+        with located(scope.place):
+            blocks.append(_block(scope, f'block "{scope.name}" of {name}' if scope.name else name))
+    datasets = {one for block in blocks for one in block.datasets}
+    for scope, block in zip(scopes, blocks, strict=True):
+        known = block.datasets if "targets" in scope.own else datasets
+        for dataset in scope.content.get("targets") or {}:
+            if str(dataset) not in known:
                 message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
-                raise SettingError(message, (*path, "targets", dataset))
-    return Grid(tuple(made), given)
+                raise SettingError(message, scope.place("targets", dataset))
+    return blocks
 
 
-def _check_block(name: Any, content: Any) -> None:
-    if not isinstance(name, str):
-        raise UserError(f"Expected the name of a block to be text, got {name!r}.")
-    if name in METHODS:
-        raise UserError(f'A block cannot be called "{name}", which is a method; rename it.')
-    if not isinstance(content, dict):
-        raise UserError(f'The block "{name}" should have keys of its own, such as methods.')
-    for key in TOP_KEYS:
-        if key in content:
-            raise SettingError(f'"{key}" holds for the whole grid; put it at its top.', (key,))
-    _refuse_unknown(content, BLOCK_KEYS, f'block "{name}"')
-
-
-def _refuse_unknown(content: dict[str, Any], known: Sequence[str], what: str) -> None:
-    for key in content:
-        if key not in known:
-            raise SettingError(f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}', (key,))
-
-
-def _block(name: str | None, content: dict[str, Any], what: str) -> GridBlock:
-    """Return a block of its content and what it shares with the others."""
-    block = validate(GridBlock, {key: value for key, value in content.items() if key != "methods"}, what)
-    methods = _methods(content.get("methods"), what)
+def _block(scope: Scope, what: str) -> GridBlock:
+    content = {key: value for key, value in scope.content.items() if key != "methods"}
+    block, methods = validate(GridBlock, content, what), _methods(scope.content.get("methods"), what)
     targets = {name: names for name, names in block.targets.items() if name in block.datasets}
     if own := [name for name, names in targets.items() if name in names]:
         raise UserError(
             f'The dataset "{own[0]}" is tested on itself in any case; leave it out of its own targets.'
         )
-    return block.model_copy(update={"name": name, "methods": methods, "targets": targets})
+    return block.model_copy(update={"name": scope.name, "methods": methods, "targets": targets})
 
 
 def _methods(given: Any, what: str) -> Methods:
     if not given:
         raise UserError(f'The setting "methods" of {what} is missing; it must be given.')
     found: list[tuple[str, tuple[MethodSettings, ...]]] = []
-    for index, entry in enumerate(as_list(given)):
-        for name, settings in methods_of(entry):
-            inside = (
-                *([index] if isinstance(given, list) else []),
-                *([name] if isinstance(entry, dict) else []),
-            )
-            with located("methods", *inside):
-                method = get_method(name)
-                if not isinstance(settings, dict):
-                    raise UserError(
-                        f"Expected keys and values as settings of {name}, got {shortened(settings)}."
-                    )
-                found.append((name, tuple(expand(method, settings))))
-            if found[-1] in found[:-1]:
-                raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
-    order = list(METHODS)
-    return tuple(sorted(found, key=lambda pair: order.index(pair[0])))
+    for place, name, settings in methods_of(given):
+        with located(lambda *inside, place=place: ("methods", *place, *inside)):
+            method = get_method(name)
+            if not isinstance(settings, dict):
+                raise UserError(f"Expected keys and values as settings of {name}, got {shortened(settings)}.")
+            one = name, tuple(expand(method, settings))
+        if one in found:
+            raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
+        found.append(one)
+    return tuple(sorted(found, key=lambda pair: list(METHODS).index(pair[0])))
 
 
 def _users(blocks: Sequence[GridBlock], keys: Sequence[str]) -> list[GridBlock]:
@@ -309,23 +252,29 @@ def _users(blocks: Sequence[GridBlock], keys: Sequence[str]) -> list[GridBlock]:
     return [block for block in blocks if block.learns or keys[0] not in ("shots", "seeds")]
 
 
-def _warn_of_unused_keys(grid: Grid, lines: Lines) -> None:
-    """Log the keys of a file that no run uses, and the epochs of shots that no run has."""
-    scopes = dict(scopes_of(dict(grid.source)))
-    for path, content in scopes.items():
-        for key in content:
-            # A key at the top holds in the blocks that have none of their own.
-            own = [one for one in grid.blocks if one.name and key in scopes["blocks", one.name]]
-            blocks = [one for one in grid.blocks if (one.name == path[1] if path else one not in own)]
-            if key not in ("recipe", "blocks") and not _users(blocks, [key]):
-                where = lines.where((*path, key))
-                log.warning("%sNo run uses %s from here, so it changes nothing.", where, key)
-    schedules: dict[str, tuple[dict[Any, Any], set[Any]]] = {}
-    for block in grid.blocks:
-        for settings in (one for _, every in block.methods for one in every):
-            epochs = getattr(settings, "epochs", None)
-            if isinstance(epochs, dict):
-                schedules.setdefault(str(epochs), (epochs, set()))[1].update(block.shots)
-    for epochs, shots in schedules.values():
-        if unused := [str(number) for number in epochs if number not in shots]:
-            log.warning("No run has %s shots, for which epochs are given.", " or ".join(unused))
+def _warn_of_single_seeds(scopes: Sequence[Scope], lines: Lines) -> None:
+    """Log the numbers that may be meant as a number of seeds."""
+    seeds = {scope.place("seeds"): str(scope.content.get("seeds", "")).strip() for scope in scopes}
+    for place, seed in seeds.items():
+        if seed.isdecimal() and int(seed) > 3:
+            log.warning(
+                f"{lines.where(place)}This is the one seed {seed}; write seeds: 1-{seed} for that many draws, or "
+                f"seeds: [{seed}] for this one."
+            )
+
+
+def _warn_of_unused_keys(
+    given: dict[str, Any], scopes: Sequence[Scope], blocks: Sequence[GridBlock], lines: Lines
+) -> None:
+    """Log the keys of a file that no run uses, and the shots of epochs that no run has."""
+    pairs = list(zip(scopes, blocks, strict=True))
+    users = {(key,): [block for scope, block in pairs if key not in scope.own] for key in given}
+    users |= {scope.place(key): [block] for scope, block in pairs for key in scope.own}
+    for place, of_key in users.items():
+        if place[-1] not in ("recipe", "blocks") and not _users(of_key, [place[-1]]):
+            log.warning("%sNo run uses %s from here, so it changes nothing.", lines.where(place), place[-1])
+    shots = {number for block in blocks for number in block.shots}
+    settings = [one for block in blocks for _, every in block.methods for one in every]
+    schedules = [epochs for one in settings if isinstance(epochs := getattr(one, "epochs", None), dict)]
+    if unused := dict.fromkeys(str(number) for one in schedules for number in one if number not in shots):
+        log.warning("No run has %s shots, for which epochs are given.", " or ".join(unused))

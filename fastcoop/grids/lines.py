@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from yaml.constructor import SafeConstructor
 
 from fastcoop.errors import UserError
-from fastcoop.methods.base import SettingError
 
 MAX_VALUES = 100_000  # values of a file, with its aliases written out
 
@@ -20,38 +18,20 @@ NAMED_KEYS = ("targets", "blocks")  # mappings whose keys are names
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
-class Lines:
-    """The line of every value of a YAML text, by its path: the keys and indices that lead to it from the top."""
-
-    def __init__(self) -> None:
-        self.places: dict[tuple[str, ...], str] = {}  # such as "Line 3: "
+class Lines(dict[tuple[str, ...], str]):
+    """Where every value is, such as "Line 3: ", by its path: the keys and indices that lead to it from the top."""
 
     def where(self, path: Sequence[Any]) -> str:
-        """Return ``"Line 3: "`` for the longest part of ``path`` that is known; "" where there is no text.
-
-        A key that a block does not have is one that it shares, at the top.
-        """
+        """Return the place of the longest part of ``path`` that is known; "" for none."""
         whole = tuple(map(str, path))
-        shared = whole[2:] if whole[:1] == ("blocks",) else ()
-        known = [whole[:n] for n in range(len(whole), 2 if shared else 0, -1)]
-        known += [shared[:n] for n in range(len(shared), 0, -1)] + [whole[:2]]
-        return next((self.places[part] for part in known if part in self.places), "")
+        return next((self[whole[:n]] for n in range(len(whole), 0, -1) if whole[:n] in self), "")
 
     def set(self, path: Sequence[Any], option: str) -> None:
-        """Record that a command-line option gave the value at ``path`` and everything in it."""
+        """Record that ``--set`` gave the value at ``path`` and everything in it."""
         whole = tuple(map(str, path))
-        self.places = {one: at for one, at in self.places.items() if one[: len(whole)] != whole}
-        self.places[whole] = f"{option}: "
-
-
-@contextmanager
-def located(*path: Any) -> Iterator[None]:
-    """Make every UserError a SettingError, with ``path`` before its place."""
-    try:
-        yield
-    except UserError as error:
-        inside = error.place if isinstance(error, SettingError) else ()
-        raise SettingError(str(error), (*path, *inside)) from None
+        for one in [one for one in self if one[: len(whole)] == whole]:
+            del self[one]
+        self[whole] = f"--set {option}: "
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
@@ -79,7 +59,7 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
 
 def _visit(node: yaml.Node, path: tuple[str, ...], lines: Lines) -> None:
     """Note the lines of a node's values, make text of names, and refuse keys that are given twice."""
-    if len(lines.places) > MAX_VALUES:
+    if len(lines) > MAX_VALUES:
         raise UserError(f"The aliases of the grid stand for more than {MAX_VALUES} values; write fewer.")
     inside: list[tuple[str, yaml.Node, yaml.Node]] = []  # name, where it starts, value
     if isinstance(node, yaml.SequenceNode):
@@ -99,7 +79,7 @@ def _visit(node: yaml.Node, path: tuple[str, ...], lines: Lines) -> None:
                     raise UserError(f'Line {line}: "{name}" was given before, in line {before}; leave one.')
                 first[key.tag, name] = line
     for name, start, value in inside:
-        lines.places[(*path, name)] = f"Line {start.start_mark.line + 1}: "
+        lines[(*path, name)] = f"Line {start.start_mark.line + 1}: "
         _visit(value, (*path, name), lines)
 
 

@@ -84,19 +84,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, Mapping):
-        keys = {key: _plain(key) for key in value}
-        if odd := [key for key, made in keys.items() if type(made) not in SCALARS]:
+        if odd := [key for key in value if type(_plain(key)) not in SCALARS]:
             raise UserError(
                 f"Expected text or a number as a key of a mapping in a grid, got {shortened(odd[0])}; change the key."
             )
-        return {keys[key]: _plain(one) for key, one in value.items()}
+        return {_plain(key): _plain(one) for key, one in value.items()}
     if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
         return _plain(value.tolist())
     if made := next((made for kind, made in KINDS if isinstance(value, kind)), None):
         return made(value)
+    if isinstance(value, Set):
+        return sorted(map(_plain, value), key=lambda one: (str(type(one)), one))
     if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
-        items = [_plain(one) for one in value]
-        return sorted(items, key=lambda one: (str(type(one)), one)) if isinstance(value, Set) else items
+        return [_plain(one) for one in value]
     raise UserError(
         "Expected text, numbers, yes or no, and lists and mappings of these in a grid, got "
         f"{shortened(value)} of type {type(value).__name__}; convert it to a list or to text."
