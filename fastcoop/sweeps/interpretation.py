@@ -6,11 +6,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -41,8 +40,7 @@ MAX_INITIAL_VECTORS = 256  # of a run's initial context: enough for their mean d
 SUMMARY_WORDS = 10
 
 
-@dataclass(frozen=True, eq=False)
-class _Context:
+class _Context(NamedTuple):
     """The learned vectors of one run, (M, width) or (classes, M, width), and how they were initialized."""
 
     key: str
@@ -168,40 +166,35 @@ class _Search:
         self._backbone, self._options = backbone, options
         self._of_random = {name: options[name] for name in ("trained_only", "metric")}
         self._by_chance = mean_initial_distance(backbone, **self._of_random)
-        self._starts: dict[tuple[Any, ...], tuple[float, list[str]]] = {}  # mean distance, nearest words
+        self._starts: dict[tuple[Any, ...], dict[str, Any]] = {}  # what files hold of initial contexts
 
     def contents(self, contexts: Sequence[_Context]) -> Iterator[dict[str, Any]]:
         """Yield what the file of each context holds."""
         new = {context.start: context for context in contexts if context.start not in self._starts}
-        if new:
-            starts = [self._initial(context) for context in new.values()]
-            found = nearest_words(self._backbone, torch.cat(starts), **self._options | {"k": 1})
-            words, sizes = iter(found.words), list(map(len, starts))
-            for start, distances in zip(new, found.distances.split(sizes), strict=True):
-                nearest = [word for (word,) in islice(words, len(distances))]
-                self._starts[start] = _short(distances.mean()), nearest
+        found = self._nearest([self._initial(context) for context in new.values()], k=1)
+        for context, (words, distances) in zip(new.values(), found, strict=True):
+            nearest = {"start_words": [word for (word,) in words]} if context.words is not None else {}
+            self._starts[context.start] = {"initial": _short(distances.mean())} | nearest
         flat = [context.vectors.flatten(0, -2) for context in contexts]
-        found = nearest_words(self._backbone, torch.cat(flat), **self._options)
-        chance = random_distances(self._backbone, torch.cat(flat).norm(dim=-1), **self._of_random)
-        words, sizes = iter(found.words), list(map(len, flat))
-        for context, *parts in zip(contexts, found.distances.split(sizes), chance.split(sizes), strict=True):
-            distances, random = (part.tolist() for part in parts)
-            yield self._content(context, list(islice(words, len(random))), distances, random)
+        lengths = torch.cat(flat).norm(dim=-1)
+        chance = random_distances(self._backbone, lengths, **self._of_random).split(list(map(len, flat)))
+        found = self._nearest(flat)
+        for context, (words, distances), random in zip(contexts, found, chance, strict=True):
+            yield self._content(context, words, distances.tolist(), random.tolist())
+
+    def _nearest(self, parts: Sequence[Tensor], **options: Any) -> list[tuple[list[list[str]], Tensor]]:
+        """Return the nearest words of the vectors of each part, and their distances (n, k)."""
+        if not parts:
+            return []
+        found = nearest_words(self._backbone, torch.cat(list(parts)), **self._options | options)
+        words = iter(found.words)
+        return [(list(islice(words, len(one))), one) for one in found.distances.split(list(map(len, parts)))]
 
     def _content(
         self, context: _Context, words: list[list[str]], distances: list[list[float]], chance: list[float]
     ) -> dict[str, Any]:
         length, names = context.vectors.shape[-2], context.class_names
-        vectors = [
-            {"position": i % length + 1}
-            | ({"class": names[i // length]} if names else {})
-            | {"words": words[i], "distances": list(map(_short, distances[i])), "chance": _short(chance[i])}
-            for i in range(len(words))
-        ]
-        initial, start_words = self._starts[context.start]
-        content: dict[str, Any] = {**self._options, "by_chance": self._by_chance, "initial": initial}
-        if context.words is not None:
-            content["start_words"] = start_words
+        content = self._options | {"by_chance": self._by_chance} | self._starts[context.start]
         if names:  # means and the most frequent nearest words over all classes
             nearest = Counter(found[0] for found in words if found[0] != NOT_LATIN)
             content["summary"] = {
@@ -210,14 +203,19 @@ class _Search:
                 "chance": _short(fmean(map(_short, chance))),
                 "words": [list(pair) for pair in nearest.most_common(SUMMARY_WORDS)],
             }
-        return content | {"vectors": vectors}
+        content["vectors"] = [
+            {"position": i % length + 1}
+            | ({"class": names[i // length]} if names else {})
+            | {"words": words[i], "distances": list(map(_short, distances[i])), "chance": _short(chance[i])}
+            for i in range(len(words))
+        ]
+        return content
 
     def _initial(self, context: _Context) -> Tensor:
         """Return vectors (n, width) of the run's initial context, as many as their mean needs."""
         *classes, length, _ = context.vectors.shape
         specific = bool(classes) and context.words is None
-        layout = PromptLayout(length, class_specific=specific)
-        count = classes[0] if specific else 1
+        layout, count = PromptLayout(length, class_specific=specific), classes[0] if specific else 1
         start = initial_contexts(self._backbone, layout, count, context.seed, context.words)
         return start.flatten(0, -2)[:MAX_INITIAL_VECTORS]
 
