@@ -30,8 +30,11 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
     options = text_cfg.get("tokenizer_kwargs") or {}
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
-        make: Callable[..., Callable[..., Tensor]] = open_clip_part("tokenizer").SimpleTokenizer
-        return make(context_length=length, **options) if options else _clip_tokenizer(make, length)
+        module = open_clip_part("tokenizer")
+        if not options:
+            return _clip_tokenizer(module, length)
+        make: Callable[..., Callable[..., Tensor]] = module.SimpleTokenizer
+        return make(context_length=length, **options)
     own = folder is not None and has_tokenizer(folder)
     source = folder if own else find_hub_files(name, "tokenizer", SMALL_FILES, has_tokenizer)
     try:
@@ -49,8 +52,9 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
 
 
 @functools.cache  # its tables take a while to build
-def _clip_tokenizer(make: Callable[..., Callable[..., Tensor]], length: int) -> Callable[..., Tensor]:
-    return make(context_length=length)
+def _clip_tokenizer(module: Any, length: int) -> Callable[..., Tensor]:
+    own: Callable[..., Tensor] = module._tokenizer  # which open_clip makes when it is imported
+    return own if length == DEFAULT_LENGTH else module.SimpleTokenizer(context_length=length)
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
