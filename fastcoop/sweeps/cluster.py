@@ -28,7 +28,7 @@ from fastcoop.sweeps.tasks import (
     Task,
     WorkerBank,
     WorkerSpec,
-    describe,
+    describe_error,
     run_task,
 )
 from fastcoop.sweeps.workers import TICK
@@ -118,7 +118,7 @@ class ClusterExecutor:
         except CancelledError:
             events = [BatchFinished(batch, error="all workers that held its features died", died=True)]
         except Exception as error:  # such as of a worker whose disk is full
-            events = [BatchFinished(batch, error=describe(error))]
+            events = [BatchFinished(batch, error=describe_error(error))]
         return events
 
 

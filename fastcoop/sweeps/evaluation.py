@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,10 @@ from fastcoop.results.metadata import add_datasets, recorded_grid
 from fastcoop.results.parameters import Parameters, load_parameters
 from fastcoop.results.predictions import load_predictions
 from fastcoop.results.read import load_results, load_runs
-from fastcoop.results.records import ScoreInputs
 from fastcoop.results.store import ResultsStore, open_store
-from fastcoop.sweeps.records import describe_datasets, missing_tests, read_settings, record_outcome
+from fastcoop.sweeps.records import Tests, describe_datasets, missing_tests, read_settings, record_outcome
 
 log = logging.getLogger("fastcoop")
-
-Tests = Mapping[str, Mapping[str, ScoreInputs]]  # by key and tested dataset
 
 
 @dataclass(frozen=True)

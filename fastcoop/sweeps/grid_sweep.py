@@ -32,6 +32,7 @@ from fastcoop.sweeps.caching import cache_loaded, open_features, open_unchanged
 from fastcoop.sweeps.known import record_backbones, record_paces, recorded_backbone
 from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.records import (
+    Tests,
     complete_records,
     describe_datasets,
     missing_tests,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from fastcoop.sweeps.forecast import Forecast
 
 Backend = Literal["local", "dask"]
-Tests = Mapping[str, Mapping[str, ScoreInputs]]  # by key and tested dataset
 
 log = logging.getLogger("fastcoop")
 

@@ -113,7 +113,7 @@ class Live:
         for batch, share in running[:most]:
             if batch.keys not in self._texts:
                 runs = [self.specs[key] for key in batch.keys]
-                self._texts[batch.keys] = describe(runs), sum(map(steps_of, runs))
+                self._texts[batch.keys] = describe_runs(runs), sum(map(steps_of, runs))
             text, steps = self._texts[batch.keys]
             of_steps = f"{math.floor(100 * share)}% of {counted(steps, 'step')}: " if steps else ""
             sentences.append(f"now {of_steps}{text}")
@@ -142,7 +142,7 @@ class Live:
         return Group(Text(self.state(), "bold"), *running, *([table] if last else []))
 
 
-def describe(runs: Sequence[RunSpec]) -> str:
+def describe_runs(runs: Sequence[RunSpec]) -> str:
     """Return the runs of a batch in a few words."""
     labels = list(dict.fromkeys(map(_label, runs)))
     label = labels[0] if len(labels) == 1 else f"{counted(len(labels), 'kind')} of {method_names(runs)}"

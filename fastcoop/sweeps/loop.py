@@ -18,7 +18,7 @@ from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state, remove_stale, subset_state, write_state
 from fastcoop.sweeps.live import Live
 from fastcoop.sweeps.pace import Pace
-from fastcoop.sweeps.records import describe, record_outcome
+from fastcoop.sweeps.records import describe_run, record_outcome
 from fastcoop.sweeps.tasks import BatchFinished, Event, RunFinished, Task
 from fastcoop.sweeps.workers import Executor
 
@@ -141,7 +141,7 @@ class RunLoop:
             self.live.say(f"A batch of {runs} failed, tried {how}: {error}.")
         elif left:
             for key in left:
-                self._store.record_failure(describe(self._pending.pop(key)), error)
+                self._store.record_failure(describe_run(self._pending.pop(key)), error)
                 self.failed[key] = error
             self.live.failed = len(self.failed)
             names = method_names(self._runs[key] for key in left)

@@ -23,6 +23,8 @@ from fastcoop.results.records import (
 )
 from fastcoop.results.store import ResultsStore
 
+Tests = Mapping[str, Mapping[str, ScoreInputs]]  # by key and tested dataset
+
 SPLITS = ("train", "val", "test")
 USUAL_PROPERTIES = {
     "recipe": ("current", "imported"), "feature_dtype": ("float16",), "views": (DEFAULT_VIEWS,),
@@ -49,7 +51,7 @@ def record_outcome(store: ResultsStore, run: RunSpec, outcome: Outcome) -> None:
     store.record(run_record(run, outcome), scores, learned)
 
 
-def describe(run: RunSpec) -> RunDescription:
+def describe_run(run: RunSpec) -> RunDescription:
     """Return what identifies a run."""
     method = METHODS[run.method]
     return RunDescription(
@@ -61,7 +63,7 @@ def describe(run: RunSpec) -> RunDescription:
 def run_record(run: RunSpec, outcome: Outcome) -> RunRecord:
     """Return the record of a run and its outcome, without tests and what was learned."""
     return RunRecord(
-        **vars(describe(run)),
+        **vars(describe_run(run)),
         backbone_digest=run.model.digest,
         columns=METHODS[run.method].columns(run, run.model),
         train_images=len(run.data.readable("train", run.subset.train)) if run.subset else 0,

@@ -170,14 +170,14 @@ def run_task(task: Task, bank: FeatureBank, on_event: OnEvent) -> None:
     except Exception as caught:
         if watch.listener_error:
             raise watch.listener_error from None
-        error = describe(caught)
+        error = describe_error(caught)
     finally:
         torch.set_num_threads(threads)
     warning = watch.checkpoint.problem if watch.checkpoint else None
     on_event(BatchFinished(batch, watch.engine_seconds, error=error, warning=warning))
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error in one line, with where it was raised."""
     if isinstance(error, UserError):
         return str(error)
