@@ -199,6 +199,14 @@ def test_the_command_line_narrows_every_block(
     assert [*again.runs()] == [*read_grid(file, overrides, only).runs()]
 
 
+def test_a_method_of_one_block_is_set(file: Path) -> None:
+    runs = named(file, BLOCKS, ["blocks.probes.methods.coop.context_length=8"])
+    assert {dataset for method, dataset, *_, m in runs if m == 8} == {"food101", "dtd"}
+    assert {m for method, *_, m in runs if method == "coop"} == {4, 8, 16}
+    with pytest.raises(UserError, match="which the grid does not run"):
+        named(file, BLOCKS, ["blocks.unified.methods.linear_probe.iterations=5"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
