@@ -1,7 +1,8 @@
 """What the methods on image features have in common: stacked runs, chosen values, and classifiers that follow.
 
-An adapter defines `fit`, which learns stacked runs (runs, ...), and `class_weights` or `logits`, which classify. Runs
-are stacked where all settings that are not floats are equal, and each has the result that it has alone, to rounding.
+An adapter defines `fit`, which learns stacked runs (runs, ...), and what classifies: `class_weights` of logits that are
+linear in images, or else `logits`, or `scorer` where many values are tried. Runs are stacked where all settings that
+are not floats are equal, and each has the result that it has alone, to rounding.
 """
 
 from __future__ import annotations
@@ -427,11 +428,13 @@ class AdapterClassifier:
         from fastcoop.backbones.precision import fresh_state
 
         device = self.texts.raw.device
+        values = {name: self.weights[name] for name in self.adapter.values}
         size = max(1, TEST_BYTES // self.adapter.image_bytes(self.weights, self.texts))
         found = [np.zeros((0, len(self.texts)), np.float32)]
         with fresh_state(), torch.no_grad():
             for start in range(0, len(features), size):
                 part = np.asarray(features[start : start + size], np.float32)
                 images = torch.from_numpy(part).to(device)[None]
-                found.append(self.adapter.logits(self.weights, images, self.texts)[0].cpu().numpy())
+                logits = self.adapter.scorer(self.weights, images, self.texts)
+                found.append(logits(**values)[0].cpu().numpy())
         return np.concatenate(found)

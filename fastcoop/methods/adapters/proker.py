@@ -77,16 +77,12 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
         return super().image_bytes(weights, texts) if "dual" in weights else 1  # one solution for all images
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-
         if stack.settings.samples == "views":
             samples = normalized(stack.views).flatten(1, 2)
             Y = stack.onehot.repeat_interleave(stack.views.shape[2], 1)
         else:
             samples, Y = normalized(stack.views.mean(2)), stack.onehot
         return Fitted({"samples": samples, "residual": (Y - samples @ stack.texts.unit.T).mT})
-
-    def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:
-        return self.scorer(weights, images, texts)(**{name: weights[name] for name in self.values})
 
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
         x, samples = normalized(images), weights["samples"]

@@ -71,9 +71,6 @@ class TipAdapterMethod(Adapter[TipSettings]):
         keys = normalized(stack.views.mean(2))
         return {"keys": keys.take_along_dim(order[:, :, None], 1), "labels": labels}
 
-    def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:
-        return self.scorer(weights, images, texts)(**{name: weights[name] for name in self.values})
-
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
         x = normalized(images)
         zero_shot, affinity = texts.zero_shot(x), weights["keys"] @ x.mT
