@@ -1,7 +1,7 @@
 """Multinomial logistic regression in float64, on any device: by scikit-learn's iterates, or to the optimum.
 
-scikit-learn's iterates are those of SciPy's L-BFGS-B. They start at zero, follow gradients and are equivariant to
-rotations. With fewer images than features, they are computed in the span of the images.
+Its iterates start at zero, follow gradients and are equivariant to rotations. With fewer images than features, they are
+computed in the span of the images.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcoop.methods.lbfgs import EPSILON, minimize
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-EPSILON = float(np.finfo(float).eps)
 GRADIENT_TOLERANCE = 1e-4  # scikit-learn's, of the largest entry
-LOSS_TOLERANCE = 64 * EPSILON  # scikit-learn's
-LINE_EVALUATIONS = 50  # scikit-learn's
 OPTIMUM_TOLERANCE = 1e-8  # of the decrease that another Newton step promises, relative to the objective
 MAX_NEWTON_STEPS, MAX_PRODUCTS = 200, 500  # steps; products with the Hessian in a step
 RESIDUAL = 0.05  # of a Newton step, in the preconditioner's norm
@@ -86,32 +85,13 @@ class LogisticProblem:
 
         For two classes, scikit-learn has another objective.
         """
-        import torch
-        from scipy.optimize import minimize
-
         penalty = 1 / (c * self.images)
         zeros = self._features.new_zeros(self.classes, self._features.shape[1])
-        gradient = self._derivatives(zeros, penalty)[1]
-        if self._is_small(gradient):
-            return self._fit(zeros, 0, True)
-
-        def weights(point: np.ndarray) -> Tensor:
-            return torch.from_numpy(point).view(zeros.shape).to(zeros)
-
-        def evaluate(point: np.ndarray) -> tuple[float, np.ndarray]:
-            nonlocal gradient
-            loss, gradient, _ = self._derivatives(weights(point), penalty)
-            return loss, gradient.cpu().numpy().ravel()
-
-        def stop(_: np.ndarray) -> None:  # SciPy's own rule has the gradient in these coordinates
-            if self._is_small(gradient):
-                raise StopIteration
-
-        options = {"maxiter": max_iterations, "maxls": LINE_EVALUATIONS, "ftol": LOSS_TOLERANCE, "gtol": 0.0}
-        found = minimize(
-            evaluate, np.zeros(zeros.numel()), method="L-BFGS-B", jac=True, callback=stop, options=options
+        return self._fit(
+            *minimize(
+                lambda weights: self._derivatives(weights, penalty)[:2], zeros, self._is_small, max_iterations
+            )
         )
-        return self._fit(weights(found.x), found.nit, found.success or self._is_small(gradient))
 
     def optimum(self, c: float, start: Tensor | None = None) -> Fit:
         """Return the minimum of scikit-learn's objective, by Newton's method with conjugate gradients.

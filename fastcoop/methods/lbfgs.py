@@ -1,0 +1,248 @@
+"""L-BFGS in torch float64, with the iterates of SciPy's L-BFGS-B without bounds.
+
+Directions, line search, restarts and stopping rules are SciPy's, so that results differ from its by rounding only. It
+runs on any device and passes over the stored corrections twice in an iteration, SciPy about six times on one core.
+L-BFGS amplifies rounding: within about a hundred iterations on features of unequal scales, any two computations of the
+same iterates differ visibly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CORRECTIONS = 10
+DECREASE, CURVATURE, INTERVAL = 1e-3, 0.9, 0.1  # line search: in loss, in slope, in the bracket's width
+LARGEST_STEP = 1e10
+LINE_EVALUATIONS, EVALUATIONS = (
+    50,
+    15_000,
+)  # the most, in an iteration and in all; scikit-learn's, and SciPy's
+EPSILON = float(np.finfo(float).eps)
+LOSS_TOLERANCE = 64 * EPSILON  # scikit-learn's
+
+Evaluate = Callable[["Tensor"], tuple[float, "Tensor"]]
+
+
+def minimize(
+    evaluate: Evaluate, start: Tensor, is_small: Callable[[Tensor], bool], max_iterations: int
+) -> tuple[Tensor, int, bool]:
+    """Minimize a function.
+
+    Args:
+        evaluate: Returns the function's value and gradient, of the point's shape.
+        start: float64 of any shape.
+        is_small: Whether the iterations end at a gradient. They also end at a decrease below `LOSS_TOLERANCE`, relative
+            to the value if that is over 1.
+        max_iterations: Largest number of iterations.
+
+    Returns:
+        The point, the number of iterations, and whether they converged.
+    """
+    import torch
+
+    point, (loss, gradient) = start, evaluate(start)
+    history, evaluations, iteration = _History(start), 1, 0
+    while not is_small(gradient):
+        if iteration == max_iterations or evaluations > EVALUATIONS:
+            return point, iteration, False
+        line = _Line(evaluate, point, history.direction(gradient))
+        slope = line.slope_of(gradient)
+        first = 1.0 if iteration else 1 / float(torch.linalg.vector_norm(line.direction))
+        try:
+            step = _search(line, loss, slope, first) if slope < 0 else None
+        except ZeroDivisionError:  # an interpolation between equal points
+            step = None
+        evaluations += line.evaluations
+        if step is None:
+            if not len(history):
+                return point, iteration, False
+            history = _History(start)
+            continue
+        iteration += 1
+        previous_loss, previous_gradient = loss, gradient
+        point, loss, gradient = line.point, line.loss, line.gradient
+        if previous_loss - loss <= LOSS_TOLERANCE * max(abs(previous_loss), abs(loss), 1):
+            break
+        curvature = (line.slope - slope) * step
+        if curvature > -slope * step * EPSILON:
+            history.add(line.direction * step, gradient - previous_gradient, curvature)
+    return point, iteration, True
+
+
+class _Line:
+    """A function on a line. Point, loss, gradient and slope of the last evaluated step are kept as attributes."""
+
+    loss: float
+    slope: float
+    gradient: Tensor
+
+    def __init__(self, evaluate: Evaluate, start: Tensor, direction: Tensor) -> None:
+        self._evaluate, self._start, self.direction = evaluate, start, direction
+        self.evaluations, self.point = 0, start
+
+    def slope_of(self, gradient: Tensor) -> float:
+        return float(gradient.ravel() @ self.direction.ravel())
+
+    def __call__(self, step: float) -> tuple[float, float]:
+        self.evaluations += 1
+        self.point = self._start.add(self.direction, alpha=step)
+        self.loss, self.gradient = self._evaluate(self.point)
+        self.slope = self.slope_of(self.gradient)
+        return self.loss, self.slope
+
+
+class _History:
+    """The last corrections, and the direction that they give.
+
+    It is the compact form of the inverse Hessian (Byrd, Nocedal and Schnabel 1994, equation 3.1).
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._vectors = like.new_zeros(2 * CORRECTIONS, like.numel())  # changes of the point; of the gradient
+        self._products = np.zeros((2, CORRECTIONS, CORRECTIONS))  # of both with changes of the gradient
+        self._rows: list[int] = []  # oldest first
+        self._scale = 1.0  # of the first inverse Hessian
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, change: Tensor, gradient_change: Tensor, curvature: float) -> None:
+        """Add a correction, in place of the oldest if there are too many."""
+        row = len(self._rows) if len(self._rows) < CORRECTIONS else self._rows.pop(0)
+        self._rows.append(row)
+        self._vectors[row], self._vectors[CORRECTIONS + row] = change.ravel(), gradient_change.ravel()
+        products = self._with_vectors(gradient_change)
+        self._products[:, :, row], self._products[1, row] = products, products[1]
+        self._products[0, row, row] = curvature
+        self._scale = curvature / products[1, row]
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Return minus the inverse Hessian times a gradient."""
+        from scipy.linalg import solve_triangular
+
+        if not self._rows:
+            return -gradient
+        rows, scale = np.array(self._rows), self._scale
+        with_changes, with_gradient_changes = self._with_vectors(gradient)[:, rows]
+        mixed, squares = self._products[:, rows[:, None], rows]
+        mixed = np.triu(mixed)
+        solved = solve_triangular(mixed, with_changes)
+        middle = np.diag(mixed) * solved + scale * (squares @ solved - with_gradient_changes)
+        weights = np.zeros((2, CORRECTIONS))
+        weights[:, rows] = -solve_triangular(mixed, middle, trans=1), scale * solved
+        weights_there = gradient.new_tensor(weights.ravel())
+        return gradient.ravel().addmv(self._vectors.T, weights_there, beta=-scale).view_as(gradient)
+
+    def _with_vectors(self, vector: Tensor) -> np.ndarray:
+        return (self._vectors @ vector.ravel()).cpu().numpy().reshape(2, CORRECTIONS)
+
+
+@dataclass(frozen=True)
+class _Point:
+    step: float
+    loss: float
+    slope: float
+
+    def tilted(self, slope: float) -> _Point:
+        return _Point(self.step, self.loss - slope * self.step, self.slope - slope)
+
+
+def _search(line: _Line, loss: float, slope: float, step: float) -> float | None:
+    """Return a step that meets the strong Wolfe conditions, or the last one if rounding prevents progress; else None.
+
+    It is the line search of Moré and Thuente (1994), with ``step`` as the first to try. ``loss`` and ``slope`` are
+    those at step 0. The last evaluated step is the returned one.
+    """
+    required = DECREASE * slope
+    best = other = _Point(0.0, loss, slope)
+    bracketed, first_stage = False, True
+    width, previous_width = LARGEST_STEP, 2 * LARGEST_STEP
+    low, high = 0.0, 5 * step
+    for _ in range(LINE_EVALUATIONS):
+        point = _Point(step, *line(step))
+        limit = loss + step * required
+        first_stage = first_stage and not (point.loss <= limit and point.slope >= 0)
+        stuck = bracketed and (step <= low or step >= high or high - low <= INTERVAL * high)
+        at_end = (step == LARGEST_STEP and point.loss <= limit and point.slope <= required) or (
+            step == 0 and (point.loss > limit or point.slope >= required)
+        )
+        if stuck or at_end or (point.loss <= limit and abs(point.slope) <= CURVATURE * -slope):
+            return step
+        # While no step decreases the loss enough, interpolate the loss minus the required decrease.
+        tilt = required if first_stage and best.loss >= point.loss > limit else 0.0
+        x, y, p = (one.tilted(tilt) for one in (best, other, point))
+        step, bracketed = _next_step(x, y, p, bracketed, low, high)
+        if p.loss > x.loss:
+            other = point
+        else:
+            if p.slope * x.slope < 0:
+                other = best
+            best = point
+        if bracketed:
+            if abs(other.step - best.step) >= 0.66 * previous_width:
+                step = best.step + 0.5 * (other.step - best.step)
+            width, previous_width = abs(other.step - best.step), width
+            low, high = sorted((best.step, other.step))
+        else:
+            low, high = step + 1.1 * (step - best.step), step + 4 * (step - best.step)
+        step = min(max(step, 0.0), LARGEST_STEP)
+        if bracketed and (step <= low or step >= high or high - low <= INTERVAL * high):
+            step = best.step
+    return None
+
+
+def _next_step(
+    x: _Point, y: _Point, p: _Point, bracketed: bool, low: float, high: float
+) -> tuple[float, bool]:
+    """Return the next step, and whether the minimum is bracketed (MINPACK's dcstep).
+
+    x is the best point so far, y the other end of the bracket, or else ``low`` and ``high`` limit the step, and p is
+    the last point.
+    """
+    if p.loss > x.loss:  # a higher loss
+        cubic = _cubic(x, p, p.step < x.step)
+        chord = (x.loss - p.loss) / (p.step - x.step)
+        quadratic = x.step + x.slope / (chord + x.slope) / 2 * (p.step - x.step)
+        is_nearer = abs(cubic - x.step) <= abs(quadratic - x.step)
+        return (cubic if is_nearer else cubic + (quadratic - cubic) / 2), True
+    if p.slope * x.slope < 0:  # a lower loss, slopes of opposite sign
+        cubic, secant = _cubic(p, x, p.step > x.step), _secant(x, p)
+        return (cubic if abs(cubic - p.step) > abs(secant - p.step) else secant), True
+    if abs(p.slope) < abs(x.slope):  # a lower loss, and a smaller slope of the same sign
+        cubic, secant = _cubic(p, x, p.step > x.step, low=low, high=high), _secant(x, p)
+        is_nearer = abs(cubic - p.step) < abs(secant - p.step)
+        if not bracketed:
+            return min(max(secant if is_nearer else cubic, low), high), False
+        step, bound = (cubic if is_nearer else secant), p.step + 0.66 * (y.step - p.step)
+        return (min(bound, step) if p.step > x.step else max(bound, step)), True
+    if bracketed:
+        return _cubic(p, y, p.step > y.step), True
+    return (high if p.step > x.step else low), False
+
+
+def _secant(x: _Point, p: _Point) -> float:
+    return p.step + p.slope / (p.slope - x.slope) * (x.step - p.step)
+
+
+def _cubic(
+    a: _Point, b: _Point, negative_root: bool, low: float | None = None, high: float | None = None
+) -> float:
+    """Return the minimizer of the cubic through two points, measured from ``a``.
+
+    With limits, one of them is returned if the cubic has no minimum beyond ``a``.
+    """
+    theta = 3 * (a.loss - b.loss) / (b.step - a.step) + a.slope + b.slope
+    scale = max(abs(theta), abs(a.slope), abs(b.slope))
+    root = scale * np.sqrt(max(0.0, (theta / scale) ** 2 - (a.slope / scale) * (b.slope / scale)))
+    gamma = -root if negative_root else root
+    ratio = (gamma - a.slope + theta) / (2 * gamma - a.slope + b.slope)
+    if low is not None and high is not None and not (ratio < 0 and gamma != 0):
+        return high if a.step > b.step else low
+    return float(a.step + ratio * (b.step - a.step))
