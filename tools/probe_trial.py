@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from fastcoop.features import FeatureStore
 from fastcoop.methods.data import Labelled
-from fastcoop.methods.linear_probe import LinearProbeSettings, _OfficialFits, choose_c
+from fastcoop.methods.linear_probe import LinearProbeSettings, _Fits, choose_c
 
 Search = tuple[Labelled, Labelled, Labelled]  # training, validation and test images
 SOLVERS = ("scikit-learn", "permuted", "official", "converged")
@@ -73,8 +73,8 @@ def timed(solver: str, search: Search, threads: int) -> tuple[float, int, float,
     is_scikit_learn = solver in SOLVERS[:2]
     settings = LinearProbeSettings(solver="converged" if solver == "converged" else "official")
     torch.set_num_threads(1 if is_scikit_learn else threads)
-    fit = _OfficialFits._scikit_learn if is_scikit_learn else _OfficialFits._fit
-    with threadpool_limits(1, user_api="blas"), patch.object(_OfficialFits, "_fit", fit):
+    fit = (lambda fits, log_c, near: fits._scikit_learn(log_c)) if is_scikit_learn else _Fits._official
+    with threadpool_limits(1, user_api="blas"), patch.object(_Fits, "_official", fit):
         wall, cpu = time.perf_counter(), time.process_time()
         log_c, _, model = choose_c(train, val, settings)
         seconds = time.perf_counter() - wall, time.process_time() - cpu

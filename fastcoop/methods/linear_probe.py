@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -91,14 +91,10 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
     def learn(self, backbone: Backbone, run: RunSpec[LinearProbeSettings]) -> Outcome:
         from threadpoolctl import threadpool_limits
 
-        (features, labels), (val_features, val_labels) = (
-            run.data.train(run.subset),
-            run.data.validation(run.subset),
-        )
-        train, val = (
-            (features[:, 0].astype(np.float64), labels),
-            (val_features.astype(np.float64), val_labels),
-        )
+        features, labels = run.data.train(run.subset)
+        train = features[:, 0].astype(np.float64), labels
+        features, labels = run.data.validation(run.subset)
+        val = features.astype(np.float64), labels
         with threadpool_limits(1, user_api="blas"):  # sums are equal on any number of cores
             log_c, accuracy, model = choose_c(train, val, run.settings, backbone.device)
         coef, intercept = model.coef_, model.intercept_
@@ -135,33 +131,42 @@ def choose_c(
 
     from fastcoop.engine.weights import limit_threads
 
-    kind = _ConvergedFits if settings.solver == "converged" else _OfficialFits
     is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
     threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
     with limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
-        fits = kind(train, val, settings, device, pool)
+        fits = _Fits(train, val, settings, device, pool)
         fits.add(START)
-        best = max(START, key=fits.accuracy)  # max keeps the first of equals
+        fitted = fits.fitted
+        best = max(START, key=lambda log_c: fitted[log_c].accuracy)  # max keeps the first of equals
         low, high = best - 1.0, best + 1.0
         for step in range(settings.search_steps):
             middle = (low + high) / 2
-            if low not in fits or high not in fits:
+            if low not in fitted or high not in fitted:
                 # Whichever end is better, the next step needs the middle.
                 is_last = step + 1 == settings.search_steps
                 fits.add([low, high] if is_last else [low, high, middle])
-            if fits.accuracy(low) < fits.accuracy(high):
+            if fitted[low].accuracy < fitted[high].accuracy:
                 chosen, low = high, middle
             else:
                 chosen, high = low, middle
-    return chosen, fits.accuracy(chosen), fits.model(chosen)
+    return chosen, fitted[chosen].accuracy, fitted[chosen].model
+
+
+class _Fitted(NamedTuple):
+    accuracy: float  # on the validation images, from 0 to 1
+    model: LogisticRegression
+    start: Tensor | None  # the weights where a converged fit with a near C starts
 
 
 class _Fits:
-    """Fits by log10 of C, with their validation accuracies."""
+    """Fits by log10 of C.
 
-    principal = False  # the problem's axes
+    Official ones are scikit-learn's. `LogisticProblem` computes those that predict validation images as scikit-learn's,
+    whatever the rounding, in less work. scikit-learn computes the others itself: after some hundred iterations, its
+    fits depend on rounding. On a GPU, all are computed there.
+    """
 
     def __init__(
         self,
@@ -177,34 +182,50 @@ class _Fits:
         assert_all_finite(train[0], input_name="X")
         self._train, self._val, self._iterations = train, val, settings.iterations
         self._classes, self._labels = np.unique(train[1], return_inverse=True)
-        self._device, self._pool = torch.device(device), pool
-        self._problem = LogisticProblem(train[0], self._labels, device, self.principal)
-        self._weights: dict[float, Tensor] = {}
-        self._starts: dict[float, Tensor] = {}
-        self._fitted: dict[float, tuple[float, LogisticRegression]] = {}
-
-    def __contains__(self, log_c: float) -> bool:
-        return log_c in self._fitted
-
-    def accuracy(self, log_c: float) -> float:
-        return self._fitted[log_c][0]
-
-    def model(self, log_c: float) -> LogisticRegression:
-        return self._fitted[log_c][1]
+        self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
+        self._problem = LogisticProblem(train[0], self._labels, device, principal=self._converges)
+        self._map = pool.map if self._on_cpu else map  # a GPU does the fits of all threads one after another
+        self.fitted: dict[float, _Fitted] = {}
 
     def add(self, log_cs: Sequence[float]) -> None:
-        """Fit those that are not fitted yet."""
-        missing = [log_c for log_c in log_cs if log_c not in self]
-        for log_c, model in zip(missing, self._fit_all(missing), strict=True):
-            self._fitted[log_c] = float((model.predict(self._val[0]) == self._val[1]).mean()), model
+        """Fit those that are not fitted yet. The first of converged ones start each other, from the smallest C."""
+        missing = [log_c for log_c in log_cs if log_c not in self.fitted]
+        for some in [[one] for one in sorted(missing)] if self._converges and not self.fitted else [missing]:
+            fits = [*self._map(self._fit, some, [*map(self._nearest, some)])]
+            for log_c, (model, start) in zip(some, fits, strict=True):
+                accuracy = float((model.predict(self._val[0]) == self._val[1]).mean())
+                self.fitted[log_c] = _Fitted(accuracy, model, start)
 
-    def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
-        # A GPU does the fits of all threads one after another.
-        apply = self._pool.map if self._device.type == "cpu" else map
-        return list(apply(self._fit, log_cs))
+    def _nearest(self, log_c: float) -> _Fitted | None:
+        near = min(self.fitted, key=lambda other: abs(other - log_c), default=None)
+        return None if near is None else self.fitted[near]
 
-    def _fit(self, log_c: float) -> LogisticRegression:
-        raise NotImplementedError
+    def _fit(self, log_c: float, near: _Fitted | None) -> tuple[LogisticRegression, Tensor | None]:
+        if not self._converges:
+            return self._official(log_c, near), None
+        if len(self._classes) < 2:
+            return self._scikit_learn(log_c), None  # its error
+        fit = self._problem.optimum(10.0**log_c, near and near.start)
+        return self._model(log_c, fit), fit.weights
+
+    def _official(self, log_c: float, near: _Fitted | None) -> LogisticRegression:
+        if len(self._classes) < 3:  # scikit-learn has another objective
+            return self._scikit_learn(log_c)
+        if not self._on_cpu:
+            return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
+        if len(self._classes) * self._problem.dim < SMALL:
+            return self._scikit_learn(log_c)
+        if near is not None and near.model.n_iter_[0] > REPRODUCIBLE:  # this one will be as long
+            return self._scikit_learn(log_c)
+        limit = min(self._iterations, REPRODUCIBLE)
+        fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
+        if fit.converged or limit == self._iterations:
+            model = self._model(log_c, fit)
+            logits = np.sort(model.decision_function(self._val[0]), axis=1)
+            rounding = 10 ** (fit.iterations / 25 - 7.5) * (logits[:, -1] - logits[:, 0])
+            if (logits[:, -1] - logits[:, -2] > rounding).all():
+                return model
+        return self._scikit_learn(log_c)
 
     def _scikit_learn(self, log_c: float) -> LogisticRegression:
         """Return scikit-learn's own fit, or its error."""
@@ -223,54 +244,3 @@ class _Fits:
         model.classes_, model.coef_, model.intercept_ = self._classes, coef, intercept
         model.n_features_in_, model.n_iter_ = coef.shape[1], np.array([fit.iterations], dtype=np.int32)
         return model
-
-
-class _OfficialFits(_Fits):
-    """scikit-learn's fits.
-
-    `LogisticProblem` computes those that predict validation images as scikit-learn's, whatever the rounding, in less
-    work. scikit-learn computes the others itself: after some hundred iterations, its fits depend on rounding. On a GPU,
-    all are computed there.
-    """
-
-    def _fit(self, log_c: float) -> LogisticRegression:
-        if len(self._classes) < 3:  # scikit-learn has another objective
-            return self._scikit_learn(log_c)
-        if self._device.type != "cpu":
-            return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
-        if len(self._classes) * self._problem.dim < SMALL:
-            return self._scikit_learn(log_c)
-        nearest = min(self._fitted, key=lambda other: abs(other - log_c), default=None)
-        if nearest is not None and self.model(nearest).n_iter_[0] > REPRODUCIBLE:  # this one will be as long
-            return self._scikit_learn(log_c)
-        limit = min(self._iterations, REPRODUCIBLE)
-        fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
-        if fit.converged or limit == self._iterations:
-            model = self._model(log_c, fit)
-            logits = np.sort(model.decision_function(self._val[0]), axis=1)
-            rounding = 10 ** (fit.iterations / 25 - 7.5) * (logits[:, -1] - logits[:, 0])
-            if (logits[:, -1] - logits[:, -2] > rounding).all():
-                return model
-        return self._scikit_learn(log_c)
-
-
-class _ConvergedFits(_Fits):
-    """The minima of scikit-learn's objective. Each fit starts from one with a near C, whatever the threads."""
-
-    principal = True
-
-    def _fit_all(self, log_cs: Sequence[float]) -> list[LogisticRegression]:
-        if not self._weights and len(log_cs) > 1:  # from the smallest C to the largest
-            models = {log_c: self._fit_all([log_c])[0] for log_c in sorted(log_cs)}
-            return [models[log_c] for log_c in log_cs]
-        for log_c in log_cs if self._weights else ():
-            nearest = min(self._weights, key=lambda other, to=log_c: abs(other - to))  # type: ignore[misc]
-            self._starts[log_c] = self._weights[nearest]
-        return super()._fit_all(log_cs)
-
-    def _fit(self, log_c: float) -> LogisticRegression:
-        if len(self._classes) < 2:
-            return self._scikit_learn(log_c)  # its error
-        fit = self._problem.optimum(10.0**log_c, self._starts.get(log_c))
-        self._weights[log_c] = fit.weights
-        return self._model(log_c, fit)
