@@ -177,27 +177,29 @@ def class_rows(labels: Sequence[int] | np.ndarray, source: Data, target: Data) -
 def known_classes(source: Data, target: Data) -> np.ndarray:
     """Return, for each class of ``target``, the label of the same class in ``source``, int (classes,); -1 for none.
 
-    Classes are matched as by `matching_classes`. One whose name is another's too has none.
+    Classes are the same if their WordNet IDs are, where both datasets have them, or else their names, without regard
+    to case, underscores and surrounding space. A class whose name is another's too has none.
     """
-    here, there = _comparable(source, target)
-    if here == there:
-        return np.arange(len(there))
-    several = {one for names in (here, there) for one, count in Counter(names).items() if count > 1}
-    labels = {one: label for label, one in enumerate(here) if one not in several}
-    return np.array([labels.get(one, -1) for one in there])
+    return np.array(_known(*_comparable(source, target)))
 
 
 def matching_classes(source: Data, target: Data) -> list[int]:
-    """Return, for each class of ``target``, the label of the same class in ``source``.
-
-    Classes are the same if their WordNet IDs are, where both datasets have them, or else their names, without regard
-    to case, underscores and surrounding space.
+    """Return the same, where each class of ``target`` has to be among those of ``source``.
 
     Raises:
         UserError: A class of the target is not among the source's, or several classes share a name.
     """
     here, there = _comparable(source, target)
-    return list(_matching(here, there, target.class_names, source.name, target.name))
+    labels = _known(here, there)
+    if -1 in labels:
+        missing = labels.index(-1)
+        one, name = there[missing], target.class_names[missing]
+        problem = f'its class "{name}" is not among {source.name}\'s, and what was learned belongs to those'
+        for place, classes in ((source.name, here), (target.name, there)):
+            if one in here and (count := classes.count(one)) > 1:
+                problem = f'{place} has {count} classes called "{name}"; give its classes names of their own'
+        raise UserError(f"What was learned on {source.name} cannot be tested on {target.name}: {problem}.")
+    return list(labels)
 
 
 def _comparable(source: Data, target: Data) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -209,24 +211,13 @@ def _comparable(source: Data, target: Data) -> tuple[tuple[str, ...], tuple[str,
 
 
 @lru_cache(maxsize=256)
-def _matching(
-    here: tuple[str, ...], there: tuple[str, ...], names: tuple[str, ...], source: str, target: str
-) -> tuple[int, ...]:
-    """Return the place in ``here`` of each of ``there``, whose classes are called ``names``."""
+def _known(here: tuple[str, ...], there: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the place in ``here`` of each of ``there``; -1 for none, and for those that are in either twice."""
     if here == there:
         return tuple(range(len(there)))
-    labels = {one: label for label, one in enumerate(here)}
-    for one, name in zip(there, names, strict=True):
-        problem = ""
-        for place, classes in ((source, here), (target, there)):
-            if classes.count(one) > 1:
-                count = classes.count(one)
-                problem = f'{place} has {count} classes called "{name}"; give its classes names of their own'
-        if one not in labels:
-            problem = f'its class "{name}" is not among {source}\'s, and what was learned belongs to those'
-        if problem:
-            raise UserError(f"What was learned on {source} cannot be tested on {target}: {problem}.")
-    return tuple(labels[one] for one in there)
+    several = {one for names in (here, there) for one, count in Counter(names).items() if count > 1}
+    labels = {one: label for label, one in enumerate(here) if one not in several}
+    return tuple(labels.get(one, -1) for one in there)
 
 
 @lru_cache(maxsize=256)
