@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,49 +27,42 @@ VERSIONS = ("1", "2")  # 2: with a bias
 log = logging.getLogger("fastcoop")
 
 
-class MadeWithBackbone:
-    """Base class of what was made with one backbone, of which it has the name and the digest."""
+def load_backbone_of(made: Any, owner: str, spec: str | None = None, device: str = "auto") -> Backbone:
+    """Load the backbone that something was made with.
 
-    backbone: str
-    backbone_digest: str
+    Args:
+        made: has its name and digest, as ``backbone`` and ``backbone_digest``.
+        owner: what was made, for messages.
+        spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
+        device: of the towers; "auto": a GPU if there is one.
 
-    def load_backbone(self, spec: str | None = None, device: str = "auto") -> Backbone:
-        """Load the backbone that this was made with.
+    Raises:
+        UserError: there is no such backbone, or its weights differ.
+    """
+    try:
+        backbone = backbone_from_spec(made.backbone if spec is None else spec, device=device)
+    except UserError as error:
+        if spec is not None:
+            raise
+        raise UserError(
+            f"The backbone {made.backbone}, which {owner} was made with, is not found by its name alone; pass its "
+            f"folder or weights with --backbone. ({error})"
+        ) from None
+    check_backbone(made, owner, backbone)
+    return backbone
 
-        Args:
-            spec: a tag, a folder or a weights file; None: the backbone of the recorded name.
-            device: of the towers; "auto": a GPU if there is one.
 
-        Raises:
-            UserError: there is no such backbone, or its weights differ.
-        """
-        try:
-            backbone = backbone_from_spec(self.backbone if spec is None else spec, device=device)
-        except UserError as error:
-            if spec is not None:
-                raise
-            raise UserError(
-                f"The backbone {self.backbone}, which {self._owner()} was made with, is not found by its name alone; "
-                f"pass its folder or weights with --backbone. ({error})"
-            ) from None
-        self.check_backbone(backbone)
-        return backbone
-
-    def check_backbone(self, backbone: Backbone) -> None:
-        """Raise UserError for another backbone."""
-        if backbone.digest != self.backbone_digest:
-            raise UserError(
-                f"The backbone {backbone.name} ({backbone.digest[:12]}) is not {self.backbone} "
-                f"({self.backbone_digest[:12]}), which {self._owner()} was made with; name that backbone with "
-                "--backbone."
-            )
-
-    def _owner(self) -> str:
-        return "the classifier"
+def check_backbone(made: Any, owner: str, backbone: Backbone) -> None:
+    """Raise UserError for another backbone than that of `load_backbone_of`."""
+    if backbone.digest != made.backbone_digest:
+        raise UserError(
+            f"The backbone {backbone.name} ({backbone.digest[:12]}) is not {made.backbone} "
+            f"({made.backbone_digest[:12]}), which {owner} was made with; name that backbone with --backbone."
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Classifier(MadeWithBackbone):
+class Classifier:
     """A linear classifier of image features of length 1, such as by cosine similarity to class features.
 
     Attributes:
@@ -99,6 +92,10 @@ class Classifier(MadeWithBackbone):
             raise UserError(
                 "The classifier's text features or its scale are not finite: the run diverged; choose another run."
             )
+
+    def load_backbone(self, spec: str | None = None, device: str = "auto") -> Backbone:
+        """Load the backbone of the classifier, by its recorded name or else ``spec``, as `export_run` takes it."""
+        return load_backbone_of(self, "the classifier", spec, device)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Return class probabilities.
@@ -219,7 +216,7 @@ def predict(classifier: Classifier, backbone: Backbone, images: Sequence[str | P
     Raises:
         UserError: the backbone is not the classifier's.
     """
-    classifier.check_backbone(backbone)
+    check_backbone(classifier, "the classifier", backbone)
     paths = [Path(image) for image in several(images)]
     for path, found in zip(paths, encode_pictures(backbone, paths, classifier.recipe), strict=True):
         if isinstance(found, UnreadableImage):

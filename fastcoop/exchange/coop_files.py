@@ -25,7 +25,7 @@ from fastcoop.backbones import Backbone, TextTower
 from fastcoop.backbones.weights import TorchFile
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
-from fastcoop.prompts.layout import PLACEHOLDER, Frame, PromptLayout
+from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout, frame_of
 
 MODEL_FOLDER = "prompt_learner"
 NAME = re.compile(r"model\.pth\.tar-(\d+)|model-best\.pth\.tar")
@@ -168,7 +168,7 @@ def frozen_embeddings(
     filler = " ".join([PLACEHOLDER] * context_length)
     ids = backbone.tokenize([f"{filler} {name.replace('_', ' ')}." for name in class_names])
     placeholders = ids[:, 1 : 1 + context_length]
-    if len(Frame.of(backbone.tokenizer).start) != 1 or (placeholders != placeholders[:, :1]).any():
+    if len(frame_of(backbone.tokenizer).start) != 1 or (placeholders != placeholders[:, :1]).any():
         raise UserError(
             f'Official files need a start token and one token for each "{PLACEHOLDER}", which the tokenizer of '
             f"{backbone.name} does not make; export with --format safetensors."

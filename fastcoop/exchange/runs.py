@@ -20,7 +20,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.exchange import coop_files
-from fastcoop.exchange.classifier import Classifier, MadeWithBackbone
+from fastcoop.exchange.classifier import Classifier, load_backbone_of
 from fastcoop.exchange.coop_files import CoOpFile
 from fastcoop.features.images import RECIPES
 from fastcoop.files import atomic_write
@@ -52,21 +52,12 @@ TOLERANCE = 2e-3  # of embeddings in float16, against the same in float32
 
 
 @dataclass(frozen=True, eq=False)
-class RecordedRun(MadeWithBackbone):
-    """A run, as in the results."""
+class LearnedRun:
+    """A CoOp run, as in the results, with what it learned."""
 
     key: str
     backbone: str
     backbone_digest: str
-
-    def _owner(self) -> str:
-        return f"the run {self.key[:12]}"
-
-
-@dataclass(frozen=True, eq=False)
-class LearnedRun(RecordedRun):
-    """A CoOp run, as in the results, with what it learned."""
-
     dataset: str
     shots: int | str
     seed: int
@@ -142,22 +133,12 @@ def make_classifier(run: LearnedRun, backbone: Backbone) -> Classifier:
     )  # fmt: skip
 
 
-@fresh_state()
-def linear_classifier(results: str | Path, key: str, backbone: str | None = None) -> Classifier:
-    """Return the classifier of a run of any method, for the classes of the run's dataset.
-
-    Args:
-        results: a results folder.
-        key: the run's key, or its beginning.
-        backbone: as in `export_run`.
-
-    Raises:
-        UserError: no such run or backbone, or the run's logits are no linear function of image features of length 1.
-    """
+def _linear_classifier(results: str | Path, key: str, backbone: str | None) -> Classifier:
+    """Return the classifier of a run of any method, for the classes of the run's dataset."""
     folder = Path(results)
     key = find_key(folder, key)
     row: Any = next(one for one in load_runs(folder).itertuples() if one.key == key)
-    model = RecordedRun(key, row.backbone, row.backbone_digest).load_backbone(backbone)
+    model = load_backbone_of(row, f"the run {key[:12]}", backbone)
     if (made := _linear(folder, row, model)) is None:
         raise UserError(
             f"Run {key[:12]} is {row.label}, whose logits are no linear function of image features of length 1, as a "
@@ -219,17 +200,16 @@ def export_run(
     if format not in FORMATS:
         raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
     path = Path(out)
-    if format == "classifier" and load_run(Path(results), find_key(Path(results), key))["method"] != "coop":
-        linear_classifier(results, key, backbone).save(path)
+    if format == "classifier":
+        _linear_classifier(results, key, backbone).save(path)
         return path
     run = find_run(results, key)
-    model = None if format == "safetensors" and backbone is None else run.load_backbone(backbone)
-    if format == "safetensors" or model is None:
+    if format == "safetensors":
+        if backbone is not None:  # which is not needed, but may be another
+            load_backbone_of(run, f"the run {run.key[:12]}", backbone)
         run.write_contexts(path)
         return path
-    if format == "classifier":
-        make_classifier(run, model).save(path)
-        return path
+    model = load_backbone_of(run, f"the run {run.key[:12]}", backbone)
     layout = layout_of(run.settings, model)
     if layout.prompt is not None:
         raise UserError(

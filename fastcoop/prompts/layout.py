@@ -153,18 +153,14 @@ class Frame(NamedTuple):
     start: tuple[int, ...]
     end: tuple[int, ...]
 
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Frame:
-        """Return the frame of an empty text."""
-        return cls(*_frame(tokenizer))
-
 
 @memoize(1)
-def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def frame_of(tokenizer: Tokenizer) -> Frame:
+    """Return the frame of an empty text."""
     empty, other = tokenizer(["", "a"], context_length=FRAME_LENGTH).tolist()
     start = next(n for n, (one, two) in enumerate(zip(empty, other, strict=True)) if one != two)
     stop = max((n for n, token in enumerate(empty) if token != empty[-1]), default=-1) + 1
-    return tuple(empty[:start]), tuple(empty[start : max(stop, start + 1)])
+    return Frame(tuple(empty[:start]), tuple(empty[start : max(stop, start + 1)]))
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
@@ -172,7 +168,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 7
 
     Raises UserError for a text of more than ``context_length`` tokens.
     """
-    start, end = Frame.of(tokenizer)
+    start, end = frame_of(tokenizer)
     # The tokenizer cuts silently at its length, so it gets a longer one than the tower has.
     long = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
     rows = tokenizer(list(texts), context_length=long).tolist()
@@ -204,7 +200,7 @@ def class_prompts(
 def _class_prompts(
     tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, context_length: int
 ) -> tuple[Prompt, ...]:
-    pattern, (start, end) = layout.pattern, Frame.of(tokenizer)
+    pattern, (start, end) = layout.pattern, frame_of(tokenizer)
     whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
     before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
     tokenized = zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from fastcoop.backbones import Backbone
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError
-from fastcoop.prompts.layout import Frame, PromptLayout, tokenize
+from fastcoop.prompts.layout import PromptLayout, frame_of, tokenize
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -65,7 +65,7 @@ def initial_contexts(
 def word_tokens(backbone: Backbone, words: str) -> list[int]:
     """Return the token ids of ``words``, without start and end. Raises UserError if there are none."""
     (tokens,) = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)
-    start, end = Frame.of(backbone.tokenizer)
+    start, end = frame_of(backbone.tokenizer)
     tokens = tokens[len(start) : -len(end)]
     if not tokens:
         raise UserError(
