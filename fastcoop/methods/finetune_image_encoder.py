@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.methods.base import Done, Outcome, RunContext, report_share
+from fastcoop.methods.base import Outcome, report_share
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
 from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
 from fastcoop.methods.scores import accuracy, score, unit
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
 
 TESTED_AT_ONCE = 64
-
-log = logging.getLogger("fastcoop")
 
 
 class FinetuneSettings(ScheduleSettings):
@@ -72,16 +69,14 @@ class FinetuneImageEncoderMethod(ScheduledMethod[FinetuneSettings]):
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         return super().key_settings(run, backbone) | {"views": run.data.views > 0}
 
-    def run(self, backbone: Backbone, runs: Sequence[Run], done: Done, context: RunContext) -> None:
-        if runs:
-            trained = sum(len(run.subset.train) * epochs_of(run) for run in runs)
-            tested = sum(len(data.test[1]) for run in runs for data in run.tests)
-            log.warning(
-                "%s reads images, not cached features: %s, one after the other, with %d images forward and backward "
-                "through the image tower and %d forward. CoOp's training reads no image.",
-                *(self.name, counted(len(runs), "run"), trained, tested),
-            )
-        super().run(backbone, runs, done, context)
+    def notes(self, runs: Sequence[Run]) -> Iterator[str]:
+        trained = sum(len(run.subset.train) * epochs_of(run) for run in runs)
+        tested = sum(len(data.dataset.splits["test"]) for run in runs for data in run.tests)
+        yield (
+            f"{self.name} reads images, not cached features: {counted(len(runs), 'run')}, one after the other, with "
+            f"{trained:,} images forward and backward through the image tower and {tested:,} forward. CoOp's training "
+            "reads no image."
+        )
 
     def learn(self, backbone: Backbone, run: Run) -> Outcome:
         from fastcoop.backbones.precision import fresh_state
@@ -151,11 +146,7 @@ def _logits(backbone: Backbone, tower: nn.Module, data: Data, split: str, rows: 
 def _batches(
     backbone: Backbone, data: Data, split: str, batches: Sequence[np.ndarray], view: int = 0, seed: int = 0
 ) -> Iterator[Tensor]:
-    """Yield float32 (batch, 3, size, size) of each batch of a split's images, at one view of ``features.images``.
-
-    Raises:
-        UserError: An image file cannot be read, or is not the one whose features were cached and are in the run's key.
-    """
+    """Yield float32 (batch, 3, size, size) of each batch of a split's images, at one view of ``features.images``."""
     from fastcoop.features.encode import Chunk, Encoding, decode
     from fastcoop.features.image_files import UNKNOWN
     from fastcoop.features.images import normalize

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcoop.methods import finetune_image_encoder
+from fastcoop.methods import METHODS, Data, finetune_image_encoder
 from fastcoop.results import load_results
 from fastcoop.sweeps import sweep
 from tests.advice import follows
+from tests.methods.conftest import job
 from tests.small_world import write_backbone, write_dataset
 
 
@@ -36,3 +37,10 @@ def test_images_that_change_during_a_run_are_refused(tmp_path: Path, monkeypatch
     assert f"{picture.name} changed after its features" in error
     assert sweep(grid, **places, jobs=1).finished == 1
     assert (load_results(places["results"]).status == "done").all()
+
+
+def test_a_sweep_says_what_reading_images_costs(data: Data) -> None:
+    runs = [job(data, "finetune_image_encoder", seed=seed, epochs=3) for seed in (1, 2)]
+    (sentence,) = METHODS["finetune_image_encoder"].notes(runs)
+    assert "2 runs, one after the other, with 36 images forward and backward" in sentence
+    assert "and 54 forward" in sentence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,14 +143,12 @@ def tensors(backbone: Backbone, data: Data, split: str, rows: np.ndarray) -> tor
     return torch.stack([prepare(Image.open(path).convert("RGB")) for path in paths])
 
 
-def test_fine_tuning_is_plain_training_of_the_image_tower(
-    backbone: Backbone, photographs: Data, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fine_tuning_is_plain_training_of_the_image_tower(backbone: Backbone, photographs: Data) -> None:
     one = job(photographs, "finetune_image_encoder", epochs=EPOCHS, learning_rate=0.01)
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
-    with caplog.at_level(logging.WARNING, "fastcoop"):
-        (outcome,) = run(backbone, "finetune_image_encoder", [one])
-    assert "1 run, one after the other, with 96 images forward and backward" in caplog.text
+    (note,) = get_method("finetune_image_encoder").notes([one])
+    assert "1 run, one after the other, with 96 images forward and backward" in note
+    (outcome,) = run(backbone, "finetune_image_encoder", [one])
     assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
 
     subset, splits = photographs.subset(2, 1), photographs.dataset.splits
