@@ -32,18 +32,9 @@ def _prepare(name: str, given: Any) -> Method[Any]:
 
 
 _OWN: tuple[Method[Any], ...] = (  # in the order in which a sweep runs them, the fastest first
-    *(ZeroShotMethod(), EnsembleMethod()),
-    *ADAPTERS,
-    *(LinearProbeMethod(), TextTransformMethod(), TextBiasMethod()),
-    *(
-        CoOpMethod(),
-        KgCoOpMethod(),
-        ProGradMethod(),
-        TCPMethod(),
-        CoCoOpMethod(),
-        FinetuneImageEncoderMethod(),
-    ),
-)
+    ZeroShotMethod(), EnsembleMethod(), *ADAPTERS, LinearProbeMethod(), TextTransformMethod(), TextBiasMethod(),
+    CoOpMethod(), KgCoOpMethod(), ProGradMethod(), TCPMethod(), CoCoOpMethod(), FinetuneImageEncoderMethod(),
+)  # fmt: skip
 METHODS = Registry[Method[Any]]("fastcoop.methods", "method", {one.name: one for one in _OWN}, _prepare)
 
 

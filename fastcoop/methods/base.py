@@ -191,7 +191,7 @@ class Method(Generic[S]):
             start = time.perf_counter()
             with sharing(context.on_progress):
                 outcome = self.learn(backbone, run) if self.learns and not run.has_learned else Outcome({})
-                scores = outcome.scores or self.scores(backbone, run, outcome)
+                scores = outcome.scores or self.scores_of(backbone, [run], [outcome])[0]
                 seconds = 0.0 if self.learns and run.has_learned else time.perf_counter() - start
                 done(index, replace(outcome, scores=scores, seconds=seconds))
 
@@ -201,14 +201,13 @@ class Method(Generic[S]):
         """Return the `classifier` of each run and dataset. Methods that compute many at once override it."""
         return [self.classifier(backbone, run, data) for run, data in tests]
 
-    def scores(self, backbone: Backbone, run: RunSpec[S], learned: Outcome) -> dict[str, Scores]:
-        """Test a run on each of ``run.tests``, by what it has learned before or else by ``learned``."""
-        return self.scores_of(backbone, [run], [learned])[0]
-
     def scores_of(
         self, backbone: Backbone, runs: Sequence[RunSpec[S]], learned: Sequence[Outcome]
     ) -> list[dict[str, Scores]]:
-        """Return the `scores` of many runs, which are the same as alone and take less time."""
+        """Test runs on each of ``RunSpec.tests``, by what they have learned before or else by ``learned``.
+
+        Each has the scores that it has alone.
+        """
         known = [
             run if run.has_learned else replace(run, contexts=one.contexts, weights=one.weights)
             for run, one in zip(runs, learned, strict=True)
@@ -337,7 +336,7 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-        problem, place = first["msg"].removeprefix("Value error, "), first["loc"]
+        problem, place = first["msg"].removeprefix("Value error, ").rstrip("."), first["loc"]
         name = ".".join(_names(given, place)) or "".join(map(str, place[:1]))
         if not place:  # of several settings together
             message = f"The settings of {where} do not go together: {problem}."
@@ -352,10 +351,7 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
 
 
 def _names(given: Any, path: Sequence[Any]) -> Iterator[str]:
-    """Yield the keys, and the indices of mappings in lists, along pydantic's path in ``given``.
-
-    Other steps of the path name parts of pydantic's types.
-    """
+    """Yield the keys, and indices of mappings in lists, along pydantic's path, which also names parts of its types."""
     for step in path:
         inside = isinstance(given, Mapping) and step in given
         if inside or (isinstance(given, list | tuple) and isinstance(step, int) and step < len(given)):

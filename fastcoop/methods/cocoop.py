@@ -12,14 +12,7 @@ from pydantic import Field
 
 from fastcoop.checks import LARGEST_BATCH
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import (
-    NetTraining,
-    PromptNetMethod,
-    PromptNetSettings,
-    StepPart,
-    prompt_encoder,
-    prompt_net,
-)
+from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_encoder, prompt_net
 from fastcoop.methods.schedule import epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import vectors
@@ -30,6 +23,7 @@ if TYPE_CHECKING:
 
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
+    from fastcoop.methods.prompt_nets import NetTraining, StepPart
     from fastcoop.prompts import PromptLayout
 
 
@@ -138,10 +132,6 @@ class ImageConditioned:
                 for part in images.split(encoder.runs_at_once)
             ]
         return np.asarray(torch.cat(parts).float().cpu().numpy())
-
-    def with_backbone(self, backbone: Backbone) -> ImageConditioned:
-        """Return the classifier with the backbone that a pickle does not have."""
-        return replace(self, backbone=backbone)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"backbone": None}

@@ -89,7 +89,7 @@ class CoOpSettings(ScheduleSettings):
     def schedule_label(self) -> str:
         if self.fast is None:
             return super().schedule_label
-        return self.fast.label + ("" if self.pulls else ", no pull")
+        return self.fast.label + (", no pull" if self.pull == "none" else "")
 
     @property
     def words(self) -> str | None:
@@ -101,11 +101,8 @@ class CoOpSettings(ScheduleSettings):
     def _is_pattern(cls, prompt: str | None) -> str | None:
         from fastcoop.prompts.layout import parse_prompt
 
-        try:
-            if prompt is not None:
-                parse_prompt(prompt)
-        except UserError as error:
-            raise ValueError(str(error).rstrip(".")) from None
+        if prompt is not None:
+            parse_prompt(prompt)
         return prompt
 
     def unused(self) -> Mapping[str, str | None]:
@@ -121,14 +118,12 @@ class CoOpSettings(ScheduleSettings):
             reason = "val_every needs select: best_val; leave it out, or give that an entry of its own"
             unused["val_every"] = reason
         if self.fast:
-            unused["epochs"] = (
-                "a fast schedule has its own steps; leave out epochs, or give schedule: {steps: 40}"
-            )
-            unused["batch_size"] = "a fast schedule reads all images in each step; leave out batch_size"
-            own = "a fast schedule has its own learning rate"
-            unused["learning_rate"] = (
-                f"{own}; leave out learning_rate, or give schedule: {{learning_rate: 0.006}}"
-            )
+            unused |= {
+                "epochs": "a fast schedule has its own steps; leave out epochs, or give schedule: {steps: 40}",
+                "batch_size": "a fast schedule reads all images in each step; leave out batch_size",
+                "learning_rate": "a fast schedule has its own learning rate; leave out learning_rate, or give "
+                "schedule: {learning_rate: 0.006}",
+            }
         elif self.pull is not None:
             unused["pull"] = "a pull needs a fast schedule; leave out pull, or give schedule: fast"
         return unused

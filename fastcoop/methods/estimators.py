@@ -180,7 +180,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         features = self._read_features(X, None, reset=False)[:, 0]
         classifier: Any = self._classifier
         if getattr(classifier, "backbone", classifier) is None:  # after pickling
-            classifier = classifier.with_backbone(self._load_backbone())
+            classifier = replace(classifier, backbone=self._load_backbone())
         logits = classifier.logits(unit(features) if classifier.unit_length else features)
         if np.isnan(logits).any():
             raise UserError(NO_DIRECTION)
@@ -234,7 +234,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             if backbone is None:
                 title = type(self).__name__
                 raise UserError(f"{title} needs a backbone to encode images; pass it, or pass features.")
-            X = encode_images(backbone, X, before="pre" in METHODS[self.method].kinds)
+            X = _encode_images(backbone, X, before="pre" in METHODS[self.method].kinds)
         X = _as_array(X)
         views = 1
         if getattr(X, "ndim", 0) == 3:
@@ -282,13 +282,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         self, run: RunSpec, features: np.ndarray | None, labels: np.ndarray | None, backbone: Any
     ) -> None:
         """Raise UserError if features, labels, text features and the backbone do not fit each other."""
-        title, method, texts, classes = (
-            type(self).__name__,
-            METHODS[self.method],
-            run.data.text_features,
-            self.classes_,
-        )
-        prompts = method.prompts(run.settings, run.data)
+        title, method, texts = type(self).__name__, METHODS[self.method], run.data.text_features
+        classes, prompts = self.classes_, method.prompts(run.settings, run.data)
         if texts is not None and texts.shape != (len(classes), texts.shape[-1]):
             expected = f"({len(classes)}, dim), a row per class"
             raise UserError(f"Expected text_features of shape {expected}, got {texts.shape}.")
@@ -423,14 +418,8 @@ class ProLIP(MethodClassifier, method="prolip"):
     """
 
 
-def encode_images(backbone: Backbone, images: Sequence[Any], before: bool = False) -> np.ndarray:
-    """Return raw features float32 (images, dim) of the test-time crops of paths or PIL images.
-
-    With ``before``, they are those before the image tower's projection.
-
-    Raises:
-        UserError: An image cannot be decoded; `MissingFile` if it is not there.
-    """
+def _encode_images(backbone: Backbone, images: Sequence[Any], before: bool) -> np.ndarray:
+    """Return raw features float32 (images, dim) of images; with ``before``, those before the tower's projection."""
     from fastcoop.features.images import UnreadableImage, encode_pictures
 
     found = []

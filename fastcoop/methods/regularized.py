@@ -42,10 +42,6 @@ class RegularizedSettings(CoOpSettings):
     def pulls(self) -> bool:
         return False  # by CoOp's own weight
 
-    @property
-    def schedule_label(self) -> str:
-        return self.fast.label if self.fast else super().schedule_label
-
     def paper_epochs(self, dataset: str, shots: int | str) -> int:
         return 100
 

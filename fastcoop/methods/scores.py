@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,12 +53,6 @@ class LinearClassifier:
         """Return the classifier by cosine similarity to text features (classes, dim) of any length."""
         return cls(unit(texts.astype(np.float32)), scale=scale, unit_length=True)
 
-    @property
-    def group(self) -> tuple[Any, ...]:
-        """What classifiers must have in common to be computed together."""
-        rows = None if self.rows is None else self.rows.tobytes()
-        return self.weights.shape, self.weights.dtype, self.scale, self.bias is None, rows
-
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return logits (images, classes) of features (images, dim), which are of length 1 if ``unit_length``."""
         logits = self.scale * (features.astype(self.weights.dtype, copy=False) @ self.weights.T)
@@ -106,7 +100,7 @@ def score_all(
 ) -> list[Scores]:
     """Score classifiers of the same ``classes`` on the same images, `LOGITS_AT_ONCE` logits at a time.
 
-    On a GPU, the logits of linear classifiers are computed and compared there, those of many in one product.
+    On a GPU, the logits of linear classifiers are computed and compared there.
 
     Args:
         classifiers: They agree in ``unit_length``.
@@ -116,33 +110,17 @@ def score_all(
         device: The backbone's.
     """
     parts: list[list[Predicted]] = [[] for _ in classifiers]
-    images = max(1, LOGITS_AT_ONCE // classes)
+    images, is_gpu = max(1, LOGITS_AT_ONCE // classes), str(device) != "cpu"
     for start in range(0, max(1, len(features)), images):
-        for n, part in _predict_chunk(classifiers, features[start : start + images], classes, device):
-            parts[n].append(part)
+        some = features[start : start + images]
+        there = _tensor(some, device) if is_gpu else None
+        for part, one in zip(parts, classifiers, strict=True):
+            if there is not None and isinstance(one, LinearClassifier):
+                part.append(_predict_on(there, one))
+            else:
+                part.append(_predict(one.logits(some)))
     joined = ((np.concatenate(arrays) for arrays in zip(*part, strict=True)) for part in parts)
     return [_scores(predictions, confidence, labels, classes) for predictions, confidence in joined]
-
-
-def _predict_chunk(
-    classifiers: Sequence[Classifier], features: np.ndarray, classes: int, device: Any
-) -> Iterator[tuple[int, Predicted]]:
-    """Yield the place of each classifier and what it predicts for some images."""
-    groups: dict[Any, list[tuple[int, LinearClassifier]]] = {}
-    for n, one in enumerate(classifiers):
-        if str(device) != "cpu" and isinstance(one, LinearClassifier):
-            groups.setdefault(one.group, []).append((n, one))
-        else:
-            yield n, _predict(one.logits(features))
-    if groups:
-        import torch
-
-        given = torch.from_numpy(features).to(device)
-        at_once = max(1, LOGITS_AT_ONCE // max(1, len(features) * classes))
-        for group in groups.values():
-            for first in range(0, len(group), at_once):
-                places, some = zip(*group[first : first + at_once], strict=True)
-                yield from zip(places, _predict_on(given, some), strict=True)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
@@ -156,39 +134,44 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 def _predict(logits: np.ndarray) -> Predicted:
     """Return what logits (images, classes) predict."""
     if not has_scores(logits):
-        return np.full(len(logits), NO_CLASS, np.uint16), np.full(len(logits), math.nan, np.float16)
+        return _no_scores(len(logits))
     highest = logits.max(axis=1, keepdims=True)
     confidence = 1 / np.exp(logits - highest).sum(axis=1)
     return logits.argmax(axis=1).astype(np.uint16), confidence.astype(np.float16)
 
 
-def _predict_on(features: Tensor, classifiers: Sequence[LinearClassifier]) -> Iterator[Predicted]:
-    """Yield the same for each of some classifiers of one `LinearClassifier.group`, on the features' device."""
+def _predict_on(features: Tensor, one: LinearClassifier) -> Predicted:
+    """Return the same for the logits of a classifier, computed on the features' device."""
     import torch
 
-    def stacked(arrays: Iterable[Any]) -> Tensor:
-        return torch.from_numpy(np.stack([*arrays])).to(features.device)
+    weights = _tensor(one.weights, features.device)
+    logits = one.scale * (features.to(weights.dtype) @ weights.mT)
+    if one.bias is not None:
+        logits = logits + _tensor(one.bias, features.device)
+    if one.rows is not None:  # -1 is the added last one
+        rows = np.where(one.rows < 0, logits.shape[1], one.rows)
+        logits = torch.nn.functional.pad(logits, (0, 1), value=-math.inf)[:, _tensor(rows, features.device)]
+    highest, predictions = logits.max(1, keepdim=True)
+    if not bool(torch.isfinite(highest).all()) or bool(torch.isnan(logits).any()):
+        return _no_scores(len(logits))
+    confidence = 1 / torch.exp(logits - highest).sum(1)
+    labels = predictions[:, 0].int().cpu().numpy().astype(np.uint16)
+    return labels, confidence.cpu().numpy().astype(np.float16)
 
-    weights = stacked(one.weights for one in classifiers)
-    logits = classifiers[0].scale * (features.to(weights.dtype) @ weights.mT)  # (classifiers, images, rows)
-    if classifiers[0].bias is not None:
-        logits = logits + stacked(one.bias for one in classifiers)[:, None]
-    if (rows := classifiers[0].rows) is not None:  # -1 is the added last one
-        rows = np.where(rows < 0, logits.shape[-1], rows)
-        logits = torch.nn.functional.pad(logits, (0, 1), value=-math.inf)[..., stacked([rows])[0]]
-    predictions = logits.argmax(-1)
-    highest = logits.gather(-1, predictions[..., None])
-    usable = (torch.isfinite(highest[..., 0]) & ~torch.isnan(logits).any(-1)).all(-1)
-    confidence = torch.where(usable[:, None], 1 / torch.exp(logits - highest).sum(-1), math.nan)
-    predictions = torch.where(usable[:, None], predictions, NO_CLASS)
-    found = predictions.int().cpu().numpy().astype(np.uint16), confidence.cpu().numpy().astype(np.float16)
-    yield from zip(*found, strict=True)
+
+def _tensor(array: np.ndarray, device: Any) -> Tensor:
+    import torch
+
+    return torch.from_numpy(array).to(device)
+
+
+def _no_scores(images: int) -> Predicted:
+    return np.full(images, NO_CLASS, np.uint16), np.full(images, math.nan, np.float16)
 
 
 def _scores(predictions: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> Scores:
     if np.isnan(confidence).any():  # of some of the images
-        none = np.full_like(predictions, NO_CLASS), np.full_like(confidence, math.nan)
-        return Scores(math.nan, math.nan, np.full(classes, math.nan), *none)
+        return Scores(math.nan, math.nan, np.full(classes, math.nan), *_no_scores(len(labels)))
     correct = predictions == labels
     with np.errstate(invalid="ignore"):
         right = np.bincount(labels, weights=correct, minlength=classes)

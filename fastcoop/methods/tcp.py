@@ -9,14 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import (
-    NetTraining,
-    PromptNetMethod,
-    PromptNetSettings,
-    StepPart,
-    prompt_encoder,
-    prompt_net,
-)
+from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_encoder, prompt_net
 from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -28,6 +21,7 @@ if TYPE_CHECKING:
 
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
+    from fastcoop.methods.prompt_nets import NetTraining, StepPart
     from fastcoop.prompts import PromptLayout
 
 ADAM_EPS = 1e-3  # as the official code's README asks for

@@ -37,15 +37,7 @@ Template = Annotated[str, AfterValidator(_has_one_place)]  # a setting
 
 
 def fill(template: str, class_names: Sequence[str]) -> list[str]:
-    """Return the prompts of a template with one "{}" for the class name. Underscores in names become spaces.
-
-    Raises:
-        UserError: The template has no "{}", or more than one.
-    """
-    if template.count("{}") != 1:
-        raise UserError(
-            f'A prompt needs one "{{}}" where the class name goes; "{template}" does not have it.'
-        )
+    """Return the prompts of a template with one "{}" for the class name. Underscores in names become spaces."""
     return [template.replace("{}", name.replace("_", " ")) for name in class_names]
 
 

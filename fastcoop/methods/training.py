@@ -6,12 +6,10 @@ has alone.
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from fastcoop.errors import UserError
@@ -28,12 +26,13 @@ if TYPE_CHECKING:
     from fastcoop.methods.prompt_nets import PromptNetTrainer
     from fastcoop.prompts import PromptLayout
 
-log = logging.getLogger("fastcoop")
-
 
 @dataclass(frozen=True)
 class EngineTrainer:
     """Trains context vectors in the engine.
+
+    A trainer has `costs`, which returns the work of each training in the unit of ``on_progress``, and `train`, with the
+    arguments of `fastcoop.engine.train`. States have its names for steps and for runs.
 
     Attributes:
         precision: Of the text tower.
@@ -54,19 +53,8 @@ class EngineTrainer:
 
         from fastcoop.engine import train
 
-        if self.precision == "float32" and backbone.device.type == "cuda":
-            _advise_precision()
         known: dict[str, Any] = {"float32": None, "bfloat16": torch.bfloat16}
         train(backbone, trainings, precision=known.get(self.precision, self.precision), **options)
-
-
-@cache
-def _advise_precision() -> None:
-    """Log once per process what a GPU's other precisions save and cost."""
-    log.warning(
-        "coop trains in float32. On most GPUs its steps are several times as fast with precision: tf32 (products keep "
-        "10 bits) and about ten times with precision: bfloat16 (7 bits; features and gradients are off by 1 to 2%)."
-    )
 
 
 T = TypeVar("T", bound=ScheduleSettings)

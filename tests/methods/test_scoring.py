@@ -87,7 +87,7 @@ def test_runs_are_tested_together_as_alone(backbone: Backbone, data: Data) -> No
     method = METHODS["coop"]
     together = method.scores_of(backbone, some, learned)
     for one, outcome, found in zip(some, learned, together, strict=True):
-        alone = method.scores(backbone, one, outcome)
+        (alone,) = method.scores_of(backbone, [one], [outcome])
         assert list(found) == ["animals", "others"]
         for name in found:
             assert_equal(found[name], alone[name])

@@ -17,6 +17,7 @@ from fastcoop.methods import Data
 from fastcoop.methods.text import check_class_names, check_prompts
 from fastcoop.results import load_results
 from fastcoop.sweeps import evaluate, sweep
+from tests.small_world import write_backbone
 
 METHODS: list[Any] = [
     "zero_shot",
@@ -116,3 +117,19 @@ def test_prompts_of_few_characters_are_not_tokenized(world: Path, monkeypatch: p
     check_prompts(counting, Data(dataset, None), "a bad photo of a {}.")
     check_class_names(counting, Data(dataset, None))
     assert len(asked) < 20
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "tcp"])
+def test_vectors_that_the_tower_cannot_read_are_refused_before_caching(
+    places: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    settings = {"init": "random", "context_length": 75, "epochs": 1} | (
+        {"layer": 1} if method == "tcp" else {}
+    )
+    given = {
+        "backbones": str(write_backbone(tmp_path / "deep", text_layers=2)), "datasets": "colours", "shots": 1,
+        "seeds": 1, "views": 1, "methods": {method: settings},
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"tokens with its 75 context vectors.* use fewer context vectors"):
+        sweep(given, **places, jobs=1, dry_run=True)
+    assert not places["cache"].exists()
