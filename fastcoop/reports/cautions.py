@@ -25,7 +25,7 @@ class Caution(NamedTuple):
 
     text: str
     short: str = ""
-    datasets: frozenset[str] = frozenset()
+    datasets: Iterable[object] = ()
 
 
 def cautions(study: Study) -> Iterator[Caution]:
@@ -33,12 +33,12 @@ def cautions(study: Study) -> Iterator[Caution]:
     runs = study.runs
     if cases := [f"{_case(row)} ({row.error})" for row in frames.rows_of(study.failed)]:
         text = f"Left out, because {'it' if len(cases) == 1 else 'they'} failed: {_some(cases)}."
-        yield _caution(text, "failed runs left out", study.failed.dataset)
+        yield Caution(text, "failed runs left out", study.failed.dataset)
     if cases := [_case(row) for row in frames.rows_of(study.untested)]:
         words = ("fastcoop", "evaluate", study.folder, "--targets", evaluate_targets(study.untested))
         command = escape.shell_command(*words, *study.places)
         text = f"Left out, because they were not tested yet: {_some(cases)}. To test them, run `{command}`."
-        yield _caution(text, "untested runs left out", study.untested.dataset)
+        yield Caution(text, "untested runs left out", study.untested.dataset)
     guessing = runs[runs.accuracy <= pd.to_numeric(runs.chance, errors="coerce")]
     collapsed = find_collapsed(runs, GROUP_COLUMNS)
     for text, noun, short, rows in (
@@ -53,7 +53,7 @@ def cautions(study: Study) -> Iterator[Caution]:
          study.repeated),
     ):  # fmt: skip
         if len(rows):
-            yield _caution(f"{text.format(counted(len(rows), noun))}: {_named(rows)}.", short, rows.dataset)
+            yield Caution(f"{text.format(counted(len(rows), noun))}: {_named(rows)}.", short, rows.dataset)
     yield from _ambiguous_datasets(runs)
     yield from _mixed_epochs(runs)
     yield from _few_tests(runs)
@@ -62,17 +62,11 @@ def cautions(study: Study) -> Iterator[Caution]:
     for piece in slices:
         yield from _spread_above_gain(piece)
     schedules = list(dict.fromkeys(piece.schedule for piece in slices))
+    others = "The paper's schedule has 50 to 200 epochs and gives other accuracies."
     for note in filter(None, map(schedule_note, schedules)):
-        text = (
-            f"Training used a {note}. The paper's schedule has 50 to 200 epochs and gives other accuracies."
-        )
-        yield Caution(text)  # every figure's subtitle names the schedule
+        yield Caution(f"Training used a {note}. {others}")  # every figure's subtitle names the schedule
     if len(schedules) > 1:
         yield Caution(f"The runs have {len(schedules)} schedules; each is averaged and judged separately.")
-
-
-def _caution(text: str, short: str, datasets: Iterable[object]) -> Caution:
-    return Caution(text, short, frozenset(map(str, datasets)))
 
 
 def _ambiguous_datasets(runs: pd.DataFrame) -> Iterator[Caution]:
@@ -96,7 +90,7 @@ def _mixed_epochs(runs: pd.DataFrame) -> Iterator[Caution]:
             datasets.append(group.dataset.iloc[0])
     if cases:
         text = f"Runs with different numbers of epochs are averaged in {_some(cases)}."
-        yield _caution(text, "averages over different numbers of epochs", datasets)
+        yield Caution(text, "averages over different numbers of epochs", datasets)
 
 
 def _few_tests(runs: pd.DataFrame) -> Iterator[Caution]:
@@ -105,25 +99,23 @@ def _few_tests(runs: pd.DataFrame) -> Iterator[Caution]:
         values = json.loads(frame.per_class.iloc[0])
         if empty := sum(value is None or value != value for value in values):
             short = f"{empty} of {len(values)} classes have no test images"
-            yield _caution(f"{dataset}: {short} and do not count in accuracies.", short, [dataset])
+            yield Caution(f"{dataset}: {short} and do not count in accuracies.", short, [dataset])
 
 
 def _few_images(study: Study) -> Iterator[Caution]:
     """Yield datasets with few training images, and those whose few-shot subsets contain all training images."""
     runs = study.runs[study.runs.shots > 0]
-    own = runs[(runs.source == runs.dataset) & (runs.shots != frames.ALL_SHOTS)].dropna(
-        subset=["train_images"]
-    )
+    own = runs[(runs.source == runs.dataset) & (runs.shots != frames.ALL_SHOTS) & runs.train_images.notna()]
     tested = own.dropna(subset=["per_class"])
     classes = tested.per_class.map(lambda text: len(json.loads(text))).astype(float)
     for dataset, frame in tested[tested.train_images < classes * tested.shots].groupby("dataset", sort=False):
         shots = ", ".join(map(frames.in_shots, sorted(frame.shots.unique())))
         text = f"{dataset} has classes with fewer training images than requested, at {shots}."
-        yield _caution(text, f"classes with too few images at {shots}", [dataset])
+        yield Caution(text, f"classes with too few images at {shots}", [dataset])
     seeds = runs.groupby("dataset", sort=False).seed.nunique()
     if len(alone := seeds.index[seeds == 1]):
         text = f"Only one seed was run on {', '.join(alone)}: no deviation, and no test over seeds."
-        yield _caution(text, "one seed, so no deviation", alone)
+        yield Caution(text, "one seed, so no deviation", alone)
     whole = {name: about.get("train") for name, about in study.known.items()}
     own = own[own.train_images == pd.to_numeric(own.source.map(whole), errors="coerce")]
     seeds = own.groupby(["source", "shots"], sort=False).seed.nunique()
@@ -134,7 +126,7 @@ def _few_images(study: Study) -> Iterator[Caution]:
         )
         most = ", ".join(dict.fromkeys(frames.in_shots(shots) for _, shots in seeds.index[seeds > 1]))
         short = f"all seeds share their images at {most}: the deviation is too small"
-        yield _caution(text, short, (source for source, _ in seeds.index[seeds > 1]))
+        yield Caution(text, short, [source for source, _ in seeds.index[seeds > 1]])
 
 
 def _spread_above_gain(piece: Slice) -> Iterator[Caution]:
@@ -149,9 +141,8 @@ def _spread_above_gain(piece: Slice) -> Iterator[Caution]:
     means["context_length"] = length
     unclear = frames.rows_of(means[means.gain.abs() < means["std"]])
     if cases := [f"{_point(row)} ({row.gain:+.1f} ± {row.std:.1f})" for row in unclear]:
-        yield Caution(
-            f"{piece.short_title}: the deviation over seeds exceeds the gain over zero-shot for {_some(cases)}."
-        )
+        text = f"the deviation over seeds exceeds the gain over zero-shot for {_some(cases)}"
+        yield Caution(f"{piece.short_title}: {text}.")
 
 
 def _case(row: Any) -> str:

@@ -63,18 +63,12 @@ class Chart:
     def described(self) -> dict[str, Any]:
         """Return what the page's script needs beside the points."""
         looks = [
-            {
-                "name": name,
-                "color": css_color(one.color),
-                "fill": _fill(one),
-                "marker": MARKERS[one.marker],
-                "dash": DASHES[one.line],
-            }
+            {"name": name, "color": css_color(one.color), "fill": _fill(one), "marker": MARKERS[one.marker],
+             "dash": DASHES[one.line]}
             for name, one in self.looks.items()
-        ]
-        return {
-            "kind": self.kind, "looks": looks, "xlabel": self.xlabel, "ylabel": self.ylabel, "ticks": self.ticks,
-        }  # fmt: skip
+        ]  # fmt: skip
+        own = {"kind": self.kind, "xlabel": self.xlabel, "ylabel": self.ylabel, "ticks": self.ticks}
+        return own | {"looks": looks}
 
 
 def lines(
@@ -105,11 +99,8 @@ def lines(
     drawn = Chart(LINES, panels, looks, xlabel, ticks=tuple(ticks.values()))
     if runs is None:
         return drawn
-    ranked = runs.assign(
-        name=runs.series.map({series: escape.visible(text) for series, text in names.items()})
-    )
-    if "ranked" not in ranked:
-        ranked["ranked"] = True
+    shown = {series: escape.visible(text) for series, text in names.items()}
+    ranked = runs.assign(name=runs.series.map(shown), ranked=runs.get("ranked", True))
     return replace(drawn, runs=ranked, averaged=tuple(averaged_datasets(runs, by)))
 
 

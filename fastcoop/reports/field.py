@@ -25,9 +25,8 @@ FAMILIES = {  # methods of the panels of a figure
     ),
 }  # fmt: skip
 PAPER = (
-    *("zero_shot", "ensemble", "linear_probe", "coop"),
-    *("text_transform", "text_bias", "finetune_image_encoder"),
-)
+    "zero_shot", "ensemble", "linear_probe", "coop", "text_transform", "text_bias", "finetune_image_encoder",
+)  # fmt: skip
 FIELD = tuple(name for family in FAMILIES.values() for name in family if name not in PAPER)
 CHOSEN, ECE, PARAMETERS, SECONDS, SOURCE = "chosen on", "ECE", "parameters", "seconds", "source"
 FACTS = (CHOSEN, ECE, PARAMETERS, SECONDS)  # columns after the accuracies
@@ -66,9 +65,7 @@ def chosen_on(runs: pd.DataFrame) -> str:
     """Return what the values of runs of one method were chosen on."""
     method = str(runs.method.iloc[0])
     if "selection" in runs and runs.selection.notna().any():
-        return ", ".join(
-            OFFICIAL if one == "official" else str(one) for one in runs.selection.dropna().unique()
-        )
+        return ", ".join(runs.selection.dropna().replace("official", OFFICIAL).unique())
     if method in ("zero_shot", "ensemble"):
         return ""
     chosen = runs.settings.map(lambda one: one.get("select") == "best_val" or method == "linear_probe").any()
@@ -86,16 +83,12 @@ def _parameters(study: Study, runs: pd.DataFrame) -> str:
     """Return how many numbers a run trains, as text; of several datasets the range; "" if it is not known."""
     counts = set()
     for row in frames.rows_of(runs.drop_duplicates(["source"])):
-        extra: dict[str, Any] = (
-            json.loads(row.extra) if "extra" in runs and isinstance(row.extra, str) else {}
-        )
+        extra = json.loads(row.extra) if isinstance(getattr(row, "extra", None), str) else {}
         if "trained_parameters" in extra:
             counts.add(int(extra["trained_parameters"]))
-        elif (learned := load_parameters(study.folder, row.key)) is not None:
-            arrays = (
-                [learned.contexts] if learned.contexts is not None else list((learned.weights or {}).values())
-            )
-            counts.add(sum(array.size for array in arrays if array.dtype.kind == "f"))
+        elif learned := load_parameters(study.folder, row.key):
+            weights = learned.weights or {} if learned.contexts is None else {"contexts": learned.contexts}
+            counts.add(sum(array.size for array in weights.values() if array.dtype.kind == "f"))
     return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts)))) if counts else ""
 
 
@@ -108,23 +101,23 @@ def add_published(table: Table, protocol: str, backbone: str, columns: dict[str,
         backbone: Name of the backbone.
         columns: The table's columns, by those of ``field_numbers.csv``.
     """
-    rows = [
-        row
-        for row in read_numbers("field_numbers.csv")
-        if row["protocol"] == protocol and plain(row["backbone"]) == plain(backbone)
+    numbers = read_numbers("field_numbers.csv")
+    rows = numbers[
+        (numbers.protocol == protocol) & (numbers.backbone == plain(backbone)) & numbers.column.isin(columns)
     ]
-    rows = [row for row in rows if row["column"] in columns]
-    for method, source in dict.fromkeys((row["method"], row["source"]) for row in rows):
-        own = [row for row in rows if (row["method"], row["source"]) == (method, source)]
-        cells: Cells = {columns[row["column"]]: Cell(float(row["accuracy"]), runs=0) for row in own}
-        chosen = OFFICIAL if own[0]["chosen_on"] == "official" else own[0]["chosen_on"]
-        tower = ", trains the image tower" * bool(own[0]["tuned_tower"])
-        names = (f"{method}{tower}, published",) if len(table.heads) == 1 else (PUBLISHED, f"{method}{tower}")
+    groups: Any = rows.groupby(["method", "source"], sort=False)
+    for (method, source), own in groups:
+        values = zip(own.column, own.accuracy, strict=True)
+        cells: Cells = {columns[column]: Cell(float(value), runs=0) for column, value in values}
+        _, first = next(own.iterrows())
+        chosen = OFFICIAL if first.chosen_on == "official" else first.chosen_on
+        shown = method + ", trains the image tower" * bool(first.tuned_tower)
+        names = (f"{shown}, published",) if len(table.heads) == 1 else (PUBLISHED, shown)
         table.add(names, cells | ({CHOSEN: chosen} if CHOSEN in table.columns else {}) | {SOURCE: source})
-    if rows:
+    if len(rows):
         table.columns = (*table.columns, SOURCE)
-        numbers = "what" if protocol == "shift" else "means over CoOp's 11 datasets that"
+        what = "what" if protocol == "shift" else "means over CoOp's 11 datasets that"
         table.notes.append(
-            f"Gray rows are {numbers} others published, by the named source: other implementations, splits, prompts and"
+            f"Gray rows are {what} others published, by the named source: other implementations, splits, prompts and"
             " protocols. A source that is not the method's own is second-hand."
         )

@@ -162,8 +162,7 @@ chosen?.addEventListener("change", showChosen);
 
 // Tables: a click on a head sorts, numbers by value, the rest as text, empty cells last; long ones have a filter.
 const valueOf = cell => {
-  const text = cell.textContent.trim();
-  if (cell.dataset.sort !== undefined) return Number(cell.dataset.sort);
+  const text = cell.textContent.trim().replace(/^([-+]?[\d.]+) (±|to) .*/, "$1"); // the mean, the fewest runs
   return text === "" || text === "–" ? null : isNaN(text) ? text : Number(text);
 };
 const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));

@@ -9,6 +9,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -50,41 +51,25 @@ def page(
     out: Path,
 ) -> str:
     """Return the HTML of a report whose figures are files in ``out``."""
-    runs = pd.concat([study.runs, study.repeated, study.diverged])
     warnings = list(warnings)
-    drawn: Drawn = {}
-    for item, found in made:
-        drawn |= {
-            f"{item.name}{one.suffix}{f'/{place}' * (place > 0)}": (item, one, chart)
-            for one in found
-            for place, chart in enumerate(one.charts)
-        }
+    drawn = {
+        name: (item, one, chart)
+        for item, found in made
+        for one in found
+        for name, chart in _named(item, one).items()
+    }
     datasets = {name for piece in study.slices() for name in piece.runs.dataset}
     charts = {name: _described(chart, warnings, datasets) for name, (*_, chart) in drawn.items()}
     first = _first_item(drawn)
     made = sorted(made, key=lambda pair: pair[0] is not first)
-    table = _runs(runs)
-    of_runs = _fold(f"{counted(len(runs), 'result')} with settings", table.to_html(), len(runs))
-    files = {"csv": _wide_csv(table), "tex": table.to_latex()}
-    export = escape.shell_command("fastcoop", "results", "export", study.folder, "runs.csv")
     sections = [
-        (item.name, item.title, _item(item, exhibits, item is first, charts, out)) for item, exhibits in made
+        (item.name, item.title, _item(item, found, item is first, charts, out)) for item, found in made
     ]
-    sections += [
-        ("claims", "Claims", _claims(judged)),
-        ("warnings", "Warnings", _warnings(warnings)),
-        *[("missing", "Missing", _missing(missing, study))] * bool(missing),
-        (
-            "runs",
-            "Runs",
-            f"{_get('runs', None, files)}{of_runs}<p>All columns: <code>{escape.html(export)}</code></p>",
-        ),
-        ("reproduce", "Reproduce", _reproduce(study, out)),
-    ]
-    contents = "".join(
-        f'<a href="#{name}">{escape.html(title.split(". ")[0])}</a>' for name, title, _ in sections
-    )
-    body = "\n".join(
+    sections += [("claims", "Claims", _claims(judged)), ("warnings", "Warnings", _warnings(warnings))]
+    sections += [("missing", "Missing", _missing(missing, study))] * bool(missing)
+    sections += [("runs", "Runs", _runs(study)), ("reproduce", "Reproduce", _reproduce(study, out))]
+    links = (f'<a href="#{name}">{escape.html(title.split(". ")[0])}</a>' for name, title, _ in sections)
+    parts = (
         f'<section id="{name}"><h2>{escape.html(title)}</h2>{text}</section>'
         for name, title, text in sections
     )
@@ -92,10 +77,17 @@ def page(
     library = (FOLDER / "vega.js.gz").read_bytes() if charts else b""
     return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape.html(f"fastcoop report: {study.folder.resolve().name}"), lead=escape.html(_lead(study)),
-        style=(FOLDER / "page.css").read_text(encoding="utf-8"), contents=contents, body=_top(own) + body,
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"), contents="".join(links),
+        body=_top(own) + "\n".join(parts),
         charts=json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c"),
         library=base64.b64encode(library).decode(), script=(FOLDER / "page.js").read_text(encoding="utf-8"),
     )  # fmt: skip
+
+
+def _named(item: Item, one: Exhibit) -> dict[str, Chart]:
+    """Return the charts of an exhibit by their ids on the page."""
+    stem = f"{item.name}{one.suffix}"
+    return {f"{stem}/{place}" if place else stem: chart for place, chart in enumerate(one.charts)}
 
 
 def _first_item(drawn: Drawn) -> Item | None:
@@ -190,10 +182,10 @@ def _legend(chart: Chart) -> str:
     """Return a button per method, which hides it."""
     if len(chart.looks) < 2:
         return ""
+    looks = {escape.html(name): swatch(look) for name, look in chart.looks.items()}
     buttons = (
-        f'<button type="button" aria-pressed="true" data-method="{escape.html(name)}">{swatch(look)}'
-        f"{escape.html(name)}</button>"
-        for name, look in chart.looks.items()
+        f'<button type="button" aria-pressed="true" data-method="{name}">{drawn}{name}</button>'
+        for name, drawn in looks.items()
     )
     return f'<div class="legend" role="group" aria-label="Methods shown">{"".join(buttons)}</div>'
 
@@ -204,7 +196,7 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
     notes: dict[str, list[str]] = {title: [] for title in chart.panels}
     general = []
     for text, all_named in ((one.short, one.datasets) for one in warnings if one.short and chart.looks):
-        named = all_named & (own or datasets)
+        named = {*map(str, all_named)} & (own or datasets)
         with_names = f"{text} ({_some(sorted(named))})"
         if named == (own or datasets):
             general.append(text)
@@ -247,13 +239,11 @@ def _exhibit(
     stem, text = f"{item.name}{one.suffix}", []
     if is_named and not one.fold:
         text.append(f"<h3>{escape.html(one.table.title if one.table else one.subtitle)}</h3>")
-    shown = {f"{stem}{f'/{place}' * (place > 0)}": chart for place, chart in enumerate(one.charts)}
-    boxes = []
+    shown, boxes = _named(item, one), []
     for name, chart in shown.items():
         is_on_top = is_first and chart.runs is not None  # the first screen has the first panel
-        boxes += [_panel(name, place, panel) for place, panel in enumerate(charts[name]["panels"])][
-            is_on_top:
-        ]
+        panels = [_panel(name, place, panel) for place, panel in enumerate(charts[name]["panels"])]
+        boxes += panels[is_on_top:]
         text.append(_care(charts[name]["notes"]))
         text += [_legend(chart)] if boxes else []
     if boxes:
@@ -261,14 +251,13 @@ def _exhibit(
     if one.figure is not None:
         svg = (out / f"{stem}.svg").read_text(encoding="utf-8")
         alt = escape.html(f"{item.title} ({one.subtitle}); the numbers are in the table below")
-        kind = "static" if shown else "figure"
+        classes = "static" if shown else "figure"
         # An item's first figure shows without scripts; the others are compressed, or many would fill the page.
-        source = (
-            f'data-packed-image="{_packed(svg)}"'
-            if is_later
-            else f'src="data:image/svg+xml;base64,{_base64(svg)}"'
-        )
-        text.append(f'<img id="image-{stem}" class="{kind}" alt="{alt}" {source}>')
+        if is_later:
+            source = f'data-packed-image="{_packed(svg)}"'
+        else:
+            source = f'src="data:image/svg+xml;base64,{_base64(svg)}"'
+        text.append(f'<img id="image-{stem}" class="{classes}" alt="{alt}" {source}>')
     image = f"image-{stem}" if one.figure is not None else None
     text.append(_get(stem, image, _texts(one.table) if one.table is not None else None))
     if one.table is not None:
@@ -296,17 +285,14 @@ def _claims(judged: list[Judged]) -> str:
     for claim, results, finding in judged:
         facts = {"in the paper": claim.where, "holds here if": claim.holds_if, "results": results}
         facts |= {"numbers": finding.numbers, **texts_of(finding.test)}
-        lines = (
-            f"<dt>{escape.html(name)}</dt><dd>{escape.html(text)}</dd>"
-            for name, text in facts.items()
-            if text
-        )
-        listed = "".join(lines)
+        pairs = ((escape.html(name), escape.html(text)) for name, text in facts.items() if text)
+        listed = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in pairs)
         kind = VERDICTS.get(finding.verdict, "unknown")
         where = "" if results == "all" else f' <span class="note">{escape.html(results)}</span>'
         verdict = f'<span class="verdict {kind}">{escape.html(finding.verdict)}</span>'
+        summary = f"{verdict}: {escape.html(claim.text)}{where}"
         rows[finding.verdict == UNKNOWN].append(
-            f"<details><summary>{verdict}: {escape.html(claim.text)}{where}</summary><dl>{listed}</dl></details>"
+            f"<details><summary>{summary}</summary><dl>{listed}</dl></details>"
         )
     counts = Counter(finding.verdict for _, _, finding in judged)
     words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "undecided"}
@@ -331,27 +317,24 @@ def _missing(missing: list[tuple[Item, str]], study: Study) -> str:
     return f"<p>These results lack runs for {escape.html(names)}.</p>{fold}"
 
 
-def _runs(runs: pd.DataFrame) -> Table:
-    rows = [
-        {
-            "run": row.key[:12], "shots": shots_text(row.shots), "seed": str(row.seed),
-            "trained on": row.source if row.shots else "", "tested on": row.dataset, "backbone": row.backbone,
-            "accuracy (%)": _number(row.accuracy), "macro (%)": _number(row.macro_accuracy),
-            "seconds": _number(row.seconds), "status": row.status, "schedule": row.schedule,
-            "settings": _settings(row.settings),
-        }
-        for row in rows_of(runs)
-    ]  # fmt: skip
-    table = Table("Runs", ("method",), tuple(rows[0]), unit="")
-    for label, row in zip(runs.label, rows, strict=True):
-        table.add((label,), row)
-    return table
-
-
-def _wide_csv(table: Table) -> str:
-    """Return a table of texts as CSV with a line per row."""
-    rows = [(*names, *(cells[column] for column in table.columns)) for names, cells in table.rows]
-    return pd.DataFrame(rows, columns=[*table.heads, *table.columns]).map(escape.csv_cell).to_csv(index=False)
+def _runs(study: Study) -> str:
+    """Return a table of all runs, with their settings."""
+    runs = pd.concat([study.runs, study.repeated, study.diverged])
+    texts = pd.DataFrame({
+        "method": runs.label, "run": runs.key.str[:12], "shots": runs.shots.map(shots_text),
+        "seed": runs.seed.astype(str), "trained on": runs.source.where(runs.shots > 0, ""),
+        "tested on": runs.dataset, "backbone": runs.backbone, "accuracy (%)": runs.accuracy.map(_number),
+        "macro (%)": runs.macro_accuracy.map(_number), "seconds": runs.seconds.map(_number),
+        "status": runs.status, "schedule": runs.schedule, "settings": runs.settings.map(_settings),
+    })  # fmt: skip
+    head, *columns = map(str, texts)
+    table = Table("Runs", (head,), tuple(columns), unit="")
+    for method, *others in rows_of(texts):
+        table.add((method,), dict(zip(columns, others, strict=True)))
+    files = {"csv": texts.map(escape.csv_cell).to_csv(index=False), "tex": table.to_latex()}
+    folded = _fold(f"{counted(len(runs), 'result')} with settings", table.to_html(), len(runs))
+    export = escape.shell_command("fastcoop", "results", "export", study.folder, "runs.csv")
+    return f"{_get('runs', None, files)}{folded}<p>All columns: <code>{escape.html(export)}</code></p>"
 
 
 def _number(value: float) -> str:
@@ -377,8 +360,6 @@ def _reproduce(study: Study, out: Path) -> str:
         parts.append(f"<p>Versions of the runs: {escape.html('; '.join(texts))}.</p>")
     here = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             here.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
     return "".join([*parts, f"<p>Versions of this report: {escape.html(', '.join(here))}.</p>"])

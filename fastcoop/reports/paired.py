@@ -61,18 +61,10 @@ def compare_pairs(differences: pd.Series, above: float = 0.0, unit: str | None =
     unit = unit or (DATASETS if len(means) >= FEWEST_DATASETS else SEEDS)
     tests = {DATASETS: _over_datasets(means), SEEDS: _over_seeds(values)}
     _, against, width = tests[unit]
+    p_datasets, p_seeds = tests[DATASETS][0], tests[SEEDS][0]
     mean = float(means.mean()) + above if len(means) else math.nan
-    return PairedDifference(
-        mean,
-        mean - width,
-        mean + width,
-        unit,
-        len(means),
-        len(values),
-        tests[DATASETS][0],
-        tests[SEEDS][0],
-        against,
-    )
+    ends = mean - width, mean + width
+    return PairedDifference(mean, *ends, unit, len(means), len(values), p_datasets, p_seeds, against)
 
 
 def _over_datasets(values: pd.Series) -> tuple[float, float, float]:
@@ -83,11 +75,8 @@ def _over_datasets(values: pd.Series) -> tuple[float, float, float]:
     """
     from scipy.stats import rankdata, wilcoxon
 
-    width = (
-        _half_width(float(values.std()) / math.sqrt(len(values)), len(values) - 1)
-        if len(values)
-        else math.nan
-    )
+    error = float(values.std()) / math.sqrt(max(len(values), 1))
+    width = _half_width(error, len(values) - 1)
     if len(values) < FEWEST_DATASETS:
         return math.nan, math.nan, width
     means = values[values != 0].to_numpy()
@@ -112,12 +101,11 @@ def _over_seeds(values: pd.Series) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     parts = groups.var() / counts
     if parts.max() < 1e-18:  # up to rounding, all seeds of each dataset are equal
-        signs = [int((values > 0).sum()), int((values < 0).sum())]
-        more, less = (
-            float(binomtest(k, sum(signs), alternative="greater").pvalue) if sum(signs) else 1.0
-            for k in signs
-        )
-        return more, less, math.nan
+        more, less = int((values > 0).sum()), int((values < 0).sum())
+        if more + less == 0:
+            return 1.0, 1.0, math.nan
+        ps = [float(binomtest(k, more + less, alternative="greater").pvalue) for k in (more, less)]
+        return ps[0], ps[1], math.nan
     freedom = float(parts.sum() ** 2 / (parts**2 / (counts - 1)).sum())
     error = math.sqrt(float(parts.sum())) / len(counts)
     ratio = float(groups.mean().mean()) / error

@@ -7,11 +7,13 @@ there), Table 6 in ``paper_datasets.csv``. The curves of Figures 3 to 5 are not 
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from fastcoop.reports.frames import Setting
 from fastcoop.reports.table import Cell, Cells, Table
@@ -28,20 +30,20 @@ NOTE = f"Rows “{AS_PRINTED}” are from Zhou et al. (2022): another implementa
 
 
 @cache
-def read_numbers(name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV file of this package."""
-    with (Path(__file__).parent / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def read_numbers(name: str) -> pd.DataFrame:
+    """Return a CSV file of this package as texts, with what `plain` makes of backbones and datasets."""
+    table = pd.read_csv(Path(__file__).parent / name, dtype=str, keep_default_na=False)
+    return table.assign(
+        **{column: table[column].map(plain) for column in ("backbone", "dataset") if column in table}
+    )
 
 
 @cache
 def _numbers() -> dict[tuple[str, ...], Cell]:
     """Return the paper's accuracies by item, backbone, dataset, method, context length, initialization and prompt."""
-    return {
-        (row["item"], plain(row["backbone"]), plain(row["dataset"]), row["method"], row["context_length"],
-         row["init"], row["prompt"]): Cell(float(row["accuracy"]), runs=0)
-        for row in read_numbers("paper_numbers.csv")
-    }  # fmt: skip
+    keys = ["item", "backbone", "dataset", "method", "context_length", "init", "prompt"]
+    accuracies: Any = read_numbers("paper_numbers.csv").set_index(keys).accuracy
+    return {key: Cell(float(value), runs=0) for key, value in accuracies.items()}
 
 
 def plain(name: str) -> str:
@@ -72,8 +74,7 @@ def add_printed(table: Table, names: tuple[str, ...], numbers: Mapping[str, Cell
         table.notes += [NOTE] * (NOTE not in table.notes)
 
 
-def printed_dataset(name: str) -> dict[str, str] | None:
+def printed_dataset(name: str) -> dict[Any, str] | None:
     """Return Table 6's row of a dataset: classes, train, val, test, prompt."""
-    return next(
-        (row for row in read_numbers("paper_datasets.csv") if plain(row["dataset"]) == plain(name)), None
-    )
+    rows = read_numbers("paper_datasets.csv")
+    return next(iter(rows[rows.dataset == plain(name)].to_dict("records")), None)

@@ -21,7 +21,7 @@ import pandas as pd
 from fastcoop.reports import paired
 from fastcoop.reports.claims import Check, Claim, Finding
 from fastcoop.reports.frames import Missing, in_shots, main_runs, main_setting, rows_of, shots_text, with_init
-from fastcoop.reports.items.figure5b import across_backbones, by_strength
+from fastcoop.reports.items.figure5b import by_strength, on_shared_datasets
 from fastcoop.reports.items.table1 import shifted
 from fastcoop.reports.study import Slice, Study
 from fastcoop.reports.words import NEAR, NearestWords, read_words
@@ -278,9 +278,10 @@ def probe_is_not_robust(piece: Slice, study: Study) -> Finding:
 def better_backbone(piece: Slice, study: Study) -> Finding:
     """The better the backbone, the better CoOp.
     Holds if each backbone is significantly above the next weaker one by zero-shot; the p shown is the weakest."""
-    runs = across_backbones(study, main_setting(study.runs).shots).get(piece.schedule)
-    if runs is None:
+    found = on_shared_datasets(study, main_setting(study.runs).shots)
+    if piece.schedule not in found:
         raise Missing("CoOp was run on one backbone only")
+    _, runs = found[piece.schedule]
     order, coop = by_strength(runs), runs[runs.series == "coop end"]
     each = [scores(coop[coop.backbone == name]).droplevel(2) for name in order]
     judged = paired.judge_all([paired.judge_greater(more - less) for less, more in pairwise(each)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastcoop.checks import MAX_JOBS, whole_number
 from fastcoop.errors import writing
@@ -16,7 +17,7 @@ from fastcoop.reports.item import ADD, Exhibit, Item
 from fastcoop.reports.items import ITEMS
 from fastcoop.reports.page import page
 from fastcoop.reports.paper_claims import PAPER_CLAIMS
-from fastcoop.reports.study import PictureSource, Study, read_study
+from fastcoop.reports.study import Study, read_study
 from fastcoop.reports.style import drawing, saving
 from fastcoop.reports.table import save_table, write_text
 from fastcoop.results.read import find_key
@@ -25,7 +26,7 @@ from fastcoop.results.read import find_key
 def report(
     results_folder: str | Path,
     out_folder: str | Path,
-    pictures: PictureSource | None = None,
+    pictures: Any = None,
     runs: Sequence[str] = (),
     jobs: int = 1,
 ) -> list[Path]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -18,7 +19,7 @@ from fastcoop import escape, results
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 from fastcoop.reports import series
-from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, main_runs, rows_of
+from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, Missing, main_runs, rows_of
 from fastcoop.reports.style import name_of
 from fastcoop.results.metadata import (
     CLASS_NAMES,
@@ -72,24 +73,6 @@ class Slice:
         return " ".join([name_of(name, length), *(limits if name == "linear_probe" else ())])
 
 
-class Pictures(Protocol):
-    """The test images of a dataset, in the order of predictions."""
-
-    @property
-    def paths(self) -> Sequence[str]:
-        """Their paths in the dataset's folder."""
-
-    def thumbnail(self, row: int) -> bytes:
-        """Return an image as a small JPEG. Raises UserError where it is not the one that was tested."""
-
-
-class PictureSource(Protocol):
-    """Where the test images of runs are, such as `fastcoop.features.PictureFinder`."""
-
-    def find(self, name: str, test: str, images: str | None, specs: Iterable[str] = ()) -> Pictures:
-        """Return the images of a test of these digests. Raises UserError where they are not there."""
-
-
 @dataclass(frozen=True, eq=False)
 class Study:
     """All runs of a results folder, one row for each test."""
@@ -101,7 +84,9 @@ class Study:
     known: series.Known  # datasets by name, as the sweep recorded them
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs with their ``error``
     untested: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs without a test
-    pictures: PictureSource | None = None  # of the test images; None: no pictures are shown
+    pictures: Any = (
+        None  # a `fastcoop.features.PictureFinder` of the test images; None: no pictures are shown
+    )
     chosen: tuple[str, ...] = ()  # keys of runs whose mistakes are shown; none: one run per dataset
 
     @property
@@ -162,6 +147,24 @@ class Study:
                 own = [both] if _compares(both) else own
             slices += own
         return slices
+
+
+def across_backbones(study: Study, shots: float) -> dict[str, tuple[str, dict[str, pd.DataFrame]]]:
+    """Return by schedule the suffix of its files, and by backbone the main runs at ``shots`` and without training.
+
+    Backbones without CoOp at ``shots`` are left out.
+    """
+    found: dict[str, tuple[str, dict[str, pd.DataFrame]]] = {}
+    slices = study.slices()
+    names = escape.file_names(piece.schedule for piece in slices)
+    for piece in slices:
+        with suppress(Missing):
+            runs = main_runs(piece.runs)
+            runs = runs[runs.shots.isin((0.0, shots))]
+            if (runs.method == "coop").any():
+                suffix = "" if piece.has_only_schedule else f"-{names[piece.schedule]}"
+                found.setdefault(piece.schedule, (suffix, {}))[1][piece.backbone] = runs
+    return found
 
 
 def read_study(folder: Path) -> Study:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -46,17 +46,11 @@ class Cell:
 Cells = dict[str, "Cell | str"]  # of one row, by column
 
 
-class Entry(NamedTuple):
-    """A cell as text, whether it is the best or second best of its group, and the number to sort by."""
+class Shown(NamedTuple):
+    """A row as texts, and whether all its numbers are from elsewhere."""
 
-    text: str
-    best: bool = False
-    number: float | None = None
-    second: bool = False
-
-    def marked(self, text: str, bold: str, underlined: str) -> str:
-        """Return ``text`` in the form that marks it (``%s`` is the text), or as it is."""
-        return bold % text if self.best else underlined % text if self.second else text
+    texts: list[str]
+    is_reference: bool
 
 
 @dataclass
@@ -125,28 +119,26 @@ class Table:
         """The heads of the names, the columns, and for numbers a column of their runs."""
         return (*self.heads, *self.columns, *(["runs"] if self.unit else []))
 
-    def _lines(self, plus_minus: str = " ± ") -> Iterator[tuple[tuple[str, ...], list[Entry]]]:
-        """Yield each row's names and the entries of its columns."""
+    def _shown(
+        self, escaped: Callable[[str], str], marks: tuple[str, str], gray: str = "%s", plus_minus: str = " ± "
+    ) -> list[Shown]:
+        """Return the rows as escaped texts, the best and second best numbers in ``marks``, references in ``gray``."""
+        rows = []
         for names, cells in self.rows:
-            entries = []
+            texts = list(map(escaped, names))
             for cell in (cells.get(column, "") for column in self.columns):
                 if isinstance(cell, Cell):
-                    entries.append(Entry(cell.text(plus_minus), cell.best, cell.mean, cell.second))
+                    mark = marks[0] if cell.best else marks[1] if cell.second else "%s"
+                    texts.append(mark % escaped(cell.text(plus_minus)))
                 else:
-                    entries.append(Entry(cell or DASH))
+                    texts.append(escaped(cell or DASH))
+            numbers = [cell for cell in cells.values() if isinstance(cell, Cell)]
+            runs = sorted({cell.runs for cell in numbers} - {0})
             if self.unit:
-                runs = sorted({cell.runs for cell in cells.values() if isinstance(cell, Cell)} - {0})
-                text = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else DASH
-                entries.append(Entry(text, number=runs[0] if runs else None))
-            yield names, entries
-
-    def _texts(
-        self, escaped: Callable[[str], str], marks: tuple[str, str], gray: str = "%s", plus_minus: str = " ± "
-    ) -> Iterator[list[str]]:
-        """Yield each row as escaped texts, the best and second best numbers in ``marks``, references in ``gray``."""
-        for (names, entries), (_, cells) in zip(self._lines(plus_minus), self.rows, strict=True):
-            texts = [*map(escaped, names), *(entry.marked(escaped(entry.text), *marks) for entry in entries)]
-            yield [gray % text if text else "" for text in texts] if _is_reference(cells) else texts
+                texts.append(" to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else DASH)
+            is_reference = bool(numbers) and not runs
+            rows.append(Shown([gray % text if is_reference else text for text in texts], is_reference))
+        return rows
 
     def _align(self, text: str, number: str) -> str:
         """Return the alignment of the columns, from that of texts and that of numbers."""
@@ -171,16 +163,17 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a Markdown table below a heading, with its notes."""
-        rows = [map(escape.markdown, self.heading), *self._texts(escape.markdown, ("**%s**", "<u>%s</u>"))]
-        head, *body = (f"| {' | '.join(row)} |" for row in rows)
+        rows = [row.texts for row in self._shown(escape.markdown, ("**%s**", "<u>%s</u>"))]
+        head, *body = (f"| {' | '.join(row)} |" for row in (map(escape.markdown, self.heading), *rows))
         title, ruler = f"# {escape.markdown(self.title)}", f"|{self._align('---|', '---:|')}"
         return "\n".join([title, "", head, ruler, *body, "", *map(escape.markdown, self.footnotes()), ""])
 
     def to_latex(self) -> str:
         """Return a ``table`` environment for booktabs; equal first names are printed once, with space between."""
+        marks, gray = (r"\textbf{%s}", r"\underline{%s}"), r"\textcolor{gray}{%s}"
+        rows = self._shown(escape.latex, marks, gray, plus_minus="±")
         out = [
-            r"% needs \usepackage{booktabs}"
-            + " and xcolor" * any(_is_reference(cells) for _, cells in self.rows),
+            r"% needs \usepackage{booktabs}" + " and xcolor" * any(row.is_reference for row in rows),
             r"\begin{table}",
             r"\centering\small",
             rf"\caption{{{escape.latex(self.title)}}}",
@@ -190,8 +183,7 @@ class Table:
             r"\midrule",
         ]
         last = None
-        marks, gray = (r"\textbf{%s}", r"\underline{%s}"), r"\textcolor{gray}{%s}"
-        for first, *others in self._texts(escape.latex, marks, gray, plus_minus="±"):
+        for (first, *others), _ in rows:
             if len(self.heads) > 1 and last not in (None, first):
                 out.append(r"\addlinespace")
             shown = "" if len(self.heads) > 1 and first == last else first
@@ -207,31 +199,20 @@ class Table:
 
     def to_html(self) -> str:
         """Return a table with its notes; its heads are buttons, by which the page sorts it."""
-        number_class = ' class="n"' if self.unit else ""
-        classes = [""] * len(self.heads) + [number_class] * (len(self.heading) - len(self.heads))
+        number = ' class="n"' if self.unit else ""
+        kinds = [""] * len(self.heads) + [number] * (len(self.heading) - len(self.heads))
         head = "".join(
             f'<th scope="col"{kind}><button type="button">{escape.html(name)}</button></th>'
-            for kind, name in zip(classes, self.heading, strict=True)
+            for kind, name in zip(kinds, self.heading, strict=True)
         )
         body = []
-        for (names, entries), (_, cells) in zip(self._lines(), self.rows, strict=True):
-            row = "".join(f"<td>{escape.html(name)}</td>" for name in names)
-            for entry in entries:
-                value = entry.marked(escape.html(entry.text), "<b>%s</b>", "<u>%s</u>")
-                number = entry.number
-                sort = "" if number is None or math.isnan(number) else f' data-sort="{number:.8g}"'
-                row += f"<td{number_class}{sort}>{value}</td>"
-            body.append(f"<tr{' class=ref' * _is_reference(cells)}>{row}</tr>")
+        for texts, is_reference in self._shown(escape.html, ("<b>%s</b>", "<u>%s</u>")):
+            row = "".join(f"<td{kind}>{text}</td>" for kind, text in zip(kinds, texts, strict=True))
+            body.append(f"<tr{' class=ref' * is_reference}>{row}</tr>")
         rows = "\n".join(body)
         table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
         notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in self.footnotes())
         return f"<div class=wide>{table}</div>{notes}"
-
-
-def _is_reference(cells: Cells) -> bool:
-    """Return whether all numbers of a row are from elsewhere."""
-    numbers = [cell for cell in cells.values() if isinstance(cell, Cell)]
-    return bool(numbers) and not any(cell.runs for cell in numbers)
 
 
 def save_table(table: Table, stem: Path) -> list[Path]:

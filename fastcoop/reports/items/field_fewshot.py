@@ -15,6 +15,7 @@ from fastcoop.reports.style import (
     add_series_legend,
     draw_curves,
     look,
+    name_of,
     panel_figure,
     rank,
 )
@@ -35,6 +36,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     runs = pd.concat([kind.runs.assign(kind=str(place)) for place, kind in enumerate(kinds)])
     found, notes = frames.panels(runs, ["kind", "series", "shots"])
     columns = {count: frames.in_shots(count) for count in sorted(runs.shots.unique())}
+    published = {frames.shots_text(count): text for count, text in columns.items()}
     title = f"Few-shot methods ({piece.subtitle})"
     table = Table(title, ("dataset", "method"), (*columns.values(), *field.FACTS), "shots", notes=notes)
     most = runs.shots.max()
@@ -50,7 +52,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
                     frames.cells_of(summary, "shots", columns, kind=kind) | field.facts(study, rows),
                 )
         if not place:
-            field.add_published(table, "few-shot", piece.backbone, _published(columns))
+            field.add_published(table, "few-shot", piece.backbone, published)
     table.mark_best(columns=tuple(columns.values()), second=True, without=field.OFFICIAL)
     table.notes += field.NOTES
     average, first = next(iter(found.items()))
@@ -61,7 +63,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     shown = {title: one[one.kind.isin(drawn.kind)] for title, one in found.items()}
     official = runs["selection"] == "official" if "selection" in runs else False
     ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
-    curves = chart.lines(shown, "shots", ticks, chart.SHOTS, _label, ranked, ("kind", "series", "shots"))
+    curves = chart.lines(shown, "shots", ticks, chart.SHOTS, name_of, ranked, ("kind", "series", "shots"))
     timed = averaged[averaged.shots.isin((0, most)) & averaged.kind.isin(drawn.kind)]
     title = f"Accuracy against training cost ({piece.subtitle})"
     cost = _cost(piece, title, average, drawn, timed, most)
@@ -71,20 +73,12 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     ]
 
 
-def _published(columns: dict[float, str]) -> dict[str, str]:
-    return {frames.shots_text(count): title for count, title in columns.items()}
-
-
 def _one_per_series(summary: pd.DataFrame) -> list[str]:
     """Return one kind of each series, the one with the most numbers of shots."""
     counts = (
         summary.groupby(["series", "kind"], sort=False).size().sort_values(ascending=False, kind="stable")
     )
     return list(counts.reset_index().drop_duplicates("series").kind)
-
-
-def _label(series: str) -> str:
-    return look(series).label
 
 
 def _family(series: str) -> str:
@@ -116,7 +110,7 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
-    add_series_legend(figure, _label, 5)
+    add_series_legend(figure, name_of, 5)
     return figure
 
 
@@ -147,7 +141,7 @@ def _cost(
     axis.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axis.set_ylabel("accuracy (%)")
     add_legend(figure, handles, labels, 4)
-    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, _label)
+    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, name_of)
     return figure, table, shown
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fastcoop import escape
 from fastcoop.reports import chart, frames, style
 from fastcoop.reports.item import Exhibit, Item, sweep_command
-from fastcoop.reports.study import Study, diverged_note, joined, schedule_note
+from fastcoop.reports.study import Study, across_backbones, diverged_note, joined, schedule_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,23 +17,18 @@ NAME_LENGTH = 24  # characters of a backbone's name below its bars
 DRAWN = ("zero_shot", "coop end")
 
 
-def across_backbones(study: Study, shots: float) -> dict[str, pd.DataFrame]:
-    """Return the main runs of zero-shot CLIP and CoOp at ``shots``, by schedule that several backbones have.
+def on_shared_datasets(study: Study, shots: float) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Return by schedule the suffix of its files, and the runs of `DRAWN` on the datasets that all backbones share.
 
-    Only datasets that all these backbones share are kept.
+    Schedules of one backbone are left out.
     """
-    tables: dict[str, list[pd.DataFrame]] = {}
-    for piece in study.slices():
-        if (piece.runs.method == "coop").any():
-            runs = frames.main_runs(piece.runs)
-            runs = runs[runs.series.isin(DRAWN) & runs.shots.isin((0.0, shots))]
-            tables.setdefault(piece.schedule, []).append(runs)
     found = {}
-    for schedule, parts in tables.items():
+    for schedule, (suffix, of_backbones) in across_backbones(study, shots).items():
+        parts = [runs[runs.series.isin(DRAWN)] for runs in of_backbones.values()]
         shared = set.intersection(*(set(part.dataset) for part in parts))
-        runs = pd.concat(parts)
         if len(parts) > 1 and shared:
-            found[schedule] = runs[runs.dataset.isin(shared)]
+            runs = pd.concat(parts)
+            found[schedule] = suffix, runs[runs.dataset.isin(shared)]
     return found
 
 
@@ -46,20 +39,13 @@ def by_strength(runs: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys([*known.index, *runs.backbone]))
 
 
-def suffix_of(schedule: str, schedules: Sequence[str]) -> str:
-    """Return the suffix of files with one of several schedules."""
-    if len(schedules) == 1:
-        return ""
-    return "-quick" if schedule.startswith("quick") else f"-{escape.file_names(schedules)[schedule]}"
-
-
 def make(study: Study) -> list[Exhibit]:
     shots = frames.main_setting(study.runs).shots
-    of_schedules = across_backbones(study, shots)
+    of_schedules = on_shared_datasets(study, shots)
     if not of_schedules:
         raise frames.Missing("CoOp was run on one backbone only; give the grid several under `backbones:`")
     exhibits = []
-    for schedule, runs in of_schedules.items():
+    for schedule, (suffix, runs) in of_schedules.items():
         found, notes = frames.panels(runs, ["backbone", "series"])
         order, length = by_strength(runs), frames.main_setting(runs).length
         names = {series: style.name_of(series, length) for series in DRAWN}
@@ -73,7 +59,7 @@ def make(study: Study) -> list[Exhibit]:
             {name: [(row.series, row.backbone, row) for row in frames.rows_of(one)] for name, one in found.items()},
             chart.ACCURACY, names.__getitem__,
         )  # fmt: skip
-        exhibits.append(Exhibit(suffix_of(schedule, [*of_schedules]), note, figure, table, shown))
+        exhibits.append(Exhibit(suffix, note, figure, table, shown))
     return exhibits
 
 

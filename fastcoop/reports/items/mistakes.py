@@ -17,7 +17,7 @@ from fastcoop.reports import chart, frames
 from fastcoop.reports.chart import RIGHT, WRONG
 from fastcoop.reports.item import Exhibit, Item
 from fastcoop.reports.series import plain_dataset
-from fastcoop.reports.study import Pictures, Study, evaluate_targets
+from fastcoop.reports.study import Study, evaluate_targets
 from fastcoop.reports.style import TWO_COLUMNS, shortened
 from fastcoop.reports.table import DASH, Table
 from fastcoop.results import (
@@ -229,7 +229,7 @@ def _note(text: str) -> str:
     return f"<p class=note>{escape.html(text)}</p>"
 
 
-def _grid(source: Pictures, title: str, images: pd.DataFrame, most: int) -> str:
+def _grid(source: Any, title: str, images: pd.DataFrame, most: int) -> str:
     """Return the HTML of the first ``most`` images, with what they are and what they were taken for."""
     tiles = []
     for one in frames.rows_of(images.head(most)):

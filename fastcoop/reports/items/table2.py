@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, sweep_command
-from fastcoop.reports.items.figure5b import suffix_of
 from fastcoop.reports.paper import add_printed, printed
-from fastcoop.reports.study import Study, diverged_note, joined, schedule_note
+from fastcoop.reports.study import Study, across_backbones, diverged_note, joined, schedule_note
 from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Table
 
@@ -22,19 +21,12 @@ def make(study: Study) -> list[Exhibit]:
     if not (study.runs.method == "ensemble").any():
         raise frames.Missing("there is no run of ensemble; add the method to the grid")
     shots = frames.main_setting(study.runs).shots
-    slices = study.slices()
-    schedules = list(dict.fromkeys(piece.schedule for piece in slices))
     exhibits = []
-    for schedule in schedules:
-        found, setting = {}, None
-        for piece in slices:
-            if piece.schedule == schedule and (piece.runs.method == "coop").any():
-                setting = setting or frames.main_setting(piece.runs)._replace(shots=shots)
-                runs = frames.main_runs(piece.runs)
-                runs = runs[runs.series.isin(NAMES) & runs.shots.isin((0.0, shots))]
-                found[piece.backbone] = frames.panels(runs, ["series"])
-        if setting is None:
-            continue
+    for schedule, (suffix, runs) in across_backbones(study, shots).items():
+        setting = frames.main_setting(next(iter(runs.values())))._replace(shots=shots)
+        found = {
+            backbone: frames.panels(own[own.series.isin(NAMES)], ["series"]) for backbone, own in runs.items()
+        }
         notes = schedule_note(schedule), diverged_note(study.diverged)
         title = joined(f"Ensembling and CoOp at {frames.in_shots(shots)}", *notes)
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
@@ -52,7 +44,7 @@ def make(study: Study) -> list[Exhibit]:
                     numbers = {one: printed("table2", one, dataset, series, setting) for one in found}
                     add_printed(table, names, numbers)
         table.mark_best()
-        exhibits.append(Exhibit(suffix_of(schedule, schedules), schedule_note(schedule), None, table))
+        exhibits.append(Exhibit(suffix, schedule_note(schedule), None, table))
     return exhibits
 
 
