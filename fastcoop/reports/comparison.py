@@ -58,11 +58,9 @@ def _compared(label: str, backbone: str, pairs: pd.DataFrame) -> dict[str, Any]:
     differences = pairs.groupby(["place", "seed"], sort=False).difference.mean()
     more, less = compare_pairs(differences), compare_pairs(-differences)
     p = min(1.0, 2 * min(more.p, less.p))
-    datasets = [
-        {"dataset": str(place), "runs": len(frame)}
-        | {name: float(frame[name].mean()) for name in ("first", "second", "difference")}
-        for place, frame in pairs.groupby("place", sort=False)
-    ]
+    groups = pairs.groupby("place", sort=False)
+    means = groups[["first", "second", "difference"]].mean().assign(runs=groups.size())
+    datasets = means.rename_axis("dataset").reset_index().to_dict("records")
     shots = pairs.shots.iloc[0]
     return {
         "label": label, "backbone": backbone, "shots": shots if isinstance(shots, str) else int(shots),
@@ -77,9 +75,7 @@ def comparison_lines(groups: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"{group['label']}, {group['backbone']}, {group['shots']} shot{'s' * (str(group['shots']) != '1')}"
         width = max(len(row["dataset"]) for row in group["datasets"])
         for row in group["datasets"]:
-            yield (
-                f"  {row['dataset']:<{width}} {row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}  "
-                f"({counted(row['runs'], 'run')})"
-            )
+            numbers = f"{row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}"
+            yield f"  {row['dataset']:<{width}} {numbers}  ({counted(row['runs'], 'run')})"
         p = "too few runs for a test" if group["p"] is None else f"p = {group['p']:.3g} over {group['over']}"
         yield f"  {'mean':<{width}} {'':8} {'':8} {group['difference']:+8.2f}  ({p})"

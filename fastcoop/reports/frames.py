@@ -66,6 +66,26 @@ def moved_shots(moved: pd.DataFrame) -> float:
     return main_setting(moved).shots if (moved.method == "coop").any() else float(moved.shots.max())
 
 
+def tested_elsewhere(everything: pd.DataFrame, kind: str) -> dict[str, tuple[list[str], pd.DataFrame]]:
+    """Return {source: (targets, runs)} of tests on other datasets, of `SHIFT` or `TRANSFER`, at their number of shots.
+
+    The runs are tests on the source and its targets: zero-shot CLIP, and every series, context length and
+    initialization that was tested on a target.
+    """
+    frame = own_prompt(everything[(everything.classes == "all") & everything.kind.isin(("own", kind))])
+    moved = frame[(frame.kind == kind) & (frame.shots > 0)]
+    found = {}
+    for source, away in moved.groupby("source", sort=False):
+        targets = [str(name) for name in away.dataset.unique()]
+        here = with_init(frame[frame.dataset.isin([source, *targets])])
+        zero = here[here.method == "zero_shot"].drop_duplicates("dataset")
+        learned = here[(here.source == source) & (here.shots == moved_shots(moved))]
+        groups = [learned.series, learned.context_length.fillna(0.0), learned.init]
+        on_target = learned.dataset.isin(targets).groupby(groups).transform("any")
+        found[str(source)] = targets, pd.concat([zero, learned[on_target]])
+    return found
+
+
 def summarize(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Return each group's mean accuracy, standard deviation over seeds (NaN for one run), runs and seeds."""
     grouped = runs.dropna(subset=["accuracy"]).groupby(list(by), sort=False, dropna=False)

@@ -34,9 +34,9 @@ class Exhibit:
     Attributes:
         suffix: Distinguishes the files of an item's exhibits.
         subtitle: What was drawn.
-        figure: Static; the page shows it in print, and on screen if there is no ``chart``.
+        figure: Static; the page shows it in print, and on screen if there are no ``charts``.
         table: Numbers or texts.
-        chart: The figure's points, which the page draws so that it can be pointed at; or several charts.
+        charts: The figure's points, which the page draws so that it can be pointed at.
         html: More content of the page, such as pictures as ``data:`` addresses. All text in it must have passed through
             `fastcoop.escape.html`.
         fold: The line that the exhibit is folded behind. Successive exhibits with equal lines are folded together.
@@ -46,14 +46,9 @@ class Exhibit:
     subtitle: str
     figure: Figure | None = None
     table: Table | None = None
-    chart: Chart | Sequence[Chart] = ()
+    charts: Sequence[Chart] = ()
     html: str = ""
     fold: str = ""
-
-    @property
-    def charts(self) -> Sequence[Chart]:
-        """All charts of the exhibit."""
-        return [self.chart] if isinstance(self.chart, Chart) else self.chart
 
 
 @dataclass(frozen=True)

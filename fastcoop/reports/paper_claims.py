@@ -172,9 +172,8 @@ def end_like_mid(piece: Slice, study: Study) -> Finding:
     Holds if their difference is significantly within 1 point at each number of shots."""
     # Not on the average over shots, where mid ahead at many and behind at few shots would count as equal.
     found = balanced(difference(main_runs(piece.runs), "coop mid", "coop end"))
-    return judge_each(
-        found, lambda each: paired.judge_equal(each, MARGIN), f"mid minus end {by_shots(found)}"
-    )
+    numbers = f"mid minus end {by_shots(found)}"
+    return judge_each(found, lambda each: paired.judge_equal(each, MARGIN), numbers)
 
 
 @claim("Section 4.1")
@@ -196,9 +195,8 @@ def specific_wins_some(piece: Slice, study: Study) -> Finding:
     tests = {name: test for name, test in tests.items() if not math.isnan(test.p)}
     if not tests:
         return Finding(paired.UNKNOWN, None, "needs three seeds of a dataset")
-    won = [
-        f"{name} {t.mean:+.1f}" for name, t in tests.items() if t.mean > 0 and t.p < paired.LEVEL / len(tests)
-    ]
+    level = paired.LEVEL / len(tests)
+    won = [f"{name} {test.mean:+.1f}" for name, test in tests.items() if test.mean > 0 and test.p < level]
     nowhere = all(test.against < paired.LEVEL for test in tests.values())
     name, best = min(tests.items(), key=lambda pair: pair[1].p)
     numbers = (

@@ -84,9 +84,7 @@ class Study:
     known: series.Known  # datasets by name, as the sweep recorded them
     failed: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs with their ``error``
     untested: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs without a test
-    pictures: Any = (
-        None  # a `fastcoop.features.PictureFinder` of the test images; None: no pictures are shown
-    )
+    pictures: Any = None  # a `fastcoop.features.PictureFinder`; None: no pictures are shown
     chosen: tuple[str, ...] = ()  # keys of runs whose mistakes are shown; none: one run per dataset
 
     @property
@@ -178,10 +176,8 @@ def read_study(folder: Path) -> Study:
         )
     moved = frame[frame.source != frame.dataset]
     tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
-    names = {
-        row.dataset: results.load_predictions(folder, row.key, row.dataset).class_names
-        for row in rows_of(tested)
-    }
+    pairs = zip(tested.key, tested.dataset, strict=True)
+    names = {name: results.load_predictions(folder, key, name).class_names for key, name in pairs}
     return replace(study_of(frame, folder, names), failed=results.load_failures(folder), untested=untested)
 
 
@@ -233,35 +229,32 @@ def study_of(
     return Study(folder, finished, runs[diverged & latest], runs[~latest], known)
 
 
-def _scopes(folder: Path) -> list[dict[str, Any]]:
-    """Return the recorded grid and its blocks; nothing if it cannot be read."""
+def _listed(folder: Path, axis: str) -> list[str]:
+    """Return the values of an axis of the recorded grid and its blocks; none if there is no such axis, or no grid."""
     try:
         given = recorded_grid(folder)
     except (OSError, ValueError, yaml.YAMLError):
         return []
     blocks = given.get("blocks")
     scopes = [given, *(blocks.values() if isinstance(blocks, dict) else ())]
-    return [scope for scope in scopes if isinstance(scope, dict)]
-
-
-def _listed(folder: Path, axis: str) -> list[str]:
-    """Return the values of an axis of the recorded grid, none if it has no such axis."""
-    return list(dict.fromkeys(name for one in _scopes(folder) for name in _texts(one.get(axis, []))))
+    found = [_texts(scope.get(axis, [])) for scope in scopes if isinstance(scope, dict)]
+    return list(dict.fromkeys(name for names in found for name in names))
 
 
 def _texts(given: Any) -> list[str]:
-    return [str(one) for one in given] if isinstance(given, list) else [str(given)]
+    """Return all names in a value of a grid: one, a list, or names of targets by sources."""
+    if isinstance(given, dict):
+        given = [one for pair in given.items() for one in pair]
+    return [name for one in given for name in _texts(one)] if isinstance(given, list) else [str(given)]
 
 
 def _in_grid_order(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Sort runs by the order of datasets, targets and backbones in the grid; names that are not in it come last."""
-    targets = [one["targets"] for one in _scopes(folder) if isinstance(one.get("targets"), dict)]
-    moved = [name for one in targets for pair in one.items() for given in pair for name in _texts(given)]
-    for column, more in (("dataset", moved), ("backbone", [])):
+    for column, more in (("dataset", _listed(folder, "targets")), ("backbone", [])):
         names = [*(_listed(folder, f"{column}s") or runs[column]), *more]
         order = {name: place for place, name in enumerate(dict.fromkeys(Path(one).name for one in names))}
-        places = [order.get(Path(name).name, len(order)) for name in runs[column]]
-        runs = runs.assign(place=places).sort_values("place", kind="stable").drop(columns="place")
+        places = runs[column].map(lambda name, order=order: order.get(Path(name).name, len(order)))
+        runs = runs.loc[places.sort_values(kind="stable").index]
     return runs.reset_index(drop=True)
 
 
@@ -302,9 +295,8 @@ def _series(run: Any) -> str:
     """Return a method's name with what distinguishes its curves."""
     if run.method == "coop":
         return f"coop {run.class_position or 'end'}{' csc' if run.class_specific else ''}"
-    return (
-        "ensemble all" if run.method == "ensemble" and run.settings.get("templates") == "all" else run.method
-    )
+    is_all = run.method == "ensemble" and run.settings.get("templates") == "all"
+    return "ensemble all" if is_all else str(run.method)
 
 
 def _compares(both: Slice) -> bool:

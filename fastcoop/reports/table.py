@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from fastcoop import escape
 from fastcoop.files import atomic_write
@@ -44,13 +43,6 @@ class Cell:
 
 
 Cells = dict[str, "Cell | str"]  # of one row, by column
-
-
-class Shown(NamedTuple):
-    """A row as texts, and whether all its numbers are from elsewhere."""
-
-    texts: list[str]
-    is_reference: bool
 
 
 @dataclass
@@ -121,8 +113,11 @@ class Table:
 
     def _shown(
         self, escaped: Callable[[str], str], marks: tuple[str, str], gray: str = "%s", plus_minus: str = " ± "
-    ) -> list[Shown]:
-        """Return the rows as escaped texts, the best and second best numbers in ``marks``, references in ``gray``."""
+    ) -> list[tuple[list[str], bool]]:
+        """Return the rows as escaped texts, the best and second best numbers in ``marks``, references in ``gray``.
+
+        A row is a reference, the second value, if all its numbers are from elsewhere.
+        """
         rows = []
         for names, cells in self.rows:
             texts = list(map(escaped, names))
@@ -137,7 +132,7 @@ class Table:
             if self.unit:
                 texts.append(" to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else DASH)
             is_reference = bool(numbers) and not runs
-            rows.append(Shown([gray % text if is_reference else text for text in texts], is_reference))
+            rows.append(([gray % text if is_reference else text for text in texts], is_reference))
         return rows
 
     def _align(self, text: str, number: str) -> str:
@@ -163,7 +158,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a Markdown table below a heading, with its notes."""
-        rows = [row.texts for row in self._shown(escape.markdown, ("**%s**", "<u>%s</u>"))]
+        rows = [texts for texts, _ in self._shown(escape.markdown, ("**%s**", "<u>%s</u>"))]
         head, *body = (f"| {' | '.join(row)} |" for row in (map(escape.markdown, self.heading), *rows))
         title, ruler = f"# {escape.markdown(self.title)}", f"|{self._align('---|', '---:|')}"
         return "\n".join([title, "", head, ruler, *body, "", *map(escape.markdown, self.footnotes()), ""])
@@ -173,7 +168,7 @@ class Table:
         marks, gray = (r"\textbf{%s}", r"\underline{%s}"), r"\textcolor{gray}{%s}"
         rows = self._shown(escape.latex, marks, gray, plus_minus="±")
         out = [
-            r"% needs \usepackage{booktabs}" + " and xcolor" * any(row.is_reference for row in rows),
+            r"% needs \usepackage{booktabs}" + " and xcolor" * any(is_reference for _, is_reference in rows),
             r"\begin{table}",
             r"\centering\small",
             rf"\caption{{{escape.latex(self.title)}}}",

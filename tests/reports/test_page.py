@@ -121,7 +121,7 @@ def test_the_page_has_claims_words_settings_command_and_versions(pages):
 def test_the_best_methods_are_those_of_the_means_with_their_lead():
     frame = two_datasets()
     (part,) = figure3.ITEM.make(study_of(frame, Path("results")))
-    found = dict(best_methods(part.chart, "Best").rows)
+    found = dict(best_methods(part.charts[0], "Best").rows)
     own = frame[(frame.dataset == "digits") & (frame.shots == 16)]
     kinds = [own.method, own.class_position.fillna(""), own.class_specific]
     means = own.groupby(kinds).accuracy.mean().sort_values(ascending=False)
@@ -137,11 +137,11 @@ def test_the_best_methods_are_those_of_the_means_with_their_lead():
 def test_one_seed_is_never_sure_and_choices_on_test_labels_are_not_ranked():
     frame = two_datasets()
     (part,) = figure3.ITEM.make(study_of(frame[frame.seed < 2], Path("results")))
-    assert {cells[SURE] for names, cells in best_methods(part.chart, "Best").rows} == {"unknown"}
+    assert {cells[SURE] for names, cells in best_methods(part.charts[0], "Best").rows} == {"unknown"}
     from fastcoop.reports.items import field_fewshot
 
     part, _ = field_fewshot.ITEM.make(study_of(fewshot(), Path("results")))
-    found = dict(best_methods(part.chart, "Best").rows)
+    found = dict(best_methods(part.charts[0], "Best").rows)
     assert {cells[BEST] for cells in found.values()} == {
         "CLAP"
     }  # not the official Tip-Adapter-F, 24 points higher

@@ -119,7 +119,7 @@ def test_the_papers_schedule_and_another_are_drawn_together_and_never_averaged(t
         assert drawn[0].get_color() == drawn[1].get_color() == drawn[0].get_markerfacecolor()
         assert drawn[0].get_linestyle() in ("-", "--")
         assert (drawn[1].get_linestyle(), drawn[1].get_markerfacecolor()) == (":", "white")
-        looks = [part.chart.looks[name] for name in names]
+        looks = [part.charts[0].looks[name] for name in names]
         assert looks[0].color == looks[1].color
     assert [one.suffix for one in figure4.ITEM.make(study)] == ["-fast-no-pull", "-paper"]
     three = study_of(pd.concat(frames).drop_duplicates("key"), tmp_path)

@@ -37,7 +37,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
                 table.add((title, kind.name), _average(rows) | (field.facts(study, own) if more else {}))
         if more and not place:
             field.add_published(
-                table, "base-to-new", piece.backbone, {"base": "base", "new": "new", "H": "harmonic mean"}
+                table, "base-to-new", piece.backbone, dict(zip(("base", "new", "H"), COLUMNS, strict=True))
             )
     table.mark_best(columns=(*COLUMNS, MEAN_OF_H), second=True, without=field.OFFICIAL)
     table.notes.append(
@@ -67,9 +67,8 @@ def _halves(piece: Slice) -> pd.DataFrame:
     for name in ("key", "method"):
         wide[name] = frame.groupby(keys, sort=False)[name].first()
     if not {"base", "new"} <= set(wide.columns) or wide.dropna().empty:
-        raise frames.Missing(
-            "no run learned on the first half of the classes (NAME:base) was tested on both halves"
-        )
+        halves = "the first half of the classes (NAME:base)"
+        raise frames.Missing(f"no run learned on {halves} was tested on both halves")
     return wide.dropna().reset_index()
 
 

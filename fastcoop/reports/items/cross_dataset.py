@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from fastcoop.reports import field, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
@@ -11,26 +13,21 @@ SOURCE, MEAN = "on the source", "mean of targets"
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
-    frame = frames.own_prompt(piece.everything[piece.everything.classes == "all"])
-    moved = frame[(frame.kind == frames.TRANSFER) & (frame.shots > 0)]
-    if moved.empty:
+    found = frames.tested_elsewhere(piece.everything, frames.TRANSFER)
+    if not found:
         raise frames.Missing("no run was tested on datasets of other classes than its own")
-    shots = frames.moved_shots(moved)
-    targets = [str(name) for name in moved.dataset.unique()]
-    title = f"From one dataset to others of other classes, {frames.in_shots(shots)} ({piece.subtitle})"
-    more = field.fact_columns(moved)
+    everything = pd.concat([runs for _, runs in found.values()])
+    targets = dict.fromkeys(name for targets, _ in found.values() for name in targets)
+    title = f"From one dataset to others of other classes, {frames.in_shots(everything.shots.max())} ({piece.subtitle})"
+    more = field.fact_columns(everything)
     table = Table(title, ("source", "method"), (SOURCE, *targets, MEAN, *more), "tested on")
-    zero = frame[frame.method == "zero_shot"].drop_duplicates("dataset")
-    trained = frame[(frame.shots == shots) & frame.source.isin(moved.source) & (frame.kind != frames.SHIFT)]
-    for source, runs in trained.groupby("source", sort=False):
-        own = [name for name in targets if name in set(runs.dataset) - {source}]
-        columns = {str(source): SOURCE} | {name: name for name in own}
-        for kind in [*frames.kinds(zero), *frames.kinds(runs)]:
-            if kind.runs.dataset.isin(own).any():  # not tested on the source only
-                cells = frames.cells_of(frames.summarize(kind.runs, ["dataset"]), "dataset", columns)
-                tests = kind.runs[kind.runs.dataset == source]
-                averages = {MEAN: frames.mean_cell(kind.runs, own)}
-                table.add((source, kind.name), cells | averages | (field.facts(study, tests) if more else {}))
+    for source, (own, runs) in found.items():
+        columns = {source: SOURCE} | {name: name for name in own}
+        for kind in frames.kinds(runs):
+            cells = frames.cells_of(frames.summarize(kind.runs, ["dataset"]), "dataset", columns)
+            tests = kind.runs[kind.runs.dataset == source]
+            averages = {MEAN: frames.mean_cell(kind.runs, own)}
+            table.add((source, kind.name), cells | averages | (field.facts(study, tests) if more else {}))
     table.mark_best(columns=(SOURCE, *targets, MEAN), second=True, without=field.OFFICIAL)
     table.notes.append(
         "The context is learned on the source only and precedes the targets' own class names; zero-shot CLIP uses each"

@@ -68,7 +68,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     title = f"Accuracy against training cost ({piece.subtitle})"
     cost = _cost(piece, title, average, drawn, timed, most)
     return [
-        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table, curves),
+        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table, [curves]),
         Exhibit(f"{piece.suffix}-cost", title, *cost),
     ]
 
@@ -116,7 +116,7 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
 
 def _cost(
     piece: Slice, title: str, average: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float
-) -> tuple[Figure, Table, chart.Chart]:
+) -> tuple[Figure, Table, list[chart.Chart]]:
     """Draw accuracy at the most shots over the seconds of a run; return the parts of an exhibit."""
     where, xlabel = f"{average}, {frames.in_shots(most)}", "seconds of a run"
     table = Table(title, ("method",), (xlabel, "accuracy"), notes=[f"{where}."])
@@ -142,7 +142,7 @@ def _cost(
     axis.set_ylabel("accuracy (%)")
     add_legend(figure, handles, labels, 4)
     shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, name_of)
-    return figure, table, shown
+    return figure, table, [shown]
 
 
 ITEM = Item(

@@ -73,7 +73,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         add_legend(figure, [axes[0].scatter([], [], **PAPER_MARK)], [AS_PRINTED], 1)
     prompts = {name: [(bar.series, bar.prompt, bar.summary) for bar in bars] for name, bars in found.items()}
     drawn = chart.bars(prompts, chart.ACCURACY, lambda series: name_of(series, setting.length))
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table, drawn)]
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, [drawn])]
 
 
 def _prompts(piece: Slice, runs: pd.DataFrame, setting: frames.Setting, own: str | None) -> list[Bar]:

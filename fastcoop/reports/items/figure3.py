@@ -47,7 +47,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         axis.set_ylabel("accuracy (%)")
     add_series_legend(figure, name, min(columns_drawn + 1, 3))
     drawn = chart.lines(found, "shots", ticks, chart.SHOTS, name, runs)
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table, drawn)]
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, [drawn])]
 
 
 ITEM = Item(

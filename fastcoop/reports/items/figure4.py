@@ -18,9 +18,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     zero = runs[runs.method == "zero_shot"].groupby("dataset").accuracy.mean()
     coop = runs[(runs.series == "coop end") & (runs.shots == shots) & runs.dataset.isin(zero.index)]
     if coop.empty:
-        raise frames.Missing(
-            f"no dataset has both zero_shot and CoOp (class at the end) at {frames.in_shots(shots)}"
-        )
+        at = frames.in_shots(shots)
+        raise frames.Missing(f"no dataset has both zero_shot and CoOp (class at the end) at {at}")
     gains = frames.summarize(coop, ["dataset"])
     gains["zero"] = gains.dataset.map(zero)
     gains["gain"] = gains["mean"] - gains.zero
@@ -51,12 +50,9 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     axis.grid(visible=False, axis="y")
     axis.set_title(fitted(title, ONE_COLUMN), loc="right")
     rows = frames.rows_of(gains.assign(mean=gains.gain))
-    drawn = chart.bars(
-        {title: [("coop end", row.dataset, row) for row in rows]},
-        XLABEL,
-        lambda series: name_of(series, length),
-    )
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table, drawn)]
+    bars = {title: [("coop end", row.dataset, row) for row in rows]}
+    drawn = chart.bars(bars, XLABEL, lambda series: name_of(series, length))
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, [drawn])]
 
 
 ITEM = Item(

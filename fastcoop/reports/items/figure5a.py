@@ -32,7 +32,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     axis.set_ylabel("accuracy (%)")
     add_series_legend(figure, name_of, 2)
     shown = chart.lines(found, "context_length", lengths, xlabel, name_of)
-    return [Exhibit(piece.suffix, piece.subtitle, figure, table, shown)]
+    return [Exhibit(piece.suffix, piece.subtitle, figure, table, [shown])]
 
 
 ITEM = Item(

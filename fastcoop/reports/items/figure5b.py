@@ -59,7 +59,7 @@ def make(study: Study) -> list[Exhibit]:
             {name: [(row.series, row.backbone, row) for row in frames.rows_of(one)] for name, one in found.items()},
             chart.ACCURACY, names.__getitem__,
         )  # fmt: skip
-        exhibits.append(Exhibit(suffix, note, figure, table, shown))
+        exhibits.append(Exhibit(suffix, note, figure, table, [shown]))
     return exhibits
 
 

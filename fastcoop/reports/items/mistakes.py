@@ -14,7 +14,6 @@ from fastcoop import escape
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 from fastcoop.reports import chart, frames
-from fastcoop.reports.chart import RIGHT, WRONG
 from fastcoop.reports.item import Exhibit, Item
 from fastcoop.reports.series import plain_dataset
 from fastcoop.reports.study import Study, evaluate_targets
@@ -44,13 +43,6 @@ PICTURES = 12  # of one list
 PAIRS = 10  # of the table
 COUNTED = 16  # classes, above which a matrix has small letters
 NAME_LENGTH = 18  # characters of a class in a figure
-WHOSE = (
-    "Chosen to look at, not to score: {}. Its accuracy is selected on test images; the tables have the means."
-)
-RULE = (
-    "of the runs with the most shots, the method with the highest mean accuracy over seeds, and its seed of median "
-    "accuracy"
-)
 
 
 def make(study: Study) -> list[Exhibit]:
@@ -98,16 +90,15 @@ def _of_run(
     fold = f"{run.dataset}: {len(wrong):,} of {counted(len(predictions.labels), 'test image')} wrong"
     if len(pairs):
         first = pairs.iloc[0]
-        fold += (
-            f"; most confused: {first['first']} and {first['second']} ({counted(first['images'], 'image')})"
-        )
+        names = f"{first['first']} and {first['second']}"
+        fold += f"; most confused: {names} ({counted(first['images'], 'image')})"
     where, html = f"{run.dataset} ({title})", _gallery_html(study, run, rival, predictions, wrong, pictures)
     yield Exhibit(f"{suffix}-pairs", title, table=_pair_table(where, pairs, run.key), html=html, fold=fold)
     matrix, curve = group_confusion(table), calibration_curve(predictions)
     grouped = f", the most confused of {len(table)}" if len(matrix) < len(table) else ""
     titles = f"Confusions{grouped}", f"Calibration (error {error:.1f} points)"
-    figure = _figure(matrix, curve, f"{run.dataset}: {title}", titles)
     charts = chart.confusions(titles[0], matrix), chart.calibration(titles[1], curve)
+    figure = _figure(charts[0], curve, f"{run.dataset}: {title}", titles)
     yield Exhibit(suffix, title, figure, _class_table(where, table, error), charts, fold=fold)
 
 
@@ -123,9 +114,8 @@ def _pair_table(where: str, pairs: pd.DataFrame, key: str) -> Table:
     for row in frames.rows_of(pairs.head(PAIRS)):
         values = str(row.images), str(row.first_as_second), str(row.second_as_first), f"{row.share:.1f}"
         table.add((row.first, row.second), dict(zip(columns, values, strict=True)))
-    table.notes = [
-        f"The {len(table.rows)} most frequent of {len(pairs)} confused pairs, {where}, key {key[:12]}."
-    ]
+    shown = f"The {len(table.rows)} most frequent of {len(pairs)} confused pairs"
+    table.notes = [f"{shown}, {where}, key {key[:12]}."]
     return table
 
 
@@ -141,59 +131,54 @@ def _class_table(where: str, confusions: pd.DataFrame, error: float) -> Table:
     return table
 
 
-def _figure(matrix: pd.DataFrame, curve: pd.DataFrame, title: str, titles: tuple[str, str]) -> Figure:
+def _figure(confusions: chart.Chart, curve: pd.DataFrame, title: str, titles: tuple[str, str]) -> Figure:
     """Draw the confusion matrix and the calibration curve side by side."""
     from matplotlib.figure import Figure
 
-    height = float(np.clip(1.3 + 0.14 * len(matrix), 2.6, 4.9))
+    height = float(np.clip(1.3 + 0.14 * len(confusions.ticks), 2.6, 4.9))
     figure = Figure(figsize=(TWO_COLUMNS, height), layout="constrained")
     figure.suptitle(shortened(title, 100), color="#444444", style="italic")
-    axes = figure.subplots(1, 2, width_ratios=(1.4, 1) if len(matrix) <= COUNTED else (2.2, 1))
-    for axis, draw, frame, name in zip(
-        axes, (_draw_confusions, _draw_calibration), (matrix, curve), titles, strict=True
-    ):
-        draw(axis, frame)
+    axes = figure.subplots(1, 2, width_ratios=(1.4, 1) if len(confusions.ticks) <= COUNTED else (2.2, 1))
+    _draw_confusions(axes[0], confusions)
+    _draw_calibration(axes[1], curve)
+    for axis, name in zip(axes, titles, strict=True):
         axis.set_title(name)
     return figure
 
 
-def _draw_confusions(axis: Axes, table: pd.DataFrame) -> None:
-    """Draw shares of each true class: what is right in gray, what is wrong in orange."""
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+def _draw_confusions(axis: Axes, drawn: chart.Chart) -> None:
+    """Draw what the page draws: what is right in gray, what is wrong in orange."""
+    from matplotlib.colors import to_rgba
 
-    counts = table.to_numpy()
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    is_right = np.eye(len(counts), dtype=bool)
-    most = max(float(share[~is_right].max(initial=0.0)), 1e-9)
-    scales = [LinearSegmentedColormap.from_list("", ("#FFFFFF", to_rgb(color))) for color in (RIGHT, WRONG)]
-    colors = np.where(is_right[..., None], scales[0](share), scales[1](share / most))
+    (points,) = drawn.panels.values()
+    places = {name: place for place, name in enumerate(drawn.ticks)}
+    size = 7 if len(places) <= COUNTED else 5.5
+    colors = np.ones((len(places), len(places), 4))
+    for point in points:
+        row, column, count = places[point["y"]], places[point["x"]], point["images"]
+        colors[row, column] = to_rgba(point["color"], point["strength"])
+        text = str(count) if count < 1000 else f"{count / 1000:.0f}k"
+        axis.text(column, row, text, ha="center", va="center", fontsize=size - 0.5)
     axis.imshow(colors, interpolation="nearest", aspect="auto")
-    names = [shortened(str(name), NAME_LENGTH) for name in table.index]
-    size = 7 if len(names) <= COUNTED else 5.5
+    names = [shortened(name, NAME_LENGTH) for name in places]
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
     axis.tick_params(length=0)
     axis.grid(visible=False)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true class")
-    for row, column in np.argwhere(counts):
-        count = int(counts[row, column])
-        text = str(count) if count < 1000 else f"{count / 1000:.0f}k"
-        axis.text(column, row, text, ha="center", va="center", fontsize=size - 0.5)
+    axis.set_xlabel(drawn.xlabel)
+    axis.set_ylabel(drawn.ylabel)
 
 
 def _draw_calibration(axis: Axes, curve: pd.DataFrame) -> None:
     """Draw accuracy over confidence, and which share of the images has this confidence as bars."""
     width = curve.high - curve.low
-    bars = 100 * curve.images / curve.images.sum()
-    axis.bar(
-        curve.low, bars, width, align="edge", color="#DDDDDD", edgecolor="white", label="share of images"
-    )
+    share = 100 * curve.images / curve.images.sum()
+    bars = axis.bar(curve.low, share, width, align="edge", color="#DDDDDD", edgecolor="white")
     axis.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle="--")
     known = curve[curve.images > 0]
-    axis.plot(known.confidence, known.accuracy, color="#0072B2", marker="o", clip_on=False, label="accuracy")
+    line = axis.plot(known.confidence, known.accuracy, color="#0072B2", marker="o", clip_on=False)
     axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="%")
-    axis.legend(loc="upper left")
+    axis.legend([bars, *line], ["share of images", "accuracy"], loc="upper left")
 
 
 def _gallery_html(
@@ -255,7 +240,9 @@ def _command(study: Study) -> str:
 ITEM = Item(
     "mistakes",
     "What went wrong",
-    f"One run per dataset. {WHOSE.format(RULE)} With more than {MOST_CLASSES} classes, the matrix has the most "
+    "One run per dataset. Chosen to look at, not to score: of the runs with the most shots, the method with the highest"
+    " mean accuracy over seeds, and its seed of median accuracy. Its accuracy is selected on test images; the tables"
+    f" have the means. With more than {MOST_CLASSES} classes, the matrix has the most "
     "confused ones; the others are one row. Confidence is the softmax probability of the prediction.",
     make,
     _command,

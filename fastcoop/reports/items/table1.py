@@ -23,23 +23,14 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     The runs are the linear probe, unified CoOp with the class at the end for every context length that was tested on a
     target, zero-shot CLIP, and the field's methods. Datasets of other classes are not targets of a shift.
     """
-    frame = piece.everything[(piece.everything.classes == "all") & (piece.everything.kind != frames.TRANSFER)]
-    moved = frame[(frame.source != frame.dataset) & (frame.shots > 0)]
-    if moved.empty:
+    frame = piece.everything
+    found = frames.tested_elsewhere(frame, frames.SHIFT)
+    if not found:
         raise frames.Missing("no run was tested on another dataset than its own; give the grid `targets:`")
-    shots, init = frames.moved_shots(moved), frames.main_setting(frame).init
-    frame = frames.own_prompt(frame)
-    frame = frame[frame.series.isin(SERIES) | frame.method.isin(FIELD)]
-    found = {}
-    for source, away in moved.groupby("source", sort=False):
-        targets = [str(name) for name in away.dataset.unique()]
-        here = frame[frame.dataset.isin([source, *targets])]
-        zero = here[here.method == "zero_shot"].drop_duplicates(["dataset", "seed"])
-        kept = here[(here.method != "zero_shot") & (here.source == source) & (here.shots == shots)]
-        kept = kept[(kept.series != "coop end") | (frames.with_init(kept).init == init)]
-        on_target = kept.dataset.isin(targets)
-        kept = kept[on_target.groupby([kept.series, kept.context_length.fillna(0.0)]).transform("any")]
-        found[str(source)] = targets, pd.concat([zero, kept])
+    init = frames.main_setting(frame[(frame.classes == "all") & (frame.kind != frames.TRANSFER)]).init
+    for source, (targets, runs) in found.items():
+        runs = runs[runs.series.isin(SERIES) | runs.method.isin(FIELD)]
+        found[source] = targets, runs[(runs.series != "coop end") | (runs.init == init)]
     return found
 
 

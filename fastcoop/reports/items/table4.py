@@ -82,13 +82,10 @@ def _unified(chosen: Chosen) -> Table:
     """Return a row per vector and a column per dataset."""
     columns: dict[str, Cells] = {}
     for name, (_, found) in chosen.items():
-        texts: Cells = {
-            str(
-                one.position
-            ): f"{one.word} ({' / '.join(filter(None, map(_number, (one.distance, one.chance))))})"
-            f"{' *' * one.near}"
-            for one in frames.rows_of(found.vectors)
-        }
+        texts: Cells = {}
+        for one in frames.rows_of(found.vectors):
+            distances = " / ".join(filter(None, map(_number, (one.distance, one.chance))))
+            texts[str(one.position)] = f"{one.word} ({distances}){' *' * one.near}"
         columns[name] = texts | _means(found)
     table = Table("Nearest words of contexts", ("#",), tuple(chosen), "dataset", unit="")
     for row in next(iter(columns.values())):
@@ -100,15 +97,10 @@ def _summary(chosen: Chosen) -> Table:
     """Return a row per dataset, which summarizes its classes."""
     rows: dict[str, Cells] = {}
     for name, (_, found) in chosen.items():
-        counts = Counter(word for word in found.vectors.word if word != NOT_LATIN).most_common(
-            NUMBER_OF_WORDS
-        )
-        frequent = ", ".join(f"{word} ({count})" for word, count in counts)
-        rows[name] = {
-            "classes": str(found.vectors["class"].nunique()),
-            **_means(found),
-            "most frequent": frequent,
-        }
+        counts = Counter(word for word in found.vectors.word if word != NOT_LATIN)
+        frequent = ", ".join(f"{word} ({count})" for word, count in counts.most_common(NUMBER_OF_WORDS))
+        number = {"classes": str(found.vectors["class"].nunique())}
+        rows[name] = {**number, **_means(found), "most frequent": frequent}
     title = "Nearest words of class-specific contexts, over all classes"
     table = Table(title, ("dataset",), tuple(next(iter(rows.values()))), unit="")
     for name, cells in rows.items():
