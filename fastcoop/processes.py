@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
 import time
 from pathlib import Path
@@ -19,7 +20,11 @@ CHECK_EVERY = 1.0  # seconds
 
 
 def exit_with_parent(pid: int) -> None:
-    """Exit this process as soon as process ``pid``, or the one that started this process, has ended."""
+    """Exit this process as soon as process ``pid``, or the one that started this process, has ended.
+
+    Until then ignore Ctrl-C, which the parent handles.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:

@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import platform
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -124,7 +123,6 @@ def run_in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
 
 def _call(parent: int, threads: int, log_level: int, pickled: bytes) -> Any:
     logging.disable(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     exit_with_parent(parent)
     torch.set_num_threads(threads)
     function, args = pickle.loads(pickled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -278,9 +277,9 @@ def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path]
     if jobs == 1:
         yield save_figure
         return
-    from fastcoop.processes import ProcessPoolExecutor
+    from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
 
-    pool = ProcessPoolExecutor(jobs, initializer=_begin_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(jobs, initializer=exit_with_parent, initargs=(os.getpid(),))
     waiting: list[tuple[Figure, Path, Future[list[bytes]]]] = []
     series = list(series)
 
@@ -300,13 +299,6 @@ def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path]
                 save_figure(figure, stem)
     finally:
         pool.shutdown(wait=True, kill_workers=True)
-
-
-def _begin_worker(parent: int) -> None:
-    from fastcoop.processes import exit_with_parent
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    exit_with_parent(parent)
 
 
 def _draw_in_worker(figure: Figure, series: list[str]) -> list[bytes]:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
@@ -244,7 +243,6 @@ def _serve(
 ) -> None:
     """Run tasks that arrive through ``connection`` and send their events back, until the parent closes it."""
     logging.disable(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     exit_with_parent(parent)
     logging.getLogger("fastcoop.datasets").setLevel(logging.ERROR)  # the parent has logged these warnings
     checkpoints.EVERY = checkpoint_every
