@@ -77,11 +77,11 @@ const KINDS = { // how each kind of chart is drawn, with the height of its panel
       const axis = labelAngle => ({domain: false, ticks: false, labelAngle, labelLimit: 110, labelFontSize: 10});
       const names = (field, title, angle) => ({field, type: "nominal", title, axis: axis(angle), scale: {domain: ticks}});
       return {
-        encoding: {x: names("x", xlabel, -90), y: names("y", ylabel, 0), text: {field: "images"}},
+        encoding: {x: names("x", xlabel, -90), y: names("y", ylabel, 0)},
         layer: [
           layer({type: "rect", tooltip: POINT}, {color: {field: "color", type: "nominal", scale: null},
             opacity: {field: "strength", type: "quantitative", scale: null}}),
-          {mark: {type: "text", fontSize: 10, color: INK, tooltip: POINT}}],
+          {mark: {type: "text", fontSize: 10, color: INK, tooltip: POINT}, encoding: {text: {field: "images"}}}],
       };
     },
   },
