@@ -275,15 +275,13 @@ def _foreign_prompts(runs: pd.DataFrame, known: series.Known) -> list[str | None
 
     A dataset's own prompt is the recorded one, else that of the latest test.
     """
-    used: list[str | None] = []
-    own: dict[str, str] = {}
-    for row in rows_of(runs):
-        tested = json.loads(row.prompts) if isinstance(row.prompts, str) else []  # NaN: not recorded
-        prompt = row.settings.get("prompt")
-        if row.method == "zero_shot" and tested:
-            own |= {row.dataset: tested[0]} if prompt is None else {}
-            prompt = tested[0]
-        used.append(prompt)
+    zero, given = runs.method == "zero_shot", runs.settings.map(lambda one: one.get("prompt"))
+    tested = runs.prompts.map(
+        lambda text: next(iter(json.loads(text)), None) if isinstance(text, str) else None
+    )
+    used = given.where(~zero | tested.isna(), tested)
+    is_own = zero & given.isna() & tested.notna()
+    own = dict(zip(runs.dataset[is_own], tested[is_own], strict=True))
     own |= {name: about["prompt"] for name, about in known.items() if "prompt" in about}
     return [
         None if method == "zero_shot" and series.equal_prompts(prompt, own.get(dataset)) else prompt
