@@ -20,7 +20,6 @@ from fastcoop.backbones.text_tower import (
     PlainTower,
     PromptPath,
     TextTower,
-    encode_ids,
     prompt_path,
     text_tower,
 )
@@ -170,7 +169,8 @@ class Backbone:
             UserError: A prompt does not fit the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        return torch.cat([encode_ids(self.model, part) for part in ids.split(TEXT_BATCH)])
+        # CoCa's are normalized by default.
+        return torch.cat([self.model.encode_text(part, normalize=False) for part in ids.split(TEXT_BATCH)])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return token ids, int64 (n, context_length).
@@ -229,10 +229,11 @@ def image_projection(visual: nn.Module, name: str) -> ImageProjection:
 
     That is ``proj`` of a vision transformer, ``c_proj`` of a ResNet's attention pool, or ``head.proj`` of a timm model.
     """
-    matrix, linear = getattr(visual, "proj", None), _last_linear(visual)
-    if isinstance(matrix, Tensor):
+    if isinstance(matrix := getattr(visual, "proj", None), Tensor):
         return ImageProjection(matrix.detach().float(), None)
-    if linear is None:
+    places = (("attnpool", "c_proj"), ("head", "proj"))
+    layers = (getattr(getattr(visual, parent, None), name, None) for parent, name in places)
+    if (linear := next((layer for layer in layers if isinstance(layer, nn.Linear)), None)) is None:
         raise UserError(
             f"The image tower of {name} does not end in a linear projection, so there are no features before it; use "
             "another backbone, or methods that do not need them."
@@ -274,11 +275,3 @@ def encode_both(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 def _features(output: Any) -> Any:
     """Return the features of a tower that may put out its tokens, too (CoCa's)."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def _last_linear(visual: nn.Module) -> nn.Linear | None:
-    for parent, name in (("attnpool", "c_proj"), ("head", "proj")):
-        layer = getattr(getattr(visual, parent, None), name, None)
-        if isinstance(layer, nn.Linear):
-            return layer
-    return None

@@ -303,7 +303,7 @@ def _of_config(
     try:
         facts = describe(config, sources.read_tower_config(hub_name, folder) if hub_name else None)
     except Exception as error:  # odd settings may raise any exception
-        return Listed(name, tuple(weights), reason=f"its model cannot be built ({error})")
+        return Listed(name, tuple(weights), reason=str(error))
     return _of_facts(name, facts, weights)
 
 
@@ -320,7 +320,7 @@ def _of_tag(model: str, tag: str) -> ListedWeights:
     url, (repository, _, filename) = known.get("url", ""), str(known.get("hf_hub", "")).rpartition("/")
     downloaded = sources.OPENAI_CACHE.expanduser() / Path(url).name
     found = downloaded if url and downloaded.is_file() else None
-    for path in () if found else (file for folder in _snapshots(repository) for file in folder.iterdir()):
+    for path in () if found else (file for at in _snapshots(repository) for file in sorted(at.iterdir())):
         if path.suffix in sources.WEIGHT_SUFFIXES and (not filename or path.stem == Path(filename).stem):
             found = path
     return ListedWeights(f"{model}:{tag}", found, repository, url)
@@ -343,10 +343,10 @@ def _cached_models() -> dict[str, Path]:
 
 def _hub_models() -> dict[str, Path]:
     """Return those of the cached models that are not the weights of an open_clip tag."""
-    pretrained = open_clip_part("pretrained")
-    known = (pretrained.get_pretrained_cfg(*tag) for tag in pretrained.list_pretrained())
+    folders, pretrained = _cached_models(), open_clip_part("pretrained")
+    known = (pretrained.get_pretrained_cfg(*tag) for tag in pretrained.list_pretrained() if folders)
     tagged = {HUB_PREFIX + str(one.get("hf_hub", "")).rpartition("/")[0] for one in known}
-    return {name: path for name, path in _cached_models().items() if name not in tagged}
+    return {name: path for name, path in folders.items() if name not in tagged}
 
 
 def _is_readable(folder: Path) -> bool:

@@ -172,9 +172,13 @@ class PlainTower:
             names = ("num_attention_heads", "num_heads", "encoder_attention_heads")
             found = (getattr(text.config, name) for name in names if hasattr(text.config, name))
         heads = next(found, None)
-        # open_clip's towers without a projection put out their width.
-        width = text.token_embedding.weight.shape[1] if hasattr(text, "token_embedding") else 0
-        dim = width if getattr(text, "text_projection", text) is None else _projected(text, width)
+        projection: Any = getattr(text, "text_projection", text)
+        if projection is None:  # open_clip's towers without one put out their width
+            dim = text.token_embedding.weight.shape[1]
+        elif isinstance(projection, nn.Linear):
+            dim = projection.out_features
+        else:
+            dim = int(text.output_dim if projection is text else projection.shape[1])
         length: Any = context_length or model.context_length
         # A Hugging Face tower gets a mask of the padding, and its pooling leaves it out.
         pad_id = text.config.pad_token_id if is_hf else None
@@ -216,7 +220,9 @@ class PlainTower:
 
     def encode(self, ids: Tensor) -> Tensor:
         """Return the features (n, dim), not normalized, of token ids (n, positions)."""
-        return encode_ids(self.model, ids)
+        model: Any = self.model
+        features: Tensor = model.encode_text(ids, normalize=False)  # CoCa's are normalized by default
+        return features
 
     def embed(self, vectors: Tensor) -> Tensor:
         """Return context vectors (n, width) as the embedding step puts them out: some towers scale words."""
@@ -238,12 +244,6 @@ class PlainTower:
             return self.encode(ids)
         finally:
             hook.remove()
-
-
-def encode_ids(model: Any, ids: Tensor) -> Tensor:
-    """Return an open_clip model's text features (n, dim), not normalized, of token ids (n, positions)."""
-    features: Tensor = model.encode_text(ids, normalize=False)  # CoCa's are normalized by default
-    return features
 
 
 def text_tower(model: nn.Module, context_length: int | None = None) -> TextTower | PlainTower:
@@ -280,14 +280,6 @@ def _table(embedding: nn.Module | None) -> Tensor | None:
     """Return the weight (vocabulary, width) of an embedding step; None if it has none."""
     weight = getattr(embedding, "weight", None)
     return weight if isinstance(weight, Tensor) and weight.ndim == 2 else None
-
-
-def _projected(text: Any, width: int) -> int:
-    """Return the size of what a tower's projection puts out."""
-    projection = getattr(text, "text_projection", None)
-    if isinstance(projection, nn.Linear):
-        return projection.out_features
-    return int(text.output_dim if projection is None else projection.shape[1])
 
 
 def _block(block: Any) -> Block:

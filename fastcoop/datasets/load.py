@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -175,16 +176,13 @@ def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
     except UserError:  # a folder that may be entered, but not listed
         return
     for other in others:
-        try:
+        with suppress(UserError):  # reported when that dataset is loaded
             is_dataset = not other.is_dir() or is_described(other) or Tree(other).listing().folders
-            same = is_dataset and read_config(other).name == name and not os.path.samefile(other, place)
-        except UserError:  # reported when that dataset is loaded
-            continue
-        if same:
-            yield (
-                f"{place} and {other} are both called {name}, so that their features and results would be mixed up; "
-                f"{rename}."
-            )
+            if is_dataset and read_config(other).name == name and not os.path.samefile(other, place):
+                yield (
+                    f"{place} and {other} are both called {name}, so that their features and results would be mixed "
+                    f"up; {rename}."
+                )
 
 
 def survey(data_root: str | Path) -> list[Found]:

@@ -80,7 +80,6 @@ def check_store(
     dataset: str | Path | Dataset | None = None,
     *,
     sample: int = 32,
-    seed: int = 0,
 ) -> StoreReport:
     """Verify a store's digests and counts, and, given ``backbone`` and ``dataset``, encode some images again.
 
@@ -89,7 +88,6 @@ def check_store(
         backbone: Backbone that made the store, as `backbone_from_spec` takes it.
         dataset: Dataset of its images, as `find_dataset` takes it; its files are compared with those encoded.
         sample: Images to encode again.
-        seed: Seed that draws them.
 
     Raises:
         UserError: The file cannot be opened, or was made from other weights or images.
@@ -112,7 +110,7 @@ def check_store(
     elif is_damaged:
         report.notes.append("No image was encoded again, because the store is damaged.")
     else:
-        drawn = np.random.default_rng(seed).permutation(sum(report.counts.values()))[:sample]
+        drawn = np.random.default_rng(0).permutation(sum(report.counts.values()))[:sample]
         precision = "bfloat16" if meta.precision == "bfloat16" else "float32"
         made = meta.recipe, meta.view_seed, meta.views, "float32", precision, meta.kinds
         _encode_again(store, Encoding(backbone, dataset, *made), drawn, report)

@@ -235,18 +235,12 @@ class FeatureStore:
         return self._split(split).files
 
     def train(
-        self,
-        indices: Sequence[int] | np.ndarray,
-        views: bool = True,
-        *,
-        kind: str = "coop",
-        as_stored: bool = False,
+        self, indices: Sequence[int] | np.ndarray, *, kind: str = "coop", as_stored: bool = False
     ) -> Tensor:
         """Return features of training images, (n, 1 + views, dim); view 0 is the test-time crop.
 
         Args:
             indices: (n,) into the dataset's training split. Those skipped as unreadable are left out.
-            views: Whether to return all views, or view 0 alone, (n, 1, dim).
             kind: Kind of the features: "coop", "tip", "flip" or "pre", as `cache_features` takes them. Imported
                 features have one set of augmented views, which stands for any kind but "pre".
             as_stored: Whether to return them in the store's dtype, in place of float32.
@@ -255,11 +249,9 @@ class FeatureStore:
             UserError: An image or the kind is not in the store.
         """
         rows, array = self._rows("train", indices), self._array(kind)
-        parts: list[tuple[str, int | None]] = [(array, None if views else 1)]
+        found = torch.from_numpy(self.raw("train", rows, None, array))
         if array in (TIP, FLIP):  # arrays without view 0
-            parts = [(FEATURES, 1), (array, None)][: 1 + views]
-        stored = [torch.from_numpy(self.raw("train", rows, count, one)) for one, count in parts]
-        found = stored[0] if len(stored) == 1 else torch.cat(stored, 1)
+            found = torch.cat([torch.from_numpy(self.raw("train", rows, 1)), found], 1)
         return found if as_stored else found.float()
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -290,11 +282,6 @@ class FeatureStore:
         """
         inner = self._split(split).rows
         return self.file.verified(split, array)[rows if inner is None else inner[rows], :views]
-
-    def holds(self, kinds: Sequence[str]) -> bool:
-        """Return whether features of all these kinds are stored."""
-        known = {"coop", *self.meta.kinds, *((TIP, FLIP) if self.meta.recipe == IMPORTED else ())}
-        return known.issuperset(kinds)
 
     def _array(self, kind: str) -> str:
         """Return the array that holds a kind of training features."""

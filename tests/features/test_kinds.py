@@ -226,8 +226,6 @@ def test_a_store_without_a_kind_names_the_command_and_imported_views_stand_for_e
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
     store = cached(backbone, dataset, tmp_path)
-    assert store.holds(("coop",))
-    assert not store.holds(("coop", "tip"))
     with pytest.raises(UserError, match="fastcoop cache-features --kinds tip"):
         store.train(store.indices("train"), kind="tip")
     cached(backbone, dataset, tmp_path, kinds=("tip",)).train(store.indices("train"), kind="tip")
@@ -252,7 +250,7 @@ def test_no_augmented_views_leave_the_test_crop(backbone: Backbone, dataset: Dat
     data = Data(dataset, store, views=0)
     subset = data.subset(2, 1)
     for kind in ("coop", "tip", "flip"):
-        assert np.array_equal(data.train_views(subset, kind)[0], store.train(subset.train, views=False))
+        assert np.array_equal(data.train_views(subset, kind)[0], store.train(subset.train)[:, :1])
     assert check_store(store.path, backbone, dataset).ok
     more = cached(backbone, dataset, tmp_path, views=2, kinds=ALL)
     assert more.train(subset.train, kind="tip").shape[1] == 3
