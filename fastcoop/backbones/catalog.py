@@ -232,9 +232,7 @@ def _commands(one: Listed) -> Iterator[str]:
 def describe(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the facts of an open_clip config's model, as ``models.csv`` has them, without memory for weights.
 
-    Args:
-        config: The model config.
-        hf_config: The config of its Hugging Face text tower, if it has one.
+    ``hf_config`` is the config of its Hugging Face text tower, if it has one.
     """
     with torch.device("meta"):
         model: Any = construct(config, hf_config)

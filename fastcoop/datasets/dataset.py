@@ -131,10 +131,9 @@ def make_dataset(
                 f"{place} has no training image for {abbreviate(empty)}{also_val}; add some, or take such classes out "
                 "of the other splits too."
             )
-    fields: dict[str, Any] = {"title": name, "fewshot_dir": root / FEWSHOT_FOLDER} | others
-    return Dataset(
-        name, root, tuple(class_names), template, splits, content_digest(class_names, splits), **fields
-    )
+    others = {"title": name, "fewshot_dir": root / FEWSHOT_FOLDER, **others}
+    digest = content_digest(class_names, splits)
+    return Dataset(name, root, tuple(class_names), template, splits, digest, **others)
 
 
 def check_name_and_template(name: str, template: str, where: str = "") -> None:

@@ -42,9 +42,7 @@ class Download:
 
     what: str  # its address, in words
     makes: str  # the path that it makes, relative to the data root
-    put_into: str | None = (
-        None  # the folder to put it in, relative to the data root; None: the one of ``makes``
-    )
+    put_into: str | None = None  # the folder to put it in, relative to the data root; None: that of ``makes``
     extract: bool = True  # whether it is an archive
 
     def sentence(self, root: Path) -> str:

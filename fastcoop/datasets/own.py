@@ -174,11 +174,8 @@ def load_own(place: Path, class_names: str | Path | Mapping[str, str] | None = N
     set is drawn from train; a missing test set is the validation set.
     """
     config, (home, root, items, notes) = _read(place)
-    names, name, val_share = (
-        rules.names_by_label(items, home),
-        config.name,
-        config.val_share or rules.VAL_SHARE,
-    )
+    names, name = rules.names_by_label(items, home), config.name
+    val_share = config.val_share or rules.VAL_SHARE
     if ALL in items:
         notes.append(f"{home} has no splits: its images are split at random, the same way each time.")
         items = rules.split_by_class(items[ALL], home, val_share)

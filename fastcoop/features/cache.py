@@ -322,9 +322,8 @@ def _report(dataset: Dataset, failures: Failures, skip_unreadable: bool) -> None
     if not failures:
         return
     reasons = [f"\n  {dataset.files(split, [row])[0]}: {reason}" for (split, row), reason in failures.items()]
-    listed = "".join(reasons[:LISTED]) + (
-        f"\n  and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
-    )
+    more = f"\n  and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
+    listed = "".join(reasons[:LISTED]) + more
     count = f"{counted(len(failures), 'image')} of {dataset.name} could not be read"
     if not skip_unreadable:
         raise UnreadableImages(
