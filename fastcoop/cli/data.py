@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,11 +106,7 @@ def draw(
 
     dataset = load_dataset(name, data_root, class_names)
     folder = out or Path("draws", dataset.name)
-    draws = [
-        (number, int(seed))
-        for number in options.numbers(shots, "--shots", also=["all"])
-        for seed in options.numbers(seeds, "--seeds")
-    ]
+    draws = product(*options.shots_and_seeds(shots, seeds))
     paths = [path for number, seed in draws for path in write_draw(dataset, number, seed, folder)]
     show(paths if as_json else None, paths, as_json)
 
@@ -201,10 +198,7 @@ def cache_features(
             skip_unreadable=skip_unreadable, device=device, class_names=class_names,
         )  # fmt: skip
     else:
-        draws = (
-            options.numbers(shots, "--shots", also=["all"]),
-            [int(one) for one in options.numbers(seeds, "--seeds")],
-        )
+        draws = options.shots_and_seeds(shots, seeds)
         wanted = [(one, *draws) for one in find_datasets(datasets, data_root, class_names).values()]
         paths = cache_all(
             [backbone_from_spec(backbone, device=device)], wanted, cache, views=views, kinds=kinds or ["coop"],

@@ -37,6 +37,11 @@ def numbers(text: str, option: str, also: Sequence[str] = ()) -> list[int | str]
     return [piece if piece in also else int(piece) for piece in pieces]
 
 
+def shots_and_seeds(shots: str, seeds: str) -> tuple[list[int | str], list[int]]:
+    """Return the values of ``--shots``, which may be "all", and of ``--seeds``."""
+    return numbers(shots, "--shots", also=["all"]), [int(one) for one in numbers(seeds, "--seeds")]
+
+
 def _device(value: str) -> str:
     """Refuse a device that this machine does not have, before anything is read or written."""
     if value not in ("auto", "cpu"):

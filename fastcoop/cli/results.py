@@ -37,9 +37,9 @@ def show_run(results: ResultsFolder, key: RunKey, as_json: AsJson = False) -> No
     Example:  fastcoop results show results/demo 3f2a
     """
     from fastcoop.results.listing import run_lines
-    from fastcoop.results.read import find_key, load_run
+    from fastcoop.results.read import load_run
 
-    run = load_run(results, find_key(results, key))
+    run = load_run(results, key)
     show(run, run_lines(run), as_json)
 
 

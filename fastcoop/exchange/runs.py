@@ -95,7 +95,7 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
         UserError: no results, no such run or more than one, or a run that learned no contexts.
     """
     folder = Path(results)
-    run = load_run(folder, find_key(folder, key))
+    run = load_run(folder, key)
     key, name = run["key"], f"Run {run['key'][:12]}"
     if run["method"] != "coop":
         raise UserError(f"{name} is {run['label']}, which has no learned contexts; choose a CoOp run.")

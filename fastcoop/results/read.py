@@ -103,20 +103,19 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
 
     Args:
         folder: a results folder.
-        key: the run's whole key.
+        key: the run's key, or its beginning.
 
     Returns:
         The columns of the table ``runs``, with JSON decoded; the path of its ``contexts`` file, or None; and ``tests``:
         by dataset its accuracies, those ``per_class`` by class name.
 
     Raises:
-        UserError: there is no such run, or it cannot be read.
+        UserError: there is no such run, or more than one.
     """
+    key = find_key(folder, key)
     with reading(Path(folder)) as db:
         db.row_factory = sqlite3.Row
-        row = db.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise UserError(f"{folder} has no run {key}.")
+        run = dict(db.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone())
         query = (
             "SELECT scores.dataset, accuracy, macro_accuracy, chance, per_class, class_names FROM scores "
             "JOIN tests ON test = digest WHERE key = ?"
@@ -126,7 +125,6 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
             names = unique_names(json.loads(test.pop("class_names")))
             test["per_class"] = dict(zip(names, json.loads(test["per_class"]), strict=True))
             tests[test.pop("dataset")] = test
-    run = dict(row)
     for name in ("settings", "losses", "extra", "versions"):
         run[name] = json.loads(run[name]) if run[name] else None
     run |= json.loads(run.pop("columns"))
