@@ -21,8 +21,12 @@ from fastcoop.cli import main
 from fastcoop.demo import glyphs
 from fastcoop.errors import UserError
 from tests.advice import follows
+from tests.small_study import undrawn
 from tests.small_world import write_backbone, write_dataset
 
+__all__ = ["undrawn"]
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 COOP = {"context_length": 2, "epochs": 2}
 GRID: dict[str, Any] = {
     "backbones": "tiny", "datasets": "colours", "shots": 2, "seeds": 1, "views": 0,

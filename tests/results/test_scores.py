@@ -31,6 +31,7 @@ from fastcoop.sweeps import Summary, evaluate, sweep
 from tests.advice import follows
 from tests.small_world import write_dataset
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Sweep = Callable[..., Summary]
 COOP = {"context_length": 2, "epochs": 2}
 METHODS_OF_ALL = {
