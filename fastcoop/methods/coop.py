@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from fastcoop.prompts import PromptLayout
 
 N_VALIDATIONS = 20  # evenly over a schedule
+# The optimizer's constants, which no setting has but a key holds: another value would be another run.
+FAST_CONSTANTS = {"momentum": 0.8, "decay": 0.95, "refresh": 4}
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
 # Settings that are in a run's key only if used.
 NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision", "schedule", "pull"}
@@ -191,8 +193,7 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
         elif settings.val_accuracy:
             resolved["val_accuracy"] = True
         if settings.fast:
-            # Whatever determines the steps; the constants of the optimizer, too, which no setting has.
-            resolved["schedule"] = asdict(fast_schedule(settings.fast))
+            resolved["schedule"] = asdict(fast_schedule(settings.fast)) | FAST_CONSTANTS
         if settings.pulls:
             weight = PULL / shots_per_class(run)
             resolved["pull"] = {"prompt": run.data.dataset.template, "weight": weight}
