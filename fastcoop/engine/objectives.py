@@ -111,9 +111,8 @@ class Objective:
     def kind(self) -> Hashable:
         """What runs must have in common to be computed together."""
         values = (getattr(self, field.name) for field in fields(self))
-        return type(self), *(
-            float if isinstance(one, float) else getattr(one, "shape", one) for one in values
-        )
+        alike = (one.shape if isinstance(one, Tensor) else one for one in values)
+        return type(self), *(float if isinstance(one, float) else one for one in alike)
 
     @classmethod
     def stack(cls: type[O], objectives: Sequence[O], dtype: torch.dtype, device: torch.device) -> O:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,6 +203,16 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
         assert distance(ours.contexts, theirs.contexts) < 1e-9
         assert distance(ours.contexts, train(backbone, [run])[0].contexts) < 1e-12
         assert distance(ours.contexts, other.contexts) > 1e-6
+
+
+def test_numpy_s_numbers_differ_from_run_to_run_too(backbone, make_run):
+    run = make_run()
+    pulled = [
+        replace(run, objective=PullToPrompt(torch.eye(len(run.class_names), backbone.embed_dim), weight))
+        for weight in np.float32([0.0, 30.0])
+    ]
+    for ours, alone in zip(train(backbone, pulled), pulled, strict=True):
+        assert distance(ours.contexts, train(backbone, [alone])[0].contexts) < 1e-9
 
 
 @pytest.mark.parametrize(
