@@ -149,7 +149,7 @@ def read_grid(
     given, lines, name = _content(source)
     try:
         scopes = split(given, name)
-        override(scopes, overrides, lines)
+        override(scopes, overrides, lines, name)
         blocks = _blocks(scopes, name)
         if only:
             scopes = keep_only(scopes, only)

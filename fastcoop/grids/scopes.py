@@ -100,33 +100,41 @@ def methods_of(given: Any) -> Iterator[tuple[tuple[Any, ...], str, Any]]:
             yield (*place, *inside), str(name), {} if settings is None else settings
 
 
-def override(scopes: Sequence[Scope], options: Sequence[str], lines: Lines) -> None:
-    """Replace values, in the block that an option names, or else in all of them.
+def override(scopes: Sequence[Scope], options: Sequence[str], lines: Lines, name: str) -> None:
+    """Replace values of the grid ``name``, in the block that an option names, or else in all of them.
 
     Raises:
         UserError: An option is not ``key=value``, names what is not there, or is given twice.
     """
     if others := [one for one in options if not isinstance(one, str)]:
         raise UserError(f'Expected overrides such as "shots=1,2", got {shortened(others[0])}.')
-    if twice := [
-        key for key, times in Counter(one.partition("=")[0] for one in options).items() if times > 1
-    ]:
+    times = Counter(one.partition("=")[0] for one in options)
+    if twice := [key for key in times if times[key] > 1]:
         raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
-    for option in sorted(
-        options, key=lambda one: "datasets=" in one
-    ):  # last: they drop targets that are not set
+    # Datasets last: they drop targets that are not set.
+    for option in sorted(options, key=lambda one: "datasets=" in one):
         path, equals, text = option.partition("=")
-        if not equals or not path:
-            raise UserError(f'"{option}" should be KEY=VALUE, such as shots=1,2 or methods.coop.epochs=20.')
         keys, chosen = path.split("."), scopes
-        if keys[0] == "blocks":
-            block, keys = ".".join(keys[1:2]), keys[2:]
-            chosen = [scope for scope in scopes if keys and scope.name == block]
+        in_block = keys[0] == "blocks"
+        if not equals or not path or (in_block and len(keys) < 3):
+            raise UserError(
+                f'"{option}" should be KEY=VALUE, such as shots=1,2, methods.coop.epochs=20 or blocks.NAME.shots=1,2.'
+            )
+        if in_block:
+            block, keys = keys[1], keys[2:]
+            chosen = [scope for scope in scopes if scope.name == block]
             if not chosen:
                 names = [scope.name for scope in scopes if scope.name]
                 raise UserError(f'The grid has no block "{block}".{nearest(block, names)}')
             chosen[0].own.add(keys[0])
-        _override(chosen, keys, _value(keys, text, option), option, lines)
+        value = _value(keys, text, option)
+        lines.set(path.split("."), option)
+        with located(lambda *inside, path=path: path.split(".")):
+            if in_block:
+                _check_block(block, {keys[0]: value})
+            else:
+                _refuse_unknown({keys[0]: value}, (*BLOCK_KEYS, *TOP_KEYS), name)
+        _override(chosen, keys, value, option, lines)
 
 
 def _override(scopes: Sequence[Scope], keys: Sequence[str], value: Any, option: str, lines: Lines) -> None:
@@ -154,8 +162,9 @@ def _places(scope: Scope, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], di
     if keys[0] != "methods" or len(keys) < 3:
         return [((), scope.content, keys)]
     methods = [(name, settings) for _, name, settings in methods_of(scope.content.get("methods"))]
-    scope.content["methods"] = [{name: settings} for name, settings in methods]
     named = [(index, settings) for index, (name, settings) in enumerate(methods) if name == keys[1]]
+    if named:
+        scope.content["methods"] = [{name: settings} for name, settings in methods]
     return [(("methods", index, keys[1]), settings, keys[2:]) for index, settings in named]
 
 
@@ -163,8 +172,9 @@ def _value(keys: Sequence[str], text: str, option: str) -> Any:
     """Return the value of ``--set a.b=text``; commas make a list. Names are text, as in a file."""
     text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text
     nested = [" " * n + json.dumps(key) + ":" for n, key in enumerate(keys)]
+    nested += [" " * len(keys) + line for line in text.splitlines()]
     try:
-        value, _ = read_yaml("\n".join(nested) + f" {text}", option)
+        value, _ = read_yaml("\n".join(nested), option)
         for key in keys:
             value = value[key]
     except (UserError, KeyError):

@@ -205,6 +205,13 @@ def test_a_method_of_one_block_is_set(file: Path) -> None:
     assert {m for method, *_, m in runs if method == "coop"} == {4, 8, 16}
     with pytest.raises(UserError, match="which the grid does not run"):
         named(file, BLOCKS, ["blocks.unified.methods.linear_probe.iterations=5"])
+    with pytest.raises(UserError, match=r'--set blocks.probes.views=2: "views" holds for the whole grid'):
+        named(file, BLOCKS, ["blocks.probes.views=2"])
+
+
+@pytest.mark.parametrize("option", ["methods=coop: {epochs: 20}", "methods=- coop:\n    epochs: 20"])
+def test_an_option_may_be_written_as_a_file_is(file: Path, option: str) -> None:
+    assert {run.settings.epochs for run in read_grid(file, [option]).runs()} == {20}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +261,9 @@ def test_aliases_are_read_and_counted(file: Path) -> None:
     ("overrides", "only", "message"),
     [
         (["shots"], [], "KEY=VALUE"),
-        (["shot=1"], [], 'Did you mean "shots"'),
+        (["blocks.a=1"], [], "KEY=VALUE, such as .* or blocks.NAME.shots=1,2"),
+        (["shot=1"], [], '--set shot=1: Unknown setting "shot" of .*yaml. Did you mean "shots"'),
+        (["name=a"], [], 'Unknown setting "name"'),
         (["methods.coop.epoch=1"], [], 'Did you mean "epochs"'),
         (["shots.coop=1"], [], "no keys of its own"),
         (["shots=0"], [], '--set shots=0: The setting "shots" of .* cannot be 0'),
