@@ -218,10 +218,10 @@ def _care(notes: list[str]) -> str:
 
 def _item(item: Item, exhibits: list[Exhibit], is_first: bool, charts: dict[str, Any], out: Path) -> str:
     text = [f"<p>{escape.html(item.caption)}</p>"]
+    first = next((one for one in exhibits if one.figure is not None), None)
     for fold, group in groupby(exhibits, key=lambda one: one.fold):
         parts = "\n".join(
-            _exhibit(item, one, len(exhibits) > 1, one is not exhibits[0], is_first, charts, out)
-            for one in group
+            _exhibit(item, one, len(exhibits) > 1, one is not first, is_first, charts, out) for one in group
         )
         text.append(_fold(fold, parts) if fold else parts)
     return "\n".join(text)

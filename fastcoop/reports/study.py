@@ -19,7 +19,16 @@ from fastcoop import escape, results
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 from fastcoop.reports import series
-from fastcoop.reports.frames import ALL_SHOTS, SHIFT, TRANSFER, Missing, main_runs, rows_of
+from fastcoop.reports.frames import (
+    ALL_SHOTS,
+    SHIFT,
+    TRANSFER,
+    Missing,
+    averaged_datasets,
+    main_runs,
+    main_setting,
+    rows_of,
+)
 from fastcoop.reports.style import name_of
 from fastcoop.results.metadata import (
     CLASS_NAMES,
@@ -118,7 +127,7 @@ class Study:
         """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's.
 
         With ``paired``, the paper's schedule and a backbone's only other one are in one slice, if both trained a method
-        in the setting that is drawn.
+        in the same setting and on the same datasets.
         """
         found = {
             str(backbone): sorted(set(frame.schedule) - {""}) or ["paper"]
@@ -298,9 +307,18 @@ def _series(run: Any) -> str:
 
 
 def _compares(both: Slice) -> bool:
-    """Return whether a variant of CoOp was trained by both schedules in the main setting."""
+    """Return whether two schedules trained a variant of CoOp in the same setting, with averages over the same datasets.
+
+    A schedule that was tried on some of the datasets would take the others out of the average.
+    """
     coop = both.runs[both.runs.method == "coop"]
-    return len(coop) > 0 and bool((main_runs(coop).groupby("series").schedule.nunique() > 1).any())
+    groups = [frame for _, frame in coop.groupby("schedule")]
+    if len(groups) < 2:
+        return False
+    one, other = map(main_runs, groups)
+    averaged = [frozenset(averaged_datasets(runs, ["series", "shots"])) for runs in (one, other)]
+    settings = [main_setting(runs)[:2] for runs in (one, other)]
+    return settings[0] == settings[1] and averaged[0] == averaged[1] and bool({*one.series} & {*other.series})
 
 
 def joined(*texts: str) -> str:

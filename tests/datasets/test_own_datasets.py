@@ -225,6 +225,7 @@ def test_unknown_names_get_the_nearest(tmp_path, put):
         ('{"test": [], "train": [["1.jpg", 0, "a"], ["2.jpg", 1, "b"]]}', "no test images"),
         ('{"test": 5}', "must hold"),
         ("\ufeff" + "[" * 100_000, "too deep"),
+        ('{"test": %s}' % ("1" * 5_000), "a number of thousands of digits"),
     ],
 )
 def test_bad_split_files(tmp_path, put, content, expected):

@@ -162,6 +162,7 @@ def test_without_pictures_the_page_names_the_command(study: Study, world: Path, 
     assert not stopped.value.code
     page = Path("report/index.html").read_text(encoding="utf-8")
     assert "data:image/jpeg;base64," in unpacked(page)
+    assert re.search('<img id="image-mistakes-colours"[^>]* src="data:image/svg', unpacked(page))
     assert key[:12] in Path("report").joinpath("mistakes-colours-pairs.md").read_text()
     assert not list(Path("report").glob("mistakes-odd*"))
     assert Path("report/mistakes-colours.png").stat().st_size > 10_000

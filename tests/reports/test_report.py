@@ -127,6 +127,24 @@ def test_the_papers_schedule_and_another_are_drawn_together_and_never_averaged(t
     assert suffixes == ["-fast-no-pull", "-paper", "-quick-5-epochs"]
 
 
+@pytest.mark.parametrize("less", ["one dataset", "few shots of a dataset"])
+def test_a_schedule_that_was_tried_on_less_takes_nothing_from_the_papers_average(tmp_path, less):
+    from fastcoop.reports.items import figure3
+    from fastcoop.reports.study import study_of
+    from fastcoop.reports.style import drawing
+
+    paper, fast = (results(("objects", "digits"), schedule=one) for one in ("paper", "fast, no pull"))
+    if less == "one dataset":
+        fast = fast[fast.dataset == "objects"]
+    else:
+        fast = fast[(fast.dataset == "objects") | (fast.shots == 16)]
+    frame = pd.concat([paper, fast]).drop_duplicates("key")
+    with drawing():
+        exhibits = figure3.ITEM.make(study_of(frame, tmp_path))
+    assert [one.suffix for one in exhibits] == ["-fast-no-pull", "-paper"]
+    assert "Average over 2 datasets" in exhibits[1].charts[0].panels
+
+
 def test_what_is_missing_is_said(folder_of, tmp_path):
     frame = results(datasets=("objects",))
     folder = folder_of(frame[frame.method != "coop"])
