@@ -177,8 +177,9 @@ def list_lines(found: list[Listed]) -> Iterator[str]:
         tags = ", ".join(weights.tag for weights in one.at_hand if weights.tag)
         to_do = f"{len(one.weights)} to download" if one.weights else "none known"
         weights = f"here: {tags}" if tags else "here" if one.at_hand else to_do
-        numbers = _millions(one.parameters), str(one.image_size), str(one.features)
-        rows.append((one.name, *numbers, size, str(one.path), weights))
+        numbers = _millions(one.parameters), str(one.image_size or "?"), str(one.features or "?")
+        path = str(one.path) if text else "?"
+        rows.append((one.name, *numbers, size, path, weights))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, "<>>><<<", strict=True)
@@ -187,9 +188,8 @@ def list_lines(found: list[Listed]) -> Iterator[str]:
 
 def page_lines(one: Listed) -> Iterator[str]:
     """Yield all facts of a backbone as lines of text, and the commands to use it."""
-    facts = {
-        "prompts": (f"{one.path} path" if one.path else "not learned") + (one.reason and f": {one.reason}")
-    }
+    path = f"{one.path} path" if one.path else "not learned" if one.text else "not known"
+    facts = {"prompts": path + (one.reason and f": {one.reason}")}
     if (text := one.text) is not None and one.cost is not None:
         room, cost = text.tokens - VECTORS - 2, one.cost
         sizes = f"width {text.width}, {text.layers} layers, {text.heads} heads, {text.tokens} tokens"
@@ -219,7 +219,7 @@ def page_lines(one: Listed) -> Iterator[str]:
 def _commands(one: Listed) -> Iterator[str]:
     """Yield the commands that use a backbone, and those that bring its weights by hand."""
     best = next(iter((*one.at_hand, *one.weights)), ListedWeights(f"{one.name}:FILE"))
-    only = "" if one.path else " --only zero_shot,linear_probe"
+    only = "" if one.path or one.text is None else " --only zero_shot,linear_probe"
     sweep = f"fastcoop sweep experiments/photographs.yaml --set datasets=photos --set backbones={best.backbone}{only}"
     yield from (f"fastcoop cache-features photos --backbone {best.backbone}", sweep)
     if best.file is None and best.repository:

@@ -199,6 +199,19 @@ def test_a_page_has_every_fact_and_commands_that_parse(run: Command) -> None:
     assert page["weights"][0]["repository"] == "timm/ViT-B-16-SigLIP2"
 
 
+def test_what_is_not_known_without_a_file_is_not_called_not_learned(caches: Path, run: Command) -> None:
+    folder = write_backbone(caches / "bert")
+    file = folder / "bert.json"
+    config = json.loads(file.read_text())
+    config["text_cfg"]["hf_model_name"] = "no/bert"
+    file.write_text(json.dumps(config))
+    _, out, _ = run(str(folder))
+    assert 'prompts     not known: The config "no/bert" is not on this machine' in out
+    assert "--only" not in out
+    _, out, _ = run(str(caches))
+    assert "None" not in out
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
