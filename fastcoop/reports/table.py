@@ -130,7 +130,8 @@ class Table:
             numbers = [cell for cell in cells.values() if isinstance(cell, Cell)]
             runs = sorted({cell.runs for cell in numbers} - {0})
             if self.unit:
-                texts.append(" to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else DASH)
+                ends = dict.fromkeys((runs[0], runs[-1])) if runs else [DASH]
+                texts.append(escaped(" to ".join(map(str, ends))))
             is_reference = bool(numbers) and not runs
             rows.append(([gray % text if is_reference else text for text in texts], is_reference))
         return rows

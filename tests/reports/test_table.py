@@ -58,6 +58,13 @@ def test_a_row_that_starts_with_a_bracket_is_no_option_of_the_line_before():
     assert "\n{}[V]$_1$ [CLASS]. & 50.00" in table.to_latex()
 
 
+def test_pdflatex_sets_rows_without_runs():
+    table = Table("numbers of others", ("method",), ("16 shots", "32 shots"), "shots")
+    table.add(("CoOp",), {"16 shots": Cell(60.0, runs=0)})
+    assert table.to_latex().isascii()
+    assert r"\textcolor{gray}{60.00} & \textcolor{gray}{--} & \textcolor{gray}{--} \\" in table.to_latex()
+
+
 def test_words_that_pdflatex_cannot_set_are_said():
     for word, said in (("café – “x” ±", False), ("カ☀", True)):
         table = Table("T", ("#",), ("words",), unit="")
