@@ -114,7 +114,7 @@ def override(scopes: Sequence[Scope], options: Sequence[str], lines: Lines, name
     # Datasets last: they drop targets that are not set.
     for option in sorted(options, key=lambda one: "datasets=" in one):
         path, equals, text = option.partition("=")
-        keys, chosen = path.split("."), scopes
+        place, keys, chosen = tuple(path.split(".")), path.split("."), scopes
         in_block = keys[0] == "blocks"
         if not equals or not path or (in_block and len(keys) < 3):
             raise UserError(
@@ -128,8 +128,8 @@ def override(scopes: Sequence[Scope], options: Sequence[str], lines: Lines, name
                 raise UserError(f'The grid has no block "{block}".{nearest(block, names)}')
             chosen[0].own.add(keys[0])
         value = _value(keys, text, option)
-        lines.set(path.split("."), option)
-        with located(lambda *inside, path=path: path.split(".")):
+        lines.set(place, option)
+        with located(lambda *inside, place=place: place):
             if in_block:
                 _check_block(block, {keys[0]: value})
             else:
