@@ -213,6 +213,10 @@ def _blocks(scopes: Sequence[Scope], name: str) -> list[GridBlock]:
             if str(dataset) not in known:
                 message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
                 raise SettingError(message, scope.place("targets", dataset))
+        if targets := scope.content.get("targets"):  # without those of other blocks, which may be left out
+            scope.content["targets"] = {
+                name: targets[name] for name in targets if str(name) in block.datasets
+            }
     return blocks
 
 

@@ -126,7 +126,8 @@ def override(scopes: Sequence[Scope], options: Sequence[str], lines: Lines, name
             if not chosen:
                 names = [scope.name for scope in scopes if scope.name]
                 raise UserError(f'The grid has no block "{block}".{nearest(block, names)}')
-            chosen[0].own.add(keys[0])
+            if keys[0] != "targets" or len(keys) == 1:  # else those above it stay
+                chosen[0].own.add(keys[0])
         value = _value(keys, text, option)
         lines.set(place, option)
         with located(lambda *inside, place=place: place):

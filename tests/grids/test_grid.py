@@ -248,6 +248,24 @@ def test_targets_are_those_of_a_run_s_dataset(file: Path) -> None:
     assert grid.targets == ("q", "z", "x")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "only", "targets"),
+    [
+        ([], ["b"], [{"y": ("r",)}]),
+        (["blocks.b.targets.y=s"], [], [{"x": ("q",)}, {"y": ("s",)}]),
+        (["blocks.a.targets={}"], [], [{}, {"y": ("r",)}]),
+    ],
+)
+def test_targets_above_blocks_are_those_of_each_block_s_datasets(
+    overrides: list[str], only: list[str], targets: list[dict[str, tuple[str, ...]]]
+) -> None:
+    blocks = {"a": {"datasets": "x"}, "b": {"datasets": ["y"], "shots": 1}}
+    given = {"backbones": "m", "methods": "coop", "targets": {"x": ["q"], "y": ["r"]}, "blocks": blocks}
+    grid = read_grid(given, overrides, only)
+    assert [dict(block.targets) for block in grid.blocks] == targets
+    assert [*read_grid(dict(grid.source)).runs()] == [*grid.runs()]
+
+
 def test_aliases_are_read_and_counted(file: Path) -> None:
     file.write_text(TEXT.replace("datasets: dtd", "datasets: &d [dtd]\ntargets: {dtd: &t [food]}"))
     assert next(read_grid(file).runs()).target_names == ("food",)
