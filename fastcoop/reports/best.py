@@ -16,7 +16,9 @@ BEST, ACCURACY, LEAD, SURE = "best method", "accuracy (%)", "lead over the next"
 NOTE = (
     f"Lead: the mean difference between runs of the same dataset and seed, with its {CONFIDENCE:.0%} interval, in"
     f" percentage points. Yes: the interval is above 0 and p < {LEVEL}, one-sided, not corrected for the choice of the"
-    " best method among several. Unknown: too few seeds."
+    " best method among several. Unknown: too few seeds. Only methods of this figure are compared. With five datasets"
+    " or more the interval is of Student's t over datasets and p of Wilcoxon's signed ranks; with fewer both are of t"
+    " over seeds."
 )
 
 

@@ -122,8 +122,10 @@ def _top(own: Drawn) -> str:
     if not own:
         return ""
     options, tables = [], []
+    common = set.intersection(*(set(one.subtitle.split(", ")) for _, one, _ in own.values()))
     for name, (_, one, chart) in own.items():
-        where = f" ({one.subtitle})" if len(own) > 1 else ""
+        apart = ", ".join(part for part in one.subtitle.split(", ") if part not in common)
+        where = f" ({apart})" if apart else ""
         options += [
             f'<option value="{name}|{place}">{escape.html(panel + where)}</option>'
             for place, panel in enumerate(chart.panels)

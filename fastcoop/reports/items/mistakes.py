@@ -87,7 +87,9 @@ def _of_run(
     table = confusion_matrix(predictions)
     pairs, wrong = confused_pairs(table), wrong_images(predictions)
     title, error = _title(run), calibration_error(predictions)
-    fold = f"{run.dataset}: {len(wrong):,} of {counted(len(predictions.labels), 'test image')} wrong"
+    fold = (
+        f"{run.dataset}: {len(wrong):,} of {counted(len(predictions.labels), 'test image')} wrong by {title}"
+    )
     if len(pairs):
         first = pairs.iloc[0]
         names = f"{first['first']} and {first['second']}"
