@@ -25,6 +25,7 @@ from fastcoop.reports.items import (
     figure1,
     figure3,
     table1,
+    table2,
     table3,
     table4,
     table5,
@@ -85,6 +86,15 @@ def test_one_half_alone_is_no_base_to_new(tmp_path):
     frame = halves()
     with pytest.raises(Missing, match="tested on both halves"):
         base_to_new.ITEM.make(study_of(frame[frame.dataset.str.endswith(":base")], tmp_path))
+
+
+def test_coop_on_half_of_the_classes_is_none_of_table_2(tmp_path):
+    ensemble = run(
+        backbone="b", dataset="pets", source="pets", method="ensemble", shots=0, seed=0, accuracy=60.0
+    )
+    study = study_of(pd.concat([halves(("pets",)), pd.DataFrame([ensemble])]), tmp_path)
+    with pytest.raises(Missing, match="CoOp on all classes of a dataset at 16 shots"):
+        table2.ITEM.make(study)
 
 
 NAMES = {"objects": ["cat", "dog", "owl"], "sketch": ["cat", "dog"], "weather": ["sun"], "digits": ["one"]}

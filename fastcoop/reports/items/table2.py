@@ -21,8 +21,13 @@ def make(study: Study) -> list[Exhibit]:
     if not (study.runs.method == "ensemble").any():
         raise frames.Missing("there is no run of ensemble; add the method to the grid")
     shots = frames.main_setting(study.runs).shots
+    of_schedules = across_backbones(study, shots)
+    if not of_schedules:
+        raise frames.Missing(
+            f"there is no run of CoOp on all classes of a dataset at {frames.in_shots(shots)}"
+        )
     exhibits = []
-    for schedule, (suffix, runs) in across_backbones(study, shots).items():
+    for schedule, (suffix, runs) in of_schedules.items():
         setting = frames.main_setting(next(iter(runs.values())))._replace(shots=shots)
         found = {
             backbone: frames.panels(own[own.series.isin(NAMES)], ["series"]) for backbone, own in runs.items()
