@@ -145,7 +145,9 @@ def _linear_classifier(results: str | Path, key: str, backbone: str | None) -> C
             "classifier file needs; choose a run of another method."
         )
     names, kept = restore_run(folder, row, model).data.class_names, load_parameters(folder, key)
-    origin = {name: str(getattr(row, name)) for name in IN_ORIGIN}
+    # The table has epochs as floats, since some of its runs have none.
+    recorded = load_run(folder, key) | {"settings": row.settings}
+    origin = {name: str(recorded[name]) for name in IN_ORIGIN if recorded.get(name) is not None}
     recipe = kept.recipe if kept is not None and kept.recipe in RECIPES else "current"
     return Classifier(
         names,

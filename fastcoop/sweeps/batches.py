@@ -97,7 +97,7 @@ def plan_batches(runs: Iterable[RunSpec], *, budget: int, gpu_workers: int | Non
 
 
 def shape_of(run: RunSpec) -> RunShape | None:
-    """Return the sizes of a run that is to be trained by a `Trainer`; None for other runs."""
+    """Return the sizes of a run that is to be trained together with others; None for other runs."""
     return None if run.has_learned else METHODS[run.method].run_shape(run, run.model)
 
 

@@ -189,6 +189,7 @@ def test_linear_methods_have_classifiers_too(world, backbone, other_methods, tmp
     export_run(other_methods, run, "classifier", tmp_path / "made", str(world / "tiny"))
     made = Classifier.load(tmp_path / "made")
     assert (made.bias is not None) == (method == "gda")
+    assert made.origin.get("epochs") == ("2" if method == "text_bias" else None)
     recorded = load_predictions(other_methods, run)
     assert made.class_names == recorded.class_names
     store = FeatureStore.open(world / "cache" / "tiny" / "colours.h5")
