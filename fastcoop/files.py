@@ -35,9 +35,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; a UserError names the file and the line of a mistake."""
+    with reading(path, "a JSON file"):
+        text = path.read_text(encoding="utf-8-sig")
     try:
-        with reading(path, "a JSON file"):
-            return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         place, problem = f"{path} line {error.lineno}", error.msg
     except RecursionError:
