@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from fastcoop.prompts import PromptLayout
 
 N_VALIDATIONS = 20  # evenly over a schedule
-# The optimizer's constants, which no setting has but a key holds: another value would be another run.
-FAST_CONSTANTS = {"momentum": 0.8, "decay": 0.95, "refresh": 4}
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
 # Settings that are in a run's key only if used.
 NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision", "schedule", "pull"}
@@ -193,7 +191,8 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
         elif settings.val_accuracy:
             resolved["val_accuracy"] = True
         if settings.fast:
-            resolved["schedule"] = asdict(fast_schedule(settings.fast)) | FAST_CONSTANTS
+            # Whatever determines the steps: the optimizer's constants too, which no setting has.
+            resolved["schedule"] = asdict(fast_schedule(settings.fast)) | fast_constants()
         if settings.pulls:
             weight = PULL / shots_per_class(run)
             resolved["pull"] = {"prompt": run.data.dataset.template, "weight": weight}
@@ -261,6 +260,13 @@ def fast_schedule(settings: FastSettings) -> FastSchedule:
     from fastcoop.engine import FastSchedule
 
     return FastSchedule(settings.learning_rate, ridge=settings.ridge)
+
+
+def fast_constants() -> dict[str, float]:
+    """Return the engine's constants of every fast schedule, by their names in a run's key."""
+    from fastcoop.engine.optimizers import AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH
+
+    return {"momentum": AVERAGE_KEPT, "decay": COVARIANCE_KEPT, "refresh": REFRESH}
 
 
 def validation_epochs(run: Run) -> list[int]:

@@ -109,7 +109,8 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, cache: Path) -> Forecast:
         pace, source = known.get(kind), "by earlier sweeps"
         if pace is None:
             pace = timing.time_work(loaded, batches, runs, team.threads)
-            source = "no features" if pace is None else "timed now"
+            lacks_features = any(name == kind[1] for name, _ in missing)
+            source = "timed now" if pace else "no features" if lacks_features else "could not be timed"
         sizes = [len(batch.keys) for batch in batches]
         seconds = None if pace is None else pace * sum(batch.cost for batch in batches)
         parts.append(Part(kind[1], kind[0], len(sizes), sum(sizes), max(sizes), seconds, source))

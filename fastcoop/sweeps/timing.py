@@ -31,7 +31,7 @@ TIMED_CROPS = 8
 def time_work(
     loaded: LoadedGrid, batches: Sequence[Batch], runs: Mapping[str, RunSpec[Any]], threads: int
 ) -> float | None:
-    """Return the seconds of one worker per unit of `Batch.cost`; None where features are missing.
+    """Return the seconds of one worker per unit of `Batch.cost`; None if a batch fails, as without features.
 
     Args:
         loaded: The grid. A backbone that is only known by its sizes is loaded.

@@ -10,11 +10,9 @@ import tempfile
 from pathlib import Path
 
 from fastcoop.backbones import backbone_from_spec
-from fastcoop.engine.optimizers import AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import load_grid, plan_runs
 from fastcoop.methods import METHODS
-from fastcoop.methods.coop import FAST_CONSTANTS
 from fastcoop.sweeps.caching import open_features
 from tests.golden.study import write_backbone, write_features
 
@@ -63,10 +61,6 @@ def keys(folder: Path) -> dict[str, str]:
             settings = run.settings.model_dump_json(exclude_unset=True)
             found[f"{run.method} {settings}, {run.shots} shots, seed {run.seed}"] = run.key
     return found
-
-
-def test_a_fast_runs_key_holds_the_optimizers_constants() -> None:
-    assert list(FAST_CONSTANTS.values()) == [AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH]
 
 
 def test_keys_of_every_method_are_what_they_were(tmp_path: Path) -> None:
