@@ -17,7 +17,7 @@ from fastcoop.checks import several, shortened
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.grids.lines import Lines, read_yaml
 from fastcoop.grids.scopes import Scope, join, keep_only, located, methods_of, override, split
-from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, plain
+from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, number_of_draws, plain
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 
@@ -156,7 +156,7 @@ def read_grid(
             blocks = _blocks(scopes, name)
     except SettingError as error:
         raise UserError(f"{lines.where(error.place)}{error}") from None
-    _warn_of_single_seeds(scopes, lines)
+    _warn_of_draws(scopes, lines)
     if not (overrides or only):
         _warn_of_unused_keys(given, scopes, blocks, lines)
     for one in overrides:
@@ -256,14 +256,14 @@ def _users(blocks: Sequence[GridBlock], keys: Sequence[str]) -> list[GridBlock]:
     return [block for block in blocks if block.learns or keys[0] not in ("shots", "seeds")]
 
 
-def _warn_of_single_seeds(scopes: Sequence[Scope], lines: Lines) -> None:
-    """Log the numbers that may be meant as a number of seeds."""
-    seeds = {scope.place("seeds"): str(scope.content.get("seeds", "")).strip() for scope in scopes}
-    for place, seed in seeds.items():
-        if seed.isdecimal() and int(seed) > 3:
+def _warn_of_draws(scopes: Sequence[Scope], lines: Lines) -> None:
+    """Log the numbers of draws that may be meant as one seed."""
+    draws = {scope.place("seeds"): number_of_draws(scope.content.get("seeds")) for scope in scopes}
+    for place, number in draws.items():
+        if number and number > 1:
             log.warning(
-                f"{lines.where(place)}This is the one seed {seed}; write seeds: 1-{seed} for that many draws, or "
-                f"seeds: [{seed}] for this one."
+                f"{lines.where(place)}These are {number} draws, of the seeds 1 to {number}; write seeds: [{number}] "
+                "for this seed alone."
             )
 
 

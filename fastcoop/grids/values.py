@@ -16,6 +16,7 @@ from fastcoop.checks import LARGEST, MOST_VIEWS, expand_range, shortened
 from fastcoop.errors import UserError
 
 SCALARS = (str, int, float, bool, type(None))
+MOST_DRAWS = 100  # that a single number asks for; a larger one, such as 2024, is meant as a seed
 KINDS: Any = ((str, str), (int, int), (Number, float), ((PurePath, date), str))  # and what they become
 
 
@@ -39,8 +40,21 @@ def _whole(expected: str, least: int, most: int = LARGEST, word: str = "") -> Be
     return BeforeValidator(check)
 
 
+def number_of_draws(value: Any) -> int | None:
+    """Return n where ``seeds`` is a single whole number n, which stands for the draws 1 to n; else None."""
+    text = str(value).strip()
+    return None if isinstance(value, bool) or not text.isdecimal() else int(text)
+
+
 def _seeds(value: Any) -> Any:
-    """Return a list of seeds, with ranges such as "1-10" written out."""
+    """Return a list of seeds, with ranges such as "1-10" and a single number of draws written out."""
+    draws = number_of_draws(value)
+    if draws is not None and not 1 <= draws <= MOST_DRAWS:
+        raise ValueError(
+            f'expected 1 to {MOST_DRAWS} draws, a list of seeds such as [{draws}], or a range such as "1-10"'
+        )
+    if draws is not None:
+        return list(range(1, draws + 1))
     ranges = [(expand_range(one) if isinstance(one, str) else None) or [one] for one in as_list(value)]
     return [seed for one in ranges for seed in one]
 

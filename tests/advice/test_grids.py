@@ -52,16 +52,24 @@ def test_files(tmp_path: Path, wrong: str, message: str, right: str) -> None:
     assert [*read_grid(file).runs()]
 
 
-@follows("This is the one seed {}; write seeds: 1-{} for that many draws, or seeds: [{}] for this one")
+@follows("These are {} draws, of the seeds 1 to {}; write seeds: [{}] for this seed alone.")
 def test_a_number_of_seeds(caplog: pytest.LogCaptureFixture) -> None:
     given = {"backbones": "b", "datasets": "d", "shots": 1, "methods": "coop"}
-    assert read_grid(given | {"seeds": 10}).blocks[0].seeds == (10,)
-    assert "This is the one seed 10; write seeds: 1-10" in caplog.text
+    assert read_grid(given | {"seeds": 10}).blocks[0].seeds == tuple(range(1, 11))
+    assert "These are 10 draws, of the seeds 1 to 10; write seeds: [10]" in caplog.text
+    assert read_grid(given, ["seeds=3"]).blocks[0].seeds == (1, 2, 3)
     caplog.clear()
-    assert read_grid(given | {"seeds": "1-10"}).blocks[0].seeds == tuple(range(1, 11))
-    assert read_grid(given | {"seeds": [10]}).blocks[0].seeds == (10,)
-    assert read_grid(given, ["seeds=3"]).blocks[0].seeds == (3,)
+    for seeds, expected in ((1, (1,)), ("1-10", tuple(range(1, 11))), ([10], (10,))):
+        assert read_grid(given | {"seeds": seeds}).blocks[0].seeds == expected
+    assert read_grid(given, ["seeds=[10]"]).blocks[0].seeds == (10,)
     assert not caplog.text
+
+
+def test_a_seed_that_is_no_number_of_draws() -> None:
+    given = {"backbones": "b", "datasets": "d", "shots": 1, "methods": "coop"}
+    with pytest.raises(UserError, match=r"expected 1 to 100 draws, a list of seeds such as \[2024\]"):
+        read_grid(given | {"seeds": 2024})
+    assert read_grid(given | {"seeds": [2024]}).blocks[0].seeds == (2024,)
 
 
 @follows(

@@ -54,7 +54,7 @@ def test_a_file_reads_as_written_with_defaults(file: Path) -> None:
 
 
 def test_values_given_on_the_command_line_win(file: Path) -> None:
-    grid = read_grid(file, ["shots=2,4", "seeds=7", "methods.coop.epochs=3", "datasets=a,b"], ["coop"])
+    grid = read_grid(file, ["shots=2,4", "seeds=[7]", "methods.coop.epochs=3", "datasets=a,b"], ["coop"])
     (block,) = grid.blocks
     assert (block.shots, block.seeds, grid.datasets) == ((2, 4), (7,), ("a", "b"))
     assert grid.methods == ("coop",)
@@ -176,7 +176,7 @@ def test_what_a_block_leaves_unsaid_is_the_grids(file: Path) -> None:
             {"dtd": 12, "eurosat": 8, "food101": 4},
         ),
         (
-            ["seeds=6", "shots=all"],
+            ["seeds=[6]", "shots=all"],
             [],
             {"coop": 6, "linear_probe": 2},
             {"dtd": 4, "eurosat": 2, "food101": 2},
@@ -472,18 +472,18 @@ def test_names_are_shown_so_that_they_read_back(tmp_path: Path, name: str) -> No
 
 
 def test_single_overrides_and_methods_need_no_list(file: Path) -> None:
-    assert read_grid(file, "seeds=7", "coop") == read_grid(file, ["seeds=7"], ["coop"])
+    assert read_grid(file, "seeds=[7]", "coop") == read_grid(file, ["seeds=[7]"], ["coop"])
 
 
 @pytest.mark.parametrize(
     ("overrides", "only", "said"),
     [
         (["shots=2"], ["zero_shot"], "--set shots=2 changes nothing"),
-        (["seeds=2", "views=1"], ["zero_shot"], "--set views=1 changes nothing"),
+        (["seeds=[2]", "views=1"], ["zero_shot"], "--set views=1 changes nothing"),
         (["methods.coop.epochs=3"], ["zero_shot"], "--set methods.coop.epochs=3 changes nothing"),
         (["datasets=other"], [], "--set datasets leaves out the targets of dtd."),
         (["shots=2", "methods.coop.epochs=3"], ["coop"], ""),
-        (["blocks.two.seeds=2", "seeds=3"], ["two"], ""),
+        (["blocks.two.seeds=[2]", "seeds=[3]"], ["two"], ""),
         (["datasets=other", "targets={other: food}"], [], ""),
         (["datasets=dtd"], ["zero_shot"], ""),
     ],

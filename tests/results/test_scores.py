@@ -345,7 +345,7 @@ def test_backbones_of_one_name_are_told_apart(
     weights = {name: np.asarray(np.float32(1.01) * one) for name, one in weights.items()}
     save_file(weights, tmp_path / "tiny" / "open_clip_model.safetensors")
     again = folders | {"cache": tmp_path / "cache-2"}
-    run(small | {"seeds": 2, "backbones": str(tmp_path / "tiny")}, **again)
+    run(small | {"seeds": [2], "backbones": str(tmp_path / "tiny")}, **again)
     report(folders["results"], tmp_path / "report")
     figures = [pd.read_csv(path) for path in (tmp_path / "report").glob("figure3*.csv")]
     assert [figure["runs"].max() for figure in figures] == [1, 1]

@@ -312,7 +312,7 @@ def open_store_copy(folder: Path, to: Path) -> Any:
 
 def test_folders_merge_by_key(done: Path, run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
     run(grid, results=tmp_path / "a", overrides=["seeds=1"])
-    run(grid, results=tmp_path / "b", overrides=["seeds=2"])
+    run(grid, results=tmp_path / "b", overrides=["seeds=[2]"])
     assert merge_results([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == 22
     assert merge_results([tmp_path / "a"], tmp_path / "all") == 0
     assert set(load_results(tmp_path / "all").key) == set(load_results(done).key)
