@@ -94,7 +94,7 @@ class ForestPass:
         """Return the first layer's input (rows, width)."""
         forest, tower = self.forest, self.tower
         groups = zip(contexts, forest.groups, strict=True)
-        vectors = torch.cat([c[:, g.tree_layout.vector_of_row].reshape(-1, tower.width) for c, g in groups])
+        vectors = torch.cat([c.index_select(1, g.tree_layout.vector_of_row).flatten(0, 1) for c, g in groups])
         x = workspace.x[0](forest.rows, tower.width)
         x[forest.used_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
@@ -178,11 +178,13 @@ class ForestPass:
         grad_x = grad if rows is None else workspace.grad_x(count, self.tower.width)
         x, (mean, rstd) = workspace.x[layer](*grad.shape), workspace.layers[layer].x_stats(2, count, 1)
         for c in forest.chunks(count):
-            # grad_x may share grad's memory. This is safe: at[n] >= n, so each row is read before it is overwritten.
-            at = c if rows is None else rows[c]
-            normal = forest.rule.mm(grad_qkv[at], qkv.t())
-            through = self.tower.layer_norm_backward(normal, x[at], mean[c], rstd[c])
-            torch.add(through, grad[at], out=grad_x[c])
+            # grad_x may share grad's memory. This is safe: rows[n] >= n, so each row is read before it is overwritten.
+            of_qkv, given, direct = (
+                one[c] if rows is None else one.index_select(0, rows[c]) for one in (grad_qkv, x, grad)
+            )
+            normal = forest.rule.mm(of_qkv, qkv.t())
+            through = self.tower.layer_norm_backward(normal, given, mean[c], rstd[c])
+            torch.add(through, direct, out=grad_x[c])
         return grad_x
 
     def _last_qkv_backward(self, layer: int, grad: Tensor, grad_qkv: Tensor, workspace: Workspace) -> Tensor:
