@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import filecmp
+import hashlib
 import os
 import posixpath
 import re
@@ -26,7 +26,7 @@ MAGIC = re.compile(
 )
 MASK_WORD = re.compile(r"(?i:masks?|seg|segmentation|labels?|gt|annotations?|trimap|matte|alpha|depth)")
 MASK = re.compile(rf"(.+?)[-_. ]+{MASK_WORD.pattern}(?:[-_ ]?\d+)?", re.DOTALL)
-MAX_COMPARED = 500  # files of the same name, class and size whose contents are compared for two splits
+MAX_COMPARED = 1000  # files of the same size whose contents are compared for two splits
 OVERLAPS = {  # effects of images that two splits share
     ("train", "test"): "runs are tested on images that they learn from",
     ("train", "val"): "what is chosen on the validation images is chosen on images that runs learn from",
@@ -89,7 +89,7 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
 
 
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
-    """Report images that two splits share: by path, by link, or as copies with the same file name."""
+    """Report images that two splits share: by path, by link, or as copies."""
     files: dict[str, list[Found]] = {split: [] for split in items}
     for split, part in items.items():
         for path, label, _ in part:
@@ -113,18 +113,33 @@ def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list
     """Return pairs of paths, one of each split, that are the same image."""
     paths = {path: path for path, _, _ in first}
     by_inode = {(stat.st_dev, stat.st_ino): path for path, _, stat in first if stat.st_ino}
-    by_name = {(posixpath.basename(path), label, stat.st_size): path for path, label, stat in first}
-    found, candidates = list[tuple[str, str]](), list[tuple[str, str]]()
-    for path, label, stat in second:
+    by_size: dict[int, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for path, _, stat in first:
+        by_size[stat.st_size][0].append(path)
+    found = list[tuple[str, str]]()
+    for path, _, stat in second:
         if same := paths.get(path) or by_inode.get((stat.st_dev, stat.st_ino)):
             found.append((same, path))
-        elif stat.st_size and (twin := by_name.get((posixpath.basename(path), label, stat.st_size))):
-            candidates.append((twin, path))
-    for twin, path in candidates[:: -(-len(candidates) // MAX_COMPARED) or 1]:
-        with contextlib.suppress(OSError):
-            if filecmp.cmp(root / twin, root / path, shallow=False):
-                found.append((twin, path))
+        elif stat.st_size in by_size:
+            by_size[stat.st_size][1].append(path)
+    by_size.pop(0, None)
+    left = MAX_COMPARED
+    for here, there in sorted(
+        (pair for pair in by_size.values() if pair[1]), key=lambda pair: sum(map(len, pair))
+    ):
+        left -= len(here) + len(there)
+        if left < 0:
+            break
+        known = {digest: path for path in here if (digest := _content(root / path))}
+        found += [(known[digest], path) for path in there if (digest := _content(root / path)) in known]
     return found
+
+
+def _content(path: Path) -> bytes:
+    """Return the digest of a file's bytes, b"" of one that cannot be read."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).digest()
+    return b""
 
 
 def notes_on_classes(

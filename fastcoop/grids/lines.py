@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,18 @@ MAX_VALUES = 100_000  # values of a file, with its aliases written out
 NAMES = ("backbones", "datasets", "init")
 NAMED_KEYS = ("targets", "blocks")  # mappings whose keys are names
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")  # numbers that YAML 1.1 reads in base 8 or 60
+
+
+class OtherBase(UserError):
+    """A number that YAML 1.1 reads in base 8 or 60, such as 010 and 1:30."""
+
+    def __init__(self, place: str, written: str, number: float):
+        super().__init__(
+            f"{place}YAML reads {written} as {number}; write {number}, or the number that is meant."
+        )
+        self.written, self.number = written, number
 
 
 class Lines(dict[tuple[str, ...], str]):
@@ -38,7 +51,8 @@ def read_yaml(text: str, name: str) -> tuple[Any, Lines]:
     """Return the values of a YAML text, built by safe means only, and their lines.
 
     Raises:
-        UserError: It is not YAML, gives a key of a mapping twice, or its aliases stand for too many values.
+        UserError: It is not YAML, gives a key of a mapping twice, has a number like 010 or 1:30, or its aliases stand
+            for too many values.
     """
     lines = Lines()
     try:
@@ -80,6 +94,10 @@ def _visit(node: yaml.Node, path: tuple[str, ...], lines: Lines) -> None:
                 first[key.tag, name] = line
     for name, start, value in inside:
         lines[(*path, name)] = f"Line {start.start_mark.line + 1}: "
+        for one in (start, value):
+            if one.tag in NUMBERS and OTHER_BASE.fullmatch(one.value):
+                number = SafeConstructor().construct_document(one)
+                raise OtherBase(lines[(*path, name)], one.value, number)
         _visit(value, (*path, name), lines)
 
 

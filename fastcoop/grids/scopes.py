@@ -13,7 +13,7 @@ from typing import Any
 from fastcoop.checks import shortened
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, nearest, unknown
-from fastcoop.grids.lines import Lines, read_yaml
+from fastcoop.grids.lines import Lines, OtherBase, read_yaml
 from fastcoop.grids.values import as_list, plain
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import SettingError
@@ -178,6 +178,8 @@ def _value(keys: Sequence[str], text: str, option: str) -> Any:
         value, _ = read_yaml("\n".join(nested), option)
         for key in keys:
             value = value[key]
+    except OtherBase as error:
+        raise OtherBase(f"--set {option}: ", error.written, error.number) from None
     except (UserError, KeyError):
         raise UserError(f'The value in "{option}" is not YAML; quote it.') from None
     return value

@@ -29,6 +29,7 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
     "check its indentation and quotes",
     "check its dates and aliases",
     'Line {}: "{}" was given before, in line {}; leave one',
+    "{}YAML reads {} as {}; write {}, or the number that is meant",
 )
 @pytest.mark.parametrize(
     ("wrong", "message", "right"),
@@ -40,6 +41,7 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
         (f"methods: coop\nk0: &k0 [a]\n{MANY}", "aliases .* write fewer", "methods: &m [coop]"),
         ('methods: {coop: {init: "a}}', "check its indentation and quotes", 'methods: {coop: {init: "a"}}'),
         ("methods: coop\nviews: 2024-13-01", "check its dates", 'methods: coop\nviews: "8"'),
+        ("methods: coop\nseeds: 010", "YAML reads 010 as 8; write 8", "methods: coop\nseeds: 8"),
         ("methods: coop\nseeds: 1\nseeds: 2", "given before, in line 4; leave one", "methods: coop\nseeds: 2"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def put() -> Callable[[Path, Iterable[str]], None]:
     def write(root: Path, paths: Iterable[str]) -> None:
         for path in paths:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(JPEG)
+            (root / path).write_bytes(JPEG + os.fsencode(path))  # no two are alike
 
     return write
 

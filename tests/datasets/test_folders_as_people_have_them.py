@@ -297,7 +297,7 @@ def test_val_and_test_of_the_same_images_are_told(tmp_path, put, caplog):
     assert check_dataset(tmp_path / "list.csv").notes == (note,)
 
 
-@pytest.mark.parametrize("how", ["symlink", "hardlink", "copy"])
+@pytest.mark.parametrize("how", ["symlink", "hardlink", "copy", "renamed"])
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
@@ -316,8 +316,8 @@ def test_links_and_copies_are_the_same_images(tmp_path, how, first, second, expe
     assert load_dataset(tmp_path).notes == ()
     for name in "ab":
         source = tmp_path / first / name / f"{first}0.png"
-        target = tmp_path / second / name / source.name
-        {"symlink": os.symlink, "hardlink": os.link, "copy": shutil.copy}[how](source, target)
+        target = tmp_path / second / name / ("photo (1).png" if how == "renamed" else source.name)
+        {"symlink": os.symlink, "hardlink": os.link}.get(how, shutil.copy)(source, target)
     (note,) = load_dataset(tmp_path).notes
     assert expected in note
     assert f"(the same as {first}/a/{first}0.png)" in note

@@ -109,6 +109,13 @@ def test_a_mapping_is_not_changed_by_overrides() -> None:
         ("[4, 16]", "[4, sixteen]", r"Line 6: .*context_length.* cannot be 'sixteen'"),
         ("  - zero_shot", "  - zero_shot: {prompt: a photo}", r'Line 8: .* needs one "{}"'),
         ("shots: [1, all]", "shots: 1\nseeds: 1\nshots: 2", r'Line 5: "shots" was given before, in line 3'),
+        (
+            "shots: [1, all]",
+            "shots: [1, 010]",
+            "Line 3: YAML reads 010 as 8; write 8, or the number that is meant",
+        ),
+        ("{1: 5, all: 9}", "{01: 5, all: 9}", "Line 7: YAML reads 01 as 1"),
+        ("{1: 5, all: 9}", "1:30", "Line 7: YAML reads 1:30 as 90"),
         ("datasets: dtd", "datasets: &a [*a]", "cannot be read|not YAML"),
         ("shots", "exclude: {dataset: dtd}\nshots", r'Line 3: Unknown setting "exclude"'),
     ],
@@ -507,6 +514,12 @@ def test_options_that_change_nothing_are_told(
 def test_an_option_given_twice(file: Path) -> None:
     with pytest.raises(UserError, match="--set gives shots twice; leave one of them"):
         read_grid(file, ["shots=1", "seeds=1", "shots=2"])
+
+
+def test_an_option_in_base_8(file: Path) -> None:
+    with pytest.raises(UserError, match=r"^--set seeds=1,010: YAML reads 010 as 8; write 8"):
+        read_grid(file, ["seeds=1,010"])
+    assert read_grid(file, ["datasets=010"]).blocks[0].datasets == ("010",)  # a name
 
 
 @pytest.mark.parametrize("grid", [None, [], 3, b"grid.yaml"])
