@@ -126,7 +126,7 @@ class ImageConditioned:
             net = method.net(backbone, self.settings, self.weights)
             layout = PromptLayout(len(self.weights["ctx"]))
             encoder = prompt_encoder(backbone, self.class_names, layout)
-            images = torch.from_numpy(np.asarray(features, np.float32)).to(backbone.device)
+            images = torch.tensor(features, dtype=torch.float32, device=backbone.device)
             parts = [
                 _logits(encoder(*method.inputs(net, part, None)).to(part.dtype), part, backbone.logit_scale)
                 for part in images.split(encoder.runs_at_once)

@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
 
+from fastcoop.checks import amount, whole_number
 from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
@@ -35,7 +36,7 @@ TEMPLATE = "a photo of a {}."
 LOGIT_SCALE = 100.0  # CLIP's
 HELD_OUT_EVERY = 5  # images of a class, where no validation images are given
 NO_IMAGES = np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int64)
-NO_DIRECTION = "X has features of length 0, which have no direction; remove these images."
+NO_DIRECTION = "{} has features of length 0, which have no direction; remove these images."
 
 
 class MethodClassifier(ClassifierMixin, BaseEstimator):
@@ -110,9 +111,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         """
         method, title, backbone = METHODS[self.method], type(self).__name__, self._load_backbone()
         settings = make_settings(method, self._given_settings())
-        texts = None if text_features is None else np.asarray(_as_array(text_features), np.float32)
+        texts = None if text_features is None else _read_texts(text_features)
         if logit_scale is not None and texts is None:
             raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
+        if (X_val is None) != (y_val is None):
+            raise UserError("X_val and y_val belong together; pass both, or neither.")
         if method.needs_backbone and texts is not None:
             raise UserError(
                 f"{title} passes prompts through the text tower; pass a backbone in place of text_features."
@@ -127,18 +130,24 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         )
         run, outcome = RunSpec.of(method.name, settings, data), Outcome({})
         self._check_shapes(run, features, labels, backbone)
+        if method.learns:
+            data.images = cast(Labelled, (features, labels))
+            if X_val is not None:
+                data.val = self._read_validation(run, X_val, y_val, backbone)
+            elif method.validation_choice(settings):
+                _hold_out(data)
         if texts is not None or backbone is None:
-            scale = logit_scale or getattr(backbone, "logit_scale", LOGIT_SCALE)
+            scale = getattr(backbone, "logit_scale", LOGIT_SCALE)
+            if logit_scale is not None:
+                scale = amount(logit_scale, "logit_scale")
             projection = backbone.image_projection if backbone and "pre" in method.kinds else None
             backbone = SimpleNamespace(  # all that such methods read of it
                 logit_scale=scale, device="cpu", image_projection=projection
             )
         if method.learns:
-            data.images = cast(Labelled, (features, labels))
-            self._set_validation(data, method.validation_choice(settings) is not None, X_val, y_val)
             subset = FewShot(*(np.arange(len(part[1])) for part in (data.images, data.val)))
             shots = int(np.bincount(data.images[1]).max())
-            run = replace(run, shots=shots, seed=self.seed, subset=subset)
+            run = replace(run, shots=shots, seed=whole_number(self.seed, "the seed"), subset=subset)
             if getattr(settings, "selection", "") in ("imagenet_val", "official"):
                 raise UserError(
                     f"{title} has neither another dataset nor test images to choose on; set selection to fixed, "
@@ -183,7 +192,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             classifier = replace(classifier, backbone=self._load_backbone())
         logits = classifier.logits(unit(features) if classifier.unit_length else features)
         if np.isnan(logits).any():
-            raise UserError(NO_DIRECTION)
+            raise UserError(NO_DIRECTION.format("X"))
         return logits
 
     def _keep(self, classifier: Classifier, outcome: Outcome) -> None:
@@ -279,16 +288,26 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         return labels
 
     def _check_shapes(
-        self, run: RunSpec, features: np.ndarray | None, labels: np.ndarray | None, backbone: Any
+        self,
+        run: RunSpec,
+        features: np.ndarray | None,
+        labels: np.ndarray | None,
+        backbone: Any,
+        suffix: str = "",
     ) -> None:
-        """Raise UserError if features, labels, text features and the backbone do not fit each other."""
+        """Raise UserError if features, labels, text features and the backbone do not fit each other.
+
+        ``suffix``: of the names of X and y.
+        """
         title, method, texts = type(self).__name__, METHODS[self.method], run.data.text_features
         classes, prompts = self.classes_, method.prompts(run.settings, run.data)
-        if texts is not None and texts.shape != (len(classes), texts.shape[-1]):
+        if texts is not None and len(texts) != len(classes):
             expected = f"({len(classes)}, dim), a row per class"
             raise UserError(f"Expected text_features of shape {expected}, got {texts.shape}.")
         if features is not None and labels is not None and len(features) != len(labels):
-            raise UserError(f"Expected y of shape ({len(features)},), a label per image, got {labels.shape}.")
+            raise UserError(
+                f"Expected y{suffix} of shape ({len(features)},), a label per image, got {labels.shape}."
+            )
         if texts is not None and prompts != method.prompts(method.Settings(), run.data):
             raise UserError(f"{title} takes text_features in place of its prompts; leave one of them out.")
         if not (method.needs_backbone or prompts):
@@ -302,23 +321,12 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             expected = f"(images, {dim}), as wide as {name}"
             raise UserError(f"Expected X of shape {expected}, got (images, {features.shape[-1]}).")
         if features is not None and not features.any(axis=-1).all():
-            raise UserError(NO_DIRECTION)
+            raise UserError(NO_DIRECTION.format(f"X{suffix}"))
 
-    def _set_validation(self, data: _ArrayData, wanted: bool, X: Any, y: Any) -> None:
-        """Set the validation images: those given, or else training images held out if ``wanted``."""
-        if X is not None:
-            data.val = self._read_features(X, None, reset=False)[:, 0], self._label_indices(y)
-        elif wanted:
-            (features, labels), every = data.images, HELD_OUT_EVERY
-            rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-            held = [row[every - 1 :: every] if len(row) >= every else row[1:][-1:] for row in rows]
-            out = np.concatenate(held)
-            if not len(out):
-                raise UserError(
-                    "No class has an image to hold out for validation; pass X_val and y_val to fit."
-                )
-            data.val = features[out, 0], labels[out]
-            data.images = np.delete(features, out, axis=0), np.delete(labels, out)
+    def _read_validation(self, run: RunSpec, X: Any, y: Any, backbone: Any) -> Labelled:
+        features, labels = self._read_features(X, None, reset=False), self._label_indices(y)
+        self._check_shapes(run, features, labels, backbone, "_val")
+        return features[:, 0], labels
 
     def __sklearn_clone__(self) -> MethodClassifier:
         return type(self)(**self.get_params(deep=False))
@@ -438,8 +446,42 @@ def _are_images(X: Any) -> bool:
 
 
 def _as_array(values: Any) -> Any:
-    """Return a tensor as an array, and anything else as it is."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    """Return a tensor as an array, of float32 for bfloat16, which NumPy lacks, and anything else as it is."""
+    if not hasattr(values, "detach"):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+
+
+def _read_texts(text_features: Any) -> np.ndarray:
+    """Return text features float32 (classes, dim), each of a length that can be scaled to 1."""
+    try:
+        with np.errstate(over="ignore"):
+            texts = np.asarray(_as_array(text_features), np.float32)
+    except (TypeError, ValueError):
+        raise UserError("Expected text_features to be numbers of shape (classes, dim).") from None
+    if texts.ndim != 2:
+        raise UserError(f"Expected text_features of shape (classes, dim), got {texts.shape}.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(texts, axis=1)
+    if wrong := np.flatnonzero(~((lengths > 0) & (lengths < np.inf))).tolist():
+        raise UserError(
+            f"Expected text_features of finite numbers and no row of zeros, got a length of {lengths[wrong[0]]:g} in "
+            f"row {wrong[0]}."
+        )
+    return texts
+
+
+def _hold_out(data: _ArrayData) -> None:
+    """Make every fifth training image of each class a validation image."""
+    (features, labels), every = data.images, HELD_OUT_EVERY
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    held = [row[every - 1 :: every] if len(row) >= every else row[1:][-1:] for row in rows]
+    out = np.concatenate(held)
+    if not len(out):
+        raise UserError("No class has an image to hold out for validation; pass X_val and y_val to fit.")
+    data.val = features[out, 0], labels[out]
+    data.images = np.delete(features, out, axis=0), np.delete(labels, out)
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from fastcoop import ProKeR
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.adapters.cross_modal import batches
@@ -164,6 +165,19 @@ def test_proker_is_kernel_ridge_regression(
     )
     expected = backbone.logit_scale * (x @ texts.T + np.exp(-beta * (1 - x @ S.T)) @ a)
     np.testing.assert_allclose(logits_of(backbone, one, data), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_prokers_sum_over_many_samples_keeps_its_digits() -> None:
+    rng, images, classes, dim, beta, lmbda = np.random.default_rng(12), 640, 8, 128, 0.75, 1.0
+    labels, texts = np.arange(images) % classes, rng.normal(size=(classes, dim))
+    features = texts[labels] + 5 * rng.normal(size=(images, dim))
+    fitted = ProKeR(beta=beta, lmbda=lmbda).fit(features, labels, text_features=texts)
+    S, T = (unit(given.astype(np.float32).astype(np.float64)) for given in (features, texts))
+    K = np.exp(-beta * (1 - S @ S.T))
+    a = np.linalg.solve(K / lmbda + np.eye(images), np.eye(classes)[labels] - S @ T.T)
+    expected = 100 * (S @ T.T + K @ a)
+    difference = np.abs(fitted.decision_function(features) - expected).max() / np.abs(expected).max()
+    assert difference < 2e-6
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cocoop": {"epochs": 3, "learning_rate": 0.1, "batch_size": 3},
 }
 NAMES = ("cat", "sea lion", "old dog")
+GIVEN: dict[str, Any] = {"text_features": np.eye(3, DIM)}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -219,6 +220,7 @@ def test_defaults_are_the_methods_settings() -> None:
     "takes text_features in place of its prompts; leave one of them out",
     "got one path; pass [{}]",
     "logit_scale belongs to text_features; leave it out, or pass both",
+    "X_val and y_val belong together; pass both, or neither",
     "needs a backbone to encode images; pass it, or pass features",
     "needs the names of the classes, in order; pass class_names to fit",
     "diverged; pass a smaller learning_rate",
@@ -257,6 +259,11 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             lambda: bias.fit(X, y, logit_scale=9.0),
             "pass both",
             lambda: bias.fit(X, y, logit_scale=9.0, text_features=texts),
+        ),
+        (
+            lambda: bias.fit(X, y, X_val=X, text_features=texts),
+            "pass both, or neither",
+            lambda: bias.fit(X, y, X_val=X, y_val=y, text_features=texts),
         ),
         (
             lambda: fc.LinearProbe().fit(image, list("ababab")),
@@ -301,12 +308,41 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             {"class_names": NAMES[:2], "text_features": np.eye(2, DIM)},
             "class names or indices into class_names, got 2",
         ),
+        ({"text_features": np.ones(DIM)}, r"text_features of shape \(classes, dim\), got \(16,\)"),
+        ({"text_features": [["cat"]]}, "text_features to be numbers"),
+        ({"text_features": np.diag([1.0, 0.0, 1.0])}, "no row of zeros, got a length of 0 in row 1"),
+        ({"text_features": np.full((3, DIM), np.nan)}, "finite numbers.*, got a length of nan in row 0"),
+        (GIVEN | {"logit_scale": 0}, "logit_scale to be a finite number above 0, got 0"),
+        (GIVEN | {"X_val": np.ones((2, DIM)), "y_val": [0]}, r"y_val of shape \(2,\), a label per image"),
+        (GIVEN | {"X_val": np.zeros((2, DIM)), "y_val": [0, 1]}, "X_val has features of length 0"),
     ],
 )
-def test_shapes_are_named_as_expected_and_got(data: Data, arguments: dict[str, Any], message: str) -> None:
+def test_shapes_and_numbers_are_named_as_expected_and_got(
+    data: Data, arguments: dict[str, Any], message: str
+) -> None:
     X, y = data.train(data.subset(4, 1))
     with pytest.raises(ValueError, match=message):
         fc.TextBias(epochs=1).fit(**({"X": X, "y": y} | arguments))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_the_seed_is_a_whole_number(data: Data, seed: Any) -> None:
+    X, y = data.train(data.subset(4, 1))
+    with pytest.raises(UserError, match="Expected the seed to be a whole number"):
+        fc.GDA(seed=seed).fit(X, y, **GIVEN)
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_array_of_numbers_is_read(data: Data) -> None:
+    X, y = data.train(data.subset(4, 1))
+    X = np.round(X * 2)  # the same in each type
+    expected = fc.TipAdapter(selection="fixed").fit(X[:, 0], y, **GIVEN).predict_proba(X[:, 0])
+    frozen = X[:, 0].copy()
+    frozen.flags.writeable = False
+    lists = X[:, 0].tolist()
+    for given in (frozen, lists, X[:, 0].astype(np.float16), torch.from_numpy(X[:, 0]).bfloat16()):
+        fitted = fc.TipAdapter(selection="fixed").fit(given, y, **GIVEN)
+        np.testing.assert_array_equal(fitted.predict_proba(given), expected)
 
 
 def test_settings_are_checked_as_a_grids(data: Data) -> None:

@@ -433,8 +433,9 @@ class AdapterClassifier:
         found = [np.zeros((0, len(self.texts)), np.float32)]
         with fresh_state(), torch.no_grad():
             for start in range(0, len(features), size):
-                part = np.asarray(features[start : start + size], np.float32)
-                images = torch.from_numpy(part).to(device)[None]
+                images = torch.tensor(
+                    features[None, start : start + size], dtype=torch.float32, device=device
+                )
                 logits = self.adapter.scorer(self.weights, images, self.texts)
                 found.append(logits(**values)[0].cpu().numpy())
         return np.concatenate(found)

@@ -91,12 +91,13 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
         @lru_cache(maxsize=1)  # the search tries all lmbda with one beta
         def kernels(beta: Tensor) -> tuple[Tensor, Any]:
             known = "dual" in weights
-            return kernel(similarity, beta), None if known else kernel(samples @ samples.mT, beta)
+            # A sum over samples in float32 loses more digits than the solution has.
+            return kernel(similarity, beta).double(), None if known else kernel(samples @ samples.mT, beta)
 
         def logits(beta: Tensor, lmbda: Tensor) -> Tensor:
             K, own = kernels(beta)
             dual = weights["dual"] if own is None else solve(own, lmbda, weights["residual"])
-            return zero_shot + texts.scale * K @ dual.mT
+            return zero_shot + (texts.scale * K @ dual.mT.double()).to(zero_shot)
 
         return logits
 
