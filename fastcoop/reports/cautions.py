@@ -12,12 +12,13 @@ import pandas as pd
 from fastcoop import escape
 from fastcoop.progress import counted
 from fastcoop.reports import frames
-from fastcoop.reports.series import GROUP_COLUMNS, plain_dataset
+from fastcoop.reports.series import GROUP_COLUMNS, other_settings, plain_dataset
 from fastcoop.reports.study import Slice, Study, evaluate_targets, schedule_note
 from fastcoop.reports.style import name_of
 from fastcoop.results.tables import find_collapsed
 
 MAX_NAMED = 8  # cases that a warning names; it counts the others
+CURVE_COLUMNS = ["backbone", "series", "context_length", "init", "schedule", "kind", "classes"]
 
 
 class Caution(NamedTuple):
@@ -56,6 +57,7 @@ def cautions(study: Study) -> Iterator[Caution]:
             yield Caution(f"{text.format(counted(len(rows), noun))}: {_named(rows)}.", short, rows.dataset)
     yield from _ambiguous_datasets(runs)
     yield from _mixed_epochs(runs)
+    yield from _mixed_settings(study)
     yield from _few_tests(runs)
     yield from _few_images(study)
     slices = study.slices()
@@ -91,6 +93,24 @@ def _mixed_epochs(runs: pd.DataFrame) -> Iterator[Caution]:
     if cases:
         text = f"Runs with different numbers of epochs are averaged in {_some(cases)}."
         yield Caution(text, "averages over different numbers of epochs", datasets)
+
+
+def _mixed_settings(study: Study) -> Iterator[Caution]:
+    """Yield curves whose datasets or numbers of shots were run with different settings."""
+    cases, datasets = [], list[object]()
+    for _, group in study.runs.groupby(CURVE_COLUMNS, sort=False, dropna=False):
+        given = [other_settings(row, study.known) for row in frames.rows_of(group)]
+        values = {
+            name: dict.fromkeys(str(one.get(name, "default")) for one in given)
+            for one in given
+            for name in one
+        }
+        if several := [f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1]:
+            cases.append(f"{_series_name(group.iloc[0])} ({', '.join(several)})")
+            datasets += group.dataset.unique().tolist()
+    if cases:
+        text = f"One name has different settings on other datasets or at other shots: {_some(cases)}."
+        yield Caution(text, "one name has different settings", dict.fromkeys(datasets))
 
 
 def _few_tests(runs: pd.DataFrame) -> Iterator[Caution]:
@@ -153,8 +173,11 @@ def _case(row: Any) -> str:
 
 def _point(row: Any) -> str:
     """Name a point of a curve."""
-    length = 0.0 if math.isnan(row.context_length) else row.context_length
-    return f"{name_of(row.series, length)} on {row.dataset} at {frames.in_shots(row.shots)}"
+    return f"{_series_name(row)} on {row.dataset} at {frames.in_shots(row.shots)}"
+
+
+def _series_name(row: Any) -> str:
+    return name_of(row.series, 0.0 if math.isnan(row.context_length) else row.context_length)
 
 
 def _named(runs: pd.DataFrame) -> str:

@@ -72,7 +72,7 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     recorded settings (defaults are not recorded), then the earliest. Others get series of their own, such as
     ``coop end (learning_rate 0.01)``.
     """
-    others = [_other_settings(run, known) for run in runs.itertuples(index=False)]
+    others = [other_settings(run, known) for run in runs.itertuples(index=False)]
     facts = pd.Series([json.dumps(one, sort_keys=True) for one in others], runs.index)
     series = runs.series.copy()
     for _, frame in runs.groupby("method", sort=False):
@@ -98,7 +98,7 @@ def equal_prompts(one: str | None, other: str | None) -> bool:
     return bool(one and other) and str(one).replace("{}", "[CLASS]") == str(other).replace("{}", "[CLASS]")
 
 
-def _other_settings(run: Any, known: Known) -> dict[str, Any]:
+def other_settings(run: Any, known: Known) -> dict[str, Any]:
     """Return the settings of a run without a column, and its dataset's prompt if it is not the recorded one."""
     other = {name: value for name, value in run.settings.items() if name not in NAMED_SETTINGS}
     prompt, current = run.settings.get(DATASET_PROMPT), known.get(run.source, {}).get("prompt")

@@ -123,6 +123,19 @@ def test_seeds_of_different_epochs_at_one_point_of_a_curve_are_named():
     assert "CoOp (M=16, mid) on objects at 16 shots: 50 and 200" in warned(frame)
 
 
+@pytest.mark.parametrize("column", ["dataset", "shots"])
+def test_settings_that_differ_within_a_curve_are_said(column):
+    frame = results(datasets=("objects", "digits"), shots=(1, 16))
+    assert "different settings" not in warned(frame)
+    where = (
+        (frame.method == "coop") & (frame[column] == frame[column].iloc[-1]) & (frame.class_position == "end")
+    )
+    frame.loc[where, "settings"] = json.dumps({"views": 8, "learning_rate": 0.1})
+    text = warned(frame)
+    assert "One name has different settings on other datasets or at other shots: " in text
+    assert "CoOp (M=16, end) (learning_rate default and 0.1); CoOp (M=16, end, CSC)" in text
+
+
 def test_fewer_training_images_than_shots_are_said():
     frame = calm()
     frame["per_class"] = json.dumps([50.0, 40.0])
