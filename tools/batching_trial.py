@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import plan_batches
-from fastcoop.sweeps.caching import cache_loaded, open_features
+from fastcoop.sweeps.caching import cache_loaded
+from fastcoop.sweeps.loading import load_grid, open_features
 from fastcoop.sweeps.tasks import Task, run_task
 from fastcoop.sweeps.workers import budget_of
 
@@ -37,7 +38,7 @@ def trial(
     for _ in cache_loaded(loaded, world / "cache", retry_skipped=False):
         pass
     open_features(loaded, world / "cache")
-    planned = {run.key: run for run in plan_runs(loaded)}
+    planned = {run.key: run for run in plan_runs(loaded.runs())}
     batches = plan_batches(list(planned.values()), budget=budget_of("cpu", None, 2))
     drawn_from = [(batch, key) for batch in batches if batch.trains for key in batch.keys]
 

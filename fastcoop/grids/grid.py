@@ -8,22 +8,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainValidator
 
 import fastcoop
 from fastcoop.checks import several, shortened
+from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import MissingFile, UserError
-from fastcoop.grids.lines import Lines, read_yaml
-from fastcoop.grids.scopes import Scope, join, keep_only, located, methods_of, override, split
-from fastcoop.grids.values import Name, Names, Seeds, Shots, Views, number_of_draws, plain
+from fastcoop.grids.given import PlacedDict, bare, plain, read_yaml
+from fastcoop.grids.scopes import Scopes, join, keep_only, override, split
+from fastcoop.grids.values import Names, Seeds, Shots, Targets, Views, as_list, number_of_draws
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 
-Methods = tuple[tuple[str, tuple[MethodSettings, ...]], ...]  # (name, all its settings)
-
 log = logging.getLogger("fastcoop")
+
+
+def _methods(given: Any) -> tuple[tuple[str, tuple[MethodSettings, ...]], ...]:
+    """Return (name, all its settings) of each method that `split` lists, the fastest first."""
+    found: list[tuple[str, tuple[MethodSettings, ...]]] = []
+    if not given:
+        raise ValueError("expected at least one method")
+    for index, entry in enumerate(given):
+        for name, settings in entry.items():
+            try:
+                method = get_method(name)
+                if not isinstance(settings, dict):
+                    problem = f"Expected keys and values as settings of {name}, got {shortened(settings)}."
+                    raise UserError(problem)
+                one = name, tuple(expand(method, settings))
+                if one in found:
+                    raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
+            except UserError as error:
+                raise SettingError(str(error), (index, name, *getattr(error, "place", ()))) from None
+            found.append(one)
+    return tuple(sorted(found, key=lambda pair: list(METHODS).index(pair[0])))
+
+
+Methods = Annotated[tuple[tuple[str, tuple[MethodSettings, ...]], ...], PlainValidator(_methods)]
 
 
 class GridBlock(BaseModel):
@@ -35,10 +58,10 @@ class GridBlock(BaseModel):
         backbones: As ``fastcoop.backbone_from_spec`` takes them.
         datasets: Names under the data root, or paths of folders, CSV files or stores of imported features.
         shots, seeds: Images per class, and seeds, of the few-shot subsets.
-        methods: (name, all its settings), the fastest first.
         targets: For a dataset, further datasets to test its runs on.
         views: Augmented views per training image, the same in all blocks.
         recipe: Recipe of the image transforms, the same in all blocks.
+        methods: (name, all its settings), the fastest first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,10 +71,10 @@ class GridBlock(BaseModel):
     datasets: Names
     shots: Shots = (1, 2, 4, 8, 16)
     seeds: Seeds = (1, 2, 3)
-    methods: Methods = ()
-    targets: dict[Name, Names] = {}
+    targets: Targets = {}
     views: Views = 8
     recipe: Literal["current", "official-2021"] = "current"
+    methods: Methods
 
     @property
     def learns(self) -> bool:
@@ -62,6 +85,12 @@ class GridBlock(BaseModel):
     def augments(self) -> bool:
         """Whether any of its methods learns from augmented views."""
         return any(METHODS[name].learns and METHODS[name].augments for name, _ in self.methods)
+
+    def uses(self, key: str, method: str = "", *inside: str) -> bool:
+        """Return whether its runs use a key of the file, such as "shots" or ("methods", "coop", "epochs")."""
+        if key == "methods" and inside:
+            return method in dict(self.methods)
+        return self.augments if key == "views" else self.learns or key not in ("shots", "seeds")
 
     def runs(self, backbone: str, method: str) -> Iterator[RunSpec[Any]]:
         """Yield its runs of one method by one backbone, dataset by dataset."""
@@ -146,46 +175,45 @@ def read_grid(
             cannot have.
     """
     overrides, only = several(overrides), several(only)
-    given, lines, name = _content(source)
-    try:
-        scopes = split(given, name)
-        override(scopes, overrides, lines, name)
+    given, name = _content(source)
+    scopes = split(given, name)
+    override(scopes, overrides, name)
+    _fit_targets(given, scopes)
+    blocks = _blocks(scopes, name)
+    if only:
+        scopes = keep_only(scopes, only)
         blocks = _blocks(scopes, name)
-        if only:
-            scopes = keep_only(scopes, only)
-            blocks = _blocks(scopes, name)
-    except SettingError as error:
-        raise UserError(f"{lines.where(error.place)}{error}") from None
-    _warn_of_draws(scopes, lines)
-    if not (overrides or only):
-        _warn_of_unused_keys(given, scopes, blocks, lines)
+    for sentence in dict.fromkeys(_notes(given, scopes, blocks, unused=not (overrides or only))):
+        log.warning(sentence)
     for one in overrides:
-        if not _users(blocks, one.partition("=")[0].split(".")):
+        if not any(block.uses(*one.partition("=")[0].split(".")) for block in blocks):
             log.warning("--set %s changes nothing: no run uses it.", one)
-    return Grid(tuple(blocks), blocks[0].views, blocks[0].recipe, join(scopes))
+    return Grid(tuple(blocks), blocks[0].views, blocks[0].recipe, bare(join(scopes)))
 
 
-def _content(source: Any) -> tuple[dict[str, Any], Lines, str]:
-    """Return a grid's content as plain values, their lines, and what the grid is called in messages."""
-    if isinstance(source, Mapping):
-        return plain(source), Lines(), "the grid"
-    if not isinstance(source, str | os.PathLike):
+def _content(source: Any) -> tuple[PlacedDict, str]:
+    """Return the content of a grid, and what it is called in messages."""
+    if not isinstance(source, str | os.PathLike | Mapping):
         raise UserError(
             f"Expected a grid as the path of a YAML file or as a mapping, got {shortened(source)}."
         )
-    path = Path(source)
     try:
+        if isinstance(source, Mapping):
+            return plain(source), "the grid"
+        path = Path(source)
         text = (path if path.is_file() else shipped_grid(path) or path).read_text(encoding="utf-8")
+        given = read_yaml(text, str(source))
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a grid is a YAML file.") from None
+        raise UserError(f"{source} is not a text file; a grid is a YAML file.") from None
     except FileNotFoundError:
-        raise MissingFile(f"There is no grid file {path}, nor does fastcoop contain one.") from None
+        raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.") from None
     except OSError as error:
-        raise UserError(f"The grid file {path} cannot be read: {error.strerror}.") from None
-    given, lines = read_yaml(text, str(source))
-    if not isinstance(given, dict):
+        raise UserError(f"The grid file {source} cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
+    if not isinstance(given, PlacedDict):
         raise UserError(f"{source} should hold keys such as backbones, datasets and methods.")
-    return plain(given), lines, str(source)
+    return given, str(source)
 
 
 def shipped_grid(name: str | Path) -> Path | None:
@@ -200,85 +228,59 @@ def shipped_grid(name: str | Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _blocks(scopes: Sequence[Scope], name: str) -> list[GridBlock]:
-    """Return the blocks of a grid. Raises SettingError, with the place in it, for what is wrong."""
+def _fit_targets(given: PlacedDict, scopes: Scopes) -> None:
+    """Leave out of each block the targets that stand above it, but are of another block's datasets.
+
+    Raises:
+        UserError: Targets are of no dataset, and ``--set`` did not give the datasets.
+    """
+    datasets = {name: set(map(str, as_list(one.get("datasets")))) for name, one in scopes.items()}
+    dropped: dict[str, None] = {}
+    for block, content in scopes.items():
+        targets = content.get("targets") or {}
+        is_own = block is not None and "targets" in given["blocks"][block]
+        known = datasets[block] if is_own else set[str]().union(*datasets.values())
+        for name in [name for name in targets if str(name) not in datasets[block]]:
+            if content.place("datasets").startswith("--set"):
+                dropped[str(name)] = None
+            elif str(name) not in known:
+                problem = f'The grid gives targets for "{name}", which is not one of its datasets.'
+                raise UserError(f"{content.place('targets', name)}{problem}")
+            targets.pop(name)
+    if dropped:
+        log.warning("--set datasets leaves out the targets of %s.", abbreviate(list(dropped)))
+
+
+def _blocks(scopes: Scopes, name: str) -> list[GridBlock]:
+    """Return the blocks of a grid."""
     blocks = []
-    for scope in scopes:
-        with located(scope.place):
-            blocks.append(_block(scope, f'block "{scope.name}" of {name}' if scope.name else name))
-    datasets = {one for block in blocks for one in block.datasets}
-    for scope, block in zip(scopes, blocks, strict=True):
-        known = block.datasets if "targets" in scope.own else datasets
-        for dataset in scope.content.get("targets") or {}:
-            if str(dataset) not in known:
-                message = f'The grid gives targets for "{dataset}", which is not one of its datasets.'
-                raise SettingError(message, scope.place("targets", dataset))
-        if targets := scope.content.get("targets"):  # without those of other blocks, which may be left out
-            scope.content["targets"] = {
-                name: targets[name] for name in targets if str(name) in block.datasets
-            }
+    for block, content in scopes.items():
+        try:
+            what = name if block is None else f'block "{block}" of {name}'
+            blocks.append(validate(GridBlock, content, what).model_copy(update={"name": block}))
+        except SettingError as error:
+            raise UserError(f"{content.place(*error.place)}{error}") from None
     return blocks
 
 
-def _block(scope: Scope, what: str) -> GridBlock:
-    content = {key: value for key, value in scope.content.items() if key != "methods"}
-    block, methods = validate(GridBlock, content, what), _methods(scope.content.get("methods"), what)
-    targets = {name: names for name, names in block.targets.items() if name in block.datasets}
-    if own := [name for name, names in targets.items() if name in names]:
-        raise UserError(
-            f'The dataset "{own[0]}" is tested on itself in any case; leave it out of its own targets.'
-        )
-    return block.model_copy(update={"name": scope.name, "methods": methods, "targets": targets})
-
-
-def _methods(given: Any, what: str) -> Methods:
-    if not given:
-        raise UserError(f'The setting "methods" of {what} is missing; it must be given.')
-    found: list[tuple[str, tuple[MethodSettings, ...]]] = []
-    for place, name, settings in methods_of(given):
-        with located(lambda *inside, place=place: ("methods", *place, *inside)):
-            method = get_method(name)
-            if not isinstance(settings, dict):
-                raise UserError(f"Expected keys and values as settings of {name}, got {shortened(settings)}.")
-            one = name, tuple(expand(method, settings))
-        if one in found:
-            raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
-        found.append(one)
-    return tuple(sorted(found, key=lambda pair: list(METHODS).index(pair[0])))
-
-
-def _users(blocks: Sequence[GridBlock], keys: Sequence[str]) -> list[GridBlock]:
-    """Return the blocks with runs that use a key, such as ``["shots"]`` or ``["methods", "coop", "epochs"]``."""
-    if keys[0] == "methods" and len(keys) > 2:
-        return [block for block in blocks if keys[1] in dict(block.methods)]
-    if keys[0] == "views":
-        return [block for block in blocks if block.augments]
-    return [block for block in blocks if block.learns or keys[0] not in ("shots", "seeds")]
-
-
-def _warn_of_draws(scopes: Sequence[Scope], lines: Lines) -> None:
-    """Log the numbers of draws that may be meant as one seed."""
-    draws = {scope.place("seeds"): number_of_draws(scope.content.get("seeds")) for scope in scopes}
-    for place, number in draws.items():
-        if number and number > 1:
-            log.warning(
-                f"{lines.where(place)}These are {number} draws, of the seeds 1 to {number}; write seeds: [{number}] "
-                "for this seed alone."
-            )
-
-
-def _warn_of_unused_keys(
-    given: dict[str, Any], scopes: Sequence[Scope], blocks: Sequence[GridBlock], lines: Lines
-) -> None:
-    """Log the keys of a file that no run uses, and the shots of epochs that no run has."""
-    pairs = list(zip(scopes, blocks, strict=True))
-    users = {(key,): [block for scope, block in pairs if key not in scope.own] for key in given}
-    users |= {scope.place(key): [block] for scope, block in pairs for key in scope.own}
-    for place, of_key in users.items():
-        if place[-1] not in ("recipe", "blocks") and not _users(of_key, [place[-1]]):
-            log.warning("%sNo run uses %s from here, so it changes nothing.", lines.where(place), place[-1])
+def _notes(given: PlacedDict, scopes: Scopes, blocks: Sequence[GridBlock], unused: bool) -> Iterator[str]:
+    """Yield what may be meant otherwise: numbers of seeds, and keys of a file that no run uses if ``unused``."""
+    for content in scopes.values():
+        if (draws := number_of_draws(content.get("seeds")) or 0) > 1:
+            seeds = f"These are {draws} draws, of the seeds 1 to {draws}"
+            yield f"{content.place('seeds')}{seeds}; write seeds: [{draws}] for this seed alone."
+    if not unused:
+        return
+    own = {block.name: given["blocks"][block.name] if block.name else {} for block in blocks}
+    for key in given:
+        if key not in ("recipe", "blocks") and not any(b.uses(key) for b in blocks if key not in own[b.name]):
+            yield f"{given.place(key)}No run uses {key} from here, so it changes nothing."
+    for block in blocks:
+        for key in own[block.name]:
+            if not block.uses(key):
+                yield f"{own[block.name].place(key)}No run uses {key} from here, so it changes nothing."
     shots = {number for block in blocks for number in block.shots}
     settings = [one for block in blocks for _, every in block.methods for one in every]
     schedules = [epochs for one in settings if isinstance(epochs := getattr(one, "epochs", None), dict)]
-    if unused := dict.fromkeys(str(number) for one in schedules for number in one if number not in shots):
-        log.warning("No run has %s shots, for which epochs are given.", " or ".join(unused))
+    if others := dict.fromkeys(str(number) for one in schedules for number in one if number not in shots):
+        yield f"No run has {' or '.join(others)} shots, for which epochs are given."

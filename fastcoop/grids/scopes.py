@@ -2,216 +2,151 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
-from fastcoop.checks import shortened
-from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, nearest, unknown
-from fastcoop.grids.lines import Lines, OtherBase, read_yaml
-from fastcoop.grids.values import as_list, plain
+from fastcoop.grids.given import PlacedDict, read_yaml
+from fastcoop.grids.values import as_list
 from fastcoop.methods import METHODS
-from fastcoop.methods.base import SettingError
 
-BLOCK_KEYS = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
+BLOCK_KEYS: tuple[str, ...] = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
 TOP_KEYS = ("views", "recipe", "blocks")
 
-log = logging.getLogger("fastcoop")
+Scopes = dict[
+    str | None, PlacedDict
+]  # each block's content with what stands above it; None: of a grid without blocks
 
 
-@dataclass
-class Scope:
-    """The content of a block with what stands above it, and the keys of its own; or a grid without blocks (None)."""
-
-    name: str | None
-    content: dict[str, Any]
-    own: set[str] = field(default_factory=set)
-
-    def place(self, *path: Any) -> tuple[Any, ...]:
-        """Return the path in the file of a path in this scope."""
-        in_block = self.name is not None and (not path or path[0] in self.own)
-        return ("blocks", self.name, *path) if in_block else path
-
-
-@contextmanager
-def located(place: Callable[..., tuple[Any, ...]]) -> Iterator[None]:
-    """Make every UserError a SettingError at the ``place`` that contains its own."""
-    try:
-        yield
-    except UserError as error:
-        inside = error.place if isinstance(error, SettingError) else ()
-        raise SettingError(str(error), place(*inside)) from None
-
-
-def split(given: dict[str, Any], name: str) -> list[Scope]:
-    """Return the blocks of a file's content. Raises SettingError for an unknown key, or a block that cannot be one."""
-    _refuse_unknown(given, (*BLOCK_KEYS, *TOP_KEYS), name)
-    shared, blocks = {key: value for key, value in given.items() if key != "blocks"}, given.get("blocks")
-    if blocks is None:
-        return [Scope(None, shared)]
-    if not isinstance(blocks, dict) or not blocks:
-        raise SettingError(f'"blocks" of {name} should be names with keys of their own.', ("blocks",))
+def split(given: PlacedDict, name: str) -> Scopes:
+    """Return the blocks of a file's content. Raises UserError for an unknown key, or a block that cannot be one."""
+    _check_keys(given, (*BLOCK_KEYS, *TOP_KEYS), name)
+    if "blocks" not in given:
+        return {None: _listing_methods(given)}
+    shared, blocks = {key: given[key] for key in given if key != "blocks"}, given["blocks"]
+    if not isinstance(blocks, PlacedDict) or not blocks:
+        raise UserError(f'{given.place("blocks")}"blocks" of {name} should be names with keys of their own.')
+    scopes: Scopes = {}
     for block, own in blocks.items():
-        with located(lambda *inside, block=block: ("blocks", block, *inside)):
-            _check_block(block, own)
-    return [Scope(block, plain(shared | own), set(own)) for block, own in blocks.items()]
+        place = blocks.place(block)
+        if not isinstance(block, str):
+            raise UserError(f"{place}Expected the name of a block to be text, got {block!r}.")
+        if block in METHODS:
+            raise UserError(f'{place}A block cannot be called "{block}", which is a method; rename it.')
+        if not isinstance(own, PlacedDict):
+            raise UserError(f'{place}The block "{block}" should have keys of its own, such as methods.')
+        _check_keys(own, BLOCK_KEYS, f'block "{block}"')
+        scopes[block] = _listing_methods(PlacedDict(deepcopy(shared | own), given.places | own.places))
+    return scopes
 
 
-def _check_block(name: Any, content: Any) -> None:
-    if not isinstance(name, str):
-        raise UserError(f"Expected the name of a block to be text, got {name!r}.")
-    if name in METHODS:
-        raise UserError(f'A block cannot be called "{name}", which is a method; rename it.')
-    if not isinstance(content, dict):
-        raise UserError(f'The block "{name}" should have keys of its own, such as methods.')
-    for key in TOP_KEYS:
-        if key in content:
-            raise SettingError(f'"{key}" holds for the whole grid; put it at its top.', (key,))
-    _refuse_unknown(content, BLOCK_KEYS, f'block "{name}"')
-
-
-def _refuse_unknown(content: dict[str, Any], known: Sequence[str], what: str) -> None:
+def _check_keys(content: PlacedDict, known: Sequence[str], what: str) -> None:
     for key in content:
         if key not in known:
-            raise SettingError(f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}', (key,))
+            problem = f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}'
+            if key in TOP_KEYS:
+                problem = f'"{key}" holds for the whole grid; put it at its top.'
+            raise UserError(f"{content.place(key)}{problem}")
 
 
-def join(scopes: Sequence[Scope]) -> dict[str, Any]:
+def _listing_methods(content: PlacedDict) -> PlacedDict:
+    """Make the methods a list of mappings, each of one name to its settings. They may be names, and one mapping."""
+    found = []
+    for index, entry in enumerate(as_list(content.get("methods") or [])):
+        place = content.place("methods", index)
+        named = (
+            entry if isinstance(entry, PlacedDict) else PlacedDict({str(entry): None}, {str(entry): place})
+        )
+        for name, settings in named.items():
+            places = {name: named.place(name)}
+            found.append(PlacedDict({name: PlacedDict() if settings is None else settings}, places))
+    if found:
+        content["methods"] = found
+    return content
+
+
+def join(scopes: Scopes) -> dict[str, Any]:
     """Return the content of a file with these blocks: what all of them have stands above them."""
-    if scopes[0].name is None:
-        return scopes[0].content
-    first, *others = (scope.content for scope in scopes)
+    if None in scopes:
+        return scopes[None]
+    first, *others = scopes.values()
     shared = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
-    blocks = {one.name: {key: one.content[key] for key in one.content if key not in shared} for one in scopes}
-    return shared | {"blocks": blocks}
+    own = {name: {key: one[key] for key in one if key not in shared} for name, one in scopes.items()}
+    return shared | {"blocks": own}
 
 
-def methods_of(given: Any) -> Iterator[tuple[tuple[Any, ...], str, Any]]:
-    """Yield (place, name, settings) of a name, a mapping of names to settings, or a list of either."""
-    for index, entry in enumerate(as_list(given) if given else ()):
-        place = (index,) if isinstance(given, list) else ()
-        for name, settings in entry.items() if isinstance(entry, dict) else [(entry, None)]:
-            inside = (name,) if isinstance(entry, dict) else ()
-            yield (*place, *inside), str(name), {} if settings is None else settings
-
-
-def override(scopes: Sequence[Scope], options: Sequence[str], lines: Lines, name: str) -> None:
+def override(scopes: Scopes, options: Sequence[str], name: str) -> None:
     """Replace values of the grid ``name``, in the block that an option names, or else in all of them.
 
     Raises:
         UserError: An option is not ``key=value``, names what is not there, or is given twice.
     """
-    if others := [one for one in options if not isinstance(one, str)]:
-        raise UserError(f'Expected overrides such as "shots=1,2", got {shortened(others[0])}.')
-    times = Counter(one.partition("=")[0] for one in options)
+    times = Counter(str(one).partition("=")[0] for one in options)
     if twice := [key for key in times if times[key] > 1]:
         raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
-    # Datasets last: they drop targets that are not set.
-    for option in sorted(options, key=lambda one: "datasets=" in one):
-        path, equals, text = option.partition("=")
-        place, keys, chosen = tuple(path.split(".")), path.split("."), scopes
-        in_block = keys[0] == "blocks"
-        if not equals or not path or (in_block and len(keys) < 3):
+    for option in options:
+        path, equals, text = str(option).partition("=")
+        keys, chosen, known, what = path.split("."), scopes, (*BLOCK_KEYS, *TOP_KEYS), name
+        if keys[0] == "blocks" and len(keys) > 2:
+            _, block, *keys = keys
+            if block not in scopes:
+                raise UserError(f'The grid has no block "{block}".{nearest(block, filter(None, scopes))}')
+            chosen, known, what = {block: scopes[block]}, BLOCK_KEYS, f'block "{block}"'
+        if not (equals and path) or keys[0] == "blocks":
             raise UserError(
                 f'"{option}" should be KEY=VALUE, such as shots=1,2, methods.coop.epochs=20 or blocks.NAME.shots=1,2.'
             )
-        if in_block:
-            block, keys = keys[1], keys[2:]
-            chosen = [scope for scope in scopes if scope.name == block]
-            if not chosen:
-                names = [scope.name for scope in scopes if scope.name]
-                raise UserError(f'The grid has no block "{block}".{nearest(block, names)}')
-            if keys[0] != "targets" or len(keys) == 1:  # else those above it stay
-                chosen[0].own.add(keys[0])
-        value = _value(keys, text, option)
-        lines.set(place, option)
-        with located(lambda *inside, place=place: place):
-            if in_block:
-                _check_block(block, {keys[0]: value})
-            else:
-                _refuse_unknown({keys[0]: value}, (*BLOCK_KEYS, *TOP_KEYS), name)
-        _override(chosen, keys, value, option, lines)
+        _check_keys(PlacedDict({keys[0]: None}, {keys[0]: f"--set {option}: "}), known, what)
+        _override([*chosen.values()], keys, text, option)
 
 
-def _override(scopes: Sequence[Scope], keys: Sequence[str], value: Any, option: str, lines: Lines) -> None:
-    places = [(scope, *place) for scope in scopes for place in _places(scope, keys)]
-    if not places:
-        names = {name for scope in scopes for _, name, _ in methods_of(scope.content.get("methods"))}
-        raise UserError(f'"{option}" sets {keys[1]}, which the grid does not run.{nearest(keys[1], names)}')
-    dropped: list[str] = []
-    for scope, path, content, inside in places:
-        _set(content, inside, value, option)
-        lines.set(scope.place(*path, *inside), option)
-        if keys == ["datasets"] and isinstance(targets := content.get("targets"), dict):
-            kept = set(map(str, as_list(value)))
-            dropped += [str(name) for name in targets if str(name) not in kept]
-            content["targets"] = {name: named for name, named in targets.items() if str(name) in kept}
-    if dropped:
-        log.warning("--set datasets leaves out the targets of %s.", abbreviate(list(dict.fromkeys(dropped))))
-
-
-def _places(scope: Scope, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], dict[str, Any], Sequence[str]]]:
-    """Return what keys lead into: the content of a scope, or the settings of a method wherever it is listed.
-
-    Each with its path, and the keys inside.
-    """
-    if keys[0] != "methods" or len(keys) < 3:
-        return [((), scope.content, keys)]
-    methods = [(name, settings) for _, name, settings in methods_of(scope.content.get("methods"))]
-    named = [(index, settings) for index, (name, settings) in enumerate(methods) if name == keys[1]]
-    if named:
-        scope.content["methods"] = [{name: settings} for name, settings in methods]
-    return [(("methods", index, keys[1]), settings, keys[2:]) for index, settings in named]
+def _override(scopes: Sequence[PlacedDict], keys: Sequence[str], text: str, option: str) -> None:
+    """Set the value that keys lead to in each scope; of a method, wherever it is listed."""
+    places, inside = scopes, keys
+    if keys[0] == "methods" and len(keys) > 1:
+        entries = [one for scope in scopes for one in scope.get("methods", ())]
+        places, inside = [one for one in entries if keys[1] in one], keys[1:]
+        if not places:
+            names = {name for one in entries for name in one}
+            raise UserError(
+                f'"{option}" sets {keys[1]}, which the grid does not run.{nearest(keys[1], names)}'
+            )
+    *parents, last = inside
+    for place in places:
+        for parent in parents:
+            place[parent] = PlacedDict() if place.get(parent) is None else place[parent]
+            if not isinstance(place[parent], PlacedDict):
+                raise UserError(f'"{option}" reaches into {parent}, which has no keys of its own.')
+            place = place[parent]
+        place[last], place.places[last] = _value(keys, text, option), f"--set {option}: "
+        if keys == ["methods"]:
+            _listing_methods(place)
 
 
 def _value(keys: Sequence[str], text: str, option: str) -> Any:
     """Return the value of ``--set a.b=text``; commas make a list. Names are text, as in a file."""
     text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text
-    nested = [" " * n + json.dumps(key) + ":" for n, key in enumerate(keys)]
-    nested += [" " * len(keys) + line for line in text.splitlines()]
-    try:
-        value, _ = read_yaml("\n".join(nested), option)
-        for key in keys:
-            value = value[key]
-    except OtherBase as error:
-        raise OtherBase(f"--set {option}: ", error.written, error.number) from None
-    except (UserError, KeyError):
-        raise UserError(f'The value in "{option}" is not YAML; quote it.') from None
-    return value
+    return read_yaml(text, option, keys)
 
 
-def _set(place: dict[str, Any], keys: Sequence[str], value: Any, option: str) -> None:
-    *parents, last = keys
-    for parent in parents:
-        place[parent] = place.get(parent) or {}
-        if not isinstance(place[parent], dict):
-            raise UserError(f'"{option}" reaches into {parent}, which has no keys of its own.')
-        place = place[parent]
-    place[last] = value
-
-
-def keep_only(scopes: Sequence[Scope], only: Sequence[str]) -> list[Scope]:
+def keep_only(scopes: Scopes, only: Sequence[str]) -> Scopes:
     """Return these methods only, or these blocks only; with both, these methods of these blocks.
 
     Raises:
         UserError: The grid has none of them.
     """
-    names = [scope.name for scope in scopes if scope.name]
+    names = [name for name in scopes if name]
     if others := [name for name in only if name not in METHODS and name not in names]:
         raise unknown("method or block" if names else "method", others[0], [*METHODS, *names])
     methods, blocks = ([name for name in only if name in known] for known in (METHODS, names))
-    left, found = [], set[str]()
-    for scope in scopes:
-        every = [(name, settings) for _, name, settings in methods_of(scope.content.get("methods"))]
-        found.update(name for name, _ in every)
-        kept = [{name: settings} for name, settings in every if name in (methods or METHODS)]
-        if kept and (not blocks or scope.name in blocks):
-            left.append(Scope(scope.name, scope.content | {"methods": kept}, scope.own))
+    left, found = Scopes(), set[str]()
+    for name, content in scopes.items():
+        found.update(method for one in content["methods"] for method in one)
+        kept = [one for one in content["methods"] if set(one) & set(methods or METHODS)]
+        if kept and name in (blocks or scopes):
+            left[name] = PlacedDict(content | {"methods": kept}, content.places)
     if not left:
         raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(sorted(found))}.")
     return left

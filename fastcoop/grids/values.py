@@ -1,23 +1,15 @@
-"""Values of a grid: what stands for a list, numbers and names, and values of other libraries as plain ones."""
+"""Kinds of values in a grid: lists that a single value may stand for, names, numbers of shots and seeds."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Set
-from datetime import date
-from enum import Enum
-from numbers import Number
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fastcoop.checks import LARGEST, MOST_VIEWS, expand_range, shortened
-from fastcoop.errors import UserError
 
-SCALARS = (str, int, float, bool, type(None))
 MOST_DRAWS = 100  # that a single number asks for; a larger one, such as 2024, is meant as a seed
-KINDS: Any = ((str, str), (int, int), (Number, float), ((PurePath, date), str))  # and what they become
 
 
 def as_list(value: Any) -> Any:
@@ -65,53 +57,22 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _not_itself(targets: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    if own := [name for name, names in targets.items() if name in names]:
+        raise ValueError(
+            f'the dataset "{own[0]}" is tested on itself in any case; leave it out of its own targets'
+        )
+    return targets
+
+
 _T = TypeVar("_T")
 _List = Annotated[tuple[_T, ...], BeforeValidator(as_list), Field(min_length=1), AfterValidator(_once)]
 Name = Annotated[
     str, BeforeValidator(lambda name: str(name) if type(name) is int else name), Field(min_length=1)
 ]
 Names = _List[Name]
+Targets = Annotated[dict[Name, Names], AfterValidator(_not_itself)]
 Shots = _List[Annotated[int | Literal["all"], _whole('whole numbers from 1 on, or "all"', 1, word="all")]]
 _Seed = Annotated[int, _whole(f'whole numbers from 0 to {LARGEST}, or a range such as "1-10"', 0)]
 Seeds = Annotated[_List[_Seed], BeforeValidator(_seeds)]
 Views = Annotated[int, _whole(f"a whole number from 0 to {MOST_VIEWS}", 0, MOST_VIEWS)]
-
-
-def plain(value: Any) -> Any:
-    """Return a copy of a grid's values as plain lists, dictionaries, numbers and text.
-
-    NumPy's, pandas' and torch's numbers and arrays become numbers and lists, other collections lists (sets in order),
-    paths and dates text, enumerations their values, exact fractions floats.
-
-    Raises:
-        UserError: Anything else, such as bytes and generators.
-    """
-    try:
-        return _plain(value)
-    except RecursionError:
-        raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
-
-
-def _plain(value: Any) -> Any:
-    if type(value) in SCALARS:
-        return value
-    if isinstance(value, Enum):
-        return _plain(value.value)
-    if isinstance(value, Mapping):
-        if odd := [key for key in value if type(_plain(key)) not in SCALARS]:
-            raise UserError(
-                f"Expected text or a number as a key of a mapping in a grid, got {shortened(odd[0])}; change the key."
-            )
-        return {_plain(key): _plain(one) for key, one in value.items()}
-    if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
-        return _plain(value.tolist())
-    if made := next((made for kind, made in KINDS if isinstance(value, kind)), None):
-        return made(value)
-    if isinstance(value, Set):
-        return sorted(map(_plain, value), key=lambda one: (str(type(one)), one))
-    if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
-        return [_plain(one) for one in value]
-    raise UserError(
-        "Expected text, numbers, yes or no, and lists and mappings of these in a grid, got "
-        f"{shortened(value)} of type {type(value).__name__}; convert it to a list or to text."
-    )

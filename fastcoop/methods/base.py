@@ -337,6 +337,9 @@ def validate(model: type[M], given: Mapping[str, Any], where: str) -> M:
     except ValidationError as error:
         first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
         problem, place = first["msg"].removeprefix("Value error, ").rstrip("."), first["loc"]
+        inner = first.get("ctx", {}).get("error")
+        if isinstance(inner, SettingError):  # raised by a validator, about a value inside
+            raise SettingError(str(inner), (*place, *inner.place)) from None
         name = ".".join(_names(given, place)) or "".join(map(str, place[:1]))
         if not place:  # of several settings together
             message = f"The settings of {where} do not go together: {problem}."

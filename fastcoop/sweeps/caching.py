@@ -1,27 +1,17 @@
-"""The features that a grid needs: open them, cache them, count what is missing."""
+"""The features that a grid needs: cache them, count what is missing."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset
-from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.load import ClassNames
-from fastcoop.features import FeatureStore, cache_all, open_if_there, store_path
+from fastcoop.features import cache_all
 from fastcoop.features.cache import plan_encoding, view_counts
 from fastcoop.features.encode import Encoding
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import LoadedGrid, load_grid
-from fastcoop.progress import counted
-
-OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
-
-log = logging.getLogger("fastcoop")
+from fastcoop.sweeps.loading import LoadedGrid, load_grid
 
 
 def cache_grid(
@@ -71,33 +61,6 @@ def cache_loaded(
         loaded.backbones, wanted, cache, views=grid.views, kinds=grid.kinds, recipe=grid.recipe, dtype=dtype,
         precision=precision, skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip
-
-
-def open_features(
-    loaded: LoadedGrid, cache: Path, open_one: OpenStore = open_if_there
-) -> list[Mapping[str, str] | None]:
-    """Open all feature stores that exist; return the digests of their splits, None for those that do not exist."""
-    for backbone in loaded.backbones:
-        for dataset in loaded.datasets.values():
-            path = store_path(cache, backbone, dataset)
-            loaded.add_features(backbone, dataset, open_one(path, backbone, dataset))
-    stores = [data.store for data in loaded.features.values()]
-    precisions = Counter(store.meta.precision for store in stores if store)
-    if len(precisions) > 1:
-        listed = ", ".join(f"{precision} in {count}" for precision, count in sorted(precisions.items()))
-        warn_once(f"The precision of this grid's feature stores is not the same: {listed}.")
-    return [store.meta.sha256 if store else None for store in stores]
-
-
-def open_unchanged(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureStore | None:
-    """Open a store, if it exists, without images whose files have changed, and warn about those."""
-    store = open_if_there(path, backbone, dataset, only_unchanged=True)
-    if store is not None and store.changed_images:
-        log.warning(
-            f"{counted(store.changed_images, 'image file')} of {dataset.name} changed since the last encoding; a sweep "
-            "would encode again."
-        )
-    return store
 
 
 def missing_crops(loaded: LoadedGrid) -> dict[tuple[str, str], int]:

@@ -21,7 +21,7 @@ from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features import cache_all, find_datasets, open_current, open_if_there, store_path
 from fastcoop.features.images import RECIPES
-from fastcoop.grids.planning import refuse_long_prompts, refuse_shared_names
+from fastcoop.grids.planning import refuse_long_prompts
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.progress import counted, progress
 from fastcoop.results.metadata import add_datasets, recorded_grid
@@ -29,6 +29,7 @@ from fastcoop.results.parameters import Parameters, load_parameters
 from fastcoop.results.predictions import load_predictions
 from fastcoop.results.read import load_results, load_runs
 from fastcoop.results.store import ResultsStore, open_store
+from fastcoop.sweeps.loading import refuse_shared_names
 from fastcoop.sweeps.records import Tests, describe_datasets, missing_tests, read_settings, record_outcome
 
 log = logging.getLogger("fastcoop")

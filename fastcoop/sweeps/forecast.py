@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import psutil
 
 from fastcoop.engine.fit import RunCost, plan_training
-from fastcoop.grids.planning import LoadedGrid
 from fastcoop.progress import counted, duration
 from fastcoop.prompts.plain import drops_full_stop
 from fastcoop.results.records import Batch
@@ -25,6 +24,7 @@ from fastcoop.sweeps import timing
 from fastcoop.sweeps.batches import shape_of
 from fastcoop.sweeps.caching import missing_crops
 from fastcoop.sweeps.known import known_paces
+from fastcoop.sweeps.loading import LoadedGrid
 from fastcoop.sweeps.pace import Kind, kind_of
 
 if TYPE_CHECKING:

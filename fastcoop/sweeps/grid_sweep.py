@@ -18,7 +18,7 @@ from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features import open_current, open_if_there
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs, warn_of_unused_settings
+from fastcoop.grids.planning import plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.results.database import DATABASE, reading
 from fastcoop.results.metadata import add_datasets, write_grid
@@ -28,8 +28,9 @@ from fastcoop.results.records import Batch, ScoreInputs
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps.batches import form_batches
-from fastcoop.sweeps.caching import cache_loaded, open_features, open_unchanged
+from fastcoop.sweeps.caching import cache_loaded
 from fastcoop.sweeps.known import record_backbones, record_paces, recorded_backbone
+from fastcoop.sweeps.loading import load_grid, open_features, open_unchanged
 from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.records import (
     Tests,
@@ -206,7 +207,7 @@ def sweep(
         partial(recorded_backbone, cache, device=device) if dry_run else None,
     )
     digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
-    planned = plan_runs(loaded)  # raises for what is wrong in the grid before any work
+    planned = plan_runs(loaded.runs())  # raises for what is wrong in the grid before any work
     warn_of_unused_settings(planned)
 
     def make_plan(store: ResultsStore | None) -> SweepPlan:
@@ -236,7 +237,7 @@ def sweep(
         for _ in cache_loaded(loaded, cache, skip_unreadable=skip_unreadable, retry_skipped=False):
             pass
         if open_features(loaded, cache, open_current) != digests:
-            planned = plan_runs(loaded)
+            planned = plan_runs(loaded.runs())
         names_file = class_names if isinstance(class_names, str | Path) else None
         write_grid(folder, loaded.grid.source, data_root, cache, names_file)
         add_datasets(folder, describe_datasets(loaded.datasets.values()))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.checkpoints import CheckpointFile
+from fastcoop.sweeps.loading import LoadedGrid
 from fastcoop.sweeps.records import train_files
 
 if TYPE_CHECKING:

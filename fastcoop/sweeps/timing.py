@@ -15,11 +15,11 @@ from threadpoolctl import threadpool_limits
 
 from fastcoop.backbones import Backbone
 from fastcoop.engine.fit import plan_training
-from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import shape_of, training_seconds
 from fastcoop.sweeps.known import loaded_backbone
+from fastcoop.sweeps.loading import LoadedGrid
 from fastcoop.sweeps.pace import Pace, kind_of
 from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, Task, run_task
 

@@ -10,7 +10,8 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
+from fastcoop.sweeps.loading import load_grid
 from tests.advice import follows
 from tests.small_world import write_backbone, write_dataset
 
@@ -27,7 +28,6 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
     "The method {} is listed twice with the same settings; leave one",
     "The aliases of the grid stand for more than {} values; write fewer",
     "check its indentation and quotes",
-    "check its dates and aliases",
     'Line {}: "{}" was given before, in line {}; leave one',
     "{}YAML reads {} as {}; write {}, or the number that is meant",
 )
@@ -40,7 +40,6 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
         ("methods: [coop, coop]", "listed twice .*; leave one", "methods: [coop]"),
         (f"methods: coop\nk0: &k0 [a]\n{MANY}", "aliases .* write fewer", "methods: &m [coop]"),
         ('methods: {coop: {init: "a}}', "check its indentation and quotes", 'methods: {coop: {init: "a"}}'),
-        ("methods: coop\nviews: 2024-13-01", "check its dates", 'methods: coop\nviews: "8"'),
         ("methods: coop\nseeds: 010", "YAML reads 010 as 8; write 8", "methods: coop\nseeds: 8"),
         ("methods: coop\nseeds: 1\nseeds: 2", "given before, in line 4; leave one", "methods: coop\nseeds: 2"),
     ],
@@ -114,10 +113,7 @@ def plan(world: Path, **changed: Any) -> list[Any]:
     """Plan a grid whose features are not cached."""
     grid = {"backbones": str(world / "tiny"), "datasets": "colours", "methods": "zero_shot"} | changed
     loaded = load_grid(read_grid(grid), world / "data", "cpu")
-    for backbone in loaded.backbones:
-        for dataset in loaded.datasets.values():
-            loaded.add_features(backbone, dataset, None)
-    return plan_runs(loaded)
+    return plan_runs(loaded.runs())
 
 
 @follows("so their runs would be the same; use one of them", "name it under targets instead")

@@ -22,8 +22,7 @@ from fastcoop.datasets.dataset import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, encode, find_dataset, import_features
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import load_grid
-from fastcoop.sweeps.caching import open_features
+from fastcoop.sweeps.loading import load_grid, open_features
 from tests.advice import follows
 from tests.features.small import make_folder
 

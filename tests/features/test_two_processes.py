@@ -130,8 +130,7 @@ def test_a_worker_reads_what_the_sweep_planned_with_or_refuses(tmp_path: Path) -
     from fastcoop.backbones import backbone_from_spec
     from fastcoop.datasets import load_dataset
     from fastcoop.grids.grid import read_grid
-    from fastcoop.grids.planning import load_grid
-    from fastcoop.sweeps.caching import open_features
+    from fastcoop.sweeps.loading import load_grid, open_features
     from fastcoop.sweeps.tasks import WorkerBank, WorkerSpec
     from tests.small_world import write_backbone, write_dataset
 

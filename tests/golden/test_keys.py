@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import METHODS
-from fastcoop.sweeps.caching import open_features
+from fastcoop.sweeps.loading import load_grid, open_features
 from tests.golden.study import write_backbone, write_features
 
 KEYS = Path(__file__).with_name("keys.json")
@@ -57,7 +57,7 @@ def keys(folder: Path) -> dict[str, str]:
         }
         loaded = load_grid(read_grid(grid), None, "cpu")
         open_features(loaded, folder / "cache")
-        for run in plan_runs(loaded):
+        for run in plan_runs(loaded.runs()):
             settings = run.settings.model_dump_json(exclude_unset=True)
             found[f"{run.method} {settings}, {run.shots} shots, seed {run.seed}"] = run.key
     return found

@@ -116,7 +116,7 @@ def test_a_mapping_is_not_changed_by_overrides() -> None:
         ),
         ("{1: 5, all: 9}", "{01: 5, all: 9}", "Line 7: YAML reads 01 as 1"),
         ("{1: 5, all: 9}", "1:30", "Line 7: YAML reads 1:30 as 90"),
-        ("datasets: dtd", "datasets: &a [*a]", "cannot be read|not YAML"),
+        ("datasets: dtd", "datasets: &a [*a]", "contains itself"),
         ("shots", "exclude: {dataset: dtd}\nshots", r'Line 3: Unknown setting "exclude"'),
     ],
 )
@@ -529,7 +529,7 @@ def test_what_is_no_grid_is_refused(grid: Any) -> None:
 
 
 def test_overrides_are_text() -> None:
-    with pytest.raises(UserError, match=r'Expected overrides such as "shots=1,2", got 3\.'):
+    with pytest.raises(UserError, match=r'"3" should be KEY=VALUE'):
         read_grid({"backbones": "x", "datasets": "y", "methods": "zero_shot"}, [3])  # type: ignore[list-item]
 
 

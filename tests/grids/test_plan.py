@@ -12,10 +12,11 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
 from fastcoop.grids.keys import RunKeys
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import RunSpec
 from fastcoop.results import load_results
 from fastcoop.sweeps import Summary
+from fastcoop.sweeps.loading import load_grid
 from tests.small_world import write_backbone, write_dataset
 from tests.sweeps.scale_trial import trial
 
@@ -23,10 +24,7 @@ from tests.sweeps.scale_trial import trial
 def planned(grid: dict[str, Any], world: Path) -> list[RunSpec]:
     """Runs of a grid whose features are not cached."""
     loaded = load_grid(read_grid(grid), world / "data", "cpu")
-    for backbone in loaded.backbones:
-        for dataset in loaded.datasets.values():
-            loaded.add_features(backbone, dataset, None)
-    return plan_runs(loaded)
+    return plan_runs(loaded.runs())
 
 
 def test_keys_do_not_depend_on_the_other_runs(world: Path, grid: dict[str, Any]) -> None:

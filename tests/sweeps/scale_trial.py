@@ -105,9 +105,9 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
     import torch  # noqa: F401  its import is no step of a dry run's own
 
     from fastcoop.grids.grid import read_grid
-    from fastcoop.grids.planning import load_grid, plan_runs
+    from fastcoop.grids.planning import plan_runs
     from fastcoop.sweeps import cache_grid, sweep
-    from fastcoop.sweeps.caching import open_features
+    from fastcoop.sweeps.loading import load_grid, open_features
 
     grid = grid_of(runs, folder)
     path = folder / "grid.json"  # JSON is YAML
@@ -122,7 +122,7 @@ def trial(runs: int, folder: Path, share: float = 1.0) -> dict[str, float]:
         world = load_grid(read, folder / "data", "cpu")
         open_features(world, folder / "cache")
     with clock.step("runs planned, their subsets drawn for the first time"):
-        planned = plan_runs(world)
+        planned = plan_runs(world.runs())
     fill(folder / "results", planned[: int(share * len(planned))], len(planned) - int(share * len(planned)))
     with clock.step("dry run"):
         places = {name: folder / name for name in ("cache", "results")}

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from fastcoop.grids import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.results.records import Batch
 from fastcoop.results.store import open_store
 from fastcoop.sweeps.batches import form_batches, in_order, plan_batches
+from fastcoop.sweeps.loading import load_grid
 
 BUDGET = 1 << 30
 
@@ -21,9 +22,7 @@ BUDGET = 1 << 30
 @pytest.fixture
 def planned(world: Path, grid: dict[str, Any]) -> dict[str, RunSpec]:
     loaded = load_grid(read_grid(grid), world / "data", "cpu")
-    for dataset in loaded.datasets.values():
-        loaded.add_features(loaded.backbones[0], dataset, None)
-    return {run.key: run for run in plan_runs(loaded)}
+    return {run.key: run for run in plan_runs(loaded.runs())}
 
 
 def test_every_run_is_in_one_batch_and_trees_alike_are_together(planned: dict[str, RunSpec]) -> None:
@@ -65,9 +64,7 @@ def test_a_gpu_gets_one_batch_of_each_precision_per_worker(
     settings = {"context_length": 2, "epochs": 3}
     methods = [{"coop": settings}, {"coop": settings | {"precision": "bfloat16"}}]
     loaded = load_grid(read_grid(grid | {"methods": methods}), world / "data", "cpu")
-    for dataset in loaded.datasets.values():
-        loaded.add_features(loaded.backbones[0], dataset, None)
-    runs = {run.key: run for run in plan_runs(loaded)}
+    runs = {run.key: run for run in plan_runs(loaded.runs())}
 
     def batches(workers: int) -> list[Batch]:
         return plan_batches(runs.values(), budget=1, gpu_workers=workers)

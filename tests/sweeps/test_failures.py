@@ -15,7 +15,6 @@ import pytest
 from typer.testing import CliRunner
 
 from fastcoop.errors import UserError
-from fastcoop.grids.planning import LoadedGrid
 from fastcoop.methods import METHODS, Method, RunSpec
 from fastcoop.methods.base import report_share
 from fastcoop.methods.coop import CoOpMethod
@@ -25,6 +24,7 @@ from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.results.tables import find_collapsed
 from fastcoop.sweeps import Summary, tasks
 from fastcoop.sweeps.checkpoints import checkpoint_path, read_state
+from fastcoop.sweeps.loading import LoadedGrid
 from fastcoop.sweeps.loop import split_checkpoint
 from fastcoop.sweeps.tasks import BatchFinished, OnEvent, Task
 from fastcoop.sweeps.workers import SerialExecutor

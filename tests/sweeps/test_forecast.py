@@ -15,10 +15,10 @@ from fastcoop.backbones import backbone_from_spec
 from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import METHODS
 from fastcoop.sweeps import Summary, cache_grid, known, timing
-from fastcoop.sweeps.caching import open_features, open_unchanged
+from fastcoop.sweeps.loading import load_grid, open_features, open_unchanged
 
 
 def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
@@ -153,7 +153,7 @@ def test_a_recorded_backbone_gives_the_keys_and_refusals_of_a_loaded_one(
         loaded = load_grid(whole, world / "data", "cpu", load=load)
         open_features(loaded, tmp_path, open_unchanged)
         try:
-            found.append({run.key for run in plan_runs(loaded)})
+            found.append({run.key for run in plan_runs(loaded.runs())})
         except UserError as error:
             found.append({str(error)})
     assert found[0] == found[1]

@@ -17,13 +17,14 @@ import pytest
 from rich.console import Console
 
 from fastcoop.grids import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import Outcome, RunSpec, Scores
 from fastcoop.results.records import Batch
 from fastcoop.sweeps import Summary
 from fastcoop.sweeps import live as live_module
 from fastcoop.sweeps import pace as pace_module
 from fastcoop.sweeps.live import Live
+from fastcoop.sweeps.loading import load_grid
 from fastcoop.sweeps.loop import memory_bytes
 from fastcoop.sweeps.pace import Pace
 
@@ -152,9 +153,7 @@ def test_the_share_is_of_work_and_never_falls(clock: list[float]) -> None:
 @pytest.fixture
 def one_run(world: Path, grid: dict[str, Any]) -> RunSpec:
     loaded = load_grid(read_grid(grid, only=["coop"]), world / "data", "cpu")
-    for dataset in loaded.datasets.values():
-        loaded.add_features(loaded.backbones[0], dataset, None)
-    return plan_runs(loaded)[0]
+    return plan_runs(loaded.runs())[0]
 
 
 def outcome(status: str = "done") -> Outcome:

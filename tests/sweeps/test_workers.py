@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from fastcoop.engine.fit import FREE_FRACTION
 from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
-from fastcoop.grids.planning import load_grid, plan_runs
+from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import RunSpec
 from fastcoop.methods.coop import CoOpSettings
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary, cache_grid
-from fastcoop.sweeps.caching import open_features
+from fastcoop.sweeps.loading import load_grid, open_features
 from fastcoop.sweeps.tasks import Task, WorkerBank, WorkerSpec
 from fastcoop.sweeps.workers import (
     ExecutorConfig,
@@ -98,7 +98,7 @@ def test_a_worker_reads_the_features_of_each_runs_own_backbone(world: Path, tmp_
     loaded = load_grid(read_grid(grid), world / "data", "cpu")
     open_features(loaded, tmp_path / "cache")
     bank = WorkerBank(WorkerSpec.of(loaded, "cpu"))
-    for run in plan_runs(loaded):
+    for run in plan_runs(loaded.runs()):
         bound = bank.bind(run.unbound())
         assert bound.model.digest == run.model.digest
         assert bound.data.store is not None
