@@ -146,8 +146,10 @@ class _Loader(yaml.SafeLoader):
                 return node.value
             value = self.construct_object(node)
             if isinstance(value, int | float) and OTHER_BASE.fullmatch(node.value):
-                written = f"YAML reads {node.value} as {value}; write {value}, or the number that is meant."
-                raise UserError(f"{self._place(node)}{written}")
+                place, written = self._place(node), node.value
+                raise UserError(
+                    f"{place}YAML reads {written} as {value}; write {value}, or the number that is meant."
+                )
             return value
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{TAGS}seq":
             places = {n: self._place(item) for n, item in enumerate(node.value)}

@@ -237,7 +237,8 @@ def _fit_targets(given: PlacedDict, scopes: Scopes) -> None:
     datasets = {name: set(map(str, as_list(one.get("datasets")))) for name, one in scopes.items()}
     dropped: dict[str, None] = {}
     for block, content in scopes.items():
-        targets = content.get("targets") or {}
+        targets = content.get("targets")
+        targets = targets if isinstance(targets, PlacedDict) else PlacedDict()
         is_own = block is not None and "targets" in given["blocks"][block]
         known = datasets[block] if is_own else set[str]().union(*datasets.values())
         for name in [name for name in targets if str(name) not in datasets[block]]:
@@ -267,18 +268,16 @@ def _notes(given: PlacedDict, scopes: Scopes, blocks: Sequence[GridBlock], unuse
     """Yield what may be meant otherwise: numbers of seeds, and keys of a file that no run uses if ``unused``."""
     for content in scopes.values():
         if (draws := number_of_draws(content.get("seeds")) or 0) > 1:
-            seeds = f"These are {draws} draws, of the seeds 1 to {draws}"
-            yield f"{content.place('seeds')}{seeds}; write seeds: [{draws}] for this seed alone."
+            place, n = content.place("seeds"), draws
+            yield f"{place}These are {n} draws, of the seeds 1 to {n}; write seeds: [{n}] for this seed alone."
     if not unused:
         return
-    own = {block.name: given["blocks"][block.name] if block.name else {} for block in blocks}
-    for key in given:
-        if key not in ("recipe", "blocks") and not any(b.uses(key) for b in blocks if key not in own[b.name]):
-            yield f"{given.place(key)}No run uses {key} from here, so it changes nothing."
-    for block in blocks:
-        for key in own[block.name]:
-            if not block.uses(key):
-                yield f"{own[block.name].place(key)}No run uses {key} from here, so it changes nothing."
+    own = {block.name: given["blocks"][block.name] if block.name else PlacedDict() for block in blocks}
+    users = [(given, key, [one for one in blocks if key not in own[one.name]]) for key in given]
+    users += [(own[one.name], key, [one]) for one in blocks for key in own[one.name]]
+    for content, key, of_key in users:
+        if key not in ("recipe", "blocks") and not any(block.uses(key) for block in of_key):
+            yield f"{content.place(key)}No run uses {key} from here, so it changes nothing."
     shots = {number for block in blocks for number in block.shots}
     settings = [one for block in blocks for _, every in block.methods for one in every]
     schedules = [epochs for one in settings if isinstance(epochs := getattr(one, "epochs", None), dict)]

@@ -11,6 +11,7 @@ from fastcoop.errors import UserError
 from fastcoop.grids.keys import RunKeys
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.schedule import unused_settings
+from fastcoop.methods.text import check_texts
 
 log = logging.getLogger("fastcoop")
 
@@ -40,7 +41,7 @@ def plan_runs(runs: Iterable[RunSpec[Any]]) -> list[RunSpec[Any]]:
             targets = tuple(dict.fromkeys((*known.targets, *run.targets)))
             run = known if targets == known.targets else known.with_targets(targets)
         planned[run.key] = run
-    refuse_long_prompts(planned.values())
+    check_texts(planned.values())
     return list(planned.values())
 
 
@@ -63,33 +64,3 @@ def warn_of_unused_settings(planned: Iterable[RunSpec]) -> None:
         runs = [run for run in planned if run.method == method]
         for sentence in (*unused_settings(method, runs), *METHODS[method].notes(runs)):
             log.warning(sentence)
-
-
-def refuse_long_prompts(planned: Iterable[RunSpec], checked: set[tuple[Any, ...]] | None = None) -> None:
-    """Refuse class names that are too long for the prompts of a run, before features are computed.
-
-    Args:
-        planned: The runs, with their datasets and targets.
-        checked: Prompts that are known to fit; those of these runs are added.
-
-    Raises:
-        UserError: A prompt with a class name is longer than the text tower takes.
-    """
-    from fastcoop.methods.text import check_class_names, check_prompts
-    from fastcoop.prompts.plain import check_class_prompts
-
-    checked = set() if checked is None else checked
-    for run in planned:
-        method, backbone = METHODS[run.method], run.model
-        for data in run.tests:
-            layout = method.layout(run.settings, backbone, data)
-            for form in (*method.prompts(run.settings, data), *((layout,) if layout else ())):
-                what = (id(backbone), data.class_names, form)
-                if what in checked:
-                    continue
-                check_class_names(backbone, data)
-                if isinstance(form, str):
-                    check_prompts(backbone, data, form)
-                else:
-                    check_class_prompts(backbone, data.class_names, form)
-                checked.add(what)

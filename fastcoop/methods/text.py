@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from string import punctuation
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator
@@ -21,6 +21,7 @@ from fastcoop.methods.scores import unit
 
 if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
+    from fastcoop.methods.spec import RunSpec
 
 log = logging.getLogger("fastcoop")
 
@@ -39,6 +40,36 @@ Template = Annotated[str, AfterValidator(_has_one_place)]  # a setting
 def fill(template: str, class_names: Sequence[str]) -> list[str]:
     """Return the prompts of a template with one "{}" for the class name. Underscores in names become spaces."""
     return [template.replace("{}", name.replace("_", " ")) for name in class_names]
+
+
+def check_texts(runs: Iterable[RunSpec[Any]], checked: set[tuple[Any, ...]] | None = None) -> None:
+    """Check the class names and prompts of runs, before features are computed.
+
+    Args:
+        runs: The runs, with their datasets and targets.
+        checked: Prompts that are known to fit; those of these runs are added.
+
+    Raises:
+        UserError: A class name reads as nothing, or its prompt is longer than the text tower takes.
+    """
+    from fastcoop.methods import METHODS
+    from fastcoop.prompts.plain import check_class_prompts
+
+    checked = set() if checked is None else checked
+    for run in runs:
+        method, backbone = METHODS[run.method], run.model
+        for data in run.tests:
+            layout = method.layout(run.settings, backbone, data)
+            for form in (*method.prompts(run.settings, data), *((layout,) if layout else ())):
+                what = (id(backbone), data.class_names, form)
+                if what in checked:
+                    continue
+                check_class_names(backbone, data)
+                if isinstance(form, str):
+                    check_prompts(backbone, data, form)
+                else:
+                    check_class_prompts(backbone, data.class_names, form)
+                checked.add(what)
 
 
 def check_prompts(backbone: Backbone, data: Data, template: str) -> None:

@@ -21,8 +21,8 @@ from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features import cache_all, find_datasets, open_current, open_if_there, store_path
 from fastcoop.features.images import RECIPES
-from fastcoop.grids.planning import refuse_long_prompts
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
+from fastcoop.methods.text import check_texts
 from fastcoop.progress import counted, progress
 from fastcoop.results.metadata import add_datasets, recorded_grid
 from fastcoop.results.parameters import Parameters, load_parameters
@@ -227,7 +227,7 @@ def _plan(
         for target in targets[row.backbone_digest]:
             try:
                 METHODS[row.method].check(run.with_targets((target,)))
-                refuse_long_prompts([run.with_targets((target,))], checked)
+                check_texts([run.with_targets((target,))], checked)
                 fitting.append(target)
             except UserError as error:
                 errors.append(error)

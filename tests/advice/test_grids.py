@@ -53,7 +53,7 @@ def test_files(tmp_path: Path, wrong: str, message: str, right: str) -> None:
     assert [*read_grid(file).runs()]
 
 
-@follows("These are {} draws, of the seeds 1 to {}; write seeds: [{}] for this seed alone.")
+@follows("{}These are {} draws, of the seeds 1 to {}; write seeds: [{}] for this seed alone.")
 def test_a_number_of_seeds(caplog: pytest.LogCaptureFixture) -> None:
     given = {"backbones": "b", "datasets": "d", "shots": 1, "methods": "coop"}
     assert read_grid(given | {"seeds": 10}).blocks[0].seeds == tuple(range(1, 11))
