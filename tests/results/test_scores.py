@@ -318,7 +318,7 @@ def test_runs_over_other_features_are_never_averaged_as_seeds(
     others = {"recipe official-2021": {"recipe": "official-2021"}, "views 2": {"views": 2}}
     run(small | {"views": 8}, **folders)
     for number, change in enumerate(others.values(), 2):
-        again = small | {"views": 8, "seeds": number} | change
+        again = small | {"views": 8, "seeds": [number]} | change
         run(again, **folders | {"cache": tmp_path / f"cache-{number}"})
     report(folders["results"], tmp_path / "report")
     figure = pd.read_csv(tmp_path / "report" / "figure3.csv")
