@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -349,12 +349,14 @@ def construct(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = N
         parts["vision_cfg"]["timm_model_pretrained"] = False
     for part in ("vision_cfg", "text_cfg"):
         parts[part]["output_tokens"] = kind == "CoCa"  # at every position, which only its own code needs
+    make: Callable[..., nn.Module] = getattr(open_clip, kind)
+    if hf_config is None:
+        return make(**parts)
     with tempfile.TemporaryDirectory() as folder:
-        if hf_config is not None:  # open_clip reads a file; this one holds only what was checked
-            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
-            parts["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
-        model: nn.Module = getattr(open_clip, kind)(**parts)
-    return model
+        # open_clip reads a file; this one holds only what was checked
+        (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+        parts["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
+        return make(**parts)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> None:

@@ -52,6 +52,8 @@ def run(arguments: list[str] | None = None) -> int:
             problem = (
                 f"There is no room to write to ({error.strerror}); free space and run the command again."
             )
+        elif "temporary directory" in str(error):  # on import of torch
+            problem = f"{error.strerror}; free space there, or set TMPDIR to another folder."
         else:
             raise
     for number, line in enumerate(problem.split("\n") if problem else ()):

@@ -10,6 +10,7 @@ does not contain the class token position; it is part of the path.
 
 from __future__ import annotations
 
+import io
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -180,8 +181,15 @@ def frozen_embeddings(
 def write_coop_file(path: Path, ctx: Tensor, prefix: Tensor, suffix: Tensor, epoch: int) -> None:
     """Write a checkpoint for the official ``load_model``, and the file ``checkpoint`` that names it."""
     state = OrderedDict(ctx=ctx, token_prefix=prefix.to(ctx.dtype), token_suffix=suffix.to(ctx.dtype))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        torch.save({"state_dict": state, "epoch": epoch}, part)
+    write_torch_file(path, {"state_dict": state, "epoch": epoch})
     with atomic_write(path.parent / "checkpoint") as part:
         part.write_text(f"{path.name}\n", encoding="utf-8")
+
+
+def write_torch_file(path: Path, content: Any) -> None:
+    """Write a file of ``torch.save``, and the folders above it. Raises OSError where the disk is full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()  # torch's own writing to a file ends in RuntimeError on a full disk
+    torch.save(content, buffer)
+    with atomic_write(path) as part:
+        part.write_bytes(buffer.getbuffer())

@@ -23,7 +23,6 @@ from fastcoop.exchange import coop_files
 from fastcoop.exchange.classifier import Classifier, load_backbone_of
 from fastcoop.exchange.coop_files import CoOpFile
 from fastcoop.features.images import RECIPES
-from fastcoop.files import atomic_write
 from fastcoop.methods import METHODS, Data, LinearClassifier, Outcome, RunSpec, unit
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, layout_of
@@ -283,9 +282,7 @@ def export_text_features(
                 )
             weights = np.asarray(found.weights * (found.scale / SCALE), np.float32)
             with writing(path):
-                path.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path / "text_features.pt") as part:
-                    torch.save(torch.from_numpy(weights), part)
+                coop_files.write_torch_file(path / "text_features.pt", torch.from_numpy(weights))
             advance()
     return [path / "text_features.pt" for path in places]
 

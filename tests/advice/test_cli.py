@@ -111,7 +111,10 @@ def test_bench_writes_to_another_place(call: Call, monkeypatch: pytest.MonkeyPat
     assert err == "fastcoop: measuring now\n"
 
 
-@follows("There is no room to write to ({}); free space and run the command again")
+@follows(
+    "There is no room to write to ({}); free space and run the command again",
+    "{}; free space there, or set TMPDIR to another folder",
+)
 def test_space_is_freed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     problems: list[Any] = [OSError(errno.ENOSPC, "No space left on device")]
 
@@ -123,6 +126,10 @@ def test_space_is_freed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcoop.demo.run.run_demo", run_demo)
     code, _, err = call("demo")
     assert (code, "free space and run the command again" in err) == (2, True)
+    assert call("demo")[:2] == (0, "done\n")
+    problems.append(FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"))
+    code, _, err = call("demo")
+    assert (code, "in ['/tmp']; free space there, or set TMPDIR" in err) == (2, True)
     assert call("demo")[:2] == (0, "done\n")
 
 

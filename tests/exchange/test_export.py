@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import sqlite3
 from contextlib import closing
@@ -265,6 +266,14 @@ def test_class_weights_are_the_classifier_in_the_layout_of_transclip(world, tmp_
         stored = load_predictions(results, frame.key.iloc[0])
         np.testing.assert_array_equal(probabilities.argmax(1), stored.predicted)
         np.testing.assert_allclose(probabilities.max(1), stored.confidence.astype(np.float32), atol=1e-3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # the beginning of a file fits
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            export_text_features(results, tmp_path / "full", where=where, **given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]
     with pytest.raises(UserError, match=r"would both be written to .*seed1; choose one with --where"):
         export_text_features(results, tmp_path / "two", where=["method=coop"], **given)
     with pytest.raises(UserError, match="no products of image features and class weights"):
