@@ -288,6 +288,15 @@ class Method(Generic[S]):
         return None
 
 
+def hidden_units(inputs: int, reduction: int) -> int:
+    """Return the size of a network's hidden layer. Raises UserError for a reduction that leaves no unit."""
+    if reduction > inputs:
+        raise UserError(
+            f"Expected a reduction of at most {inputs}, the size of a feature, got {reduction}; give a smaller number."
+        )
+    return inputs // reduction
+
+
 def expand(method: Method[S], given: Mapping[str, Any] | None = None) -> list[S]:
     """Return the settings of a method that a grid's mapping stands for: lists are crossed, in the order written.
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from pydantic import Field
 
-from fastcoop.errors import UserError
 from fastcoop.memo import memoize
-from fastcoop.methods.base import Outcome
+from fastcoop.methods.base import Outcome, hidden_units
 from fastcoop.methods.data import Data
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings
 from fastcoop.methods.spec import RunSpec
@@ -66,6 +65,11 @@ class PromptNetMethod(TrainedMethod[S]):
     """
 
     prompts_per_image: ClassVar[bool] = False
+
+    def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
+        if not run.has_learned:
+            hidden_units(backbone.embed_dim, run.settings.reduction)  # refused before a sweep starts
+        return super().key_settings(run, backbone)
 
     def trainer(self, settings: S) -> PromptNetTrainer:
         return PromptNetTrainer(self.name)
@@ -344,17 +348,10 @@ def prompt_encoder(
 def prompt_net(
     contexts: torch.Tensor, inputs: int, reduction: int, outputs: int, activation: torch.nn.Module
 ) -> torch.nn.Module:
-    """Return a module with context vectors ``ctx`` and a network ``meta_net`` of two layers.
-
-    Raises UserError for a reduction that leaves no hidden unit.
-    """
+    """Return a module with context vectors ``ctx`` and a network ``meta_net`` of two layers."""
     import torch
 
-    if reduction > inputs:
-        raise UserError(
-            f"Expected a reduction of at most {inputs}, the size of a feature, got {reduction}; give a smaller number."
-        )
-    linear, hidden = torch.nn.Linear, inputs // reduction
+    linear, hidden = torch.nn.Linear, hidden_units(inputs, reduction)
     layers = OrderedDict(linear1=linear(inputs, hidden), act=activation, linear2=linear(hidden, outputs))
     net = torch.nn.Module()
     net.ctx = torch.nn.Parameter(contexts.clone())

@@ -140,6 +140,11 @@ class ProGradMethod(RegularizedMethod):
         assert isinstance(run.settings, ProGradSettings)
         return ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
 
+    def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
+        if run.settings.init == "template" and not run.has_learned:
+            self.template_start(backbone, run)  # refused before a sweep starts
+        return super().key_settings(run, backbone)
+
     def trainer(self, settings: Any) -> EngineTrainer:
         return EngineTrainer(settings.precision, gradients=2)
 

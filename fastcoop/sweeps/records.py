@@ -71,9 +71,16 @@ def run_record(run: RunSpec, outcome: Outcome) -> RunRecord:
         status=outcome.status,
         seconds=outcome.seconds,
         losses=outcome.losses,
-        extra=outcome.extra,
+        extra=trained_parameters(outcome) | outcome.extra,
         device=str(run.model.device),
     )
+
+
+def trained_parameters(outcome: Outcome) -> dict[str, float]:
+    """Return how many numbers a run of context vectors or other weights has learned; {} if they are not kept."""
+    learned = [outcome.contexts] if outcome.contexts is not None else outcome.weights.values()
+    count = sum(array.size for array in learned if array.dtype.kind == "f")
+    return {"trained_parameters": float(count)} if count else {}
 
 
 def describe_datasets(datasets: Iterable[Dataset]) -> dict[str, dict[str, Any]]:

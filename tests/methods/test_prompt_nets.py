@@ -327,6 +327,17 @@ def test_a_reduction_to_nothing_is_refused(backbone: Backbone, data: Data) -> No
     with pytest.raises(UserError, match=r"at most 16, .* got 17; give a smaller number"):
         fc.CoCoOp(backbone, epochs=1, reduction=DIM + 1).fit(X, y, class_names=data.class_names)
     fc.CoCoOp(backbone, epochs=1, reduction=DIM).fit(X, y, class_names=data.class_names)
+    with pytest.raises(UserError, match=r"at most 16, .* got 17; give a smaller number"):
+        fc.CLIPAdapter(reduction=DIM + 1).fit(X, y, text_features=np.eye(3, DIM))
+
+
+@pytest.mark.parametrize("name", ["cocoop", "tcp", "clip_adapter"])
+def test_a_reduction_to_nothing_is_refused_before_a_sweep_starts(
+    backbone: Backbone, data: Data, name: str
+) -> None:
+    one = job(data, name, **{"reduction": DIM + 1} | ({"layer": 1} if name == "tcp" else {}))
+    with pytest.raises(UserError, match="at most 16"):
+        METHODS[name].key_settings(one, backbone)
 
 
 def test_training_that_diverges_is_recorded(backbone: Backbone, data: Data) -> None:

@@ -185,6 +185,8 @@ def test_prograd_starts_from_the_templates_words_behind_zeros(backbone: Backbone
     assert not start(template="{} texture.").any()
     with pytest.raises(UserError, match=r'"a photo of a".* are 4 tokens, but there are 3 .* at least 4'):
         start(context_length=3)
+    with pytest.raises(UserError, match="4 tokens"):  # before a sweep starts
+        METHODS["prograd"].key_settings(job(data, "prograd", context_length=3), backbone)
     assert len(start(context_length=3, init="random")) == 3
 
 

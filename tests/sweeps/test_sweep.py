@@ -56,6 +56,11 @@ def test_every_run_of_the_grid_is_in_the_table_once(done: Path) -> None:
     assert set(coop.schedule) == {"quick: 3 epochs"}
     assert set(table.shots[table.method == "zero_shot"]) == {0}
     assert sorted(table.train_images.unique()) == [0, 4, 8]
+    assert {*coop.groupby("class_specific").trained_parameters.unique().map(tuple).items()} == {
+        (False, (2 * 16,)), (True, (4 * 2 * 16,)),
+    }  # fmt: skip
+    assert set(table.trained_parameters[table.method == "linear_probe"]) == {4 * 16 + 4}
+    assert table.trained_parameters[table.method == "zero_shot"].isna().all()
 
 
 def test_contexts_and_predictions_lie_beside_the_table(done: Path) -> None:

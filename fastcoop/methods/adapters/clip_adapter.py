@@ -11,6 +11,7 @@ from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, by_autograd, cross_entropy, train
+from fastcoop.methods.base import hidden_units
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epochs_of
 from fastcoop.methods.spec import RunSpec
 
@@ -47,6 +48,8 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
     Settings = CLIPAdapterSettings
 
     def key_settings(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
+        if not run.has_learned:
+            hidden_units(backbone.embed_dim, run.settings.reduction)  # refused before a sweep starts
         return super().key_settings(run, backbone) | {"epochs": epochs_of(run)}
 
     def columns(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
@@ -58,7 +61,7 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
     def start(self, stack: Stack) -> Weights:
         """Return the weights at the start, drawn from each run's seed as ``torch.nn.Linear`` draws them."""
         dim, settings = stack.texts.raw.shape[1], stack.settings
-        hidden = max(1, dim // settings.reduction)
+        hidden = hidden_units(dim, settings.reduction)
         draws = [np.random.default_rng([run.seed, 1]) for run in stack.runs]
 
         def drawn(out: int, into: int) -> Tensor:
