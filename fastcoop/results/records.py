@@ -13,7 +13,7 @@ NO_CLASS = 65535  # the stored prediction where a run's outputs are not finite
 # Names in a run's recorded settings that are no settings of its method: the prompt of its dataset, where the run uses
 # it, and properties of its features that are not the default.
 DATASET_PROMPT = "dataset_prompt"
-FEATURE_PROPERTIES = ("recipe", "feature_dtype", "views")
+FEATURE_PROPERTIES = ("recipe", "feature_dtype", "feature_precision", "views")
 
 
 @dataclass(frozen=True, kw_only=True)

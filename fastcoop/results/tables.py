@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import UserError, nearest
+from fastcoop.results.records import FEATURE_PROPERTIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ MUST_AGREE = {
     "test": "tested on other images or classes of the same name",
     "images": "tested on other pictures of the same names",
     "backbone_digest": "over other weights of the same name",
-    "recipe": "over features of another recipe",
+    "features_made": "over features of another recipe or precision",
     "prompts": "tested by other prompts",
 }
 FURTHER = ("test", "prompts", "images", "features", "key")  # columns that tell runs of equal settings apart
@@ -179,8 +180,9 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
             f"{len(runs)} runs of {row.label} on {row.dataset}, {shots}, seed {row.seed}, differ in "
             f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
         )
-    recipes = [json.loads(text).get("recipe", "current") for text in table.settings]
-    return table.assign(recipe=recipes)[[*columns, "accuracy", *MUST_AGREE]]
+    settings = [json.loads(text) for text in table.settings]
+    made = [str([one.get(name) for name in FEATURE_PROPERTIES if name != "views"]) for one in settings]
+    return table.assign(features_made=made)[[*columns, "accuracy", *MUST_AGREE]]
 
 
 def _pair(one: pd.DataFrame, other: pd.DataFrame, columns: list[str], agree: Sequence[str]) -> pd.DataFrame:

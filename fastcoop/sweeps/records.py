@@ -27,7 +27,8 @@ Tests = Mapping[str, Mapping[str, ScoreInputs]]  # by key and tested dataset
 
 SPLITS = ("train", "val", "test")
 USUAL_PROPERTIES = {
-    "recipe": ("current", "imported"), "feature_dtype": ("float16",), "views": (DEFAULT_VIEWS,),
+    "recipe": ("current", "imported"), "feature_dtype": ("float16",), "feature_precision": ("float32",),
+    "views": (DEFAULT_VIEWS,),
 }  # fmt: skip
 
 
@@ -104,6 +105,7 @@ def recorded_settings(method: Method[Any], run: RunSpec) -> str:
     properties = {
         "recipe": store.meta.recipe if store else run.data.recipe,
         "feature_dtype": store.meta.dtype if store else "float16",
+        "feature_precision": store.meta.precision if store else "float32",
         "views": method.views(run.data) if method.learns and method.augments else DEFAULT_VIEWS,
     }
     added = {name: value for name, value in properties.items() if value not in USUAL_PROPERTIES[name]}

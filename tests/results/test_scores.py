@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from fastcoop.errors import UserError
+from fastcoop.features import cache_features
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
 from fastcoop.reports import report
 from fastcoop.results import load_contexts, load_failures, load_predictions, load_results, merge_results
@@ -311,11 +312,17 @@ def test_merged_datasets_of_one_name_are_shown_apart(
 
 
 def test_runs_over_other_features_are_never_averaged_as_seeds(
-    run: Sweep, small: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path], world: Path, tmp_path: Path
 ) -> None:
-    """Of another recipe or number of views: the report shows a series of each."""
+    """Of another recipe, precision or number of views: the report shows a series of each."""
     small |= {"targets": {}, "methods": {"coop": COOP}}
-    others = {"recipe official-2021": {"recipe": "official-2021"}, "views 2": {"views": 2}}
+    others = {
+        "recipe official-2021": {"recipe": "official-2021"},
+        "views 2": {"views": 2},
+        "feature precision bfloat16": {},
+    }
+    pictures = folders["data_root"] / "colours"
+    cache_features(world / "tiny", pictures, tmp_path / "cache-4", shots=1, seeds=4, precision="bfloat16")
     run(small | {"views": 8}, **folders)
     for number, change in enumerate(others.values(), 2):
         again = small | {"views": 8, "seeds": [number]} | change
@@ -323,10 +330,10 @@ def test_runs_over_other_features_are_never_averaged_as_seeds(
     report(folders["results"], tmp_path / "report")
     figure = pd.read_csv(tmp_path / "report" / "figure3.csv")
     shown = figure[figure.dataset == "colours"]
-    assert sorted(shown["runs"]) == [1, 1, 1]
+    assert sorted(shown["runs"]) == [1, 1, 1, 1]
     assert all(shown.method.str.contains(fact).sum() == 1 for fact in others)
     table = load_results(folders["results"])
-    assert sorted(json.loads(text).get("views", 8) for text in table.settings) == [2, 8, 8]
+    assert sorted(json.loads(text).get("views", 8) for text in table.settings) == [2, 8, 8, 8]
     run(
         small | {"views": 8, "seeds": 1, "recipe": "official-2021"},
         **folders | {"cache": tmp_path / "cache-2"},
