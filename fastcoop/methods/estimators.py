@@ -114,6 +114,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         texts = None if text_features is None else _read_texts(text_features)
         if logit_scale is not None and texts is None:
             raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
+        if getattr(settings, "selection", "") in ("imagenet_val", "official"):
+            raise UserError(
+                f"{title} has neither another dataset nor test images to choose on; set selection to fixed, "
+                "few_val, shots_val or full_val."
+            )
         if (X_val is None) != (y_val is None):
             raise UserError("X_val and y_val belong together; pass both, or neither.")
         if method.needs_backbone and texts is not None:
@@ -148,11 +153,6 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             subset = FewShot(*(np.arange(len(part[1])) for part in (data.images, data.val)))
             shots = int(np.bincount(data.images[1]).max())
             run = replace(run, shots=shots, seed=whole_number(self.seed, "the seed"), subset=subset)
-            if getattr(settings, "selection", "") in ("imagenet_val", "official"):
-                raise UserError(
-                    f"{title} has neither another dataset nor test images to choose on; set selection to fixed, "
-                    "few_val, shots_val or full_val."
-                )
             method.check(run)
             outcomes: list[Outcome] = []
             method.run(backbone, [run], lambda _, one: outcomes.append(one), RunContext())

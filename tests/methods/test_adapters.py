@@ -302,8 +302,10 @@ def test_values_are_chosen_on_validation_images_or_fixed(backbone: Backbone) -> 
     data = hard_data()
     one = job(data, "tip_adapter")
     without = replace(one, subset=replace(one.subset, val=one.subset.val[:0]))
-    with pytest.raises(UserError, match="set selection of tip_adapter to fixed"):
-        METHODS["tip_adapter"].check(without)
+    for selection in ("few_val", "shots_val", "full_val", "official"):
+        (settings,) = expand(METHODS["tip_adapter"], {"selection": selection})
+        with pytest.raises(UserError, match="set selection of tip_adapter to fixed"):
+            METHODS["tip_adapter"].check(replace(without, settings=settings))
     METHODS["tip_adapter"].check(one)
     METHODS["tip_adapter"].check(
         replace(without, settings=expand(METHODS["tip_adapter"], {"selection": "fixed"})[0])

@@ -199,7 +199,7 @@ class Adapter(Method[S]):
         return given if given == "fixed" or self.chooses(settings) else "fixed"
 
     def validation_choice(self, settings: S) -> tuple[str, str] | None:
-        if self.selection(settings) not in ("few_val", "shots_val", "full_val"):
+        if self.selection(settings) in ("fixed", "imagenet_val"):
             return None
         return f"the values of {self.name}", f"set selection of {self.name} to fixed"
 
