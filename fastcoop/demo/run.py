@@ -11,6 +11,7 @@ import pandas as pd
 
 from fastcoop.backbones import backbone_from_spec
 from fastcoop.demo.world import build_world
+from fastcoop.engine.weights import limit_threads
 from fastcoop.errors import writing
 from fastcoop.features import PictureFinder
 from fastcoop.grids import read_grid
@@ -85,14 +86,15 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
         out / f"results{suffix}",
         out / f"report{suffix}",
     )
-    with writing(out):
-        build_world(data)
-    summary = sweep(grid, data_root=data, cache=cache, results=results)
     page = pages / "index.html"
-    if summary.finished or not page.exists():
-        for spec in read_grid(grid).backbones:
-            interpret(results, backbone_from_spec(spec))
-        report(results, pages, PictureFinder(data, cache), jobs=min(REPORT_JOBS, available_cores()))
+    with limit_threads(1):  # pictures and towers are small: more threads would wait for one another
+        with writing(out):
+            build_world(data)
+        summary = sweep(grid, data_root=data, cache=cache, results=results)
+        if summary.finished or not page.exists():
+            for spec in read_grid(grid).backbones:
+                interpret(results, backbone_from_spec(spec))
+            report(results, pages, PictureFinder(data, cache), jobs=min(REPORT_JOBS, available_cores()))
     return DemoSummary(
         accuracy=_mean_accuracies(results),
         features=str(cache),

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 from PIL import Image
@@ -59,15 +60,21 @@ def _glyphs() -> dict[str, Glyph]:
     return {glyph.key: glyph for glyph in find_glyphs()}
 
 
+@cache
+def _digits() -> npt.NDArray[np.float64]:
+    """Return scikit-learn's handwritten digits: (1797, 8, 8), 0 to 16."""
+    from sklearn.datasets import load_digits
+
+    digits: npt.NDArray[np.float64] = load_digits().images
+    return digits
+
+
 def drawings_of(keys: list[str]) -> Drawing:
     """Return the drawings with these keys: (n, 64, 64) uint8.
 
     A key is ``texture/NAME/NUMBER``, ``digit/ROW`` (of scikit-learn's handwritten digits), a glyph's key, or a style
     and a glyph's key with a space between.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits().images if any(key.startswith("digit/") for key in keys) else ()
     named = [key.rpartition(" ") for key in keys if not key.startswith(("digit/", "texture/"))]
     drawn = draw([_glyphs()[glyph] for _, _, glyph in named])  # at once: opening a font takes longest
     icons = zip(drawn, (style for style, _, _ in named), strict=True)
@@ -75,7 +82,7 @@ def drawings_of(keys: list[str]) -> Drawing:
     for drawing, key in zip(drawings, keys, strict=True):
         rng = np.random.default_rng(zlib.crc32(key.encode()))
         if key.startswith("digit/"):
-            small = Image.fromarray((digits[int(key[6:])] * 15.9).astype(np.uint8))
+            small = Image.fromarray((_digits()[int(key[6:])] * 15.9).astype(np.uint8))
             drawing[4:60, 8:56] = np.asarray(small.resize((48, 56), Image.Resampling.BICUBIC))
         elif key.startswith("texture/"):
             drawing[:] = texture(key.split("/")[1], rng)
@@ -135,5 +142,5 @@ def _paint_class(one: DatasetPlan, kind: str, name: str, label: int, images: Pat
     pixels = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for i, (key, picture) in enumerate(zip(keys, pixels, strict=True)):
         path = folder / f"{kind}-{i:02d}-{key.split('/')[-1].replace(' ', '-')}.png"
-        Image.fromarray(picture).save(path, compress_level=1)
+        Image.fromarray(picture).save(path, compress_level=0)
         yield [path.relative_to(images).as_posix(), label, name]

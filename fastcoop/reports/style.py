@@ -317,7 +317,7 @@ def _draw(figure: Figure) -> list[bytes]:
 
     figure.set_dpi(PNG_DOTS_PER_INCH)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # found above; finding the layout takes most of the time
+    figure.set_layout_engine(None)  # found above; with an engine, even "none", each file is drawn twice
     page, ink = Bbox.from_bounds(0, 0, *figure.get_size_inches()), figure.get_tightbbox()
     inside = page.x0 <= ink.x0 and page.y0 <= ink.y0 and ink.x1 <= page.x1 and ink.y1 <= page.y1
     # Text that does not fit, such as a title of wide letters, makes the picture larger instead of being cut.

@@ -116,21 +116,22 @@ def interpret(
     search = _Search(backbone, options)
     diverged: list[str] = []
     contexts: list[_Context] = []
+    vectors = 0  # of the contexts
     for row in rows:
         if again or not _holds(paths[row.key], options):
             context = _load_context(folder, row)
             if torch.isfinite(context.vectors.square().sum(dim=-1)).all():  # else no distance is finite
                 contexts.append(context)
+                vectors += context.vectors[..., 0].numel()
             else:
                 diverged.append(row.key)
-        if contexts and (
-            row is rows[-1] or sum(one.vectors[..., 0].numel() for one in contexts) >= MAX_VECTORS
-        ):
+        if contexts and (row is rows[-1] or vectors >= MAX_VECTORS):
             for context, content in zip(contexts, search.contents(contexts), strict=True):
                 path = paths[context.key]
                 with writing(path), atomic_write(path) as part:
                     part.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
             contexts.clear()
+            vectors = 0
     if diverged:
         count = f"{len(diverged)} of {len(rows)} runs of {folder} diverged ({diverged[0][:12]}, ...)"
         if runs or len(diverged) == len(rows):
