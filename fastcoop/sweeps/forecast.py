@@ -6,8 +6,7 @@ kind, which sweeps recorded on this machine, or else a few steps or runs are tim
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from fastcoop.backbones import Backbone
 from fastcoop.engine.fit import RunCost, plan_training
 from fastcoop.progress import counted, duration
 from fastcoop.prompts.plain import drops_full_stop
@@ -102,57 +102,53 @@ def forecast(loaded: LoadedGrid, plan: SweepPlan, cache: Path) -> Forecast:
     missing, team, runs = missing_crops(loaded), plan.team, {**plan.runs, **plan.pending}
     known = known_paces(cache, str(loaded.backbones[0].device), team.threads)
     kinds: dict[Kind, list[Batch]] = {}
-    for batch in plan.batches:
-        kinds.setdefault(kind_of(batch), []).append(batch)
-    parts, took = [], list[float]()  # seconds of each batch, NaN if unknown
-    for kind, batches in kinds.items():
-        pace, source = known.get(kind), "by earlier sweeps"
-        if pace is None:
-            pace = timing.time_work(loaded, batches, runs, team.threads)
-            lacks_features = any(name == kind[1] for name, _ in missing)
-            source = "timed now" if pace else "no features" if lacks_features else "could not be timed"
-        sizes = [len(batch.keys) for batch in batches]
-        seconds = None if pace is None else pace * sum(batch.cost for batch in batches)
-        parts.append(Part(kind[1], kind[0], len(sizes), sum(sizes), max(sizes), seconds, source))
-        took += [math.nan if pace is None else pace * batch.cost for batch in batches]
     trained: dict[str, list[RunCost]] = {}
     largest = 0  # bytes of a batch
-    for batch in (batch for batch in plan.batches if batch.trains):
-        shapes = [shape for key in batch.keys if (shape := shape_of(plan.runs[key]))]
-        planned = plan_training(loaded.backbone(batch.backbone), shapes, memory_budget=batch.budget)
-        trained.setdefault(batch.backbone, []).extend(planned.runs)
-        largest = max(largest, planned.bytes_of(planned.first_batch()))
+    for batch in plan.batches:
+        kinds.setdefault(kind_of(batch), []).append(batch)
+        if batch.trains:
+            shapes = [shape for key in batch.keys if (shape := shape_of(plan.runs[key]))]
+            planned = plan_training(loaded.backbone(batch.backbone), shapes, memory_budget=batch.budget)
+            trained.setdefault(batch.backbone, []).extend(planned.runs)
+            largest = max(largest, planned.bytes_of(planned.first_batch()))
+    parts, longest = [], 0.0  # seconds of a batch
+    for (method, name, trains), batches in kinds.items():
+        pace, source = known.get((method, name, trains)), "by earlier sweeps"
+        if pace is None:
+            pace = timing.time_work(loaded, batches, runs, team.threads)
+            source = "timed now" if pace else "could not be timed"
+            source = "no features" if not pace and any(one == name for one, _ in missing) else source
+        sizes = [len(batch.keys) for batch in batches]
+        seconds = pace and pace * sum(batch.cost for batch in batches)
+        longest = max(longest, (pace or 0.0) * max(batch.cost for batch in batches))
+        parts.append(Part(name, method, len(sizes), sum(sizes), max(sizes), seconds, source))
     wall = sum(timing.crop_seconds(loaded, name, missing) for name in {name for name, _ in missing})
     wall += STARTUP_SECONDS * (2 if team.size > 1 else 1)  # of this process, then of its workers
-    wall += max(max(took, default=0.0), sum(took) / team.size)
+    wall += max(longest, sum(part.seconds or 0.0 for part in parts) / team.size)
     resident = max(psutil.Process().memory_info().rss, PROCESS_BYTES)
     costs = list(chain(*trained.values()))
     return Forecast(
         parts=tuple(parts),
-        prompts=tuple(_prompts(loaded, trained)),
+        prompts=tuple(_prompt_line(loaded.backbone(name), costs) for name, costs in trained.items()),
         nodes=float(sum(cost.tree.nodes * cost.shape.steps for cost in costs)),
         flops=float(sum(cost.flops for cost in costs)),
         crops=sum(missing.values()),
         workers=team.size,
         threads=team.threads,
-        seconds=None if math.isnan(sum(took)) else wall,
+        seconds=None if any(part.seconds is None for part in parts) else wall,
         memory_bytes=int((team.size + (team.size > 1)) * (resident + largest)),
     )
 
 
-def _prompts(loaded: LoadedGrid, costs: Mapping[str, Sequence[RunCost]]) -> Iterator[str]:
-    """Yield how each backbone learns prompts: the positions that a run's step computes on its path and on the other."""
-    for name, of_backbone in costs.items():
-        backbone = loaded.backbone(name)
-        path, reason = backbone.prompt_path
-        here, shared = (
-            mean(getattr(one.tree, kind) for one in of_backbone) for kind in ("rows", "shared_rows")
-        )
-        plain = mean(len(one.shape.class_names) for one in of_backbone) * backbone.text.context_length
-        other, there = ("plain", plain) if path == "shared" else ("shared", shared)
-        why = f" ({reason})" if reason else ""
-        stop = "; its tokenizer drops their full stop" if drops_full_stop(backbone.tokenizer) else ""
-        yield (
-            f"{name}  prompts on the {path} path{why}: {here:,.0f} positions per run and step, "
-            f"{there:,.0f} on the {other} path{stop}"
-        )
+def _prompt_line(backbone: Backbone, costs: Sequence[RunCost]) -> str:
+    """Return how a backbone learns prompts: the positions that a run's step computes on its path and on the other."""
+    path, reason = backbone.prompt_path
+    here, shared = (mean(getattr(one.tree, kind) for one in costs) for kind in ("rows", "shared_rows"))
+    plain = mean(len(one.shape.class_names) for one in costs) * backbone.text.context_length
+    other, there = ("plain", plain) if path == "shared" else ("shared", shared)
+    why = f" ({reason})" if reason else ""
+    stop = "; its tokenizer drops their full stop" if drops_full_stop(backbone.tokenizer) else ""
+    return (
+        f"{backbone.name}  prompts on the {path} path{why}: {here:,.0f} positions per run and step, "
+        f"{there:,.0f} on the {other} path{stop}"
+    )

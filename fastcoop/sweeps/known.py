@@ -26,16 +26,9 @@ from fastcoop.sweeps.pace import Kind
 
 FILE = ".plans.json"  # in the folder of features
 OWN = ("name", "digest", "embed_dim", "quick_gelu", "preprocess")  # of a `Backbone`
-SIZES = (
-    "width",
-    "hidden",
-    "layers",
-    "heads",
-    "dim",
-    "context_length",
-    "vocabulary",
-    "end_id",
-)  # of a `TextTower`
+SIZES = (  # of a `TextTower`
+    "width", "hidden", "layers", "heads", "dim", "context_length", "vocabulary", "end_id",
+)  # fmt: skip
 
 
 class Known(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -20,7 +19,6 @@ from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import shape_of, training_seconds
 from fastcoop.sweeps.known import loaded_backbone
 from fastcoop.sweeps.loading import LoadedGrid
-from fastcoop.sweeps.pace import Pace, kind_of
 from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, Task, run_task
 
 MAX_STEP_FLOPS = 3e9  # of a timed training step: about a tenth of a second of a core
@@ -46,40 +44,39 @@ def time_work(
     torch.set_num_threads(threads)
     try:
         with threadpool_limits(threads):
-            trained = [runs[key] for batch in batches for key in batch.keys if batch.trains]
-            return (
-                _time_steps(loaded.backbone(name), trained)
-                if trained
-                else _time_batch(loaded, batches, runs, threads)
-            )
+            if not batches[0].trains:
+                return _time_batch(loaded, batches, runs, threads)
+            return _time_steps(loaded.backbone(name), [runs[key] for batch in batches for key in batch.keys])
     finally:
         torch.set_num_threads(before)
 
 
 class _Measured(Exception):
-    """Ends a batch whose pace is known."""
+    """Ends a batch of which a number of runs is timed."""
 
 
 def _time_batch(
     loaded: LoadedGrid, batches: Sequence[Batch], runs: Mapping[str, RunSpec[Any]], threads: int
 ) -> float | None:
     """Time the largest batch that is expected to be short, until it first reports progress."""
-    smallest, *others = sorted(batches, key=lambda batch: batch.cost)
-    batch = next((one for one in reversed(others) if one.cost <= MAX_COST), smallest)
-    pace = Pace([batch], 1)
+    short = [batch for batch in batches if batch.cost <= MAX_COST] or [min(batches, key=lambda one: one.cost)]
+    batch, start = max(short, key=lambda one: one.cost), time.perf_counter()
 
     def on_event(event: Event) -> None:
-        if isinstance(event, BatchProgress):
-            pace.follow(event)
-            if event.runs:
-                raise _Measured
-        elif isinstance(event, BatchFinished):
-            pace.finish(batch, len(batch.keys) if event.error else 0)
+        nonlocal start
+        if isinstance(event, BatchProgress) and not event.runs:
+            start = time.perf_counter()
+        elif isinstance(event, BatchProgress):
+            raise _Measured(event.runs)
+        elif isinstance(event, BatchFinished) and not event.error:
+            raise _Measured(len(batch.keys))
 
-    task = Task(replace(batch, threads=threads), tuple(runs[key].unbound() for key in batch.keys))
-    with suppress(_Measured):
+    try:
+        task = Task(replace(batch, threads=threads), tuple(runs[key].unbound() for key in batch.keys))
         run_task(task, loaded, on_event)
-    return pace.rates().get(kind_of(batch))
+    except _Measured as measured:
+        return (time.perf_counter() - start) / batch.cost * len(batch.keys) / float(measured.args[0])
+    return None
 
 
 def _time_steps(backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> float:
