@@ -16,6 +16,7 @@ import fastcoop
 from fastcoop.checks import several, shortened
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import MissingFile, UserError
+from fastcoop.files import reading
 from fastcoop.grids.given import PlacedDict, bare, plain, read_yaml
 from fastcoop.grids.scopes import Scopes, join, keep_only, override, split
 from fastcoop.grids.values import Names, Seeds, Shots, Targets, Views, as_list, number_of_draws
@@ -27,23 +28,21 @@ log = logging.getLogger("fastcoop")
 
 def _methods(given: Any) -> tuple[tuple[str, tuple[MethodSettings, ...]], ...]:
     """Return (name, all its settings) of each method that `split` lists, the fastest first."""
-    found: list[tuple[str, tuple[MethodSettings, ...]]] = []
-    if not given:
+    found: dict[str, list[MethodSettings]] = {}
+    for index, (name, settings) in enumerate(pair for one in given or () for pair in one.items()):
+        try:
+            method, every = get_method(name), found.setdefault(name, [])
+            if not isinstance(settings, dict):
+                raise UserError(f"Expected keys and values as settings of {name}, got {shortened(settings)}.")
+            new = [one for one in expand(method, settings) if one not in every]
+            if not new:
+                raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
+        except UserError as error:
+            raise SettingError(str(error), (index, name, *getattr(error, "place", ()))) from None
+        every += new
+    if not found:
         raise ValueError("expected at least one method")
-    for index, entry in enumerate(given):
-        for name, settings in entry.items():
-            try:
-                method = get_method(name)
-                if not isinstance(settings, dict):
-                    problem = f"Expected keys and values as settings of {name}, got {shortened(settings)}."
-                    raise UserError(problem)
-                one = name, tuple(expand(method, settings))
-                if one in found:
-                    raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
-            except UserError as error:
-                raise SettingError(str(error), (index, name, *getattr(error, "place", ()))) from None
-            found.append(one)
-    return tuple(sorted(found, key=lambda pair: list(METHODS).index(pair[0])))
+    return tuple((name, tuple(found[name])) for name in METHODS if name in found)
 
 
 Methods = Annotated[tuple[tuple[str, tuple[MethodSettings, ...]], ...], PlainValidator(_methods)]
@@ -92,14 +91,12 @@ class GridBlock(BaseModel):
             return method in dict(self.methods)
         return self.augments if key == "views" else self.learns or key not in ("shots", "seeds")
 
-    def runs(self, backbone: str, method: str) -> Iterator[RunSpec[Any]]:
-        """Yield its runs of one method by one backbone, dataset by dataset."""
-        if backbone not in self.backbones:
-            return
-        draws: Any = product(self.shots, self.seeds) if METHODS[method].learns else [(0, 0)]
-        every = [one for name, settings in self.methods if name == method for one in settings]
-        for dataset, settings, (shots, seed) in product(self.datasets, every, draws):
-            yield RunSpec(method, settings, backbone, dataset, shots, seed, self.targets.get(dataset, ()))
+    def runs(self) -> Iterator[RunSpec[Any]]:
+        """Yield its runs, backbone by backbone, method by method, dataset by dataset."""
+        for backbone, (method, every) in product(self.backbones, self.methods):
+            draws: Any = product(self.shots, self.seeds) if METHODS[method].learns else [(0, 0)]
+            for dataset, settings, (shots, seed) in product(self.datasets, every, draws):
+                yield RunSpec(method, settings, backbone, dataset, shots, seed, self.targets.get(dataset, ()))
 
 
 @dataclass(frozen=True)
@@ -149,8 +146,9 @@ class Grid:
 
     def runs(self) -> Iterator[RunSpec[Any]]:
         """Yield all runs, backbone by backbone, method by method; a run of several blocks is yielded for each."""
-        for backbone, method, block in product(self.backbones, self.methods, self.blocks):
-            yield from block.runs(backbone, method)
+        backbones, methods = self.backbones, self.methods
+        every = [run for block in self.blocks for run in block.runs()]
+        yield from sorted(every, key=lambda run: (backbones.index(run.backbone), methods.index(run.method)))
 
     def drawn(self, dataset: str) -> tuple[tuple[int | str, ...], tuple[int, ...]]:
         """Return the shots and seeds of a dataset's few-shot subsets; none if nothing learns from it."""
@@ -201,14 +199,11 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
         if isinstance(source, Mapping):
             return plain(source), "the grid"
         path = Path(source)
-        text = (path if path.is_file() else shipped_grid(path) or path).read_text(encoding="utf-8")
-        given = read_yaml(text, str(source))
-    except UnicodeDecodeError:
-        raise UserError(f"{source} is not a text file; a grid is a YAML file.") from None
-    except FileNotFoundError:
-        raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.") from None
-    except OSError as error:
-        raise UserError(f"The grid file {source} cannot be read: {error.strerror}.") from None
+        path = path if path.is_file() else shipped_grid(path) or path
+        if not path.exists():
+            raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.")
+        with reading(path, "a grid"):
+            given = read_yaml(path.read_text(encoding="utf-8"), str(source))
     except RecursionError:
         raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
     if not isinstance(given, PlacedDict):

@@ -25,14 +25,11 @@ def grid_text(grid: Grid) -> str:
 
 
 def _content(block: GridBlock) -> dict[str, Any]:
-    plain: dict[str, Any] = {"backbones": list(block.backbones), "datasets": list(block.datasets)}
-    if block.learns:
-        plain |= {"shots": list(block.shots), "seeds": list(block.seeds)}
-    if block.targets:
-        plain["targets"] = {name: list(targets) for name, targets in block.targets.items()}
-    return plain | {
-        "methods": [{name: _with_defaults(one)} for name, every in block.methods for one in every]
-    }
+    used = ["backbones", "datasets", *(["shots", "seeds"] if block.learns else [])]
+    plain = {key: list(getattr(block, key)) for key in used}
+    targets = {name: list(names) for name, names in block.targets.items()}
+    methods = [{name: _with_defaults(one)} for name, every in block.methods for one in every]
+    return plain | ({"targets": targets} if targets else {}) | {"methods": methods}
 
 
 def _with_defaults(settings: MethodSettings) -> dict[str, Any]:
@@ -43,7 +40,5 @@ def _with_defaults(settings: MethodSettings) -> dict[str, Any]:
 
 
 def _comment(block: GridBlock) -> str:
-    runs = sum(
-        1 for name in block.backbones for method in dict(block.methods) for _ in block.runs(name, method)
-    )
-    return f"# {f'{escape.visible(block.name)}: ' if block.name else ''}{counted(runs, 'run')}"
+    name = f"{escape.visible(block.name)}: " if block.name else ""
+    return f"# {name}{counted(len([*block.runs()]), 'run')}"

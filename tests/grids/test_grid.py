@@ -313,7 +313,7 @@ def test_no_file_and_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no grid file"):
         read_grid(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         read_grid(tmp_path / "binary.yaml")
 
 
