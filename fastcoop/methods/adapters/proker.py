@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KERNEL_BYTES = 4 << 30  # of the largest kernel matrix of float64
+IMAGES = 1024  # whose kernel is in float64 at once
 # First, last and number of values, of an official configuration.
 SEARCHED = {"beta": (0.5, 3.0, 20), "lmbda": (0.001, 1.0, 10)}
 
@@ -85,19 +86,21 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
         return Fitted({"samples": samples, "residual": (Y - samples @ stack.texts.unit.T).mT})
 
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
+        import torch
+
         x, samples = normalized(images), weights["samples"]
         zero_shot, similarity = texts.zero_shot(x), x @ samples.mT
 
         @lru_cache(maxsize=1)  # the search tries all lmbda with one beta
         def kernels(beta: Tensor) -> tuple[Tensor, Any]:
             known = "dual" in weights
-            # A sum over samples in float32 loses more digits than the solution has.
-            return kernel(similarity, beta).double(), None if known else kernel(samples @ samples.mT, beta)
+            return kernel(similarity, beta), None if known else kernel(samples @ samples.mT, beta)
 
         def logits(beta: Tensor, lmbda: Tensor) -> Tensor:
             K, own = kernels(beta)
             dual = weights["dual"] if own is None else solve(own, lmbda, weights["residual"])
-            return zero_shot + (texts.scale * K @ dual.mT.double()).to(zero_shot)
+            a = texts.scale * dual.mT.double()  # sums over samples in float32 lose more digits than `solve`
+            return zero_shot + torch.cat([some.double() @ a for some in K.split(IMAGES, 1)], 1).to(zero_shot)
 
         return logits
 
