@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
 
-from fastcoop.checks import amount, whole_number
+from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
@@ -264,7 +264,15 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             check_classification_targets(y)
             named = all(isinstance(one, str) for one in y.tolist())
         if class_names is not None:
-            self.classes_ = np.array([*map(str, class_names)]) if named else np.arange(len(class_names))
+            names = list(class_names)
+            # Numbers could be meant as the values of y, which are indices.
+            if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+                raise UserError(f"Expected class_names to be a list of text, got {shortened(class_names)}.")
+            if named and (twice := {one for one in names if names.count(one) > 1}):
+                raise UserError(
+                    f"Expected y to hold indices, since two classes are called {min(twice)!r}, got names."
+                )
+            self.classes_ = np.array(names) if named else np.arange(len(names))
         elif texts is not None and not named:
             self.classes_ = np.arange(len(texts))
         elif y is None or texts is not None or (method.needs_backbone and not named):

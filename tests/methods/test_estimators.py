@@ -308,6 +308,12 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             {"class_names": NAMES[:2], "text_features": np.eye(2, DIM)},
             "class names or indices into class_names, got 2",
         ),
+        (GIVEN | {"class_names": "cat"}, "class_names to be a list of text, got 'cat'"),
+        (GIVEN | {"class_names": [1, 2, 3]}, r"class_names to be a list of text, got \[1, 2, 3\]"),
+        (
+            GIVEN | {"class_names": ["a", "b", "a"], "y": list("abab" * 3)},
+            "y to hold indices, since two classes are called 'a'",
+        ),
         ({"text_features": np.ones(DIM)}, r"text_features of shape \(classes, dim\), got \(16,\)"),
         ({"text_features": [["cat"]]}, "text_features to be numbers"),
         ({"text_features": np.diag([1.0, 0.0, 1.0])}, "no row of zeros, got a length of 0 in row 1"),
