@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from fastcoop.datasets.dataset import EXAMPLE, check_name_and_template
@@ -19,6 +18,7 @@ from fastcoop.datasets.official import packaged_names
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.files import atomic_write, reading
 from fastcoop.progress import counted
+from fastcoop.yaml_text import read_yaml
 
 COLUMNS = ("class", "name")
 FORM = "a .csv with the columns class and name, as `fastcoop datasets names FOLDER` writes"
@@ -168,27 +168,14 @@ def _check_known(keys: Iterable[str], valid: Sequence[str], subject: str, verdic
             raise UserError(f'{subject} "{key}", but {verdict}.{nearest(key, valid)}')
 
 
-class _Loader(yaml.BaseLoader):
-    """Reads every scalar as text, since class folders may be called 0, no or 1e3. Refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: dict[str, yaml.Node] = {}
-        for key, _ in node.value:
-            if keys.setdefault(str(key.value), key) is not key:
-                problem = f'"{key.value}" is given twice'
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _load(path: Path) -> dict[str, Any]:
+    """Return the content with every scalar as text, since class folders may be called 0, no or 1e3."""
     try:
         with reading(path, "a YAML file"):
-            values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        raise UserError(f"{path}{line} is not valid YAML: {problem}.") from None
+            text = path.read_text(encoding="utf-8-sig")
+        values = read_yaml(
+            text, str(path), lambda at, written: True, place=lambda line: f"{path} line {line}: "
+        )
     except RecursionError:
         raise UserError(f"{path} is nested too deeply for a dataset's YAML.") from None
     if not isinstance(values or {}, dict):

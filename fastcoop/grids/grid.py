@@ -17,11 +17,12 @@ from fastcoop.checks import several, shortened
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.files import reading
-from fastcoop.grids.given import PlacedDict, bare, plain, read_yaml
+from fastcoop.grids.given import is_name, plain
 from fastcoop.grids.scopes import Scopes, join, keep_only, override, split
 from fastcoop.grids.values import Names, Seeds, Shots, Targets, Views, as_list, number_of_draws
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
+from fastcoop.yaml_text import PlacedDict, bare, read_yaml
 
 log = logging.getLogger("fastcoop")
 
@@ -203,7 +204,7 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
         if not path.exists():
             raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.")
         with reading(path, "a grid"):
-            given = read_yaml(path.read_text(encoding="utf-8"), str(source))
+            given = read_yaml(path.read_text(encoding="utf-8"), str(source), is_name)
     except RecursionError:
         raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
     if not isinstance(given, PlacedDict):

@@ -8,9 +8,10 @@ from copy import deepcopy
 from typing import Any
 
 from fastcoop.errors import UserError, nearest, unknown
-from fastcoop.grids.given import PlacedDict, read_yaml
+from fastcoop.grids.given import is_name
 from fastcoop.grids.values import as_list
 from fastcoop.methods import METHODS
+from fastcoop.yaml_text import PlacedDict, read_yaml
 
 BLOCK_KEYS: tuple[str, ...] = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
 TOP_KEYS = ("views", "recipe", "blocks")
@@ -128,7 +129,7 @@ def _override(scopes: Sequence[PlacedDict], keys: Sequence[str], text: str, opti
 def _value(keys: Sequence[str], text: str, option: str) -> Any:
     """Return the value of ``--set a.b=text``; commas make a list. Names are text, as in a file."""
     text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text
-    return read_yaml(text, option, keys)
+    return read_yaml(text, f"--set {option}", is_name, tuple(keys), place=lambda line: f"--set {option}: ")
 
 
 def keep_only(scopes: Scopes, only: Sequence[str]) -> Scopes:

@@ -26,9 +26,9 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
     "leave it out of its own targets",
     '"{}" holds for the whole grid; put it at its top',
     "The method {} is listed twice with the same settings; leave one",
-    "The aliases of the grid stand for more than {} values; write fewer",
+    "The aliases of {} stand for more than {} values; write fewer",
     "check its indentation and quotes",
-    'Line {}: "{}" was given before, in line {}; leave one',
+    '"{}" was given before, in line {}; leave one',
     "{}YAML reads {} as {}; write {}, or the number that is meant",
 )
 @pytest.mark.parametrize(
@@ -75,7 +75,6 @@ def test_a_seed_that_is_no_number_of_draws() -> None:
 
 @follows(
     "--set gives {} twice; leave one of them",
-    'The value in "{}" is not YAML; quote it',
     "in a grid, got {} of type {}; convert it to a list or to text",
     "as a key of a mapping in a grid, got {}; change the key",
     "A list or mapping of the grid contains itself; write its values out",
@@ -84,7 +83,11 @@ def test_a_seed_that_is_no_number_of_draws() -> None:
     ("wrong", "message", "right"),
     [
         (({}, ["shots=1", "shots=2"]), "leave one of them", ({}, ["shots=2"])),
-        (({}, ["methods.coop.init=[a"]), "quote it", ({}, ['methods.coop.init="[a"'])),
+        (
+            ({}, ["methods.coop.init=[a"]),
+            "check its indentation and quotes",
+            ({}, ['methods.coop.init="[a"']),
+        ),
         (({"shots": (n for n in [1, 2])}, []), "convert it", ({"shots": [1, 2]}, [])),
         (({"datasets": [b"d"]}, []), "convert it", ({"datasets": [b"d".decode()]}, [])),
         (

@@ -513,7 +513,7 @@ def test_lists_of_paths_that_join_to_one_text_have_digests_of_their_own(tmp_path
 def test_a_key_given_twice_in_the_yaml(tmp_path, put):
     put(tmp_path, images("a", "b"))
     (tmp_path / "dataset.yaml").write_text("class_names:\n  a: x\n  a: y\n")
-    assert 'line 3 is not valid YAML: "a" is given twice' in refusal(tmp_path)
+    assert 'line 3: "a" was given before, in line 2; leave one.' in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
