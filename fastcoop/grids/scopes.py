@@ -16,9 +16,8 @@ from fastcoop.yaml_text import PlacedDict, read_yaml
 BLOCK_KEYS: tuple[str, ...] = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
 TOP_KEYS = ("views", "recipe", "blocks")
 
-Scopes = dict[
-    str | None, PlacedDict
-]  # each block's content with what stands above it; None: of a grid without blocks
+# The content of each block, by name, with what stands above it; of a grid without blocks, by None.
+Scopes = dict[str | None, PlacedDict]
 
 
 def split(given: PlacedDict, name: str) -> Scopes:
@@ -56,12 +55,10 @@ def _listing_methods(content: PlacedDict) -> PlacedDict:
     """Make the methods a list of mappings, each of one name to its settings. They may be names, and one mapping."""
     found = []
     for index, entry in enumerate(as_list(content.get("methods") or [])):
-        place = content.place("methods", index)
-        named = (
-            entry if isinstance(entry, PlacedDict) else PlacedDict({str(entry): None}, {str(entry): place})
-        )
-        for name, settings in named.items():
-            places = {name: named.place(name)}
+        if not isinstance(entry, PlacedDict):
+            entry = PlacedDict({str(entry): None}, {str(entry): content.place("methods", index)})
+        for name, settings in entry.items():
+            places = {name: entry.place(name)}
             found.append(PlacedDict({name: PlacedDict() if settings is None else settings}, places))
     if found:
         content["methods"] = found
@@ -107,7 +104,7 @@ def _override(scopes: Sequence[PlacedDict], keys: Sequence[str], text: str, opti
     """Set the value that keys lead to in each scope; of a method, wherever it is listed."""
     places, inside = scopes, keys
     if keys[0] == "methods" and len(keys) > 1:
-        entries = [one for scope in scopes for one in scope.get("methods", ())]
+        entries = [one for scope in scopes for one in scope.get("methods") or ()]
         places, inside = [one for one in entries if keys[1] in one], keys[1:]
         if not places:
             names = {name for one in entries for name in one}

@@ -516,6 +516,20 @@ def test_an_option_given_twice(file: Path) -> None:
         read_grid(file, ["shots=1", "seeds=1", "shots=2"])
 
 
+@pytest.mark.parametrize(
+    ("methods", "message"), [(None, "does not run"), ({"coop": 5}, "reaches into coop, which has no keys")]
+)
+def test_an_option_reaches_into_settings_only(methods: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_grid({"backbones": "x", "datasets": "y", "methods": methods}, ["methods.coop.epochs=3"])
+
+
+def test_an_alias_is_set_without_its_others(file: Path) -> None:
+    file.write_text("backbones: a\ndatasets: b\nmethods: {coop: &own {epochs: 2}, kgcoop: *own}\n")
+    runs = read_grid(file, ["methods.coop.epochs={1: 3, 2: 3, 4: 3, 8: 3, 16: 3}"]).runs()
+    assert {(run.method, str(run.settings.epochs)[0]) for run in runs} == {("coop", "{"), ("kgcoop", "2")}
+
+
 def test_an_option_in_base_8(file: Path) -> None:
     with pytest.raises(UserError, match=r"^--set seeds=1,010: YAML reads 010 as 8; write 8"):
         read_grid(file, ["seeds=1,010"])
