@@ -17,9 +17,18 @@ from fastcoop.checks import several, shortened
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.files import reading
-from fastcoop.grids.given import is_name, plain
 from fastcoop.grids.scopes import Scopes, join, keep_only, override, split
-from fastcoop.grids.values import Names, Seeds, Shots, Targets, Views, as_list, number_of_draws
+from fastcoop.grids.values import (
+    Names,
+    Seeds,
+    Shots,
+    Targets,
+    Views,
+    as_list,
+    is_name,
+    number_of_draws,
+    plain,
+)  # fmt: skip
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 from fastcoop.yaml_text import PlacedDict, bare, read_yaml

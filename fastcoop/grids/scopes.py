@@ -8,8 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 from fastcoop.errors import UserError, nearest, unknown
-from fastcoop.grids.given import is_name
-from fastcoop.grids.values import as_list
+from fastcoop.grids.values import as_list, is_name
 from fastcoop.methods import METHODS
 from fastcoop.yaml_text import PlacedDict, read_yaml
 
