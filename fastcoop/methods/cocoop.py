@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
-from fastcoop.checks import LARGEST_BATCH
 from fastcoop.methods.data import Data
 from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_encoder, prompt_net
-from fastcoop.methods.schedule import epochs_of, steps_per_epoch
+from fastcoop.methods.schedule import BatchSize, epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import vectors
 from fastcoop.progress import counted
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 class CoCoOpSettings(PromptNetSettings):
     """Settings of CoCoOp. The defaults are the official ones; a step encodes ``batch_size`` prompts of every class."""
 
-    batch_size: int = Field(1, ge=1, le=LARGEST_BATCH)
+    batch_size: BatchSize = 1
 
     def paper_epochs(self, dataset: str, shots: int | str) -> int:
         return 10

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from fastcoop.checks import LARGEST_BATCH
 from fastcoop.errors import UserError
 from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import Coefficient, Positive
+from fastcoop.methods.schedule import BatchSize, Coefficient, Positive
 from fastcoop.methods.text import Template, prompt_features
 from fastcoop.methods.training import EngineTrainer
 
@@ -84,7 +83,7 @@ class KgCoOpSettings(RegularizedSettings):
 
     context_length: Positive = 4
     init: str = Field("a photo of a", min_length=1)
-    batch_size: int = Field(128, ge=1, le=LARGEST_BATCH)
+    batch_size: BatchSize = 128
     lmbda: Coefficient = 8.0
 
 

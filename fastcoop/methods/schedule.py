@@ -34,6 +34,7 @@ def _fits_float32(number: float) -> float:
 
 
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
 EpochNumber = Annotated[int, Field(ge=1, le=LONGEST)]
 Coefficient = Annotated[float, Field(ge=0), AfterValidator(_fits_float32)]
 LearningRate = Annotated[float, Field(gt=0), AfterValidator(_fits_float32)]
@@ -93,7 +94,7 @@ class ScheduleSettings(MethodSettings):
     """
 
     epochs: EpochNumber | dict[Positive | Literal["all"], EpochNumber | str] | str = "paper"
-    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = 32
+    batch_size: BatchSize = 32
 
     @field_validator("epochs", mode="before")
     @classmethod

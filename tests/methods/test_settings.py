@@ -105,6 +105,16 @@ def test_settings_that_mean_nothing(name: str, settings: dict[str, Any], message
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("field", "most"), [("batch_size", LARGEST_BATCH), ("epochs", LONGEST), ("iterations", LONGEST)]
+)
+def test_every_method_has_the_same_largest_batch_and_longest_training(field: str, most: int) -> None:
+    for name in (name for name, method in METHODS.items() if field in method.Settings.model_fields):
+        expand(METHODS[name], {field: most})
+        with pytest.raises(UserError, match=f'"{field}" of method {name} cannot be {most + 1}'):
+            expand(METHODS[name], {field: most + 1})
+
+
 # For each setting of each method: what else is given, and two values of it.
 TWO_VALUES: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "zero_shot": {"prompt": ({}, "a {}.", "the {}.")},

@@ -10,7 +10,7 @@ from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
-from fastcoop.methods.schedule import EpochNumber, LearningRate, Positive
+from fastcoop.methods.schedule import BatchSize, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ZeroShotLinearProbeSettings(MethodSettings):
     """
 
     epochs: EpochNumber = 300
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
     learning_rate: LearningRate = 0.1
 
 

@@ -22,7 +22,7 @@ from fastcoop.methods.adapters.training import (
     softmax_gradient,
     train,
 )
-from fastcoop.methods.schedule import Coefficient, LearningRate, Positive
+from fastcoop.methods.schedule import BatchSize, Coefficient, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class CrossModalSettings(AdapterSettings):
 
     learning_rate: LearningRate | None = None
     weight_decay: Coefficient | None = None
-    batch_size: Positive | None = Field(None, ge=2)
-    iterations: Positive = 12800
+    batch_size: BatchSize | None = Field(None, ge=2)
+    iterations: EpochNumber = 12800
     selection: ValidationOnly = "few_val"
     init: Literal["zero_shot", "random"] = "zero_shot"
     wise_ft: float = Field(0.0, ge=0, le=1)

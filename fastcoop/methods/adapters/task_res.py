@@ -9,7 +9,7 @@ from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
-from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
+from fastcoop.methods.schedule import BatchSize, Coefficient, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TaskResSettings(MethodSettings):
     alpha: Coefficient | Literal["paper"] = "paper"
     learning_rate: LearningRate | Literal["paper"] = "paper"
     epochs: EpochNumber | Literal["paper"] = "paper"
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
 
     def resolved(self, run: RunSpec[Any]) -> dict[str, Any]:
         """Return the settings of a run, with the paper's values in place of "paper"."""

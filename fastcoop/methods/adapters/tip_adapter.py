@@ -17,7 +17,7 @@ from fastcoop.methods.adapters.selection import BestEpoch, Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_rates, softmax_gradient, train
 from fastcoop.methods.data import Data
-from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, Positive
+from fastcoop.methods.schedule import BatchSize, Coefficient, EpochNumber, LearningRate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,7 +142,7 @@ class TipFSettings(TipSettings):
 
     learning_rate: LearningRate = 0.001
     epochs: EpochNumber = 20
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
 
 
 class TipAdapterFMethod(TipAdapterMethod):
