@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from fastcoop.checks import MAX_JOBS, whole_number
 from fastcoop.errors import writing
-from fastcoop.progress import progress
+from fastcoop.progress import counted, progress
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.claims import claims_table, judge
 from fastcoop.reports.frames import Missing
@@ -21,6 +22,10 @@ from fastcoop.reports.study import Study, read_study
 from fastcoop.reports.style import drawing, saving
 from fastcoop.reports.table import save_table, write_text
 from fastcoop.results.read import find_key
+
+KINDS = (".png", ".pdf", ".svg", ".csv", ".md", ".tex")  # endings of figures and tables
+
+log = logging.getLogger("fastcoop")
 
 
 def report(
@@ -82,7 +87,21 @@ def report(
             "missing.txt": missing_text(study, missing),
         }
         page_path, *others = (write_text(out / name, text) for name, text in texts.items())
+        _warn_of_older_files(out, written)
     return [page_path, *written, *others]
+
+
+def _warn_of_older_files(out: Path, written: Sequence[Path]) -> None:
+    """Warn of figures and tables of an earlier report, which these results do not have under such names."""
+    new, stems = {path.name for path in written}, tuple(ITEMS)
+    names = sorted(
+        path.name for path in out.iterdir() if path.suffix in KINDS and path.name.startswith(stems)
+    )
+    if old := [name for name in names if name not in new]:
+        log.warning(
+            f"{out} keeps {counted(len(old), 'file')} that this report did not write, such as {old[0]}: figures and "
+            "tables of an earlier report show other results."
+        )
 
 
 def missing_text(study: Study, missing: list[tuple[Item, str]]) -> str:

@@ -76,8 +76,9 @@ def recorded_datasets(folder: str | Path) -> dict[str, dict[str, Any]]:
     """
     path = Path(folder) / DATASETS
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: dict(about) for name, about in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, and a sweep writes it again.") from None
 
 

@@ -76,9 +76,10 @@ def zero_shot(sweep: Callable[..., Summary], folder: Path, **options: Any) -> in
 
 @follows("delete it, and a sweep writes it again")
 def test_damaged_dataset_facts_are_deleted(sweep: Callable[..., Summary], copy: Path) -> None:
-    (copy / "datasets.json").write_text("[")
-    with pytest.raises(UserError, match="delete it, and a sweep writes it again"):
-        sweep(results=copy)
+    for text in ("[", "[]", '{"colours": 3}'):
+        (copy / "datasets.json").write_text(text)
+        with pytest.raises(UserError, match="delete it, and a sweep writes it again"):
+            sweep(results=copy)
     (copy / "datasets.json").unlink()
     sweep(results=copy)
     assert json.loads((copy / "datasets.json").read_text()).keys() == {"colours", "shifted"}

@@ -17,7 +17,7 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for name, table in (("results", frame), ("failures", pd.DataFrame()), ("untested", pd.DataFrame())):
             monkeypatch.setattr(f"fastcoop.results.load_{name}", lambda folder, table=table: table)
         folder = tmp_path / "results"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         return folder
 
     return make

@@ -53,6 +53,16 @@ def test_figure3_and_its_numbers_come_out_in_all_formats(folder_of, tmp_path):
     assert cell["runs"] == "3"
 
 
+def test_figures_of_an_earlier_report_are_told(folder_of, tmp_path, caplog):
+    frame = results(datasets=("objects",), shots=(1, 16))
+    report(folder_of(frame), tmp_path / "out")
+    (tmp_path / "out" / "notes.md").touch()
+    assert not caplog.text
+    fast = results(datasets=("objects",), shots=(1, 16), backbone="other")
+    report(folder_of(pd.concat([frame, fast])), tmp_path / "out")  # a figure for each backbone
+    assert "such as figure3.csv: figures and tables of an earlier report" in caplog.text
+
+
 def test_the_average_is_over_datasets_and_its_spread_over_seeds(folder_of, tmp_path):
     frame = results()
     report(folder_of(frame), tmp_path / "out")
