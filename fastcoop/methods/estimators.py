@@ -139,8 +139,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             data.images = cast(Labelled, (features, labels))
             if X_val is not None:
                 data.val = self._read_validation(run, X_val, y_val, backbone)
-            elif method.validation_choice(settings):
-                _hold_out(data)
+            elif choice := method.validation_choice(settings):
+                _hold_out(data, instead=choice[1])
         if texts is not None or backbone is None:
             scale = getattr(backbone, "logit_scale", LOGIT_SCALE)
             if logit_scale is not None:
@@ -480,14 +480,16 @@ def _read_texts(text_features: Any) -> np.ndarray:
     return texts
 
 
-def _hold_out(data: _ArrayData) -> None:
-    """Make every fifth training image of each class a validation image."""
+def _hold_out(data: _ArrayData, instead: str) -> None:
+    """Make every fifth training image of each class a validation image. ``instead``: what to do without any."""
     (features, labels), every = data.images, HELD_OUT_EVERY
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     held = [row[every - 1 :: every] if len(row) >= every else row[1:][-1:] for row in rows]
     out = np.concatenate(held)
     if not len(out):
-        raise UserError("No class has an image to hold out for validation; pass X_val and y_val to fit.")
+        raise UserError(
+            f"No class has an image to hold out for validation; pass X_val and y_val to fit, or {instead}."
+        )
     data.val = features[out, 0], labels[out]
     data.images = np.delete(features, out, axis=0), np.delete(labels, out)
 

@@ -74,7 +74,7 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         return f"Linear probe CLIP ({', '.join(limits)})" if limits else "Linear probe CLIP"
 
     def validation_choice(self, settings: LinearProbeSettings) -> tuple[str, str]:
-        return "the probe's C", "leave the linear probe out"
+        return "the probe's C", "use another method"
 
     def key_settings(self, run: RunSpec[LinearProbeSettings], backbone: Backbone) -> dict[str, Any]:
         found = super().key_settings(run, backbone)

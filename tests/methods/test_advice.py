@@ -99,7 +99,7 @@ def test_words_and_vectors_have_one_length(
         get_method("coop").key_settings(job(data, "coop", **settings), backbone)
 
 
-@follows("leave these settings out", "leave the linear probe out", "to a number", "give it a val split")
+@follows("leave these settings out", "use another method", "to a number", "give it a val split")
 @pytest.mark.parametrize(
     ("method", "settings", "instead"),
     [

@@ -225,7 +225,7 @@ def test_defaults_are_the_methods_settings() -> None:
     "needs the names of the classes, in order; pass class_names to fit",
     "diverged; pass a smaller learning_rate",
     "have no direction; remove these images",
-    "to hold out for validation; pass X_val and y_val to fit",
+    "to hold out for validation; pass X_val and y_val to fit, or {}",
 )
 def test_what_cannot_be_used_is_one_sentence_that_helps(
     backbone: Backbone, data: Data, tmp_path: Path
@@ -280,6 +280,11 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             lambda: fc.ZeroShot().fit(None, text_features=texts).predict(np.zeros((1, DIM))),
             "no direction",
             lambda: fc.ZeroShot().fit(None, text_features=texts).predict(np.ones((1, DIM))),
+        ),
+        (
+            lambda: fc.GDA().fit(np.eye(2, DIM), [0, 1], text_features=np.eye(2, DIM)),
+            "X_val and y_val to fit, or set selection of gda to fixed",
+            lambda: fc.GDA(selection="fixed").fit(np.eye(2, DIM), [0, 1], text_features=np.eye(2, DIM)),
         ),
         (
             lambda: fc.LinearProbe().fit(np.eye(2), [0, 1]),
