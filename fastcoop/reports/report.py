@@ -47,7 +47,7 @@ def report(
             wrong ones. None: no pictures.
         runs: Keys, or their beginnings, of the runs whose mistakes are shown: the first that was tested on a dataset,
             compared with the second. By default the page chooses one per dataset.
-        jobs: Processes that draw the figures (1: this one).
+        jobs: Processes that draw the figures, this one included.
 
     Returns:
         The paths of the files, first that of the page.

@@ -272,14 +272,14 @@ def drawing(series: Iterable[str] = ()) -> Iterator[None]:
 def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path], list[Path]]]:
     """Give a function like `save_figure`. With several ``jobs``, as many processes draw; files are written at the end.
 
-    A figure whose process dies is drawn in this one.
+    This process then draws those that no other one has begun, and those of a process that died.
     """
     if jobs == 1:
         yield save_figure
         return
     from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
 
-    pool = ProcessPoolExecutor(jobs, initializer=exit_with_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(jobs - 1, initializer=exit_with_parent, initargs=(os.getpid(),))
     waiting: list[tuple[Figure, Path, Future[list[bytes]]]] = []
     series = list(series)
 
@@ -292,9 +292,9 @@ def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path]
 
     try:
         yield submit
-        for figure, stem, drawn in waiting:
+        for figure, stem, drawn in reversed(waiting):
             try:
-                _write(stem, drawn.result())
+                _write(stem, _draw(figure) if drawn.cancel() else drawn.result())
             except BrokenExecutor:
                 save_figure(figure, stem)
     finally:

@@ -222,19 +222,26 @@ class Deadly(Artist):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def write_figure(folder: Path, jobs: int, *artists: Artist) -> list[Path]:
-    made = study(["A"])
+def write_figures(folder: Path, jobs: int, *artists: Artist, count: int = 1) -> list[Path]:
+    made, paths = study(["A"]), []
     with drawing(made.runs.series), saving(made.runs.series, jobs) as save:
-        (part,) = figure4.ITEM.make(made)
-        for artist in artists:
-            part.figure.add_artist(artist)
-        return save(part.figure, folder / "figure")
+        for number in range(count):
+            (part,) = figure4.ITEM.make(made)
+            for artist in artists:
+                part.figure.add_artist(artist)
+            paths += save(part.figure, folder / f"figure{number}")
+    return paths
 
 
-@pytest.mark.parametrize("artists", [(), (Deadly(os.getpid()),)], ids=["", "a_process_dies"])
-def test_other_processes_draw_the_same_files(tmp_path, artists):
+@pytest.mark.parametrize(
+    ("artists", "count"),
+    [((), 3), ((Deadly(os.getpid()),), 1)],
+    ids=["this_one_draws_the_last", "a_process_dies"],
+)
+def test_other_processes_draw_the_same_files(tmp_path, artists, count):
     (tmp_path / "other").mkdir()
-    paths, others = write_figure(tmp_path, 1), write_figure(tmp_path / "other", 2, *artists)
+    paths = write_figures(tmp_path, 1, count=count)
+    others = write_figures(tmp_path / "other", 2, *artists, count=count)
     assert others == [tmp_path / "other" / path.name for path in paths]
     assert [path.read_bytes() for path in others] == [path.read_bytes() for path in paths]
     assert set((tmp_path / "other").iterdir()) == set(others)
@@ -242,4 +249,4 @@ def test_other_processes_draw_the_same_files(tmp_path, artists):
 
 def test_an_error_of_writing_is_raised(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
-        write_figure(tmp_path / "missing", 2)
+        write_figures(tmp_path / "missing", 2)
