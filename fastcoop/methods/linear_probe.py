@@ -115,6 +115,7 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
 @cache
 def _libraries() -> ThreadpoolController:
     """Return the libraries with threads of this process; finding them takes a tenth of a small fit."""
+    import sklearn.linear_model  # noqa: F401  (loads SciPy's BLAS, which would not be found before)
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
