@@ -66,8 +66,8 @@ def read_yaml(
         place: Returns the place of a value by its line.
 
     Raises:
-        UserError: It is not YAML, gives a key of a mapping twice, has a number like 010 or 1:30, or its aliases stand
-            for too many values.
+        UserError: It is not YAML or nested too deeply, gives a key of a mapping twice, has a number like 010 or 1:30,
+            or its aliases stand for too many values.
     """
     try:
         loader = _Loader(text)
@@ -76,6 +76,10 @@ def read_yaml(
         return loader.build(node, path) if node else None
     except UserError:
         raise
+    except RecursionError:
+        raise UserError(
+            f"{name} is nested too deeply, or an alias is in what it stands for; write its values out."
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""

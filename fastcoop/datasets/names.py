@@ -170,14 +170,9 @@ def _check_known(keys: Iterable[str], valid: Sequence[str], subject: str, verdic
 
 def _load(path: Path) -> dict[str, Any]:
     """Return the content with every scalar as text, since class folders may be called 0, no or 1e3."""
-    try:
-        with reading(path, "a YAML file"):
-            text = path.read_text(encoding="utf-8-sig")
-        values = read_yaml(
-            text, str(path), lambda at, written: True, place=lambda line: f"{path} line {line}: "
-        )
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply for a dataset's YAML.") from None
+    with reading(path, "a YAML file"):
+        text = path.read_text(encoding="utf-8-sig")
+    values = read_yaml(text, str(path), lambda at, written: True, place=lambda line: f"{path} line {line}: ")
     if not isinstance(values or {}, dict):
         raise UserError(f"{path} must hold keys and values ({', '.join(KEYS)}); {EXAMPLE}")
     return values or {}

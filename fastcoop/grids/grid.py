@@ -205,17 +205,18 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
         raise UserError(
             f"Expected a grid as the path of a YAML file or as a mapping, got {shortened(source)}."
         )
-    try:
-        if isinstance(source, Mapping):
+    if isinstance(source, Mapping):
+        try:
             return plain(source), "the grid"
-        path = Path(source)
-        path = path if path.is_file() else shipped_grid(path) or path
-        if not path.exists():
-            raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.")
-        with reading(path, "a grid"):
-            given = read_yaml(path.read_text(encoding="utf-8"), str(source), is_name)
-    except RecursionError:
-        raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
+        except RecursionError:
+            raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
+    path = Path(source)
+    path = path if path.is_file() else shipped_grid(path) or path
+    if not path.exists():
+        raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.")
+    with reading(path, "a grid"):
+        text = path.read_text(encoding="utf-8")
+    given = read_yaml(text, str(source), is_name)
     if not isinstance(given, PlacedDict):
         raise UserError(f"{source} should hold keys such as backbones, datasets and methods.")
     return given, str(source)

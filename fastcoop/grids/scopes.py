@@ -110,14 +110,15 @@ def _override(scopes: Sequence[PlacedDict], keys: Sequence[str], text: str, opti
             raise UserError(
                 f'"{option}" sets {keys[1]}, which the grid does not run.{nearest(keys[1], names)}'
             )
-    *parents, last = inside
+    (*parents, last), where = inside, f"--set {option}: "
     for place in places:
         for parent in parents:
-            place[parent] = PlacedDict() if place.get(parent) is None else place[parent]
+            if place.get(parent) is None:
+                place[parent], place.places[parent] = PlacedDict(), where
             if not isinstance(place[parent], PlacedDict):
                 raise UserError(f'"{option}" reaches into {parent}, which has no keys of its own.')
             place = place[parent]
-        place[last], place.places[last] = _value(keys, text, option), f"--set {option}: "
+        place[last], place.places[last] = _value(keys, text, option), where
         if keys == ["methods"]:
             _listing_methods(place)
 

@@ -29,6 +29,7 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
     "The aliases of {} stand for more than {} values; write fewer",
     "check its indentation and quotes",
     '"{}" was given before, in line {}; leave one',
+    "{} is nested too deeply, or an alias is in what it stands for; write its values out",
     "{}YAML reads {} as {}; write {}, or the number that is meant",
 )
 @pytest.mark.parametrize(
@@ -40,6 +41,7 @@ MANY = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10)}]\n" for n in rang
         ("methods: [coop, coop]", "listed twice .*; leave one", "methods: [coop]"),
         (f"methods: coop\nk0: &k0 [a]\n{MANY}", "aliases .* write fewer", "methods: &m [coop]"),
         ('methods: {coop: {init: "a}}', "check its indentation and quotes", 'methods: {coop: {init: "a"}}'),
+        ("methods: &m [*m]", "write its values out", "methods: &m [coop]"),
         ("methods: coop\nseeds: 010", "YAML reads 010 as 8; write 8", "methods: coop\nseeds: 8"),
         ("methods: coop\nseeds: 1\nseeds: 2", "given before, in line 4; leave one", "methods: coop\nseeds: 2"),
     ],

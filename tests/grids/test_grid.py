@@ -116,7 +116,7 @@ def test_a_mapping_is_not_changed_by_overrides() -> None:
         ),
         ("{1: 5, all: 9}", "{01: 5, all: 9}", "Line 7: YAML reads 01 as 1"),
         ("{1: 5, all: 9}", "1:30", "Line 7: YAML reads 1:30 as 90"),
-        ("datasets: dtd", "datasets: &a [*a]", "contains itself"),
+        ("datasets: dtd", "datasets: &a [*a]", "an alias is in what it stands for"),
         ("shots", "exclude: {dataset: dtd}\nshots", r'Line 3: Unknown setting "exclude"'),
     ],
 )
@@ -286,6 +286,8 @@ def test_aliases_are_read_and_counted(file: Path) -> None:
     ("overrides", "only", "message"),
     [
         (["shots"], [], "KEY=VALUE"),
+        (["views=&a [*a]"], [], "an alias is in what it stands for"),
+        (["targets.dtd=dtd"], [], "--set targets.dtd=dtd: .*is tested on itself"),
         (["blocks.a=1"], [], "KEY=VALUE, such as .* or blocks.NAME.shots=1,2"),
         (["shot=1"], [], '--set shot=1: Unknown setting "shot" of .*yaml. Did you mean "shots"'),
         (["name=a"], [], 'Unknown setting "name"'),
