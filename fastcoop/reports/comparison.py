@@ -57,14 +57,14 @@ def _compared(label: str, backbone: str, pairs: pd.DataFrame) -> dict[str, Any]:
     )
     differences = pairs.groupby(["place", "seed"], sort=False).difference.mean()
     more, less = compare_pairs(differences), compare_pairs(-differences)
-    p = min(1.0, 2 * min(more.p, less.p))
+    p = None if math.isnan(more.p) else min(1.0, 2 * min(more.p, less.p))
     groups = pairs.groupby("place", sort=False)
     means = groups[["first", "second", "difference"]].mean().assign(runs=groups.size())
     datasets = means.rename_axis("dataset").reset_index().to_dict("records")
     shots = pairs.shots.iloc[0]
     return {
         "label": label, "backbone": backbone, "shots": shots if isinstance(shots, str) else int(shots),
-        "difference": more.mean, "pairs": more.pairs, "p": None if math.isnan(p) else p, "over": more.unit,
+        "difference": more.mean, "pairs": more.pairs, "p": p, "over": more.unit,
         "datasets": datasets,
     }  # fmt: skip
 

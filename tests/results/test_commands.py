@@ -198,6 +198,9 @@ def test_two_labels_are_compared_dataset_by_dataset(folder: Path, call: Callable
     code, out, _ = call("compare", folder, *labels, "--where", "dataset=colours")
     assert code == 0
     assert "CoOp (M=2, mid) - CoOp (M=2, end), tiny, 1 shot" in out
+    assert out.count("too few runs for a test") == 2  # two seeds of one dataset
+    one = call("compare", folder, *labels, "--where", "dataset=colours", "--where", "seed=1", "--json")
+    assert [group["p"] for group in rows(one)] == [None, None]
     code, _, err = call("compare", folder, "--labels", "CoOp (M=2, end)", "CoOp (M=2, front)")
     assert code == 2
     assert 'Did you mean "CoOp (M=2, ' in err
