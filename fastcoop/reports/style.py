@@ -7,7 +7,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -280,14 +280,16 @@ def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path]
     from fastcoop.processes import ProcessPoolExecutor, exit_with_parent
 
     pool = ProcessPoolExecutor(jobs - 1, initializer=exit_with_parent, initargs=(os.getpid(),))
+    threads = ThreadPoolExecutor(jobs - 1)  # the pool itself would take figures that it cannot begin yet
     waiting: list[tuple[Figure, Path, Future[list[bytes]]]] = []
     series = list(series)
 
+    def draw(figure: Figure) -> list[bytes]:
+        contents: list[bytes] = pool.submit(_draw_in_worker, figure, series).result()
+        return contents
+
     def submit(figure: Figure, stem: Path) -> list[Path]:
-        try:
-            waiting.append((figure, stem, pool.submit(_draw_in_worker, figure, series)))
-        except BrokenExecutor:
-            return save_figure(figure, stem)
+        waiting.append((figure, stem, threads.submit(draw, figure)))
         return _paths(stem)
 
     try:
@@ -298,6 +300,7 @@ def saving(series: Iterable[str], jobs: int) -> Iterator[Callable[[Figure, Path]
             except BrokenExecutor:
                 save_figure(figure, stem)
     finally:
+        threads.shutdown(wait=False, cancel_futures=True)
         pool.shutdown(wait=True, kill_workers=True)
 
 
