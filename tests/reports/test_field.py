@@ -145,6 +145,20 @@ def test_the_shift_table_of_the_fields_methods_has_published_rows(
         assert "protocols" in part.table.notes[-1]
 
 
+def test_the_shift_table_has_a_row_for_each_initialization(tmp_path: Path) -> None:
+    words, common = "a photo of a", {"backbone": "b", "source": "photos", "shots": 16, "method": "kgcoop"}
+    rows = [
+        coop(**common, dataset=dataset, seed=seed, init=init, accuracy=accuracy)
+        for dataset in ("photos", "sketches")
+        for seed in (1, 2)
+        for init, accuracy in (("random", 50.0), (words, 70.0))
+    ]
+    rows += [row | {"method": "coop", "key": "c" + row["key"]} for row in rows if row["init"] == "random"]
+    (part,) = table1.ITEM.make(study_of(pd.DataFrame(rows), tmp_path))
+    shown = {names[0]: (cells["sketches"].mean, cells["sketches"].runs) for names, cells in part.table.rows}
+    assert (shown["KgCoOp"], shown[f"KgCoOp, from “{words}”"]) == ((50.0, 2), (70.0, 2))
+
+
 def test_published_numbers_are_each_there_once_with_a_source() -> None:
     path = Path(field.__file__).with_name("field_numbers.csv")
     with path.open(encoding="utf-8", newline="") as file:

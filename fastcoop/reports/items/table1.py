@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from fastcoop import escape
@@ -44,10 +46,14 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         columns = {source: f"{source} (source)", **{target: target for target in targets}}
         means = (MEAN,) * (len(targets) > 1)
         table = Table(title, ("method",), (*columns.values(), *means), "tested on")
-        for series, length, _, frame in frames.kinds(runs.assign(init="random")):
+        kinds = frames.kinds(runs)
+        times = Counter((kind.series, kind.length) for kind in kinds)
+        for kind in kinds:
+            series, length, _, frame = kind
+            name = piece.name_of(series, length) if times[series, length] == 1 else kind.name
             cells = frames.cells_of(frames.summarize(frame, ["dataset"]), "dataset", columns)
             cells |= {mean: frames.mean_cell(frame, targets) for mean in means}
-            table.add((piece.name_of(series, length),), cells)
+            table.add((name,), cells)
             of_length = setting._replace(length=length)
             numbers = {
                 column: printed("table1", piece.backbone, dataset, series, of_length)
