@@ -68,9 +68,9 @@ def plain_dataset(name: str) -> str:
 def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     """Return the series of each run, with its unusual settings where runs of one series differ in these.
 
-    The most frequent settings of a method keep the series' plain name; of equally frequent ones, those with the fewest
-    recorded settings (defaults are not recorded), then the earliest. Others get series of their own, such as
-    ``coop end (learning_rate 0.01)``.
+    The most frequent settings of a method keep the series' plain name; of equally frequent ones, those with the
+    shortest label and the fewest recorded settings (defaults are in neither), then the earliest. Others get series of
+    their own, such as ``coop end (learning_rate 0.01)``.
     """
     others = [other_settings(run, known) for run in runs.itertuples(index=False)]
     facts = pd.Series([json.dumps(one, sort_keys=True) for one in others], runs.index)
@@ -78,8 +78,9 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     for _, frame in runs.groupby("method", sort=False):
         own = facts[frame.index]
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
-            counts = own.value_counts()
-            usual = json.loads(min(own, key=lambda text: (-counts[text], len(json.loads(text)))))
+            counts, lengths = own.value_counts(), frame.label.astype(str).str.len().groupby(own).min()
+            order = {text: (-counts[text], lengths[text], len(json.loads(text))) for text in own.unique()}
+            usual = json.loads(min(order, key=order.__getitem__))
             names = zip(frame.series, own, strict=True)
             series[frame.index] = [_with_settings(name, json.loads(text), usual) for name, text in names]
     return series.tolist()

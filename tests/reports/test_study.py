@@ -31,6 +31,23 @@ def test_without_the_own_prompt_the_first_stands_and_none_are_averaged(tmp_path)
     assert own_prompt(study_of(prompted("a {}.", "the {}."), tmp_path).runs).accuracy.tolist() == [50.0]
 
 
+def test_of_equally_many_runs_the_default_settings_keep_the_plain_name(tmp_path):
+    common = {"backbone": "b", "dataset": "pets", "shots": 16}
+    rows = [
+        coop(
+            **common, seed=seed, accuracy=accuracy, label=label, settings=json.dumps({"precision": precision})
+        )
+        for precision, label, accuracy in (
+            ("bfloat16", "CoOp (M=16, bfloat16)", 1.0),
+            ("float32", "CoOp (M=16)", 2.0),
+        )
+        for seed in (1, 2)
+    ]
+    runs = study_of(pd.DataFrame(rows), tmp_path).runs
+    assert set(runs.series[runs.accuracy == 2.0]) == {"coop end"}
+    assert set(runs.series[runs.accuracy == 1.0]) == {"coop end (precision bfloat16)"}
+
+
 def test_halves_of_the_classes_are_no_datasets_of_their_own(tmp_path):
     halves = [
         coop(
