@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import ThreadpoolController
     from torch import Tensor
 
     from fastcoop.backbones import Backbone
@@ -91,11 +89,13 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         super().run(*arguments)
 
     def learn(self, backbone: Backbone, run: RunSpec[LinearProbeSettings]) -> Outcome:
+        from threadpoolctl import threadpool_limits
+
         features, labels = run.data.train(run.subset)
         train = features[:, 0].astype(np.float64), labels
         features, labels = run.data.validation(run.subset)
         val = features.astype(np.float64), labels
-        with _libraries().limit(limits=1, user_api="blas"):  # sums are equal on any number of cores
+        with threadpool_limits(1, user_api="blas"):  # sums are equal on any number of cores
             log_c, accuracy, model = choose_c(train, val, run.settings, backbone.device)
         coef, intercept = model.coef_, model.intercept_
         if len(coef) < len(model.classes_):  # scikit-learn's form for two classes
@@ -110,15 +110,6 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         learned = run.weights
         rows = class_rows(learned["labels"], run.data, data)
         return LinearClassifier(learned["coef"].astype(np.float64), learned["intercept"], rows=rows)
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    """Return the libraries with threads of this process; finding them takes a tenth of a small fit."""
-    import sklearn.linear_model  # noqa: F401  (loads SciPy's BLAS, which would not be found before)
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
 
 
 def choose_c(
