@@ -11,7 +11,7 @@ import yaml
 
 from fastcoop.errors import UserError
 
-MAX_VALUES = 100_000  # of a text, with its aliases written out
+MAX_VALUES = 100_000  # of a text with its aliases written out; of a longer text, its length
 OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")  # numbers that YAML 1.1 reads in base 8 or 60
 TAGS = "tag:yaml.org,2002:"
 
@@ -72,6 +72,7 @@ def read_yaml(
     try:
         loader = _Loader(text)
         loader.name, loader.is_text, loader.place = name, is_text, place
+        loader.most = max(MAX_VALUES, len(text))  # without aliases, a value has a character or more
         node = loader.get_single_node()
         return loader.build(node, path) if node else None
     except UserError:
@@ -95,6 +96,7 @@ class _Loader(yaml.SafeLoader):
     name: str
     is_text: Callable[[Keys, str], bool]
     place: Callable[[int], str]
+    most: int  # values
     values = 0
     yaml_implicit_resolvers = {  # noqa: RUF012 (as the base class has it)
         first: [one for one in resolvers if one[0] != f"{TAGS}timestamp"]
@@ -103,9 +105,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], int] = {}
+        first: dict[str, int] = {}  # of the keys as written: where keys are text, 1 and "1" are one
         for key, _ in node.value:
-            if before := first.get(one := (key.tag, str(key.value))):
+            if before := first.get(one := str(key.value)):
                 problem = f'"{key.value}" was given before, in line {before}; leave one.'
                 raise UserError(f"{self._place(key)}{problem}")
             first[one] = key.start_mark.line + 1
@@ -114,9 +116,9 @@ class _Loader(yaml.SafeLoader):
     def build(self, node: yaml.Node, path: Keys) -> Any:
         """Return the value of a node."""
         self.values += 1
-        if self.values > MAX_VALUES:
+        if self.values > self.most:
             raise UserError(
-                f"The aliases of {self.name} stand for more than {MAX_VALUES} values; write fewer."
+                f"The aliases of {self.name} stand for more than {self.most} values; write fewer."
             )
         if isinstance(node, yaml.ScalarNode):
             if not node.style and self.is_text(path, node.value):

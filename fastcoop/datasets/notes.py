@@ -27,6 +27,7 @@ MAGIC = re.compile(
 MASK_WORD = re.compile(r"(?i:masks?|seg|segmentation|labels?|gt|annotations?|trimap|matte|alpha|depth)")
 MASK = re.compile(rf"(.+?)[-_. ]+{MASK_WORD.pattern}(?:[-_ ]?\d+)?", re.DOTALL)
 MAX_COMPARED = 1000  # files of the same size whose contents are compared for two splits
+END = 4096  # bytes at the end of a file, compared before its whole content
 OVERLAPS = {  # effects of images that two splits share
     ("train", "test"): "runs are tested on images that they learn from",
     ("train", "val"): "what is chosen on the validation images is chosen on images that runs learn from",
@@ -113,32 +114,44 @@ def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list
     """Return pairs of paths, one of each split, that are the same image."""
     paths = {path: path for path, _, _ in first}
     by_inode = {(stat.st_dev, stat.st_ino): path for path, _, stat in first if stat.st_ino}
-    by_size: dict[int, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    for path, _, stat in first:
-        by_size[stat.st_size][0].append(path)
-    found = list[tuple[str, str]]()
+    found: dict[str, str] = {}  # paths in the first split, by those in the second
+    alike: dict[tuple[str, int], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for path, _, stat in second:
         if same := paths.get(path) or by_inode.get((stat.st_dev, stat.st_ino)):
-            found.append((same, path))
-        elif stat.st_size in by_size:
-            by_size[stat.st_size][1].append(path)
-    by_size.pop(0, None)
+            found[path] = same
+        elif stat.st_size:
+            for name in (posixpath.basename(path), ""):
+                alike[name, stat.st_size][1].append(path)
+    for path, _, stat in first:
+        for name in (posixpath.basename(path), ""):
+            if (name, stat.st_size) in alike:
+                alike[name, stat.st_size][0].append(path)
+    groups = [
+        (not name, len(here) + len(there), size, here, there) for (name, size), (here, there) in alike.items()
+    ]
     left = MAX_COMPARED
-    for here, there in sorted(
-        (pair for pair in by_size.values() if pair[1]), key=lambda pair: sum(map(len, pair))
-    ):
-        left -= len(here) + len(there)
-        if left < 0:
-            break
-        known = {digest: path for path in here if (digest := _content(root / path))}
-        found += [(known[digest], path) for path in there if (digest := _content(root / path)) in known]
-    return found
+    for _, count, size, here, there in sorted(groups):  # files of one name first
+        if here and count <= left:
+            left -= count
+            found |= _copies(root, size, here, there)
+    return [(one, other) for other, one in found.items()]
 
 
-def _content(path: Path) -> bytes:
-    """Return the digest of a file's bytes, b"" of one that cannot be read."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(path.read_bytes()).digest()
+def _copies(root: Path, size: int, here: Sequence[str], there: Sequence[str]) -> dict[str, str]:
+    """Return which files of ``there`` are copies of which of ``here``; all have the same size."""
+    for start in (max(0, size - END), 0):  # the ends of most files differ
+        firsts, others = ({path: _content(root / path, start) for path in part} for part in (here, there))
+        both = set(firsts.values()) & set(others.values()) - {b""}
+        here, there = ([path for path, one in part.items() if one in both] for part in (firsts, others))
+    known = {firsts[path]: path for path in here}
+    return {path: known[others[path]] for path in there}
+
+
+def _content(path: Path, start: int) -> bytes:
+    """Return the digest of a file's bytes from ``start`` on, b"" of a file that cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(start)
+        return hashlib.sha256(file.read()).digest()
     return b""
 
 

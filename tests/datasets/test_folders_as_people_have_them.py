@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.datasets.load import check_dataset, survey
+from fastcoop.datasets.names import read_config
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.datasets.conftest import images, refusal, sizes
@@ -297,6 +298,17 @@ def test_val_and_test_of_the_same_images_are_told(tmp_path, put, caplog):
     assert check_dataset(tmp_path / "list.csv").notes == (note,)
 
 
+def test_copies_among_files_that_all_have_the_same_size(tmp_path):
+    for split in ("train", "val", "test"):
+        for i in range(600):  # too many to compare all
+            name = f"{'ab'[i % 2]}/{f'{split}{i}' if i else 'copy'}.jpg"
+            content = name if i else "mine" if split == "train" else "both"
+            (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / split / name).write_bytes(content.encode().ljust(5000, b"."))
+    (note,) = load_dataset(tmp_path).notes
+    assert "has 1 image in both val and test, such as test/a/copy.jpg (the same as val/a/copy.jpg)" in note
+
+
 @pytest.mark.parametrize("how", ["symlink", "hardlink", "copy", "renamed"])
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
@@ -510,10 +522,18 @@ def test_lists_of_paths_that_join_to_one_text_have_digests_of_their_own(tmp_path
     assert len(digests) == 2
 
 
-def test_a_key_given_twice_in_the_yaml(tmp_path, put):
-    put(tmp_path, images("a", "b"))
-    (tmp_path / "dataset.yaml").write_text("class_names:\n  a: x\n  a: y\n")
-    assert 'line 3: "a" was given before, in line 2; leave one.' in refusal(tmp_path)
+@pytest.mark.parametrize("again", ["0", '"0"'])
+def test_a_key_given_twice_in_the_yaml(tmp_path, put, again):
+    put(tmp_path, images("0", "1"))
+    (tmp_path / "dataset.yaml").write_text(f"class_names:\n  0: x\n  {again}: y\n")
+    assert 'line 3: "0" was given before, in line 2; leave one.' in refusal(tmp_path)
+
+
+def test_the_names_of_many_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcoop.yaml_text.MAX_VALUES", 5)
+    shown = {f"n{i}": "x" for i in range(10)}
+    (tmp_path / "dataset.yaml").write_text(f"class_names: {json.dumps(shown)}")
+    assert read_config(tmp_path).class_names == shown
 
 
 @pytest.mark.parametrize(
