@@ -214,6 +214,8 @@ def _runs_at_once(trees: Trees, tree: Any) -> int:
 def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
     """Return an item's contexts as (runs, vectors, width) on the tower's device, and whether they are one run's."""
     class_names, layout, contexts = item
+    if not isinstance(contexts, Tensor):
+        raise UserError(f"Expected contexts as a tensor, got an object of type {type(contexts).__name__}.")
     names, _ = tree_key(class_names, layout)
     shape, given = layout.shape(len(names), trees.tower.width), tuple(contexts.shape)
     if given[-len(shape) :] != shape or len(given) - len(shape) not in (0, 1) or given[0] == 0:

@@ -222,9 +222,11 @@ def _class_prompts(
 
 
 def spaced(class_names: Sequence[str]) -> list[str]:
-    """Return class names with spaces for underscores. Raises UserError for no class or an empty name."""
+    """Return class names with spaces for underscores. Raises UserError for no class, or a name that is no text or empty."""
     if not class_names:
         raise UserError("Expected at least one class name, got none.")
+    if odd := [name for name in class_names if not isinstance(name, str)]:
+        raise UserError(f"Expected class names that are text, got {shortened(odd[0])}.")
     names = [name.replace("_", " ") for name in class_names]
     for k, name in enumerate(names):
         if not name.strip():

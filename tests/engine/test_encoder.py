@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,10 @@ def test_a_gradient_s_gradient_is_refused_not_silently_zero(backbone):
 def test_what_is_no_list_of_names_or_no_run_is_refused(backbone):
     with pytest.raises(UserError, match='got the single name "cat"'):
         PromptEncoder(backbone, "cat", LAYOUT)
+    with pytest.raises(UserError, match="Expected class names that are text, got 2"):
+        PromptEncoder(backbone, ["cat", 2], LAYOUT)
+    with pytest.raises(UserError, match="Expected contexts as a tensor, got an object of type ndarray"):
+        PromptEncoder(backbone, NAMES, LAYOUT)(np.zeros((1, 3, 32)))
     with pytest.raises(UserError, match=r"got \(0, 3, 32\)"):
         PromptEncoder(backbone, NAMES, LAYOUT)(torch.zeros(0, 3, 32))
     assert encode_prompts(backbone, []) == []
