@@ -222,7 +222,7 @@ def _class_prompts(
 
 
 def spaced(class_names: Sequence[str]) -> list[str]:
-    """Return class names with spaces for underscores. Raises UserError for no class, or a name that is no text or empty."""
+    """Return class names with spaces for underscores. Raises UserError for no class, or a name of no text."""
     if not class_names:
         raise UserError("Expected at least one class name, got none.")
     if odd := [name for name in class_names if not isinstance(name, str)]:
