@@ -248,7 +248,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         views = 1
         if getattr(X, "ndim", 0) == 3:
             views, X = X.shape[1], X.reshape(-1, X.shape[-1])
-        features = np.asarray(validate_data(self, X, dtype=np.float32, reset=reset))
+        features = np.asarray(validate_data(self, X, dtype=np.float32, order="C", reset=reset))
         return features.reshape(-1, views, features.shape[-1])
 
     def _read_classes(
@@ -465,7 +465,7 @@ def _read_texts(text_features: Any) -> np.ndarray:
     """Return text features float32 (classes, dim), each of a length that can be scaled to 1."""
     try:
         with np.errstate(over="ignore"):
-            texts = np.asarray(_as_array(text_features), np.float32)
+            texts = np.asarray(_as_array(text_features), np.float32, order="C")
     except (TypeError, ValueError):
         raise UserError("Expected text_features to be numbers of shape (classes, dim).") from None
     if texts.ndim != 2:

@@ -351,9 +351,13 @@ def test_any_array_of_numbers_is_read(data: Data) -> None:
     frozen = X[:, 0].copy()
     frozen.flags.writeable = False
     lists = X[:, 0].tolist()
-    for given in (frozen, lists, X[:, 0].astype(np.float16), torch.from_numpy(X[:, 0]).bfloat16()):
+    mirrored = X[::-1, 0].copy()[::-1]
+    for given in (frozen, lists, mirrored, X[:, 0].astype(np.float16), torch.from_numpy(X[:, 0]).bfloat16()):
         fitted = fc.TipAdapter(selection="fixed").fit(given, y, **GIVEN)
         np.testing.assert_array_equal(fitted.predict_proba(given), expected)
+    texts = {"text_features": GIVEN["text_features"][::-1].copy()[::-1]}
+    fitted = fc.TipAdapter(selection="fixed").fit(lists, y, **GIVEN | texts)
+    np.testing.assert_array_equal(fitted.predict_proba(lists), expected)
 
 
 def test_settings_are_checked_as_a_grids(data: Data) -> None:
