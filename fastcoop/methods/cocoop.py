@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_encoder, prompt_net
-from fastcoop.methods.schedule import BatchSize, epochs_of, steps_per_epoch
+from fastcoop.methods.late import Backbone, F, PromptLayout, engine, fresh_state, torch
+from fastcoop.methods.prompt_nets import (
+    NetTraining,
+    PromptNetMethod,
+    PromptNetSettings,
+    StepPart,
+    prompt_encoder,
+    prompt_net,
+)
+from fastcoop.methods.schedule import BatchSize, epochs_of, sgd, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import vectors
 from fastcoop.progress import counted
-
-if TYPE_CHECKING:
-    import torch
-
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine import RunShape
-    from fastcoop.methods.prompt_nets import NetTraining, StepPart
-    from fastcoop.prompts import PromptLayout
 
 
 class CoCoOpSettings(PromptNetSettings):
@@ -58,8 +58,6 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
     def new_net(
         self, backbone: Backbone, settings: CoCoOpSettings, contexts: torch.Tensor
     ) -> torch.nn.Module:
-        import torch
-
         sizes = backbone.embed_dim, settings.reduction, contexts.shape[1]
         return prompt_net(contexts, *sizes, torch.nn.ReLU())
 
@@ -70,26 +68,20 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
             f"and {tested:,} in tests, in {counted(len(runs), 'run')}."
         )
 
-    def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
+    def run_shape(self, run: Run, backbone: Backbone) -> engine.RunShape:
         trained, tested = _prompts(run)  # a step of one image each; tests are as long, but only go forward
         steps = math.ceil((trained + tested / 2) / len(run.data.class_names))
         return replace(super().run_shape(run, backbone), steps=steps)
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        import torch
-
-        from fastcoop.engine.optimizers import MOMENTUM, WEIGHT_DECAY
-
-        return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        return sgd(parameters)
 
     def inputs(self, net: Any, images: torch.Tensor, references: Any) -> tuple[torch.Tensor]:
         return (net.ctx + net.meta_net(images)[:, None],)
 
     def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
-        from torch.nn.functional import cross_entropy
-
         logits = _logits(features, part.images, one.scale)
-        return cross_entropy(logits, part.labels, reduction="sum") / part.step_images
+        return F.cross_entropy(logits, part.labels, reduction="sum") / part.step_images
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> ImageConditioned:
         return ImageConditioned(run.settings, dict(run.weights), data.class_names, backbone)
@@ -114,9 +106,6 @@ class ImageConditioned:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return logits float32 (images, classes) of features (images, dim) of length 1."""
-        import torch
-
-        from fastcoop.backbones.precision import fresh_state
         from fastcoop.prompts import PromptLayout
 
         method, backbone = CoCoOpMethod(), self.backbone
@@ -144,6 +133,4 @@ def _prompts(run: Run) -> tuple[int, int]:
 
 def _logits(features: torch.Tensor, images: torch.Tensor, scale: float) -> torch.Tensor:
     """Return logits (n, classes) from class features (n, classes, dim) of each image (n, dim) of length 1."""
-    from torch.nn.functional import normalize
-
-    return scale * (normalize(features, dim=-1) @ images[:, :, None])[..., 0]
+    return scale * (F.normalize(features, dim=-1) @ images[:, :, None])[..., 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -13,6 +13,7 @@ from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.late import Backbone, PromptLayout, engine, torch
 from fastcoop.methods.schedule import (
     FAST,
     FastSettings,
@@ -27,11 +28,6 @@ from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
 from fastcoop.methods.training import EngineTrainer, TrainedMethod, vectors
-
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine import FastSchedule, Objective, Trained
-    from fastcoop.prompts import PromptLayout
 
 N_VALIDATIONS = 20  # evenly over a schedule
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
@@ -219,7 +215,7 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
             objective=self.objective(backbone, run),
         )
 
-    def learned(self, backbone: Backbone, run: Run, trained: Trained) -> Outcome:
+    def learned(self, backbone: Backbone, run: Run, trained: engine.Trained) -> Outcome:
         contexts, extra = select_contexts(backbone, run, trained)
         # The engine holds the snapshots until all runs end. A resumed training reports a run again.
         kept = extra.get("epoch")
@@ -227,15 +223,13 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
         losses = np.asarray(trained.losses, dtype=np.float32)
         return Outcome({}, losses, contexts, status=trained.status, extra=extra)
 
-    def objective(self, backbone: Backbone, run: Run) -> Objective:
+    def objective(self, backbone: Backbone, run: Run) -> engine.Objective:
         """Return what a run minimizes."""
-        import torch
-
-        from fastcoop.engine import CrossEntropy, PullToPrompt
-
         if not run.settings.pulls:
-            return CrossEntropy()
-        return PullToPrompt(torch.from_numpy(class_texts(backbone, run.data)), PULL / shots_per_class(run))
+            return engine.CrossEntropy()
+        return engine.PullToPrompt(
+            torch.from_numpy(class_texts(backbone, run.data)), PULL / shots_per_class(run)
+        )
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         return self.classifiers(backbone, [(run, data)])[0]
@@ -255,18 +249,15 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
         return [found[n] for n in range(len(tests))]
 
 
-def fast_schedule(settings: FastSettings) -> FastSchedule:
+def fast_schedule(settings: FastSettings) -> engine.FastSchedule:
     """Return the engine's form of a fast schedule."""
-    from fastcoop.engine import FastSchedule
-
-    return FastSchedule(settings.learning_rate, ridge=settings.ridge)
+    return engine.FastSchedule(settings.learning_rate, ridge=settings.ridge)
 
 
 def fast_constants() -> dict[str, float]:
     """Return the engine's constants of every fast schedule, by their names in a run's key."""
-    from fastcoop.engine.optimizers import AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH
-
-    return {"momentum": AVERAGE_KEPT, "decay": COVARIANCE_KEPT, "refresh": REFRESH}
+    of = engine.optimizers
+    return {"momentum": of.AVERAGE_KEPT, "decay": of.COVARIANCE_KEPT, "refresh": of.REFRESH}
 
 
 def validation_epochs(run: Run) -> list[int]:
@@ -278,7 +269,9 @@ def validation_epochs(run: Run) -> list[int]:
     return sorted({*range(every, epochs + 1, every), epochs})
 
 
-def select_contexts(backbone: Backbone, run: Run, trained: Trained) -> tuple[np.ndarray, dict[str, float]]:
+def select_contexts(
+    backbone: Backbone, run: Run, trained: engine.Trained
+) -> tuple[np.ndarray, dict[str, float]]:
     """Return the contexts that a run keeps, float32 on the CPU, and what it records about them."""
     last, best_val = trained.contexts.float().cpu().numpy(), run.settings.select == "best_val"
     if not (best_val or run.settings.val_accuracy):
@@ -304,20 +297,14 @@ def _encode(
     backbone: Backbone, class_names: Sequence[str], layout: PromptLayout, contexts: np.ndarray
 ) -> np.ndarray:
     """Return text features float32 (runs, classes, dim) of classes in contexts (runs, ...)."""
-    import torch
-
-    from fastcoop.engine.encoder import encode_runs
-
-    features = encode_runs(_trees(backbone), class_names, layout, torch.from_numpy(contexts))
+    features = engine.encoder.encode_runs(_trees(backbone), class_names, layout, torch.from_numpy(contexts))
     return np.asarray(features.float().cpu().numpy())
 
 
 @memoize(1)
 def _trees(backbone: Backbone) -> Any:
     """Return the engine's view of a frozen tower. Making it takes longer than testing a run."""
-    from fastcoop.engine.forest import Trees
-
-    return Trees(backbone)
+    return engine.forest.Trees(backbone)
 
 
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> PromptLayout:

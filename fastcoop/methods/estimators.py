@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,9 @@ from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import Outcome, RunContext, make_settings
 from fastcoop.methods.data import Data, Labelled
+from fastcoop.methods.late import Backbone
 from fastcoop.methods.scores import Classifier, LinearClassifier, unit
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
 
 TEMPLATE = "a photo of a {}."
 LOGIT_SCALE = 100.0  # CLIP's

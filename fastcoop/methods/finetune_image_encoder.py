@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.methods.base import Outcome, report_share
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
-from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
+from fastcoop.methods.late import Backbone, F, Tensor, engine, fresh_state, torch
+from fastcoop.methods.schedule import (
+    LearningRate,
+    ScheduledMethod,
+    ScheduleSettings,
+    epoch_order,
+    epochs_of,
+    sgd,
+)
 from fastcoop.methods.scores import accuracy, score, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
 from fastcoop.progress import counted
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fastcoop.backbones import Backbone
 
 TESTED_AT_ONCE = 64
 
@@ -79,8 +82,6 @@ class FinetuneImageEncoderMethod(ScheduledMethod[FinetuneSettings]):
         )
 
     def learn(self, backbone: Backbone, run: Run) -> Outcome:
-        from fastcoop.backbones.precision import fresh_state
-
         with fresh_state():
             tower, losses = _train(backbone, run)
 
@@ -99,22 +100,16 @@ class FinetuneImageEncoderMethod(ScheduledMethod[FinetuneSettings]):
         )
 
 
-def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
+def _train(backbone: Backbone, run: Run) -> tuple[torch.nn.Module, np.ndarray]:
     """Return a tuned copy of the image tower, and its mean loss per epoch, float32 (epochs,)."""
-    import torch
-    from torch.nn.functional import cross_entropy, normalize
-
-    from fastcoop.engine.optimizers import MOMENTUM, WEIGHT_DECAY
-    from fastcoop.engine.runs import learning_rates
-
     data, settings, rows = run.data, run.settings, run.data.readable("train", run.subset.train)
     labels = torch.from_numpy(data.dataset.splits["train"].labels[rows]).to(backbone.device)
     texts = torch.from_numpy(class_texts(backbone, data)).to(backbone.device)
-    tower: nn.Module = deepcopy(backbone.model.visual).to(torch.float32).eval().requires_grad_(True)
+    tower: torch.nn.Module = deepcopy(backbone.model.visual).to(torch.float32).eval().requires_grad_(True)
     tower.output_tokens = False  # type: ignore[assignment]  # CoCa's puts out its tokens, too
-    optimizer = torch.optim.SGD(tower.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer = sgd(tower.parameters())
     epochs = epochs_of(run)
-    rates = np.minimum(learning_rates(epochs, settings.learning_rate), settings.learning_rate)
+    rates = np.minimum(engine.runs.learning_rates(epochs, settings.learning_rate), settings.learning_rate)
     rng = np.random.default_rng(run.seed)
     losses = np.zeros(epochs, np.float32)
     for epoch in range(epochs):
@@ -123,8 +118,8 @@ def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
         view = 1 + epoch if data.views else 0
         batches = _batches(backbone, data, "train", [rows[step] for step in steps], view, run.seed)
         for step, images in zip(steps, batches, strict=True):
-            logits = backbone.logit_scale * normalize(tower(images), dim=-1) @ texts.T
-            loss = cross_entropy(logits, labels[torch.from_numpy(step)])
+            logits = backbone.logit_scale * F.normalize(tower(images), dim=-1) @ texts.T
+            loss = F.cross_entropy(logits, labels[torch.from_numpy(step)])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -133,10 +128,10 @@ def _train(backbone: Backbone, run: Run) -> tuple[nn.Module, np.ndarray]:
     return tower.requires_grad_(False), losses
 
 
-def _logits(backbone: Backbone, tower: nn.Module, data: Data, split: str, rows: np.ndarray) -> np.ndarray:
+def _logits(
+    backbone: Backbone, tower: torch.nn.Module, data: Data, split: str, rows: np.ndarray
+) -> np.ndarray:
     """Return logits float32 (rows, classes) of a split's images at the test-time crop."""
-    import torch
-
     cuts = [rows[at : at + TESTED_AT_ONCE] for at in range(0, len(rows), TESTED_AT_ONCE)]
     with torch.no_grad():
         features = [tower(images).cpu().numpy() for images in _batches(backbone, data, split, cuts)]

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fastcoop.methods.late import Tensor, torch
 
 CORRECTIONS = 10
 DECREASE, CURVATURE, INTERVAL = 1e-3, 0.9, 0.1  # line search: in loss, in slope, in the bracket's width
 LARGEST_STEP = 1e10
-LINE_EVALUATIONS, EVALUATIONS = (
-    50,
-    15_000,
-)  # the most, in an iteration and in all; scikit-learn's, and SciPy's
+LINE_EVALUATIONS = 50  # the most, in an iteration; scikit-learn's
+EVALUATIONS = 15_000  # the most in all; SciPy's
 EPSILON = float(np.finfo(float).eps)
 LOSS_TOLERANCE = 64 * EPSILON  # scikit-learn's
 
@@ -45,8 +41,6 @@ def minimize(
     Returns:
         The point, the number of iterations, and whether they converged.
     """
-    import torch
-
     point, (loss, gradient) = start, evaluate(start)
     history, evaluations, iteration = _History(start), 1, 0
     while not is_small(gradient):

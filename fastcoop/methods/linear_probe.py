@@ -12,15 +12,13 @@ from pydantic import Field
 
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
+from fastcoop.methods.late import Backbone, Tensor, engine, torch
 from fastcoop.methods.logistic import Fit, LogisticProblem
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 START = (6, 4, 2, 0, -2, -4, -6)  # log10 of C
 SMALL = 10_000  # coefficients; with fewer, calls take longer than products, and threads wait for each other
@@ -127,13 +125,9 @@ def choose_c(
         settings: How to fit and search.
         device: Where to compute.
     """
-    import torch
-
-    from fastcoop.engine.weights import limit_threads
-
     is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
     threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
-    with limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    with engine.weights.limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
         fits = _Fits(train, val, settings, device, pool)
@@ -176,7 +170,6 @@ class _Fits:
         device: Any,
         pool: ThreadPoolExecutor,
     ) -> None:
-        import torch
         from sklearn.utils import assert_all_finite
 
         assert_all_finite(train[0], input_name="X")

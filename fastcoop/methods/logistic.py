@@ -7,15 +7,11 @@ computed in the span of the images.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.lbfgs import EPSILON, minimize
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 GRADIENT_TOLERANCE = 1e-4  # scikit-learn's, of the largest entry
 OPTIMUM_TOLERANCE = 1e-8  # of the decrease that another Newton step promises, relative to the objective
@@ -60,8 +56,6 @@ class LogisticProblem:
         device: str | torch.device = "cpu",
         principal: bool = False,
     ) -> None:
-        import torch
-
         (self.images, self.dim), self.classes = features.shape, int(labels.max()) + 1
         x = torch.as_tensor(features, dtype=torch.float64, device=device)
         self._mean = x.mean(0) if principal else torch.zeros_like(x[0])

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -18,16 +18,10 @@ from pydantic import Field
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome, hidden_units
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone, F, PromptLayout, State, engine, torch
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import TrainedMethod
-
-if TYPE_CHECKING:
-    import torch
-
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine.runs import State
-    from fastcoop.prompts import PromptLayout
 
 
 class PromptNetSettings(ScheduleSettings):
@@ -104,8 +98,6 @@ class PromptNetMethod(TrainedMethod[S]):
 
     def net(self, backbone: Backbone, settings: S, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """Return a run's network with its learned weights."""
-        import torch
-
         with torch.random.fork_rng(devices=[]):  # whose random start is overwritten
             net = self.new_net(backbone, settings, torch.from_numpy(weights["ctx"]))
         net.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in weights.items()})
@@ -113,10 +105,6 @@ class PromptNetMethod(TrainedMethod[S]):
 
     def training(self, backbone: Backbone, run: RunSpec[S]) -> NetTraining:
         """Return a run with its first network, and the batches that an engine's run of the same seed has."""
-        import torch
-
-        from fastcoop.engine.runs import draw_batches, rates_by_step
-
         drawn = self.engine_run(backbone, run)
         features = drawn.features
         dtype = torch.float64 if backbone.text.dtype == torch.float64 else torch.float32
@@ -133,8 +121,8 @@ class PromptNetMethod(TrainedMethod[S]):
             images=features.flatten(0, 1).to(backbone.device),
             labels=drawn.labels.repeat_interleave(features.shape[1]).to(backbone.device),
             references=None if references is None else references.to(backbone.device, dtype),
-            batches=torch.as_tensor(draw_batches(drawn)),
-            rates=rates_by_step(drawn),
+            batches=torch.as_tensor(engine.runs.draw_batches(drawn)),
+            rates=engine.runs.rates_by_step(drawn),
             losses=torch.zeros(drawn.steps, dtype=torch.float64),
             steps_per_epoch=drawn.steps_per_epoch,
         )
@@ -194,12 +182,10 @@ class NetTraining:
 
     def parts(self, most: int) -> Iterator[StepPart]:
         """Yield the images of the next step, at most ``most`` at a time if each has prompts of its own."""
-        from torch.nn.functional import normalize
-
         rows = self.batches[self.step]
         rows = rows[rows >= 0].to(self.images.device)
         dtype = next(self.net.parameters()).dtype
-        images, size = normalize(self.images[rows].to(dtype), dim=-1), len(rows)
+        images, size = F.normalize(self.images[rows].to(dtype), dim=-1), len(rows)
         if self.method.prompts_per_image:
             size = min(size, most)
         for some, labels in zip(images.split(size), self.labels[rows].split(size), strict=True):
@@ -207,8 +193,6 @@ class NetTraining:
 
     def state(self, index: int) -> State:
         """Return what `restore` needs, named for the run's place among those that train."""
-        import torch
-
         own = {"step": torch.tensor(self.step), "losses": self.losses}
         own |= {f"weights_{k}": one.detach() for k, one in enumerate(self.net.parameters())}
         for k, kept in self.optimizer.state_dict()["state"].items():
@@ -217,8 +201,6 @@ class NetTraining:
 
     def restore(self, index: int, state: State) -> None:
         """Continue from a state, if it has this run."""
-        import torch
-
         own = {name.rpartition(".")[0]: one for name, one in state.items() if name.endswith(f".{index}")}
         if not own:
             return
@@ -256,8 +238,6 @@ class PromptNetTrainer:
         state: State,
         on_step: Callable[[Callable[[], State]], None],
     ) -> None:
-        from fastcoop.engine.weights import limit_threads
-
         def get_state() -> State:
             states = [one.state(n) for n, one in enumerate(trainings) if one.step]
             return {name: tensor for of_run in states for name, tensor in of_run.items()}
@@ -278,7 +258,7 @@ class PromptNetTrainer:
         for key, numbers in by_encoder.items():
             active, room = left(numbers), _room(backbone, memory_budget, images, key)
             while active:
-                with limit_threads(backbone.text.heads):
+                with engine.weights.limit_threads(backbone.text.heads):
                     _step(prompt_encoder(backbone, *key), [trainings[n] for n in active], room)
                 on_progress(sum(self._step_cost(trainings[n]) for n in active))
                 active = left(active)
@@ -292,11 +272,9 @@ class PromptNetTrainer:
 
 def _room(backbone: Backbone, budget: int | None, images: int, key: tuple[Any, ...]) -> int:
     """Return how many sets of prompts of `prompt_encoder` fit into memory at once, next to ``images`` bytes."""
-    from fastcoop.engine import RunShape, plan_training
-
     names, layout, layer = key
     deepest = replace(layout, class_specific=layer is not None)  # as it is from the layer on
-    plan = plan_training(backbone, [RunShape(names, deepest, steps=1)], memory_budget=budget)
+    plan = engine.plan_training(backbone, [engine.RunShape(names, deepest, steps=1)], memory_budget=budget)
     return (plan.memory_bytes - plan.scratch_bytes - images) // max(1, plan.runs[0].tree.activation_bytes)
 
 
@@ -305,8 +283,6 @@ def _step(encoder: Any, active: Sequence[NetTraining], most: int) -> None:
 
     A forest has at most ``most`` sets of prompts, or else those of one part: how a run is cut decides on its bits.
     """
-    import torch
-
     forests: list[list[tuple[NetTraining, StepPart]]] = []
     room = 0
     for one in active:
@@ -337,20 +313,15 @@ def prompt_encoder(
     backbone: Backbone, class_names: tuple[str, ...], layout: PromptLayout, layer: int | None = None
 ) -> Any:
     """Return the encoder of prompts, kept for the next call; with a layer, one that replaces vectors there."""
-    from fastcoop.engine import PromptEncoder
-    from fastcoop.engine.encoder import ClassTokenEncoder
-
     if layer is None:
-        return PromptEncoder(backbone, class_names, layout)
-    return ClassTokenEncoder(backbone, class_names, layout, layer)
+        return engine.PromptEncoder(backbone, class_names, layout)
+    return engine.encoder.ClassTokenEncoder(backbone, class_names, layout, layer)
 
 
 def prompt_net(
     contexts: torch.Tensor, inputs: int, reduction: int, outputs: int, activation: torch.nn.Module
 ) -> torch.nn.Module:
     """Return a module with context vectors ``ctx`` and a network ``meta_net`` of two layers."""
-    import torch
-
     linear, hidden = torch.nn.Linear, hidden_units(inputs, reduction)
     layers = OrderedDict(linear1=linear(inputs, hidden), act=activation, linear2=linear(hidden, outputs))
     net = torch.nn.Module()

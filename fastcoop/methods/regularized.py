@@ -7,22 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from fastcoop.errors import UserError
 from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone, engine, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, Positive
 from fastcoop.methods.text import Template, prompt_features
 from fastcoop.methods.training import EngineTrainer
-
-if TYPE_CHECKING:
-    import torch
-
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine import Objective
 
 
 class RegularizedSettings(CoOpSettings):
@@ -67,8 +62,6 @@ class RegularizedMethod(CoOpMethod):
 
     def texts(self, backbone: Backbone, run: Run) -> torch.Tensor:
         """Return the hand-written prompt's text features (classes, dim), of length 1."""
-        import torch
-
         return torch.from_numpy(
             prompt_features(backbone, run.data.class_names, *self.prompts(run.settings, run.data))
         )
@@ -95,11 +88,11 @@ class KgCoOpMethod(RegularizedMethod):
     Settings = KgCoOpSettings
     TEMPLATES: ClassVar[Mapping[str, str]] = {"dtd": "a photo of a {}, a type of texture."}
 
-    def objective(self, backbone: Backbone, run: Run) -> Objective:
-        from fastcoop.engine import PullToPrompt
-
+    def objective(self, backbone: Backbone, run: Run) -> engine.Objective:
         assert isinstance(run.settings, KgCoOpSettings)
-        return PullToPrompt(self.texts(backbone, run), run.settings.lmbda / 2)  # 1 - cos is half of |t - h|^2
+        return engine.PullToPrompt(
+            self.texts(backbone, run), run.settings.lmbda / 2
+        )  # 1 - cos is half of |t - h|^2
 
 
 class ProGradSettings(RegularizedSettings):
@@ -133,11 +126,9 @@ class ProGradMethod(RegularizedMethod):
         "dtd": "a texture of {}.",
     }
 
-    def objective(self, backbone: Backbone, run: Run) -> Objective:
-        from fastcoop.engine import ProjectedGradient
-
+    def objective(self, backbone: Backbone, run: Run) -> engine.Objective:
         assert isinstance(run.settings, ProGradSettings)
-        return ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
+        return engine.ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         if run.settings.init == "template" and not run.has_learned:
@@ -158,8 +149,6 @@ class ProGradMethod(RegularizedMethod):
 
         Raises UserError for more words than vectors.
         """
-        import torch
-
         from fastcoop.prompts.vectors import word_tokens
 
         (template,), vectors = self.prompts(run.settings, run.data), layout_of(run.settings, backbone)

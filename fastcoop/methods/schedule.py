@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
@@ -13,11 +13,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 from fastcoop.checks import LARGEST, LARGEST_BATCH, LONGEST
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Method, MethodSettings
+from fastcoop.methods.late import Backbone, engine, torch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.progress import counted
-
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
@@ -157,6 +155,12 @@ class ScheduledMethod(Method[T]):
         return {"epochs": epochs_of(run), "schedule": run.settings.schedule_label}
 
 
+def sgd(parameters: Any) -> torch.optim.SGD:
+    """Return CoOp's optimizer. Its learning rate is set before each step."""
+    of = engine.optimizers
+    return torch.optim.SGD(parameters, lr=0.0, momentum=of.MOMENTUM, weight_decay=of.WEIGHT_DECAY)
+
+
 def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Return the batches of an epoch, as indices in random order.
 
@@ -168,9 +172,11 @@ def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[
 
 def steps_per_epoch(run: RunSpec[Any]) -> int:
     """Return the optimizer steps of one epoch of a run: one in a fast schedule."""
-    from fastcoop.engine.runs import steps_per_epoch
-
-    return 1 if run.settings.fast else steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+    return (
+        1
+        if run.settings.fast
+        else engine.runs.steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+    )
 
 
 def steps_of(run: RunSpec[Any]) -> int:
@@ -203,7 +209,6 @@ def epochs_of(run: RunSpec[Any]) -> int:
 
 def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
     """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's runs."""
-    from fastcoop.engine.runs import WARMUP_RATE
 
     def giving(name: str) -> list[RunSpec[Any]]:
         trained = [run for run in runs if isinstance(run.settings, ScheduleSettings) and run.subset]
@@ -213,7 +218,7 @@ def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
     if small := sum(len(run.subset.train) < run.settings.batch_size for run in giving("batch_size")):
         yield f"In {small} {of}, batch_size is larger than the number of images: each batch has all images."
     if short := sum(epochs_of(run) == 1 for run in giving("learning_rate")):
-        epoch = f"the only epoch is the warm-up, at {WARMUP_RATE:g}"
+        epoch = f"the only epoch is the warm-up, at {engine.runs.WARMUP_RATE:g}"
         yield f"In {short} {of}, learning_rate has no effect: {epoch}."
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:  # workers import this package without torch
-    from torch import Tensor
+from fastcoop.methods.late import Tensor, torch
 
 NO_CLASS = 65535  # the predicted label of outputs that are not finite
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
@@ -142,8 +141,6 @@ def _predict(logits: np.ndarray) -> Predicted:
 
 def _predict_on(features: Tensor, one: LinearClassifier) -> Predicted:
     """Return the same for the logits of a classifier, computed on the features' device."""
-    import torch
-
     weights = _tensor(one.weights, features.device)
     logits = one.scale * (features.to(weights.dtype) @ weights.mT)
     if one.bias is not None:
@@ -160,8 +157,6 @@ def _predict_on(features: Tensor, one: LinearClassifier) -> Predicted:
 
 
 def _tensor(array: np.ndarray, device: Any) -> Tensor:
-    import torch
-
     return torch.from_numpy(array).to(device)
 
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.data import Data
-from fastcoop.methods.prompt_nets import PromptNetMethod, PromptNetSettings, prompt_encoder, prompt_net
+from fastcoop.methods.late import Backbone, F, PromptLayout, engine, fresh_state, torch
+from fastcoop.methods.prompt_nets import (
+    NetTraining,
+    PromptNetMethod,
+    PromptNetSettings,
+    StepPart,
+    prompt_encoder,
+    prompt_net,
+)
 from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, prompt_features
 from fastcoop.methods.training import vectors
-
-if TYPE_CHECKING:
-    import torch
-
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine import RunShape
-    from fastcoop.methods.prompt_nets import NetTraining, StepPart
-    from fastcoop.prompts import PromptLayout
 
 ADAM_EPS = 1e-3  # as the official code's README asks for
 # Where the official prompts are not the dataset's own: of the text features, and behind the vectors.
@@ -77,9 +77,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         return (template,) if name in FRAMES or template == own else (template, own)
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        from fastcoop.engine.encoder import check_layer
-
-        check_layer(backbone, run.settings.layer)
+        engine.encoder.check_layer(backbone, run.settings.layer)
         frame = self.layout(run.settings, backbone, run.data)
         prompts = {"template": self.prompts(run.settings, run.data)[0], "prompt": frame.prompt or "[CLASS]."}
         return super().key_settings(run, backbone) | prompts
@@ -98,22 +96,16 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         sizes = backbone.embed_dim, settings.reduction, contexts.numel()
         return prompt_net(contexts, *sizes, QuickGELU())
 
-    def run_shape(self, run: Run, backbone: Backbone) -> RunShape:
+    def run_shape(self, run: Run, backbone: Backbone) -> engine.RunShape:
         shape = super().run_shape(run, backbone)
         return replace(shape, layout=replace(shape.layout, class_specific=True))  # as it is above the layer
 
     def references(self, backbone: Backbone, settings: TCPSettings, data: Data) -> torch.Tensor:
-        import torch
-
         template = self.prompts(settings, data)[0]
         return torch.from_numpy(prompt_features(backbone, data.class_names, template)).to(backbone.device)
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        import torch
-
-        from fastcoop.engine.optimizers import WEIGHT_DECAY
-
-        return torch.optim.Adam(parameters, lr=0.0, eps=ADAM_EPS, weight_decay=WEIGHT_DECAY)
+        return torch.optim.Adam(parameters, lr=0.0, eps=ADAM_EPS, weight_decay=engine.optimizers.WEIGHT_DECAY)
 
     def inputs(
         self, net: Any, images: Any, references: torch.Tensor | None
@@ -122,18 +114,12 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         return net.ctx[None], net.meta_net(references).view(1, len(references), *net.ctx.shape)
 
     def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
-        from torch.nn.functional import cross_entropy, normalize
-
-        learned, texts = normalize(features[0], dim=-1), one.references
+        learned, texts = F.normalize(features[0], dim=-1), one.references
         assert texts is not None
-        loss = cross_entropy(one.scale * part.images @ learned.T, part.labels)
+        loss = F.cross_entropy(one.scale * part.images @ learned.T, part.labels)
         return loss + one.run.settings.lmbda * (1 - (learned * texts).sum(-1).mean())
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
-        import torch
-
-        from fastcoop.backbones.precision import fresh_state
-
         settings, layout = run.settings, self.layout(run.settings, backbone, data)
         with fresh_state(), torch.no_grad():
             net = self.net(backbone, settings, run.weights)

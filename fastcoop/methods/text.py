@@ -17,10 +17,10 @@ from fastcoop.datasets.files import abbreviate, in_prompt
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.scores import unit
 
 if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
     from fastcoop.methods.spec import RunSpec
 
 log = logging.getLogger("fastcoop")
@@ -126,8 +126,6 @@ def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: 
 @memoize(512)
 def raw_prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
     """Return text features float32 (classes, dim), as the text tower gives them, of class names in a template."""
-    import torch
-
     prompts = fill(template, class_names)
     with torch.no_grad():
         parts = [backbone.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone, F, Tensor, engine, fresh_state, torch
 from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # trained at once
 
@@ -75,10 +71,6 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         return super().key_settings(run, backbone) | {"rates": run.settings.rates}
 
     def learn(self, backbone: Backbone, run: Run) -> Outcome:
-        import torch
-
-        from fastcoop.backbones.precision import fresh_state
-
         rates = run.settings.rates
         with fresh_state():
             offsets, losses = self._train(backbone, run, rates)
@@ -95,29 +87,23 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         )
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
-        import torch
-
         offset = torch.from_numpy(run.weights[self.weight_name])[None]
         texts = self.apply(offset, torch.from_numpy(class_texts(backbone, data)))[0].numpy()
         return LinearClassifier.of_texts(texts, backbone.logit_scale)
 
     def _train(self, backbone: Backbone, run: Run, rates: Sequence[float]) -> tuple[Tensor, np.ndarray]:
         """Train an offset per rate on the same batches. Return offsets (rates, *shape), losses (rates, epochs)."""
-        import torch
-        from torch.nn.functional import normalize
-
-        from fastcoop.engine.optimizers import MOMENTUM, WEIGHT_DECAY
-        from fastcoop.engine.runs import learning_rates
-
         features, labels = run.data.train_views(run.subset)
         given = unit(features.astype(np.float32)), labels, class_texts(backbone, run.data)
         images, targets, texts = (torch.from_numpy(array).to(backbone.device) for array in given)
         epochs, shape = epochs_of(run), self.shape(texts.shape[1])
-        schedule = np.minimum([learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None])
+        schedule = np.minimum(
+            [engine.runs.learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None]
+        )
         offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
         offsets.requires_grad_()
         momentum = torch.zeros_like(offsets)
-        rng = np.random.default_rng(run.seed)
+        rng, rule = np.random.default_rng(run.seed), engine.optimizers
         losses = np.zeros((len(rates), epochs), np.float32)
         for epoch in range(epochs):
             rate = torch.tensor(schedule[:, epoch], dtype=torch.float32, device=backbone.device)
@@ -125,20 +111,18 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
             view = rng.integers(images.shape[1], size=len(images))
             steps = epoch_order(len(images), run.settings.batch_size, rng)
             for rows in steps:
-                weights = normalize(self.apply(offsets, texts), dim=-1)
+                weights = F.normalize(self.apply(offsets, texts), dim=-1)
                 logits = backbone.logit_scale * images[rows, view[rows]] @ weights.mT
                 loss = -torch.log_softmax(logits, -1)[:, np.arange(len(rows)), targets[rows]].mean(1)
                 (gradient,) = torch.autograd.grad(loss.sum(), offsets)
                 with torch.no_grad():
-                    momentum.mul_(MOMENTUM).add_(gradient).add_(offsets, alpha=WEIGHT_DECAY)
+                    momentum.mul_(rule.MOMENTUM).add_(gradient).add_(offsets, alpha=rule.WEIGHT_DECAY)
                     offsets -= rate * momentum
                 losses[:, epoch] += loss.detach().cpu().numpy() / len(steps)
         return offsets.detach(), losses
 
     def _choose(self, backbone: Backbone, run: Run, offsets: Tensor) -> tuple[int, float]:
         """Return the index of the best offset on the validation images, and its accuracy there in percent, or NaN."""
-        import torch
-
         features, labels = run.data.validation(run.subset)
         texts = torch.from_numpy(class_texts(backbone, run.data)).to(backbone.device)
         weights = unit(self.apply(offsets, texts).cpu().numpy())

@@ -16,15 +16,12 @@ from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Done, Outcome, RunContext
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone, PromptLayout, State, engine, fresh_state, torch
 from fastcoop.methods.schedule import ScheduledMethod, ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine import RunShape
-    from fastcoop.engine.runs import State
     from fastcoop.methods.prompt_nets import PromptNetTrainer
-    from fastcoop.prompts import PromptLayout
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,13 @@ class EngineTrainer:
     gradients: int = 1
 
     def costs(self, backbone: Backbone, trainings: Sequence[Any]) -> list[float]:
-        from fastcoop.engine import plan_training
-
-        return [cost.row_steps for cost in plan_training(backbone, [one.shape for one in trainings]).runs]
+        return [
+            cost.row_steps for cost in engine.plan_training(backbone, [one.shape for one in trainings]).runs
+        ]
 
     def train(self, backbone: Backbone, trainings: Sequence[Any], **options: Any) -> None:
-        import torch
-
-        from fastcoop.engine import train
-
         known: dict[str, Any] = {"float32": None, "bfloat16": torch.bfloat16}
-        train(backbone, trainings, precision=known.get(self.precision, self.precision), **options)
+        engine.train(backbone, trainings, precision=known.get(self.precision, self.precision), **options)
 
 
 T = TypeVar("T", bound=ScheduleSettings)
@@ -93,27 +86,22 @@ class TrainedMethod(ScheduledMethod[T]):
         length = self.layout(settings, backbone, run.data).context_length
         return super().columns(run, backbone) | {"context_length": length, "init": settings.init}
 
-    def run_shape(self, run: RunSpec[T], backbone: Backbone) -> RunShape:
-        from fastcoop.engine import RunShape
-
+    def run_shape(self, run: RunSpec[T], backbone: Backbone) -> engine.RunShape:
         settings, images, views = run.settings, len(run.subset.train), max(1, run.data.views)
         layout, is_fast = self.layout(settings, backbone, run.data), settings.fast is not None
         size = images * views if is_fast else settings.batch_size
         steps, features = epochs_of(run) * steps_per_epoch(run), (run.dataset, run.shots, run.seed)
-        return RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
+        return engine.RunShape(run.data.class_names, layout, steps, images, views, size, features, is_fast)
 
     def engine_run(self, backbone: Backbone, run: RunSpec[T]) -> Any:
         """Return the engine's form of a run of cross-entropy by SGD, which learns from `Data.train_views`."""
-        import torch
-
-        from fastcoop.engine import Run
         from fastcoop.prompts import initial_contexts
 
         settings: Any = run.settings
         layout, names = self.layout(settings, backbone, run.data), run.data.class_names
         contexts = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
         features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
-        return Run(
+        return engine.Run(
             names, layout, contexts, features, labels, epochs_of(run), run.seed, settings.batch_size,
             settings.learning_rate,
         )  # fmt: skip
@@ -132,7 +120,6 @@ class TrainedMethod(ScheduledMethod[T]):
 
     def run(self, backbone: Backbone, runs: Sequence[RunSpec[Any]], done: Done, context: RunContext) -> None:
         """Do runs of any methods of this kind."""
-        from fastcoop.backbones.precision import fresh_state
         from fastcoop.methods import METHODS
 
         methods: list[TrainedMethod[Any]] = [
@@ -183,8 +170,6 @@ def _train(
     context: RunContext,
 ) -> None:
     """Train runs of one trainer, by their index, and test those that end in one step together."""
-    from fastcoop.engine.runs import shares_done
-
     indices, given = [*trainings], [*trainings.values()]
     costs = trainer.costs(backbone, given)
     worked, start, ended = 0.0, time.perf_counter(), dict[int, Outcome]()
@@ -213,7 +198,9 @@ def _train(
             checkpoint.offer(get_state)
 
     state = (checkpoint.load() if checkpoint else None) or {}
-    if before := sum(cost * share for cost, share in zip(costs, shares_done(state, given), strict=True)):
+    if before := sum(
+        cost * share for cost, share in zip(costs, engine.runs.shares_done(state, given), strict=True)
+    ):
         context.on_resume(before * len(costs) / sum(costs))
     trainer.train(
         backbone, given, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress, state=state,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AliasChoices, Field, model_validator
 
 from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, class_texts
-
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
 
 S = TypeVar("S", bound=MethodSettings)
 

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -22,13 +22,9 @@ from fastcoop.methods.adapters.selection import Judge, Selection, drawn_for
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
 from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext, sharing
 from fastcoop.methods.data import Data, known_classes
+from fastcoop.methods.late import Backbone, Tensor, fresh_state, torch
 from fastcoop.methods.scores import Classifier, LinearClassifier
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 # Of the tensors of runs that are learned at once. The numbers that change stay in a CPU's cache.
 STACK_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
@@ -230,10 +226,6 @@ class Adapter(Method[S]):
         return {"selection": self.selection(run.settings)}
 
     def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> Classifier:
-        import torch
-
-        from fastcoop.backbones.precision import fresh_state
-
         with fresh_state():
             texts = Texts.of(backbone, data)
             weights = {
@@ -250,10 +242,6 @@ class Adapter(Method[S]):
             return LinearClassifier(W[0].cpu().numpy(), bias, texts.scale, unit_length=True)
 
     def run(self, backbone: Backbone, runs: Sequence[RunSpec[S]], done: Done, context: RunContext) -> None:
-        import torch  # noqa: F401  (its first import takes seconds, which are not a run's)
-
-        from fastcoop.backbones.precision import fresh_state
-
         known = [index for index, run in enumerate(runs) if run.has_learned]
         learned = [_Row(index, 0, "fixed", runs[index], {}) for index in known]
         pending = {index: run for index, run in enumerate(runs) if not run.has_learned}
@@ -345,10 +333,6 @@ class Adapter(Method[S]):
 
     def _learn_stack(self, backbone: Backbone, rows: Sequence[_Row]) -> Iterator[_Row]:
         """Learn stacked rows, and yield each with its outcome, without scores."""
-        import torch
-
-        from fastcoop.backbones.precision import fresh_state
-
         start = time.perf_counter()
         with fresh_state():
             stack = Stack.of(backbone, [row.run for row in rows], self.kind)
@@ -423,10 +407,6 @@ class AdapterClassifier:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return logits float32 (images, classes) of raw features (images, dim)."""
-        import torch
-
-        from fastcoop.backbones.precision import fresh_state
-
         device = self.texts.raw.device
         values = {name: self.weights[name] for name in self.adapter.values}
         size = max(1, TEST_BYTES // self.adapter.image_bytes(self.weights, self.texts))

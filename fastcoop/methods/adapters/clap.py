@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
+from fastcoop.methods.late import Backbone, Tensor, torch
 from fastcoop.methods.schedule import BatchSize, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 
 class ZeroShotLinearProbeSettings(MethodSettings):
@@ -64,8 +60,6 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
         return lambda epoch, parameters: None
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        import torch
-
         settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
         samples = Samples(texts.scale * normalized(stack.views), stack.labels)
         batches = ImageBatches(stack, settings.epochs, settings.batch_size, pooled=True)
@@ -112,8 +106,6 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
         return settings
 
     def on_epoch(self, stack: Stack, pull: Tensor | None) -> Callable[[int, Weights], None]:
-        import torch
-
         assert pull is not None
         held, rho = pull, torch.zeros_like(pull)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -12,13 +12,9 @@ from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, by_autograd, cross_entropy, train
 from fastcoop.methods.base import hidden_units
+from fastcoop.methods.late import Backbone, Tensor
 from fastcoop.methods.schedule import LearningRate, ScheduleSettings, epochs_of
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 WEIGHT_DECAY = 5e-4
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,11 +22,9 @@ from fastcoop.methods.adapters.training import (
     softmax_gradient,
     train,
 )
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TRIED = {"learning_rate": (1e-3, 1e-4), "weight_decay": (0.0, 0.01, 1e-4), "batch_size": (8, 32)}
 RATE, DECAY, SIZE = 1e-3, 0.01, 8  # of selection: fixed
@@ -75,8 +73,6 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
         return [dict(zip(tried, row, strict=True)) for row in product(*tried.values())]
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        import torch
-
         settings = stack.settings
         samples = normalized(stack.features).flatten(1, 2)
         labels = stack.labels.repeat_interleave(stack.features.shape[2], 1)
@@ -121,8 +117,6 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
 
     def start(self, stack: Stack) -> Tensor:
         """Return the weights at the start, (runs, classes, dim)."""
-        import torch
-
         texts = stack.texts.unit
         if stack.settings.init == "zero_shot":
             return texts.expand(len(stack), *texts.shape)
@@ -144,7 +138,6 @@ def batches(stack: Stack, samples: int, sizes: tuple[int, int], iterations: int)
 
     Images and texts are each drawn in random orders, whose last, short batches are left out.
     """
-    import torch
 
     def rows(count: int, size: int, seed: tuple[int, int]) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)

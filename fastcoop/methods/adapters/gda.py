@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import Coefficient
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # searched, as in the official code
 # Of the mean of a class without images: the nearest features, and how often its text counts.
@@ -51,8 +49,6 @@ class GDAMethod(Adapter[GDASettings]):
         return {"alpha": ALPHAS}
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        import torch
-
         x = normalized(stack.views)
         views = x.shape[2]
         counts = (stack.counts * views)[..., None]
@@ -97,8 +93,6 @@ def precision(scatter: Tensor, samples: int) -> Tensor:
 
     It is 0 where the scatter is, as of one view of one image, by the official code's pseudoinverse.
     """
-    import torch
-
     dim, trace = scatter.shape[-1], scatter.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     spread = trace > ROUNDING * samples
     ridge = (trace / max(1, samples - 1)).where(spread, torch.ones_like(trace))

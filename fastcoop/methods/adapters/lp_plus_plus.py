@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +12,10 @@ from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.base import report_share
 from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.late import Backbone, Tensor, torch
 from fastcoop.methods.schedule import EpochNumber
 from fastcoop.methods.scores import Classifier
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 MOMENTUM = 0.9
 ALPHA_EVERY = 10  # epochs between steps of alpha
@@ -80,8 +76,6 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
         }
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        import torch
-
         images, number = one_view(stack), stack.labels.shape[1]
         text_logits = images @ stack.texts.unit.T
         parameters = self.start(stack, images)
@@ -122,8 +116,6 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
 
 def one_view(stack: Stack) -> Tensor:
     """Return one feature of length 1 per image, (runs, images, dim): a view drawn from each run's seed."""
-    import torch
-
     images, views = stack.views.shape[1:3]
     drawn = torch.from_numpy(
         np.stack([np.random.default_rng(run.seed).integers(views, size=images) for run in stack.runs])
@@ -136,8 +128,6 @@ def step_sizes(images: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
 
     They are 4n / lambda_max(X^T X), and n / (4 max_c sum_i (x_i.t_c)^2), for n images X.
     """
-    import torch
-
     number, dim = images.shape[1:]
     gram = images.mT @ images if dim <= number else images @ images.mT  # their largest eigenvalues are equal
     largest = torch.linalg.eigvalsh(gram)[:, -1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,11 +17,9 @@ from fastcoop.errors import UserError
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import Coefficient
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 KERNEL_BYTES = 4 << 30  # of the largest kernel matrix of float64
 IMAGES = 1024  # whose kernel is in float64 at once
@@ -86,8 +84,6 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
         return Fitted({"samples": samples, "residual": (Y - samples @ stack.texts.unit.T).mT})
 
     def scorer(self, weights: Weights, images: Tensor, texts: Texts) -> Callable[..., Tensor]:
-        import torch
-
         x, samples = normalized(images), weights["samples"]
         zero_shot, similarity = texts.zero_shot(x), x @ samples.mT
 
@@ -118,8 +114,6 @@ def kernel(similarity: Tensor, beta: Tensor) -> Tensor:
 
 def solve(K: Tensor, lmbda: Tensor, residual: Tensor) -> Tensor:
     """Return the dual weights (runs, classes, samples) of kernels (runs, samples, samples), solved in float64."""
-    import torch
-
     system = K.double() / over(lmbda.double(), K)
     system.diagonal(dim1=-2, dim2=-1).add_(1)
     return torch.cholesky_solve(residual.mT.double(), torch.linalg.cholesky(system)).mT.to(K.dtype)

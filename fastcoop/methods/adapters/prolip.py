@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge, ValidationOnly
@@ -17,13 +17,9 @@ from fastcoop.methods.adapters.training import (
     cross_entropy,
     train,
 )
+from fastcoop.methods.late import Backbone, Tensor, torch
 from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate
 from fastcoop.methods.spec import RunSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 EPS = 1e-4  # of Adam
 LEARNING_RATE = 1e-5
@@ -116,8 +112,6 @@ def projection(stack: Stack) -> tuple[Tensor, Tensor]:
     Without a backbone, features as wide as texts are adapted by a square P that starts at the identity: the regularized
     linear adapter of the same paper.
     """
-    import torch
-
     width, dim = stack.crops.shape[-1], stack.texts.raw.shape[1]
     given = getattr(stack.backbone, "image_projection", None)
     if given is not None:
@@ -130,8 +124,6 @@ def projection(stack: Stack) -> tuple[Tensor, Tensor]:
 
 def view_by_view(stack: Stack, epochs: int) -> Iterator[list[Batch]]:
     """Yield all images in each epoch, at view 1, 2, ... and then 0 again, as the official code counts them."""
-    import torch
-
     images, views = stack.views.shape[1:3]
     first = torch.arange(0, len(stack) * images * views, views, device=stack.labels.device)
     for epoch in range(1, epochs + 1):

@@ -16,11 +16,10 @@ import numpy as np
 from fastcoop.datasets.fewshot import FewShot, validation_images
 from fastcoop.methods.adapters.stack import Stack, Weights
 from fastcoop.methods.data import Labelled
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.spec import RunSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fastcoop.methods.adapters.base import Adapter
 
 Selection = Literal["fixed", "few_val", "shots_val", "full_val", "imagenet_val", "official"]
@@ -58,8 +57,6 @@ class Judge:
         cls, adapter: Adapter[Any], stack: Stack, selection: Selection, on_test: bool = False
     ) -> Judge | None:
         """Return the judge of runs; None if they choose nothing. ``on_test``: of official codes that look there."""
-        import torch
-
         if selection == "fixed":
             return None
         if on_test:
@@ -84,8 +81,6 @@ class Judge:
 
         An image is right if the logit of its class is above all others.
         """
-        import torch
-
         given = {name: weights[name] for name in self.adapter.values}
         correct = torch.zeros(len(grid), len(self.stack), dtype=torch.float64, device=self.images.device)
         with torch.no_grad():
@@ -109,8 +104,6 @@ class Judge:
 
         The first of equals is the best, with the values of the last name in the inner loop.
         """
-        import torch
-
         ones = torch.ones(len(self.stack), dtype=self.images.dtype, device=self.images.device)
         tensors = [[value * ones for value in several] for several in values.values()]
         grid = [dict(zip(values, row, strict=True)) for row in product(*tensors)]

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Backbone, F, Tensor, torch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import raw_class_texts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastcoop.backbones import Backbone
 
 Weights = dict[str, "Tensor"]  # what runs learned, (runs, ...) each; values such as alpha are (runs,)
 
@@ -46,8 +42,6 @@ class Texts:
     @classmethod
     def of(cls, backbone: Backbone, data: Data) -> Texts:
         """Return the text features of a dataset's classes, on the device of the backbone."""
-        import torch
-
         return cls(
             torch.from_numpy(raw_class_texts(backbone, data)).to(backbone.device), backbone.logit_scale
         )
@@ -87,8 +81,6 @@ class Stack:
     @classmethod
     def of(cls, backbone: Backbone, runs: Sequence[RunSpec[Any]], kind: str = "coop") -> Stack:
         """Read the features of runs, of a kind as `Data.train` takes it."""
-        import torch
-
         given = [run.data.train(run.subset, kind) for run in runs]
         features = torch.from_numpy(np.stack([images for images, _ in given])).to(backbone.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in given])).to(backbone.device)
@@ -120,9 +112,7 @@ class Stack:
     @cached_property
     def onehot(self) -> Tensor:
         """float32 (runs, images, classes)."""
-        from torch.nn.functional import one_hot
-
-        return one_hot(self.labels, len(self.texts)).to(self.features.dtype)
+        return F.one_hot(self.labels, len(self.texts)).to(self.features.dtype)
 
     @cached_property
     def counts(self) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,8 @@ from fastcoop.methods.adapters.selection import BestEpoch, Judge
 from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_rates, softmax_gradient, train
 from fastcoop.methods.data import Data
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, EpochNumber, LearningRate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BETAS, ALPHAS = 200, 20  # numbers that the search tries, as many as in the official code
 
@@ -107,8 +105,6 @@ class KeyClasses:
     """
 
     def __init__(self, labels: Tensor, classes: int):
-        import torch
-
         self.labels, self.classes, keys = labels, classes, labels.shape[1]
         self.per_class = 0  # keys of each class, if all runs have as many of each
         if keys and keys % classes == 0:
@@ -159,8 +155,6 @@ class TipAdapterFMethod(TipAdapterMethod):
         return True  # the epoch
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        import torch
-
         start, given, settings = self.cache(stack), self.given(stack), stack.settings
         labels = {"labels": start.pop("labels")}
         batches = ImageBatches(stack, settings.epochs, settings.batch_size, keep_short=True)

@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from fastcoop.methods.adapters.stack import Stack, Weights, over
 from fastcoop.methods.base import report_share
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fastcoop.methods.late import F, Tensor, engine, torch
 
 DRAWN_AT_ONCE = 16  # epochs whose batches are drawn at once
 MOMENTUM = 0.9  # of SGD
@@ -55,8 +53,6 @@ class Optimizer:
 
         It may change the sums too.
         """
-        import torch
-
         decays, kind = (
             torch.as_tensor(self.weight_decay).to(self.rates).expand(self.rates.shape[1]),
             self.kind,
@@ -139,14 +135,10 @@ class ImageBatches:
 
     def coop_rates(self, rate: Tensor) -> Tensor:
         """Return the learning rates of all steps, (steps, runs), which change at each epoch as in CoOp."""
-        from fastcoop.engine.runs import learning_rates
-
-        factors = np.stack([learning_rates(self.epochs, float(one)) for one in rate], 1)
+        factors = np.stack([engine.runs.learning_rates(self.epochs, float(one)) for one in rate], 1)
         return rate.new_tensor(factors.repeat(self.steps, axis=0))
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        import torch
-
         (images, views), runs = self.stack.views.shape[1:3], self.stack.runs
         first, draws = (
             images * views * np.arange(len(runs)),
@@ -167,9 +159,9 @@ class ImageBatches:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each run's mean cross-entropy, (runs,), of logits (runs, batch, classes) and labels (runs, batch)."""
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+    return (
+        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+    )
 
 
 def softmax_gradient(logits: Tensor, labels: Tensor) -> Tensor:
@@ -203,8 +195,6 @@ def cosine_cross_entropy(
         total: (runs, classes, dim), changed in place.
         momentum: Factor on ``total``.
     """
-    import torch
-
     share, inverse = (
         1 / labels.shape[1],
         torch.linalg.vector_norm(classes, dim=-1, keepdim=True).reciprocal_(),
@@ -220,7 +210,6 @@ def cosine_cross_entropy(
 
 def by_autograd(loss: Loss) -> Gradient:
     """Return the gradient of a loss, computed by autograd."""
-    import torch
 
     def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -253,8 +242,6 @@ def train(
     Returns:
         The parameters after the last step, and the mean loss of each epoch, float32 (runs, epochs).
     """
-    import torch
-
     parameters = {name: one.clone() for name, one in start.items()}
     sums = {name: torch.zeros_like(one) for name, one in parameters.items()}
     step = optimizer.prepare(parameters, sums)
