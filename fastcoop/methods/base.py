@@ -77,6 +77,16 @@ class Outcome:
     seconds: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def learned(
+        cls, losses: np.ndarray | None, *, scores: Mapping[str, Scores] | None = None, **others: Any
+    ) -> Outcome:
+        """Return the outcome of a run that has diverged if a loss or a weight is not finite."""
+        outcome = cls(dict(scores or {}), losses, **others)
+        numbers = [*outcome.weights.values(), *([] if losses is None else [losses])]
+        finite = all(np.isfinite(one).all() for one in numbers)
+        return outcome if finite else replace(outcome, status="diverged")
+
 
 Done = Callable[[int, Outcome], None]
 

@@ -114,11 +114,11 @@ class ImageConditioned:
             layout = PromptLayout(len(self.weights["ctx"]))
             encoder = prompt_encoder(backbone, self.class_names, layout)
             images = torch.tensor(features, dtype=torch.float32, device=backbone.device)
-            parts = [
-                _logits(encoder(*method.inputs(net, part, None)).to(part.dtype), part, backbone.logit_scale)
-                for part in images.split(encoder.runs_at_once)
-            ]
-        return np.asarray(torch.cat(parts).float().cpu().numpy())
+            found = []
+            for part in images.split(encoder.runs_at_once):
+                texts = encoder(*method.inputs(net, part, None)).to(part.dtype)
+                found.append(_logits(texts, part, backbone.logit_scale))
+        return np.asarray(torch.cat(found).float().cpu().numpy())
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"backbone": None}

@@ -227,9 +227,8 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
         """Return what a run minimizes."""
         if not run.settings.pulls:
             return engine.CrossEntropy()
-        return engine.PullToPrompt(
-            torch.from_numpy(class_texts(backbone, run.data)), PULL / shots_per_class(run)
-        )
+        texts = torch.from_numpy(class_texts(backbone, run.data))
+        return engine.PullToPrompt(texts, PULL / shots_per_class(run))
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         return self.classifiers(backbone, [(run, data)])[0]

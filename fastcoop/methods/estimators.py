@@ -128,9 +128,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         features = None if X is None and not method.learns else self._read_features(X, backbone, reset=True)
         labels = self._read_classes(y, class_names, texts)
         dataset = Dataset("images", Path(), self.class_names_, TEMPLATE, {}, "", "images", Path())
-        data = _ArrayData(
-            dataset, None, 0 if features is None else features.shape[1] - 1, text_features=texts
-        )
+        views = 0 if features is None else features.shape[1] - 1
+        data = _ArrayData(dataset, None, views, text_features=texts)
         run, outcome = RunSpec.of(method.name, settings, data), Outcome({})
         self._check_shapes(run, features, labels, backbone)
         if method.learns:
@@ -211,10 +210,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
     def _given_settings(self) -> dict[str, Any]:
         """Return the settings that differ from the method's defaults, NumPy's numbers as Python's."""
         fields = METHODS[self.method].Settings.model_fields.items()
-        values = {
+        given = {
             name: getattr(self, name) for name, one in fields if getattr(self, name) != one.get_default()
         }
-        return {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
+        return {name: v.item() if isinstance(v, np.generic) else v for name, v in given.items()}
 
     def _load_backbone(self) -> Any:
         if not isinstance(self.backbone, str | os.PathLike):

@@ -95,9 +95,7 @@ class FinetuneImageEncoderMethod(ScheduledMethod[FinetuneSettings]):
             on_validation = float(accuracy(logits, run.data.dataset.splits["val"].labels[rows]))
             if np.isfinite(on_validation):
                 extra["val_accuracy"] = on_validation
-        return Outcome(
-            scores, losses, status="done" if np.isfinite(losses).all() else "diverged", extra=extra
-        )
+        return Outcome.learned(losses, scores=scores, extra=extra)
 
 
 def _train(backbone: Backbone, run: Run) -> tuple[torch.nn.Module, np.ndarray]:

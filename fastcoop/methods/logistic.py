@@ -81,11 +81,11 @@ class LogisticProblem:
         """
         penalty = 1 / (c * self.images)
         zeros = self._features.new_zeros(self.classes, self._features.shape[1])
-        return self._fit(
-            *minimize(
-                lambda weights: self._derivatives(weights, penalty)[:2], zeros, self._is_small, max_iterations
-            )
-        )
+
+        def evaluate(weights: Tensor) -> tuple[float, Tensor]:
+            return self._derivatives(weights, penalty)[:2]
+
+        return self._fit(*minimize(evaluate, zeros, self._is_small, max_iterations))
 
     def optimum(self, c: float, start: Tensor | None = None) -> Fit:
         """Return the minimum of scikit-learn's objective, by Newton's method with conjugate gradients.

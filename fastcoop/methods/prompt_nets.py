@@ -130,9 +130,7 @@ class PromptNetMethod(TrainedMethod[S]):
     def learned(self, backbone: Backbone, run: RunSpec[S], trained: NetTraining) -> Outcome:
         losses = trained.losses[: trained.step].view(-1, trained.steps_per_epoch).mean(1).numpy()
         weights = {name: tensor.float().cpu().numpy() for name, tensor in trained.net.state_dict().items()}
-        finite = np.isfinite(losses).all() and all(np.isfinite(array).all() for array in weights.values())
-        status = "done" if finite else "diverged"
-        return Outcome({}, losses.astype(np.float32), weights=weights, status=status)
+        return Outcome.learned(losses.astype(np.float32), weights=weights)
 
 
 class StepPart(NamedTuple):

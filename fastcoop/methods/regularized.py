@@ -62,9 +62,8 @@ class RegularizedMethod(CoOpMethod):
 
     def texts(self, backbone: Backbone, run: Run) -> torch.Tensor:
         """Return the hand-written prompt's text features (classes, dim), of length 1."""
-        return torch.from_numpy(
-            prompt_features(backbone, run.data.class_names, *self.prompts(run.settings, run.data))
-        )
+        (template,) = self.prompts(run.settings, run.data)
+        return torch.from_numpy(prompt_features(backbone, run.data.class_names, template))
 
 
 class KgCoOpSettings(RegularizedSettings):
@@ -90,9 +89,8 @@ class KgCoOpMethod(RegularizedMethod):
 
     def objective(self, backbone: Backbone, run: Run) -> engine.Objective:
         assert isinstance(run.settings, KgCoOpSettings)
-        return engine.PullToPrompt(
-            self.texts(backbone, run), run.settings.lmbda / 2
-        )  # 1 - cos is half of |t - h|^2
+        weight = run.settings.lmbda / 2  # 1 - cos is half of |t - h|^2
+        return engine.PullToPrompt(self.texts(backbone, run), weight)
 
 
 class ProGradSettings(RegularizedSettings):

@@ -68,10 +68,8 @@ class FastSettings(MethodSettings):
     def label(self) -> str:
         """Its name, or the settings that are not the default, to be printed in figures of such runs."""
         names = [name for name, named in FAST.items() if named == self]
-        changed = ", ".join(
-            f"{name} {value}" for name, value in self.model_dump(exclude_defaults=True).items()
-        )
-        return names[0] if names else f"fast: {changed}"
+        changed = self.model_dump(exclude_defaults=True).items()
+        return names[0] if names else f"fast: {', '.join(f'{name} {value}' for name, value in changed)}"
 
 
 FAST = {"fast": FastSettings(), "fast-half": FastSettings(steps="8 sqrt(shots)")}
@@ -172,11 +170,9 @@ def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[
 
 def steps_per_epoch(run: RunSpec[Any]) -> int:
     """Return the optimizer steps of one epoch of a run: one in a fast schedule."""
-    return (
-        1
-        if run.settings.fast
-        else engine.runs.steps_per_epoch(len(run.subset.train), run.settings.batch_size)
-    )
+    if run.settings.fast:
+        return 1
+    return engine.runs.steps_per_epoch(len(run.subset.train), run.settings.batch_size)
 
 
 def steps_of(run: RunSpec[Any]) -> int:

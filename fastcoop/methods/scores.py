@@ -171,9 +171,8 @@ def _scores(predictions: np.ndarray, confidence: np.ndarray, labels: np.ndarray,
     with np.errstate(invalid="ignore"):
         right = np.bincount(labels, weights=correct, minlength=classes)
         per_class = 100 * right / np.bincount(labels, minlength=classes)
-    return Scores(
-        float(100 * correct.mean()), float(np.nanmean(per_class)), per_class, predictions, confidence
-    )
+    mean, macro = float(100 * correct.mean()), float(np.nanmean(per_class))
+    return Scores(mean, macro, per_class, predictions, confidence)
 
 
 def has_scores(logits: np.ndarray) -> np.ndarray:

@@ -80,11 +80,8 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
             if np.isfinite(on_validation):
                 extra["val_accuracy"] = on_validation
         extra["learning_rate"] = rates[best]
-        finite = bool(np.isfinite(losses[best]).all()) and bool(torch.isfinite(offsets[best]).all())
         weights = {self.weight_name: offsets[best].float().cpu().numpy()}
-        return Outcome(
-            {}, losses[best], weights=weights, status="done" if finite else "diverged", extra=extra
-        )
+        return Outcome.learned(losses[best], weights=weights, extra=extra)
 
     def classifier(self, backbone: Backbone, run: Run, data: Data) -> LinearClassifier:
         offset = torch.from_numpy(run.weights[self.weight_name])[None]
@@ -97,16 +94,15 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         given = unit(features.astype(np.float32)), labels, class_texts(backbone, run.data)
         images, targets, texts = (torch.from_numpy(array).to(backbone.device) for array in given)
         epochs, shape = epochs_of(run), self.shape(texts.shape[1])
-        schedule = np.minimum(
-            [engine.runs.learning_rates(epochs, rate) for rate in rates], np.array(rates)[:, None]
-        )
+        schedule = [np.minimum(engine.runs.learning_rates(epochs, rate), rate) for rate in rates]
         offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
         offsets.requires_grad_()
         momentum = torch.zeros_like(offsets)
         rng, rule = np.random.default_rng(run.seed), engine.optimizers
         losses = np.zeros((len(rates), epochs), np.float32)
         for epoch in range(epochs):
-            rate = torch.tensor(schedule[:, epoch], dtype=torch.float32, device=backbone.device)
+            now = [of_rate[epoch] for of_rate in schedule]
+            rate = torch.tensor(now, dtype=torch.float32, device=backbone.device)
             rate = rate.view(-1, *[1] * len(shape))
             view = rng.integers(images.shape[1], size=len(images))
             steps = epoch_order(len(images), run.settings.batch_size, rng)

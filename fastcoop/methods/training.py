@@ -41,9 +41,8 @@ class EngineTrainer:
     gradients: int = 1
 
     def costs(self, backbone: Backbone, trainings: Sequence[Any]) -> list[float]:
-        return [
-            cost.row_steps for cost in engine.plan_training(backbone, [one.shape for one in trainings]).runs
-        ]
+        plan = engine.plan_training(backbone, [one.shape for one in trainings])
+        return [cost.row_steps for cost in plan.runs]
 
     def train(self, backbone: Backbone, trainings: Sequence[Any], **options: Any) -> None:
         known: dict[str, Any] = {"float32": None, "bfloat16": torch.bfloat16}

@@ -103,14 +103,15 @@ class Adapter(Method[S]):
     Attributes:
         values: The floats that are chosen where a setting is None, and their defaults. Each is a setting of that name,
             and a weight (runs,).
-        by_class: Names of weights with an axis of classes after that of runs, for `carry`.
+        by_class: Names of weights with an axis of classes after that of runs, for `carry`. Classes that a run has not
+            learned have the text feature "raw" or "unit" there, or zeros ("").
     """
 
     needs_backbone = False
     reads_prompt = True
     runs_together = True
     values: ClassVar[Mapping[str, float]] = {}
-    by_class: ClassVar[tuple[str, ...]] = ()
+    by_class: ClassVar[Mapping[str, Literal["raw", "unit", ""]]] = {}
 
     # What an adapter defines.
 
@@ -156,9 +157,10 @@ class Adapter(Method[S]):
             texts: Of the other dataset.
         """
         carried = {}
-        for name in self.by_class:
-            known = (rows >= 0).view(-1, *[1] * (weights[name].ndim - 2))
-            carried[name] = weights[name][:, rows.clamp(min=0)] * known
+        for name, text in self.by_class.items():
+            learned = weights[name][:, rows.clamp(min=0)]
+            known = (rows >= 0).view(-1, *[1] * (learned.ndim - 2))
+            carried[name] = learned.where(known, getattr(texts, text) if text else 0.0)
         return weights | carried
 
     def chooses(self, settings: S) -> bool:
@@ -229,8 +231,7 @@ class Adapter(Method[S]):
         with fresh_state():
             texts = Texts.of(backbone, data)
             weights = {
-                name: torch.from_numpy(np.asarray(array))[None].to(backbone.device)
-                for name, array in run.weights.items()
+                name: torch.as_tensor(one)[None].to(backbone.device) for name, one in run.weights.items()
             }
             rows = known_classes(run.data, data)
             if data is not run.data and not np.array_equal(rows, np.arange(len(run.data.class_names))):
@@ -247,10 +248,9 @@ class Adapter(Method[S]):
         pending = {index: run for index, run in enumerate(runs) if not run.has_learned}
         for rows in itertools.chain([learned], self._learn_all(backbone, pending, context)):
             start = time.perf_counter()
+            tests, outcomes = [runs[row.index] for row in rows], [row.outcome for row in rows]
             with fresh_state():
-                scores = self.scores_of(
-                    backbone, [runs[row.index] for row in rows], [row.outcome for row in rows]
-                )
+                scores = self.scores_of(backbone, tests, outcomes)
             tested = (time.perf_counter() - start) / max(1, len(rows))
             for row, of_run in zip(rows, scores, strict=True):
                 seconds = 0.0 if row.run.has_learned else row.outcome.seconds + tested
@@ -338,9 +338,8 @@ class Adapter(Method[S]):
             stack = Stack.of(backbone, [row.run for row in rows], self.kind)
             selection = rows[0].selection
             official = selection == "official"
-            splits = [
-                official and self.official_split(stack.runs[0].data, what) for what in ("epoch", "values")
-            ]
+            data = stack.runs[0].data
+            splits = [official and self.official_split(data, what) for what in ("epoch", "values")]
             judge = Judge.of(self, stack, selection, on_test=splits[0] == "test")
             fitted = self.fit(stack, judge)
             weights, extra = fitted.weights | self.given(stack), dict(fitted.extra)
@@ -348,10 +347,8 @@ class Adapter(Method[S]):
                 judge = Judge.of(self, stack, selection, on_test=splits[1] == "test")
             accuracy = torch.full((len(rows),), math.nan)
             if judge is not None:
-                searched = {
-                    name: numbers for name, numbers in self.searched(stack.settings).items()
-                    if getattr(stack.settings, name) is None
-                }  # fmt: skip
+                numbers = self.searched(stack.settings).items()
+                searched = {name: some for name, some in numbers if getattr(stack.settings, name) is None}
                 if searched or fitted.accuracy is None:
                     values, accuracy = judge.search(weights, searched)
                     weights |= values
@@ -368,22 +365,11 @@ class Adapter(Method[S]):
         for place, row in enumerate(rows):
             learned = {name: np.array(array[place]) for name, array in kept.items()}
             loss = None if losses is None else losses[place]
-            finite = all(
-                np.isfinite(one).all() for one in (*learned.values(), *([] if loss is None else [loss]))
-            )
-            numbers = {
-                name: float(value) for name, value in row.tried.items() if isinstance(value, int | float)
-            }
+            numbers = {name: float(one) for name, one in row.tried.items() if isinstance(one, int | float)}
             numbers |= {name: float(one[place]) for name, one in extra.items()}
             numbers["trained_parameters"] = float(trained)
-            yield replace(
-                row,
-                accuracy=float(accuracy[place]),
-                outcome=Outcome(
-                    {}, loss, weights=learned, status="done" if finite else "diverged", seconds=seconds,
-                    extra=numbers,
-                ),
-            )  # fmt: skip
+            outcome = Outcome.learned(loss, weights=learned, seconds=seconds, extra=numbers)
+            yield replace(row, accuracy=float(accuracy[place]), outcome=outcome)
 
     def given(self, stack: Stack) -> Weights:
         """Return each of `values`, (runs,): the setting, or its default where that is None."""
@@ -407,15 +393,13 @@ class AdapterClassifier:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return logits float32 (images, classes) of raw features (images, dim)."""
-        device = self.texts.raw.device
         values = {name: self.weights[name] for name in self.adapter.values}
         size = max(1, TEST_BYTES // self.adapter.image_bytes(self.weights, self.texts))
         found = [np.zeros((0, len(self.texts)), np.float32)]
         with fresh_state(), torch.no_grad():
             for start in range(0, len(features), size):
-                images = torch.tensor(
-                    features[None, start : start + size], dtype=torch.float32, device=device
-                )
+                some = features[None, start : start + size]
+                images = torch.tensor(some, dtype=torch.float32, device=self.texts.raw.device)
                 logits = self.adapter.scorer(self.weights, images, self.texts)
                 found.append(logits(**values)[0].cpu().numpy())
         return np.concatenate(found)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
-from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.late import Backbone, Tensor, torch
@@ -50,24 +49,22 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     name = "zs_lp"
     title = "ZS-LP"
     Settings = ZeroShotLinearProbeSettings
+    by_class: ClassVar = {"prototypes": "raw"}
 
     def pull(self, stack: Stack) -> Tensor | None:
         """Return the factor on each class's penalty, (runs, classes, 1); None for no penalty."""
         return None
 
-    def on_epoch(self, stack: Stack, pull: Tensor | None) -> Callable[[int, Weights], None]:
-        """Return what is done after each epoch: it may change ``pull`` in place."""
-        return lambda epoch, parameters: None
-
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
-        samples = Samples(texts.scale * normalized(stack.views), stack.labels)
-        batches = ImageBatches(stack, settings.epochs, settings.batch_size, pooled=True)
+        images = texts.scale * normalized(stack.views)
+        batches = ImageBatches(stack, images, settings.epochs, settings.batch_size, pooled=True)
         rates = batches.coop_rates(stack.value("learning_rate"))
+        rho = texts.raw.new_zeros(())  # of the adaptive constraint
 
-        def gradient(parameters: Weights, sums: Weights, momentum: float, places: Tensor) -> Tensor:
+        def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
             prototypes, total = parameters["prototypes"], sums["prototypes"]
-            losses = cosine_cross_entropy(prototypes, *samples.take(places), total, momentum)
+            losses = cosine_cross_entropy(prototypes, *batch, total, momentum)
             if pull is not None:
                 moved = prototypes - texts.raw
                 total.addcmul_(moved, pull, value=2)
@@ -75,17 +72,19 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
                 losses += distance.mul_(pull).sum((1, 2))
             return losses
 
+        def on_epoch(epoch: int, parameters: Weights) -> None:
+            nonlocal rho
+            if pull is not None and settings.constraint == "adaptive":
+                distance = (parameters["prototypes"] - texts.raw).square().sum(-1, keepdim=True)
+                pull.addcmul_(rho, distance, value=1 / len(texts))
+                rho = distance
+
         start = {"prototypes": texts.raw.expand(len(stack), -1, -1)}
-        after = self.on_epoch(stack, pull)
-        learned, losses = train(start, batches, gradient, Optimizer("sgd", rates), after)
+        learned, losses = train(start, batches, gradient, Optimizer("sgd", rates), on_epoch)
         return Fitted(learned, losses, trained=("prototypes",))
 
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, None]:
         return normalized(weights["prototypes"]), None
-
-    def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
-        learned = weights["prototypes"][:, rows.clamp(min=0)]
-        return weights | {"prototypes": learned.where((rows >= 0)[:, None], texts.raw)}
 
 
 class CLAPMethod(ZeroShotLinearProbeMethod):
@@ -104,17 +103,6 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
         if settings["constraint"] == "fixed":  # keys of runs before there was a choice
             del settings["constraint"]
         return settings
-
-    def on_epoch(self, stack: Stack, pull: Tensor | None) -> Callable[[int, Weights], None]:
-        assert pull is not None
-        held, rho = pull, torch.zeros_like(pull)
-
-        def update(epoch: int, parameters: Weights) -> None:
-            distance = (parameters["prototypes"] - stack.texts.raw).square().sum(-1, keepdim=True)
-            held.addcmul_(rho, distance, value=1 / len(stack.texts))
-            rho.copy_(distance)
-
-        return update if stack.settings.constraint == "adaptive" else super().on_epoch(stack, pull)
 
     def pull(self, stack: Stack) -> Tensor:
         probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)

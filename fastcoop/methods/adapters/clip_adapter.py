@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
-from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, by_autograd, cross_entropy, train
 from fastcoop.methods.base import hidden_units
 from fastcoop.methods.late import Backbone, Tensor
@@ -62,25 +62,21 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
 
         def drawn(out: int, into: int) -> Tensor:
             limit = into**-0.5
-            return stack.crops.new_tensor(
-                np.stack([rng.uniform(-limit, limit, (out, into)) for rng in draws])
-            )
+            numbers = [rng.uniform(-limit, limit, (out, into)) for rng in draws]
+            return stack.crops.new_tensor(np.stack(numbers))
 
         return {"down": drawn(hidden, dim), "up": drawn(dim, hidden)}
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, ratio = stack.settings, stack.texts, stack.value("ratio")
-        batches = ImageBatches(stack, epochs_of(stack.runs[0]), settings.batch_size)
+        batches = ImageBatches(stack, stack.views, epochs_of(stack.runs[0]), settings.batch_size)
         rates = batches.coop_rates(stack.value("learning_rate"))
-        samples = Samples(stack.views, stack.labels)
 
-        def loss(parameters: Weights, places: Tensor) -> Tensor:
-            images, labels = samples.take(places)
+        def loss(parameters: Weights, images: Tensor, labels: Tensor) -> Tensor:
             return cross_entropy(self.logits({**parameters, "ratio": ratio}, images, texts), labels)
 
-        learned, losses = train(
-            self.start(stack), batches, by_autograd(loss), Optimizer("sgd", rates, WEIGHT_DECAY)
-        )
+        optimizer = Optimizer("sgd", rates, WEIGHT_DECAY)
+        learned, losses = train(self.start(stack), batches, by_autograd(loss), optimizer)
         return Fitted(learned | {"ratio": ratio}, losses, trained=("down", "up"))
 
     def logits(self, weights: Weights, images: Tensor, texts: Texts) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -59,6 +59,7 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
     title = "Cross-modal linear probe"
     kinds = ("flip",)
     Settings = CrossModalSettings
+    by_class: ClassVar = {"W": "unit"}
 
     def chooses(self, settings: CrossModalSettings) -> bool:
         return True  # the iteration
@@ -126,11 +127,6 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, Tensor | None]:
         share = over(weights["wise_ft"], weights["W"])
         return (1 - share) * weights["W"] + share * texts.unit, None
-
-    def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
-        """Give classes that were not learned their text features."""
-        known = (rows >= 0)[:, None]
-        return weights | {"W": weights["W"][:, rows.clamp(min=0)].where(known, texts.unit)}
 
 
 def batches(stack: Stack, samples: int, sizes: tuple[int, int], iterations: int) -> Iterator[list[Batch]]:

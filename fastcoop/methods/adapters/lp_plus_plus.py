@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
     title = "LP++"
     Settings = LPPlusPlusSettings
     kinds = ("tip",)
-    by_class = ("W", "b", "alpha")
+    by_class: ClassVar = {"W": "", "b": "", "alpha": ""}
 
     def chooses(self, settings: LPPlusPlusSettings) -> bool:
         return True
@@ -69,18 +69,15 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
         cosines = ((images @ stack.texts.unit.T) * stack.onehot).sum(1) / stack.counts.clamp(min=1)
         mean = cosines.sum(1) / (stack.counts > 0).sum(1)
         alpha = ALPHA_START * mean[:, None].expand(-1, size)
-        return {
-            "W": stack.class_sums(images),
-            "b": images.new_tensor(np.stack(drawn)),
-            "alpha": alpha.clone(),
-        }
+        b = images.new_tensor(np.stack(drawn))
+        return {"W": stack.class_sums(images), "b": b, "alpha": alpha.clone()}
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         images, number = one_view(stack), stack.labels.shape[1]
         text_logits = images @ stack.texts.unit.T
         parameters = self.start(stack, images)
         W, b, alpha = parameters.values()
-        rate, alpha_rate = step_sizes(images, text_logits)
+        (rate, alpha_rate), sums = step_sizes(images, text_logits), stack.settings.sum_alpha_gradients
         momentum_W, momentum_b, alpha_sum = (torch.zeros_like(one) for one in (W, b, alpha))
         best = BestEpoch(judge, {}, last_of_equals=True) if judge else None
         losses = []
@@ -95,9 +92,7 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
             alpha_gradient = (gradient * text_logits).sum(1)
             alpha_sum += alpha_gradient
             if epoch % ALPHA_EVERY == 0:
-                alpha -= over(alpha_rate, alpha) * (
-                    alpha_sum if stack.settings.sum_alpha_gradients else alpha_gradient
-                )
+                alpha -= over(alpha_rate, alpha) * (alpha_sum if sums else alpha_gradient)
             if best:
                 best(epoch, parameters)
             report_share(1 / stack.settings.epochs)
@@ -117,10 +112,9 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
 def one_view(stack: Stack) -> Tensor:
     """Return one feature of length 1 per image, (runs, images, dim): a view drawn from each run's seed."""
     images, views = stack.views.shape[1:3]
-    drawn = torch.from_numpy(
-        np.stack([np.random.default_rng(run.seed).integers(views, size=images) for run in stack.runs])
-    ).to(stack.labels.device)
-    return normalized(stack.views.take_along_dim(drawn[..., None, None], 2)[:, :, 0])
+    drawn = [np.random.default_rng(run.seed).integers(views, size=images) for run in stack.runs]
+    place = torch.from_numpy(np.stack(drawn)).to(stack.labels.device)
+    return normalized(stack.views.take_along_dim(place[..., None, None], 2)[:, :, 0])
 
 
 def step_sizes(images: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
     kinds = ("tip",)
     Settings = ProKeRSettings
     values: ClassVar = {"beta": 1.7, "lmbda": 0.1}  # of the official code, for 16 shots of ImageNet
-    by_class = ("dual",)
+    by_class: ClassVar = {"dual": ""}
 
     def searched(self, settings: ProKeRSettings) -> Mapping[str, Sequence[float]]:
         return {

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import Judge, ValidationOnly
-from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import (
     Batch,
     Optimizer,
@@ -59,10 +59,8 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
         return settings.learning_rate is None or settings.lmbda is None
 
     def tries(self, run: RunSpec[ProLIPSettings]) -> Sequence[Mapping[str, Any]]:
-        rates, lambdas = (
-            numbers if given is None else (given,)
-            for given, numbers in ((run.settings.learning_rate, RATES), (run.settings.lmbda, LAMBDAS))
-        )
+        rate, lmbda = run.settings.learning_rate, run.settings.lmbda
+        rates, lambdas = RATES if rate is None else (rate,), LAMBDAS if lmbda is None else (lmbda,)
         return [{"learning_rate": rate, "lmbda": number} for rate, number in product(rates, lambdas)]
 
     def run_bytes(self, images: int, views: int, classes: int, dim: int) -> int:
@@ -71,20 +69,16 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
     def key_settings(self, run: RunSpec[ProLIPSettings], backbone: Backbone) -> dict[str, Any]:
         resolved = super().key_settings(run, backbone)
         if self.selection(run.settings) == "fixed":
-            resolved |= {
-                "learning_rate": run.settings.learning_rate or LEARNING_RATE,
-                "lmbda": penalty(run),
-            }
+            rate = run.settings.learning_rate or LEARNING_RATE
+            resolved |= {"learning_rate": rate, "lmbda": penalty(run)}
         return resolved
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, runs = stack.settings, stack.texts, stack.runs
         first, bias = projection(stack)
         factor = stack.crops.new_tensor([penalty(run) for run in runs])
-        samples = Samples(stack.views, stack.labels)
 
-        def loss(parameters: Weights, places: Tensor) -> Tensor:
-            images, labels = samples.take(places)
+        def loss(parameters: Weights, images: Tensor, labels: Tensor) -> Tensor:
             found = cross_entropy(self.logits({**parameters, "bias": bias}, images, texts), labels)
             return found + factor * (parameters["P"] - first).square().sum((1, 2))
 
@@ -124,7 +118,5 @@ def projection(stack: Stack) -> tuple[Tensor, Tensor]:
 
 def view_by_view(stack: Stack, epochs: int) -> Iterator[list[Batch]]:
     """Yield all images in each epoch, at view 1, 2, ... and then 0 again, as the official code counts them."""
-    images, views = stack.views.shape[1:3]
-    first = torch.arange(0, len(stack) * images * views, views, device=stack.labels.device)
     for epoch in range(1, epochs + 1):
-        yield [(first.view(-1, images) + epoch % views,)]
+        yield [(stack.views[:, :, epoch % stack.views.shape[2]].contiguous(), stack.labels)]

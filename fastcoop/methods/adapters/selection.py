@@ -69,12 +69,10 @@ class Judge:
                 run.data.validation(FewShot(run.subset.train, rows), adapter.kind)
                 for run, rows in zip(stack.runs, drawn, strict=False)
             ]
-        device = stack.features.device
-        images, labels = (
-            torch.from_numpy(np.stack(part)).to(device).expand(len(stack), *part[0].shape)
-            for part in zip(*given, strict=True)
+        parts = (
+            torch.from_numpy(np.stack(part)).to(stack.features.device) for part in zip(*given, strict=True)
         )
-        return cls(adapter, stack, images, labels)
+        return cls(adapter, stack, *(part.expand(len(stack), *part.shape[1:]) for part in parts))
 
     def accuracies(self, weights: Weights, grid: Sequence[Mapping[str, Tensor]] = ({},)) -> Tensor:
         """Return accuracies in percent, float64 (candidates, runs), with each candidate's values (runs,) by name.

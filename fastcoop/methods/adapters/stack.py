@@ -42,9 +42,8 @@ class Texts:
     @classmethod
     def of(cls, backbone: Backbone, data: Data) -> Texts:
         """Return the text features of a dataset's classes, on the device of the backbone."""
-        return cls(
-            torch.from_numpy(raw_class_texts(backbone, data)).to(backbone.device), backbone.logit_scale
-        )
+        raw = torch.from_numpy(raw_class_texts(backbone, data)).to(backbone.device)
+        return cls(raw, backbone.logit_scale)
 
     @cached_property
     def unit(self) -> Tensor:
@@ -122,22 +121,3 @@ class Stack:
     def class_sums(self, images: Tensor) -> Tensor:
         """Return the sum of each class's features, (runs, classes, dim), of features (runs, images, dim)."""
         return self.onehot.mT @ images
-
-
-class Samples:
-    """A list of all views of all images of stacked runs, which batches are taken from.
-
-    Args:
-        features: float32 (runs, images, views, dim).
-        labels: int64 (runs, images).
-    """
-
-    def __init__(self, features: Tensor, labels: Tensor):
-        self.features = features.flatten(0, 2)
-        self.labels = labels.repeat_interleave(features.shape[2], 1).flatten()
-
-    def take(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (runs, batch, dim) and labels (runs, batch) of places in the list, (runs, batch)."""
-        flat = places.flatten()
-        features, labels = self.features.index_select(0, flat), self.labels.index_select(0, flat)
-        return features.view(*places.shape, -1), labels.view(places.shape)

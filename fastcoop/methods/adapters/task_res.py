@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
-from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
 from fastcoop.methods.late import Backbone, Tensor
@@ -39,9 +39,8 @@ class TaskResSettings(MethodSettings):
             "learning_rate": 2e-4 if name == "imagenet" else 2e-3,
             "epochs": 100 if few else 200,
         }
-        return self.model_dump(mode="json") | {
-            field: value for field, value in paper.items() if getattr(self, field) == "paper"
-        }
+        given = self.model_dump(mode="json")
+        return {field: paper[field] if value == "paper" else value for field, value in given.items()}
 
 
 class TaskResMethod(Adapter[TaskResSettings]):
@@ -53,7 +52,7 @@ class TaskResMethod(Adapter[TaskResSettings]):
     name = "task_res"
     title = "TaskRes"
     Settings = TaskResSettings
-    by_class = ("x",)
+    by_class: ClassVar = {"x": ""}
 
     def key_settings(self, run: RunSpec[TaskResSettings], backbone: Backbone) -> dict[str, Any]:
         return super().key_settings(run, backbone) | run.settings.resolved(run)
@@ -61,17 +60,14 @@ class TaskResMethod(Adapter[TaskResSettings]):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         given, texts = [run.settings.resolved(run) for run in stack.runs], stack.texts
         epochs, batch_size = given[0]["epochs"], given[0]["batch_size"]
-        alpha, rate = (
-            stack.crops.new_tensor([one[name] for one in given]) for name in ("alpha", "learning_rate")
-        )
-        batches = ImageBatches(stack, epochs, batch_size)
-        rates = batches.coop_rates(rate)
-        samples = Samples(texts.scale * normalized(stack.views), stack.labels)
-        factor = over(alpha, stack.crops)
+        alpha = stack.crops.new_tensor([one["alpha"] for one in given])
+        rate = stack.crops.new_tensor([one["learning_rate"] for one in given])
+        batches = ImageBatches(stack, texts.scale * normalized(stack.views), epochs, batch_size)
+        rates, factor = batches.coop_rates(rate), over(alpha, stack.crops)
 
-        def gradient(parameters: Weights, sums: Weights, momentum: float, places: Tensor) -> Tensor:
+        def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
             classes, total = texts.raw.addcmul(factor, parameters["x"]), sums["x"]
-            losses = cosine_cross_entropy(classes, *samples.take(places), total)
+            losses = cosine_cross_entropy(classes, *batch, total)
             total.mul_(factor)
             return losses
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge
-from fastcoop.methods.adapters.stack import Samples, Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_rates, softmax_gradient, train
 from fastcoop.methods.data import Data
 from fastcoop.methods.late import Tensor, torch
@@ -157,14 +157,15 @@ class TipAdapterFMethod(TipAdapterMethod):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         start, given, settings = self.cache(stack), self.given(stack), stack.settings
         labels = {"labels": start.pop("labels")}
-        batches = ImageBatches(stack, settings.epochs, settings.batch_size, keep_short=True)
+        images = normalized(stack.views)
+        batches = ImageBatches(stack, images, settings.epochs, settings.batch_size, keep_short=True)
         rates = cosine_rates(stack.value("learning_rate"), settings.epochs * batches.steps)
-        samples = Samples(normalized(stack.views), stack.labels)
         classes = KeyClasses(labels["labels"], len(stack.texts))
         beta, alpha, texts = given["beta"], given["alpha"], stack.texts.scale * stack.texts.unit
 
-        def gradient(parameters: Weights, sums: Weights, momentum: float, places: Tensor) -> Tensor:
-            images, targets = samples.take(places)
+        def gradient(
+            parameters: Weights, sums: Weights, momentum: float, images: Tensor, targets: Tensor
+        ) -> Tensor:
             values = activation(parameters["keys"] @ images.mT, beta)
             change = (texts @ images.mT).addcmul_(over(alpha, values), classes.sum(values))
             losses = softmax_gradient(change, targets)

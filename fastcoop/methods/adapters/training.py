@@ -20,7 +20,7 @@ DRAWN_AT_ONCE = 16  # epochs whose batches are drawn at once
 MOMENTUM = 0.9  # of SGD
 BETAS = (0.9, 0.999)  # of Adam
 
-Batch = tuple["Tensor", ...]  # int64 (runs, batch) each; of `Samples`, one tensor of places
+Batch = tuple["Tensor", ...]  # (runs, batch, ...) each, such as features and labels
 Loss = Callable[..., "Tensor"]  # parameters, and the tensors of a batch -> (runs,)
 # (parameters, sums, momentum, the tensors of a batch) -> losses (runs,). It multiplies the sums, one per parameter and
 # of its shape, by the momentum, and adds the gradients of each run's own loss: a product and a sum are one pass.
@@ -53,16 +53,10 @@ class Optimizer:
 
         It may change the sums too.
         """
-        decays, kind = (
-            torch.as_tensor(self.weight_decay).to(self.rates).expand(self.rates.shape[1]),
-            self.kind,
-        )
-        decay, rates = _Factor(decays[None]), _Factor(self.rates)
-        has_decay = bool(decays.any())
-        first, second = (
-            [torch.zeros_like(one) for one in parameters.values() if kind != "sgd"] for _ in range(2)
-        )
-        beta, beta_2 = BETAS
+        kind, (beta, beta_2) = self.kind, BETAS
+        decays = torch.as_tensor(self.weight_decay).to(self.rates).expand(self.rates.shape[1])
+        decay, rates, has_decay = _Factor(decays[None]), _Factor(self.rates), bool(decays.any())
+        moments = [one.new_zeros(2, *one.shape) for one in sums.values() if kind != "sgd"]
 
         def step(number: int) -> None:
             shrink = math.sqrt(1 - beta_2 ** (number + 1))
@@ -74,7 +68,7 @@ class Optimizer:
                 if kind == "sgd":
                     rates.add(one, gradient, number, -1.0)
                 else:
-                    mean, square = first[place], second[place]
+                    mean, square = moments[place]
                     mean.lerp_(gradient, 1 - beta)
                     square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
                     change = mean / square.sqrt().div_(shrink).add_(self.eps)
@@ -107,13 +101,14 @@ def cosine_rates(rate: Tensor, steps: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ImageBatches:
-    """The batches of each epoch, as places in `Samples` of the views of stacked runs.
+    """The batches of each epoch: features (runs, batch, dim) and labels (runs, batch) of stacked runs.
 
     A run's images are in its own random order, at a random view of each. Orders and views are drawn from the run's
     seed, so they are the same whichever runs train together.
 
     Attributes:
         stack: The runs.
+        features: float32 (runs, images, views, dim), of the views.
         epochs: Number of epochs.
         batch_size: Images of a step.
         keep_short: Whether the last, short batch of an epoch is a step although it is not the only one.
@@ -122,6 +117,7 @@ class ImageBatches:
     """
 
     stack: Stack
+    features: Tensor
     epochs: int
     batch_size: int
     keep_short: bool = False
@@ -138,30 +134,33 @@ class ImageBatches:
         factors = np.stack([engine.runs.learning_rates(self.epochs, float(one)) for one in rate], 1)
         return rate.new_tensor(factors.repeat(self.steps, axis=0))
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        (images, views), runs = self.stack.views.shape[1:3], self.stack.runs
-        first, draws = (
-            images * views * np.arange(len(runs)),
-            [np.random.default_rng(run.seed) for run in runs],
-        )
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        runs, images, views, _ = self.features.shape
+        features = self.features.flatten(0, 2)
+        labels = self.stack.labels.repeat_interleave(views, 1).flatten()
+        first = images * views * np.arange(runs)
+        draws = [np.random.default_rng(run.seed) for run in self.stack.runs]
 
         def order(rng: np.random.Generator) -> np.ndarray:
             if self.pooled:
                 return rng.permutation(images * views)[: self.steps * self.batch_size]
             return rng.permutation(images) * views + rng.integers(views, size=images)
 
+        def take(places: Tensor) -> Batch:
+            rows, shape = places.flatten(), (runs, -1)
+            return features.index_select(0, rows).unflatten(0, shape), labels[rows].view(shape)
+
         for start in range(0, self.epochs, DRAWN_AT_ONCE):
             epochs = range(start, min(start + DRAWN_AT_ONCE, self.epochs))
             drawn = np.array([[order(rng) for rng in draws] for _ in epochs]) + first[:, None]
-            for places in torch.from_numpy(drawn).to(self.stack.labels.device):
-                yield [(part,) for part in places.split(self.batch_size, 1)[: self.steps]]
+            for places in torch.from_numpy(drawn).to(labels.device):
+                yield map(take, places.split(self.batch_size, 1)[: self.steps])
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each run's mean cross-entropy, (runs,), of logits (runs, batch, classes) and labels (runs, batch)."""
-    return (
-        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-    )
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return losses.view(labels.shape).mean(1)
 
 
 def softmax_gradient(logits: Tensor, labels: Tensor) -> Tensor:
@@ -195,10 +194,8 @@ def cosine_cross_entropy(
         total: (runs, classes, dim), changed in place.
         momentum: Factor on ``total``.
     """
-    share, inverse = (
-        1 / labels.shape[1],
-        torch.linalg.vector_norm(classes, dim=-1, keepdim=True).reciprocal_(),
-    )
+    share = 1 / labels.shape[1]
+    inverse = torch.linalg.vector_norm(classes, dim=-1, keepdim=True).reciprocal_()
     products = torch.bmm(classes, images.mT)
     change = products * inverse
     losses = softmax_gradient(change, labels)
@@ -225,7 +222,7 @@ def by_autograd(loss: Loss) -> Gradient:
 
 def train(
     start: Weights,
-    epochs: Iterable[list[Batch]],
+    epochs: Iterable[Iterable[Batch]],
     gradient: Gradient,
     optimizer: Optimizer,
     on_epoch: Callable[[int, Weights], None] = lambda epoch, parameters: None,
@@ -249,12 +246,13 @@ def train(
     steps = []  # of each epoch
     with torch.no_grad():
         for epoch, batches in enumerate(epochs, 1):
+            before = len(losses)
             for batch in batches:
                 losses.append(gradient(parameters, sums, optimizer.momentum, *batch))
                 step(len(losses) - 1)
-            steps.append(len(batches))
+            steps.append(len(losses) - before)
             on_epoch(epoch, parameters)
-            report_share(len(batches) / len(optimizer.rates))
+            report_share(steps[-1] / len(optimizer.rates))
     number = torch.tensor(steps, device=losses[0].device)
     epoch_of = torch.arange(len(steps), device=number.device).repeat_interleave(number)
     each = torch.stack(losses, 1)
