@@ -32,7 +32,13 @@ class MethodSettings(BaseModel):
     """Settings of one run. A list in place of a value in a grid file makes a run of each.
 
     Numbers must be finite. Yes and no are not numbers, although Python counts them as 1 and 0.
+
+    Attributes:
+        added_later: Settings that the first version did not have. They are in a run's key only if they are not the
+            default, so that older runs keep their keys.
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
@@ -50,6 +56,12 @@ class MethodSettings(BaseModel):
         A reason of None means that only the backbone can tell.
         """
         return {}
+
+    def for_key(self) -> dict[str, Any]:
+        """Return the settings that are in a run's key, as JSON has them."""
+        fields = type(self).model_fields
+        unchanged = {name for name in self.added_later if getattr(self, name) == fields[name].get_default()}
+        return self.model_dump(mode="json", exclude=unchanged)
 
 
 S = TypeVar("S", bound=MethodSettings)
@@ -238,7 +250,10 @@ class Method(Generic[S]):
         return scores
 
     def check(self, run: RunSpec[S]) -> None:
-        """Raise UserError for a run that cannot be done. Called for every run before the first one starts."""
+        """Raise UserError for a run that cannot be done. Called for every run before the first one starts.
+
+        ``run.model`` is the backbone, whose weights may not be loaded yet: use its sizes and its tokenizer.
+        """
         choice = None if run.has_learned else self.validation_choice(run.settings)
         if choice and not (run.subset and len(run.subset.val)):
             what, instead = choice
@@ -268,7 +283,7 @@ class Method(Generic[S]):
         part of them. Hand-written prompts are, since what a run learns may depend on them.
         """
         prompts = self.prompts(run.settings, run.data)
-        return run.settings.model_dump(mode="json") | ({"prompts": list(prompts)} if prompts else {})
+        return run.settings.for_key() | ({"prompts": list(prompts)} if prompts else {})
 
     def prompts(self, settings: S, data: Data) -> tuple[str, ...]:
         """Return the hand-written prompts, with "{}" for the class name, that the scores on ``data`` depend on.

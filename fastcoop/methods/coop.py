@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -31,8 +31,6 @@ from fastcoop.methods.training import EngineTrainer, TrainedMethod, vectors
 
 N_VALIDATIONS = 20  # evenly over a schedule
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
-# Settings that are in a run's key only if used.
-NEWER = {"prompt", "select", "val_every", "val_accuracy", "precision", "schedule", "pull"}
 
 
 class CoOpSettings(ScheduleSettings):
@@ -58,6 +56,8 @@ class CoOpSettings(ScheduleSettings):
         precision: Of the frozen text tower in training. Contexts, loss, momentum and all tests stay in float32. "tf32"
             (products of float32 on a GPU keep 10 bits) and "bfloat16" are not exact.
     """
+
+    added_later: ClassVar = frozenset({"select", "val_accuracy", "precision", "schedule"})
 
     context_length: Positive = 16
     class_position: Literal["end", "mid", "front"] = "end"
@@ -160,7 +160,13 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        if not run.has_learned and (run.settings.val_every or 0) > epochs_of(run):
+        if run.has_learned:
+            return
+        if run.settings.precision == "tf32" and run.model.device.type == "cpu":
+            raise UserError(
+                "precision: tf32 is a way in which a GPU multiplies float32; on a CPU use float32."
+            )
+        if (run.settings.val_every or 0) > epochs_of(run):
             raise UserError(
                 f"val_every of {self.name} is {run.settings.val_every}, but a run has {epochs_of(run)} epochs, so that "
                 "only the last is validated; give a smaller number."
@@ -168,24 +174,18 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
-        if settings.precision == "tf32" and backbone.device.type == "cpu" and not run.has_learned:
-            raise UserError(
-                "precision: tf32 is a way in which a GPU multiplies float32; on a CPU use float32."
-            )
-        unused = NEWER | ({"batch_size", "learning_rate"} if settings.fast else set())
-        resolved = {
-            name: value for name, value in super().key_settings(run, backbone).items() if name not in unused
-        }
-        resolved["class_position"] = layout.class_position
-        # Runs from before a setting existed keep their keys.
+        resolved = super().key_settings(run, backbone) | {"class_position": layout.class_position}
+        for name in (
+            "prompt",
+            "val_every",
+            "pull",
+            *(("batch_size", "learning_rate") if settings.fast else ()),
+        ):
+            del resolved[name]  # they have other names or forms here, or no effect
         if layout.prompt is not None:
             resolved["prompt"] = layout.prompt
-        if settings.precision != "float32":
-            resolved["precision"] = settings.precision
         if settings.select == "best_val":
-            resolved |= {"looked_at": validation_epochs(run), "select": settings.select}
-        elif settings.val_accuracy:
-            resolved["val_accuracy"] = True
+            resolved["looked_at"] = validation_epochs(run)
         if settings.fast:
             # Whatever determines the steps: the optimizer's constants too, which no setting has.
             resolved["schedule"] = asdict(fast_schedule(settings.fast)) | fast_constants()

@@ -143,13 +143,15 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             if logit_scale is not None:
                 scale = amount(logit_scale, "logit_scale")
             projection = backbone.image_projection if backbone and "pre" in method.kinds else None
+            like = cast(np.ndarray, features if texts is None else texts)
             backbone = SimpleNamespace(  # all that such methods read of it
-                logit_scale=scale, device="cpu", image_projection=projection
+                logit_scale=scale, device="cpu", image_projection=projection, embed_dim=like.shape[-1]
             )
         if method.learns:
             subset = FewShot(*(np.arange(len(part[1])) for part in (data.images, data.val)))
             shots = int(np.bincount(data.images[1]).max())
-            run = replace(run, shots=shots, seed=whole_number(self.seed, "the seed"), subset=subset)
+            seed = whole_number(self.seed, "the seed")
+            run = replace(run, shots=shots, seed=seed, subset=subset, model=backbone)
             method.check(run)
             outcomes: list[Outcome] = []
             method.run(backbone, [run], lambda _, one: outcomes.append(one), RunContext())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,8 @@ class LinearProbeSettings(MethodSettings):
         iterations: Largest number of iterations of L-BFGS.
         search_steps: Halvings of the bracket around the best of seven C.
     """
+
+    added_later: ClassVar = frozenset({"solver"})
 
     solver: Literal["official", "converged"] = "official"
     iterations: int = Field(default=1000, ge=1, le=1_000_000)
@@ -71,12 +73,6 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
 
     def validation_choice(self, settings: LinearProbeSettings) -> tuple[str, str]:
         return "the probe's C", "use another method"
-
-    def key_settings(self, run: RunSpec[LinearProbeSettings], backbone: Backbone) -> dict[str, Any]:
-        found = super().key_settings(run, backbone)
-        if run.settings.solver == "official":  # runs from before the setting existed keep their keys
-            del found["solver"]
-        return found
 
     def is_class_specific(self, settings: LinearProbeSettings) -> bool:
         return True

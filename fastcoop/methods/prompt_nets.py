@@ -60,10 +60,9 @@ class PromptNetMethod(TrainedMethod[S]):
 
     prompts_per_image: ClassVar[bool] = False
 
-    def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        if not run.has_learned:
-            hidden_units(backbone.embed_dim, run.settings.reduction)  # refused before a sweep starts
-        return super().key_settings(run, backbone)
+    def check(self, run: RunSpec[S]) -> None:
+        super().check(run)
+        hidden_units(run.model.embed_dim, run.settings.reduction)
 
     def trainer(self, settings: S) -> PromptNetTrainer:
         return PromptNetTrainer(self.name)

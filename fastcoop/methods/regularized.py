@@ -17,7 +17,7 @@ from fastcoop.methods.data import Data
 from fastcoop.methods.late import Backbone, engine, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, Positive
 from fastcoop.methods.text import Template, prompt_features
-from fastcoop.methods.training import EngineTrainer
+from fastcoop.methods.training import EngineTrainer, tokens_of
 
 
 class RegularizedSettings(CoOpSettings):
@@ -128,10 +128,17 @@ class ProGradMethod(RegularizedMethod):
         assert isinstance(run.settings, ProGradSettings)
         return engine.ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
 
-    def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        if run.settings.init == "template" and not run.has_learned:
-            self.template_start(backbone, run)  # refused before a sweep starts
-        return super().key_settings(run, backbone)
+    def check(self, run: Run) -> None:
+        super().check(run)
+        if run.settings.init != "template" or run.has_learned:
+            return
+        words, tokens = self.start_words(run.model, run)
+        length = layout_of(run.settings, run.model).context_length
+        if len(tokens) > length:
+            raise UserError(
+                f'The words "{words}", which the contexts of prograd start from, are {len(tokens)} tokens, but there '
+                f"are {length} context vectors; give a context_length of at least {len(tokens)}, or init: random."
+            )
 
     def trainer(self, settings: Any) -> EngineTrainer:
         return EngineTrainer(settings.precision, gradients=2)
@@ -140,24 +147,14 @@ class ProGradMethod(RegularizedMethod):
         training = super().training(backbone, run)
         if run.settings.init != "template":
             return training
-        return replace(training, contexts=self.template_start(backbone, run).expand(training.contexts.shape))
-
-    def template_start(self, backbone: Backbone, run: Run) -> torch.Tensor:
-        """Return zeros, and behind them the embeddings of the prompt's words before the class name, (M, width).
-
-        Raises UserError for more words than vectors.
-        """
-        from fastcoop.prompts.vectors import word_tokens
-
-        (template,), vectors = self.prompts(run.settings, run.data), layout_of(run.settings, backbone)
-        words, M = template.partition("{}")[0].strip(), vectors.context_length
-        tokens = word_tokens(backbone, words) if words else []
-        if len(tokens) > M:
-            raise UserError(
-                f'The words "{words}", which the contexts of prograd start from, are {len(tokens)} tokens, but there '
-                f"are {M} context vectors; give a context_length of at least {len(tokens)}, or init: random."
-            )
-        start = torch.zeros(M, backbone.text.width, dtype=torch.float32)
+        _, tokens = self.start_words(backbone, run)
+        start = torch.zeros(training.layout.context_length, backbone.text.width, dtype=torch.float32)
         if tokens:
-            start[M - len(tokens) :] = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
-        return start
+            start[-len(tokens) :] = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
+        return replace(training, contexts=start.expand(training.contexts.shape))
+
+    def start_words(self, backbone: Backbone, run: Run) -> tuple[str, list[int]]:
+        """Return the words before the class name in the hand-written prompt, and their token ids."""
+        (template,) = self.prompts(run.settings, run.data)
+        words = template.partition("{}")[0].strip()
+        return words, tokens_of(backbone, words) if words else []

@@ -147,7 +147,7 @@ class ScheduledMethod(Method[T]):
     def key_settings(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
         resolved = {"epochs": epochs_of(run), "views": run.data.views}
         prompt = {"prompt": run.data.dataset.template} if self.reads_prompt else {}
-        return run.settings.model_dump(mode="json") | resolved | prompt
+        return run.settings.for_key() | resolved | prompt
 
     def columns(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
         return {"epochs": epochs_of(run), "schedule": run.settings.schedule_label}

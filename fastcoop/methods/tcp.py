@@ -76,8 +76,11 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         # Its words behind the class name are those of the learned prompts, too.
         return (template,) if name in FRAMES or template == own else (template, own)
 
+    def check(self, run: Run) -> None:
+        super().check(run)
+        engine.encoder.check_layer(run.model, run.settings.layer)
+
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
-        engine.encoder.check_layer(backbone, run.settings.layer)
         frame = self.layout(run.settings, backbone, run.data)
         prompts = {"template": self.prompts(run.settings, run.data)[0], "prompt": frame.prompt or "[CLASS]."}
         return super().key_settings(run, backbone) | prompts

@@ -68,9 +68,10 @@ class TrainedMethod(ScheduledMethod[T]):
     def layout(self, settings: T, backbone: Backbone, data: Data) -> PromptLayout:
         """Return the layout of the prompts of ``data``'s classes."""
 
-    def key_settings(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
+    def check(self, run: RunSpec[T]) -> None:
+        super().check(run)
         settings: Any = run.settings
-        length, given = self.layout(settings, backbone, run.data).context_length, settings.context_length
+        length, given = self.layout(settings, run.model, run.data).context_length, settings.context_length
         is_given = "context_length" in settings.model_fields_set and not run.has_learned
         if is_given and settings.words and given != length:
             raise UserError(
@@ -78,6 +79,9 @@ class TrainedMethod(ScheduledMethod[T]):
                 f"and the context_length of {given} is not used: leave it out, or move it to an entry of {self.name} "
                 "with init: random."
             )
+
+    def key_settings(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
+        length = self.layout(run.settings, backbone, run.data).context_length
         return super().key_settings(run, backbone) | {"context_length": length}
 
     def columns(self, run: RunSpec[T], backbone: Backbone) -> dict[str, Any]:
@@ -210,11 +214,12 @@ def _train(
 
 def vectors(settings: Any, backbone: Backbone) -> int:
     """Return M, the number of context vectors: one per token of the words that they start from."""
-    return _count_tokens(backbone, settings.words) if settings.words else settings.context_length
+    return len(tokens_of(backbone, settings.words)) if settings.words else settings.context_length
 
 
 @memoize(256)
-def _count_tokens(backbone: Backbone, words: str) -> int:
+def tokens_of(backbone: Backbone, words: str) -> list[int]:
+    """Return the token ids of words, without start and end. Raises UserError if there are none."""
     from fastcoop.prompts.vectors import word_tokens
 
-    return len(word_tokens(backbone, words))
+    return word_tokens(backbone, words)

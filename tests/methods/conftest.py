@@ -72,13 +72,19 @@ def run(backbone: Backbone, method: str, jobs: list[RunSpec]) -> list[Outcome]:
 
 
 def job(
-    data: Data, method: str, shots: int = 2, seed: int = 1, targets: tuple[Data, ...] = (), **settings
+    data: Data,
+    method: str,
+    shots: int = 2,
+    seed: int = 1,
+    targets: tuple[Data, ...] = (),
+    model: Backbone | None = None,
+    **settings,
 ) -> RunSpec:
     (one,) = expand(get_method(method), settings)
     if not METHODS[method].learns:
-        return RunSpec.of(method, one, data, targets=targets)
+        return RunSpec.of(method, one, data, model, targets=targets)
     subset = data.subset(shots, seed)
-    return RunSpec.of(method, one, data, subset=subset, shots=shots, seed=seed, targets=targets)
+    return RunSpec.of(method, one, data, model, subset=subset, shots=shots, seed=seed, targets=targets)
 
 
 @pytest.fixture

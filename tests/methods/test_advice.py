@@ -94,9 +94,9 @@ def test_words_and_vectors_have_one_length(
     backbone: Backbone, data: Data, wrong: dict[str, Any], message: str, right: dict[str, Any]
 ) -> None:
     with pytest.raises(UserError, match=message):
-        get_method("coop").key_settings(job(data, "coop", **wrong), backbone)
+        get_method("coop").check(job(data, "coop", model=backbone, **wrong))
     for settings in (right, {"context_length": 16}):  # an entry of its own for either
-        get_method("coop").key_settings(job(data, "coop", **settings), backbone)
+        get_method("coop").check(job(data, "coop", model=backbone, **settings))
 
 
 @follows("leave these settings out", "use another method", "to a number", "give it a val split")

@@ -335,9 +335,10 @@ def test_a_reduction_to_nothing_is_refused(backbone: Backbone, data: Data) -> No
 def test_a_reduction_to_nothing_is_refused_before_a_sweep_starts(
     backbone: Backbone, data: Data, name: str
 ) -> None:
-    one = job(data, name, **{"reduction": DIM + 1} | ({"layer": 1} if name == "tcp" else {}))
+    more = {"layer": 1} if name == "tcp" else {}
+    one = job(data, name, model=backbone, **more, reduction=DIM + 1)
     with pytest.raises(UserError, match="at most 16"):
-        METHODS[name].key_settings(one, backbone)
+        METHODS[name].check(one)
 
 
 def test_training_that_diverges_is_recorded(backbone: Backbone, data: Data) -> None:

@@ -172,9 +172,9 @@ for trained in TRAINED:
 
 
 def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]) -> str:
-    return json.dumps(
-        get_method(method).key_settings(job(data, method, **settings), backbone), sort_keys=True
-    )
+    one = job(data, method, model=backbone, **settings)
+    get_method(method).check(one)
+    return json.dumps(get_method(method).key_settings(one, backbone), sort_keys=True)
 
 
 @pytest.mark.parametrize(

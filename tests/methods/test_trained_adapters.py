@@ -223,18 +223,21 @@ def test_clap_has_a_multiplier_for_a_class_without_images(backbone: Backbone) ->
 
 @pytest.mark.parametrize(("images", "views", "expected"), [(70, 3, [32, 32]), (6, 2, [12]), (40, 1, [32])])
 def test_zs_lp_draws_its_batches_from_all_views(images: int, views: int, expected: list[int]) -> None:
-    features = torch.ones(2, images, 1 + views, 4)
+    features = torch.arange(2.0 * images * views).view(2, images, views, 1)  # of each view its own number
+    numbers = torch.arange(2 * images).view(2, images)  # of each image its own, as its label
     runs = tuple(replace(job(make_data(), "zs_lp"), seed=seed) for seed in (1, 2))
-    stack = Stack(runs, features, torch.zeros(2, images).long(), Texts(torch.ones(3, 4), 1.0))
-    epochs = list(ImageBatches(stack, 20, 32, pooled=True))
-    for batches in epochs:
-        assert [places.shape[1] for (places,) in batches] == expected
-        for run_index in range(2):
-            drawn = {int(place) for (places,) in batches for place in places[run_index]}
-            assert len(drawn) == sum(expected)
-            assert min(drawn) >= run_index * images * views
-            assert max(drawn) < (1 + run_index) * images * views
-    seen = {int(place) for batches in epochs for (places,) in batches for place in places[0]}
+    stack = Stack(runs, features, numbers, Texts(torch.ones(3, 1), 1.0))
+    seen = set[int]()
+    for batches in ImageBatches(stack, features, 20, 32, pooled=True):
+        parts = list(batches)
+        assert [part.shape[1] for part, _ in parts] == expected
+        drawn, labels = (torch.cat(some, 1) for some in zip(*parts, strict=True))
+        assert (drawn[..., 0] // views == labels).all()
+        for run_index, places in enumerate(drawn[..., 0].tolist()):
+            assert len(set(places)) == sum(expected)
+            assert min(places) >= run_index * images * views
+            assert max(places) < (1 + run_index) * images * views
+        seen |= set(drawn[0, :, 0].tolist())
     assert len(seen) > 0.9 * images * views
 
 

@@ -143,12 +143,28 @@ def test_a_record_is_only_of_what_the_name_finds_now(tmp_path: Path, model: Path
     assert not is_recorded(tmp_path, model)
 
 
-@pytest.mark.parametrize("methods", [{name: None for name in METHODS if name != "tcp"}, {"tcp": None}])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {name: None for name in METHODS if name != "tcp"},
+        {"tcp": None},
+        {"prograd": {"context_length": 3}},
+        {"clip_adapter": {"reduction": 99}},
+        {"cocoop": {"reduction": 99}},
+    ],
+)
 def test_a_recorded_backbone_gives_the_keys_and_refusals_of_a_loaded_one(
-    world: Path, grid: dict[str, Any], tmp_path: Path, model: Path, methods: dict[str, Any]
+    world: Path,
+    grid: dict[str, Any],
+    tmp_path: Path,
+    model: Path,
+    methods: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
     for load in (None, partial(known.recorded_backbone, tmp_path, device="cpu")):
+        if load:
+            monkeypatch.setattr(known, "backbone_from_spec", lambda *given, **others: pytest.fail("loaded"))
         whole = read_grid(grid | {"backbones": str(model), "methods": methods})
         loaded = load_grid(whole, world / "data", "cpu", load=load)
         open_features(loaded, tmp_path, open_unchanged)

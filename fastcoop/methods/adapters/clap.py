@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fastcoop.methods.adapters.base import Adapter, Fitted
 from fastcoop.methods.adapters.selection import Judge
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, cosine_cross_entropy, train
 from fastcoop.methods.base import MethodSettings
-from fastcoop.methods.late import Backbone, Tensor, torch
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import BatchSize, EpochNumber, LearningRate
-from fastcoop.methods.spec import RunSpec
 
 
 class ZeroShotLinearProbeSettings(MethodSettings):
@@ -36,6 +35,8 @@ class CLAPSettings(ZeroShotLinearProbeSettings):
             start, by the steps of an augmented Lagrangian: alpha_c += rho_c h_c, then rho_c = h_c, where h_c is
             |w_c - t_c|^2 and rho_c starts at 0.
     """
+
+    added_later: ClassVar = frozenset({"constraint"})
 
     constraint: Literal["fixed", "adaptive"] = "fixed"
 
@@ -97,12 +98,6 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
     name = "clap"
     title = "CLAP"
     Settings = CLAPSettings
-
-    def key_settings(self, run: RunSpec[ZeroShotLinearProbeSettings], backbone: Backbone) -> dict[str, Any]:
-        settings = super().key_settings(run, backbone)
-        if settings["constraint"] == "fixed":  # keys of runs before there was a choice
-            del settings["constraint"]
-        return settings
 
     def pull(self, stack: Stack) -> Tensor:
         probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)

@@ -43,16 +43,16 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
     title = "CLIP-Adapter"
     Settings = CLIPAdapterSettings
 
+    def check(self, run: RunSpec[CLIPAdapterSettings]) -> None:
+        super().check(run)
+        hidden_units(run.model.embed_dim, run.settings.reduction)
+
     def key_settings(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
-        if not run.has_learned:
-            hidden_units(backbone.embed_dim, run.settings.reduction)  # refused before a sweep starts
         return super().key_settings(run, backbone) | {"epochs": epochs_of(run)}
 
     def columns(self, run: RunSpec[CLIPAdapterSettings], backbone: Backbone) -> dict[str, Any]:
-        return super().columns(run, backbone) | {
-            "epochs": epochs_of(run),
-            "schedule": run.settings.schedule_label,
-        }
+        schedule = {"epochs": epochs_of(run), "schedule": run.settings.schedule_label}
+        return super().columns(run, backbone) | schedule
 
     def start(self, stack: Stack) -> Weights:
         """Return the weights at the start, drawn from each run's seed as ``torch.nn.Linear`` draws them."""
