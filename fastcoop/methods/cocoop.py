@@ -17,7 +17,6 @@ from fastcoop.methods.prompt_nets import (
     PromptNetSettings,
     StepPart,
     prompt_encoder,
-    prompt_net,
 )
 from fastcoop.methods.schedule import BatchSize, epochs_of, sgd, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
@@ -55,11 +54,8 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
 
         return PromptLayout(vectors(settings, backbone))
 
-    def new_net(
-        self, backbone: Backbone, settings: CoCoOpSettings, contexts: torch.Tensor
-    ) -> torch.nn.Module:
-        sizes = backbone.embed_dim, settings.reduction, contexts.shape[1]
-        return prompt_net(contexts, *sizes, torch.nn.ReLU())
+    def outputs(self, contexts: torch.Tensor) -> tuple[int, torch.nn.Module]:
+        return contexts.shape[1], torch.nn.ReLU()
 
     def notes(self, runs: Sequence[Run]) -> Iterator[str]:
         trained, tested = map(sum, zip(*map(_prompts, runs), strict=True))

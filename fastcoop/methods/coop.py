@@ -174,14 +174,11 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
-        resolved = super().key_settings(run, backbone) | {"class_position": layout.class_position}
-        for name in (
-            "prompt",
-            "val_every",
-            "pull",
-            *(("batch_size", "learning_rate") if settings.fast else ()),
-        ):
-            del resolved[name]  # they have other names or forms here, or no effect
+        found = super().key_settings(run, backbone) | {"class_position": layout.class_position}
+        unused = {"prompt", "val_every", "pull"} | (
+            {"batch_size", "learning_rate"} if settings.fast else set()
+        )
+        resolved = {name: value for name, value in found.items() if name not in unused}
         if layout.prompt is not None:
             resolved["prompt"] = layout.prompt
         if settings.select == "best_val":

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcoop.datasets import Dataset, FewShot, few_shot
 from fastcoop.datasets.dataset import test_digest
 from fastcoop.datasets.files import in_prompt
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.scores import unit
 
-if TYPE_CHECKING:
-    from fastcoop.datasets import Dataset, FewShot
+if TYPE_CHECKING:  # it imports torch
     from fastcoop.features import FeatureStore
 
 DEFAULT_VIEWS = 8  # augmented views per training image
@@ -99,8 +99,6 @@ class Data:
     @memoize(256)
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """Return the few-shot subset, which is the same for all methods."""
-        from fastcoop.datasets import few_shot
-
         return few_shot(self.dataset, shots, seed)
 
     def train(self, subset: FewShot, kind: str = "coop") -> Labelled:

@@ -68,8 +68,8 @@ class PromptNetMethod(TrainedMethod[S]):
         return PromptNetTrainer(self.name)
 
     @abstractmethod
-    def new_net(self, backbone: Backbone, settings: S, contexts: torch.Tensor) -> torch.nn.Module:
-        """Return the network of a run that starts from these contexts (M, width), by `prompt_net`."""
+    def outputs(self, contexts: torch.Tensor) -> tuple[int, torch.nn.Module]:
+        """Return the size of the network's output for contexts (M, width), and its activation."""
 
     @abstractmethod
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
@@ -94,6 +94,16 @@ class PromptNetMethod(TrainedMethod[S]):
     def references(self, backbone: Backbone, settings: S, data: Data) -> torch.Tensor | None:
         """Return the hand-written text features (classes, dim) of length 1 that a network reads; None for none."""
         return None
+
+    def new_net(self, backbone: Backbone, settings: S, contexts: torch.Tensor) -> torch.nn.Module:
+        """Return context vectors ``ctx`` (M, width) and a network ``meta_net`` of two layers that starts at random."""
+        linear, inputs, (outputs, activation) = torch.nn.Linear, backbone.embed_dim, self.outputs(contexts)
+        hidden = hidden_units(inputs, settings.reduction)
+        layers = OrderedDict(linear1=linear(inputs, hidden), act=activation, linear2=linear(hidden, outputs))
+        net = torch.nn.Module()
+        net.ctx = torch.nn.Parameter(contexts.clone())
+        net.meta_net = torch.nn.Sequential(layers)
+        return net
 
     def net(self, backbone: Backbone, settings: S, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """Return a run's network with its learned weights."""
@@ -313,15 +323,3 @@ def prompt_encoder(
     if layer is None:
         return engine.PromptEncoder(backbone, class_names, layout)
     return engine.encoder.ClassTokenEncoder(backbone, class_names, layout, layer)
-
-
-def prompt_net(
-    contexts: torch.Tensor, inputs: int, reduction: int, outputs: int, activation: torch.nn.Module
-) -> torch.nn.Module:
-    """Return a module with context vectors ``ctx`` and a network ``meta_net`` of two layers."""
-    linear, hidden = torch.nn.Linear, hidden_units(inputs, reduction)
-    layers = OrderedDict(linear1=linear(inputs, hidden), act=activation, linear2=linear(hidden, outputs))
-    net = torch.nn.Module()
-    net.ctx = torch.nn.Parameter(contexts.clone())
-    net.meta_net = torch.nn.Sequential(layers)
-    return net

@@ -16,7 +16,6 @@ from fastcoop.methods.prompt_nets import (
     PromptNetSettings,
     StepPart,
     prompt_encoder,
-    prompt_net,
 )
 from fastcoop.methods.schedule import Coefficient, Positive
 from fastcoop.methods.scores import LinearClassifier
@@ -93,11 +92,10 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         frame = FRAMES.get(data.name.partition(":")[0], own)
         return PromptLayout.written(f"[V]x{vectors(settings, backbone)} {frame}")
 
-    def new_net(self, backbone: Backbone, settings: TCPSettings, contexts: torch.Tensor) -> torch.nn.Module:
+    def outputs(self, contexts: torch.Tensor) -> tuple[int, torch.nn.Module]:
         from open_clip.transformer import QuickGELU
 
-        sizes = backbone.embed_dim, settings.reduction, contexts.numel()
-        return prompt_net(contexts, *sizes, QuickGELU())
+        return contexts.numel(), QuickGELU()
 
     def run_shape(self, run: Run, backbone: Backbone) -> engine.RunShape:
         shape = super().run_shape(run, backbone)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from string import punctuation
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator
@@ -19,9 +19,7 @@ from fastcoop.memo import memoize
 from fastcoop.methods.data import Data
 from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.scores import unit
-
-if TYPE_CHECKING:
-    from fastcoop.methods.spec import RunSpec
+from fastcoop.methods.spec import RunSpec
 
 log = logging.getLogger("fastcoop")
 

@@ -201,9 +201,8 @@ def _train(
             checkpoint.offer(get_state)
 
     state = (checkpoint.load() if checkpoint else None) or {}
-    if before := sum(
-        cost * share for cost, share in zip(costs, engine.runs.shares_done(state, given), strict=True)
-    ):
+    shares = engine.runs.shares_done(state, given)
+    if before := sum(cost * share for cost, share in zip(costs, shares, strict=True)):
         context.on_resume(before * len(costs) / sum(costs))
     trainer.train(
         backbone, given, memory_budget=context.memory_budget, on_done=on_done, on_progress=on_progress, state=state,

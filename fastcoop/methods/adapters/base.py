@@ -46,7 +46,6 @@ class AdapterSettings(MethodSettings):
     tuned_on: str = "imagenet"
 
     def unused(self) -> Mapping[str, str | None]:
-        """Return the settings that have no effect beside the others, and why."""
         if self.selection == "imagenet_val":
             return {}
         return {"tuned_on": "tuned_on is the dataset of selection: imagenet_val; leave it out"}
