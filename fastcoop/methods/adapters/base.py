@@ -262,12 +262,13 @@ class Adapter(Method[S]):
     ) -> Iterator[list[_Row]]:
         """Yield runs that finish together, each with the best of the settings that it tries, without scores."""
         rows: list[_Row] = []
-        for index, run in self._tuned(backbone, runs, context).items():
-            selection, before = self.selection(run.settings), dict(runs[index].settings)
-            tuned = {name: value for name, value in run.settings if value != before[name]}
-            for tried in self.tries(run) if selection != "fixed" else (tuned,):
-                settings = run.settings.model_copy(update=dict(tried))
-                rows.append(_Row(index, len(rows), selection, replace(run, settings=settings), tried))
+        tuned = self._tuned(backbone, runs, context)
+        for index, run in runs.items():
+            settings = run.settings.model_copy(update=tuned.get(index))
+            selection = self.selection(settings)
+            for tried in self.tries(run) if selection != "fixed" else (tuned.get(index, {}),):
+                tried_run = replace(run, settings=settings.model_copy(update=dict(tried)))
+                rows.append(_Row(index, len(rows), selection, tried_run, tried))
         most = STACK_BYTES[str(backbone.device).partition(":")[0]]
         tries = Counter(row.index for row in rows)
         left, best, seconds = tries.copy(), dict[int, _Row](), dict[int, float]()
@@ -288,8 +289,8 @@ class Adapter(Method[S]):
 
     def _tuned(
         self, backbone: Backbone, runs: Mapping[int, RunSpec[S]], context: RunContext
-    ) -> dict[int, RunSpec[S]]:
-        """Return the runs with the values of ``imagenet_val`` as settings: those of equal runs on that dataset."""
+    ) -> dict[int, dict[str, Any]]:
+        """Return the changed settings of each run of ``imagenet_val``: what an equal run on that dataset chose."""
         elsewhere: dict[Any, list[int]] = {}
         for index, run in runs.items():
             if self.selection(run.settings) == "imagenet_val":
@@ -304,14 +305,13 @@ class Adapter(Method[S]):
             )  # fmt: skip
         parts = self._learn_all(backbone, tuning, RunContext(context.memory_budget)) if tuning else ()
         found = {row.index: row for part in parts for row in part}
-        known = dict(runs)
+        tuned: dict[int, dict[str, Any]] = {}
         for indices in elsewhere.values():
-            row = found[indices[0]]
+            row, given = found[indices[0]], dict(runs[indices[0]].settings)
             chosen = {**row.tried, **self.chosen(row.outcome.extra), "selection": "fixed"}
-            for index in indices:
-                settings = known[index].settings.model_copy(update=chosen)
-                known[index] = replace(known[index], settings=settings)
-        return known
+            changed = {name: value for name, value in chosen.items() if value != given[name]}
+            tuned |= dict.fromkeys(indices, changed)
+        return tuned
 
     def _stacks(self, rows: Sequence[_Row], budget: int) -> Iterator[list[_Row]]:
         """Yield rows that are learned together: of equal data, shots, shape and settings except floats."""
