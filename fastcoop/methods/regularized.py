@@ -16,6 +16,7 @@ from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
 from fastcoop.methods.data import Data
 from fastcoop.methods.late import Backbone, engine, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, Positive
+from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, prompt_features
 from fastcoop.methods.training import EngineTrainer, tokens_of
 
@@ -87,8 +88,7 @@ class KgCoOpMethod(RegularizedMethod):
     Settings = KgCoOpSettings
     TEMPLATES: ClassVar[Mapping[str, str]] = {"dtd": "a photo of a {}, a type of texture."}
 
-    def objective(self, backbone: Backbone, run: Run) -> engine.Objective:
-        assert isinstance(run.settings, KgCoOpSettings)
+    def objective(self, backbone: Backbone, run: RunSpec[Any]) -> engine.Objective:
         weight = run.settings.lmbda / 2  # 1 - cos is half of |t - h|^2
         return engine.PullToPrompt(self.texts(backbone, run), weight)
 
@@ -124,8 +124,7 @@ class ProGradMethod(RegularizedMethod):
         "dtd": "a texture of {}.",
     }
 
-    def objective(self, backbone: Backbone, run: Run) -> engine.Objective:
-        assert isinstance(run.settings, ProGradSettings)
+    def objective(self, backbone: Backbone, run: RunSpec[Any]) -> engine.Objective:
         return engine.ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
 
     def check(self, run: Run) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -44,20 +44,22 @@ Run = RunSpec[TextLearnerSettings]
 
 
 class TextLearner(ScheduledMethod[TextLearnerSettings]):
-    """An offset learned on text features. Subclasses define its shape and how it is applied."""
+    """An offset learned on text features.
+
+    Attributes:
+        weight_name: The offset's name in ``Outcome.weights``.
+        axes: Its axes, each as long as a feature.
+    """
 
     Settings = TextLearnerSettings
     needs_backbone = False
     reads_prompt = True
-    weight_name: str  # the offset's name in ``Outcome.weights``
-
-    @abstractmethod
-    def shape(self, dim: int) -> tuple[int, ...]:
-        """Return the shape of the offset for features of size ``dim``."""
+    weight_name: ClassVar[str]
+    axes: ClassVar[int]
 
     @abstractmethod
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
-        """Apply offsets (runs, *shape) to texts (classes, dim). Return (runs, classes, dim), of any length."""
+        """Apply offsets (runs, dim, ...) to texts (classes, dim). Return (runs, classes, dim), of any length."""
 
     def label(self, settings: TextLearnerSettings) -> str:
         return self.name.replace("_", " ").capitalize()
@@ -89,11 +91,11 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         return LinearClassifier.of_texts(texts, backbone.logit_scale)
 
     def _train(self, backbone: Backbone, run: Run, rates: Sequence[float]) -> tuple[Tensor, np.ndarray]:
-        """Train an offset per rate on the same batches. Return offsets (rates, *shape), losses (rates, epochs)."""
+        """Train an offset per rate on the same batches. Return offsets (rates, dim, ...), losses (rates, epochs)."""
         features, labels = run.data.train_views(run.subset)
         given = unit(features.astype(np.float32)), labels, class_texts(backbone, run.data)
         images, targets, texts = (torch.from_numpy(array).to(backbone.device) for array in given)
-        epochs, shape = epochs_of(run), self.shape(texts.shape[1])
+        epochs, shape = epochs_of(run), self.axes * (texts.shape[1],)
         schedule = [np.minimum(engine.runs.learning_rates(epochs, rate), rate) for rate in rates]
         offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
         offsets.requires_grad_()
@@ -137,9 +139,7 @@ class TextTransformMethod(TextLearner):
 
     name = "text_transform"
     weight_name = "transform"
-
-    def shape(self, dim: int) -> tuple[int, ...]:
-        return dim, dim
+    axes = 2
 
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
         return texts + texts @ offset.mT
@@ -150,9 +150,7 @@ class TextBiasMethod(TextLearner):
 
     name = "text_bias"
     weight_name = "bias"
-
-    def shape(self, dim: int) -> tuple[int, ...]:
-        return (dim,)
+    axes = 1
 
     def apply(self, offset: Tensor, texts: Tensor) -> Tensor:
         return texts + offset[:, None]

@@ -21,7 +21,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods.adapters.selection import Judge, Selection, drawn_for
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized
 from fastcoop.methods.base import Done, Method, MethodSettings, Outcome, RunContext, sharing
-from fastcoop.methods.data import Data, known_classes
+from fastcoop.methods.data import Data, known_classes, matching_classes
 from fastcoop.methods.late import Backbone, Tensor, fresh_state, torch
 from fastcoop.methods.scores import Classifier, LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -227,6 +227,8 @@ class Adapter(Method[S]):
         return {"selection": self.selection(run.settings)}
 
     def classifier(self, backbone: Backbone, run: RunSpec[S], data: Data) -> Classifier:
+        if self.is_class_specific(run.settings):
+            matching_classes(run.data, data)  # refuses classes that the run has not learned
         with fresh_state():
             texts = Texts.of(backbone, data)
             weights = {

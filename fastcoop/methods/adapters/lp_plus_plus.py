@@ -11,11 +11,8 @@ from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
 from fastcoop.methods.base import report_share
-from fastcoop.methods.data import Data, matching_classes
-from fastcoop.methods.late import Backbone, Tensor, torch
+from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import EpochNumber
-from fastcoop.methods.scores import Classifier
-from fastcoop.methods.spec import RunSpec
 
 MOMENTUM = 0.9
 ALPHA_EVERY = 10  # epochs between steps of alpha
@@ -103,10 +100,6 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
 
     def class_weights(self, weights: Weights, texts: Texts) -> tuple[Tensor, Tensor]:
         return (weights["W"] + weights["alpha"][..., None] * texts.unit) / texts.scale, weights["b"]
-
-    def classifier(self, backbone: Backbone, run: RunSpec[LPPlusPlusSettings], data: Data) -> Classifier:
-        matching_classes(run.data, data)  # refuses classes that the run has not learned
-        return super().classifier(backbone, run, data)
 
 
 def one_view(stack: Stack) -> Tensor:
