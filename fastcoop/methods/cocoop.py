@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, PromptLayout, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, F, PromptLayout, Tensor, engine, fresh_state, torch
 from fastcoop.methods.prompt_nets import (
     NetTraining,
     PromptNetMethod,
@@ -54,7 +54,7 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
 
         return PromptLayout(vectors(settings, backbone))
 
-    def outputs(self, contexts: torch.Tensor) -> tuple[int, torch.nn.Module]:
+    def outputs(self, contexts: Tensor) -> tuple[int, torch.nn.Module]:
         return contexts.shape[1], torch.nn.ReLU()
 
     def notes(self, runs: Sequence[Run]) -> Iterator[str]:
@@ -72,10 +72,10 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         return sgd(parameters)
 
-    def inputs(self, net: Any, images: torch.Tensor, references: Any) -> tuple[torch.Tensor]:
+    def inputs(self, net: Any, images: Tensor, references: Any) -> tuple[Tensor]:
         return (net.ctx + net.meta_net(images)[:, None],)
 
-    def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
+    def loss(self, one: NetTraining, features: Tensor, part: StepPart) -> Tensor:
         logits = _logits(features, part.images, one.scale)
         return F.cross_entropy(logits, part.labels, reduction="sum") / part.step_images
 
@@ -127,6 +127,6 @@ def _prompts(run: Run) -> tuple[int, int]:
     return steps * min(run.settings.batch_size, images) * len(run.data.class_names), tested
 
 
-def _logits(features: torch.Tensor, images: torch.Tensor, scale: float) -> torch.Tensor:
+def _logits(features: Tensor, images: Tensor, scale: float) -> Tensor:
     """Return logits (n, classes) from class features (n, classes, dim) of each image (n, dim) of length 1."""
     return scale * (F.normalize(features, dim=-1) @ images[:, :, None])[..., 0]

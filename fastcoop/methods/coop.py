@@ -175,9 +175,9 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         settings, layout = run.settings, layout_of(run.settings, backbone)
         found = super().key_settings(run, backbone) | {"class_position": layout.class_position}
-        unused = {"prompt", "val_every", "pull"} | (
-            {"batch_size", "learning_rate"} if settings.fast else set()
-        )
+        unused = {"prompt", "val_every", "pull"}
+        if settings.fast:
+            unused |= {"batch_size", "learning_rate"}
         resolved = {name: value for name, value in found.items() if name not in unused}
         if layout.prompt is not None:
             resolved["prompt"] = layout.prompt
@@ -185,7 +185,9 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
             resolved["looked_at"] = validation_epochs(run)
         if settings.fast:
             # Whatever determines the steps: the optimizer's constants too, which no setting has.
-            resolved["schedule"] = asdict(fast_schedule(settings.fast)) | fast_constants()
+            of = engine.optimizers
+            constants = {"momentum": of.AVERAGE_KEPT, "decay": of.COVARIANCE_KEPT, "refresh": of.REFRESH}
+            resolved["schedule"] = asdict(fast_schedule(settings.fast)) | constants
         if settings.pulls:
             weight = PULL / shots_per_class(run)
             resolved["pull"] = {"prompt": run.data.dataset.template, "weight": weight}
@@ -196,21 +198,17 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
 
     def columns(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         layout = layout_of(run.settings, backbone)
-        return super().columns(run, backbone) | {
-            "class_position": layout.prompt or layout.class_position,
-            "class_specific": run.settings.class_specific,
-        }
+        position, is_specific = layout.prompt or layout.class_position, run.settings.class_specific
+        own = {"class_position": position, "class_specific": is_specific}
+        return super().columns(run, backbone) | own
 
     def trainer(self, settings: CoOpSettings) -> EngineTrainer:
         return EngineTrainer(settings.precision)
 
     def training(self, backbone: Backbone, run: Run) -> Any:
-        return replace(
-            self.engine_run(backbone, run),
-            snapshots=validation_epochs(run),
-            schedule=fast_schedule(run.settings.fast) if run.settings.fast else None,
-            objective=self.objective(backbone, run),
-        )
+        training, objective = self.engine_run(backbone, run), self.objective(backbone, run)
+        schedule = fast_schedule(run.settings.fast) if run.settings.fast else None
+        return replace(training, snapshots=validation_epochs(run), schedule=schedule, objective=objective)
 
     def learned(self, backbone: Backbone, run: Run, trained: engine.Trained) -> Outcome:
         contexts, extra = select_contexts(backbone, run, trained)
@@ -248,12 +246,6 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
 def fast_schedule(settings: FastSettings) -> engine.FastSchedule:
     """Return the engine's form of a fast schedule."""
     return engine.FastSchedule(settings.learning_rate, ridge=settings.ridge)
-
-
-def fast_constants() -> dict[str, float]:
-    """Return the engine's constants of every fast schedule, by their names in a run's key."""
-    of = engine.optimizers
-    return {"momentum": of.AVERAGE_KEPT, "decay": of.COVARIANCE_KEPT, "refresh": of.REFRESH}
 
 
 def validation_epochs(run: Run) -> list[int]:

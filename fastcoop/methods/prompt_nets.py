@@ -18,7 +18,7 @@ from pydantic import Field
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome, hidden_units
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, PromptLayout, State, engine, torch
+from fastcoop.methods.late import Backbone, F, PromptLayout, State, Tensor, engine, torch
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import TrainedMethod
@@ -68,7 +68,7 @@ class PromptNetMethod(TrainedMethod[S]):
         return PromptNetTrainer(self.name)
 
     @abstractmethod
-    def outputs(self, contexts: torch.Tensor) -> tuple[int, torch.nn.Module]:
+    def outputs(self, contexts: Tensor) -> tuple[int, torch.nn.Module]:
         """Return the size of the network's output for contexts (M, width), and its activation."""
 
     @abstractmethod
@@ -76,9 +76,7 @@ class PromptNetMethod(TrainedMethod[S]):
         """Return the optimizer of a network. Its learning rate is set before each step."""
 
     @abstractmethod
-    def inputs(
-        self, net: Any, images: torch.Tensor, references: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ...]:
+    def inputs(self, net: Any, images: Tensor, references: Tensor | None) -> tuple[Tensor, ...]:
         """Return what a network gives to `encoder`, with a first dimension of sets of prompts: one, or one per image.
 
         Args:
@@ -88,14 +86,14 @@ class PromptNetMethod(TrainedMethod[S]):
         """
 
     @abstractmethod
-    def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
+    def loss(self, one: NetTraining, features: Tensor, part: StepPart) -> Tensor:
         """Return the loss of a part of a step from the class features (sets, classes, dim) of its `inputs`."""
 
-    def references(self, backbone: Backbone, settings: S, data: Data) -> torch.Tensor | None:
+    def references(self, backbone: Backbone, settings: S, data: Data) -> Tensor | None:
         """Return the hand-written text features (classes, dim) of length 1 that a network reads; None for none."""
         return None
 
-    def new_net(self, backbone: Backbone, settings: S, contexts: torch.Tensor) -> torch.nn.Module:
+    def new_net(self, backbone: Backbone, settings: S, contexts: Tensor) -> torch.nn.Module:
         """Return context vectors ``ctx`` (M, width) and a network ``meta_net`` of two layers that starts at random."""
         linear, inputs, (outputs, activation) = torch.nn.Linear, backbone.embed_dim, self.outputs(contexts)
         hidden = hidden_units(inputs, settings.reduction)
@@ -145,8 +143,8 @@ class PromptNetMethod(TrainedMethod[S]):
 class StepPart(NamedTuple):
     """Images of a run's step, normalized (n, dim), their labels (n,), and the number of images in the whole step."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     step_images: int
 
 
@@ -168,12 +166,12 @@ class NetTraining:
     scale: float
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    images: torch.Tensor
-    labels: torch.Tensor
-    references: torch.Tensor | None
-    batches: torch.Tensor
+    images: Tensor
+    labels: Tensor
+    references: Tensor | None
+    batches: Tensor
     rates: np.ndarray
-    losses: torch.Tensor
+    losses: Tensor
     steps_per_epoch: int
     step: int = 0
 
@@ -212,7 +210,7 @@ class NetTraining:
         if not own:
             return
         self.step, self.losses = int(own.pop("step")), own.pop("losses")
-        kept: dict[int, dict[str, torch.Tensor]] = {}
+        kept: dict[int, dict[str, Tensor]] = {}
         for name, tensor in own.items():
             what, _, place = name.rpartition("_")
             kept.setdefault(int(place), {})[what] = tensor

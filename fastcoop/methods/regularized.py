@@ -14,7 +14,7 @@ from pydantic import Field
 from fastcoop.errors import UserError
 from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, engine, torch
+from fastcoop.methods.late import Backbone, Tensor, engine, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, Positive
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, prompt_features
@@ -61,7 +61,7 @@ class RegularizedMethod(CoOpMethod):
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         return super().key_settings(run, backbone) | {"template": self.prompts(run.settings, run.data)[0]}
 
-    def texts(self, backbone: Backbone, run: Run) -> torch.Tensor:
+    def texts(self, backbone: Backbone, run: Run) -> Tensor:
         """Return the hand-written prompt's text features (classes, dim), of length 1."""
         (template,) = self.prompts(run.settings, run.data)
         return torch.from_numpy(prompt_features(backbone, run.data.class_names, template))

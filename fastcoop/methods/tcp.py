@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, PromptLayout, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, F, PromptLayout, Tensor, engine, fresh_state, torch
 from fastcoop.methods.prompt_nets import (
     NetTraining,
     PromptNetMethod,
@@ -92,7 +92,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         frame = FRAMES.get(data.name.partition(":")[0], own)
         return PromptLayout.written(f"[V]x{vectors(settings, backbone)} {frame}")
 
-    def outputs(self, contexts: torch.Tensor) -> tuple[int, torch.nn.Module]:
+    def outputs(self, contexts: Tensor) -> tuple[int, torch.nn.Module]:
         from open_clip.transformer import QuickGELU
 
         return contexts.numel(), QuickGELU()
@@ -101,20 +101,18 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
         shape = super().run_shape(run, backbone)
         return replace(shape, layout=replace(shape.layout, class_specific=True))  # as it is above the layer
 
-    def references(self, backbone: Backbone, settings: TCPSettings, data: Data) -> torch.Tensor:
+    def references(self, backbone: Backbone, settings: TCPSettings, data: Data) -> Tensor:
         template = self.prompts(settings, data)[0]
         return torch.from_numpy(prompt_features(backbone, data.class_names, template)).to(backbone.device)
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=0.0, eps=ADAM_EPS, weight_decay=engine.optimizers.WEIGHT_DECAY)
 
-    def inputs(
-        self, net: Any, images: Any, references: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def inputs(self, net: Any, images: Any, references: Tensor | None) -> tuple[Tensor, Tensor]:
         assert references is not None
         return net.ctx[None], net.meta_net(references).view(1, len(references), *net.ctx.shape)
 
-    def loss(self, one: NetTraining, features: torch.Tensor, part: StepPart) -> torch.Tensor:
+    def loss(self, one: NetTraining, features: Tensor, part: StepPart) -> Tensor:
         learned, texts = F.normalize(features[0], dim=-1), one.references
         assert texts is not None
         loss = F.cross_entropy(one.scale * part.images @ learned.T, part.labels)

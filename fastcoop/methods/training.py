@@ -125,10 +125,7 @@ class TrainedMethod(ScheduledMethod[T]):
         """Do runs of any methods of this kind."""
         from fastcoop.methods import METHODS
 
-        methods: list[TrainedMethod[Any]] = [
-            self if run.method == self.name else METHODS[run.method]  # type: ignore[misc]
-            for run in runs
-        ]
+        methods: list[Any] = [self if run.method == self.name else METHODS[run.method] for run in runs]
 
         def test(
             ended: Mapping[int, Outcome], on_tested: Callable[[float], None] = lambda runs: None

@@ -231,9 +231,8 @@ class Adapter(Method[S]):
             matching_classes(run.data, data)  # refuses classes that the run has not learned
         with fresh_state():
             texts = Texts.of(backbone, data)
-            weights = {
-                name: torch.as_tensor(one)[None].to(backbone.device) for name, one in run.weights.items()
-            }
+            learned = run.weights.items()
+            weights = {name: torch.as_tensor(one)[None].to(backbone.device) for name, one in learned}
             rows = known_classes(run.data, data)
             if data is not run.data and not np.array_equal(rows, np.arange(len(run.data.class_names))):
                 weights = self.carry(weights, torch.from_numpy(rows).to(backbone.device), texts)

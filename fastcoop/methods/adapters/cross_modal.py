@@ -103,13 +103,9 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
             if best and epoch <= last:
                 best(epoch, parameters)
 
-        W, losses = train(
-            {"W": self.start(stack)},
-            batches(stack, labels.shape[1], sizes, settings.iterations),
-            gradient,
-            Optimizer("adamw", rates, decay),
-            on_epoch,
-        )
+        drawn = batches(stack, labels.shape[1], sizes, settings.iterations)
+        optimizer, start = Optimizer("adamw", rates, decay), {"W": self.start(stack)}
+        W, losses = train(start, drawn, gradient, optimizer, on_epoch)
         share = {"wise_ft": stack.value("wise_ft")}
         if best is None:
             return Fitted(W | share, losses, ("W",))

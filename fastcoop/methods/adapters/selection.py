@@ -69,10 +69,10 @@ class Judge:
                 run.data.validation(FewShot(run.subset.train, rows), adapter.kind)
                 for run, rows in zip(stack.runs, drawn, strict=False)
             ]
-        parts = (
-            torch.from_numpy(np.stack(part)).to(stack.features.device) for part in zip(*given, strict=True)
-        )
-        return cls(adapter, stack, *(part.expand(len(stack), *part.shape[1:]) for part in parts))
+        stacked = (torch.from_numpy(np.stack(part)) for part in zip(*given, strict=True))
+        images, labels = (one.to(stack.features.device) for one in stacked)
+        runs = len(stack)
+        return cls(adapter, stack, images.expand(runs, -1, -1), labels.expand(runs, -1))
 
     def accuracies(self, weights: Weights, grid: Sequence[Mapping[str, Tensor]] = ({},)) -> Tensor:
         """Return accuracies in percent, float64 (candidates, runs), with each candidate's values (runs,) by name.
