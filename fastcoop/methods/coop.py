@@ -57,7 +57,7 @@ class CoOpSettings(ScheduleSettings):
             (products of float32 on a GPU keep 10 bits) and "bfloat16" are not exact.
     """
 
-    added_later: ClassVar = frozenset({"select", "val_accuracy", "precision", "schedule"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"select", "val_accuracy", "precision", "schedule"})
 
     context_length: Positive = 16
     class_position: Literal["end", "mid", "front"] = "end"

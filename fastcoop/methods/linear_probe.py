@@ -35,7 +35,7 @@ class LinearProbeSettings(MethodSettings):
         search_steps: Halvings of the bracket around the best of seven C.
     """
 
-    added_later: ClassVar = frozenset({"solver"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"solver"})
 
     solver: Literal["official", "converged"] = "official"
     iterations: int = Field(default=1000, ge=1, le=1_000_000)

@@ -36,7 +36,7 @@ class CLAPSettings(ZeroShotLinearProbeSettings):
             |w_c - t_c|^2 and rho_c starts at 0.
     """
 
-    added_later: ClassVar = frozenset({"constraint"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"constraint"})
 
     constraint: Literal["fixed", "adaptive"] = "fixed"
 
