@@ -172,9 +172,13 @@ for trained in TRAINED:
 
 
 def key(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]) -> str:
-    one = job(data, method, model=backbone, **settings)
-    get_method(method).check(one)
-    return json.dumps(get_method(method).key_settings(one, backbone), sort_keys=True)
+    return json.dumps(
+        get_method(method).key_settings(job(data, method, **settings), backbone), sort_keys=True
+    )
+
+
+def check(method: str, data: Data, backbone: Backbone, settings: Mapping[str, Any]) -> None:
+    get_method(method).check(job(data, method, model=backbone, **settings))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_no_setting_is_given_in_vain_beside_another(
         ):
             for settings in given:
                 with pytest.raises(UserError, match=f"{field}|leave out epochs"):
-                    key("coop", data, backbone, settings)
+                    check("coop", data, backbone, settings)
         else:
             assert len({key("coop", data, backbone, settings) for settings in given}) == 2, field
 
@@ -236,7 +240,7 @@ def test_a_context_length_beside_words_is_their_number_of_tokens(backbone: Backb
     given = key("coop", data, backbone, {**words, "context_length": 4})
     assert given == key("coop", data, backbone, words)
     with pytest.raises(UserError, match=r"are 4 tokens, .* context_length of 16 is not used: leave it out"):
-        key("coop", data, backbone, {**words, "context_length": 16})
+        check("coop", data, backbone, {**words, "context_length": 16})
 
 
 @follows("is not used: leave it out, or move it to an entry of {} with init: random")
@@ -246,7 +250,7 @@ def test_a_context_length_beside_other_words_is_refused(name: str, backbone: Bac
     words = {"init": "a photo of a", **more}
     assert key(name, data, backbone, {**words, "context_length": 4}) == key(name, data, backbone, words)
     with pytest.raises(UserError, match=r"4 tokens, .* context_length of 8 is not used: leave it out"):
-        key(name, data, backbone, {**words, "context_length": 8})
+        check(name, data, backbone, {**words, "context_length": 8})
     assert key(name, data, backbone, {"init": "random", **more, "context_length": 8})
 
 

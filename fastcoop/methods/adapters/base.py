@@ -347,8 +347,8 @@ class Adapter(Method[S]):
                 judge = Judge.of(self, stack, selection, on_test=splits[1] == "test")
             accuracy = torch.full((len(rows),), math.nan)
             if judge is not None:
-                numbers = self.searched(stack.settings).items()
-                searched = {name: some for name, some in numbers if getattr(stack.settings, name) is None}
+                tried = self.searched(stack.settings).items()
+                searched = {name: numbers for name, numbers in tried if getattr(stack.settings, name) is None}
                 if searched or fitted.accuracy is None:
                     values, accuracy = judge.search(weights, searched)
                     weights |= values

@@ -65,7 +65,8 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
 
         def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
             prototypes, total = parameters["prototypes"], sums["prototypes"]
-            losses = cosine_cross_entropy(prototypes, *batch, total, momentum)
+            images, labels = batch
+            losses = cosine_cross_entropy(prototypes, images, labels, total, momentum)
             if pull is not None:
                 moved = prototypes - texts.raw
                 total.addcmul_(moved, pull, value=2)

@@ -66,8 +66,8 @@ class TaskResMethod(Adapter[TaskResSettings]):
         rates, factor = batches.coop_rates(rate), over(alpha, stack.crops)
 
         def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
-            classes, total = texts.raw.addcmul(factor, parameters["x"]), sums["x"]
-            losses = cosine_cross_entropy(classes, *batch, total)
+            classes, total, (images, labels) = texts.raw.addcmul(factor, parameters["x"]), sums["x"], batch
+            losses = cosine_cross_entropy(classes, images, labels, total)
             total.mul_(factor)
             return losses
 
