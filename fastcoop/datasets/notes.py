@@ -33,7 +33,11 @@ OVERLAPS = {  # effects of images that two splits share
     ("train", "val"): "what is chosen on the validation images is chosen on images that runs learn from",
     ("val", "test"): "what is chosen on the validation images is chosen on the test set",
 }
-
+TWINS = {  # effects of images that two classes of a split share
+    "train": "runs learn it as both",
+    "val": "one of them counts as wrong in what is chosen on the validation images",
+    "test": "one of them counts as wrong in every accuracy",
+}
 
 Found = tuple[str, int, os.stat_result]  # path, label
 
@@ -90,7 +94,7 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
 
 
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
-    """Report images that two splits share: by path, by link, or as copies."""
+    """Report images that two splits share, or two classes of a split: by path, by link, or as copies."""
     files: dict[str, list[Found]] = {split: [] for split in items}
     for split, part in items.items():
         for path, label, _ in part:
@@ -108,6 +112,44 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
                 example += f" and {len(some) - 1} more" if len(some) > 1 else ""
                 images = counted(len(some), "image")
                 yield f"{name} has {images} in both {first} and {second}, such as {example}: {result}."
+    for split, effect in TWINS.items():
+        if twins := _twins(root, files.get(split, [])):
+            one, same = twins[0]
+            more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
+            yield (
+                f"{name} has {counted(len(twins), 'image')} of {split} in two classes, such as {same} (the same as "
+                f"{one}){more}: {effect}."
+            )
+
+
+def _twins(root: Path, files: Sequence[Found]) -> list[tuple[str, str]]:
+    """Return pairs of paths of one split that are the same image in two classes, sorted."""
+    by_size: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for path, label, stat in files:
+        by_size[stat.st_size].append((path, label))
+    found, left = [], MAX_COMPARED
+    for size, alike in sorted(by_size.items(), key=lambda pair: (len(pair[1]), pair[0])):
+        if size and len({label for _, label in alike}) > 1 and len(alike) <= left:
+            left -= len(alike)
+            for same in _equal_files(root, size, alike):
+                first, *others = sorted(same)
+                found += [(first[0], path) for path, label in others if label != first[1]]
+    return sorted(found)
+
+
+def _equal_files(root: Path, size: int, files: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    """Return the groups of files (path, label) of equal size that have equal contents and several labels."""
+    groups = [list(files)]
+    for start in (max(0, size - END), 0):  # the ends of most files differ
+        new = []
+        for group in groups:
+            by_content: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+            for path, label in group:
+                by_content[_content(root / path, start)].append((path, label))
+            by_content.pop(b"", None)
+            new += [same for same in by_content.values() if len({label for _, label in same}) > 1]
+        groups = new
+    return groups
 
 
 def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list[tuple[str, str]]:
