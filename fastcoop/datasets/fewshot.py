@@ -39,7 +39,7 @@ class FewShot:
     val: np.ndarray
 
 
-def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
+def few_shot(dataset: Dataset, shots: int | str, seed: int, read: bool = True) -> FewShot:
     """Return the training and validation images for ``shots`` per class and ``seed``.
 
     A subset in ``dataset.fewshot_dir`` is read: the official code's ``shot_K-seed_S.pkl``, else the published
@@ -53,6 +53,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         dataset: The dataset.
         shots: Training images per class, or "all".
         seed: Seed of the draw.
+        read: Whether a subset in a file is read, or always drawn.
 
     Raises:
         UserError: The dataset has no training images, ``shots`` is neither positive nor "all", or a file of a subset
@@ -62,7 +63,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         shots = whole_number(shots, 'shots (or "all")', 1)
     seed = whole_number(seed, "the seed")
     if dataset.whole is not None:
-        whole = few_shot(dataset.whole, shots, seed)
+        whole = few_shot(dataset.whole, shots, seed, read)
         return FewShot(_in_half(dataset, "train", whole.train), _in_half(dataset, "val", whole.val))
     if "train" not in dataset.splits:
         raise UserError(f"Dataset {dataset.name} has only test images; nothing can be trained on it.")
@@ -76,7 +77,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int) -> FewShot:
         warn_once(
             f"{dataset.name} has classes with fewer than {shots} training images, all used: {abbreviate(small, 5)}."
         )
-    subset = _read_subset(dataset, shots, seed)
+    subset = _read_subset(dataset, shots, seed) if read else {}
     if "val" in subset:
         return FewShot(subset["train"], subset["val"])
     if not subset:

@@ -50,8 +50,11 @@ class RunKeys:
         text = (
             f'{self._json((data, model), (pre,), inputs)[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, '
             f'"seed": {run.seed}, "settings": {settings}, "shots": {json.dumps(run.shots)}, '
-            f'"subset": {self._json((data, subset), (), drawn)}}}'
+            f'"subset": {self._json((data, subset), (), drawn)}'
         )
+        if (rows := METHODS[run.method].read_draw(run)) is not None:
+            text += f', "tuned_on": "{_digest(rows)}"'
+        text += "}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _json(self, objects: tuple[Any, ...], values: tuple[Any, ...], make: Callable[[], Any]) -> str:

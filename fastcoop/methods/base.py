@@ -285,6 +285,13 @@ class Method(Generic[S]):
         prompts = self.prompts(run.settings, run.data)
         return run.settings.for_key() | ({"prompts": list(prompts)} if prompts else {})
 
+    def read_draw(self, run: RunSpec[S]) -> np.ndarray | None:
+        """Return the training rows of another dataset that a run learns from first, if a file gives them; or None.
+
+        They are part of the key. A subset that is drawn is not: it follows from the dataset, the shots and the seed.
+        """
+        return None
+
     def prompts(self, settings: S, data: Data) -> tuple[str, ...]:
         """Return the hand-written prompts, with "{}" for the class name, that the scores on ``data`` depend on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 
 import fastcoop as fc
 from fastcoop.backbones import Backbone, backbone_from_spec
-from fastcoop.datasets import Split
+from fastcoop.datasets import Split, load_dataset, write_draw
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
 from fastcoop.methods.adapters import ADAPTERS, proker, tip_adapter
@@ -328,6 +329,32 @@ def test_a_kernel_that_is_too_large_is_refused_with_its_size(monkeypatch: pytest
         METHODS["proker"].check(job(hard_data(), "proker", 4))
     METHODS["proker"].check(job(hard_data(), "proker", 2))
     METHODS["proker"].check(job(hard_data(), "proker", 4, samples="images"))
+
+
+def test_another_draw_of_the_tuning_dataset_is_another_run(tmp_path: Path) -> None:
+    """A draw that is read from files, in place of the one that follows from the dataset, shots and seed."""
+    for number, name in enumerate(("colours", "again")):
+        write_dataset(tmp_path / "data" / name, seed=number)
+    places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    methods = {"gda": {"selection": "imagenet_val", "tuned_on": "again"}, "tip_adapter": None}
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")), "datasets": ["colours", "again"], "shots": 1, "seeds": 1,
+        "views": 0, "methods": methods,
+    }  # fmt: skip
+    sweep(grid, jobs=1, **places)
+    before = set(load_results(places["results"]).key)
+    again = load_dataset("again", tmp_path / "data")
+    write_draw(again, 1, 1, again.fewshot_dir)
+    assert sweep(grid, jobs=1, **places).finished == 0, "the same draw in a file"
+    shutil.rmtree(again.fewshot_dir)
+    for path in write_draw(again, 1, 2, again.fewshot_dir):
+        path.rename(path.with_name(path.name.replace("seed_2", "seed_1")))
+    assert sweep(grid, jobs=1, **places).finished == 3
+    rows = load_results(places["results"])
+    new = rows[~rows.key.isin(before)]
+    assert sorted(zip(new.dataset, new.method, strict=True)) == [
+        ("again", "gda"), ("again", "tip_adapter"), ("colours", "gda"),
+    ]  # fmt: skip
 
 
 def test_a_sweep_learns_tests_and_resumes_every_method(tmp_path: Path) -> None:

@@ -223,6 +223,15 @@ class Adapter(Method[S]):
             resolved["tuned_on"] = [data.dataset.digest, features, data.dataset.template]
         return super().key_settings(run, backbone) | resolved
 
+    def read_draw(self, run: RunSpec[S]) -> np.ndarray | None:
+        from fastcoop.datasets import few_shot
+
+        if run.tuning is None or self.selection(run.settings) != "imagenet_val":
+            return None
+        rows = run.tuning.subset(run.shots, run.seed).train
+        drawn = few_shot(run.tuning.dataset, run.shots, run.seed, read=False).train
+        return None if np.array_equal(rows, drawn) else rows
+
     def columns(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
         return {"selection": self.selection(run.settings)}
 
