@@ -9,8 +9,8 @@ import os
 import pickle
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def refuse_foreign(path: Path, is_own: Callable[[Path], bool]) -> None:
+    """Raise UserError if there is a file at ``path`` that fastcoop did not write, which a command would replace.
+
+    Args:
+        path: Where a command is about to write.
+        is_own: Whether a file is one that this command writes, by its content. It may raise any exception.
+    """
+    if not path.is_file():
+        return
+    with suppress(Exception):  # other files may raise any
+        if is_own(path):
+            return
+    raise UserError(
+        f"{path} is already there and is not known as this command's own; choose another place, or move it away."
+    )
+
+
+def begins_with(path: Path, start: str) -> bool:
+    """Return whether a text file begins with ``start``."""
+    with path.open("rb") as file:
+        return file.read(len(start.encode())) == start.encode()
 
 
 @contextmanager

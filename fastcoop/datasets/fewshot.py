@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastcoop.datasets.dataset import Dataset, Item, Items, Split, rows_in_whole
 from fastcoop.datasets.files import abbreviate, normalized
 from fastcoop.datasets.splits import read_items
 from fastcoop.errors import UserError, writing
-from fastcoop.files import atomic_write, read_json, reading, unpickle
+from fastcoop.files import atomic_write, read_json, reading, refuse_foreign, unpickle
 from fastcoop.memo import memoize
 
 MAX_VAL_SHOTS = 4
@@ -168,7 +169,7 @@ def write_draw(dataset: Dataset, shots: int | str, seed: int, folder: Path) -> l
     root, its label, domain (0) and class name. `few_shot` reads the files back.
 
     Raises:
-        UserError: As `few_shot`, or the files cannot be written.
+        UserError: As `few_shot`, or the files cannot be written, or are there with other content.
     """
     subset, written = few_shot(dataset, shots, seed), []
     for key, rows in (("train", subset.train), ("val", subset.val)):
@@ -179,12 +180,18 @@ def write_draw(dataset: Dataset, shots: int | str, seed: int, folder: Path) -> l
                 dict(zip(JSONL_KEYS, (*one, 0, dataset.class_names[one[1]]), strict=True)) for one in images
             )
             text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+            content = text.encode("utf-8", "surrogateescape")
+            refuse_foreign(path, partial(_holds, content))
             with writing(path):
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as part:
-                    part.write_text(text, encoding="utf-8", errors="surrogateescape")
+                    part.write_bytes(content)
             written.append(path)
     return written
+
+
+def _holds(content: bytes, path: Path) -> bool:
+    return path.read_bytes() == content
 
 
 def _jsonl_path(folder: Path, shots: int | str, seed: int, key: str) -> Path:

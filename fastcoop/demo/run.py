@@ -76,7 +76,7 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
             backbones, into ``results-full`` and ``report-full``.
 
     Raises:
-        UserError: the icon fonts are not installed, or ``out`` cannot be written.
+        UserError: the icon fonts are not installed, or ``out`` cannot be written or holds other files of such names.
     """
     start = time.monotonic()
     suffix, grid = ("-full", FULL_GRID) if full else ("", GRID)

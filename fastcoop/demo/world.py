@@ -25,9 +25,12 @@ from PIL import Image
 from fastcoop.demo.glyphs import SIZE, Drawing, Glyph, draw, find_glyphs
 from fastcoop.demo.paint import Variation, paint
 from fastcoop.demo.patterns import restyle, texture
+from fastcoop.errors import UserError
+from fastcoop.files import begins_with
 from fastcoop.progress import progress
 
-HEADER = "# drawn by fastcoop demo, version 2\n"  # of dataset.yaml; another version is drawn again
+DRAWN = "# drawn by fastcoop demo"
+HEADER = f"{DRAWN}, version 2\n"  # of dataset.yaml; another version is drawn again
 
 
 @dataclass
@@ -97,8 +100,13 @@ def build_world(root: Path) -> list[str]:
 
     Each is ``<name>/images/<class>/*.png`` (64 x 64), ``<name>/split.json`` in the official format and
     ``<name>/dataset.yaml``. Deterministic; a dataset appears whole or not at all.
+
+    Raises:
+        UserError: a folder of one of these names is there that the demo did not draw.
     """
     plans = plan()
+    for one in plans:
+        _refuse_foreign(root / one.name)
     with progress("Drawing the demo's pictures", sum(len(one.keys()) for one in plans)) as advance:
         for one in plans:
             config = root / one.name / "dataset.yaml"
@@ -106,6 +114,17 @@ def build_world(root: Path) -> list[str]:
                 _write(one, root)
             advance(len(one.keys()), one.name)
     return [one.name for one in plans]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise UserError for a folder that the demo did not draw, by its YAML and the names of its pictures."""
+    config = folder / "dataset.yaml"
+    is_own = config.is_file() and begins_with(config, DRAWN)
+    if folder.exists() and not is_own and not any(folder.glob("images/*/t*-00-*.png")):
+        raise UserError(
+            f"{folder} is already there and was not drawn by `fastcoop demo`; choose another folder (--out), or move "
+            "it away."
+        )
 
 
 def _write(one: DatasetPlan, root: Path) -> None:

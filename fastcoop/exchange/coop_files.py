@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor
 from fastcoop.backbones import Backbone, TextTower
 from fastcoop.backbones.weights import TorchFile
 from fastcoop.errors import UserError
-from fastcoop.files import atomic_write
+from fastcoop.files import atomic_write, refuse_foreign
 from fastcoop.prompts.layout import PLACEHOLDER, PromptLayout, frame_of
 
 MODEL_FOLDER = "prompt_learner"
@@ -178,6 +179,15 @@ def frozen_embeddings(
     return embedded[:, :1], embedded[:, 1 + context_length :]
 
 
+def refuse_foreign_checkpoint(path: Path) -> None:
+    """Raise UserError if a checkpoint of another program is at ``path``, or named by the ``checkpoint`` beside it."""
+    refuse_foreign(path, is_own_torch_file)
+    pointer = path.parent / "checkpoint"
+    refuse_foreign(
+        pointer, lambda file: is_own_torch_file(file.with_name(file.read_text(encoding="utf-8").strip()))
+    )
+
+
 def write_coop_file(path: Path, ctx: Tensor, prefix: Tensor, suffix: Tensor, epoch: int) -> None:
     """Write a checkpoint for the official ``load_model``, and the file ``checkpoint`` that names it."""
     state = OrderedDict(ctx=ctx, token_prefix=prefix.to(ctx.dtype), token_suffix=suffix.to(ctx.dtype))
@@ -193,3 +203,12 @@ def write_torch_file(path: Path, content: Any) -> None:
     torch.save(content, buffer)
     with atomic_write(path) as part:
         part.write_bytes(buffer.getbuffer())
+
+
+def is_own_torch_file(path: Path) -> bool:
+    """Return whether a file is one of `write_torch_file`.
+
+    Torch calls what it saves into memory "archive", and what it saves into a file by the file's name.
+    """
+    with zipfile.ZipFile(path) as file:
+        return file.namelist()[0].startswith("archive/")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
@@ -20,9 +21,10 @@ from fastcoop.datasets import Dataset
 from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.exchange import coop_files
-from fastcoop.exchange.classifier import Classifier, load_backbone_of
+from fastcoop.exchange.classifier import FORMAT, Classifier, load_backbone_of
 from fastcoop.exchange.coop_files import CoOpFile
 from fastcoop.features.images import RECIPES
+from fastcoop.files import refuse_foreign
 from fastcoop.methods import METHODS, Data, LinearClassifier, Outcome, RunSpec, unit
 from fastcoop.methods.base import validate
 from fastcoop.methods.coop import CoOpSettings, layout_of
@@ -40,6 +42,7 @@ from fastcoop.sweeps.records import read_settings, record_outcome
 
 FORMATS = ("coop", "safetensors", "classifier")
 HEADER = {"format": "fastcoop contexts", "format_version": "1"}
+WEIGHTS = "text_features.pt"
 SCALE = 100.0  # that readers of class weights multiply products by
 METHOD_NAMES = {"task_res": "taskres"}  # where readers of class weights have other names than grid files
 ENCODERS = {
@@ -196,11 +199,14 @@ def export_run(
         The file that was written.
 
     Raises:
-        UserError: no such run, format or backbone, or the file cannot be written.
+        UserError: no such run, format or backbone, a file that is there and is no such export, or the file cannot be
+            written.
     """
     if format not in FORMATS:
         raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
     path = Path(out)
+    if format != "coop":
+        refuse_foreign(path, _is_export)
     if format == "classifier":
         _linear_classifier(results, key, backbone).save(path)
         return path
@@ -218,11 +224,18 @@ def export_run(
         )
     facts = run.dataset, run.backbone, layout, run.shots, run.seed, run.epochs, run.settings.init
     path = coop_files.coop_path(path, *facts)
+    coop_files.refuse_foreign_checkpoint(path)
     contexts = torch.from_numpy(run.contexts).to(getattr(torch, run.learned_dtype))
     frozen = coop_files.frozen_embeddings(model, run.class_names, layout.context_length)
     with writing(path):
         coop_files.write_coop_file(path, contexts, *frozen, run.epochs)
     return path
+
+
+def _is_export(path: Path) -> bool:
+    """Return whether a file holds exported contexts or a classifier."""
+    with safe_open(path, "np") as file:
+        return (file.metadata() or {}).get("format") in (HEADER["format"], FORMAT["format"])
 
 
 @fresh_state()
@@ -252,7 +265,7 @@ def export_text_features(
 
     Raises:
         UserError: There is no such run, several runs would be written to one file, a run's logits are no products of
-            image features of length 1 and class weights, or a file cannot be written.
+            image features of length 1 and class weights, or a file cannot be written or is another program's.
     """
     folder = Path(results)
     table = load_results(folder)
@@ -271,6 +284,7 @@ def export_text_features(
                 f'such as --where "label={row.label}".'
             )
         places[path] = row.label
+        refuse_foreign(path / WEIGHTS, coop_files.is_own_torch_file)
     models = load_backbones(rows, several(backbones), device)
     with progress("Exporting class weights", len(places)) as advance:
         for path, row in zip(places, rows, strict=True):
@@ -282,9 +296,9 @@ def export_text_features(
                 )
             weights = np.asarray(found.weights * (found.scale / SCALE), np.float32)
             with writing(path):
-                coop_files.write_torch_file(path / "text_features.pt", torch.from_numpy(weights))
+                coop_files.write_torch_file(path / WEIGHTS, torch.from_numpy(weights))
             advance()
-    return [path / "text_features.pt" for path in places]
+    return [path / WEIGHTS for path in places]
 
 
 class ImportedRun(NamedTuple):

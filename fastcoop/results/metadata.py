@@ -15,7 +15,8 @@ import yaml
 
 from fastcoop import escape
 from fastcoop.errors import UserError, writing
-from fastcoop.files import atomic_write
+from fastcoop.files import atomic_write, begins_with, refuse_foreign
+from fastcoop.results.database import DATABASE
 
 GRID, DATASETS = "grid.yaml", "datasets.json"
 PLACES, CLASS_NAMES = ("--cache", "--data-root"), "--class-names"
@@ -34,6 +35,12 @@ def write_grid(
     command += ["--class-names", Path(class_names)] if class_names is not None else []
     text = yaml.safe_dump(dict(grid), sort_keys=False)
     _write(folder / GRID, f"# {escape.shell_command(*command)}\n{text}")
+
+
+def refuse_foreign_grid(folder: Path) -> None:
+    """Raise UserError for a ``grid.yaml`` that no sweep wrote, in a folder that holds no results."""
+    if not (folder / DATABASE).exists():
+        refuse_foreign(folder / GRID, lambda path: begins_with(path, "# fastcoop sweep "))
 
 
 def recorded_grid(folder: str | Path) -> dict[str, Any]:

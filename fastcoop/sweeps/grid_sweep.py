@@ -21,7 +21,7 @@ from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.results.database import DATABASE, reading
-from fastcoop.results.metadata import add_datasets, write_grid
+from fastcoop.results.metadata import add_datasets, refuse_foreign_grid, write_grid
 from fastcoop.results.parameters import load_parameters
 from fastcoop.results.read import load_results
 from fastcoop.results.records import Batch, ScoreInputs
@@ -233,6 +233,7 @@ def sweep(
         seconds = time.monotonic() - start
         return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
 
+    refuse_foreign_grid(folder)
     with open_store(folder) as store:
         for _ in cache_loaded(loaded, cache, skip_unreadable=skip_unreadable, retry_skipped=False):
             pass

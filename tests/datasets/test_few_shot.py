@@ -316,3 +316,26 @@ def test_a_damaged_line_of_jsonl_is_named(folder):
         few_shot(dataset, 2, 1)
     path.unlink()
     assert drawn(dataset, few_shot(dataset, 2, 1)) == expected
+
+
+def test_a_draw_replaces_no_other_file(folder, tmp_path):
+    dataset, out = load_dataset(folder), tmp_path / "out"
+    first, *others = write_draw(dataset, 2, 3, out)
+    assert write_draw(dataset, 2, 3, out) == [first, *others]
+    published = first.read_text() + "\n"
+    first.write_text(published)
+    with pytest.raises(UserError, match="is already there and is not known as this command's own"):
+        write_draw(dataset, 2, 3, out)
+    assert first.read_text() == published
+
+
+def test_a_subset_in_a_file_can_be_left_unread(folder, tmp_path):
+    dataset = load_dataset(folder)
+    expected = drawn(dataset, few_shot(dataset, 2, 1))
+    write_draw(dataset, 2, 4, dataset.fewshot_dir)
+    for part in ("train", "val"):
+        one = dataset.fewshot_dir / f"shot_2-seed_4_{part}.jsonl"
+        if one.exists():
+            one.rename(one.with_name(f"shot_2-seed_1_{part}.jsonl"))
+    assert drawn(dataset, few_shot(dataset, 2, 1)) == drawn(dataset, few_shot(dataset, 2, 4)) != expected
+    assert drawn(dataset, few_shot(dataset, 2, 1, read=False)) == expected

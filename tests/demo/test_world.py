@@ -10,6 +10,8 @@ from PIL import Image
 from fastcoop.datasets import load_dataset
 from fastcoop.demo import world
 from fastcoop.demo.world import DatasetPlan, build_world, drawings_of, plan
+from fastcoop.errors import UserError
+from tests.advice import follows
 from tools.pretrain.plan import atlas, candidates, choose, held_out
 
 
@@ -115,6 +117,23 @@ def test_what_is_written_is_kept_and_what_is_old_is_renewed(
     build_world(tmp_path)
     assert "version" in described.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["textures"]
+
+
+@follows("was not drawn by `fastcoop demo`; choose another folder (--out), or move it away")
+def test_a_folder_of_ones_own_is_never_replaced(
+    plans: dict[str, DatasetPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "plan", lambda: [small(plans["textures"])])
+    own = tmp_path / "textures" / "wood" / "0.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"choose another folder \(--out\), or move it away"):
+        build_world(tmp_path)
+    assert own.read_bytes() == b"mine"
+    build_world(tmp_path / "elsewhere")
+    own.parents[1].rename(tmp_path / "mine")
+    build_world(tmp_path)
+    assert (tmp_path / "textures" / "split.json").is_file()
 
 
 def test_textures_and_styles_differ_from_member_to_member() -> None:

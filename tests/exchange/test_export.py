@@ -280,3 +280,50 @@ def test_class_weights_are_the_classifier_in_the_layout_of_transclip(world, tmp_
         export_text_features(results, tmp_path / "probe", where=["method=linear_probe"], **given)
     with pytest.raises(UserError, match="no few-shot run that meets the conditions"):
         export_text_features(results, tmp_path / "none", where=["shots=4"], **given)
+
+
+def test_exports_replace_exports_and_nothing_else(world, backbone, key, save_official, tmp_path):
+    results, tiny = world / "results", str(world / "tiny")
+    for format in ("classifier", "safetensors"):
+        path = tmp_path / format
+        path.write_text("my own")
+        with pytest.raises(
+            UserError, match=rf"{format} is already there and is not known as this command's own"
+        ):
+            export_run(results, key(), format, path, tiny)
+        assert path.read_text() == "my own"
+        path.unlink()
+        for run in (key(), key("mid")):
+            export_run(results, run, format, path, tiny)
+        shutil.copy(path, tmp_path / "other")
+    weights = world / "tiny" / "open_clip_model.safetensors"
+    with pytest.raises(UserError, match="is already there"):
+        export_run(results, key(), "classifier", weights, tiny)
+
+    path = export_run(results, key(), "coop", tmp_path / "output", tiny)
+    assert export_run(results, key(), "coop", tmp_path / "output", tiny) == path
+    trained = torch.zeros(3, 16)
+    save_official(path, trained)
+    kept = path.read_bytes()
+    with pytest.raises(UserError, match=r"model\.pth\.tar-2 is already there"):
+        export_run(results, key(), "coop", tmp_path / "output", tiny)
+    path.rename(path.with_name("model.pth.tar-50"))
+    (path.parent / "checkpoint").write_text("model.pth.tar-50\n")
+    with pytest.raises(UserError, match="checkpoint is already there"):
+        export_run(results, key(), "coop", tmp_path / "output", tiny)
+    assert path.with_name("model.pth.tar-50").read_bytes() == kept
+    assert (path.parent / "checkpoint").read_text() == "model.pth.tar-50\n"
+
+
+def test_class_weights_replace_no_prototypes_of_others(world, tmp_path):
+    given = {
+        "where": ["method=coop", "class_position=end", "class_specific=false"],
+        "backbones": [str(world / "tiny")],
+    }
+    (path,) = export_text_features(world / "results", tmp_path, **given)
+    assert export_text_features(world / "results", tmp_path, **given) == [path]
+    torch.save(torch.zeros(4, 16), path)  # as TransCLIP's files are
+    kept = path.read_bytes()
+    with pytest.raises(UserError, match=r"text_features\.pt is already there"):
+        export_text_features(world / "results", tmp_path, **given)
+    assert path.read_bytes() == kept

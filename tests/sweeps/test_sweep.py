@@ -20,6 +20,7 @@ from fastcoop.results import load_contexts, load_predictions, load_results, merg
 from fastcoop.results.records import RunDescription
 from fastcoop.results.store import ResultsStore, open_store
 from fastcoop.sweeps import Summary
+from tests.advice import follows
 
 Sweep = Callable[..., Summary]
 
@@ -182,6 +183,20 @@ def test_new_targets_are_tested_without_learning_again(
     pd.testing.assert_frame_equal(table[table.dataset == "colours"].reset_index(drop=True), before)
     key = table.key[table.method == "linear_probe"].iloc[0]
     assert load_predictions(tmp_path, key, "shifted").class_names == ("green", "grey")
+
+
+@follows("is not known as this command's own; choose another place, or move it away")
+def test_a_sweep_replaces_no_grid_of_ones_own(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
+    folder, own = tmp_path / "study", "# my study\nshots: 1\n"
+    folder.mkdir()
+    (folder / "grid.yaml").write_text(own)
+    with pytest.raises(UserError, match="choose another place, or move it away"):
+        run(grid, results=folder, only=["zero_shot"])
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("grid.yaml", own)]
+    assert run(grid, results=tmp_path / "elsewhere", only=["zero_shot"]).finished == 2
+    (folder / "grid.yaml").rename(tmp_path / "mine.yaml")
+    assert run(grid, results=folder, only=["zero_shot"]).finished == 2
+    assert run(grid, results=folder, only=["zero_shot"]).finished == 0, "its own is replaced"
 
 
 def test_two_sweeps_on_one_folder_are_refused(run: Sweep, grid: dict[str, Any], tmp_path: Path) -> None:
