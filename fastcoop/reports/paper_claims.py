@@ -341,7 +341,7 @@ def table5_order(piece: Slice, study: Study) -> Finding:
 def _words(runs: pd.DataFrame, study: Study) -> list[tuple[tuple[str, int], NearestWords]]:
     """Return ((dataset, seed), nearest words) of unified contexts with the class at the end."""
     runs = runs[runs.series == "coop end"]
-    found = [((run.dataset, run.seed), read_words(study.folder, run.key)) for run in rows_of(runs)]
+    found = [((run.dataset, run.seed), study.read(read_words, run.key)) for run in rows_of(runs)]
     stored = [(where, words) for where, words in found if words]
     if not stored:
         raise Missing("no nearest words are stored for such runs; run `fastcoop interpret`")

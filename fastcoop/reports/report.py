@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from fastcoop.checks import MAX_JOBS, whole_number
 from fastcoop.errors import writing
+from fastcoop.files import refuse_foreign
 from fastcoop.progress import counted, progress
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.claims import claims_table, judge
@@ -23,7 +25,9 @@ from fastcoop.reports.style import drawing, saving
 from fastcoop.reports.table import save_table, write_text
 from fastcoop.results.read import find_key
 
-KINDS = (".png", ".pdf", ".svg", ".csv", ".md", ".tex")  # endings of figures and tables
+PAGE, TEXTS = "index.html", ("claims.csv", "claims.md", "missing.txt")
+KINDS = "png|pdf|svg|csv|md|tex"  # endings of figures and tables
+OWN, START = "<title>fastcoop report", 2000  # by which a page is known, and within how many of its characters
 
 log = logging.getLogger("fastcoop")
 
@@ -54,7 +58,7 @@ def report(
 
     Raises:
         UserError: the results folder holds no finished run, ``jobs`` is no number of processes, or the files cannot be
-            written.
+            written or would replace files that are no report's.
     """
     jobs = whole_number(jobs, "the number of jobs", 1, MAX_JOBS)
     study, out = read_study(Path(results_folder)), Path(out_folder)
@@ -63,8 +67,11 @@ def report(
     written: list[Path] = []
     made: list[tuple[Item, list[Exhibit]]] = []
     missing: list[tuple[Item, str]] = []
+    _refuse_foreign(out)
     with writing(out), progress("Report", len(ITEMS)) as advance, drawing(study.runs.series):
         out.mkdir(parents=True, exist_ok=True)
+        if not (out / PAGE).exists():  # should this be interrupted, the folder is known as a report's
+            write_text(out / PAGE, f"<!doctype html>\n{OWN}: not finished</title>\n")
         with saving(study.runs.series, jobs) as save_figure:
             for item in ITEMS.values():
                 try:
@@ -79,9 +86,11 @@ def report(
                         written += save_table(one.table, stem) if one.table is not None else []
                 advance(1, item.title)
             judged = judge(study, PAPER_CLAIMS)
+        for text in study.damaged:
+            log.warning(f"Left out: {text}")
         claims = claims_table(judged)
         texts = {
-            "index.html": page(study, made, missing, judged, cautions(study), out),
+            PAGE: page(study, made, missing, judged, cautions(study), out),
             "claims.csv": claims.to_csv(),
             "claims.md": claims.to_markdown(),
             "missing.txt": missing_text(study, missing),
@@ -91,12 +100,25 @@ def report(
     return [page_path, *written, *others]
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Raise UserError for a folder that is no report's and has files with names of a report's."""
+    page_path = out / PAGE
+    refuse_foreign(page_path, lambda path: OWN in path.read_text(encoding="utf-8")[:START])
+    if not page_path.exists() and out.is_dir():
+        for path in sorted(out.iterdir()):
+            if path.name in TEXTS or _is_item_file(path.name):
+                refuse_foreign(path, lambda _: False)
+
+
+def _is_item_file(name: str) -> bool:
+    """Return whether a figure or table of a report may have this file name."""
+    return re.fullmatch(rf"(?:{'|'.join(map(re.escape, ITEMS))})(?:-.*)?\.(?:{KINDS})", name) is not None
+
+
 def _warn_of_older_files(out: Path, written: Sequence[Path]) -> None:
     """Warn of figures and tables of an earlier report, which these results do not have under such names."""
-    new, stems = {path.name for path in written}, tuple(ITEMS)
-    names = sorted(
-        path.name for path in out.iterdir() if path.suffix in KINDS and path.name.startswith(stems)
-    )
+    new = {path.name for path in written}
+    names = sorted(path.name for path in out.iterdir() if _is_item_file(path.name))
     if old := [name for name in names if name not in new]:
         log.warning(
             f"{out} keeps {counted(len(old), 'file')} that this report did not write, such as {old[0]}: figures and "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -38,6 +38,8 @@ from fastcoop.results.metadata import (
     recorded_grid,
     recorded_places,
 )
+
+T = TypeVar("T")
 
 WITHOUT_SCHEDULE = ("zero_shot", "ensemble", "linear_probe")  # every schedule's figures show their runs
 
@@ -95,6 +97,7 @@ class Study:
     untested: pd.DataFrame = field(default_factory=pd.DataFrame)  # runs without a test
     pictures: Any = None  # a `fastcoop.features.PictureFinder`; None: no pictures are shown
     chosen: tuple[str, ...] = ()  # keys of runs whose mistakes are shown; none: one run per dataset
+    damaged: list[str] = field(default_factory=list)  # sentences on files that `read` could not read
 
     @property
     def backbones(self) -> list[str]:
@@ -122,6 +125,14 @@ class Study:
     def sweep_options(self) -> list[str | Path]:
         """The same, with ``--class-names`` where it was given: what a sweep of the same datasets takes."""
         return recorded_places(self.folder, (*PLACES, CLASS_NAMES))
+
+    def read(self, what: Callable[[Path, str], T], key: str) -> T | None:
+        """Return what a function reads from a file of a run; None, and an entry of ``damaged``, if it is damaged."""
+        try:
+            return what(self.folder, key)
+        except UserError as error:
+            self.damaged.extend({str(error)}.difference(self.damaged))
+            return None
 
     def slices(self, paired: bool = False) -> list[Slice]:
         """Return one slice per backbone and schedule; methods without a schedule are in all of a backbone's.
@@ -224,6 +235,7 @@ def study_of(
         settings=frame.settings.map(json.loads),
         classes=frame.dataset.str.extract(r":(base|new)$", expand=False).fillna("all"),
     ).reset_index(drop=True)
+    runs["schedule"] = series.plain_schedules(runs)
     runs["series"] = list(map(_series, rows_of(runs)))
     runs["prompt"] = _foreign_prompts(runs, known)
     runs["kind"] = [_kind(*pair, class_names or {}) for pair in zip(runs.source, runs.dataset, strict=True)]

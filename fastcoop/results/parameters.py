@@ -117,5 +117,7 @@ def load_contexts(folder: str | Path, key: str) -> np.ndarray:
     """
     learned = load_parameters(folder, key)
     if learned is None or learned.contexts is None:
-        raise UserError(f"{folder} has no learned contexts for run {key}.")
+        path = parameters_path(Path(folder), key)
+        reason = f"there is no {path}" if learned is None else f"{path} holds other arrays"
+        raise UserError(f"{folder} has no learned contexts for run {key}: {reason}.")
     return learned.contexts

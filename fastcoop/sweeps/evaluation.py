@@ -25,7 +25,7 @@ from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec
 from fastcoop.methods.text import check_texts
 from fastcoop.progress import counted, progress
 from fastcoop.results.metadata import add_datasets, recorded_grid
-from fastcoop.results.parameters import Parameters, load_parameters
+from fastcoop.results.parameters import Parameters, load_parameters, parameters_path
 from fastcoop.results.predictions import load_predictions
 from fastcoop.results.read import load_results, load_runs
 from fastcoop.results.store import ResultsStore, open_store
@@ -175,8 +175,11 @@ def _select(folder: Path, runs: Sequence[str]) -> list[Any]:
 
 def _recipe(folder: Path, rows: Iterable[Any]) -> str:
     """Return the image transforms of the runs, as far as they are recorded. Raises UserError for several."""
-    learned = (load_parameters(folder, row.key) for row in rows)
-    recipes = {one.recipe for one in learned if one is not None and one.recipe in RECIPES}
+    recipes = set()
+    for row in rows:
+        with suppress(UserError):  # of a damaged file; raised for its run
+            learned = load_parameters(folder, row.key)
+            recipes |= {learned.recipe} & {*RECIPES} if learned is not None else set()
     if len(recipes) > 1:
         raise UserError(
             f"The runs of {folder} were trained with several recipes of images ({', '.join(sorted(map(str, recipes)))})"
@@ -246,8 +249,8 @@ def restore_run(folder: Path, row: Any, backbone: Backbone) -> RunSpec[Any]:
     kept = load_parameters(folder, row.key) if method.learns else Parameters(None, {})
     if kept is None:
         raise UserError(
-            f"Run {row.key[:12]} ({row.label}) keeps nothing that could be tested; name the targets in its grid and "
-            "sweep it again."
+            f"There is no {parameters_path(folder, row.key)}, so run {row.key[:12]} ({row.label}) keeps nothing that "
+            "could be tested; name the targets in its grid and sweep it again."
         )
     arrays = [kept.contexts] if kept.contexts is not None else list((kept.weights or {}).values())
     if not all(np.isfinite(array).all() for array in arrays):

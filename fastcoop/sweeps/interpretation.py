@@ -30,7 +30,7 @@ from fastcoop.prompts import (
 )
 from fastcoop.prompts.vectors import NOT_LATIN
 from fastcoop.results import load_contexts, load_predictions, load_runs
-from fastcoop.results.parameters import load_parameters, parameters_path
+from fastcoop.results.parameters import load_parameters
 from fastcoop.results.store import NEAREST_WORDS
 
 log = logging.getLogger("fastcoop")
@@ -97,34 +97,24 @@ def interpret(
     if metric not in get_args(Metric):
         raise UserError(f'Expected the metric "euclidean" or "cosine", got {shortened(metric)}.')
     folder, runs = Path(results), several(runs)
-    frame = load_runs(folder)
-    frame = frame[(frame.method == "coop") & (frame.backbone_digest == backbone.digest)]
-    rows: list[Any] = list(frame.itertuples())
-    rows = [row for row in rows if not runs or row.key.startswith(tuple(runs))]
-    rows = [row for row in rows if parameters_path(folder, row.key).is_file()]
-    missing = [run for run in runs if not any(row.key.startswith(run) for row in rows)]
-    if missing or not rows:
-        command = escape.shell_command("fastcoop", "results", "list", folder)
-        raise UserError(
-            f"{folder} has no CoOp run{f' {missing[0]}' if missing else ''} over {backbone.name}; `{command}` shows "
-            "its runs."
-        )
+    rows = _select(folder, backbone, runs)
     with writing(folder / NEAREST_WORDS):
         (folder / NEAREST_WORDS).mkdir(exist_ok=True)
     options = {"metric": metric, "k": k, "trained_only": trained_only, "latin_only": latin_only}
     paths = {row.key: folder / NEAREST_WORDS / f"{row.key}.json" for row in rows}
     search = _Search(backbone, options)
-    diverged: list[str] = []
+    problems: dict[str, str] = {}  # why runs have no nearest words, by key
     contexts: list[_Context] = []
     vectors = 0  # of the contexts
     for row in rows:
         if again or not _holds(paths[row.key], options):
-            context = _load_context(folder, row)
-            if torch.isfinite(context.vectors.square().sum(dim=-1)).all():  # else no distance is finite
+            try:
+                context = _load_context(folder, row)
+            except UserError as error:  # a missing or damaged file
+                problems[row.key] = str(error)
+            else:
                 contexts.append(context)
                 vectors += context.vectors[..., 0].numel()
-            else:
-                diverged.append(row.key)
         if contexts and (row is rows[-1] or vectors >= MAX_VECTORS):
             for context, content in zip(contexts, search.contents(contexts), strict=True):
                 path = paths[context.key]
@@ -132,14 +122,33 @@ def interpret(
                     part.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
             contexts.clear()
             vectors = 0
-    if diverged:
-        count = f"{len(diverged)} of {len(rows)} runs of {folder} diverged ({diverged[0][:12]}, ...)"
-        if runs or len(diverged) == len(rows):
-            raise UserError(
-                f"{count}: their contexts are not finite and have no nearest words; choose other runs (--run)."
-            )
-        log.warning("%s and are left out: their contexts are not finite.", count)
-    return [path for key, path in paths.items() if key not in set(diverged)]
+    if problems:
+        first = next(iter(problems.values()))
+        if runs or len(problems) == len(rows):
+            raise UserError(first)
+        log.warning(
+            "%d of %d runs of %s are left out; the first: %s", len(problems), len(rows), folder, first
+        )
+    return [path for key, path in paths.items() if key not in problems]
+
+
+def _select(folder: Path, backbone: Backbone, runs: Sequence[str]) -> list[Any]:
+    """Return the CoOp runs over a backbone, those whose keys begin with one of ``runs`` or all, as rows."""
+    frame = load_runs(folder)
+    frame = frame[frame.method == "coop"]
+    own = frame[frame.backbone_digest == backbone.digest]
+    rows: list[Any] = list(own.itertuples())
+    rows = [row for row in rows if not runs or row.key.startswith(tuple(runs))]
+    missing = [run for run in runs if not any(row.key.startswith(run) for row in rows)]
+    if missing or not rows:
+        names = ", ".join(frame.backbone.unique())
+        others = f" (its CoOp runs are over {names})" if own.empty and names else ""
+        command = escape.shell_command("fastcoop", "results", "list", folder)
+        raise UserError(
+            f"{folder} has no CoOp run{f' {missing[0]}' if missing else ''} over {backbone.name}{others}; `{command}` "
+            "shows its runs."
+        )
+    return rows
 
 
 def _holds(path: Path, options: dict[str, Any]) -> bool:
@@ -151,7 +160,13 @@ def _holds(path: Path, options: dict[str, Any]) -> bool:
 
 
 def _load_context(folder: Path, row: Any) -> _Context:
+    """Return the context of a run. Raises UserError if its file is missing or damaged, or no distance is finite."""
     vectors = torch.from_numpy(load_contexts(folder, row.key))
+    if not torch.isfinite(vectors.square().sum(dim=-1)).all():
+        raise UserError(
+            f"The contexts of run {row.key[:12]} of {folder} diverged: they are not finite and have no nearest words; "
+            "choose other runs (--run)."
+        )
     names: tuple[str, ...] = ()
     if vectors.ndim == 3:
         learned = load_parameters(folder, row.key)

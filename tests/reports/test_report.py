@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import sqlite3
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.reports import report
 from fastcoop.reports.study import study_of
-from tests.reports.made_up_results import coop, results, store_words
+from fastcoop.results.parameters import Parameters, write_parameters
+from tests.reports.made_up_results import coop, results, run, store_words
 
 RUN = (
     "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
@@ -182,14 +184,64 @@ def test_a_number_of_processes_is_needed(tmp_path):
         report(tmp_path, tmp_path / "out", jobs=0)
 
 
-def test_a_broken_words_file_is_named(folder_of, tmp_path):
-    frame = results(datasets=("objects",))
+def test_a_broken_words_file_is_named_and_left_out(folder_of, tmp_path, caplog):
+    frame = results(datasets=("objects", "digits"))
     folder = folder_of(frame)
     store_words(folder, frame)
-    for path in (folder / "nearest_words").iterdir():
-        path.write_text('{"vectors": [{"position": 1}]}')
-    with pytest.raises(UserError, match="is damaged or of another version"):
-        report(folder, tmp_path / "out")
+    for key in frame.key[frame.dataset == "objects"]:
+        path = folder / "nearest_words" / f"{key}.json"
+        if path.exists():
+            path.write_text('{"vectors": [{"position": 1}]}')
+    report(folder, tmp_path / "out")
+    assert f"Left out: {folder / 'nearest_words'}" in caplog.text
+    assert "is damaged or of another version" in caplog.text
+    assert "is damaged or of another version" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert {row["dataset"] for row in rows_of(tmp_path / "out" / "table4.csv")} == {"digits"}
+
+
+def test_damaged_contexts_are_named_and_left_out(folder_of, tmp_path, caplog):
+    kinds = {"backbone": "b", "shots": 16, "seed": 1, "accuracy": 50.0}
+    frame = pd.DataFrame([run(**kinds, dataset=name, method="task_res") for name in ("objects", "digits")])
+    folder = folder_of(frame)
+    for key, size in zip(frame.key, (3, 5), strict=True):
+        write_parameters(folder, key, Parameters(None, {"residual": np.zeros(size, np.float32)}))
+    damaged = folder / "contexts" / f"{frame.key[0]}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    report(folder, tmp_path / "out")
+    assert caplog.text.count(f"Left out: {damaged} is damaged") == 1
+    assert {
+        row["text"] for row in rows_of(tmp_path / "out" / "field_fewshot.csv") if row["shots"] == "parameters"
+    } == {"5"}
+
+
+@pytest.mark.parametrize(
+    "name", ["index.html", "claims.csv", "missing.txt", "figure3.png", "figure3-RN50.csv"]
+)
+def test_a_report_replaces_no_file_of_another_program(folder_of, tmp_path, name):
+    folder, out = folder_of(results(datasets=("objects",), shots=(1, 16))), tmp_path / "site"
+    out.mkdir()
+    (out / name).write_text("my own")
+    with pytest.raises(UserError, match=rf"{name} is already there and is not known as this command's own"):
+        report(folder, out)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "my own")]
+    (out / name).rename(out / "table10_of_mine.csv")
+    report(folder, out)
+    assert (out / "table10_of_mine.csv").read_text() == "my own"
+    report(folder, out)  # a folder of a report is written again
+
+
+def test_an_interrupted_report_is_written_again(folder_of, tmp_path, monkeypatch):
+    folder = folder_of(results(datasets=("objects",), shots=(1, 16)))
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.reports.claims.texts_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            report(folder, tmp_path / "out")
+    assert "figure3.csv" in {path.name for path in (tmp_path / "out").iterdir()}
+    assert "figure3.csv" in {path.name for path in report(folder, tmp_path / "out")}
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
@@ -215,12 +267,12 @@ def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):
     folder.mkdir()
     db = sqlite3.connect(folder / DATABASE)
     create(db)
-    for run in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-        trained, specific = run["method"] == "coop", run["class_specific"]
-        run |= {"versions": '{"fastcoop": "9.9"}', "schedule": "paper" if trained else None}
-        run["class_specific"] = None if specific is None else int(specific)
-        db.execute(RUN, run)
-        db.execute(SCORE, run)
+    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        trained, specific = row["method"] == "coop", row["class_specific"]
+        row |= {"versions": '{"fastcoop": "9.9"}', "schedule": "paper" if trained else None}
+        row["class_specific"] = None if specific is None else int(specific)
+        db.execute(RUN, row)
+        db.execute(SCORE, row)
     db.commit()
     db.close()
     report(folder, tmp_path / "out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,19 @@ def test_runs_that_keep_nothing_are_refused(results: Path, test_on: Any, tmp_pat
             test_on(results, "sketch", runs=[key])
     finally:
         (tmp_path / "away").replace(path)
+
+
+def test_a_damaged_file_leaves_out_its_run_only(
+    results: Path, test_on: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(results, tmp_path / "copy"))
+    damaged = min((copy / "contexts").iterdir())
+    before = {one.key for one in test_on(copy, "sketch")}
+    with sqlite3.connect(copy / "results.sqlite") as db:
+        db.execute("DELETE FROM scores WHERE dataset = 'sketch'")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert {one.key for one in test_on(copy, "sketch")} == before - {damaged.stem}
+    assert f"the first: {damaged} is damaged" in caplog.text
 
 
 def test_the_command_prints_a_line_a_test_and_json(results: Path, place: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.results import load_contexts, load_results
 from fastcoop.sweeps import interpret, sweep
+from tests.small_world import write_backbone
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +150,40 @@ def test_words_that_were_read_with_other_options_are_read_again(results, backbon
             assert len(stored["vectors"][0]["words"]) == options.get("k", 5)
     before = {path: path.stat().st_mtime_ns for path in interpret(results, backbone)}
     assert before == {path: path.stat().st_mtime_ns for path in interpret(results, backbone)}
+
+
+@pytest.fixture
+def copy(results: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(results, tmp_path / "results"))
+
+
+def test_missing_and_damaged_contexts_are_named_and_left_out(copy, backbone, caplog):
+    one, other, _ = sorted((copy / "contexts").iterdir())
+    shutil.rmtree(copy / "nearest_words", ignore_errors=True)
+    one.unlink()
+    assert len(interpret(copy, backbone)) == 2
+    assert (
+        f"1 of 3 runs of {copy} are left out; the first: {copy} has no learned contexts for run"
+        in caplog.text
+    )
+    assert f"there is no {one}." in caplog.text
+    other.write_bytes(other.read_bytes()[:-1])
+    assert len(interpret(copy, backbone, again=True)) == 1
+    assert f"{other} is damaged" in caplog.text or "2 of 3 runs" in caplog.text
+    with pytest.raises(UserError, match=f"there is no {re.escape(str(one))}"):
+        interpret(copy, backbone, runs=[one.stem[:12]])
+    with pytest.raises(UserError, match=f"{re.escape(str(other))} is damaged"):
+        interpret(copy, backbone, runs=[other.stem], again=True)
+    shutil.rmtree(copy / "contexts")
+    with pytest.raises(
+        UserError, match=r"has no learned contexts for run .*: there is no .*\.safetensors\.$"
+    ):
+        interpret(copy, backbone, again=True)
+
+
+def test_a_backbone_without_runs_is_told_from_those_with(results, tmp_path):
+    other = backbone_from_spec(str(write_backbone(tmp_path / "wider", embed_dim=24)))
+    with pytest.raises(
+        UserError, match=r"no CoOp run over wider \(its CoOp runs are over tiny\); `fastcoop results"
+    ):
+        interpret(results, other)

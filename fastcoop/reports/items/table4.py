@@ -58,7 +58,7 @@ def _one_run_per_dataset(study: Study, frame: pd.DataFrame) -> Chosen:
     """Return each dataset's run with the most shots and the first seed that has nearest words."""
     found: Chosen = {}
     for _, run in frame.sort_values(["shots", "seed"], ascending=[False, True]).iterrows():
-        if run.dataset not in found and (readings := read_words(study.folder, run.key)):
+        if run.dataset not in found and (readings := study.read(read_words, run.key)):
             found[run.dataset] = (run, readings)
     return {name: found[name] for name in frame.dataset.unique() if name in found}
 
