@@ -13,12 +13,11 @@ from typing import Any
 import pandas as pd
 
 from fastcoop.results.records import DATASET_PROMPT
+from fastcoop.results.settings import plain_settings
 
 DIGEST_LENGTH = 8  # characters of a digest in a name
-# Settings that have columns of their own in figures, or that do not matter between runs of one series.
-NAMED_SETTINGS = {
-    "context_length", "class_position", "class_specific", "init", "epochs", "prompt", "templates", DATASET_PROMPT,
-}  # fmt: skip
+# Settings for which a run's column of the same name stands, where it has one: series and figures read that.
+COLUMN_SETTINGS = ("context_length", "class_position", "class_specific", "init")
 # Runs with equal values in these columns are averaged over seeds.
 GROUP_COLUMNS = [
     "backbone", "dataset", "source", "classes", "method", "series", "context_length", "init", "schedule", "shots",
@@ -78,18 +77,50 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     for _, frame in runs.groupby("method", sort=False):
         own = facts[frame.index]
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
+            shown = _shown(own, frame.settings)
             counts, lengths = own.value_counts(), frame.label.astype(str).str.len().groupby(own).min()
-            order = {text: (-counts[text], lengths[text], len(json.loads(text))) for text in own.unique()}
-            usual = json.loads(min(order, key=order.__getitem__))
+            order = {text: (-counts[text], lengths[text], len(shown[text])) for text in own.unique()}
+            usual = shown[min(order, key=order.__getitem__)]
             names = zip(frame.series, own, strict=True)
-            series[frame.index] = [_with_settings(name, json.loads(text), usual) for name, text in names]
+            series[frame.index] = [_with_settings(name, shown[text], usual) for name, text in names]
     return series.tolist()
+
+
+def _shown(facts: pd.Series, settings: pd.Series) -> dict[str, dict[str, Any]]:
+    """Return the settings that name a series, by the JSON of all: those that every run of the series was given.
+
+    A value that some run of the series did not name is its default.
+    """
+    found: dict[str, dict[str, Any]] = {text: json.loads(text) for text in facts.unique()}
+    short = dict(found)
+    for text, given in zip(facts, settings, strict=True):
+        short[text] = {name: one for name, one in short[text].items() if given.get(name, one) is not None}
+    is_clear = len({json.dumps(one) for one in short.values()}) == len(short)
+    return short if is_clear else found
+
+
+def plain_schedules(runs: pd.DataFrame) -> pd.Series:
+    """Return the schedule of each run: "paper" also where all its epochs, given as a number, are the paper's.
+
+    The paper's epochs are those of other runs of the method on the same dataset at the same number of shots.
+    """
+    paper = runs[runs.schedule == "paper"].groupby(["method", "source", "shots"]).epochs.agg(set).to_dict()
+    schedules = runs.schedule.copy()
+    groups: Any = runs.groupby(["method", "schedule"], sort=False)
+    for (method, schedule), frame in groups:
+        if re.fullmatch(r"quick: \d+ epochs", schedule) and all(
+            schedule == f"quick: {run.epochs:g} epochs"
+            and paper.get((method, run.source, run.shots)) == {run.epochs}
+            for run in frame.itertuples()
+        ):
+            schedules[frame.index] = "paper"
+    return schedules
 
 
 def latest_of_each(runs: pd.DataFrame) -> pd.Series:
     """Return whether each run is the last one finished among runs with equal settings and seed.
 
-    Earlier ones were repeated because their features were computed again.
+    Earlier ones were repeated because their features were computed again, or a default was written out.
     """
     return ~runs.duplicated([*GROUP_COLUMNS, "seed"], keep="last")
 
@@ -100,9 +131,18 @@ def equal_prompts(one: str | None, other: str | None) -> bool:
 
 
 def other_settings(run: Any, known: Known) -> dict[str, Any]:
-    """Return the settings of a run without a column, and its dataset's prompt if it is not the recorded one."""
-    other = {name: value for name, value in run.settings.items() if name not in NAMED_SETTINGS}
+    """Return the settings of a run that no column stands for, and its dataset's prompt if it is not the recorded one.
+
+    They are equal for runs whose settings are written differently but mean the same (see `plain_settings`).
+    """
+    shown = {name for name in COLUMN_SETTINGS if not pd.isna(getattr(run, name))}
+    shown |= {"epochs", "schedule"} if run.schedule else set()
+    shown |= {"prompt"} if run.method == "zero_shot" or "class_position" in shown else set()
+    shown |= {"templates"} if run.method == "ensemble" else set()  # in the name of the series
+    other = {name: one for name, one in plain_settings(run).items() if name not in {*shown, DATASET_PROMPT}}
     prompt, current = run.settings.get(DATASET_PROMPT), known.get(run.source, {}).get("prompt")
+    if equal_prompts(other.get("template"), current):
+        del other["template"]  # the dataset's prompt, which is the default
     if run.method != "zero_shot" and prompt and current and not equal_prompts(prompt, current):
         other["prompt"] = prompt
     return other

@@ -16,6 +16,7 @@ from fastcoop.results.database import reading
 from fastcoop.results.metadata import recorded_places
 from fastcoop.results.read import find_key, load_results, unique_names
 from fastcoop.results.records import NO_CLASS
+from fastcoop.results.tables import plain_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +157,7 @@ def representative_run(table: pd.DataFrame) -> pd.Series:
         raise UserError("All of these runs diverged and predicted nothing; choose others.")
     shots = pd.to_numeric(table.shots.replace("all", np.inf))
     table = table[shots == shots.max()]
-    groups = table.groupby([table[name].astype(str) for name in ("backbone", "label", "settings")])
+    groups = table.groupby([*(table[name].astype(str) for name in ("backbone", "label")), plain_texts(table)])
     best: pd.DataFrame = groups.get_group(groups.accuracy.mean().idxmax())
     seeds = best.sort_values(["accuracy", "seed"], kind="stable")
     return seeds.iloc[(len(seeds) - 1) // 2]

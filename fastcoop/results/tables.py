@@ -14,6 +14,7 @@ import numpy as np
 
 from fastcoop.errors import UserError, nearest
 from fastcoop.results.records import FEATURE_PROPERTIES
+from fastcoop.results.settings import plain_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,8 @@ MUST_AGREE = {
     "features_made": "over features of another recipe or precision",
     "prompts": "tested by other prompts",
 }
+# Columns in which a run that was done twice has equal values.
+SAME_TEST = ("accuracy", "macro_accuracy", "test", "images", "prompts", "backbone_digest")
 FURTHER = ("test", "prompts", "images", "features", "key")  # columns that tell runs of equal settings apart
 
 
@@ -72,10 +75,16 @@ def select_rows(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
 
 
 def _column(table: pd.DataFrame, name: str) -> list[Any]:
-    if name in table:
-        return table[name].tolist()
+    """Return a column, or a setting of that name where a row has no value in the column or there is none."""
     settings = [json.loads(text) for text in table.settings] if "settings" in table else []
     known = {key for one in settings for key in one}
+    if name in table:
+        column = table[name].tolist()
+        given = [one.get(name) for one in settings] or column
+        return [
+            own if value is None or value != value else value
+            for value, own in zip(column, given, strict=True)
+        ]
     if name not in known and len(table):
         raise UserError(f'The results have no column or setting "{name}".{nearest(name, {*table, *known})}')
     return [one.get(name) for one in settings]
@@ -110,14 +119,20 @@ def find_collapsed(runs: pd.DataFrame, group_columns: Sequence[str] = GROUP_COLU
     """
     import pandas as pd
 
-    columns = [runs[name] for name in group_columns]
-    groups = runs.groupby(list(group_columns), sort=False, dropna=False).accuracy
+    given = runs.assign(settings=plain_texts(runs)) if "settings" in group_columns else runs
+    columns = [given[name] for name in group_columns]
+    groups = given.groupby(list(group_columns), sort=False, dropna=False).accuracy
     median = groups.transform("median")
     deviations = (runs.accuracy - median).abs().groupby(columns, sort=False, dropna=False)
     deviation = 1.4826 * deviations.transform("median")
     relative = MIN_RELATIVE_DROP * (median - pd.to_numeric(runs.chance, errors="coerce").fillna(0.0))
     limit = np.maximum(np.maximum(MIN_DEVIATIONS * deviation, relative), MIN_DROP)
     return runs[(runs.accuracy < median - limit) & (groups.transform("count") >= 3)]
+
+
+def plain_texts(runs: pd.DataFrame) -> list[str]:
+    """Return the settings of runs as texts, equal where settings mean the same (see `plain_settings`)."""
+    return [json.dumps(plain_settings(run), sort_keys=True) for run in runs.itertuples(index=False)]
 
 
 def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -131,8 +146,9 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         UserError: there is no pair, or several runs of one table could be in a pair, or the runs of a pair differ in
             their images, prompts or weights.
     """
-    columns = ["label", *PLACE, "settings"]
-    pairs = _pair(_unique(first, columns), _unique(second, columns), columns, list(MUST_AGREE))
+    columns = ["label", *PLACE, "plain"]
+    one, other = (_unique(table.assign(plain=plain_texts(table)), columns) for table in (first, second))
+    pairs = _pair(one, other, columns, list(MUST_AGREE))
     if pairs.empty:
         raise UserError(
             "No run of one folder has the label, settings, backbone, dataset, shots and seed of a run of the other; "
@@ -169,8 +185,12 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
 
 
 def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return the rows with an accuracy. Raises UserError where several agree in all ``columns``."""
+    """Return the rows with an accuracy. Raises UserError where several agree in all ``columns``.
+
+    Of a run that was done twice, such as with a default left out and written out, there is one row.
+    """
     table = table[table.accuracy.notna()]
+    table = table.drop_duplicates([*columns, *SAME_TEST]) if "plain" in columns else table
     alike = table[table.duplicated(columns, keep=False)]
     if not alike.empty:
         row = alike.iloc[0]

@@ -1,0 +1,129 @@
+"""Settings that are written differently but make the same run are the same where results are compared."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+from fastcoop.methods import METHODS
+from fastcoop.results.records import DATASET_PROMPT
+from fastcoop.results.settings import plain_settings
+from fastcoop.results.tables import find_collapsed, pair_folders
+from tests.reports.made_up_results import coop, run
+
+LATER = ("prompt", "select", "val_every", "val_accuracy", "schedule", "pull", "precision")  # settings of CoOp
+
+
+class Row(NamedTuple):
+    """What is read of a row of a results table."""
+
+    settings: str
+    epochs: float = float("nan")
+    schedule: str | None = None
+    selection: str | None = None
+    extra: str = "{}"
+
+
+def settings(method: str, **given: Any) -> str:
+    return METHODS[method].Settings(**given).model_dump_json()
+
+
+FAST = {"epochs": 60.0, "schedule": "fast"}
+FIXED = {"selection": "fixed"}
+TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            Row(settings("coop", schedule="fast"), **FAST),
+            Row(settings("coop", schedule="fast", pull="prompt"), **FAST),
+        ),
+        (
+            Row(settings("coop", schedule="fast"), **FAST),
+            Row(settings("coop", schedule={"steps": "15 sqrt(shots)"}), **FAST),
+        ),
+        (
+            Row(settings("coop"), epochs=200.0, schedule="paper"),
+            Row(settings("coop", epochs=200), epochs=200.0, schedule="quick: 200 epochs"),
+        ),
+        (
+            Row(settings("coop"), epochs=200.0, schedule="paper"),
+            Row(settings("coop", val_accuracy=True), epochs=200.0, schedule="paper"),
+        ),
+        (
+            Row(settings("tip_adapter", selection="fixed"), extra=TIP, **FIXED),
+            Row(settings("tip_adapter", alpha=1.17, beta=1.0), extra=TIP, **FIXED),
+        ),
+        (
+            Row(settings("gda", selection="fixed"), extra='{"alpha": 1.0}', **FIXED),
+            Row(settings("gda", alpha=1), extra='{"alpha": 1.0}', **FIXED),
+        ),
+        (Row(settings("linear_probe")), Row('{"iterations": 1000, "search_steps": 8}')),
+    ],
+    ids=["pull", "schedule", "epochs", "recorded number", "tip_adapter", "gda", "before solver"],
+)
+def test_defaults_that_are_written_out_or_not_recorded_are_the_same(one: Row, other: Row) -> None:
+    assert plain_settings(one) == plain_settings(other)
+
+
+def test_results_from_before_a_setting_existed_have_its_default() -> None:
+    now = json.loads(settings("coop"))
+    before = {name: value for name, value in now.items() if name not in LATER}
+    trained = {"epochs": 200.0, "schedule": "paper"}
+    assert plain_settings(Row(json.dumps(before), **trained)) == plain_settings(
+        Row(json.dumps(now), **trained)
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (settings("coop", select="best_val"), settings("coop")),
+        (settings("coop", precision="bfloat16"), settings("coop")),
+        (settings("linear_probe", solver="converged"), settings("linear_probe")),
+        (settings("tip_adapter", alpha=2.0), settings("tip_adapter")),
+        (settings("gda", variant="base_to_new"), settings("gda")),
+        (settings("tip_adapter_f", epochs=50), settings("tip_adapter_f")),
+        (settings("cross_modal", init="random"), settings("cross_modal")),
+        (json.dumps({DATASET_PROMPT: "a {}."}), json.dumps({DATASET_PROMPT: "the {}."})),
+    ],
+)
+def test_what_makes_another_run_stays_another(one: str, other: str) -> None:
+    assert plain_settings(Row(one)) != plain_settings(Row(other))
+
+
+def table(**given: Any) -> pd.DataFrame:
+    columns = {"backbone": "b", "dataset": "objects", "shots": 16, "label": "CoOp", "features": None}
+    return pd.DataFrame([coop(**columns | given, seed=seed, accuracy=50.0 + seed) for seed in (1, 2, 3)])
+
+
+def test_folders_of_two_versions_are_compared() -> None:
+    before, now = (table(settings=text) for text in ('{"learning_rate": 0.002}', settings("coop")))
+    now["settings"] = now.settings.map(lambda text: json.dumps(json.loads(text) | {"extra": None}))
+    before["settings"] = json.dumps(
+        {name: one for name, one in json.loads(settings("coop")).items() if name not in LATER}
+    )
+    assert len(pair_folders(before, now)) == 3
+    twice = pd.concat([now, now.assign(key="other", settings=before.settings)])
+    assert len(pair_folders(twice, now)) == 3, "a run that was done twice is one run"
+
+
+def test_seeds_of_two_versions_are_one_group_where_collapsed_runs_are_found() -> None:
+    frame = pd.concat([table(seeds=1), table(settings=settings("coop"))], ignore_index=True)
+    frame["settings"] = [settings("coop")] * 5 + [json.dumps({"learning_rate": 0.002})]
+    frame.loc[5, "settings"] = json.dumps(
+        {name: one for name, one in json.loads(settings("coop")).items() if name not in LATER}
+    )
+    frame.loc[5, "accuracy"] = 10.0
+    assert find_collapsed(frame.assign(test="t")).index.tolist() == [5]
+
+
+def test_a_method_of_ones_own_keeps_its_settings() -> None:
+    own = Row(json.dumps({"schedule": "cosine", "pull": 2, "epochs": 3, "select": "first"}))
+    assert plain_settings(own) == {"schedule": "cosine", "pull": 2, "epochs": 3, "select": "first"}
+    assert run(method="own")["settings"]
