@@ -68,8 +68,9 @@ def chosen_on(runs: pd.DataFrame) -> str:
         return ", ".join(runs.selection.dropna().replace("official", OFFICIAL).unique())
     if method in ("zero_shot", "ensemble"):
         return ""
-    chosen = runs.settings.map(lambda one: one.get("select") == "best_val" or method == "linear_probe").any()
-    return "few_val" if chosen else "fixed"
+    values = {"select": "best_val", "learning_rate": "validation"}
+    chosen = any(one.get(name) == value for one in runs.settings for name, value in values.items())
+    return "few_val" if chosen or method == "linear_probe" else "fixed"
 
 
 def _calibration(folder: Path, key: str, dataset: str) -> float | None:
@@ -86,7 +87,7 @@ def _parameters(study: Study, runs: pd.DataFrame) -> str:
         extra = json.loads(row.extra) if isinstance(getattr(row, "extra", None), str) else {}
         if "trained_parameters" in extra:
             counts.add(int(extra["trained_parameters"]))
-        elif learned := load_parameters(study.folder, row.key):
+        elif learned := study.read(load_parameters, row.key):
             weights = learned.weights or {} if learned.contexts is None else {"contexts": learned.contexts}
             counts.add(sum(array.size for array in weights.values() if array.dtype.kind == "f"))
     return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts)))) if counts else ""

@@ -42,10 +42,19 @@ def main_setting(runs: pd.DataFrame) -> Setting:
 
 
 def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return CoOp's runs of the main setting, one zero-shot prompt per dataset, and all runs of other methods."""
+    """Return CoOp's runs of the main setting, one zero-shot prompt per dataset, and the runs of other methods.
+
+    Of another method that was run with several context lengths or initializations, these are of CoOp's if it has them,
+    else of the most frequent.
+    """
     length, init, _ = main_setting(runs)
-    is_main = (runs.context_length == length) & (with_init(runs).init == init)
-    return own_prompt(runs[(runs.method != "coop") | is_main])
+    given = with_init(runs)
+    is_main = (given.context_length == length) & (given.init == init)
+    for _, own in given[given.context_length.notna()].groupby("method", sort=False):
+        if not is_main[own.index].any():
+            most = own.value_counts(["context_length", "init"]).index[0]
+            is_main[own.index] = (own.context_length == most[0]) & (own.init == most[1])
+    return own_prompt(runs[is_main | given.context_length.isna()])
 
 
 def with_init(runs: pd.DataFrame) -> pd.DataFrame:
@@ -84,6 +93,28 @@ def tested_elsewhere(everything: pd.DataFrame, kind: str) -> dict[str, tuple[lis
         on_target = learned.dataset.isin(targets).groupby(groups).transform("any")
         found[str(source)] = targets, pd.concat([zero, learned[on_target]])
     return found
+
+
+def halves(everything: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies on the classes of the training images (``base``) and on the others (``new``), NaN if untested.
+
+    There is one row per dataset (``family``), series, context length, initialization and seed, zero-shot CLIP included.
+    Raises Missing if nothing was tested on both halves.
+    """
+    frame = everything[everything.classes != "all"]
+    frame = frame.assign(family=frame.dataset.str.rsplit(":", n=1).str[0])
+    frame = own_prompt(frame[(frame.source == frame.family + ":base") | (frame.shots == 0)])
+    if (frame.shots > 0).any():
+        frame = frame[frame.shots.isin((0.0, moved_shots(frame[frame.shots > 0])))]
+    frame = with_init(frame.fillna({"context_length": 0.0}))
+    keys = ["family", "series", "context_length", "init", "shots", "seed"]
+    wide = frame.pivot_table(index=keys, columns="classes", values="accuracy", sort=False)
+    for name in ("key", "method", "label", "class_specific"):
+        wide[name] = frame.groupby(keys, sort=False)[name].first()
+    if not {"base", "new"} <= set(wide.columns) or wide[["base", "new"]].dropna().empty:
+        trained = "the first half of the classes (NAME:base)"
+        raise Missing(f"no run learned on {trained} was tested on both halves")
+    return wide.reset_index()
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -156,18 +187,24 @@ class Kind(NamedTuple):
     length: float
     init: str
     runs: pd.DataFrame
+    has_others: bool = False  # whether its series was also run with other context lengths
 
     @property
     def name(self) -> str:
         """The name in tables."""
-        return name_of(self.series, self.length) + ("" if self.init == "random" else f", from “{self.init}”")
+        name = name_of(self.series, self.length)
+        name += f", M={int(self.length)}" if self.has_others and "M=" not in name else ""
+        return name + ("" if self.init == "random" else f", from “{self.init}”")
 
 
 def kinds(runs: pd.DataFrame) -> list[Kind]:
     """Return the kinds of runs in the order of tables, the longest context first."""
     runs = with_init(runs.fillna({"context_length": 0.0}))
     groups: Any = runs.groupby(["series", "context_length", "init"], sort=False)
-    found = [Kind(series, length, init, frame) for (series, length, init), frame in groups]
+    lengths = runs.groupby("series").context_length.nunique()
+    found = [
+        Kind(series, length, init, frame, lengths[series] > 1) for (series, length, init), frame in groups
+    ]
     return sorted(found, key=lambda kind: (rank(kind.series), -kind.length))
 
 
@@ -187,13 +224,12 @@ def cells_of(summary: pd.DataFrame, over: str, columns: Mapping[Any, str], **whe
 
 
 def mean_cell(runs: pd.DataFrame, datasets: Sequence[str]) -> Cell | str:
-    """Return the mean over ``datasets`` with its deviation over the seeds that all have; empty if one has none."""
+    """Return the mean over ``datasets`` of their means, as `average`; empty if one has no run."""
     away = runs[runs.dataset.isin(datasets)]
-    wide = away.pivot_table(index="seed", columns="dataset", values="accuracy").dropna()
-    if wide.empty or wide.shape[1] != len(datasets):
+    if away.dataset.nunique() != len(datasets):
         return ""
-    seeds = wide.mean(axis=1)
-    return Cell(float(seeds.mean()), float(seeds.std()), len(seeds))
+    (row,) = rows_of(average(away.assign(all=0), ["all"]))
+    return Cell(float(row.mean), float(row.std), int(row.seeds or row.runs))
 
 
 def shots_text(shots: float) -> str:

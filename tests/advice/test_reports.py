@@ -158,11 +158,13 @@ def test_nearest_words(study: Study) -> None:
 
     damaged = next(words.iterdir())
     damaged.write_text("{")
-    with pytest.raises(UserError, match="delete it and run `fastcoop interpret` again"):
-        reported(results)
+    page = results.with_name("report") / "index.html"
+    reported(results)
+    assert "delete it and run `fastcoop interpret` again" in page.read_text(encoding="utf-8")
     damaged.unlink()
     run_command(f"fastcoop interpret {shlex.quote(str(results))} --backbone tiny")
     reported(results)
+    assert "delete it and run `fastcoop interpret` again" not in page.read_text(encoding="utf-8")
 
 
 @follows("the results folder has no datasets.json, which newer sweeps write; run the sweep again")
@@ -213,6 +215,22 @@ def test_results_of_untested_runs(study: Study) -> None:
     (command,) = re.findall("`(.*?)`", str(refused.value))
     run_command(command)
     assert "figure3" in reported(results)[1]
+
+
+@follows("To test them, run `{}`")
+def test_the_other_half_of_the_classes(study: Study) -> None:
+    """Seed 2 was swept before the grid had targets."""
+    half = {"datasets": "colours:base", "methods": {"coop": COOP}}
+    study(half | {"seeds": [2]}, anew=True)
+    results = study(half | {"seeds": [1], "targets": {"colours:base": "colours:new"}})
+    page = results.with_name("report") / "index.html"
+    _, files = reported(results)
+    assert "base_to_new" in files
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    (command,) = re.findall("Left out of base to new: 1 run tested .*? To test them, run `(.*?)`", text)
+    run_command(command)
+    reported(results)
+    assert "Left out of base to new" not in page.read_text(encoding="utf-8")
 
 
 @follows("holds no finished run; run `fastcoop sweep` into it first", "diverged and have no accuracy")

@@ -11,7 +11,7 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.study import study_of
-from tests.reports.made_up_results import results
+from tests.reports.made_up_results import coop, results, run
 
 
 def warned(frame: pd.DataFrame) -> str:
@@ -176,3 +176,101 @@ def test_failed_runs_are_named_with_their_error():
         text
         == "Left out, because it failed: CoOp (M=16, end) on objects at 16 shots, seed 2 (out of memory)."
     )
+
+
+LATER = ("select", "val_every", "val_accuracy", "pull", "precision")
+
+
+def with_settings(frame: pd.DataFrame, of_last_seed: dict, **columns: object) -> pd.DataFrame:
+    """CoOp's runs with all settings as they are recorded, but those of the last seed with others."""
+    trained = frame.method == "coop"
+    last = trained & (frame.seed == 3)
+    usual = {
+        "learning_rate": 0.002,
+        "select": "last",
+        "val_every": None,
+        "pull": None,
+        "precision": "float32",
+    }
+    frame = frame.assign(settings=frame.settings.where(~trained, json.dumps(usual)), **columns)
+    changed = {name: value for name, value in (usual | of_last_seed).items() if value != "missing"}
+    return frame.assign(settings=frame.settings.where(~last, json.dumps(changed)))
+
+
+@pytest.mark.parametrize(
+    "of_last_seed",
+    [{"schedule": "fast", "pull": "prompt"}, dict.fromkeys(LATER, "missing"), {"val_accuracy": True}],
+    ids=["a default that is written out", "results from before a setting", "a number more"],
+)
+def test_runs_whose_settings_mean_the_same_are_one_curve(of_last_seed):
+    frame = with_settings(calm(), of_last_seed)
+    if "schedule" in of_last_seed:
+        frame["schedule"] = frame.schedule.where(frame.method != "coop", "fast")
+        frame["settings"] = frame.settings.map(
+            lambda text: json.dumps({"schedule": "fast"} | json.loads(text))
+        )
+    study = study_of(frame, "results")
+    plain = study_of(calm(), "results").runs.series.unique()
+    assert study.runs.series.unique().tolist() == plain.tolist()
+    assert "different settings" not in "\n".join(one.text for one in cautions(study))
+
+
+def test_the_papers_epochs_given_as_a_number_are_the_papers_schedule():
+    frame = calm()
+    last = (frame.method == "coop") & (frame.seed == 3)
+    frame["epochs"] = frame.epochs.where(frame.shots != 1, 50.0)
+    given = frame.epochs.map("quick: {:.0f} epochs".format)
+    study = study_of(
+        frame.assign(schedule=frame.schedule.where(~last | (frame.shots == 1), given)), "results"
+    )
+    assert [piece.schedule for piece in study.slices()] == ["paper"]
+    other = frame.assign(epochs=frame.epochs.where(~last, 30.0))
+    other["schedule"] = other.schedule.where(~last, "quick: 30 epochs")
+    assert len(study_of(other, "results").slices()) == 2
+
+
+def test_a_setting_without_a_column_is_no_other_seed():
+    """Runs of tip_adapter_f have no column of their epochs, nor cross_modal one of how it starts."""
+    rows = [
+        run(backbone="b", dataset="objects", method=method, shots=16, seed=seed, accuracy=50.0 + accuracy,
+            schedule=None, settings=json.dumps({name: value}))
+        for method, name, values in (
+            ("tip_adapter_f", "epochs", (20, 50)), ("cross_modal", "init", ("zero_shot", "random")),
+        )
+        for accuracy, value in enumerate(values) for seed in (1, 2)
+    ]  # fmt: skip
+    study = study_of(pd.DataFrame(rows), "results")
+    assert len(study.runs) == 8
+    assert study.runs.series.nunique() == 4
+
+
+def halves() -> pd.DataFrame:
+    """CoOp on half of the classes of pets, tested on both halves."""
+    frame = pd.DataFrame([
+        coop(backbone="b", dataset=f"pets:{half}", source="pets:base", shots=16, seed=seed, accuracy=70.0 + seed,
+             label="CoOp")
+        for half in ("base", "new") for seed in (1, 2, 3)
+    ])  # fmt: skip
+    return frame.assign(key=frame.seed.map(lambda seed: 64 * str(seed)))
+
+
+def test_runs_that_were_tested_on_one_half_of_the_classes_are_told():
+    assert "base to new" not in warned(halves())
+    frame = halves()
+    frame = frame[(frame.dataset == "pets:base") | (frame.seed != 2)]
+    text = warned(frame)
+    assert (
+        "Left out of base to new: 1 run tested on one half of the classes only: CoOp on pets, seed 2." in text
+    )
+    assert f"run `fastcoop evaluate results --targets pets:new --run {'2' * 12}`" in text
+    frame = halves()
+    assert "--targets pets:base" in warned(frame[(frame.dataset == "pets:new") | (frame.seed != 2)])
+    probes = frame[frame.dataset == "pets:base"].assign(
+        method="linear_probe", label="Probe", series="linear_probe"
+    )
+    text = warned(pd.concat([frame, probes.assign(key=["a", "b", "c"])]))
+    assert "3 runs tested on one half of the classes only: Probe on pets, seed 1; " in text
+    assert "What they learned belongs to these classes." in text
+    assert "evaluate" not in text
+    diverged = frame.assign(accuracy=frame.accuracy.where((frame.dataset != "pets:new") | (frame.seed != 2)))
+    assert "base to new" not in warned(diverged), "a diverged test is a test"

@@ -180,6 +180,8 @@ def test_published_numbers_are_each_there_once_with_a_source() -> None:
         ("zero_shot", {}, ""),
         ("coop", {"select": "last"}, "fixed"),
         ("coop", {"select": "best_val"}, "few_val"),
+        ("text_transform", {"learning_rate": "validation"}, "few_val"),
+        ("text_transform", {"learning_rate": 0.01}, "fixed"),
         ("linear_probe", {}, "few_val"),
     ],
 )
@@ -187,3 +189,33 @@ def test_methods_without_a_selection_say_what_they_were_chosen_on(
     method: str, settings: dict[str, str], expected: str
 ) -> None:
     assert field.chosen_on(pd.DataFrame({"method": [method], "settings": [settings]})) == expected
+
+
+def test_context_lengths_of_a_method_have_names_of_their_own(tmp_path: Path) -> None:
+    common = {"backbone": "b", "dataset": "pets", "method": "kgcoop", "class_position": "end", "shots": 16}
+    rows = [
+        run(**common, init="random", seed=seed, context_length=length, accuracy=50.0 + length)
+        for length in (4, 16) for seed in (1, 2)
+    ]  # fmt: skip
+    study = study_of(pd.DataFrame(rows), tmp_path)
+    with drawing(study.runs.series):
+        shots, *_ = field_fewshot.ITEM.make(study)
+    shown = {names[1]: cells["16 shots"].mean for names, cells in shots.table.rows if names[0] == "pets"}
+    assert shown == {"KgCoOp, M=16": 66.0, "KgCoOp, M=4": 54.0}
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [((4, 16, 32), 66.0), ((4, 32, 32), 82.0)])
+def test_figure_3_averages_no_context_lengths_of_a_method_of_ones_own(
+    tmp_path: Path, lengths: tuple[int, ...], expected: float
+) -> None:
+    """It draws CoOp's length, else the most frequent."""
+    common = {"backbone": "demo-resnet", "dataset": "pets", "method": "mine", "shots": 16, "init": "random"}
+    rows = [
+        run(**common, seed=seed, context_length=length, accuracy=50.0 + length)
+        for seed, length in enumerate(lengths)
+    ]
+    study = study_of(pd.concat([results(datasets=("pets",), shots=(16,)), pd.DataFrame(rows)]), tmp_path)
+    with drawing(study.runs.series):
+        (part,) = figure3.ITEM.make(study)
+    (cells,) = (cells for names, cells in part.table.rows if names[1] == "mine")
+    assert cells["16 shots"].mean == expected

@@ -32,7 +32,7 @@ from fastcoop.reports.items import (
 )
 from fastcoop.reports.study import study_of
 from fastcoop.reports.table import Table
-from tests.reports.made_up_results import coop, results, run, store_words
+from tests.reports.made_up_results import coop, results, run, store_words, whole_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +88,16 @@ def test_one_half_alone_is_no_base_to_new(tmp_path):
         base_to_new.ITEM.make(study_of(frame[frame.dataset.str.endswith(":base")], tmp_path))
 
 
+def test_runs_without_one_of_the_halves_are_counted_below_the_table(tmp_path):
+    frame = halves()
+    (part,) = base_to_new.ITEM.make(study_of(frame, tmp_path))
+    assert not any(note.startswith("Left out") for note in part.table.notes)
+    left = (frame.dataset == "pets:new") & (frame.seed == 2) & (frame.context_length == 16)
+    (part,) = base_to_new.ITEM.make(study_of(frame[~left], tmp_path))
+    assert "Left out: 1 run without an accuracy on one of the halves." in part.table.notes
+    assert cells(part.table)["pets", "CoOp (M=16, end)"]["base"].runs == 1
+
+
 def test_coop_on_half_of_the_classes_is_none_of_table_2(tmp_path):
     ensemble = run(
         backbone="b", dataset="pets", source="pets", method="ensemble", shots=0, seed=0, accuracy=60.0
@@ -95,6 +105,20 @@ def test_coop_on_half_of_the_classes_is_none_of_table_2(tmp_path):
     study = study_of(pd.concat([halves(("pets",)), pd.DataFrame([ensemble])]), tmp_path)
     with pytest.raises(Missing, match="CoOp on all classes of a dataset at 16 shots"):
         table2.ITEM.make(study)
+
+
+def test_averages_over_different_datasets_are_told_in_table_2(tmp_path):
+    frame = whole_study()
+    frame = frame[frame.dataset.isin(["objects", "textures", "digits"])]
+    (part,) = table2.ITEM.make(study_of(frame, tmp_path))
+    assert not any("different datasets" in note for note in part.table.notes)
+    lacking = {"demo-vit": "digits", "demo-resnet": "textures"}
+    left_out = frame.backbone.map(lacking) == frame.dataset
+    (part,) = table2.ITEM.make(study_of(frame[~left_out], tmp_path))
+    assert (
+        "The averages of the backbones are over different datasets (demo-resnet: objects, digits; demo-vit: objects, "
+        "textures)." in part.table.notes
+    )
 
 
 NAMES = {"objects": ["cat", "dog", "owl"], "sketch": ["cat", "dog"], "weather": ["sun"], "digits": ["one"]}
@@ -123,6 +147,22 @@ def test_transfer_has_a_row_per_source_and_method_and_the_mean_of_its_targets(tm
     assert row["mean of targets"].std == pytest.approx(statistics.stdev([62.0, 63.0]))
     assert found["objects", "Zero-shot CLIP"]["mean of targets"].mean == 44.0
     assert next(iter(found)) == ("objects", "Zero-shot CLIP")
+
+
+def test_the_mean_of_targets_is_of_all_of_them_or_not_given(tmp_path):
+    frame = moved()
+    one = (frame.dataset == "digits") & (frame.context_length == 4)
+    (part,) = cross_dataset.ITEM.make(study_of(frame[~one], tmp_path, NAMES))
+    found = cells(part.table)
+    assert found["objects", "CoOp (M=4, end)"]["mean of targets"] == ""
+    assert found["objects", "CoOp (M=16, end)"]["mean of targets"].mean == pytest.approx(62.5)
+    assert any("where one of them has no number, there is no mean" in note for note in part.table.notes)
+    (part,) = cross_dataset.ITEM.make(study_of(frame[~(one & (frame.seed == 2))], tmp_path, NAMES))
+    row = cells(part.table)["objects", "CoOp (M=4, end)"]
+    shown = [row[name].mean for name in ("weather", "digits")]
+    assert row["mean of targets"].mean == pytest.approx(statistics.mean(shown)), (
+        "the mean of what stands beside it"
+    )
 
 
 def test_what_was_not_tested_elsewhere_has_no_row_among_transfers():

@@ -14,10 +14,12 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.errors import UserError
+from fastcoop.reports.comparison import compare_results
 from fastcoop.results import calibration_error, load_predictions, load_results, merge_results
 from fastcoop.results.store import open_store
 from fastcoop.results.tables import select_rows
 from fastcoop.sweeps import sweep
+from tests.reports.made_up_results import coop
 
 FAILURES = """CREATE TABLE IF NOT EXISTS failures (
     key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,
@@ -122,7 +124,13 @@ TABLE = pd.DataFrame(
         "accuracy": [10.0, 20.5, 30.0, float("nan")],
         "init": ["random", "a photo", None, "random"],
         "class_specific": [False, True, False, False],
-        "settings": ['{"learning_rate": 0.002}', '{"learning_rate": 0.01}', "{}", '{"learning_rate": 0.002}'],
+        "epochs": [200.0, float("nan"), float("nan"), 50.0],
+        "settings": [
+            '{"learning_rate": 0.002, "epochs": "paper"}',
+            '{"learning_rate": 0.01, "epochs": 20}',
+            "{}",
+            '{"learning_rate": 0.002}',
+        ],
     }
 )
 
@@ -143,6 +151,8 @@ TABLE = pd.DataFrame(
         (["learning_rate=0.0020"], [0, 3]),
         (["learning_rate=none"], [2]),
         (["shots>0", "learning_rate<0.005", "accuracy>0"], [0]),
+        (["epochs=200"], [0]),
+        (["epochs=20"], [1]),
     ],
 )
 def test_conditions(conditions: list[str], left: list[int]) -> None:
@@ -208,6 +218,21 @@ def test_two_labels_are_compared_dataset_by_dataset(folder: Path, call: Callable
     assert (code, "Give either" in err) == (2, True)
 
 
+def test_targets_of_one_dataset_are_no_datasets_of_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five places of one source, each with the same runs: seeds are what varies."""
+    rows = [
+        coop(backbone="b", dataset=f"target {place}", source="objects", shots=16, seed=seed, label=label, features=None,
+             accuracy=50.0 + gain * (place + seed))
+        for place in range(5) for seed in (1, 2, 3) for label, gain in (("one", 0.0), ("two", 1.0))
+    ]  # fmt: skip
+    monkeypatch.setattr("fastcoop.reports.comparison.load_results", lambda folder: pd.DataFrame(rows))
+    (group,) = compare_results(tmp_path, labels=("one", "two"))
+    assert (group["over"], group["pairs"], len(group["datasets"])) == ("seeds", 15, 5)
+    assert group["difference"] == pytest.approx(4.0)
+
+
 def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_path: Path) -> None:
     merge_results([folder], tmp_path / "other")
     with sqlite3.connect(tmp_path / "other" / "results.sqlite") as db:
@@ -260,6 +285,19 @@ def test_pandas_reads_exports_and_the_store_with_nothing_of_ours(
     code, _, err = call("export", folder, tmp_path / "more.parquet")
     assert (code, "needs pyarrow" in err) == (2, True)
     assert {path.name for path in tmp_path.iterdir()} == {"runs.csv", "coop.parquet"}
+
+
+def test_an_export_replaces_no_other_table(folder: Path, call: Callable, tmp_path: Path) -> None:
+    for name in ("runs.csv", "runs.parquet"):
+        path = tmp_path / name
+        assert call("export", folder, path)[0] == 0
+        assert call("export", folder, path, "--where", "method=coop")[0] == 0, "an export is replaced"
+        own = pd.DataFrame({"mine": [1]})
+        own.to_csv(path) if name.endswith(".csv") else own.to_parquet(path)
+        kept = path.read_bytes()
+        code, _, err = call("export", folder, path)
+        assert (code, f"{path} is already there" in err) == (2, True)
+        assert path.read_bytes() == kept
 
 
 def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(

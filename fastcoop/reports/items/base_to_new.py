@@ -7,6 +7,7 @@ from statistics import harmonic_mean, mean
 
 import pandas as pd
 
+from fastcoop.progress import counted
 from fastcoop.reports import field, frames
 from fastcoop.reports.item import Exhibit, Item, Value, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
@@ -18,7 +19,8 @@ MEAN_OF_H = "mean of harmonic means"
 
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
-    found = _halves(piece)
+    tested = frames.halves(piece.everything)
+    found = tested.dropna(subset=["base", "new"])
     title = f"Base to new classes at {frames.in_shots(found.shots.max())} ({piece.subtitle})"
     more = field.fact_columns(found)
     table = Table(title, ("dataset", "method"), (*COLUMNS, MEAN_OF_H, *more), "tested on")
@@ -45,31 +47,11 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         " mean is that of the two means; its deviation is over the harmonic means of the seeds. The mean of harmonic"
         " means is over the harmonic mean of each dataset; both definitions are in use, and published numbers mix them."
     )
+    if left_out := len(tested) - len(found):
+        table.notes.append(f"Left out: {counted(left_out, 'run')} without an accuracy on one of the halves.")
     if more:
         table.notes += ["ECE is that of the base classes.", *field.NOTES]
     return [Exhibit(piece.suffix, piece.subtitle, None, table)]
-
-
-def _halves(piece: Slice) -> pd.DataFrame:
-    """Return accuracies on the classes of the training images (``base``) and on the others (``new``).
-
-    There is one row per dataset (``family``), series, context length, initialization and seed, zero-shot CLIP included.
-    Raises Missing if nothing was tested on both halves.
-    """
-    frame = piece.everything[piece.everything.classes != "all"]
-    frame = frame.assign(family=frame.dataset.str.rsplit(":", n=1).str[0])
-    frame = frames.own_prompt(frame[(frame.source == frame.family + ":base") | (frame.shots == 0)])
-    if (frame.shots > 0).any():
-        frame = frame[frame.shots.isin((0.0, frames.moved_shots(frame[frame.shots > 0])))]
-    frame = frames.with_init(frame.fillna({"context_length": 0.0}))
-    keys = ["family", "series", "context_length", "init", "shots", "seed"]
-    wide = frame.pivot_table(index=keys, columns="classes", values="accuracy", sort=False)
-    for name in ("key", "method"):
-        wide[name] = frame.groupby(keys, sort=False)[name].first()
-    if not {"base", "new"} <= set(wide.columns) or wide.dropna().empty:
-        halves = "the first half of the classes (NAME:base)"
-        raise frames.Missing(f"no run learned on {halves} was tested on both halves")
-    return wide.dropna().reset_index()
 
 
 def _average(rows: pd.DataFrame) -> Cells:

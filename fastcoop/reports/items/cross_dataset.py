@@ -31,7 +31,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     table.mark_best(columns=(SOURCE, *targets, MEAN), second=True, without=field.OFFICIAL)
     table.notes.append(
         "The context is learned on the source only and precedes the targets' own class names; zero-shot CLIP uses each"
-        " dataset's own prompt. The mean is over the targets that have a number; the best are marked per source."
+        " dataset's own prompt. The mean is over all targets of the source; where one of them has no number, there is"
+        " no mean. The best are marked per source."
     )
     if more:
         table.notes += ["ECE is that of the source.", *field.NOTES]

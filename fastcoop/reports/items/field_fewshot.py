@@ -64,7 +64,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     official = runs["selection"] == "official" if "selection" in runs else False
     ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
     curves = chart.lines(shown, "shots", ticks, chart.SHOTS, name_of, ranked, ("kind", "series", "shots"))
-    timed = averaged[averaged.shots.isin((0, most)) & averaged.kind.isin(drawn.kind)]
+    timed = averaged if average.startswith(frames.AVERAGE) else runs[runs.dataset == average]
+    timed = timed[timed.shots.isin((0, most)) & timed.kind.isin(drawn.kind)]
     title = f"Accuracy against training cost ({piece.subtitle})"
     cost = _cost(piece, title, average, drawn, timed, most)
     return [

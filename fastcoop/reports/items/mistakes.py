@@ -66,7 +66,8 @@ def _shown_runs(study: Study) -> list[tuple[Any, Any]]:
     """Return (run, the run it is compared with or None), rows of the study's table, one per tested dataset."""
     if study.chosen:
         keys = list(study.chosen)
-        rows = study.runs[study.runs.key.isin(keys)]
+        every = pd.concat([study.runs, study.repeated])
+        rows = every[every.key.isin(keys)]
         rows = rows.assign(place=rows.key.map(keys.index)).sort_values("place", kind="stable")
         groups = (list(frames.rows_of(frame)) for _, frame in rows.groupby("dataset", sort=False))
         return [(first, others[0] if others else None) for first, *others in groups]

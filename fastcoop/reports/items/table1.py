@@ -49,8 +49,9 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         kinds = frames.kinds(runs)
         times = Counter((kind.series, kind.length) for kind in kinds)
         for kind in kinds:
-            series, length, _, frame = kind
-            name = piece.name_of(series, length) if times[series, length] == 1 else kind.name
+            series, length, frame = kind.series, kind.length, kind.runs
+            is_alone = times[series, length] == 1 and (not kind.has_others or series.startswith("coop"))
+            name = piece.name_of(series, length) if is_alone else kind.name
             cells = frames.cells_of(frames.summarize(frame, ["dataset"]), "dataset", columns)
             cells |= {mean: frames.mean_cell(frame, targets) for mean in means}
             table.add((name,), cells)

@@ -29,13 +29,16 @@ def make(study: Study) -> list[Exhibit]:
     exhibits = []
     for schedule, (suffix, runs) in of_schedules.items():
         setting = frames.main_setting(next(iter(runs.values())))._replace(shots=shots)
-        found = {
-            backbone: frames.panels(own[own.series.isin(NAMES)], ["series"]) for backbone, own in runs.items()
-        }
+        runs = {backbone: own[own.series.isin(NAMES)] for backbone, own in runs.items()}
+        found = {backbone: frames.panels(own, ["series"]) for backbone, own in runs.items()}
         notes = schedule_note(schedule), diverged_note(study.diverged)
         title = joined(f"Ensembling and CoOp at {frames.in_shots(shots)}", *notes)
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
         table.notes = [f"{backbone}: {note}" for backbone, (_, notes) in found.items() for note in notes]
+        averaged = {one: frames.averaged_datasets(own, ["series"]) for one, own in runs.items()}
+        if len(set(map(frozenset, averaged.values()))) > 1:
+            each = "; ".join(f"{one}: {', '.join(names) or 'none'}" for one, names in averaged.items())
+            table.notes.append(f"The averages of the backbones are over different datasets ({each}).")
         for dataset in dict.fromkeys(name for summaries, _ in found.values() for name in summaries):
             for series, name in NAMES.items():
                 cells = {
