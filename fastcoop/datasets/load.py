@@ -177,8 +177,9 @@ def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
         return
     for other in others:
         with suppress(UserError):  # reported when that dataset is loaded
-            is_dataset = not other.is_dir() or is_described(other) or Tree(other).listing().folders
-            if is_dataset and read_config(other).name == name and not os.path.samefile(other, place):
+            if read_config(other).name != name or os.path.samefile(other, place):
+                continue  # without a look into the folder: there may be thousands beside this one
+            if not other.is_dir() or is_described(other) or Tree(other).listing().folders:
                 yield (
                     f"{place} and {other} are both called {name}, so that their features and results would be mixed "
                     f"up; {rename}."

@@ -25,6 +25,15 @@ JPEG = _jpeg()
 
 
 @pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder that is alone in its own: a dataset is compared with all that lie beside it, so that those of other
+    tests would take seconds."""
+    alone = tmp_path / tmp_path.name
+    alone.mkdir()
+    return alone
+
+
+@pytest.fixture
 def put() -> Callable[[Path, Iterable[str]], None]:
     """Write a small JPEG at each of some paths under a folder."""
 
