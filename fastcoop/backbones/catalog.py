@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from fastcoop.backbones.tokenizer import DEFAULT_LENGTH
 from fastcoop.backbones.weights import expected_sha256
 from fastcoop.errors import UserError, unknown
 
-MODELS = Path(__file__).with_name(
-    "models.csv"
-)  # facts of open_clip's models, written by tools/count_backbones.py
+# Facts of open_clip's models, written by tools/count_backbones.py.
+MODELS = Path(__file__).with_name("models.csv")
 # Of `PromptCost`: classes, context vectors, tokens of a class name, and a prompt's start, full stop and end.
 CLASSES, VECTORS, NAME_TOKENS, AROUND = 100, 16, 2, 3
 CLIP_TOKENIZER = "CLIP's own"
@@ -122,11 +121,11 @@ def list_backbones(text: str | None = None) -> list[Listed]:
     inside = sorted(Path(text).expanduser().glob("*")) if text else []
     if models := list(filter(_is_readable, inside)):
         return [_of_folder(path, str(path)) for path in models]
-    named = _named()
-    found = [name for name in named if text is None or _plain(text) in _plain(name)]
+    known = _known()
+    found = [look for name, look in known.items() if text is None or _plain(text) in _plain(name)]
     if not found:
-        raise unknown("backbone", text, named)
-    return sorted(map(_listed, found), key=lambda one: not one.at_hand)
+        raise unknown("backbone", text, known)
+    return sorted((look() for look in found), key=lambda one: not one.at_hand)
 
 
 def find_backbone(name: str) -> Listed | None:
@@ -142,29 +141,28 @@ def find_backbone(name: str) -> Listed | None:
         return _of_folder(folder, name)
     if path.is_dir() and is_model_path(path):
         return _of_folder(path, name)
-    known = {_plain(one): one for one in _named()}
+    known = {_plain(one): look for one, look in _known().items()}
     model, _, tag = name.partition(":")
-    found = known.get(_plain(model)) or known.get(_plain(model).removesuffix("-gelu"))
-    if found is None:
+    look = known.get(_plain(model)) or known.get(_plain(model).removesuffix("-gelu"))
+    if look is None:
         return None
-    one = _listed(found)
+    one = look()
     if not tag:
         return one
     chosen = tuple(weights for weights in one.weights if weights.tag == tag)
     if (file := Path(tag).expanduser()).is_file():
         chosen = (ListedWeights(name, file),)
     if not chosen:
-        raise unknown(f"file or tag of {found}", tag, (weights.tag for weights in one.weights))
+        raise unknown(f"file or tag of {one.name}", tag, (weights.tag for weights in one.weights))
     return replace(one, weights=chosen)
 
 
 def weights_at_hand() -> list[ListedWeights]:
     """Return the weights on this machine: embedded ones, models in Hugging Face's cache, and open_clip's tags."""
-    embedded = [ListedWeights(path.stem, path) for path in sorted(EMBEDDED_WEIGHTS.glob("*.safetensors"))]
+    embedded = [ListedWeights(path.stem, path) for path in _embedded()]
     cached = [ListedWeights(name, sources.find_weights(folder)) for name, folder in _hub_models().items()]
-    tags = [
-        _of_tag(*tag) for tag in open_clip_part("pretrained").list_pretrained()
-    ]  # all of open_clip takes seconds
+    pretrained = open_clip_part("pretrained")  # all of open_clip takes seconds
+    tags = [_of_tag(*tag) for tag in pretrained.list_pretrained()]
     return [one for one in (*embedded, *cached, *tags) if one.file]
 
 
@@ -269,20 +267,24 @@ def _millions(number: int | None) -> str:
     return "not counted" if number is None else f"{number / 1e6:,.1f} M"
 
 
-def _named() -> list[str]:
-    """Return the names of embedded backbones, of models in Hugging Face's cache, and of open_clip's models."""
-    embedded = [path.stem for path in sorted(EMBEDDED_WEIGHTS.glob("*.safetensors"))]
-    return [*embedded, *_hub_models(), *open_clip.list_models()]
+def _known() -> dict[str, Callable[[], Listed]]:
+    """Return what lists each embedded backbone, model in Hugging Face's cache and model of open_clip, by its name."""
+    embedded = {path.stem: partial(_of_embedded, path) for path in _embedded()}
+    cached = {name: partial(_of_folder, folder, name) for name, folder in _hub_models().items()}
+    return {**embedded, **cached, **{name: partial(_of_open_clip, name) for name in open_clip.list_models()}}
 
 
-def _listed(name: str) -> Listed:
-    embedded = EMBEDDED_WEIGHTS / f"{name}.safetensors"
-    if embedded.is_file():
-        with safe_open(embedded, framework="pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
-        return _of_config(name, config, [ListedWeights(name, embedded)])
-    if folder := _hub_models().get(name):
-        return _of_folder(folder, name)
+def _embedded() -> list[Path]:
+    return sorted(EMBEDDED_WEIGHTS.glob("*.safetensors"))
+
+
+def _of_embedded(path: Path) -> Listed:
+    with safe_open(path, framework="pt") as file:
+        config = json.loads((file.metadata() or {})["config"])
+    return _of_config(path.stem, config, [ListedWeights(path.stem, path)])
+
+
+def _of_open_clip(name: str) -> Listed:
     weights = [_of_tag(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     if name in _table():
         return _of_facts(name, _table()[name], weights)

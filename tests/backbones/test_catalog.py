@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -179,6 +180,23 @@ def test_models_in_the_hub_s_cache_and_in_folders_are_listed(
     code, out, _ = run("models/tiny")
     assert code == 0
     assert "--backbone models/tiny" in out
+
+
+def test_a_cached_model_is_read_once_to_find_it_and_once_to_list_it(
+    caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = snapshot(caches, "somebody/birds-clip")
+    cached.parent.mkdir(parents=True)
+    write_backbone(cached)
+    read, folders = sources.read_folder_config, list[Path]()
+
+    def counted(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
+        folders.append(folder)
+        return read(folder)
+
+    monkeypatch.setattr(sources, "read_folder_config", counted)
+    assert "hf-hub:somebody/birds-clip" in [one.name for one in list_backbones()]
+    assert folders == [cached, cached]
 
 
 def test_a_page_has_every_fact_and_commands_that_parse(run: Command) -> None:
