@@ -23,7 +23,6 @@ CLASS = "[CLASS]"
 VECTORS = re.compile(r"\s*\[V\](?:x(\d+))?\s*")
 PLACEHOLDER = "X"  # stands for a context vector in the official code
 FRAME_LENGTH = 8  # tokens; more than any tokenizer puts around a text
-UNLIMITED = 4096  # tokens, where the tower's own limit is checked later
 
 
 @dataclass(frozen=True)
@@ -163,18 +162,18 @@ def frame_of(tokenizer: Tokenizer) -> Frame:
     return Frame(tuple(empty[:start]), tuple(empty[start : max(stop, start + 1)]))
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int = 77) -> list[list[int]]:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int | None = 77) -> list[list[int]]:
     """Return each text's token ids from the start token to the end token, without padding.
 
-    Raises UserError for a text of more than ``context_length`` tokens.
+    Raises UserError for a text of more than ``context_length`` tokens (None: of any number).
     """
     start, end = frame_of(tokenizer)
-    # The tokenizer cuts silently at its length, so it gets a longer one than the tower has.
-    long = max(4 * context_length, 3 * max((len(text) for text in texts), default=0) + 2)
+    # The tokenizer cuts silently at its length. A character is at most four bytes, and a byte one token.
+    long = FRAME_LENGTH + 4 * max(map(len, texts), default=0)
     rows = tokenizer(list(texts), context_length=long).tolist()
     sequences = [row[: row.index(end[0], len(start)) + len(end)] for row in rows]
     for text, sequence in zip(texts, sequences, strict=True):
-        if len(sequence) > context_length:
+        if context_length is not None and len(sequence) > context_length:
             raise UserError(
                 f'The prompt "{text}" has {len(sequence)} tokens with its start and end, but the text tower '
                 f"reads at most {context_length}; shorten it."
@@ -201,9 +200,9 @@ def _class_prompts(
     tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, context_length: int
 ) -> tuple[Prompt, ...]:
     pattern, (start, end) = layout.pattern, frame_of(tokenizer)
-    whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], UNLIMITED)
+    whole = tokenize(tokenizer, [pattern.words.replace(CLASS, name) for name in names], None)
     before = list(dict.fromkeys(words.replace(CLASS, name) for words, _ in pattern.groups for name in names))
-    tokenized = zip(before, tokenize(tokenizer, before, UNLIMITED), strict=True)
+    tokenized = zip(before, tokenize(tokenizer, before, None), strict=True)
     stops = {text: len(ids) - len(end) for text, ids in tokenized}
     prompts = []
     for k, (name, tokens) in enumerate(zip(names, whole, strict=True)):

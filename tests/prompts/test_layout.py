@@ -121,6 +121,18 @@ def test_what_does_not_fit_is_named_with_its_count():
     assert len(class_prompts(TOKENIZER, [long], PromptLayout(14))[0]) == 77
 
 
+def test_the_tokenizer_is_asked_for_no_more_positions_than_the_words_can_take():
+    """It fills a row per class: for ImageNet's thousand, 16,384 positions of each take a second."""
+    asked = []
+
+    def tokenizer(texts, context_length):
+        asked.append(context_length)
+        return TOKENIZER(texts, context_length)
+
+    assert class_prompts(tokenizer, ["cat", "猫" * 20], PromptLayout(4))
+    assert max(asked) < 200
+
+
 @pytest.mark.parametrize("names", [[], ["cat", ""], ["cat", "_"]])
 def test_missing_names_are_refused(names):
     with pytest.raises(UserError, match="name"):
