@@ -59,6 +59,8 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if image.format == "EPS":  # Pillow would let Ghostscript run it
+                raise UnreadableImage("it is PostScript, a program that draws a picture, which is not run")
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width} x {height} pixels is more than the {MAX_PIXELS} allowed")

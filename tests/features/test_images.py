@@ -11,7 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -275,6 +275,18 @@ def test_damaged_files_are_unreadable(kind: str, tmp_path: Path) -> None:
     path.write_bytes(damaged()[kind])
     with pytest.raises(UnreadableImage):
         read_rgb(path)
+
+
+def test_postscript_under_a_picture_s_name_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **options: ran.append(given) or RGB.im)
+    path = tmp_path / "cat.jpg"
+    RGB.save(path, "EPS")
+    with pytest.raises(UnreadableImage, match="PostScript, a program"):
+        read_rgb(path)
+    assert not ran
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
