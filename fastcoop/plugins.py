@@ -22,10 +22,6 @@ T = TypeVar("T")
 log = logging.getLogger("fastcoop")
 
 
-class _Entries(list[EntryPoint]):
-    """The entry points of one name, in place of an object that has not been imported."""
-
-
 class Registry(UserDict[str, T]):
     """A mapping of fastcoop's own objects of one kind, followed by those of installed packages.
 
@@ -47,14 +43,13 @@ class Registry(UserDict[str, T]):
     @cached_property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
         data: dict[str, Any] = dict(self._own)
-        for entry in dict.fromkeys(
-            entry_points(group=self.group)
-        ):  # a folder may be on the import path twice
+        found = dict.fromkeys(entry_points(group=self.group))  # a folder may be on the import path twice
+        for entry in found:
             if entry.name in self._own:
                 message = 'The %s "%s" of the package %s is not used: fastcoop has its own.'
                 log.warning(message, self.kind, entry.name, _package(entry))
             else:
-                data.setdefault(entry.name, _Entries()).append(entry)
+                data.setdefault(entry.name, []).append(entry)  # a list: not imported yet
         return data
 
     def __getitem__(self, name: str) -> T:
@@ -65,11 +60,11 @@ class Registry(UserDict[str, T]):
             UserError: Its package cannot be imported or provides something else, or several packages provide it.
         """
         found = self.data[name]
-        if isinstance(found, _Entries):
+        if isinstance(found, list):
             found = self.data[name] = self._load(name, found)
         return found
 
-    def _load(self, name: str, entries: _Entries) -> T:
+    def _load(self, name: str, entries: list[EntryPoint]) -> T:
         packages = list(map(_package, entries))
         if len(packages) > 1:
             raise UserError(

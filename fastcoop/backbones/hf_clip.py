@@ -38,18 +38,16 @@ ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {  # QuickGELU or not, and
 }
 # Names of this format and open_clip's, in the order in which they are replaced.
 NAMES = (
-    (r"^(text|vision)_model\.embeddings\.position_ids$", ""),
-    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
-    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^text_model\.", ""),
+    (r"^vision_model\.", "visual."),
+    (r"\bembeddings\.", ""),
+    (r"\bposition_embedding\.weight$", "positional_embedding"),
+    (r"\bpatch_embedding\.", "conv1."),
+    (r"\bencoder\.layers\.", "transformer.resblocks."),
+    (r"\bfinal_layer_norm\.", "ln_final."),
+    (r"\bpre_layrnorm\.", "ln_pre."),
+    (r"\bpost_layernorm\.", "ln_post."),
     (r"^text_projection\.weight$", "text_projection"),
-    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
-    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
     (r"^visual_projection\.weight$", "visual.proj"),
     (r"\.layer_norm([12])\.", r".ln_\1."),
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
@@ -140,7 +138,7 @@ def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         if name in ("text_projection", "visual.proj"):
             value = value.t().contiguous()
-        if name:
+        if not name.endswith("position_ids"):  # not weights
             out[name] = value
     for key in [key for key in out if ".attn.q_proj." in key]:
         parts = [out.pop(key.replace("q_proj", f"{part}_proj"), None) for part in "qkv"]

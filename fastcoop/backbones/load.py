@@ -42,11 +42,8 @@ WITHOUT_WEIGHTS = {
     "no_causal_mask hf_pooler_type",
     "vision_cfg": "act_kwargs norm_kwargs pool_type final_ln_after_pool attn_pooler_heads",
 }
-OF_OTHER_TOWERS = (
-    "no_causal_mask",
-    "embed_cls",
-    "hf_model_name",
-)  # in text_cfg: the digest covers the tokenizer too
+# In text_cfg: the digest covers the tokenizer too.
+OF_OTHER_TOWERS = ("no_causal_mask", "embed_cls", "hf_model_name")
 OLD_POSITIONS = "text.transformer.embeddings.position_ids"  # in checkpoints of older versions of transformers
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
@@ -212,10 +209,8 @@ def load_backbone(
 
 def _find_source(name: str, pretrained: str | Path, force_quick_gelu: bool | None) -> _Source:
     path, is_named = Path(pretrained).expanduser(), False
-    is_tag = str(pretrained) in {
-        tag for _, tag in open_clip.list_pretrained()
-    }  # a folder may have a tag's name
-    if sources.is_model_folder(path) or (path.is_dir() and not is_tag):
+    tags = (tag for _, tag in open_clip.list_pretrained())  # a folder may have a tag's name
+    if sources.is_model_folder(path) or (path.is_dir() and str(pretrained) not in tags):
         path = sources.find_weights(path)
     elif path.is_file():
         is_named = _open_clip_model(name) is not None

@@ -173,9 +173,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             content = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(content, dict):
                 return {key: _array(content[key]) for key in KEYS if key in content}
-    except (
-        Exception
-    ) as error:  # damaged files may raise anything, and torch's messages tell how to run their contents
+    except Exception as error:  # of any type; torch's messages tell how to run what a file contains
         reason = isinstance(error, OSError) and error.strerror
         raise UserError(
             f"{path} was not loaded: {reason or 'it is damaged, or holds other things than plain arrays'}."

@@ -30,9 +30,8 @@ class Pictures:
 
     root: Path  # the dataset's folder
     paths: tuple[str, ...]  # posix paths relative to ``root``
-    files: (
-        np.ndarray
-    )  # `FILE` records of the images that the run was tested on; those of unknown files have size -1
+    # `FILE` records of the images that the run was tested on; those of unknown files have size -1.
+    files: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -82,15 +82,12 @@ def find_dataset(
     Raises:
         UserError: As `load_dataset` and `FeatureStore.open`.
     """
-    if isinstance(spec, Dataset):
-        return spec
-    name, half = split_spec(str(spec))
-    if half is not None:
-        return half_of(find_dataset(name, data_root, class_names), half)
-    if Path(spec).suffix != ".h5":
+    name, half = ("", None) if isinstance(spec, Dataset) else split_spec(str(spec))
+    if Path(name).suffix != ".h5":
         return load_dataset(spec, data_root, class_names)
-    under_root = Path(data_root or "").expanduser() / spec
-    return FeatureStore.open(under_root if under_root.is_file() else Path(spec).expanduser()).as_dataset()
+    under_root = Path(data_root or "").expanduser() / name
+    store = FeatureStore.open(under_root if under_root.is_file() else Path(name).expanduser())
+    return store.as_dataset() if half is None else half_of(store.as_dataset(), half)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
