@@ -13,8 +13,9 @@ Functions have the names of the commands: ``cache_features``, ``sweep``, ``evalu
 from __future__ import annotations
 
 import logging
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastcoop.memo import late_names
 
 __version__ = "0.1.0"
 
@@ -75,25 +76,8 @@ if TYPE_CHECKING:
     from fastcoop.sweeps.evaluation import evaluate
     from fastcoop.sweeps.grid_sweep import sweep
     from fastcoop.sweeps.interpretation import interpret
-
-_MODULES = {
-    "backbones": "Backbone backbone_from_spec load_backbone",
-    "datasets": "Dataset few_shot load_dataset write_class_names",
-    "engine": "CrossEntropy FastSchedule Images Objective PromptEncoder PromptLearner PullToPrompt Run Trained "
-    "encode_prompts train",
-    "errors": "FastcoopError MissingFile UserError",
-    "exchange": "Classifier export_run find_run import_coop make_classifier predict",
-    "features": "FeatureStore PictureFinder cache_features check_store import_features",
-    "methods.estimators": "CoOpClassifier LinearProbe MethodClassifier PromptEnsemble TextBias "
-    "TextTransform ZeroShot CrossModalLinearProbe GDA ProKeR TipAdapter TipAdapterF "
-    "TaskRes CLIPAdapter LPPlusPlus ZeroShotLinearProbe CLAP ProLIP KgCoOp ProGrad "
-    "TCP CoCoOp",
-    "prompts": "PromptLayout initial_contexts nearest_words",
-    "reports": "report",
-    "results": "confusion load_contexts load_predictions load_results merge_results mistakes paired_test",
-    "sweeps": "sweep evaluate interpret",
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+else:  # so that ``fastcoop --help`` loads no torch
+    __getattr__ = late_names(__name__)
 
 __all__ = [
     "CLAP", "GDA", "TCP", "Backbone", "CLIPAdapter", "Classifier", "CoCoOp", "CoOpClassifier",
@@ -109,13 +93,6 @@ __all__ = [
 ]  # fmt: skip
 
 logging.getLogger("fastcoop").addHandler(logging.NullHandler())
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that ``fastcoop --help`` does not load torch."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'fastcoop' has no attribute {name!r}")
-    return getattr(import_module(f"fastcoop.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

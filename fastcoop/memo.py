@@ -1,9 +1,13 @@
-"""What is done once or late: function results that are kept, and objects that are made when they are used."""
+"""What is done once or late: function results that are kept, objects and imports that are made when they are used."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from importlib import import_module
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -40,3 +44,21 @@ class Late:
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._make(), attribute)
+
+
+def late_names(package: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package: its imports ``if TYPE_CHECKING`` are made when a name is first used.
+
+    So planning, ``--help`` and reading results load no torch, and type checkers see plain imports.
+    """
+    source = ast.parse(inspect.getsource(sys.modules[package])).body
+    (block,) = (node for node in source if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name: str(node.module) for node in imports for alias in node.names}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(modules[name]), name)
+
+    return get

@@ -1,10 +1,18 @@
 """Encode prompts through the frozen text tower, exactly, and train many runs together: docs/engine.md."""
 
-from fastcoop.engine.encoder import PromptEncoder, PromptLearner, encode_prompts
-from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training
-from fastcoop.engine.objectives import CrossEntropy, Images, Objective, ProjectedGradient, PullToPrompt
-from fastcoop.engine.runs import FastSchedule, Run, Trained
-from fastcoop.engine.training import train
+from typing import TYPE_CHECKING
+
+from fastcoop.memo import late_names
+
+if TYPE_CHECKING:
+    from fastcoop.engine.encoder import PromptEncoder, PromptLearner, encode_prompts
+    from fastcoop.engine.fit import RunShape, TrainingPlan, plan_training
+    from fastcoop.engine.objectives import CrossEntropy, Images, Objective, ProjectedGradient, PullToPrompt
+    from fastcoop.engine.runs import Run, Trained
+    from fastcoop.engine.schedule import FastSchedule
+    from fastcoop.engine.training import train
+else:
+    __getattr__ = late_names(__name__)
 
 __all__ = [
     "CrossEntropy", "FastSchedule", "Images", "Objective", "ProjectedGradient", "PromptEncoder", "PromptLearner",
