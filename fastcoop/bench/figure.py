@@ -23,10 +23,11 @@ from fastcoop.datasets import Split
 from fastcoop.datasets.dataset import make_dataset
 from fastcoop.datasets.official import OFFICIAL, paper_class_names
 from fastcoop.engine import FastSchedule, Run, RunShape, plan_training, train
-from fastcoop.engine.runs import BATCH_SIZE, steps_per_epoch
+from fastcoop.engine.schedule import BATCH_SIZE, steps_per_epoch
 from fastcoop.engine.weights import Precision
-from fastcoop.features.encode import Encoding, cut_chunks, encode_chunks
+from fastcoop.features.encode import encode_chunks
 from fastcoop.features.images import pillow_defaults
+from fastcoop.features.plan import Encoding, cut_chunks
 from fastcoop.methods.estimators import LinearProbe
 from fastcoop.methods.scores import LinearClassifier, score_all
 from fastcoop.reports.report import report

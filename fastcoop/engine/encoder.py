@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
+from fastcoop.engine.fit import check_layer
 from fastcoop.engine.forest import Forest, Trees, Workspace
+from fastcoop.engine.packing import tree_key
 from fastcoop.engine.tower import AnyPass, AnyWorkspace, ForestPass, build_pass, new_workspace
-from fastcoop.engine.tree_layout import OrderedSum, TreeLayout, tree_key
+from fastcoop.engine.tree_layout import OrderedSum, TreeLayout
 from fastcoop.engine.weights import disable_autocast, limit_threads, row_rule
 from fastcoop.errors import UserError
-from fastcoop.progress import counted
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.vectors import initial_contexts
 
@@ -160,17 +161,6 @@ class ClassTokenEncoder:
         """
         given = [contexts.to(self._device), tokens.to(self._device).flatten(1, 2)]
         return _class_features(self._pass(len(contexts)), given)[0]
-
-
-def check_layer(backbone: Backbone, layer: int) -> None:
-    """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
-    layers = backbone.shared_text.layers
-    if not 1 <= layer < layers:
-        most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
-        raise UserError(
-            f"Expected a layer {most}, at whose input context vectors are replaced, got {layer}: the text tower of "
-            f"{backbone.name} has {counted(layers, 'layer')}, counted from 0."
-        )
 
 
 def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | None = None) -> list[Tensor]:

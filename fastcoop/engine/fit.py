@@ -1,6 +1,7 @@
 """What fits: what a set of runs costs (rows, bytes, operations), and which of them train at once.
 
-`plan_training` works on sizes alone and folds no weights. `train` fills its batches by the same rule, `BatchBudget`.
+`plan_training` works on sizes alone: it folds no weights and needs no torch. `train` fills its batches by the same
+rule, `BatchBudget`.
 """
 
 from __future__ import annotations
@@ -8,19 +9,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
-from fastcoop.backbones import Backbone, PlainTower, TextTower
-from fastcoop.engine.plain import PlainLayout, prompts_of
-from fastcoop.engine.tree_layout import TreeKey, pack_tree, tree_key, tree_of
-from fastcoop.engine.weights import CPU_CHUNK, Precision, dtype_of
+from fastcoop.engine.packing import TreeKey, pack_tree, tree_key, tree_of
+from fastcoop.errors import UserError
 from fastcoop.memo import memoize
+from fastcoop.progress import counted
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.tree import Tree
 
+if TYPE_CHECKING:  # a plan needs no torch
+    import torch
+
+    from fastcoop.backbones import Backbone, TextTower
+    from fastcoop.engine.weights import Precision
+
 FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
+# Most rows of a CPU's product: the MLP activations of 512-wide towers (15 MB) stay in the last-level cache.
+CPU_CHUNK = 1920
 CPU_ROWS = 4096  # a CPU's dense products are at full speed by then; more rows only take memory
 GPU_ROWS = 131072  # chosen, not measured: twice the nodes that should fill a large GPU
 SPARE_ROWS = 144  # rows that fill up CPU products (`RowRule`); measured in training, typical here
@@ -209,11 +217,12 @@ def plan_training(
     Raises:
         UserError: For a prompt that does not fit the text tower.
     """
-    text, on_cpu = backbone.text, backbone.device.type == "cpu"
-    item_bytes = (dtype_of(precision) or text.dtype).itemsize
+    text: Any = backbone.text
+    on_cpu = backbone.device.type == "cpu"
+    item_bytes = 4 if precision == "tf32" else (precision or text.dtype).itemsize
     memory = usable_bytes(backbone.device) if memory_budget is None else memory_budget
     costs = [_run_cost(backbone, run, item_bytes, on_cpu) for run in runs]
-    if isinstance(text, PlainTower):
+    if not text.is_shared:
         scratch = max((cost.tree.part_bytes for cost in costs), default=0)
         left = max(0, memory - scratch)  # what does not fit is computed again
         trees = (replace(c.tree, activation_bytes=min(c.tree.activation_bytes, left)) for c in costs)
@@ -247,8 +256,10 @@ def _run_cost(backbone: Backbone, run: RunShape, item_bytes: int, on_cpu: bool) 
 def _tree_cost(
     backbone: Backbone, names: tuple[str, ...], layout: PromptLayout, item_bytes: int, on_cpu: bool
 ) -> TreeCost:
-    text = backbone.text
-    if isinstance(text, PlainTower):
+    text: Any = backbone.text
+    if not text.is_shared:
+        from fastcoop.engine.plain import PlainLayout, prompts_of
+
         prompts = prompts_of(backbone.tokenizer, names, layout, text.context_length)
         plain = PlainLayout(prompts, text)
         kept = plain.cost.kept_bytes * item_bytes // text.dtype.itemsize
@@ -300,14 +311,27 @@ def _flops(tree: Tree, rows: int, text: TextTower) -> float:
     return attention + both * (first + middle + last + len(leaves) * width * text.dim)
 
 
-def usable_bytes(device: torch.device) -> int:
+def check_layer(backbone: Backbone, layer: int) -> None:
+    """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
+    layers = backbone.shared_text.layers
+    if not 1 <= layer < layers:
+        most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
+        raise UserError(
+            f"Expected a layer {most}, at whose input context vectors are replaced, got {layer}: the text tower of "
+            f"{backbone.name} has {counted(layers, 'layer')}, counted from 0."
+        )
+
+
+def usable_bytes(device: torch.device | str) -> int:
     """Return the memory that training takes where no budget is given: a fraction of the free memory."""
     return int(FREE_FRACTION * free_bytes(device))
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device | str) -> int:
     """Return the free memory of a device in bytes; on a GPU, with what torch caches for its own next tensors."""
-    if device.type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     return int(psutil.virtual_memory().available)
@@ -317,5 +341,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that an allocation failed, on a GPU or on the CPU."""
     # Not every part of CUDA raises torch's error: "CUDA error: out of memory" comes from loading kernels and graphs.
     messages = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    is_memory_error = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return is_memory_error or any(message in str(error) for message in messages)
+    return isinstance(error, MemoryError) or any(message in str(error) for message in messages)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone, PlainTower, TextTower
+from fastcoop.engine.packing import TreeKey, tree_of
 from fastcoop.engine.plain import PlainLayout, prompts_of
-from fastcoop.engine.tree_layout import TreeKey, TreeLayout, tree_of
+from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, fold
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcoop.engine.schedule import AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH
 from fastcoop.engine.weights import bmm, limit_threads
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 # Of the official SGD.
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4  # this times the contexts is added to the gradient
-# Of Shampoo: what a step keeps of the average gradient G and of the average of G'G, and when the inverse root is
-# computed: in the first REFRESH steps, and then once in as many.
-AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH = 0.8, 0.95, 4
 
 Update = tuple[Tensor, Tensor]  # a tensor, and its value after the step
 

@@ -1,4 +1,4 @@
-"""One run: its schedule and batches, its progress, what is saved of it, and its result."""
+"""One run: its batches, its progress, what is saved of it, and its result."""
 
 from __future__ import annotations
 
@@ -9,45 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.checks import LARGEST_BATCH, LONGEST, amount, whole_number
+from fastcoop.checks import LARGEST_BATCH, LONGEST, whole_number
 from fastcoop.engine.fit import RunShape
 from fastcoop.engine.objectives import CrossEntropy, Objective
 from fastcoop.engine.optimizers import SGD, Optimizer, Shampoo
-from fastcoop.errors import UserError
+from fastcoop.engine.schedule import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    FastSchedule,
+    check_rate,
+    expect,
+    learning_rates,
+    steps_per_epoch,
+)
 from fastcoop.prompts.layout import PromptLayout
 
-LEARNING_RATE = 0.002
-WARMUP_RATE = 1e-5
-BATCH_SIZE = 32
-MIN_RATE, MAX_RATE = 1e-38, 1e38  # limits of float32
-
 State = dict[str, Tensor]  # the progress of a training, as named tensors on the CPU
-
-
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Return the optimizer steps of an epoch: the last, short batch is dropped unless it is the only one."""
-    return max(1, images // batch_size)
-
-
-@dataclass(frozen=True)
-class FastSchedule:
-    """Few steps of all views of all images, by one-sided Shampoo (docs/fast.md), in place of the paper's schedule.
-
-    Args:
-        learning_rate: Root mean square of the first step's change of the contexts; it falls linearly to zero.
-        ridge: Added to the average of G'G, whose diagonal is scaled to a mean of 1, before its inverse root.
-
-    Raises:
-        UserError: For a value out of range.
-    """
-
-    learning_rate: float = 0.006
-    ridge: float = 0.03
-
-    def __post_init__(self) -> None:
-        _check_rate(self.learning_rate, "a fast schedule")
-        ridge = amount(self.ridge, "the ridge of a fast schedule")
-        _expect(1e-6 <= ridge <= 1e6, "the ridge of a fast schedule to be from 1e-06 to 1e+06", ridge)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,22 +65,22 @@ class Run:
 
     def __post_init__(self) -> None:
         shape = self.layout.shape(len(self.class_names), self.contexts.shape[-1])
-        _expect(tuple(self.contexts.shape) == shape, f"contexts of shape {shape}", tuple(self.contexts.shape))
+        expect(tuple(self.contexts.shape) == shape, f"contexts of shape {shape}", tuple(self.contexts.shape))
         images, labels = tuple(self.features.shape), tuple(self.labels.shape)
         fit = len(images) == 3 and labels == images[:1] and 0 not in images
-        _expect(
+        expect(
             fit and not self.labels.is_floating_point(),
             "features (images, views, dim) and an integer label per image, at least one image",
             f"features {images} and labels {labels} of {self.labels.dtype}",
         )
         low, high, classes = int(self.labels.min()), int(self.labels.max()), len(self.class_names)
-        _expect(low >= 0 and high < classes, f"labels from 0 to {classes - 1}", f"{low} to {high}")
+        expect(low >= 0 and high < classes, f"labels from 0 to {classes - 1}", f"{low} to {high}")
         whole_number(self.epochs, "the epochs of a run", 1, LONGEST)
         whole_number(self.batch_size, "the batch_size of a run", 1, LARGEST_BATCH)
         whole_number(self.seed, "the seed of a run")
-        _check_rate(self.learning_rate, "a run")
+        check_rate(self.learning_rate, "a run")
         in_range = all(1 <= epoch <= self.epochs for epoch in self.snapshots)
-        _expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
+        expect(in_range, f"snapshots of epochs 1 to {self.epochs}", sorted(self.snapshots))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,16 +114,6 @@ class Run:
         return tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (self.features, self.labels))
 
 
-def _expect(fits: bool, expected: str, got: object) -> None:
-    if not fits:
-        raise UserError(f"Expected {expected}, got {got}.")
-
-
-def _check_rate(learning_rate: float, of: str) -> None:
-    rate = amount(learning_rate, f"the learning_rate of {of}")
-    _expect(MIN_RATE <= rate <= MAX_RATE, f"a learning_rate from {MIN_RATE:g} to {MAX_RATE:g}", f"{rate:g}")
-
-
 @dataclass(eq=False)
 class Trained:
     """What a training returns.
@@ -167,18 +134,6 @@ class Trained:
     def status(self) -> str:
         """Return "done" or "diverged"."""
         return "done" if self.diverged_at is None else "diverged"
-
-
-def learning_rates(epochs: int, base: float = LEARNING_RATE) -> np.ndarray:
-    """Return the learning rate of each epoch, float64 (epochs,): 1e-5 in the first, then section 4.1's cosine.
-
-    For e >= 1: ``base * (1 + cos(pi * (e - 1) / epochs)) / 2``. The official scheduler starts its cosine one epoch
-    late, after the warm-up, so it ends above zero.
-    """
-    epoch = np.arange(epochs)
-    rates = base * (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
-    rates[0] = WARMUP_RATE
-    return rates
 
 
 def rates_by_step(run: Run) -> np.ndarray:

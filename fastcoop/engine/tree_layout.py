@@ -3,21 +3,13 @@
 Only live nodes (with a context vector at or above them) get a row. The others are constants: they are only read, as
 keys and values. A run's rows are its live nodes in depth-first order.
 
-For attention the tree is cut into bundles of paths. Bundles of about equal size form a pack, one batched product:
-
-        constants -- trunk --+-- bundle        trunk: the live nodes above every leaf (end token)
-        (start)     (context)+-- bundle        bundle: the nodes below the trunk of one prompt, or of several prompts
-                             +-- bundle                that share many nodes, each node once
-
 A node reads three kinds of keys: the constants and the trunk (shared by all bundles), and the nodes of its own bundle
-whose subtree contains it. A node in two bundles is a query in the first; the second holds a copy of its key and value.
+whose subtree contains it. `packing` cuts a tree into these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -25,132 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcoop.engine.packing import NONE, pack_tree, padded, split
 from fastcoop.engine.weights import FoldedTower, bmm, disable_autocast
-from fastcoop.errors import UserError
-from fastcoop.memo import memoize
-from fastcoop.prompts.layout import PromptLayout, Tokenizer, class_prompts
-from fastcoop.prompts.tree import Tree, build_tree
-
-NONE = -1  # in place of a node: padding
-# Costs of attention in comparisons of a query with a key, about 0.4 us each with 8 heads of 64 on one CPU core.
-POSITION_COST = 20  # carrying a position into attention and back
-PACK_COST = 1000  # calling a pack's operations
-PACK_POSITIONS = 4096  # a pack is cut at this many positions, so that its scores stay in cache
-
-TreeKey = tuple[tuple[str, ...], PromptLayout]
-
-
-def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
-    """Return what identifies a tree. Raises UserError for a single name in place of a list of names."""
-    if isinstance(class_names, str):
-        raise UserError(f'Expected a list of class names, got the single name "{class_names}".')
-    return tuple(class_names), layout
-
-
-@memoize(64)
-def tree_of(
-    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int, end_id: int | None
-) -> Tree:
-    """Return the tree of a run's prompts for a tower of ``length`` positions.
-
-    The tower reads its output at the token ``end_id``, or at the largest token where that is None.
-
-    Raises:
-        UserError: For a prompt that does not fit the tower, or that the tower does not read at its last token.
-    """
-    prompts = class_prompts(tokenizer, names, layout, length)
-    for prompt in prompts:
-        tokens = [slot.number for slot in prompt if not slot.learned]
-        read = max(tokens) if end_id is None else end_id
-        if read not in tokens or tokens.index(read) != len(tokens) - 1:
-            raise UserError(
-                f"This text tower reads its output at token {read}, but its tokenizer ends a prompt with token "
-                f"{tokens[-1]}; choose a tokenizer that belongs to the tower."
-            )
-    return build_tree(prompts)
-
-
-class Bundle(NamedTuple):
-    """Nodes of some paths, each once, in depth-first order."""
-
-    constants: list[int]
-    live: list[int]
-
-
-class Packing(NamedTuple):
-    """A tree cut into packs of bundles. Where there is a trunk, it is the first pack, a single bundle."""
-
-    constants: list[int]  # constant nodes above every leaf
-    has_trunk: bool
-    # Nodes of bundles, padded: constants (bundles, before), live (bundles, T).
-    packs: list[tuple[np.ndarray, np.ndarray]]
-
-
-def pack_tree(tree: Tree) -> Packing:
-    """Cut ``tree`` into a trunk and bundles, and the bundles into packs."""
-    paths = [tree.path(int(leaf)) for leaf in np.unique(tree.leaf)]
-    shared = 0  # nodes above every leaf
-    while all(shared < len(path) - 1 and path[shared] == paths[0][shared] for path in paths):
-        shared += 1
-    constants, trunk = _split(tree, paths[0][:shared])
-    packs = into_packs(bundle_paths(tree, [path[shared:] for path in paths], shared), shared)
-    packs = [[Bundle([], trunk)], *packs] if trunk else packs
-    of_kinds = (zip(*pack, strict=True) for pack in packs)
-    return Packing(constants, bool(trunk), [(_padded(before), _padded(live)) for before, live in of_kinds])
-
-
-def bundle_paths(tree: Tree, paths: Sequence[Sequence[int]], shared: int) -> list[Bundle]:
-    """Bundle neighboring paths where sharing their common nodes saves more than the masked comparisons cost.
-
-    ``paths`` holds each leaf's nodes, in depth-first order, below the ``shared`` nodes that all positions read.
-    """
-
-    def cost(nodes: Sequence[int]) -> int:
-        return _cost(1, int(tree.live[nodes].sum()), shared)
-
-    bundles: list[list[int]] = []
-    for path in map(list, paths):
-        together = sorted({*bundles[-1], *path}) if bundles else []
-        if bundles and cost(together) <= cost(bundles[-1]) + cost(path):
-            bundles[-1] = together
-        else:
-            bundles.append(path)
-    return [_split(tree, nodes) for nodes in bundles]
-
-
-def into_packs(bundles: Sequence[Bundle], shared: int) -> list[list[Bundle]]:
-    """Group bundles of about equal size, the largest first, at the lowest cost of calls and padding."""
-
-    def size(bundle: Bundle) -> int:
-        return len(bundle.live)
-
-    sizes = [list(equal) for _, equal in groupby(sorted(bundles, key=size, reverse=True), key=size)]
-    best: list[tuple[int, list[list[Bundle]]]] = [(0, [])]  # for the largest size, the two largest, ...
-    for end in range(1, len(sizes) + 1):
-        ways = []
-        for start in range(end):
-            cost, packs = best[start]
-            last = list(chain(*sizes[start:end]))
-            ways.append((cost + PACK_COST + _cost(len(last), size(last[0]), shared), [*packs, last]))
-        best.append(min(ways, key=lambda way: way[0]))
-    steps = [(pack, max(1, PACK_POSITIONS // size(pack[0]))) for pack in best[-1][1]]
-    return [pack[i : i + step] for pack, step in steps for i in range(0, len(pack), step)]
-
-
-def _cost(bundles: int, length: int, shared: int) -> int:
-    return bundles * length * (POSITION_COST + shared + length)
-
-
-def _split(tree: Tree, nodes: Sequence[int]) -> Bundle:
-    return Bundle(*([node for node in nodes if tree.live[node] == is_live] for is_live in (False, True)))
-
-
-def _padded(lists: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return lists of nodes as rows, padded at the end with NONE."""
-    rows = np.full((len(lists), max(map(len, lists))), NONE, np.int64)
-    for row, nodes in zip(rows, lists, strict=True):
-        row[: len(nodes)] = nodes
-    return rows
+from fastcoop.prompts.tree import Tree
 
 
 class Pack(NamedTuple):
@@ -271,11 +140,11 @@ def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
     Constant nodes form paths of their own (the start token; with the class in front, the class names). A plain causal
     pass over these paths gives their keys and values in every layer. Without a start token there may be none.
     """
-    paths = [path for leaf in tree.leaf if (path := _split(tree, tree.path(int(leaf))).constants)]
+    paths = [path for leaf in tree.leaf if (path := split(tree, tree.path(int(leaf))).constants)]
     if not paths:
         d = tower.width // tower.heads
         return (tower.projection.new_empty(2, tower.heads, 0, d),) * len(tower.blocks)
-    nodes = _padded(paths)
+    nodes = padded(paths)
     tokens = torch.as_tensor(tree.index[nodes]).to(tower.device)
     words = tower.token_embedding[tokens] + tower.positional_embedding[: nodes.shape[1]]
     x = words.to(tower.dtype).flatten(0, 1)

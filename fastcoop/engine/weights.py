@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones.text_tower import Block, PlainTower, TextTower
+from fastcoop.engine.fit import CPU_CHUNK
 
 QUICK_GELU = 1.702
 LN_OFFSET = 0.25  # added to layer-norm outputs; small against their deviation of 1, for bfloat16's precision
@@ -211,8 +212,6 @@ def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
 # (spare rows fill up the number), and few rows are summed in the pieces in which the BLAS sums many. Both are
 # measured once per process.
 
-# Most rows of a product: the MLP activations of 512-wide towers (15 MB) stay in the last-level cache.
-CPU_CHUNK = 1920
 FEW_ROWS = CPU_CHUNK // 2  # below this many rows, a BLAS may sum in other pieces
 WHOLE_SUM = 512  # shorter sums are never cut into pieces
 THREAD_GRAIN = 32768  # torch uses one thread for element-wise operations on fewer numbers

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator
 
+from fastcoop.backbones.planned import count_tokens
 from fastcoop.datasets.files import abbreviate, in_prompt
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
@@ -76,7 +77,7 @@ def check_prompts(backbone: Backbone, data: Data, template: str) -> None:
     for name, prompt in zip(data.class_names, fill(template, data.class_names), strict=True):
         if prompt.isascii() and len(prompt) + 4 <= limit:  # a character is one token at most
             continue
-        if (tokens := backbone.count_tokens(prompt)) > limit:
+        if (tokens := count_tokens(backbone.tokenizer, prompt)) > limit:
             raise UserError(
                 f'The prompt "{shorten(template, 60)}" of class "{shorten(name, 60)}" of {data.name} has {tokens} '
                 f"tokens with its start and end, but the text tower of {backbone.name} reads at most {limit}; shorten "

@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from string import punctuation
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from torch import Tensor
 
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError, nearest
 from fastcoop.memo import memoize
 
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
+
 ClassPosition = Literal["end", "mid", "front"]
-Tokenizer = Callable[..., Tensor]
+Tokenizer = Callable[..., Any]  # list of n strings -> int64 (n, context_length), an array or a tensor
 
 CLASS = "[CLASS]"
 VECTORS = re.compile(r"\s*\[V\](?:x(\d+))?\s*")
@@ -179,6 +181,18 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int | N
                 f"reads at most {context_length}; shorten it."
             )
     return sequences
+
+
+def word_tokens(backbone: Backbone, words: str) -> list[int]:
+    """Return the token ids of ``words``, without start and end. Raises UserError if there are none."""
+    (tokens,) = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)
+    start, end = frame_of(backbone.tokenizer)
+    tokens = tokens[len(start) : -len(end)]
+    if not tokens:
+        raise UserError(
+            "Expected words to start the context from, got none; give some, or leave them out for random vectors."
+        )
+    return tokens
 
 
 def class_prompts(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from string import punctuation
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastcoop.backbones import Backbone, PlainTower
-from fastcoop.backbones.tokenizer import count_tokens
+from fastcoop.backbones.planned import count_tokens
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import (
     CLASS,
@@ -22,6 +21,9 @@ from fastcoop.prompts.layout import (
     too_long,
 )
 from fastcoop.prompts.tree import Tree, build_tree
+
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
 
 # Pairs of words. Where a tokenizer makes one token of either word, the positions that differ are those of the words.
 PLACEHOLDERS = (("X", "Q"), ("x", "q"), ("a", "the"), ("one", "two"), ("of", "the"), ("photo", "this"))
@@ -103,7 +105,7 @@ def _joined(text: str, more: str) -> str:
 
 def check_class_prompts(backbone: Backbone, class_names: Sequence[str], layout: PromptLayout) -> None:
     """Raise UserError for a class whose prompt does not fit the text tower."""
-    prompts = plain_prompts if isinstance(backbone.text, PlainTower) else class_prompts
+    prompts = class_prompts if backbone.text.is_shared else plain_prompts
     prompts(backbone.tokenizer, class_names, layout, backbone.text.context_length)
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from fastcoop.backbones import Backbone
 from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError
-from fastcoop.prompts.layout import PromptLayout, frame_of, tokenize
+from fastcoop.prompts.layout import PromptLayout, word_tokens
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -60,18 +60,6 @@ def initial_contexts(
         )
     embeddings = backbone.text.token_embedding[tokens].detach().to("cpu", torch.float32)
     return embeddings.expand(shape).clone()
-
-
-def word_tokens(backbone: Backbone, words: str) -> list[int]:
-    """Return the token ids of ``words``, without start and end. Raises UserError if there are none."""
-    (tokens,) = tokenize(backbone.tokenizer, [words.replace("_", " ")], backbone.text.context_length)
-    start, end = frame_of(backbone.tokenizer)
-    tokens = tokens[len(start) : -len(end)]
-    if not tokens:
-        raise UserError(
-            "Expected words to start the context from, got none; give some, or leave them out for random vectors."
-        )
-    return tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastcoop.backbones import Backbone
+from fastcoop.engine.fit import plan_training
 from fastcoop.methods import METHODS, RunSpec
 from fastcoop.methods.schedule import steps_of
 from fastcoop.methods.spec import method_names
@@ -23,9 +23,10 @@ from fastcoop.methods.training import TrainedMethod
 from fastcoop.results.records import Batch
 
 if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
     from fastcoop.engine.fit import RunCost
-    from fastcoop.engine.tree_layout import TreeKey
+    from fastcoop.engine.packing import TreeKey
 
 # "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
 MAX_BATCH_FRACTION = 1 / 16  # of all training work in a batch, so that workers finish at about the same time
@@ -197,8 +198,6 @@ def _training_batches(
     gpu_workers: int | None,
 ) -> list[Batch]:
     """Sort runs by trainer and tree, longest first, and cut the list into batches."""
-    from fastcoop.engine import plan_training
-
     plan = plan_training(backbone, list(shapes.values()), memory_budget=budget)
     costs = dict(zip(shapes, plan.runs, strict=True))
     place = {

@@ -15,9 +15,9 @@ from fastcoop.engine import training
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.kernels.forest_pass import KernelPass
 from fastcoop.engine.kernels.training_step import KernelStep
+from fastcoop.engine.packing import tree_key
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.training import DIVERGED, ActiveRun, Batch
-from fastcoop.engine.tree_layout import tree_key
 from fastcoop.engine.weights import ANY_ROWS
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import NAMES, tiny_backbone

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from fastcoop.engine import tower
 from fastcoop.engine.kernels import launch
+from fastcoop.engine.packing import tree_key
 from fastcoop.engine.runs import Run
 from fastcoop.engine.training import ActiveRun, Batch
-from fastcoop.engine.tree_layout import TreeLayout, tree_key
+from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.engine.weights import FoldedBlock, FoldedTower
 from fastcoop.prompts import PromptLayout
 from fastcoop.prompts.layout import class_prompts

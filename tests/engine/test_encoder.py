@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastcoop.engine import PromptEncoder, PromptLearner, encode_prompts, train
-from fastcoop.engine.runs import learning_rates
+from fastcoop.engine.schedule import learning_rates
 from fastcoop.engine.tower import ForestPass
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout

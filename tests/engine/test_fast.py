@@ -15,7 +15,7 @@ from fastcoop.engine import PromptEncoder, Run, train
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import CrossEntropy, Images, Objective, PullToPrompt
 from fastcoop.engine.optimizers import inverse_root, newton_schulz
-from fastcoop.engine.runs import FastSchedule
+from fastcoop.engine.schedule import FastSchedule
 from fastcoop.engine.training import WORTH_RECORDING, ActiveRun, Batch
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout

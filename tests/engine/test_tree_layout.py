@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcoop.engine.tree_layout import (
+from fastcoop.engine.packing import (
     PACK_COST,
     PACK_POSITIONS,
     POSITION_COST,
