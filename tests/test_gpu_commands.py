@@ -13,10 +13,10 @@ import torch
 
 import fastcoop as fc
 from fastcoop.backbones import Backbone
-from fastcoop.backbones.load import resolve_device
+from fastcoop.backbones.devices import resolve_device
 from fastcoop.cli import main
 from fastcoop.engine.fit import FREE_FRACTION
-from fastcoop.features import FeatureStore, encode
+from fastcoop.features import FeatureStore, plan
 from fastcoop.results import load_results
 from tests import pretend_gpu as pretended
 from tests.pretend_gpu import Event, GpuTensor, pretend_gpu
@@ -199,7 +199,7 @@ def test_a_sweep_is_one_process_on_one_gpu_and_more_divide_its_memory(world, tmp
 
 
 def test_a_gpu_fetches_features_one_batch_late_and_they_are_the_cpu_s(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 4)
+    monkeypatch.setattr(plan, "CROPS_PER_CHUNK", 4)
     steps: list[str] = []
 
     def note(step, original):

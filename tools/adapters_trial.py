@@ -21,8 +21,8 @@ import numpy as np
 
 import fastcoop as fc
 from fastcoop.backbones import backbone_from_spec
-from fastcoop.features.encode import Encoding
 from fastcoop.features.image_files import FILE
+from fastcoop.features.plan import Encoding
 from fastcoop.features.store import store_path
 from fastcoop.features.store_file import SplitContent, write_store
 from fastcoop.methods.text import prompt_features

@@ -94,8 +94,8 @@ def memory(photos: Path, images: int) -> None:
 def read(images: int, views: int, dim: int) -> None:
     """All training features of a store into memory as training takes them."""
     from fastcoop.datasets.dataset import Split, make_dataset
-    from fastcoop.features.encode import Encoding
     from fastcoop.features.image_files import unknown_files
+    from fastcoop.features.plan import Encoding
     from fastcoop.features.store import FeatureStore
     from fastcoop.features.store_file import FEATURES, SplitContent, write_store
     from fastcoop.methods.data import Data

@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import numpy as np
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import MOST_VIEWS, one_of, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
-from fastcoop.datasets.dataset import SPLITS, warn_once
+from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.files import abbreviate
 from fastcoop.errors import UserError, writing
 from fastcoop.features import encode
-from fastcoop.features.encode import Chunk, Encoded, Encoding
+from fastcoop.features.encode import Encoded
 from fastcoop.features.image_files import unknown_files
-from fastcoop.features.images import FLIP, RECIPES
+from fastcoop.features.images import RECIPES
+from fastcoop.features.plan import Chunk, Encoding, EncodingPlan, plan_encoding, view_counts
 from fastcoop.features.store import FeatureStore, find_dataset, open_if_there, store_path
 from fastcoop.features.store_file import DTYPES, KINDS, ROWS_AT_ONCE, Block, SplitContent, write_store
 from fastcoop.files import lock
@@ -155,77 +155,6 @@ def cache_features(
     _report(dataset, failures, skip_unreadable)
     _check_coverage(dataset, FeatureStore.open(path), draws, subsets)
     return path
-
-
-@dataclass(frozen=True, eq=False)
-class EncodingPlan:
-    """What to encode for a store."""
-
-    encoding: Encoding  # with the views and dtype of the finished store
-    store: FeatureStore | None  # the present store
-    chunks: list[Chunk] = field(default_factory=list)
-    # By split: ascending indices of all images to store, and those left out earlier.
-    index: dict[str, np.ndarray] = field(default_factory=dict)
-    skipped: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def chunks_of(self, split: str) -> list[Chunk]:
-        """Return the chunks of a split."""
-        return [chunk for chunk in self.chunks if chunk.split == split]
-
-
-def plan_encoding(
-    encoding: Encoding, subsets: Iterable[np.ndarray], store: FeatureStore | None, leave_skipped: bool
-) -> EncodingPlan:
-    """Return what a store lacks: of the training images those in ``subsets``, of the other splits all images.
-
-    If more views or kinds are asked for than the store has, they are added to every image; none is ever removed. With
-    ``leave_skipped``, images that could not be read earlier are not tried again. A UserError names settings that cannot
-    be mixed with the store's.
-    """
-    present = "float32" if store is None else store.meta.precision
-    encoding = replace(encoding, precision=encoding.precision or present)
-    plan = EncodingPlan(encoding if store is None else _reconcile(store, encoding), store)
-    for split in (name for name in SPLITS if name in encoding.dataset.splits):
-        wanted, arrays = np.arange(len(encoding.dataset.splits[split])), plan.encoding.arrays(split)
-        if split == "train":
-            wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *subsets]))
-        have = skipped = np.zeros(0, np.int64)
-        if store is not None and split in store.splits:
-            have = store.indices(split)
-            if leave_skipped:
-                skipped = store.skipped(split)
-            plan.chunks.extend(encode.cut_chunks(split, have, arrays, store.meta.arrays(split)))
-        new = np.setdiff1d(wanted, np.union1d(have, skipped))
-        plan.chunks.extend(encode.cut_chunks(split, new, arrays))
-        plan.index[split], plan.skipped[split] = np.union1d(have, new), skipped
-    return plan
-
-
-def _reconcile(store: FeatureStore, asked: Encoding) -> Encoding:
-    """Return how to encode more for a store."""
-    meta = store.meta
-    dtype = "float32" if meta.dtype == "float32" else asked.dtype  # a float32 store serves both
-    for what, stored, value in (
-        ("recipe", meta.recipe, asked.recipe),
-        ("view seed", meta.view_seed, asked.view_seed),
-        ("a backbone in", meta.compute_dtype, asked.compute_dtype),
-        ("products in", meta.precision, asked.precision),
-        ("features in", meta.dtype, dtype),
-    ):
-        if stored != value:
-            raise UserError(
-                f"{store.path} was made with {what} {stored} and {value} was asked for; "
-                "use another cache folder or move the file away."
-            )
-    counts = {kind: [one[kind] for one in (meta.kinds, asked.kinds) if kind in one] for kind in KINDS}
-    kinds = {kind: max(views) for kind, views in counts.items() if views}
-    return replace(asked, dtype=meta.dtype, views=max(meta.views, asked.views), kinds=kinds)
-
-
-def view_counts(kinds: Sequence[str], views: int) -> dict[str, Any]:
-    """Return the ``views`` and ``kinds`` of an `Encoding` with ``views`` augmented views of each kind."""
-    further = {kind: 1 if kind == FLIP else views for kind in KINDS[1:] if kind in kinds}
-    return {"views": views if "coop" in kinds else 0, "kinds": further}
 
 
 def _lock_path(store: Path) -> Path:

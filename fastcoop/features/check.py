@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import whole_number
 from fastcoop.datasets import Dataset
-from fastcoop.features.encode import Chunk, Encoding, cut_chunks, difference, encode_chunks, precision_note
+from fastcoop.features.encode import difference, encode_chunks, precision_note
 from fastcoop.features.image_files import find_changes
+from fastcoop.features.plan import Chunk, Encoding, cut_chunks
 from fastcoop.features.store import FeatureStore, find_dataset
 from fastcoop.features.store_file import FEATURES, IMPORTED, StoreMeta
 from fastcoop.progress import counted

@@ -13,11 +13,10 @@ import logging
 import os
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from importlib import metadata
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -25,103 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.backbones import Backbone
-from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
 from fastcoop.features.image_files import find_changes, read_file, unknown_files
-from fastcoop.features.images import UnreadableImage, View, crops, normalize, pillow_defaults, read_rgb
-from fastcoop.features.store_file import BEFORE, FEATURES, StoreMeta, unusable_rows, views_by_array
+from fastcoop.features.images import UnreadableImage, crops, normalize, pillow_defaults, read_rgb
+from fastcoop.features.plan import Chunk, Encoding
+from fastcoop.features.store_file import BEFORE, unusable_rows
 from fastcoop.files import atomic_write
+from fastcoop.memo import memoize
 from fastcoop.progress import Advance, progress
 
-CROPS_PER_CHUNK = 256
-CPU_BATCH, GPU_BATCH = 64, CROPS_PER_CHUNK  # crops encoded at once
+CPU_BATCH, GPU_BATCH = 64, 256  # crops encoded at once
 CHUNKS_AHEAD = 2  # decoded while one is encoded; bounds the memory
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of the products of a float32 backbone
 PRECISION_SAMPLE = 32  # images whose features are compared with float32's
-PACKAGES = ("fastcoop", "torch", "open_clip_torch", "pillow", "numpy", "h5py")  # that features depend on
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Encoding:
-    """How the images of a dataset are encoded; see `cache_features`."""
-
-    backbone: Backbone
-    dataset: Dataset
-    recipe: str = "current"
-    view_seed: int = 0
-    views: int = 0
-    dtype: str = "float16"
-    precision: str | None = "float32"  # None: that of the present store, or float32
-    kinds: Mapping[str, int] = field(default_factory=dict)  # as `views_by_array` takes them
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the backbone is on a GPU."""
-        return self.backbone.device.type == "cuda"
-
-    @property
-    def crops_at_once(self) -> int:
-        """Crops in a batch."""
-        return GPU_BATCH if self.on_gpu else CPU_BATCH
-
-    @property
-    def before_dim(self) -> int:
-        """Size of features before the projection; 0 if they are not wanted."""
-        return self.backbone.image_projection.before_dim if BEFORE in self.kinds else 0
-
-    def arrays(self, split: str) -> dict[str, tuple[View, ...]]:
-        """Return the arrays of features of a split, and the views of an image that each holds."""
-        return views_by_array(split, self.views, self.kinds)
-
-    @cached_property
-    def copy_stream(self) -> torch.cuda.Stream:
-        """The GPU's stream on which a batch is copied while the one before it is encoded."""
-        return torch.cuda.Stream(self.backbone.device)
-
-    @property
-    def compute_dtype(self) -> str:
-        """The dtype that the backbone computes in, such as "float32"."""
-        return str(self.backbone.dtype).removeprefix("torch.")
-
-    def meta(self, skipped: Mapping[str, Sequence[int]], difference: float | None = None) -> StoreMeta:
-        """Return the description of a store of these features, without digests of its contents. ``difference`` is
-        the `precision_difference` of the store."""
-        backbone, dataset = self.backbone, self.dataset
-        return StoreMeta(
-            backbone=backbone.name, backbone_digest=backbone.digest, dim=backbone.embed_dim,
-            dataset=dataset.name, dataset_digest=dataset.digest,
-            class_names=dataset.class_names, template=dataset.template,
-            recipe=self.recipe, view_seed=self.view_seed, views=self.views, dtype=self.dtype,
-            expected={split: len(images) for split, images in dataset.splits.items()},
-            skipped=skipped, sha256={},
-            versions={name: metadata.version(name) for name in PACKAGES}, compute_dtype=self.compute_dtype,
-            precision=self.precision or "float32", precision_difference=difference, kinds=self.kinds,
-            before_dim=self.before_dim,
-        )  # fmt: skip
-
-
-class Chunk(NamedTuple):
-    """Images of one split, and the views of them to encode."""
-
-    split: str
-    rows: tuple[int, ...]  # ascending indices into the split
-    views: Sequence[View]
-    before: bool = False  # whether to keep the features before the projection too
-    # By array: its number of stored views, and those to add.
-    adds: Mapping[str, tuple[int, Sequence[View]]] = {}
-
-    @property
-    def crops(self) -> int:
-        """Number of crops to encode."""
-        return len(self.rows) * len(self.views)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing of these images is stored yet."""
-        return FEATURES in self.adds and self.adds[FEATURES][0] == 0
 
 
 class Decoded(NamedTuple):
@@ -149,29 +66,6 @@ class Encoded(NamedTuple):
         """Return the features (rows, views, dim) that the chunk adds to an array."""
         columns = [list(chunk.views).index(view) for view in chunk.adds[array][1]]
         return (self.before if array == BEFORE else self.features)[:, columns]
-
-
-def cut_chunks(
-    split: str,
-    rows: np.ndarray,
-    arrays: Mapping[str, Sequence[View]],
-    stored: Mapping[str, Sequence[View]] = {},
-) -> list[Chunk]:
-    """Cut images of a split into chunks of at most `CROPS_PER_CHUNK` crops, or of one image.
-
-    ``rows`` are ascending indices into the split. Of the views of ``arrays``, each is encoded once, unless the arrays
-    hold it already: ``stored`` has the first of their views.
-    """
-    held = {array: len(stored.get(array, ())) for array in arrays}
-    adds = {
-        array: (held[array], views[held[array] :]) for array, views in arrays.items() if views[held[array] :]
-    }
-    views = tuple(dict.fromkeys(view for _, added in adds.values() for view in added))
-    if not views:
-        return []
-    size = max(1, CROPS_PER_CHUNK // len(views))
-    cut = (tuple(rows[start : start + size].tolist()) for start in range(0, len(rows), size))
-    return [Chunk(split, images, views, BEFORE in adds, adds) for images in cut]
 
 
 def encode_chunks(
@@ -239,8 +133,8 @@ def start_encoding(
     if readable:
         pixels = torch.empty((count, size, size, 3), dtype=torch.uint8, device="cpu", pin_memory=pinned)
         np.concatenate([image.crops for image in images if image.crops is not None], out=pixels.numpy())
-        for start in range(0, count, encoding.crops_at_once):
-            crops = pixels[start : start + encoding.crops_at_once]
+        for start in range(0, count, _crops_at_once(encoding)):
+            crops = pixels[start : start + _crops_at_once(encoding)]
             batch = encode(_to_device(encoding, crops), encoding.precision or "float32")
             batch = torch.cat(batch, 1) if isinstance(batch, tuple) else batch
             found[start : start + len(crops)].copy_(batch.float(), non_blocking=True)
@@ -265,15 +159,25 @@ def start_encoding(
     return finish
 
 
+def _crops_at_once(encoding: Encoding) -> int:
+    return GPU_BATCH if encoding.on_gpu else CPU_BATCH
+
+
+@memoize(1)
+def _copy_stream(encoding: Encoding) -> torch.cuda.Stream:
+    """Return the GPU's stream on which a batch is copied while the one before it is encoded."""
+    return torch.cuda.Stream(encoding.backbone.device)
+
+
 def _to_device(encoding: Encoding, crops: Tensor) -> Tensor:
     """Copy crops to the backbone's device and normalize them; on a GPU the tower goes on with the batch before."""
     device, preprocess = encoding.backbone.device, encoding.backbone.preprocess
     if not encoding.on_gpu:
         return normalize(crops, preprocess, device)
     main = torch.cuda.current_stream(device)
-    with torch.cuda.stream(encoding.copy_stream):
+    with torch.cuda.stream(_copy_stream(encoding)):
         batch = normalize(crops, preprocess, device)
-    main.wait_stream(encoding.copy_stream)
+    main.wait_stream(_copy_stream(encoding))
     batch.record_stream(main)  # its memory is not used again before the tower has read it
     return batch
 
@@ -358,6 +262,6 @@ def _chunk_file(store: Path, encoding: Encoding, chunk: Chunk) -> Path:
     facts = [
         *(encoding.backbone.digest, precision, encoding.dataset.digest),
         *(chunk.split, chunk.rows, list(chunk.views), chunk.before),
-        *(encoding.recipe, encoding.view_seed, encoding.dtype, encoding.crops_at_once),
+        *(encoding.recipe, encoding.view_seed, encoding.dtype, _crops_at_once(encoding)),
     ]
     return chunks_folder(store) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.npz"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastcoop.backbones import Backbone, Preprocess
 from fastcoop.datasets.files import IMAGE_SUFFIXES
+from fastcoop.features.store_file import FLIP, View
 
 MAX_PIXELS = 89_478_485  # above, Pillow warns of a decompression bomb; a quarter of a gigabyte as RGB
 FORMATS_16_BIT = {"PNG", "PPM", "JPEG2000"}  # 16-bit images of these formats may open in mode I
@@ -28,9 +29,6 @@ TIP_SCALE = (0.5, 1.0)  # and by Tip-Adapter's
 CROP_RATIO = (3 / 4, 4 / 3)
 ENLARGE = 1.125  # of the recipe in use before October 2021
 PICTURES_AT_ONCE = 32  # outside of datasets
-FLIP = "flip"  # the view that mirrors the test-time crop
-
-View = int | str  # 0: the test-time crop; n: augmentation n; "tip n": Tip-Adapter's augmentation n; "flip"
 
 
 @contextmanager

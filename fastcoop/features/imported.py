@@ -18,8 +18,8 @@ from fastcoop.datasets.dataset import SPLITS, check_name_and_template, make_data
 from fastcoop.datasets.notes import OVERLAPS, TWINS, notes_on_classes
 from fastcoop.errors import MissingFile, UserError, writing
 from fastcoop.features.cache import store_lock
-from fastcoop.features.encode import Encoding
 from fastcoop.features.image_files import unknown_files
+from fastcoop.features.plan import Encoding
 from fastcoop.features.store import FeatureStore, store_path
 from fastcoop.features.store_file import DTYPES, FEATURES, IMPORTED, SplitContent, unusable_rows, write_store
 from fastcoop.progress import counted

@@ -9,22 +9,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split, load_dataset
 from fastcoop.datasets.dataset import content_digest, half_of, rows_in_whole, split_spec, warn_once
 from fastcoop.datasets.files import abbreviate
 from fastcoop.datasets.load import ClassNames, own_specs
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import UNKNOWN, find_changes
-from fastcoop.features.images import FLIP
 from fastcoop.features.store_file import (
     BEFORE,
     FEATURES,
+    FLIP,
     IMPORTED,
     ROWS_AT_ONCE,
     TIP,
@@ -35,6 +33,11 @@ from fastcoop.features.store_file import (
     damaged,
 )
 from fastcoop.progress import counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcoop.backbones import Backbone
 
 BEFORE_TESTED = (f"val/{BEFORE}", f"test/{BEFORE}")
 
@@ -139,8 +142,11 @@ class FeatureStore:
             file = file.as_version(version)
         store = cls(file, file.meta, file.splits)
         if backbone is not None:
-            asked = backbone_from_spec(backbone, device="cpu")
-            _refuse_other(path, "weights", store.meta.backbone, store.meta.backbone_digest, asked)
+            if isinstance(backbone, str | Path):
+                from fastcoop.backbones import backbone_from_spec
+
+                backbone = backbone_from_spec(backbone, device="cpu")
+            _refuse_other(path, "weights", store.meta.backbone, store.meta.backbone_digest, backbone)
         if dataset is not None:
             dataset = find_dataset(dataset)
             whole, made_of = dataset.whole or dataset, store.meta.dataset_digest
@@ -246,14 +252,14 @@ class FeatureStore:
             UserError: An image or the kind is not in the store.
         """
         rows, array = self._rows("train", indices), self._array(kind)
-        found = torch.from_numpy(self.raw("train", rows, None, array))
+        found = self.raw("train", rows, None, array)
         if array in (TIP, FLIP):  # arrays without view 0
-            found = torch.cat([torch.from_numpy(self.raw("train", rows, 1)), found], 1)
-        return found if as_stored else found.float()
+            found = np.concatenate([self.raw("train", rows, 1), found], 1)
+        return _tensor(found if as_stored else found.astype(np.float32, copy=False))
 
     def train_labels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Return labels of training images, int64 (n,), in the order of `train`."""
-        return torch.from_numpy(self.labels("train")[self._rows("train", indices)])
+        return _tensor(self.labels("train")[self._rows("train", indices)])
 
     def split(self, name: str, kind: str = "coop") -> tuple[Tensor, Tensor]:
         """Return all of "val" or "test": float32 (n, dim) features of view 0 and int64 (n,) labels.
@@ -263,8 +269,8 @@ class FeatureStore:
             kind: Kind of the features, as `train` takes it. All but "pre" have the same view 0.
         """
         rows, array = self._rows(name), self._array(kind) if kind == BEFORE else FEATURES
-        features = torch.from_numpy(self.raw(name, rows, 1, array)).float()
-        return features[:, 0], torch.from_numpy(self.labels(name)[rows])
+        features = self.raw(name, rows, 1, array)[:, 0].astype(np.float32, copy=False)
+        return _tensor(features), _tensor(self.labels(name)[rows])
 
     def raw(
         self, split: str, rows: slice | np.ndarray, views: int | None = None, array: str = FEATURES
@@ -396,6 +402,12 @@ def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureSto
             "run the same command again."
         )
     return store
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    import torch  # which whoever only plans does not need
+
+    return torch.from_numpy(array)
 
 
 def _refuse_other(path: str | Path, what: str, name: str, digest: str, asked: Backbone | Dataset) -> None:

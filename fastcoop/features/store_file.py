@@ -23,7 +23,6 @@ import numpy as np
 from fastcoop.datasets import Split
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import FILE, unknown_files
-from fastcoop.features.images import FLIP, View
 from fastcoop.files import PART, atomic_write
 
 if sys.platform != "win32":
@@ -34,7 +33,7 @@ FORMAT_VERSION = 3  # that is read; files without further kinds of features are 
 META = "meta"
 META_SHA256 = "meta_sha256"
 FILES_SHA256 = "files_sha256"
-FEATURES, TIP, BEFORE = "features", "tip", "pre"  # arrays of features; a fourth is `FLIP`
+FEATURES, TIP, FLIP, BEFORE = "features", "tip", "flip", "pre"  # arrays of features
 KINDS = ("coop", TIP, FLIP, BEFORE)  # of training features
 DTYPES = ("float16", "float32")  # of stored features
 HASHED = ("index", "labels", FEATURES)
@@ -48,6 +47,9 @@ ADVICE = {  # by number of an error of the system
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), OPEN_FILES),
 }
 
+View = (
+    int | str
+)  # 0: the test-time crop; n: augmentation n; "tip n": Tip-Adapter's augmentation n; "flip": mirrored
 # An array's name, rows (k,) ascending, views, features (k, views, dim).
 Block = tuple[str, np.ndarray, slice, np.ndarray]
 # What a store held when it was opened, small enough to send to processes that open it later: its description, and the

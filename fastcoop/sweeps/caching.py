@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcoop.datasets.load import ClassNames
-from fastcoop.features import cache_all
-from fastcoop.features.cache import plan_encoding, view_counts
-from fastcoop.features.encode import Encoding
+from fastcoop.features.plan import Encoding, plan_encoding, view_counts
 from fastcoop.grids.grid import read_grid
 from fastcoop.sweeps.loading import LoadedGrid, load_grid
 
@@ -55,6 +53,8 @@ def cache_loaded(
     retry_skipped: bool = True,
 ) -> Iterator[Path]:
     """As `cache_grid`, for a loaded grid. Training images are cached only for datasets that a method learns from."""
+    from fastcoop.features import cache_all
+
     grid = loaded.grid
     wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in loaded.datasets.items()]
     return cache_all(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fastcoop.errors import UserError
-from fastcoop.features import cache_features, encode
+from fastcoop.features import cache_features, plan
 from tests.features.small import make_backbone, make_folder
 
 KILOBYTES = (40, 72, 88, 104, 120, 1024)
@@ -23,7 +23,7 @@ KILOBYTES = (40, 72, 88, 104, 120, 1024)
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    encode.CROPS_PER_CHUNK = 32  # type: ignore[misc]
+    plan.CROPS_PER_CHUNK = 32  # type: ignore[misc]
     backbone, dataset = make_backbone(), make_folder(folder / "animals", train=40, val=4, test=20)
     refused = finished = 0
     for size in KILOBYTES:

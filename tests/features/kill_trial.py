@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from fastcoop.datasets import load_dataset
-from fastcoop.features import cache_features, encode
+from fastcoop.features import cache_features, encode, plan
 from tests.features.small import make_backbone
 
 
 def main(folder: str, cache: Path, trials: int) -> None:
     torch.set_num_threads(1)  # a fork does not bring along the threads that OpenMP would wait for
-    encode.CROPS_PER_CHUNK = encode.CPU_BATCH = 4  # type: ignore[misc]
+    plan.CROPS_PER_CHUNK = encode.CPU_BATCH = 4  # type: ignore[misc]
     backbone, dataset = make_backbone(), load_dataset(folder)
 
     def work(root: Path) -> None:

@@ -26,7 +26,7 @@ import torch
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import load_dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, encode, import_features
+from fastcoop.features import FeatureStore, cache_features, import_features, plan
 from fastcoop.results import load_predictions, load_results
 from fastcoop.sweeps import sweep
 from tests.small_world import write_backbone, write_dataset
@@ -38,7 +38,7 @@ ASKED = tuple((shots, views) for shots in (1, 2, "all") for views in (1, 3))
 
 def main(folder: Path, trials: int, seed: int) -> None:
     torch.set_num_threads(1)  # a fork does not bring along the threads that OpenMP would wait for
-    encode.CROPS_PER_CHUNK = 4  # type: ignore[misc]
+    plan.CROPS_PER_CHUNK = 4  # type: ignore[misc]
     one_crop_at_a_time()
     write_dataset(folder / "data" / "colours")
     backbone = backbone_from_spec(str(write_backbone(folder / "tiny")))

@@ -18,7 +18,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, few_shot, load_dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_all, cache_features, check_store, encode, store_path
+from fastcoop.features import FeatureStore, cache_all, cache_features, check_store, plan, store_path
 from fastcoop.features.images import crops, normalize, read_rgb
 from tests.advice import follows
 from tests.features.small import contents, make_backbone
@@ -281,7 +281,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 8)
+    monkeypatch.setattr(plan, "CROPS_PER_CHUNK", 8)
     ask = {"shots": ["all"], "seeds": [1], "views": 1}
     expected = contents(cache_features(backbone, dataset, tmp_path / "whole", **ask))
     everything = count_encoded()

@@ -17,7 +17,7 @@ import pytest
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, encode, store_file
+from fastcoop.features import FeatureStore, cache_features, encode, plan, store_file
 from tests.advice import follows
 from tests.features.small import contents
 
@@ -61,7 +61,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost_and_the_rerun_ends_the_same(
 ) -> None:  # fmt: skip
     if not hasattr(module, name):
         pytest.skip(f"this system has no {name}")
-    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 16)
+    monkeypatch.setattr(plan, "CROPS_PER_CHUNK", 16)
     few, more = ({"shots": shots, "seeds": [1], "views": 1} for shots in ([1], ["all"]))
     cache_features(backbone, dataset, tmp_path / "whole", **few)
     expected = contents(cache_features(backbone, dataset, tmp_path / "whole", **more))

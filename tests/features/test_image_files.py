@@ -23,6 +23,7 @@ from fastcoop.features import (
     check_store,
     encode,
     open_current,
+    plan,
 )
 from fastcoop.features.image_files import UNKNOWN, find_changes, read_file, unknown_files
 from fastcoop.features.store_file import FILE_FIELDS, FILES_SHA256, META, META_SHA256
@@ -207,7 +208,7 @@ def test_pictures_that_change_while_they_are_cached_are_found_the_next_time(
 def test_parts_of_an_interrupted_run_are_not_taken_up_for_other_pictures(
     backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 8)
+    monkeypatch.setattr(plan, "CROPS_PER_CHUNK", 8)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from PIL import Image
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, cache_features, encode, import_features
+from fastcoop.features import FeatureStore, cache_features, encode, import_features, plan
 from tests.features.small import contents
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_one_works_and_the_other_waits_and_goes_on(
         assert encoded(first_said) == CROPS
     assert f"Another process is working on {store}; waiting for it." in second_said.read_text()
     assert encoded(second_said) == (CROPS - FIRST_PART if killed else 0)
-    monkeypatch.setattr(encode, "CROPS_PER_CHUNK", 8)
+    monkeypatch.setattr(plan, "CROPS_PER_CHUNK", 8)
     monkeypatch.setattr(encode, "CPU_BATCH", 4)
     ask = {"shots": ["all"], "seeds": [1], "views": 1}
     assert contents(store) == contents(cache_features(backbone, dataset, tmp_path / "alone", **ask))

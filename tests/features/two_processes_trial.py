@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from fastcoop.datasets import load_dataset
-from fastcoop.features import cache_features, encode
+from fastcoop.features import cache_features, encode, plan
 from tests.features.small import make_backbone
 
 
 def main(folder: str, cache: str, gate: Path) -> None:
     logging.basicConfig(format="%(message)s")
     torch.set_num_threads(1)
-    encode.CROPS_PER_CHUNK, encode.CPU_BATCH = 8, 4  # type: ignore[misc]
+    plan.CROPS_PER_CHUNK, encode.CPU_BATCH = 8, 4  # type: ignore[misc]
     backbone, encoded = make_backbone(), [0]
     original = backbone.model.encode_image
 
