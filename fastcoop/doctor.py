@@ -92,7 +92,7 @@ def _devices() -> Found:
     """Return the processors, the device that "auto" is, and the rate of large float32 products on the CPU."""
     import torch
 
-    from fastcoop.backbones.load import resolve_device
+    from fastcoop.backbones.devices import resolve_device
     from fastcoop.processes import available_cores, cpu_name
 
     matrix, seconds = torch.ones(SIDE, SIDE), []

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -49,7 +50,8 @@ class Late:
 def late_names(package: str) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a package: its imports ``if TYPE_CHECKING`` are made when a name is first used.
 
-    So planning, ``--help`` and reading results load no torch, and type checkers see plain imports.
+    So are those of its modules. Planning, ``--help`` and reading results then load no torch, and type checkers see
+    plain imports.
     """
     source = ast.parse(inspect.getsource(sys.modules[package])).body
     (block,) = (node for node in source if isinstance(node, ast.If))
@@ -57,8 +59,10 @@ def late_names(package: str) -> Callable[[str], Any]:
     modules = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
-        if name not in modules:
+        if name in modules:
+            return getattr(import_module(modules[name]), name)
+        if name.startswith("_") or find_spec(f"{package}.{name}") is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(modules[name]), name)
+        return import_module(f"{package}.{name}")
 
     return get

@@ -189,7 +189,7 @@ def test_a_command_line_that_is_wrong_is_one_sentence(capsys):
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        ("sweep grid.yaml --results other", "fastcoop.sweeps.caching.cache_all"),
+        ("sweep grid.yaml --results other", "fastcoop.sweeps.grid_sweep.cache_loaded"),
         (
             "cache-features colours --backbone tiny --cache other --shots 1",
             "fastcoop.features.encode.encode_missing",

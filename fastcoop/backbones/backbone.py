@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastcoop.backbones.planned import PromptPath, count_tokens
 from fastcoop.backbones.precision import products_in_tf32, torch_defaults
 from fastcoop.backbones.text_tower import (
     PlainTower,
-    PromptPath,
     TextTower,
     prompt_path,
     text_tower,
 )
-from fastcoop.backbones.tokenizer import count_tokens
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:

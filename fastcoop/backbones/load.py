@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fastcoop
 from fastcoop.backbones import hf_clip, sources
 from fastcoop.backbones.backbone import RESIZE_MODES, Backbone, Preprocess, fingerprint
+from fastcoop.backbones.devices import resolve_device
 from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.precision import torch_defaults
 from fastcoop.backbones.sources import HUB_PREFIX
@@ -63,29 +64,6 @@ class _Source:
     config_file: Path | str = "open_clip"
     preprocess: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None  # may hold the config and the tokenizer of a Hugging Face text tower
-
-
-def resolve_device(device: str | torch.device) -> str:
-    """Return the device that ``device`` names. "auto" is "cuda" where a GPU answers, and "cpu" elsewhere.
-
-    Raises:
-        UserError: This machine does not have the device.
-    """
-    if device == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        try:
-            torch.ones(1, device="cuda").cpu()
-        except RuntimeError as error:
-            log.warning("The GPU does not answer, so the CPU is used: %s", str(error).partition("\n")[0])
-            return "cpu"
-        return "cuda"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError):
-        usable = "cpu or cuda" if torch.cuda.is_available() else "cpu"
-        raise UserError(f'The device "{device}" cannot be used on this machine; use {usable}.') from None
-    return str(device)
 
 
 def backbone_from_spec(

@@ -9,25 +9,18 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones.late import open_clip
+from fastcoop.backbones.planned import PromptPath
 from fastcoop.errors import UserError
 
 END_POOLS = ("argmax", "eos")
 NOT_OPEN_CLIPS = "it is not one of open_clip's own text transformers"
 NO_TABLE = "its text tower has no table of word embeddings"
-
-
-class PromptPath(NamedTuple):
-    """How a model learns prompts."""
-
-    # "shared" (a causal tower: prompts share what they have in common), "plain" (all positions of all) or None.
-    path: Literal["shared", "plain"] | None
-    reason: str = ""  # why not shared, or why not at all
 
 
 class NotSharedError(Exception):
@@ -60,6 +53,7 @@ class TextTower:
     All tensors are the model's own, in its dtype and on its device.
     """
 
+    is_shared: ClassVar[bool] = True  # whether prompts share what they have in common
     token_embedding: Tensor  # (vocabulary, width)
     positional_embedding: Tensor  # (context_length, width)
     blocks: tuple[Block, ...]
@@ -150,6 +144,7 @@ class TextTower:
 class PlainTower:
     """A frozen text tower of any kind, computed by the model's own modules with its embedding step replaced."""
 
+    is_shared: ClassVar[bool] = False
     model: nn.Module  # without its image tower
     embedding: nn.Module | None  # token ids to vectors
     context_length: int  # positions of a prompt

@@ -1,4 +1,4 @@
-"""Tokenizers of text towers: CLIP's own, or one in Hugging Face's format, and how many tokens they make of a text."""
+"""Tokenizers of text towers: CLIP's own, or one in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from fastcoop.backbones.late import open_clip_part
+from fastcoop.backbones.planned import PROBE
 from fastcoop.backbones.sources import SMALL_FILES, find_hub_files, has_tokenizer
 from fastcoop.errors import UserError
 
 DEFAULT_LENGTH = 77  # positions of a text tower whose config does not say how many
-PROBE = "A Café's two  sea-lions, (no. 17); x_y!"  # tells tokenizers of one vocabulary apart
 NEEDS_TRANSFORMERS = '{} "{}" needs the package transformers; install it (pip install "fastcoop[hf]").'
 
 
@@ -55,17 +55,6 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
 def _clip_tokenizer(module: Any, length: int) -> Callable[..., Tensor]:
     own: Callable[..., Tensor] = module._tokenizer  # which open_clip makes when it is imported
     return own if length == DEFAULT_LENGTH else module.SimpleTokenizer(context_length=length)
-
-
-def count_tokens(tokenizer: Any, text: str) -> int:
-    """Return how many tokens a text has with its start and end, however long it is."""
-    inner = getattr(tokenizer, "tokenizer", None)
-    if inner is None:  # padding follows the end token, and a byte is one token at most
-        ids = tokenizer([text], context_length=4 * len(text) + 8)[0]
-        return int((ids != ids[-1]).nonzero().max()) + 1
-    adds_its_own = tokenizer.tokenizer_mode == "clips"  # start, end and class token
-    ids = inner(tokenizer.clean_fn(text), add_special_tokens=not adds_its_own, verbose=False)["input_ids"]
-    return len(ids) + 3 * adds_its_own
 
 
 def check_tokenizer(

@@ -13,7 +13,7 @@ import torch
 from fastcoop.backbones import Backbone
 from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
 from fastcoop.engine import Run, RunShape, TrainingPlan, plan_training, train
-from fastcoop.engine.runs import BATCH_SIZE
+from fastcoop.engine.schedule import BATCH_SIZE
 from fastcoop.engine.weights import Precision
 from fastcoop.prompts import PromptLayout
 

@@ -47,7 +47,7 @@ def bench(
 
     Example:  fastcoop bench --datasets imagenet-10 --repeats 5
     """
-    from fastcoop.backbones.load import resolve_device
+    from fastcoop.backbones.devices import resolve_device
     from fastcoop.bench import class_lists, random_backbone, run_bench, write_bench
     from fastcoop.bench.tables import markdown, sections
 

@@ -45,7 +45,7 @@ def shots_and_seeds(shots: str, seeds: str) -> tuple[list[int | str], list[int]]
 def _device(value: str) -> str:
     """Refuse a device that this machine does not have, before anything is read or written."""
     if value not in ("auto", "cpu"):
-        from fastcoop.backbones.load import resolve_device
+        from fastcoop.backbones.devices import resolve_device
 
         resolve_device(value)
     return value

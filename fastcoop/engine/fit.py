@@ -339,6 +339,9 @@ def free_bytes(device: torch.device | str) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that an allocation failed, on a GPU or on the CPU."""
+    import torch
+
     # Not every part of CUDA raises torch's error: "CUDA error: out of memory" comes from loading kernels and graphs.
     messages = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(message in str(error) for message in messages)
+    is_memory_error = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_memory_error or any(message in str(error) for message in messages)

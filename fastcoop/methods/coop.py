@@ -185,7 +185,7 @@ class CoOpMethod(TrainedMethod[CoOpSettings]):
             resolved["looked_at"] = validation_epochs(run)
         if settings.fast:
             # Whatever determines the steps: the optimizer's constants too, which no setting has.
-            of = engine.optimizers
+            of = engine.schedule
             constants = {"momentum": of.AVERAGE_KEPT, "decay": of.COVARIANCE_KEPT, "refresh": of.REFRESH}
             resolved["schedule"] = asdict(fast_schedule(settings.fast)) | constants
         if settings.pulls:

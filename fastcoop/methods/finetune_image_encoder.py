@@ -107,7 +107,7 @@ def _train(backbone: Backbone, run: Run) -> tuple[torch.nn.Module, np.ndarray]:
     tower.output_tokens = False  # type: ignore[assignment]  # CoCa's puts out its tokens, too
     optimizer = sgd(tower.parameters())
     epochs = epochs_of(run)
-    rates = np.minimum(engine.runs.learning_rates(epochs, settings.learning_rate), settings.learning_rate)
+    rates = np.minimum(engine.schedule.learning_rates(epochs, settings.learning_rate), settings.learning_rate)
     rng = np.random.default_rng(run.seed)
     losses = np.zeros(epochs, np.float32)
     for epoch in range(epochs):

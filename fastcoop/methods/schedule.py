@@ -172,7 +172,7 @@ def steps_per_epoch(run: RunSpec[Any]) -> int:
     """Return the optimizer steps of one epoch of a run: one in a fast schedule."""
     if run.settings.fast:
         return 1
-    return engine.runs.steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+    return engine.schedule.steps_per_epoch(len(run.subset.train), run.settings.batch_size)
 
 
 def steps_of(run: RunSpec[Any]) -> int:
@@ -214,7 +214,7 @@ def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
     if small := sum(len(run.subset.train) < run.settings.batch_size for run in giving("batch_size")):
         yield f"In {small} {of}, batch_size is larger than the number of images: each batch has all images."
     if short := sum(epochs_of(run) == 1 for run in giving("learning_rate")):
-        epoch = f"the only epoch is the warm-up, at {engine.runs.WARMUP_RATE:g}"
+        epoch = f"the only epoch is the warm-up, at {engine.schedule.WARMUP_RATE:g}"
         yield f"In {short} {of}, learning_rate has no effect: {epoch}."
 
 

@@ -77,7 +77,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        engine.encoder.check_layer(run.model, run.settings.layer)
+        engine.fit.check_layer(run.model, run.settings.layer)
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         frame = self.layout(run.settings, backbone, run.data)

@@ -96,7 +96,7 @@ class TextLearner(ScheduledMethod[TextLearnerSettings]):
         given = unit(features.astype(np.float32)), labels, class_texts(backbone, run.data)
         images, targets, texts = (torch.from_numpy(array).to(backbone.device) for array in given)
         epochs, shape = epochs_of(run), self.axes * (texts.shape[1],)
-        schedule = [np.minimum(engine.runs.learning_rates(epochs, rate), rate) for rate in rates]
+        schedule = [np.minimum(engine.schedule.learning_rates(epochs, rate), rate) for rate in rates]
         offsets = torch.zeros(len(rates), *shape, dtype=torch.float32, device=backbone.device)
         offsets.requires_grad_()
         momentum = torch.zeros_like(offsets)

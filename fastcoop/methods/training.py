@@ -216,6 +216,6 @@ def vectors(settings: Any, backbone: Backbone) -> int:
 @memoize(256)
 def tokens_of(backbone: Backbone, words: str) -> list[int]:
     """Return the token ids of words, without start and end. Raises UserError if there are none."""
-    from fastcoop.prompts.vectors import word_tokens
+    from fastcoop.prompts.layout import word_tokens
 
     return word_tokens(backbone, words)

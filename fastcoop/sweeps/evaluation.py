@@ -13,7 +13,7 @@ import numpy as np
 
 from fastcoop import escape
 from fastcoop.backbones import Backbone, backbone_from_spec
-from fastcoop.backbones.load import resolve_device
+from fastcoop.backbones.devices import resolve_device
 from fastcoop.backbones.precision import fresh_state
 from fastcoop.checks import one_of, several
 from fastcoop.datasets import Dataset

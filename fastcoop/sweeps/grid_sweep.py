@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastcoop.backbones.load import resolve_device
-from fastcoop.backbones.precision import fresh_state
+from fastcoop.backbones.devices import resolve_device
 from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
-from fastcoop.features import open_current, open_if_there
+from fastcoop.features.store import open_current, open_if_there
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, Data, RunSpec
@@ -142,7 +141,6 @@ class SweepPlan:
     team: ExecutorConfig
 
 
-@fresh_state()
 def sweep(
     grid: str | Path | Mapping[str, Any],
     *,
@@ -233,8 +231,10 @@ def sweep(
         seconds = time.monotonic() - start
         return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
 
+    from fastcoop.backbones.precision import fresh_state
+
     refuse_foreign_grid(folder)
-    with open_store(folder) as store:
+    with fresh_state(), open_store(folder) as store:
         for _ in cache_loaded(loaded, cache, skip_unreadable=skip_unreadable, retry_skipped=False):
             pass
         if open_features(loaded, cache, open_current) != digests:

@@ -1,4 +1,4 @@
-"""What sweeps record in the feature folder, so that a dry run needs no model: sizes of backbones, paces of methods.
+"""What sweeps record in the feature folder: sizes of backbones, paces of methods. A dry run then needs no torch.
 
 A sweep never reads these records.
 """
@@ -12,33 +12,32 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 import fastcoop
-from fastcoop.backbones import Backbone, Preprocess, PromptPath, TextTower, backbone_from_spec
-from fastcoop.backbones.tokenizer import load_tokenizer, tokenizer_facts
+from fastcoop.backbones.planned import PROBE, DeviceName, PromptPath, clip_tokenizer
 from fastcoop.files import atomic_write
 from fastcoop.memo import Late
 from fastcoop.sweeps.pace import Kind
 
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
+
 FILE = ".plans.json"  # in the folder of features
-OWN = ("name", "digest", "embed_dim", "quick_gelu", "preprocess")  # of a `Backbone`
 SIZES = (  # of a `TextTower`
     "width", "hidden", "layers", "heads", "dim", "context_length", "vocabulary", "end_id",
 )  # fmt: skip
 
 
 class Known(BaseModel):
-    """What is recorded of a backbone: `OWN`, its text tower's `SIZES`, its files and what it depends on (`_origin`)."""
+    """What is recorded of a backbone: `SIZES` of its text tower, its files, what it depends on (`_origin`)."""
 
     name: str
     digest: str
     embed_dim: PositiveInt
-    quick_gelu: bool
-    preprocess: Preprocess
     sizes: Annotated[dict[str, NonNegativeInt | None], Field(min_length=len(SIZES))]
     files: list[Path]
     origin: list[list[str | int]]
@@ -53,35 +52,43 @@ class Records(BaseModel):
 
 def loaded_backbone(backbone: Backbone) -> Backbone:
     """Return the backbone with its model, which a recorded one loads now."""
-    text: Any = backbone.text
-    return text.backbone() if isinstance(text, Late) else backbone
+    found: Any = backbone
+    return found.load() if isinstance(found, Late) else found
 
 
 def recorded_backbone(cache: Path, spec: str, device: str) -> Backbone:
-    """Return a backbone by what is recorded of it, or load it if there is no record or its files have changed."""
-    load = functools.cache(lambda: backbone_from_spec(spec, device=device))
+    """Return a backbone by what is recorded of it, or load it if there is no record or its files have changed.
+
+    A recorded one has what plans need, and loads itself when anything else is used.
+    """
+
+    @functools.cache
+    def load() -> Backbone:
+        from fastcoop.backbones import backbone_from_spec
+
+        return backbone_from_spec(spec, device=device)
+
     known = _read(cache).backbones.get(spec)
     if known is None or known.origin != _origin(spec, known.files):
         return load()
-    model: Any = Late(lambda: load().model)
-    tokenizer = load_tokenizer({"context_length": known.sizes["context_length"]}, None)
-    backbone = Backbone(model=model, tokenizer=tokenizer, **{name: getattr(known, name) for name in OWN})
-    # As tensors name their device: "cuda" is "cuda:0" there.
-    tensors = {"device": torch.empty(0, device=device).device, "dtype": torch.float32}
-    text = Late(lambda: load().text, backbone=load, **tensors, **known.sizes)
-    vars(backbone).update(text=text, prompt_path=PromptPath("shared"))
-    return backbone
+    tensors = {"device": DeviceName.of(device), "dtype": np.dtype("float32")}
+    text = Late(lambda: load().text, is_shared=True, **tensors, **known.sizes)
+    found: Any = Late(
+        load, load=load, name=known.name, digest=known.digest, embed_dim=known.embed_dim, text=text, shared_text=text,
+        prompt_path=PromptPath("shared"), tokenizer=clip_tokenizer(), **tensors,
+    )  # fmt: skip
+    return found
 
 
 def record_backbones(cache: Path, named: Mapping[str, Backbone]) -> None:
-    """Record the backbones of a sweep, by the grid's names: those with a causal tower and CLIP's own tokenizer."""
+    """Record the backbones of a sweep, by the grid's names: those in float32 with a causal tower and CLIP's tokens."""
     records = _read(cache)
     for spec, one in named.items():
-        plain = one.dtype == torch.float32 and tokenizer_facts(one.tokenizer) is None
-        if isinstance(one.text, TextTower) and plain and one.files:
-            own = {name: getattr(one, name) for name in OWN}
-            sizes = {name: getattr(one.text, name) for name in SIZES}
-            origin = _origin(spec, one.files)
+        tokens = [make([PROBE], context_length=77).tolist() for make in (one.tokenizer, clip_tokenizer())]
+        is_plain = one.text.is_shared and str(one.dtype) == "torch.float32"
+        if is_plain and one.files and tokens[0] == tokens[1]:
+            sizes, origin = {name: getattr(one.text, name) for name in SIZES}, _origin(spec, one.files)
+            own: dict[str, Any] = {"name": one.name, "digest": one.digest, "embed_dim": one.embed_dim}
             records.backbones[spec] = Known(**own, sizes=sizes, files=list(one.files), origin=origin)
     _write(cache, records)
 

@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
-from fastcoop.features import FeatureStore, find_datasets, open_if_there, store_path
+from fastcoop.features.store import FeatureStore, find_datasets, open_if_there, store_path
 from fastcoop.grids import Grid
 from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
 from fastcoop.progress import counted
 
-OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
+
+OpenStore = Callable[[Path, "Backbone", Dataset], FeatureStore | None]
 
 log = logging.getLogger("fastcoop")
 
@@ -81,8 +83,6 @@ def load_grid(
     Raises:
         UserError: One of them does not exist or cannot be used, or two of them share a name.
     """
-    from fastcoop.backbones import backbone_from_spec
-
     found = find_datasets((*grid.datasets, *grid.targets), data_root, class_names)
     datasets = {str(spec): dataset for spec, dataset in found.items()}
     refuse_shared_names("datasets", datasets)
@@ -96,7 +96,10 @@ def load_grid(
                 f'The dataset "{without_train[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
                 "under targets instead."
             )
-    load = load or partial(backbone_from_spec, device=device)
+    if load is None:
+        from fastcoop.backbones import backbone_from_spec
+
+        load = partial(backbone_from_spec, device=device)
     backbones = {spec: load(spec) for spec in grid.backbones}
     refuse_shared_names("backbones", backbones)
     return LoadedGrid(grid, backbones, datasets)
@@ -131,14 +134,13 @@ def refuse_shared_names(kind: str, found: Mapping[str, Dataset] | Mapping[str, B
         return unicodedata.normalize("NFC", name).casefold()
 
     first: dict[str, str] = {}
-    wholes: dict[str, str] = {}
+    wholes: dict[str, tuple[str, Dataset | Backbone]] = {}
     for spec, one in found.items():
         if (other := first.setdefault(folded(one.name), spec)) != spec:
             raise UserError(f'The {kind} "{other}" and "{spec}" are both called {one.name}; rename one.')
         whole = (one.whole if isinstance(one, Dataset) else None) or one
-        other = wholes.setdefault(folded(whole.name), spec)
-        same: Any = found[other]
-        if (getattr(same, "whole", None) or same).digest != whole.digest:
+        other, same = wholes.setdefault(folded(whole.name), (spec, whole))
+        if same.digest != whole.digest:
             raise UserError(
                 f'The datasets "{other}" and "{spec}" are of two datasets called {whole.name}; rename one.'
             )

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
-from statistics import median
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fastcoop.backbones import Backbone
+from fastcoop.datasets import Split
 from fastcoop.engine.fit import plan_training
-from fastcoop.methods import RunSpec
+from fastcoop.features.plan import Chunk, Encoding
+from fastcoop.methods import METHODS, Data, RunContext, RunSpec
+from fastcoop.methods.data import Labelled
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import shape_of, training_seconds
 from fastcoop.sweeps.known import loaded_backbone
 from fastcoop.sweeps.loading import LoadedGrid
-from fastcoop.sweeps.tasks import BatchFinished, BatchProgress, Event, Task, run_task
 
-MAX_STEP_FLOPS = 3e9  # of a timed training step: about a tenth of a second of a core
+if TYPE_CHECKING:
+    from fastcoop.backbones import Backbone
+    from fastcoop.datasets import FewShot
+
+# Of a timed training step: about a tenth of a second of a core, and on a GPU of the recording of a step.
+MAX_STEP_FLOPS = {"cpu": 3e9, "cuda": 3e12}
+MAX_IMAGES = 1024  # of a timed training, which are in memory
 MAX_COST = 1.0  # of a timed batch outside the engine, if there is one that short
+ENOUGH = 0.4  # seconds that are timed, in whole steps
 TIMED_CROPS = 8
 
 
@@ -37,81 +44,82 @@ def time_work(
         runs: Their runs, by key.
         threads: Of a worker.
     """
-    name, before = batches[0].backbone, torch.get_num_threads()
-    loaded.named.update(
-        {spec: loaded_backbone(one) for spec, one in loaded.named.items() if one.name == name}
-    )
+    import torch
+
+    from fastcoop.backbones.precision import fresh_state
+
+    short = [one for one in batches if one.cost <= MAX_COST] or [min(batches, key=lambda one: one.cost)]
+    batch = max(batches if batches[0].trains else short, key=lambda one: one.cost)
+    backbone, before = loaded_backbone(loaded.backbone(batch.backbone)), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with threadpool_limits(threads):
-            if not batches[0].trains:
-                return _time_batch(loaded, batches, runs, threads)
-            return _time_steps(loaded.backbone(name), [runs[key] for batch in batches for key in batch.keys])
+        with threadpool_limits(threads), fresh_state():
+            timed, cost = [replace(runs[key], model=backbone) for key in batch.keys], batch.cost
+            if batch.trains:
+                timed, cost = _small_runs(backbone, timed)
+            return _time_runs(backbone, timed, cost, skip=int(batch.trains))
     finally:
         torch.set_num_threads(before)
 
 
 class _Measured(Exception):
-    """Ends a batch of which a number of runs is timed."""
+    """Ends runs of which enough is timed."""
 
 
-def _time_batch(
-    loaded: LoadedGrid, batches: Sequence[Batch], runs: Mapping[str, RunSpec[Any]], threads: int
-) -> float | None:
-    """Time the largest batch that is expected to be short, until it first reports progress."""
-    short = [batch for batch in batches if batch.cost <= MAX_COST] or [min(batches, key=lambda one: one.cost)]
-    batch, start = max(short, key=lambda one: one.cost), time.perf_counter()
+def _time_runs(backbone: Backbone, runs: Sequence[RunSpec[Any]], cost: float, skip: int) -> float | None:
+    """Return the seconds per unit of the runs' cost, without their first ``skip`` steps; None if they fail at once."""
+    method, reports = METHODS[runs[0].method], list[tuple[float, float]]()  # time, runs done since the last
 
-    def on_event(event: Event) -> None:
-        nonlocal start
-        if isinstance(event, BatchProgress) and not event.runs:
-            start = time.perf_counter()
-        elif isinstance(event, BatchProgress):
-            raise _Measured(event.runs)
-        elif isinstance(event, BatchFinished) and not event.error:
-            raise _Measured(len(batch.keys))
+    def on_progress(done: float) -> None:
+        reports.append((time.perf_counter(), done))
+        if len(reports) > skip + 1 and reports[-1][0] - reports[skip][0] > ENOUGH:
+            raise _Measured
 
-    try:
-        task = Task(replace(batch, threads=threads), tuple(runs[key].unbound() for key in batch.keys))
-        run_task(task, loaded, on_event)
-    except _Measured as measured:
-        return (time.perf_counter() - start) / batch.cost * len(batch.keys) / float(measured.args[0])
-    return None
+    method.run(backbone, [], lambda index, outcome: None, RunContext())  # imports what it needs
+    on_progress(0.0)
+    with suppress(Exception):  # also that there are no features
+        method.run(backbone, runs, lambda index, outcome: None, RunContext(on_progress=on_progress))
+    (start, _), *others = reports[min(skip, max(0, len(reports) - 2)) :]
+    done = sum(share for _, share in others)
+    return (others[-1][0] - start) * len(runs) / (cost * done) if done else None
 
 
-def _time_steps(backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> float:
-    """Time a few steps of the first runs that would train together, on features of ones.
+@dataclass(eq=False)
+class _Ones(Data):
+    """A dataset whose training features are ones: training takes as long on them as on others."""
 
-    The runs, or the classes of a single one, are cut so that a step has at most MAX_STEP_FLOPS operations (1,000 times
-    as many on a GPU).
+    dim: int = 0
+
+    def _stored(self, subset: FewShot, kind: str) -> Labelled:
+        images = len(subset.train)
+        return np.ones((images, 1 + self.views, self.dim), np.float16), np.zeros(images, np.int64)
+
+
+def _small_runs(backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> tuple[list[RunSpec[Any]], float]:
+    """Return the first runs that would train together, on features of ones and without tests, and their cost.
+
+    They, or the classes of a single one, are cut so that a step has at most MAX_STEP_FLOPS operations.
     """
-    from fastcoop.engine import FastSchedule, Run, train
-    from fastcoop.prompts import initial_contexts
-
     plan = plan_training(backbone, [shape for run in runs if (shape := shape_of(run))])
-    # A GPU records, then replays.
-    epochs, left = (4, MAX_STEP_FLOPS) if backbone.device.type == "cpu" else (25, 1000 * MAX_STEP_FLOPS)
-    timed: list[Run] = []
-    for cost in (plan.runs[index] for index in plan.first_batch()):
-        if timed and cost.step_flops > left:
+    small, left = list[RunSpec[Any]](), MAX_STEP_FLOPS[backbone.device.type]
+    for index in plan.first_batch():
+        run, flops = runs[index], plan.runs[index].step_flops
+        if small and flops > left:
             break
-        names, layout, size = cost.shape.class_names, cost.shape.layout, cost.shape.batch_size
-        names = names[: max(1, int(len(names) * min(1.0, left / cost.step_flops)))]
-        schedule = FastSchedule() if cost.shape.is_fast else None
-        contexts = initial_contexts(backbone, layout, len(names), 0)
-        features, labels = torch.ones(size, 1, backbone.embed_dim), torch.zeros(size, dtype=torch.long)
-        timed.append(Run(names, layout, contexts, features, labels, epochs, 0, size, schedule=schedule))
-        left -= cost.step_flops
-    ends = [time.perf_counter()]
-    train(backbone, timed, on_step=lambda get_state: ends.append(time.perf_counter()))
-    _, *steps = (end - start for start, end in pairwise(ends))
-    costs = plan_training(backbone, [run.shape for run in timed]).runs
-    return median(steps) * epochs / sum(training_seconds(backbone, cost) for cost in costs)
+        names = run.data.class_names[: max(1, int(len(run.data.class_names) * min(1.0, left / flops)))]
+        splits = {**run.data.dataset.splits, "test": Split((), np.zeros(0, np.int64))}
+        dataset = replace(run.data.dataset, class_names=names, splits=splits)
+        data = _Ones(dataset, None, run.data.views, dim=backbone.embed_dim)
+        subset = replace(run.subset, train=run.subset.train[:MAX_IMAGES])
+        small.append(replace(run, data=data, subset=subset, targets=()))
+        left -= flops
+    costs = plan_training(backbone, [shape for run in small if (shape := shape_of(run))]).runs
+    return small, sum(training_seconds(backbone, cost) for cost in costs)
 
 
 def crop_seconds(loaded: LoadedGrid, name: str, missing: Mapping[tuple[str, str], int]) -> float:
     """Return the seconds of encoding a backbone's missing crops, by the time of a few test images."""
-    from fastcoop.features.encode import Chunk, Encoding, decode, start_encoding
+    from fastcoop.features.encode import decode, start_encoding
 
     of_backbone = {names: count for names, count in missing.items() if names[0] == name}
     images, backbone = loaded.data(*next(iter(of_backbone))).dataset, loaded_backbone(loaded.backbone(name))

@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
 import psutil
-import torch
 
 from fastcoop.checks import MAX_JOBS, amount, shortened, whole_number
 from fastcoop.engine.fit import FREE_FRACTION, free_bytes
@@ -111,13 +110,15 @@ def budget_of(device: str, memory_budget: float | None, workers: int) -> int:
     if memory_budget is not None:
         return max(1, int(memory_budget * 1e9 / workers))
     devices = _gpus_of(device)[:workers] or ("cpu",)
-    free = min(free_bytes(torch.device(name)) for name in devices)
+    free = min(free_bytes(name) for name in devices)
     return int(FREE_FRACTION * free / math.ceil(workers / len(devices)))
 
 
 def _gpus_of(device: str) -> tuple[str, ...]:
     """Return the GPUs that a device name stands for; () for the CPU."""
     if device == "cuda":
+        import torch
+
         return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
     return (device,) if device.startswith("cuda:") else ()
 

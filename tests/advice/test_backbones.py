@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastcoop.backbones import backbone_from_spec, load_backbone
-from fastcoop.backbones.load import resolve_device
+from fastcoop.backbones.devices import resolve_device
 from fastcoop.errors import UserError
 from tests.advice import follows
 from tests.backbones.test_kinds import write_model

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcoop.engine import PromptEncoder, encode_prompts, tree_layout
+from fastcoop.engine import PromptEncoder, encode_prompts, packing
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
 from fastcoop.errors import UserError
@@ -166,13 +166,13 @@ layouts = st.builds(
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     items=st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4),
-    position=st.sampled_from([0, tree_layout.POSITION_COST, 10_000]),
-    pack=st.sampled_from([0, tree_layout.PACK_COST, 1_000_000]),
+    position=st.sampled_from([0, packing.POSITION_COST, 10_000]),
+    pack=st.sampled_from([0, packing.PACK_COST, 1_000_000]),
 )
 def test_random_forests_match_the_reference_however_their_paths_are_bundled(backbone, items, position, pack):
     torch.manual_seed(0)
     built = [(names, layout, contexts_for(layout, names, runs, backbone)) for names, layout, runs in items]
-    with patch.multiple(tree_layout, POSITION_COST=position, PACK_COST=pack):
+    with patch.multiple(packing, POSITION_COST=position, PACK_COST=pack):
         features, gradients = compare(backbone, built)
     assert features < FEATURES
     assert gradients < GRADIENTS

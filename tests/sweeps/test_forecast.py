@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import METHODS
 from fastcoop.sweeps import Summary, cache_grid, known, timing
 from fastcoop.sweeps.loading import load_grid, open_features, open_unchanged
+from tests.small_world import write_backbone
 
 
 def test_a_dry_run_forecasts_what_is_left_and_writes_nothing(
@@ -62,7 +65,7 @@ def test_a_dry_run_builds_no_model_and_goes_by_the_pace_of_the_last_sweep(
     list(cache_grid(grid, data_root=world / "data", cache=cache))
     did = run(grid, cache=cache, results=tmp_path / "first")
     with monkeypatch.context() as patched:
-        patched.setattr(known, "backbone_from_spec", lambda *given, **others: pytest.fail("loaded"))
+        patched.setattr("fastcoop.backbones.backbone_from_spec", lambda *given, **how: pytest.fail("loaded"))
         patched.setattr(timing, "time_work", lambda *given: pytest.fail("timed"))
         found = run(grid, cache=cache, results=tmp_path / "second", dry_run=True).forecast
     assert found is not None
@@ -79,6 +82,48 @@ def test_a_dry_run_builds_no_model_and_goes_by_the_pace_of_the_last_sweep(
     assert [(part.runs, part.batches, part.largest) for part in again.parts] == [
         (part.runs, part.batches, part.largest) for part in found.parts
     ]
+
+
+def test_a_dry_run_with_records_loads_no_torch(
+    run: Callable[..., Summary],
+    world: Path,
+    grid: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its import takes seconds."""
+    cache, file, model = tmp_path / "cache", tmp_path / "grid.yaml", write_backbone(tmp_path / "deep", 2)
+    methods = {name: {"layer": 1} if name == "tcp" else {} for name in METHODS}
+    methods["coop"] = {"schedule": ["paper", "fast"], "prompt": ["[V]x4 a [CLASS], printed.", None]}
+    grid = grid | {"backbones": str(model), "shots": 1, "seeds": 1, "methods": methods}
+    file.write_text(json.dumps(grid))
+    list(cache_grid(grid, data_root=world / "data", cache=cache))
+    known.record_backbones(cache, {str(model): backbone_from_spec(model, device="cpu")})
+    with monkeypatch.context() as patched:
+        patched.setattr(timing, "time_work", lambda *given: 1.0)
+        expected = run(grid, cache=cache, results=tmp_path / "results", dry_run=True).forecast
+    assert expected is not None
+    kinds = {(part.method, part.backbone, trains) for part in expected.parts for trains in (True, False)}
+    known.record_paces(cache, "cpu", expected.threads, dict.fromkeys(kinds, 1.0))
+    options = [
+        "--dry-run",
+        "--json",
+        "--jobs",
+        "1",
+        "--cache",
+        str(cache),
+        "--data-root",
+        str(world / "data"),
+    ]
+    code = (
+        f"from fastcoop.cli.app import run; run({['sweep', str(file), *options]}); import sys; "
+        "print({'torch', 'open_clip', 'sklearn', 'matplotlib'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1] == "set()"
+    found = json.loads(ran.stdout)["forecast"]
+    assert {part["source"] for part in found["parts"]} == {"by earlier sweeps"}
+    assert (found["nodes"], found["flops"], found["crops"]) == (expected.nodes, expected.flops, 0)
 
 
 def test_tests_alone_record_no_pace_of_learning(
@@ -164,7 +209,9 @@ def test_a_recorded_backbone_gives_the_keys_and_refusals_of_a_loaded_one(
     found = []
     for load in (None, partial(known.recorded_backbone, tmp_path, device="cpu")):
         if load:
-            monkeypatch.setattr(known, "backbone_from_spec", lambda *given, **others: pytest.fail("loaded"))
+            monkeypatch.setattr(
+                "fastcoop.backbones.backbone_from_spec", lambda *given, **how: pytest.fail("loaded")
+            )
         whole = read_grid(grid | {"backbones": str(model), "methods": methods})
         loaded = load_grid(whole, world / "data", "cpu", load=load)
         open_features(loaded, tmp_path, open_unchanged)

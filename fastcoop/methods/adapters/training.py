@@ -131,7 +131,7 @@ class ImageBatches:
 
     def coop_rates(self, rate: Tensor) -> Tensor:
         """Return the learning rates of all steps, (steps, runs), which change at each epoch as in CoOp."""
-        factors = np.stack([engine.runs.learning_rates(self.epochs, float(one)) for one in rate], 1)
+        factors = np.stack([engine.schedule.learning_rates(self.epochs, float(one)) for one in rate], 1)
         return rate.new_tensor(factors.repeat(self.steps, axis=0))
 
     def __iter__(self) -> Iterator[Iterator[Batch]]:
