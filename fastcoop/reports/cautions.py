@@ -54,8 +54,8 @@ def cautions(study: Study) -> Iterator[Caution]:
         ("The means include {} not better than chance", "run", "means include runs not better than chance", guessing),
         ("Left out of every figure: {} of diverged runs without an accuracy (their outputs are not finite)", "test",
          "diverged runs left out", study.diverged),
-        ("Left out: {} repeated later with the same settings and seed, because its features were computed again or a"
-         " default was written out", "run", "", study.repeated),
+        ("Left out: {} repeated later with the same settings and seed (on features that were computed again, or with a"
+         " default written out)", "run", "", study.repeated),
     ):  # fmt: skip
         if len(rows):
             yield Caution(f"{text.format(counted(len(rows), noun))}: {_named(rows)}.", short, rows.dataset)

@@ -119,9 +119,8 @@ def find_collapsed(runs: pd.DataFrame, group_columns: Sequence[str] = GROUP_COLU
     """
     import pandas as pd
 
-    given = runs.assign(settings=plain_texts(runs)) if "settings" in group_columns else runs
-    columns = [given[name] for name in group_columns]
-    groups = given.groupby(list(group_columns), sort=False, dropna=False).accuracy
+    columns = [runs[name] for name in group_columns]
+    groups = runs.groupby(list(group_columns), sort=False, dropna=False).accuracy
     median = groups.transform("median")
     deviations = (runs.accuracy - median).abs().groupby(columns, sort=False, dropna=False)
     deviation = 1.4826 * deviations.transform("median")
@@ -147,8 +146,7 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
             their images, prompts or weights.
     """
     columns = ["label", *PLACE, "plain"]
-    one, other = (_unique(table.assign(plain=plain_texts(table)), columns) for table in (first, second))
-    pairs = _pair(one, other, columns, list(MUST_AGREE))
+    pairs = _pair(_unique(first, columns), _unique(second, columns), columns, list(MUST_AGREE))
     if pairs.empty:
         raise UserError(
             "No run of one folder has the label, settings, backbone, dataset, shots and seed of a run of the other; "
@@ -160,7 +158,7 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path) -> pd.DataFrame:
     """Pair the runs of two labels in one results table by backbone, dataset, shots and seed.
 
-    Methods that learn nothing have no shots and seeds, and are paired with every run of the other label.
+    Methods that learn nothing have no source, shots and seeds, and are paired with every run of the other label.
 
     Args:
         table: a results table.
@@ -176,7 +174,8 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
             raise UserError(f'{where} has no runs labelled "{label}".{nearest(label, table.label)}')
         side = _unique(table[table.label == label], PLACE)
         if columns is PLACE and (side.shots == 0).all():
-            side, columns = side.drop(columns=["shots", "seed"]), ["backbone", "source", "dataset"]
+            columns = ["backbone", "dataset"]
+            side = side.drop(columns=["source", "shots", "seed"]).drop_duplicates(columns)
         sides.append(side)
     pairs = _pair(sides[0], sides[1], columns, [name for name in MUST_AGREE if name != "prompts"])
     if pairs.empty:
@@ -190,7 +189,7 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     Of a run that was done twice, such as with a default left out and written out, there is one row.
     """
     table = table[table.accuracy.notna()]
-    table = table.drop_duplicates([*columns, *SAME_TEST]) if "plain" in columns else table
+    table = table.assign(plain=plain_texts(table)).drop_duplicates(["label", *PLACE, "plain", *SAME_TEST])
     alike = table[table.duplicated(columns, keep=False)]
     if not alike.empty:
         row = alike.iloc[0]

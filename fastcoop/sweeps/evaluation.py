@@ -164,6 +164,7 @@ def _targets(runs: Iterable[RunSpec[Any]]) -> Iterable[tuple[Backbone, Data]]:
 
 def _select(folder: Path, runs: Sequence[str]) -> list[Any]:
     """Return rows of the runs' table: those whose keys begin with one of ``runs``, or all."""
+    runs = [run.lower() for run in runs]
     rows: list[Any] = list(load_runs(folder).itertuples())
     if missing := [run for run in runs if not any(row.key.startswith(run) for row in rows)]:
         command = escape.shell_command("fastcoop", "results", "list", folder)

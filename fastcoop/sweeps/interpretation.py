@@ -134,7 +134,7 @@ def interpret(
 
 def _select(folder: Path, backbone: Backbone, runs: Sequence[str]) -> list[Any]:
     """Return the CoOp runs over a backbone, those whose keys begin with one of ``runs`` or all, as rows."""
-    frame = load_runs(folder)
+    frame, runs = load_runs(folder), [run.lower() for run in runs]
     frame = frame[frame.method == "coop"]
     own = frame[frame.backbone_digest == backbone.digest]
     rows: list[Any] = list(own.itertuples())

@@ -98,6 +98,13 @@ def test_runs_without_one_of_the_halves_are_counted_below_the_table(tmp_path):
     assert cells(part.table)["pets", "CoOp (M=16, end)"]["base"].runs == 1
 
 
+def test_zero_shot_clip_alone_is_no_base_to_new(tmp_path):
+    """Such as in the slice of another schedule, which nothing learned on half of the classes by."""
+    frame = halves()
+    with pytest.raises(Missing, match="no run learned on the first half"):
+        base_to_new.ITEM.make(study_of(frame[frame.method == "zero_shot"], tmp_path))
+
+
 def test_coop_on_half_of_the_classes_is_none_of_table_2(tmp_path):
     ensemble = run(
         backbone="b", dataset="pets", source="pets", method="ensemble", shots=0, seed=0, accuracy=60.0

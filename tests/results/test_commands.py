@@ -17,9 +17,9 @@ from fastcoop.errors import UserError
 from fastcoop.reports.comparison import compare_results
 from fastcoop.results import calibration_error, load_predictions, load_results, merge_results
 from fastcoop.results.store import open_store
-from fastcoop.results.tables import select_rows
+from fastcoop.results.tables import pair_labels, select_rows
 from fastcoop.sweeps import sweep
-from tests.reports.made_up_results import coop
+from tests.reports.made_up_results import coop, run
 
 FAILURES = """CREATE TABLE IF NOT EXISTS failures (
     key TEXT PRIMARY KEY, backbone TEXT NOT NULL, dataset TEXT NOT NULL, method TEXT NOT NULL, label TEXT NOT NULL,
@@ -231,6 +231,25 @@ def test_targets_of_one_dataset_are_no_datasets_of_the_test(
     (group,) = compare_results(tmp_path, labels=("one", "two"))
     assert (group["over"], group["pairs"], len(group["datasets"])) == ("seeds", 15, 5)
     assert group["difference"] == pytest.approx(4.0)
+
+
+def test_a_method_that_learns_nothing_is_compared_on_every_dataset(tmp_path: Path) -> None:
+    """Zero-shot CLIP was run on the target itself, CoOp was tested there."""
+    common = {"backbone": "b", "features": None}
+    rows = [
+        run(**common, dataset=name, method="zero_shot", label="zero", shots=0, seed=0, accuracy=50.0)
+        for name in ("objects", "sketch")
+    ]
+    rows += [
+        coop(**common, dataset=name, source="objects", label="coop", shots=16, seed=seed, accuracy=60.0)
+        for name in ("objects", "sketch") for seed in (1, 2)
+    ]  # fmt: skip
+    for labels, difference in ((("zero", "coop"), 10.0), (("coop", "zero"), -10.0)):
+        pairs = pair_labels(pd.DataFrame(rows), *labels, where=tmp_path)
+        assert sorted(zip(pairs.dataset, pairs.seed, strict=True)) == [
+            ("objects", 1), ("objects", 2), ("sketch", 1), ("sketch", 2),
+        ]  # fmt: skip
+        assert set(pairs["second"] - pairs["first"]) == {difference}
 
 
 def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
+from fastcoop.errors import UserError
 from fastcoop.methods import METHODS
 from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.settings import plain_settings
-from fastcoop.results.tables import find_collapsed, pair_folders
+from fastcoop.results.tables import pair_folders, pair_labels
 from tests.reports.made_up_results import coop, run
 
 LATER = ("prompt", "select", "val_every", "val_accuracy", "schedule", "pull", "precision")  # settings of CoOp
@@ -113,14 +114,13 @@ def test_folders_of_two_versions_are_compared() -> None:
     assert len(pair_folders(twice, now)) == 3, "a run that was done twice is one run"
 
 
-def test_seeds_of_two_versions_are_one_group_where_collapsed_runs_are_found() -> None:
-    frame = pd.concat([table(seeds=1), table(settings=settings("coop"))], ignore_index=True)
-    frame["settings"] = [settings("coop")] * 5 + [json.dumps({"learning_rate": 0.002})]
-    frame.loc[5, "settings"] = json.dumps(
-        {name: one for name, one in json.loads(settings("coop")).items() if name not in LATER}
-    )
-    frame.loc[5, "accuracy"] = 10.0
-    assert find_collapsed(frame.assign(test="t")).index.tolist() == [5]
+def test_labels_are_compared_where_a_run_was_done_twice() -> None:
+    once = pd.concat([table(), table(label="other")])
+    twice = once.assign(key="again", settings=json.dumps({"views": 8, "val_accuracy": True}))
+    assert len(pair_labels(pd.concat([once, twice]), "CoOp", "other", "here")) == 3
+    changed = twice.assign(settings=json.dumps({"views": 8, "learning_rate": 0.1}))
+    with pytest.raises(UserError, match="differ in learning_rate"):
+        pair_labels(pd.concat([once, changed]), "CoOp", "other", "here")
 
 
 def test_a_method_of_ones_own_keeps_its_settings() -> None:

@@ -137,8 +137,9 @@ def test_every_run_that_is_named_must_be_there(results, backbone):
     (key, *_), (other, *_) = (load_results(results).key[:1], ["zzzz"])
     with pytest.raises(UserError, match=r"no CoOp run zzzz over tiny; `fastcoop results list .*` shows"):
         interpret(results, backbone, runs=[key[:8], other])
-    (one,) = interpret(results, backbone, runs=key[:12])
-    assert one.stem == key
+    for written in (key[:12], key[:12].upper()):
+        (one,) = interpret(results, backbone, runs=written)
+        assert one.stem == key
 
 
 def test_words_that_were_read_with_other_options_are_read_again(results, backbone):
