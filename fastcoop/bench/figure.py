@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise, product
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from fastcoop.backbones import Backbone
 from fastcoop.bench.gpu import PRECISIONS
-from fastcoop.bench.measure import CONTEXT_LENGTH, LAYOUTS, timed, wait
+from fastcoop.bench.measure import CONTEXT_LENGTH, LAYOUTS, step_seconds, timed
 from fastcoop.bench.tables import Bench
 from fastcoop.datasets import Split
 from fastcoop.datasets.dataset import make_dataset
@@ -125,15 +126,10 @@ def _fast_rate(backbone: Backbone, names: Sequence[str], precision: Precision | 
         features = torch.randn(images, VIEWS, backbone.embed_dim, generator=draw)
         return Run(names, layout, contexts, features, labels, steps, seed, schedule=FastSchedule())
 
-    runs, ends = [run(seed) for seed in range(FAST_RUNS)], list[float]()
-
-    def on_step(get_state: Callable[[], object]) -> None:
-        wait(backbone.device)
-        ends.append(time.perf_counter())
-
-    train(backbone, runs, precision=precision, on_step=on_step)
+    runs = [run(seed) for seed in range(FAST_RUNS)]
     flops = plan_training(backbone, [one.shape for one in runs], precision=precision).flops / steps
-    return flops / median(end - start for start, end in pairwise(ends))
+    training = partial(train, backbone, runs, precision=precision)
+    return flops / median(step_seconds(training, backbone.device))
 
 
 def _crop_seconds(backbone: Backbone) -> float:
@@ -172,14 +168,11 @@ def _logit_seconds(backbone: Backbone) -> float:
     images, classes = SCORED
     rng = np.random.default_rng(0)
     features, weights = (rng.normal(size=(n, backbone.embed_dim)).astype(np.float32) for n in SCORED)
-    given = (
-        [LinearClassifier.of_texts(weights, backbone.logit_scale)],
-        features,
-        np.zeros(images, np.int64),
-        classes,
-    )
-    score_all(*given, backbone.device)
-    return timed(lambda: score_all(*given, backbone.device), backbone.device) / (images * classes)
+    classifier = LinearClassifier.of_texts(weights, backbone.logit_scale)
+    labels = np.zeros(images, np.int64)
+    score = partial(score_all, [classifier], features, labels, classes, backbone.device)
+    score()  # warms up
+    return timed(score, backbone.device) / (images * classes)
 
 
 def _report_seconds() -> float:

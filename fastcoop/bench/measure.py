@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -80,17 +81,11 @@ class FastcoopStep:
 
     def __call__(self) -> float:
         """Return the seconds of the last step of a short training."""
-        ends: list[float] = []
-
-        def on_step(get_state: Callable[[], object]) -> None:
-            wait(self.backbone.device)
-            ends.append(time.perf_counter())
-
-        self.train(on_step)
+        *_, last = step_seconds(self.train, self.backbone.device)
         if (matmuls := self.matmuls) is not None:
             seconds = timed(lambda: [matmuls() for _ in range(self.repeats)], self.backbone.device)
             self.matmul_seconds.append(seconds)
-        return ends[-1] - ends[-2]
+        return last
 
     def train(self, on_step: Callable[[Callable[[], Any]], None]) -> None:
         """Do a short training, and call ``on_step`` after each step."""
@@ -199,8 +194,20 @@ def measure(contenders: Mapping[Any, Callable[[], float]], repeats: int) -> dict
     return times
 
 
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that a call takes."""
+def step_seconds(train: Callable[..., object], device: torch.device) -> list[float]:
+    """Return the seconds of each step but the first of a training that takes ``on_step``."""
+    ends: list[float] = []
+
+    def on_step(get_state: Callable[[], Any]) -> None:
+        wait(device)
+        ends.append(time.perf_counter())
+
+    train(on_step=on_step)
+    return [end - start for start, end in pairwise(ends)]
+
+
+def timed(function: Callable[[], object], device: torch.device | None = None) -> float:
+    """Return the seconds that a call takes, with its work on ``device``."""
     wait(device)
     start = time.perf_counter()
     function()
@@ -208,7 +215,7 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def wait(device: torch.device) -> None:
+def wait(device: torch.device | None) -> None:
     """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)

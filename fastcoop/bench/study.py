@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fastcoop.bench.measure import timed
 from fastcoop.demo.world import build_world
 from fastcoop.reports.report import report
 from fastcoop.sweeps import Summary, cache_grid, sweep
@@ -50,7 +50,7 @@ def measure_study(
             return sweep(given, data_root=data, cache=cache, results=results, jobs=1, device=device)
 
         whole = {**grid, "methods": ["zero_shot", "linear_probe"]}
-        caching = _timed(lambda: list(cache_grid(whole, data_root=data, cache=cache, device=device)))
+        caching = timed(lambda: list(cache_grid(whole, data_root=data, cache=cache, device=device)))
         shared = {"caching": caching, "zero-shot": run({"zero_shot": None}).seconds}
         shared["linear probes"] = run({"linear_probe": None}).seconds
         seconds: dict[str, dict[str, float]] = {}
@@ -61,13 +61,7 @@ def measure_study(
                 "training steps": steps,
                 "planning, tests, records": done.seconds - steps,
             }
-        reporting = _timed(lambda: report(results, Path(folder) / "report"))
+        reporting = timed(lambda: report(results, Path(folder) / "report"))
     frame = pd.DataFrame({schedule: one | {"report": reporting} for schedule, one in seconds.items()})
     shares = {f"share, {schedule}": frame[schedule] / frame[schedule].sum() for schedule in coop}
     return frame.assign(**shares).rename_axis("part").reset_index()
-
-
-def _timed(function: Callable[[], object]) -> float:
-    start = time.monotonic()
-    function()
-    return time.monotonic() - start

@@ -80,13 +80,9 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
     """
     start = time.monotonic()
     suffix, grid = ("-full", FULL_GRID) if full else ("", GRID)
-    data, cache, results, pages = (
-        out / "data",
-        out / "cache",
-        out / f"results{suffix}",
-        out / f"report{suffix}",
+    data, cache, results, page = (
+        out / name for name in ("data", "cache", f"results{suffix}", f"report{suffix}/index.html")
     )
-    page = pages / "index.html"
     with limit_threads(1):  # pictures and towers are small: more threads would wait for one another
         with writing(out):
             build_world(data)
@@ -94,15 +90,15 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
         if summary.finished or not page.exists():
             for spec in read_grid(grid).backbones:
                 interpret(results, backbone_from_spec(spec))
-            report(results, pages, PictureFinder(data, cache), jobs=min(REPORT_JOBS, available_cores()))
+            report(results, page.parent, PictureFinder(data, cache), jobs=min(REPORT_JOBS, available_cores()))
     return DemoSummary(
         accuracy=_mean_accuracies(results),
         features=str(cache),
         results=str(results),
         runs=summary.runs,
         finished=summary.finished,
-        figures=tuple(map(str, sorted(pages.glob("figure3*.png")))),
-        words=tuple(str(path) for path in sorted(pages.glob("table4*.md")) if "csc" not in path.stem),
+        figures=tuple(map(str, sorted(page.parent.glob("figure3*.png")))),
+        words=tuple(str(path) for path in sorted(page.parent.glob("table4*.md")) if "csc" not in path.stem),
         page=str(page),
         seconds=round(time.monotonic() - start, 1),
     )
