@@ -141,32 +141,26 @@ def _linear_classifier(results: str | Path, key: str, backbone: str | None) -> C
     key = find_key(folder, key)
     row: Any = next(one for one in load_runs(folder).itertuples() if one.key == key)
     model = load_backbone_of(row, f"the run {key[:12]}", backbone)
-    if (made := _linear(folder, row, model)) is None:
+    run = restore_run(folder, row, model)
+    if (made := _linear(folder, row, run, model)) is None:
         raise UserError(
             f"Run {key[:12]} is {row.label}, whose logits are no linear function of image features of length 1, as a "
             "classifier file needs; choose a run of another method."
         )
-    names, kept = restore_run(folder, row, model).data.class_names, load_parameters(folder, key)
+    kept = load_parameters(folder, key)
     # The table has epochs as floats, since some of its runs have none.
     recorded = load_run(folder, key) | {"settings": row.settings}
     origin = {name: str(recorded[name]) for name in IN_ORIGIN if recorded.get(name) is not None}
     recipe = kept.recipe if kept is not None and kept.recipe in RECIPES else "current"
     return Classifier(
-        names,
-        made.weights,
-        made.scale,
-        model.preprocess,
-        row.backbone,
-        row.backbone_digest,
-        origin,
-        recipe,
-        made.bias,
-    )
+        run.data.class_names, made.weights, made.scale, model.preprocess, row.backbone, row.backbone_digest,
+        origin, recipe, made.bias,
+    )  # fmt: skip
 
 
-def _linear(folder: Path, row: Any, backbone: Backbone) -> LinearClassifier | None:
+def _linear(folder: Path, row: Any, run: RunSpec[Any], backbone: Backbone) -> LinearClassifier | None:
     """Return the classifier of a recorded run; None if it is no linear function of image features of length 1."""
-    run, given = restore_run(folder, row, backbone), json.loads(row.settings)
+    given = json.loads(row.settings)
     prompt = given.get(DATASET_PROMPT) or given.get("template")  # one that is a setting is not recorded twice
     if prompt is None and run.data.dataset.template in METHODS[run.method].prompts(run.settings, run.data):
         prompt = recorded_datasets(folder).get(row.dataset, {}).get("prompt")  # results of version 1
@@ -288,7 +282,8 @@ def export_text_features(
     models = load_backbones(rows, several(backbones), device)
     with progress("Exporting class weights", len(places)) as advance:
         for path, row in zip(places, rows, strict=True):
-            found = _linear(folder, row, models[row.backbone_digest])
+            model = models[row.backbone_digest]
+            found = _linear(folder, row, restore_run(folder, row, model), model)
             if found is None or found.bias is not None:
                 raise UserError(
                     f"The logits of {row.label} are no products of image features and class weights, so they have no "
