@@ -17,3 +17,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         "::" in argument or argument.endswith(".py") for argument in config.args
     )
     return 0 if chosen else None
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports become empty files: drawing takes most of the time of tests that read what reports say."""
+    monkeypatch.setattr("fastcoop.reports.style._draw", lambda figure: [b""] * 3)

@@ -42,9 +42,3 @@ def grid(world: Path) -> dict[str, Any]:
 def run(world: Path) -> Callable[..., Summary]:
     """``sweep`` with the world's folders; features are cached once for all tests."""
     return partial(sweep, data_root=world / "data", cache=world / "cache", jobs=1)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of reports become empty files: drawing takes most of the time of tests that read what reports say."""
-    monkeypatch.setattr("fastcoop.reports.style._draw", lambda figure: [b""] * 3)

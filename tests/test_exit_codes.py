@@ -135,6 +135,7 @@ CASES = [
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["plain", "json"])
 @pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["said", "quiet"])
 @pytest.mark.parametrize(("code", "command", "arguments"), CASES, ids=lambda value: str(value)[:30])
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_has_its_codes(world, monkeypatch, capsys, code, command, arguments, quiet, more):
     monkeypatch.chdir(world)
     key = (world / "key").read_text()

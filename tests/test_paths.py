@@ -106,5 +106,6 @@ CALLS: dict[str, Callable[[Path, Path, As], Any]] = {
 
 @pytest.mark.parametrize("as_", [str, Path])
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.usefixtures("undrawn")
 def test_paths_are_taken_as_text_and_as_paths(world: Path, tmp_path: Path, name: str, as_: As) -> None:
     CALLS[name](world, tmp_path / "new", as_)

@@ -21,10 +21,7 @@ from fastcoop.cli import main
 from fastcoop.demo import glyphs
 from fastcoop.errors import UserError
 from tests.advice import follows
-from tests.small_study import undrawn
 from tests.small_world import write_backbone, write_dataset
-
-__all__ = ["undrawn"]
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 COOP = {"context_length": 2, "epochs": 2}

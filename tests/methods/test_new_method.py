@@ -56,6 +56,7 @@ def test_the_example_is_the_nearest_mean_and_an_estimator(
     assert set(fitted.predict(data.test[0])) == {1, 2}  # never a class without images
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_new_method_goes_through_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "nearest_mean", nearest_mean()["NearestMeanMethod"]())
     write_dataset(tmp_path / "data" / "colours")

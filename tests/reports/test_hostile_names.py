@@ -8,7 +8,7 @@ import re
 from markdown_it import MarkdownIt
 
 from fastcoop import escape
-from fastcoop.reports import report
+from fastcoop.reports import report, style
 from tests.reports.made_up_results import results, store_words
 
 # At least one that acts in each format: CSV, HTML, Markdown, LaTeX, file names.
@@ -18,7 +18,8 @@ NAMES = (
 )  # fmt: skip
 
 
-def test_hostile_names_stay_text_in_every_file(folder_of, tmp_path):
+def test_hostile_names_stay_text_in_every_file(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "METADATA", {"svg": style.METADATA["svg"]})  # the other pictures show the same
     frame = results(datasets=NAMES, shots=(16,), seeds=(1, 2))
     folder = folder_of(frame)
     store_words(folder, frame, words=NAMES)

@@ -294,8 +294,9 @@ def test_a_command_for_halves_names_a_dataset_that_has_them(tmp_path):
 @pytest.mark.parametrize("folder", ["my $(touch x) results", "it's", "-dash", '"', "a;b&c", "line\nbreak"])
 def test_commands_are_safe_to_paste(names, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    study = study_of(results(datasets=names, shots=(16,)), Path(folder))
     for item in ITEMS.values():
-        command = item.command(study_of(results(datasets=names), Path(folder)))
+        command = item.command(study)
         assert "\n" not in command
         shown = ["bash", "-c", f"fastcoop() {{ printf '%s\\0' \"$@\"; }}; {command.partition(' && ')[0]}"]
         words = subprocess.run(shown, capture_output=True, text=True).stdout.split("\0")

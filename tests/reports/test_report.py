@@ -55,6 +55,7 @@ def test_figure3_and_its_numbers_come_out_in_all_formats(folder_of, tmp_path):
     assert cell["runs"] == "3"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_of_an_earlier_report_are_told(folder_of, tmp_path, caplog):
     frame = results(datasets=("objects",), shots=(1, 16))
     report(folder_of(frame), tmp_path / "out")
@@ -65,6 +66,7 @@ def test_figures_of_an_earlier_report_are_told(folder_of, tmp_path, caplog):
     assert "such as figure3.csv: figures and tables of an earlier report" in caplog.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_average_is_over_datasets_and_its_spread_over_seeds(folder_of, tmp_path):
     frame = results()
     report(folder_of(frame), tmp_path / "out")
@@ -82,6 +84,7 @@ def test_the_average_is_over_datasets_and_its_spread_over_seeds(folder_of, tmp_p
     assert float(cell["std"]) == pytest.approx(per_seed.std(ddof=1), rel=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dataset_with_missing_runs_stays_out_of_the_average_and_is_named(folder_of, tmp_path):
     frame = results()
     frame = frame[~((frame.dataset == "digits") & (frame.method == "linear_probe") & (frame.shots == 1))]
@@ -157,6 +160,7 @@ def test_a_schedule_that_was_tried_on_less_takes_nothing_from_the_papers_average
     assert "Average over 2 datasets" in exhibits[1].charts[0].panels
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_missing_is_said(folder_of, tmp_path):
     frame = results(datasets=("objects",))
     folder = folder_of(frame[frame.method != "coop"])
@@ -184,6 +188,7 @@ def test_a_number_of_processes_is_needed(tmp_path):
         report(tmp_path, tmp_path / "out", jobs=0)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_broken_words_file_is_named_and_left_out(folder_of, tmp_path, caplog):
     frame = results(datasets=("objects", "digits"))
     folder = folder_of(frame)
@@ -199,6 +204,7 @@ def test_a_broken_words_file_is_named_and_left_out(folder_of, tmp_path, caplog):
     assert {row["dataset"] for row in rows_of(tmp_path / "out" / "table4.csv")} == {"digits"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_contexts_are_named_and_left_out(folder_of, tmp_path, caplog):
     kinds = {"backbone": "b", "shots": 16, "seed": 1, "accuracy": 50.0}
     frame = pd.DataFrame([run(**kinds, dataset=name, method="task_res") for name in ("objects", "digits")])
@@ -258,6 +264,7 @@ def test_datasets_and_targets_stand_in_the_grids_order(folder_of, tmp_path):
         assert list(names) == ["objects", "sketch", "phosphor", "awesome"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_results_folder_as_sweeps_write_it_is_read(tmp_path):
     from fastcoop.results.database import DATABASE
     from fastcoop.results.schema import create

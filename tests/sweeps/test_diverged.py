@@ -86,6 +86,7 @@ def test_logits_are_scored_if_they_are_finite(value: float) -> None:
     assert (percent(None), percent(float("nan")), percent(12.345)) == ("no accuracy", "no accuracy", "12.35%")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_reports_leave_them_out_and_count_them(lost: Path, tmp_path: Path) -> None:
     report(lost, tmp_path)
     table = load_results(lost)

@@ -28,6 +28,7 @@ def both(grid: dict[str, Any]) -> dict[str, Any]:
     return grid | {"blocks": blocks}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_both_schedules_are_swept_resumed_and_drawn(
     run: Callable[..., Summary], both: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
