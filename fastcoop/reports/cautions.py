@@ -111,7 +111,8 @@ def _mixed_settings(study: Study) -> Iterator[Caution]:
             for name in one
         }
         if several := [f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1]:
-            cases.append(f"{_series_name(group.iloc[0])} ({', '.join(several)})")
+            first = group.iloc[0]
+            cases.append(f"{name_of(first.series, first.context_length)} ({', '.join(several)})")
             datasets += group.dataset.unique().tolist()
     if cases:
         text = f"One name has different settings on other datasets or at other shots: {_some(cases)}."
@@ -206,11 +207,7 @@ def _case(row: Any) -> str:
 
 def _point(row: Any) -> str:
     """Name a point of a curve."""
-    return f"{_series_name(row)} on {row.dataset} at {frames.in_shots(row.shots)}"
-
-
-def _series_name(row: Any) -> str:
-    return name_of(row.series, 0.0 if math.isnan(row.context_length) else row.context_length)
+    return f"{name_of(row.series, row.context_length)} on {row.dataset} at {frames.in_shots(row.shots)}"
 
 
 def _named(runs: pd.DataFrame) -> str:

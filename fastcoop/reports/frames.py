@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from fastcoop.reports.style import AVERAGE, name_of, rank
@@ -34,9 +33,8 @@ def main_setting(runs: pd.DataFrame) -> Setting:
     coop = runs[runs.method == "coop"]
     if coop.empty:
         raise Missing("there is no run of coop; add the method to the grid")
-    inits = with_init(coop).init
-    init = "random" if (inits == "random").any() else str(inits.mode()[0])
-    lengths = coop.context_length[inits == init]
+    init = "random" if (coop.init == "random").any() else str(coop.init.mode()[0])
+    lengths = coop.context_length[coop.init == init]
     length = 16.0 if (lengths == 16).any() else float(lengths.mode()[0])
     return Setting(length, init, 16.0 if (coop.shots == 16).any() else float(coop.shots.max()))
 
@@ -48,18 +46,12 @@ def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
     else of the most frequent.
     """
     length, init, _ = main_setting(runs)
-    given = with_init(runs)
-    is_main = (given.context_length == length) & (given.init == init)
-    for _, own in given[given.context_length.notna()].groupby("method", sort=False):
+    is_main = (runs.context_length == length) & (runs.init == init)
+    for _, own in runs[runs.context_length > 0].groupby("method", sort=False):
         if not is_main[own.index].any():
             most = own.value_counts(["context_length", "init"]).index[0]
             is_main[own.index] = (own.context_length == most[0]) & (own.init == most[1])
-    return own_prompt(runs[is_main | given.context_length.isna()])
-
-
-def with_init(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return runs with "random" where no initialization is recorded."""
-    return runs.assign(init=runs.init.fillna("random"))
+    return own_prompt(runs[is_main | (runs.context_length == 0)])
 
 
 def own_prompt(runs: pd.DataFrame) -> pd.DataFrame:
@@ -86,10 +78,10 @@ def tested_elsewhere(everything: pd.DataFrame, kind: str) -> dict[str, tuple[lis
     found = {}
     for source, away in moved.groupby("source", sort=False):
         targets = [str(name) for name in away.dataset.unique()]
-        here = with_init(frame[frame.dataset.isin([source, *targets])])
+        here = frame[frame.dataset.isin([source, *targets])]
         zero = here[here.method == "zero_shot"].drop_duplicates("dataset")
         learned = here[(here.source == source) & (here.shots == moved_shots(moved))]
-        groups = [learned.series, learned.context_length.fillna(0.0), learned.init]
+        groups = [learned.series, learned.context_length, learned.init]
         on_target = learned.dataset.isin(targets).groupby(groups).transform("any")
         found[str(source)] = targets, pd.concat([zero, learned[on_target]])
     return found
@@ -106,7 +98,6 @@ def halves(everything: pd.DataFrame) -> pd.DataFrame:
     frame = own_prompt(frame[(frame.source == frame.family + ":base") | (frame.shots == 0)])
     if (frame.shots > 0).any():
         frame = frame[frame.shots.isin((0.0, moved_shots(frame[frame.shots > 0])))]
-    frame = with_init(frame.fillna({"context_length": 0.0}))
     keys = ["family", "series", "context_length", "init", "shots", "seed"]
     wide = frame.pivot_table(index=keys, columns="classes", values="accuracy", sort=False)
     for name in ("key", "method", "label", "class_specific"):
@@ -131,9 +122,7 @@ def average(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     for key, group in runs.dropna(subset=["accuracy"]).groupby(list(by), sort=False, dropna=False):
         table = group.pivot_table(index="seed", columns="dataset", values="accuracy", aggfunc="mean")
         seeds = table.dropna().mean(axis=1)
-        std = seeds.std() if len(seeds) > 1 else np.nan
-        names = key if isinstance(key, tuple) else (key,)
-        rows.append((*names, table.mean().mean(), std, len(group), len(seeds)))
+        rows.append((*key, table.mean().mean(), seeds.std(), len(group), len(seeds)))
     return pd.DataFrame(rows, columns=[*by, "mean", "std", "runs", "seeds"])
 
 
@@ -200,7 +189,6 @@ class Kind(NamedTuple):
 
 def kinds(runs: pd.DataFrame) -> list[Kind]:
     """Return the kinds of runs in the order of tables, the longest context first."""
-    runs = with_init(runs.fillna({"context_length": 0.0}))
     groups: Any = runs.groupby(["series", "context_length", "init"], sort=False)
     lengths = runs.groupby("series").context_length.nunique()
     found = [

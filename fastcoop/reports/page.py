@@ -24,11 +24,11 @@ from fastcoop.reports.best import best_methods
 from fastcoop.reports.cautions import Caution
 from fastcoop.reports.chart import Chart, swatch
 from fastcoop.reports.claims import NOTES, Judged, claims_table, texts_of
-from fastcoop.reports.frames import rows_of, shots_text
+from fastcoop.reports.frames import shots_text
 from fastcoop.reports.item import ADD, Exhibit, Item
 from fastcoop.reports.paired import FAILS, HOLDS, UNKNOWN
 from fastcoop.reports.study import Study, joined, schedule_note
-from fastcoop.reports.table import Table
+from fastcoop.reports.table import Table, text_table
 
 FOLDER = Path(__file__).parent
 TITLES = {"png": "PNG", "svg": "SVG", "csv": "CSV", "tex": "LaTeX"}
@@ -329,10 +329,7 @@ def _runs(study: Study) -> str:
         "macro (%)": runs.macro_accuracy.map(_number), "seconds": runs.seconds.map(_number),
         "status": runs.status, "schedule": runs.schedule, "settings": runs.settings.map(_settings),
     })  # fmt: skip
-    head, *columns = map(str, texts)
-    table = Table("Runs", (head,), tuple(columns), unit="")
-    for method, *others in rows_of(texts):
-        table.add((method,), dict(zip(columns, others, strict=True)))
+    table = text_table("Runs", texts.set_index("method"))
     files = {"csv": texts.map(escape.csv_cell).to_csv(index=False), "tex": table.to_latex()}
     folded = _fold(f"{counted(len(runs), 'result')} with settings", table.to_html(), len(runs))
     export = escape.shell_command("fastcoop", "results", "export", study.folder, "runs.csv")

@@ -20,7 +20,7 @@ import pandas as pd
 
 from fastcoop.reports import paired
 from fastcoop.reports.claims import Check, Claim, Finding
-from fastcoop.reports.frames import Missing, in_shots, main_runs, main_setting, rows_of, shots_text, with_init
+from fastcoop.reports.frames import Missing, in_shots, main_runs, main_setting, rows_of, shots_text
 from fastcoop.reports.items.figure5b import by_strength, on_shared_datasets
 from fastcoop.reports.items.table1 import shifted
 from fastcoop.reports.study import Slice, Study
@@ -210,7 +210,7 @@ def specific_wins_some(piece: Slice, study: Study) -> Finding:
 
 def _lengths(runs: pd.DataFrame, init: str) -> tuple[pd.Series, str]:
     """Return the longest context's accuracy minus the shortest's at the most shots, and the means at each length."""
-    runs = runs[(runs.series == "coop end") & (with_init(runs).init == init)]
+    runs = runs[(runs.series == "coop end") & (runs.init == init)]
     runs = runs[runs.shots == main_setting(runs).shots]
     lengths = sorted(runs.context_length.unique())
     if len(lengths) < 2:
@@ -235,7 +235,7 @@ def _on_targets(piece: Slice) -> pd.DataFrame:
     """
     found = []
     for source, (targets, runs) in shifted(piece).items():
-        away = with_init(runs[runs.dataset.isin(targets)].fillna({"context_length": 0.0}))
+        away = runs[runs.dataset.isin(targets)]
         kinds = ["method", "series", "context_length", "init", "shots", "seed"]
         wide = away.pivot_table(index=kinds, columns="dataset", values="accuracy")
         whole = wide.reindex(columns=targets).dropna().mean(axis=1)
@@ -302,7 +302,7 @@ def beats_ensemble(piece: Slice, study: Study) -> Finding:
 def init_does_not_matter(piece: Slice, study: Study) -> Finding:
     """Random and word initialization perform similarly.
     Holds if their difference is significantly within 1 point."""
-    runs = with_init(piece.runs[piece.runs.series == "coop end"])
+    runs = piece.runs[piece.runs.series == "coop end"]
     runs = runs[runs.shots == main_setting(piece.runs).shots]
     keys = ["dataset", "seed", "context_length"]
     is_random = runs.init == "random"
@@ -359,7 +359,7 @@ def words_say_little(piece: Slice, study: Study) -> Finding:
     """Nearest words of learned contexts are hardly interpretable.
     Holds if their mean distance is significantly above 90% of that of random vectors of the same length."""
     length = main_setting(piece.runs).length
-    runs = piece.runs[(with_init(piece.runs).init == "random") & (piece.runs.context_length == length)]
+    runs = piece.runs[(piece.runs.init == "random") & (piece.runs.context_length == length)]
     shares = [
         (where, 100 * words.vectors.distance.mean() / words.chance(words.vectors))
         for where, words in _words(runs, study)
@@ -376,7 +376,7 @@ def words_stay(piece: Slice, study: Study) -> Finding:
     """Contexts that were initialized with words stay nearest to these words.
     Holds if significantly more than half of the vectors of a context do."""
     shares, stayed, total = [], 0, 0
-    for where, words in _words(piece.runs[with_init(piece.runs).init != "random"], study):
+    for where, words in _words(piece.runs[piece.runs.init != "random"], study):
         if pairs := list(zip(words.vectors.token, words.start_words, strict=False)):
             same = sum(token == word for token, word in pairs)
             shares.append((where, 100 * same / len(pairs)))

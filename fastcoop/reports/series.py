@@ -135,7 +135,7 @@ def other_settings(run: Any, known: Known) -> dict[str, Any]:
 
     They are equal for runs whose settings are written differently but mean the same (see `plain_settings`).
     """
-    shown = {name for name in COLUMN_SETTINGS if not pd.isna(getattr(run, name))}
+    shown = {name for name in COLUMN_SETTINGS if run.context_length and not pd.isna(getattr(run, name))}
     shown |= {"epochs", "schedule"} if run.schedule else set()
     shown |= {"prompt"} if run.method == "zero_shot" or "class_position" in shown else set()
     shown |= {"templates"} if run.method == "ensemble" else set()  # in the name of the series

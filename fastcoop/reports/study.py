@@ -18,26 +18,9 @@ import yaml
 from fastcoop import escape, results
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
-from fastcoop.reports import series
-from fastcoop.reports.frames import (
-    ALL_SHOTS,
-    SHIFT,
-    TRANSFER,
-    Missing,
-    averaged_datasets,
-    main_runs,
-    main_setting,
-    rows_of,
-)
+from fastcoop.reports import frames, series
 from fastcoop.reports.style import name_of
-from fastcoop.results.metadata import (
-    CLASS_NAMES,
-    GRID,
-    PLACES,
-    recorded_datasets,
-    recorded_grid,
-    recorded_places,
-)
+from fastcoop.results import metadata
 
 T = TypeVar("T")
 
@@ -113,18 +96,18 @@ class Study:
     @cached_property
     def grid_text(self) -> str:
         """The text of the folder's ``grid.yaml``, empty if there is none."""
-        path = self.folder / GRID
+        path = self.folder / metadata.GRID
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
     @property
     def places(self) -> list[str | Path]:
         """The ``--cache`` and ``--data-root`` options of the sweep, as ``grid.yaml`` records them."""
-        return recorded_places(self.folder)
+        return metadata.recorded_places(self.folder)
 
     @property
     def sweep_options(self) -> list[str | Path]:
         """The same, with ``--class-names`` where it was given: what a sweep of the same datasets takes."""
-        return recorded_places(self.folder, (*PLACES, CLASS_NAMES))
+        return metadata.recorded_places(self.folder, (*metadata.PLACES, metadata.CLASS_NAMES))
 
     def read(self, what: Callable[[Path, str], T], key: str) -> T | None:
         """Return what a function reads from a file of a run; None, and an entry of ``damaged``, if it is damaged."""
@@ -176,8 +159,8 @@ def across_backbones(study: Study, shots: float) -> dict[str, tuple[str, dict[st
     slices = study.slices()
     names = escape.file_names(piece.schedule for piece in slices)
     for piece in slices:
-        with suppress(Missing):
-            runs = main_runs(piece.runs)
+        with suppress(frames.Missing):
+            runs = frames.main_runs(piece.runs)
             runs = runs[runs.shots.isin((0.0, shots))]
             if (runs.method == "coop").any():
                 suffix = "" if piece.has_only_schedule else f"-{names[piece.schedule]}"
@@ -212,7 +195,8 @@ def study_of(
     """Return the study in a results table.
 
     Shots become numbers, settings dictionaries, series are named, and runs that cannot be averaged are given different
-    names. ``NAME:base`` and ``NAME:new`` are halves of the classes of NAME (column ``classes``).
+    names. Where nothing is recorded, ``context_length`` is 0 and ``init`` "random". ``NAME:base`` and ``NAME:new`` are
+    halves of the classes of NAME (column ``classes``).
 
     Args:
         frame: As `fastcoop.results.load_results` returns it.
@@ -226,17 +210,18 @@ def study_of(
     if frame.empty:
         raise UserError(f"{folder} holds no finished run; run `fastcoop sweep` into it first.")
     folder = Path(folder)
-    known = recorded_datasets(folder)
+    known = metadata.recorded_datasets(folder)
     has_schedule = frame.schedule.notna() & ~frame.method.isin(WITHOUT_SCHEDULE)
     runs = frame.assign(
         schedule=frame.schedule.where(has_schedule, ""),
-        shots=pd.to_numeric(frame.shots.replace("all", ALL_SHOTS)),
-        context_length=pd.to_numeric(frame.context_length),
+        shots=pd.to_numeric(frame.shots.replace("all", frames.ALL_SHOTS)),
+        context_length=pd.to_numeric(frame.context_length).fillna(0.0),
+        init=frame.init.fillna("random"),
         settings=frame.settings.map(json.loads),
         classes=frame.dataset.str.extract(r":(base|new)$", expand=False).fillna("all"),
     ).reset_index(drop=True)
     runs["schedule"] = series.plain_schedules(runs)
-    runs["series"] = list(map(_series, rows_of(runs)))
+    runs["series"] = list(map(_series, frames.rows_of(runs)))
     runs["prompt"] = _foreign_prompts(runs, known)
     runs["kind"] = [_kind(*pair, class_names or {}) for pair in zip(runs.source, runs.dataset, strict=True)]
     runs = series.rename_datasets(series.rename_backbones(runs), known)
@@ -253,7 +238,7 @@ def study_of(
 def _listed(folder: Path, axis: str) -> list[str]:
     """Return the values of an axis of the recorded grid and its blocks; none if there is no such axis, or no grid."""
     try:
-        given = recorded_grid(folder)
+        given = metadata.recorded_grid(folder)
     except (OSError, ValueError, yaml.YAMLError):
         return []
     blocks = given.get("blocks")
@@ -284,7 +269,7 @@ def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:
     if source == dataset:
         return "own"
     here, there = (set(map(_plain_class, names.get(name, ()))) for name in (dataset, source))
-    return TRANSFER if here and there and len(here & there) < len(here) / 2 else SHIFT
+    return frames.TRANSFER if here and there and len(here & there) < len(here) / 2 else frames.SHIFT
 
 
 def _plain_class(name: str) -> str:
@@ -327,9 +312,9 @@ def _compares(both: Slice) -> bool:
     groups = [frame for _, frame in coop.groupby("schedule")]
     if len(groups) < 2:
         return False
-    one, other = map(main_runs, groups)
-    averaged = [frozenset(averaged_datasets(runs, ["series", "shots"])) for runs in (one, other)]
-    settings = [main_setting(runs)[:2] for runs in (one, other)]
+    one, other = map(frames.main_runs, groups)
+    averaged = [frozenset(frames.averaged_datasets(runs, ["series", "shots"])) for runs in (one, other)]
+    settings = [frames.main_setting(runs)[:2] for runs in (one, other)]
     return settings[0] == settings[1] and averaged[0] == averaged[1] and bool({*one.series} & {*other.series})
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
+
 from fastcoop import escape
 from fastcoop.files import atomic_write
 
@@ -209,6 +211,15 @@ class Table:
         table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
         notes = "".join(f"<p class=note>{escape.html(note)}</p>" for note in self.footnotes())
         return f"<div class=wide>{table}</div>{notes}"
+
+
+def text_table(title: str, frame: pd.DataFrame, over: str = "", notes: Iterable[str] = ()) -> Table:
+    """Return a table of the texts in a data frame, whose index names the rows."""
+    heads, columns = tuple(map(str, frame.index.names)), tuple(map(str, frame))
+    table = Table(title, heads, columns, over, unit="", notes=list(notes))
+    for names, texts in zip(frame.index, frame.to_numpy(), strict=True):
+        table.add(names if len(heads) > 1 else (names,), dict(zip(columns, texts, strict=True)))
+    return table
 
 
 def save_table(table: Table, stem: Path) -> list[Path]:

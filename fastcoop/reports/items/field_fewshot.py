@@ -6,19 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from fastcoop.reports import chart, field, frames
+from fastcoop.reports import chart, field, frames, style
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.style import (
-    TWO_COLUMNS,
-    add_legend,
-    add_series_legend,
-    draw_curves,
-    look,
-    name_of,
-    panel_figure,
-    rank,
-)
 from fastcoop.reports.table import Table
 
 if TYPE_CHECKING:
@@ -63,7 +53,9 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     shown = {title: one[one.kind.isin(drawn.kind)] for title, one in found.items()}
     official = runs["selection"] == "official" if "selection" in runs else False
     ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
-    curves = chart.lines(shown, "shots", ticks, chart.SHOTS, name_of, ranked, ("kind", "series", "shots"))
+    curves = chart.lines(
+        shown, "shots", ticks, chart.SHOTS, style.name_of, ranked, ("kind", "series", "shots")
+    )
     timed = averaged if average.startswith(frames.AVERAGE) else runs[runs.dataset == average]
     timed = timed[timed.shots.isin((0, most)) & timed.kind.isin(drawn.kind)]
     title = f"Accuracy against training cost ({piece.subtitle})"
@@ -95,8 +87,8 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     }
     families = {title: own for title, own in families.items() if len(own)}
     ticks = {count: frames.shots_text(count) for count in sorted(summary.shots.unique())}
-    figure, axes = panel_figure(
-        families, len(families), (TWO_COLUMNS, 3.2), piece.subtitle, "training images per class"
+    figure, axes = style.panel_figure(
+        families, len(families), (style.TWO_COLUMNS, 3.2), piece.subtitle, "training images per class"
     )
     low, high = summary["mean"].min(), summary["mean"].max()
     for axis, own in zip(axes, families.values(), strict=True):
@@ -105,13 +97,13 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
             axis.plot(places, other["mean"], color=BACKGROUND, linewidth=0.7, zorder=0.5)
         shown = pd.concat([summary[summary.shots == 0], own])
         without_bands = shown.assign(std=float("nan"))  # those of eight curves would hide them
-        draw_curves(axis, without_bands, "shots", ticks)
+        style.draw_curves(axis, without_bands, "shots", ticks)
         room = 0.05 * (high - low) or 1.0
         axis.set_ylim(low - room, high + room)
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
-    add_series_legend(figure, name_of, 5)
+    style.add_series_legend(figure, style.name_of, 5)
     return figure
 
 
@@ -121,28 +113,28 @@ def _cost(
     """Draw accuracy at the most shots over the seconds of a run; return the parts of an exhibit."""
     where, xlabel = f"{average}, {frames.in_shots(most)}", "seconds of a run"
     table = Table(title, ("method",), (xlabel, "accuracy"), notes=[f"{where}."])
-    figure, (axis,) = panel_figure([where], 1, (5.0, 3.6), piece.subtitle, xlabel)
+    figure, (axis,) = style.panel_figure([where], 1, (5.0, 3.6), piece.subtitle, xlabel)
     seconds = runs[runs.shots > 0].groupby("series").seconds.mean()
     handles, labels = [], []
-    for series in sorted(set(summary.series), key=rank):
-        style, own = look(series), summary[summary.series == series]
+    for series in sorted(set(summary.series), key=style.rank):
+        drawn, own = style.look(series), summary[summary.series == series]
         if set(own.shots) == {0.0}:
             handles.append(
-                axis.axhline(own["mean"].iloc[0], color=style.color, linewidth=0.8, linestyle=(0, (1, 3)))
+                axis.axhline(own["mean"].iloc[0], color=drawn.color, linewidth=0.8, linestyle=(0, (1, 3)))
             )
         elif (point := own[own.shots == most]).size:
             x, y, spread = seconds[series], point["mean"].iloc[0], point["std"].fillna(0.0).iloc[0]
-            axis.errorbar(x, y, yerr=spread, fmt="none", color=style.color, linewidth=0.8)
-            table.add((style.label,), {xlabel: f"{x:.2g}", "accuracy": frames.cell_of(point)})
-            handles += axis.plot(x, y, marker=style.marker, color=style.color, linestyle="None", markersize=6)
+            axis.errorbar(x, y, yerr=spread, fmt="none", color=drawn.color, linewidth=0.8)
+            table.add((drawn.label,), {xlabel: f"{x:.2g}", "accuracy": frames.cell_of(point)})
+            handles += axis.plot(x, y, marker=drawn.marker, color=drawn.color, linestyle="None", markersize=6)
         else:
             continue
-        labels.append(style.label)
+        labels.append(drawn.label)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axis.set_ylabel("accuracy (%)")
-    add_legend(figure, handles, labels, 4)
-    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, name_of)
+    style.add_legend(figure, handles, labels, 4)
+    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, style.name_of)
     return figure, table, [shown]
 
 

@@ -10,7 +10,7 @@ from fastcoop.reports.style import ONE_COLUMN, add_series_legend, draw_curves, n
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
     _, init, shots = frames.main_setting(piece.runs)
-    runs = frames.with_init(piece.runs)
+    runs = piece.runs
     runs = runs[(runs.method == "coop") & (runs.shots == shots) & (runs.init == init)]
     several = runs.groupby("series").context_length.nunique()
     runs = runs[runs.series.isin(several.index[several > 1])]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fastcoop import escape
+from fastcoop import escape, results
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
 from fastcoop.reports import chart, frames
@@ -18,21 +18,8 @@ from fastcoop.reports.item import Exhibit, Item
 from fastcoop.reports.series import plain_dataset
 from fastcoop.reports.study import Study, evaluate_targets
 from fastcoop.reports.style import TWO_COLUMNS, shortened
-from fastcoop.reports.table import DASH, Table
-from fastcoop.results import (
-    Predictions,
-    calibration_curve,
-    calibration_error,
-    class_accuracies,
-    confused_pairs,
-    confusion_matrix,
-    disagreements,
-    group_confusion,
-    load_predictions,
-    representative_run,
-    wrong_images,
-)
-from fastcoop.results.predictions import MOST_CLASSES
+from fastcoop.reports.table import DASH, Table, text_table
+from fastcoop.results.predictions import MOST_CLASSES, Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +28,10 @@ if TYPE_CHECKING:
 MOST_PICTURES = 160  # of all datasets together, under 1 MB
 PICTURES = 12  # of one list
 PAIRS = 10  # of the table
+PAIR_COLUMNS = {
+    "first": "first class", "second": "second class", "first_as_second": "first taken for second",
+    "second_as_first": "second taken for first", "share": "share of both (%)",
+}  # fmt: skip
 COUNTED = 16  # classes, above which a matrix has small letters
 NAME_LENGTH = 18  # characters of a class in a figure
 
@@ -52,7 +43,7 @@ def make(study: Study) -> list[Exhibit]:
     exhibits: list[Exhibit] = []
     for run, rival in shown:
         try:
-            predictions = load_predictions(study.folder, run.key, plain_dataset(run.dataset))
+            predictions = results.load_predictions(study.folder, run.key, plain_dataset(run.dataset))
         except UserError:
             continue
         exhibits += _of_run(study, run, rival, predictions, f"-{names[run.dataset]}", pictures)
@@ -74,20 +65,20 @@ def _shown_runs(study: Study) -> list[tuple[Any, Any]]:
     own = frames.own_prompt(study.runs[study.runs.dataset == study.runs.source])
     found = []
     for _, frame in own.groupby("dataset", sort=False):
-        run = representative_run(frame)
+        run = results.representative_run(frame)
         others = frame[(frame.backbone == run.backbone) & (frame.label != run.label)]
         plain = others[others.method == "zero_shot"]
         others = plain if len(plain) else others
-        found.append((run, representative_run(others) if len(others) else None))
+        found.append((run, results.representative_run(others) if len(others) else None))
     return found
 
 
 def _of_run(
     study: Study, run: Any, rival: Any, predictions: Predictions, suffix: str, pictures: int
 ) -> Iterator[Exhibit]:
-    table = confusion_matrix(predictions)
-    pairs, wrong = confused_pairs(table), wrong_images(predictions)
-    title, error = _title(run), calibration_error(predictions)
+    table = results.confusion_matrix(predictions)
+    pairs, wrong = results.confused_pairs(table), results.wrong_images(predictions)
+    title, error = _title(run), results.calibration_error(predictions)
     fold = (
         f"{run.dataset}: {len(wrong):,} of {counted(len(predictions.labels), 'test image')} wrong by {title}"
     )
@@ -97,7 +88,7 @@ def _of_run(
         fold += f"; most confused: {names} ({counted(first['images'], 'image')})"
     where, html = f"{run.dataset} ({title})", _gallery_html(study, run, rival, predictions, wrong, pictures)
     yield Exhibit(f"{suffix}-pairs", title, table=_pair_table(where, pairs, run.key), html=html, fold=fold)
-    matrix, curve = group_confusion(table), calibration_curve(predictions)
+    matrix, curve = results.group_confusion(table), results.calibration_curve(predictions)
     grouped = f", the most confused of {len(table)}" if len(matrix) < len(table) else ""
     titles = f"Confusions{grouped}", f"Calibration (error {error:.1f} points)"
     charts = chart.confusions(titles[0], matrix), chart.calibration(titles[1], curve)
@@ -111,27 +102,23 @@ def _title(run: Any) -> str:
 
 
 def _pair_table(where: str, pairs: pd.DataFrame, key: str) -> Table:
-    columns = ("images", "first taken for second", "second taken for first", "share of both (%)")
-    heads = ("first class", "second class")
-    table = Table(f"Most confused pairs of classes, {where}", heads, columns, unit="")
-    for row in frames.rows_of(pairs.head(PAIRS)):
-        values = str(row.images), str(row.first_as_second), str(row.second_as_first), f"{row.share:.1f}"
-        table.add((row.first, row.second), dict(zip(columns, values, strict=True)))
-    shown = f"The {len(table.rows)} most frequent of {len(pairs)} confused pairs"
-    table.notes = [f"{shown}, {where}, key {key[:12]}."]
-    return table
+    most = pairs.head(PAIRS)
+    texts = most.assign(share=most.share.map("{:.1f}".format)).astype(str).rename(columns=PAIR_COLUMNS)
+    note = f"The {len(most)} most frequent of {len(pairs)} confused pairs, {where}, key {key[:12]}."
+    heads = [PAIR_COLUMNS["first"], PAIR_COLUMNS["second"]]
+    return text_table(f"Most confused pairs of classes, {where}", texts.set_index(heads), notes=[note])
 
 
 def _class_table(where: str, confusions: pd.DataFrame, error: float) -> Table:
-    columns = ("test images", "correct", "accuracy (%)", "most often taken for")
-    table = Table(f"Accuracy by class, {where}", ("class",), columns, unit="")
-    for name, row in class_accuracies(confusions).iterrows():
-        accuracy = f"{row.accuracy:.1f}" if row.images else DASH
-        mistaken = f"{row.mistaken_for} ({row.times})" if row.times else ""
-        values = str(row.images), str(row.correct), accuracy, mistaken
-        table.add((name,), dict(zip(columns, values, strict=True)))
-    table.notes = [f"Expected calibration error: {error:.1f} percentage points."]
-    return table
+    found = results.class_accuracies(confusions)
+    mistaken = found.mistaken_for + " (" + found.times.astype(str) + ")"
+    texts = pd.DataFrame({
+        "test images": found.images.astype(str), "correct": found.correct.astype(str),
+        "accuracy (%)": found.accuracy.map("{:.1f}".format).where(found.images > 0, DASH),
+        "most often taken for": mistaken.where(found.times > 0, ""),
+    })  # fmt: skip
+    note = f"Expected calibration error: {error:.1f} percentage points."
+    return text_table(f"Accuracy by class, {where}", texts, notes=[note])
 
 
 def _figure(confusions: chart.Chart, curve: pd.DataFrame, title: str, titles: tuple[str, str]) -> Figure:
@@ -204,7 +191,9 @@ def _gallery_html(
         parts.append(_note("Whether the pictures have changed since the test is not known."))
     if rival is not None:
         with suppress(UserError):  # the rival was tested on other images, or diverged
-            differ = disagreements(predictions, load_predictions(study.folder, rival.key, name))
+            differ = results.disagreements(
+                predictions, results.load_predictions(study.folder, rival.key, name)
+            )
             names = (run.label, rival.label) if run.label != rival.label else (_title(run), _title(rival))
             for right, (good, bad) in (("first", names), ("second", names[::-1])):
                 found = differ[differ.right == right]

@@ -11,7 +11,7 @@ from fastcoop.reports.table import Table
 
 def make(study: Study, piece: Slice) -> list[Exhibit]:
     shots = frames.main_setting(piece.runs).shots
-    runs = frames.with_init(piece.runs[(piece.runs.series == "coop end") & (piece.runs.shots == shots)])
+    runs = piece.runs[(piece.runs.series == "coop end") & (piece.runs.shots == shots)]
     random = runs.init == "random"
     lengths = sorted(set(runs.context_length[~random]) & set(runs.context_length[random]))
     if not lengths:

@@ -16,7 +16,7 @@ from fastcoop import escape
 from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, sweep_command
 from fastcoop.reports.study import Slice, Study
-from fastcoop.reports.table import Cells, Table
+from fastcoop.reports.table import Cells, Table, text_table
 from fastcoop.reports.words import NEAR, NearestWords, read_words
 
 Chosen = dict[str, tuple[pd.Series, NearestWords]]  # by dataset: the run shown, and its nearest words
@@ -37,7 +37,7 @@ def make(study: Study) -> list[Exhibit]:
 
 
 def _of_slice(study: Study, piece: Slice) -> Iterator[Exhibit]:
-    coop = frames.with_init(piece.runs[(piece.runs.method == "coop") & (piece.runs.class_position == "end")])
+    coop = piece.runs[(piece.runs.method == "coop") & (piece.runs.class_position == "end")]
     inits = [init for init in coop.init.unique() if init != "random"]
     for (init, specific), frame in coop.groupby(["init", "class_specific"], sort=False):
         length = 16 if (frame.context_length == 16).any() else int(frame.context_length.max())
@@ -102,10 +102,7 @@ def _summary(chosen: Chosen) -> Table:
         number = {"classes": str(found.vectors["class"].nunique())}
         rows[name] = {**number, **_means(found), "most frequent": frequent}
     title = "Nearest words of class-specific contexts, over all classes"
-    table = Table(title, ("dataset",), tuple(next(iter(rows.values()))), unit="")
-    for name, cells in rows.items():
-        table.add((name,), cells)
-    return table
+    return text_table(title, pd.DataFrame.from_dict(rows, orient="index").rename_axis("dataset"))
 
 
 def _by_class(chosen: Chosen) -> Table:
