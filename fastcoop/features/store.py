@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastcoop.datasets import Dataset, Split, load_dataset
-from fastcoop.datasets.dataset import content_digest, half_of, rows_in_whole, split_spec, warn_once
+from fastcoop.datasets.dataset import (
+    check_name_and_template,
+    content_digest,
+    half_of,
+    rows_in_whole,
+    split_spec,
+    warn_once,
+)
 from fastcoop.datasets.files import abbreviate
 from fastcoop.datasets.load import ClassNames, own_specs
 from fastcoop.errors import MissingFile, UserError
@@ -306,7 +313,7 @@ class FeatureStore:
         """Return the dataset of the store, without its images: for features that were imported.
 
         Raises:
-            UserError: Not every image of the dataset is stored.
+            UserError: Not every image of the dataset is stored, or its name or prompt cannot be used.
         """
         for name, split in self._splits.items():
             if len(split.index) < (images := self.meta.expected[name]):
@@ -318,6 +325,7 @@ class FeatureStore:
         if content_digest(self.meta.class_names, splits) != self.meta.dataset_digest:
             raise damaged(self.path, "its class names, paths and labels are not those that were written")
         name, root = self.meta.dataset, self.path.parent
+        check_name_and_template(name, self.meta.template, f"{self.path}: ")
         return Dataset(
             name=name, title=name, root=root, fewshot_dir=root / f"{name}.fewshot", store=self.path,
             class_names=self.meta.class_names, template=self.meta.template, splits=splits,

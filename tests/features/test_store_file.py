@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -21,6 +23,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features, check_store, encode, find_dataset, import_features
+from fastcoop.features.store_file import META, META_SHA256, content_sha256
 from fastcoop.grids.grid import read_grid
 from fastcoop.sweeps.loading import load_grid, open_features
 from tests.advice import follows
@@ -175,21 +178,44 @@ def test_imported_features_are_verified_with_their_names_and_paths(
     assert import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name="x") == path
 
 
+def forge(path: Path, **changes: Any) -> None:
+    """Change what a store says of itself, with the digest of that."""
+    with h5py.File(path, "r+") as file:
+        text = json.dumps(json.loads(file[META].asstr()[()]) | changes)
+        del file[META]
+        file.create_dataset(META, data=text, dtype=h5py.string_dtype())
+        file.attrs[META_SHA256] = hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"dataset": "../../x"}, "name must be letters"),
+        ({"template": "{:>99999999999}"}, "template must have {} once"),
+        ({"template": "{0.__class__}"}, "template must have {} once"),
+    ],
+)
+def test_a_store_of_another_s_making_names_no_files_and_formats_no_objects(
+    tmp_path: Path, backbone: Backbone, changes: dict[str, str], part: str
+) -> None:
+    np.savez(tmp_path / "x.npz", features=np.ones((2, 8)), labels=[0, 1], names=["cat", "dog"])
+    path = import_features({"test": tmp_path / "x.npz"}, tmp_path / "cache", backbone, name="x")
+    assert find_dataset(path).name == "x"
+    forge(path, **changes)
+    with pytest.raises(UserError) as caught:
+        find_dataset(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert part in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0])
 def test_stored_features_that_are_none_are_refused_though_their_digest_is_right(
     path: Path, value: float
 ) -> None:
-    import json
-
-    from fastcoop.features.store_file import META, META_SHA256, content_sha256
-
     with h5py.File(path, "r+") as file:
         file["test"]["features"][1] = value
-        meta = json.loads(file[META].asstr()[()])
-        meta["sha256"]["test"] = content_sha256(file["test"])
-        del file[META]
-        file.create_dataset(META, data=json.dumps(meta), dtype=h5py.string_dtype())
-        file.attrs[META_SHA256] = __import__("hashlib").sha256(json.dumps(meta).encode()).hexdigest()
+        digest = content_sha256(file["test"])
+    forge(path, sha256={**FeatureStore.open(path).meta.sha256, "test": digest})
     with pytest.raises(UserError, match="The test features of 1 images are not finite, or all zeros"):
         FeatureStore.open(path).split("test")
     assert not check_store(path).ok
