@@ -74,7 +74,7 @@ def open_clip_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "ViT-B-16-SigLIP:webli for SigLIP."
         )
     text, vision = (
-        defaults | _part(config, f"{tower}_config", path) | _part(config, f"{tower}_config_dict", path)
+        defaults | part_of(config, f"{tower}_config", path) | part_of(config, f"{tower}_config_dict", path)
         for tower, defaults in (("text", TEXT), ("vision", VISION))
     )
     for part in (text, vision):
@@ -118,7 +118,7 @@ def preprocess_settings(config: Mapping[str, Any], image_size: int, path: Path) 
 
     size, crop, resample = side("size"), side("crop_size"), config.get("resample", 3)
     fixed = isinstance(config.get("size"), dict) and "height" in config["size"]
-    wrong = {"size": size != image_size, "resample": resample not in RESAMPLING}
+    wrong = {"size": size != image_size, "resample": resample not in tuple(RESAMPLING)}
     wrong["crop_size"] = config.get("do_center_crop", True) and crop != image_size
     if odd := next((name for name, is_wrong in wrong.items() if is_wrong), None):
         raise UserError(
@@ -147,7 +147,8 @@ def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _part(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+def part_of(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Return the keys and values in a config under ``name``, {} if there are none."""
     if not isinstance(part := config.get(name) or {}, dict):
         raise UserError(f"{path}: {name} should hold keys and values.")
     return part

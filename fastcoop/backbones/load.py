@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -32,7 +33,7 @@ from fastcoop.backbones.tokenizer import (
     tokenizer_facts,
 )
 from fastcoop.backbones.weights import Weights, known_activation, read_weights
-from fastcoop.checks import whole_number
+from fastcoop.checks import shortened, whole_number
 from fastcoop.errors import UserError, nearest
 
 PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
@@ -46,6 +47,11 @@ WITHOUT_WEIGHTS = {
 # In text_cfg: the digest covers the tokenizer too.
 OF_OTHER_TOWERS = ("no_causal_mask", "embed_cls", "hf_model_name")
 OLD_POSITIONS = "text.transformer.embeddings.position_ids"  # in checkpoints of older versions of transformers
+INTERPOLATIONS = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",
+}  # open_clip's, at test time
 ACTIVATION_SUFFIXES = {"-quickgelu": True, "-gelu": False}
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 
@@ -170,7 +176,7 @@ def load_backbone(
     tower = text_tower(model, text_cfg.get("context_length", DEFAULT_LENGTH))
     end_id = text_cfg.get("eos_id", 2) if text_cfg.get("pool_type") == "eos" else None
     check_tokenizer(tokenizer, tower.vocabulary, end_id, tower.context_length)
-    preprocess = _preprocess(model, source.preprocess)
+    preprocess = _preprocess(model, source.preprocess, source.config_file)
     unusual = _unusual(config) | ({"hf_config": hf_config} if hf_name else {})
     if any(text_cfg.get(name) for name in OF_OTHER_TOWERS):
         unusual |= {"tokenizer": tokenizer_facts(tokenizer), "pad_id": text_cfg.get("pad_id", 0)}
@@ -334,12 +340,18 @@ def construct(config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = N
 
 def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> None:
     """Load ``state``; refuse one that does not fit."""
-    if origin is not None and origin.suffix == ".npz":
-        try:
+    try:
+        if origin is not None and origin.suffix == ".npz":
             open_clip.convert.load_big_vision_weights(model, str(origin))
-            return
-        except Exception as error:  # damaged files may raise any exception
-            raise UserError(f"The weights in {origin} do not fit the model: {error}") from error
+        else:
+            model.load_state_dict(_converted(model, state, origin))
+    except Exception as error:  # damaged files may raise any exception
+        problems = re.sub(r"^Error.s. in [^:]*: ", "", " ".join(str(error).split()))
+        raise UserError(f"The weights in {origin} do not fit the model: {problems[:300]}") from error
+
+
+def _converted(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> dict[str, Tensor]:
+    """Return ``state`` by the model's own names, for its sizes of images and texts."""
     if hf_clip.TOKEN_TABLE in state:
         state = hf_clip.open_clip_state(state)
     state = open_clip.convert.convert_state_dict(model, dict(state))
@@ -362,11 +374,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], origin: Path | None) -> No
             log.warning(
                 f"{origin}: {key} is interpolated {sizes}, as open_clip does for another image or text size."
             )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        problems = " ".join(str(error).split()).partition(": ")[2]
-        raise UserError(f"The weights in {origin} do not fit the model: {problems[:300]}") from None
+    return state
 
 
 def _unusual(config: dict[str, Any]) -> dict[str, Any]:
@@ -380,15 +388,24 @@ def _unusual(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _preprocess(model: nn.Module, settings: dict[str, Any]) -> Preprocess:
+def _preprocess(model: nn.Module, settings: dict[str, Any], origin: Path | str) -> Preprocess:
     height, width = np.broadcast_to(model.visual.image_size, 2).tolist()  # type: ignore[union-attr,arg-type]
     merged = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), settings)
-    interpolation = "bicubic" if merged["interpolation"] == "random" else merged["interpolation"]
     mode = merged["resize_mode"]
     if height != width or mode not in RESIZE_MODES:
         raise UserError(
             f"Image preprocessing to {height} x {width} pixels by resize mode {mode} is not supported; expected a "
             f"square, and one of {', '.join(RESIZE_MODES)}."
         )
-    mean, std = (np.broadcast_to(merged[key], 3).astype(float).tolist() for key in ("mean", "std"))
-    return Preprocess(int(height), tuple(mean), tuple(std), interpolation, mode, int(merged["fill_color"]))
+    try:
+        mean, std = (np.broadcast_to(merged[key], 3).astype(float).tolist() for key in ("mean", "std"))
+        interpolation, fill_color = INTERPOLATIONS[merged["interpolation"]], int(merged["fill_color"])
+        is_usable = np.isfinite([*mean, *std]).all() and min(std) > 0 and 0 <= fill_color <= 255
+    except (TypeError, ValueError, LookupError, OverflowError):
+        is_usable = False
+    if not is_usable:
+        raise UserError(
+            f"{origin} has the image preprocessing {shortened(settings)}; expected numbers for mean and, above 0, for "
+            f"std, one of {', '.join(INTERPOLATIONS)} for interpolation, and 0 to 255 for fill_color. Correct it."
+        )
+    return Preprocess(int(height), tuple(mean), tuple(std), interpolation, mode, fill_color)

@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastcoop.backbones.hf_clip import is_hf_clip, open_clip_config, preprocess_settings
+from fastcoop.backbones.hf_clip import is_hf_clip, open_clip_config, part_of, preprocess_settings
 from fastcoop.backbones.late import open_clip
 from fastcoop.backbones.weights import expected_sha256, file_sha256
+from fastcoop.checks import shortened
 from fastcoop.errors import UserError
 from fastcoop.files import read_json
 
@@ -49,7 +50,11 @@ def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Pa
             continue
         if odd := [key for key in CONFIG_KEYS[1:] if not isinstance(model[key], dict)]:
             raise UserError(f"{path}: {odd[0]} should hold keys and values, as in open_clip's configs.")
-        found.append((model, content.get("preprocess_cfg") or {}, path))
+        if not isinstance(model.get("quick_gelu"), bool | None):
+            raise UserError(
+                f"{path}: quick_gelu should be true or false, got {shortened(model['quick_gelu'])}."
+            )
+        found.append((model, part_of(content, "preprocess_cfg", path), path))
     plain = folder / "config.json"
     if not found and plain.is_file() and is_hf_clip(content := read_json(plain)):
         model = open_clip_config(content, plain)
@@ -66,7 +71,7 @@ def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Pa
 def _check_vocabulary(path: Path) -> None:
     """Refuse the vocabulary of a CLIP in Hugging Face's format, if there is one, unless it is CLIP's own."""
     own = open_clip.SimpleTokenizer().encoder
-    if path.is_file() and ((words := read_json(path)).get(WORD), len(words)) != (own[WORD], len(own)):
+    if path.is_file() and ((words := _read_if_there(path)).get(WORD), len(words)) != (own[WORD], len(own)):
         raise UserError(
             f"{path} holds another vocabulary than CLIP's of {len(own)} tokens; in Hugging Face's format only CLIPs "
             "with CLIP's own tokenizer can be read."
@@ -81,7 +86,7 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 def _hf_preprocessing(folder: Path, image_size: int) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):
         content = _read_if_there(folder / name)
-        if settings := content.get("image_processor", content):
+        if settings := part_of(content, "image_processor", folder / name) or content:
             return preprocess_settings(settings, image_size, folder / name)
     return {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcoop.backbones.late import open_clip_part
 from fastcoop.backbones.planned import PROBE
 from fastcoop.backbones.sources import SMALL_FILES, find_hub_files, has_tokenizer
+from fastcoop.checks import shortened
 from fastcoop.errors import UserError
 
 DEFAULT_LENGTH = 77  # positions of a text tower whose config does not say how many
@@ -34,7 +35,13 @@ def load_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable[..
         if not options:
             return _clip_tokenizer(module, length)
         make: Callable[..., Callable[..., Tensor]] = module.SimpleTokenizer
-        return make(context_length=length, **options)
+        try:
+            return make(context_length=length, **options)
+        except Exception as error:  # odd settings may raise any exception
+            raise UserError(
+                f"CLIP's tokenizer has no settings such as tokenizer_kwargs {shortened(options)}: {error}; correct the "
+                "model config."
+            ) from error
     own = folder is not None and has_tokenizer(folder)
     source = folder if own else find_hub_files(name, "tokenizer", SMALL_FILES, has_tokenizer)
     try:

@@ -177,6 +177,9 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
             r"has size \{'shortest_edge': 36\}; expected 32 or \{'shortest_edge': 32\}",
         ),
         ("preprocessor_config.json", {"resample": 0}, "has resample 0; expected 2"),
+        ("preprocessor_config.json", {"resample": []}, "has resample .*; expected 2"),
+        ("preprocessor_config.json", {"image_processor": "CLIP"}, "image_processor should hold keys and"),
+        ("preprocessor_config.json", {"image_mean": "x"}, "expected numbers for mean and,"),
         ("preprocessor_config.json", {"crop_size": {"height": 24, "width": 24}}, "has crop_size"),
     ],
 )
@@ -192,7 +195,7 @@ def test_the_vocabulary_must_be_clips(tmp_path: Path) -> None:
     own = open_clip.SimpleTokenizer().encoder
     (tmp_path / "m" / "vocab.json").write_text(json.dumps(own))
     assert backbone_from_spec(str(tmp_path / "m"), device="cpu").name == "m"
-    for other in ({"photo</w>": 1125}, own | {"photo</w>": 3}):
+    for other in ({"photo</w>": 1125}, own | {"photo</w>": 3}, ["photo</w>"]):
         (tmp_path / "m" / "vocab.json").write_text(json.dumps(other))
         with pytest.raises(UserError, match="another vocabulary than CLIP's of 49408 tokens"):
             backbone_from_spec(str(tmp_path / "m"))

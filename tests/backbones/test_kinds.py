@@ -15,6 +15,7 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.engine import PromptEncoder
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
+from tests.advice import follows
 from tests.reference import tiny_model
 
 NAMES = ("cat", "sea lion", "a very old dog")
@@ -126,6 +127,63 @@ REFUSED = {
     "heads that do not divide": ({"heads": 5}, "cannot be built"),
     "no heads": ({"heads": 0}, "cannot be built"),
 }
+
+
+PREPROCESSING: list[Any] = [
+    *(
+        {"mean": "x"},
+        {"mean": [1, 2]},
+        {"mean": [[0, 0, 0]]},
+        {"mean": {"r": 0}},
+        {"std": 0},
+        {"mean": [1e999, 0, 0]},
+    ),
+    *({"interpolation": "nearest9"}, {"interpolation": []}, {"fill_color": "a"}, {"fill_color": 300}),
+]
+
+
+@follows("for interpolation, and 0 to 255 for fill_color. Correct it.")
+@pytest.mark.parametrize("settings", PREPROCESSING, ids=str)
+def test_odd_preprocessing_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    file = write_model(tmp_path / "tiny") / "open_clip_config.json"
+    model = json.loads(file.read_text())
+    file.write_text(json.dumps({"model_cfg": model, "preprocess_cfg": settings}))
+    with pytest.raises(UserError, match=r"open_clip_config.json has the image preprocessing .* Correct it"):
+        backbone_from_spec(str(tmp_path / "tiny"))
+    file.write_text(
+        json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": 0, "interpolation": "random"}})
+    )
+    assert backbone_from_spec(str(tmp_path / "tiny")).preprocess.mean == (0, 0, 0)
+
+
+ODD = {
+    "no keys of preprocessing": ({}, {"preprocess_cfg": [1]}, "preprocess_cfg should hold keys and values"),
+    "a word for yes": ({"quick_gelu": "no"}, {}, "quick_gelu should be true or false, got 'no'"),
+    "no settings of a tokenizer": (
+        {"text_cfg__tokenizer_kwargs": {"cleaner": 1}},
+        {},
+        "CLIP's tokenizer has no",
+    ),
+    "no keys of a tokenizer": ({"text_cfg__tokenizer_kwargs": [1]}, {}, "CLIP's tokenizer has no"),
+    "no positions": ({"text_cfg__context_length": 0}, {}, "do not fit the model: Input and output sizes"),
+    "no pixels": ({"vision_cfg__image_size": 0}, {}, "do not fit the model: Input and output sizes"),
+}
+
+
+@follows("has no settings such as tokenizer_kwargs {}: {}; correct the model config")
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_configs_are_refused(tmp_path: Path, kind: str) -> None:
+    values, beside, message = ODD[kind]
+    file = write_model(tmp_path / "tiny") / "open_clip_config.json"
+    model = json.loads(file.read_text())
+    for name, value in values.items():
+        part, _, key = name.rpartition("__")
+        (model[part] if part else model)[key] = value
+    file.write_text(json.dumps({"model_cfg": model} | beside))
+    with pytest.raises(UserError, match=message):
+        backbone_from_spec(str(tmp_path / "tiny"))
+    write_model(tmp_path / "as it should be")
+    assert backbone_from_spec(str(tmp_path / "as it should be")).name == "as it should be"
 
 
 @pytest.mark.parametrize("custom", [False, True], ids=["CLIP", "CustomTextCLIP"])
