@@ -103,13 +103,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(path: Path, is_own: Callable[[Path], bool]) -> None:
-    """Raise UserError if there is a file at ``path`` that fastcoop did not write, which a command would replace.
+    """Raise UserError if a command, which chose the name ``path``, would replace a file that it did not write.
 
     Args:
         path: Where a command is about to write.
         is_own: Whether a file is one that this command writes, by its content. It may raise any exception.
     """
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return
     with suppress(Exception):  # other files may raise any
         if is_own(path):

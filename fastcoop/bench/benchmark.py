@@ -17,9 +17,9 @@ import torch
 import fastcoop
 from fastcoop.backbones import Backbone, load_backbone
 from fastcoop.bench.measure import CONTEXT_LENGTH, measure_dataset
-from fastcoop.bench.tables import Bench, open_folder, write_bench
+from fastcoop.bench.tables import Bench, write_bench
 from fastcoop.datasets.official import paper_class_names
-from fastcoop.errors import UserError, unknown
+from fastcoop.errors import UserError, unknown, writing
 from fastcoop.processes import ProcessPoolExecutor, cpu_name, exit_with_parent
 from fastcoop.progress import progress
 
@@ -73,7 +73,8 @@ def run_bench(
         UserError: ``out`` cannot be written to, or memory ran out.
     """
     if out is not None:
-        open_folder(out)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
     bench = Bench(describe_machine(backbone))
     with progress("Measuring", len(class_lists)) as advance:
         for name, names in class_lists.items():

@@ -19,7 +19,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import products_in_tf32
 from fastcoop.bench.benchmark import describe_machine, random_backbone
 from fastcoop.bench.measure import LAYOUTS, FastcoopStep, Matmuls, official_parts, plan_equal_runs
-from fastcoop.bench.tables import Bench, open_folder, write_bench
+from fastcoop.bench.tables import Bench, write_bench
 from fastcoop.engine.weights import Precision, dtype_of
 from fastcoop.progress import progress
 
@@ -51,8 +51,6 @@ def run_gpu_bench(
         repeats: Calls that a time is the median of.
         out: Folder that the measurements are written to after each precision (see `write_bench`).
     """
-    if out is not None:
-        open_folder(out)
     bench = Bench({})
     with progress("Measuring", len(precisions) * len(class_lists)) as advance:
         for precision in precisions:

@@ -11,10 +11,8 @@ from typing import Any
 import pandas as pd
 
 from fastcoop import escape
-from fastcoop.errors import writing
-from fastcoop.files import atomic_write, begins_with, refuse_foreign
+from fastcoop.files import atomic_write
 
-HEADING = "# Training steps, measured"
 LEGEND = (
     "Seconds per run and step: (a) the official method, 32 images and prompts of 77 tokens; (b) its text part alone; "
     "(b') its text part with prompts cut to the longest one; (c) fastcoop, with 1 run alone, 8 together, and as many "
@@ -128,20 +126,10 @@ def sections(bench: Bench, profile: bool = False) -> list[str]:
     return parts + ([FIGURE, markdown(pd.DataFrame(bench.projection))] if bench.projection else [])
 
 
-def open_folder(folder: Path) -> None:
-    """Create the folder of a benchmark. Raises UserError if it cannot be written to, or has such files of others."""
-    refuse_foreign(
-        folder / "bench.json", lambda path: "machine" in json.loads(path.read_text(encoding="utf-8"))
-    )
-    refuse_foreign(folder / "bench.md", lambda path: begins_with(path, HEADING))
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
 def write_bench(bench: Bench, folder: Path) -> list[Path]:
     """Write bench.json and bench.md into ``folder``; return their paths."""
     machine = ", ".join(f"{key}: {value}" for key, value in bench.machine.items())
-    text = [HEADING, machine, *sections(bench, profile=True)]
+    text = ["# Training steps, measured", machine, *sections(bench, profile=True)]
     content = {"bench.json": json.dumps(asdict(bench), indent=1), "bench.md": "\n\n".join(text) + "\n"}
     folder.mkdir(parents=True, exist_ok=True)
     for name, part_text in content.items():

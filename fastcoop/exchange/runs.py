@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
@@ -21,7 +20,7 @@ from fastcoop.datasets import Dataset
 from fastcoop.engine import encode_prompts
 from fastcoop.errors import UserError, nearest, writing
 from fastcoop.exchange import coop_files
-from fastcoop.exchange.classifier import FORMAT, Classifier, load_backbone_of
+from fastcoop.exchange.classifier import Classifier, load_backbone_of
 from fastcoop.exchange.coop_files import CoOpFile
 from fastcoop.features.images import RECIPES
 from fastcoop.files import refuse_foreign
@@ -193,14 +192,11 @@ def export_run(
         The file that was written.
 
     Raises:
-        UserError: no such run, format or backbone, a file that is there and is no such export, or the file cannot be
-            written.
+        UserError: no such run, format or backbone, or the file cannot be written, or is another program's checkpoint.
     """
     if format not in FORMATS:
         raise UserError(f'Runs cannot be exported as "{format}".{nearest(format, FORMATS)}')
     path = Path(out)
-    if format != "coop":
-        refuse_foreign(path, _is_export)
     if format == "classifier":
         _linear_classifier(results, key, backbone).save(path)
         return path
@@ -224,12 +220,6 @@ def export_run(
     with writing(path):
         coop_files.write_coop_file(path, contexts, *frozen, run.epochs)
     return path
-
-
-def _is_export(path: Path) -> bool:
-    """Return whether a file holds exported contexts or a classifier."""
-    with safe_open(path, "np") as file:
-        return (file.metadata() or {}).get("format") in (HEADER["format"], FORMAT["format"])
 
 
 @fresh_state()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcoop import escape
 from fastcoop.errors import UserError, writing
-from fastcoop.files import atomic_write, begins_with, refuse_foreign
+from fastcoop.files import atomic_write
 from fastcoop.results.predictions import calibration_errors
 from fastcoop.results.read import load_failures, load_results, load_untested, percent
 from fastcoop.results.tables import select_rows
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 COLUMNS = (
     "key", "backbone", "dataset", "source", "label", "shots", "seed", "accuracy", "status", "seconds", "error",
 )  # fmt: skip
-FIRST_COLUMNS = ("key", "backbone", "backbone_digest")  # of an export
 SORTED_BY = ("backbone", "dataset", "method", "label", "shots", "seed")
 # Above the table if all rows agree, so that it fits 80 columns.
 SHOWN_ONCE = ("backbone", "dataset", "status")
@@ -83,15 +82,13 @@ def run_lines(run: dict[str, Any]) -> Iterator[str]:
 def export_results(folder: str | Path, to: str | Path, conditions: Sequence[str] = ()) -> int:
     """Write the rows that meet all conditions to a .csv or .parquet file. Return their number.
 
-    ``calibration_error``, in percentage points, follows the accuracies. A file of an earlier export is replaced, and no
-    other.
+    ``calibration_error``, in percentage points, follows the accuracies.
     """
     to = Path(to)
     if to.suffix not in (".csv", ".parquet"):
         raise UserError(
             f"Results are exported to .csv or .parquet, not to {to.name}; choose one of those endings."
         )
-    refuse_foreign(to, _is_export)
     table, calibration = load_results(folder), calibration_errors(folder)
     errors = [calibration[test] for test in zip(table.key, table.dataset, strict=True)]
     table.insert([*table].index("macro_accuracy") + 1, "calibration_error", errors)
@@ -111,12 +108,3 @@ def export_results(folder: str | Path, to: str | Path, conditions: Sequence[str]
             'Writing Parquet needs pyarrow; `pip install "fastcoop[parquet]"`, or export to a .csv file.'
         ) from None
     return len(table)
-
-
-def _is_export(path: Path) -> bool:
-    """Return whether a file is a table of `export_results`, by its first columns."""
-    if path.suffix == ".csv":
-        return begins_with(path, ",".join(FIRST_COLUMNS))
-    import pandas as pd
-
-    return pd.read_parquet(path, columns=list(FIRST_COLUMNS)).columns.tolist() == list(FIRST_COLUMNS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcoop.bench import Bench, class_lists, run_bench, table, write_bench
+from fastcoop.bench import class_lists, run_bench, table, write_bench
 from fastcoop.bench.benchmark import run_in_fresh_process
 from fastcoop.bench.measure import STEPS, FastcoopStep, Matmuls, measure, plan_equal_runs
 from fastcoop.bench.official import OfficialStep, class_bytes, classes_that_fit, longest_prompt
@@ -117,20 +117,6 @@ def test_the_official_way_on_some_classes_is_scaled_to_all_and_marked(monkeypatc
     bench = run_bench(tiny_backbone(torch.float32), {"part": NAMES, "whole": NAMES[:2]}, 2)
     assert {row["official_text_s"] for row in bench.rows} == {4 / 3, 1}
     assert list(table(bench)["scaled"]) == ["from 3"] * 3 + [""] * 3
-
-
-@pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("name", ["bench.json", "bench.md"])
-def test_a_bench_replaces_no_file_of_ones_own_and_says_so_before_it_measures(tmp_path, monkeypatch, name):
-    (tmp_path / name).write_text("[1]")
-    monkeypatch.setattr("fastcoop.bench.benchmark.measure_dataset", lambda *_: pytest.fail("measured"))
-    with pytest.raises(UserError, match=rf"{name} is already there and is not known as this command's own"):
-        run_bench(tiny_backbone(torch.float32), {"small": NAMES[:2]}, 2, tmp_path)
-    (tmp_path / name).unlink()
-    write_bench(Bench({"dtype": "float32"}), tmp_path)
-    monkeypatch.setattr("fastcoop.bench.benchmark.measure_dataset", lambda *_: [])
-    monkeypatch.setattr("fastcoop.bench.benchmark.write_bench", lambda *_: None)
-    run_bench(tiny_backbone(torch.float32), {"small": NAMES[:2]}, 2, tmp_path)
 
 
 @pytest.mark.usefixtures("in_this_process")

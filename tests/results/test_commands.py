@@ -306,19 +306,6 @@ def test_pandas_reads_exports_and_the_store_with_nothing_of_ours(
     assert {path.name for path in tmp_path.iterdir()} == {"runs.csv", "coop.parquet"}
 
 
-def test_an_export_replaces_no_other_table(folder: Path, call: Callable, tmp_path: Path) -> None:
-    for name in ("runs.csv", "runs.parquet"):
-        path = tmp_path / name
-        assert call("export", folder, path)[0] == 0
-        assert call("export", folder, path, "--where", "method=coop")[0] == 0, "an export is replaced"
-        own = pd.DataFrame({"mine": [1]})
-        own.to_csv(path) if name.endswith(".csv") else own.to_parquet(path)
-        kept = path.read_bytes()
-        code, _, err = call("export", folder, path)
-        assert (code, f"{path} is already there" in err) == (2, True)
-        assert path.read_bytes() == kept
-
-
 def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
     folder: Path, call: Callable, tmp_path: Path
 ) -> None:
