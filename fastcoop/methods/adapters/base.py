@@ -102,6 +102,7 @@ class Adapter(Method[S]):
     Attributes:
         values: The floats that are chosen where a setting is None, and their defaults. Each is a setting of that name,
             and a weight (runs,).
+        chooses_epoch: Whether runs choose an epoch, so that something is left to choose if all values are given.
         by_class: Names of weights with an axis of classes after that of runs, for `carry`. Classes that a run has not
             learned have the text feature "raw" or "unit" there, or zeros ("").
     """
@@ -110,6 +111,7 @@ class Adapter(Method[S]):
     reads_prompt = True
     runs_together = True
     values: ClassVar[Mapping[str, float]] = {}
+    chooses_epoch: ClassVar[bool] = False
     by_class: ClassVar[Mapping[str, Literal["raw", "unit", ""]]] = {}
 
     # What an adapter defines.
@@ -164,7 +166,7 @@ class Adapter(Method[S]):
 
     def chooses(self, settings: S) -> bool:
         """Return whether something is left to choose."""
-        return any(getattr(settings, name) is None for name in self.values)
+        return self.chooses_epoch or any(getattr(settings, name) is None for name in self.values)
 
     def chosen(self, extra: Mapping[str, float]) -> dict[str, Any]:
         """Return the settings of ``imagenet_val`` that a run's ``Outcome.extra`` on that dataset stands for."""

@@ -52,13 +52,17 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     Settings = ZeroShotLinearProbeSettings
     by_class: ClassVar = {"prototypes": "raw"}
 
-    def pull(self, stack: Stack) -> Tensor | None:
-        """Return the factor on each class's penalty, (runs, classes, 1); None for no penalty."""
+    def pull(self, stack: Stack, images: Tensor) -> Tensor | None:
+        """Return the factor on each class's penalty, (runs, classes, 1); None for no penalty.
+
+        ``images``: (runs, images, views, dim), as long as the factor on cosine similarities.
+        """
         return None
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
-        settings, texts, pull = stack.settings, stack.texts, self.pull(stack)
-        images = texts.scale * normalized(stack.views)
+        settings, texts = stack.settings, stack.texts
+        images = normalized(stack.views).mul_(texts.scale)
+        pull = self.pull(stack, images)
         batches = ImageBatches(stack, images, settings.epochs, settings.batch_size, pooled=True)
         rates = batches.coop_rates(stack.value("learning_rate"))
         rho = texts.raw.new_zeros(())  # of the adaptive constraint
@@ -100,8 +104,8 @@ class CLAPMethod(ZeroShotLinearProbeMethod):
     title = "CLAP"
     Settings = CLAPSettings
 
-    def pull(self, stack: Stack) -> Tensor:
-        probabilities = stack.texts.zero_shot(normalized(stack.views)).softmax(-1).mean(2)
+    def pull(self, stack: Stack, images: Tensor) -> Tensor:
+        probabilities = (images @ stack.texts.unit.T).softmax(-1).mean(2)
         right = (probabilities * stack.onehot).sum(1)
         seen = stack.counts > 0
         alpha = right / stack.counts.clamp(min=1)

@@ -59,10 +59,8 @@ class CrossModalMethod(Adapter[CrossModalSettings]):
     title = "Cross-modal linear probe"
     kinds = ("flip",)
     Settings = CrossModalSettings
+    chooses_epoch = True  # the iteration
     by_class: ClassVar = {"W": "unit"}
-
-    def chooses(self, settings: CrossModalSettings) -> bool:
-        return True  # the iteration
 
     def tries(self, run: RunSpec[CrossModalSettings]) -> Sequence[Mapping[str, Any]]:
         most = min(2 * len(run.subset.train), len(run.data.class_names))

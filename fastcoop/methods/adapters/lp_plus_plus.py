@@ -45,10 +45,8 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
     title = "LP++"
     Settings = LPPlusPlusSettings
     kinds = ("tip",)
+    chooses_epoch = True
     by_class: ClassVar = {"W": "", "b": "", "alpha": ""}
-
-    def chooses(self, settings: LPPlusPlusSettings) -> bool:
-        return True
 
     def is_class_specific(self, settings: LPPlusPlusSettings) -> bool:
         return True

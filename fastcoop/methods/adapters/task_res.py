@@ -62,7 +62,7 @@ class TaskResMethod(Adapter[TaskResSettings]):
         epochs, batch_size = given[0]["epochs"], given[0]["batch_size"]
         alpha = stack.crops.new_tensor([one["alpha"] for one in given])
         rate = stack.crops.new_tensor([one["learning_rate"] for one in given])
-        batches = ImageBatches(stack, texts.scale * normalized(stack.views), epochs, batch_size)
+        batches = ImageBatches(stack, normalized(stack.views).mul_(texts.scale), epochs, batch_size)
         rates, factor = batches.coop_rates(rate), over(alpha, stack.crops)
 
         def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:

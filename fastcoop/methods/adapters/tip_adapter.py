@@ -147,12 +147,10 @@ class TipAdapterFMethod(TipAdapterMethod):
     name = "tip_adapter_f"
     title = "Tip-Adapter-F"
     Settings = TipFSettings
+    chooses_epoch = True
 
     def official_split(self, data: Data, what: Literal["values", "epoch"]) -> Literal["val", "test"]:
         return "test" if what == "epoch" else super().official_split(data, what)
-
-    def chooses(self, settings: TipSettings) -> bool:
-        return True  # the epoch
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         start, given, settings = self.cache(stack), self.given(stack), stack.settings
