@@ -229,7 +229,7 @@ def test_zs_lp_draws_its_batches_from_all_views(images: int, views: int, expecte
     stack = Stack(runs, features, numbers, Texts(torch.ones(3, 1), 1.0))
     seen = set[int]()
     for batches in ImageBatches(stack, features, 20, 32, pooled=True):
-        parts = list(batches)
+        parts = [(part.clone(), labels) for part, labels in batches]  # the next batch takes over its memory
         assert [part.shape[1] for part, _ in parts] == expected
         drawn, labels = (torch.cat(some, 1) for some in zip(*parts, strict=True))
         assert (drawn[..., 0] // views == labels).all()

@@ -104,7 +104,7 @@ class ImageBatches:
     """The batches of each epoch: features (runs, batch, dim) and labels (runs, batch) of stacked runs.
 
     A run's images are in its own random order, at a random view of each. Orders and views are drawn from the run's
-    seed, so they are the same whichever runs train together.
+    seed, so they are the same whichever runs train together. A batch has its memory until the next one takes it over.
 
     Attributes:
         stack: The runs.
@@ -138,6 +138,7 @@ class ImageBatches:
         runs, images, views, _ = self.features.shape
         features = self.features.flatten(0, 2)
         labels = self.stack.labels.repeat_interleave(views, 1).flatten()
+        memory = features.new_empty(runs * min(self.batch_size, images * views), features.shape[1])
         first = images * views * np.arange(runs)
         draws = [np.random.default_rng(run.seed) for run in self.stack.runs]
 
@@ -148,7 +149,8 @@ class ImageBatches:
 
         def take(places: Tensor) -> Batch:
             rows, shape = places.flatten(), (runs, -1)
-            return features.index_select(0, rows).unflatten(0, shape), labels[rows].view(shape)
+            taken = torch.index_select(features, 0, rows, out=memory[: len(rows)])
+            return taken.unflatten(0, shape), labels[rows].view(shape)
 
         for start in range(0, self.epochs, DRAWN_AT_ONCE):
             epochs = range(start, min(start + DRAWN_AT_ONCE, self.epochs))
