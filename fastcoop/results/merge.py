@@ -72,8 +72,9 @@ def _merge_one(folder: Path, target: Path) -> int:
                 )
             known = {key for (key,) in db.execute("SELECT key FROM runs")}
             new = [key for (key,) in source.execute("SELECT key FROM runs") if key not in known]
-            for key in new:
-                _copy(parameters_path(folder, key), parameters_path(target, key))
+            for (key,) in source.execute("SELECT key FROM runs"):
+                if key not in known or not parameters_path(target, key).exists():
+                    _copy(parameters_path(folder, key), parameters_path(target, key))
             for table, columns in COLUMNS.items():
                 names, marks = ", ".join(columns), ", ".join("?" * len(columns))
                 rows = source.execute(f"SELECT {names} FROM {table}")

@@ -184,6 +184,23 @@ def other_methods(world) -> Path:
     return world / "others"
 
 
+@follows("only CoOp's contexts are exported as contexts: export the classifier instead")
+def test_contexts_of_another_method_are_exported_as_a_classifier(world, tmp_path):
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "shots": 1, "seeds": 1, "views": 1,
+        "methods": {"kgcoop": {"epochs": 2}},
+    }  # fmt: skip
+    results = tmp_path / "results"
+    sweep(grid, jobs=1, data_root=world / "data", cache=world / "cache", results=results)
+    (key,) = load_results(results).key
+    for format in ("coop", "safetensors"):
+        with pytest.raises(
+            UserError, match=r"is KgCoOp .*; only CoOp's contexts .*: export the classifier instead"
+        ):
+            export_run(results, key, format, tmp_path / "out", str(world / "tiny"))
+    assert export_run(results, key, "classifier", tmp_path / "out", str(world / "tiny")).is_file()
+
+
 @pytest.mark.parametrize("method", ["zero_shot", "gda", "text_bias", "cross_modal"])
 def test_linear_methods_have_classifiers_too(world, backbone, other_methods, tmp_path, method):
     (run,) = load_results(other_methods).query("method == @method").key

@@ -321,6 +321,18 @@ def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
     assert "and 17 more" in err
 
 
+def test_merging_brings_files_that_the_folder_has_lost(folder: Path, tmp_path: Path) -> None:
+    assert merge_results(folder, tmp_path / "all") == 11
+    files = sorted((tmp_path / "all" / "contexts").iterdir())
+    lost, changed = files[0], files[1]
+    whole = lost.read_bytes()
+    lost.unlink()
+    changed.write_bytes(b"kept as it is")
+    assert merge_results(folder, tmp_path / "all") == 0
+    assert lost.read_bytes() == whole
+    assert changed.read_bytes() == b"kept as it is"
+
+
 def test_merging_brings_nearest_words_and_tells_of_failures(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
