@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from fastcoop import engine
 from fastcoop.checks import shortened
 from fastcoop.errors import UserError, nearest
 from fastcoop.methods.data import Data, matching_classes
+from fastcoop.methods.late import Backbone, State
 from fastcoop.methods.scores import Classifier, Scores, score_all
 from fastcoop.methods.spec import RunSpec
+from fastcoop.prompts.layout import PromptLayout
 
-if TYPE_CHECKING:  # workers import this package without torch
-    from fastcoop.backbones import Backbone
-    from fastcoop.engine import RunShape
-    from fastcoop.engine.runs import State
+if TYPE_CHECKING:
     from fastcoop.methods.prompt_nets import PromptNetTrainer
     from fastcoop.methods.training import EngineTrainer
-    from fastcoop.prompts import PromptLayout
 
 
 class MethodSettings(BaseModel):
@@ -315,7 +314,7 @@ class Method(Generic[S]):
         """Return what trains such runs, together with those of equal trainers; None for other methods."""
         return None
 
-    def run_shape(self, run: RunSpec[S], backbone: Backbone) -> RunShape | None:
+    def run_shape(self, run: RunSpec[S], backbone: Backbone) -> engine.RunShape | None:
         """Return the sizes of a run that has a `trainer`; None for other methods."""
         return None
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fastcoop import engine
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, PromptLayout, Tensor, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, F, Tensor, fresh_state, torch
 from fastcoop.methods.prompt_nets import (
     NetTraining,
     PromptNetMethod,
@@ -22,6 +23,7 @@ from fastcoop.methods.schedule import BatchSize, epochs_of, sgd, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import vectors
 from fastcoop.progress import counted
+from fastcoop.prompts.layout import PromptLayout
 
 
 class CoCoOpSettings(PromptNetSettings):
@@ -50,8 +52,6 @@ class CoCoOpMethod(PromptNetMethod[CoCoOpSettings]):
     tested_at_once = 1  # each takes long
 
     def layout(self, settings: CoCoOpSettings, backbone: Backbone, data: Data) -> PromptLayout:
-        from fastcoop.prompts import PromptLayout
-
         return PromptLayout(vectors(settings, backbone))
 
     def outputs(self, contexts: Tensor) -> tuple[int, torch.nn.Module]:
@@ -102,8 +102,6 @@ class ImageConditioned:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return logits float32 (images, classes) of features (images, dim) of length 1."""
-        from fastcoop.prompts import PromptLayout
-
         method, backbone = CoCoOpMethod(), self.backbone
         with fresh_state(), torch.no_grad():
             net = method.net(backbone, self.settings, self.weights)

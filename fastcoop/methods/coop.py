@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from fastcoop import engine
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data, matching_classes
-from fastcoop.methods.late import Backbone, PromptLayout, engine, torch
+from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.schedule import (
     FAST,
     FastSettings,
@@ -28,6 +29,7 @@ from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import class_texts
 from fastcoop.methods.training import EngineTrainer, TrainedMethod, vectors
+from fastcoop.prompts.layout import PromptLayout, parse_prompt
 
 N_VALIDATIONS = 20  # evenly over a schedule
 PULL = 4.0  # over shots: the weight of the pull to the hand-written prompt
@@ -95,8 +97,6 @@ class CoOpSettings(ScheduleSettings):
     @field_validator("prompt")
     @classmethod
     def _is_pattern(cls, prompt: str | None) -> str | None:
-        from fastcoop.prompts.layout import parse_prompt
-
         if prompt is not None:
             parse_prompt(prompt)
         return prompt
@@ -297,8 +297,6 @@ def _trees(backbone: Backbone) -> Any:
 
 def layout_of(settings: CoOpSettings, backbone: Backbone) -> PromptLayout:
     """Return the prompt layout of a run. Raises UserError for a prompt without one vector per token of ``init``."""
-    from fastcoop.prompts import PromptLayout
-
     length = vectors(settings, backbone)
     if settings.prompt is None:
         return PromptLayout(length, settings.class_position, settings.class_specific)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from fastcoop import engine
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.methods.base import Outcome, report_share
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
-from fastcoop.methods.late import Backbone, F, Tensor, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, F, Tensor, fresh_state, torch
 from fastcoop.methods.schedule import (
     LearningRate,
     ScheduledMethod,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from fastcoop import engine
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
-from fastcoop.methods.late import Backbone, Tensor, engine, torch
+from fastcoop.methods.late import Backbone, Tensor, torch
 from fastcoop.methods.logistic import Fit, LogisticProblem
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec

@@ -15,13 +15,15 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from pydantic import Field
 
+from fastcoop import engine
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome, hidden_units
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, PromptLayout, State, Tensor, engine, torch
+from fastcoop.methods.late import Backbone, F, State, Tensor, torch
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import TrainedMethod
+from fastcoop.prompts.layout import PromptLayout
 
 
 class PromptNetSettings(ScheduleSettings):

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from fastcoop import engine
 from fastcoop.errors import UserError
 from fastcoop.methods.coop import CoOpMethod, CoOpSettings, Run, layout_of
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, Tensor, engine, torch
+from fastcoop.methods.late import Backbone, Tensor, torch
 from fastcoop.methods.schedule import BatchSize, Coefficient, Positive
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, prompt_features

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
+from fastcoop import engine
 from fastcoop.checks import LARGEST, LARGEST_BATCH, LONGEST
 from fastcoop.errors import UserError
 from fastcoop.methods.base import Method, MethodSettings
-from fastcoop.methods.late import Backbone, engine, torch
+from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.spec import RunSpec
 from fastcoop.progress import counted
 

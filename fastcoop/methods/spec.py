@@ -6,15 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from fastcoop.datasets import FewShot
 from fastcoop.methods.data import Data
-
-if TYPE_CHECKING:  # workers import this package without torch
-    from fastcoop.backbones import Backbone
-    from fastcoop.datasets import FewShot
+from fastcoop.methods.late import Backbone
 
 S = TypeVar("S")
 

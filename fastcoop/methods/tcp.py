@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from fastcoop import engine
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, PromptLayout, Tensor, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, F, Tensor, fresh_state, torch
 from fastcoop.methods.prompt_nets import (
     NetTraining,
     PromptNetMethod,
@@ -22,6 +23,7 @@ from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.text import Template, prompt_features
 from fastcoop.methods.training import vectors
+from fastcoop.prompts.layout import PromptLayout
 
 ADAM_EPS = 1e-3  # as the official code's README asks for
 # Where the official prompts are not the dataset's own: of the text features, and behind the vectors.
@@ -86,8 +88,6 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
 
     def layout(self, settings: TCPSettings, backbone: Backbone, data: Data) -> PromptLayout:
         """Return the vectors in place of the words before the class name in the dataset's own prompt."""
-        from fastcoop.prompts import PromptLayout
-
         own = "[CLASS]" + data.dataset.template.partition("{}")[2]
         frame = FRAMES.get(data.name.partition(":")[0], own)
         return PromptLayout.written(f"[V]x{vectors(settings, backbone)} {frame}")

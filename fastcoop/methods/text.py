@@ -21,6 +21,7 @@ from fastcoop.methods.data import Data
 from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.scores import unit
 from fastcoop.methods.spec import RunSpec
+from fastcoop.prompts.plain import check_class_prompts, drops_full_stop
 
 log = logging.getLogger("fastcoop")
 
@@ -52,7 +53,6 @@ def check_texts(runs: Iterable[RunSpec[Any]], checked: set[tuple[Any, ...]] | No
         UserError: A class name reads as nothing, or its prompt is longer than the text tower takes.
     """
     from fastcoop.methods import METHODS
-    from fastcoop.prompts.plain import check_class_prompts
 
     checked = set() if checked is None else checked
     for run in runs:
@@ -102,8 +102,6 @@ def check_class_names(backbone: Backbone, data: Data) -> None:
 @memoize(64)  # once
 def _warn_of_names_read_alike(backbone: Backbone, class_names: tuple[str, ...], dataset: str) -> None:
     """Warn of names that differ by punctuation only, where the tokenizer drops it."""
-    from fastcoop.prompts.plain import drops_full_stop
-
     if not drops_full_stop(backbone.tokenizer):
         return
     read = defaultdict[str, dict[str, str]](dict)

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from fastcoop import engine
 from fastcoop.methods.base import Outcome
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, F, Tensor, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, F, Tensor, fresh_state, torch
 from fastcoop.methods.schedule import LearningRate, ScheduledMethod, ScheduleSettings, epoch_order, epochs_of
 from fastcoop.methods.scores import LinearClassifier, accuracy, unit
 from fastcoop.methods.spec import RunSpec

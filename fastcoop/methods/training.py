@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from fastcoop import engine, prompts
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Done, Outcome, RunContext
 from fastcoop.methods.data import Data
-from fastcoop.methods.late import Backbone, PromptLayout, State, engine, fresh_state, torch
+from fastcoop.methods.late import Backbone, State, fresh_state, torch
 from fastcoop.methods.schedule import ScheduledMethod, ScheduleSettings, epochs_of, steps_per_epoch
 from fastcoop.methods.spec import RunSpec
+from fastcoop.prompts.layout import PromptLayout, word_tokens
 
 if TYPE_CHECKING:
     from fastcoop.methods.prompt_nets import PromptNetTrainer
@@ -98,11 +100,9 @@ class TrainedMethod(ScheduledMethod[T]):
 
     def engine_run(self, backbone: Backbone, run: RunSpec[T]) -> Any:
         """Return the engine's form of a run of cross-entropy by SGD, which learns from `Data.train_views`."""
-        from fastcoop.prompts import initial_contexts
-
         settings: Any = run.settings
         layout, names = self.layout(settings, backbone, run.data), run.data.class_names
-        contexts = initial_contexts(backbone, layout, len(names), run.seed, settings.words)
+        contexts = prompts.initial_contexts(backbone, layout, len(names), run.seed, settings.words)
         features, labels = map(torch.from_numpy, run.data.train_views(run.subset))
         return engine.Run(
             names, layout, contexts, features, labels, epochs_of(run), run.seed, settings.batch_size,
@@ -216,6 +216,4 @@ def vectors(settings: Any, backbone: Backbone) -> int:
 @memoize(256)
 def tokens_of(backbone: Backbone, words: str) -> list[int]:
     """Return the token ids of words, without start and end. Raises UserError if there are none."""
-    from fastcoop.prompts.layout import word_tokens
-
     return word_tokens(backbone, words)

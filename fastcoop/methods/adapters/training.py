@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from fastcoop import engine
 from fastcoop.methods.adapters.stack import Stack, Weights, over
 from fastcoop.methods.base import report_share
-from fastcoop.methods.late import F, Tensor, engine, torch
+from fastcoop.methods.late import F, Tensor, torch
 
 DRAWN_AT_ONCE = 16  # epochs whose batches are drawn at once
 MOMENTUM = 0.9  # of SGD
