@@ -141,9 +141,10 @@ def _batches(
     backbone: Backbone, data: Data, split: str, batches: Sequence[np.ndarray], view: int = 0, seed: int = 0
 ) -> Iterator[Tensor]:
     """Yield float32 (batch, 3, size, size) of each batch of a split's images, at one view of ``features.images``."""
-    from fastcoop.features.encode import Chunk, Encoding, decode
+    from fastcoop.features.encode import decode
     from fastcoop.features.image_files import UNKNOWN
     from fastcoop.features.images import normalize
+    from fastcoop.features.plan import Chunk, Encoding
 
     assert data.store is not None
     recorded = dict(zip(data.store.indices(split).tolist(), data.store.files(split), strict=True))

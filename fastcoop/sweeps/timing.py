@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.datasets import FewShot
 
-# Of a timed training step: about a tenth of a second of a core, and on a GPU of the recording of a step.
-MAX_STEP_FLOPS = {"cpu": 3e9, "cuda": 3e12}
+MAX_STEP_FLOPS = {"cpu": 1e10, "cuda": 3e12}  # of a timed training step: about a third of a second of a core
 MAX_IMAGES = 1024  # of a timed training, which are in memory
 MAX_COST = 1.0  # of a timed batch outside the engine, if there is one that short
 ENOUGH = 0.4  # seconds that are timed, in whole steps
@@ -96,25 +96,35 @@ class _Ones(Data):
 
 
 def _small_runs(backbone: Backbone, runs: Sequence[RunSpec[Any]]) -> tuple[list[RunSpec[Any]], float]:
-    """Return the first runs that would train together, on features of ones and without tests, and their cost.
+    """Return the longest runs of a batch, on features of ones and without tests, and their cost.
 
-    They, or the classes of a single one, are cut so that a step has at most MAX_STEP_FLOPS operations.
+    They do half of its work, so about as many train at once for most of the time. They, or the classes of a single one,
+    are fewer where a step would have more than MAX_STEP_FLOPS operations.
     """
     plan = plan_training(backbone, [shape for run in runs if (shape := shape_of(run))])
-    small, left = list[RunSpec[Any]](), MAX_STEP_FLOPS[backbone.device.type]
-    for index in plan.first_batch():
-        run, flops = runs[index], plan.runs[index].step_flops
-        if small and flops > left:
+    work, left = sum(cost.row_steps for cost in plan.runs) / 2, MAX_STEP_FLOPS[backbone.device.type]
+    longest = list[tuple[RunSpec[Any], float]]()  # and their operations of a step
+    for index in sorted(plan.first_batch(), key=lambda index: -plan.runs[index].shape.steps):
+        cost = plan.runs[index]
+        if longest and (work <= 0 or cost.step_flops > left):
             break
-        names = run.data.class_names[: max(1, int(len(run.data.class_names) * min(1.0, left / flops)))]
-        splits = {**run.data.dataset.splits, "test": Split((), np.zeros(0, np.int64))}
-        dataset = replace(run.data.dataset, class_names=names, splits=splits)
-        data = _Ones(dataset, None, run.data.views, dim=backbone.embed_dim)
-        subset = replace(run.subset, train=run.subset.train[:MAX_IMAGES])
-        small.append(replace(run, data=data, subset=subset, targets=()))
-        left -= flops
-    costs = plan_training(backbone, [shape for run in small if (shape := shape_of(run))]).runs
-    return small, sum(training_seconds(backbone, cost) for cost in costs)
+        longest.append((_small_run(backbone, runs[index], share=left / cost.step_flops), cost.step_flops))
+        work, left = work - cost.row_steps, left - cost.step_flops
+    # Networks train one list of classes after the other: first one of a usual size.
+    mean = fmean(flops for _, flops in longest)
+    small = [run for run, _ in sorted(longest, key=lambda one: abs(one[1] - mean))]
+    planned = plan_training(backbone, [shape for run in small if (shape := shape_of(run))])
+    return small, sum(training_seconds(backbone, cost) for cost in planned.runs)
+
+
+def _small_run(backbone: Backbone, run: RunSpec[Any], share: float) -> RunSpec[Any]:
+    """Return a run on features of ones, without tests, with a share of its classes."""
+    names = run.data.class_names[: max(1, int(len(run.data.class_names) * min(1.0, share)))]
+    splits = {**run.data.dataset.splits, "test": Split((), np.zeros(0, np.int64))}
+    dataset = replace(run.data.dataset, class_names=names, splits=splits)
+    subset = replace(run.subset, train=run.subset.train[:MAX_IMAGES])
+    ones = _Ones(dataset, None, run.data.views, dim=backbone.embed_dim)
+    return replace(run, data=ones, subset=subset, targets=())
 
 
 def crop_seconds(loaded: LoadedGrid, name: str, missing: Mapping[tuple[str, str], int]) -> float:
