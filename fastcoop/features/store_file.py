@@ -15,11 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
+from fastcoop.checks import shortened
 from fastcoop.datasets import Split
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.features.image_files import FILE, unknown_files
@@ -74,6 +76,11 @@ def views_by_array(split: str, views: int, kinds: Mapping[str, int]) -> dict[str
     return {FEATURES: tuple(range(1 + views))} | {kind: own.get(kind, tips[kind]) for kind in kinds}
 
 
+# Whole numbers that a file states, bounded: others would take all memory.
+Views = Annotated[int, Field(ge=0, le=1_000_000)]
+Images = Annotated[int, Field(ge=0, le=100_000_000)]
+
+
 @dataclass(frozen=True)
 class StoreMeta:
     """What a store's features were made from. Two stores of equal fields hold equal features, row by row."""
@@ -85,19 +92,21 @@ class StoreMeta:
     dim: int  # feature size
     recipe: str  # name of the image transforms; "imported" for features computed elsewhere
     view_seed: int  # seed of the augmentations
-    views: int  # augmented views per training image, in addition to view 0
+    views: Views  # augmented views per training image, in addition to view 0
     dtype: str  # "float16" or "float32", in which features are stored
     class_names: tuple[str, ...]
     template: str
-    expected: Mapping[str, int]  # images in each split; all of "val" and "test", part of "train", are stored
-    skipped: Mapping[str, Sequence[int]]  # split -> indices left out because the image could not be read
+    expected: Mapping[
+        str, Images
+    ]  # images in each split; all of "val" and "test", part of "train", are stored
+    skipped: Mapping[str, Sequence[Images]]  # split -> indices left out because the image could not be read
     sha256: Mapping[str, str]  # split -> digest of its rows' indices, labels and features
     versions: Mapping[str, str]  # of the packages that made the features
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
     precision: str = "float32"  # of the products of a float32 backbone: "float32", "tf32" or "bfloat16"
     precision_difference: float | None = None  # largest measured from float32, relative to a feature's length
     # Further kinds of features, and their augmented views.
-    kinds: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, Views] = field(default_factory=dict)
     before_dim: int = 0  # size of features before the projection, if they are stored
     # "split/kind" -> digest of its rows' indices and features.
     kinds_sha256: Mapping[str, str] = field(default_factory=dict)
@@ -119,6 +128,9 @@ class StoreMeta:
         """Return the text that a file holds. Without further kinds it is that of version 2."""
         facts = asdict(self)
         return json.dumps(facts if self.kinds else {name: facts[name] for name in list(facts)[:-3]})
+
+
+_META = TypeAdapter(StoreMeta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,8 +396,14 @@ def _read_meta(path: Path, file: h5py.File) -> tuple[StoreMeta, int]:
     text = file[META].asstr()[()]
     if version > 1 and hashlib.sha256(text.encode()).hexdigest() != file.attrs[META_SHA256]:
         raise ValueError("its description has changed since it was written")
-    fields: dict[str, Any] = json.loads(text)
-    return StoreMeta(**fields | {"class_names": tuple(fields["class_names"])}), version
+    try:
+        return _META.validate_python(json.loads(text)), version
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise ValueError(
+            f"of its description, {place} is {shortened(wrong['input'])}: {wrong['msg']}"
+        ) from None
 
 
 def _read_split(

@@ -208,6 +208,26 @@ def test_a_store_of_another_s_making_names_no_files_and_formats_no_objects(
     assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"views": 10**9}, "views is 1000000000: Input should be less than"),
+        ({"expected": {"test": 10**12}}, "expected.test is 1000000000000: Input should be less than"),
+        ({"skipped": {"test": "x"}}, "skipped.test is 'x': Input should"),
+        ({"skipped": [1]}, "skipped is [1]: Input should"),
+        ({"class_names": [1, 2]}, "class_names.0 is 1: Input should"),
+    ],
+    ids=str,
+)
+def test_a_description_of_other_types_or_sizes_is_damaged(
+    path: Path, changes: dict[str, Any], part: str
+) -> None:
+    forge(path, **changes)
+    with pytest.raises(UserError) as caught:
+        FeatureStore.open(path)
+    assert f"is damaged or cut short (of its description, {part}" in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0])
 def test_stored_features_that_are_none_are_refused_though_their_digest_is_right(
     path: Path, value: float
