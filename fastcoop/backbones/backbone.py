@@ -17,12 +17,7 @@ from torch import Tensor, nn
 
 from fastcoop.backbones.planned import PromptPath, count_tokens
 from fastcoop.backbones.precision import products_in_tf32, torch_defaults
-from fastcoop.backbones.text_tower import (
-    PlainTower,
-    TextTower,
-    prompt_path,
-    text_tower,
-)
+from fastcoop.backbones.text_tower import PlainTower, TextTower, prompt_path, text_tower
 from fastcoop.errors import UserError
 
 if TYPE_CHECKING:

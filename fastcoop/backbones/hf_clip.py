@@ -81,7 +81,7 @@ def open_clip_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         for name, value in part.items():
             if name in TEXT | VISION and isinstance(TEXT.get(name, VISION.get(name)), int):
                 whole_number(value, f"{name} in {path}", 1)
-    if text["hidden_act"] != vision["hidden_act"] or text["hidden_act"] not in ACTIVATIONS:
+    if text["hidden_act"] != vision["hidden_act"] or text["hidden_act"] not in [*ACTIVATIONS]:
         acts = f"{text['hidden_act']} (text) and {vision['hidden_act']} (images)"
         raise UserError(
             f"{path} has the activations {acts}; expected the same of both, one of {', '.join(ACTIVATIONS)}."
@@ -118,7 +118,7 @@ def preprocess_settings(config: Mapping[str, Any], image_size: int, path: Path) 
 
     size, crop, resample = side("size"), side("crop_size"), config.get("resample", 3)
     fixed = isinstance(config.get("size"), dict) and "height" in config["size"]
-    wrong = {"size": size != image_size, "resample": resample not in tuple(RESAMPLING)}
+    wrong = {"size": size != image_size, "resample": resample not in [*RESAMPLING]}
     wrong["crop_size"] = config.get("do_center_crop", True) and crop != image_size
     if odd := next((name for name, is_wrong in wrong.items() if is_wrong), None):
         raise UserError(

@@ -96,7 +96,7 @@ def read_tower_config(name: str, folder: Path | None) -> dict[str, Any]:
 
     A UserError says if it is not on this machine, or is the config of a tower that open_clip does not build.
     """
-    file, kinds = "config.json", open_clip.hf_configs.arch_dict
+    file, kinds = "config.json", [*open_clip.hf_configs.arch_dict]
     content = _read_if_there(folder / file) if folder is not None else {}
     if content.get("model_type") not in kinds:
         content = _read_if_there(

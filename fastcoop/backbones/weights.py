@@ -82,6 +82,7 @@ TOKEN_TABLE = "token_embedding.weight"
 SEEN_IDS = "token_embedding.seen_ids"
 SEEN_ROWS = "token_embedding.seen_rows"
 UNSEEN_STD = 0.02
+TOWERS = ("vision_cfg", "text_cfg")  # in a config
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,10 @@ def _read_safetensors(path: Path) -> Weights:
     table[ids] = rows
     trained = torch.zeros(len(table), dtype=torch.bool)
     trained[ids] = True
-    return Weights(state | {TOKEN_TABLE: table}, None, json.loads(metadata["config"]), trained)
+    config = json.loads(metadata["config"])
+    if not isinstance(config["embed_dim"], int) or not all(isinstance(config[one], dict) for one in TOWERS):
+        raise ValueError("the config in it is none of open_clip's")
+    return Weights(state | {TOKEN_TABLE: table}, None, config, trained)
 
 
 def _read_torchscript(file: TorchFile) -> Weights:

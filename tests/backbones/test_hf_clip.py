@@ -164,6 +164,11 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     ("file", "values", "message"),
     [
         ("config.json", {"text_config__hidden_act": "relu"}, r"relu \(text\).* expected the same of both"),
+        (
+            "config.json",
+            {"text_config__hidden_act": [], "vision_config__hidden_act": []},
+            r"activations \[\] \(text\)",
+        ),
         ("config.json", {"text_config": 3}, "text_config should hold keys and values"),
         (
             "config.json",

@@ -157,6 +157,7 @@ def test_whatever_changes_features_is_another_backbone(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, 'of type "gpt2"; open_clip builds the types'),
+        ({"model_type": ["bert"]}, "open_clip builds the types"),
         ({"auto_map": {"AutoModel": "evil.Model"}, "model_type": "evil"}, 'of type "evil"'),
         ({"num_attention_heads": 3}, "cannot be built"),
         ({"vocab_size": 5}, "do not fit|makes the token"),

@@ -52,7 +52,10 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     lacking, text = tmp_path / "lacking.safetensors", tmp_path / "text.safetensors"
     save_file({SEEN_IDS: torch.zeros(1)}, lacking)
     text.write_text("hello")
-    for path in (lacking, text):
+    odd = [tmp_path / f"odd{number}.safetensors" for number in range(3)]
+    for path, config in zip(odd, ([1], {}, CONFIG | {"text_cfg": 3}), strict=True):
+        write_sparse_model(path, config, open_clip.CLIP(**CONFIG).state_dict(), torch.tensor([3]), seed=5)
+    for path in (lacking, text, *odd):
         with pytest.raises(UserError, match=rf"{path.name} should hold CLIP weights"):
             read_weights(path)
     with pytest.raises(UserError, match="absent"):
