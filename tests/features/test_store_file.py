@@ -213,7 +213,7 @@ def test_a_store_of_another_s_making_names_no_files_and_formats_no_objects(
     [
         ({"views": 10**9}, "views is 1000000000: Input should be less than"),
         ({"expected": {"test": 10**12}}, "expected.test is 1000000000000: Input should be less than"),
-        ({"skipped": {"test": "x"}}, "skipped.test is 'x': Input should"),
+        ({"skipped": {"test": "x"}}, "skipped.test is 'x': "),
         ({"skipped": [1]}, "skipped is [1]: Input should"),
         ({"class_names": [1, 2]}, "class_names.0 is 1: Input should"),
     ],
