@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import operator
 import re
@@ -18,6 +19,8 @@ from fastcoop.results.settings import plain_settings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("fastcoop")
 
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -205,7 +208,15 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def _pair(one: pd.DataFrame, other: pd.DataFrame, columns: list[str], agree: Sequence[str]) -> pd.DataFrame:
+    """Return the pairs of rows that agree in ``columns``, and warn of rows without a partner."""
     pairs = one.merge(other, on=columns, suffixes=("_first", "_second"))
+    found = pairs[columns].drop_duplicates()
+    alone = [len(side) - len(side.merge(found, on=columns)) for side in (one, other)]
+    if len(pairs) and any(alone):
+        log.warning(
+            f"Left out: {alone[0]} of {len(one)} tests of the first and {alone[1]} of {len(other)} of the second, "
+            "which the other does not have."
+        )
     for name in agree:
         first, second = pairs[f"{name}_first"], pairs[f"{name}_second"]
         differ = pairs[first.notna() & second.notna() & (first != second)]

@@ -123,6 +123,17 @@ def test_labels_are_compared_where_a_run_was_done_twice() -> None:
         pair_labels(pd.concat([once, changed]), "CoOp", "other", "here")
 
 
+def test_runs_without_a_partner_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = table(), pd.concat([table(), table(dataset="digits")])
+    assert len(pair_folders(first, first)) == 3
+    assert not caplog.text
+    assert len(pair_folders(first[first.seed != 1], second)) == 2
+    assert "Left out: 0 of 2 tests of the first and 4 of 6 of the second, which the other" in caplog.text
+    zero = table(label="zero", shots=0)[:1]
+    assert len(pair_labels(pd.concat([zero, second]), "zero", "CoOp", "here")) == 3
+    assert "Left out: 0 of 1 tests of the first and 3 of 6 of the second, which the other" in caplog.text
+
+
 def test_a_method_of_ones_own_keeps_its_settings() -> None:
     own = Row(json.dumps({"schedule": "cosine", "pull": 2, "epochs": 3, "select": "first"}))
     assert plain_settings(own) == {"schedule": "cosine", "pull": 2, "epochs": 3, "select": "first"}
