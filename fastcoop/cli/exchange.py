@@ -45,8 +45,7 @@ def import_coop(
         place, model, data, results, class_position=class_position, shots=shots, seed=seed, recipe=recipe
     )
     lines = [f"{one.key[:12]}  {one.label}  {one.path}" for one in found]
-    rows = [{"key": one.key, "path": one.path, "label": one.label} for one in found]
-    show(rows, [*lines, f"{counted(len(found), 'run')}: {results}"], as_json)
+    show([one._asdict() for one in found], [*lines, f"{counted(len(found), 'run')}: {results}"], as_json)
 
 
 @app.command("export")

@@ -223,6 +223,7 @@ def test_damaged_contexts_are_named_and_left_out(folder_of, tmp_path, caplog):
 @pytest.mark.parametrize(
     "name", ["index.html", "claims.csv", "missing.txt", "figure3.png", "figure3-RN50.csv"]
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_replaces_no_file_of_another_program(folder_of, tmp_path, name):
     folder, out = folder_of(results(datasets=("objects",), shots=(1, 16))), tmp_path / "site"
     out.mkdir()
@@ -236,6 +237,7 @@ def test_a_report_replaces_no_file_of_another_program(folder_of, tmp_path, name)
     report(folder, out)  # a folder of a report is written again
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_report_is_written_again(folder_of, tmp_path, monkeypatch):
     folder = folder_of(results(datasets=("objects",), shots=(1, 16)))
     with monkeypatch.context() as patch:
