@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcoop import backbones
 from fastcoop.datasets import Dataset, Split, load_dataset
 from fastcoop.datasets.dataset import (
     check_name_and_template,
@@ -150,9 +151,7 @@ class FeatureStore:
         store = cls(file, file.meta, file.splits)
         if backbone is not None:
             if isinstance(backbone, str | Path):
-                from fastcoop.backbones import backbone_from_spec
-
-                backbone = backbone_from_spec(backbone, device="cpu")
+                backbone = backbones.backbone_from_spec(backbone, device="cpu")
             _refuse_other(path, "weights", store.meta.backbone, store.meta.backbone_digest, backbone)
         if dataset is not None:
             dataset = find_dataset(dataset)

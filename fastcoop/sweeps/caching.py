@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastcoop import features
 from fastcoop.datasets.load import ClassNames
 from fastcoop.features.plan import Encoding, plan_encoding, view_counts
 from fastcoop.grids.grid import read_grid
@@ -53,11 +54,9 @@ def cache_loaded(
     retry_skipped: bool = True,
 ) -> Iterator[Path]:
     """As `cache_grid`, for a loaded grid. Training images are cached only for datasets that a method learns from."""
-    from fastcoop.features import cache_all
-
     grid = loaded.grid
     wanted = [(dataset, *grid.drawn(spec)) for spec, dataset in loaded.datasets.items()]
-    return cache_all(
+    return features.cache_all(
         loaded.backbones, wanted, cache, views=grid.views, kinds=grid.kinds, recipe=grid.recipe, dtype=dtype,
         precision=precision, skip_unreadable=skip_unreadable, retry_skipped=retry_skipped,
     )  # fmt: skip

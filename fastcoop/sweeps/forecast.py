@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from fastcoop.engine.fit import RunCost, plan_training
+from fastcoop.methods.late import Backbone
 from fastcoop.progress import counted, duration
 from fastcoop.prompts.plain import drops_full_stop
 from fastcoop.results.records import Batch
@@ -27,7 +28,6 @@ from fastcoop.sweeps.loading import LoadedGrid
 from fastcoop.sweeps.pace import Kind, kind_of
 
 if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
     from fastcoop.sweeps.grid_sweep import SweepPlan
 
 STARTUP_SECONDS = 6.0  # of a process, on one core: importing libraries, loading a backbone

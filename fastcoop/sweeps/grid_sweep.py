@@ -19,6 +19,7 @@ from fastcoop.features.store import open_current, open_if_there
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, Data, RunSpec
+from fastcoop.methods.late import fresh_state
 from fastcoop.results.database import DATABASE, reading
 from fastcoop.results.metadata import add_datasets, refuse_foreign_grid, write_grid
 from fastcoop.results.parameters import load_parameters
@@ -230,8 +231,6 @@ def sweep(
         found = forecast(loaded, plan, cache) if plan.pending else None
         seconds = time.monotonic() - start
         return Summary(folder, plan.counts, failed=plan.skipped, seconds=seconds, forecast=found)
-
-    from fastcoop.backbones.precision import fresh_state
 
     refuse_foreign_grid(folder)
     with fresh_state(), open_store(folder) as store:

@@ -12,19 +12,18 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 import fastcoop
+from fastcoop import backbones
 from fastcoop.backbones.planned import PROBE, DeviceName, PromptPath, clip_tokenizer
 from fastcoop.files import atomic_write
 from fastcoop.memo import Late
+from fastcoop.methods.late import Backbone
 from fastcoop.sweeps.pace import Kind
-
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
 
 FILE = ".plans.json"  # in the folder of features
 SIZES = (  # of a `TextTower`
@@ -62,12 +61,7 @@ def recorded_backbone(cache: Path, spec: str, device: str) -> Backbone:
     A recorded one has what plans need, and loads itself when anything else is used.
     """
 
-    @functools.cache
-    def load() -> Backbone:
-        from fastcoop.backbones import backbone_from_spec
-
-        return backbone_from_spec(spec, device=device)
-
+    load = functools.cache(lambda: backbones.backbone_from_spec(spec, device=device))
     known = _read(cache).backbones.get(spec)
     if known is None or known.origin != _origin(spec, known.files):
         return load()

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastcoop import backbones
 from fastcoop.datasets import Dataset
 from fastcoop.datasets.dataset import warn_once
 from fastcoop.datasets.load import ClassNames
@@ -18,12 +19,10 @@ from fastcoop.errors import UserError
 from fastcoop.features.store import FeatureStore, find_datasets, open_if_there, store_path
 from fastcoop.grids import Grid
 from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
+from fastcoop.methods.late import Backbone
 from fastcoop.progress import counted
 
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
-
-OpenStore = Callable[[Path, "Backbone", Dataset], FeatureStore | None]
+OpenStore = Callable[[Path, Backbone, Dataset], FeatureStore | None]
 
 log = logging.getLogger("fastcoop")
 
@@ -96,13 +95,10 @@ def load_grid(
                 f'The dataset "{without_train[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
                 "under targets instead."
             )
-    if load is None:
-        from fastcoop.backbones import backbone_from_spec
-
-        load = partial(backbone_from_spec, device=device)
-    backbones = {spec: load(spec) for spec in grid.backbones}
-    refuse_shared_names("backbones", backbones)
-    return LoadedGrid(grid, backbones, datasets)
+    load = load or partial(backbones.backbone_from_spec, device=device)
+    named = {spec: load(spec) for spec in grid.backbones}
+    refuse_shared_names("backbones", named)
+    return LoadedGrid(grid, named, datasets)
 
 
 def _warn_of_unused_keys(grid: Grid, dataset: Dataset) -> None:

@@ -7,24 +7,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fastcoop.datasets import Split
+from fastcoop.datasets import FewShot, Split
 from fastcoop.engine.fit import plan_training
 from fastcoop.features.plan import Chunk, Encoding
 from fastcoop.methods import METHODS, Data, RunContext, RunSpec
 from fastcoop.methods.data import Labelled
+from fastcoop.methods.late import Backbone, fresh_state, torch
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.batches import shape_of, training_seconds
 from fastcoop.sweeps.known import loaded_backbone
 from fastcoop.sweeps.loading import LoadedGrid
-
-if TYPE_CHECKING:
-    from fastcoop.backbones import Backbone
-    from fastcoop.datasets import FewShot
 
 MAX_STEP_FLOPS = {"cpu": 1e10, "cuda": 3e12}  # of a timed training step: about a third of a second of a core
 MAX_IMAGES = 1024  # of a timed training, which are in memory
@@ -44,10 +41,6 @@ def time_work(
         runs: Their runs, by key.
         threads: Of a worker.
     """
-    import torch
-
-    from fastcoop.backbones.precision import fresh_state
-
     short = [one for one in batches if one.cost <= MAX_COST] or [min(batches, key=lambda one: one.cost)]
     batch = max(batches if batches[0].trains else short, key=lambda one: one.cost)
     backbone, before = loaded_backbone(loaded.backbone(batch.backbone)), torch.get_num_threads()
