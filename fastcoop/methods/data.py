@@ -14,6 +14,7 @@ from fastcoop.datasets import Dataset, FewShot, few_shot
 from fastcoop.datasets.dataset import test_digest
 from fastcoop.datasets.files import in_prompt
 from fastcoop.errors import UserError
+from fastcoop.features.image_files import files_digest
 from fastcoop.memo import memoize
 from fastcoop.methods.scores import unit
 
@@ -77,8 +78,6 @@ class Data:
 
     def _files_digest(self, split: str, images: np.ndarray | None = None) -> str | None:
         """Return the digest over the files of a split, or of some of its images in any order."""
-        from fastcoop.features.image_files import files_digest
-
         if self.store is None or split not in self.store.splits:
             return None
         files, index = self.store.files(split), self.store.indices(split)

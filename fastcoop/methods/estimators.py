@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
 
+from fastcoop import backbones
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.datasets import Dataset, FewShot
 from fastcoop.errors import MissingFile, UserError, nearest
@@ -220,9 +221,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
     def _load_backbone(self) -> Any:
         if not isinstance(self.backbone, str | os.PathLike):
             return self.backbone
-        from fastcoop.backbones import backbone_from_spec
-
-        backbone = backbone_from_spec(str(self.backbone))
+        backbone = backbones.backbone_from_spec(str(self.backbone))
         digest = getattr(self, "_backbone_digest", backbone.digest)
         if backbone.digest != digest:
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcoop import engine
+from fastcoop import engine, features
 from fastcoop.errors import MissingFile, UserError
 from fastcoop.methods.base import Outcome, report_share
 from fastcoop.methods.data import DEFAULT_VIEWS, Data
@@ -133,31 +133,27 @@ def _logits(
     """Return logits float32 (rows, classes) of a split's images at the test-time crop."""
     cuts = [rows[at : at + TESTED_AT_ONCE] for at in range(0, len(rows), TESTED_AT_ONCE)]
     with torch.no_grad():
-        features = [tower(images).cpu().numpy() for images in _batches(backbone, data, split, cuts)]
-    return backbone.logit_scale * unit(np.concatenate(features)) @ class_texts(backbone, data).T
+        found = [tower(images).cpu().numpy() for images in _batches(backbone, data, split, cuts)]
+    return backbone.logit_scale * unit(np.concatenate(found)) @ class_texts(backbone, data).T
 
 
 def _batches(
     backbone: Backbone, data: Data, split: str, batches: Sequence[np.ndarray], view: int = 0, seed: int = 0
 ) -> Iterator[Tensor]:
     """Yield float32 (batch, 3, size, size) of each batch of a split's images, at one view of ``features.images``."""
-    from fastcoop.features.encode import decode
-    from fastcoop.features.image_files import UNKNOWN
-    from fastcoop.features.images import normalize
-    from fastcoop.features.plan import Chunk, Encoding
-
     assert data.store is not None
     recorded = dict(zip(data.store.indices(split).tolist(), data.store.files(split), strict=True))
-    encoding = Encoding(backbone, data.dataset, data.store.meta.recipe, seed)
-    chunk = Chunk(split, (), range(view, view + 1))
+    encoding = features.plan.Encoding(backbone, data.dataset, data.store.meta.recipe, seed)
+    chunk = features.plan.Chunk(split, (), range(view, view + 1))
 
     def crop(row: int) -> np.ndarray:
-        image, path = decode(encoding, chunk, row), data.dataset.root / data.dataset.splits[split].paths[row]
+        image = features.encode.decode(encoding, chunk, row)
+        path = data.dataset.root / data.dataset.splits[split].paths[row]
         if image.crops is None:
             raise UserError(
                 f"{path} could not be read ({image.problem}), but could when its features were cached; repair it."
             )
-        known = recorded[row]["size"] != UNKNOWN
+        known = recorded[row]["size"] != features.image_files.UNKNOWN
         if known and (recorded[row]["sha256"] != image.file["sha256"]).any():
             raise UserError(f"{path} changed after its features were computed; run the same command again.")
         return image.crops
@@ -165,4 +161,4 @@ def _batches(
     with ThreadPoolExecutor() as pool:
         for batch in batches:
             pixels = np.concatenate(list(pool.map(crop, batch.tolist())))
-            yield normalize(pixels, backbone.preprocess, backbone.device)
+            yield features.images.normalize(pixels, backbone.preprocess, backbone.device)

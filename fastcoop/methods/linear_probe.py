@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from fastcoop import engine
 from fastcoop.methods.base import Method, MethodSettings, Outcome
@@ -84,8 +85,6 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         super().run(*arguments)
 
     def learn(self, backbone: Backbone, run: RunSpec[LinearProbeSettings]) -> Outcome:
-        from threadpoolctl import threadpool_limits
-
         features, labels = run.data.train(run.subset)
         train = features[:, 0].astype(np.float64), labels
         features, labels = run.data.validation(run.subset)

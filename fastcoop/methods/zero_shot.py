@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import AliasChoices, Field, model_validator
 
+from fastcoop.backbones.late import open_clip_part
 from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.data import Data
 from fastcoop.methods.late import Backbone
@@ -88,8 +89,6 @@ class EnsembleMethod(PromptMethod[EnsembleSettings]):
         return {"prompts": list(self.prompts(run.settings, run.data))}
 
     def prompts(self, settings: EnsembleSettings, data: Data) -> tuple[str, ...]:
-        from fastcoop.backbones.late import open_clip_part
-
         listed = "SIMPLE" if settings.templates == "selected" else "OPENAI"
         chosen = getattr(open_clip_part("zero_shot_metadata"), f"{listed}_IMAGENET_TEMPLATES")
         own = () if data.name.partition(":")[0] == "imagenet" else (data.dataset.template,)
