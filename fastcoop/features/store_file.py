@@ -76,9 +76,9 @@ def views_by_array(split: str, views: int, kinds: Mapping[str, int]) -> dict[str
     return {FEATURES: tuple(range(1 + views))} | {kind: own.get(kind, tips[kind]) for kind in kinds}
 
 
-# Whole numbers that a file states, bounded: others would take all memory.
-Views = Annotated[int, Field(ge=0, le=1_000_000)]
-Images = Annotated[int, Field(ge=0, le=100_000_000)]
+# Counts that a file states, and indices below them, bounded: larger ones would take all memory.
+ViewCount = Annotated[int, Field(ge=0, le=1_000_000)]
+ImageCount = Annotated[int, Field(ge=0, le=100_000_000)]
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ class StoreMeta:
     dim: int  # feature size
     recipe: str  # name of the image transforms; "imported" for features computed elsewhere
     view_seed: int  # seed of the augmentations
-    views: Views  # augmented views per training image, in addition to view 0
+    views: ViewCount  # augmented views per training image, in addition to view 0
     dtype: str  # "float16" or "float32", in which features are stored
     class_names: tuple[str, ...]
     template: str
-    expected: Mapping[
-        str, Images
-    ]  # images in each split; all of "val" and "test", part of "train", are stored
-    skipped: Mapping[str, Sequence[Images]]  # split -> indices left out because the image could not be read
+    # Images in each split; all of "val" and "test", part of "train", are stored.
+    expected: Mapping[str, ImageCount]
+    # Split -> indices left out because the image could not be read.
+    skipped: Mapping[str, Sequence[ImageCount]]
     sha256: Mapping[str, str]  # split -> digest of its rows' indices, labels and features
     versions: Mapping[str, str]  # of the packages that made the features
     compute_dtype: str = "float32"  # the backbone's dtype when it computed them
     precision: str = "float32"  # of the products of a float32 backbone: "float32", "tf32" or "bfloat16"
     precision_difference: float | None = None  # largest measured from float32, relative to a feature's length
     # Further kinds of features, and their augmented views.
-    kinds: Mapping[str, Views] = field(default_factory=dict)
+    kinds: Mapping[str, ViewCount] = field(default_factory=dict)
     before_dim: int = 0  # size of features before the projection, if they are stored
     # "split/kind" -> digest of its rows' indices and features.
     kinds_sha256: Mapping[str, str] = field(default_factory=dict)
