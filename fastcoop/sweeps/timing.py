@@ -72,6 +72,7 @@ def _time_runs(backbone: Backbone, runs: Sequence[RunSpec[Any]], cost: float, sk
     on_progress(0.0)
     with suppress(Exception):  # also that there are no features
         method.run(backbone, runs, lambda index, outcome: None, RunContext(on_progress=on_progress))
+        reports.append((time.perf_counter(), 0.0))  # after the last tests
     (start, _), *others = reports[min(skip, max(0, len(reports) - 2)) :]
     done = sum(share for _, share in others)
     return (others[-1][0] - start) * len(runs) / (cost * done) if done else None

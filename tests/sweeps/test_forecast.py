@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import plan_runs
-from fastcoop.methods import METHODS
+from fastcoop.methods import METHODS, RunContext, RunSpec
+from fastcoop.results.records import Batch
 from fastcoop.sweeps import Summary, cache_grid, known, timing
 from fastcoop.sweeps.loading import load_grid, open_features, open_unchanged
 from tests.small_world import write_backbone
@@ -124,6 +126,24 @@ def test_a_dry_run_with_records_loads_no_torch(
     found = json.loads(ran.stdout)["forecast"]
     assert {part["source"] for part in found["parts"]} == {"by earlier sweeps"}
     assert (found["nodes"], found["flops"], found["crops"]) == (expected.nodes, expected.flops, 0)
+
+
+def test_the_time_of_tests_after_the_last_progress_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Tested:
+        def run(self, backbone: Any, runs: list[Any], done: Any, context: RunContext) -> None:
+            nonlocal now
+            for _ in runs:
+                context.on_progress(1.0)
+                now += 0.25
+
+    monkeypatch.setitem(METHODS, "tested", Tested())
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    loaded: Any = SimpleNamespace(backbone=lambda name: None)
+    batch = Batch("tested", "tiny", ("key",), threads=1, cost=2.0)
+    run = RunSpec("tested", None, "tiny", "colours")
+    assert timing.time_work(loaded, [batch], {"key": run}, threads=1) == 0.25 / batch.cost
 
 
 def test_tests_alone_record_no_pace_of_learning(
