@@ -18,6 +18,7 @@ from fastcoop.grids import read_grid
 from fastcoop.processes import available_cores
 from fastcoop.progress import counted, duration
 from fastcoop.reports import report
+from fastcoop.reports.report import has_report
 from fastcoop.results import load_results
 from fastcoop.sweeps import interpret, sweep
 
@@ -87,7 +88,7 @@ def run_demo(out: Path, full: bool = False) -> DemoSummary:
         with writing(out):
             build_world(data)
         summary = sweep(grid, data_root=data, cache=cache, results=results)
-        if summary.finished or not page.exists():
+        if summary.finished or not has_report(page.parent):
             for spec in read_grid(grid).backbones:
                 interpret(results, backbone_from_spec(spec))
             report(results, page.parent, PictureFinder(data, cache), jobs=min(REPORT_JOBS, available_cores()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastcoop.checks import MAX_JOBS, whole_number
 from fastcoop.errors import writing
-from fastcoop.files import refuse_foreign
+from fastcoop.files import begins_with, refuse_foreign
 from fastcoop.progress import counted, progress
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.claims import claims_table, judge
@@ -28,6 +28,7 @@ from fastcoop.results.read import find_key
 PAGE, TEXTS = "index.html", ("claims.csv", "claims.md", "missing.txt")
 KINDS = "png|pdf|svg|csv|md|tex"  # endings of figures and tables
 OWN, START = "<title>fastcoop report", 2000  # by which a page is known, and within how many of its characters
+NOT_FINISHED = f"<!doctype html>\n{OWN}: not finished</title>\n"  # the page until the report is finished
 
 log = logging.getLogger("fastcoop")
 
@@ -71,7 +72,7 @@ def report(
     with writing(out), progress("Report", len(ITEMS)) as advance, drawing(study.runs.series):
         out.mkdir(parents=True, exist_ok=True)
         if not (out / PAGE).exists():  # should this be interrupted, the folder is known as a report's
-            write_text(out / PAGE, f"<!doctype html>\n{OWN}: not finished</title>\n")
+            write_text(out / PAGE, NOT_FINISHED)
         with saving(study.runs.series, jobs) as save_figure:
             for item in ITEMS.values():
                 try:
@@ -98,6 +99,12 @@ def report(
         page_path, *others = (write_text(out / name, text) for name, text in texts.items())
         _warn_of_older_files(out, written)
     return [page_path, *written, *others]
+
+
+def has_report(out: Path) -> bool:
+    """Return whether a folder holds the page of a report that was finished."""
+    page_path = out / PAGE
+    return page_path.is_file() and not begins_with(page_path, NOT_FINISHED)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -48,3 +48,22 @@ def test_it_shows_what_it_made_and_finds_it_again(tmp_path, monkeypatch, capsys)
     assert f"{shown['results']}  (3 runs, 0 finished by this call)" in said
     assert re.search(rf"^Zero-shot CLIP +{accuracy['Zero-shot CLIP']['0']:.1f} *$", said, re.MULTILINE)
     assert [(tmp_path / file).stat().st_mtime_ns for file in files] == before
+
+
+def test_a_report_that_was_interrupted_is_made_by_the_next_call(tmp_path, monkeypatch):
+    (tmp_path / "grid.yaml").write_text(GRID.replace("[1, 2]", "1"), encoding="utf-8")
+    digits = [one for one in world.plan() if one.name == "digits"]
+    monkeypatch.setattr(world, "plan", lambda: digits)
+    monkeypatch.setattr(run, "GRID", tmp_path / "grid.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcoop.reports.claims.texts_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.run_demo(tmp_path / "out")
+    summary = run.run_demo(tmp_path / "out")
+    assert summary.finished == 0
+    page = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
+    assert "not finished" not in page and "digits" in page
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
