@@ -182,10 +182,13 @@ def frozen_embeddings(
 def refuse_foreign_checkpoint(path: Path) -> None:
     """Raise UserError if a checkpoint of another program is at ``path``, or named by the ``checkpoint`` beside it."""
     refuse_foreign(path, is_own_torch_file)
-    pointer = path.parent / "checkpoint"
-    refuse_foreign(
-        pointer, lambda file: is_own_torch_file(file.with_name(file.read_text(encoding="utf-8").strip()))
-    )
+
+    def is_own_pointer(file: Path) -> bool:
+        named = file.with_name(file.read_text(encoding="utf-8").strip())
+        is_gone = ".pth.tar" in named.name and not named.exists()  # nothing is lost with its name
+        return is_gone or is_own_torch_file(named)
+
+    refuse_foreign(path.parent / "checkpoint", is_own_pointer)
 
 
 def write_coop_file(path: Path, ctx: Tensor, prefix: Tensor, suffix: Tensor, epoch: int) -> None:

@@ -314,6 +314,12 @@ def test_an_export_replaces_no_checkpoint_of_the_official_code(world, backbone, 
         export_run(results, key(), "coop", tmp_path / "output", tiny)
     assert path.with_name("model.pth.tar-50").read_bytes() == kept
     assert (path.parent / "checkpoint").read_text() == "model.pth.tar-50\n"
+    path.with_name("model.pth.tar-50").unlink()  # as if it was moved away
+    (path.parent / "checkpoint").write_text("my notes")
+    with pytest.raises(UserError, match="checkpoint is already there"):
+        export_run(results, key(), "coop", tmp_path / "output", tiny)
+    (path.parent / "checkpoint").write_text("model.pth.tar-50\n")
+    assert export_run(results, key(), "coop", tmp_path / "output", tiny) == path
 
 
 def test_class_weights_replace_no_prototypes_of_others(world, tmp_path):
