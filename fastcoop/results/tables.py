@@ -178,12 +178,27 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
         side = _unique(table[table.label == label], PLACE)
         if columns is PLACE and (side.shots == 0).all():
             columns = ["backbone", "dataset"]
-            side = side.drop(columns=["source", "shots", "seed"]).drop_duplicates(columns)
+            side = _by_dataset(side, label, columns)
         sides.append(side)
     pairs = _pair(sides[0], sides[1], columns, [name for name in MUST_AGREE if name != "prompts"])
     if pairs.empty:
         raise UserError(f'"{first}" and "{second}" have no dataset, shots and seed in common in {where}.')
     return pairs.assign(label=f"{second} - {first}")
+
+
+def _by_dataset(side: pd.DataFrame, label: str, columns: list[str]) -> pd.DataFrame:
+    """Return one row per backbone and dataset. Raises UserError where runs of several sources have other accuracies."""
+    side = side.drop_duplicates([*columns, "accuracy"])
+    differ = side[side.duplicated(columns, keep=False)]
+    if not differ.empty:
+        row = differ.iloc[0]
+        alike = differ[(differ[columns] == row[columns]).all(axis=1)]
+        found = " and ".join(f"{one:.2f}%" for one in alike.accuracy)
+        raise UserError(
+            f"Runs of {label} from several sources have different accuracies on {row.dataset} ({found}), and cannot be "
+            f"compared as one; choose one of them with --where, such as source={row.source}."
+        )
+    return side.drop(columns=["source", "shots", "seed"])
 
 
 def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -250,6 +250,12 @@ def test_a_method_that_learns_nothing_is_compared_on_every_dataset(tmp_path: Pat
             ("objects", 1), ("objects", 2), ("sketch", 1), ("sketch", 2),
         ]  # fmt: skip
         assert set(pairs["second"] - pairs["first"]) == {difference}
+    again = {**common, "dataset": "sketch", "source": "objects", "method": "zero_shot", "label": "zero"}
+    rows.append(run(**again, shots=0, seed=0, accuracy=50.0))
+    assert len(pair_labels(pd.DataFrame(rows), "zero", "coop", where=tmp_path)) == 4
+    rows[-1]["accuracy"] = 48.0  # such as by an earlier prompt of the dataset
+    with pytest.raises(UserError, match=r"on sketch \(50\.00% and 48\.00%\).*such as source=sketch"):
+        pair_labels(pd.DataFrame(rows), "zero", "coop", where=tmp_path)
 
 
 def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_path: Path) -> None:
