@@ -412,7 +412,7 @@ def open_current(path: Path, backbone: Backbone, dataset: Dataset) -> FeatureSto
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    import torch  # which whoever only plans does not need
+    import torch  # late: plans need none
 
     return torch.from_numpy(array)
 
