@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from fastcoop.engine.packing import TreeKey, pack_tree, tree_key, tree_of
-from fastcoop.errors import UserError
 from fastcoop.memo import memoize
-from fastcoop.progress import counted
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.tree import Tree
 
@@ -309,17 +307,6 @@ def _flops(tree: Tree, rows: int, text: TextTower) -> float:
     last = rows * 2 * width * width + len(leaves) * (width * width + branch)  # only end tokens have queries
     both = 2 * 2  # a multiply and an add, forward and backward
     return attention + both * (first + middle + last + len(leaves) * width * text.dim)
-
-
-def check_layer(backbone: Backbone, layer: int) -> None:
-    """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
-    layers = backbone.shared_text.layers
-    if not 1 <= layer < layers:
-        most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
-        raise UserError(
-            f"Expected a layer {most}, at whose input context vectors are replaced, got {layer}: the text tower of "
-            f"{backbone.name} has {counted(layers, 'layer')}, counted from 0."
-        )
 
 
 def usable_bytes(device: torch.device | str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from fastcoop import engine
+from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome, hidden_units
 from fastcoop.methods.data import Data
@@ -23,6 +24,7 @@ from fastcoop.methods.late import Backbone, F, State, Tensor, torch
 from fastcoop.methods.schedule import LearningRate, Positive, ScheduleSettings
 from fastcoop.methods.spec import RunSpec
 from fastcoop.methods.training import TrainedMethod
+from fastcoop.progress import counted
 from fastcoop.prompts.layout import PromptLayout
 
 
@@ -322,4 +324,17 @@ def prompt_encoder(
     """Return the encoder of prompts, kept for the next call; with a layer, one that replaces vectors there."""
     if layer is None:
         return engine.PromptEncoder(backbone, class_names, layout)
-    return engine.encoder.ClassTokenEncoder(backbone, class_names, layout, layer)
+    from fastcoop.methods.class_tokens import ClassTokenEncoder  # it needs torch
+
+    return ClassTokenEncoder(backbone, class_names, layout, layer)
+
+
+def check_layer(backbone: Backbone, layer: int) -> None:
+    """Raise UserError unless the text tower has the layer, counted from 0, and one before it."""
+    layers = backbone.shared_text.layers
+    if not 1 <= layer < layers:
+        most = f"from 1 to {layers - 1}" if layers > 1 else "of a deeper text tower"
+        raise UserError(
+            f"Expected a layer {most}, at whose input context vectors are replaced, got {layer}: the text tower of "
+            f"{backbone.name} has {counted(layers, 'layer')}, counted from 0."
+        )

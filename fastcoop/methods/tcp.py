@@ -16,6 +16,7 @@ from fastcoop.methods.prompt_nets import (
     PromptNetMethod,
     PromptNetSettings,
     StepPart,
+    check_layer,
     prompt_encoder,
 )
 from fastcoop.methods.schedule import Coefficient, Positive
@@ -79,7 +80,7 @@ class TCPMethod(PromptNetMethod[TCPSettings]):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        engine.fit.check_layer(run.model, run.settings.layer)
+        check_layer(run.model, run.settings.layer)
 
     def key_settings(self, run: Run, backbone: Backbone) -> dict[str, Any]:
         frame = self.layout(run.settings, backbone, run.data)

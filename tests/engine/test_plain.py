@@ -21,10 +21,10 @@ from fastcoop.engine import (
     plan_training,
     train,
 )
-from fastcoop.engine.encoder import ClassTokenEncoder
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
 from fastcoop.errors import UserError
+from fastcoop.methods.class_tokens import ClassTokenEncoder
 from fastcoop.prompts import PromptLayout, nearest_words
 from fastcoop.prompts.plain import drops_full_stop, plain_prompts, written
 from fastcoop.prompts.vectors import word_tokens

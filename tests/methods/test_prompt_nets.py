@@ -24,8 +24,8 @@ from fastcoop.methods.cocoop import CoCoOpMethod
 from fastcoop.prompts import PromptLayout, initial_contexts
 from fastcoop.sweeps.records import recorded_settings
 from tests.advice import follows
-from tests.engine.test_class_tokens import plain_features
 from tests.methods.conftest import DIM, job, make_data, run
+from tests.methods.test_class_tokens import plain_features
 from tests.reference import reference_features
 
 QUICK: dict[str, dict[str, Any]] = {

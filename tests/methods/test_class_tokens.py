@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.engine.encoder import ClassTokenEncoder
 from fastcoop.errors import UserError
+from fastcoop.methods.class_tokens import ClassTokenEncoder
 from fastcoop.prompts import PromptLayout
 from tests.engine.conftest import NAMES, tiny_backbone
 
