@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 
 import fastcoop
 import fastcoop as fc
+from fastcoop.backbones.precision import warn_if_dtype_is_slow
 from fastcoop.engine.attention import softmax_backward
-from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.methods import METHODS
 from tests.methods.conftest import job, make_data, run
 from tests.small_world import write_backbone, write_dataset

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from fastcoop.backbones import Backbone, PlainTower, PromptPath
+from fastcoop.backbones.precision import limit_threads
 from fastcoop.bench.benchmark import class_lists, random_backbone
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.tower import build_pass, new_workspace
-from fastcoop.engine.weights import limit_threads, row_rule
+from fastcoop.engine.weights import row_rule
 from fastcoop.prompts import PromptLayout
 
 

@@ -1,10 +1,12 @@
-"""Compute in the precision of the model, whatever settings of torch the caller has changed."""
+"""Settings of torch while fastcoop computes: the precision of the model, whatever the caller has set, and threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,10 @@ import torch
 # Parts of ``torch.backends`` with a precision of float32 products and convolutions:
 GPU_PRODUCTS = ("cuda.matmul", "cudnn.conv")
 ALL_PRODUCTS = ("mkldnn.matmul", "mkldnn.conv", *GPU_PRODUCTS)
+
+Precision = torch.dtype | Literal["tf32"]  # of a tower's weights and activations
+Function = TypeVar("Function", bound=Callable[..., object])
+log = logging.getLogger("fastcoop")
 
 
 @contextmanager
@@ -78,3 +84,40 @@ def _backend(name: str) -> Any:
     for part in name.split("."):
         backend = getattr(backend, part, None)
     return backend if hasattr(backend, "fp32_precision") else None
+
+
+def disable_autocast(function: Function) -> Function:
+    """Run ``function`` without the caller's autocast, which would round single products."""
+    for device_type in ("cpu", "cuda"):
+        function = torch.autocast(device_type, enabled=False)(function)
+    return function
+
+
+def dtype_of(precision: Precision | None) -> torch.dtype | None:
+    """Return the dtype of weights and activations in a precision: TF32 is a way to multiply float32."""
+    return torch.float32 if precision == "tf32" else precision
+
+
+@cache
+def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
+    """Return whether matrix products in ``dtype`` lack fast kernels here; log a warning once per process if so."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if device_type != "cpu" or dtype not in supported:
+        return False
+    is_supported = getattr(torch.ops.mkldnn, supported[dtype], lambda: True)  # private to torch
+    if torch.backends.mkldnn.is_available() and is_supported():
+        return False
+    message = "This CPU has no instructions for %s, so torch is many times slower in it than in float32."
+    log.warning(message, str(dtype).removeprefix("torch."))
+    return True
+
+
+@contextmanager
+def limit_threads(number: int | None) -> Iterator[None]:
+    """Use at most ``number`` threads: attention's heads, since its smallest batched product has one matrix per head."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, number or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

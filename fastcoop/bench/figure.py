@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import Precision
 from fastcoop.bench.gpu import PRECISIONS
 from fastcoop.bench.measure import CONTEXT_LENGTH, LAYOUTS, step_seconds, timed
 from fastcoop.bench.tables import Bench
@@ -25,7 +26,6 @@ from fastcoop.datasets.dataset import make_dataset
 from fastcoop.datasets.official import OFFICIAL, paper_class_names
 from fastcoop.engine import FastSchedule, Run, RunShape, plan_training, train
 from fastcoop.engine.schedule import BATCH_SIZE, steps_per_epoch
-from fastcoop.engine.weights import Precision
 from fastcoop.features.encode import encode_chunks
 from fastcoop.features.images import pillow_defaults
 from fastcoop.features.plan import Encoding, cut_chunks

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from fastcoop.backbones import Backbone
-from fastcoop.backbones.precision import products_in_tf32
+from fastcoop.backbones.precision import Precision, dtype_of, products_in_tf32
 from fastcoop.bench.benchmark import describe_machine, random_backbone
 from fastcoop.bench.measure import LAYOUTS, FastcoopStep, Matmuls, official_parts, plan_equal_runs
 from fastcoop.bench.tables import Bench, write_bench
-from fastcoop.engine.weights import Precision, dtype_of
 from fastcoop.progress import progress
 
 ROWS = (4096, 16384, 65536, 131072)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import Precision
 from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
 from fastcoop.engine import Run, RunShape, TrainingPlan, plan_training, train
 from fastcoop.engine.schedule import BATCH_SIZE
-from fastcoop.engine.weights import Precision
 from fastcoop.prompts import PromptLayout
 
 CONTEXT_LENGTH = 16

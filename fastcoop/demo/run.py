@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from fastcoop.backbones import backbone_from_spec
+from fastcoop.backbones.precision import limit_threads
 from fastcoop.demo.world import build_world
-from fastcoop.engine.weights import limit_threads
 from fastcoop.errors import writing
 from fastcoop.features import PictureFinder
 from fastcoop.grids import read_grid

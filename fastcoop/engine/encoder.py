@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import limit_threads
 from fastcoop.engine.forest import Trees
-from fastcoop.engine.packing import tree_key
 from fastcoop.engine.tower import AnyPass, AnyWorkspace, build_pass, new_workspace
-from fastcoop.engine.weights import limit_threads, row_rule
+from fastcoop.engine.weights import row_rule
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
+from fastcoop.prompts.tree import tree_key
 from fastcoop.prompts.vectors import initial_contexts
 
 FORESTS = 4  # forests that an encoder keeps, each for another number of runs

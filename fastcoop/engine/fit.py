@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from fastcoop.engine.packing import TreeKey, pack_tree, tree_key, tree_of
+from fastcoop.engine.packing import pack_tree
 from fastcoop.memo import memoize
 from fastcoop.prompts.layout import PromptLayout
-from fastcoop.prompts.tree import Tree
+from fastcoop.prompts.tree import Tree, TreeKey, class_tree, tree_key
 
 if TYPE_CHECKING:  # a plan needs no torch
     import torch
 
     from fastcoop.backbones import Backbone, TextTower
-    from fastcoop.engine.weights import Precision
+    from fastcoop.backbones.precision import Precision
 
 FREE_FRACTION = 0.6  # of the free memory is used where no budget is given
 # Most rows of a CPU's product: the MLP activations of 512-wide towers (15 MB) stay in the last-level cache.
@@ -264,7 +264,7 @@ def _tree_cost(
         part, shared = kept * min(plain.at_once, len(names)), int(prompts.tree().live.sum())
         flops = plain.cost.flops * len(names)
         return TreeCost(plain.rows, plain.rows, flops, kept * len(names), shared, part)
-    tree = tree_of(backbone.tokenizer, names, layout, text.context_length, text.end_id)
+    tree = class_tree(backbone.tokenizer, names, layout, text.context_length, text.end_id)
     rows = int(tree.live.sum())
     memory = _activation_numbers(tree, rows, text, item_bytes, on_cpu) * item_bytes
     return TreeCost(tree.nodes, rows, _flops(tree, rows, text), memory, rows)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone, PlainTower, TextTower
-from fastcoop.engine.packing import TreeKey, tree_of
 from fastcoop.engine.plain import PlainLayout, prompts_of
 from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, fold
+from fastcoop.prompts.tree import TreeKey, class_tree
 
 
 class Trees:
@@ -48,7 +48,7 @@ class Trees:
         """Return the `TreeLayout` or `PlainLayout`."""
         text = self._text
         if key not in self._known and isinstance(text, TextTower):
-            tree = tree_of(self._tokenizer, *key, text.context_length, text.end_id)
+            tree = class_tree(self._tokenizer, *key, text.context_length, text.end_id)
             self._known[key] = TreeLayout(tree, self.tower)
         elif key not in self._known:
             self._known[key] = PlainLayout(prompts_of(self._tokenizer, *key, text.context_length), self.tower)

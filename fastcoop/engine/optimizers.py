@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcoop.backbones.precision import limit_threads
 from fastcoop.engine.schedule import AVERAGE_KEPT, COVARIANCE_KEPT, REFRESH
-from fastcoop.engine.weights import bmm, limit_threads
+from fastcoop.engine.weights import bmm
 
 if TYPE_CHECKING:
     from fastcoop.engine.runs import ActiveRun

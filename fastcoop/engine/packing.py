@@ -17,48 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastcoop.errors import UserError
-from fastcoop.memo import memoize
-from fastcoop.prompts.layout import PromptLayout, Tokenizer, class_prompts
-from fastcoop.prompts.tree import Tree, build_tree
+from fastcoop.prompts.tree import Tree
 
 NONE = -1  # in place of a node: padding
 # Costs of attention in comparisons of a query with a key, about 0.4 us each with 8 heads of 64 on one CPU core.
 POSITION_COST = 20  # carrying a position into attention and back
 PACK_COST = 1000  # calling a pack's operations
 PACK_POSITIONS = 4096  # a pack is cut at this many positions, so that its scores stay in cache
-
-TreeKey = tuple[tuple[str, ...], PromptLayout]
-
-
-def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
-    """Return what identifies a tree. Raises UserError for a single name in place of a list of names."""
-    if isinstance(class_names, str):
-        raise UserError(f'Expected a list of class names, got the single name "{class_names}".')
-    return tuple(class_names), layout
-
-
-@memoize(64)
-def tree_of(
-    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int, end_id: int | None
-) -> Tree:
-    """Return the tree of a run's prompts for a tower of ``length`` positions.
-
-    The tower reads its output at the token ``end_id``, or at the largest token where that is None.
-
-    Raises:
-        UserError: For a prompt that does not fit the tower, or that the tower does not read at its last token.
-    """
-    prompts = class_prompts(tokenizer, names, layout, length)
-    for prompt in prompts:
-        tokens = [slot.number for slot in prompt if not slot.learned]
-        read = max(tokens) if end_id is None else end_id
-        if read not in tokens or tokens.index(read) != len(tokens) - 1:
-            raise UserError(
-                f"This text tower reads its output at token {read}, but its tokenizer ends a prompt with token "
-                f"{tokens[-1]}; choose a tokenizer that belongs to the tower."
-            )
-    return build_tree(prompts)
 
 
 class Bundle(NamedTuple):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import PlainTower
-from fastcoop.engine.weights import disable_autocast
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.memo import memoize
 from fastcoop.prompts.plain import PlainPrompts, plain_prompts
 

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import PlainTower
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.attention import PackAttention
 from fastcoop.engine.fit import usable_bytes
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels import are_usable
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
-from fastcoop.engine.weights import ANY_ROWS, RowRule, disable_autocast
+from fastcoop.engine.weights import ANY_ROWS, RowRule
 
 if TYPE_CHECKING:
     from fastcoop.engine.kernels.forest_pass import KernelPass

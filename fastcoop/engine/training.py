@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcoop.backbones import Backbone, PlainTower
-from fastcoop.backbones.precision import products_in_tf32
+from fastcoop.backbones.precision import (
+    Precision,
+    disable_autocast,
+    dtype_of,
+    limit_threads,
+    products_in_tf32,
+    warn_if_dtype_is_slow,
+)
 from fastcoop.checks import whole_number
 from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, loss_parts, plan_training
 from fastcoop.engine.forest import Trees
@@ -27,15 +34,7 @@ from fastcoop.engine.optimizers import slices
 from fastcoop.engine.plain import PlainPass
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass, new_workspace
-from fastcoop.engine.weights import (
-    Precision,
-    bmm,
-    disable_autocast,
-    dtype_of,
-    limit_threads,
-    row_rule,
-    warn_if_dtype_is_slow,
-)
+from fastcoop.engine.weights import bmm, row_rule
 from fastcoop.errors import UserError
 
 SYNC_EVERY = 16  # steps, or an epoch, between looks for diverged runs

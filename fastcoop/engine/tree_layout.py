@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.packing import NONE, pack_tree, padded, split
-from fastcoop.engine.weights import FoldedTower, bmm, disable_autocast
+from fastcoop.engine.weights import FoldedTower, bmm
 from fastcoop.prompts.tree import Tree
 
 

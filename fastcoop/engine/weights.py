@@ -11,16 +11,15 @@ Matrices are stored (in, out), so that forward is ``x @ w`` and backward is ``g 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cache, lru_cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.backbones.text_tower import Block, PlainTower, TextTower
 from fastcoop.engine.fit import CPU_CHUNK
 
@@ -33,22 +32,6 @@ ACTIVATIONS: dict[str, tuple[Any, Any, dict[str, str]]] = {  # forward, backward
     "gelu": (aten.gelu.out, aten.gelu_backward.grad_input, {"approximate": "none"}),
     "gelu_tanh": (aten.gelu.out, aten.gelu_backward.grad_input, {"approximate": "tanh"}),
 }
-
-Precision = torch.dtype | Literal["tf32"]
-Function = TypeVar("Function", bound=Callable[..., object])
-log = logging.getLogger("fastcoop")
-
-
-def disable_autocast(function: Function) -> Function:
-    """Run ``function`` without the caller's autocast, which would round single products."""
-    for device_type in ("cpu", "cuda"):
-        function = torch.autocast(device_type, enabled=False)(function)
-    return function
-
-
-def dtype_of(precision: Precision | None) -> torch.dtype | None:
-    """Return the dtype of weights and activations in a precision: TF32 is a way to multiply float32."""
-    return torch.float32 if precision == "tf32" else precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,20 +176,6 @@ def _absorb(matrix: Tensor, bias: Tensor) -> Tensor:
     return matrix - matrix.mean(0) + bias / (LN_OFFSET * len(matrix))
 
 
-@cache
-def warn_if_dtype_is_slow(dtype: torch.dtype, device_type: str) -> bool:
-    """Return whether matrix products in ``dtype`` lack fast kernels here; log a warning once per process if so."""
-    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    if device_type != "cpu" or dtype not in supported:
-        return False
-    is_supported = getattr(torch.ops.mkldnn, supported[dtype], lambda: True)  # private to torch
-    if torch.backends.mkldnn.is_available() and is_supported():
-        return False
-    message = "This CPU has no instructions for %s, so torch is many times slower in it than in float32."
-    log.warning(message, str(dtype).removeprefix("torch."))
-    return True
-
-
 # A BLAS chooses its kernel by the number of rows, and another kernel sums in another order. So that a run gives the
 # same bits alone and among others, CPU products get numbers of rows for which this machine's BLAS sums in one order
 # (spare rows fill up the number), and few rows are summed in the pieces in which the BLAS sums many. Both are
@@ -301,17 +270,6 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
         return torch.bmm(a, b)
     a, b = (torch.cat([x, x[:1].expand(missing, -1, -1)]) for x in (a, b))
     return torch.bmm(a, b)[:-missing]
-
-
-@contextmanager
-def limit_threads(number: int | None) -> Iterator[None]:
-    """Use at most ``number`` threads: attention's heads, since its smallest batched product has one matrix per head."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, number or before))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def even_slices(numbers: Tensor) -> Iterator[slice]:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.encoder import FORESTS, class_features, runs_at_once
 from fastcoop.engine.forest import Forest, Trees, Workspace
-from fastcoop.engine.packing import tree_key
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.tree_layout import OrderedSum, TreeLayout
-from fastcoop.engine.weights import disable_autocast, row_rule
+from fastcoop.engine.weights import row_rule
 from fastcoop.methods.prompt_nets import check_layer
 from fastcoop.prompts.layout import PromptLayout
+from fastcoop.prompts.tree import tree_key
 
 
 class ClassTokenEncoder:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 from threadpoolctl import threadpool_limits
 
-from fastcoop import engine
+from fastcoop import backbones
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
 from fastcoop.methods.late import Backbone, Tensor, torch
@@ -123,7 +123,7 @@ def choose_c(
     """
     is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
     threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
-    with engine.weights.limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    with backbones.precision.limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
         fits = _Fits(train, val, settings, device, pool)

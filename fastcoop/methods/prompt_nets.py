@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from pydantic import Field
 
-from fastcoop import engine
+from fastcoop import backbones, engine
 from fastcoop.errors import UserError
 from fastcoop.memo import memoize
 from fastcoop.methods.base import Outcome, hidden_units
@@ -267,7 +267,7 @@ class PromptNetTrainer:
         for key, numbers in by_encoder.items():
             active, room = left(numbers), _room(backbone, memory_budget, images, key)
             while active:
-                with engine.weights.limit_threads(backbone.text.heads):
+                with backbones.precision.limit_threads(backbone.text.heads):
                     _step(prompt_encoder(backbone, *key), [trainings[n] for n in active], room)
                 on_progress(sum(self._step_cost(trainings[n]) for n in active))
                 active = left(active)

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcoop.prompts.layout import Prompt, Slot
+from fastcoop.errors import UserError
+from fastcoop.memo import memoize
+from fastcoop.prompts.layout import Prompt, PromptLayout, Slot, Tokenizer, class_prompts
+
+TreeKey = tuple[tuple[str, ...], PromptLayout]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +71,33 @@ def build_tree(prompts: Sequence[Prompt]) -> Tree:
     add(range(len(prompts)), -1, 0, False)
     parent, depth, learned, index, live = (np.array(column) for column in zip(*nodes, strict=True))
     return Tree(parent, depth, np.array(subtree_end), learned, index, live, leaf)
+
+
+def tree_key(class_names: Sequence[str], layout: PromptLayout) -> TreeKey:
+    """Return what identifies a tree. Raises UserError for a single name in place of a list of names."""
+    if isinstance(class_names, str):
+        raise UserError(f'Expected a list of class names, got the single name "{class_names}".')
+    return tuple(class_names), layout
+
+
+@memoize(64)
+def class_tree(
+    tokenizer: Tokenizer, names: tuple[str, ...], layout: PromptLayout, length: int, end_id: int | None
+) -> Tree:
+    """Return the tree of a run's prompts for a tower of ``length`` positions.
+
+    The tower reads its output at the token ``end_id``, or at the largest token where that is None.
+
+    Raises:
+        UserError: For a prompt that does not fit the tower, or that the tower does not read at its last token.
+    """
+    prompts = class_prompts(tokenizer, names, layout, length)
+    for prompt in prompts:
+        tokens = [slot.number for slot in prompt if not slot.learned]
+        read = max(tokens) if end_id is None else end_id
+        if read not in tokens or tokens.index(read) != len(tokens) - 1:
+            raise UserError(
+                f"This text tower reads its output at token {read}, but its tokenizer ends a prompt with token "
+                f"{tokens[-1]}; choose a tokenizer that belongs to the tower."
+            )
+    return build_tree(prompts)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastcoop.backbones import Backbone
     from fastcoop.engine import RunShape
     from fastcoop.engine.fit import RunCost
-    from fastcoop.engine.packing import TreeKey
+    from fastcoop.prompts.tree import TreeKey
 
 # "Rows" are the tree nodes of a training step; a "fill" is the number of rows that the engine trains at once.
 MAX_BATCH_FRACTION = 1 / 16  # of all training work in a batch, so that workers finish at about the same time

@@ -15,11 +15,11 @@ from fastcoop.engine import training
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.kernels.forest_pass import KernelPass
 from fastcoop.engine.kernels.training_step import KernelStep
-from fastcoop.engine.packing import tree_key
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.training import DIVERGED, ActiveRun, Batch
 from fastcoop.engine.weights import ANY_ROWS
 from fastcoop.prompts import PromptLayout
+from fastcoop.prompts.tree import tree_key
 from tests.engine.conftest import NAMES, tiny_backbone
 from tests.engine.interpreted_kernels import EXACT, relative
 

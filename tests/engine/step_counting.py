@@ -19,14 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from fastcoop.engine import tower
 from fastcoop.engine.kernels import launch
-from fastcoop.engine.packing import tree_key
 from fastcoop.engine.runs import Run
 from fastcoop.engine.training import ActiveRun, Batch
 from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.engine.weights import FoldedBlock, FoldedTower
 from fastcoop.prompts import PromptLayout
 from fastcoop.prompts.layout import class_prompts
-from fastcoop.prompts.tree import build_tree
+from fastcoop.prompts.tree import build_tree, tree_key
 
 NO_WORK = {  # operations that launch nothing: views, and memory without content
     "view", "expand", "transpose", "t", "slice", "select", "unsqueeze", "squeeze", "split", "split_with_sizes",

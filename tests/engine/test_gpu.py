@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fastcoop.engine import encode_prompts, fit, kernels
 from fastcoop.engine.forest import Trees
-from fastcoop.engine.packing import tree_key
 from fastcoop.engine.runs import Run
 from fastcoop.engine.training import SYNC_EVERY, ActiveRun, Batch, train
 from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.prompts import PromptLayout
+from fastcoop.prompts.tree import tree_key
 from tests.engine.conftest import tiny_backbone
 from tests.engine.step_counting import FakeRun
 from tests.pretend_gpu import pretend_gpu

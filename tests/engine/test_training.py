@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastcoop.backbones.precision import warn_if_dtype_is_slow
 from fastcoop.engine import Run, plan_training, train
 from fastcoop.engine.fit import BatchBudget
 from fastcoop.engine.objectives import CrossEntropy, Images, class_gradients
 from fastcoop.engine.runs import draw_batches
 from fastcoop.engine.schedule import learning_rates
 from fastcoop.engine.tower import ForestPass
-from fastcoop.engine.weights import warn_if_dtype_is_slow
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout
 from tests.reference import reference_features

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels.attention import TILE, WIDE_TILE, TiledAttention
 from fastcoop.engine.kernels.rows import (
@@ -27,7 +28,7 @@ from fastcoop.engine.kernels.rows import (
     layer_norm_backward,
 )
 from fastcoop.engine.kernels.tiles import Segments, plan_tiles
-from fastcoop.engine.weights import LN_OFFSET, disable_autocast
+from fastcoop.engine.weights import LN_OFFSET
 
 
 class KernelPass:
