@@ -59,16 +59,19 @@ class Routes:
 
     def __init__(self, tree_layout: TreeLayout, heads: int, runs: int, leaves_only: bool):
         layout, device = tree_layout, tree_layout.copied_rows.device
-        self.sizes = runs, heads
-        self._parts: list[np.ndarray] = []  # positions of the queries, keys and values of each pack
+        parts: list[np.ndarray] = []  # positions of the queries, keys and values of each pack
+        self._shapes: list[
+            tuple[int, ...]
+        ] = []  # of the queries, and of the keys with the values, of each pack
         self.masks: list[Tensor] = []
         for positions, mask, _, places in layout.packs:
             queries = np.take_along_axis(positions, places, 1) if leaves_only else positions
-            self._parts += [queries, positions, positions]
+            parts += [queries, positions, positions]
+            self._shapes += [(runs, heads, *queries.shape), (2, runs, heads, *positions.shape)]
             at = torch.as_tensor(places, device=device)[..., None]
             self.masks.append(mask.take_along_dim(at, 1) if leaves_only else mask)
-        slice_at, slice_of = _number(self._parts, runs, layout.positions, 3, heads)
-        query_at, query_of = _number(self._parts[::3], runs, layout.positions, 1, heads)
+        slice_at, slice_of = _number(parts, runs, layout.positions, 3, heads)
+        query_at, query_of = _number(parts[::3], runs, layout.positions, 1, heads)
         self.slices, self.queries = len(slice_at), len(query_at)
 
         queried = layout.leaf_query_positions if leaves_only else layout.query_positions
@@ -88,19 +91,20 @@ class Routes:
         self.unused_queries = tensor(np.setdiff1d(np.arange(self.queries), read))
         self.copies = tensor(slice_of[:, layout.copies, 1:])
 
-    def qkv(self, slices: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return each pack's queries, keys and values (R, H, P, positions, d), views of ``slices`` (slices, d)."""
-        blocks = iter(self._views(slices, self._parts))
-        return list(zip(blocks, blocks, blocks, strict=True))
+    def qkv(self, slices: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return each pack's queries (R, H, P, Q, d), and keys with values (2, R, H, P, T, d): views of ``slices``."""
+        views = iter(_views(slices, self._shapes))
+        return list(zip(views, views, strict=True))
 
     def outputs(self, queries: Tensor) -> list[Tensor]:
         """Return each pack's outputs (R, H, P, Q, d), views of ``queries`` (queries, d)."""
-        return self._views(queries, self._parts[::3])
+        return _views(queries, self._shapes[::2])
 
-    def _views(self, numbers: Tensor, parts: Sequence[np.ndarray]) -> list[Tensor]:
-        shapes = [(*self.sizes, *part.shape) for part in parts]
-        blocks = numbers.split([math.prod(shape) for shape in shapes])
-        return [block.view(*shape, numbers.shape[1]) for block, shape in zip(blocks, shapes, strict=True)]
+
+def _views(slices: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return parts of ``slices`` (n, d), one after another, in these shapes."""
+    parts = slices.split([math.prod(shape) for shape in shapes])
+    return [part.view(*shape, slices.shape[1]) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _count(*shape: int) -> np.ndarray:
@@ -159,21 +163,24 @@ class PackAttention:
             slices = memory.slices[c if keep else 0](routes.slices, self.d)
             torch.index_select(qkv[chunk.rows].view(-1, self.d), 0, routes.rows_to_packs, out=slices)
             outputs = workspace.attended_slices(routes.queries, self.d)
-            shared, *before = (_of_runs(kv, chunk.runs) for kv in layout.packed_constants[layer])
+            # Keys and values (2, R, H, ..., d), the same for all runs.
+            shared, *before = (
+                kv[:, None].expand(-1, chunk.runs, *[-1] * (kv.ndim - 1))
+                for kv in layout.packed_constants[layer]
+            )
             blocks = zip(routes.qkv(slices), routes.outputs(outputs), strict=True)
-            for p, ((q, k, v), out) in enumerate(blocks):  # the trunk comes first: all others read its keys
+            for p, ((q, kv), out) in enumerate(blocks):  # the trunk comes first: all others read its keys
                 key = (c, p) if keep else (0, 0)
                 if before[p].numel():
-                    k, v = _join(before[p], (k, v), memory.own_kv[key])
+                    kv = _join(before[p], kv, memory.own_kv[key])
                 if out.numel():
-                    probabilities = memory.probabilities[key](*q.shape[:4], shared.shape[3] + k.shape[3])
-                    scores = _scores(q, shared[0], k, routes.masks[p], workspace)
-                    torch.softmax(scores, -1, out=probabilities)
-                    _weighted_sum(probabilities, shared[1], v, out)
+                    scores = _scores(q, shared[0], kv[0], routes.masks[p], workspace)
+                    probabilities = torch.softmax(scores, -1, out=memory.probabilities[key](*scores.shape))
+                    _weighted_sum(probabilities, shared[1], kv[1], out)
                     if keep:
-                        memory.saved[key] = SavedPack(q, k, v, shared[0], shared[1], probabilities)
+                        memory.saved[key] = SavedPack(q, kv, shared, probabilities)
                 if layout.packs[p] is layout.trunk:  # from here on, S grows by the trunk's length
-                    shared = _join(shared, (k[:, :, 0], v[:, :, 0]), memory.shared_kv[key[0]])
+                    shared = _join(shared, kv[:, :, :, 0], memory.shared_kv[key[0]])
             torch.index_select(outputs, 0, routes.output_index, out=result[places].view(-1, self.d))
         result[forest.used_leaves if is_last else forest.used_rows :].zero_()
         return result
@@ -196,16 +203,16 @@ class PackAttention:
             trunk = layout.trunk.positions.size if layout.trunk else 0
             shared = grad.new_zeros(2, chunk.runs, H, constants + trunk, d)
             blocks = list(zip(layout.packs, routes.outputs(outputs), routes.qkv(slices), strict=True))
-            for p, (pack, of_outputs, of_qkv) in reversed([*enumerate(blocks)]):  # the trunk comes last
+            for p, (pack, of_outputs, (of_q, of_kv)) in reversed(
+                [*enumerate(blocks)]
+            ):  # the trunk comes last
                 if (c, p) in saved:
                     below = shared if trunk and pack is not layout.trunk else None
-                    attend_backward(of_outputs, saved[c, p], workspace, of_qkv, below)
+                    _attend_backward(of_outputs, saved[c, p], workspace, of_q, of_kv, below)
                 else:  # the pack has no queries
-                    for of_keys in of_qkv[1:]:
-                        of_keys.zero_()
+                    of_kv.zero_()
                 if pack is layout.trunk:
-                    for of_keys, of_shared in zip(of_qkv[1:], shared, strict=True):
-                        of_keys[:, :, 0].add_(of_shared[:, :, constants:])
+                    of_kv[:, :, :, 0].add_(shared[:, :, :, constants:])
             torch.index_select(slices, 0, routes.packs_to_rows, out=rows.view(-1, d))
             if len(layout.copies):
                 copies = slices.index_select(0, routes.copies).view(chunk.runs, -1, 2 * width)
@@ -215,33 +222,30 @@ class PackAttention:
         return result
 
 
-def _of_runs(constants: Tensor, runs: int) -> Tensor:
-    """Return keys and values (2, H, ...) of constants as those of each run, (2, R, H, ...), a view."""
-    return constants[:, None].expand(-1, runs, *[-1] * (constants.ndim - 1))
+def _join(before: Tensor, kv: Tensor, buffer: Buffer) -> Tensor:
+    """Return keys and values (2, ..., n + T, d) from those ``before`` (2, ..., n, d) and ``kv`` (2, ..., T, d)."""
+    *dims, length, d = kv.shape
+    return torch.cat([before, kv], -2, out=buffer(*dims, before.shape[-2] + length, d))
 
 
-def _join(before: Tensor, kv: tuple[Tensor, Tensor], buffer: Buffer) -> Tensor:
-    """Return keys and values (2, ..., n + T, d) from those ``before`` (2, ..., n, d) and ``kv``, each (..., T, d)."""
-    joined = buffer(2, *kv[0].shape[:-2], before.shape[-2] + kv[0].shape[-2], kv[0].shape[-1])
-    for first, second, out in zip(before, kv, joined, strict=True):
-        torch.cat([first, second], -2, out=out)
-    return joined
-
-
-def attend_backward(
-    grad: Tensor, pack: SavedPack, workspace: Workspace, grads: Sequence[Tensor], grad_shared: Tensor | None
+def _attend_backward(
+    grad: Tensor,
+    pack: SavedPack,
+    workspace: Workspace,
+    grad_q: Tensor,
+    grad_kv: Tensor,
+    grad_shared: Tensor | None,
 ) -> None:
     """Write the gradients of q, k and v, without the constants before them, from that of the outputs (R, H, P, Q, d).
 
     Those of the shared keys and values are added to ``grad_shared`` (2, R, H, S, d), unless nothing reads them.
     """
-    q, probabilities = pack.q, pack.probabilities
-    grad_q, *grad_kv = grads
-    (R, H, P, Q, d), S, T = q.shape, pack.shared_k.shape[2], grads[1].shape[3]
-    grad_probabilities = _scores(grad, pack.shared_v, pack.v, None, workspace)
+    q, kv, kv_shared, probabilities = pack
+    (R, H, P, Q, d), S, T = q.shape, kv_shared.shape[3], grad_kv.shape[4]
+    grad_probabilities = _scores(grad, kv_shared[1], kv[1], None, workspace)
     grad_scores = workspace.grad_scores(*probabilities.shape)
     softmax_backward(grad_probabilities, probabilities, grad_scores)
-    _weighted_sum(grad_scores, pack.shared_k, pack.k, grad_q)
+    _weighted_sum(grad_scores, kv_shared[0], kv[0], grad_q)
     for n, (weights, x) in enumerate(((grad_scores, q), (probabilities, grad))):  # of keys, of values
         own = weights.view(R * H * P, Q, -1)[..., -T:]
         torch.bmm(own.transpose(1, 2), x.view(R * H * P, Q, d), out=grad_kv[n].view(R * H * P, T, d))

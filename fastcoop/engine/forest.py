@@ -149,10 +149,8 @@ class SavedPack(NamedTuple):
     """What the backward pass of a pack of attention reads: R runs, H heads, P bundles, S shared and K own keys."""
 
     q: Tensor  # (R, H, P, queries, d)
-    k: Tensor  # (R, H, P, K, d)
-    v: Tensor  # (R, H, P, K, d)
-    shared_k: Tensor  # (R, H, S, d)
-    shared_v: Tensor  # (R, H, S, d)
+    kv: Tensor  # (2, R, H, P, K, d)
+    shared_kv: Tensor  # (2, R, H, S, d)
     probabilities: Tensor  # (R, H, P, queries, S + K)
 
 

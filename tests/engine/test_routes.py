@@ -34,7 +34,7 @@ def test_parts_get_the_rows_of_their_positions_head_by_head(leaves_only, names, 
     rows = torch.randn(runs, layout.rows, 3, HEADS, D)
     q, k, v = rows[:, torch.as_tensor(layout.gather)].permute(2, 0, 3, 1, 4)  # (R, H, padded, d)
     blocks = routes.qkv(rows.view(-1, D)[routes.rows_to_packs])
-    for pack, (pack_q, pack_k, pack_v), mask in zip(layout.packs, blocks, routes.masks, strict=True):
+    for pack, (pack_q, (pack_k, pack_v)), mask in zip(layout.packs, blocks, routes.masks, strict=True):
         shape = (runs, HEADS, *pack.positions.shape, D)
         assert torch.equal(pack_k, k[:, :, pack.positions.ravel()].view(shape))
         assert torch.equal(pack_v, v[:, :, pack.positions.ravel()].view(shape))
