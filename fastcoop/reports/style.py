@@ -106,6 +106,7 @@ OTHER_MARKERS = ("d", "8", "^", "s", "p", "v", "o")
 OTHER_LINES = ("-.", "--", ":")
 BY = " by schedule "  # between a series and its schedule, in a figure of two schedules
 MANY = 8  # series above which bands of deviation are faint
+LEAST_SPAN = 4.0  # percentage points of an accuracy axis: differences within noise do not fill a panel
 _others: list[str] = []  # the series without a look of their own in the report that is drawn
 
 
@@ -194,6 +195,9 @@ def draw_curves(axis: Axes, summary: pd.DataFrame, over: str, ticks: Mapping[flo
         axis.plot(x, mean, linestyle=style.line, zorder=4 - style.weight / 2, **line)
     axis.set_xticks(range(len(ticks)), list(ticks.values()))
     axis.set_xlim(-0.3, len(ticks) - 0.7)
+    low, high = axis.get_ylim()
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axis.set_ylim(low - room, high + room)
     axis.grid(axis="x", visible=False)
 
 

@@ -112,6 +112,18 @@ def test_a_lone_point_of_figure_3_shows_its_spread_as_a_bar(shots, bars):
     ] * bars
 
 
+@pytest.mark.parametrize(("gain", "span"), [(0.3, 4.0), (30.0, 30.0)])
+def test_differences_within_noise_do_not_fill_a_panel(gain, span):
+    common = {"backbone": "b", "dataset": "pets"}
+    rows = [run(**common, method="zero_shot", shots=0, seed=0, accuracy=50.0)]
+    rows += [coop(**common, shots=16, seed=seed, accuracy=50.0 + gain) for seed in (1, 2, 3)]
+    (part,) = figure3.ITEM.make(study_of(pd.DataFrame(rows), Path("results")))
+    low, high = part.figure.axes[0].get_ylim()
+    assert span <= high - low < 1.2 * span
+    assert low < 50.0
+    assert high > 50.0 + gain
+
+
 LONG = "a name so long that no panel, no legend and no axis of any figure could ever hold all of it, "
 STRANGE = (
     "$x^2$ & 50 %",
