@@ -145,6 +145,25 @@ def test_the_shift_table_of_the_fields_methods_has_published_rows(
         assert "protocols" in part.table.notes[-1]
 
 
+def test_the_shift_table_says_what_was_chosen_and_ranks_no_choice_on_test_labels(tmp_path: Path) -> None:
+    rows = [
+        run(
+            backbone="b", dataset=dataset, source="photos", method=method, shots=16, seed=seed, selection=selection,
+            accuracy=50 + gain, settings=json.dumps({"selection": selection}), seconds=4.0,
+            extra=json.dumps({"trained_parameters": 512.0}),
+        )
+        for method, (selection, gain) in GAINS.items() for dataset in ("photos", "sketches") for seed in (1, 2)
+    ]  # fmt: skip
+    (part,) = table1.ITEM.make(study_of(pd.DataFrame(rows), tmp_path))
+    cells = {cells["chosen on"]: cells for _, cells in part.table.rows}
+    assert not cells["TEST LABELS (official)"]["sketches"].best
+    assert not cells["TEST LABELS (official)"]["sketches"].second
+    assert cells["fixed"]["sketches"].best
+    assert [one["sketches"].second for _, one in part.table.rows].count(True) == 1
+    assert (cells["fixed"]["parameters"], cells["fixed"]["seconds"]) == ("512", "4")
+    assert any("not ranked" in note for note in part.table.notes)
+
+
 def test_the_shift_table_has_a_row_for_each_initialization(tmp_path: Path) -> None:
     words, common = "a photo of a", {"backbone": "b", "source": "photos", "shots": 16, "method": "kgcoop"}
     rows = [

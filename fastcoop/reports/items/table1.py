@@ -7,8 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from fastcoop import escape
-from fastcoop.reports import frames
-from fastcoop.reports.field import FIELD, add_published
+from fastcoop.reports import field, frames
 from fastcoop.reports.item import Exhibit, Item, per_slice, sweep_command
 from fastcoop.reports.paper import add_printed, printed
 from fastcoop.reports.study import Slice, Study
@@ -17,6 +16,11 @@ from fastcoop.reports.table import Table
 
 MEAN = "mean of targets"
 SERIES = ("zero_shot", "linear_probe", "coop end")
+
+
+def setting_of(runs: pd.DataFrame) -> frames.Setting:
+    """Return `frames.main_setting`, or one that says nothing if there is no run of CoOp."""
+    return frames.main_setting(runs) if (runs.method == "coop").any() else frames.Setting(0.0, "", 0.0)
 
 
 def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
@@ -29,9 +33,9 @@ def shifted(piece: Slice) -> dict[str, tuple[list[str], pd.DataFrame]]:
     found = frames.tested_elsewhere(frame, frames.SHIFT)
     if not found:
         raise frames.Missing("no run was tested on another dataset than its own; give the grid `targets:`")
-    init = frames.main_setting(frame[(frame.classes == "all") & (frame.kind != frames.TRANSFER)]).init
+    init = setting_of(frame[(frame.classes == "all") & (frame.kind != frames.TRANSFER)]).init
     for source, (targets, runs) in found.items():
-        runs = runs[runs.series.isin(SERIES) | runs.method.isin(FIELD)]
+        runs = runs[runs.series.isin(SERIES) | runs.method.isin(field.FIELD)]
         found[source] = targets, runs[(runs.series != "coop end") | (runs.init == init)]
     return found
 
@@ -41,11 +45,11 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     found = shifted(piece)
     names = escape.file_names(found)
     for source, (targets, runs) in found.items():
-        setting = frames.main_setting(piece.everything)._replace(shots=runs.shots.max())
+        setting = setting_of(piece.everything)._replace(shots=runs.shots.max())
         title = f"From {source} at {frames.in_shots(setting.shots)} to other datasets ({piece.subtitle})"
         columns = {source: f"{source} (source)", **{target: target for target in targets}}
-        means = (MEAN,) * (len(targets) > 1)
-        table = Table(title, ("method",), (*columns.values(), *means), "tested on")
+        means, more = (MEAN,) * (len(targets) > 1), field.fact_columns(runs)
+        table = Table(title, ("method",), (*columns.values(), *means, *more), "tested on")
         kinds = frames.kinds(runs)
         times = Counter((kind.series, kind.length) for kind in kinds)
         for kind in kinds:
@@ -54,16 +58,18 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
             name = piece.name_of(series, length) if is_alone else kind.name
             cells = frames.cells_of(frames.summarize(frame, ["dataset"]), "dataset", columns)
             cells |= {mean: frames.mean_cell(frame, targets) for mean in means}
-            table.add((name,), cells)
+            tests = frame[frame.dataset == source]
+            table.add((name,), cells | (field.facts(study, tests) if more else {}))
             of_length = setting._replace(length=length)
             numbers = {
                 column: printed("table1", piece.backbone, dataset, series, of_length)
                 for dataset, column in columns.items()
             }
             add_printed(table, (name_of(series, length),), numbers)
-        if runs.method.isin(FIELD).any():
-            add_published(table, "shift", piece.backbone, columns)
-        table.mark_best(group=())
+        if more:
+            table.notes += ["ECE is that of the source.", *field.NOTES]
+            field.add_published(table, "shift", piece.backbone, columns)
+        table.mark_best(group=(), second=bool(more), without=field.OFFICIAL)
         suffix = piece.suffix + (f"-{names[source]}" if len(found) > 1 else "")
         exhibits.append(Exhibit(suffix, piece.subtitle, None, table))
     return exhibits
