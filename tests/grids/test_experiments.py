@@ -61,3 +61,7 @@ def test_items_share_their_runs() -> None:
     assert {run for run in runs("table2") if run[2] != "ensemble"} < runs("fig5b")
     assert {run for run in runs("table1") if run[2] == "zero_shot"} < runs("table2")
     assert {run for run in runs("cross_dataset") if run[2] == "coop"} < runs("table1")
+
+
+def test_each_of_the_fields_methods_is_tested_under_domain_shift() -> None:
+    assert {run[2] for run in runs("field_fewshot")} == {run[2] for run in runs("field_transfer")}
