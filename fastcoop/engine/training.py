@@ -272,11 +272,11 @@ class Batch:
         self.limit = DIVERGED * torch.maximum(torch.stack(first).to(device), self.untrained_loss)
         is_plain = isinstance(self.forest_pass, PlainPass)  # whose every step builds autograd's graph
         self._recorded = RecordedStep(0 if is_plain else self.steps, device)
-        self._kernel_step: Callable[[], None] | None = None
+        self._kernel_step: Callable[[Batch], None] | None = None
         if not isinstance(self.forest_pass, ForestPass | PlainPass):
-            from fastcoop.engine.kernels.training_step import KernelStep
+            from fastcoop.engine.kernels.training_step import kernel_step
 
-            self._kernel_step = KernelStep.of(self, self.forest_pass, DIVERGED)
+            self._kernel_step = kernel_step(self, DIVERGED)
 
     def step(self) -> None:
         """Do one step of every run: forward, each run's loss, backward, optimizer."""
@@ -312,7 +312,7 @@ class Batch:
 
     def _step(self) -> None:
         if self._kernel_step is not None:
-            self._kernel_step()
+            self._kernel_step(self)
             return
         found = self._split(self.forest_pass.forward(self.contexts, self.workspace))
         features = [of_group.to(self.vectors.dtype) for of_group in found]

@@ -14,7 +14,7 @@ import torch
 from fastcoop.engine import training
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.kernels.forest_pass import KernelPass
-from fastcoop.engine.kernels.training_step import KernelStep
+from fastcoop.engine.kernels.training_step import kernel_step
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.training import DIVERGED, ActiveRun, Batch
 from fastcoop.engine.weights import ANY_ROWS
@@ -68,7 +68,8 @@ def test_a_step_of_training_is_the_plain_one(make_run, monkeypatch):
         batch = Batch(trees, active, backbone.logit_scale)
         do_step = batch._step
         if with_kernels:
-            do_step = KernelStep.of(batch, KernelPass(batch.forest_pass.forest), DIVERGED)
+            batch.forest_pass = KernelPass(batch.forest_pass.forest)
+            do_step = partial(kernel_step(batch, DIVERGED), batch)
         do_step()
         batch.diverged_at[1] = 0  # from here on, this run is frozen
         do_step()

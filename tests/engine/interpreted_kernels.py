@@ -240,8 +240,7 @@ def test_losses_and_gradients_of_all_runs_are_those_of_cross_entropy(dtype):
     labels[image_rows[1, 2].long()] = 0
     losses, grads = torch.full((len(classes),), torch.nan, dtype=dtype), torch.full_like(features, torch.nan)
     blocks = step.class_blocks(classes, "cpu")
-    loss = step.Loss(blocks, 100.0, table, labels, image_rows, torch.tensor([1]))
-    loss(features, losses, grads)
+    step.cross_entropy(features, blocks, table, labels, image_rows, torch.tensor([1]), 100.0, losses, grads)
     for run, part in enumerate(features.split(classes)):
         own, read = part.double().requires_grad_(), image_rows[1, run].long()
         read = read[read >= 0]
@@ -257,7 +256,7 @@ def test_the_optimizer_is_sgd_and_freezes_diverged_runs():
     width, steps = 12, 3
     runs, run_of_vector = 4, torch.tensor([0, 0, 1, 2, 3])
     vectors, momentum, grad = (torch.randn(5, width) for _ in range(3))
-    decay, coef = torch.rand(5, 1), torch.rand(5, 1)
+    decay, coef = torch.rand(2).tolist()
     rates, losses = torch.rand(steps, runs), torch.zeros(steps, runs)
     limit, untrained = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.full((runs,), 0.1)
     left, diverged, counter = torch.tensor([2, 1, 1, 1]), torch.tensor([-1, -1, -1, 0]), torch.tensor([1])
@@ -265,22 +264,8 @@ def test_the_optimizer_is_sgd_and_freezes_diverged_runs():
     change = coef * momentum + grad + decay * vectors
     moved = vectors - rates[1, run_of_vector, None] * change
     expected = torch.where(torch.tensor([True, True, False, False, False])[:, None], moved, vectors)
-    optimizer = step.Optimizer(
-        vectors,
-        momentum,
-        run_of_vector,
-        decay,
-        coef,
-        rates,
-        losses,
-        limit,
-        untrained,
-        left,
-        diverged,
-        counter,
-        10.0,
-    )
-    optimizer(loss, grad)
+    step.note_losses(loss, losses, limit, untrained, left, diverged, counter, 10.0)
+    step.sgd(vectors, momentum, grad, run_of_vector, rates, diverged, counter, decay, coef)
     assert relative(momentum, change) < 1e-6
     assert relative(vectors, expected) < 1e-6
     assert torch.equal(losses[1].nan_to_num(), loss.nan_to_num())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -93,36 +92,36 @@ def cross_entropy_kernel(
         tl.store(grads + of_class, grad.to(grads.dtype.element_ty), mask=is_number)
 
 
-@dataclass(frozen=True, eq=False)
-class Loss:
-    """The mean cross-entropy of every run (equation 3), and its gradient for the class features.
-
-    Class features are (classes of all runs, dim), run by run, not normalized, in the tower's dtype.
+def cross_entropy(
+    features: Tensor,
+    class_blocks: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    image_rows: Tensor,
+    step: Tensor,
+    logit_scale: float,
+    losses: Tensor,
+    grads: Tensor,
+) -> None:
+    """Write the mean cross-entropy of every run (equation 3), and its gradient for the class features.
 
     Args:
+        features: Of the classes of all runs, (classes, dim), run by run, not normalized, in the tower's dtype.
         class_blocks: Of `class_blocks`.
-        logit_scale: Logits are this times the cosine.
         images: Raw image features (images, dim), of any float dtype.
         labels: int64 (images,).
         image_rows: int32 (steps, runs, batch size): rows of ``images``, -1 where a batch is short.
         step: int64 (1,) on the device: the step to read.
+        logit_scale: Logits are this times the cosine.
+        losses: (runs,), written.
+        grads: Shaped as ``features``, contiguous, written.
     """
-
-    class_blocks: Tensor
-    logit_scale: float
-    images: Tensor
-    labels: Tensor
-    image_rows: Tensor
-    step: Tensor
-
-    def __call__(self, features: Tensor, losses: Tensor, grads: Tensor) -> None:
-        """Write ``losses`` (runs,), and ``grads`` shaped as ``features``; both contiguous."""
-        _, runs, batch_size = self.image_rows.shape
-        launch(
-            cross_entropy_kernel, (len(self.class_blocks),), features, self.images, self.labels, self.image_rows,
-            self.step, self.class_blocks, losses, grads, self.logit_scale, runs, features.shape[1],
-            DIM_BLOCK=DIM_BLOCK, CLASSES=CLASS_BLOCK, BATCH_SIZE=batch_size, BATCH=padded(batch_size),
-        )  # fmt: skip
+    _, runs, batch_size = image_rows.shape
+    launch(
+        cross_entropy_kernel, (len(class_blocks),), features, images, labels, image_rows, step, class_blocks,
+        losses, grads, logit_scale, runs, features.shape[1],
+        DIM_BLOCK=DIM_BLOCK, CLASSES=CLASS_BLOCK, BATCH_SIZE=batch_size, BATCH=padded(batch_size),
+    )  # fmt: skip
 
 
 def class_blocks(classes: Sequence[int], device: torch.device | str) -> Tensor:
@@ -166,63 +165,75 @@ def note_losses_kernel(
 
 @triton.jit
 def sgd_kernel(
-    vectors, momentum, grad, run_of_vector, weight_decay, momentum_coef, rates, diverged_at, step, runs,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    vectors, momentum, grad, run_of_vector, rates, diverged_at, step, runs,
+    DECAY: tl.constexpr, KEPT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     vector, w = tl.program_id(0), tl.arange(0, BLOCK)
     run = tl.load(run_of_vector + vector)
     at, mask = vector.to(tl.int64) * WIDTH + w, w < WIDTH
     rate = tl.load(rates + (tl.load(step) - 1) * runs + run)
     value = tl.load(vectors + at, mask=mask)
-    change = tl.load(momentum + at, mask=mask) * tl.load(momentum_coef + vector)
-    change += wide(tl.load(grad + at, mask=mask)) + tl.load(weight_decay + vector) * value
+    change = tl.load(momentum + at, mask=mask) * KEPT
+    change += wide(tl.load(grad + at, mask=mask)) + DECAY * value
     tl.store(momentum + at, change, mask=mask)
     if tl.load(diverged_at + run) < 0:  # diverged runs are frozen
         tl.store(vectors + at, value - rate * change, mask=mask)
 
 
-@dataclass(frozen=True, eq=False)
-class Optimizer:
-    """SGD with momentum and weight decay of all runs, and the note of their losses. All tensors are written in place.
+def note_losses(
+    loss: Tensor,
+    losses: Tensor,
+    limit: Tensor,
+    untrained_loss: Tensor,
+    first_epoch_left: Tensor,
+    diverged_at: Tensor,
+    step: Tensor,
+    factor: float,
+) -> None:
+    """Keep a step's losses, mark runs that diverged, and raise the step by one.
 
     Args:
-        vectors: Context vectors of all runs, (vectors, width).
-        momentum: As ``vectors``.
-        run_of_vector: int64 (vectors,): each vector's run.
-        weight_decay: (vectors, 1).
-        momentum_coef: (vectors, 1).
-        rates: Learning rates (steps, runs).
-        losses: (steps, runs).
+        loss: (runs,).
+        losses: (steps, runs), written.
         limit: (runs,) the loss above which a run has diverged; raised in the first epoch.
         untrained_loss: (runs,) loss of equal logits; the limit is at least the factor times it.
         first_epoch_left: int64 (runs,) steps of the first epoch that are left.
-        diverged_at: int64 (runs,) -1, or the step in which a run diverged.
-        step: int64 (1,), raised by one.
-        divergence_factor: A loss this many times above those of the first epoch is divergence.
+        diverged_at: int64 (runs,) -1, or the step in which a run diverged; written.
+        step: int64 (1,), raised.
+        factor: A loss this many times above those of the first epoch is divergence.
     """
+    launch(
+        note_losses_kernel, (1,), loss, losses, limit, untrained_loss, first_epoch_left, diverged_at, step,
+        len(loss), factor, RUNS=RUNS,
+    )  # fmt: skip
 
-    vectors: Tensor
-    momentum: Tensor
-    run_of_vector: Tensor
-    weight_decay: Tensor
-    momentum_coef: Tensor
-    rates: Tensor
-    losses: Tensor
-    limit: Tensor
-    untrained_loss: Tensor
-    first_epoch_left: Tensor
-    diverged_at: Tensor
-    step: Tensor
-    divergence_factor: float
 
-    def __call__(self, loss: Tensor, grad: Tensor) -> None:
-        """Do one step with the runs' ``loss`` (runs,) and the vectors' ``grad`` (vectors, width), contiguous."""
-        (_, runs), (vectors, width) = self.rates.shape, self.vectors.shape
-        launch(
-            note_losses_kernel, (1,), loss, self.losses, self.limit, self.untrained_loss, self.first_epoch_left,
-            self.diverged_at, self.step, runs, self.divergence_factor, RUNS=RUNS,
-        )  # fmt: skip
-        launch(
-            sgd_kernel, (vectors,), self.vectors, self.momentum, grad, self.run_of_vector, self.weight_decay,
-            self.momentum_coef, self.rates, self.diverged_at, self.step, runs, WIDTH=width, BLOCK=padded(width),
-        )  # fmt: skip
+def sgd(
+    vectors: Tensor,
+    momentum: Tensor,
+    grad: Tensor,
+    run_of_vector: Tensor,
+    rates: Tensor,
+    diverged_at: Tensor,
+    step: Tensor,
+    weight_decay: float,
+    kept: float,
+) -> None:
+    """Do a step of SGD with momentum and weight decay of all runs but diverged ones.
+
+    Args:
+        vectors: Context vectors of all runs, (vectors, width), written.
+        momentum: As ``vectors``, written.
+        grad: As ``vectors``, contiguous.
+        run_of_vector: int64 (vectors,): each vector's run.
+        rates: Learning rates (steps, runs).
+        diverged_at: As `note_losses` left it.
+        step: As `note_losses` left it: that of the rates, plus one.
+        weight_decay: Times the vectors, it is added to the gradient.
+        kept: Of the momentum.
+    """
+    count, width = vectors.shape
+    launch(
+        sgd_kernel, (count,), vectors, momentum, grad, run_of_vector, rates, diverged_at, step, rates.shape[1],
+        DECAY=weight_decay, KEPT=kept, WIDTH=width, BLOCK=padded(width),
+    )  # fmt: skip

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastcoop.engine.forest import Workspace
-from fastcoop.engine.kernels.forest_pass import KernelPass
-from fastcoop.engine.kernels.step import MAX_BATCH, Loss, Optimizer, class_blocks
+from fastcoop.engine.kernels.step import MAX_BATCH, class_blocks, cross_entropy, note_losses, sgd
 from fastcoop.engine.objectives import CrossEntropy
 from fastcoop.engine.optimizers import MOMENTUM, SGD, WEIGHT_DECAY
 
@@ -18,37 +17,32 @@ if TYPE_CHECKING:
     from fastcoop.engine.training import Batch
 
 
-@dataclass(frozen=True, eq=False)
-class KernelStep:
-    """Forward, each run's loss, backward and SGD of a batch; its tensors are read and written in place."""
+def kernel_step(batch: Batch, divergence_factor: float) -> Callable[[Batch], None] | None:
+    """Return what does a step of the batch; None for other objectives, other optimizers and too large batches."""
+    objectives = {type(one) for one in batch.objectives}
+    optimizers = [type(one) for one, _, _ in batch.optimizers]
+    if objectives != {CrossEntropy} or optimizers != [SGD] or batch.images.rows.shape[-1] > MAX_BATCH:
+        return None
+    blocks = class_blocks([len(a.run.class_names) for a in batch.active], batch.vectors.device)
+    return partial(_step, blocks, divergence_factor)
 
-    forest_pass: KernelPass
-    workspace: Workspace
-    vectors: Tensor
-    loss: Loss
-    optimizer: Optimizer
 
-    @classmethod
-    def of(cls, batch: Batch, forest_pass: KernelPass, divergence_factor: float) -> KernelStep | None:
-        """Return the step of a batch; None for other objectives, other optimizers and too large batches."""
-        b, images, sgd = batch, batch.images, batch.optimizers[0][0]
-        if {type(one) for one in b.objectives} != {CrossEntropy} or len(b.optimizers) > 1:
-            return None
-        if not isinstance(sgd, SGD) or images.rows.shape[-1] > MAX_BATCH:
-            return None
-        blocks = class_blocks([len(a.run.class_names) for a in b.active], b.vectors.device)
-        loss = Loss(blocks, images.logit_scale, images.images, images.labels, images.rows, b.counter)
-        decay, momentum = (b.vectors.new_full((len(b.vectors), 1), one) for one in (WEIGHT_DECAY, MOMENTUM))
-        optimizer = Optimizer(
-            b.vectors, sgd.momentum, sgd.run_of_vector, decay, momentum, sgd.rates, b.losses,
-            b.limit, b.untrained_loss, b.first_epoch_left, b.diverged_at, b.counter, divergence_factor,
-        )  # fmt: skip
-        return cls(forest_pass, b.workspace, b.vectors, loss, optimizer)
-
-    def __call__(self) -> None:
-        """Do one step."""
-        features = self.forest_pass.class_features(self.vectors, self.workspace)
-        losses, grads = self.vectors.new_empty(self.optimizer.rates.shape[1]), torch.empty_like(features)
-        self.loss(features, losses, grads)
-        # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
-        self.optimizer(losses, self.forest_pass.vector_grads(grads, self.workspace))
+def _step(blocks: Tensor, divergence_factor: float, batch: Batch) -> None:
+    """Do forward, each run's loss, backward and SGD. The batch's tensors are read and written in place."""
+    forest_pass: Any = batch.forest_pass
+    images, optimizer, step = batch.images, batch.optimizers[0][0], batch.counter
+    features = forest_pass.class_features(batch.vectors, batch.workspace)
+    loss, grads = batch.vectors.new_empty(len(batch.active)), torch.empty_like(features)
+    cross_entropy(
+        features, blocks, images.images, images.labels, images.rows, step, images.logit_scale, loss, grads
+    )  # fmt: skip
+    grad = forest_pass.vector_grads(grads, batch.workspace)
+    # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
+    note_losses(
+        loss, batch.losses, batch.limit, batch.untrained_loss, batch.first_epoch_left, batch.diverged_at, step,
+        divergence_factor,
+    )  # fmt: skip
+    sgd(
+        batch.vectors, optimizer.momentum, grad, optimizer.run_of_vector, optimizer.rates, batch.diverged_at, step,
+        WEIGHT_DECAY, MOMENTUM,
+    )  # fmt: skip
