@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,6 @@ from fastcoop.prompts.plain import PlainPrompts, plain_prompts
 ROWS_OF_PART = {"cpu": 2048, "cuda": 8192}  # positions encoded at once: enough for full speed
 
 Graph = tuple[Tensor, Tensor]  # context vectors and the features computed from them
-
 
 prompts_of = memoize(64)(plain_prompts)  # tokenized once
 
@@ -57,14 +56,14 @@ class PlainLayout:
         self.vectors = int(vectors.max()) + 1  # context vectors of one run
         self.at_once = max(1, ROWS_OF_PART[tower.device.type] // positions)  # prompts of a part
 
-    def encode(self, vectors: Tensor, prompts: range) -> Tensor:
-        """Return the features (n, dim) of n prompts, numbered run by run, with ``vectors`` (runs, vectors, width)."""
-        number = torch.arange(prompts.start, prompts.stop, device=self.ids.device)
-        run, k = number // self.classes, number % self.classes
-        rows = self.table_rows[k]
-        rows = torch.where(rows >= len(self.tokens), rows + self.vectors * run[:, None], rows)
+    def encode(self, vectors: Tensor, classes: slice) -> Tensor:
+        """Return the features (runs, classes, dim) of some classes with ``vectors`` (runs, vectors, width)."""
+        runs, rows = len(vectors), self.table_rows[classes]
+        first = self.vectors * torch.arange(runs, device=rows.device)[:, None, None]  # of each run
+        rows = torch.where(rows >= len(self.tokens), rows + first, rows).flatten(0, 1)
         table = torch.cat([self.tokens, self.tower.embed(vectors.flatten(0, 1))])
-        return self.tower.encode_embedded(self.ids[k], F.embedding(rows, table))
+        ids = self.ids[classes].repeat(runs, 1)
+        return self.tower.encode_embedded(ids, F.embedding(rows, table)).unflatten(0, (runs, -1))
 
     @cached_property
     def cost(self) -> PromptCost:
@@ -83,7 +82,7 @@ class PlainLayout:
         with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
             vectors = self.tokens.new_zeros(1, self.vectors, self.tokens.shape[1]).requires_grad_()
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                features = self.encode(vectors, range(1))
+                features = self.encode(vectors, slice(1))
             torch.autograd.grad(features.sum(), vectors)
         return PromptCost(float(counter.get_total_flops()), sum(kept.values()))
 
@@ -102,71 +101,61 @@ class PlainWorkspace:
     keep: bool = True  # whether backward follows forward
     memory_bytes: int = 0
     contexts: list[Tensor] = field(default_factory=list)
-    graphs: dict[tuple[int, range], Graph] = field(default_factory=dict)  # of a group's part
+    graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)  # by group and part
     nbytes: int = 0  # of the graphs
 
 
 class PlainPass:
-    """Forward and backward of runs' prompts, for each group its layout and number of runs; as `ForestPass`."""
+    """Forward and backward of runs' prompts, for each group its layout and number of runs; as `ForestPass`.
+
+    Attributes:
+        parts: Of each group, as slices of its runs and of its classes.
+    """
 
     def __init__(self, tower: PlainTower, groups: Sequence[tuple[PlainLayout, int]]):
         self.tower, self.groups = tower, tuple(groups)
-        self.parts = [self._cut(*group) for group in groups]
+        self.parts: list[list[tuple[slice, slice]]] = []
+        for layout, runs in groups:
+            number = -(-layout.classes // layout.at_once)  # parts of a run, of about one size
+            ends = [layout.classes * n // number for n in range(number + 1)]
+            together = 1 if tower.device.type == "cpu" else max(1, layout.at_once // layout.classes)
+            of_runs = (slice(run, run + together) for run in range(0, runs, together))
+            self.parts.append(list(product(of_runs, (slice(*pair) for pair in pairwise(ends)))))
 
-    def _cut(self, layout: PlainLayout, runs: int) -> list[range]:
-        """Cut the prompts of all runs, numbered run by run, into parts of about one size."""
-        whole = 1 if self.tower.device.type == "cpu" else runs  # runs that are cut together
-        size = layout.classes * whole
-        number = -(-size // layout.at_once)
-        firsts = range(0, layout.classes * runs, size)
-        ends = [first + size * n // number for first in firsts for n in range(number)]
-        return [range(*ends) for ends in pairwise([*ends, layout.classes * runs])]
-
-    @torch.no_grad()
     @torch.inference_mode(False)
-    @disable_autocast
     def forward(self, contexts: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim) of contexts (runs, vectors, width)."""
         workspace.graphs.clear()
         workspace.nbytes = 0
-        workspace.contexts = [given.to(self.tower.dtype, copy=True) for given in contexts]
+        workspace.contexts = [given.detach().to(self.tower.dtype, copy=True) for given in contexts]
         features = []
-        for number, (layout, runs) in enumerate(self.groups):
-            found = []
-            for part in self.parts[number]:
+        for number, ((layout, runs), parts) in enumerate(zip(self.groups, self.parts, strict=True)):
+            features.append(workspace.contexts[number].new_empty(runs, layout.classes, self.tower.dim))
+            for n, part in enumerate(parts):
                 graph = self._encode(number, part, workspace, workspace.keep)
-                found.append(graph[1].detach())
-                graph_bytes = len(part) * layout.cost.kept_bytes if workspace.keep else 0
+                features[number][part] = graph[1].detach()
+                graph_bytes = graph[1].shape[:2].numel() * layout.cost.kept_bytes if workspace.keep else 0
                 if workspace.keep and workspace.nbytes + graph_bytes <= workspace.memory_bytes:
-                    workspace.graphs[number, part] = graph
+                    workspace.graphs[number, n] = graph
                     workspace.nbytes += graph_bytes
-            features.append(torch.cat(found).view(runs, layout.classes, -1))
         return features
 
-    @torch.no_grad()
     @torch.inference_mode(False)
-    @disable_autocast
     def backward(self, grads: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
         """Return the gradients of the contexts, in the tower's dtype, from those of the features."""
         gradients = [torch.zeros_like(contexts) for contexts in workspace.contexts]
         for number, (grad, gradient) in enumerate(zip(grads, gradients, strict=True)):
-            for part in self.parts[number]:
-                kept = workspace.graphs.get((number, part))
+            for n, part in enumerate(self.parts[number]):
+                kept = workspace.graphs.get((number, n))
                 vectors, features = kept or self._encode(number, part, workspace, True)
-                own = grad.flatten(0, 1)[part.start : part.stop].to(features.dtype)
+                own = grad[part].to(features.dtype)
                 (found,) = torch.autograd.grad(features, vectors, own, retain_graph=kept is not None)
-                gradient[self._runs(number, part)] += found
+                gradient[part[0]] += found
         return gradients
 
-    def _runs(self, number: int, part: range) -> slice:
-        """Return the runs that a group's part has prompts of."""
-        classes = self.groups[number][0].classes
-        return slice(part.start // classes, (part.stop - 1) // classes + 1)
-
-    def _encode(self, number: int, part: range, workspace: PlainWorkspace, keep: bool) -> Graph:
+    def _encode(self, number: int, part: tuple[slice, slice], workspace: PlainWorkspace, keep: bool) -> Graph:
         """Return the vectors of a part's runs and the features of its prompts; with ``keep``, in one graph."""
-        runs, layout = self._runs(number, part), self.groups[number][0]
+        runs, classes = part
         with torch.set_grad_enabled(keep):
             vectors = workspace.contexts[number][runs].detach().requires_grad_(keep)
-            first = runs.start * layout.classes
-            return vectors, layout.encode(vectors, range(part.start - first, part.stop - first))
+            return vectors, self.groups[number][0].encode(vectors, classes)

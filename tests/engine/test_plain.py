@@ -186,7 +186,8 @@ def test_what_is_kept_follows_the_memory(backbones: dict[str, Backbone]) -> None
     trees = Trees(backbone)
     of_prompts = trees[names, layout]
     forward = PlainPass(trees.tower, [(of_prompts, 2)])
-    assert [len(part) for part in forward.parts[0]] == [100] * 6  # 2,048 positions at most, of one run
+    # 2,048 positions at most, of one run
+    assert [classes.stop - classes.start for _, classes in forward.parts[0]] == [100] * 6
     (cost,) = plan_training(backbone, [RunShape(names, layout, 1)]).runs
     assert cost.tree.rows == 300 * 16
     assert cost.tree.shared_rows < cost.tree.rows / 2
@@ -233,7 +234,7 @@ def test_the_measured_memory_is_what_autograd_keeps(backbones: dict[str, Backbon
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        of_prompts.encode(drawn(backbone, layout, runs=1).requires_grad_(), range(30))
+        of_prompts.encode(drawn(backbone, layout, runs=1).requires_grad_(), slice(30))
     assert sum(kept.values()) == pytest.approx(30 * of_prompts.cost.kept_bytes, rel=0.1)
 
 
