@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcoop.backbones import Backbone
-from fastcoop.backbones.precision import limit_threads
+from fastcoop.backbones.precision import disable_autocast, limit_threads
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.tower import AnyPass, AnyWorkspace, build_pass, new_workspace
 from fastcoop.engine.weights import row_rule
@@ -180,6 +180,7 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
     return by_run.to(trees.tower.device), len(given) == len(shape)
 
 
+@disable_autocast
 def class_features(forest_pass: Any, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return each group's class features; what backward needs is kept only where a gradient may be asked for."""
     keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
@@ -200,6 +201,7 @@ class _ForestFunction(torch.autograd.Function):
         return tuple(forest_pass.forward(contexts, workspace))
 
     @staticmethod
+    @disable_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # nothing here is recorded: a second derivative would silently be zero
             raise UserError(

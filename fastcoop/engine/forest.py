@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone, PlainTower, TextTower
+from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.plain import PlainLayout, prompts_of
 from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, FoldedTower, RowRule, fold
@@ -44,14 +45,16 @@ class Trees:
                 self.tower = self._text.map(lambda w: w.to(dtype) if w.is_floating_point() else w)
         self._known: dict[TreeKey, Any] = {}
 
+    @disable_autocast
     def __getitem__(self, key: TreeKey) -> Any:
         """Return the `TreeLayout` or `PlainLayout`."""
-        text = self._text
-        if key not in self._known and isinstance(text, TextTower):
-            tree = class_tree(self._tokenizer, *key, text.context_length, text.end_id)
-            self._known[key] = TreeLayout(tree, self.tower)
-        elif key not in self._known:
-            self._known[key] = PlainLayout(prompts_of(self._tokenizer, *key, text.context_length), self.tower)
+        if key not in self._known:
+            tokenizer, text = self._tokenizer, self._text
+            if isinstance(text, TextTower):
+                tree = class_tree(tokenizer, *key, text.context_length, text.end_id)
+                self._known[key] = TreeLayout(tree, self.tower)
+            else:
+                self._known[key] = PlainLayout(prompts_of(tokenizer, *key, text.context_length), self.tower)
         return self._known[key]
 
     def replace_tower(self, tower: FoldedTower | PlainTower) -> None:

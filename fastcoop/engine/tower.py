@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import PlainTower
-from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.attention import PackAttention
 from fastcoop.engine.fit import usable_bytes
 from fastcoop.engine.forest import Forest, Workspace
@@ -68,8 +67,6 @@ class ForestPass:
         self.attention = PackAttention(forest)
         self.last = len(self.tower.blocks) - 1
 
-    @torch.no_grad()
-    @disable_autocast
     def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return each group's class features (runs, classes, dim), projected and not normalized.
 
@@ -80,8 +77,6 @@ class ForestPass:
             x = self.layer(layer, x, workspace)
         return self.output(x, workspace)
 
-    @torch.no_grad()
-    @disable_autocast
     def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return the gradients of each group's contexts, in float32 at least, from those of its class features."""
         grad = self.output_backward(grads, workspace)

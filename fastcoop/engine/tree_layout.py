@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.packing import NONE, pack_tree, padded, split
 from fastcoop.engine.weights import FoldedTower, bmm
 from fastcoop.prompts.tree import Tree
@@ -57,8 +56,6 @@ class OrderedSum:
 class TreeLayout:
     """A tree laid out for one tower: its rows and packs, the int64 indices between them, and its constants."""
 
-    @torch.no_grad()
-    @disable_autocast
     def __init__(self, tree: Tree, tower: FoldedTower):
         device, dtype = tower.device, tower.dtype
 
@@ -133,8 +130,6 @@ def _mask(tree: Tree, queries: np.ndarray, keys: np.ndarray, dtype: torch.dtype)
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf)
 
 
-@torch.no_grad()
-@disable_autocast
 def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
     """Return the keys and values of a tree's constant nodes, per layer (2, H, constant nodes, d), in the nodes' order.
 

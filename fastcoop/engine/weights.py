@@ -239,6 +239,7 @@ def row_rule(tower: FoldedTower | PlainTower) -> RowRule:
 
 
 @lru_cache(maxsize=32)
+@disable_autocast  # which would round the products of this process's rule
 def _measure_rule(width: int, hidden: int, dim: int, dtype: torch.dtype, threads: int) -> RowRule:
     draw = torch.Generator().manual_seed(0)
 

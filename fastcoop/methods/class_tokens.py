@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import Backbone
-from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.encoder import FORESTS, class_features, runs_at_once
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
@@ -85,8 +84,6 @@ class _TwoTrees:
         )
         self.sum_sources = OrderedSum(position, device, trees.tower.sum_dtype)
 
-    @torch.no_grad()
-    @disable_autocast
     def forward(self, given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return [class features (runs, classes, dim)] of contexts (runs, M, width) and tokens (runs, n, width)."""
         contexts, tokens = given
@@ -105,8 +102,6 @@ class _TwoTrees:
             y = self.above.layer(layer, y, workspace)
         return self.above.output(y, workspace)
 
-    @torch.no_grad()
-    @disable_autocast
     def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return the gradients of the contexts and of the tokens."""
         grad = self.above.output_backward(grads, workspace)

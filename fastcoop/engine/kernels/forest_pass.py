@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.backbones.precision import disable_autocast
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels.attention import TILE, WIDE_TILE, TiledAttention
 from fastcoop.engine.kernels.rows import (
@@ -89,8 +88,6 @@ class KernelPass:
 
     # All groups together.
 
-    @torch.no_grad()
-    @disable_autocast
     def class_features(self, vectors: Tensor, workspace: Workspace) -> Tensor:
         """Return the features of all runs' classes (classes, dim), projected and not normalized.
 
@@ -123,8 +120,6 @@ class KernelPass:
         features: Tensor = (normal @ tower.projection).index_select(0, self.leaf_of_class)
         return features
 
-    @torch.no_grad()
-    @disable_autocast
     def vector_grads(self, grad_classes: Tensor, workspace: Workspace) -> Tensor:
         """Return the gradients of the context vectors (vectors, width), in float32 at least.
 
