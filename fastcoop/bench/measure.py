@@ -15,6 +15,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import Precision
 from fastcoop.bench.official import OfficialStep, classes_that_fit, longest_prompt, official_text_flops
 from fastcoop.engine import Run, RunShape, TrainingPlan, plan_training, train
+from fastcoop.engine.fit import BatchBudget
 from fastcoop.engine.schedule import BATCH_SIZE
 from fastcoop.prompts import PromptLayout
 
@@ -172,7 +173,7 @@ def plan_equal_runs(
 def run_counts(backbone: Backbone, class_names: Sequence[str], layout: PromptLayout) -> list[int]:
     """Return 1, 8 and the number of runs that fit a batch, without 8 where fewer fit."""
     plan = plan_equal_runs(backbone, class_names, layout, 1)
-    budget = plan.budget()
+    budget = BatchBudget(plan)
     while budget.try_add(plan.runs[0]):
         pass
     return sorted({1, min(8, budget.runs), budget.runs})

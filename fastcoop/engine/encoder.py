@@ -116,7 +116,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         self.encoder = PromptEncoder(backbone, class_names, layout)
         first = initial_contexts(backbone, layout, len(self.encoder.class_names), seed, words)
-        dtype = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
         self.contexts = nn.Parameter(first.to(backbone.device, dtype))
 
     def forward(self) -> Tensor:

@@ -119,13 +119,9 @@ class TrainingPlan:
         """Floating-point operations of all runs, every step counted."""
         return sum(run.flops for run in self.runs)
 
-    def budget(self) -> BatchBudget:
-        """Return an empty batch with this plan's limits."""
-        return BatchBudget(self)
-
     def bytes_of(self, runs: Sequence[int]) -> int:
         """Return the memory of these runs (places in the plan, repeats allowed) when they train together."""
-        unlimited = replace(self, memory_bytes=2**63, max_rows=2**63).budget()
+        unlimited = BatchBudget(replace(self, memory_bytes=2**63, max_rows=2**63))
         unlimited.fill(deque(runs))
         return unlimited.bytes
 
@@ -147,7 +143,7 @@ class TrainingPlan:
 
     def first_batch(self) -> list[int]:
         """Return the runs, by their place in the plan, that train first."""
-        return self.budget().fill(deque(self.order()))
+        return BatchBudget(self).fill(deque(self.order()))
 
 
 class BatchBudget:

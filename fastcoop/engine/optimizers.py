@@ -46,7 +46,7 @@ class Optimizer(ABC):
         self.device, self.dtype = active[0].contexts.device, active[0].contexts.dtype
         rates = np.stack([a.rates[a.step : a.step + steps] for a in active], 1)
         self.rates = torch.as_tensor(rates, dtype=self.dtype).to(self.device)
-        self.momentum = self._joined("momentum")
+        self.momentum = joined(active, "momentum")
 
     @staticmethod
     def new_tensors(contexts: Tensor) -> dict[str, Tensor]:
@@ -71,13 +71,14 @@ class Optimizer(ABC):
             variant: Of this step.
         """
 
-    def _joined(self, name: str) -> Tensor:
-        """Return the runs' tensors as one, and make each a view of it: a step of all runs is a step of each."""
-        tensors = [a.tensors[name] for a in self.active]
-        joined = torch.cat(tensors)
-        for a, view in zip(self.active, joined.split([len(one) for one in tensors]), strict=True):
-            a.tensors[name] = view
-        return joined
+
+def joined(active: Sequence[ActiveRun], name: str) -> Tensor:
+    """Return tensors of runs as one, and make each a view of it: a step of all runs is a step of each."""
+    tensors = [a.tensors[name] for a in active]
+    whole = torch.cat(tensors)
+    for a, view in zip(active, whole.split([len(one) for one in tensors]), strict=True):
+        a.tensors[name] = view
+    return whole
 
 
 def slices(sizes: Iterable[int]) -> list[slice]:
@@ -117,7 +118,7 @@ class Shampoo(Optimizer):
     def __init__(self, groups: Sequence[Sequence[ActiveRun]], steps: int):
         super().__init__(groups, steps)
         self.statistics, self.root = (
-            self._joined(name).unflatten(0, (len(self.active), -1)) for name in ("statistics", "root")
+            joined(self.active, name).unflatten(0, (len(self.active), -1)) for name in ("statistics", "root")
         )
         # A tensor, so that 1 - kept is what kept, rounded to the contexts' dtype, leaves.
         self.kept = torch.tensor(AVERAGE_KEPT, dtype=self.dtype, device=self.device)

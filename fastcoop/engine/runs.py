@@ -161,8 +161,7 @@ class ActiveRun:
 
     index: int  # in the list of runs
     run: Run
-    contexts: Tensor  # (vectors, width) on the device
-    tensors: dict[str, Tensor]  # the optimizer's own, on the device
+    tensors: dict[str, Tensor]  # the contexts (vectors, width) and the optimizer's own, on the device
     batches: Tensor | None  # (steps, batch size); None: all images in each
     rates: np.ndarray  # learning rate of each step
     losses: Tensor  # (steps,)
@@ -171,12 +170,23 @@ class ActiveRun:
     diverged_at: int | None = None
 
     @classmethod
-    def start(cls, index: int, run: Run, dtype: torch.dtype, device: torch.device) -> ActiveRun:
-        """Put a run's contexts on the device."""
+    def start(
+        cls, index: int, run: Run, dtype: torch.dtype, device: torch.device, state: State | None = None
+    ) -> ActiveRun:
+        """Put a run on the device, to continue from ``state`` if that contains it."""
         contexts = run.contexts.detach().to(device, dtype).reshape(-1, run.contexts.shape[-1]).clone()
         batches = None if run.schedule else torch.as_tensor(draw_batches(run))
-        tensors, losses = run.optimizer.new_tensors(contexts), torch.zeros(run.steps, dtype=dtype)
-        return cls(index, run, contexts, tensors, batches, rates_by_step(run), losses)
+        tensors = {"contexts": contexts} | run.optimizer.new_tensors(contexts)
+        active = cls(index, run, tensors, batches, rates_by_step(run), torch.zeros(run.steps, dtype=dtype))
+        if state and f"step.{index}" in state:
+            for name, tensor in active._saved.items():
+                tensor.copy_(state[f"{name}.{index}"])
+            active.step, active.snapshots = int(state[f"step.{index}"]), _snapshots(state, index)
+        return active
+
+    @property
+    def contexts(self) -> Tensor:
+        return self.tensors["contexts"]
 
     @property
     def steps_left(self) -> int:
@@ -197,19 +207,11 @@ class ActiveRun:
     @property
     def _saved(self) -> dict[str, Tensor]:
         """What is saved with the step, by name; batches and rates follow from the run."""
-        return {"contexts": self.contexts, "losses": self.losses} | self.tensors
+        return self.tensors | {"losses": self.losses}
 
     def state(self) -> State:
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._saved.items()}
         return _named(self.index, tensors | {"step": torch.tensor(self.step)}, self.snapshots)
-
-    def restore(self, state: State) -> None:
-        """Continue a newly started run from ``state``, if ``state`` contains it."""
-        if f"step.{self.index}" in state:
-            for name, tensor in self._saved.items():
-                tensor.copy_(state[f"{name}.{self.index}"])
-            self.step = int(state[f"step.{self.index}"])
-            self.snapshots.update(_snapshots(state, self.index))
 
 
 def state_of_ended(index: int, trained: Trained) -> State:

@@ -27,10 +27,10 @@ from fastcoop.backbones.precision import (
     warn_if_dtype_is_slow,
 )
 from fastcoop.checks import whole_number
-from fastcoop.engine.fit import TrainingPlan, is_out_of_memory, loss_parts, plan_training
+from fastcoop.engine.fit import BatchBudget, TrainingPlan, is_out_of_memory, loss_parts, plan_training
 from fastcoop.engine.forest import Trees
 from fastcoop.engine.objectives import Images, class_gradients
-from fastcoop.engine.optimizers import slices
+from fastcoop.engine.optimizers import joined, slices
 from fastcoop.engine.plain import PlainPass
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass, new_workspace
@@ -122,7 +122,7 @@ class _Training:
     ):
         self.trees, self.logit_scale, self.runs, self.plan = trees, logit_scale, runs, plan
         self.given_state, self.on_done = state, on_done or (lambda index, trained: None)
-        self.budget, self.kept_bytes = plan.budget(), max(0, plan.memory_bytes - plan.scratch_bytes)
+        self.budget, self.kept_bytes = BatchBudget(plan), max(0, plan.memory_bytes - plan.scratch_bytes)
         self.results = ended_runs(state, runs)
         self.waiting = deque(n for n in plan.order() if n not in self.results)
         self.started: dict[int, ActiveRun] = {}  # also those that wait again since memory ran out
@@ -168,14 +168,12 @@ class _Training:
         """Fill a batch with the runs in training, then with waiting ones."""
         waiting = deque([*(a.index for a in self.active), *self.waiting])
         tower, chosen = self.trees.tower, self.budget.fill(waiting)
-        dtype = torch.float64 if tower.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(tower.dtype, torch.float32)
         if tower.device.type == "cuda":
             torch.cuda.empty_cache()  # the memory of the batch before, in other sizes
         for n in chosen:
             if n not in self.started:
-                started = ActiveRun.start(n, self.runs[n], dtype, tower.device)
-                started.restore(self.given_state)
-                self.started[n] = started
+                self.started[n] = ActiveRun.start(n, self.runs[n], dtype, tower.device, self.given_state)
         self.waiting, self.active = waiting, [self.started[n] for n in chosen]
         return Batch(self.trees, self.active, self.logit_scale, self.kept_bytes)
 
@@ -235,11 +233,8 @@ class Batch:
         self.workspace = new_workspace(trees.tower, memory_bytes=kept_bytes)
 
         self.steps = min(a.steps_left for a in active)
-        self.start_steps = [a.step for a in active]
-        self.vectors = torch.cat([a.contexts for a in active])  # (vectors of all runs, width)
+        self.vectors = joined(active, "contexts")  # (vectors of all runs, width)
         device, dtype = self.vectors.device, self.vectors.dtype
-        for a, contexts in zip(active, self.vectors.split([len(a.contexts) for a in active]), strict=True):
-            a.contexts = contexts  # a step of all runs is a step of each
         of_trees = self.vectors.split([sum(len(a.contexts) for a in of_tree) for of_tree in by_tree])
         # Of each tree (runs, vectors, width).
         self.contexts = [v.unflatten(0, (len(runs), -1)) for v, runs in zip(of_trees, by_tree, strict=True)]
@@ -300,8 +295,9 @@ class Batch:
         if int(self.counter) != self.done:
             raise RuntimeError(f"The device did {int(self.counter)} of {self.done} steps.")
         losses, diverged = self.losses[self.steps_read : self.done].cpu(), self.diverged_at.tolist()
-        for i, (a, start) in enumerate(zip(self.active, self.start_steps, strict=True)):
-            a.losses[start + self.steps_read : start + self.done] = losses[:, i]
+        for i, a in enumerate(self.active):
+            start = a.step - self.steps_read  # of this batch
+            a.losses[a.step : start + self.done] = losses[:, i]
             a.step = start + self.done
             if 0 <= diverged[i] < self.done:  # in a step that was completed
                 a.diverged_at = start + diverged[i]

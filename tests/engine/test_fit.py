@@ -78,12 +78,12 @@ def shapes(*, images: int = 0, features: object = None) -> list[RunShape]:
 
 def test_runs_fit_up_to_the_budget_and_never_fewer_than_one(backbone):
     plan = plan_training(backbone, shapes(), memory_budget=1)
-    tight = plan.budget()
+    tight = BatchBudget(plan)
     assert tight.try_add(plan.runs[0])
     assert not tight.try_add(plan.runs[1])
     assert not tight.shrink()
     plan = plan_training(backbone, shapes(), memory_budget=plan.bytes_of([0, 0, 0]))
-    budget = plan.budget()
+    budget = BatchBudget(plan)
     assert [budget.try_add(plan.runs[0]) for _ in range(4)] == [True, True, True, False]
     assert budget.bytes == plan.bytes_of([0, 0, 0])
     assert budget.shrink()
