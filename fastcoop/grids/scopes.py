@@ -141,10 +141,13 @@ def keep_only(scopes: Scopes, only: Sequence[str]) -> Scopes:
     methods, blocks = ([name for name in only if name in known] for known in (METHODS, names))
     left, found = Scopes(), set[str]()
     for name, content in scopes.items():
+        if name not in (blocks or scopes):
+            continue
         found.update(method for one in content["methods"] for method in one)
         kept = [one for one in content["methods"] if set(one) & set(methods or METHODS)]
-        if kept and name in (blocks or scopes):
+        if kept:
             left[name] = PlacedDict(content | {"methods": kept}, content.places)
     if not left:
-        raise UserError(f"The grid has no {' or '.join(only)}; its methods are {', '.join(sorted(found))}.")
+        where = f"Block {' and '.join(blocks)} of the grid" if blocks else "The grid"
+        raise UserError(f"{where} has no {' or '.join(methods)}; its methods are {', '.join(sorted(found))}.")
     return left

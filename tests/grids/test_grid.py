@@ -206,6 +206,13 @@ def test_the_command_line_narrows_every_block(
     assert [*again.runs()] == [*read_grid(file, overrides, only).runs()]
 
 
+def test_a_block_without_the_methods_that_are_kept_is_named(file: Path) -> None:
+    with pytest.raises(
+        UserError, match="Block unified of the grid has no linear_probe; its methods are coop"
+    ):
+        named(file, BLOCKS, [], ["unified", "linear_probe"])
+
+
 def test_a_method_of_one_block_is_set(file: Path) -> None:
     runs = named(file, BLOCKS, ["blocks.probes.methods.coop.context_length=8"])
     assert {dataset for method, dataset, *_, m in runs if m == 8} == {"food101", "dtd"}
