@@ -40,15 +40,15 @@ class Step:
         self.heads, key = trees.tower.heads, (tuple(names), layout)
         self.forward_backward = build_pass(trees.tower, [(trees[key], runs)], row_rule(trees.tower))
         self.workspace: Any = new_workspace(trees.tower)
-        self.contexts = 0.02 * torch.randn(runs, 16, backbone.text.width, device=backbone.device)
+        self.vectors = 0.02 * torch.randn(runs * 16, backbone.text.width, device=backbone.device)
         self.rows = trees[key].rows
 
     def __call__(self) -> float:
         start = time.perf_counter()
         with limit_threads(self.heads):
-            (features,) = self.forward_backward.forward([self.contexts], self.workspace)
-            self.forward_backward.backward([features], self.workspace)
-        if self.contexts.is_cuda:
+            features = self.forward_backward.forward(self.vectors, self.workspace)
+            self.forward_backward.backward(features, self.workspace)
+        if self.vectors.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import disable_autocast, limit_threads
 from fastcoop.engine.forest import Trees
-from fastcoop.engine.tower import AnyPass, AnyWorkspace, build_pass, new_workspace
+from fastcoop.engine.tower import Pass, build_pass, new_workspace
+from fastcoop.engine.tree_layout import split_runs
 from fastcoop.engine.weights import row_rule
 from fastcoop.errors import UserError
 from fastcoop.prompts.layout import PromptLayout
@@ -47,7 +48,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self._trees = Trees(backbone)
         self.class_names, self.layout = key = tree_key(class_names, layout)
-        self._passes: dict[int, AnyPass] = {}  # by number of runs
+        self._passes: dict[int, Pass] = {}  # by number of runs
         _ = self._trees[key]  # raises if a prompt does not fit
 
     def forward(self, contexts: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ class PromptEncoder(nn.Module):
             Features in the tower's dtype and on its device, under autocast too.
         """
         runs, is_single = _by_run(self._trees, (self.class_names, self.layout, contexts))
-        (features,) = class_features(self._forest_pass(len(runs)), [runs])
+        features = class_features(self._forest_pass(len(runs)), runs.flatten(0, 1))
+        features = features.view(len(runs), -1, features.shape[1])
         return features[0] if is_single else features
 
     @property
@@ -69,7 +71,7 @@ class PromptEncoder(nn.Module):
         """Number of runs that fill a forest; with more, `forward` only takes more memory."""
         return runs_at_once(self._trees, self._trees[self.class_names, self.layout])
 
-    def _forest_pass(self, runs: int) -> AnyPass:
+    def _forest_pass(self, runs: int) -> Pass:
         if runs not in self._passes:
             if len(self._passes) == FORESTS:
                 del self._passes[next(iter(self._passes))]
@@ -141,8 +143,10 @@ def encode_prompts(backbone: Backbone, items: Sequence[Item], trees: Trees | Non
     trees = trees or Trees(backbone)
     given = [_by_run(trees, item) for item in items]
     groups = [(trees[tree_key(*item[:2])], len(runs)) for item, (runs, _) in zip(items, given, strict=True)]
-    features = class_features(build_pass(trees.tower, groups), [runs for runs, _ in given])
-    return [out[0] if is_single else out for out, (_, is_single) in zip(features, given, strict=True)]
+    vectors = torch.cat([runs.flatten(0, 1) for runs, _ in given])
+    features = class_features(build_pass(trees.tower, groups), vectors)
+    by_item = split_runs(features, [(runs, tree.classes) for tree, runs in groups])
+    return [out[0] if is_single else out for out, (_, is_single) in zip(by_item, given, strict=True)]
 
 
 @torch.no_grad()
@@ -156,7 +160,8 @@ def encode_runs(trees: Trees, class_names: Sequence[str], layout: PromptLayout, 
     parts = runs.split(runs_at_once(trees, tree))
     with limit_threads(tower.heads):
         passes = {n: build_pass(tower, [(tree, n)], row_rule(tower)) for n in set(map(len, parts))}
-        return torch.cat([class_features(passes[len(part)], [part])[0] for part in parts])
+        features = torch.cat([class_features(passes[len(part)], part.flatten(0, 1)) for part in parts])
+    return features.view(len(runs), -1, features.shape[1])
 
 
 def runs_at_once(trees: Trees, tree: Any) -> int:
@@ -181,31 +186,30 @@ def _by_run(trees: Trees, item: Item) -> tuple[Tensor, bool]:
 
 
 @disable_autocast
-def class_features(forest_pass: Any, contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return each group's class features; what backward needs is kept only where a gradient may be asked for."""
-    keep = torch.is_grad_enabled() and any(c.requires_grad for c in contexts)
+def class_features(forest_pass: Pass, vectors: Tensor) -> Tensor:
+    """Return the class features of all runs, (classes, dim), of their context vectors (vectors, width).
+
+    What backward needs is kept only where a gradient may be asked for.
+    """
+    keep = torch.is_grad_enabled() and vectors.requires_grad
     workspace = new_workspace(forest_pass.tower, keep)
-    if not keep:
-        return tuple(forest_pass.forward(contexts, workspace))
-    features: tuple[Tensor, ...] = _ForestFunction.apply(forest_pass, workspace, *contexts)
-    return features
+    if keep:
+        features: Tensor = _ForestFunction.apply(forest_pass, vectors, workspace)
+        return features
+    return forest_pass.forward(vectors, workspace)
 
 
 class _ForestFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, forest_pass: AnyPass, workspace: AnyWorkspace, *contexts: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.forest_pass, ctx.workspace = forest_pass, workspace
-        ctx.dtypes = [c.dtype for c in contexts]
-        return tuple(forest_pass.forward(contexts, workspace))
+    def forward(ctx: Any, forest_pass: Pass, vectors: Tensor, workspace: Any) -> Tensor:
+        ctx.forest_pass, ctx.workspace, ctx.dtype = forest_pass, workspace, vectors.dtype
+        return forest_pass.forward(vectors, workspace)
 
     @staticmethod
     @disable_autocast
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         if torch.is_grad_enabled():  # nothing here is recorded: a second derivative would silently be zero
             raise UserError(
                 "Class features can be differentiated once, but a graph of their gradient was requested."
             )
-        contexts = ctx.forest_pass.backward(grads, ctx.workspace)
-        return None, None, *(grad.to(dtype) for grad, dtype in zip(contexts, ctx.dtypes, strict=True))
+        return None, ctx.forest_pass.backward(grad, ctx.workspace).to(ctx.dtype), None

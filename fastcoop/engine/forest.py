@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,12 +99,19 @@ class Forest:
 
     def __init__(self, tower: FoldedTower, trees: Sequence[tuple[TreeLayout, int]], rule: RowRule = ANY_ROWS):
         self.tower, self.rule = tower, rule
-        self.used_rows = self.used_leaves = 0
+        self.used_rows = self.used_leaves = self.vectors = 0
         self.groups: list[Group] = []
+        vectors, leaves = [], []
         for layout, runs in trees:
+            run = np.arange(runs)[:, None]
+            vectors.append((self.vectors + run * layout.vectors + layout.vector_of_row).ravel())
+            leaves.append((self.used_leaves + run * layout.leaves + layout.class_leaf).ravel())
             self.groups.append(Group(layout, runs, self.used_rows, self.used_leaves))
             self.used_rows += runs * layout.rows
             self.used_leaves += runs * layout.leaves
+            self.vectors += runs * layout.vectors
+        self.vector_of_row = np.concatenate(vectors)  # of all runs, for each row with a context vector
+        self.leaf_of_class = np.concatenate(leaves)  # of all runs, for each of their classes
         # Spare rows only bring a product to an allowed number of rows. No other row reads them.
         self.rows = rule.padded(self.used_rows)  # spare rows included
         self.learned_rows, self.frozen_rows, leaf_rows = (

@@ -1,8 +1,8 @@
 """The plain path: all positions of all prompts through the model's own modules, for towers that share nothing.
 
 Towers that attend in both directions, attend to padding or are read elsewhere than at the end token give prompts with
-a common beginning nothing in common. `PlainPass` has the interface of `ForestPass` and leaves the computation to the
-model: its embedding step puts out the words' embeddings and the context vectors, and autograd gives the gradients.
+a common beginning nothing in common. `PlainPass` leaves the computation to the model: its embedding step puts out the
+words' embeddings and the context vectors, and autograd gives the gradients.
 
 Prompts are encoded in parts. Autograd's graph of a part is kept for the backward pass while memory allows; the other
 parts are encoded a second time there. On a CPU a part has prompts of one run only, and the same ones in any company,
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise, product
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from fastcoop.backbones import PlainTower
 from fastcoop.backbones.precision import disable_autocast
+from fastcoop.engine.tree_layout import split_runs
 from fastcoop.memo import memoize
 from fastcoop.prompts.plain import PlainPrompts, plain_prompts
 
@@ -100,13 +102,13 @@ class PlainWorkspace:
 
     keep: bool = True  # whether backward follows forward
     memory_bytes: int = 0
-    contexts: list[Tensor] = field(default_factory=list)
+    contexts: list[Tensor] = field(default_factory=list)  # of each group (runs, vectors, width)
     graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)  # by group and part
     nbytes: int = 0  # of the graphs
 
 
 class PlainPass:
-    """Forward and backward of runs' prompts, for each group its layout and number of runs; as `ForestPass`.
+    """The `tower.Pass` of groups, each a layout with a number of runs.
 
     Attributes:
         parts: Of each group, as slices of its runs and of its classes.
@@ -114,6 +116,8 @@ class PlainPass:
 
     def __init__(self, tower: PlainTower, groups: Sequence[tuple[PlainLayout, int]]):
         self.tower, self.groups = tower, tuple(groups)
+        self.vectors = [(runs, layout.vectors) for layout, runs in groups]
+        self.classes = [(runs, layout.classes) for layout, runs in groups]
         self.parts: list[list[tuple[slice, slice]]] = []
         for layout, runs in groups:
             number = -(-layout.classes // layout.at_once)  # parts of a run, of about one size
@@ -123,17 +127,17 @@ class PlainPass:
             self.parts.append(list(product(of_runs, (slice(*pair) for pair in pairwise(ends)))))
 
     @torch.inference_mode(False)
-    def forward(self, contexts: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
-        """Return each group's class features (runs, classes, dim) of contexts (runs, vectors, width)."""
+    def forward(self, vectors: Tensor, workspace: PlainWorkspace) -> Tensor:
+        """Return the class features (classes, dim) of the context vectors (vectors, width)."""
         workspace.graphs.clear()
         workspace.nbytes = 0
-        workspace.contexts = [given.detach().to(self.tower.dtype, copy=True) for given in contexts]
-        features = []
-        for number, ((layout, runs), parts) in enumerate(zip(self.groups, self.parts, strict=True)):
-            features.append(workspace.contexts[number].new_empty(runs, layout.classes, self.tower.dim))
-            for n, part in enumerate(parts):
+        workspace.contexts = split_runs(vectors.detach().to(self.tower.dtype, copy=True), self.vectors)
+        features = vectors.new_empty(sum(map(prod, self.classes)), self.tower.dim, dtype=self.tower.dtype)
+        for number, of_group in enumerate(split_runs(features, self.classes)):
+            layout, _ = self.groups[number]
+            for n, part in enumerate(self.parts[number]):
                 graph = self._encode(number, part, workspace, workspace.keep)
-                features[number][part] = graph[1].detach()
+                of_group[part] = graph[1].detach()
                 graph_bytes = graph[1].shape[:2].numel() * layout.cost.kept_bytes if workspace.keep else 0
                 if workspace.keep and workspace.nbytes + graph_bytes <= workspace.memory_bytes:
                     workspace.graphs[number, n] = graph
@@ -141,17 +145,18 @@ class PlainPass:
         return features
 
     @torch.inference_mode(False)
-    def backward(self, grads: Sequence[Tensor], workspace: PlainWorkspace) -> list[Tensor]:
-        """Return the gradients of the contexts, in the tower's dtype, from those of the features."""
-        gradients = [torch.zeros_like(contexts) for contexts in workspace.contexts]
-        for number, (grad, gradient) in enumerate(zip(grads, gradients, strict=True)):
+    def backward(self, grad: Tensor, workspace: PlainWorkspace) -> Tensor:
+        """Return the gradient of the vectors, in the tower's dtype."""
+        result = torch.cat([torch.zeros_like(contexts).flatten(0, 1) for contexts in workspace.contexts])
+        both = zip(split_runs(grad, self.classes), split_runs(result, self.vectors), strict=True)
+        for number, (of_features, of_contexts) in enumerate(both):
             for n, part in enumerate(self.parts[number]):
                 kept = workspace.graphs.get((number, n))
                 vectors, features = kept or self._encode(number, part, workspace, True)
-                own = grad[part].to(features.dtype)
+                own = of_features[part].to(features.dtype)
                 (found,) = torch.autograd.grad(features, vectors, own, retain_graph=kept is not None)
-                gradient[part[0]] += found
-        return gradients
+                of_contexts[part[0]] += found
+        return result
 
     def _encode(self, number: int, part: tuple[slice, slice], workspace: PlainWorkspace, keep: bool) -> Graph:
         """Return the vectors of a part's runs and the features of its prompts; with ``keep``, in one graph."""

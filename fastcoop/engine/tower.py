@@ -11,7 +11,7 @@ Work per row is done in chunks of rows that stay in cache, in memory that every 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,16 +22,29 @@ from fastcoop.engine.fit import usable_bytes
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels import are_usable
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
+from fastcoop.engine.tree_layout import split_runs
 from fastcoop.engine.weights import ANY_ROWS, RowRule
 
-if TYPE_CHECKING:
-    from fastcoop.engine.kernels.forest_pass import KernelPass
 
-AnyPass: TypeAlias = "ForestPass | KernelPass | PlainPass"
-AnyWorkspace: TypeAlias = Any  # Workspace or PlainWorkspace
+class Pass(Protocol):
+    """Forward and backward of runs that are encoded together. All that backward reads is in a workspace."""
+
+    tower: Any
+
+    def forward(self, vectors: Tensor, workspace: Any) -> Tensor:
+        """Return the class features of all runs, (classes, dim), projected and not normalized.
+
+        ``vectors`` are the context vectors of all runs, (vectors, width), in any float dtype.
+        """
+
+    def backward(self, grad: Tensor, workspace: Any) -> Tensor:
+        """Return the gradient of the vectors from that of the class features.
+
+        It may follow any number of times, until another ``forward`` uses the same workspace.
+        """
 
 
-def build_pass(tower: Any, groups: Sequence[tuple[Any, int]], rule: RowRule = ANY_ROWS) -> AnyPass:
+def build_pass(tower: Any, groups: Sequence[tuple[Any, int]], rule: RowRule = ANY_ROWS) -> Pass:
     """Return the pass of runs, for the tower's kind, device and precision.
 
     ``groups`` are layouts of the tower's `Trees`, each with its number of runs.
@@ -46,7 +59,7 @@ def build_pass(tower: Any, groups: Sequence[tuple[Any, int]], rule: RowRule = AN
     return ForestPass(forest)
 
 
-def new_workspace(tower: Any, keep: bool = True, memory_bytes: int | None = None) -> AnyWorkspace:
+def new_workspace(tower: Any, keep: bool = True, memory_bytes: int | None = None) -> Any:
     """Return memory for the passes of a tower; with ``keep``, backward follows forward.
 
     The plain path keeps ``memory_bytes`` at most, by default a fraction of the free memory.
@@ -57,44 +70,41 @@ def new_workspace(tower: Any, keep: bool = True, memory_bytes: int | None = None
 
 
 class ForestPass:
-    """Forward and backward of one forest. All that they write is in a workspace, which one forward fills.
-
-    ``backward`` may follow any number of times, until another ``forward`` uses the same workspace.
-    """
+    """The `Pass` of one forest. All that it writes is in the workspace."""
 
     def __init__(self, forest: Forest):
         self.forest, self.tower = forest, forest.tower
         self.attention = PackAttention(forest)
+        self.vector_of_row, self.leaf_of_class = (
+            torch.as_tensor(index, device=forest.tower.device)
+            for index in (forest.vector_of_row, forest.leaf_of_class)
+        )
         self.last = len(self.tower.blocks) - 1
 
-    def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return each group's class features (runs, classes, dim), projected and not normalized.
-
-        ``contexts`` are (runs, vectors, width) of each group, in any float dtype.
-        """
-        x = self.input(contexts, workspace)
+    def forward(self, vectors: Tensor, workspace: Workspace) -> Tensor:
+        """Return the class features (classes, dim) of the context vectors (vectors, width)."""
+        x = self.input(vectors, workspace)
         for layer in range(len(self.tower.blocks)):
             x = self.layer(layer, x, workspace)
         return self.output(x, workspace)
 
-    def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return the gradients of each group's contexts, in float32 at least, from those of its class features."""
-        grad = self.output_backward(grads, workspace)
+    def backward(self, grad: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of the vectors, in float32 at least."""
+        grad = self.output_backward(grad, workspace)
         for layer in range(self.last, -1, -1):
             grad = self.layer_backward(layer, grad, workspace)
         return self.input_backward(grad)
 
     # What enters the first layer, one layer, and what leaves the last one, forward and backward.
 
-    def input(self, contexts: Sequence[Tensor], workspace: Workspace) -> Tensor:
+    def input(self, vectors: Tensor, workspace: Workspace) -> Tensor:
         """Return the first layer's input (rows, width)."""
         forest, tower = self.forest, self.tower
-        groups = zip(contexts, forest.groups, strict=True)
-        vectors = torch.cat([c.index_select(1, g.tree_layout.vector_of_row).flatten(0, 1) for c, g in groups])
+        learned = vectors.index_select(0, self.vector_of_row) + forest.learned_positions
         x = workspace.x[0](forest.rows, tower.width)
         x[forest.used_rows :].zero_()
         x.index_copy_(0, forest.frozen_rows, forest.frozen_input)
-        x.index_copy_(0, forest.learned_rows, (vectors + forest.learned_positions).to(tower.dtype))
+        x.index_copy_(0, forest.learned_rows, learned.to(tower.dtype))
         return x
 
     def layer(self, layer: int, x: Tensor, workspace: Workspace) -> Tensor:
@@ -103,20 +113,19 @@ class ForestPass:
         attended = self.attention.forward(layer, workspace)
         return self._out_and_mlp(layer, x, attended, workspace)
 
-    def output(self, x: Tensor, workspace: Workspace) -> list[Tensor]:
-        """Return each group's class features of the last layer's output (leaves, width)."""
+    def output(self, x: Tensor, workspace: Workspace) -> Tensor:
+        """Return the class features of the last layer's output (leaves, width)."""
         mean, rstd = workspace.layers[-1].x_stats(2, len(x), 1)
         normal, mean[:], rstd[:] = self.tower.layer_norm(x, self.tower.eps_final)
-        features = self.forest.rule.mm(normal, self.tower.projection)
-        groups = [(g, g.tree_layout) for g in self.forest.groups]
-        return [features[g.leaves].view(g.runs, t.leaves, -1)[:, t.class_leaf] for g, t in groups]
+        return self.forest.rule.mm(normal, self.tower.projection).index_select(0, self.leaf_of_class)
 
-    def output_backward(self, grads: Sequence[Tensor], workspace: Workspace) -> Tensor:
+    def output_backward(self, grad: Tensor, workspace: Workspace) -> Tensor:
         """Return the gradient of the last layer's output (leaves, width), in float32 at least."""
         forest, tower = self.forest, self.tower
         leaves = torch.zeros(forest.leaves, tower.dim, dtype=tower.dtype, device=tower.device)
-        for grad, g in zip(grads, forest.groups, strict=True):  # classes with equal prompts share a leaf
-            leaves[g.leaves] = g.tree_layout.sum_classes(grad.to(tower.dtype)).flatten(0, 1)
+        of_groups = split_runs(grad.to(tower.dtype), [(g.runs, g.tree_layout.classes) for g in forest.groups])
+        for of_classes, g in zip(of_groups, forest.groups, strict=True):  # equal prompts share a leaf
+            leaves[g.leaves] = g.tree_layout.sum_classes(of_classes).flatten(0, 1)
         normal = forest.rule.mm(leaves, tower.projection.t())
         x, stats = workspace.x[-1](*normal.shape), workspace.layers[-1].x_stats(2, len(normal), 1)
         return tower.layer_norm_backward(normal, x, *stats).to(tower.sum_dtype)
@@ -128,15 +137,15 @@ class ForestPass:
         qkv_backward = self._last_qkv_backward if layer == self.last else self._qkv_backward
         return qkv_backward(layer, grad, grad_qkv, workspace)
 
-    def input_backward(self, grad: Tensor) -> list[Tensor]:
-        """Return the gradients of each group's contexts from that of the first layer's input."""
+    def input_backward(self, grad: Tensor) -> Tensor:
+        """Return the gradient of the vectors from that of the first layer's input."""
         if self.last == 0:
             grad = grad[self.forest.learned_rows]
         result, start = [], 0
         for g in self.forest.groups:
             rows = slice(start, start := start + g.runs * len(g.tree_layout.vector_of_row))
-            result.append(g.tree_layout.sum_vectors(grad[rows].view(g.runs, -1, grad.shape[1])))
-        return result
+            result.append(g.tree_layout.sum_vectors(grad[rows].view(g.runs, -1, grad.shape[1])).flatten(0, 1))
+        return torch.cat(result)
 
     # A layer's queries, keys and values, forward and backward.
 

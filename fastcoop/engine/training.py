@@ -34,6 +34,7 @@ from fastcoop.engine.optimizers import joined, slices
 from fastcoop.engine.plain import PlainPass
 from fastcoop.engine.runs import ActiveRun, Run, State, Trained, ended_runs, state_of_ended
 from fastcoop.engine.tower import ForestPass, build_pass, new_workspace
+from fastcoop.engine.tree_layout import split_runs
 from fastcoop.engine.weights import bmm, row_rule
 from fastcoop.errors import UserError
 
@@ -221,12 +222,12 @@ class Batch:
         # An optimizer's runs stand side by side, and the forest takes those of a tree together. A loss is of a group of
         # these with equally many images: a longer batch beside it would change the order of a run's sums.
         by_optimizer = sorted(active, key=lambda a: a.run.optimizer.__name__)
-        self._groups_of_trees = [
-            _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind))
-            for of_tree in _grouped(by_optimizer, lambda a: (a.run.optimizer, a.run.shape.tree))
+        of_trees = _grouped(by_optimizer, lambda a: (a.run.optimizer, a.run.shape.tree))
+        groups_of_trees = [
+            _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind)) for of_tree in of_trees
         ]
-        by_tree = [list(chain(*groups)) for groups in self._groups_of_trees]
-        self.groups = list(chain(*self._groups_of_trees))
+        self.groups = list(chain(*groups_of_trees))
+        by_tree = [list(chain(*groups)) for groups in groups_of_trees]
         self.active = active = list(chain(*by_tree))
         planned = [(trees[of_tree[0].run.shape.tree], len(of_tree)) for of_tree in by_tree]
         self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
@@ -235,9 +236,6 @@ class Batch:
         self.steps = min(a.steps_left for a in active)
         self.vectors = joined(active, "contexts")  # (vectors of all runs, width)
         device, dtype = self.vectors.device, self.vectors.dtype
-        of_trees = self.vectors.split([sum(len(a.contexts) for a in of_tree) for of_tree in by_tree])
-        # Of each tree (runs, vectors, width).
-        self.contexts = [v.unflatten(0, (len(runs), -1)) for v, runs in zip(of_trees, by_tree, strict=True)]
         objectives = [[a.run.objective for a in group] for group in self.groups]
         self.objectives = [own[0].stack(own, dtype, device) for own in objectives]
         self.images = StepImages(self.groups, self.steps, logit_scale)
@@ -310,8 +308,8 @@ class Batch:
         if self._kernel_step is not None:
             self._kernel_step(self)
             return
-        found = self._split(self.forest_pass.forward(self.contexts, self.workspace))
-        features = [of_group.to(self.vectors.dtype) for of_group in found]
+        found = self.forest_pass.forward(self.vectors, self.workspace).to(self.vectors.dtype)
+        features = split_runs(found, [(len(group), len(group[0].run.class_names)) for group in self.groups])
         groups = zip(self.objectives, features, self.images(self.counter), strict=True)
         losses, grads = zip(*(class_gradients(*group) for group in groups), strict=True)
         self._check_divergence(torch.cat(losses))
@@ -329,22 +327,16 @@ class Batch:
 
     def _backward(self, grads: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the gradient of all vectors from each group's gradients of class features, one per part."""
-        passes, number = [], max(objective.parts for objective in self.objectives)
-        for part in range(number):
+        passes = []
+        for part in range(max(objective.parts for objective in self.objectives)):
             # Groups with fewer parts have zeros in the other passes.
-            of_groups = iter([own[part] if part < len(own) else 0 * own[0] for own in grads])
-            joined = [torch.cat([next(of_groups) for _ in groups]) for groups in self._groups_of_trees]
-            passes.append(self._split(self.forest_pass.backward(joined, self.workspace)))
-            if number > 1:  # the next pass uses the same memory
-                passes[-1] = [of_group.clone() for of_group in passes[-1]]
+            of_groups = [own[part] if part < len(own) else 0 * own[0] for own in grads]
+            grad = torch.cat([of_group.flatten(0, 1) for of_group in of_groups])
+            grad = self.forest_pass.backward(grad, self.workspace)
+            passes.append(split_runs(grad, [(len(group), len(group[0].contexts)) for group in self.groups]))
         pairs = zip(self.objectives, zip(*passes, strict=True), strict=True)
         merged = [objective.combine(of_parts[: objective.parts]) for objective, of_parts in pairs]
         return torch.cat([of_group.flatten(0, 1) for of_group in merged])
-
-    def _split(self, of_trees: Sequence[Tensor]) -> list[Tensor]:
-        """Cut each tree's values (runs, ...) into those of its groups."""
-        pairs = zip(of_trees, self._groups_of_trees, strict=True)
-        return [part for values, groups in pairs for part in values.split([len(group) for group in groups])]
 
     def _check_divergence(self, loss: Tensor) -> None:
         """Keep this step's losses (runs,), and mark runs whose loss is not finite or above its limit."""

@@ -9,6 +9,7 @@ whose subtree contains it. `packing` cuts a tree into these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,6 +21,12 @@ from torch import Tensor
 from fastcoop.engine.packing import NONE, pack_tree, padded, split
 from fastcoop.engine.weights import FoldedTower, bmm
 from fastcoop.prompts.tree import Tree
+
+
+def split_runs(rows: Tensor, groups: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Cut rows of all runs, (n, ...), into (runs, rows of a run, ...) of each group, given as these two numbers."""
+    parts = rows.split([runs * count for runs, count in groups])
+    return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
 
 
 class Pack(NamedTuple):
@@ -92,13 +99,13 @@ class TreeLayout:
         self.leaves = len(leaves)  # of one run
         self.leaf_rows = tensor(row_of[leaves])  # (leaves,)
         self.leaf_query_positions = self.query_positions[row_of[leaves]]  # (leaves,)
-        self.class_leaf = tensor(class_leaf)  # (classes,) each class's leaf
+        self.classes, self.class_leaf = len(class_leaf), class_leaf  # (classes,) each class's leaf
         self.sum_classes = OrderedSum(class_leaf, device, dtype)  # from classes to leaves
 
         learned = tree.learned[live_nodes]
         vectors = tree.index[live_nodes][learned]
         self.learned_rows = tensor(np.flatnonzero(learned))  # rows with a context vector
-        self.vector_of_row = tensor(vectors)  # (learned rows,) the vector there
+        self.vector_of_row = vectors  # (learned rows,) the vector there
         self.vectors = int(vectors.max()) + 1  # context vectors of one run
         self.sum_vectors = OrderedSum(vectors, device, tower.sum_dtype)  # from learned rows to vectors
         embeddings = tower.positional_embedding[tensor(tree.depth[live_nodes])]

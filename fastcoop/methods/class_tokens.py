@@ -51,12 +51,13 @@ class ClassTokenEncoder:
             contexts: (runs, M, width), which enter the first layer.
             tokens: (runs, classes, M, width), which replace them. Gradients flow to both.
         """
-        given = [contexts.to(self._device), tokens.to(self._device).flatten(1, 2)]
-        return class_features(self._pass(len(contexts)), given)[0]
+        given = [one.to(self._device).reshape(-1, one.shape[-1]) for one in (contexts, tokens)]
+        runs = len(contexts)
+        return class_features(self._pass(runs), torch.cat(given)).unflatten(0, (runs, -1))
 
 
 class _TwoTrees:
-    """The pass of a `ClassTokenEncoder`, as `ForestPass`.
+    """The `Pass` of a `ClassTokenEncoder`.
 
     Below the layer all classes share the context vectors, so the trunk of their tree; from it on nothing of it is
     shared. So the layers below run over the tree of shared contexts, the others over the tree of class-specific ones,
@@ -84,10 +85,10 @@ class _TwoTrees:
         )
         self.sum_sources = OrderedSum(position, device, trees.tower.sum_dtype)
 
-    def forward(self, given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return [class features (runs, classes, dim)] of contexts (runs, M, width) and tokens (runs, n, width)."""
-        contexts, tokens = given
-        x = self.below.input([contexts], workspace)
+    def forward(self, vectors: Tensor, workspace: Workspace) -> Tensor:
+        """Return the class features of all runs, (classes, dim), of their contexts and behind them their tokens."""
+        contexts, tokens = vectors.split([self.below.forest.vectors, self.above.forest.vectors])
+        x = self.below.input(contexts, workspace)
         for layer in range(self.layer):
             x = self.below.layer(layer, x, workspace)
         x = x.clone()  # the next input has the same memory
@@ -96,23 +97,23 @@ class _TwoTrees:
         y = workspace.x[self.layer](self.above.forest.rows, self.tower.width)
         y[self.above.forest.used_rows :].zero_()
         y.index_copy_(0, self.kept, x.index_select(0, self.source))
-        of_rows = tokens[:, self.own.vector_of_row].flatten(0, 1)
+        of_rows = tokens.index_select(0, self.above.vector_of_row)
         y.index_copy_(0, self.above.forest.learned_rows, of_rows.to(self.tower.dtype))
         for layer in range(self.layer, len(self.tower.blocks)):
             y = self.above.layer(layer, y, workspace)
         return self.above.output(y, workspace)
 
-    def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return the gradients of the contexts and of the tokens."""
-        grad = self.above.output_backward(grads, workspace)
+    def backward(self, grad: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of the contexts and of the tokens."""
+        grad = self.above.output_backward(grad, workspace)
         for layer in range(self.above.last, self.layer - 1, -1):
             grad = self.above.layer_backward(layer, grad, workspace)
         learned, kept = (
             grad[rows].unflatten(0, (self.runs, -1)) for rows in (self.above.forest.learned_rows, self.kept)
         )
-        tokens = self.own.sum_vectors(learned)
+        tokens = self.own.sum_vectors(learned).flatten(0, 1)
         below = grad.new_zeros(self.below.forest.rows, self.tower.width)
         below[self.sources] = self.sum_sources(kept).flatten(0, 1)
         for layer in range(self.layer - 1, -1, -1):
             below = self.below.layer_backward(layer, below, workspace)
-        return [*self.below.input_backward(below), tokens]
+        return torch.cat([self.below.input_backward(below), tokens])

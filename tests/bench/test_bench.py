@@ -31,11 +31,11 @@ def test_counted_operations_are_those_that_run_less_what_attention_masks_away(po
     trees = Trees(backbone)
     layout = trees[tuple(NAMES), PromptLayout(8, position)]
     forest_pass, workspace = ForestPass(Forest(trees.tower, [(layout, 3)])), Workspace(trees.tower)
-    contexts, grads = torch.zeros(3, layout.vectors, 64), torch.zeros(3, len(NAMES), 24)
+    vectors, grad = torch.zeros(3 * layout.vectors, 64), torch.zeros(3 * len(NAMES), 24)
     in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        forest_pass.forward([contexts], workspace)
-        forest_pass.backward([grads], workspace)
+        forest_pass.forward(vectors, workspace)
+        forest_pass.backward(grad, workspace)
     planned = plan_equal_runs(backbone, NAMES, PromptLayout(8, position), 3).flops
     assert 1 < counter.get_total_flops() / planned < 1.05
 

@@ -45,13 +45,13 @@ def test_a_forest_through_the_kernels_is_the_one_through_the_packs(dtype, layers
         (trees[tree_key(classes, layout)], runs) for layout, runs in zip(layouts, (2, 1, 1), strict=False)
     ]
     forest = Forest(trees.tower, planned)
-    contexts = [torch.randn(runs, tree.vectors, width, dtype=dtype) for tree, runs in planned]
-    grads = [torch.randn(runs, len(classes), 24, dtype=dtype) for _, runs in planned]
+    vectors = torch.randn(forest.vectors, width, dtype=dtype)
+    grad = torch.randn(sum(runs for _, runs in planned) * len(classes), 24, dtype=dtype)
     results = []
     for forest_pass in (ForestPass(forest), KernelPass(forest)):
         workspace = Workspace(trees.tower)
-        features = forest_pass.forward(contexts, workspace)
-        results.append([*features, *forest_pass.backward(grads, workspace)])
+        features = forest_pass.forward(vectors, workspace)
+        results.append([features, forest_pass.backward(grad, workspace)])
     for ours, theirs in zip(results[1], results[0], strict=True):
         assert ours.shape == theirs.shape
         assert relative(ours, theirs) < EXACT[dtype]

@@ -181,11 +181,12 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(backbone, make_run, 
     expected = train(backbone, runs)
     forward, refused = ForestPass.forward, []
 
-    def small_machine(self, contexts, workspace):
-        if sum(len(c) for c in contexts) > 2:
-            refused.append(sum(len(c) for c in contexts))
+    def small_machine(self, vectors, workspace):
+        runs = sum(group.runs for group in self.forest.groups)
+        if runs > 2:
+            refused.append(runs)
             raise torch.OutOfMemoryError("no room")
-        return forward(self, contexts, workspace)
+        return forward(self, vectors, workspace)
 
     monkeypatch.setattr(ForestPass, "forward", small_machine)
     for ours, theirs in zip(train(backbone, runs), expected, strict=True):

@@ -189,8 +189,7 @@ def test_residual_gradients_are_summed_in_float32_at_least(dtype):
         trees.replace_tower(replace(trees.tower, blocks=small))
         forest = Forest(trees.tower, [(trees[NAMES, PromptLayout(4)], 1)])
         forest_pass, workspace = ForestPass(forest), Workspace(trees.tower)
-        contexts = torch.randn(1, 4, trees.tower.width, dtype=torch.float64)
-        forest_pass.forward([contexts], workspace)
+        forest_pass.forward(torch.randn(4, trees.tower.width, dtype=torch.float64), workspace)
         start = torch.randn(forest.rows, trees.tower.width, dtype=torch.float64).sign()
         grad = start.to(torch.promote_types(precision, torch.float32), copy=True)
         for layer in range(10, 0, -1):

@@ -25,8 +25,8 @@ def test_the_estimate_covers_what_a_pass_holds(backbone, position, class_specifi
     trees, runs = Trees(backbone), 8
     layout = trees[NAMES, PromptLayout(16, position, class_specific)]
     forest_pass, workspace = ForestPass(Forest(trees.tower, [(layout, runs)])), Workspace(trees.tower)
-    forest_pass.forward([torch.zeros(runs, layout.vectors, 32)], workspace)
-    forest_pass.backward([torch.zeros(runs, len(NAMES), 24)], workspace)
+    forest_pass.forward(torch.zeros(runs * layout.vectors, 32), workspace)
+    forest_pass.backward(torch.zeros(runs * len(NAMES), 24), workspace)
     cost = plan_training(backbone, [RunShape(NAMES, PromptLayout(16, position, class_specific), 1)]).runs[0]
     estimate = runs * cost.tree.activation_bytes
     assert (cost.tree.rows, cost.tree.nodes) == (layout.rows, layout.tree.nodes)

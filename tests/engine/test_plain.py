@@ -194,8 +194,8 @@ def test_what_is_kept_follows_the_memory(backbones: dict[str, Backbone]) -> None
     contexts, kept = drawn(backbone, layout, names), []
     for share in (0.0, 0.4, 2.0):
         workspace = PlainWorkspace(memory_bytes=int(share * cost.tree.activation_bytes))
-        (features,) = forward.forward([contexts], workspace)
-        (grad,) = forward.backward([torch.ones_like(features)], workspace)
+        features = forward.forward(contexts.flatten(0, -2), workspace)
+        grad = forward.backward(torch.ones_like(features), workspace)
         kept.append((len(workspace.graphs), features, grad))
     assert [count for count, _, _ in kept] == [0, 1, 6]
     assert all(torch.equal(kept[0][1], one) and torch.equal(kept[0][2], two) for _, one, two in kept)

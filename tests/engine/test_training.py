@@ -136,9 +136,9 @@ def test_runs_do_not_depend_on_their_companions(backbone, make_run, monkeypatch,
             BatchBudget, "try_add", lambda self, cost: self.runs < most and try_add(self, cost)
         )
 
-    def watched(self, contexts, workspace):
-        together_at_most.append(sum(len(c) for c in contexts))
-        return forward(self, contexts, workspace)
+    def watched(self, vectors, workspace):
+        together_at_most.append(sum(group.runs for group in self.forest.groups))
+        return forward(self, vectors, workspace)
 
     monkeypatch.setattr(ForestPass, "forward", watched)
     together = train(backbone, runs)

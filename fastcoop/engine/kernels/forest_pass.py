@@ -10,8 +10,6 @@ All groups of the forest share every launch, so the number of launches depends o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,11 +29,7 @@ from fastcoop.engine.weights import LN_OFFSET
 
 
 class KernelPass:
-    """Forward and backward of one forest. All that backward reads is in a workspace, which one forward fills.
-
-    ``backward`` may follow any number of times, until another ``forward`` uses the same workspace. The forest has no
-    spare rows: on a GPU, products take any number of rows.
-    """
+    """The `tower.Pass` of one forest, which has no spare rows: on a GPU, products take any number of rows."""
 
     def __init__(self, forest: Forest):
         self.forest, self.tower = forest, forest.tower
@@ -54,47 +48,13 @@ class KernelPass:
         self.leaf_of_row = torch.full((forest.rows,), -1, dtype=torch.int32, device=device)
         self.leaf_of_row[forest.leaf_rows] = torch.arange(forest.leaves, dtype=torch.int32, device=device)
 
-        # Vectors, classes and leaves of all groups, run by run, and which of them belong together.
-        vectors, leaves = [], []
-        self.vectors = 0
-        for g in groups:
-            layout, run = g.tree_layout, np.arange(g.runs)[:, None]
-            vector_of_row = layout.tree.index[layout.tree.live & layout.tree.learned]
-            vectors.append((self.vectors + run * layout.vectors + vector_of_row).ravel())
-            _, class_leaf = np.unique(layout.tree.leaf, return_inverse=True)
-            leaves.append((g.leaves.start + run * layout.leaves + class_leaf).ravel())
-            self.vectors += g.runs * layout.vectors
-        vector_of_row, leaf_of_class = np.concatenate(vectors), np.concatenate(leaves)
-        self.vector_of_row = torch.as_tensor(vector_of_row.astype(np.int32), device=device)  # of learned rows
-        self.leaf_of_class = torch.as_tensor(leaf_of_class, device=device)
-        self.sum_vectors = Segments.of(vector_of_row, device)  # from learned rows to vectors
-        self.sum_classes = Segments.of(leaf_of_class, device)  # from classes to leaves
+        self.vector_of_row = torch.as_tensor(forest.vector_of_row.astype(np.int32), device=device)
+        self.leaf_of_class = torch.as_tensor(forest.leaf_of_class, device=device)
+        self.sum_vectors = Segments.of(forest.vector_of_row, device)  # from learned rows to vectors
+        self.sum_classes = Segments.of(forest.leaf_of_class, device)  # from classes to leaves
 
-    # Group by group, as `tower.ForestPass`.
-
-    def forward(self, contexts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return each group's class features (runs, classes, dim), from contexts (runs, vectors, width) of each."""
-        features = self.class_features(torch.cat([c.flatten(0, 1) for c in contexts]), workspace)
-        parts = features.split([g.runs * len(g.tree_layout.tree.leaf) for g in self.forest.groups])
-        return [p.unflatten(0, (g.runs, -1)) for p, g in zip(parts, self.forest.groups, strict=True)]
-
-    def backward(self, grads: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        """Return the gradients of the contexts, shaped as they were, from those of the class features."""
-        grad = torch.cat([g.flatten(0, 1) for g in grads]).to(self.tower.dtype)
-        parts = self.vector_grads(grad, workspace).split(
-            [g.runs * g.tree_layout.vectors for g in self.forest.groups]
-        )
-        return [p.unflatten(0, (g.runs, -1)) for p, g in zip(parts, self.forest.groups, strict=True)]
-
-    # All groups together.
-
-    def class_features(self, vectors: Tensor, workspace: Workspace) -> Tensor:
-        """Return the features of all runs' classes (classes, dim), projected and not normalized.
-
-        Args:
-            vectors: Context vectors of all runs, (vectors, width), any float dtype.
-            workspace: What backward reads is written there.
-        """
+    def forward(self, vectors: Tensor, workspace: Workspace) -> Tensor:
+        """Return the class features (classes, dim) of the context vectors (vectors, width)."""
         tower, last = self.tower, self.last
         x = workspace.x[0](self.forest.rows, tower.width)
         normal = self._embed(vectors.contiguous(), x, workspace)
@@ -120,23 +80,19 @@ class KernelPass:
         features: Tensor = (normal @ tower.projection).index_select(0, self.leaf_of_class)
         return features
 
-    def vector_grads(self, grad_classes: Tensor, workspace: Workspace) -> Tensor:
-        """Return the gradients of the context vectors (vectors, width), in float32 at least.
-
-        Args:
-            grad_classes: Of all runs' class features (classes, dim), in the tower's dtype.
-            workspace: As ``class_features`` left it.
-        """
+    def backward(self, grad: Tensor, workspace: Workspace) -> Tensor:
+        """Return the gradient of the vectors, in float32 at least."""
         forest, tower, width = self.forest, self.tower, self.tower.width
+        grad_classes = grad.to(tower.dtype).contiguous()
         grad_leaves = grad_classes.new_empty(forest.leaves, tower.dim)
         add_segments(grad_leaves, grad_classes, self.sum_classes)
         normal = grad_leaves @ tower.projection.t()
-        grad = Sums.like(normal)
-        layer_norm_backward(normal, workspace.x[-1](*normal.shape), tower.eps_final, grad)
+        sums = Sums.like(normal)
+        layer_norm_backward(normal, workspace.x[-1](*normal.shape), tower.eps_final, sums)
         for layer in range(self.last, -1, -1):
-            grad = self._layer_backward(layer, grad, workspace)
-        grad_vectors = torch.empty(self.vectors, width, dtype=grad.high.dtype, device=tower.device)
-        add_segments(grad_vectors, grad.high, self.sum_vectors)
+            sums = self._layer_backward(layer, sums, workspace)
+        grad_vectors = torch.empty(forest.vectors, width, dtype=sums.high.dtype, device=tower.device)
+        add_segments(grad_vectors, sums.high, self.sum_vectors)
         return grad_vectors
 
     def _embed(self, vectors: Tensor, x: Tensor, workspace: Workspace) -> Tensor:

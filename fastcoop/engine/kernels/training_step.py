@@ -31,12 +31,12 @@ def _step(blocks: Tensor, divergence_factor: float, batch: Batch) -> None:
     """Do forward, each run's loss, backward and SGD. The batch's tensors are read and written in place."""
     forest_pass: Any = batch.forest_pass
     images, optimizer, step = batch.images, batch.optimizers[0][0], batch.counter
-    features = forest_pass.class_features(batch.vectors, batch.workspace)
+    features = forest_pass.forward(batch.vectors, batch.workspace)
     loss, grads = batch.vectors.new_empty(len(batch.active)), torch.empty_like(features)
     cross_entropy(
         features, blocks, images.images, images.labels, images.rows, step, images.logit_scale, loss, grads
     )  # fmt: skip
-    grad = forest_pass.vector_grads(grads, batch.workspace)
+    grad = forest_pass.backward(grads, batch.workspace)
     # Nothing is written before the last allocation: a step that runs out of memory is repeated from its start.
     note_losses(
         loss, batch.losses, batch.limit, batch.untrained_loss, batch.first_epoch_left, batch.diverged_at, step,
