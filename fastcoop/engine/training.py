@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from itertools import chain, groupby, product
+from itertools import accumulate, chain, groupby, product
 
 import numpy as np
 import torch
@@ -384,28 +384,25 @@ class StepImages:
         if batched:
             self._build_tables(batched, steps)
         # Normalized images and labels of each few-shot subset from which runs learn all at once.
-        self._whole: dict[Hashable, tuple[Tensor, Tensor]] = {}
-        for a in active:
-            if a.batches is None and a.run.images not in self._whole:
-                images = self._normalized(a.run.features.flatten(0, 1).to(self.device))
-                self._whole[a.run.images] = images, _labels_of_views(a.run).to(self.device)
+        whole = {a.run.images: a.run for a in active if a.batches is None}
+        self._whole = {
+            images: (self._normalized(run.features.flatten(0, 1).to(self.device)), self._labels([run]))
+            for images, run in whole.items()
+        }
 
     def _build_tables(self, active: Sequence[ActiveRun], steps: int) -> None:
-        starts: dict[Hashable, int] = {}  # where a run's images begin among those of all runs
-        pool, size = [], 0  # runs that read the same images, all of them in this batch, share one copy
+        # Runs that read the same images, all of them in this batch, share one copy.
+        pool = {a.run.images: a.run for a in active}
+        parts = [run.features.flatten(0, 1).to(self.device) for run in pool.values()]
+        self.images, self.labels = torch.cat(parts), self._labels(pool.values())
+        starts = dict(zip(pool, accumulate(map(len, parts), initial=0), strict=False))
         longest = max(a.run.images_per_step for a in active)
         rows = torch.full((steps, len(active), longest), -1, dtype=torch.int32)
         for i, a in enumerate(active):
             assert a.batches is not None
             own = a.batches[a.step : a.step + steps]
-            if a.run.images not in starts:
-                starts[a.run.images] = size
-                pool.append((a.run.features.flatten(0, 1), _labels_of_views(a.run)))
-                size += len(pool[-1][0])
             rows[:, i, : own.shape[1]] = torch.where(own >= 0, own + starts[a.run.images], -1)
-        images, labels = zip(*pool, strict=True)
-        self.images = torch.cat([part.to(self.device) for part in images])
-        self.labels, self.rows = torch.cat(labels).to(self.device), rows.to(self.device)
+        self.rows = rows.to(self.device)
 
     def __call__(self, step: Tensor) -> Iterator[Iterable[tuple[slice, Images]]]:
         """Yield for each group the images of a step, int64 (1,) of this batch on the device, part by part."""
@@ -444,9 +441,10 @@ class StepImages:
     def _normalized(self, images: Tensor) -> Tensor:
         return F.normalize(images.to(self.dtype), dim=-1, eps=0.0)
 
-
-def _labels_of_views(run: Run) -> Tensor:
-    return run.labels.repeat_interleave(run.features.shape[1])
+    def _labels(self, runs: Iterable[Run]) -> Tensor:
+        """Return the labels of all views of the runs' images."""
+        labels = [run.labels.repeat_interleave(run.features.shape[1]) for run in runs]
+        return torch.cat(labels).to(self.device)
 
 
 class RecordedStep:

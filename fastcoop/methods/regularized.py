@@ -126,7 +126,9 @@ class ProGradMethod(RegularizedMethod):
     }
 
     def objective(self, backbone: Backbone, run: RunSpec[Any]) -> engine.Objective:
-        return engine.ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
+        from fastcoop.methods.projected_gradient import ProjectedGradient  # it needs torch
+
+        return ProjectedGradient(self.texts(backbone, run), run.settings.lmbda)
 
     def check(self, run: Run) -> None:
         super().check(run)

@@ -13,7 +13,6 @@ from torch import Tensor
 from fastcoop.backbones import Backbone, PlainTower, backbone_from_spec
 from fastcoop.engine import (
     FastSchedule,
-    ProjectedGradient,
     PromptEncoder,
     PromptLearner,
     Run,
@@ -25,6 +24,7 @@ from fastcoop.engine.forest import Trees
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
 from fastcoop.errors import UserError
 from fastcoop.methods.class_tokens import ClassTokenEncoder
+from fastcoop.methods.projected_gradient import ProjectedGradient
 from fastcoop.prompts import PromptLayout, nearest_words
 from fastcoop.prompts.plain import drops_full_stop, plain_prompts, written
 from fastcoop.prompts.vectors import word_tokens
