@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcoop.engine import Run, train
 from fastcoop.engine.weights import ANY_ROWS, CPU_CHUNK, RULES, RowRule, bmm, even_slices, fold, row_rule
@@ -99,6 +100,27 @@ def test_spare_rows_are_as_few_as_the_rule_allows():
         assert CPU_CHUNK % rule.step == 0
         for rows in (1, 100, CPU_CHUNK - 1, CPU_CHUNK, 3 * CPU_CHUNK + 5):
             assert rule.padded(rows) >= rows
+
+
+class ProductTypes(TorchDispatchMode):
+    """Notes the types of products."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.add(result.dtype)
+        return result
+
+
+def test_the_rule_of_rows_is_measured_without_the_callers_autocast():
+    tower = fold(tiny_backbone(torch.float32, width=40, layers=1).text)  # sizes that nothing else measures
+    with torch.autocast("cpu", torch.bfloat16), ProductTypes() as products:
+        row_rule(tower)
+    assert products.seen == {torch.float32}
 
 
 def test_products_of_batches_are_the_plain_ones(threads):
