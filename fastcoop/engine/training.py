@@ -222,13 +222,13 @@ class Batch:
         # An optimizer's runs stand side by side, and the forest takes those of a tree together. A loss is of a group of
         # these with equally many images: a longer batch beside it would change the order of a run's sums.
         by_optimizer = sorted(active, key=lambda a: a.run.optimizer.__name__)
-        of_trees = _grouped(by_optimizer, lambda a: (a.run.optimizer, a.run.shape.tree))
-        groups_of_trees = [
-            _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind)) for of_tree in of_trees
+        self.groups = [
+            group
+            for of_tree in _grouped(by_optimizer, lambda a: (a.run.optimizer, a.run.shape.tree))
+            for group in _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind))
         ]
-        self.groups = list(chain(*groups_of_trees))
-        by_tree = [list(chain(*groups)) for groups in groups_of_trees]
-        self.active = active = list(chain(*by_tree))
+        self.active = active = list(chain(*self.groups))
+        by_tree = _grouped(active, lambda a: (a.run.optimizer, a.run.shape.tree))
         planned = [(trees[of_tree[0].run.shape.tree], len(of_tree)) for of_tree in by_tree]
         self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
         self.workspace = new_workspace(trees.tower, memory_bytes=kept_bytes)
