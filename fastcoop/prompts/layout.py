@@ -170,10 +170,14 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], context_length: int | N
     Raises UserError for a text of more than ``context_length`` tokens (None: of any number).
     """
     start, end = frame_of(tokenizer)
-    # The tokenizer cuts silently at its length. A character is at most four bytes, and a byte one token.
+    # The tokenizer cuts silently at its length. Most write a character as at most four tokens, one per byte.
     long = FRAME_LENGTH + 4 * max(map(len, texts), default=0)
-    rows = tokenizer(list(texts), context_length=long).tolist()
-    sequences = [row[: row.index(end[0], len(start)) + len(end)] for row in rows]
+    while True:
+        rows = tokenizer(list(texts), context_length=long).tolist()
+        sequences = [row[: row.index(end[0], len(start)) + len(end)] for row in rows]
+        if max(map(len, sequences), default=0) < long:
+            break
+        long *= 2  # a text fills the length, so it may be cut
     for text, sequence in zip(texts, sequences, strict=True):
         if context_length is not None and len(sequence) > context_length:
             raise UserError(

@@ -6,6 +6,7 @@ import re
 
 import open_clip
 import pytest
+import torch
 
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, class_prompts
@@ -50,6 +51,19 @@ def test_prompts_equal_the_tokenizer_s_where_words_fill_the_context():
         whole = tokenize(TOKENIZER, [f"a photo of a {name}."])[0]
         assert len(prompt) == len(whole)
         assert [slot.number for slot in prompt[5:]] == whole[5:]
+
+
+def test_a_character_that_is_many_tokens_is_not_cut():
+    def tokenizer(texts: list[str], context_length: int) -> torch.Tensor:
+        """As mT5's, which reads this letter as 18: cuts at the length, with the end token last."""
+        rows = [[5] * 18 * text.count("ﷺ") + [6] * text.count("a") for text in texts]
+        return torch.tensor(
+            [[*row[: context_length - 1], 1, *[0] * context_length][:context_length] for row in rows]
+        )
+
+    assert tokenize(tokenizer, ["ﷺ" * 9], None) == [[5] * 162 + [1]]
+    with pytest.raises(UserError, match="has 163 tokens"):
+        tokenize(tokenizer, ["ﷺ" * 9])
 
 
 @pytest.mark.parametrize(
