@@ -40,6 +40,8 @@ TWINS = {  # effects of images that two classes of a split share
 }
 
 Found = tuple[str, int, os.stat_result]  # path, label
+# Files (path, number of a class or split) that may be copies, by whether their names may differ, size and name.
+Groups = dict[tuple[bool, int, str], list[tuple[str, int]]]
 
 
 def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> Iterator[str]:
@@ -124,32 +126,14 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
 
 def _twins(root: Path, files: Sequence[Found]) -> list[tuple[str, str]]:
     """Return pairs of paths of one split that are the same image in two classes, sorted."""
-    by_size: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    groups: Groups = defaultdict(list)
     for path, label, stat in files:
-        by_size[stat.st_size].append((path, label))
-    found, left = [], MAX_COMPARED
-    for size, alike in sorted(by_size.items(), key=lambda pair: (len(pair[1]), pair[0])):
-        if size and len({label for _, label in alike}) > 1 and len(alike) <= left:
-            left -= len(alike)
-            for same in _equal_files(root, size, alike):
-                first, *others = sorted(same)
-                found += [(first[0], path) for path, label in others if label != first[1]]
+        groups[False, stat.st_size, ""].append((path, label))
+    found = []
+    for same in _copies(root, groups):
+        first, *others = sorted(same)
+        found += [(first[0], path) for path, label in others if label != first[1]]
     return sorted(found)
-
-
-def _equal_files(root: Path, size: int, files: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """Return the groups of files (path, label) of equal size that have equal contents and several labels."""
-    groups = [list(files)]
-    for start in (max(0, size - END), 0):  # the ends of most files differ
-        new = []
-        for group in groups:
-            by_content: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
-            for path, label in group:
-                by_content[_content(root / path, start)].append((path, label))
-            by_content.pop(b"", None)
-            new += [same for same in by_content.values() if len({label for _, label in same}) > 1]
-        groups = new
-    return groups
 
 
 def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list[tuple[str, str]]:
@@ -157,36 +141,47 @@ def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list
     paths = {path: path for path, _, _ in first}
     by_inode = {(stat.st_dev, stat.st_ino): path for path, _, stat in first if stat.st_ino}
     found: dict[str, str] = {}  # paths in the first split, by those in the second
-    alike: dict[tuple[str, int], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    groups: Groups = defaultdict(list)
     for path, _, stat in second:
         if same := paths.get(path) or by_inode.get((stat.st_dev, stat.st_ino)):
             found[path] = same
-        elif stat.st_size:
+        else:
             for name in (posixpath.basename(path), ""):
-                alike[name, stat.st_size][1].append(path)
+                groups[not name, stat.st_size, name].append((path, 1))
     for path, _, stat in first:
         for name in (posixpath.basename(path), ""):
-            if (name, stat.st_size) in alike:
-                alike[name, stat.st_size][0].append(path)
-    groups = [
-        (not name, len(here) + len(there), size, here, there) for (name, size), (here, there) in alike.items()
-    ]
-    left = MAX_COMPARED
-    for _, count, size, here, there in sorted(groups):  # files of one name first
-        if here and count <= left:
-            left -= count
-            found |= _copies(root, size, here, there)
+            if (key := (not name, stat.st_size, name)) in groups:
+                groups[key].append((path, 0))
+    for copies in _copies(root, groups):
+        *_, one = (path for path, split in copies if split == 0)
+        found |= {path: one for path, split in copies if split == 1}
     return [(one, other) for other, one in found.items()]
 
 
-def _copies(root: Path, size: int, here: Sequence[str], there: Sequence[str]) -> dict[str, str]:
-    """Return which files of ``there`` are copies of which of ``here``; all have the same size."""
-    for start in (max(0, size - END), 0):  # the ends of most files differ
-        firsts, others = ({path: _content(root / path, start) for path in part} for part in (here, there))
-        both = set(firsts.values()) & set(others.values()) - {b""}
-        here, there = ([path for path, one in part.items() if one in both] for part in (firsts, others))
-    known = {firsts[path]: path for path in here}
-    return {path: known[others[path]] for path in there}
+def _copies(root: Path, groups: Groups) -> Iterator[list[tuple[str, int]]]:
+    """Yield files of equal contents that have several numbers, comparing files of one name and small groups first."""
+    left = MAX_COMPARED
+    for (_, size, _), files in sorted(groups.items(), key=lambda pair: (pair[0][0], len(pair[1]), pair[0])):
+        if size and _differ(files) and len(files) <= left:
+            left -= len(files)
+            found = [files]
+            for start in (max(0, size - END), 0):  # the ends of most files differ
+                found = [same for alike in found for same in _by_content(root, start, alike) if _differ(same)]
+            yield from found
+
+
+def _differ(files: Iterable[tuple[str, int]]) -> bool:
+    """Return whether files have several numbers: they are in several classes, or splits."""
+    return len({number for _, number in files}) > 1
+
+
+def _by_content(root: Path, start: int, files: Iterable[tuple[str, int]]) -> Iterable[list[tuple[str, int]]]:
+    """Return groups of files that are equal from byte ``start`` on, without those that cannot be read."""
+    found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for path, number in files:
+        found[_content(root / path, start)].append((path, number))
+    found.pop(b"", None)
+    return found.values()
 
 
 def _content(path: Path, start: int) -> bytes:
