@@ -55,7 +55,7 @@ def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_prompt(runs: pd.DataFrame) -> pd.DataFrame:
-    """Keep one zero-shot prompt per dataset: its own (``prompt`` None), else the first that was run."""
+    """Keep one zero-shot prompt per dataset: its own (``prompt`` None), else the first by its label."""
     zero = runs[runs.method == "zero_shot"]
     first = zero.sort_values("prompt", key=lambda prompts: prompts.notna(), kind="stable")
     chosen = first.drop_duplicates("dataset").set_index("dataset").prompt.fillna("")

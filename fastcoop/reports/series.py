@@ -68,8 +68,8 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     """Return the series of each run, with its unusual settings where runs of one series differ in these.
 
     The most frequent settings of a method keep the series' plain name; of equally frequent ones, those with the
-    shortest label and the fewest recorded settings (defaults are in neither), then the earliest. Others get series of
-    their own, such as ``coop end (learning_rate 0.01)``.
+    shortest label and the fewest recorded settings (defaults are in neither), then the first in alphabetical order.
+    Others get series of their own, such as ``coop end (learning_rate 0.01)``.
     """
     others = [other_settings(run, known) for run in runs.itertuples(index=False)]
     facts = pd.Series([json.dumps(one, sort_keys=True) for one in others], runs.index)
@@ -79,7 +79,7 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
             shown = _shown(own, frame.settings)
             counts, lengths = own.value_counts(), frame.label.astype(str).str.len().groupby(own).min()
-            order = {text: (-counts[text], lengths[text], len(shown[text])) for text in own.unique()}
+            order = {text: (-counts[text], lengths[text], len(shown[text]), text) for text in own.unique()}
             usual = shown[min(order, key=order.__getitem__)]
             names = zip(frame.series, own, strict=True)
             series[frame.index] = [_with_settings(name, shown[text], usual) for name, text in names]

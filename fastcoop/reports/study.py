@@ -181,7 +181,8 @@ def read_study(folder: Path) -> Study:
     tested = frame[frame.dataset.isin({*moved.source, *moved.dataset})].drop_duplicates("dataset")
     pairs = zip(tested.key, tested.dataset, strict=True)
     names = {name: results.load_predictions(folder, key, name).class_names for key, name in pairs}
-    return replace(study_of(frame, folder, names), failed=results.load_failures(folder), untested=untested)
+    failed, untested = (_in_grid_order(part, folder) for part in (results.load_failures(folder), untested))
+    return replace(study_of(frame, folder, names), failed=failed, untested=untested)
 
 
 def evaluate_targets(untested: pd.DataFrame) -> str:
@@ -231,8 +232,9 @@ def study_of(
         raise UserError(
             f"All {runs.key.nunique()} runs in {folder} diverged and have no accuracy; lower their learning rate."
         )
-    finished = _in_grid_order(runs[~diverged & latest], folder)
-    return Study(folder, finished, runs[diverged & latest], runs[~latest], known)
+    parts = (runs[~diverged & latest], runs[diverged & latest], runs[~latest])
+    finished, lost, repeated = (_in_grid_order(part, folder) for part in parts)
+    return Study(folder, finished, lost, repeated, known)
 
 
 def _listed(folder: Path, axis: str) -> list[str]:
@@ -255,13 +257,20 @@ def _texts(given: Any) -> list[str]:
 
 
 def _in_grid_order(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Sort runs by the order of datasets, targets and backbones in the grid; names that are not in it come last."""
+    """Sort runs by backbone and dataset in the grid's order, then by what they are, never by when they finished.
+
+    Names that are not in the grid come last.
+    """
+    if runs.empty:
+        return runs
+    shots = runs.shots.replace("all", frames.ALL_SHOTS).astype(float)
+    keys = [runs.label, shots, runs.seed, runs.key, runs.dataset]
     for column, more in (("dataset", _listed(folder, "targets")), ("backbone", [])):
         names = [*(_listed(folder, f"{column}s") or runs[column]), *more]
         order = {name: place for place, name in enumerate(dict.fromkeys(Path(one).name for one in names))}
-        places = runs[column].map(lambda name, order=order: order.get(Path(name).name, len(order)))
-        runs = runs.loc[places.sort_values(kind="stable").index]
-    return runs.reset_index(drop=True)
+        keys.insert(0, runs[column].map(lambda name, order=order: order.get(Path(name).name, len(order))))
+    table = pd.concat(keys, axis=1, ignore_index=True)
+    return runs.loc[table.sort_values([*table]).index].reset_index(drop=True)
 
 
 def _kind(source: str, dataset: str, names: Mapping[str, Sequence[str]]) -> str:

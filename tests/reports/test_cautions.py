@@ -63,9 +63,11 @@ def test_runs_that_differ_in_a_setting_are_series_of_their_own():
     twin = frame[frame.index == frame.index[-1]].assign(
         key="other", settings='{"views": 8, "learning_rate": 0.1}'
     )
-    study = study_of(pd.concat([frame, twin]), "results")
-    assert study.runs.series.iloc[-1] == "coop mid (learning_rate 0.1)"
-    assert study.runs.series[:-1].tolist() == study_of(frame, "results").runs.series.tolist()
+    series, before = (
+        study_of(runs, "results").runs.set_index("key").series for runs in (pd.concat([frame, twin]), frame)
+    )
+    assert series["other"] == "coop mid (learning_rate 0.1)"
+    assert series.drop("other").to_dict() == before.to_dict()
     everywhere = frame.assign(
         settings=frame.settings.where(frame.shots != 1, '{"views": 8, "learning_rate": 0.1}')
     )
@@ -78,7 +80,7 @@ def test_of_the_same_run_done_twice_the_last_counts():
     frame = calm()
     twin = frame[frame.index == frame.index[-1]].assign(key="other", accuracy=60.0)
     study = study_of(pd.concat([frame, twin]), "results")
-    assert (len(study.runs), study.runs.accuracy.iloc[-1]) == (len(frame), 60.0)
+    assert (len(study.runs), study.runs.set_index("key").accuracy["other"]) == (len(frame), 60.0)
     assert "Left out: 1 run repeated later" in warned(pd.concat([frame, twin]))
 
 
@@ -111,8 +113,8 @@ def test_a_dataset_that_is_not_the_same_for_all_runs_is_named():
     frame["test"] = [8 * "a"] * (len(frame) - 2) + [8 * "b"] * 2
     text = "objects is the name of 2 different sets of classes, images or splits, which are shown separately"
     assert text in warned(frame)
-    names = study_of(frame, "results").runs.dataset
-    assert names.tolist() == ["objects (aaaaaaaa)"] * (len(frame) - 2) + ["objects"] * 2
+    names = study_of(frame, "results").runs.set_index("key").dataset
+    assert names[frame.key].tolist() == ["objects (aaaaaaaa)"] * (len(frame) - 2) + ["objects"] * 2
 
 
 def test_seeds_of_different_epochs_at_one_point_of_a_curve_are_named():

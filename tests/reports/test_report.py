@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sqlite3
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastcoop.errors import UserError
 from fastcoop.reports import report
 from fastcoop.reports.study import study_of
 from fastcoop.results.parameters import Parameters, write_parameters
-from tests.reports.made_up_results import coop, results, run, store_words
+from tests.reports.made_up_results import coop, results, run, store_words, whole_study
 
 RUN = (
     "INSERT INTO runs VALUES (:key, :backbone, 'd', :dataset, :method, :label, :shots, :seed, :settings,"
@@ -176,6 +177,22 @@ def test_the_same_results_give_the_same_bytes(folder_of, tmp_path):
     first = {p.name: p.read_bytes() for p in report(folder, tmp_path / "a")}
     second = {p.name: p.read_bytes() for p in report(folder, tmp_path / "a")}
     assert first == second
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_does_not_depend_on_the_order_in_which_runs_finished(folder_of, tmp_path):
+    frame = whole_study().drop_duplicates("key")
+    frame = frame[frame.source == frame.dataset]  # others need stored predictions
+    rates = np.where(frame.seed == 1, '{"learning_rate": 0.01}', '{"learning_rate": 0.02}')
+    frame.loc[frame.method == "text_bias", "settings"] = rates[frame.method == "text_bias"]
+    frame.loc[frame.seed == 3, "accuracy"] -= 40  # warnings name runs
+    grid = {"datasets": list(dict.fromkeys(frame.dataset)), "backbones": ["demo-resnet", "demo-vit"]}
+    made = []
+    for state in (1, 2):
+        folder = folder_of(frame.sample(frac=1, random_state=state))
+        (folder / "grid.yaml").write_text(json.dumps(grid))
+        made.append({path.name: path.read_bytes() for path in report(folder, tmp_path / "out")})
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
 
 
 def test_results_without_runs_are_refused(folder_of, tmp_path):

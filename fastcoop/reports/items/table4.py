@@ -38,6 +38,7 @@ def make(study: Study) -> list[Exhibit]:
 
 def _of_slice(study: Study, piece: Slice) -> Iterator[Exhibit]:
     coop = piece.runs[(piece.runs.method == "coop") & (piece.runs.class_position == "end")]
+    coop = coop.sort_values("class_specific", kind="stable")  # unified contexts come first
     inits = [init for init in coop.init.unique() if init != "random"]
     for (init, specific), frame in coop.groupby(["init", "class_specific"], sort=False):
         length = 16 if (frame.context_length == 16).any() else int(frame.context_length.max())
