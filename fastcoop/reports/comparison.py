@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcoop.errors import UserError
 from fastcoop.progress import counted
-from fastcoop.reports.paired import DATASETS, FEWEST_DATASETS, SEEDS, compare_pairs
+from fastcoop.reports.paired import compare_pairs
 from fastcoop.results.read import load_results
 from fastcoop.results.tables import pair_folders, pair_labels, select_rows
 
@@ -56,10 +56,8 @@ def _compared(label: str, backbone: str, pairs: pd.DataFrame) -> dict[str, Any]:
         place=[d if d == s else f"{s} > {d}" for s, d in zip(pairs.source, pairs.dataset, strict=True)],
     )
     # All targets of a source test the same runs: they are no further datasets.
-    unit = DATASETS if pairs.source.nunique() >= FEWEST_DATASETS else SEEDS
-    place = "source" if unit == DATASETS else "place"
-    differences = pairs.groupby([place, "seed"], sort=False).difference.mean()
-    more, less = (compare_pairs(sign * differences, unit=unit) for sign in (1, -1))
+    differences = pairs.groupby(["source", "seed"], sort=False).difference.mean()
+    more, less = (compare_pairs(sign * differences) for sign in (1, -1))
     p = None if math.isnan(more.p) else min(1.0, 2 * min(more.p, less.p))
     groups = pairs.groupby("place", sort=False)
     means = groups[["first", "second", "difference"]].mean().assign(runs=groups.size())

@@ -9,6 +9,11 @@ from typing import Any
 
 # Settings that older results lack, with their default, and one that only records a number.
 DEFAULTS = {"select": "last", "precision": "float32", "solver": "official"}
+# Values that runs of `selection: fixed` have where none are given and that they do not record.
+FIXED = {
+    "prolip": {"learning_rate": 1e-5},
+    "cross_modal": {"learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 8},
+}
 RECORDS_ONLY = "val_accuracy"
 DIGITS = 6  # of values that a run recorded in float32
 
@@ -18,7 +23,8 @@ def plain_settings(run: Any) -> dict[str, Any]:
 
     Left out are settings that are None, defaults that older results lack, and a setting that records a number only.
     The columns stand for settings that they resolve: ``epochs``, ``selection``, and a fast ``schedule`` with its
-    ``pull``. Values that a run did not choose (``selection: fixed``) are those that it recorded, given or not.
+    ``pull``. Values that a run did not choose (``selection: fixed``) are those that it recorded or that its method
+    fixes, given or not.
 
     Args:
         run: a row of a results table, as a named tuple; ``settings`` is JSON, or a mapping.
@@ -40,6 +46,7 @@ def plain_settings(run: Any) -> dict[str, Any]:
     if found.get("selection") == "fixed":
         recorded = _mapping(getattr(run, "extra", None))
         found |= {name: float(f"{recorded[name]:.{DIGITS}g}") for name in given if name in recorded}
+        found = {**FIXED.get(getattr(run, "method", ""), {}), **found}
     return found
 
 

@@ -138,24 +138,24 @@ def plain_texts(runs: pd.DataFrame) -> list[str]:
 
 
 def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Pair the runs of two results tables that agree in label, settings, backbone, dataset, shots and seed.
+    """Pair the runs of two results tables that agree in method, settings, backbone, dataset, shots and seed.
 
     Returns:
-        One row per pair, with the columns ``label, backbone, shots, source, dataset, seed`` and the accuracies in
-        percent, ``first`` and ``second``. Runs without an accuracy are left out.
+        One row per pair, with the columns ``label`` (of the first), ``backbone, shots, source, dataset, seed`` and the
+        accuracies in percent, ``first`` and ``second``. Runs without an accuracy are left out.
 
     Raises:
         UserError: there is no pair, or several runs of one table could be in a pair, or the runs of a pair differ in
             their images, prompts or weights.
     """
-    columns = ["label", *PLACE, "plain"]
+    columns = ["method", *PLACE, "plain"]
     pairs = _pair(_unique(first, columns), _unique(second, columns), columns, list(MUST_AGREE))
     if pairs.empty:
         raise UserError(
-            "No run of one folder has the label, settings, backbone, dataset, shots and seed of a run of the other; "
+            "No run of one folder has the method, settings, backbone, dataset, shots and seed of a run of the other; "
             "`fastcoop results list FOLDER` shows what each has."
         )
-    return pairs
+    return pairs.rename(columns={"label_first": "label"})
 
 
 def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path) -> pd.DataFrame:
@@ -207,7 +207,7 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     Of a run that was done twice, such as with a default left out and written out, there is one row.
     """
     table = table[table.accuracy.notna()]
-    table = table.assign(plain=plain_texts(table)).drop_duplicates(["label", *PLACE, "plain", *SAME_TEST])
+    table = table.assign(plain=plain_texts(table)).drop_duplicates(["method", *PLACE, "plain", *SAME_TEST])
     alike = table[table.duplicated(columns, keep=False)]
     if not alike.empty:
         row = alike.iloc[0]
@@ -219,7 +219,7 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         )
     settings = [json.loads(text) for text in table.settings]
     made = [str([one.get(name) for name in FEATURE_PROPERTIES if name != "views"]) for one in settings]
-    return table.assign(features_made=made)[[*columns, "accuracy", *MUST_AGREE]]
+    return table.assign(features_made=made)[[*columns, "label", "accuracy", *MUST_AGREE]]
 
 
 def _pair(one: pd.DataFrame, other: pd.DataFrame, columns: list[str], agree: Sequence[str]) -> pd.DataFrame:

@@ -203,6 +203,14 @@ def test_targets_of_one_source_are_one_dataset(tmp_path):
     assert finding.verdict == UNKNOWN
 
 
+def test_runs_that_were_not_tested_on_all_targets_are_counted(tmp_path):
+    frame = world(robust, steady(3.0))
+    assert "left out" not in finding_on(robust, frame, tmp_path).numbers
+    finding = finding_on(robust, frame[(frame.dataset != "target-a") | (frame.seed != 2)], tmp_path)
+    assert finding.test.pairs == 2
+    assert finding.numbers.endswith("+3.00; left out: 1 run not tested on all targets")
+
+
 def test_the_mean_gain_is_of_these_datasets_however_unlike_they_are(tmp_path):
     # The paper's own gains, as Table 1 and Figures 1 and 4 let one read them, with a small spread over seeds.
     gains = (46.0, 28.4, 21.3, 17.8, 14.0, 14.2, 10.7, 5.5, 4.8, 1.2, -2.6)

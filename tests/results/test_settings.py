@@ -10,6 +10,8 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS
+from fastcoop.methods.adapters.cross_modal import DECAY, RATE, SIZE
+from fastcoop.methods.adapters.prolip import LEARNING_RATE
 from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.settings import plain_settings
 from fastcoop.results.tables import pair_folders, pair_labels
@@ -26,6 +28,7 @@ class Row(NamedTuple):
     schedule: str | None = None
     selection: str | None = None
     extra: str = "{}"
+    method: str = ""
 
 
 def settings(method: str, **given: Any) -> str:
@@ -61,12 +64,36 @@ TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters"
             Row(settings("tip_adapter", alpha=1.17, beta=1.0), extra=TIP, **FIXED),
         ),
         (
+            Row(settings("prolip"), method="prolip", **FIXED),
+            Row(settings("prolip", learning_rate=LEARNING_RATE), method="prolip", **FIXED),
+        ),
+        (
+            Row(settings("cross_modal", selection="fixed"), method="cross_modal", **FIXED),
+            Row(
+                settings(
+                    "cross_modal", learning_rate=RATE, weight_decay=DECAY, batch_size=SIZE, selection="fixed"
+                ),
+                method="cross_modal",
+                **FIXED,
+            ),
+        ),
+        (
             Row(settings("gda", selection="fixed"), extra='{"alpha": 1.0}', **FIXED),
             Row(settings("gda", alpha=1), extra='{"alpha": 1.0}', **FIXED),
         ),
         (Row(settings("linear_probe")), Row('{"iterations": 1000, "search_steps": 8}')),
     ],
-    ids=["pull", "schedule", "epochs", "recorded number", "tip_adapter", "gda", "before solver"],
+    ids=[
+        "pull",
+        "schedule",
+        "epochs",
+        "recorded number",
+        "tip_adapter",
+        "prolip",
+        "cross_modal",
+        "gda",
+        "before solver",
+    ],
 )
 def test_defaults_that_are_written_out_or_not_recorded_are_the_same(one: Row, other: Row) -> None:
     assert plain_settings(one) == plain_settings(other)
@@ -110,6 +137,9 @@ def test_folders_of_two_versions_are_compared() -> None:
         {name: one for name, one in json.loads(settings("coop")).items() if name not in LATER}
     )
     assert len(pair_folders(before, now)) == 3
+    assert len(pair_folders(before, now.assign(label="CoOp (learning_rate=0.002)"))) == 3, (
+        "labels only name runs"
+    )
     twice = pd.concat([now, now.assign(key="other", settings=before.settings)])
     assert len(pair_folders(twice, now)) == 3, "a run that was done twice is one run"
 
