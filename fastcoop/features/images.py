@@ -78,6 +78,7 @@ def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB, as `read_rgb` does."""
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.copy()  # the caller's stays as it is
         del image.info["transparency"]  # RGB has none; Pillow would warn of dropping it
     return (_to_8_bits(image) if image.mode == "F" or image.mode[0] == "I" else image).convert("RGB")
 

@@ -251,6 +251,13 @@ def test_16_bit_pngs_of_all_channels_are_those_of_8_bits(
     assert np.array_equal(np.asarray(read_rgb(tmp_path / "wide.png")), np.asarray(expected))
 
 
+def test_a_callers_picture_keeps_its_transparency() -> None:
+    image = RGB.quantize(16)
+    image.info["transparency"] = bytes(range(16))
+    assert images.to_rgb(image).mode == "RGB"
+    assert image.info["transparency"] == bytes(range(16))
+
+
 def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
