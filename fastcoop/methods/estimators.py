@@ -234,6 +234,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         """Return features float32 (images, views, dim)."""
         if isinstance(X, str | os.PathLike):
             raise UserError(f"Expected features or a list of images, got one path; pass [{str(X)!r}].")
+        if hasattr(X, "convert") or getattr(X, "ndim", 0) > 3:
+            raise UserError(
+                "Expected features (images, dim) or (images, views, dim), or a list of paths or PIL images, got "
+                f"{'one image' if hasattr(X, 'convert') else f'pixels {tuple(X.shape)}'}; pass such a list."
+            )
         if hasattr(X, "to_numpy") and X.ndim == 1:  # a pandas Series
             X = X.to_numpy()
         if _are_images(X):

@@ -254,6 +254,12 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             lambda: fc.ZeroShot().fit(None, text_features=texts),
         ),
         (lambda: fitted.predict(path), "got one path", lambda: fitted.predict([path])),
+        (lambda: fitted.predict(image[0]), "got one image", lambda: fitted.predict(image)),
+        (
+            lambda: fitted.predict(np.zeros((6, 3, 16, 16))),
+            r"got pixels \(6, 3, 16, 16\)",
+            lambda: fitted.predict(image),
+        ),
         (lambda: bias.fit(X, names), "text_features", lambda: bias.fit(X, y, text_features=texts)),
         (
             lambda: bias.fit(X, y, logit_scale=9.0),
