@@ -6,7 +6,7 @@ words' embeddings and the context vectors, and autograd gives the gradients.
 
 Prompts are encoded in parts. Autograd's graph of a part is kept for the backward pass while memory allows; the other
 parts are encoded a second time there. On a CPU a part has prompts of one run only, and the same ones in any company,
-so a run's bits do not depend on the runs beside it; on a GPU a part has prompts of many runs.
+so a run's bits do not depend on the runs beside it; on a GPU a part has several runs where they fit.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ class PlainPass:
             for n, part in enumerate(self.parts[number]):
                 graph = self._encode(number, part, workspace, workspace.keep)
                 of_group[part] = graph[1].detach()
-                graph_bytes = graph[1].shape[:2].numel() * layout.cost.kept_bytes if workspace.keep else 0
-                if workspace.keep and workspace.nbytes + graph_bytes <= workspace.memory_bytes:
-                    workspace.graphs[number, n] = graph
-                    workspace.nbytes += graph_bytes
+                if workspace.keep:
+                    nbytes = workspace.nbytes + graph[1].shape[:2].numel() * layout.cost.kept_bytes
+                    if nbytes <= workspace.memory_bytes:
+                        workspace.graphs[number, n], workspace.nbytes = graph, nbytes
         return features
 
     @torch.inference_mode(False)
