@@ -18,6 +18,7 @@ from statistics import mean, median
 from unittest.mock import patch
 
 import numpy as np
+import sklearn.linear_model  # noqa: F401  (its first import takes seconds, which are not a search's)
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -73,7 +74,7 @@ def timed(solver: str, search: Search, threads: int) -> tuple[float, int, float,
     is_scikit_learn = solver in SOLVERS[:2]
     settings = LinearProbeSettings(solver="converged" if solver == "converged" else "official")
     torch.set_num_threads(1 if is_scikit_learn else threads)
-    fit = (lambda fits, log_c, near: fits._scikit_learn(log_c)) if is_scikit_learn else _Fits._official
+    fit = (lambda fits, log_c, near: (fits._scikit_learn(log_c), 0.0)) if is_scikit_learn else _Fits._official
     with threadpool_limits(1, user_api="blas"), patch.object(_Fits, "_official", fit):
         wall, cpu = time.perf_counter(), time.process_time()
         log_c, _, model = choose_c(train, val, settings)

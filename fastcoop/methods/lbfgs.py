@@ -66,7 +66,7 @@ def minimize(
             break
         curvature = (line.slope - slope) * step
         if curvature > -slope * step * EPSILON:
-            history.add(line.direction * step, gradient - previous_gradient, curvature)
+            history.add(line.direction, step, gradient, previous_gradient, curvature)
     return point, iteration, True
 
 
@@ -101,21 +101,21 @@ class _History:
     def __init__(self, like: Tensor) -> None:
         self._vectors = like.new_zeros(2 * CORRECTIONS, like.numel())  # changes of the point; of the gradient
         self._products = np.zeros((2, CORRECTIONS, CORRECTIONS))  # of both with changes of the gradient
+        self._curvatures = np.zeros(CORRECTIONS)
         self._rows: list[int] = []  # oldest first
-        self._scale = 1.0  # of the first inverse Hessian
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, change: Tensor, gradient_change: Tensor, curvature: float) -> None:
+    def add(
+        self, direction: Tensor, step: float, gradient: Tensor, previous_gradient: Tensor, curvature: float
+    ) -> None:
         """Add a correction, in place of the oldest if there are too many."""
         row = len(self._rows) if len(self._rows) < CORRECTIONS else self._rows.pop(0)
         self._rows.append(row)
-        self._vectors[row], self._vectors[CORRECTIONS + row] = change.ravel(), gradient_change.ravel()
-        products = self._with_vectors(gradient_change)
-        self._products[:, :, row], self._products[1, row] = products, products[1]
-        self._products[0, row, row] = curvature
-        self._scale = curvature / products[1, row]
+        torch.mul(direction.ravel(), step, out=self._vectors[row])
+        torch.sub(gradient.ravel(), previous_gradient.ravel(), out=self._vectors[CORRECTIONS + row])
+        self._curvatures[row] = curvature
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Return minus the inverse Hessian times a gradient."""
@@ -123,19 +123,22 @@ class _History:
 
         if not self._rows:
             return -gradient
-        rows, scale = np.array(self._rows), self._scale
-        with_changes, with_gradient_changes = self._with_vectors(gradient)[:, rows]
+        # One pass over the vectors gives their products with the newest change of the gradient and with the gradient.
+        rows, newest = np.array(self._rows), self._rows[-1]
+        pair = torch.stack([self._vectors[CORRECTIONS + newest], gradient.ravel()])
+        of_newest, of_gradient = (pair @ self._vectors.T).cpu().numpy().reshape(2, 2, CORRECTIONS)
+        self._products[:, :, newest], self._products[1, newest] = of_newest, of_newest[1]
+        with_changes, with_gradient_changes = of_gradient[:, rows]
         mixed, squares = self._products[:, rows[:, None], rows]
-        mixed = np.triu(mixed)
+        curvatures = self._curvatures[rows]
+        mixed = np.triu(mixed, 1) + np.diag(curvatures)
+        scale = curvatures[-1] / squares[-1, -1]  # of the first inverse Hessian
         solved = solve_triangular(mixed, with_changes)
-        middle = np.diag(mixed) * solved + scale * (squares @ solved - with_gradient_changes)
+        middle = curvatures * solved + scale * (squares @ solved - with_gradient_changes)
         weights = np.zeros((2, CORRECTIONS))
         weights[:, rows] = -solve_triangular(mixed, middle, trans=1), scale * solved
         weights_there = gradient.new_tensor(weights.ravel())
         return gradient.ravel().addmv(self._vectors.T, weights_there, beta=-scale).view_as(gradient)
-
-    def _with_vectors(self, vector: Tensor) -> np.ndarray:
-        return (self._vectors @ vector.ravel()).cpu().numpy().reshape(2, CORRECTIONS)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -113,7 +113,7 @@ def choose_c(
 
     First the best of seven by validation accuracy (ties: the largest C), then ``search_steps`` times a fit at both ends
     of a bracket that starts a decade either side and halves towards the better end (ties: the smaller C). The better
-    end of the last step is the choice. Fits run at the same time in as many threads as torch uses, each in one.
+    end of the last step is the choice. Fits and their parts run at the same time in as many threads as torch uses.
 
     Args:
         train: Features float64 (images, dim), and labels.
@@ -123,29 +123,39 @@ def choose_c(
     """
     is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
     threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
-    with backbones.precision.limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    pool, parts_pool = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)  # fits wait for their parts
+    with backbones.precision.limit_threads(1), warnings.catch_warnings(), pool, parts_pool:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
-        fits = _Fits(train, val, settings, device, pool)
+        maps = (pool.map, parts_pool.map) if threads > 1 else (map, map)
+        fits = _Fits(train, val, settings, device, *maps)
         fits.add(START)
-        fitted = fits.fitted
-        best = max(START, key=lambda log_c: fitted[log_c].accuracy)  # max keeps the first of equals
+        best = START[0]
+        for log_c in START[1:]:
+            best = log_c if fits.is_better(log_c, best) else best
         low, high = best - 1.0, best + 1.0
         for step in range(settings.search_steps):
             middle = (low + high) / 2
-            if low not in fitted or high not in fitted:
+            if low not in fits.fitted or high not in fits.fitted:
                 # Whichever end is better, the next step needs the middle.
                 is_last = step + 1 == settings.search_steps
                 fits.add([low, high] if is_last else [low, high, middle])
-            if fitted[low].accuracy < fitted[high].accuracy:
+            if fits.is_better(high, low):
                 chosen, low = high, middle
             else:
                 chosen, high = low, middle
-    return chosen, fitted[chosen].accuracy, fitted[chosen].model
+        fits.settle([chosen])
+    return chosen, fits.fitted[chosen].most / len(val[1]), fits.fitted[chosen].model
+
+
+def rounding_after(iterations: int) -> float:
+    """Return how much rounding may change logits after so many iterations, relative to their range."""
+    return float(10 ** (iterations / 25 - 7.5))
 
 
 class _Fitted(NamedTuple):
-    accuracy: float  # on the validation images, from 0 to 1
+    fewest: int  # validation images that it recognizes, whatever the rounding
+    most: int  # the same if rounding decides for the label
     model: LogisticRegression
     start: Tensor | None  # the weights where a converged fit with a near C starts
 
@@ -153,9 +163,9 @@ class _Fitted(NamedTuple):
 class _Fits:
     """Fits by log10 of C.
 
-    Official ones are scikit-learn's. `LogisticProblem` computes those that predict validation images as scikit-learn's,
-    whatever the rounding, in less work. scikit-learn computes the others itself: after some hundred iterations, its
-    fits depend on rounding. On a GPU, all are computed there.
+    Official ones are scikit-learn's. `LogisticProblem` computes most of them in less work. scikit-learn computes those
+    itself whose number of recognized validation images matters to the search and may depend on rounding, and long ones:
+    after some hundred iterations, its fits depend on rounding. On a GPU, all are computed there.
     """
 
     def __init__(
@@ -164,57 +174,75 @@ class _Fits:
         val: Labelled,
         settings: LinearProbeSettings,
         device: Any,
-        pool: ThreadPoolExecutor,
+        map_fits: Callable[..., Any],
+        map_parts: Callable[..., Any],
     ) -> None:
         from sklearn.utils import assert_all_finite
 
         assert_all_finite(train[0], input_name="X")
         self._train, self._val, self._iterations = train, val, settings.iterations
-        self._classes, self._labels = np.unique(train[1], return_inverse=True)
+        self._classes, labels = np.unique(train[1], return_inverse=True)
         self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
-        self._problem = LogisticProblem(train[0], self._labels, device, principal=self._converges)
-        self._map = pool.map if self._on_cpu else map  # a GPU does the fits of all threads one after another
+        self._problem = LogisticProblem(train[0], labels, device, self._converges, map_parts)
+        self._map = map_fits
         self.fitted: dict[float, _Fitted] = {}
 
     def add(self, log_cs: Sequence[float]) -> None:
         """Fit those that are not fitted yet. The first of converged ones start each other, from the smallest C."""
         missing = [log_c for log_c in log_cs if log_c not in self.fitted]
         for some in [[one] for one in sorted(missing)] if self._converges and not self.fitted else [missing]:
-            fits = [*self._map(self._fit, some, [*map(self._nearest, some)])]
-            for log_c, (model, start) in zip(some, fits, strict=True):
-                accuracy = float((model.predict(self._val[0]) == self._val[1]).mean())
-                self.fitted[log_c] = _Fitted(accuracy, model, start)
+            fits = self._map(self._fit, some, [*map(self._nearest, some)])
+            self.fitted |= dict(zip(some, [*fits], strict=True))
+
+    def is_better(self, log_c: float, other: float) -> bool:
+        """Return whether the first recognizes more validation images than the other."""
+        one, two = self.fitted[log_c], self.fitted[other]
+        if one.fewest <= two.most and one.most > two.fewest:
+            self.settle([log_c, other])
+        return self.fitted[log_c].fewest > self.fitted[other].most
+
+    def settle(self, log_cs: Sequence[float]) -> None:
+        """Have scikit-learn compute those whose number of recognized images may depend on rounding."""
+        unclear = [log_c for log_c in log_cs if self.fitted[log_c].fewest < self.fitted[log_c].most]
+        fits = self._map(lambda log_c: self._fitted(self._scikit_learn(log_c)), unclear)
+        self.fitted |= dict(zip(unclear, [*fits], strict=True))
 
     def _nearest(self, log_c: float) -> _Fitted | None:
         near = min(self.fitted, key=lambda other: abs(other - log_c), default=None)
         return None if near is None else self.fitted[near]
 
-    def _fit(self, log_c: float, near: _Fitted | None) -> tuple[LogisticRegression, Tensor | None]:
-        if not self._converges:
-            return self._official(log_c, near), None
-        if len(self._classes) < 2:
-            return self._scikit_learn(log_c), None  # its error
+    def _fit(self, log_c: float, near: _Fitted | None) -> _Fitted:
+        if not self._converges or len(self._classes) < 2:  # with one class, it raises scikit-learn's error
+            return self._fitted(*self._official(log_c, near))
         fit = self._problem.optimum(10.0**log_c, near and near.start)
-        return self._model(log_c, fit), fit.weights
+        return self._fitted(self._model(log_c, fit), start=fit.weights)
 
-    def _official(self, log_c: float, near: _Fitted | None) -> LogisticRegression:
-        if len(self._classes) < 3:  # scikit-learn has another objective
-            return self._scikit_learn(log_c)
-        if not self._on_cpu:
-            return self._model(log_c, self._problem.scikit_learn_fit(10.0**log_c, self._iterations))
-        if len(self._classes) * self._problem.dim < SMALL:
-            return self._scikit_learn(log_c)
-        if near is not None and near.model.n_iter_[0] > REPRODUCIBLE:  # this one will be as long
-            return self._scikit_learn(log_c)
-        limit = min(self._iterations, REPRODUCIBLE)
+    def _official(self, log_c: float, near: _Fitted | None) -> tuple[LogisticRegression, float]:
+        """Return a fit, and how much rounding may change its logits, relative to their range."""
+        is_small = len(self._classes) * self._problem.dim < SMALL
+        is_long = near is not None and near.model.n_iter_[0] > REPRODUCIBLE  # as the near one is
+        # For two classes, scikit-learn has another objective.
+        if len(self._classes) < 3 or (self._on_cpu and (is_small or is_long)):
+            return self._scikit_learn(log_c), 0.0
+        limit = min(self._iterations, REPRODUCIBLE) if self._on_cpu else self._iterations
         fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
-        if fit.converged or limit == self._iterations:
-            model = self._model(log_c, fit)
-            logits = np.sort(model.decision_function(self._val[0]), axis=1)
-            rounding = 10 ** (fit.iterations / 25 - 7.5) * (logits[:, -1] - logits[:, 0])
-            if (logits[:, -1] - logits[:, -2] > rounding).all():
-                return model
-        return self._scikit_learn(log_c)
+        if limit < self._iterations and not fit.converged:
+            return self._scikit_learn(log_c), 0.0
+        return self._model(log_c, fit), rounding_after(fit.iterations) if self._on_cpu else 0.0
+
+    def _fitted(
+        self, model: LogisticRegression, rounding: float = 0.0, start: Tensor | None = None
+    ) -> _Fitted:
+        images, labels = self._val
+        fewest = most = model.predict(images) == labels
+        if rounding:
+            logits, is_label = model.decision_function(images), labels[:, None] == self._classes
+            of_label, of_others = (
+                np.where(chosen, logits, -np.inf).max(1) for chosen in (is_label, ~is_label)
+            )
+            is_unclear = abs(of_label - of_others) <= rounding * np.ptp(logits, axis=1)
+            fewest, most = fewest & ~is_unclear, most | is_unclear
+        return _Fitted(int(fewest.sum()), int(most.sum()), model, start)
 
     def _scikit_learn(self, log_c: float) -> LogisticRegression:
         """Return scikit-learn's own fit, or its error."""

@@ -6,7 +6,10 @@ computed in the span of the images.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,7 @@ GRADIENT_TOLERANCE = 1e-4  # scikit-learn's, of the largest entry
 OPTIMUM_TOLERANCE = 1e-8  # of the decrease that another Newton step promises, relative to the objective
 MAX_NEWTON_STEPS, MAX_PRODUCTS = 200, 500  # steps; products with the Hessian in a step
 RESIDUAL = 0.05  # of a Newton step, in the preconditioner's norm
+PART_WORK, MAX_PARTS = 2**26, 8  # multiplications of a product with the images of a part; parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +42,18 @@ class Fit:
     weights: Tensor
 
 
+class _Part(NamedTuple):
+    features: Tensor  # and a one (images of the part, rank + 1)
+    transposed: Tensor
+    labels: Tensor  # int64 (1, images of the part)
+    shares: Tensor  # one divided by the number of all images, of that shape
+
+
 class LogisticProblem:
     """The training images of a logistic regression, which may be fitted for several C.
+
+    Sums over many images are sums over parts of them, which ``map_parts`` may compute at the same time. The parts
+    depend on the sizes alone, so that results do not depend on the number of threads.
 
     Args:
         features: float64 (images, dim), finite.
@@ -47,6 +61,7 @@ class LogisticProblem:
         device: Where to compute.
         principal: Whether to compute in the principal axes of centered features, as `optimum` does; else with the
             features as they are, or rotated, as `scikit_learn_fit` does.
+        map_parts: Applies a function to each part, such as the map of a thread pool.
     """
 
     def __init__(
@@ -55,6 +70,7 @@ class LogisticProblem:
         labels: np.ndarray,
         device: str | torch.device = "cpu",
         principal: bool = False,
+        map_parts: Callable[..., Any] = map,
     ) -> None:
         (self.images, self.dim), self.classes = features.shape, int(labels.max()) + 1
         x = torch.as_tensor(features, dtype=torch.float64, device=device)
@@ -69,10 +85,15 @@ class LogisticProblem:
             self._variances, axes = torch.linalg.eigh(x.T @ x / self.images)
             self._rotation = axes.T if self._rotation is None else axes.T @ self._rotation
             x = x @ axes
-        self._features = torch.cat([x, x.new_ones(self.images, 1)], 1)  # (images, rank + 1)
-        self._transposed = self._features.T.contiguous()
-        self._labels = torch.as_tensor(labels, dtype=torch.int64, device=device)[None]
-        self._targets = x.new_zeros(self.classes, self.images).scatter_(0, self._labels, 1 / self.images)
+        x = torch.cat([x, x.new_ones(self.images, 1)], 1)
+        numbers = torch.as_tensor(labels, dtype=torch.int64, device=device)[None]
+        count = 1 if x.device.type != "cpu" else x.numel() * self.classes // PART_WORK
+        count = max(1, min(count, self.images, MAX_PARTS))
+        self._zeros, self._map_parts = x.new_zeros(self.classes, x.shape[1]), map_parts if count > 1 else map
+        self._parts = [
+            _Part(rows, rows.T.contiguous(), of_rows, x.new_full(of_rows.shape, 1 / self.images))
+            for rows, of_rows in zip(x.tensor_split(count), numbers.tensor_split(count, 1), strict=True)
+        ]
 
     def scikit_learn_fit(self, c: float, max_iterations: int) -> Fit:
         """Return the fit of scikit-learn's ``LogisticRegression(C=c, max_iter=max_iterations)``, up to rounding.
@@ -80,12 +101,11 @@ class LogisticProblem:
         For two classes, scikit-learn has another objective.
         """
         penalty = 1 / (c * self.images)
-        zeros = self._features.new_zeros(self.classes, self._features.shape[1])
 
         def evaluate(weights: Tensor) -> tuple[float, Tensor]:
             return self._derivatives(weights, penalty)[:2]
 
-        return self._fit(*minimize(evaluate, zeros, self._is_small, max_iterations))
+        return self._fit(*minimize(evaluate, self._zeros, self._is_small, max_iterations))
 
     def optimum(self, c: float, start: Tensor | None = None) -> Fit:
         """Return the minimum of scikit-learn's objective, by Newton's method with conjugate gradients.
@@ -96,11 +116,10 @@ class LogisticProblem:
         """
         # With two classes, scikit-learn penalizes the difference of their coefficients, whose square is twice theirs.
         penalty = (2 if self.classes == 2 else 1) / (c * self.images)
-        zeros = self._features.new_zeros(self.classes, self._features.shape[1])
-        weights = zeros if start is None else start
-        loss, gradient, probabilities = self._derivatives(weights, penalty)
+        weights = self._zeros if start is None else start
+        loss, gradient, residuals = self._derivatives(weights, penalty)
         for iteration in range(MAX_NEWTON_STEPS):
-            direction = self._newton_direction(gradient, probabilities, penalty)
+            direction = self._newton_direction(gradient, residuals, penalty)
             decrease = -float((gradient * direction).sum())
             if decrease <= OPTIMUM_TOLERANCE * loss:
                 return self._fit(weights, iteration, True)
@@ -113,7 +132,7 @@ class LogisticProblem:
                 step /= 2
                 if step < EPSILON:
                     return self._fit(weights, iteration, False)
-            weights, (loss, gradient, probabilities) = point, found
+            weights, (loss, gradient, residuals) = point, found
         return self._fit(weights, MAX_NEWTON_STEPS, False)
 
     def _fit(self, weights: Tensor, iterations: int, converged: bool) -> Fit:
@@ -121,21 +140,18 @@ class LogisticProblem:
         intercept = weights[:, -1] - coef @ self._mean
         return Fit(coef.cpu().numpy(), intercept.cpu().numpy(), iterations, converged, weights)
 
-    def _derivatives(self, weights: Tensor, penalty: float) -> tuple[float, Tensor, Tensor]:
-        """Return the objective, its gradient (classes, rank + 1) and the probabilities (classes, images).
+    def _derivatives(self, weights: Tensor, penalty: float) -> tuple[float, Tensor, list[Tensor]]:
+        """Return the objective, its gradient (classes, rank + 1) and the residuals of each part (classes, images).
 
-        The objective is the mean cross-entropy, and half the penalty times the squared coefficients.
+        The objective is the mean cross-entropy, and half the penalty times the squared coefficients. Residuals are
+        probabilities minus targets, divided by the number of images.
         """
-        logits = weights @ self._transposed
-        logits -= logits.amax(0)
-        of_labels = logits.gather(0, self._labels).sum()
-        sums = logits.exp_().sum(0)
-        coef = weights[:, :-1]
-        loss = (sums.log().sum() - of_labels) / self.images + 0.5 * penalty * coef.square().sum()
-        probabilities = logits.div_(sums)
-        gradient = (probabilities / self.images).sub_(self._targets) @ self._features
+        found = self._map_parts(partial(self._of_part, weights), self._parts)
+        losses, gradients, residuals = zip(*found, strict=True)
+        coef, gradient = weights[:, :-1], _total(gradients)
         gradient[:, :-1].add_(coef, alpha=penalty)
-        return float(loss), gradient, probabilities
+        loss = _total(losses) / self.images + 0.5 * penalty * coef.square().sum()
+        return float(loss), gradient, [*residuals]
 
     def _is_small(self, gradient: Tensor) -> bool:
         """Return whether no entry of the gradient, in the original coordinates, is over the tolerance."""
@@ -145,16 +161,22 @@ class LogisticProblem:
         largest = GRADIENT_TOLERANCE * self.dim**0.5  # the largest entry is at least norm / sqrt(dim)
         if norms.max() > largest or gradient[:, -1].abs().max() > GRADIENT_TOLERANCE:
             return False
+        if (gradient[norms.argmax(), :-1] @ self._rotation).abs().max() > GRADIENT_TOLERANCE:
+            return False
         unclear = gradient[norms > GRADIENT_TOLERANCE, :-1]  # the largest entry is at most the norm
         return not len(unclear) or bool((unclear @ self._rotation).abs().max() <= GRADIENT_TOLERANCE)
 
-    def _newton_direction(self, gradient: Tensor, probabilities: Tensor, penalty: float) -> Tensor:
+    def _newton_direction(self, gradient: Tensor, residuals: list[Tensor], penalty: float) -> Tensor:
         """Return minus the inverse Hessian times the gradient, roughly, by preconditioned conjugate gradients.
 
         The preconditioner is the Hessian's diagonal if probabilities do not depend on the image: in principal axes,
         its part of one class is then diagonal.
         """
-        mass = (probabilities * (1 - probabilities)).mean(1, keepdim=True)
+        pairs = [
+            (part, there.scatter_add(0, part.labels, part.shares))  # probabilities / images
+            for part, there in zip(self._parts, residuals, strict=True)
+        ]
+        mass = _total((p * (1 - p * self.images).clamp(min=0)).sum(1, keepdim=True) for _, p in pairs)
         diagonal = gradient.new_ones(gradient.shape)
         diagonal[:, :-1] = self._variances.clamp(min=0)
         diagonal *= mass
@@ -164,9 +186,7 @@ class LogisticProblem:
         along, square = scaled, (residual * scaled).sum()
         enough = RESIDUAL**2 * square
         for _ in range(MAX_PRODUCTS):
-            change = (along @ self._transposed).mul_(probabilities)
-            change = change.sub_(probabilities * change.sum(0)).div_(self.images)
-            product = change @ self._features
+            product = _total(self._map_parts(partial(self._curvature, along), pairs))
             product[:, :-1].add_(along[:, :-1], alpha=penalty)
             length = square / (along * product).sum()
             direction = direction + length * along
@@ -177,3 +197,25 @@ class LogisticProblem:
                 break
             along = scaled + square / previous * along
         return direction
+
+    def _of_part(self, weights: Tensor, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a part's sum of cross-entropies, its term of the gradient, and its residuals."""
+        logits = weights @ part.transposed
+        logits -= logits.amax(0)
+        of_labels = logits.gather(0, part.labels).sum()
+        sums = logits.exp_().sum(0)
+        residuals = logits.div_(sums).div_(self.images).scatter_add_(0, part.labels, -part.shares)
+        return sums.log().sum() - of_labels, residuals @ part.features, residuals
+
+    def _curvature(self, along: Tensor, pair: tuple[_Part, Tensor]) -> Tensor:
+        """Return a part's term of the product of the Hessian with a vector."""
+        part, probabilities = pair
+        change = (along @ part.transposed).mul_(probabilities)
+        return change.sub_(probabilities * (change.sum(0) * self.images)) @ part.features
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    first, *others = terms
+    for other in others:
+        first.add_(other)
+    return first

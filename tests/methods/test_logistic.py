@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 import fastcoop as fc
 from fastcoop.errors import UserError
-from fastcoop.methods import linear_probe
+from fastcoop.methods import linear_probe, logistic
 from fastcoop.methods.linear_probe import LinearProbeSettings, choose_c
 from fastcoop.methods.logistic import LogisticProblem
 from tests.advice import follows
@@ -64,6 +64,12 @@ def quick_fits_of_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_probe, "SMALL", 0)
 
 
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut small problems into parts, as large ones are."""
+    monkeypatch.setattr(logistic, "PART_WORK", 400)
+
+
 @pytest.mark.parametrize(("kind", "classes", "shots", "dim"), SEARCHES[:: len(SIZES) - 1])
 def test_the_search_chooses_scikit_learns_c(kind: str, classes: int, shots: int, dim: int) -> None:
     check_search(kind, classes, shots, dim)
@@ -76,6 +82,7 @@ def test_forty_searches_choose_scikit_learns_c() -> None:
         check_search(*search)
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("kind", ["even", "clear", "overlapping"])
 @pytest.mark.parametrize(("shots", "dim"), [(1, 30), (2, 50), (6, 15)])
 @pytest.mark.parametrize("c", [1e6, 1e2, 1, 1e-4])
@@ -100,6 +107,24 @@ def test_a_search_computes_its_quick_fits_itself(solver: str, monkeypatch: pytes
     assert len(fitted) <= (3 if solver == "official" else 0)
 
 
+@pytest.mark.parametrize("rounding", [0.03, 2.0])
+def test_scikit_learn_settles_what_rounding_may_decide(
+    rounding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val, _ = images("overlapping", 7, 4, 30)
+    expected = choose_c(train, val)
+    fit, fitted = LogisticRegression.fit, []
+    monkeypatch.setattr(LogisticRegression, "fit", lambda self, *xy: fitted.append(self.C) or fit(self, *xy))
+    monkeypatch.setattr(linear_probe, "rounding_after", lambda iterations: rounding)
+    log_c, accuracy, model = choose_c(train, val)
+    assert (log_c, accuracy) == expected[:2]
+    if rounding < 1:
+        assert len(fitted) == 2  # of six fits with such images: C of others recognizes more anyway
+    else:  # any fit may recognize any image or not
+        official = fit(LogisticRegression(C=10**log_c, max_iter=1000), *train)
+        np.testing.assert_array_equal(model.coef_, official.coef_)
+
+
 def test_small_searches_are_scikit_learns_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     train, val, _ = images("clear", 7, 2, 30)
@@ -116,6 +141,7 @@ def test_a_probe_of_two_classes_is_scikit_learns_to_the_bit(shots: int, dim: int
     np.testing.assert_array_equal(model.coef_, official.coef_)
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("kind", ["overlapping", "steepest"])
 def test_threads_do_not_change_a_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train, val, _ = images(kind, 6, 3, 40, seed=1)
@@ -137,6 +163,7 @@ def objective(train: Images, c: float) -> Callable[[np.ndarray, np.ndarray], flo
     return value
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("kind", ["clear", "steepest"])
 @pytest.mark.parametrize(("classes", "shots", "dim"), [(2, 3, 4), (3, 2, 12), (4, 8, 6)])
 @pytest.mark.parametrize("c", [1e-3, 1, 1e4])
