@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -127,8 +127,7 @@ def choose_c(
     with backbones.precision.limit_threads(1), warnings.catch_warnings(), pool, parts_pool:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
-        maps = (pool.map, parts_pool.map) if threads > 1 else (map, map)
-        fits = _Fits(train, val, settings, device, *maps)
+        fits = _Fits(train, val, settings, device, pool.map, parts_pool.map, threads)
         fits.add(START)
         best = START[0]
         for log_c in START[1:]:
@@ -176,6 +175,7 @@ class _Fits:
         device: Any,
         map_fits: Callable[..., Any],
         map_parts: Callable[..., Any],
+        threads: int,
     ) -> None:
         from sklearn.utils import assert_all_finite
 
@@ -183,8 +183,9 @@ class _Fits:
         self._train, self._val, self._iterations = train, val, settings.iterations
         self._classes, labels = np.unique(train[1], return_inverse=True)
         self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
-        self._problem = LogisticProblem(train[0], labels, device, self._converges, map_parts)
-        self._map = map_fits
+        self._problem = LogisticProblem(train[0], labels, device, self._converges, self._map_parts)
+        self._map, self._map_in_threads, self._threads = map_fits, map_parts, threads
+        self._running: set[float] = set()  # log10 of C
         self.fitted: dict[float, _Fitted] = {}
 
     def add(self, log_cs: Sequence[float]) -> None:
@@ -211,11 +212,21 @@ class _Fits:
         near = min(self.fitted, key=lambda other: abs(other - log_c), default=None)
         return None if near is None else self.fitted[near]
 
+    def _map_parts(self, function: Callable[..., Any], parts: Sequence[Any]) -> Iterable[Any]:
+        """Apply a function to parts of a fit, at the same time if fits leave threads idle."""
+        return (self._map_in_threads if len(self._running) < self._threads else map)(function, parts)
+
     def _fit(self, log_c: float, near: _Fitted | None) -> _Fitted:
-        if not self._converges or len(self._classes) < 2:  # with one class, it raises scikit-learn's error
-            return self._fitted(*self._official(log_c, near))
-        fit = self._problem.optimum(10.0**log_c, near and near.start)
-        return self._fitted(self._model(log_c, fit), start=fit.weights)
+        self._running.add(log_c)
+        try:
+            if (
+                not self._converges or len(self._classes) < 2
+            ):  # with one class, it raises scikit-learn's error
+                return self._fitted(*self._official(log_c, near))
+            fit = self._problem.optimum(10.0**log_c, near and near.start)
+            return self._fitted(self._model(log_c, fit), start=fit.weights)
+        finally:
+            self._running.remove(log_c)
 
     def _official(self, log_c: float, near: _Fitted | None) -> tuple[LogisticRegression, float]:
         """Return a fit, and how much rounding may change its logits, relative to their range."""
