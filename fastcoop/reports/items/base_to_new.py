@@ -44,8 +44,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     table.mark_best(columns=(*COLUMNS, MEAN_OF_H), second=True, without=field.OFFICIAL)
     table.notes.append(
         "Base: the first half of the classes, whose images are used in training; new: the second half. The harmonic"
-        " mean is that of the two means; its deviation is over the harmonic means of the seeds. The mean of harmonic"
-        " means is over the harmonic mean of each dataset; both definitions are in use, and published numbers mix them."
+        " mean is that of the two means. The mean of harmonic means is over the harmonic mean of each dataset; both"
+        " definitions are in use, and published numbers mix them. Deviations are over the same number of each seed."
     )
     if left_out := len(tested) - len(found):
         table.notes.append(f"Left out: {counted(left_out, 'run')} without an accuracy on one of the halves.")
@@ -65,7 +65,9 @@ def _average(rows: pd.DataFrame) -> Cells:
     found: Cells = {name: Cell(float(means[name]), float(each[name].std()), len(rows)) for name in COLUMNS}
     if rows.family.nunique() > 1:
         pairs = rows.groupby("family")[["base", "new"]].mean().itertuples(index=False)
-        found[MEAN_OF_H] = Cell(float(mean([harmonic_mean(pair) for pair in pairs])), runs=len(rows))
+        of_seeds = seeds.assign(h=[harmonic_mean(pair) for pair in zip(seeds.base, seeds.new, strict=True)])
+        std = float(of_seeds.groupby("seed").h.mean().std())
+        found[MEAN_OF_H] = Cell(float(mean([harmonic_mean(pair) for pair in pairs])), std, len(rows))
     return found
 
 
