@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastcoop.datasets.dataset import SPLITS, Dataset, half_of, split_spec, warn_once
 from fastcoop.datasets.files import Tree, find_images
-from fastcoop.datasets.names import config_file, read_config, save_names
+from fastcoop.datasets.names import save_names
 from fastcoop.datasets.official import OFFICIAL, OfficialDataset, find_official, load_official, read_official
 from fastcoop.datasets.own import classes_of, is_described, load_own
 from fastcoop.errors import MissingFile, UserError, nearest
@@ -84,7 +83,6 @@ def load_dataset(
             f"The name {odd!r} of {dataset.title} may be misread: this system's locale reads file names as {encoding}, "
             "not as UTF-8; set PYTHONUTF8=1 and run the same command again."
         )
-    dataset = replace(dataset, notes=(*dataset.notes, *_notes_on_namesakes(dataset.name, place)))
     for note in dataset.notes:
         warn_once(note)
     return dataset
@@ -163,27 +161,6 @@ def own_datasets(root: Path) -> list[str]:
     official = {row.folder for row in OFFICIAL.values()}
     folders = [name for name in listing.folders if name not in official or is_described(root / name)]
     return folders + [name for name in listing.others if name.lower().endswith(".csv")]
-
-
-def _notes_on_namesakes(name: str, place: Path) -> Iterator[str]:
-    """Report what has the same name, and so the same names of features and results."""
-    rename = f"give another name under name: of {config_file(place)}"
-    if row := OFFICIAL.get(name):
-        yield f"{place} is called {name}, as the paper's {row.title} is; {rename}, unless it is that dataset."
-    try:
-        parent = Path(os.path.abspath(place)).parent
-        others = [parent / other for other in own_datasets(parent)]
-    except UserError:  # a folder that may be entered, but not listed
-        return
-    for other in others:
-        with suppress(UserError):  # reported when that dataset is loaded
-            if read_config(other).name != name or os.path.samefile(other, place):
-                continue  # without a look into the folder: there may be thousands beside this one
-            if not other.is_dir() or is_described(other) or Tree(other).listing().folders:
-                yield (
-                    f"{place} and {other} are both called {name}, so that their features and results would be mixed "
-                    f"up; {rename}."
-                )
 
 
 def survey(data_root: str | Path) -> list[Found]:

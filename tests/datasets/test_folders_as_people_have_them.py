@@ -272,10 +272,6 @@ def test_an_own_folder_with_the_name_of_a_dataset_of_the_paper(tmp_path, put):
     assert f"If {tmp_path / 'food101'} is a dataset of your own, put a dataset.yaml into it" in message
     (tmp_path / "food101" / "dataset.yaml").touch()
     assert load_dataset("food101", tmp_path).class_names == ("salad", "soup")
-    assert any(
-        "is called food101, as the paper's Food101 is" in note
-        for note in load_dataset("food101", tmp_path).notes
-    )
 
 
 # --- the same pictures in two splits
@@ -356,25 +352,6 @@ def test_val_share_that_changes_nothing_is_told(tmp_path, put):
 
 
 # --- names
-
-
-@follows(
-    "give another name under name: of {}",
-)
-def test_datasets_of_one_name_under_one_root_are_told(tmp_path, put):
-    put(tmp_path, images("birds/a", "birds/b", "other/a", "other/b"))
-    (tmp_path / "birds.csv").write_text(
-        "path,class\n" + "".join(f"{p},{p[6]}\n" for p in images("birds/a", "birds/b"))
-    )
-    (note,) = told(tmp_path / "birds.csv")
-    assert f"{tmp_path / 'birds'} are both called birds" in note
-    assert f"under name: of {tmp_path / 'birds.yaml'}" in note
-    (tmp_path / "birds.yaml").write_text("name: birds-list")
-    assert told(tmp_path / "birds.csv") == told(tmp_path / "birds") == []
-    (tmp_path / "other" / "dataset.yaml").write_text("name: birds")
-    assert "both called birds" in told(tmp_path / "birds")[0]
-    (tmp_path / "other" / "dataset.yaml").write_text("name: imagenet")
-    assert "as the paper's ImageNet is" in told(tmp_path / "other")[0]
 
 
 def test_a_folder_of_plain_pictures_beside_its_csv_is_no_dataset(tmp_path, put):
