@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from fastcoop import escape
 from fastcoop.backbones import Backbone
 from fastcoop.backbones.precision import fresh_state
-from fastcoop.checks import several, shortened, whole_number
+from fastcoop.checks import several
 from fastcoop.errors import UserError, writing
 from fastcoop.files import atomic_write
 from fastcoop.prompts import (
@@ -93,16 +93,13 @@ def interpret(
         UserError: There are no results, no such run, or none of this backbone; an option is out of range; or the
             files cannot be written.
     """
-    k = whole_number(k, "the number of nearest words", 1)
-    if metric not in get_args(Metric):
-        raise UserError(f'Expected the metric "euclidean" or "cosine", got {shortened(metric)}.')
     folder, runs = Path(results), several(runs)
     rows = _select(folder, backbone, runs)
-    with writing(folder / NEAREST_WORDS):
-        (folder / NEAREST_WORDS).mkdir(exist_ok=True)
     options = {"metric": metric, "k": k, "trained_only": trained_only, "latin_only": latin_only}
     paths = {row.key: folder / NEAREST_WORDS / f"{row.key}.json" for row in rows}
     search = _Search(backbone, options)
+    with writing(folder / NEAREST_WORDS):
+        (folder / NEAREST_WORDS).mkdir(exist_ok=True)
     problems: dict[str, str] = {}  # why runs have no nearest words, by key
     contexts: list[_Context] = []
     vectors = 0  # of the contexts
