@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ NEAR = 0.9  # share of a random vector's distance below which a word counts as n
 
 
 class NearestWords(NamedTuple):
-    """The nearest words of a run. Distances are NaN if they were not measured.
+    """The nearest words of a run.
 
     Attributes:
         vectors: A row per context vector: its ``position`` from 1, the nearest ``token``, the ``word`` (a piece of one
@@ -34,10 +33,6 @@ class NearestWords(NamedTuple):
     start_words: list[str]
     metric: str
 
-    def chance(self, vectors: pd.DataFrame) -> float:
-        """Return the mean distance of random vectors of the same lengths, else of a random initial context."""
-        return self.by_chance if vectors.chance.isna().any() else float(vectors.chance.mean())
-
 
 def read_words(folder: Path, key: str) -> NearestWords | None:
     """Return the nearest words of a run in a results folder, None if there are none.
@@ -51,12 +46,12 @@ def read_words(folder: Path, key: str) -> NearestWords | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            (int(one["position"]), str(one["words"][0]), float(one["distances"][0]), _number(one.get("chance")),
+            (int(one["position"]), str(one["words"][0]), float(one["distances"][0]), float(one["chance"]),
              one.get("class") or "")
             for one in stored["vectors"]
         ]  # fmt: skip
         vectors = pd.DataFrame(rows, columns=["position", "token", "distance", "chance", "class"])
-        by_chance, initial = (_number(stored.get(name)) for name in ("by_chance", "initial"))
+        by_chance, initial, metric = float(stored["by_chance"]), float(stored["initial"]), stored["metric"]
         start_words = [str(word) for word in stored.get("start_words", ())]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
@@ -64,8 +59,4 @@ def read_words(folder: Path, key: str) -> NearestWords | None:
         ) from None
     words = vectors.token.str.removesuffix("</w>")
     vectors = vectors.assign(word=words, near=vectors.distance < NEAR * vectors.chance)
-    return NearestWords(vectors, by_chance, initial, start_words, stored.get("metric", "euclidean"))
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+    return NearestWords(vectors, by_chance, initial, start_words, metric)

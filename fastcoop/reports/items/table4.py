@@ -6,7 +6,6 @@ another table a row per class.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -67,16 +66,12 @@ def _one_run_per_dataset(study: Study, frame: pd.DataFrame) -> Chosen:
 def _means(found: NearestWords) -> Cells:
     """Return summaries over the vectors of a run."""
     return {
-        "mean distance": _number(found.vectors.distance.mean()),
-        "chance": _number(found.chance(found.vectors)),
-        "initial context": _number(found.initial),
-        "random initial context": _number(found.by_chance),
+        "mean distance": f"{found.vectors.distance.mean():.3f}",
+        "chance": f"{found.vectors.chance.mean():.3f}",
+        "initial context": f"{found.initial:.3f}",
+        "random initial context": f"{found.by_chance:.3f}",
         f"nearer than {NEAR:.0%} of chance (% of vectors)": f"{100 * found.vectors.near.mean():.0f}",
     }
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def _unified(chosen: Chosen) -> Table:
@@ -85,7 +80,7 @@ def _unified(chosen: Chosen) -> Table:
     for name, (_, found) in chosen.items():
         texts: Cells = {}
         for one in frames.rows_of(found.vectors):
-            distances = " / ".join(filter(None, map(_number, (one.distance, one.chance))))
+            distances = f"{one.distance:.3f} / {one.chance:.3f}"
             texts[str(one.position)] = f"{one.word} ({distances}){' *' * one.near}"
         columns[name] = texts | _means(found)
     table = Table("Nearest words of contexts", ("#",), tuple(chosen), "dataset", unit="")
@@ -114,7 +109,7 @@ def _by_class(chosen: Chosen) -> Table:
     for name, (_, found) in chosen.items():
         for class_name, vectors in found.vectors.groupby("class", sort=False):
             words = ", ".join(vectors.word + vectors.near.map({True: "*", False: ""}))
-            distances = _number(vectors.distance.mean()), _number(found.chance(vectors))
+            distances = f"{vectors.distance.mean():.3f}", f"{vectors.chance.mean():.3f}"
             texts = (words, *distances, f"{100 * vectors.near.mean():.0f}")
             table.add((name, class_name), dict(zip(columns, texts, strict=True)))
     return table
