@@ -96,7 +96,7 @@ def interpret(
 
     paths = find_words(
         results, backbone_from_spec(backbone), runs=runs or (), k=k, trained_only=not all_tokens,
-        metric="cosine" if cosine else "euclidean", latin_only=latin_only, again=True,
+        metric="cosine" if cosine else "euclidean", latin_only=latin_only,
     )  # fmt: skip
     words_by_run = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     show(words_by_run, _word_lines(words_by_run), as_json)

@@ -66,7 +66,6 @@ def interpret(
     trained_only: bool = True,
     metric: Metric = "euclidean",
     latin_only: bool = False,
-    again: bool = False,
 ) -> list[Path]:
     """Write the nearest words of learned contexts to ``nearest_words/<key>.json`` of a results folder.
 
@@ -84,10 +83,9 @@ def interpret(
         trained_only: Leave out tokens that the backbone has not seen in training, where this is known.
         metric: "euclidean" or "cosine".
         latin_only: Write "N/A" for words in other scripts.
-        again: Also rewrite files that were written with the same options.
 
     Returns:
-        The paths of the files of all selected runs, written now or before.
+        The paths of the files.
 
     Raises:
         UserError: There are no results, no such run, or none of this backbone; an option is out of range; or the
@@ -104,14 +102,13 @@ def interpret(
     contexts: list[_Context] = []
     vectors = 0  # of the contexts
     for row in rows:
-        if again or not _holds(paths[row.key], options):
-            try:
-                context = _load_context(folder, row)
-            except UserError as error:  # a missing or damaged file
-                problems[row.key] = str(error)
-            else:
-                contexts.append(context)
-                vectors += context.vectors[..., 0].numel()
+        try:
+            context = _load_context(folder, row)
+        except UserError as error:  # a missing or damaged file
+            problems[row.key] = str(error)
+        else:
+            contexts.append(context)
+            vectors += context.vectors[..., 0].numel()
         if contexts and (row is rows[-1] or vectors >= MAX_VECTORS):
             for context, content in zip(contexts, search.contents(contexts), strict=True):
                 path = paths[context.key]
@@ -146,14 +143,6 @@ def _select(folder: Path, backbone: Backbone, runs: Sequence[str]) -> list[Any]:
             "shows its runs."
         )
     return rows
-
-
-def _holds(path: Path, options: dict[str, Any]) -> bool:
-    """Return whether a file exists and was written with these options."""
-    try:
-        return bool(options.items() <= json.loads(path.read_text("utf-8")).items())
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _load_context(folder: Path, row: Any) -> _Context:

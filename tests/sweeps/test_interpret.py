@@ -47,7 +47,7 @@ def kinds(results: Path, backbone: Backbone) -> dict[str, dict]:
 
 def read(results: Path, backbone: Backbone, **options: Any) -> dict[str, dict]:
     """{kind of context: what is stored of it}."""
-    interpret(results, backbone, again=True, **options)
+    interpret(results, backbone, **options)
     kinds = {}
     for row in load_results(results).itertuples():
         kind = "specific" if row.class_specific else "unified" if row.init == "random" else "worded"
@@ -142,15 +142,13 @@ def test_every_run_that_is_named_must_be_there(results, backbone):
         assert one.stem == key
 
 
-def test_words_that_were_read_with_other_options_are_read_again(results, backbone):
+def test_files_hold_the_options(results, backbone):
     interpret(results, backbone)
     for options in ({"k": 3}, {"metric": "cosine"}, {"latin_only": True}, {"trained_only": False}):
         for path in interpret(results, backbone, **options):
             stored = json.loads(path.read_text())
             assert options.items() <= stored.items()
             assert len(stored["vectors"][0]["words"]) == options.get("k", 5)
-    before = {path: path.stat().st_mtime_ns for path in interpret(results, backbone)}
-    assert before == {path: path.stat().st_mtime_ns for path in interpret(results, backbone)}
 
 
 @pytest.fixture
@@ -169,17 +167,17 @@ def test_missing_and_damaged_contexts_are_named_and_left_out(copy, backbone, cap
     )
     assert f"there is no {one}." in caplog.text
     other.write_bytes(other.read_bytes()[:-1])
-    assert len(interpret(copy, backbone, again=True)) == 1
+    assert len(interpret(copy, backbone)) == 1
     assert f"{other} is damaged" in caplog.text or "2 of 3 runs" in caplog.text
     with pytest.raises(UserError, match=f"there is no {re.escape(str(one))}"):
         interpret(copy, backbone, runs=[one.stem[:12]])
     with pytest.raises(UserError, match=f"{re.escape(str(other))} is damaged"):
-        interpret(copy, backbone, runs=[other.stem], again=True)
+        interpret(copy, backbone, runs=[other.stem])
     shutil.rmtree(copy / "contexts")
     with pytest.raises(
         UserError, match=r"has no learned contexts for run .*: there is no .*\.safetensors\.$"
     ):
-        interpret(copy, backbone, again=True)
+        interpret(copy, backbone)
 
 
 def test_a_backbone_without_runs_is_told_from_those_with(results, tmp_path):
