@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +32,6 @@ VARIABLES = (
 )  # fmt: skip
 NVIDIA = Path("/proc/driver/nvidia/version")  # of a driver on Linux
 LITTLE_MEMORY_GB, LITTLE_DISK_GB = 4.0, 2.0
-SIDE = 1024  # of the square matrices whose product is timed
 
 Found = dict[str, Any]
 
@@ -89,23 +87,17 @@ def _versions() -> Found:
 
 
 def _devices() -> Found:
-    """Return the processors, the device that "auto" is, and the rate of large float32 products on the CPU."""
+    """Return the processors, and the device that "auto" is."""
     import torch
 
     from fastcoop.backbones.devices import resolve_device
     from fastcoop.processes import available_cores, cpu_name
 
-    matrix, seconds = torch.ones(SIDE, SIDE), []
-    for _ in range(4):
-        start = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - start)
     found: Found = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "cores allowed": available_cores(),
         "threads of torch": torch.get_num_threads(),
-        "float32 GFLOP/s": round(2 * SIDE**3 / min(seconds) / 1e9),
         "cuda of torch": torch.version.cuda or "none (a build for CPUs)",
         "device auto": resolve_device("auto"),
     }

@@ -44,7 +44,6 @@ def test_it_prints_what_is_there(capsys, monkeypatch, tmp_path) -> None:
     assert found["variables"]["FASTCOOP_CACHE"] == str(tmp_path)
     assert found["weights"]["included"] == ["demo-resnet", "demo-vit"]
     assert found["memory"]["total GB"] == round(psutil.virtual_memory().total / 1e9, 1)
-    assert found["devices"]["float32 GFLOP/s"] > 0
     monkeypatch.setattr(doctor, "examine", lambda: found)
     shown = told(capsys)
     assert shown.splitlines()[:2] == ["versions", f"  fastcoop           {fastcoop.__version__}"]
