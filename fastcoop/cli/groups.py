@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from typer.core import TyperGroup
 
 from fastcoop import escape
 from fastcoop.cli.output import say
-from fastcoop.errors import UserError
 
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
@@ -39,15 +37,6 @@ class StudyOrder(TyperGroup):
         return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
-class OfFolder(TyperGroup):
-    """A group whose commands take a results folder; a folder in place of a command gets its list suggested."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and Path(args[0]).is_dir():
-            raise UserError(f"Expected a command before a folder; use `fastcoop results list {args[0]}`.")
-        return super().resolve_command(ctx, args)
-
-
 app = typer.Typer(
     name="fastcoop",
     cls=StudyOrder,
@@ -58,7 +47,7 @@ app = typer.Typer(
 )
 features_app = typer.Typer(help="Check and import feature stores.", no_args_is_help=True)
 datasets_app = typer.Typer()
-results_app = typer.Typer(cls=OfFolder, help="List, compare, export and merge results.", no_args_is_help=True)
+results_app = typer.Typer(help="List, compare, export and merge results.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(results_app, name="results")

@@ -172,11 +172,3 @@ def test_another_place_is_chosen(call: Call) -> None:
     code, _, err = call("report", "results/grid", "--out", "grid.yaml")
     assert (code, "choose another place" in err) == (2, True), err
     assert call("report", "results/grid", "--out", "rep")[0] == 0
-
-
-@follows("Expected a command before a folder; use `fastcoop results list {}`")
-def test_a_results_folder_in_place_of_a_command(call: Call) -> None:
-    code, out, err = call("results", "results/grid")
-    assert (code, out) == (2, "")
-    assert "use `fastcoop results list results/grid`" in err
-    assert call("results", "list", "results/grid")[0] == 0
