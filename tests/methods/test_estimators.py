@@ -219,6 +219,7 @@ def test_defaults_are_the_methods_settings() -> None:
     "pass a backbone, or text_features to fit",
     "takes text_features in place of its prompts; leave one of them out",
     "got one path; pass [{}]",
+    "got {}; pass such a list",
     "logit_scale belongs to text_features; leave it out, or pass both",
     "X_val and y_val belong together; pass both, or neither",
     "needs a backbone to encode images; pass it, or pass features",
