@@ -97,6 +97,15 @@ def test_a_study_of_the_papers_methods_has_no_field_table(tmp_path: Path) -> Non
     assert not any("Tip" in names[1] for names, _ in part.table.rows)  # Figure 3 is the paper's
 
 
+def test_curves_run_from_few_shots_to_many_in_whatever_order_runs_finished(tmp_path: Path) -> None:
+    study = study_of(fewshot("demo-resnet", ("pets",))[::-1], tmp_path)
+    with drawing(study.runs.series):
+        shots, _ = field_fewshot.ITEM.make(study)
+    curves = [list(line.get_xdata()) for axis in shots.figure.axes for line in axis.lines]
+    assert [1, 2] in curves  # of 1 and 16 shots
+    assert all(x == sorted(x) for x in curves)
+
+
 def test_both_definitions_of_h(tmp_path: Path) -> None:
     halves = {"pets": (90.0, 60.0), "cars": (60.0, 90.0)}
     rows = [

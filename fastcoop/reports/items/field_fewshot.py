@@ -81,7 +81,7 @@ def _family(series: str) -> str:
 
 def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     """Draw a panel per family of methods, with the curves of the others in the background."""
-    learned = summary[summary.shots > 0]
+    learned = summary[summary.shots > 0].sort_values("shots")
     families = {
         title: learned[learned.series.map(_family) == title] for title in (*field.FAMILIES, "Other methods")
     }
