@@ -184,7 +184,9 @@ class _Fits:
         self._classes, labels = np.unique(train[1], return_inverse=True)
         self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
         self._problem = LogisticProblem(train[0], labels, device, self._converges, self._map_parts)
-        self._map, self._map_in_threads, self._threads = map_fits, map_parts, threads
+        # A GPU does the fits of all threads one after another.
+        self._map = map_fits if self._on_cpu else map
+        self._map_in_threads, self._threads = map_parts, threads
         self._running: set[float] = set()  # log10 of C
         self.fitted: dict[float, _Fitted] = {}
 
