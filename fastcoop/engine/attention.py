@@ -60,9 +60,8 @@ class Routes:
     def __init__(self, tree_layout: TreeLayout, heads: int, runs: int, leaves_only: bool):
         layout, device = tree_layout, tree_layout.copied_rows.device
         parts: list[np.ndarray] = []  # positions of the queries, keys and values of each pack
-        self._shapes: list[
-            tuple[int, ...]
-        ] = []  # of the queries, and of the keys with the values, of each pack
+        # Of each pack's queries, and of its keys with its values.
+        self._shapes: list[tuple[int, ...]] = []
         self.masks: list[Tensor] = []
         for positions, mask, _, places in layout.packs:
             queries = np.take_along_axis(positions, places, 1) if leaves_only else positions
@@ -203,9 +202,8 @@ class PackAttention:
             trunk = layout.trunk.positions.size if layout.trunk else 0
             shared = grad.new_zeros(2, chunk.runs, H, constants + trunk, d)
             blocks = list(zip(layout.packs, routes.outputs(outputs), routes.qkv(slices), strict=True))
-            for p, (pack, of_outputs, (of_q, of_kv)) in reversed(
-                [*enumerate(blocks)]
-            ):  # the trunk comes last
+            # The trunk comes last.
+            for p, (pack, of_outputs, (of_q, of_kv)) in reversed([*enumerate(blocks)]):
                 if (c, p) in saved:
                     below = shared if trunk and pack is not layout.trunk else None
                     _attend_backward(of_outputs, saved[c, p], workspace, of_q, of_kv, below)

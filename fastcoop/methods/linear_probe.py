@@ -148,13 +148,16 @@ def choose_c(
 
 
 def rounding_after(iterations: int) -> float:
-    """Return how much rounding may change logits after so many iterations, relative to their range."""
+    """Return the rounding error to expect in a fit's logits after ``iterations`` steps of L-BFGS.
+
+    It is a share of the difference between an image's largest and smallest logit, and an empirical rule, no bound.
+    """
     return float(10 ** (iterations / 25 - 7.5))
 
 
 class _Fitted(NamedTuple):
-    fewest: int  # validation images that it recognizes, whatever the rounding
-    most: int  # the same if rounding decides for the label
+    fewest: int  # validation images that are classified correctly, whatever the rounding error
+    most: int  # the same, with those where the rounding error may decide
     model: LogisticRegression
     start: Tensor | None  # the weights where a converged fit with a near C starts
 
@@ -221,9 +224,7 @@ class _Fits:
     def _fit(self, log_c: float, near: _Fitted | None) -> _Fitted:
         self._running.add(log_c)
         try:
-            if (
-                not self._converges or len(self._classes) < 2
-            ):  # with one class, it raises scikit-learn's error
+            if not self._converges or len(self._classes) < 2:  # one class: scikit-learn raises its error
                 return self._fitted(*self._official(log_c, near))
             fit = self._problem.optimum(10.0**log_c, near and near.start)
             return self._fitted(self._model(log_c, fit), start=fit.weights)
@@ -231,7 +232,7 @@ class _Fits:
             self._running.remove(log_c)
 
     def _official(self, log_c: float, near: _Fitted | None) -> tuple[LogisticRegression, float]:
-        """Return a fit, and how much rounding may change its logits, relative to their range."""
+        """Return a fit, and the rounding error of its logits as `rounding_after` gives it; 0 for scikit-learn's own."""
         is_small = len(self._classes) * self._problem.dim < SMALL
         is_long = near is not None and near.model.n_iter_[0] > REPRODUCIBLE  # as the near one is
         # For two classes, scikit-learn has another objective.
