@@ -142,6 +142,19 @@ def test_gda_makes_gaussians_of_new_classes_from_their_texts(backbone: Backbone)
     np.testing.assert_allclose(logits_of(backbone, one, new), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("shots", [2, 3])
+def test_gda_inverts_covariances_of_few_samples_exactly(backbone: Backbone, shots: int) -> None:
+    data = make_data(views=2, seed=3)
+    one = known(backbone, job(data, "gda", shots, alpha=1.0, variant="base_to_new"))
+    views, labels, _, _ = arrays(backbone, one)
+    samples, of_sample = unit(views).reshape(-1, DIM), np.repeat(labels, views.shape[1])
+    assert len(samples) - CLASSES < DIM  # so the covariance is singular
+    means = np.stack([samples[of_sample == label].mean(0) for label in range(CLASSES)])
+    S = np.mean([np.cov(samples[of_sample == label].T) for label in range(CLASSES)], axis=0)
+    W, _ = gaussian(means, np.linalg.pinv(S, rcond=DIM * np.finfo(np.float32).eps, hermitian=True))
+    assert np.abs(one.weights["W"] - W).max() < 5e-6 * np.abs(W).max()
+
+
 def test_gda_of_one_view_of_one_image_is_zero_shot(backbone: Backbone) -> None:
     data = make_data(views=0)
     one = known(backbone, job(data, "gda", 1, alpha=100.0))

@@ -61,8 +61,10 @@ class GDAMethod(Adapter[GDASettings]):
         else:
             weight = 1 / (counts[..., 0] - 1).clamp(min=1)
             weight = weight.take_along_dim(stack.labels, 1).repeat_interleave(views, 1)[..., None]
+            centered = centered.double()  # in float32 pseudoinverses of few samples differ by their rounding
             covariance = (centered * weight).mT @ centered / (stack.counts > 0).sum(1)[:, None, None]
-            P = torch.linalg.pinv(covariance, hermitian=True)
+            rank_bound = torch.finfo(x.dtype).eps * x.shape[-1]
+            P = torch.linalg.pinv(covariance, hermitian=True, rtol=rank_bound)
             kept = {"support": x.flatten(1, 2)}
         W, b = discriminant(means, P)
         empty = stack.counts == 0
@@ -102,8 +104,9 @@ def precision(scatter: Tensor, samples: int) -> Tensor:
 
 def discriminant(means: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
     """Return W (..., classes, dim) and b (..., classes) of class means (..., classes, dim)."""
-    W = means @ P
-    return W, -math.log(means.shape[-2]) - (W * means).sum(-1) / 2
+    W = means.to(P) @ P
+    b = -math.log(means.shape[-2]) - (W * means).sum(-1) / 2
+    return W.to(means), b.to(means)
 
 
 def filled(rows: Tensor, empty: Tensor) -> Tensor:
