@@ -42,6 +42,13 @@ def explained(problem: str, *kinds: type[Exception]) -> Iterator[None]:
         raise UserError(f"{problem} ({cause}); {remedy}") from None
 
 
+@contextmanager
+def decoding(folder: Path) -> Iterator[None]:
+    """Raise a UserError where values of a results database are not such as were written: SQLite compares no digests."""
+    with explained(f"{folder / DATABASE} is damaged", ValueError, TypeError):
+        yield
+
+
 def execute_when_unlocked(db: sqlite3.Connection, statement: str, timeout_s: float = math.inf) -> None:
     """Execute a statement, waiting up to ``timeout_s`` while other programs have the database locked.
 

@@ -16,7 +16,7 @@ from fastcoop.files import atomic_write
 from fastcoop.results.database import DATABASE, connect, execute_when_unlocked, explained, reading
 from fastcoop.results.metadata import merge_metadata
 from fastcoop.results.parameters import CONTEXTS, parameters_path
-from fastcoop.results.read import percent
+from fastcoop.results.read import load_results, load_runs, percent
 from fastcoop.results.schema import COLUMNS
 from fastcoop.results.store import NEAREST_WORDS, open_store
 
@@ -49,8 +49,7 @@ def merge_results(folders: Sequence[str | Path] | str | Path, into: str | Path) 
     """
     target, sources = Path(into), [Path(folder) for folder in several(folders)]
     for source in sources:
-        with reading(source):
-            pass  # refuses what is no results folder before anything is written
+        load_runs(source), load_results(source)  # refuse no or damaged results before anything is written
     with open_store(target):
         return sum(_merge_one(source, target) for source in sources if source.resolve() != target.resolve())
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastcoop import escape
 from fastcoop.errors import UserError
-from fastcoop.results.database import reading
+from fastcoop.results.database import decoding, reading
 from fastcoop.results.metadata import recorded_places
 from fastcoop.results.read import find_key, load_results, unique_names
 from fastcoop.results.records import NO_CLASS
@@ -83,7 +83,8 @@ def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -
         row = db.execute(query, (key, dataset)).fetchone()
         known = db.execute("SELECT dataset FROM runs WHERE key = ?", (key,)).fetchone()
     if row is not None:
-        return _decoded(*row)
+        with decoding(Path(folder)):
+            return _decoded(*row)
     if known is None:
         raise UserError(f"{folder} has no run {key}.")
     target = dataset or known[0]
@@ -95,9 +96,10 @@ def load_predictions(folder: str | Path, key: str, dataset: str | None = None) -
 def _decoded(class_names: str, *blobs: bytes) -> Predictions:
     labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in blobs[:2])
     predicted[predicted == NO_CLASS] = -1
-    return Predictions(
-        tuple(json.loads(class_names)), labels, predicted, np.frombuffer(blobs[2], dtype="<f2")
-    )
+    names, confidence = tuple(json.loads(class_names)), np.frombuffer(blobs[2], dtype="<f2")
+    if not len(labels) == len(predicted) == len(confidence) or max(labels.max(), predicted.max()) >= len(names):
+        raise ValueError("predictions that do not fit their test")
+    return Predictions(names, labels, predicted, confidence)
 
 
 def confusion(
@@ -277,7 +279,7 @@ def calibration_errors(folder: str | Path) -> dict[tuple[str, str], float]:
         "ON test = digest"
     )
     errors = {}
-    with reading(Path(folder)) as db:
+    with reading(Path(folder)) as db, decoding(Path(folder)):
         for key, dataset, *stored in db.execute(query):
             found = _decoded(*stored)
             diverged = (found.predicted < 0).any()

@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcoop import escape
+from fastcoop.checks import shortened
 from fastcoop.errors import UserError
-from fastcoop.results.database import reading
+from fastcoop.results.database import decoding, reading
 from fastcoop.results.parameters import parameters_path
 from fastcoop.results.schema import RESULTS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+JSON_COLUMNS = {  # and what they hold
+    "settings": dict, "extra": dict, "columns": dict, "versions": dict, "losses": list, "per_class": list,
+    "prompts": list,
+}  # fmt: skip
+NUMBERS = ("accuracy", "macro_accuracy", "chance", "seconds")
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
@@ -42,8 +49,6 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     """
     frame = _table(folder, f"{RESULTS} ORDER BY finished, key")
     frame["class_specific"] = frame.class_specific.fillna(0).astype(bool)
-    for name in ("accuracy", "macro_accuracy"):
-        frame[name] = frame[name].astype(float)
     extra = [json.loads(text) for text in frame.extra]
     if any("trained_parameters" in one for one in extra):
         frame["trained_parameters"] = [one.get("trained_parameters", math.nan) for one in extra]
@@ -73,10 +78,24 @@ def _table(folder: str | Path, query: str) -> pd.DataFrame:
 
     with reading(Path(folder)) as db:
         frame = pd.read_sql_query(query, db)
+    with decoding(Path(folder)):
+        for name in frame.columns.intersection([*NUMBERS]):
+            frame[name] = frame[name].astype(float)
+        for name in frame.columns.intersection([*JSON_COLUMNS]):
+            for text in frame[name].dropna().unique():
+                _parse(name, text)
     own = [json.loads(text) for text in frame.pop("columns")] if "columns" in frame else []
     for name in dict.fromkeys(name for row in own for name in row):
         frame[name] = [row.get(name) for row in own]
     return frame
+
+
+def _parse(column: str, text: str) -> Any:
+    """Return what a JSON column holds. Raises ValueError or TypeError if it is something else."""
+    value = json.loads(text)
+    if not isinstance(value, JSON_COLUMNS[column]):
+        raise TypeError(f"{shortened(text)} in the column {column}")
+    return value
 
 
 def find_key(folder: str | Path, beginning: str) -> str:
@@ -113,7 +132,7 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
         UserError: there is no such run, or more than one.
     """
     key = find_key(folder, key)
-    with reading(Path(folder)) as db:
+    with reading(Path(folder)) as db, decoding(Path(folder)):
         db.row_factory = sqlite3.Row
         run = dict(db.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone())
         query = (
@@ -123,11 +142,11 @@ def load_run(folder: str | Path, key: str) -> dict[str, Any]:
         tests = {}
         for test in map(dict, db.execute(query, (key,))):
             names = unique_names(json.loads(test.pop("class_names")))
-            test["per_class"] = dict(zip(names, json.loads(test["per_class"]), strict=True))
+            test["per_class"] = dict(zip(names, _parse("per_class", test["per_class"]), strict=True))
             tests[test.pop("dataset")] = test
-    for name in ("settings", "losses", "extra", "versions"):
-        run[name] = json.loads(run[name]) if run[name] else None
-    run |= json.loads(run.pop("columns"))
+        for name in ("settings", "losses", "extra", "versions"):
+            run[name] = _parse(name, run[name]) if run[name] else None
+        run |= _parse("columns", run.pop("columns"))
     path = parameters_path(Path(folder), key)
     return run | {"contexts": str(path) if path.is_file() else None, "tests": tests}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +357,37 @@ def test_merging_brings_nearest_words_and_tells_of_failures(
     assert (tmp_path / "all" / "nearest_words" / "k.json").read_text() == "{}"
     assert "1 run(s) of" in caplog.text
     assert f"`fastcoop results list {source} --where status=failed` shows them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "commands"),
+    [
+        ("UPDATE scores SET per_class = '[50.0, 1'", ("list", "export", "compare", "merge", "show")),
+        ("UPDATE runs SET extra = CAST(zeroblob(9) AS TEXT)", ("list", "export", "compare", "merge", "show")),
+        ("UPDATE runs SET settings = '[]'", ("list", "export", "compare", "merge", "show")),
+        ("UPDATE scores SET accuracy = 'fifty'", ("list", "export", "compare", "merge")),
+        ("UPDATE scores SET predictions = x'00'", ("export",)),
+        ("UPDATE scores SET predictions = x'ff00' || substr(predictions, 3)", ("export",)),
+        ("UPDATE scores SET confidence = x'0000'", ("export",)),
+    ],
+)
+def test_values_that_the_disk_has_damaged_are_one_sentence(
+    folder: Path, call: Callable, tmp_path: Path, damage: str, commands: tuple[str, ...]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    key = load_results(folder).key[0]
+    with closing(sqlite3.connect(damaged / "results.sqlite")) as db, db:
+        db.execute(damage)
+    words: dict[str, list[str | Path]] = {
+        "list": [], "export": [tmp_path / "runs.csv"], "compare": [folder], "show": [key],
+        "merge": ["--into", tmp_path / "merged"],
+    }  # fmt: skip
+    for command in commands:
+        code, out, err = call(command, damaged, *words[command])
+        assert (code, out, len(err.splitlines())) == (2, "", 1), command
+        assert "results.sqlite is damaged (" in err, command
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
 def test_a_folder_in_place_of_the_database_is_refused(tmp_path: Path) -> None:
