@@ -245,6 +245,29 @@ def test_ctrl_c_reaches_a_command(world):
     assert "Traceback" not in err
 
 
+def test_ctrl_c_while_torch_is_imported_is_130(tmp_path):
+    """Torch's C++ code aborts the process where Python code that it calls raises."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\n"
+        "def called_from_c():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(1)\n"
+        "try:\n"
+        "    called_from_c()\n"
+        "except BaseException:\n"
+        "    os.abort()\n"
+    )
+    done = subprocess.run(
+        [*FASTCOOP, "cache-features", "colours"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(fastcoop.__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    stopped = "Stopped. Finished work is kept; the same command continues it.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", stopped)
+
+
 def test_a_reader_that_goes_away_is_no_fault(world):
     for command in ("results show results/grid KEY", "--help"):
         words = command.replace("KEY", (world / "key").read_text()).split()
