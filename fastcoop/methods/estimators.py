@@ -6,8 +6,9 @@ and features.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_
 from fastcoop import backbones
 from fastcoop.checks import amount, shortened, whole_number
 from fastcoop.datasets import Dataset, FewShot
+from fastcoop.datasets.notes import notes_on_classes
 from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import Outcome, RunContext, make_settings
@@ -36,6 +38,8 @@ LOGIT_SCALE = 100.0  # CLIP's
 HELD_OUT_EVERY = 5  # images of a class, where no validation images are given
 NO_IMAGES = np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int64)
 NO_DIRECTION = "{} has features of length 0, which have no direction; remove these images."
+
+log = logging.getLogger("fastcoop")
 
 
 class MethodClassifier(ClassifierMixin, BaseEstimator):
@@ -220,6 +224,10 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
 
     def _load_backbone(self) -> Any:
         if not isinstance(self.backbone, str | os.PathLike):
+            if self.backbone is not None and not hasattr(self.backbone, "digest"):
+                raise UserError(
+                    f"Expected backbone to be what load_backbone returns, or its name, got {shortened(self.backbone)}."
+                )
             return self.backbone
         backbone = backbones.backbone_from_spec(str(self.backbone))
         digest = getattr(self, "_backbone_digest", backbone.digest)
@@ -241,13 +249,13 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             )
         if hasattr(X, "to_numpy") and X.ndim == 1:  # a pandas Series
             X = X.to_numpy()
+        X = _as_array(X)
         if _are_images(X):
             backbone = backbone or self._load_backbone()
             if backbone is None:
                 title = type(self).__name__
                 raise UserError(f"{title} needs a backbone to encode images; pass it, or pass features.")
             X = _encode_images(backbone, X, before="pre" in METHODS[self.method].kinds)
-        X = _as_array(X)
         views = 1
         if getattr(X, "ndim", 0) == 3:
             views, X = X.shape[1], X.reshape(-1, X.shape[-1])
@@ -266,11 +274,11 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             assert_all_finite(y, input_name="y")
             check_classification_targets(y)
             named = all(isinstance(one, str) for one in y.tolist())
-        if class_names is not None:
-            names = list(class_names)
-            # Numbers could be meant as the values of y, which are indices.
-            if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
-                raise UserError(f"Expected class_names to be a list of text, got {shortened(class_names)}.")
+        names = None if class_names is None else _read_names(class_names)
+        if names is not None:
+            if texts is None:
+                for note in notes_on_classes(title, names, {}, "in class_names"):
+                    log.warning(note)
             if named and (twice := {one for one in names if names.count(one) > 1}):
                 raise UserError(
                     f"Expected y to hold indices, since two classes are called {min(twice)!r}, got names."
@@ -282,7 +290,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"{title} needs the names of the classes, in order; pass class_names to fit.")
         else:
             self.classes_ = np.unique(y)
-        self.class_names_ = tuple(map(str, self.classes_ if class_names is None else class_names))
+        self.class_names_ = tuple(map(str, self.classes_ if names is None else names))
         if len(self.classes_) < 2:
             raise UserError(f"Expected at least two classes, got {len(self.classes_)} class.")
         return None if y is None else self._label_indices(y)
@@ -457,11 +465,25 @@ def _are_images(X: Any) -> bool:
 
 
 def _as_array(values: Any) -> Any:
-    """Return a tensor as an array, of float32 for bfloat16, which NumPy lacks, and anything else as it is."""
+    """Return a tensor as an array, of float32 for bfloat16, which NumPy lacks, an iterator as a list, and anything else
+    as it is."""
+    if isinstance(values, Iterator):
+        return list(values)
     if not hasattr(values, "detach"):
         return values
     values = values.detach().cpu()
     return (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+
+
+def _read_names(class_names: Any) -> list[str]:
+    """Return class names in their order. Numbers are refused, which could be meant as values of y, and so are sets."""
+    listed = isinstance(class_names, Iterable) and not isinstance(class_names, str | Set | Mapping)
+    names = list(class_names) if listed else []
+    if not listed or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(
+            f"Expected class_names to be a list of text, got {shortened(class_names)}; name each class, in order."
+        )
+    return names
 
 
 def _read_texts(text_features: Any) -> np.ndarray:

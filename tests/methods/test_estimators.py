@@ -224,6 +224,7 @@ def test_defaults_are_the_methods_settings() -> None:
     "X_val and y_val belong together; pass both, or neither",
     "needs a backbone to encode images; pass it, or pass features",
     "needs the names of the classes, in order; pass class_names to fit",
+    "to be a list of text, got {}; name each class, in order",
     "diverged; pass a smaller learning_rate",
     "have no direction; remove these images",
     "to hold out for validation; pass X_val and y_val to fit, or {}",
@@ -277,6 +278,16 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             "encode images",
             lambda: fc.LinearProbe(backbone).fit(image, list("ababab")),
         ),
+        (
+            lambda: fc.ZeroShot(backbone.model).fit(None, class_names=NAMES),
+            "Expected backbone to be what load_backbone returns, or its name",
+            lambda: fc.ZeroShot(backbone).fit(None, class_names=NAMES),
+        ),
+        (
+            lambda: fc.ZeroShot(backbone).fit(None, class_names=["cat", ""]),
+            "list of text, got .'cat', ''.; name each class, in order",
+            lambda: fc.ZeroShot(backbone).fit(None, class_names=["cat", "dog"]),
+        ),
         (lambda: coop.fit(X, y), "pass class_names", lambda: coop.fit(X, y, class_names=NAMES)),
         (
             lambda: fc.TextBias(learning_rate=1e38, epochs=9).fit(X, y, text_features=texts),
@@ -304,6 +315,28 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
         right()
 
 
+def test_iterators_are_read_as_lists_are(data: Data) -> None:
+    features, labels = data.train(data.subset(4, 1))
+    X, y = features[:, 0].tolist(), labels.tolist()
+    val, texts = {"X_val": X, "y_val": y}, np.eye(3, DIM)
+    listed = fc.CLAP(epochs=2).fit(X, y, class_names=NAMES, text_features=texts, **val)
+    iterated = fc.CLAP(epochs=2).fit(
+        iter(X), iter(y), class_names=iter(NAMES), text_features=iter(texts), X_val=iter(X), y_val=map(int, y)
+    )
+    assert iterated.class_names_ == NAMES
+    assert (iterated.coef_ == listed.coef_).all()
+    assert (iterated.predict(row for row in X) == listed.predict(X)).all()
+
+
+def test_classes_of_one_prompt_are_told(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["cat", "dog", "Cat"]
+    fc.ZeroShot().fit(None, class_names=names, text_features=np.eye(3, DIM))
+    assert not caplog.text
+    fc.ZeroShot(backbone).fit(None, class_names=names)
+    assert "The classes cat, Cat of ZeroShot have the same prompt" in caplog.text
+    assert "name them differently in class_names" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -322,6 +355,9 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
         ),
         (GIVEN | {"class_names": "cat"}, "class_names to be a list of text, got 'cat'"),
         (GIVEN | {"class_names": [1, 2, 3]}, r"class_names to be a list of text, got \[1, 2, 3\]"),
+        (GIVEN | {"class_names": ["a", " ", "b"]}, r"got \['a', ' ', 'b'\]; name each class, in order"),
+        (GIVEN | {"class_names": {"a", "b", "c"}}, "class_names to be a list of text, got {'a', 'b', 'c'}"),
+        (GIVEN | {"class_names": 3}, "class_names to be a list of text, got 3"),
         (
             GIVEN | {"class_names": ["a", "b", "a"], "y": list("abab" * 3)},
             "y to hold indices, since two classes are called 'a'",
