@@ -97,7 +97,8 @@ def _decoded(class_names: str, *blobs: bytes) -> Predictions:
     labels, predicted = (np.frombuffer(blob, dtype="<u2").astype(np.int64) for blob in blobs[:2])
     predicted[predicted == NO_CLASS] = -1
     names, confidence = tuple(json.loads(class_names)), np.frombuffer(blobs[2], dtype="<f2")
-    if not len(labels) == len(predicted) == len(confidence) or max(labels.max(), predicted.max()) >= len(names):
+    highest = max(labels.max(), predicted.max())
+    if not len(labels) == len(predicted) == len(confidence) or highest >= len(names):
         raise ValueError("predictions that do not fit their test")
     return Predictions(names, labels, predicted, confidence)
 
