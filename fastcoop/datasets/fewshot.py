@@ -91,7 +91,7 @@ def few_shot(dataset: Dataset, shots: int | str, seed: int, read: bool = True) -
     return FewShot(subset["train"], np.array(unused, np.int64))
 
 
-@memoize(256)  # of few numbers; caching and runs, over every backbone, share them
+@memoize(4096)  # of few numbers; caching and runs, over every backbone, share them
 def _drawn(dataset: Dataset, shots: int, seed: int) -> FewShot:
     rng, (rows, classes, val_classes) = random.Random(seed), _drawable(dataset)
     return FewShot(rows[_draw(classes, shots, rng)], _draw(val_classes, min(shots, MAX_VAL_SHOTS), rng))

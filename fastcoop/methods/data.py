@@ -95,7 +95,7 @@ class Data:
         """Return those of a split's images that could be read when its features were cached."""
         return rows[~np.isin(rows, np.array(self._skipped(split), dtype=np.int64))]
 
-    @memoize(256)
+    @memoize(4096)  # planned runs keep their subsets, so dropping them here would free nothing
     def subset(self, shots: int | str, seed: int) -> FewShot:
         """Return the few-shot subset, which is the same for all methods."""
         return few_shot(self.dataset, shots, seed)

@@ -29,6 +29,12 @@ def test_no_jobs_are_no_work_and_no_words(
     assert not caplog.records
 
 
+def test_runs_of_many_seeds_share_their_subsets() -> None:
+    data = make_data()
+    first = [data.subset(1, seed) for seed in range(500)]
+    assert all(data.subset(1, seed) is subset for seed, subset in enumerate(first))
+
+
 def text_features(backbone: Backbone, prompts: list[str]) -> np.ndarray:
     with torch.no_grad():
         return backbone.model.encode_text(backbone.tokenizer(prompts), normalize=True).numpy()
