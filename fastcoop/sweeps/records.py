@@ -131,7 +131,10 @@ def read_settings(method: Method[Any], recorded: str) -> BaseModel:
 
 def train_files(run: RunSpec) -> str | None:
     """Return the sha256 hex of the files of the images that a run learns, as in `RunRecord`."""
-    return run.data.train_files(run.subset) if run.subset else None
+    files = run.data.train_files(run.subset) if run.subset else None
+    if files is not None and run.tuning is not None:
+        files += run.tuning.train_files(run.tuning.subset(run.shots, run.seed)) or ""
+    return files
 
 
 def score_inputs(run: RunSpec, data: Data) -> ScoreInputs:
@@ -143,7 +146,8 @@ def score_inputs(run: RunSpec, data: Data) -> ScoreInputs:
 def training_images_changed(run: RunSpec, tested: Mapping[str, ScoreInputs]) -> bool:
     """Whether the image files that a run learned have changed since."""
     now, before = train_files(run), {inputs.train_files for inputs in tested.values()}
-    return now is not None and bool(before - {None, now})
+    # Older records lack the images that `selection: imagenet_val` learns first.
+    return now is not None and not all(now.startswith(files or "") for files in before)
 
 
 def missing_tests(run: RunSpec, tested: Mapping[str, ScoreInputs]) -> tuple[Data, ...]:

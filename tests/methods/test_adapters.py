@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastcoop as fc
 from fastcoop.backbones import Backbone, backbone_from_spec
@@ -355,6 +358,28 @@ def test_another_draw_of_the_tuning_dataset_is_another_run(tmp_path: Path) -> No
     assert sorted(zip(new.dataset, new.method, strict=True)) == [
         ("again", "gda"), ("again", "tip_adapter"), ("colours", "gda"),
     ]  # fmt: skip
+
+
+def test_other_pictures_of_the_tuning_dataset_are_learned_again(tmp_path: Path) -> None:
+    """They are in no key: of the tuning dataset, keys have the validation and test features."""
+    for number, name in enumerate(("colours", "again")):
+        write_dataset(tmp_path / "data" / name, seed=number)
+    places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")), "datasets": ["colours", "again"], "shots": 1, "seeds": 1,
+        "views": 0, "methods": {"gda": {"selection": "imagenet_val", "tuned_on": "again"}},
+    }  # fmt: skip
+    sweep(grid, jobs=1, **places)
+    results = places["results"] / "results.sqlite"
+    with closing(sqlite3.connect(results)) as db, db:  # as it was recorded before
+        assert db.execute("UPDATE runs SET train_files = substr(train_files, 1, 64)").rowcount == 2
+    assert sweep(grid, jobs=1, **places).finished == 0
+    shutil.rmtree(places["results"])
+    sweep(grid, jobs=1, **places)
+    for path in (tmp_path / "data" / "again" / "train").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert sweep(grid, jobs=1, **places).finished == 2
+    assert sweep(grid, jobs=1, **places).finished == 0
 
 
 def test_a_sweep_learns_tests_and_resumes_every_method(tmp_path: Path) -> None:
