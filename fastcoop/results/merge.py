@@ -56,6 +56,7 @@ def merge_results(folders: Sequence[str | Path] | str | Path, into: str | Path) 
 
 def _merge_one(folder: Path, target: Path) -> int:
     problem = f"{folder} could not be merged into {target}"
+    copied: list[Path] = []  # while nothing refers to them
     try:
         with (
             reading(folder) as source,
@@ -72,20 +73,25 @@ def _merge_one(folder: Path, target: Path) -> int:
             known = {key for (key,) in db.execute("SELECT key FROM runs")}
             new = [key for (key,) in source.execute("SELECT key FROM runs") if key not in known]
             for (key,) in source.execute("SELECT key FROM runs"):
-                if key not in known or not parameters_path(target, key).exists():
-                    _copy(parameters_path(folder, key), parameters_path(target, key))
+                copy = parameters_path(target, key)
+                if key not in known or not copy.exists():
+                    copied.append(copy)
+                    _copy(parameters_path(folder, key), copy)
             for table, columns in COLUMNS.items():
                 names, marks = ", ".join(columns), ", ".join("?" * len(columns))
                 rows = source.execute(f"SELECT {names} FROM {table}")
                 db.executemany(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", rows)
             db.execute("DELETE FROM failures WHERE key IN (SELECT key FROM scores)")
             execute_when_unlocked(db, "COMMIT")
+            copied.clear()
             (failed,) = source.execute("SELECT count(*) FROM failures").fetchone()
             merge_metadata(folder, target)
             for path in (folder / NEAREST_WORDS).glob("*.json"):
                 if not (copy := target / NEAREST_WORDS / path.name).exists():
                     _copy(path, copy)
     except UserError:
+        for path in copied:
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # where it holds other runs' files
             (target / CONTEXTS).rmdir()
         raise

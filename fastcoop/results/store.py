@@ -183,20 +183,23 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
                 raise UserError(
                     f"Another sweep is writing to {folder}; wait for it, or use another folder (--results)."
                 ) from None
-        db = stack.enter_context(writing_database(folder / DATABASE))
-        for part in (folder / CONTEXTS).glob(f"*.safetensors.*{PART}"):  # of a process that was killed
-            part.unlink(missing_ok=True)
         try:
-            yield ResultsStore(folder, db)
+            with writing_database(folder / DATABASE) as db:
+                for part in (folder / CONTEXTS).glob(
+                    f"*.safetensors.*{PART}"
+                ):  # of a process that was killed
+                    part.unlink(missing_ok=True)
+                try:
+                    yield ResultsStore(folder, db)
+                except UserError:
+                    tables = ("runs", *WORK_TABLES)
+                    if any(db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables):
+                        new_files = []
+                    raise
         except UserError:
-            has_runs = any(
-                db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in ("runs", *WORK_TABLES)
-            )
-            if not has_runs:
-                db.close()
-                with suppress(OSError):
-                    for path in new_files:
-                        path.unlink(missing_ok=True)
+            with suppress(OSError):
+                for path in new_files:
+                    path.unlink(missing_ok=True)
             raise
 
 

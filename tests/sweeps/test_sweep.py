@@ -265,6 +265,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(
     monkeypatch.setattr("fastcoop.results.database.create", lambda db: (_ for _ in ()).throw(error))
     with pytest.raises(UserError, match=r"disk is full\); free space"):
         run(grid, results=tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(
@@ -304,14 +305,20 @@ def test_a_merge_that_cannot_be_done_is_one_sentence_and_writes_nothing(
         merge_results([done, tmp_path / "nowhere"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
+    copy = shutil.copyfile
+    for room in (0, 3):
+        left = iter(range(room))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfile", full)
-        with pytest.raises(UserError, match=r"could not be merged into .*No space left.*free space"):
-            merge_results([done], tmp_path / "all")
-    assert not (tmp_path / "all").exists()
+        def fill(*args: Any) -> None:
+            if next(left, None) is None:  # noqa: B023
+                raise OSError(28, "No space left on device")
+            copy(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.copyfile", fill)
+            with pytest.raises(UserError, match=r"could not be merged into .*No space left.*free space"):
+                merge_results([done], tmp_path / "all")
+        assert not (tmp_path / "all").exists()
     assert merge_results([done], tmp_path / "all") == 22
 
 
