@@ -36,8 +36,8 @@ class RunRecord(RunDescription):
 
     Attributes:
         columns: the method's own columns, by name.
-        train_files: sha256 hex of the training images' files; None where nothing is learned or no store knows them. That
-            of another dataset's follows it, where a run learns them first (``selection: imagenet_val``).
+        train_files: sha256 hex of the training images' files; None where nothing is learned or no store knows them.
+            That of another dataset's follows it, where a run learns them first (``selection: imagenet_val``).
         losses: mean training loss of each epoch; None where nothing was trained by steps.
         extra: further numbers, by name.
     """
