@@ -3,7 +3,7 @@
 A package names them in its pyproject.toml, and fastcoop finds them in every process that it runs in:
 
     [project.entry-points."fastcoop.methods"]
-    nearest_mean = "my_package.nearest_mean:NearestMean"
+    nearest_mean = "my_package.nearest_mean:NearestMeanMethod"
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Preprocess:
         return {name: value for name, value in asdict(self).items() if name != "fill_color" or value}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Backbone:
     """A frozen CLIP.
 
@@ -70,6 +70,9 @@ class Backbone:
     quick_gelu: bool
     trained_tokens: Tensor | None = None
     files: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:  # short, since an estimator shows it among its parameters
+        return f"Backbone({self.name!r})"
 
     @property
     def image_size(self) -> int:

@@ -48,9 +48,9 @@ def check(
     class_names: options.ClassNames = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare a dataset with Table 6.
+    """Check a dataset's files, and warn of possible mistakes.
 
-    What is missing is printed, and where to download it.
+    Sizes of the paper's datasets are compared with its Table 6. What is missing is printed, and where to download it.
 
     Example:  fastcoop datasets check oxford_pets --data-root data
     """
@@ -122,7 +122,7 @@ def _check_lines(found: Check) -> Iterator[str]:
         yield f"  missing: {more:,} more (--json lists them all)"
     yield from (f"  to do: {line}" for line in found.advice)
     if not found.problems:
-        notes = f"; {len(found.notes)} note(s) on standard error, and with --json"
+        notes = f"; {counted(len(found.notes), 'note')} on standard error, and with --json"
         yield f"  all there{notes if found.notes else ''}"
 
 
@@ -133,10 +133,10 @@ def backbones(
 ) -> None:
     """List backbones, or show one.
 
-    Listed are the embedded backbones, the models in Hugging Face's cache and all that open_clip knows, or those with
-    NAME in their names. The whole name of one shows everything about it: its weights and where they are, the commands
-    to use it, and how it learns prompts: on the shared path (what prompts have in common is computed once) or the
-    plain path (all positions of all prompts), with what a step costs.
+    It lists the backbones included in fastcoop, the models in Hugging Face's cache and all that open_clip knows, or
+    those with NAME in their names. The whole name of one shows everything about it: its weights and where they are, the
+    commands to use it, and how it learns prompts: on the shared path (what prompts have in common is computed once) or
+    the plain path (all positions of all prompts), with what a step costs.
 
     Example:  fastcoop backbones siglip
 

@@ -85,8 +85,9 @@ def export_weights(
 ) -> None:
     """Write class weights of few-shot runs.
 
-    Each run becomes Few-shot/METHOD/ENCODER/Kshots/DATASET/seedS/text_features.pt, a tensor of (classes, dim), the
-    layout of TransCLIP's prototypes. Methods whose logits are no product of image features and class weights have none.
+    Each run becomes a tensor of (classes, dim), METHOD/ENCODER/Kshots/DATASET/seedS/text_features.pt in the folder
+    Few-shot, as in the layout of TransCLIP's prototypes. Methods whose logits are no product of image features and
+    class weights have none.
 
     Example:  fastcoop export-weights results/field_fewshot --where method=coop,task_res --where shots=16
     """

@@ -119,6 +119,8 @@ class Data:
         return features[:, 1:] if features.shape[1] > 1 else features, labels
 
     def _stored(self, subset: FewShot, kind: str) -> Labelled:
+        if not self.views and kind != "pre":  # the test-time crop alone, which every store has
+            kind = "coop"
         key = subset.train.tobytes(), kind
         if key not in self._train:
             assert self.store is not None

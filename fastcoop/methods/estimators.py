@@ -100,7 +100,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
                 others are augmentations, as an array or tensor; or a sequence of paths or PIL images. May be None for
                 methods that learn nothing.
             y: (images,), indices into ``class_names``, or the names themselves.
-            class_names: Names in the order of ``coef_``. By default the sorted values of ``y``.
+            class_names: Names in the order of ``coef_``, and of ``text_features``. By default the sorted values of
+                ``y``, or the rows of ``text_features``.
             X_val, y_val: Validation images, for settings chosen by their accuracy. If such a setting has none, every
                 fifth image of each class is held out.
             text_features: Class text features (classes, dim) of any length, in place of a backbone.
@@ -110,7 +111,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             The estimator.
 
         Raises:
-            UserError: An argument or a parameter cannot be used, or the training diverged. It is a ValueError.
+            UserError: An argument or a parameter cannot be used, or the training diverged. It is a ValueError, as are
+                scikit-learn's own errors of ``X`` and ``y``.
         """
         method, title, backbone = METHODS[self.method], type(self).__name__, self._load_backbone()
         settings = make_settings(method, self._given_settings())
@@ -124,6 +126,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             )
         if (X_val is None) != (y_val is None):
             raise UserError("X_val and y_val belong together; pass both, or neither.")
+        if X is None and method.learns:
+            raise UserError(f"{title} learns from images; pass their features, or paths, as X.")
         if method.needs_backbone and texts is not None:
             raise UserError(
                 f"{title} passes prompts through the text tower; pass a backbone in place of text_features."
@@ -295,14 +299,14 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"Expected at least two classes, got {len(self.classes_)} class.")
         return None if y is None else self._label_indices(y)
 
-    def _label_indices(self, y: Any) -> np.ndarray:
+    def _label_indices(self, y: Any, name: str = "y") -> np.ndarray:
         y = np.asarray(_as_array(y)).ravel()
         labels = pd.Index(self.classes_).get_indexer(y).astype(np.int64)
         if (labels < 0).any():
             value = y[labels < 0].tolist()[0]
-            hint = nearest(str(value), map(str, self.classes_))
+            hint = nearest(value if isinstance(value, str) else "", map(str, self.classes_))
             raise UserError(
-                f"Expected y to hold class names or indices into class_names, got {value!r}.{hint}"
+                f"Expected {name} to hold class names or indices into class_names, got {value!r}.{hint}"
             )
         return labels
 
@@ -343,7 +347,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(NO_DIRECTION.format(f"X{suffix}"))
 
     def _read_validation(self, run: RunSpec, X: Any, y: Any, backbone: Any) -> Labelled:
-        features, labels = self._read_features(X, None, reset=False), self._label_indices(y)
+        features, labels = self._read_features(X, None, reset=False), self._label_indices(y, "y_val")
         self._check_shapes(run, features, labels, backbone, "_val")
         return features[:, 0], labels
 

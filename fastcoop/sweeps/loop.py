@@ -138,14 +138,14 @@ class RunLoop:
         if retries:
             how = "in halves" if len(retries) > 1 else "once more"
             runs = counted(len(batch.keys), f"{batch.method} run")
-            self.live.say(f"A batch of {runs} failed, tried {how}: {error}.")
+            self.live.say(f"A batch of {runs} failed, tried {how}: {error.rstrip('.')}.")
         elif left:
             for key in left:
                 self._store.record_failure(describe_run(self._pending.pop(key)), error)
                 self.failed[key] = error
             self.live.failed = len(self.failed)
             names = method_names(self._runs[key] for key in left)
-            self.live.say(f"{counted(len(left), f'{names} run')} failed: {error}.")
+            self.live.say(f"{counted(len(left), f'{names} run')} failed: {error.rstrip('.')}.")
         if batch.trains:
             split_checkpoint(self._store, batch, retries)
             self._store.replace_batches([batch], retries)

@@ -256,6 +256,20 @@ def test_no_augmented_views_leave_the_test_crop(backbone: Backbone, dataset: Dat
     assert more.train(subset.train, kind="tip").shape[1] == 3
 
 
+def test_without_augmented_views_a_store_of_coop_serves_every_method(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    for kinds in (
+        ("coop",),
+        ("coop", "tip", "flip"),
+    ):  # a second call adds no array, since it has no view to add
+        store = cached(backbone, dataset, tmp_path, views=0, kinds=kinds)
+        data = Data(dataset, store, views=0)
+        for kind in ("tip", "flip"):
+            found = data.train(data.subset(2, 1), kind)[0]
+            assert np.array_equal(found, data.train(data.subset(2, 1))[0])
+
+
 def test_half_of_the_classes_read_their_part_of_every_kind(backbone: Backbone, tmp_path: Path) -> None:
     dataset = make_folder(tmp_path / "more", classes=("a", "b", "c", "d"))
     store = cached(backbone, dataset, tmp_path, views=1, kinds=("tip", "pre"))

@@ -222,6 +222,7 @@ def test_defaults_are_the_methods_settings() -> None:
     "got {}; pass such a list",
     "logit_scale belongs to text_features; leave it out, or pass both",
     "X_val and y_val belong together; pass both, or neither",
+    "learns from images; pass their features, or paths, as X",
     "needs a backbone to encode images; pass it, or pass features",
     "needs the names of the classes, in order; pass class_names to fit",
     "to be a list of text, got {}; name each class, in order",
@@ -263,6 +264,21 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
             lambda: fitted.predict(image),
         ),
         (lambda: bias.fit(X, names), "text_features", lambda: bias.fit(X, y, text_features=texts)),
+        (
+            lambda: bias.fit(None, y, text_features=texts),
+            "learns from images",
+            lambda: bias.fit(X, y, text_features=texts),
+        ),
+        (
+            lambda: bias.fit(X, y * 10, text_features=texts),
+            r"Expected y to hold .*, got [12]0\. Valid: 0, 1, 2",
+            lambda: bias.fit(X, y, text_features=texts),
+        ),
+        (
+            lambda: bias.fit(X, y, X_val=X, y_val=y - 1, text_features=texts),
+            r"Expected y_val to hold .*, got -1\. Valid: 0, 1, 2",
+            lambda: bias.fit(X, y, X_val=X, y_val=y, text_features=texts),
+        ),
         (
             lambda: bias.fit(X, y, logit_scale=9.0),
             "pass both",

@@ -232,10 +232,10 @@ def _command(study: Study) -> str:
 ITEM = Item(
     "mistakes",
     "What went wrong",
-    "One run per dataset. Chosen to look at, not to score: of the runs with the most shots, the method with the highest"
-    " mean accuracy over seeds, and its seed of median accuracy. Its accuracy is selected on test images; the tables"
-    f" have the means. With more than {MOST_CLASSES} classes, the matrix has the most "
-    "confused ones; the others are one row. Confidence is the softmax probability of the prediction.",
+    "One run per dataset: of the runs with the most shots, those of the method with the highest mean accuracy over "
+    "seeds, and of these the one with the median accuracy. It is selected by test accuracy, so compare methods in the "
+    f"tables. With more than {MOST_CLASSES} classes, the matrix has the most confused ones; the others are one row. "
+    "Confidence is the softmax probability of the prediction.",
     make,
     _command,
 )
