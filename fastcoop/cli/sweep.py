@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from typer import Argument, Option
 
 from fastcoop.cli import options
@@ -24,7 +23,6 @@ log = logging.getLogger("fastcoop")
 MAX_LISTED = 10  # failed or collapsed runs printed
 RUNS_FAILED = 1  # exit code
 RUN_ONLY = ("skip_unreadable", "backend", "address")  # options that change nothing beside --dry-run
-GRID_ONLY = ("grid", "overrides", "only", "show_grid", "as_json")  # the only ones that change --show-grid
 
 
 @app.command()
@@ -38,7 +36,6 @@ def sweep(
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Replaces the grid's value. Repeatable.")
     ] = None,
     only: Annotated[list[str] | None, options.comma_list(help="Only these methods or blocks.")] = None,
-    show_grid: Annotated[bool, Option("--show-grid", help="Only print the grid with all defaults.")] = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Only print what would run, with time and memory.")
     ] = False,
@@ -66,20 +63,10 @@ def sweep(
     """
     from fastcoop.sweeps import sweep as run_sweep
 
-    read = {"overrides": overrides or (), "only": only or ()}
-    names = [str(param.name) for param in context.command.params]
-    unused = [name for name in names if name not in GRID_ONLY] if show_grid else RUN_ONLY
-    if (show_grid or dry_run) and (given := options.given_options(context, unused)):
-        mode = "show-grid" if show_grid else "dry-run"
-        log.warning("Beside --%s these change nothing: %s.", mode, ", ".join(given))
-    if show_grid:
-        from fastcoop.grids import read_grid
-        from fastcoop.grids.shown import grid_text
-
-        text = grid_text(read_grid(grid, **read))
-        show(yaml.safe_load(text), text.split("\n"), as_json)
-        return
-    given_values: dict[str, Any] = read | {
+    if dry_run and (given := options.given_options(context, RUN_ONLY)):
+        log.warning("Beside --dry-run these change nothing: %s.", ", ".join(given))
+    given_values: dict[str, Any] = {
+        "overrides": overrides or (), "only": only or (),
         "data_root": data_root, "cache": cache, "results": results, "dry_run": dry_run, "device": device, "jobs": jobs,
         "memory_budget": memory_budget, "retry_failed": retry_failed, "skip_unreadable": skip_unreadable,
         "backend": backend, "address": address, "class_names": class_names,

@@ -15,23 +15,16 @@ from pydantic import BaseModel, ConfigDict, PlainValidator
 import fastcoop
 from fastcoop.checks import several, shortened
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import MissingFile, UserError
+from fastcoop.errors import MissingFile, UserError, nearest
 from fastcoop.files import reading
+from fastcoop.grids import values
 from fastcoop.grids.scopes import Scopes, join, keep_only, override, split
-from fastcoop.grids.values import (
-    Names,
-    Seeds,
-    Shots,
-    Targets,
-    Views,
-    as_list,
-    is_name,
-    number_of_draws,
-    plain,
-)  # fmt: skip
 from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError, validate
 from fastcoop.yaml_text import PlacedDict, bare, read_yaml
+
+PACKAGE = Path(fastcoop.__path__[0])
+FOLDERS = PACKAGE / "experiments", PACKAGE.parent / "experiments"  # of grids, in the package or in a checkout
 
 log = logging.getLogger("fastcoop")
 
@@ -76,12 +69,12 @@ class GridBlock(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    backbones: Names
-    datasets: Names
-    shots: Shots = (1, 2, 4, 8, 16)
-    seeds: Seeds = (1, 2, 3)
-    targets: Targets = {}
-    views: Views = 8
+    backbones: values.Names
+    datasets: values.Names
+    shots: values.Shots = (1, 2, 4, 8, 16)
+    seeds: values.Seeds = (1, 2, 3)
+    targets: values.Targets = {}
+    views: values.Views = 8
     recipe: Literal["current", "official-2021"] = "current"
     methods: Methods
 
@@ -207,16 +200,17 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
         )
     if isinstance(source, Mapping):
         try:
-            return plain(source), "the grid"
+            return values.plain(source), "the grid"
         except RecursionError:
             raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
     path = Path(source)
     path = path if path.is_file() else shipped_grid(path) or path
     if not path.exists():
-        raise MissingFile(f"There is no grid file {source}, nor does fastcoop contain one.")
+        hint = nearest(path.stem, (grid.stem for folder in FOLDERS for grid in folder.glob("*.yaml")))
+        raise MissingFile(f"There is no grid file {source}, on disk or among fastcoop's.{hint}")
     with reading(path, "a grid"):
         text = path.read_text(encoding="utf-8")
-    given = read_yaml(text, str(source), is_name)
+    given = read_yaml(text, str(source), values.is_name)
     if not isinstance(given, PlacedDict):
         raise UserError(f"{source} should hold keys such as backbones, datasets and methods.")
     return given, str(source)
@@ -225,13 +219,12 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
 def shipped_grid(name: str | Path) -> Path | None:
     """Return the file of a grid that comes with fastcoop; None where there is none.
 
-    It is named "fig3", "fig3.yaml" or "experiments/fig3.yaml", and lies in the package or in a checkout.
+    It is named "fig3", "fig3.yaml" or "experiments/fig3.yaml".
     """
-    asked, package = Path(name), Path(fastcoop.__path__[0])
+    asked = Path(name)
     if asked.parent.name not in ("", "experiments") or asked.suffix not in ("", ".yaml"):
         return None
-    places = (folder / "experiments" / f"{asked.stem}.yaml" for folder in (package, package.parent))
-    return next((place for place in places if place.is_file()), None)
+    return next((place for folder in FOLDERS if (place := folder / f"{asked.stem}.yaml").is_file()), None)
 
 
 def _fit_targets(given: PlacedDict, scopes: Scopes) -> None:
@@ -240,7 +233,7 @@ def _fit_targets(given: PlacedDict, scopes: Scopes) -> None:
     Raises:
         UserError: Targets are of no dataset, and ``--set`` did not give the datasets.
     """
-    datasets = {name: set(map(str, as_list(one.get("datasets")))) for name, one in scopes.items()}
+    datasets = {name: set(map(str, values.as_list(one.get("datasets")))) for name, one in scopes.items()}
     dropped: dict[str, None] = {}
     for block, content in scopes.items():
         targets = content.get("targets")
@@ -273,9 +266,9 @@ def _blocks(scopes: Scopes, name: str) -> list[GridBlock]:
 def _notes(given: PlacedDict, scopes: Scopes, blocks: Sequence[GridBlock], unused: bool) -> Iterator[str]:
     """Yield what may be meant otherwise: numbers of seeds, and keys of a file that no run uses if ``unused``."""
     for content in scopes.values():
-        if (draws := number_of_draws(content.get("seeds")) or 0) > 1:
-            place, n = content.place("seeds"), draws
-            yield f"{place}These are {n} draws, of the seeds 1 to {n}; write seeds: [{n}] for this seed alone."
+        if (n := values.number_of_draws(content.get("seeds")) or 0) > 1:
+            meaning = f"{n} draws, of the seeds 1 to {n}; write seeds: [{n}] for this seed alone"
+            yield f"{content.place('seeds')}seeds: {n} means {meaning}."
     if not unused:
         return
     own = {block.name: given["blocks"][block.name] if block.name else PlacedDict() for block in blocks}

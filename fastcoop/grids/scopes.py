@@ -111,6 +111,7 @@ def _override(scopes: Sequence[PlacedDict], keys: Sequence[str], text: str, opti
                 f'"{option}" sets {keys[1]}, which the grid does not run.{nearest(keys[1], names)}'
             )
     (*parents, last), where = inside, f"--set {option}: "
+    text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text  # commas make a list
     for place in places:
         for parent in parents:
             if place.get(parent) is None:
@@ -118,15 +119,10 @@ def _override(scopes: Sequence[PlacedDict], keys: Sequence[str], text: str, opti
             if not isinstance(place[parent], PlacedDict):
                 raise UserError(f'"{option}" reaches into {parent}, which has no keys of its own.')
             place = place[parent]
-        place[last], place.places[last] = _value(keys, text, option), where
+        place[last] = read_yaml(text, f"--set {option}", is_name, tuple(keys), place=lambda line: where)
+        place.places[last] = where
         if keys == ["methods"]:
             _listing_methods(place)
-
-
-def _value(keys: Sequence[str], text: str, option: str) -> Any:
-    """Return the value of ``--set a.b=text``; commas make a list. Names are text, as in a file."""
-    text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text
-    return read_yaml(text, f"--set {option}", is_name, tuple(keys), place=lambda line: f"--set {option}: ")
 
 
 def keep_only(scopes: Scopes, only: Sequence[str]) -> Scopes:

@@ -55,11 +55,11 @@ def test_files(tmp_path: Path, wrong: str, message: str, right: str) -> None:
     assert [*read_grid(file).runs()]
 
 
-@follows("{}These are {} draws, of the seeds 1 to {}; write seeds: [{}] for this seed alone.")
+@follows("{} draws, of the seeds 1 to {}; write seeds: [{}] for this seed alone")
 def test_a_number_of_seeds(caplog: pytest.LogCaptureFixture) -> None:
     given = {"backbones": "b", "datasets": "d", "shots": 1, "methods": "coop"}
     assert read_grid(given | {"seeds": 10}).blocks[0].seeds == tuple(range(1, 11))
-    assert "These are 10 draws, of the seeds 1 to 10; write seeds: [10]" in caplog.text
+    assert "seeds: 10 means 10 draws, of the seeds 1 to 10; write seeds: [10]" in caplog.text
     assert read_grid(given, ["seeds=3"]).blocks[0].seeds == (1, 2, 3)
     caplog.clear()
     for seeds, expected in ((1, (1,)), ("1-10", tuple(range(1, 11))), ([10], (10,))):

@@ -262,12 +262,8 @@ def test_missing_features_are_counted_and_only_training_is_timed(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (
-            ["--show-grid", "--jobs", "2", "--results", "r"],
-            "Beside --show-grid these change nothing: --results, --jobs.",
-        ),
         (["--dry-run", "--backend", "dask"], "Beside --dry-run these change nothing: --backend."),
-        (["--show-grid", "--set", "datasets=e"], ""),
+        (["--dry-run", "--set", "datasets=e"], ""),
     ],
 )
 def test_options_that_change_nothing_are_said(
