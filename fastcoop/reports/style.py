@@ -210,6 +210,17 @@ def add_series_legend(figure: Figure, name: Callable[[str], str], most: int) -> 
     add_legend(figure, handles, names, most, handlelength=2.1, columnspacing=1.2)
 
 
+def add_panel_legends(figure: Figure, name: Callable[[str], str]) -> None:
+    """Add a legend below each panel, in one row, of the series that `draw_curves` drew in it."""
+    width, height = figure.get_figwidth() / len(figure.axes) - 0.7, 0.0  # beside the handle
+    for axis in figure.axes:
+        drawn = [line for line in axis.lines if line.get_gid()]
+        labels = [fitted(name(str(line.get_gid())), width, lines=3) for line in drawn]
+        legend = axis.legend(drawn, labels, loc="upper left", bbox_to_anchor=(0, -0.2), handlelength=2.1)
+        height = max(height, legend.get_window_extent().height / figure.dpi)
+    figure.set_figheight(figure.get_figheight() + max(0.0, height - LEGEND_HEIGHT))
+
+
 def add_legend(
     figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **more: Any
 ) -> None:

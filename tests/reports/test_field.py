@@ -49,7 +49,9 @@ def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp
         shots, cost = field_fewshot.ITEM.make(study)
     assert shots.figure is not None
     assert cost.figure is not None
-    assert len(shots.figure.axes) == 2  # caches, and probes
+    caches, probes = ([text.get_text() for text in axis.get_legend().texts] for axis in shots.figure.axes)
+    assert caches == ["Zero-shot CLIP", "Tip-Adapter", "Tip-Adapter-F", "GDA"]
+    assert probes == ["Zero-shot CLIP", "CLAP"]
     rows, average = dict(shots.table.rows), "Average over 2 datasets"
     clap, official = rows[average, "CLAP"], rows[average, "Tip-Adapter-F"]
     assert clap["16 shots"].mean == pytest.approx(50 + 3 * 4 + 0.5 + 2)

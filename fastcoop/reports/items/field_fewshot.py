@@ -103,7 +103,7 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
-    style.add_series_legend(figure, style.name_of, 5)
+    style.add_panel_legends(figure, style.name_of)
     return figure
 
 
