@@ -32,6 +32,7 @@ if sys.platform != "win32":
 
 FORMAT = "fastcoop features"
 FORMAT_VERSION = 3  # that is read; files without further kinds of features are written as version 2
+HEAP = b"GCOL\1\0\0\0"  # the start of a heap of texts in HDF5
 META = "meta"
 META_SHA256 = "meta_sha256"
 FILES_SHA256 = "files_sha256"
@@ -180,6 +181,7 @@ class StoreFile:
             on_windows = sys.platform == "win32"
             content = file.read() if on_windows else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with h5py.File(_seekable(content), "r") as store:
+                _check_heaps(store, content)
                 meta, version = _read_meta(path, store)
                 splits = {one: _read_split(store[one], one, meta, version, content) for one in meta.expected}
         return cls(path, meta, splits, content, identity)
@@ -382,6 +384,35 @@ def _refuse_while_written(file: BinaryIO) -> None:
 
 def _seekable(content: bytes | mmap.mmap) -> Any:
     return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
+def _check_heaps(file: h5py.File, content: bytes | mmap.mmap) -> None:
+    """Raise ValueError for a damaged heap of texts: HDF5, up to 2.0, never returns from one with an object of size 0.
+
+    Heaps lie anywhere but in arrays of numbers. Each is a header of 16 bytes and objects: a number, 0 for the free
+    space at the end, their size, and their bytes, in multiples of 8.
+    """
+    arrays: list[tuple[int, int]] = []
+
+    def add(_: str, one: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(one, h5py.Dataset) and one.dtype.kind in "iuf":
+            start = one.id.get_offset() or 0
+            arrays.append((start, start + one.nbytes if start else 0))
+
+    file.visititems(add)
+    position = 0
+    for start, after in (*sorted(arrays), (len(content), len(content))):
+        while (heap := content.find(HEAP, position, start)) >= 0:
+            end = min(heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), len(content))
+            position = heap + 16
+            while position + 16 <= end:
+                size = int.from_bytes(content[position + 8 : position + 16], "little")
+                is_free = content[position : position + 2] == b"\0\0"
+                step = size if is_free else 16 + size + -size % 8
+                if not 0 < step <= end - position:
+                    raise ValueError("its texts have been overwritten")
+                position += step
+        position = max(position, after)
 
 
 def _read_meta(path: Path, file: h5py.File) -> tuple[StoreMeta, int]:

@@ -140,6 +140,18 @@ def test_damaged_features_are_refused_on_every_way_of_reading(
     assert check_store(path, backbone, dataset).ok
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_overwritten_texts_are_refused(path: Path, before: int) -> None:
+    """HDF5 itself never returns from a heap of texts with an object of size 0."""
+    content = path.read_bytes()
+    place = content.index(b"GCOL") + 16
+    for _ in range(before):
+        place += 16 + -(-int.from_bytes(content[place + 8 : place + 16], "little") // 8) * 8
+    path.write_bytes(content[:place] + bytes(64) + content[place + 64 :])
+    with pytest.raises(UserError, match=r"damaged or cut short \(its texts have been overwritten\)"):
+        FeatureStore.open(path)
+
+
 def test_a_file_is_verified_once_in_a_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastcoop.features import store_file
 
