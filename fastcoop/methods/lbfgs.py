@@ -33,7 +33,7 @@ def minimize(
 
     Args:
         evaluate: Returns the function's value and gradient, of the point's shape.
-        start: float64 of any shape.
+        start: float64 (n,).
         is_small: Whether the iterations end at a gradient. They also end at a decrease below `LOSS_TOLERANCE`, relative
             to the value if that is over 1.
         max_iterations: Largest number of iterations.
@@ -82,7 +82,7 @@ class _Line:
         self.evaluations, self.point = 0, start
 
     def slope_of(self, gradient: Tensor) -> float:
-        return float(gradient.ravel() @ self.direction.ravel())
+        return float(torch.dot(gradient, self.direction))
 
     def __call__(self, step: float) -> tuple[float, float]:
         self.evaluations += 1
@@ -99,10 +99,12 @@ class _History:
     """
 
     def __init__(self, like: Tensor) -> None:
-        self._vectors = like.new_zeros(2 * CORRECTIONS, like.numel())  # changes of the point; of the gradient
+        self._vectors = like.new_empty(CORRECTIONS, 2, len(like))  # changes of the point and of the gradient
         self._products = np.zeros((2, CORRECTIONS, CORRECTIONS))  # of both with changes of the gradient
-        self._curvatures = np.zeros(CORRECTIONS)
+        self._of_gradient = np.zeros((2, CORRECTIONS))  # products of both with the last gradient
         self._rows: list[int] = []  # oldest first
+        # Products of the newest corrections with the newest change of the gradient, until the others are computed.
+        self._newest: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -113,32 +115,36 @@ class _History:
         """Add a correction, in place of the oldest if there are too many."""
         row = len(self._rows) if len(self._rows) < CORRECTIONS else self._rows.pop(0)
         self._rows.append(row)
-        torch.mul(direction.ravel(), step, out=self._vectors[row])
-        torch.sub(gradient.ravel(), previous_gradient.ravel(), out=self._vectors[CORRECTIONS + row])
-        self._curvatures[row] = curvature
+        torch.mul(direction, step, out=self._vectors[row, 0])
+        change = torch.sub(gradient, previous_gradient, out=self._vectors[row, 1])
+        self._newest = curvature, float(torch.dot(change, change))
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Return minus the inverse Hessian times a gradient."""
-        from scipy.linalg import solve_triangular
+        from scipy.linalg.lapack import dtrtrs
 
         if not self._rows:
             return -gradient
-        # One pass over the vectors gives their products with the newest change of the gradient and with the gradient.
         rows, newest = np.array(self._rows), self._rows[-1]
-        pair = torch.stack([self._vectors[CORRECTIONS + newest], gradient.ravel()])
-        of_newest, of_gradient = (pair @ self._vectors.T).cpu().numpy().reshape(2, 2, CORRECTIONS)
-        self._products[:, :, newest], self._products[1, newest] = of_newest, of_newest[1]
+        vectors = self._vectors[: len(rows)].flatten(0, 1)
+        of_gradient = np.zeros((2, CORRECTIONS))
+        of_gradient[:, : len(rows)] = (vectors @ gradient).cpu().numpy().reshape(-1, 2).T
+        if self._newest:
+            # The newest change of the gradient is the difference of this gradient and the previous one.
+            of_change = of_gradient - self._of_gradient
+            of_change[:, newest], self._newest = self._newest, None
+            self._products[:, :, newest], self._products[1, newest] = of_change, of_change[1]
+        self._of_gradient = of_gradient
         with_changes, with_gradient_changes = of_gradient[:, rows]
         mixed, squares = self._products[:, rows[:, None], rows]
-        curvatures = self._curvatures[rows]
-        mixed = np.triu(mixed, 1) + np.diag(curvatures)
+        curvatures = mixed.diagonal()
         scale = curvatures[-1] / squares[-1, -1]  # of the first inverse Hessian
-        solved = solve_triangular(mixed, with_changes)
+        solved, _ = dtrtrs(mixed, with_changes)  # reads the upper triangle
         middle = curvatures * solved + scale * (squares @ solved - with_gradient_changes)
-        weights = np.zeros((2, CORRECTIONS))
-        weights[:, rows] = -solve_triangular(mixed, middle, trans=1), scale * solved
-        weights_there = gradient.new_tensor(weights.ravel())
-        return gradient.ravel().addmv(self._vectors.T, weights_there, beta=-scale).view_as(gradient)
+        weights = np.empty((len(rows), 2))
+        weights[rows, 0], weights[rows, 1] = -dtrtrs(mixed, middle, trans=1)[0], scale * solved
+        weights_there = torch.as_tensor(weights.ravel(), device=gradient.device)
+        return gradient.addmv(vectors.T, weights_there, beta=-scale)
 
 
 @dataclass(frozen=True)

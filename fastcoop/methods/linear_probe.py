@@ -123,11 +123,10 @@ def choose_c(
     """
     is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
     threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
-    pool, parts_pool = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)  # fits wait for their parts
-    with backbones.precision.limit_threads(1), warnings.catch_warnings(), pool, parts_pool:
+    with backbones.precision.limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
-        fits = _Fits(train, val, settings, device, pool.map, parts_pool.map, threads)
+        fits = _Fits(train, val, settings, device, pool, threads)
         fits.add(START)
         best = START[0]
         for log_c in START[1:]:
@@ -176,8 +175,7 @@ class _Fits:
         val: Labelled,
         settings: LinearProbeSettings,
         device: Any,
-        map_fits: Callable[..., Any],
-        map_parts: Callable[..., Any],
+        pool: ThreadPoolExecutor,
         threads: int,
     ) -> None:
         from sklearn.utils import assert_all_finite
@@ -187,9 +185,8 @@ class _Fits:
         self._classes, labels = np.unique(train[1], return_inverse=True)
         self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
         self._problem = LogisticProblem(train[0], labels, device, self._converges, self._map_parts)
-        # A GPU does the fits of all threads one after another.
-        self._map = map_fits if self._on_cpu else map
-        self._map_in_threads, self._threads = map_parts, threads
+        self._pool, self._threads = pool, threads
+        self._map = pool.map if threads > 1 else map
         self._running: set[float] = set()  # log10 of C
         self.fitted: dict[float, _Fitted] = {}
 
@@ -219,7 +216,12 @@ class _Fits:
 
     def _map_parts(self, function: Callable[..., Any], parts: Sequence[Any]) -> Iterable[Any]:
         """Apply a function to parts of a fit, at the same time if fits leave threads idle."""
-        return (self._map_in_threads if len(self._running) < self._threads else map)(function, parts)
+        if len(self._running) >= self._threads:
+            return map(function, parts)
+        futures = [self._pool.submit(function, part) for part in parts]
+        # This thread computes parts that no other has begun, the last one first, so that fits never wait for a thread.
+        own = {n: function(parts[n]) for n in reversed(range(len(parts))) if futures[n].cancel()}
+        return [own[n] if n in own else future.result() for n, future in enumerate(futures)]
 
     def _fit(self, log_c: float, near: _Fitted | None) -> _Fitted:
         self._running.add(log_c)
@@ -248,15 +250,13 @@ class _Fits:
         self, model: LogisticRegression, rounding: float = 0.0, start: Tensor | None = None
     ) -> _Fitted:
         images, labels = self._val
-        fewest = most = model.predict(images) == labels
-        if rounding:
-            logits, is_label = model.decision_function(images), labels[:, None] == self._classes
-            of_label, of_others = (
-                np.where(chosen, logits, -np.inf).max(1) for chosen in (is_label, ~is_label)
-            )
-            is_unclear = abs(of_label - of_others) <= rounding * np.ptp(logits, axis=1)
-            fewest, most = fewest & ~is_unclear, most | is_unclear
-        return _Fitted(int(fewest.sum()), int(most.sum()), model, start)
+        if not rounding:
+            correct = int((model.predict(images) == labels).sum())
+            return _Fitted(correct, correct, model, start)
+        logits, is_label = model.decision_function(images), labels[:, None] == self._classes
+        of_label, of_others = (np.where(chosen, logits, -np.inf).max(1) for chosen in (is_label, ~is_label))
+        lead, unclear = of_label - of_others, rounding * np.ptp(logits, axis=1)
+        return _Fitted(int((lead > unclear).sum()), int((lead >= -unclear).sum()), model, start)
 
     def _scikit_learn(self, log_c: float) -> LogisticRegression:
         """Return scikit-learn's own fit, or its error."""

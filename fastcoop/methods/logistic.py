@@ -103,9 +103,12 @@ class LogisticProblem:
         penalty = 1 / (c * self.images)
 
         def evaluate(weights: Tensor) -> tuple[float, Tensor]:
-            return self._derivatives(weights, penalty)[:2]
+            loss, gradient, _ = self._derivatives(weights.view_as(self._zeros), penalty)
+            return loss, gradient.view(-1)
 
-        return self._fit(*minimize(evaluate, self._zeros, self._is_small, max_iterations))
+        is_small = _StoppingRule(self._zeros.shape, self._rotation)
+        weights, iterations, converged = minimize(evaluate, self._zeros.view(-1), is_small, max_iterations)
+        return self._fit(weights.view_as(self._zeros), iterations, converged)
 
     def optimum(self, c: float, start: Tensor | None = None) -> Fit:
         """Return the minimum of scikit-learn's objective, by Newton's method with conjugate gradients.
@@ -150,21 +153,8 @@ class LogisticProblem:
         losses, gradients, residuals = zip(*found, strict=True)
         coef, gradient = weights[:, :-1], _total(gradients)
         gradient[:, :-1].add_(coef, alpha=penalty)
-        loss = _total(losses) / self.images + 0.5 * penalty * coef.square().sum()
-        return float(loss), gradient, [*residuals]
-
-    def _is_small(self, gradient: Tensor) -> bool:
-        """Return whether no entry of the gradient, in the original coordinates, is over the tolerance."""
-        if self._rotation is None:
-            return bool(gradient.abs().max() <= GRADIENT_TOLERANCE)
-        norms = gradient[:, :-1].norm(dim=1)
-        largest = GRADIENT_TOLERANCE * self.dim**0.5  # the largest entry is at least norm / sqrt(dim)
-        if norms.max() > largest or gradient[:, -1].abs().max() > GRADIENT_TOLERANCE:
-            return False
-        if (gradient[norms.argmax(), :-1] @ self._rotation).abs().max() > GRADIENT_TOLERANCE:
-            return False
-        unclear = gradient[norms > GRADIENT_TOLERANCE, :-1]  # the largest entry is at most the norm
-        return not len(unclear) or bool((unclear @ self._rotation).abs().max() <= GRADIENT_TOLERANCE)
+        decay = 0.5 * penalty * float(torch.linalg.vector_norm(coef)) ** 2
+        return float(_total(losses)) / self.images + decay, gradient, [*residuals]
 
     def _newton_direction(self, gradient: Tensor, residuals: list[Tensor], penalty: float) -> Tensor:
         """Return minus the inverse Hessian times the gradient, roughly, by preconditioned conjugate gradients.
@@ -204,7 +194,7 @@ class LogisticProblem:
         logits -= logits.amax(0)
         of_labels = logits.gather(0, part.labels).sum()
         sums = logits.exp_().sum(0)
-        residuals = logits.div_(sums).div_(self.images).scatter_add_(0, part.labels, -part.shares)
+        residuals = logits.div_(sums * self.images).scatter_add_(0, part.labels, -part.shares)
         return sums.log().sum() - of_labels, residuals @ part.features, residuals
 
     def _curvature(self, along: Tensor, pair: tuple[_Part, Tensor]) -> Tensor:
@@ -212,6 +202,35 @@ class LogisticProblem:
         part, probabilities = pair
         change = (along @ part.transposed).mul_(probabilities)
         return change.sub_(probabilities * (change.sum(0) * self.images)) @ part.features
+
+
+class _StoppingRule:
+    """Whether no entry of a gradient is over scikit-learn's tolerance, in the original coordinates.
+
+    Args:
+        shape: Classes, rank + 1.
+        rotation: (rank, dim) to the original coordinates, or None.
+    """
+
+    def __init__(self, shape: torch.Size, rotation: Tensor | None) -> None:
+        self._shape, self._rotation = shape, rotation
+        self._large: tuple[int, Tensor] | None = None  # class and axis (rank,) of an entry that was large
+
+    def __call__(self, gradient: Tensor) -> bool:
+        rows = gradient.view(self._shape)
+        if self._rotation is None:
+            return bool(torch.linalg.vector_norm(rows, torch.inf) <= GRADIENT_TOLERANCE)
+        if torch.linalg.vector_norm(rows[:, -1], torch.inf) > GRADIENT_TOLERANCE:
+            return False
+        # An entry that was over the tolerance usually is again.
+        if self._large and abs(float(rows[self._large[0], :-1].dot(self._large[1]))) > GRADIENT_TOLERANCE:
+            return False
+        rotated = rows[:, :-1]
+        label = int(rotated.norm(dim=1).argmax())
+        entries = (rotated[label] @ self._rotation).abs()
+        self._large = label, self._rotation[:, entries.argmax()].clone()
+        is_small = entries.max() <= GRADIENT_TOLERANCE
+        return bool(is_small and (rotated @ self._rotation).abs().max() <= GRADIENT_TOLERANCE)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
