@@ -193,7 +193,7 @@ def matching_classes(source: Data, target: Data) -> list[int]:
     if -1 in labels:
         missing = labels.index(-1)
         one, name = there[missing], target.class_names[missing]
-        problem = f'its class "{name}" is not among {source.name}\'s, and what was learned belongs to those'
+        problem = f'its class "{name}" is not among {source.name}\'s classes, which the weights belong to'
         for place, classes in ((source.name, here), (target.name, there)):
             if one in here and (count := classes.count(one)) > 1:
                 problem = f'{place} has {count} classes called "{name}"; give its classes names of their own'
