@@ -12,14 +12,15 @@ Queries arrive scaled (the weights are folded).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.engine.forest import Buffer, Forest, Group, SavedPack, Workspace
+from fastcoop.engine.forest import Forest, Group, Workspace
 from fastcoop.engine.tree_layout import TreeLayout
 
 
@@ -154,33 +155,17 @@ class PackAttention:
 
     def forward(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the outputs (rows, width) for what is in ``qkv``; in the last layer (leaves, width)."""
-        forest, memory, keep = self.forest, workspace.layers[layer], workspace.keep
-        is_last, qkv = layer == self.last, workspace.qkv(forest.rows, 3 * self.width)
+        forest, is_last, d = self.forest, layer == self.last, self.d
+        qkv = workspace.qkv(forest.rows, 3 * self.width)
         result = workspace.attended(forest.leaves if is_last else forest.rows, self.width)
-        for c, (chunk, routes, places) in enumerate(self.chunks[is_last]):
-            layout = chunk.tree_layout
-            slices = memory.slices[c if keep else 0](routes.slices, self.d)
-            torch.index_select(qkv[chunk.rows].view(-1, self.d), 0, routes.rows_to_packs, out=slices)
-            outputs = workspace.attended_slices(routes.queries, self.d)
-            # Keys and values (2, R, H, ..., d), the same for all runs.
-            shared, *before = (
-                kv[:, None].expand(-1, chunk.runs, *[-1] * (kv.ndim - 1))
-                for kv in layout.packed_constants[layer]
-            )
-            blocks = zip(routes.qkv(slices), routes.outputs(outputs), strict=True)
-            for p, ((q, kv), out) in enumerate(blocks):  # the trunk comes first: all others read its keys
-                key = (c, p) if keep else (0, 0)
-                if before[p].numel():
-                    kv = _join(before[p], kv, memory.own_kv[key])
-                if out.numel():
-                    scores = _scores(q, shared[0], kv[0], routes.masks[p], workspace)
-                    probabilities = torch.softmax(scores, -1, out=memory.probabilities[key](*scores.shape))
-                    _weighted_sum(probabilities, shared[1], kv[1], out)
-                    if keep:
-                        memory.saved[key] = SavedPack(q, kv, shared, probabilities)
-                if layout.packs[p] is layout.trunk:  # from here on, S grows by the trunk's length
-                    shared = _join(shared, kv[:, :, :, 0], memory.shared_kv[key[0]])
-            torch.index_select(outputs, 0, routes.output_index, out=result[places].view(-1, self.d))
+        for chunk, routes, places in self.chunks[is_last]:
+            products = workspace.layers[layer].products.get(chunk)
+            if products is None:
+                products = ChunkProducts(layer, chunk, routes, workspace)
+            torch.index_select(qkv[chunk.rows].view(-1, d), 0, routes.rows_to_packs, out=products.slices)
+            for call in products.forward:
+                call()
+            torch.index_select(products.outputs, 0, routes.output_index, out=result[places].view(-1, d))
         result[forest.used_leaves if is_last else forest.used_rows :].zero_()
         return result
 
@@ -189,28 +174,15 @@ class PackAttention:
 
         In the last layer, the queries' gradient is defined at leaves only.
         """
-        d, width, saved = self.d, self.width, workspace.layers[layer].saved
+        d, width = self.d, self.width
         result = workspace.grad_qkv(self.forest.rows, 3 * width)
-        for c, (chunk, routes, places) in enumerate(self.chunks[layer == self.last]):
-            layout, rows = chunk.tree_layout, result[chunk.rows]
-            outputs = workspace.attended_slices(routes.queries, d)
-            torch.index_select(grad[places].view(-1, d), 0, routes.query_index, out=outputs)
-            outputs.index_fill_(0, routes.unused_queries, 0.0)
-            slices = workspace.grad_slices(routes.slices, d)
-            # Gradients of the shared keys and values: the constants', which nothing reads, then the trunk's.
-            _, H, constants, _ = layout.packed_constants[layer][0].shape
-            trunk = layout.trunk.positions.size if layout.trunk else 0
-            shared = grad.new_zeros(2, chunk.runs, H, constants + trunk, d)
-            blocks = list(zip(layout.packs, routes.outputs(outputs), routes.qkv(slices), strict=True))
-            # The trunk comes last.
-            for p, (pack, of_outputs, (of_q, of_kv)) in reversed([*enumerate(blocks)]):
-                if (c, p) in saved:
-                    below = shared if trunk and pack is not layout.trunk else None
-                    _attend_backward(of_outputs, saved[c, p], workspace, of_q, of_kv, below)
-                else:  # the pack has no queries
-                    of_kv.zero_()
-                if pack is layout.trunk:
-                    of_kv[:, :, :, 0].add_(shared[:, :, :, constants:])
+        for chunk, routes, places in self.chunks[layer == self.last]:
+            products = workspace.layers[layer].products[chunk]
+            torch.index_select(grad[places].view(-1, d), 0, routes.query_index, out=products.outputs)
+            products.outputs.index_fill_(0, routes.unused_queries, 0.0)
+            for call in products.backward:
+                call()
+            layout, rows, slices = chunk.tree_layout, result[chunk.rows], products.grad_slices
             torch.index_select(slices, 0, routes.packs_to_rows, out=rows.view(-1, d))
             if len(layout.copies):
                 copies = slices.index_select(0, routes.copies).view(chunk.runs, -1, 2 * width)
@@ -220,56 +192,132 @@ class PackAttention:
         return result
 
 
-def _join(before: Tensor, kv: Tensor, buffer: Buffer) -> Tensor:
-    """Return keys and values (2, ..., n + T, d) from those ``before`` (2, ..., n, d) and ``kv`` (2, ..., T, d)."""
-    *dims, length, d = kv.shape
-    return torch.cat([before, kv], -2, out=buffer(*dims, before.shape[-2] + length, d))
+Calls = list[Callable[[], object]]  # of operations on fixed memory, in their order
+
+
+class ChunkProducts:
+    """The attention of one chunk in one layer, as lists of operations that every step repeats on the same memory.
+
+    Slicing and reshaping the tensors in each step took 5 % of a step of a tower of width 128.
+
+    Attributes:
+        slices: (slices, d), queries, keys and values by pack.
+        outputs: (queries, d), the outputs by pack, or their gradient.
+        forward: Writes the outputs.
+        grad_slices, backward: The gradient of ``slices``, and what writes it from that in ``outputs``.
+    """
+
+    def __init__(self, layer: int, chunk: Group, routes: Routes, workspace: Workspace):
+        layout, runs, memory = chunk.tree_layout, chunk.runs, workspace.layers[layer]
+        key = chunk if workspace.keep else None
+        constants, *befores = layout.packed_constants[layer]
+        _, H, count, d = constants.shape
+        self.slices = memory.attention[key, "slices"](routes.slices, d)
+        self.outputs = workspace.attended_slices(routes.queries, d)
+        self.forward: Calls = []
+        # Keys and values that all bundles share, (2, R, H, S, d): constants, which are written here, and the trunk's.
+        trunk = layout.trunk.positions.size if layout.trunk else 0
+        shared = memory.attention[key, "shared"](2, runs, H, count + trunk, d)
+        shared[..., :count, :] = constants[:, None]
+        if workspace.keep:
+            self.grad_slices = workspace.grad_slices(routes.slices, d)
+            grad_shared, grads = workspace.grad_shared(*shared.shape), routes.qkv(self.grad_slices)
+            self.backward: Calls = [grad_shared.zero_] if trunk else []
+            backwards: list[Calls] = []  # of the packs
+        blocks = zip(
+            routes.qkv(self.slices), routes.outputs(self.outputs), befores, routes.masks, strict=True
+        )
+        for p, ((q, kv), out, before, mask) in enumerate(blocks):
+            read, own, length, is_trunk = shared, kv, before.shape[3], trunk > 0 and p == 0
+            if is_trunk:  # all other packs read its keys
+                read = shared[..., :count, :]
+                self.forward.append(partial(shared[..., count:, :].copy_, kv[:, :, :, 0]))
+            if before.numel():
+                own = memory.attention[key, p, "own"](*kv.shape[:4], length + kv.shape[4], d)
+                own[..., :length, :] = before[:, None]
+                self.forward.append(partial(own[..., length:, :].copy_, kv))
+            if out.numel():
+                calls, scores = _scores(q, read[0], own[0], mask, workspace)
+                probabilities = memory.attention[key, p, "probabilities"](*scores.shape)
+                softmax = partial(torch.softmax, scores, -1, out=probabilities)
+                self.forward += [*calls, softmax, *_weighted_sum(probabilities, read[1], own[1], out)]
+            if workspace.keep:
+                grad_q, grad_kv = grads[p]
+                calls = [grad_kv.zero_]  # where the pack has no queries
+                if out.numel():
+                    below = grad_shared if trunk and not is_trunk else None
+                    pack = out, q, own, read, probabilities
+                    calls = _attend_backward(*pack, workspace, grad_q, grad_kv, below)
+                if is_trunk:
+                    calls.append(partial(grad_kv[:, :, :, 0].add_, grad_shared[..., count:, :]))
+                backwards.append(calls)
+        if workspace.keep:
+            memory.products[chunk] = self
+            self.backward += chain.from_iterable(reversed(backwards))  # the trunk comes last
 
 
 def _attend_backward(
     grad: Tensor,
-    pack: SavedPack,
+    q: Tensor,
+    kv: Tensor,
+    shared: Tensor,
+    probabilities: Tensor,
     workspace: Workspace,
     grad_q: Tensor,
     grad_kv: Tensor,
     grad_shared: Tensor | None,
-) -> None:
+) -> Calls:
     """Write the gradients of q, k and v, without the constants before them, from that of the outputs (R, H, P, Q, d).
 
     Those of the shared keys and values are added to ``grad_shared`` (2, R, H, S, d), unless nothing reads them.
     """
-    q, kv, kv_shared, probabilities = pack
-    (R, H, P, Q, d), S, T = q.shape, kv_shared.shape[3], grad_kv.shape[4]
-    grad_probabilities = _scores(grad, kv_shared[1], kv[1], None, workspace)
+    S, T = shared.shape[3], grad_kv.shape[4]
+    calls, grad_probabilities = _scores(grad, shared[1], kv[1], None, workspace)
     grad_scores = workspace.grad_scores(*probabilities.shape)
-    softmax_backward(grad_probabilities, probabilities, grad_scores)
-    _weighted_sum(grad_scores, kv_shared[0], kv[0], grad_q)
+    calls.append(partial(softmax_backward, grad_probabilities, probabilities, grad_scores))
+    calls += _weighted_sum(grad_scores, shared[0], kv[0], grad_q)
     for n, (weights, x) in enumerate(((grad_scores, q), (probabilities, grad))):  # of keys, of values
-        own = weights.view(R * H * P, Q, -1)[..., -T:]
-        torch.bmm(own.transpose(1, 2), x.view(R * H * P, Q, d), out=grad_kv[n].view(R * H * P, T, d))
+        own = _by_bundle(weights[..., -T:]).mT
+        calls.append(partial(torch.bmm, own, _by_bundle(x), out=_by_bundle(grad_kv[n])))
         if grad_shared is not None:
-            shared = weights.view(R * H, P * Q, -1)[..., :S]
-            grad_shared[n].view(R * H, S, d).baddbmm_(shared.transpose(1, 2), x.view(R * H, P * Q, d))
+            of_shared = _by_head(weights[..., :S]).mT
+            calls.append(partial(_by_head(grad_shared[n]).baddbmm_, of_shared, _by_head(x)))
+    return calls
 
 
-def _scores(x: Tensor, shared: Tensor, own: Tensor, mask: Tensor | None, workspace: Workspace) -> Tensor:
-    """Return the products of x (R, H, P, Q, d) with shared (R, H, S, d) and own keys (R, H, P, K, d), side by side."""
-    (R, H, P, Q, d), S, K = x.shape, shared.shape[2], own.shape[3]
-    with_shared, with_own = workspace.scores_shared(R * H, P * Q, S), workspace.scores_own(R * H * P, Q, K)
-    torch.bmm(x.view(R * H, P * Q, d), shared.reshape(R * H, S, d).transpose(1, 2), out=with_shared)
-    torch.bmm(x.view(R * H * P, Q, d), own.view(R * H * P, K, d).transpose(1, 2), out=with_own)
-    if mask is not None:
-        with_own.view(R * H, P, Q, K).add_(mask)
-    both = workspace.scores(R, H, P, Q, S + K)
-    return torch.cat([with_shared.view(R, H, P, Q, S), with_own.view(R, H, P, Q, K)], -1, out=both)
+def _scores(
+    x: Tensor, shared: Tensor, own: Tensor, mask: Tensor | None, workspace: Workspace
+) -> tuple[Calls, Tensor]:
+    """Write the products of x (R, H, P, Q, d) with shared (R, H, S, d) and own keys (R, H, P, K, d), side by side."""
+    dims, S, K = x.shape[:4], shared.shape[2], own.shape[3]
+    with_shared, with_own = workspace.scores_shared(*dims, S), workspace.scores_own(*dims, K)
+    both = workspace.scores(*dims, S + K)
+    calls: Calls = [
+        partial(torch.bmm, _by_head(x), _by_head(shared).mT, out=_by_head(with_shared)),
+        partial(torch.bmm, _by_bundle(x), _by_bundle(own).mT, out=_by_bundle(with_own)),
+        *([] if mask is None else [partial(with_own.add_, mask)]),
+        partial(torch.cat, [with_shared, with_own], -1, out=both),
+    ]
+    return calls, both
 
 
-def _weighted_sum(weights: Tensor, shared: Tensor, own: Tensor, out: Tensor) -> None:
+def _weighted_sum(weights: Tensor, shared: Tensor, own: Tensor, out: Tensor) -> Calls:
     """Write the sums of shared (R, H, S, d) and own (R, H, P, K, d) by weights (R, H, P, Q, S + K) into ``out``."""
-    (R, H, P, Q, d), S, K = out.shape, shared.shape[2], own.shape[3]
-    of_shared, of_own = weights.view(R * H, P * Q, S + K)[..., :S], weights.view(R * H * P, Q, S + K)[..., S:]
-    torch.bmm(of_shared, shared.reshape(R * H, S, d), out=out.view(R * H, P * Q, d))
-    out.view(R * H * P, Q, d).baddbmm_(of_own, own.view(R * H * P, K, d))
+    S = shared.shape[2]
+    return [
+        partial(torch.bmm, _by_head(weights[..., :S]), _by_head(shared), out=_by_head(out)),
+        partial(_by_bundle(out).baddbmm_, _by_bundle(weights[..., S:]), _by_bundle(own)),
+    ]
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """Return (R, H, ..., m) as one matrix per run and head, a view."""
+    return x.flatten(0, 1).flatten(1, -2)
+
+
+def _by_bundle(x: Tensor) -> Tensor:
+    """Return (R, H, P, n, m) as one matrix per bundle, a view."""
+    return x.flatten(0, 2)
 
 
 def softmax_backward(grad: Tensor, probabilities: Tensor, out: Tensor) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,34 +156,19 @@ class Buffer:
         return view
 
 
-class SavedPack(NamedTuple):
-    """What the backward pass of a pack of attention reads: R runs, H heads, P bundles, S shared and K own keys."""
-
-    q: Tensor  # (R, H, P, queries, d)
-    kv: Tensor  # (2, R, H, P, K, d)
-    shared_kv: Tensor  # (2, R, H, S, d)
-    probabilities: Tensor  # (R, H, P, queries, S + K)
-
-
-PackKey = tuple[int, int]  # a chunk of the forest's attention, a pack of its trees
-
-
 class LayerMemory:
     """What a layer's forward pass writes for its backward pass, besides its input."""
 
-    def __init__(self, buffer: Callable[[], Buffer], stats: Callable[[], Buffer]):
-        self.x_stats = stats()  # (2, rows, 1): means and reciprocal deviations of the input
-        # Attention. Per chunk (slices, d): queries, keys and values by pack.
-        self.slices = defaultdict[int, Buffer](buffer)
-        self.shared_kv = defaultdict[int, Buffer](buffer)  # per chunk (2, R, H, S, d): of constants and trunk
-        # (2, R, H, P, K, d): own keys and values, with the constants before them.
-        self.own_kv = defaultdict[PackKey, Buffer](buffer)
-        self.probabilities = defaultdict[PackKey, Buffer](buffer)  # (R, H, P, queries, S + K)
-        self.saved: dict[PackKey, SavedPack] = {}  # views of the above, for packs with queries
+    def __init__(self, buffer: Callable[[], Buffer]):
+        # Of each chunk of rows, means and reciprocal deviations of the input and of ``middle``.
+        self.x_stats: list[list[Tensor]] = []
+        self.middle_stats: list[list[Tensor]] = []
+        # Attention by packs: memory by chunk and name, and the products of each chunk over it.
+        self.attention = defaultdict[Hashable, Buffer](buffer)
+        self.products: dict[Group, Any] = {}
         self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the above
         # The MLP; in the last layer, of leaves.
         self.middle = buffer()  # (rows, width): the residual stream between attention and MLP
-        self.middle_stats = stats()  # (2, rows, 1)
         self.hidden = buffer()  # (rows, hidden): the MLP before its activation
 
 
@@ -194,8 +179,6 @@ class Workspace:
     """
 
     def __init__(self, tower: FoldedTower, keep: bool = True):
-        # For bfloat16 rows, a GPU's layer norm returns means and deviations in float32, and its backward expects that.
-        stats_dtype = tower.layer_norm(tower.gain, 1e-5)[1].dtype
         buffers: list[Buffer] = []  # the closures must not refer to self: a cycle would delay freeing
 
         def buffer(dtype: torch.dtype = tower.dtype) -> Buffer:
@@ -206,16 +189,17 @@ class Workspace:
         # The residual stream that enters each layer, (rows, width); behind the last, the tower's output at leaves.
         x = [buffer() for _ in range(count if keep else 2)]
         self.x = [x[layer % len(x)] for layer in range(count)]
-        layers = [LayerMemory(buffer, lambda: buffer(stats_dtype)) for _ in range(count if keep else 1)]
+        layers = [LayerMemory(buffer) for _ in range(count if keep else 1)]
         self.layers = [layers[layer % len(layers)] for layer in range(count)]
 
         # Scratch memory. A gradient has the memory of the tensor that its computation no longer reads.
         self.qkv = self.grad_qkv = buffer()  # (rows, 3 width): the layer's queries, keys and values
         self.attended = self.grad_attended = buffer()  # (rows, width): attention's output
         self.grad_slices = buffer()  # (slices, d)
+        self.grad_shared = buffer()  # (2, R, H, S, d): gradients of keys and values that bundles share
         self.attended_slices = buffer()  # (queries, d): attention's output by pack, or its gradient
-        self.scores_shared = buffer()  # (R H, P queries, S): scores, or gradients of probabilities
-        self.scores_own = buffer()  # (R H P, queries, K)
+        self.scores_shared = buffer()  # (R, H, P, queries, S): scores, or gradients of probabilities
+        self.scores_own = buffer()  # (R, H, P, queries, K)
         self.scores = buffer()  # (R, H, P, queries, S + K): both side by side
         self.grad_scores = buffer()  # (R, H, P, queries, S + K)
         self.activation = buffer()  # (rows of a chunk, hidden): behind the activation, or the gradient there

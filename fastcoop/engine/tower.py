@@ -115,8 +115,8 @@ class ForestPass:
 
     def output(self, x: Tensor, workspace: Workspace) -> Tensor:
         """Return the class features of the last layer's output (leaves, width)."""
-        mean, rstd = workspace.layers[-1].x_stats(2, len(x), 1)
-        normal, mean[:], rstd[:] = self.tower.layer_norm(x, self.tower.eps_final)
+        normal, *stats = self.tower.layer_norm(x, self.tower.eps_final)
+        workspace.layers[-1].x_stats = [stats]
         return self.forest.rule.mm(normal, self.tower.projection).index_select(0, self.leaf_of_class)
 
     def output_backward(self, grad: Tensor, workspace: Workspace) -> Tensor:
@@ -127,7 +127,7 @@ class ForestPass:
         for of_classes, g in zip(of_groups, forest.groups, strict=True):  # equal prompts share a leaf
             leaves[g.leaves] = g.tree_layout.sum_classes(of_classes).flatten(0, 1)
         normal = forest.rule.mm(leaves, tower.projection.t())
-        x, stats = workspace.x[-1](*normal.shape), workspace.layers[-1].x_stats(2, len(normal), 1)
+        x, (stats,) = workspace.x[-1](*normal.shape), workspace.layers[-1].x_stats
         return tower.layer_norm_backward(normal, x, *stats).to(tower.sum_dtype)
 
     def layer_backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
@@ -159,10 +159,11 @@ class ForestPass:
             qkv.index_copy_(0, forest.frozen_rows, forest.frozen_qkv)
         used = slice(width, None) if is_last else slice(None)
         count = forest.rows if rows is None else len(rows)
-        mean, rstd = workspace.layers[layer].x_stats(2, count, 1)
+        workspace.layers[layer].x_stats = all_stats = []
         for c in forest.chunks(count):
             given = x[c] if rows is None else x.index_select(0, rows[c])
-            normal, mean[c], rstd[c] = tower.layer_norm(given, block.eps_1)
+            normal, *stats = tower.layer_norm(given, block.eps_1)
+            all_stats.append(stats)
             if rows is None:
                 mm(normal, block.qkv[:, used], qkv[c, used])
             else:
@@ -181,14 +182,14 @@ class ForestPass:
         rows = forest.first_rows if layer == 0 else None
         count = forest.rows if rows is None else len(rows)
         grad_x = grad if rows is None else workspace.grad_x(count, self.tower.width)
-        x, (mean, rstd) = workspace.x[layer](*grad.shape), workspace.layers[layer].x_stats(2, count, 1)
-        for c in forest.chunks(count):
+        x, all_stats = workspace.x[layer](*grad.shape), workspace.layers[layer].x_stats
+        for c, stats in zip(forest.chunks(count), all_stats, strict=True):
             # grad_x may share grad's memory. This is safe: rows[n] >= n, so each row is read before it is overwritten.
             of_qkv, given, direct = (
                 one[c] if rows is None else one.index_select(0, rows[c]) for one in (grad_qkv, x, grad)
             )
             normal = forest.rule.mm(of_qkv, qkv.t())
-            through = self.tower.layer_norm_backward(normal, given, mean[c], rstd[c])
+            through = self.tower.layer_norm_backward(normal, given, *stats)
             torch.add(through, direct, out=grad_x[c])
         return grad_x
 
@@ -196,15 +197,15 @@ class ForestPass:
         """Return the gradient of the last layer's input: all rows have keys and values, only leaves queries."""
         forest, width, mm = self.forest, self.tower.width, self.forest.rule.mm
         shape, qkv = (forest.rows, width), self.tower.blocks[layer].qkv
-        x, (mean, rstd) = workspace.x[layer](*shape), workspace.layers[layer].x_stats(2, forest.rows, 1)
+        x, all_stats = workspace.x[layer](*shape), workspace.layers[layer].x_stats
         grad_x, leaf_rows = workspace.grad_x(*shape), forest.leaf_rows[: forest.used_leaves]
         normal = grad_x if grad_x.dtype == x.dtype else torch.empty_like(x)
         for c in forest.chunks(forest.rows):
             mm(grad_qkv[c, width:], qkv[:, width:].t(), normal[c])
         through_queries = mm(grad_qkv[forest.leaf_rows, :width], qkv[:, :width].t())
         normal[leaf_rows] += through_queries[: len(leaf_rows)]
-        for c in forest.chunks(forest.rows):
-            grad_x[c] = self.tower.layer_norm_backward(normal[c], x[c], mean[c], rstd[c])
+        for c, stats in zip(forest.chunks(forest.rows), all_stats, strict=True):
+            grad_x[c] = self.tower.layer_norm_backward(normal[c], x[c], *stats)
         grad_x[leaf_rows] += grad[: len(leaf_rows)]
         return grad_x
 
@@ -215,10 +216,11 @@ class ForestPass:
         tower, rule, block = self.tower, self.forest.rule, self.tower.blocks[layer]
         memory, out = workspace.layers[layer], workspace.x[layer + 1](*x.shape)
         middle, hidden = memory.middle(*x.shape), memory.hidden(len(x), tower.hidden)
-        mean, rstd = memory.middle_stats(2, len(x), 1)
+        memory.middle_stats = all_stats = []
         for c in self.forest.chunks(len(x)):
             rule.addmm_(torch.add(x[c], block.out_bias, out=middle[c]), attended[c], block.out)
-            normal, mean[c], rstd[c] = tower.layer_norm(middle[c], block.eps_2)
+            normal, *stats = tower.layer_norm(middle[c], block.eps_2)
+            all_stats.append(stats)
             rule.mm(normal, block.fc, hidden[c])
             active = tower.activate(hidden[c], workspace.activation(*hidden[c].shape))
             rule.addmm_(torch.add(middle[c], block.proj_bias, out=out[c]), active, block.proj)
@@ -229,12 +231,11 @@ class ForestPass:
         tower, rule, block = self.tower, self.forest.rule, self.tower.blocks[layer]
         memory, grad_attended = workspace.layers[layer], workspace.grad_attended(*grad.shape)
         middle, hidden = memory.middle(*grad.shape), memory.hidden(len(grad), tower.hidden)
-        mean, rstd = memory.middle_stats(2, len(grad), 1)
-        for c in self.forest.chunks(len(grad)):
+        for c, stats in zip(self.forest.chunks(len(grad)), memory.middle_stats, strict=True):
             rounded = grad[c].to(tower.dtype)
             grad_hidden = rule.mm(rounded, block.proj.t(), workspace.activation(*hidden[c].shape))
             tower.activate_backward(grad_hidden, hidden[c])
             normal = rule.mm(grad_hidden, block.fc.t())
-            grad[c].add_(tower.layer_norm_backward(normal, middle[c], mean[c], rstd[c]))
+            grad[c].add_(tower.layer_norm_backward(normal, middle[c], *stats))
             rule.mm(grad[c].to(tower.dtype), block.out.t(), grad_attended[c])
         return grad_attended

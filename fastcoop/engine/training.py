@@ -222,13 +222,12 @@ class Batch:
         # An optimizer's runs stand side by side, and the forest takes those of a tree together. A loss is of a group of
         # these with equally many images: a longer batch beside it would change the order of a run's sums.
         by_optimizer = sorted(active, key=lambda a: a.run.optimizer.__name__)
-        self.groups = [
-            group
+        groups_by_tree = [
+            _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind))
             for of_tree in _grouped(by_optimizer, lambda a: (a.run.optimizer, a.run.shape.tree))
-            for group in _grouped(of_tree, lambda a: (a.run.images_per_step, a.run.objective.kind))
         ]
-        self.active = active = list(chain(*self.groups))
-        by_tree = _grouped(active, lambda a: (a.run.optimizer, a.run.shape.tree))
+        self.groups, by_tree = list(chain(*groups_by_tree)), [list(chain(*one)) for one in groups_by_tree]
+        self.active = active = list(chain(*by_tree))
         planned = [(trees[of_tree[0].run.shape.tree], len(of_tree)) for of_tree in by_tree]
         self.forest_pass = build_pass(trees.tower, planned, row_rule(trees.tower))
         self.workspace = new_workspace(trees.tower, memory_bytes=kept_bytes)
@@ -384,11 +383,12 @@ class StepImages:
         if batched:
             self._build_tables(batched, steps)
         # Normalized images and labels of each few-shot subset from which runs learn all at once.
-        whole = {a.run.images: a.run for a in active if a.batches is None}
-        self._whole = {
+        subsets = {a.run.images: a.run for a in active if a.batches is None}
+        whole = {
             images: (self._normalized(run.features.flatten(0, 1).to(self.device)), self._labels([run]))
-            for images, run in whole.items()
+            for images, run in subsets.items()
         }
+        self._whole = [[whole[a.run.images] for a in group if a.batches is None] for group in groups]
 
     def _build_tables(self, active: Sequence[ActiveRun], steps: int) -> None:
         # Runs that read the same images, all of them in this batch, share one copy.
@@ -408,8 +408,9 @@ class StepImages:
         """Yield for each group the images of a step, int64 (1,) of this batch on the device, part by part."""
         batched = [group for group in self.groups if group[0].batches is not None]
         of_batches = self._read_batches(step, batched) if batched else iter(())
-        for group in self.groups:
-            yield self._cut(group) if group[0].batches is None else [next(of_batches)]
+        for group, whole in zip(self.groups, self._whole, strict=True):
+            classes = len(group[0].run.class_names)
+            yield self._cut(whole, classes) if whole else [next(of_batches)]
 
     def _read_batches(
         self, step: Tensor, groups: Sequence[Sequence[ActiveRun]]
@@ -424,16 +425,16 @@ class StepImages:
             weights = real / real.sum(1, keepdim=True)
             yield slice(0, len(group)), Images(images[part], labels[part], weights, self.logit_scale)
 
-    def _cut(self, group: Sequence[ActiveRun]) -> Iterator[tuple[slice, Images]]:
+    def _cut(self, whole: Sequence[tuple[Tensor, Tensor]], classes: int) -> Iterator[tuple[slice, Images]]:
         """Yield all images of a group's runs, in parts that depend on a run's own sizes alone, not on its group's."""
-        images, labels = zip(*(self._whole[a.run.images] for a in group), strict=True)
-        (count, dim), classes = images[0].shape, len(group[0].run.class_names)
+        images, labels = zip(*whole, strict=True)
+        count, dim = images[0].shape
         rows_at_once, runs_at_once = loss_parts(count, classes, dim, self.device.type == "cpu")
         weight = torch.full((1, 1), 1 / count, dtype=self.dtype, device=self.device)
         # Few large products are alone in any company, so that threads may share one.
         multiply = torch.bmm if runs_at_once == 1 else bmm
-        for run, row in product(range(0, len(group), runs_at_once), range(0, count, rows_at_once)):
-            runs, rows = slice(run, min(run + runs_at_once, len(group))), slice(row, row + rows_at_once)
+        for run, row in product(range(0, len(whole), runs_at_once), range(0, count, rows_at_once)):
+            runs, rows = slice(run, min(run + runs_at_once, len(whole))), slice(row, row + rows_at_once)
             own, own_labels = (torch.stack([one[rows] for one in every[runs]]) for every in (images, labels))
             weights = weight.expand(own_labels.shape)
             yield runs, Images(own, own_labels, weights, self.logit_scale, multiply)

@@ -93,7 +93,7 @@ def test_a_step_on_a_gpu_stays_there(backbone32, make_run, precision):
             == torch.float32
         )
         # In bfloat16 too: only so does backward take them.
-        assert batch.workspace.layers[0].x_stats.memory.dtype == torch.float32
+        assert batch.workspace.layers[0].x_stats[0][0].dtype == torch.float32
         with pytest.raises(DataDependentOutputException):  # a fake does notice
             batch.sync()
         with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
