@@ -14,7 +14,7 @@ from fastcoop.checks import several
 from fastcoop.errors import UserError
 from fastcoop.files import atomic_write
 from fastcoop.results.database import DATABASE, connect, execute_when_unlocked, explained, reading
-from fastcoop.results.metadata import merge_metadata
+from fastcoop.results.metadata import merge_metadata, recorded_datasets
 from fastcoop.results.parameters import CONTEXTS, parameters_path
 from fastcoop.results.read import load_results, load_runs, percent
 from fastcoop.results.schema import COLUMNS
@@ -49,7 +49,8 @@ def merge_results(folders: Sequence[str | Path] | str | Path, into: str | Path) 
     """
     target, sources = Path(into), [Path(folder) for folder in several(folders)]
     for source in sources:
-        load_runs(source), load_results(source)  # refuse no or damaged results before anything is written
+        for read in (load_runs, load_results, recorded_datasets):
+            read(source)  # refuses no or damaged results before anything is written
     with open_store(target):
         return sum(_merge_one(source, target) for source in sources if source.resolve() != target.resolve())
 

@@ -94,7 +94,8 @@ def merge_metadata(folder: Path, target: Path) -> None:
     if found := recorded_datasets(folder):
         _write(target / DATASETS, json.dumps(found | recorded_datasets(target), indent=1))
     if (folder / GRID).is_file() and not (target / GRID).exists():
-        _write(target / GRID, (folder / GRID).read_text(encoding="utf-8"))
+        with writing(target / GRID), atomic_write(target / GRID) as part:
+            part.write_bytes((folder / GRID).read_bytes())
 
 
 def _write(path: Path, text: str) -> None:

@@ -344,6 +344,20 @@ def test_merging_brings_files_that_the_folder_has_lost(folder: Path, tmp_path: P
     assert changed.read_bytes() == b"kept as it is"
 
 
+def test_merging_stops_at_a_damaged_description_and_copies_any_grid(
+    folder: Path, call: Callable, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "grid.yaml").write_bytes(b"# caf\xe9")
+    (tmp_path / "other" / "datasets.json").write_bytes(b'{"colours": {"tr')
+    code, _, err = call("merge", tmp_path / "other", "--into", tmp_path / "all")
+    assert (code, "datasets.json cannot be read" in err) == (2, True)
+    assert not (tmp_path / "all").exists()
+    (tmp_path / "other" / "datasets.json").unlink()
+    assert call("merge", tmp_path / "other", "--into", tmp_path / "all")[0] == 0
+    assert (tmp_path / "all" / "grid.yaml").read_bytes() == b"# caf\xe9"
+
+
 def test_merging_brings_nearest_words_and_tells_of_failures(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
