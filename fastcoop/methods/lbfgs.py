@@ -82,7 +82,7 @@ class _Line:
         self.evaluations, self.point = 0, start
 
     def slope_of(self, gradient: Tensor) -> float:
-        return float(torch.dot(gradient, self.direction))
+        return float(gradient.dot(self.direction))
 
     def __call__(self, step: float) -> tuple[float, float]:
         self.evaluations += 1
@@ -117,7 +117,7 @@ class _History:
         self._rows.append(row)
         torch.mul(direction, step, out=self._vectors[row, 0])
         change = torch.sub(gradient, previous_gradient, out=self._vectors[row, 1])
-        self._newest = curvature, float(torch.dot(change, change))
+        self._newest = curvature, float(change.dot(change))
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Return minus the inverse Hessian times a gradient."""
