@@ -204,6 +204,17 @@ def known(backbone: Backbone, one: RunSpec) -> RunSpec:
     return replace(one, weights=weights)
 
 
+def test_the_key_tells_whether_the_mirrored_image_is_learned_from(backbone: Backbone) -> None:
+    keys, learned = [], []
+    for views in (0, 1, 3):
+        one = job(make_data(views=views), "cross_modal", 4)
+        keys.append(METHODS["cross_modal"].key_settings(one, backbone)["views"])
+        learned.append(one.data.train(one.subset, "flip")[0].shape[1])
+    assert keys == [1, 2, 2]
+    assert learned[0] == 1
+    assert min(learned[1:]) > 1
+
+
 def test_every_setting_is_tested() -> None:
     for name in NAMES:
         settings = METHODS[name].Settings.model_fields.keys() - {"selection", "tuned_on"}

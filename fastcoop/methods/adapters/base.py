@@ -215,7 +215,9 @@ class Adapter(Method[S]):
             )
 
     def key_settings(self, run: RunSpec[S], backbone: Backbone) -> dict[str, Any]:
-        resolved: dict[str, Any] = {"views": 1 if self.kind == "flip" else run.data.views}
+        views = run.data.views
+        # Of the kind "flip", the images learned from: the test-time crop, and the mirrored one unless views are 0.
+        resolved: dict[str, Any] = {"views": 1 + bool(views) if self.kind == "flip" else views}
         if hasattr(run.settings, "selection"):
             resolved["selection"] = self.selection(run.settings)
             resolved["tuned_on"] = None
