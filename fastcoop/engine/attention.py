@@ -204,7 +204,8 @@ class ChunkProducts:
         slices: (slices, d), queries, keys and values by pack.
         outputs: (queries, d), the outputs by pack, or their gradient.
         forward: Writes the outputs.
-        grad_slices, backward: The gradient of ``slices``, and what writes it from that in ``outputs``.
+        grad_slices, backward: The gradient of ``slices``, and what writes it from that in ``outputs``. They exist where
+            the workspace keeps what a backward pass needs.
     """
 
     def __init__(self, layer: int, chunk: Group, routes: Routes, workspace: Workspace):
@@ -212,12 +213,12 @@ class ChunkProducts:
         key = chunk if workspace.keep else None
         constants, *befores = layout.packed_constants[layer]
         _, H, count, d = constants.shape
-        self.slices = memory.attention[key, "slices"](routes.slices, d)
+        self.slices = memory.slices[key](routes.slices, d)
         self.outputs = workspace.attended_slices(routes.queries, d)
         self.forward: Calls = []
         # Keys and values that all bundles share, (2, R, H, S, d): constants, which are written here, and the trunk's.
         trunk = layout.trunk.positions.size if layout.trunk else 0
-        shared = memory.attention[key, "shared"](2, runs, H, count + trunk, d)
+        shared = memory.shared_kv[key](2, runs, H, count + trunk, d)
         shared[..., :count, :] = constants[:, None]
         if workspace.keep:
             self.grad_slices = workspace.grad_slices(routes.slices, d)
@@ -233,12 +234,12 @@ class ChunkProducts:
                 read = shared[..., :count, :]
                 self.forward.append(partial(shared[..., count:, :].copy_, kv[:, :, :, 0]))
             if before.numel():
-                own = memory.attention[key, p, "own"](*kv.shape[:4], length + kv.shape[4], d)
+                own = memory.own_kv[key, p](*kv.shape[:4], length + kv.shape[4], d)
                 own[..., :length, :] = before[:, None]
                 self.forward.append(partial(own[..., length:, :].copy_, kv))
             if out.numel():
                 calls, scores = _scores(q, read[0], own[0], mask, workspace)
-                probabilities = memory.attention[key, p, "probabilities"](*scores.shape)
+                probabilities = memory.probabilities[key, p](*scores.shape)
                 softmax = partial(torch.softmax, scores, -1, out=probabilities)
                 self.forward += [*calls, softmax, *_weighted_sum(probabilities, read[1], own[1], out)]
             if workspace.keep:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,9 +163,14 @@ class LayerMemory:
         # Of each chunk of rows, means and reciprocal deviations of the input and of ``middle``.
         self.x_stats: list[list[Tensor]] = []
         self.middle_stats: list[list[Tensor]] = []
-        # Attention by packs: memory by chunk and name, and the products of each chunk over it.
-        self.attention = defaultdict[Hashable, Buffer](buffer)
-        self.products: dict[Group, Any] = {}
+        # Attention by packs, per chunk, or per chunk and pack. Nothing is kept for None in place of a chunk.
+        self.slices = defaultdict[Group | None, Buffer](buffer)  # (slices, d): queries, keys and values
+        self.shared_kv = defaultdict[Group | None, Buffer](buffer)  # (2, R, H, S, d): of constants and trunk
+        # (2, R, H, P, K, d): own keys and values, with the constants before them.
+        self.own_kv = defaultdict[tuple[Group | None, int], Buffer](buffer)
+        # (R, H, P, queries, S + K)
+        self.probabilities = defaultdict[tuple[Group | None, int], Buffer](buffer)
+        self.products: dict[Group, Any] = {}  # `ChunkProducts` over this memory
         self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the above
         # The MLP; in the last layer, of leaves.
         self.middle = buffer()  # (rows, width): the residual stream between attention and MLP
