@@ -185,9 +185,8 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
                 ) from None
         try:
             with writing_database(folder / DATABASE) as db:
-                for part in (folder / CONTEXTS).glob(
-                    f"*.safetensors.*{PART}"
-                ):  # of a process that was killed
+                # Left by a process that was killed.
+                for part in (folder / CONTEXTS).glob(f"*.safetensors.*{PART}"):
                     part.unlink(missing_ok=True)
                 try:
                     yield ResultsStore(folder, db)

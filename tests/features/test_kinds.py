@@ -259,10 +259,8 @@ def test_no_augmented_views_leave_the_test_crop(backbone: Backbone, dataset: Dat
 def test_without_augmented_views_a_store_of_coop_serves_every_method(
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
-    for kinds in (
-        ("coop",),
-        ("coop", "tip", "flip"),
-    ):  # a second call adds no array, since it has no view to add
+    # The second call adds no array, since it has no view to add.
+    for kinds in (("coop",), ("coop", "tip", "flip")):
         store = cached(backbone, dataset, tmp_path, views=0, kinds=kinds)
         data = Data(dataset, store, views=0)
         for kind in ("tip", "flip"):
