@@ -39,15 +39,15 @@ def main_setting(runs: pd.DataFrame) -> Setting:
     return Setting(length, init, 16.0 if (coop.shots == 16).any() else float(coop.shots.max()))
 
 
-def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return CoOp's runs of the main setting, one zero-shot prompt per dataset, and the runs of other methods.
+def main_runs(runs: pd.DataFrame, setting: Setting | None = None) -> pd.DataFrame:
+    """Return CoOp's runs of ``setting``, one zero-shot prompt per dataset, and the runs of other methods.
 
-    Of another method that was run with several context lengths or initializations, these are of CoOp's if it has them,
-    else of the most frequent.
+    The setting is by default the `main_setting` of these runs. Of another method that was run with several context
+    lengths or initializations, these are of CoOp's if it has them, else of the most frequent.
     """
-    length, init, _ = main_setting(runs)
+    length, init, _ = setting or main_setting(runs)
     is_main = (runs.context_length == length) & (runs.init == init)
-    for _, own in runs[runs.context_length > 0].groupby("method", sort=False):
+    for _, own in runs[(runs.context_length > 0) & (runs.method != "coop")].groupby("method", sort=False):
         if not is_main[own.index].any():
             most = own.value_counts(["context_length", "init"]).index[0]
             is_main[own.index] = (own.context_length == most[0]) & (own.init == most[1])

@@ -153,14 +153,15 @@ class Study:
 def across_backbones(study: Study, shots: float) -> dict[str, tuple[str, dict[str, pd.DataFrame]]]:
     """Return by schedule the suffix of its files, and by backbone the main runs at ``shots`` and without training.
 
-    Backbones without CoOp at ``shots`` are left out.
+    The main setting is that of all backbones together. Backbones without CoOp in it at ``shots`` are left out.
     """
     found: dict[str, tuple[str, dict[str, pd.DataFrame]]] = {}
     slices = study.slices()
     names = escape.file_names(piece.schedule for piece in slices)
     for piece in slices:
+        rivals = pd.concat(one.runs for one in slices if one.schedule == piece.schedule)
         with suppress(frames.Missing):
-            runs = frames.main_runs(piece.runs)
+            runs = frames.main_runs(piece.runs, frames.main_setting(rivals))
             runs = runs[runs.shots.isin((0.0, shots))]
             if (runs.method == "coop").any():
                 suffix = "" if piece.has_only_schedule else f"-{names[piece.schedule]}"

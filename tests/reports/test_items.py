@@ -24,6 +24,7 @@ from fastcoop.reports.items import (
     cross_dataset,
     figure1,
     figure3,
+    figure5b,
     table1,
     table2,
     table3,
@@ -181,6 +182,35 @@ def test_what_was_not_tested_elsewhere_has_no_row_among_transfers():
     assert methods == ["Zero-shot CLIP", "CoOp (M=16, end)", "CoOp (M=4, end)"]
     assert cells(part.table)["objects", "Zero-shot CLIP"]["on the source"].best is False
     assert cells(part.table)["objects", "CoOp (M=16, end)"]["on the source"].best is True
+
+
+def of_lengths(column: str, lengths: dict[str, int]) -> pd.DataFrame:
+    """Zero-shot prompts, an ensemble and CoOp with a context length of its own, for each value of a column."""
+    rows = []
+    for name, length in lengths.items():
+        tested = {"backbone": "b", "dataset": "pets"} | {column: name}
+        for method, prompt in (("zero_shot", "a {}."), ("zero_shot", "the {}."), ("ensemble", None)):
+            settings = json.dumps({"prompt": prompt})
+            rows.append(run(**tested, method=method, shots=0, seed=0, accuracy=50.0, settings=settings))
+        rows.append(coop(**tested, shots=16, seed=1, accuracy=50.0 + length, context_length=length))
+    return pd.DataFrame(rows)
+
+
+def test_figure_1_shows_each_dataset_at_the_context_length_that_it_names():
+    frame = of_lengths("dataset", {"pets": 16, "cars": 4})
+    (part,) = figure1.ITEM.make(study_of(frame, Path("results")))
+    learned = [
+        (dataset, cells["accuracy"].mean) for (dataset, name), cells in part.table.rows if "M=16" in name
+    ]
+    assert learned == [("pets", 66.0)]
+
+
+@pytest.mark.parametrize("item", [table2, figure5b])
+def test_backbones_are_compared_at_the_context_length_that_is_named(item):
+    frame = of_lengths("backbone", {"one": 16, "two": 16, "three": 4})
+    (part,) = item.ITEM.make(study_of(frame, Path("results")))
+    (cells,) = (cells for (_, name), cells in part.table.rows if "M=16" in name)
+    assert {backbone: cell.mean for backbone, cell in cells.items() if cell} == {"one": 66.0, "two": 66.0}
 
 
 def test_a_whisker_of_figure_1_ends_inside_its_panel():

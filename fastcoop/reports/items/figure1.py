@@ -39,11 +39,12 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     setting = frames.main_setting(piece.runs)
     learned = f"{LEARNED}  (CoOp, M={int(setting.length)}, {frames.in_shots(setting.shots)})"
     found: dict[str, list[Bar]] = {}
+    main = frames.main_runs(piece.runs)
+    main = main[(main.series == "coop end") & (main.shots == setting.shots)]
     for dataset, runs in piece.runs.groupby("dataset", sort=False):
         name = str(dataset)
         bars = _prompts(piece, runs, setting, study.known.get(name, {}).get("prompt"))
-        main = frames.main_runs(runs) if (runs.method == "coop").any() else runs
-        coop = main[(main.series == "coop end") & (main.shots == setting.shots)]
+        coop = main[main.dataset == name]
         if len(bars) > 1 and not coop.empty:
             number = printed("figure1", piece.backbone, name, "coop", setting)
             bars.sort(key=lambda bar: bar.cell.mean)

@@ -43,7 +43,9 @@ def make(study: Study) -> list[Exhibit]:
     shots = frames.main_setting(study.runs).shots
     of_schedules = on_shared_datasets(study, shots)
     if not of_schedules:
-        raise frames.Missing("CoOp was run on one backbone only; give the grid several under `backbones:`")
+        raise frames.Missing(
+            "CoOp was run on one backbone only, in its main setting; give the grid several under `backbones:`"
+        )
     exhibits = []
     for schedule, (suffix, runs) in of_schedules.items():
         found, notes = frames.panels(runs, ["backbone", "series"])
