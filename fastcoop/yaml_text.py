@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
+from datetime import date
+from enum import Enum
+from numbers import Number
+from pathlib import PurePath
 from typing import Any
 
 import yaml
 
+from fastcoop.checks import shortened
 from fastcoop.errors import UserError
 
 MAX_VALUES = 100_000  # of a text with its aliases written out; of a longer text, its length
+SCALARS = (str, int, float, bool, type(None))
+KINDS: Any = ((str, str), (int, int), (Number, float), ((PurePath, date), str))  # and what they become
 OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")  # numbers that YAML 1.1 reads in base 8 or 60
 TAGS = "tag:yaml.org,2002:"
 
@@ -47,6 +54,39 @@ def bare(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: bare(value) for key, value in content.items()}
     return [bare(value) for value in content] if isinstance(content, list) else content
+
+
+def plain(value: Any) -> Any:
+    """Return a copy of values from Python as plain lists, dictionaries, numbers and text.
+
+    NumPy's, pandas' and torch's numbers and arrays become numbers and lists, other collections lists (sets in order),
+    paths and dates text, enumerations their values, exact fractions floats.
+
+    Raises:
+        UserError: Anything else, such as bytes and generators.
+    """
+    if type(value) in SCALARS:
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if type(plain(key)) not in SCALARS]:
+            raise UserError(
+                f"Expected text or a number as a key of a mapping in a grid, got {shortened(odd[0])}; change the key."
+            )
+        return PlacedDict({plain(key): plain(one) for key, one in value.items()})
+    if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):
+        return plain(value.tolist())
+    if made := next((made for kind, made in KINDS if isinstance(value, kind)), None):
+        return made(value)
+    if isinstance(value, Set):
+        return PlacedList(sorted(map(plain, value), key=lambda one: (str(type(one)), one)))
+    if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
+        return PlacedList(map(plain, value))
+    raise UserError(
+        "Expected text, numbers, yes or no, and lists and mappings of these in a grid, got "
+        f"{shortened(value)} of type {type(value).__name__}; convert it to a list or to text."
+    )
 
 
 def read_yaml(

@@ -1,163 +1,32 @@
-"""Grid files: lists of backbones, datasets, shots, seeds and methods' settings, crossed into runs."""
+"""Grid files: what stands in one, changed by ``--set key=value`` and ``--only NAME``, as a grid."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, PlainValidator
+from typing import Any
 
 import fastcoop
 from fastcoop.checks import several, shortened
 from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import MissingFile, UserError, nearest
+from fastcoop.errors import MissingFile, UserError, nearest, unknown
 from fastcoop.files import reading
-from fastcoop.grids import values
-from fastcoop.grids.scopes import Scopes, join, keep_only, override, split
-from fastcoop.methods import METHODS, MethodSettings, RunSpec, expand, get_method
+from fastcoop.grids.block import Grid, GridBlock, as_list, number_of_draws
+from fastcoop.methods import METHODS
 from fastcoop.methods.base import SettingError, validate
-from fastcoop.yaml_text import PlacedDict, bare, read_yaml
+from fastcoop.yaml_text import PlacedDict, bare, plain, read_yaml
 
 PACKAGE = Path(fastcoop.__path__[0])
 FOLDERS = PACKAGE / "experiments", PACKAGE.parent / "experiments"  # of grids, in the package or in a checkout
+BLOCK_KEYS: tuple[str, ...] = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
+TOP_KEYS = ("views", "recipe", "blocks")
+NAMES = ("backbones", "datasets", "init")  # keys of names
 
 log = logging.getLogger("fastcoop")
-
-
-def _methods(given: Any) -> tuple[tuple[str, tuple[MethodSettings, ...]], ...]:
-    """Return (name, all its settings) of each method that `split` lists, the fastest first."""
-    found: dict[str, list[MethodSettings]] = {}
-    for index, (name, settings) in enumerate(pair for one in given or () for pair in one.items()):
-        try:
-            method, every = get_method(name), found.setdefault(name, [])
-            if not isinstance(settings, dict):
-                raise UserError(f"Expected keys and values as settings of {name}, got {shortened(settings)}.")
-            new = [one for one in expand(method, settings) if one not in every]
-            if not new:
-                raise UserError(f"The method {name} is listed twice with the same settings; leave one.")
-        except UserError as error:
-            raise SettingError(str(error), (index, name, *getattr(error, "place", ()))) from None
-        every += new
-    if not found:
-        raise ValueError("expected at least one method")
-    return tuple((name, tuple(found[name])) for name in METHODS if name in found)
-
-
-Methods = Annotated[tuple[tuple[str, tuple[MethodSettings, ...]], ...], PlainValidator(_methods)]
-
-
-class GridBlock(BaseModel):
-    """Every method with each of its settings, on every dataset by every backbone; methods that learn also with every
-    number of shots and every seed.
-
-    Attributes:
-        name: Name in the grid file; None for a file without blocks.
-        backbones: As ``fastcoop.backbone_from_spec`` takes them.
-        datasets: Names under the data root, or paths of folders, CSV files or stores of imported features.
-        shots, seeds: Images per class, and seeds, of the few-shot subsets.
-        targets: For a dataset, further datasets to test its runs on.
-        views: Augmented views per training image, the same in all blocks.
-        recipe: Recipe of the image transforms, the same in all blocks.
-        methods: (name, all its settings), the fastest first.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str | None = None
-    backbones: values.Names
-    datasets: values.Names
-    shots: values.Shots = (1, 2, 4, 8, 16)
-    seeds: values.Seeds = (1, 2, 3)
-    targets: values.Targets = {}
-    views: values.Views = 8
-    recipe: Literal["current", "official-2021"] = "current"
-    methods: Methods
-
-    @property
-    def learns(self) -> bool:
-        """Whether any of its methods learns from few-shot subsets."""
-        return any(METHODS[name].learns for name, _ in self.methods)
-
-    @property
-    def augments(self) -> bool:
-        """Whether any of its methods learns from augmented views."""
-        return any(METHODS[name].learns and METHODS[name].augments for name, _ in self.methods)
-
-    def uses(self, key: str, method: str = "", *inside: str) -> bool:
-        """Return whether its runs use a key of the file, such as "shots" or ("methods", "coop", "epochs")."""
-        if key == "methods" and inside:
-            return method in dict(self.methods)
-        return self.augments if key == "views" else self.learns or key not in ("shots", "seeds")
-
-    def runs(self) -> Iterator[RunSpec[Any]]:
-        """Yield its runs, backbone by backbone, method by method, dataset by dataset."""
-        for backbone, (method, every) in product(self.backbones, self.methods):
-            draws: Any = product(self.shots, self.seeds) if METHODS[method].learns else [(0, 0)]
-            for dataset, settings, (shots, seed) in product(self.datasets, every, draws):
-                yield RunSpec(method, settings, backbone, dataset, shots, seed, self.targets.get(dataset, ()))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The runs of a sweep.
-
-    Attributes:
-        blocks: The blocks of the file, or one for a file without blocks.
-        views: Augmented views per training image.
-        recipe: Recipe of the image transforms, "current" or "official-2021".
-        source: The content of the file, changed by command-line options.
-    """
-
-    blocks: tuple[GridBlock, ...]
-    views: int
-    recipe: str
-    source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of training features that methods read; "coop" if none of them learns from augmented views."""
-        learning = [METHODS[name] for name in self.methods if METHODS[name].learns]
-        kinds = {kind for one in learning for kind in one.kinds if one.augments or kind != "coop"}
-        return tuple(sorted(kinds)) if any(one.augments for one in learning) else ("coop", *sorted(kinds))
-
-    @property
-    def backbones(self) -> tuple[str, ...]:
-        """All backbones, each once."""
-        return tuple(dict.fromkeys(name for block in self.blocks for name in block.backbones))
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """All datasets that runs learn from, or that methods without learning are tested on."""
-        return tuple(dict.fromkeys(name for block in self.blocks for name in block.datasets))
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """All datasets that are targets of another one."""
-        every = (names for block in self.blocks for names in block.targets.values())
-        return tuple(dict.fromkeys(name for names in every for name in names))
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of all methods, the fastest first, whatever their order in the file."""
-        named = {name for block in self.blocks for name, _ in block.methods}
-        return tuple(name for name in METHODS if name in named)
-
-    def runs(self) -> Iterator[RunSpec[Any]]:
-        """Yield all runs, backbone by backbone, method by method; a run of several blocks is yielded for each."""
-        backbones, methods = self.backbones, self.methods
-        every = [run for block in self.blocks for run in block.runs()]
-        yield from sorted(every, key=lambda run: (backbones.index(run.backbone), methods.index(run.method)))
-
-    def drawn(self, dataset: str) -> tuple[tuple[int | str, ...], tuple[int, ...]]:
-        """Return the shots and seeds of a dataset's few-shot subsets; none if nothing learns from it."""
-        blocks = [block for block in self.blocks if dataset in block.datasets and block.learns]
-        shots = dict.fromkeys(number for block in blocks for number in block.shots)
-        return tuple(shots), tuple(dict.fromkeys(seed for block in blocks for seed in block.seeds))
 
 
 def read_grid(
@@ -177,19 +46,25 @@ def read_grid(
     """
     overrides, only = several(overrides), several(only)
     given, name = _content(source)
-    scopes = split(given, name)
-    override(scopes, overrides, name)
-    _fit_targets(given, scopes)
-    blocks = _blocks(scopes, name)
+    _check(given, name)
+    _override(given, overrides, name)
+    blocks = _blocks(given, name)
+    other_targets = _drop_targets(given, blocks)
+    if other_targets and any(str(one).partition("=")[0].endswith("datasets") for one in overrides):
+        log.warning("--set datasets leaves out the targets of %s.", abbreviate(list(other_targets)))
+    elif other_targets:
+        dataset, place = next(iter(other_targets.items()))
+        raise UserError(f'{place}The grid gives targets for "{dataset}", which is not one of its datasets.')
     if only:
-        scopes = keep_only(scopes, only)
-        blocks = _blocks(scopes, name)
-    for sentence in dict.fromkeys(_notes(given, scopes, blocks, unused=not (overrides or only))):
+        _keep_only(given, blocks, only)
+        blocks = _blocks(given, name)
+        _drop_targets(given, blocks)
+    for sentence in _notes(given, blocks, unused=not (overrides or only)):
         log.warning(sentence)
     for one in overrides:
         if not any(block.uses(*one.partition("=")[0].split(".")) for block in blocks):
             log.warning("--set %s changes nothing: no run uses it.", one)
-    return Grid(tuple(blocks), blocks[0].views, blocks[0].recipe, bare(join(scopes)))
+    return Grid(tuple(blocks), blocks[0].views, blocks[0].recipe, bare(given))
 
 
 def _content(source: Any) -> tuple[PlacedDict, str]:
@@ -200,7 +75,7 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
         )
     if isinstance(source, Mapping):
         try:
-            return values.plain(source), "the grid"
+            return plain(source), "the grid"
         except RecursionError:
             raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
     path = Path(source)
@@ -210,7 +85,7 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
         raise MissingFile(f"There is no grid file {source}, on disk or among fastcoop's.{hint}")
     with reading(path, "a grid"):
         text = path.read_text(encoding="utf-8")
-    given = read_yaml(text, str(source), values.is_name)
+    given = read_yaml(text, str(source), is_name)
     if not isinstance(given, PlacedDict):
         raise UserError(f"{source} should hold keys such as backbones, datasets and methods.")
     return given, str(source)
@@ -227,58 +102,185 @@ def shipped_grid(name: str | Path) -> Path | None:
     return next((place for folder in FOLDERS if (place := folder / f"{asked.stem}.yaml").is_file()), None)
 
 
-def _fit_targets(given: PlacedDict, scopes: Scopes) -> None:
-    """Leave out of each block the targets that stand above it, but are of another block's datasets.
+def is_name(path: tuple[str, ...], written: str) -> bool:
+    """Return whether the values, or the keys, at a path of a grid are names, which are text: "no" is not False."""
+    parent, key = ("", "", *path)[-2:]
+    return bool(written) and (key in NAMES or parent == "targets" or (parent == "blocks" and not key))
+
+
+def _own_keys(given: PlacedDict) -> dict[str | None, PlacedDict]:
+    """Return what stands in each block of a grid, by name; for a grid without blocks, nothing, by None.
+
+    A key that does not stand in a block is read from above the blocks.
+    """
+    return given["blocks"] if "blocks" in given else {None: PlacedDict()}
+
+
+def _check(given: PlacedDict, name: str) -> None:
+    """Refuse unknown keys, and blocks that cannot be blocks. Makes lists of all methods, as `_list_methods` does."""
+    _check_keys(given, (*BLOCK_KEYS, *TOP_KEYS), name)
+    _list_methods(given)
+    if "blocks" not in given:
+        return
+    blocks = given["blocks"]
+    if not isinstance(blocks, PlacedDict) or not blocks:
+        raise UserError(f'{given.place("blocks")}"blocks" of {name} should be names with keys of their own.')
+    for block, own in blocks.items():
+        place = blocks.place(block)
+        if not isinstance(block, str):
+            raise UserError(f"{place}Expected the name of a block to be text, got {block!r}.")
+        if block in METHODS:
+            raise UserError(f'{place}A block cannot be called "{block}", which is a method; rename it.')
+        if not isinstance(own, PlacedDict):
+            raise UserError(f'{place}The block "{block}" should have keys of its own, such as methods.')
+        _check_keys(own, BLOCK_KEYS, f'block "{block}"')
+        _list_methods(own)
+
+
+def _check_keys(content: PlacedDict, known: Sequence[str], what: str) -> None:
+    for key in content:
+        if key not in known:
+            problem = f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}'
+            if key in TOP_KEYS:
+                problem = f'"{key}" holds for the whole grid; put it at its top.'
+            raise UserError(f"{content.place(key)}{problem}")
+
+
+def _list_methods(content: PlacedDict) -> None:
+    """Make the methods a list of mappings, each of one name to its settings. They may be names, and one mapping."""
+    found = []
+    for index, entry in enumerate(as_list(content.get("methods") or [])):
+        if not isinstance(entry, PlacedDict):
+            entry = PlacedDict({str(entry): None}, {str(entry): content.place("methods", index)})
+        for name, settings in entry.items():
+            places = {name: entry.place(name)}
+            found.append(PlacedDict({name: PlacedDict() if settings is None else settings}, places))
+    if found:
+        content["methods"] = found
+
+
+def _override(given: PlacedDict, options: Sequence[str], name: str) -> None:
+    """Replace values of the grid ``name``, in the block that an option names, or else wherever they stand.
 
     Raises:
-        UserError: Targets are of no dataset, and ``--set`` did not give the datasets.
+        UserError: An option is not ``key=value``, names what is not there, or is given twice.
     """
-    datasets = {name: set(map(str, values.as_list(one.get("datasets")))) for name, one in scopes.items()}
-    dropped: dict[str, None] = {}
-    for block, content in scopes.items():
-        targets = content.get("targets")
-        targets = targets if isinstance(targets, PlacedDict) else PlacedDict()
-        is_own = block is not None and "targets" in given["blocks"][block]
-        known = datasets[block] if is_own else set[str]().union(*datasets.values())
-        for name in [name for name in targets if str(name) not in datasets[block]]:
-            if content.place("datasets").startswith("--set"):
-                dropped[str(name)] = None
-            elif str(name) not in known:
-                problem = f'The grid gives targets for "{name}", which is not one of its datasets.'
-                raise UserError(f"{content.place('targets', name)}{problem}")
-            targets.pop(name)
-    if dropped:
-        log.warning("--set datasets leaves out the targets of %s.", abbreviate(list(dropped)))
+    times = Counter(str(one).partition("=")[0] for one in options)
+    if twice := [key for key in times if times[key] > 1]:
+        raise UserError(f"--set gives {twice[0]} twice; leave one of them.")
+    for option in options:
+        path, equals, text = str(option).partition("=")
+        keys, blocks = path.split("."), _own_keys(given)
+        if not (equals and path) or (keys[0] == "blocks" and len(keys) < 3):
+            raise UserError(
+                f'"{option}" should be KEY=VALUE, such as shots=1,2, methods.coop.epochs=20 or blocks.NAME.shots=1,2.'
+            )
+        if keys[0] == "blocks":
+            _, block, *keys = keys
+            if block not in blocks:
+                raise UserError(f'The grid has no block "{block}".{nearest(block, filter(None, blocks))}')
+            blocks[block].setdefault(keys[0], deepcopy(given.get(keys[0])))
+            contents = [blocks[block]]
+        else:
+            owners = [own for own in blocks.values() if keys[0] in own]
+            contents = owners if len(owners) == len(blocks) else [given, *owners]
+        _set(contents, keys, text, option)
+        _check(given, name)
 
 
-def _blocks(scopes: Scopes, name: str) -> list[GridBlock]:
-    """Return the blocks of a grid."""
+def _set(contents: Sequence[PlacedDict], keys: Sequence[str], text: str, option: str) -> None:
+    """Set the value that keys lead to in each content; of a method, wherever it is listed."""
+    places, inside = contents, keys
+    if keys[0] == "methods" and len(keys) > 1:
+        entries = [one for content in contents for one in content.get("methods") or ()]
+        places, inside = [one for one in entries if keys[1] in one], keys[1:]
+        if not places:
+            names = {name for one in entries for name in one}
+            raise UserError(
+                f'"{option}" sets {keys[1]}, which the grid does not run.{nearest(keys[1], names)}'
+            )
+    (*parents, last), where = inside, f"--set {option}: "
+    text = f"[{text}]" if "," in text and text[:1] not in "[{\"'" else text  # commas make a list
+    for place in places:
+        for parent in parents:
+            if place.get(parent) is None:
+                place[parent], place.places[parent] = PlacedDict(), where
+            if not isinstance(place[parent], PlacedDict):
+                raise UserError(f'"{option}" reaches into {parent}, which has no keys of its own.')
+            place = place[parent]
+        place[last] = read_yaml(text, f"--set {option}", is_name, tuple(keys), place=lambda line: where)
+        place.places[last] = where
+
+
+def _blocks(given: PlacedDict, name: str) -> list[GridBlock]:
+    """Return the blocks of a grid, each with what stands above it."""
     blocks = []
-    for block, content in scopes.items():
+    shared = {key: value for key, value in given.items() if key != "blocks"}
+    for block, own in _own_keys(given).items():
+        content = PlacedDict(shared | own | {"name": block}, given.places | own.places)
         try:
             what = name if block is None else f'block "{block}" of {name}'
-            blocks.append(validate(GridBlock, content, what).model_copy(update={"name": block}))
+            blocks.append(validate(GridBlock, content, what))
         except SettingError as error:
             raise UserError(f"{content.place(*error.place)}{error}") from None
     return blocks
 
 
-def _notes(given: PlacedDict, scopes: Scopes, blocks: Sequence[GridBlock], unused: bool) -> Iterator[str]:
+def _keep_only(given: PlacedDict, blocks: Sequence[GridBlock], only: Sequence[str]) -> None:
+    """Leave these methods only, or these blocks only; with both, these methods of these blocks."""
+    names = [block.name for block in blocks if block.name]
+    if others := [name for name in only if name not in METHODS and name not in names]:
+        raise unknown("method or block" if names else "method", others[0], [*METHODS, *names])
+    methods, chosen = ([name for name in only if name in known] for known in (METHODS, names))
+    blocks = [block for block in blocks if not chosen or block.name in chosen]
+    kept = [block.name for block in blocks if not methods or not set(methods).isdisjoint(dict(block.methods))]
+    if not kept:
+        where = f"Block {' and '.join(chosen)} of the grid" if chosen else "The grid"
+        found = sorted({name for block in blocks for name, _ in block.methods})
+        raise UserError(f"{where} has no {' or '.join(methods)}; its methods are {', '.join(found)}.")
+    if names:
+        given["blocks"] = PlacedDict({name: given["blocks"][name] for name in kept}, given["blocks"].places)
+    for content in (given, *_own_keys(given).values()):
+        if methods and "methods" in content:
+            content["methods"] = [one for one in content["methods"] if set(one) & set(methods)]
+
+
+def _levels(
+    given: PlacedDict, blocks: Sequence[GridBlock]
+) -> Iterator[tuple[PlacedDict, Sequence[GridBlock]]]:
+    """Yield what stands above the blocks, with all of them, and what stands in each, with the block."""
+    yield given, blocks
+    yield from ((_own_keys(given)[block.name], [block]) for block in blocks)
+
+
+def _drop_targets(given: PlacedDict, blocks: Sequence[GridBlock]) -> dict[str, str]:
+    """Take out targets of datasets that no block below has. Return those that no block uses, with their places."""
+    used, dropped = set[tuple[str, str]](), dict[str, str]()
+    for content, below in _levels(given, blocks):
+        datasets = {name for block in below for name in block.datasets}
+        for name in [*content.get("targets", ())]:
+            entry = name, content.place("targets", name)  # a copy that an option made has the same
+            if name in datasets:
+                used.add(entry)
+            else:
+                dropped.update([entry])
+                del content["targets"][name]
+    return {name: place for name, place in dropped.items() if (name, place) not in used}
+
+
+def _notes(given: PlacedDict, blocks: Sequence[GridBlock], unused: bool) -> Iterator[str]:
     """Yield what may be meant otherwise: numbers of seeds, and keys of a file that no run uses if ``unused``."""
-    for content in scopes.values():
-        if (n := values.number_of_draws(content.get("seeds")) or 0) > 1:
-            meaning = f"{n} draws, of the seeds 1 to {n}; write seeds: [{n}] for this seed alone"
-            yield f"{content.place('seeds')}seeds: {n} means {meaning}."
-    if not unused:
-        return
-    own = {block.name: given["blocks"][block.name] if block.name else PlacedDict() for block in blocks}
-    users = [(given, key, [one for one in blocks if key not in own[one.name]]) for key in given]
-    users += [(own[one.name], key, [one]) for one in blocks for key in own[one.name]]
-    for content, key, of_key in users:
-        if key not in ("recipe", "blocks") and not any(block.uses(key) for block in of_key):
-            yield f"{content.place(key)}No run uses {key} from here, so it changes nothing."
+    for content, below in _levels(given, blocks):
+        for key in content:
+            if key == "seeds" and (n := number_of_draws(content[key]) or 0) > 1:
+                meaning = f"{n} draws, of the seeds 1 to {n}; write seeds: [{n}] for this seed alone"
+                yield f"{content.place(key)}seeds: {n} means {meaning}."
+            readers = [one for one in below if content is not given or key not in _own_keys(given)[one.name]]
+            if unused and key not in ("recipe", "blocks") and not any(one.uses(key) for one in readers):
+                yield f"{content.place(key)}No run uses {key} from here, so it changes nothing."
     shots = {number for block in blocks for number in block.shots}
     settings = [one for block in blocks for _, every in block.methods for one in every]
     schedules = [epochs for one in settings if isinstance(epochs := getattr(one, "epochs", None), dict)]
-    if others := dict.fromkeys(str(number) for one in schedules for number in one if number not in shots):
+    others = dict.fromkeys(str(number) for one in schedules for number in one if number not in shots)
+    if unused and others:
         yield f"No run has {' or '.join(others)} shots, for which epochs are given."

@@ -18,7 +18,7 @@ from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features.store import FeatureStore, find_datasets, open_if_there, store_path
 from fastcoop.grids import Grid
-from fastcoop.methods import METHODS, Data, FeatureBank, RunSpec
+from fastcoop.methods import Data, FeatureBank, RunSpec
 from fastcoop.methods.late import Backbone
 from fastcoop.progress import counted
 
@@ -88,11 +88,11 @@ def load_grid(
     for dataset in datasets.values():
         _warn_of_unused_keys(grid, dataset)
     for block in grid.blocks:
-        learns = [name for name, _ in block.methods if METHODS[name].learns]
         without_train = [spec for spec in block.datasets if "train" not in datasets[spec].splits]
-        if learns and without_train:
+        if block.learning and without_train:
+            method = block.learning[0].name
             raise UserError(
-                f'The dataset "{without_train[0]}" has only test images, so {learns[0]} cannot learn from it; name it '
+                f'The dataset "{without_train[0]}" has only test images, so {method} cannot learn from it; name it '
                 "under targets instead."
             )
     load = load or partial(backbones.backbone_from_spec, device=device)
