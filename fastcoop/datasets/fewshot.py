@@ -201,8 +201,9 @@ def _jsonl_path(folder: Path, shots: int | str, seed: int, key: str) -> Path:
 def _read_jsonl(path: Path) -> list[Item]:
     items = []
     with reading(path, "a .jsonl file"):
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    for number, line in enumerate(lines, 1):
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    # Not splitlines(), which also splits at characters that names may have, such as U+2028.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             items.append(_item(json.loads(line)))
         except (ValueError, RecursionError):

@@ -303,6 +303,20 @@ def test_draws_written_as_jsonl_read_back_and_are_those_of_2sfs(folder, tmp_path
     assert drawn(dataset, few_shot(dataset, shots, 1)) == drawn(dataset, few_shot(dataset, shots, 9))
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_draws_read_back_where_a_name_has_a_line_separator(folder, separator):
+    name = f"t{separator}000.jpg"
+    (folder / "images" / "t000.jpg").rename(folder / "images" / name)
+    split = json.loads((folder / "split.json").read_text())
+    split["train"][0][0] = name
+    (folder / "split.json").write_text(json.dumps(split))
+    dataset = load_dataset(folder)
+    expected = drawn(dataset, few_shot(dataset, 24, 1))
+    write_draw(dataset, 24, 1, dataset.fewshot_dir)
+    assert name in expected[0]
+    assert drawn(dataset, few_shot(dataset, 24, 1)) == expected
+
+
 @follows("delete the file, or download it again")
 def test_a_damaged_line_of_jsonl_is_named(folder):
     dataset = load_dataset(folder)
